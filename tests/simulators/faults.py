@@ -1,0 +1,307 @@
+"""What can go wrong between a client and a service, to be ordered by a test.
+
+A fault is an effect (`html(502)`, `drop()`, `hang()`); a `FaultQueue` says which requests it hits.
+Both transports are served: in-process (`httpx.WSGITransport`) the matching httpx exception is raised,
+over loopback the connection really breaks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NoReturn
+
+import httpx
+from werkzeug import Response
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+CHUNK = 64 * 1024
+
+HTML_PAGE = "<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
+
+TITLES = {200: "Welcome", 502: "502 Bad Gateway", 503: "503 Service Temporarily Unavailable", 504: "504 Gateway Time-out"}
+
+
+class Kind(Enum):
+    """How a fault shows."""
+
+    ANSWER = auto()
+    REFUSE = auto()
+    DROP = auto()
+    HANG = auto()
+    TRUNCATE = auto()
+    DRIP = auto()
+    OVERSIZE = auto()
+    STALE = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong; the functions of this module build them."""
+
+    kind: Kind
+    committed: bool = False
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    limit_s: float = 60.0
+    interval_s: float = 0.2
+
+
+def answer(
+    status: int,
+    body: bytes | str = b"",
+    *,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> Fault:
+    """Answer this, and execute nothing."""
+    data = body.encode() if isinstance(body, str) else body
+    return Fault(kind=Kind.ANSWER, status=status, body=data, content_type=content_type, headers=dict(headers or {}))
+
+
+def html(status: int = 502) -> Fault:
+    """Answer an HTML page, as a proxy in front of a service that is down does."""
+    page = HTML_PAGE.format(title=TITLES.get(status, str(status)))
+    return answer(status, page, content_type="text/html; charset=UTF-8")
+
+
+def wrong_content_type() -> Fault:
+    """Answer 200 with an HTML page, as a captive portal or a single-page application does."""
+    return html(200)
+
+
+def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
+    """Answer 429, with `Retry-After` when one is given (seconds, or an HTTP date)."""
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    return answer(429, body, headers=headers)
+
+
+def garbage() -> Fault:
+    """Answer 200 and JSON by its content type, which is no JSON."""
+    return answer(200, b'{"nodes": [{"id": ')
+
+
+def refuse() -> Fault:
+    """Refuse the connection; over loopback, where it is open already, reset it."""
+    return Fault(kind=Kind.REFUSE)
+
+
+def drop(*, committed: bool = False) -> Fault:
+    """Reset the connection before executing the request, or after (`committed`): the answer is lost."""
+    return Fault(kind=Kind.DROP, committed=committed)
+
+
+def hang(*, committed: bool = False, limit_s: float = 60.0) -> Fault:
+    """Answer nothing until the client gives up, the queue is released or `limit_s` is over."""
+    return Fault(kind=Kind.HANG, committed=committed, limit_s=limit_s)
+
+
+def truncate() -> Fault:
+    """Execute, announce the whole body, send half of it and close."""
+    return Fault(kind=Kind.TRUNCATE, committed=True)
+
+
+def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
+    """Execute, then send the body byte by byte; what is left after `limit_s` comes at once."""
+    return Fault(kind=Kind.DRIP, committed=True, interval_s=interval_s, limit_s=limit_s)
+
+
+def oversize(size: int) -> Fault:
+    """Answer 200 with a body of `size` bytes (white space, which JSON allows), without executing."""
+    return Fault(kind=Kind.OVERSIZE, size=size)
+
+
+def stale() -> Fault:
+    """Answer from the state before the last change."""
+    return Fault(kind=Kind.STALE)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Order:
+    """A fault, what it hits and how often it still does."""
+
+    fault: Fault
+    method: str | None
+    path: re.Pattern[str] | None
+    times: int | None
+    after: int
+
+    def matches(self, method: str, target: str) -> bool:
+        if self.method is not None and self.method != method:
+            return False
+        return self.path is None or self.path.search(target) is not None
+
+
+class FaultQueue:
+    """The faults that wait for their requests; the first that matches fires."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._orders: list[_Order] = []
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+
+    def add(
+        self,
+        fault: Fault,
+        *,
+        method: str | None = None,
+        path: str | None = None,
+        times: int | None = 1,
+        after: int = 0,
+    ) -> None:
+        """Order a fault.
+
+        Args:
+            fault: what happens.
+            method: HTTP method it hits; any when left out.
+            path: regular expression searched in the path, followed by `?` and the query where there is
+                one (`[?&]page=2` hits the second page).
+            times: how often it fires; None = until cleared.
+            after: how many matching requests pass unharmed before.
+        """
+        pattern = None if path is None else re.compile(path)
+        with self._lock:
+            self._released.clear()
+            self._orders.append(_Order(fault=fault, method=method, path=pattern, times=times, after=after))
+
+    def take(self, method: str, target: str) -> Fault | None:
+        """Give the fault that this request meets, and count it."""
+        with self._lock:
+            for order in self._orders:
+                if not order.matches(method, target):
+                    continue
+                if order.after > 0:
+                    order.after -= 1
+                    continue
+                if order.times is not None:
+                    order.times -= 1
+                    if order.times <= 0:
+                        self._orders.remove(order)
+                return order.fault
+        return None
+
+    @property
+    def pending(self) -> int:
+        """How many orders have not fired for the last time."""
+        with self._lock:
+            return len(self._orders)
+
+    def clear(self) -> None:
+        """Drop every order and let go of whoever hangs."""
+        with self._lock:
+            self._orders.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the requests that hang or drip."""
+        self._released.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until released, at most so long; tell whether it was."""
+        return self._released.wait(seconds)
+
+
+def _break(environ: WSGIEnvironment, error: httpx.TransportError) -> NoReturn:
+    """Break the connection: a reset over loopback, the given exception in-process."""
+    connection: socket.socket | None = environ.get("werkzeug.socket")
+    if connection is None:
+        raise error
+    # Linger 0 makes close() send a reset. Closing the descriptor itself, since the server's two
+    # file objects on the socket would put close() off until after its polite shutdown().
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(connection.detach())
+    reason = "the simulator reset the connection"
+    raise ConnectionAbortedError(reason)
+
+
+def _whitespace(size: int) -> Iterator[bytes]:
+    for start in range(0, size, CHUNK):
+        yield b" " * min(CHUNK, size - start)
+
+
+def _truncated(environ: WSGIEnvironment, body: bytes) -> Iterator[bytes]:
+    half = body[: len(body) // 2]
+    yield half
+    if environ.get("werkzeug.socket") is None:
+        message = f"peer closed connection without sending complete message body (received {len(half)} bytes)"
+        raise httpx.RemoteProtocolError(message)
+    reason = "the simulator closed the connection in the middle of a body"
+    raise ConnectionAbortedError(reason)
+
+
+def _dripping(queue: FaultQueue, fault: Fault, body: bytes) -> Iterator[bytes]:
+    sent = 0
+    spent_s = 0.0
+    while sent < len(body) and spent_s < fault.limit_s:
+        yield body[sent : sent + 1]
+        sent += 1
+        spent_s += fault.interval_s
+        if queue.wait(fault.interval_s):
+            break
+    yield body[sent:]
+
+
+def play(
+    fault: Fault,
+    queue: FaultQueue,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    execute: Callable[[bool], Response],
+) -> tuple[int | None, Iterable[bytes]]:
+    """Make the fault happen.
+
+    Args:
+        fault: what happens.
+        queue: where it came from; its release ends a hang.
+        environ: the request; over loopback it carries the server's socket.
+        start_response: as WSGI gives it.
+        execute: executes the request and gives the answer; True = from the state before the last change.
+
+    Returns:
+        The status that was sent, and the body.
+
+    Raises:
+        httpx.TransportError: in-process, when the connection fails.
+        ConnectionAbortedError: over loopback, when it was broken here.
+    """
+    in_process = environ.get("werkzeug.socket") is None
+    match fault.kind:
+        case Kind.ANSWER:
+            response = Response(fault.body, fault.status, dict(fault.headers), content_type=fault.content_type)
+            return fault.status, response(environ, start_response)
+        case Kind.STALE:
+            response = execute(True)
+            return response.status_code, response(environ, start_response)
+        case Kind.REFUSE:
+            _break(environ, httpx.ConnectError("[Errno 111] Connection refused"))
+        case Kind.OVERSIZE:
+            response = Response(_whitespace(fault.size), 200, content_type=fault.content_type)
+            return 200, response(environ, start_response)
+        case Kind.DROP | Kind.HANG:
+            if fault.committed:
+                execute(False)
+            if fault.kind is Kind.DROP:
+                _break(environ, httpx.ReadError("[Errno 104] Connection reset by peer"))
+            if not in_process:
+                queue.wait(fault.limit_s)
+            _break(environ, httpx.ReadTimeout("The read operation timed out"))
+        case Kind.TRUNCATE | Kind.DRIP:
+            response = execute(False)
+            body = response.get_data()
+            if fault.kind is Kind.DRIP and in_process:
+                _break(environ, httpx.ReadTimeout("The read operation timed out"))
+            start_response(response.status, response.get_wsgi_headers(environ).to_wsgi_list())
+            broken = _truncated(environ, body) if fault.kind is Kind.TRUNCATE else _dripping(queue, fault, body)
+            return response.status_code, broken

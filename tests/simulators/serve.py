@@ -1,0 +1,88 @@
+"""Serve a simulator on loopback, for whole processes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
+
+from tests.simulators.service import Service
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+    from collections.abc import Iterator
+
+POLL_S = 0.02
+"""How long shutting down may take at most."""
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Logs errors only, and ends with a connection that was broken on purpose."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002, ANN401 - werkzeug's signature
+        """Let errors pass, which are bugs of a simulator."""
+        if type == "error":
+            super().log(type, message, *args)
+
+    def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
+        """Read no further request from a socket that is gone."""
+        super().connection_dropped(error, environ)  # type: ignore[arg-type]  # werkzeug names its own alias
+        self.close_connection = True
+
+
+class _Server(ThreadedWSGIServer):
+    """Knows its open connections, so that it can end them."""
+
+    daemon_threads = False
+
+    def __init__(self, host: str, port: int, app: WSGIApplication) -> None:
+        self._open: set[socket.socket] = set()
+        self._guard = threading.Lock()
+        super().__init__(host, port, app, handler=_QuietHandler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's
+        with self._guard:
+            self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - socketserver's signature
+        with self._guard:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        """End the connections that are still open."""
+        with self._guard:
+            for connection in self._open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def serve(app: WSGIApplication, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve an application until the block ends.
+
+    Args:
+        app: any WSGI application; the hanging requests of a simulator are let go at the end.
+        host: address to listen on.
+        port: 0 = a free one.
+
+    Yields:
+        Its base URL, without a slash at the end.
+    """
+    server = _Server(host, port, app)
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), name="simulator", daemon=True)
+    thread.start()
+    try:
+        yield f"http://{host}:{server.server_port}"
+    finally:
+        if isinstance(app, Service):
+            app.faults.release()
+        server.shutdown()
+        server.hang_up()
+        thread.join()

@@ -1,0 +1,102 @@
+"""What both simulated services share: faults, a list of the requests, one lock."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from werkzeug import Request
+
+from tests.simulators.faults import FaultQueue, play
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from collections.abc import Iterable
+
+    from werkzeug import Response
+
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One request and what was answered."""
+
+    method: str
+    path: str
+    query: str
+    """Without the question mark; empty when there is none."""
+    body: bytes
+    status: int | None
+    """None when the connection was broken instead."""
+    response: bytes
+    """What the service answered before a fault spoilt it; empty when it executed nothing."""
+
+    @property
+    def is_write(self) -> bool:
+        """Whether the request asked for a change."""
+        return self.method not in READS
+
+
+class Service(ABC):
+    """A WSGI application with faults and a record of its traffic."""
+
+    def __init__(self) -> None:
+        """Start with no faults and no traffic."""
+        self.lock = threading.RLock()
+        self.faults = FaultQueue()
+        self.requests: list[Exchange] = []
+
+    @property
+    def writes(self) -> list[Exchange]:
+        """The requests that asked for a change, whatever became of them."""
+        with self.lock:
+            return [exchange for exchange in self.requests if exchange.is_write]
+
+    @abstractmethod
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        """Execute one request; called with the lock held.
+
+        Args:
+            request: its body was read already.
+            stale: answer from the state before the last change.
+        """
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request, or spoil it."""
+        request = Request(environ)
+        body = request.get_data(cache=True)
+        query = request.query_string.decode()
+        target = f"{request.path}?{query}" if query else request.path
+        answered = b""
+
+        def execute(stale: bool) -> Response:  # noqa: FBT001 - the one argument of a callback
+            nonlocal answered
+            with self.lock:
+                response = self.answer(request, stale=stale)
+            answered = response.get_data()
+            return response
+
+        status: int | None = None
+        try:
+            fault = self.faults.take(request.method, target)
+            if fault is not None:
+                status, chunks = play(fault, self.faults, environ, start_response, execute)
+                return chunks
+            response = execute(False)
+            status = response.status_code
+            return response(environ, start_response)
+        finally:
+            with self.lock:
+                self.requests.append(
+                    Exchange(
+                        method=request.method,
+                        path=request.path,
+                        query=query,
+                        body=body,
+                        status=status,
+                        response=answered,
+                    )
+                )

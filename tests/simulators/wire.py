@@ -1,0 +1,280 @@
+"""How Headscale reads and writes JSON: protojson up to 0.29, Huma from 0.30 on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from werkzeug import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from werkzeug import Request
+
+    from tests.simulators.dialects import Dialect
+
+ZERO: Final = datetime(1, 1, 1, tzinfo=UTC)
+"""Go's zero time, which stands for "not set"."""
+
+MAX_UINT64: Final = 2**64 - 1
+
+INVALID: Final = 3
+NOT_FOUND: Final = 5
+EXHAUSTED: Final = 8
+UNKNOWN: Final = 2
+UNIMPLEMENTED: Final = 12
+INTERNAL: Final = 13
+
+STATUS_OF_CODE: Final = {
+    INVALID: 400,
+    NOT_FOUND: 404,
+    EXHAUSTED: 429,
+    UNKNOWN: 500,
+    UNIMPLEMENTED: 501,
+    INTERNAL: 500,
+}
+
+GRPC_LIMIT: Final = 4 * 1024 * 1024
+HUMA_LIMIT: Final = 1024 * 1024
+
+RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+
+LOCAL: Final = timezone(timedelta(hours=2))
+"""The zone that a server from 0.30 on runs in."""
+
+
+class RefusedError(Exception):
+    """A request that the server refuses."""
+
+    def __init__(self, message: str, *, code: int = UNKNOWN, status: int = 500, operation: str = "") -> None:
+        """Remember both forms.
+
+        Args:
+            message: the cause, in the server's words.
+            code: gRPC code, up to 0.29; the HTTP status follows from it.
+            status: HTTP status, from 0.30 on.
+            operation: what failed, from 0.30 on; the status' own title when empty.
+        """
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.status = status
+        self.operation = operation
+
+    def response(self, dialect: Dialect) -> Response:
+        """The answer, in the form of this release."""
+        if not dialect.strict_json:
+            body: dict[str, Any] = {"code": self.code, "message": self.message, "details": []}
+            return json_response(body, STATUS_OF_CODE[self.code])
+        body = {"title": HTTPStatus(self.status).phrase, "status": self.status}
+        if self.operation:
+            body |= {"detail": self.operation, "errors": [{"message": self.message}]}
+        else:
+            body |= {"detail": self.message}
+        return json_response(body, self.status, content_type="application/problem+json")
+
+
+def json_response(body: Mapping[str, Any], status: int = 200, *, content_type: str = "application/json") -> Response:
+    """Compact JSON."""
+    return Response(json.dumps(body, separators=(",", ":"), ensure_ascii=False), status, content_type=content_type)
+
+
+def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
+    """Write an instant as this release does.
+
+    Args:
+        dialect: the release.
+        instant: aware; to the microsecond.
+        nanos: 0 to 999, what Go keeps below that.
+    """
+    if instant == ZERO:
+        return "0001-01-01T00:00:00Z"
+    fraction = f"{instant.microsecond:06d}{nanos:03d}"
+    if dialect.strict_json:
+        local = instant.astimezone(LOCAL)
+        trimmed = fraction.rstrip("0")
+        return f"{local:%Y-%m-%dT%H:%M:%S}{'.' if trimmed else ''}{trimmed}+02:00"
+    while fraction.endswith("000"):
+        fraction = fraction[:-3]
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S}{'.' if fraction else ''}{fraction}Z"
+
+
+class Field(Enum):
+    """The type of a field in a request."""
+
+    TEXT = auto()
+    ID = auto()
+    FLAG = auto()
+    TIME = auto()
+    TEXTS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The fields of a request, checked; an absent one reads as its zero value."""
+
+    values: Mapping[str, Any]
+
+    def text(self, name: str) -> str:
+        """A string; empty when absent."""
+        return str(self.values.get(name, ""))
+
+    def number(self, name: str) -> int:
+        """An id; 0 when absent."""
+        return int(self.values.get(name, 0))
+
+    def flag(self, name: str) -> bool:
+        """A boolean; false when absent."""
+        return bool(self.values.get(name, False))
+
+    def time(self, name: str) -> datetime | None:
+        """An aware instant; None when absent."""
+        value: datetime | None = self.values.get(name)
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of strings; empty when absent."""
+        return tuple(self.values.get(name, ()))
+
+
+def read_body(
+    request: Request, dialect: Dialect, fields: Mapping[str, Field], *, required: bool = True
+) -> Body:
+    """Read a request's JSON as strictly as this release does.
+
+    Args:
+        request: the request.
+        dialect: the release.
+        fields: name and type of each known field.
+        required: whether 0.30 refuses an empty body.
+
+    Raises:
+        RefusedError: with the status that this release answers.
+    """
+    data = request.get_data()
+    if dialect.strict_json:
+        return _read_huma(request, data, fields, required=required)
+    if len(data) > GRPC_LIMIT:
+        message = f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})"
+        raise RefusedError(message, code=EXHAUSTED)
+    if not data.strip():
+        return Body({})
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        message = f"proto: syntax error (line 1:1): {error.__class__.__name__}"
+        raise RefusedError(message, code=INVALID) from error
+    if not isinstance(document, dict):
+        message = "proto: syntax error (line 1:1): unexpected token"
+        raise RefusedError(message, code=INVALID)
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        for spelling in dict.fromkeys((name, _snake(name))):
+            value = document.get(spelling)
+            if value is None:
+                continue
+            if name in values:
+                message = f'proto: (line 1:2): duplicate field "{spelling}"'
+                raise RefusedError(message, code=INVALID)
+            values[name] = _read_protojson(field, value)
+    return Body(values)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)
+
+
+def _read_protojson(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    match field, value:
+        case Field.TEXT, str():
+            return value
+        case Field.FLAG, bool():
+            return value
+        case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
+            return value
+        case Field.TIME, str() if (instant := _instant(value)) is not None:
+            return instant
+        case Field.ID, str() if re.fullmatch(r"\d+", value) and int(value) <= MAX_UINT64:
+            return int(value)
+        case Field.ID, int() if not isinstance(value, bool) and 0 <= value <= MAX_UINT64:
+            return value
+    kind = {Field.TEXT: "string", Field.FLAG: "bool", Field.ID: "uint64", Field.TIME: "google.protobuf.Timestamp"}
+    message = f"proto: (line 1:2): invalid value for {kind.get(field, 'string')} field: {json.dumps(value)}"
+    raise RefusedError(message, code=INVALID)
+
+
+def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, required: bool) -> Body:
+    if len(data) > HUMA_LIMIT:
+        message = f"request body is too large limit={HUMA_LIMIT} bytes"
+        raise RefusedError(message, status=413)
+    if not data:
+        if required:
+            message = "request body is required"
+            raise RefusedError(message, status=400)
+        return Body({})
+    content_type = request.mimetype
+    if content_type not in ("", "application/json") and not content_type.endswith("+json"):
+        message = f"unknown content type: {content_type}"
+        raise RefusedError(message, status=415)
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        message = "invalid character in JSON"
+        raise RefusedError(message, status=400, operation="validation failed") from error
+    if not isinstance(document, dict):
+        message = "expected object"
+        raise RefusedError(message, status=422, operation="validation failed")
+    values: dict[str, Any] = {}
+    for name, value in document.items():
+        field = fields.get(name)
+        if field is None:
+            message = "unexpected property"
+            raise RefusedError(message, status=422, operation="validation failed")
+        values[name] = _read_huma_value(field, value)
+    return Body(values)
+
+
+def _read_huma_value(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    match field, value:
+        case Field.TEXT, str():
+            return value
+        case Field.FLAG, bool():
+            return value
+        case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
+            return value
+        case Field.TIME, str() if (instant := _instant(value)) is not None:
+            return instant
+        case Field.ID, str():
+            return parse_id(value)
+    expected = {Field.FLAG: "boolean", Field.TEXTS: "array", Field.TIME: "RFC 3339 date-time"}
+    message = f"expected {expected.get(field, 'string')}"
+    raise RefusedError(message, status=422, operation="validation failed")
+
+
+def _instant(text: str) -> datetime | None:
+    if RFC3339.fullmatch(text) is None:
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def parse_id(text: str) -> int:
+    """Read an id from a path, a query or, from 0.30 on, a body; empty = 0.
+
+    Raises:
+        RefusedError: 400, it is no unsigned 64-bit number.
+    """
+    if not text:
+        return 0
+    if re.fullmatch(r"[0-9]+", text) is None or int(text) > MAX_UINT64:
+        message = f'type mismatch, error: strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise RefusedError(message, code=INVALID, status=400, operation="invalid id")
+    return int(text)
