@@ -1,0 +1,76 @@
+#!/bin/sh
+# Usage: build.sh
+# Build the image from SOURCES and save it as ARCHIVE, unless the archive there was made from them already.
+#
+# SOURCES       what scripts/image --sources made
+# ARCHIVE       where the image goes, replaced in one step; an image that fails to build leaves it as it is
+# BASE_IMAGE    instead of the Containerfile's base; a change of it is a change of the sources
+# BUILD_FLAGS   more options for the build, separated by blanks: a mirror's settings, a private CA
+# BUILDER       buildah, or podman or docker with the same result
+# KEEP_LAYERS   "no" throws the build's layers away once the image is saved
+set -eu
+here=$(dirname "$0")
+# shellcheck source=build/archive.sh
+. "$here/archive.sh"
+
+: "${SOURCES:=$here/sources.tar.gz}"
+: "${BUILDER:=buildah}"
+: "${KEEP_LAYERS:=yes}"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work" "$ARCHIVE.new"' EXIT
+trap 'exit 1' HUP INT TERM
+
+hash=$({ gzip -dc "$SOURCES" && printf %s "${BASE_IMAGE-}"; } | sha256sum | cut -d ' ' -f 1)
+
+if open_archive "$ARCHIVE" "$work/archive" &&
+    grep -q "\"tailscale-lifecycle.sources\":\"$hash\"" "$work/archive/blobs/sha256/$config"; then
+    say "$ARCHIVE is made from these sources already"
+    exit 0
+fi
+rm -rf "$work/archive"
+
+build() {
+    mkdir "$work/context"
+    gzip -dc "$SOURCES" | tar -xf - -C "$work/context"
+    # What is left behind of an image depends on nothing but the sources and Debian's packages, not on the hour.
+    case $BUILDER in docker) set -- ;; *) set -- --layers --timestamp 0 ;; esac
+    if [ -n "${BASE_IMAGE-}" ]; then
+        set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"
+    fi
+    version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$work/context/lifecycle/__init__.py")
+    # shellcheck disable=SC2086 # BUILD_FLAGS is a list
+    "$BUILDER" build "$@" ${BUILD_FLAGS-} \
+        --build-arg "VERSION=$version" \
+        --build-arg "REVISION=$(cat "$work/context/REVISION")" \
+        --build-arg "ORIGIN=$(cat "$work/context/ORIGIN")" \
+        --build-arg "SOURCES=$hash" \
+        --tag "$IMAGE" --file "$work/context/Containerfile" "$work/context"
+    rm -f "$ARCHIVE.new"
+    # The full name goes into the archive: without it, containerd imports nothing or makes a name up, and says nothing.
+    case $BUILDER in
+    docker) docker save --output "$ARCHIVE.new" "$IMAGE" ;;
+    *) "$BUILDER" push --quiet "$IMAGE" "oci-archive:$ARCHIVE.new:$IMAGE" ;;
+    esac
+}
+
+say "building $IMAGE from sources $hash"
+mkfifo "$work/output"
+tee "$work/log" <"$work/output" >&2 &
+# In the background, where the first command that fails ends it: in a condition, "set -e" holds for nothing inside.
+build >"$work/output" 2>&1 &
+if ! wait $!; then
+    wait
+    fail "The image could not be built; the previous one, if there is one, stays as it is.
+$(tail -n 12 "$work/log")"
+fi
+wait
+open_archive "$ARCHIVE.new" "$work/archive" || fail "The image was built, but $refused"
+# Onto the disk before it takes the place of the one that is known to be good.
+sync "$ARCHIVE.new"
+mv -f "$ARCHIVE.new" "$ARCHIVE"
+say "saved $ARCHIVE"
+
+if [ "$KEEP_LAYERS" = no ]; then
+    "$BUILDER" rmi --all --force >/dev/null 2>&1 || say "the build's layers could not be removed"
+fi
