@@ -1,0 +1,17 @@
+"""Let `python -m lifecycle` work, and hold the stop signals before anything slow is imported."""
+
+import sys
+
+from lifecycle.stop import hold_stop_signals
+
+
+def main() -> int:
+    """Run the command line; the process's exit status."""
+    hold_stop_signals()
+    from lifecycle.cli import run  # noqa: PLC0415 - half a second, in which a signal must not be lost
+
+    return run(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

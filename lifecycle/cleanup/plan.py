@@ -1,0 +1,109 @@
+"""Decide what to remove: pure, from what was read to a list of deletions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lifecycle.errors import NameTakenError
+from lifecycle.model import IpAddress, Node, Record
+from lifecycle.ownership import NodeIdentity, RecordIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteNode:
+    """Remove a node that an earlier pod of this service left behind."""
+
+    node: Node
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRecord:
+    """Remove a record of ours whose address is no longer this service's."""
+
+    record: Record
+    reason: str
+
+
+def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
+    """Find what earlier pods of this service left in the tailnet.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: by what a node is ours.
+        kept: the id of the node that stays, when its state survives.
+
+    Returns:
+        Deletions in ascending order of id; empty when all is well.
+    """
+    return [
+        DeleteNode(node, reason="left by an earlier pod")
+        for node in sorted(nodes, key=lambda node: node.sequence)
+        if identity.owns_node(node) and node.id != kept
+    ]
+
+
+def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node]:
+    """Nodes that bear our name and are not ours, in ascending order of id; they stay."""
+    return [
+        node
+        for node in sorted(nodes, key=lambda node: node.sequence)
+        if identity.bears_our_name(node) and not identity.owns_node(node)
+    ]
+
+
+def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) -> None:
+    """Stop before anything is deleted when another owner of this program runs the name.
+
+    Raises:
+        NameTakenError: naming the record and the other owner.
+    """
+    for record in sorted(records, key=lambda record: record.id):
+        if identity.marked_by_another(record):
+            raise NameTakenError(
+                f"{record.name} belongs to another owner: its {record.type} record {record.content} is marked "
+                f'"{record.comment}" and ours would be "{identity.mark}". Another namespace or cluster runs this '
+                "name. Give this service another TS_HOSTNAME; or, when the other is gone for good, delete that "
+                "record or clear its comment; nothing was deleted"
+            )
+
+
+def plan_records(
+    records: Iterable[Record],
+    *,
+    identity: RecordIdentity,
+    staying: Sequence[IpAddress],
+    others: Iterable[IpAddress],
+    leave_one: bool = False,
+) -> list[DeleteRecord]:
+    """Find the records that point where this service no longer is.
+
+    Args:
+        records: everything at our name, in any order.
+        identity: by what a record is ours.
+        staying: addresses of our node that stays; empty when none does.
+        others: addresses that belong to other nodes by now.
+        leave_one: keep one stale record of each type for `dns-watch` to repoint, so that the name never
+            stops resolving; not one whose address another node has by now.
+
+    Returns:
+        Deletions in ascending order of id; empty when all is well.
+    """
+    taken = set(others)
+    left: set[str] = set()
+    changes = []
+    for record in sorted(records, key=lambda record: record.id):
+        if not identity.owns_record(record) or record.address in staying:
+            continue
+        if leave_one and record.type not in left and record.address not in taken:
+            left.add(record.type)
+            continue
+        elsewhere = record.address in taken
+        changes.append(
+            DeleteRecord(
+                record,
+                reason="its address belongs to another node" if elsewhere else "its node is gone",
+            )
+        )
+    return changes

@@ -1,0 +1,246 @@
+"""One pass of `cleanup`: read both services side by side, plan, apply in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Event, Thread
+from time import monotonic
+
+import structlog
+
+from lifecycle.cleanup import apply
+from lifecycle.cleanup.plan import (
+    DeleteNode,
+    DeleteRecord,
+    foreign_nodes,
+    plan_nodes,
+    plan_records,
+    refuse_taken_name,
+)
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.headscale.client import Headscale, KeySpec
+from lifecycle.errors import ApiError, KeyFileError, LifecycleError, StoppedError
+from lifecycle.keyfile import KeyFile, KeyNote
+from lifecycle.model import Node, PreAuthKey, Record, User
+from lifecycle.ownership import NodeIdentity, RecordIdentity, choose_user
+from lifecycle.settings import CleanupSettings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was read of both services.
+
+    Attributes:
+        records: None when Cloudflare could not be read; why stands in `records_error`.
+    """
+
+    version: str
+    identity: NodeIdentity
+    nodes: tuple[Node, ...]
+    records: tuple[Record, ...] | None
+    records_error: LifecycleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `cleanup` would do to the world that was read.
+
+    Attributes:
+        records: deletions; empty also when the zone could not be read.
+        foreign: nodes of our name that are not ours and stay.
+        key: the pre-auth key to make.
+    """
+
+    nodes: tuple[DeleteNode, ...]
+    records: tuple[DeleteRecord, ...]
+    foreign: tuple[Node, ...]
+    key: KeySpec
+
+
+class Cleanup:
+    """The clean-up of one service.
+
+    Args:
+        now: gives aware UTC.
+        stop: once set, no further step is begun.
+    """
+
+    def __init__(
+        self,
+        settings: CleanupSettings,
+        *,
+        headscale: Headscale,
+        cloudflare: Cloudflare,
+        now: Callable[[], datetime],
+        stop: Event,
+    ) -> None:
+        self._settings = settings
+        self._headscale = headscale
+        self._cloudflare = cloudflare
+        self._now = now
+        self._stop = stop
+        self._key_file = KeyFile(settings.authkey_output_path, settings.authkey_file_mode)
+        self.record_identity = RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes)
+
+    def run(self) -> None:
+        """Do the whole work; at the first failure that matters nothing further is touched.
+
+        Raises:
+            LifecycleError: the pod has no fresh key; its message says why.
+        """
+        started = monotonic()
+        # Before anything is deleted: without a place for the key, all else would be in vain.
+        self._key_file.check_writable()
+        view = self.read()
+        if view.records_error is not None:
+            log.warning("zone.unreadable", error=str(view.records_error))
+        if self._settings.headscale_user is None:
+            log.warning("user.assumed", user=view.identity.user.name, reason="it is the only one; set HEADSCALE_USER")
+        plan = self.plan(view)
+        for node in plan.foreign:
+            warn_of_foreign_node(node, identity=view.identity)
+        log.info("plan.made", headscale=view.version, nodes=len(view.nodes), deletions=len(plan.nodes))
+
+        self._go_on()
+        apply.delete_nodes(plan.nodes, self._headscale, identity=view.identity)
+        self._go_on()
+        key = self._write_key(plan)
+        deleted = self._delete_records(plan)
+        log.info(
+            "pass.finished",
+            nodes_deleted=len(plan.nodes),
+            records_deleted=deleted,
+            key_id=key.id,
+            duration_s=round(monotonic() - started, 3),
+        )
+
+    def read(self) -> View:
+        """Read both services side by side.
+
+        Raises:
+            ApiError: Headscale could not be read, after all tries.
+            UserError: it cannot be told which user is ours.
+        """
+        zone = _ZoneReading(self._cloudflare, self._settings.record_name, timeout=self._settings.http_timeout)
+        version = self._headscale.version()
+        user = choose_user(self._headscale.users(), self._settings.headscale_user)
+        nodes = tuple(self._headscale.nodes())
+        records, error = zone.result()
+        identity = NodeIdentity(self._settings.node_hostname, user, self._settings.authkey_tags)
+        return View(version, identity, nodes, records, error)
+
+    def plan(self, view: View) -> Plan:
+        """Decide what is to be done.
+
+        Raises:
+            NameTakenError: another owner of this program runs the name.
+        """
+        records = view.records or ()
+        refuse_taken_name(records, identity=self.record_identity)
+        settings = self._settings
+        nodes = plan_nodes(view.nodes, identity=view.identity)
+        leaving = {change.node.id for change in nodes}
+        return Plan(
+            nodes=tuple(nodes),
+            records=tuple(
+                plan_records(
+                    records,
+                    identity=self.record_identity,
+                    staying=(),
+                    others=[address for node in view.nodes if node.id not in leaving for address in node.addresses],
+                    leave_one=settings.dns_cleanup == "keep",
+                )
+            ),
+            foreign=tuple(foreign_nodes(view.nodes, identity=view.identity)),
+            key=KeySpec(
+                user=view.identity.user,
+                life=settings.authkey_expiration,
+                reusable=settings.authkey_reusable,
+                ephemeral=settings.authkey_ephemeral,
+                tags=settings.authkey_tags,
+            ),
+        )
+
+    def _write_key(self, plan: Plan) -> PreAuthKey:
+        user = plan.key.user
+        key = self._headscale.create_pre_auth_key(plan.key, now=self._now())
+        log.info("pre_auth_key.created", key_id=key.id, user=user.name, expires_at=key.expires_at)
+        try:
+            self._key_file.write(key.secret, KeyNote(pre_auth_key_id=key.id))
+        except KeyFileError:
+            self._expire_unwritten(key, user)
+            raise
+        log.info("key_file.written", path=str(self._key_file.path), key_id=key.id)
+        return key
+
+    def _expire_unwritten(self, key: PreAuthKey, user: User) -> None:
+        try:
+            self._headscale.expire_pre_auth_key(key, user)
+        except ApiError as error:
+            log.warning("pre_auth_key.unexpired", key_id=key.id, expires_at=key.expires_at, error=str(error))
+        else:
+            log.info("pre_auth_key.expired", key_id=key.id, reason="it could not be written")
+
+    def _delete_records(self, plan: Plan) -> int:
+        """Delete the stale records; a failure is for `dns-watch` to mend, and keeps no pod from starting."""
+        if not plan.records:
+            return 0
+        try:
+            apply.delete_records(plan.records, self._cloudflare)
+        except ApiError as error:
+            log.warning("record.undeleted", error=str(error), reason="dns-watch will put the records right")
+            return 0
+        return len(plan.records)
+
+    def _go_on(self) -> None:
+        if self._stop.is_set():
+            raise StoppedError("asked to stop before the work was done; nothing needs undoing")
+
+
+class _ZoneReading:
+    """Everything at one name, read in a thread of its own so that it holds nobody up.
+
+    Args:
+        timeout: for all of it, counted from now.
+    """
+
+    def __init__(self, cloudflare: Cloudflare, name: str, *, timeout: timedelta) -> None:
+        self._deadline = monotonic() + timeout.total_seconds()
+        self._records: tuple[Record, ...] | None = None
+        self._error: LifecycleError | None = None
+
+        def read() -> None:
+            try:
+                self._records = tuple(cloudflare.records(name))
+            except LifecycleError as error:
+                self._error = error
+
+        self._thread = Thread(target=read, name="zone", daemon=True)
+        self._thread.start()
+
+    def result(self) -> tuple[tuple[Record, ...] | None, LifecycleError | None]:
+        """The records, or None and why they could not be read."""
+        self._thread.join(max(0.0, self._deadline - monotonic()))
+        if self._thread.is_alive():
+            return None, LifecycleError("Cloudflare did not answer within HTTP_TIMEOUT")
+        return self._records, self._error
+
+
+def warn_of_foreign_node(node: Node, *, identity: NodeIdentity) -> None:
+    """Say once that a node of our name stays, and what a person can do about it."""
+    log.warning(
+        "node.foreign",
+        node_id=node.id,
+        hostname=node.hostname,
+        user=node.user.name if node.user else None,
+        tags=sorted(node.tags),
+        registered_by=str(node.registered_by),
+        advice=(
+            f"it is not {identity.user.name}'s, or came in without a pre-auth key, so it stays; if it is a "
+            f"leftover of this service, run `headscale nodes delete --identifier {node.id}`"
+        ),
+    )

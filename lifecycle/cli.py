@@ -1,0 +1,274 @@
+"""Arguments in, exit status out; the only place where objects are built and put together."""
+
+from __future__ import annotations
+
+import argparse
+import ssl
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import NoReturn
+
+import httpx
+import structlog
+import tenacity
+
+import lifecycle
+from lifecycle import cleanup, dns_watch
+from lifecycle.cleanup.run import Cleanup
+from lifecycle.clients import cloudflare as cloudflare_api
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
+from lifecycle.interface import interface_addresses
+from lifecycle.logs import configure_logs
+from lifecycle.loop import repeat
+from lifecycle.report import dry_run, print_json, print_text
+from lifecycle.retry import once, retrying
+from lifecycle.settings import (
+    COMMANDS,
+    CleanupSettings,
+    Command,
+    DnsWatchSettings,
+    DryRunSettings,
+    Settings,
+    command_variables,
+    default_text,
+    environment,
+    load,
+    near_misses,
+    shown,
+)
+from lifecycle.stop import stop_event
+
+log = structlog.get_logger()
+
+# How long `cleanup` waits in all for a Headscale that does not answer.
+HEADSCALE_PATIENCE = timedelta(minutes=2)
+
+# Where the kubelet looks for the last words of a container; `kubectl describe pod` shows them.
+TERMINATION_LOG = Path("/dev/termination-log")
+# Source: Kubernetes, "Determine the Reason for Pod Failure": longer messages are cut.
+_TERMINATION_LOG_BYTES = 4096
+
+# Headscale closes an idle connection after 30 s: ours are given up before that.
+_KEEPALIVE_S = 20.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Returns:
+        The exit status: 0 done or stopped on request, 1 could not, 2 usage or settings.
+    """
+    options = _arguments(arguments)
+    configure_logs(console=sys.stdout.isatty(), to_stderr=options.dry_run)
+    try:
+        if options.dry_run:
+            return _dry_run(options.command, as_json=options.output == "json")
+        if options.command == "cleanup":
+            _cleanup()
+        else:
+            _dns_watch(only_once=options.once)
+    except LifecycleError as error:
+        event = "settings.invalid" if isinstance(error, ConfigError) else "command.failed"
+        log.error(event, error=str(error), error_type=type(error).__name__)
+        _last_words(str(error))
+        return error.exit_status
+    return 0
+
+
+def _cleanup() -> None:
+    settings = _loaded(CleanupSettings)
+
+    def on_stop(signal: str) -> None:
+        log.info("stop.requested", signal=signal)
+        _last_words(f"stopped by {signal} before the work was done; nothing needs undoing")
+
+    stop = stop_event(EXIT_FAILED, on_stop)
+    with ExitStack() as stack:
+        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop)
+        headscale, cloudflare = _services(settings, policy, stack)
+        Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=_now, stop=stop).run()
+
+
+def _dns_watch(*, only_once: bool) -> None:
+    settings = _loaded(DnsWatchSettings)
+    stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
+    with ExitStack() as stack:
+        headscale, cloudflare = _services(settings, once(), stack)
+        watch = _watch(settings, headscale, cloudflare)
+        until_registered = (lambda: watch.status.registered) if only_once else (lambda: False)
+        repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=monotonic, finished=until_registered)
+        if only_once and not stop.is_set() and not watch.status.in_sync:
+            raise LifecycleError(f"the record is not right: {watch.status.reason}")
+
+
+def _dry_run(only: str | None, *, as_json: bool) -> int:
+    settings = _loaded(DryRunSettings, quiet=True)
+    stop_event(EXIT_FAILED, lambda _signal: None)
+    with ExitStack() as stack:
+        headscale, cloudflare = _services(settings, once(), stack)
+        report = dry_run(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            cleanup=Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=_now, stop=Event()),
+            watch=_watch(settings, headscale, cloudflare),
+        )
+    if only is not None:
+        report.sections = [section for section in report.sections if section.command == only]
+    if as_json:
+        print_json(report, sys.stdout)
+    else:
+        print_text(report, sys.stdout, colours=sys.stdout.isatty())
+    return 0 if report.whole else EXIT_FAILED
+
+
+def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
+    """Read the settings, say what looks misspelt, and log from now on as they tell."""
+    for variable, meant in near_misses(environment()):
+        log.warning("settings.near_miss", variable=variable, meant=meant)
+    settings = load(command)
+    if not quiet:
+        console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
+        configure_logs(level=settings.log_level, console=console)
+        log.info("settings.loaded", version=lifecycle.__version__, **shown(settings))
+    return settings
+
+
+def _services(settings: Settings, policy: tenacity.Retrying, stack: ExitStack) -> tuple[Headscale, Cloudflare]:
+    """Both services, their connections closed with the stack."""
+    default_trust = httpx.create_ssl_context()
+    headscale_trust = default_trust
+    if settings.headscale_ca_file:
+        try:
+            headscale_trust = httpx.create_ssl_context()
+            headscale_trust.load_verify_locations(cafile=settings.headscale_ca_file)
+        except OSError as error:
+            raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
+    limits = httpx.Limits(keepalive_expiry=_KEEPALIVE_S)
+
+    def client(url: str, trust: ssl.SSLContext) -> httpx.Client:
+        return stack.enter_context(
+            httpx.Client(
+                base_url=url,
+                verify=trust,
+                limits=limits,
+                headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
+            )
+        )
+
+    headscale = JsonClient(
+        client(settings.headscale_address, headscale_trust),
+        service=dialect.SERVICE,
+        credential=Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
+        timeout=settings.http_timeout,
+        explain=dialect.explain,
+    )
+    cloudflare = JsonClient(
+        client(settings.cloudflare_api_url, default_trust),
+        service=cloudflare_api.SERVICE,
+        credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
+        timeout=settings.http_timeout,
+        explain=cloudflare_api.explain,
+    )
+    return (
+        Headscale(HttpTransport(headscale), policy),
+        Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+    )
+
+
+def _watch(settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare) -> DnsWatch:
+    name = settings.tailscale_interface
+    interface = partial(interface_addresses, name) if name else (lambda: None)
+    return DnsWatch(settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=_now)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _last_words(reason: str) -> None:
+    """Leave the reason where `kubectl describe pod` shows it; never creates the file."""
+    if not TERMINATION_LOG.is_file():
+        return
+    with suppress(OSError):
+        TERMINATION_LOG.write_bytes(reason.encode()[:_TERMINATION_LOG_BYTES])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _last_words(message)
+        super().error(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lifecycle",
+        description=lifecycle.__doc__,
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
+    _add_dry_run(parser, default=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch)):
+        command = commands.add_parser(name, help=package.__doc__, description=package.__doc__)
+        # Not set again by a command that was given without it.
+        _add_dry_run(command, default=argparse.SUPPRESS)
+        if package is dns_watch:
+            command.add_argument(
+                "--once", action="store_true", help="wait for the node, put the record right once, and exit"
+            )
+    return parser
+
+
+def _add_dry_run(parser: argparse.ArgumentParser, *, default: object) -> None:
+    parser.add_argument(
+        "--dry-run", action="store_true", default=default, help="read everything, write nothing, show the plan"
+    )
+    parser.add_argument(
+        "--output",
+        choices=("text", "json"),
+        default="text" if default is False else default,
+        help="how --dry-run shows the plan (default: text)",
+    )
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.dry_run and options.command is None:
+        parser.error("say what to do: cleanup, dns-watch, or --dry-run")
+    if not options.dry_run and options.output != "text":
+        parser.error("--output goes with --dry-run")
+    return options
+
+
+def _settings_help() -> str:
+    """Every setting, its default and what it means, grouped by who reads it."""
+    shared = command_variables(Settings)
+    groups = [("settings of both commands", shared)]
+    groups += [
+        (f"settings of {name} alone", {k: v for k, v in command_variables(command).items() if k not in shared})
+        for name, command in COMMANDS.items()
+    ]
+    lines = ["settings come from the environment, or from .env in the working directory"]
+    for title, variables in groups:
+        lines += ["", f"{title}:"]
+        for name, field in variables.items():
+            default = default_text(field)
+            lines.append(f"  {name}" + (f" (default: {default})" if default else ""))
+            lines += textwrap.wrap(field.description or "", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

@@ -1,0 +1,191 @@
+"""Headscale, spoken to with care: reads are tried again, deletions confirmed, lost answers followed up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+import structlog
+import tenacity
+
+from lifecycle.clients.headscale.dialect import SERVICE
+from lifecycle.clients.headscale.transport import Transport
+from lifecycle.errors import ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.model import Node, PreAuthKey, User
+
+log = structlog.get_logger()
+
+Result = TypeVar("Result")
+
+# Added to a key's life, in whole seconds: two pods that start at once ask for
+# keys that can be told apart when an answer is lost.
+_LIFE_SPREAD_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """What a pre-auth key should be.
+
+    Attributes:
+        life: from the moment it is made, longer than an image pull and a few restarts.
+    """
+
+    user: User
+    life: timedelta
+    reusable: bool = False
+    ephemeral: bool = False
+    tags: frozenset[str] = frozenset()
+
+
+class Headscale:
+    """One Headscale server.
+
+    Args:
+        transport: the way to it.
+        retrying: the policy for all that may be sent twice.
+    """
+
+    def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
+        self._transport = transport
+        self._retrying = retrying
+
+    def version(self) -> str:
+        """The server's version, as it says it, or the range that its API belongs to."""
+        return self._retrying(self._transport.version)
+
+    def users(self) -> list[User]:
+        """Every user, in no particular order."""
+        return self._retrying(self._transport.users)
+
+    def nodes(self) -> list[Node]:
+        """Every node of the tailnet, offline and expired ones included, in no particular order."""
+        return self._retrying(self._transport.nodes)
+
+    def node(self, node_id: str) -> Node:
+        """One node.
+
+        Raises:
+            NotFoundError: Headscale itself says that there is none.
+        """
+        return self._retrying(self._transport.node, node_id)
+
+    def delete_node(self, node: Node, *, still_ours: Callable[[Node], bool]) -> None:
+        """Remove a node, if it still is the one that was planned for; gone already counts as done.
+
+        Args:
+            node: as it was planned for.
+            still_ours: asked with the node as it is now.
+
+        Raises:
+            ConflictError: under this id there is another node by now, or it is no longer ours.
+            ResponseError: it is still there after it was deleted.
+        """
+        if self._gone(node.id, expected=node, still_ours=still_ours):
+            return
+        try:
+            self._retrying(self._transport.delete_node, node.id)
+        except NotFoundError:
+            return
+        # Confirmed by looking: not every version says whether it worked.
+        if not self._gone(node.id):
+            raise ResponseError(f"Headscale still has node {node.id} after it was deleted", service=SERVICE)
+
+    def _gone(
+        self, node_id: str, *, expected: Node | None = None, still_ours: Callable[[Node], bool] | None = None
+    ) -> bool:
+        try:
+            now = self.node(node_id)
+        except NotFoundError:
+            return True
+        if expected is not None and now.machine_key != expected.machine_key:
+            raise ConflictError(
+                f"node {node_id} is another machine by now; nothing was deleted, the next try plans anew",
+                service=SERVICE,
+            )
+        if still_ours is not None and not still_ours(now):
+            raise ConflictError(
+                f"node {node_id} is no longer ours; it was not deleted, the next try plans anew", service=SERVICE
+            )
+        return False
+
+    def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
+        """Make a key that is good from now on.
+
+        An answer that was lost may hide a key: it is looked for and expired before another is made.
+
+        Args:
+            spec: what it should be.
+            now: aware UTC.
+
+        Raises:
+            ResponseError: the key would be of no use.
+        """
+        spread = timedelta(seconds=random.randrange(_LIFE_SPREAD_S))  # noqa: S311 - no secret
+        expires_at = now.replace(microsecond=0) + spec.life + spread
+        lost = False
+
+        def attempt() -> PreAuthKey:
+            nonlocal lost
+            if lost:
+                self._expire_lost(spec, expires_at)
+                lost = False
+            try:
+                return self._transport.create_pre_auth_key(
+                    spec.user,
+                    expires_at=expires_at,
+                    reusable=spec.reusable,
+                    ephemeral=spec.ephemeral,
+                    tags=spec.tags,
+                )
+            except TransientError as error:
+                lost = not error.throttled
+                raise
+
+        try:
+            key = self._retrying(attempt)
+        except TransientError:
+            if lost:
+                log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
+            raise
+        if key.key is None:
+            raise ResponseError("Headscale made a pre-auth key and did not show it", service=SERVICE)
+        if key.expires_at is None or (key.created_at is not None and key.expires_at <= key.created_at):
+            raise ResponseError(
+                f"Headscale made a pre-auth key (id {key.id}) that has expired already; "
+                "do its clock and this machine's agree?",
+                service=SERVICE,
+            )
+        return key
+
+    def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
+        """Make a key useless from now on; one that is gone counts as done."""
+        try:
+            self._retrying(self._transport.expire_pre_auth_key, key, user)
+        except NotFoundError:
+            return
+
+    def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
+        """The user's keys, used and expired ones included."""
+        keys = self._retrying(self._transport.pre_auth_keys, user)
+        return [key for key in keys if key.user is not None and key.user.is_same(user)]
+
+    def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
+        """Expire the key that a lost answer may have hidden; of several it cannot be told which it is."""
+        keys = self._transport.pre_auth_keys(spec.user)
+        hidden = [
+            key
+            for key in keys
+            if key.user is not None
+            and key.user.is_same(spec.user)
+            and key.expires_at == expires_at
+            and not key.used
+            and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
+        ]
+        if len(hidden) == 1:
+            self._transport.expire_pre_auth_key(hidden[0], spec.user)
+            log.info("pre_auth_key.expired", key_id=hidden[0].id, reason="the answer that named it was lost")
+        elif hidden:
+            log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())

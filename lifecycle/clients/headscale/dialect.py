@@ -1,0 +1,322 @@
+"""All that differs between Headscale's versions: how to tell them apart, and how to read what they say.
+
+Sources: the REST API v1 and its generated description at each tag from v0.23.0 to v0.29.2 and on the
+main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+from pydantic import SecretStr
+
+from lifecycle.clients.http import Answer
+from lifecycle.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+from lifecycle.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
+
+SERVICE = "Headscale"
+
+OLDEST_MINOR = 23
+
+_VERSION = re.compile(r"v?0\.(\d+)\.(\d+)([-+].*)?")
+
+# The owner that lists give to tagged nodes from 0.28 on; no row of the database.
+_TAGGED_DEVICES = "tagged-devices"
+
+_REGISTER_METHODS: dict[object, RegisterMethod] = {
+    "REGISTER_METHOD_AUTH_KEY": RegisterMethod.AUTH_KEY,
+    "REGISTER_METHOD_CLI": RegisterMethod.CLI,
+    "REGISTER_METHOD_OIDC": RegisterMethod.OIDC,
+    1: RegisterMethod.AUTH_KEY,
+    2: RegisterMethod.CLI,
+    3: RegisterMethod.OIDC,
+}
+
+# gRPC's codes as the gateway writes them into a body.
+_GRPC_UNKNOWN = 2
+_GRPC_NOT_FOUND = 5
+_GRPC_RESOURCE_EXHAUSTED = 8
+
+_UNAUTHORIZED = 401
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_TOO_MANY = 429
+_SERVER_ERROR = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one version of Headscale wants to hear.
+
+    Attributes:
+        version: as the server says it, or the range that its API belongs to.
+        user_by_id: pre-auth keys name their user by id (0.26 and newer), else by name.
+        keys_by_user: the list of pre-auth keys is one user's (0.27 and older), else everybody's.
+        key_expire_by_id: a pre-auth key is expired by its id (0.28 and newer), else by its secret.
+    """
+
+    version: str
+    user_by_id: bool
+    keys_by_user: bool
+    key_expire_by_id: bool
+
+    @classmethod
+    def of_minor(cls, minor: int, version: str) -> Dialect:
+        """The dialect of 0.MINOR.
+
+        Raises:
+            ResponseError: the server is too old for this program.
+        """
+        if minor < OLDEST_MINOR:
+            raise too_old(version)
+        return cls(
+            version=version,
+            user_by_id=minor >= 26,  # noqa: PLR2004 - see the attribute
+            keys_by_user=minor <= 27,  # noqa: PLR2004
+            key_expire_by_id=minor >= 28,  # noqa: PLR2004
+        )
+
+
+def too_old(version: str) -> ResponseError:
+    """The error for a server from before the API that this program speaks."""
+    return ResponseError(
+        f"Headscale {version} is not supported; upgrade it to 0.{OLDEST_MINOR} or newer, one minor version at a time",
+        service=SERVICE,
+    )
+
+
+def dialect_of_version(text: object) -> Dialect | None:
+    """The dialect of a version such as "v0.28.0" or "0.30.0-beta.1"; None for "dev" and the like."""
+    match = _VERSION.fullmatch(text) if isinstance(text, str) else None
+    # A build from a working copy calls itself v0.0.0-<date>-<hash>.
+    if match is None or match[1] == "0":
+        return None
+    return Dialect.of_minor(int(match[1]), match[0].removeprefix("v"))
+
+
+def dialect_of_swagger(document: Any) -> Dialect | None:
+    """The dialect behind a generated API description (up to 0.29), which names no version itself.
+
+    Raises:
+        ResponseError: it describes the API from before 0.23.
+    """
+    match document:
+        case {"paths": dict(paths), "definitions": dict(definitions)}:
+            pass
+        case _:
+            return None
+    if "/api/v1/machine" in paths:
+        raise too_old("0.22 or older")
+    if "delete" in paths.get("/api/v1/preauthkey", {}):
+        return Dialect.of_minor(28, "0.28 or 0.29")
+    if _is_number(definitions, "v1CreatePreAuthKeyRequest", "user"):
+        return Dialect.of_minor(26, "0.26 or 0.27")
+    if "/api/v1/node" in paths:
+        return Dialect.of_minor(23, "0.23 to 0.25")
+    return None
+
+
+def dialect_of_openapi(document: Any) -> Dialect | None:
+    """The dialect behind the description that 0.30 and newer serve."""
+    match document:
+        case {"openapi": str(), "paths": dict(paths)} if "/api/v1/node" in paths:
+            return Dialect.of_minor(30, "0.30 or newer")
+        case _:
+            return None
+
+
+def _is_number(definitions: dict[str, Any], message: str, field: str) -> bool:
+    match definitions.get(message):
+        case {"properties": dict(properties)}:
+            match properties.get(field):
+                case {"format": "uint64"}:
+                    return True
+    return False
+
+
+def explain(what: str, answer: Answer) -> ApiError | None:
+    """What a refusal by Headscale means; its status alone does not tell, up to 0.29.
+
+    Args:
+        what: the request, for the message.
+        answer: any answer that is no success.
+
+    Returns:
+        None when the status says it all.
+    """
+    code, text = _reason(answer.json)
+    status = answer.status
+    if status in (_UNAUTHORIZED, _FORBIDDEN) or (
+        # Up to 0.26 a wrong key is a server error with this one word as its body.
+        status == _SERVER_ERROR and answer.body.strip() == "Unauthorized"
+    ):
+        return AuthError(
+            f"Headscale refused the API key ({what}: {status}); make a new one with "
+            "`headscale apikeys create --expiration 90d` and put it where HEADSCALE_API_KEY comes from",
+            service=SERVICE,
+            status=status,
+        )
+    if status == _SERVER_ERROR and code == _GRPC_UNKNOWN and "not found" in text:
+        return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=status)
+    if status == _NOT_FOUND:
+        if code == _GRPC_NOT_FOUND or _is_problem(answer):
+            return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=status)
+        return TransientError(
+            f"the answer to {what} is a 404 that is not Headscale's own: a proxy before a Headscale that is "
+            "starting, or HEADSCALE_URL points elsewhere",
+            service=SERVICE,
+            status=status,
+        )
+    if status == _TOO_MANY and code == _GRPC_RESOURCE_EXHAUSTED:
+        return ResponseError(
+            f"Headscale cannot put so many nodes into one answer ({what}: {status}); delete old nodes, or "
+            "upgrade it to 0.30",
+            service=SERVICE,
+            status=status,
+        )
+    return None
+
+
+def _reason(body: Any) -> tuple[int | None, str]:
+    match body:
+        case {"code": int(code), "message": str(message)}:
+            return code, message
+        case _:
+            return None, ""
+
+
+def _is_problem(answer: Answer) -> bool:
+    return (
+        answer.headers.get("content-type", "").startswith("application/problem+json")
+        and isinstance(answer.json, dict)
+        and answer.json.get("status") == answer.status
+    )
+
+
+def no_sense(what: str) -> ResponseError:
+    """The error for an answer that is not Headscale's, or not one that this code understands."""
+    return ResponseError(
+        f"the answer to {what} is not what Headscale says; is HEADSCALE_URL the address of Headscale itself, "
+        "without a path behind it?",
+        service=SERVICE,
+    )
+
+
+def parse_user(payload: Any) -> User | None:
+    """A user, in any place and version; None for a tagged node's stand-in and for nobody."""
+    match payload:
+        case None | "":
+            return None
+        case str(name):
+            return User(id=None, name=name)
+        case {"name": str(name)} if name == _TAGGED_DEVICES:
+            return None
+        case {"name": str(name)}:
+            user_id = parse_id(payload.get("id"))
+            return User(id=user_id, name=name) if user_id else None
+        case {"id": "" | "0" | 0 | None} | {}:
+            return None
+    raise ValueError("a user has an id and a name")
+
+
+def parse_node(payload: Any) -> Node:
+    """A node of any version.
+
+    Raises:
+        ValueError, KeyError, TypeError: it lacks what this code relies on.
+    """
+    key = payload.get("preAuthKey")
+    key_id = parse_id(key.get("id")) if key else None
+    machine_key = payload["machineKey"]
+    hostname = payload["name"]
+    if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
+        raise TypeError("a node has a machine key and a name")
+    return Node(
+        id=_required_id(payload["id"]),
+        hostname=hostname,
+        given_name=payload.get("givenName") or "",
+        machine_key=machine_key,
+        addresses=tuple(ip_address(text) for text in payload.get("ipAddresses") or ()),
+        user=parse_user(payload.get("user")),
+        tags=frozenset(
+            tag
+            for field in ("tags", "forcedTags", "validTags")
+            for tag in payload.get(field) or ()
+            if isinstance(tag, str)
+        ),
+        registered_by=_REGISTER_METHODS.get(payload.get("registerMethod"), RegisterMethod.UNKNOWN),
+        # Its secret, which stands here up to 0.27, is left behind.
+        pre_auth_key=KeyOrigin(key_id, parse_user(key.get("user"))) if key_id else None,
+        online=payload.get("online") is True,
+        expires_at=parse_time(payload.get("expiry")),
+    )
+
+
+def parse_pre_auth_key(payload: Any) -> PreAuthKey:
+    """A pre-auth key of any version, from a list or as it was minted.
+
+    Raises:
+        ValueError, KeyError, TypeError: it lacks what this code relies on.
+    """
+    secret = payload.get("key") or ""
+    return PreAuthKey(
+        id=_required_id(payload["id"]),
+        user=parse_user(payload.get("user")),
+        tags=frozenset(payload.get("aclTags") or ()),
+        reusable=payload.get("reusable") is True,
+        ephemeral=payload.get("ephemeral") is True,
+        used=payload.get("used") is True,
+        created_at=parse_time(payload.get("createdAt")),
+        expires_at=parse_time(payload.get("expiration")),
+        # Lists mask it from 0.28 on.
+        key=SecretStr(secret) if secret and not secret.endswith("*") else None,
+    )
+
+
+def parse_id(value: Any) -> str | None:
+    """A 64-bit id, given as decimal text or as a number; None for none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value in (None, "", 0, "0"):
+        return None
+    text = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,19}", text):
+        raise ValueError("an id is a positive whole number")
+    return text
+
+
+def _required_id(value: Any) -> str:
+    found = parse_id(value)
+    if found is None:
+        raise ValueError("an id is missing")
+    return found
+
+
+def parse_time(value: Any) -> datetime | None:
+    """An instant as aware UTC; None for null and for year 1, which both mean "not set".
+
+    Args:
+        value: RFC 3339 with up to nine digits of a fraction and any offset, or the CLI's
+            `{"seconds": …, "nanos": …}`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    match value:
+        case None | "":
+            return None
+        case {"seconds": int(seconds)}:
+            # Before 1970 there is only year 1.
+            return None if seconds < 0 else datetime.fromtimestamp(seconds, UTC)
+        case str(text):
+            at = datetime.fromisoformat(text)
+            if at.tzinfo is None:
+                raise ValueError("an instant has a zone")
+            return None if at.year == 1 else at.astimezone(UTC)
+    raise ValueError("an instant is RFC 3339")

@@ -1,0 +1,267 @@
+"""Send one JSON request; name what went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from lifecycle.errors import ApiError, AuthError, ResponseError, TransientError
+
+# The largest honest answer is a list of nodes: some 4 MiB, where Headscale itself gives up.
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+
+_THROTTLED = 429
+_SERVER_ERRORS = range(500, 600)
+_SUCCESS = range(200, 300)
+_REDIRECTS = range(300, 400)
+
+
+class Credential:
+    """A secret that is read again when it was refused: tokens are rotated in their files.
+
+    Args:
+        read: gives the secret as it is now; raises an error of `errors.py`.
+        name: the setting it comes from, for messages.
+    """
+
+    def __init__(self, read: Callable[[], str], *, name: str) -> None:
+        self.name = name
+        self._read = read
+        self._value: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Credential({self.name})"
+
+    @property
+    def value(self) -> str:
+        """The secret, read once until it is refused."""
+        if self._value is None:
+            self._value = self._read()
+        return self._value
+
+    def renew(self, refused: str) -> bool:
+        """Read the secret again after this one was refused; whether it is another now."""
+        if self._value == refused:
+            self._value = self._read()
+        return self._value != refused
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer.
+
+    Attributes:
+        body: the bytes as text, undecodable ones replaced.
+        json: the parsed body when its content type is JSON; None when it is not, or is no JSON.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    json: Any
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """How long the service asked us to stay away, in seconds or as a date; None when it did not."""
+        text = self.headers.get("retry-after", "").strip()
+        if not text:
+            return None
+        try:
+            # A day is more than any service means; a larger number would not fit a timedelta.
+            return timedelta(seconds=min(max(float(text), 0.0), 86_400.0))
+        except ValueError:
+            pass
+        try:
+            at = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        return max(at.astimezone(UTC) - datetime.now(UTC), timedelta())
+
+
+class JsonClient:
+    """One service, spoken to in JSON with a bearer token.
+
+    Args:
+        http: bears the base address; follows no redirects.
+        service: the service in an operator's words.
+        credential: the bearer token; None for what needs none.
+        timeout: for one whole request, the body included.
+        explain: names what a refusal means, knowing the service; None = nothing special about it.
+        observe: told of every request that ended: its outcome in one word.
+    """
+
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        service: str,
+        credential: Credential,
+        timeout: timedelta,
+        explain: Callable[[str, Answer], ApiError | None],
+        observe: Callable[[str], None] = lambda _outcome: None,
+    ) -> None:
+        self._http = http
+        self._service = service
+        self._credential = credential
+        self._timeout_s = timeout.total_seconds()
+        self._explain = explain
+        self._observe = observe
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        authorized: bool = True,
+    ) -> Answer:
+        """Send a request once, or twice when its token was refused and another one is there by now.
+
+        Returns:
+            The answer, with a status of success; its `json` may be None.
+
+        Raises:
+            ApiError: anything else, as the kind that it is.
+        """
+        token = self._credential.value if authorized else None
+        try:
+            return self._send_once(method, path, params=params, body=body, token=token)
+        except AuthError:
+            # A refused request had no effect, so that sending it again is safe.
+            if token is None or not self._credential.renew(token):
+                raise
+            return self._send_once(method, path, params=params, body=body, token=self._credential.value)
+
+    def _send_once(
+        self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None
+    ) -> Answer:
+        what = f"{method} {path}"
+        try:
+            answer = self._exchange(method, path, params=params, body=body, token=token, what=what)
+            error = self._error(what, answer)
+        except ApiError:
+            self._observe("no_answer")
+            raise
+        if error is None:
+            self._observe("ok")
+            return answer
+        self._observe(_outcome(error))
+        raise error
+
+    def _exchange(
+        self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None, what: str
+    ) -> Answer:
+        deadline = monotonic() + self._timeout_s
+        headers = {"Accept": "application/json"}
+        content = None
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            content = json.dumps(body).encode()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            with self._http.stream(
+                method, path, params=params, content=content, headers=headers, timeout=self._timeout_s
+            ) as response:
+                for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > MAX_ANSWER_BYTES:
+                        raise ResponseError(
+                            f"{self._service}: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB",
+                            service=self._service,
+                            status=response.status_code,
+                        )
+                    # The library's time-out is for each read; a slow drip passes it for ever.
+                    if monotonic() > deadline:
+                        raise self._timed_out(what)
+        except httpx.TimeoutException as error:
+            raise self._timed_out(what) from error
+        except httpx.HTTPError as error:
+            # Its text can hold an address with a password in it; its kind and cause cannot.
+            raise TransientError(
+                f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}",
+                service=self._service,
+            ) from None
+        return _answer(response, b"".join(chunks))
+
+    def _error(self, what: str, answer: Answer) -> ApiError | None:
+        if answer.status in _SUCCESS:
+            return None
+        special = self._explain(what, answer)
+        if special is not None:
+            return special
+        status = answer.status
+        if status == _THROTTLED:
+            return TransientError(
+                f"{self._service} asks for fewer requests ({what}: {status})",
+                service=self._service,
+                status=status,
+                retry_after=answer.retry_after,
+                throttled=True,
+            )
+        if status in _SERVER_ERRORS:
+            return TransientError(
+                f"{self._service} is in trouble ({what}: {status})",
+                service=self._service,
+                status=status,
+                retry_after=answer.retry_after,
+            )
+        if status in _REDIRECTS:
+            return ResponseError(
+                f"{self._service} at {self._host} redirects {what}: {status}; it is not followed, since the "
+                "credentials would go along: set the address it points to",
+                service=self._service,
+                status=status,
+            )
+        return ResponseError(f"{self._service} refused {what}: {status}", service=self._service, status=status)
+
+    def _timed_out(self, what: str) -> TransientError:
+        return TransientError(
+            f"{self._service} at {self._host} did not answer {what} within {self._timeout_s:g} s",
+            service=self._service,
+        )
+
+    @property
+    def _host(self) -> str:
+        url = self._http.base_url
+        return f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else "")
+
+
+def _answer(response: httpx.Response, content: bytes) -> Answer:
+    body = content.decode("utf-8", errors="replace")
+    parsed = None
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        try:
+            parsed = json.loads(body)
+        except ValueError:
+            parsed = None
+        except RecursionError:
+            parsed = None
+    return Answer(response.status_code, response.headers, body, parsed)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, such as "Connection refused" or "certificate verify failed"."""
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return type(error).__name__
+
+
+def _outcome(error: ApiError) -> str:
+    if isinstance(error, TransientError):
+        return "throttled" if error.throttled else "server_error"
+    return "refused"

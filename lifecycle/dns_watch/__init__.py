@@ -1,0 +1,1 @@
+"""Keeps the service's DNS record true for as long as the pod lives."""

@@ -1,0 +1,237 @@
+"""Decide which node is this pod's, and what its records should become: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from lifecycle.model import IpAddress, Node, Record, RecordSpec
+from lifecycle.ownership import NodeIdentity, RecordIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """It cannot be told which node is this pod's; nothing is to be touched."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRecord:
+    """Make the record that is missing."""
+
+    spec: RecordSpec
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRecord:
+    """Change in place what differs."""
+
+    record: Record
+    spec: RecordSpec
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRecord:
+    """Remove a record of ours that should not be."""
+
+    record: Record
+    reason: str
+
+
+Change: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPlan:
+    """What the records at our name should become.
+
+    Attributes:
+        changes: to be made all together; empty when all is well.
+        in_the_way: foreign records because of which nothing is written; ascending order of id.
+    """
+
+    changes: tuple[Change, ...] = ()
+    in_the_way: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What tells this pod's node from others of the same name.
+
+    Attributes:
+        interface: the VPN addresses of this pod's interface; None when there is no such interface.
+        pre_auth_key_id: the key that was written for this pod; None when that is not known.
+        kept_node_id: the node whose state this pod has; None when that is not known.
+        waited: no interface and no note has shown up for so long that none will.
+    """
+
+    interface: tuple[IpAddress, ...] | None
+    pre_auth_key_id: str | None = None
+    kept_node_id: str | None = None
+    waited: bool = False
+
+    @property
+    def has_note(self) -> bool:
+        """Whether `cleanup` left word of this pod's key."""
+        return self.pre_auth_key_id is not None or self.kept_node_id is not None
+
+
+def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | NoAnswer:
+    """Tell which node is this pod's, by what only this pod can have; never by age.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: by what a node is ours.
+        hints: what is known of this pod.
+        now: aware UTC.
+    """
+    everyone = sorted(nodes, key=lambda node: node.sequence)
+    ours = [node for node in everyone if identity.owns_node(node) and not node.expired(now)]
+    if hints.interface is not None:
+        return _by_interface(everyone, ours, hints.interface)
+    if hints.has_note:
+        return _by_note(ours, hints)
+    if not hints.waited:
+        return NoAnswer("the VPN interface has not shown up yet")
+    online = [node for node in ours if node.online]
+    match online:
+        case [node]:
+            return node
+        case []:
+            return NoAnswer("no node of ours is online")
+    ids = ", ".join(node.id for node in online)
+    return NoAnswer(f"several nodes of ours are online ({ids}), and nothing tells which is this pod's")
+
+
+def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]) -> Node | NoAnswer:
+    if not interface:
+        return NoAnswer("the VPN interface has no address inside VPN_PREFIXES yet")
+    for node in ours:
+        if set(node.addresses) & set(interface):
+            return node
+    for node in everyone:
+        if set(node.addresses) & set(interface):
+            return NoAnswer(
+                f"this pod's VPN address is that of node {node.id} ({describe(node)}), which is not ours or has "
+                "expired; is TS_HOSTNAME the same here and in the tailscale container, and HEADSCALE_USER its user?"
+            )
+    return NoAnswer("Headscale has no node with this pod's VPN address yet")
+
+
+def _by_note(ours: Sequence[Node], hints: Hints) -> Node | NoAnswer:
+    matching = [
+        node
+        for node in ours
+        if node.id == hints.kept_node_id
+        or (node.pre_auth_key is not None and node.pre_auth_key.id == hints.pre_auth_key_id)
+    ]
+    match matching:
+        case [node]:
+            return node
+        case []:
+            return NoAnswer("no node has come in with this pod's pre-auth key yet")
+    ids = ", ".join(node.id for node in matching)
+    return NoAnswer(f"several nodes came in with this pod's pre-auth key ({ids})")
+
+
+def describe(node: Node) -> str:
+    """A node in a few words, for a person."""
+    owner = node.user.name if node.user else ", ".join(sorted(node.tags)) or "nobody"
+    return f"hostname {node.hostname}, owner {owner}, registered by {node.registered_by}"
+
+
+def successors(nodes: Iterable[Node], *, node_id: str, identity: NodeIdentity, now: datetime) -> list[Node]:
+    """Nodes of ours that came after ours: a later pod of this service; ascending order of id."""
+    return [
+        node
+        for node in sorted(nodes, key=lambda node: node.sequence)
+        if identity.owns_node(node) and not node.expired(now) and node.sequence > int(node_id)
+    ]
+
+
+def published_successor(
+    records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity
+) -> Node | None:
+    """The online successor whose address a marked record holds already; None when there is none."""
+    marked = {record.address for record in records if identity.is_marked(record)}
+    for node in successors:
+        if node.online and marked & set(node.addresses):
+            return node
+    return None
+
+
+def needs_successor_check(records: Iterable[Record], *, identity: RecordIdentity, node: Node) -> bool:
+    """Whether a marked record holds an address that is not ours: only then may a successor have set it."""
+    return any(identity.is_marked(record) and record.address not in node.addresses for record in records)
+
+
+def plan_records(
+    records: Iterable[Record],
+    specs: Sequence[RecordSpec],
+    *,
+    identity: RecordIdentity,
+    ipv6: bool,
+    apex: str | None,
+) -> RecordPlan:
+    """Compare the records at our name with what they should say.
+
+    Args:
+        records: everything at our name, in any order.
+        specs: what should be, at most one of each type; a type without one should have no record of ours.
+        identity: by what a record is ours.
+        ipv6: whether AAAA records are kept; if not, only those that carry our mark are removed.
+        apex: the zone's own name, where NS records are at home; None when it is not known.
+    """
+    here = sorted(records, key=lambda record: record.id)
+    in_the_way = tuple(record for record in here if _blocks(record, identity=identity, ipv6=ipv6, apex=apex))
+    if in_the_way:
+        return RecordPlan(in_the_way=in_the_way)
+    changes: list[Change] = []
+    for type_ in ("A", "AAAA"):
+        ours = [record for record in here if record.type == type_ and identity.owns_record(record)]
+        if type_ == "AAAA" and not ipv6:
+            ours = [record for record in ours if identity.is_marked(record)]
+        spec = next((spec for spec in specs if spec.type == type_), None)
+        changes += _plan_type(ours, spec, identity)
+    return RecordPlan(changes=tuple(changes))
+
+
+def _blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
+    if record.name != identity.name:
+        return False
+    match record.type:
+        case "CNAME":
+            return True
+        case "NS":
+            return record.name != apex
+        case "A":
+            return not identity.owns_record(record)
+        case "AAAA":
+            return ipv6 and not identity.owns_record(record)
+    return False
+
+
+def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[Change]:
+    if spec is None:
+        return [DeleteRecord(record, reason="the node has no such address") for record in ours]
+    if not ours:
+        return [CreateRecord(spec, reason="there is none")]
+
+    # The best one stays, by a rule on which two copies of this program agree.
+    def rank(record: Record) -> tuple[bool, bool, str]:
+        return record.address != spec.address, not identity.is_marked(record), record.id
+
+    kept, *rest = sorted(ours, key=rank)
+    changes: list[Change] = []
+    differing = spec.differences(kept)
+    if differing:
+        adopted = not identity.is_marked(kept)
+        reason = "adopted from an older script" if adopted else f"{', '.join(differing)} differed"
+        changes.append(UpdateRecord(kept, spec, reason=reason))
+    changes += [DeleteRecord(record, reason="one record is enough") for record in rest]
+    return changes

@@ -1,0 +1,143 @@
+"""Write the key so that it is whole or absent, and beside it whose key it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from lifecycle.errors import KeyFileError
+
+ID_FILE_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class KeyNote:
+    """What the file beside the key says: which node of ours is this pod's.
+
+    Attributes:
+        pre_auth_key_id: the key that was written; decimal text.
+        kept_node_id: the node that keeps its state, under NODE_POLICY=keep; decimal text.
+    """
+
+    pre_auth_key_id: str | None
+    kept_node_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """The file that the tailscale container reads, and `<path>.id` beside it.
+
+    Attributes:
+        path: where the key goes; its folder has to exist.
+        mode: permission bits of the key file.
+    """
+
+    path: Path
+    mode: int = 0o640
+
+    @property
+    def note_path(self) -> Path:
+        """Where the note about the key stands."""
+        return self.path.with_name(self.path.name + ".id")
+
+    def check_writable(self) -> None:
+        """Find out, before a key is made, whether it could be written.
+
+        Raises:
+            KeyFileError: the folder is missing, not a folder, full or not writable.
+        """
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise KeyFileError(
+                f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist; mount the volume shared with "
+                "the tailscale container there"
+            )
+        if self.path.is_dir():
+            raise KeyFileError(f"AUTHKEY_OUTPUT_PATH: {self.path} is a folder; give the path of a file in it")
+        probe = self._temporary(self.path)
+        try:
+            _write_new(probe, b"\n", 0o600)
+            probe.unlink()
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+
+    def write(self, key: SecretStr, note: KeyNote) -> None:
+        """Replace the note, then the key, each in one step; the key is exactly as given.
+
+        Raises:
+            KeyFileError: nothing was replaced, or only the note was.
+        """
+        text = json.dumps({"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id})
+        try:
+            self._replace(self.note_path, text.encode() + b"\n", ID_FILE_MODE)
+            self._replace(self.path, key.get_secret_value().encode(), self.mode)
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+
+    def read_note(self) -> KeyNote | None:
+        """The note beside the key.
+
+        Returns:
+            None when there is none: no volume, or `cleanup` has not run.
+
+        Raises:
+            KeyFileError: it is there and makes no sense, or cannot be read.
+        """
+        try:
+            values = json.loads(self.note_path.read_bytes())
+            return KeyNote(_optional_id(values["pre_auth_key_id"]), _optional_id(values["kept_node_id"]))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise KeyFileError(
+                f"{self.note_path} cannot be read ({type(error).__name__}); run cleanup again to replace it"
+            ) from error
+
+    def _replace(self, path: Path, content: bytes, mode: int) -> None:
+        temporary = self._temporary(path)
+        try:
+            _write_new(temporary, content, mode)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    @staticmethod
+    def _temporary(path: Path) -> Path:
+        # One fixed name: what a killed run left there goes with the next one.
+        return path.with_name(f".{path.name}.tmp")
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    path.unlink(missing_ok=True)
+    # Nobody else may read it until it has its mode, and no link is followed.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _optional_id(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value.isdecimal()):
+        return value
+    raise ValueError("an id is decimal text")
+
+
+def _write_failed(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}); the folder must be writable "
+        f"for uid {os.getuid()}: an emptyDir with the pod's fsGroup is"
+    )

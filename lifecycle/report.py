@@ -1,0 +1,227 @@
+"""A dry run: what both commands would do, shown to a person or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TextIO, assert_never
+
+from lifecycle.cleanup.run import Cleanup
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.dns_watch.plan import Change, CreateRecord, DeleteRecord, NoAnswer, UpdateRecord, describe
+from lifecycle.dns_watch.run import DnsWatch, advice_on_foreign_record
+from lifecycle.errors import LifecycleError
+from lifecycle.model import Record
+from lifecycle.ownership import choose_user
+from lifecycle.settings import DryRunSettings
+
+_BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+
+_COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change that a command would make.
+
+    Attributes:
+        action: `create`, `update`, `delete` or `write`.
+        what: the thing, in a few words.
+        reason: why.
+        details: the same for programs; JSON values.
+    """
+
+    action: str
+    what: str
+    reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Section:
+    """The plan of one command.
+
+    Attributes:
+        command: as it is typed.
+        steps: what it would do, in order.
+        notes: what a person should know besides.
+        problems: why the plan is not whole; empty when all could be read.
+    """
+
+    command: str
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """A whole dry run.
+
+    Attributes:
+        looked_at: where the plan comes from; a value of None could not be read.
+    """
+
+    looked_at: dict[str, str | None]
+    sections: list[Section]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all could be read."""
+        return not any(section.problems for section in self.sections)
+
+
+def dry_run(
+    settings: DryRunSettings, *, headscale: Headscale, cloudflare: Cloudflare, cleanup: Cleanup, watch: DnsWatch
+) -> Report:
+    """Read everything and plan as the commands would; nothing is written anywhere.
+
+    Args:
+        settings: for what the report is headed by.
+        headscale: asked for its version.
+        cloudflare: asked for its zone.
+        cleanup: asked for its plan.
+        watch: asked for its plan.
+    """
+    return Report(
+        looked_at={
+            "kubernetes": "not asked (HEADSCALE_ACCESS=api)",
+            "headscale": settings.headscale_address,
+            "headscale_version": _answer(headscale.version),
+            "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
+            "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
+            "name": settings.record_name,
+            "owner": settings.mark,
+        },
+        sections=[_cleanup_section(cleanup, settings), _dns_watch_section(watch)],
+    )
+
+
+def _answer(read: Callable[[], str]) -> str | None:
+    # Why it could not be read stands in the plans, which need the same.
+    with suppress(LifecycleError):
+        return read()
+    return None
+
+
+def _cleanup_section(cleanup: Cleanup, settings: DryRunSettings) -> Section:
+    section = Section("cleanup")
+    try:
+        view = cleanup.read()
+        if view.records_error is not None:
+            section.problems.append(str(view.records_error))
+        plan = cleanup.plan(view)
+    except LifecycleError as error:
+        section.problems.append(str(error))
+        return section
+    for change in plan.nodes:
+        node = change.node
+        state = "online" if node.online else "offline"
+        section.steps.append(
+            Step("delete", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
+        )
+    life = plan.key.life
+    user = plan.key.user.name
+    path = str(settings.authkey_output_path)
+    section.steps += [
+        Step(
+            "create",
+            f"a pre-auth key for user {user}, good for {life}",
+            "every start needs a fresh one",
+            {"user": user},
+        ),
+        Step("write", path, "the tailscale container reads it there", {"path": path}),
+        *(_record_step("delete", change.record, change.reason) for change in plan.records),
+    ]
+    section.notes += [
+        f"node {node.id} stays: it bears the name and is not ours ({describe(node)})" for node in plan.foreign
+    ]
+    return section
+
+
+def _dns_watch_section(watch: DnsWatch) -> Section:
+    section = Section("dns-watch")
+    try:
+        preview = watch.preview()
+    except LifecycleError as error:
+        section.problems.append(str(error))
+        return section
+    if isinstance(preview.node, NoAnswer):
+        section.notes.append(f"it would wait: {preview.node.reason}")
+        return section
+    section.notes.append(f"this pod's node is {preview.node.id} ({describe(preview.node)})")
+    if preview.reason:
+        section.notes.append(preview.reason)
+    for record in preview.plan.in_the_way:
+        section.notes.append(
+            f"{record.type} {record.name} -> {record.content} is in the way (comment: {record.comment or 'none'}): "
+            f"{advice_on_foreign_record(record, mark=preview.mark)}"
+        )
+    section.steps += map(_planned_step, preview.plan.changes)
+    return section
+
+
+def _planned_step(change: Change) -> Step:
+    match change:
+        case CreateRecord(spec, reason):
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
+            return Step("create", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
+        case UpdateRecord(record, spec, reason):
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
+            what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
+            return Step("update", what, reason, details)
+        case DeleteRecord(record, reason):
+            return _record_step("delete", record, reason)
+        case _:
+            assert_never(change)
+
+
+def _record_step(action: str, record: Record, reason: str) -> Step:
+    details = {"record": record.name, "type": record.type, "content": record.content}
+    return Step(action, f"{record.type} {record.name} -> {record.content}", reason, details)
+
+
+def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
+    """Show the report to a person."""
+
+    def painted(colour: str, text: str) -> str:
+        return f"{colour}{text}{_PLAIN}" if colours and colour else text
+
+    width = max(len(name) for name in report.looked_at)
+    lines = [
+        f"{name.replace('_', ' '):<{width}}  {value or 'could not be read'}" for name, value in report.looked_at.items()
+    ]
+    for section in report.sections:
+        lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
+        for step in section.steps:
+            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {step.what}")
+            lines.append(f"      because {step.reason}")
+        if not section.steps and not section.problems:
+            lines.append("  change nothing")
+        lines += [f"  note: {note}" for note in section.notes]
+        lines += [f"  {painted(_RED, 'problem:')} {problem}" for problem in section.problems]
+    lines += ["", "Nothing was written anywhere."]
+    out.write("\n".join(lines) + "\n")
+
+
+def print_json(report: Report, out: TextIO) -> None:
+    """Show the report to a program: one JSON object."""
+    document = {
+        "looked_at": report.looked_at,
+        "plans": {
+            section.command: {
+                "changes": [
+                    {"action": step.action, "what": step.what, "reason": step.reason, **step.details}
+                    for step in section.steps
+                ],
+                "notes": section.notes,
+                "problems": section.problems,
+            }
+            for section in report.sections
+        },
+    }
+    json.dump(document, out, indent=2, ensure_ascii=False)
+    out.write("\n")

@@ -1,0 +1,92 @@
+"""The one retry policy: again on a TransientError, with growing pauses, until a deadline."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from threading import Event
+from time import monotonic
+
+import structlog
+import tenacity
+
+from lifecycle.errors import TransientError
+
+log = structlog.get_logger()
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 15.0
+_JITTER = 0.25
+
+
+def jittered(seconds: float) -> float:
+    """The duration, lengthened by up to a quarter: many pods start at once."""
+    return seconds * (1 + random.uniform(0, _JITTER))  # noqa: S311 - spreads load, hides nothing
+
+
+def pause_s(failures: int, *, longest_s: float, error: BaseException | None = None) -> float:
+    """How long to stay away after so many failures in a row.
+
+    What the service asked for wins over our own pause, however long it is.
+
+    Args:
+        failures: at least 1.
+        longest_s: seconds; our own pause grows up to this.
+        error: the last failure.
+    """
+    if isinstance(error, TransientError) and error.retry_after is not None:
+        return jittered(max(error.retry_after.total_seconds(), _FIRST_PAUSE_S))
+    # The exponent is bounded: 2.0 ** 2000 is an OverflowError, after a long night of failures.
+    return jittered(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), longest_s))
+
+
+def once() -> tenacity.Retrying:
+    """The policy of a loop that will come back anyway: no second try within a pass."""
+    return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
+
+
+def retrying(
+    *,
+    give_up_after: timedelta,
+    stop: Event,
+    sleep: Callable[[float], None] | None = None,
+    clock: Callable[[], float] = monotonic,
+) -> tenacity.Retrying:
+    """Try again on TransientError until the time is over, counted from now for all calls together.
+
+    Args:
+        give_up_after: the last error is raised when the next try would start later than this.
+        stop: ends a wait at once; the last error is raised then.
+        sleep: takes seconds; what a test replaces.
+        clock: seconds that never go back.
+    """
+    deadline = clock() + give_up_after.total_seconds()
+
+    class TooLate(tenacity.stop.stop_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+            return clock() + retry_state.upcoming_sleep >= deadline
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(TransientError),
+        stop=tenacity.stop_any(TooLate(), tenacity.stop_when_event_set(stop)),
+        wait=_wait_s,
+        sleep=sleep or tenacity.sleep_using_event(stop),
+        before_sleep=_log_retry,
+        reraise=True,
+    )
+
+
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return pause_s(state.attempt_number, longest_s=_LONGEST_PAUSE_S, error=error)
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning(
+        "retry.scheduled",
+        attempt=state.attempt_number,
+        wait_s=round(state.upcoming_sleep, 1),
+        error=str(error),
+    )

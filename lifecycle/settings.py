@@ -1,0 +1,567 @@
+"""The environment, read once, checked, frozen; one class per command."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from lifecycle.errors import ConfigError
+from lifecycle.ownership import IpNetwork, mark_of
+
+ENV_FILE = ".env"
+SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+# Headscale 0.27 and 0.28 store a longer or shorter one as `invalid-<random>`.
+_HOSTNAME_LENGTHS = range(2, 64)
+_RECORD_NAME_LENGTH = 253
+_COMMENT_LENGTH = 100
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
+_ORDINAL = re.compile(r"(.+)-(\d{1,4})")
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_SECONDS = re.compile(r"\d+(\.\d+)?")
+_TAG = re.compile(r"tag:[a-z0-9._-]+")
+_TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
+_ZONE_ID = re.compile(r"[0-9a-f]{32}")
+_KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+_SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
+_OWNER = re.compile(r"[\x21-\x7e]+")
+
+SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
+
+Command = TypeVar("Command", bound="Settings")
+
+# How alike two names are taken for one: a letter or two amiss, of some ten.
+_NEARNESS = 0.86
+
+# Stands in for a DOMAIN_NAME that is wrong, so that the rest can be checked all the same.
+_SOME_DOMAIN = "domain.invalid"
+
+
+def parse_duration(value: Any) -> timedelta:
+    """A duration from `90`, `90s`, `15m`, `1h30m` or `7d`; plain numbers are seconds."""
+    if isinstance(value, timedelta):
+        return value
+    text = str(value).strip()
+    if _SECONDS.fullmatch(text):
+        return timedelta(seconds=float(text))
+    match = _DURATION.fullmatch(text)
+    if match is None or not text:
+        raise ValueError("a duration is written 90, 90s, 15m or 1h30m")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta():
+        raise ValueError("must be longer than 0")
+    return value
+
+
+def _comma_separated(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _octal(value: Any) -> Any:
+    if isinstance(value, str):
+        if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
+            raise ValueError("a file mode is written in octal, such as 0640")
+        return int(value, 8)
+    return value
+
+
+def _service_url(value: str) -> str:
+    parts = urlsplit(value)
+    try:
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or any(character.isspace() for character in value):
+        raise ValueError("must be an address such as https://headscale.example.com")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be an address alone: no user, password, ? or #")
+    return value.rstrip("/")
+
+
+def _token(value: SecretStr) -> SecretStr:
+    stripped = value.get_secret_value().strip()
+    if not _TOKEN.fullmatch(stripped):
+        raise ValueError("is not a token: it has quotes, blanks or line breaks in it, or is a placeholder")
+    return SecretStr(stripped)
+
+
+def _domain(value: str) -> str:
+    name = value.strip().removesuffix(".").lower()
+    if "." not in name or not is_dns_name(name) or len(name) > _RECORD_NAME_LENGTH:
+        raise ValueError("must be a domain such as example.com (an international one in its xn-- form)")
+    return name
+
+
+def _zone_id(value: str) -> str:
+    if not _ZONE_ID.fullmatch(value):
+        raise ValueError("must be 32 hex digits as on the zone's overview page, not the domain")
+    return value
+
+
+def _tags(value: frozenset[str]) -> frozenset[str]:
+    if not all(_TAG.fullmatch(tag) for tag in value):
+        raise ValueError("each must be `tag:` and lower-case letters, digits, - . or _")
+    return value
+
+
+def _owner(value: str) -> str:
+    if not _OWNER.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
+        raise ValueError(f"must be ASCII without blanks, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
+    return value
+
+
+def _prefix(value: Any) -> Any:
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("each must be a network such as 100.64.0.0/10, no bit set behind its length") from None
+
+
+def _kubernetes_name(value: str) -> str:
+    if not _KUBERNETES_NAME.fullmatch(value):
+        raise ValueError("must be a name in Kubernetes' sense: lower-case letters, digits, - and .")
+    return value
+
+
+def _secret_reference(value: str) -> str:
+    if not _SECRET_REFERENCE.fullmatch(value):
+        raise ValueError("must be a Secret's `name` or `name/key`")
+    return value
+
+
+def _readable_file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError("names a file that is not there")
+    return value
+
+
+def is_dns_name(name: str) -> bool:
+    """Whether each label has 1 to 63 letters, digits and inner hyphens."""
+    return all(_LABEL.fullmatch(label) for label in name.split("."))
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
+Url = Annotated[str, AfterValidator(_service_url)]
+KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+Prefixes = Annotated[
+    tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...], NoDecode, BeforeValidator(_comma_separated)
+]
+Tags = Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_tags)]
+
+
+class Settings(BaseSettings):
+    """What both commands are told."""
+
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper,
+        case_sensitive=True,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        # Without it, an error about one value prints the secrets beside it.
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        validate_default=False,
+    )
+
+    headscale_namespace: KubernetesName = Field("headscale", description="namespace that Headscale runs in")
+    cloudflare_api_token: Token | None = Field(
+        None, description="required; user- or account-owned API token with Zone / DNS / Edit"
+    )
+    cloudflare_api_token_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+        None, description="file to read CLOUDFLARE_API_TOKEN from, again whenever it was refused"
+    )
+    cloudflare_zone_id: Annotated[str, AfterValidator(_zone_id)] | None = Field(
+        None, description="the zone; unset: looked up from DOMAIN_NAME"
+    )
+    domain_name: Annotated[str, AfterValidator(_domain)] = Field(
+        description="required; such as example.com, the zone's apex or a domain below it"
+    )
+    authkey_output_path: Path = Field(
+        Path("/tailscale-auth/authkey"), description="key file, in the volume shared with tailscale"
+    )
+    ts_hostname: str | None = Field(
+        None,
+        description="hostname of the node, exactly as the tailscale container has it; "
+        "unset: the pod's name without -0, and .DOMAIN_NAME",
+    )
+    pod_name: str | None = Field(None, description="from the downward API; unset: HOSTNAME")
+    pod_namespace: KubernetesName | None = Field(
+        None,
+        description="from the downward API; unset: the service account's namespace, else default",
+    )
+    headscale_access: Literal["auto", "api", "exec"] = Field(
+        "auto",
+        description="api, exec (the CLI in Headscale's pod) or auto: api when a URL, a key or a Secret is given",
+    )
+    headscale_url: Url | None = Field(
+        None,
+        description="for api; unset: http://headscale.HEADSCALE_NAMESPACE.svc.cluster.local:8080",
+    )
+    headscale_api_key: Token | None = Field(None, description="for api; made by `headscale apikeys create`")
+    headscale_api_key_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+        None, description="file to read HEADSCALE_API_KEY from, again whenever it was refused"
+    )
+    headscale_api_key_secret: Annotated[str, AfterValidator(_secret_reference)] | None = Field(
+        None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that holds the API key"
+    )
+    headscale_ca_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+        None, description="certificate authority of HEADSCALE_URL, when it is a private one"
+    )
+    headscale_pod_selector: str | None = Field(
+        None,
+        description="for exec; unset: app.kubernetes.io/name=headscale, then app=headscale",
+    )
+    headscale_container: str | None = Field(
+        None, description="for exec; unset: the container named headscale, else the only one"
+    )
+    headscale_user: str | None = Field(
+        None, description="name of the user that owns the key and the node; unset: the only one there is"
+    )
+    authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
+    dns_owner: Annotated[str, AfterValidator(_owner)] | None = Field(
+        None, description="instance part of the records' mark; unset: the pod's namespace"
+    )
+    vpn_prefixes: Prefixes = Field(
+        (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48")),
+        description="what counts as a VPN address, comma-separated",
+    )
+    http_timeout: Duration = Field(timedelta(seconds=10), description="for each request")
+    cloudflare_api_url: Url = Field("https://api.cloudflare.com/client/v4", description="for tests and proxies")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to show")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
+    # Not a setting: the kubelet sets it to the pod's name, or on the host network to the cluster node's.
+    hostname: str | None = Field(None, exclude=True)
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        for name in SECRETS:
+            value, file = getattr(self, name.lower()), getattr(self, f"{name.lower()}_file")
+            if value and file:
+                yield f"{name}: set this or {name}_FILE, not both"
+            elif file:
+                try:
+                    self.secret(name)
+                except ConfigError as error:
+                    yield str(error)
+        if not (self.cloudflare_api_token or self.cloudflare_api_token_file):
+            yield "CLOUDFLARE_API_TOKEN: is required; set it, or CLOUDFLARE_API_TOKEN_FILE"
+        yield from self._access_problems()
+        yield from self._name_problems()
+
+    def secret(self, name: str) -> str:
+        """A secret's value as it is now: from the environment, or read from its file.
+
+        Args:
+            name: the variable's, such as CLOUDFLARE_API_TOKEN.
+
+        Raises:
+            ConfigError: the file cannot be read, or what stands in it is no token.
+        """
+        value: SecretStr | None = getattr(self, name.lower())
+        if value is not None:
+            return value.get_secret_value()
+        file: Path = getattr(self, f"{name.lower()}_file")
+        try:
+            return _token(SecretStr(file.read_text())).get_secret_value()
+        except OSError as error:
+            raise ConfigError(f"{name}_FILE: the file cannot be read ({error.strerror})") from error
+        except ValueError:
+            raise ConfigError(
+                f"{name}_FILE: what stands in the file is not a token: it is empty, or has quotes, blanks or "
+                "several lines"
+            ) from None
+
+    def _access_problems(self) -> Iterable[str]:
+        keys = [
+            name
+            for name in ("HEADSCALE_API_KEY", "HEADSCALE_API_KEY_FILE", "HEADSCALE_API_KEY_SECRET")
+            if getattr(self, name.lower())
+        ]
+        if self.access == "api" and not keys:
+            yield (
+                "HEADSCALE_API_KEY: is required to reach Headscale at its address; set it, "
+                "HEADSCALE_API_KEY_FILE or HEADSCALE_API_KEY_SECRET (`headscale apikeys create` makes one)"
+            )
+        if "HEADSCALE_API_KEY_SECRET" in keys and len(keys) > 1:
+            yield f"HEADSCALE_API_KEY_SECRET: set this or {keys[0]}, not both"
+
+    def _name_problems(self) -> Iterable[str]:
+        pod = self.pod_name or self.hostname
+        if self.ts_hostname is None:
+            if self.pod_name and self.hostname and self.pod_name != self.hostname:
+                yield "TS_HOSTNAME: set TS_HOSTNAME: a pod on the host network has no name of its own"
+                return
+            if pod is None or not pod.endswith("-0") or pod == "-0":
+                yield (
+                    "TS_HOSTNAME: set TS_HOSTNAME: the service's name can be told only from a StatefulSet's pod "
+                    "with ordinal 0"
+                )
+                return
+        ordinal = _ORDINAL.fullmatch(pod) if pod else None
+        name = self.node_hostname.lower()
+        if ordinal and int(ordinal[2]) > 0 and not re.search(rf"(?<!\d){ordinal[2]}(?!\d)", name):
+            yield (
+                "TS_HOSTNAME: would be shared by the replicas: it lacks the pod's ordinal; give each its own, such as "
+                "$(POD_NAME) and .DOMAIN_NAME"
+            )
+        if not is_dns_name(name):
+            yield "TS_HOSTNAME: may have only letters, digits and inner hyphens between its dots"
+        elif self.domain_name == _SOME_DOMAIN:
+            return
+        elif len(name) not in _HOSTNAME_LENGTHS:
+            yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale takes 2 to 63"
+        elif "." in name and name != self.domain_name and not name.endswith(f".{self.domain_name}"):
+            yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
+        elif len(self.record_name) > _RECORD_NAME_LENGTH:
+            yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {_RECORD_NAME_LENGTH} characters"
+
+    @property
+    def access(self) -> Literal["api", "exec"]:
+        """How Headscale is reached, `auto` decided."""
+        if self.headscale_access != "auto":
+            return self.headscale_access
+        given = (
+            self.headscale_url,
+            self.headscale_api_key,
+            self.headscale_api_key_file,
+            self.headscale_api_key_secret,
+        )
+        return "api" if any(given) else "exec"
+
+    @property
+    def headscale_address(self) -> str:
+        """Where Headscale's API is, the default decided."""
+        return self.headscale_url or f"http://headscale.{self.headscale_namespace}.svc.cluster.local:8080"
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        if self.pod_namespace:
+            return self.pod_namespace
+        try:
+            return SERVICE_ACCOUNT_NAMESPACE.read_text().strip() or "default"
+        except OSError:
+            return "default"
+
+    @property
+    def mark(self) -> str:
+        """The comment that makes a record ours."""
+        return mark_of(self.dns_owner or self.namespace)
+
+    @property
+    def node_hostname(self) -> str:
+        """What the node calls itself, as the tailscale container has it."""
+        if self.ts_hostname is not None:
+            return self.ts_hostname
+        pod = self.pod_name or self.hostname or ""
+        return f"{pod.removesuffix('-0')}.{self.domain_name}"
+
+    @property
+    def record_name(self) -> str:
+        """The full name of the record, lower case."""
+        name = self.node_hostname.lower()
+        return name if "." in name else f"{name}.{self.domain_name}"
+
+
+class CleanupSettings(Settings):
+    """What `cleanup` is told."""
+
+    node_policy: Literal["replace", "keep"] = Field(
+        "replace",
+        description="replace: delete every old node of ours; keep: keep the one that TS_KUBE_SECRET names, "
+        "and its address",
+    )
+    ts_kube_secret: KubernetesName | None = Field(
+        None,
+        description="tailscale's state Secret in the pod's namespace; required for NODE_POLICY=keep",
+    )
+    authkey_expiration: Duration = Field(
+        timedelta(hours=1), description="life of the key; longer than an image pull and some restarts"
+    )
+    authkey_reusable: bool = Field(default=False, description="whether more than one node may use the key")
+    authkey_ephemeral: bool = Field(
+        default=False, description="whether Headscale removes the node soon after it went offline"
+    )
+    authkey_file_mode: Annotated[int, BeforeValidator(_octal)] = Field(
+        0o640, description="permission bits of the key file, octal"
+    )
+    dns_cleanup: Literal["delete", "keep"] = Field(
+        "delete",
+        description="delete: remove our stale records; keep: leave one for dns-watch to repoint, unless "
+        "another node has its address by now",
+    )
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        yield from super().problems()
+        if self.node_policy == "keep" and not self.ts_kube_secret:
+            yield "TS_KUBE_SECRET: is required for NODE_POLICY=keep; name tailscale's state Secret"
+
+
+class DnsWatchSettings(Settings):
+    """What `dns-watch` is told."""
+
+    max_retries: int = Field(
+        30, ge=0, description="looks for the node that Headscale answered before giving up; 0 = never give up"
+    )
+    retry_interval: Duration = Field(timedelta(seconds=10), description="at most how far those looks are apart")
+    dns_ttl: int = Field(60, description="seconds, 60 to 86400, or 1 = automatic")
+    dns_ipv6: bool = Field(default=False, description="also keep an AAAA record")
+    tailscale_interface: str | None = Field(
+        "tailscale0",
+        description="where this pod's VPN address can be seen; empty: don't look (host network)",
+    )
+    poll_interval: Duration = Field(
+        timedelta(seconds=30), description="how often the node is read from Headscale; over exec at least 60s"
+    )
+    verify_interval: Duration = Field(
+        timedelta(minutes=5), description="how often the record is read from Cloudflare when nothing changed"
+    )
+    self_heal: bool = Field(
+        default=False, description="write a fresh key when the node was deleted or the key was used up"
+    )
+    health_port: int = Field(9003, ge=0, le=65535, description="/livez, /readyz, /nodez and /metrics; 0 = none")
+    health_address: str | None = Field(None, description="address to listen at; unset: all")
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        yield from super().problems()
+        if self.dns_ttl != 1 and not 60 <= self.dns_ttl <= 86_400:  # noqa: PLR2004
+            yield "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic"
+
+
+class DryRunSettings(CleanupSettings, DnsWatchSettings):
+    """What a dry run of both commands is told."""
+
+
+# Each command as it is typed.
+COMMANDS: dict[str, type[Settings]] = {"cleanup": CleanupSettings, "dns-watch": DnsWatchSettings}
+
+_NOT_A_SETTING = frozenset({"HOSTNAME"})
+# The one variable that says something by being empty.
+_EMPTY_MEANS_SOMETHING = "TAILSCALE_INTERFACE"
+
+
+def load(command: type[Command]) -> Command:
+    """Read the environment, and `.env` in the working directory, for one command.
+
+    Raises:
+        ConfigError: everything that is wrong, each by its variable's name, never by its value.
+    """
+    given: dict[str, Any] = {}
+    if _EMPTY_MEANS_SOMETHING in command_variables(command) and environment().get(_EMPTY_MEANS_SOMETHING) == "":
+        given[_EMPTY_MEANS_SOMETHING] = ""
+    wrong: dict[str, str] = {}
+    try:
+        settings = command(**given)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            wrong[str(problem["loc"][0])] = _plain(problem)
+        stand_ins = {name: _stand_in(command, name) for name in wrong}
+        settings = command(**given, **stand_ins)
+    together = [problem for problem in settings.problems() if problem.partition(":")[0] not in wrong]
+    problems = [*(f"{name}: {text}" for name, text in wrong.items()), *together]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def environment() -> Mapping[str, str]:
+    """The variables that settings are read from: `.env`, and the environment over it."""
+    return {name: value or "" for name, value in dotenv_values(ENV_FILE).items()} | os.environ
+
+
+def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
+    """A command's settings: each variable's name and its field, in the order to show them in."""
+    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in _NOT_A_SETTING}
+
+
+def default_text(field: FieldInfo) -> str:
+    """A setting's default as it would be written into a manifest; "" when there is none."""
+    value = None if field.is_required() else field.get_default()
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case timedelta():
+            return _duration_text(value)
+        case tuple() | frozenset():
+            return ",".join(map(str, value))
+        case int() if _octal in [getattr(item, "func", None) for item in field.metadata]:
+            return f"{value:04o}"
+    return str(value)
+
+
+def _duration_text(value: timedelta) -> str:
+    seconds = int(value.total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
+def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
+    """Variables that look like a setting, misspelt: each with the name that may have been meant."""
+    known = {*command_variables(DryRunSettings), *_NOT_A_SETTING}
+    return [
+        (variable, meant)
+        for variable in sorted(set(variables) - known)
+        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_NEARNESS)
+    ]
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """Every setting but the secrets, as text or plain values, for the log."""
+    values: dict[str, Any] = {}
+    for name in command_variables(type(settings)):
+        if name in SECRETS:
+            continue
+        value = getattr(settings, name.lower())
+        match value:
+            case None | bool() | int():
+                values[name.lower()] = value
+            case timedelta():
+                values[f"{name.lower()}_s"] = value.total_seconds()
+            case tuple() | frozenset():
+                values[name.lower()] = ",".join(sorted(map(str, value)))
+            case _:
+                values[name.lower()] = str(value)
+    return values
+
+
+def _plain(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "is required"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _stand_in(command: type[Settings], name: str) -> Any:
+    field = command.model_fields[name.lower()]
+    return _SOME_DOMAIN if field.is_required() else field.get_default()
