@@ -29,12 +29,14 @@ class Step:
 
     Attributes:
         action: `create`, `update`, `delete` or `write`.
+        kind: `node`, `pre_auth_key`, `file` or `record`.
         what: the thing, in a few words.
         reason: why.
         details: the same for programs; JSON values.
     """
 
     action: str
+    kind: str
     what: str
     reason: str
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +123,7 @@ def _cleanup_section(cleanup: Cleanup, settings: DryRunSettings) -> Section:
         node = change.node
         state = "online" if node.online else "offline"
         section.steps.append(
-            Step("delete", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
+            Step("delete", "node", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
         )
     life = plan.key.life
     user = plan.key.user.name
@@ -129,11 +131,12 @@ def _cleanup_section(cleanup: Cleanup, settings: DryRunSettings) -> Section:
     section.steps += [
         Step(
             "create",
+            "pre_auth_key",
             f"a pre-auth key for user {user}, good for {life}",
             "every start needs a fresh one",
             {"user": user},
         ),
-        Step("write", path, "the tailscale container reads it there", {"path": path}),
+        Step("write", "file", path, "the tailscale container reads it there", {"path": path}),
         *(_record_step("delete", change.record, change.reason) for change in plan.records),
     ]
     section.notes += [
@@ -168,11 +171,11 @@ def _planned_step(change: Change) -> Step:
     match change:
         case CreateRecord(spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
-            return Step("create", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
+            return Step("create", "record", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
         case UpdateRecord(record, spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
             what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
-            return Step("update", what, reason, details)
+            return Step("update", "record", what, reason, details)
         case DeleteRecord(record, reason):
             return _record_step("delete", record, reason)
         case _:
@@ -181,7 +184,7 @@ def _planned_step(change: Change) -> Step:
 
 def _record_step(action: str, record: Record, reason: str) -> Step:
     details = {"record": record.name, "type": record.type, "content": record.content}
-    return Step(action, f"{record.type} {record.name} -> {record.content}", reason, details)
+    return Step(action, "record", f"{record.type} {record.name} -> {record.content}", reason, details)
 
 
 def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
@@ -214,7 +217,7 @@ def print_json(report: Report, out: TextIO) -> None:
         "plans": {
             section.command: {
                 "changes": [
-                    {"action": step.action, "what": step.what, "reason": step.reason, **step.details}
+                    {"action": step.action, "kind": step.kind, "what": step.what, "reason": step.reason, **step.details}
                     for step in section.steps
                 ],
                 "notes": section.notes,

@@ -504,7 +504,10 @@ def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
 
 def default_text(field: FieldInfo) -> str:
     """A setting's default as it would be written into a manifest; "" when there is none."""
-    value = None if field.is_required() else field.get_default()
+    return "" if field.is_required() else _text(field, field.get_default())
+
+
+def _text(field: FieldInfo, value: Any) -> str:
     match value:
         case None:
             return ""
@@ -513,10 +516,14 @@ def default_text(field: FieldInfo) -> str:
         case timedelta():
             return _duration_text(value)
         case tuple() | frozenset():
-            return ",".join(map(str, value))
-        case int() if _octal in [getattr(item, "func", None) for item in field.metadata]:
+            return ",".join(sorted(map(str, value)))
+        case int() if _is_octal(field):
             return f"{value:04o}"
     return str(value)
+
+
+def _is_octal(field: FieldInfo) -> bool:
+    return any(getattr(item, "func", None) is _octal for item in field.metadata)
 
 
 def _duration_text(value: timedelta) -> str:
@@ -538,21 +545,19 @@ def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def shown(settings: Settings) -> dict[str, Any]:
-    """Every setting but the secrets, as text or plain values, for the log."""
+    """Every setting but the secrets, for the log; durations in seconds, a file's mode in octal."""
     values: dict[str, Any] = {}
-    for name in command_variables(type(settings)):
+    for name, field in command_variables(type(settings)).items():
+        value = getattr(settings, name.lower())
         if name in SECRETS:
             continue
-        value = getattr(settings, name.lower())
         match value:
-            case None | bool() | int():
-                values[name.lower()] = value
             case timedelta():
                 values[f"{name.lower()}_s"] = value.total_seconds()
-            case tuple() | frozenset():
-                values[name.lower()] = ",".join(sorted(map(str, value)))
+            case None | bool() | int() if not _is_octal(field):
+                values[name.lower()] = value
             case _:
-                values[name.lower()] = str(value)
+                values[name.lower()] = _text(field, value)
     return values
 
 
