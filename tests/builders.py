@@ -1,0 +1,83 @@
+"""Values with sensible defaults, so that a case names only what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
+
+from lifecycle.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.ownership import NodeIdentity, RecordIdentity
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+EXPIRED = NOW - timedelta(seconds=1)
+
+NAME = "grafana.example.com"
+MARK = "tailscale-lifecycle/1 default"
+OTHER_MARK = "tailscale-lifecycle/1 staging"
+
+SVC = User("1", "svc")
+ANN = User("2", "ann")
+VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
+
+NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
+RECORD_IDENTITY = RecordIdentity(NAME, MARK, VPN_PREFIXES)
+
+
+def a_node(
+    node_id: int = 1,
+    *,
+    hostname: str = NAME,
+    user: User | None = SVC,
+    tags: Iterable[str] = (),
+    registered_by: RegisterMethod = RegisterMethod.AUTH_KEY,
+    key_user: User | None = SVC,
+    key_id: str = "7",
+    online: bool = True,
+    expires_at: datetime | None = None,
+    addresses: Iterable[str] | None = None,
+    machine_key: str | None = None,
+) -> Node:
+    """A node of ours: registered by our user's key, online, with an address of each family."""
+    return Node(
+        id=str(node_id),
+        hostname=hostname,
+        given_name=hostname.replace(".", "-"),
+        machine_key=machine_key or f"mkey:{node_id:064x}",
+        addresses=tuple(
+            map(
+                ip_address,
+                (f"100.64.0.{node_id}", f"fd7a:115c:a1e0::{node_id:x}") if addresses is None else addresses,
+            )
+        ),
+        user=user,
+        tags=frozenset(tags),
+        registered_by=registered_by,
+        pre_auth_key=KeyOrigin(key_id, key_user) if registered_by is RegisterMethod.AUTH_KEY else None,
+        online=online,
+        expires_at=expires_at,
+    )
+
+
+def a_record(
+    record_id: str = "a",
+    *,
+    name: str = NAME,
+    type_: str = "A",
+    content: str = "100.64.0.1",
+    ttl_s: int = 60,
+    proxied: bool = False,
+    comment: str = MARK,
+) -> Record:
+    """A record of ours: marked, DNS-only, as it should be."""
+    return Record(record_id, name, type_, content, ttl_s, proxied, comment)
+
+
+def a_spec(address: str = "100.64.0.1", *, ttl_s: int = 60) -> RecordSpec:
+    """What the record of node 1 should say."""
+    return RecordSpec(NAME, ip_address(address), ttl_s, MARK)
+
+
+def addresses(*texts: str) -> tuple[IpAddress, ...]:
+    """Addresses from their texts."""
+    return tuple(map(ip_address, texts))

@@ -1,0 +1,76 @@
+"""What every test starts from: no network beyond loopback, no settings but its own, no sleeping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import structlog
+from pytest_socket import socket_allow_hosts
+from structlog.testing import LogCapture
+
+from lifecycle.settings import DryRunSettings, command_variables
+
+
+class FakeStop(Event):
+    """A stop that never sleeps: it notes how long it was to wait, and stops after so many waits.
+
+    Args:
+        after: waits until it is set by itself; None = never.
+    """
+
+    def __init__(self, after: int | None = None) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+        self.now = 0.0
+        self._after = after
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout or 0.0)
+        self.now += timeout or 0.0
+        if self._after is not None and len(self.waits) >= self._after:
+            self.set()
+        return self.is_set()
+
+    def monotonic(self) -> float:
+        """Seconds that go by only while waiting."""
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only() -> None:
+    socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in [*command_variables(DryRunSettings), "HOSTNAME"]:
+        monkeypatch.delenv(name, raising=False)
+    # A folder without an .env file.
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def events() -> Iterator[list[Any]]:
+    """What was logged, each event a dictionary."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
+    yield capture.entries
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that holds pyproject.toml."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def clean_environment() -> dict[str, str]:
+    """The environment for a child process: nothing of ours in it."""
+    ours = {*command_variables(DryRunSettings), "HOSTNAME"}
+    return {name: value for name, value in os.environ.items() if name not in ours}
