@@ -49,21 +49,6 @@ class Shown(Enum):
     OBJECT = auto()
 
 
-class TaggedUser(Enum):
-    """What the answer about one tagged node calls its user."""
-
-    OWNER = auto()
-    CREATOR = auto()
-    NULL = auto()
-
-
-class TaggedFilter(Enum):
-    """Under whose name the filtered list has a tagged node."""
-
-    OWNER = auto()
-    NOBODY = auto()
-
-
 class Never(Enum):
     """How "does not expire" is written in a node."""
 
@@ -76,23 +61,30 @@ class LoginMatch(Enum):
     """How a machine that registers again is recognised."""
 
     MACHINE_OR_NODE_KEY = auto()
-    """The node keeps its id and moves to the key's user; a live one needs no key."""
+    """The node keeps its id and moves to the key's user."""
     LOWEST_ID_OF_MACHINE = auto()
     """The oldest node of the machine, if the key's user owns it."""
     MACHINE_AND_USER = auto()
     """The machine's node of the key's user; a key without a user matches nothing."""
     MACHINE_AND_OWNERSHIP = auto()
-    """As before, and a tagged node by a tagged key."""
+    """As before, or the machine's tagged node; a tagged key takes its only node over."""
 
 
 class KeyCheck(Enum):
-    """When a machine with an unchanged node key must show a valid key."""
+    """When the key of a known machine with an unchanged node key must be valid."""
 
-    IF_EXPIRED = auto()
     ALWAYS = auto()
     UNLESS_SAME_KEY = auto()
-    UNLESS_SAME_USER = auto()
+    UNLESS_KNOWN = auto()
     UNLESS_LIVE = auto()
+
+
+class LoginTags(Enum):
+    """Whether a known machine takes the tags of the key it comes back with."""
+
+    IF_ANY = auto()
+    ALWAYS = auto()
+    NEVER = auto()
 
 
 class KeyForm(Enum):
@@ -127,14 +119,14 @@ def _raw(hostname: str, _machine_key: str, _random: Random) -> str:
 def _validated(hostname: str, machine_key: str, random: Random) -> str:
     lowered = hostname.lower()
     if not lowered:
-        return f"node-{machine_key.removeprefix('mkey:')[:8]}"
-    if re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])", lowered) is None:
+        return f"node-{machine_key[:8]}"
+    if re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,61}[a-z0-9]", lowered) is None:
         return "invalid-" + "".join(random.choices(LETTERS, k=8))
     return lowered
 
 
 def _dashed(name: str) -> str:
-    return re.sub(r"[^a-z0-9.-]", "-", name.lower().replace("'", ""))
+    return re.sub(r"[^a-z0-9.-]+", "-", name.lower().replace("'", "").replace("@", "."))
 
 
 def _stripped(name: str) -> str:
@@ -142,11 +134,10 @@ def _stripped(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    lowered = name.lower()
-    for suffix in (".localdomain", ".local", ".lan"):
-        lowered = lowered.removesuffix(suffix)
-    label = re.sub(r"[^a-z0-9-]", "", re.sub(r"[ .@_]", "-", lowered))
-    return label.strip("-")[:MAX_LABEL].rstrip("-") or "node"
+    for suffix in (".local", ".localdomain", ".lan"):
+        name = name.removesuffix(suffix)
+    inner = re.sub(r"^[^a-z0-9]+|[^a-z0-9]+$", "", name[:MAX_LABEL].lower())
+    return re.sub(r"[^a-z0-9-]", "", re.sub(r"[ .@_]", "-", inner)) or "node"
 
 
 # --- The table -------------------------------------------------------------------------------------
@@ -174,8 +165,11 @@ class Dialect:
     # Errors
     wrong_key_status: int = 500
     unknown_node_code: int = 2
+    unknown_node_text: str = "record not found"
+    changed_unknown_node_text: str = "record not found"
+    """When an unknown node is to be expired or renamed."""
     duplicate_user_code: int = 2
-    duplicate_user_text: str = "User already exists"
+    duplicate_user_text: str = "user already exists"
 
     # Users
     user_details: bool = False
@@ -183,6 +177,7 @@ class Dialect:
     user_by_name: bool = True
     """GET /user/{name} exists."""
     user_name_falls_back: bool = False
+    user_name_pattern: str = r"[a-z0-9.-]{0,63}"
     node_filter_checks_name: bool = True
     """The list filter refuses what is no DNS name."""
     sole_user_by_default: bool = False
@@ -215,8 +210,8 @@ class Dialect:
     online_everywhere: bool = False
     tagged_pseudo_user: bool = False
     """Lists show the user tagged-devices."""
-    tagged_user: TaggedUser = TaggedUser.OWNER
-    tagged_filter: TaggedFilter = TaggedFilter.OWNER
+    tagged_user_hidden: bool = False
+    """A single tagged node has no user, and no user's list has it."""
     never: Never = Never.ZERO
     zero_id_hits_first: bool = True
 
@@ -236,11 +231,20 @@ class Dialect:
     rename_to_own_name: bool = False
 
     # Registration and sessions
+    live_needs_no_key: bool = True
+    """A live node is let in before anybody looks at its key."""
     login_match: LoginMatch = LoginMatch.MACHINE_OR_NODE_KEY
-    key_check: KeyCheck = KeyCheck.IF_EXPIRED
+    key_check: KeyCheck = KeyCheck.ALWAYS
+    login_tags: LoginTags = LoginTags.IF_ANY
+    login_resets_online: bool = False
+    tagged_keeps_user: bool = True
+    """A node with tags remembers whose key it came with."""
     tagged_revives: bool = True
+    """A tagged node that expired comes back to life."""
     login_takes_an_address: bool = False
     login_loses_created_at: bool = False
+    logout_in_1970: bool = False
+    """A client that logs out expires in 1970, not now."""
     offline_grace_s: int = 0
     deleted_session_stays: bool = False
 
@@ -252,7 +256,7 @@ V0_23 = Dialect(version="0.23.0")
 V0_24 = replace(
     V0_23,
     version="0.24.3",
-    duplicate_user_text='creating user: constraint failed: UNIQUE constraint failed: users.name (2067)',
+    duplicate_user_text="creating user: UNIQUE constraint failed: users.name",
     user_details=True,
     user_filter=True,
     user_by_name=False,
@@ -275,7 +279,10 @@ V0_25 = replace(
     used_key_text="authkey already used",
     never=Never.NULL,
     rename_pattern=r"[a-z0-9.-]{2,63}",
+    user_name_pattern=r"[a-z0-9.-]{2,63}",
     login_match=LoginMatch.LOWEST_ID_OF_MACHINE,
+    login_tags=LoginTags.ALWAYS,
+    logout_in_1970=True,
     login_takes_an_address=True,
     login_loses_created_at=True,
 )
@@ -296,8 +303,10 @@ V0_27_0 = replace(
     api_health=True,
     wrong_key_status=401,
     unknown_node_code=5,
+    unknown_node_text="node not found",
+    changed_unknown_node_text="node not found in NodeStore",
     duplicate_user_code=13,
-    duplicate_user_text='failed to create user: creating user: constraint failed: UNIQUE constraint failed: users.name',
+    duplicate_user_text="failed to create user: creating user: UNIQUE constraint failed: users.name",
     key_snapshot_in_node=True,
     online_everywhere=True,
     never=Never.ZERO,
@@ -305,8 +314,9 @@ V0_27_0 = replace(
     expire_query=True,
     hostname=_validated,
     rename_to_own_name=True,
+    live_needs_no_key=False,
     login_match=LoginMatch.MACHINE_AND_USER,
-    key_check=KeyCheck.ALWAYS,
+    login_resets_online=True,
     login_takes_an_address=False,
     login_loses_created_at=False,
     offline_grace_s=10,
@@ -324,6 +334,7 @@ V0_28 = replace(
     V0_27,
     version="0.28.0",
     unmatched=Unmatched.BLANK_PAGE_200,
+    changed_unknown_node_text="node no longer exists in NodeStore",
     user_name_falls_back=True,
     key_user=KeyUser.ID_OR_TAGS,
     key_form=KeyForm.PREFIXED_BASE64,
@@ -332,9 +343,9 @@ V0_28 = replace(
     second_key_until_restart=True,
     forced_tags=False,
     tagged_pseudo_user=True,
-    tagged_user=TaggedUser.CREATOR,
     never=Never.NULL_IF_TAGGED,
-    key_check=KeyCheck.UNLESS_SAME_USER,
+    key_check=KeyCheck.UNLESS_KNOWN,
+    login_tags=LoginTags.NEVER,
     tagged_revives=False,
 )
 
@@ -343,8 +354,7 @@ V0_29 = replace(
     version="0.29.2",
     unmatched=Unmatched.TEXT_404,
     all_of_api_needs_key=True,
-    tagged_user=TaggedUser.NULL,
-    tagged_filter=TaggedFilter.NOBODY,
+    tagged_user_hidden=True,
     never=Never.NULL,
     expire_disable=True,
     expiry_survives_restart=True,
@@ -355,6 +365,9 @@ V0_29 = replace(
     rename_pattern=r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
     login_match=LoginMatch.MACHINE_AND_OWNERSHIP,
     key_check=KeyCheck.UNLESS_LIVE,
+    login_resets_online=False,
+    tagged_keeps_user=False,
+    logout_in_1970=False,
 )
 
 V0_30 = replace(
@@ -370,10 +383,7 @@ V0_30 = replace(
 )
 
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
-    {
-        dialect.version: dialect
-        for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27, V0_28, V0_29, V0_30)
-    }
+    {dialect.version: dialect for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27, V0_28, V0_29, V0_30)}
 )
 
 VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not dialect.machine_api)
@@ -458,9 +468,7 @@ def swagger(dialect: Dialect) -> dict[str, Any]:
 def _swagger_object(**properties: str | dict[str, str]) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {
-            name: {"type": kind} if isinstance(kind, str) else kind for name, kind in properties.items()
-        },
+        "properties": {name: {"type": kind} if isinstance(kind, str) else kind for name, kind in properties.items()},
     }
 
 

@@ -14,20 +14,27 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import httpx
 from werkzeug import Response
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
 CHUNK = 64 * 1024
+TIMED_OUT = "The read operation timed out"
 
 HTML_PAGE = "<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
 
-TITLES = {200: "Welcome", 502: "502 Bad Gateway", 503: "503 Service Temporarily Unavailable", 504: "504 Gateway Time-out"}
+TITLES = {
+    200: "Welcome",
+    502: "502 Bad Gateway",
+    503: "503 Service Temporarily Unavailable",
+    504: "504 Gateway Time-out",
+}
 
 
 class Kind(Enum):
@@ -213,17 +220,16 @@ class FaultQueue:
         return self._released.wait(seconds)
 
 
-def _break(environ: WSGIEnvironment, error: httpx.TransportError) -> NoReturn:
-    """Break the connection: a reset over loopback, the given exception in-process."""
+def _broken(environ: WSGIEnvironment, error: httpx.TransportError) -> Exception:
+    """Reset the connection; what is to be raised then: in-process the given exception."""
     connection: socket.socket | None = environ.get("werkzeug.socket")
     if connection is None:
-        raise error
+        return error
     # Linger 0 makes close() send a reset. Closing the descriptor itself, since the server's two
     # file objects on the socket would put close() off until after its polite shutdown().
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
-    reason = "the simulator reset the connection"
-    raise ConnectionAbortedError(reason)
+    return ConnectionAbortedError("the simulator reset the connection")
 
 
 def _whitespace(size: int) -> Iterator[bytes]:
@@ -231,10 +237,10 @@ def _whitespace(size: int) -> Iterator[bytes]:
         yield b" " * min(CHUNK, size - start)
 
 
-def _truncated(environ: WSGIEnvironment, body: bytes) -> Iterator[bytes]:
+def _truncated(body: bytes, *, in_process: bool) -> Iterator[bytes]:
     half = body[: len(body) // 2]
     yield half
-    if environ.get("werkzeug.socket") is None:
+    if in_process:
         message = f"peer closed connection without sending complete message body (received {len(half)} bytes)"
         raise httpx.RemoteProtocolError(message)
     reason = "the simulator closed the connection in the middle of a body"
@@ -253,55 +259,78 @@ def _dripping(queue: FaultQueue, fault: Fault, body: bytes) -> Iterator[bytes]:
     yield body[sent:]
 
 
-def play(
-    fault: Fault,
-    queue: FaultQueue,
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    execute: Callable[[bool], Response],
-) -> tuple[int | None, Iterable[bytes]]:
-    """Make the fault happen.
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One request that meets a fault.
 
-    Args:
+    Attributes:
         fault: what happens.
         queue: where it came from; its release ends a hang.
         environ: the request; over loopback it carries the server's socket.
         start_response: as WSGI gives it.
         execute: executes the request and gives the answer; True = from the state before the last change.
-
-    Returns:
-        The status that was sent, and the body.
-
-    Raises:
-        httpx.TransportError: in-process, when the connection fails.
-        ConnectionAbortedError: over loopback, when it was broken here.
     """
-    in_process = environ.get("werkzeug.socket") is None
-    match fault.kind:
-        case Kind.ANSWER:
-            response = Response(fault.body, fault.status, dict(fault.headers), content_type=fault.content_type)
-            return fault.status, response(environ, start_response)
-        case Kind.STALE:
-            response = execute(True)
-            return response.status_code, response(environ, start_response)
-        case Kind.REFUSE:
-            _break(environ, httpx.ConnectError("[Errno 111] Connection refused"))
-        case Kind.OVERSIZE:
-            response = Response(_whitespace(fault.size), 200, content_type=fault.content_type)
-            return 200, response(environ, start_response)
-        case Kind.DROP | Kind.HANG:
-            if fault.committed:
-                execute(False)
-            if fault.kind is Kind.DROP:
-                _break(environ, httpx.ReadError("[Errno 104] Connection reset by peer"))
-            if not in_process:
-                queue.wait(fault.limit_s)
-            _break(environ, httpx.ReadTimeout("The read operation timed out"))
-        case Kind.TRUNCATE | Kind.DRIP:
-            response = execute(False)
-            body = response.get_data()
-            if fault.kind is Kind.DRIP and in_process:
-                _break(environ, httpx.ReadTimeout("The read operation timed out"))
-            start_response(response.status, response.get_wsgi_headers(environ).to_wsgi_list())
-            broken = _truncated(environ, body) if fault.kind is Kind.TRUNCATE else _dripping(queue, fault, body)
-            return response.status_code, broken
+
+    fault: Fault
+    queue: FaultQueue
+    environ: WSGIEnvironment
+    start_response: StartResponse
+    execute: Callable[[bool], Response]
+
+    def __call__(self) -> tuple[int | None, Iterable[bytes]]:
+        """Make the fault happen.
+
+        Returns:
+            The status that was sent, and the body.
+
+        Raises:
+            httpx.TransportError: in-process, when the connection fails.
+            ConnectionAbortedError: over loopback, when it was broken here.
+        """
+        fault = self.fault
+        match fault.kind:
+            case Kind.ANSWER:
+                return self._send(
+                    Response(fault.body, fault.status, dict(fault.headers), content_type=fault.content_type)
+                )
+            case Kind.OVERSIZE:
+                return self._send(Response(_whitespace(fault.size), 200, content_type=fault.content_type))
+            case Kind.STALE:
+                return self._send(self.execute(True))
+            case Kind.TRUNCATE | Kind.DRIP:
+                return self._send_badly(self.execute(False))
+            case Kind.REFUSE | Kind.DROP | Kind.HANG:
+                raise self._failure()
+
+    @property
+    def _in_process(self) -> bool:
+        return self.environ.get("werkzeug.socket") is None
+
+    def _send(self, response: Response) -> tuple[int, Iterable[bytes]]:
+        return response.status_code, response(self.environ, self.start_response)
+
+    def _send_badly(self, response: Response) -> tuple[int, Iterable[bytes]]:
+        body = response.get_data()
+        if self.fault.kind is Kind.TRUNCATE:
+            chunks = _truncated(body, in_process=self._in_process)
+        elif self._in_process:
+            raise httpx.ReadTimeout(TIMED_OUT)
+        else:
+            chunks = _dripping(self.queue, self.fault, body)
+        self.start_response(response.status, response.get_wsgi_headers(self.environ).to_wsgi_list())
+        return response.status_code, chunks
+
+    def _failure(self) -> Exception:
+        """Break the connection, once the request was executed or the wait is over."""
+        if self.fault.committed:
+            self.execute(False)
+        match self.fault.kind:
+            case Kind.REFUSE:
+                error: httpx.TransportError = httpx.ConnectError("[Errno 111] Connection refused")
+            case Kind.HANG:
+                error = httpx.ReadTimeout(TIMED_OUT)
+                if not self._in_process:
+                    self.queue.wait(self.fault.limit_s)
+            case _:
+                error = httpx.ReadError("[Errno 104] Connection reset by peer")
+        return _broken(self.environ, error)

@@ -12,8 +12,9 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from tests.simulators.service import Service
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
     from collections.abc import Iterator
+
+    from _typeshed.wsgi import WSGIApplication
 
 POLL_S = 0.02
 """How long shutting down may take at most."""
@@ -24,14 +25,14 @@ class _QuietHandler(WSGIRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002, ANN401 - werkzeug's signature
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's signature
         """Let errors pass, which are bugs of a simulator."""
         if type == "error":
             super().log(type, message, *args)
 
     def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
         """Read no further request from a socket that is gone."""
-        super().connection_dropped(error, environ)  # type: ignore[arg-type]  # werkzeug names its own alias
+        super().connection_dropped(error, environ)
         self.close_connection = True
 
 
@@ -45,12 +46,12 @@ class _Server(ThreadedWSGIServer):
         self._guard = threading.Lock()
         super().__init__(host, port, app, handler=_QuietHandler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's
+    def process_request(self, request: Any, client_address: Any) -> None:
         with self._guard:
             self._open.add(request)
         super().process_request(request, client_address)
 
-    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - socketserver's signature
+    def shutdown_request(self, request: Any) -> None:
         with self._guard:
             self._open.discard(request)
         super().shutdown_request(request)

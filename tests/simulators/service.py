@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from werkzeug import Request
 
-from tests.simulators.faults import FaultQueue, play
+from tests.simulators.faults import FaultQueue, Play
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from collections.abc import Iterable
 
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
     from werkzeug import Response
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -43,9 +43,9 @@ class Exchange:
 class Service(ABC):
     """A WSGI application with faults and a record of its traffic."""
 
-    def __init__(self) -> None:
-        """Start with no faults and no traffic."""
-        self.lock = threading.RLock()
+    def __init__(self, *, lock: threading.RLock | None = None) -> None:
+        """Start with no faults and no traffic, guarded by this lock or by a new one."""
+        self.lock = lock or threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
 
@@ -72,7 +72,7 @@ class Service(ABC):
         target = f"{request.path}?{query}" if query else request.path
         answered = b""
 
-        def execute(stale: bool) -> Response:  # noqa: FBT001 - the one argument of a callback
+        def execute(stale: bool) -> Response:
             nonlocal answered
             with self.lock:
                 response = self.answer(request, stale=stale)
@@ -83,7 +83,7 @@ class Service(ABC):
         try:
             fault = self.faults.take(request.method, target)
             if fault is not None:
-                status, chunks = play(fault, self.faults, environ, start_response, execute)
+                status, chunks = Play(fault, self.faults, environ, start_response, execute)()
                 return chunks
             response = execute(False)
             status = response.status_code

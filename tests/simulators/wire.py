@@ -143,9 +143,7 @@ class Body:
         return tuple(self.values.get(name, ()))
 
 
-def read_body(
-    request: Request, dialect: Dialect, fields: Mapping[str, Field], *, required: bool = True
-) -> Body:
+def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *, required: bool = True) -> Body:
     """Read a request's JSON as strictly as this release does.
 
     Args:
@@ -190,7 +188,7 @@ def _snake(name: str) -> str:
     return re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)
 
 
-def _read_protojson(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _read_protojson(field: Field, value: Any) -> Any:
     match field, value:
         case Field.TEXT, str():
             return value
@@ -198,7 +196,7 @@ def _read_protojson(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSON
             return value
         case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
             return value
-        case Field.TIME, str() if (instant := _instant(value)) is not None:
+        case Field.TIME, str() if (instant := parse_time(value)) is not None:
             return instant
         case Field.ID, str() if re.fullmatch(r"\d+", value) and int(value) <= MAX_UINT64:
             return int(value)
@@ -240,7 +238,7 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, re
     return Body(values)
 
 
-def _read_huma_value(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSON value
+def _read_huma_value(field: Field, value: Any) -> Any:
     match field, value:
         case Field.TEXT, str():
             return value
@@ -248,7 +246,7 @@ def _read_huma_value(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSO
             return value
         case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
             return value
-        case Field.TIME, str() if (instant := _instant(value)) is not None:
+        case Field.TIME, str() if (instant := parse_time(value)) is not None:
             return instant
         case Field.ID, str():
             return parse_id(value)
@@ -257,7 +255,8 @@ def _read_huma_value(field: Field, value: Any) -> Any:  # noqa: ANN401 - any JSO
     raise RefusedError(message, status=422, operation="validation failed")
 
 
-def _instant(text: str) -> datetime | None:
+def parse_time(text: str) -> datetime | None:
+    """Read an RFC 3339 instant with its zone; None when it is none."""
     if RFC3339.fullmatch(text) is None:
         return None
     try:
@@ -266,7 +265,7 @@ def _instant(text: str) -> datetime | None:
         return None
 
 
-def parse_id(text: str) -> int:
+def parse_id(text: str, *, parameter: str = "id") -> int:
     """Read an id from a path, a query or, from 0.30 on, a body; empty = 0.
 
     Raises:
@@ -275,6 +274,7 @@ def parse_id(text: str) -> int:
     if not text:
         return 0
     if re.fullmatch(r"[0-9]+", text) is None or int(text) > MAX_UINT64:
-        message = f'type mismatch, error: strconv.ParseUint: parsing "{text}": invalid syntax'
-        raise RefusedError(message, code=INVALID, status=400, operation="invalid id")
+        cause = f'strconv.ParseUint: parsing "{text}": invalid syntax'
+        message = f"type mismatch, parameter: {parameter}, error: {cause}"
+        raise RefusedError(message, code=INVALID, status=400)
     return int(text)

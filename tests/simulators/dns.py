@@ -1,0 +1,364 @@
+"""What Cloudflare accepts as the DNS records of a zone."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+# Codes that Cloudflare is known to answer.
+INVALID_NAME: Final = 9000
+NOT_PROXIABLE: Final = 9003
+TYPE_NOT_PROXIABLE: Final = 9004
+INVALID_IPV4: Final = 9005
+TOO_MANY_TAGS: Final = 9300
+RECORD_GONE: Final = 81044
+QUOTA: Final = 81045
+HOST_TAKEN: Final = 81053
+CNAME_TAKEN: Final = 81054
+IDENTICAL: Final = 81058
+
+# Codes that no source names: no client may lean on them.
+VALIDATION: Final = 1004
+INVALID_IPV6: Final = 9006
+INVALID_TTL: Final = 9021
+NS_TAKEN: Final = 81056
+
+HEX32: Final = re.compile(r"[0-9a-f]{32}")
+LABEL: Final = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?|\*")
+
+NEVER_PROXIED: Final = tuple(
+    ipaddress.ip_network(prefix)
+    for prefix in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+
+TYPES: Final = frozenset({"A", "AAAA", "CNAME", "TXT", "NS", "MX"})
+ADDRESS_TYPES: Final = frozenset({"A", "AAAA"})
+PROXIED_TYPES: Final = frozenset({"A", "AAAA", "CNAME"})
+
+MAX_NAME: Final = 253
+MAX_TTL: Final = 86400
+
+Plan = Literal["free", "pro", "business", "enterprise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a plan allows."""
+
+    comment: int
+    tags: int
+    batch: int
+    records: int
+    min_ttl: int = 60
+
+
+LIMITS: Final[Mapping[Plan, Limits]] = {
+    "free": Limits(comment=100, tags=0, batch=200, records=200),
+    "pro": Limits(comment=500, tags=20, batch=3500, records=3500),
+    "business": Limits(comment=500, tags=20, batch=3500, records=3500),
+    "enterprise": Limits(comment=500, tags=20, batch=3500, records=3500, min_ttl=30),
+}
+
+
+class ApiError(Exception):
+    """A request that Cloudflare refuses."""
+
+    def __init__(
+        self,
+        status: int,
+        code: int,
+        message: str,
+        *,
+        chain: tuple[int, str] | None = None,
+        beside: tuple[int, str] | None = None,
+    ) -> None:
+        """Remember the error.
+
+        Args:
+            status: HTTP status.
+            code: Cloudflare's.
+            message: its words, on which nobody should rely.
+            chain: what is nested below it.
+            beside: a second error of the same answer.
+        """
+        super().__init__(f"{code}: {message}")
+        self.status = status
+        self.code = code
+        error: dict[str, Any] = {"code": code, "message": message}
+        if chain is not None:
+            error["error_chain"] = [{"code": chain[0], "message": chain[1]}]
+        self.errors = [error]
+        if beside is not None:
+            self.errors.append({"code": beside[0], "message": beside[1]})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A DNS record, as it was when it was asked for."""
+
+    id: str
+    zone_id: str
+    name: str = ""
+    type: str = ""
+    content: str = ""
+    ttl: int = 1
+    proxied: bool = False
+    comment: str = ""
+    """Empty = none."""
+    tags: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    priority: int | None = None
+    created_on: datetime
+    modified_on: datetime
+    comment_modified_on: datetime | None = None
+    tags_modified_on: datetime | None = None
+
+    @property
+    def proxiable(self) -> bool:
+        """Whether Cloudflare could put itself in front."""
+        if self.type in ADDRESS_TYPES:
+            address = ipaddress.ip_address(self.content)
+            return not any(address in network for network in NEVER_PROXIED)
+        return self.type in PROXIED_TYPES
+
+    def json(self) -> dict[str, Any]:
+        """The record as it is really returned."""
+        shown: dict[str, Any] = {
+            "id": self.id,
+            "name": self.name,
+            "type": self.type,
+            "content": self.content,
+            "proxiable": self.proxiable,
+            "proxied": self.proxied,
+            "ttl": self.ttl,
+            "settings": dict(self.settings or {}),
+            "meta": {},
+            "comment": self.comment or None,
+            "tags": list(self.tags),
+            "created_on": time_text(self.created_on),
+            "modified_on": time_text(self.modified_on),
+        }
+        if self.comment_modified_on is not None:
+            shown["comment_modified_on"] = time_text(self.comment_modified_on)
+        if self.tags_modified_on is not None:
+            shown["tags_modified_on"] = time_text(self.tags_modified_on)
+        if self.priority is not None:
+            shown["priority"] = self.priority
+        return shown
+
+    def spec(self) -> dict[str, Any]:
+        """What a request would have to say to make it."""
+        return {
+            "type": self.type,
+            "name": self.name,
+            "content": self.content,
+            "ttl": self.ttl,
+            "proxied": self.proxied,
+            "comment": self.comment,
+            "tags": list(self.tags),
+            "settings": self.settings,
+            "priority": self.priority,
+        }
+
+
+def time_text(instant: datetime) -> str:
+    """UTC with `Z` and four to six digits."""
+    fraction = f"{instant.microsecond:06d}".rstrip("0").ljust(4, "0")
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{fraction}Z"
+
+
+@dataclass(slots=True, kw_only=True)
+class ZoneRecords:
+    """The records of all zones, and the operations on those of one; nothing is kept when one is refused.
+
+    Attributes:
+        records: by id, oldest first; changed in place.
+        zone_id: the zone.
+        zone_name: its name.
+        limits: of its plan.
+        quota: how many records it may have.
+        now: the time of all operations.
+    """
+
+    records: dict[str, Record]
+    zone_id: str
+    zone_name: str
+    limits: Limits
+    quota: int
+    now: datetime
+
+    def create(self, record_id: str, spec: Mapping[str, Any]) -> Record:
+        """Add a record."""
+        if sum(record.zone_id == self.zone_id for record in self.records.values()) >= self.quota:
+            raise ApiError(400, QUOTA, "Record quota exceeded.")
+        empty = Record(id=record_id, zone_id=self.zone_id, created_on=self.now, modified_on=self.now)
+        return self._keep(self._built(spec, empty))
+
+    def patch(self, record_id: str, spec: Mapping[str, Any]) -> Record:
+        """Change the fields that are given."""
+        old = self.existing(record_id)
+        return self._keep(self._built(old.spec() | dict(spec), old))
+
+    def put(self, record_id: str, spec: Mapping[str, Any]) -> Record:
+        """Overwrite; what is not given takes its default."""
+        return self._keep(self._built(spec, self.existing(record_id)))
+
+    def delete(self, record_id: str) -> Record:
+        """Remove a record."""
+        record = self.existing(record_id)
+        del self.records[record_id]
+        return record
+
+    def existing(self, record_id: str) -> Record:
+        """A record of this zone."""
+        record = self.records.get(record_id)
+        if record is None or record.zone_id != self.zone_id:
+            raise ApiError(404, RECORD_GONE, "Record does not exist.")
+        return record
+
+    def _keep(self, record: Record) -> Record:
+        self._check_conflicts(record)
+        self.records[record.id] = record
+        return record
+
+    def _built(self, spec: Mapping[str, Any], old: Record) -> Record:
+        """Check a record spec and make the record of it."""
+        kind = spec.get("type")
+        if kind not in TYPES:
+            raise ApiError(400, VALIDATION, "DNS record type is invalid.")
+        if old.type not in ("", kind):
+            raise ApiError(400, VALIDATION, "The type of a record cannot be changed.")
+        proxied = _flag(spec.get("proxied"))
+        if proxied and kind not in PROXIED_TYPES:
+            raise ApiError(400, TYPE_NOT_PROXIABLE, "This record type cannot be proxied.")
+        comment = self._comment(spec.get("comment"))
+        tags = self._tags(spec.get("tags"))
+        record = replace(
+            old,
+            type=kind,
+            name=self._name(spec.get("name")),
+            content=_content(kind, spec.get("content")),
+            ttl=self._ttl(spec.get("ttl"), proxied=proxied),
+            proxied=proxied,
+            comment=comment,
+            tags=tags,
+            settings=_settings(spec.get("settings")),
+            priority=_priority(kind, spec.get("priority")),
+            modified_on=self.now,
+            comment_modified_on=(old.comment_modified_on if comment == old.comment else self.now) if comment else None,
+            tags_modified_on=(old.tags_modified_on if tags == old.tags else self.now) if tags else None,
+        )
+        if proxied and not record.proxiable:
+            raise ApiError(400, NOT_PROXIABLE, f"Target {record.content} is not allowed for a proxied record.")
+        return record
+
+    def _name(self, value: object) -> str:
+        """The full name: what does not end in the zone's name gets it added, a foreign full name too."""
+        invalid = ApiError(400, INVALID_NAME, "DNS name is invalid.")
+        if not isinstance(value, str) or not value:
+            raise invalid
+        if value == "@":
+            return self.zone_name
+        try:
+            name = value.lower() if value.isascii() else value.encode("idna").decode().lower()
+        except UnicodeError as error:
+            raise invalid from error
+        if name != self.zone_name and not name.endswith("." + self.zone_name):
+            name = f"{name}.{self.zone_name}"
+        if len(name) > MAX_NAME or any(LABEL.fullmatch(label) is None for label in name.split(".")):
+            raise invalid
+        return name
+
+    def _ttl(self, value: object, *, proxied: bool) -> int:
+        ttl = 1 if value is None else value
+        if isinstance(ttl, bool) or not isinstance(ttl, int):
+            raise ApiError(400, VALIDATION, "ttl must be a number.")
+        if ttl != 1 and not self.limits.min_ttl <= ttl <= MAX_TTL:
+            message = f"TTL must be between {self.limits.min_ttl} and {MAX_TTL} seconds, or 1 for Automatic."
+            raise ApiError(400, INVALID_TTL, message)
+        return 1 if proxied else ttl
+
+    def _comment(self, value: object) -> str:
+        comment = "" if value is None else value
+        if not isinstance(comment, str) or not comment.isprintable():
+            raise ApiError(400, VALIDATION, "Record comment contains invalid characters.")
+        if len(comment) > self.limits.comment:
+            raise ApiError(400, VALIDATION, f"Record comment is longer than {self.limits.comment} characters.")
+        return comment
+
+    def _tags(self, value: object) -> tuple[str, ...]:
+        tags = [] if value is None else value
+        if not isinstance(tags, list) or not all(isinstance(tag, str) and ":" in tag for tag in tags):
+            raise ApiError(400, VALIDATION, "tags must be a list of name:value.")
+        if len(tags) > self.limits.tags:
+            message = f"DNS record has {len(tags)} tags, exceeding the quota of {self.limits.tags}."
+            raise ApiError(400, TOO_MANY_TAGS, message)
+        return tuple(tags)
+
+    def _check_conflicts(self, record: Record) -> None:
+        beside = [
+            other
+            for other in self.records.values()
+            if other.zone_id == self.zone_id and other.name == record.name and other.id != record.id
+        ]
+        if any((other.type, other.content) == (record.type, record.content) for other in beside):
+            raise ApiError(400, IDENTICAL, "An identical record already exists.")
+        types = {other.type for other in beside}
+        if record.type == "CNAME" and types & PROXIED_TYPES:
+            raise ApiError(400, HOST_TAKEN, "An A, AAAA, or CNAME record with that host already exists.")
+        if record.type in ADDRESS_TYPES and "CNAME" in types:
+            raise ApiError(400, CNAME_TAKEN, "A CNAME record with that host already exists.")
+        mixed = types - {"NS"} if record.type == "NS" else types & {"NS"}
+        if mixed and record.name != self.zone_name:
+            raise ApiError(400, NS_TAKEN, "NS records may not share a name with other records.")
+
+
+def _flag(value: object) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise ApiError(400, VALIDATION, "proxied must be a boolean.")
+    return bool(value)
+
+
+def _settings(value: object) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ApiError(400, VALIDATION, "settings must be an object.")
+    return dict(value or {})
+
+
+def _priority(kind: str, value: object) -> int | None:
+    if kind != "MX":
+        return None
+    if not isinstance(value, int):
+        raise ApiError(400, VALIDATION, "priority is required for MX records.")
+    return value
+
+
+def _content(kind: str, value: object) -> str:
+    """The content as it is kept: IPv6 in its shortest form, host names in lower case."""
+    text = value if isinstance(value, str) else ""
+    try:
+        if kind == "A":
+            return str(ipaddress.IPv4Address(text))
+        if kind == "AAAA":
+            return str(ipaddress.IPv6Address(text))
+    except ValueError as error:
+        code, version = (INVALID_IPV4, "IPv4") if kind == "A" else (INVALID_IPV6, "IPv6")
+        raise ApiError(400, code, f"Content for {kind} record must be a valid {version} address.") from error
+    if not text:
+        raise ApiError(400, VALIDATION, "content is required.")
+    return text if kind == "TXT" else text.lower()

@@ -1,0 +1,830 @@
+"""What a Headscale server knows, and what happens when a machine registers, connects and leaves."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final, Literal
+
+from tests.simulators.dialects import (
+    DIALECTS,
+    LETTERS,
+    Dialect,
+    HostnameRefusedError,
+    KeyCheck,
+    KeyForm,
+    KeyUser,
+    LoginMatch,
+    LoginTags,
+)
+from tests.simulators.wire import ZERO
+
+SILENT_LOSS: Final = timedelta(minutes=15)
+"""About how long the kernel retransmits to a client that vanished."""
+
+EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
+
+LOGOUT_IN_1970: Final = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
+
+BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+HEX: Final = "0123456789abcdef"
+
+MAX_RANDOM_BASE: Final = 53
+"""How much of a given name is kept before a random suffix."""
+
+RegisteredBy = Literal["auth_key", "cli", "oidc"]
+
+
+class RegistrationRefusedError(Exception):
+    """A machine was not let in; the text is the server's."""
+
+
+class NodeGoneError(Exception):
+    """A machine that polls was told that its node does not exist."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A user of the tailnet."""
+
+    id: int
+    name: str
+    email: str
+    provider: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreAuthKey:
+    """A pre-auth key; `key` is the secret."""
+
+    id: int
+    key: str
+    user_id: int | None
+    reusable: bool
+    ephemeral: bool
+    used: bool
+    expires_at: datetime
+    created_at: datetime
+    tags: tuple[str, ...]
+
+    @property
+    def masked(self) -> str:
+        """What lists show of it from 0.28 on: one made before, all of it."""
+        prefix = "hskey-auth-"
+        return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else self.key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey:
+    """An API key."""
+
+    id: int
+    key: str
+    expires_at: datetime
+    created_at: datetime
+
+    @property
+    def prefix(self) -> str:
+        """The part that is no secret."""
+        return self.key[:7]
+
+    @property
+    def masked(self) -> str:
+        """What lists show of it from 0.28 on."""
+        prefix = "hskey-api-"
+        return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.key[:7]}***"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A member of the tailnet, as it was when it was asked for."""
+
+    id: int
+    machine_key: str
+    node_key: str
+    disco_key: str
+    addresses: tuple[str, ...]
+    name: str
+    given_name: str
+    user_id: int | None
+    """Its owner; of a tagged node who made the key, if the release remembers."""
+    tags: tuple[str, ...]
+    registered_by: RegisteredBy
+    stored_key_id: int | None
+    """Which key it came with, as the database has it."""
+    pre_auth_key: PreAuthKey | None
+    """That key as it was then, or the one it came back with: what the memory has."""
+    created_at: datetime
+    last_seen: datetime | None
+    expires_at: datetime | None
+    stored_expires_at: datetime | None
+    """What a restart makes of `expires_at`."""
+
+    @property
+    def address(self) -> str:
+        """The first of its addresses."""
+        return self.addresses[0]
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    """The tables; rows are immutable, so a copy of the tables is a snapshot."""
+
+    users: dict[int, User] = field(default_factory=dict)
+    keys: dict[int, PreAuthKey] = field(default_factory=dict)
+    api_keys: dict[int, ApiKey] = field(default_factory=dict)
+    nodes: dict[int, Node] = field(default_factory=dict)
+    last_ids: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> _State:
+        return _State(
+            users=dict(self.users),
+            keys=dict(self.keys),
+            api_keys=dict(self.api_keys),
+            nodes=dict(self.nodes),
+            last_ids=dict(self.last_ids),
+        )
+
+    def next_id(self, table: str) -> int:
+        self.last_ids[table] = self.last_ids.get(table, 0) + 1
+        return self.last_ids[table]
+
+
+class _Sessions:
+    """Who holds a long poll open, and who did."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        self.closed_at: dict[int, datetime] = {}
+        self.lost_at: dict[int, datetime] = {}
+
+    def online(self, node_id: int, now: datetime, grace: timedelta) -> bool:
+        if node_id in self.open:
+            return True
+        closed_at, lost_at = self.closed_at.get(node_id), self.lost_at.get(node_id)
+        if lost_at is not None:
+            return now < lost_at + SILENT_LOSS + grace
+        return closed_at is not None and now < closed_at + grace
+
+    def closed_since(self, node_id: int) -> datetime | None:
+        """When the server noticed that a session was over."""
+        if node_id in self.open:
+            return None
+        lost_at = self.lost_at.get(node_id)
+        return lost_at + SILENT_LOSS if lost_at is not None else self.closed_at.get(node_id)
+
+    def connect(self, node_id: int) -> None:
+        self.forget(node_id)
+        self.open.add(node_id)
+
+    def disconnect(self, node_id: int, now: datetime, *, silently: bool) -> None:
+        self.forget(node_id)
+        (self.lost_at if silently else self.closed_at)[node_id] = now
+
+    def forget(self, node_id: int) -> None:
+        self.open.discard(node_id)
+        self.closed_at.pop(node_id, None)
+        self.lost_at.pop(node_id, None)
+
+
+class _Addresses:
+    """Sequential allocation: a pointer that only moves forward, until the server restarts."""
+
+    FAMILIES: Final[Mapping[str, tuple[type[IPv4Address | IPv6Address], str]]] = {
+        "v4": (IPv4Address, "100.64.0.0"),
+        "v6": (IPv6Address, "fd7a:115c:a1e0::"),
+    }
+
+    def __init__(self, families: tuple[str, ...]) -> None:
+        self.families = families
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = dict.fromkeys(self.families, 0)
+
+    def next(self, taken: set[str]) -> tuple[str, ...]:
+        return tuple(self._next(family, taken) for family in self.families)
+
+    def _next(self, family: str, taken: set[str]) -> str:
+        kind, base = self.FAMILIES[family]
+        while True:
+            self._last[family] += 1
+            address = str(kind(base) + self._last[family])
+            if address not in taken:
+                return address
+
+
+class Tailnet:
+    """One server's users, keys and nodes; each public method is one transaction."""
+
+    def __init__(
+        self,
+        version: str,
+        *,
+        now: Callable[[], datetime] | None = None,
+        api_key: str | None = None,
+        families: tuple[str, ...] = ("v4", "v6"),
+        offline_grace: timedelta | None = None,
+        seed: int = 1,
+    ) -> None:
+        """Start an empty server.
+
+        Args:
+            version: one of `DIALECTS`.
+            now: the clock, aware UTC; the real one when left out.
+            api_key: the API key that it accepts; made up in the release's form when left out.
+            families: address families it hands out, of `v4` and `v6`.
+            offline_grace: how long a node stays online after it disconnected; the release's when left out.
+            seed: of everything random.
+        """
+        self.lock = threading.RLock()
+        self.dialect: Dialect = DIALECTS[version]
+        self._now = now or (lambda: datetime.now(UTC))
+        self._random = random.Random(seed)
+        self._grace = offline_grace
+        self._secrets: list[str] = []
+        self._state = _State()
+        self._before = self._state
+        self._sessions = _Sessions()
+        self._addresses = _Addresses(families)
+        self._api_key_id = self._add_api_key(api_key).id
+
+    # --- What it knows ------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """The release it speaks."""
+        return self.dialect.version
+
+    @property
+    def api_key(self) -> str:
+        """The API key made last."""
+        with self.lock:
+            return self._state.api_keys[self._api_key_id].key
+
+    @property
+    def users(self) -> list[User]:
+        """Every user, by id."""
+        with self.lock:
+            return list(self._state.users.values())
+
+    @property
+    def keys(self) -> list[PreAuthKey]:
+        """Every pre-auth key, by id, secrets included."""
+        with self.lock:
+            return list(self._state.keys.values())
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Every node, by id."""
+        with self.lock:
+            return list(self._state.nodes.values())
+
+    def node(self, node_id: int) -> Node | None:
+        """One node as it is now; None = no such node."""
+        with self.lock:
+            return self._state.nodes.get(node_id)
+
+    def online(self, node_id: int) -> bool:
+        """What the API says about a node."""
+        with self.lock:
+            return self._sessions.online(node_id, self._now(), self._offline_grace)
+
+    def session_open(self, node_id: int) -> bool:
+        """Whether a client still has its long poll; from 0.27 on also that of a deleted node."""
+        with self.lock:
+            return node_id in self._sessions.open
+
+    def secrets(self) -> list[str]:
+        """Every API key and pre-auth key that was ever handed out or accepted."""
+        with self.lock:
+            return list(self._secrets)
+
+    # --- What a person does -------------------------------------------------------------------------
+
+    def add_user(self, name: str, email: str = "", *, provider: str = "") -> User:
+        """Make a user; only a provider's (`oidc`) may have no name, or one that is taken."""
+        with self.lock:
+            taken = any(user.name == name and user.provider == provider for user in self.users)
+            if not provider and (taken or not name):
+                message = f"user {name!r} cannot be added"
+                raise ValueError(message)
+            self._remember()
+            user = User(
+                id=self._state.next_id("users"),
+                name=name,
+                email=email,
+                provider=provider,
+                created_at=self._now(),
+            )
+            self._state.users[user.id] = user
+            return user
+
+    def create_key(
+        self,
+        user: User | str | None,
+        *,
+        reusable: bool = False,
+        ephemeral: bool = False,
+        expires_in: timedelta = timedelta(hours=1),
+        tags: tuple[str, ...] = (),
+    ) -> PreAuthKey:
+        """Make a pre-auth key, as the command line in the server's pod does."""
+        with self.lock:
+            self._remember()
+            return self._add_key(
+                self._owner_id(user, tags),
+                reusable=reusable,
+                ephemeral=ephemeral,
+                expires_at=self._now() + expires_in,
+                tags=tags,
+            )
+
+    def expire_key(self, key_id: int) -> None:
+        """Expire a pre-auth key."""
+        with self.lock:
+            self._remember()
+            self._state.keys[key_id] = replace(self._state.keys[key_id], expires_at=self._now())
+
+    def delete_key(self, key_id: int) -> None:
+        """Delete a pre-auth key; nodes that came with it lose the link at the next restart."""
+        with self.lock:
+            self._remember()
+            self._state.keys.pop(key_id, None)
+            for node in self.nodes:
+                if node.stored_key_id == key_id:
+                    self._change(node.id, stored_key_id=None)
+
+    def add_node(
+        self,
+        hostname: str,
+        *,
+        user: User | str | None,
+        tags: tuple[str, ...] = (),
+        online: bool = True,
+        registered_by: RegisteredBy = "auth_key",
+        expires_at: datetime | None = None,
+        pre_auth_key: PreAuthKey | None = None,
+        machine_key: str | None = None,
+        addresses: tuple[str, ...] | None = None,
+    ) -> Node:
+        """Put a node there, as if it had registered some time ago.
+
+        Args:
+            hostname: what the machine calls itself; named by the release's rules.
+            user: owner, or who made the key of a tagged node; None only with tags, from 0.28 on.
+            tags: with `tag:`.
+            online: whether it holds a session.
+            registered_by: how it came in.
+            expires_at: None = never.
+            pre_auth_key: the key it came with; for `auth_key` one is made up when left out.
+            machine_key: with `mkey:`; made up when left out.
+            addresses: its addresses; the next free ones when left out.
+        """
+        with self.lock:
+            owner_id = self._owner_id(user, tags)
+            self._remember()
+            key = None
+            if registered_by == "auth_key":
+                key = self._use(pre_auth_key or self._add_key(owner_id, tags=tags))
+            node = self._add_node(
+                hostname,
+                machine_key=machine_key or self._new_key("mkey:"),
+                node_key=self._new_key("nodekey:"),
+                user_id=owner_id,
+                tags=tags,
+                registered_by=registered_by,
+                key=key,
+                expires_at=expires_at,
+                addresses=addresses,
+            )
+            if online:
+                self._sessions.connect(node.id)
+            return node
+
+    def delete_node(self, node_id: int) -> None:
+        """Delete a node; from 0.27 on a client that is connected is not told."""
+        with self.lock:
+            self._remember()
+            del self._state.nodes[node_id]
+            if not (self.dialect.deleted_session_stays and node_id in self._sessions.open):
+                self._sessions.forget(node_id)
+
+    def expire_node(self, node_id: int, expires_at: datetime | None = None, *, never: bool = False) -> Node:
+        """Expire a node, now when no instant is given; `never` takes its expiry away."""
+        with self.lock:
+            self._remember()
+            instant = None if never else expires_at or self._now()
+            changes: dict[str, Any] = {"expires_at": instant}
+            if self.dialect.expiry_survives_restart:
+                changes["stored_expires_at"] = instant
+            return self._change(node_id, **changes)
+
+    def rename_node(self, node_id: int, given_name: str) -> Node:
+        """Give a node another given name."""
+        with self.lock:
+            self._remember()
+            return self._change(node_id, given_name=given_name)
+
+    def readdress(self, node_id: int) -> Node:
+        """Give a node the next free addresses."""
+        with self.lock:
+            self._remember()
+            return self._change(node_id, addresses=self._next_addresses())
+
+    def upgrade(self, version: str) -> None:
+        """Restart as another release, with the same database."""
+        with self.lock:
+            self.dialect = DIALECTS[version]
+            self.restart()
+
+    def restart(self) -> None:
+        """Restart: everybody offline, what was only in memory lost, addresses counted from the lowest."""
+        with self.lock:
+            self._remember()
+            self._sessions = _Sessions()
+            self._addresses.restart()
+            for node in self.nodes:
+                key = self._state.keys.get(node.stored_key_id or 0)
+                self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
+                if key is not None and key.ephemeral:
+                    self._sessions.closed_at[node.id] = self._now() - self._offline_grace
+
+    def revoke_api_key(self, *, delete: bool = False) -> None:
+        """Make the API key useless: expire it, or delete it so that it is unknown."""
+        with self.lock:
+            self._remember()
+            key = self._state.api_keys[self._api_key_id]
+            expired = replace(key, expires_at=self._now())
+            self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
+
+    def rotate_api_key(self, api_key: str | None = None) -> str:
+        """Expire the API key and give the new one."""
+        with self.lock:
+            self.revoke_api_key()
+            self._api_key_id = self._add_api_key(api_key).id
+            return self.api_key
+
+    # --- What a machine does ------------------------------------------------------------------------
+
+    def register(
+        self,
+        *,
+        key: str | None,
+        hostname: str,
+        machine_key: str | None = None,
+        node_key: str | None = None,
+    ) -> Node:
+        """Register a machine, as the control protocol does.
+
+        Args:
+            key: pre-auth key; None = the client shows none.
+            hostname: what the machine calls itself.
+            machine_key: with `mkey:`; a new machine's when left out.
+            node_key: with `nodekey:`; a new one when left out.
+
+        Returns:
+            The node, new or known; not connected yet.
+
+        Raises:
+            RegistrationRefusedError: with the server's text.
+        """
+        with self.lock:
+            self._sweep()
+            self._remember()
+            return self._register(
+                key,
+                hostname,
+                machine_key or self._new_key("mkey:"),
+                node_key or self._new_key("nodekey:"),
+            )
+
+    def connect(self, node_id: int) -> None:
+        """Open a node's long poll.
+
+        Raises:
+            NodeGoneError: there is no such node.
+        """
+        with self.lock:
+            self._sweep()
+            if node_id not in self._state.nodes:
+                message = "node not found"
+                raise NodeGoneError(message)
+            self._sessions.connect(node_id)
+            self._change(node_id, last_seen=self._now())
+
+    def disconnect(self, node_id: int, *, silently: bool = False) -> None:
+        """Close a node's long poll.
+
+        Args:
+            node_id: the node; one that is gone is no error.
+            silently: the machine vanished: the server goes on believing in it for a quarter of an hour.
+        """
+        with self.lock:
+            if node_id not in self._state.nodes:
+                self._sessions.forget(node_id)
+                return
+            self._sessions.disconnect(node_id, self._now(), silently=silently)
+            if not silently:
+                self._change(node_id, last_seen=self._now())
+
+    def logout(self, node_id: int) -> None:
+        """Log a node out: an ephemeral one is deleted, any other expires."""
+        with self.lock:
+            if self._is_ephemeral(self._state.nodes[node_id]):
+                self._sessions.forget(node_id)
+                self.delete_node(node_id)
+                return
+            self.expire_node(node_id, LOGOUT_IN_1970 if self.dialect.logout_in_1970 else None)
+            self.disconnect(node_id)
+
+    # --- Rows ---------------------------------------------------------------------------------------
+
+    def _remember(self) -> None:
+        self._before = self._state.copy()
+
+    def _text(self, alphabet: str, length: int) -> str:
+        return "".join(self._random.choices(alphabet, k=length))
+
+    def _new_key(self, prefix: str) -> str:
+        return prefix + self._text(HEX, 64)
+
+    def _owner_id(self, user: User | str | None, tags: tuple[str, ...]) -> int | None:
+        if isinstance(user, str):
+            user = next(known for known in self.users if known.name == user)
+        if user is not None:
+            return user.id
+        if tags and self.dialect.key_user is KeyUser.ID_OR_TAGS:
+            return None
+        message = f"needs a user on {self.version}"
+        raise ValueError(message)
+
+    def _add_api_key(self, key: str | None) -> ApiKey:
+        if key is None and self.dialect.key_form is KeyForm.HEX:
+            key = f"{self._text(BASE64URL, 7)}.{self._text(BASE64URL, 32)}"
+        elif key is None:
+            key = f"hskey-api-{self._text(BASE64URL, 12)}-{self._text(BASE64URL, 64)}"
+        now = self._now()
+        row = ApiKey(id=self._state.next_id("api_keys"), key=key, created_at=now, expires_at=now + timedelta(days=90))
+        self._state.api_keys[row.id] = row
+        self._secrets.append(key)
+        return row
+
+    def _new_secret(self) -> str:
+        match self.dialect.key_form:
+            case KeyForm.HEX:
+                return self._text(HEX, 48)
+            case KeyForm.PREFIXED_BASE64:
+                return f"hskey-auth-{self._text(BASE64URL, 12)}-{self._text(BASE64URL, 64)}"
+            case KeyForm.PREFIXED_HEX:
+                return f"hskey-auth-{self._text(HEX, 12)}-{self._text(HEX, 64)}"
+
+    def _add_key(
+        self,
+        user_id: int | None,
+        *,
+        reusable: bool = False,
+        ephemeral: bool = False,
+        expires_at: datetime | None = None,
+        tags: tuple[str, ...] = (),
+    ) -> PreAuthKey:
+        now = self._now()
+        key = PreAuthKey(
+            id=self._state.next_id("keys"),
+            key=self._new_secret(),
+            user_id=user_id,
+            reusable=reusable,
+            ephemeral=ephemeral,
+            used=False,
+            expires_at=expires_at or now + timedelta(hours=1),
+            created_at=now,
+            tags=tuple(dict.fromkeys(tags)),
+        )
+        self._state.keys[key.id] = key
+        self._secrets.append(key.key)
+        return key
+
+    def _use(self, key: PreAuthKey) -> PreAuthKey:
+        current = self._state.keys[key.id]
+        used = replace(current, used=not current.reusable or self.dialect.reusable_becomes_used)
+        self._state.keys[key.id] = used
+        return used
+
+    def _next_addresses(self) -> tuple[str, ...]:
+        return self._addresses.next({address for node in self.nodes for address in node.addresses})
+
+    def _change(self, node_id: int, **changes: Any) -> Node:
+        node = replace(self._state.nodes[node_id], **changes)
+        self._state.nodes[node_id] = node
+        return node
+
+    def _add_node(
+        self,
+        hostname: str,
+        *,
+        machine_key: str,
+        node_key: str,
+        user_id: int | None,
+        tags: tuple[str, ...],
+        registered_by: RegisteredBy,
+        key: PreAuthKey | None,
+        expires_at: datetime | None,
+        addresses: tuple[str, ...] | None,
+    ) -> Node:
+        name = self.dialect.hostname(hostname, machine_key, self._random)
+        now = self._now()
+        node = Node(
+            id=self._state.next_id("nodes"),
+            machine_key=machine_key,
+            node_key=node_key,
+            disco_key=self._new_key("discokey:"),
+            addresses=self._next_addresses() if addresses is None else addresses,
+            name=name,
+            given_name=self._free_given_name(self.dialect.given_name(name)),
+            user_id=None if tags and not self.dialect.tagged_keeps_user else user_id,
+            tags=tags,
+            registered_by=registered_by,
+            stored_key_id=None if key is None else key.id,
+            pre_auth_key=key,
+            created_at=now,
+            last_seen=now,
+            expires_at=expires_at,
+            stored_expires_at=expires_at,
+        )
+        self._state.nodes[node.id] = node
+        return node
+
+    def _free_given_name(self, wanted: str) -> str:
+        taken = {node.given_name for node in self.nodes}
+        if wanted not in taken:
+            return wanted
+        if not self.dialect.given_name_numbered:
+            return f"{wanted[:MAX_RANDOM_BASE]}-{self._text(LETTERS, 8)}"
+        number = 1
+        while f"{wanted}-{number}" in taken:
+            number += 1
+        return f"{wanted}-{number}"
+
+    # --- Sessions -----------------------------------------------------------------------------------
+
+    @property
+    def _offline_grace(self) -> timedelta:
+        return timedelta(seconds=self.dialect.offline_grace_s) if self._grace is None else self._grace
+
+    def _is_expired(self, node: Node) -> bool:
+        return node.expires_at is not None and node.expires_at <= self._now()
+
+    def _shown_key(self, node: Node) -> PreAuthKey | None:
+        """The key that the API shows in a node."""
+        if self.dialect.key_snapshot_in_node:
+            return node.pre_auth_key
+        return self._state.keys.get(node.stored_key_id or 0)
+
+    def _is_ephemeral(self, node: Node) -> bool:
+        key = self._shown_key(node)
+        return key is not None and key.ephemeral
+
+    def _sweep(self) -> None:
+        """Delete the ephemeral nodes that have been away for too long."""
+        for node in self.nodes:
+            since = self._sessions.closed_since(node.id)
+            if since is None or not self._is_ephemeral(node):
+                continue
+            if since + self._offline_grace + EPHEMERAL_TIMEOUT <= self._now():
+                self.delete_node(node.id)
+
+    # --- Registration -------------------------------------------------------------------------------
+
+    def _register(self, secret: str | None, hostname: str, machine_key: str, node_key: str) -> Node:
+        known = self._known_without_key(secret, machine_key, node_key)
+        if known is not None:
+            return self._change(known.id, node_key=node_key, **self._names(known, hostname))
+        if secret is None:
+            message = "node must log in"
+            raise RegistrationRefusedError(message)
+        key = next((key for key in self.keys if key.key == secret), None)
+        if key is None:
+            raise RegistrationRefusedError(self.dialect.unknown_key_text)
+        known = self._known_with_key(key, machine_key, node_key)
+        if known is None or not self._may_skip_check(known, key, node_key):
+            self._check(key)
+        addresses = self._next_addresses() if self.dialect.login_takes_an_address else None
+        if known is not None:
+            return self._log_in(known, hostname, node_key, self._use(key))
+        try:
+            return self._add_node(
+                hostname,
+                machine_key=machine_key,
+                node_key=node_key,
+                user_id=key.user_id,
+                tags=key.tags,
+                registered_by="auth_key",
+                key=self._use(key),
+                expires_at=None,
+                addresses=addresses,
+            )
+        except HostnameRefusedError as error:
+            self._state = self._before.copy()
+            raise RegistrationRefusedError(str(error)) from error
+
+    def _check(self, key: PreAuthKey) -> None:
+        if key.expires_at <= self._now():
+            raise RegistrationRefusedError(self.dialect.expired_key_text)
+        if key.used and not key.reusable:
+            raise RegistrationRefusedError(self.dialect.used_key_text)
+
+    def _known_without_key(self, secret: str | None, machine_key: str, node_key: str) -> Node | None:
+        """The live node that is let in without a look at the key."""
+        if secret is not None and not self.dialect.live_needs_no_key:
+            return None
+        by_machine = self.dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY
+        for node in self.nodes:
+            same_machine = node.machine_key == machine_key
+            if not (node.node_key == node_key or (by_machine and same_machine)) or self._is_expired(node):
+                continue
+            if not same_machine and not by_machine:
+                message = "node exist with different machine key"
+                raise RegistrationRefusedError(message)
+            return node
+        return None
+
+    def _known_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
+        """The node as which this machine comes back with this key; None = a new one."""
+        own = [node for node in self.nodes if node.machine_key == machine_key]
+        users = [node for node in own if key.user_id is not None and node.user_id == key.user_id]
+        match self.dialect.login_match:
+            case LoginMatch.MACHINE_OR_NODE_KEY:
+                found = [node for node in self.nodes if node in own or node.node_key == node_key]
+            case LoginMatch.LOWEST_ID_OF_MACHINE:
+                found = [node for node in own[:1] if node in users]
+            case LoginMatch.MACHINE_AND_USER:
+                found = users
+            case LoginMatch.MACHINE_AND_OWNERSHIP:
+                tagged = [node for node in own if node.tags]
+                found = [node for node in users if not node.tags] or tagged
+                if not found and key.user_id is None:
+                    found = own
+                    if len(found) > 1:
+                        message = "ambiguous node ownership"
+                        raise RegistrationRefusedError(message)
+        return found[0] if found else None
+
+    def _may_skip_check(self, known: Node, key: PreAuthKey, node_key: str) -> bool:
+        """Whether a known machine is let in although its key may be used or expired."""
+        if known.node_key != node_key:
+            return False
+        match self.dialect.key_check:
+            case KeyCheck.ALWAYS:
+                return False
+            case KeyCheck.UNLESS_SAME_KEY:
+                return known.pre_auth_key is not None and known.pre_auth_key.id == key.id
+            case KeyCheck.UNLESS_KNOWN:
+                return True
+            case KeyCheck.UNLESS_LIVE:
+                converts = bool(key.tags) and not known.tags
+                return not self._is_expired(known) and not converts
+
+    def _names(self, known: Node, hostname: str) -> dict[str, Any]:
+        """What a machine that comes back is called."""
+        if not self.dialect.hostname_follows:
+            return {}
+        try:
+            name = self.dialect.hostname(hostname, known.machine_key, self._random)
+        except HostnameRefusedError:
+            return {}
+        derived = known.given_name == self.dialect.given_name(known.name)
+        if self.dialect.given_name_follows_login and derived:
+            return {"name": name, "given_name": self.dialect.given_name(name)}
+        return {"name": name}
+
+    def _log_in(self, known: Node, hostname: str, node_key: str, key: PreAuthKey) -> Node:
+        """Take a known machine in again."""
+        dialect = self.dialect
+        changes: dict[str, Any] = {
+            "node_key": node_key,
+            "last_seen": self._now(),
+            "pre_auth_key": key,
+            "registered_by": "auth_key",
+            **self._names(known, hostname),
+        }
+        if not dialect.second_key_until_restart:
+            changes["stored_key_id"] = key.id
+        if dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY:
+            changes["user_id"] = key.user_id
+        if dialect.login_loses_created_at:
+            changes["created_at"] = ZERO
+        taken_over = dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags
+        if taken_over:
+            changes |= {"tags": key.tags, "user_id": None}
+        if dialect.login_tags is LoginTags.ALWAYS or (dialect.login_tags is LoginTags.IF_ANY and key.tags):
+            changes["tags"] = key.tags
+        if dialect.tagged_revives or not known.tags:
+            changes |= {"expires_at": None, "stored_expires_at": None}
+        if dialect.login_resets_online:
+            self._sessions.forget(known.id)
+        return self._change(known.id, **changes)

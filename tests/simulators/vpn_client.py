@@ -1,0 +1,305 @@
+"""Stands in for the tailscale container: reads the key file, registers, connects, shows its address."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.simulators.headscale import HeadscaleSimulator, NodeGoneError, RegistrationRefusedError
+
+STATE_FILE = "tailscaled.state"
+TIMEOUT_S = 10.0
+
+
+class KeyFileUnusableError(Exception):
+    """The key file is missing or empty: the container exits, or waits in vain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What the client keeps in its state."""
+
+    machine_key: str
+    node_key: str
+    node_id: int | None = None
+
+    @classmethod
+    def new(cls) -> Identity:
+        """A machine that never registered."""
+        source = random.SystemRandom()
+        machine_key, node_key = (f"{source.getrandbits(256):064x}" for _ in range(2))
+        return cls(machine_key=f"mkey:{machine_key}", node_key=f"nodekey:{node_key}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What the server said about this node."""
+
+    node_id: int
+    addresses: tuple[str, ...]
+
+
+class _Local:
+    """Control by a simulator in this process."""
+
+    def __init__(self, simulator: HeadscaleSimulator) -> None:
+        self._simulator = simulator
+
+    def register(self, key: str | None, hostname: str, identity: Identity) -> Registered:
+        node = self._simulator.register(
+            key=key, hostname=hostname, machine_key=identity.machine_key, node_key=identity.node_key
+        )
+        return Registered(node_id=node.id, addresses=node.addresses)
+
+    def connect(self, node_id: int) -> None:
+        self._simulator.connect(node_id)
+
+    def disconnect(self, node_id: int, *, silently: bool) -> None:
+        self._simulator.disconnect(node_id, silently=silently)
+
+    def readdress(self, node_id: int) -> Registered:
+        if self._simulator.node(node_id) is None:
+            message = "node not found"
+            raise NodeGoneError(message)
+        return Registered(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
+
+
+class _Remote:
+    """Control by a simulator that is served on loopback."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def _post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        response = httpx.post(f"{self._url}/sim/{path}", json=body, timeout=TIMEOUT_S)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise NodeGoneError(response.text)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            raise RegistrationRefusedError(response.text)
+        return response.raise_for_status()
+
+    def register(self, key: str | None, hostname: str, identity: Identity) -> Registered:
+        asked = {
+            "key": key,
+            "hostname": hostname,
+            "machineKey": identity.machine_key,
+            "nodeKey": identity.node_key,
+        }
+        return self._registered(self._post("register", asked))
+
+    def connect(self, node_id: int) -> None:
+        self._post("connect", {"nodeId": node_id})
+
+    def disconnect(self, node_id: int, *, silently: bool) -> None:
+        with suppress(httpx.TransportError):  # the server went first
+            self._post("disconnect", {"nodeId": node_id, "silently": silently})
+
+    def readdress(self, node_id: int) -> Registered:
+        return self._registered(self._post("readdress", {"nodeId": node_id}))
+
+    def _registered(self, response: httpx.Response) -> Registered:
+        node = response.json()
+        return Registered(node_id=int(node["id"]), addresses=tuple(node["ipAddresses"]))
+
+
+class VpnClient:
+    """One tailscale container."""
+
+    def __init__(
+        self,
+        control: HeadscaleSimulator | str,
+        *,
+        key_file: Path,
+        hostname: str,
+        state_dir: Path | None = None,
+        auth_once: bool = True,
+        interface: str | None = None,
+        netns: str | None = None,
+    ) -> None:
+        """Describe the container; nothing happens before `start`.
+
+        Args:
+            control: a simulator in this process, or the URL of one.
+            key_file: what `TS_AUTHKEY=file:` names.
+            hostname: `TS_HOSTNAME`.
+            state_dir: where the state survives; None = it is lost with the process.
+            auth_once: `TS_AUTH_ONCE`: a node with state shows no key as long as the server knows it.
+            interface: where to put the addresses, such as `tailscale0`; None = nowhere.
+            netns: network namespace of the interface; None = this one.
+        """
+        self._control = _Remote(control) if isinstance(control, str) else _Local(control)
+        self._key_file = key_file
+        self._hostname = hostname
+        self._state_dir = state_dir
+        self._auth_once = auth_once
+        self._interface = interface
+        self._netns = netns
+        self._identity = Identity.new()
+        self.addresses: tuple[str, ...] = ()
+
+    @property
+    def node_id(self) -> int | None:
+        """The node it is registered as."""
+        return self._identity.node_id
+
+    @property
+    def machine_key(self) -> str:
+        """Its machine key, with `mkey:`."""
+        return self._identity.machine_key
+
+    def start(self) -> Registered:
+        """Start the container: log in where needed, connect, show the addresses.
+
+        Raises:
+            KeyFileUnusableError: a key is needed and the file has none.
+            RegistrationRefusedError: the server did not let it in.
+        """
+        self._identity = self._load()
+        node = self._logged_in()
+        self._identity = Identity(
+            machine_key=self._identity.machine_key, node_key=self._identity.node_key, node_id=node.node_id
+        )
+        self._save()
+        self._control.connect(node.node_id)
+        self._show(node)
+        return node
+
+    def change_address(self) -> Registered:
+        """Get other addresses from the server and show them.
+
+        Raises:
+            NodeGoneError: the node was deleted.
+        """
+        if self.node_id is None:
+            message = "not registered"
+            raise NodeGoneError(message)
+        node = self._control.readdress(self.node_id)
+        self._show(node)
+        return node
+
+    def die(self, *, cleanly: bool = True) -> None:
+        """Stop the container; uncleanly, the server believes in it for a quarter of an hour."""
+        if self.node_id is not None:
+            self._control.disconnect(self.node_id, silently=not cleanly)
+        if self._interface is not None:
+            remove_interface(self._interface, netns=self._netns)
+        self.addresses = ()
+
+    def _logged_in(self) -> Registered:
+        """Log in, first without the key where the container would."""
+        if self._auth_once and self._identity.node_id is not None:
+            try:
+                return self._control.register(None, self._hostname, self._identity)
+            except RegistrationRefusedError:
+                pass  # NeedsLogin: the key is shown after all
+        return self._control.register(self._key(), self._hostname, self._identity)
+
+    def _key(self) -> str:
+        try:
+            key = self._key_file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            message = f"cannot read the key file: {error.strerror}"
+            raise KeyFileUnusableError(message) from error
+        if not key:
+            message = "the key file is empty: the container would wait in vain"
+            raise KeyFileUnusableError(message)
+        return key
+
+    def _show(self, node: Registered) -> None:
+        self.addresses = node.addresses
+        if self._interface is not None:
+            for address in node.addresses:
+                put_address(self._interface, address, netns=self._netns)
+
+    def _load(self) -> Identity:
+        if self._state_dir is None:
+            return Identity.new()
+        path = self._state_dir / STATE_FILE
+        return Identity(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Identity.new()
+
+    def _save(self) -> None:
+        if self._state_dir is not None:
+            (self._state_dir / STATE_FILE).write_text(json.dumps(asdict(self._identity)), encoding="utf-8")
+
+
+def _ip(netns: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = shutil.which("ip") or "/sbin/ip"
+    command = [program, *(() if netns is None else ("-n", netns)), *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def put_address(interface: str, address: str, netns: str | None = None) -> None:
+    """Make this the interface's only address of its family; needs the right to, and `ip`.
+
+    Raises:
+        OSError: `ip` could not.
+    """
+    family = "-6" if ":" in address else "-4"
+    prefix = "128" if ":" in address else "32"
+    _ip(netns, "link", "add", interface, "type", "dummy")  # may be there already
+    for arguments in (
+        (family, "address", "flush", "dev", interface, "scope", "global"),
+        ("address", "add", f"{address}/{prefix}", "dev", interface, *(("nodad",) if ":" in address else ())),
+        ("link", "set", interface, "up"),
+    ):
+        done = _ip(netns, *arguments)
+        if done.returncode != 0:
+            raise OSError(done.stderr.strip())
+
+
+def remove_interface(interface: str, netns: str | None = None) -> None:
+    """Take the interface away; one that is gone is no error."""
+    _ip(netns, "link", "delete", interface)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one client until SIGTERM.
+
+    Prints one line of JSON, `nodeId` and `addresses`, once it is connected.
+
+    Returns:
+        Exit status: 0 stopped on request, 1 could not log in.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--control", required=True, metavar="URL", help="where the simulated Headscale is served")
+    parser.add_argument("--key-file", required=True, type=Path, metavar="PATH")
+    parser.add_argument("--hostname", required=True)
+    parser.add_argument("--state-dir", type=Path, metavar="DIRECTORY", help="default: the state is lost")
+    parser.add_argument("--interface", help="put the addresses there, as a dummy interface")
+    parser.add_argument("--netns", help="the interface's network namespace")
+    options = parser.parse_args(arguments)
+    client = VpnClient(
+        options.control,
+        key_file=options.key_file,
+        hostname=options.hostname,
+        state_dir=options.state_dir,
+        interface=options.interface,
+        netns=options.netns,
+    )
+    signals = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        node = client.start()
+    except (KeyFileUnusableError, NodeGoneError, RegistrationRefusedError, httpx.HTTPError, OSError) as error:
+        sys.stderr.write(f"failed to auth tailscale: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps({"nodeId": node.node_id, "addresses": node.addresses}) + "\n")
+    sys.stdout.flush()
+    signal.sigwait(signals)
+    client.die()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
