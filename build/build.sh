@@ -21,6 +21,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work" "$ARCHIVE.new"' EXIT
 trap 'exit 1' HUP INT TERM
 
+gzip -t "$SOURCES" || fail "$SOURCES cannot be read: make it with scripts/image --sources"
+# What a container runtime makes of a file that is to be mounted and that somebody has removed.
+[ ! -d "$ARCHIVE" ] || rmdir "$ARCHIVE"
 hash=$({ gzip -dc "$SOURCES" && printf %s "${BASE_IMAGE-}"; } | sha256sum | cut -d ' ' -f 1)
 
 if open_archive "$ARCHIVE" "$work/archive" &&
@@ -33,8 +36,16 @@ rm -rf "$work/archive"
 build() {
     mkdir "$work/context"
     gzip -dc "$SOURCES" | tar -xf - -C "$work/context"
-    # What is left behind of an image depends on nothing but the sources and Debian's packages, not on the hour.
-    case $BUILDER in docker) set -- ;; *) set -- --layers --timestamp 0 ;; esac
+    # No time in the image: the same sources and packages are the same image, whenever and wherever they are built.
+    # A step may do what installing packages takes, and Buildah must not raise limits or hand on more than that: for
+    # either it would itself need privileges that the build does not.
+    case $BUILDER in
+    docker) set -- ;;
+    *)
+        set -- --layers --timestamp 0 --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+            --cap-drop all --cap-add CHOWN,DAC_OVERRIDE,FOWNER,SETGID,SETUID,SYS_CHROOT
+        ;;
+    esac
     if [ -n "${BASE_IMAGE-}" ]; then
         set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"
     fi
