@@ -1,0 +1,122 @@
+"""A real Tailscale client that joins as the one in the pod does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.real.programs import PATIENCE_S, Background, Release, eventually
+
+LOGIN_TIMEOUT = "20s"
+
+
+class Machine:
+    """One tailscaled with userspace networking: it needs no rights and leaves this machine's network alone.
+
+    Args:
+        release: whose client program to run.
+        folder: for its state, socket and log; a short path.
+        hostname: what it calls itself.
+        url: the Headscale server's address.
+    """
+
+    def __init__(self, release: Release, folder: Path, *, hostname: str, url: str) -> None:
+        self._release = release
+        self._folder = folder
+        self._hostname = hostname
+        self._url = url
+        self._process: Background | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start it; with state from before it goes on as the same node."""
+        self._folder.mkdir(exist_ok=True)
+        state = self._folder / "state"
+        process = self._process = Background(
+            [
+                self._release.tailscaled,
+                "--tun=userspace-networking",
+                f"--socket={self._socket}",
+                f"--state={state}",
+                f"--statedir={self._folder}",
+                "--no-logs-no-support",
+                "--port=0",
+            ],
+            log=self._folder / "tailscaled.log",
+            # The gateway's port mapping is not asked for.
+            environment={"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1"},
+            folder=self._folder,
+        )
+        eventually(lambda: process.exit_status is not None or self._socket.exists(), "tailscaled's socket")
+        assert process.exit_status is None, process.words()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it; its state stays."""
+        if self._process is not None:
+            self._process.stop(number)
+
+    def restart(self) -> None:
+        """Stop and start it, its state kept: what a container restart is."""
+        self.stop()
+        self.start()
+
+    def forget(self) -> None:
+        """Stop it and lose its state: what a new pod is."""
+        self.stop()
+        shutil.rmtree(self._folder)
+        self.start()
+
+    def try_up(self, key_file: Path | None, *, timeout: str = LOGIN_TIMEOUT) -> subprocess.CompletedProcess[str]:
+        """Log in with a key file, and give how that ended; None = show no key."""
+        return self._tailscale(
+            "up",
+            *([f"--auth-key=file:{key_file}"] if key_file else []),
+            f"--hostname={self._hostname}",
+            f"--login-server={self._url}",
+            "--accept-dns=false",
+            f"--timeout={timeout}",
+        )
+
+    def up(self, key_file: Path) -> None:
+        """Log in with a key file."""
+        done = self.try_up(key_file)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """What it knows of itself."""
+        done = self._tailscale("status", "--json", "--peers=false")
+        assert done.returncode == 0, done.stdout + done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    @property
+    def address(self) -> str:
+        """Its IPv4 address in the tailnet."""
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """Its addresses in the tailnet, IPv4 first."""
+        ipv4, ipv6 = self.status()["TailscaleIPs"]
+        return ipv4, ipv6
+
+    @property
+    def _socket(self) -> Path:
+        return self._folder / "s"
+
+    def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self._release.tailscale, f"--socket={self._socket}", *arguments],
+            env={"PATH": os.environ["PATH"], "HOME": str(self._folder)},
+            cwd=self._folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
