@@ -6,7 +6,7 @@ import argparse
 import ssl
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,8 +28,9 @@ from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.http import Credential, JsonClient
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.run import DnsWatch, new_status
 from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
+from lifecycle.health import Status, serve
 from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
 from lifecycle.loop import repeat
@@ -106,12 +107,15 @@ def _dns_watch(*, only_once: bool) -> None:
     settings = _loaded(DnsWatchSettings)
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
-        headscale, cloudflare = _services(settings, once(), stack)
-        watch = _watch(settings, headscale, cloudflare)
-        until_registered = (lambda: watch.status.registered) if only_once else (lambda: False)
+        status = new_status(settings)
+        headscale, cloudflare = _services(settings, once(), stack, observe=status.observe)
+        watch = _watch(settings, headscale, cloudflare, status)
+        if not only_once:
+            stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
+        until_registered = (lambda: status.registered) if only_once else (lambda: False)
         repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=monotonic, finished=until_registered)
-        if only_once and not stop.is_set() and not watch.status.in_sync:
-            raise LifecycleError(f"the record is not right: {watch.status.reason}")
+        if only_once and not stop.is_set() and not status.in_sync:
+            raise LifecycleError(f"the record is not right: {status.reason}")
 
 
 def _dry_run(only: str | None, *, as_json: bool) -> int:
@@ -147,8 +151,20 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
     return settings
 
 
-def _services(settings: Settings, policy: tenacity.Retrying, stack: ExitStack) -> tuple[Headscale, Cloudflare]:
-    """Both services, their connections closed with the stack."""
+def _services(
+    settings: Settings,
+    policy: tenacity.Retrying,
+    stack: ExitStack,
+    *,
+    observe: Callable[[str, str], None] = lambda _service, _outcome: None,
+) -> tuple[Headscale, Cloudflare]:
+    """Both services, their connections closed with the stack.
+
+    Args:
+        policy: how often Headscale is asked again.
+        stack: closes the connections.
+        observe: told of each request that ended: the service, and the outcome in a word.
+    """
     default_trust = httpx.create_ssl_context()
     headscale_trust = default_trust
     if settings.headscale_ca_file:
@@ -175,6 +191,7 @@ def _services(settings: Settings, policy: tenacity.Retrying, stack: ExitStack) -
         credential=Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
         timeout=settings.http_timeout,
         explain=dialect.explain,
+        observe=partial(observe, dialect.SERVICE),
     )
     cloudflare = JsonClient(
         client(settings.cloudflare_api_url, default_trust),
@@ -182,6 +199,7 @@ def _services(settings: Settings, policy: tenacity.Retrying, stack: ExitStack) -
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
         timeout=settings.http_timeout,
         explain=cloudflare_api.explain,
+        observe=partial(observe, cloudflare_api.SERVICE),
     )
     return (
         Headscale(HttpTransport(headscale), policy),
@@ -189,10 +207,12 @@ def _services(settings: Settings, policy: tenacity.Retrying, stack: ExitStack) -
     )
 
 
-def _watch(settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare) -> DnsWatch:
+def _watch(
+    settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare, status: Status | None = None
+) -> DnsWatch:
     name = settings.tailscale_interface
     interface = partial(interface_addresses, name) if name else (lambda: None)
-    return DnsWatch(settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=_now)
+    return DnsWatch(settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=_now, status=status)
 
 
 def _now() -> datetime:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TypeAlias
@@ -73,6 +73,21 @@ class PreAuthKey:
         """Whether a node could still register with it."""
         expired = self.expires_at is not None and self.expires_at <= now
         return not expired and (self.reusable or not self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """What a pre-auth key should be.
+
+    Attributes:
+        life: from the moment it is made, longer than an image pull and a few restarts.
+    """
+
+    user: User
+    life: timedelta
+    reusable: bool = False
+    ephemeral: bool = False
+    tags: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.dns_watch.plan import Change, CreateRecord, DeleteRecord, NoAnswer, UpdateRecord, describe
-from lifecycle.dns_watch.run import DnsWatch, advice_on_foreign_record
+from lifecycle.dns_watch.records import advice_on_foreign_record
+from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.errors import LifecycleError
 from lifecycle.model import Record
 from lifecycle.ownership import choose_user

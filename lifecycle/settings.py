@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from lifecycle.errors import ConfigError
+from lifecycle.model import KeySpec, User
 from lifecycle.ownership import IpNetwork, mark_of
 
 ENV_FILE = ".env"
@@ -243,6 +244,16 @@ class Settings(BaseSettings):
     headscale_user: str | None = Field(
         None, description="name of the user that owns the key and the node; unset: the only one there is"
     )
+    authkey_expiration: Duration = Field(
+        timedelta(hours=1), description="life of the key; longer than an image pull and some restarts"
+    )
+    authkey_reusable: bool = Field(default=False, description="whether more than one node may use the key")
+    authkey_ephemeral: bool = Field(
+        default=False, description="whether Headscale removes the node soon after it went offline"
+    )
+    authkey_file_mode: Annotated[int, BeforeValidator(_octal)] = Field(
+        0o640, description="permission bits of the key file, octal"
+    )
     authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
     dns_owner: Annotated[str, AfterValidator(_owner)] | None = Field(
         None, description="instance part of the records' mark; unset: the pod's namespace"
@@ -374,6 +385,16 @@ class Settings(BaseSettings):
         """The comment that makes a record ours."""
         return mark_of(self.dns_owner or self.namespace)
 
+    def key_spec(self, user: User) -> KeySpec:
+        """What a pre-auth key of this service should be."""
+        return KeySpec(
+            user=user,
+            life=self.authkey_expiration,
+            reusable=self.authkey_reusable,
+            ephemeral=self.authkey_ephemeral,
+            tags=self.authkey_tags,
+        )
+
     @property
     def node_hostname(self) -> str:
         """What the node calls itself, as the tailscale container has it."""
@@ -400,16 +421,6 @@ class CleanupSettings(Settings):
     ts_kube_secret: KubernetesName | None = Field(
         None,
         description="tailscale's state Secret in the pod's namespace; required for NODE_POLICY=keep",
-    )
-    authkey_expiration: Duration = Field(
-        timedelta(hours=1), description="life of the key; longer than an image pull and some restarts"
-    )
-    authkey_reusable: bool = Field(default=False, description="whether more than one node may use the key")
-    authkey_ephemeral: bool = Field(
-        default=False, description="whether Headscale removes the node soon after it went offline"
-    )
-    authkey_file_mode: Annotated[int, BeforeValidator(_octal)] = Field(
-        0o640, description="permission bits of the key file, octal"
     )
     dns_cleanup: Literal["delete", "keep"] = Field(
         "delete",

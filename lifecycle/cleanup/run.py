@@ -20,10 +20,11 @@ from lifecycle.cleanup.plan import (
     refuse_taken_name,
 )
 from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale.client import Headscale, KeySpec
-from lifecycle.errors import ApiError, KeyFileError, LifecycleError, StoppedError
-from lifecycle.keyfile import KeyFile, KeyNote
-from lifecycle.model import Node, PreAuthKey, Record, User
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.errors import ApiError, LifecycleError, StoppedError
+from lifecycle.keyfile import KeyFile
+from lifecycle.mint import write_fresh_key
+from lifecycle.model import KeySpec, Node, Record
 from lifecycle.ownership import NodeIdentity, RecordIdentity, choose_user
 from lifecycle.settings import CleanupSettings
 
@@ -108,7 +109,7 @@ class Cleanup:
         self._go_on()
         apply.delete_nodes(plan.nodes, self._headscale, identity=view.identity)
         self._go_on()
-        key = self._write_key(plan)
+        key = write_fresh_key(plan.key, headscale=self._headscale, key_file=self._key_file, now=self._now())
         deleted = self._delete_records(plan)
         log.info(
             "pass.finished",
@@ -156,34 +157,8 @@ class Cleanup:
                 )
             ),
             foreign=tuple(foreign_nodes(view.nodes, identity=view.identity)),
-            key=KeySpec(
-                user=view.identity.user,
-                life=settings.authkey_expiration,
-                reusable=settings.authkey_reusable,
-                ephemeral=settings.authkey_ephemeral,
-                tags=settings.authkey_tags,
-            ),
+            key=settings.key_spec(view.identity.user),
         )
-
-    def _write_key(self, plan: Plan) -> PreAuthKey:
-        user = plan.key.user
-        key = self._headscale.create_pre_auth_key(plan.key, now=self._now())
-        log.info("pre_auth_key.created", key_id=key.id, user=user.name, expires_at=key.expires_at)
-        try:
-            self._key_file.write(key.secret, KeyNote(pre_auth_key_id=key.id))
-        except KeyFileError:
-            self._expire_unwritten(key, user)
-            raise
-        log.info("key_file.written", path=str(self._key_file.path), key_id=key.id)
-        return key
-
-    def _expire_unwritten(self, key: PreAuthKey, user: User) -> None:
-        try:
-            self._headscale.expire_pre_auth_key(key, user)
-        except ApiError as error:
-            log.warning("pre_auth_key.unexpired", key_id=key.id, expires_at=key.expires_at, error=str(error))
-        else:
-            log.info("pre_auth_key.expired", key_id=key.id, reason="it could not be written")
 
     def _delete_records(self, plan: Plan) -> int:
         """Delete the stale records; a failure is for `dns-watch` to mend, and keeps no pod from starting."""

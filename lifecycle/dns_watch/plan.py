@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import TypeAlias
 
 from lifecycle.model import IpAddress, Node, Record, RecordSpec
@@ -41,6 +42,19 @@ class DeleteRecord:
 
     record: Record
     reason: str
+
+
+class Missing(StrEnum):
+    """What a whole answer of Headscale says about a node of ours that was not found."""
+
+    GONE = "gone"
+    """Headscale knows no such node any more, and its list has others."""
+    EXPIRED = "expired"
+    """It is there, and has to log in again."""
+    STRANDED = "stranded"
+    """This pod's interface has a VPN address that no node has."""
+    UNREGISTERED = "unregistered"
+    """It may still come: nothing says that it was ever there."""
 
 
 Change: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
@@ -106,6 +120,39 @@ def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, 
             return NoAnswer("no node of ours is online")
     ids = ", ".join(node.id for node in online)
     return NoAnswer(f"several nodes of ours are online ({ids}), and nothing tells which is this pod's")
+
+
+def why_missing(
+    nodes: Sequence[Node], *, identity: NodeIdentity, hints: Hints, now: datetime, gone_id: str | None
+) -> Missing | None:
+    """Tell why `choose_node` found none.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: by what a node is ours.
+        hints: what is known of this pod.
+        now: aware UTC.
+        gone_id: the node that was this pod's, where Headscale itself says that there is no such node; else None.
+
+    Returns:
+        None when nothing can be said for sure.
+    """
+    interface = set(hints.interface or ())
+    for node in nodes:
+        from_note = node.id == hints.kept_node_id or (
+            node.pre_auth_key is not None and node.pre_auth_key.id == hints.pre_auth_key_id
+        )
+        is_this_pods = interface & set(node.addresses) if interface else from_note
+        if is_this_pods and identity.owns_node(node) and node.expired(now):
+            return Missing.EXPIRED
+    if gone_id is not None:
+        # A list without anybody says nothing: Headscale may just have started.
+        return Missing.GONE if nodes and all(node.id != gone_id for node in nodes) else None
+    if not interface:
+        return Missing.UNREGISTERED
+    if nodes and not any(interface & set(node.addresses) for node in nodes):
+        return Missing.STRANDED
+    return None
 
 
 def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]) -> Node | NoAnswer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -14,7 +13,7 @@ import tenacity
 from lifecycle.clients.headscale.dialect import SERVICE
 from lifecycle.clients.headscale.transport import Transport
 from lifecycle.errors import ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import Node, PreAuthKey, User
+from lifecycle.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
@@ -23,21 +22,6 @@ Result = TypeVar("Result")
 # Added to a key's life, in whole seconds: two pods that start at once ask for
 # keys that can be told apart when an answer is lost.
 _LIFE_SPREAD_S = 60
-
-
-@dataclass(frozen=True, slots=True)
-class KeySpec:
-    """What a pre-auth key should be.
-
-    Attributes:
-        life: from the moment it is made, longer than an image pull and a few restarts.
-    """
-
-    user: User
-    life: timedelta
-    reusable: bool = False
-    ephemeral: bool = False
-    tags: frozenset[str] = frozenset()
 
 
 class Headscale:
