@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from werkzeug import Response
+from werkzeug import Request, Response
+from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import Map, Rule
 
@@ -24,13 +25,11 @@ from tests.simulators.dns import (
     Record,
     ZoneRecords,
 )
+from tests.simulators.faults import Fault
+from tests.simulators.faults import answer as fault_answer
 from tests.simulators.service import Service
 
-if TYPE_CHECKING:
-    from werkzeug import Request
-    from werkzeug.datastructures import MultiDict
-
-__all__ = ["ApiError", "CloudflareSimulator", "Record"]
+__all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 
 PREFIX: Final = "/client/v4"
 
@@ -103,6 +102,11 @@ class Token:
     """Ids of the zones it is for; None = all of the account."""
 
 
+def _seconds(duration: timedelta) -> int:
+    """Whole seconds, rounded up."""
+    return -(-duration // timedelta(seconds=1))
+
+
 @dataclass(slots=True, kw_only=True)
 class _Limit:
     """So many requests in so long, then none for as long."""
@@ -125,6 +129,15 @@ class _Limit:
             self.blocked_until = now + self.per
         return self.blocked_until is not None
 
+    def headers(self, now: datetime) -> dict[str, str]:
+        """What every answer says about the limit."""
+        left = max(0, self.requests - self.count)
+        over = self.since + self.per if self.blocked_until is None else self.blocked_until
+        return {
+            "ratelimit": f'"default";r={left};t={_seconds(over - now)}',
+            "ratelimit-policy": f'"default";q={self.requests};w={_seconds(self.per)}',
+        }
+
     def answer(self, now: datetime) -> Response:
         """What a request too many is answered."""
         body: Body = {
@@ -135,8 +148,7 @@ class _Limit:
             body |= {"messages": [], "result": None}
         response = Response(json.dumps(body), 429, content_type="application/json")
         if self.retry_after and self.blocked_until is not None:
-            left = -((now - self.blocked_until) // timedelta(seconds=1))
-            response.headers["retry-after"] = str(left)
+            response.headers["retry-after"] = str(_seconds(self.blocked_until - now))
         return response
 
 
@@ -269,8 +281,7 @@ class CloudflareSimulator(Service):
         with self.lock:
             zone_id = zone_id or self._new_id()
             if HEX32.fullmatch(zone_id) is None:
-                message = "a zone id has 32 hex digits"
-                raise ValueError(message)
+                raise ValueError("a zone id has 32 hex digits")
             self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), status=status, account_owned=account_owned)
             return zone_id
 
@@ -342,6 +353,8 @@ class CloudflareSimulator(Service):
             response = self._limit.answer(now)
         else:
             response = self._executed(request)
+        if self._limit is not None:
+            response.headers.update(self._limit.headers(now))
         response.headers["cf-ray"] = f"{self._random.getrandbits(64):016x}-FRA"
         return response
 
@@ -351,7 +364,7 @@ class CloudflareSimulator(Service):
             body: Body = {"success": True, "errors": [], "messages": [], **self._dispatch(request)}
             status = 200
         except ApiError as error:
-            body = {"result": None, "success": False, "errors": error.errors, "messages": []}
+            body = _refused(error.errors)
             status = error.status
         if request.method != "GET" and status == 200:
             headers["cf-auditlog-id"] = self._new_id()
@@ -521,6 +534,15 @@ class CloudflareSimulator(Service):
                 "posts": [zone.create(self._new_id(), item) for item in posts],
             }
             return {"result": {key: [record.json() for record in done] for key, done in result.items()}}
+
+
+def refusal(status: int, code: int, message: str = "refused") -> Fault:
+    """A fault that answers one of Cloudflare's errors, whatever was asked."""
+    return fault_answer(status, json.dumps(_refused([{"code": code, "message": message}])))
+
+
+def _refused(errors: list[dict[str, Any]]) -> Body:
+    return {"result": None, "success": False, "errors": errors, "messages": []}
 
 
 # --- Reading requests -------------------------------------------------------------------------------

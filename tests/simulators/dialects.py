@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from random import Random
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from random import Random
+from typing import Any, Final
 
 MAX_LABEL: Final = 63
 LETTERS: Final = string.ascii_lowercase + string.digits
@@ -100,15 +98,13 @@ class KeyForm(Enum):
 
 def _raw_labels(hostname: str, _machine_key: str, _random: Random) -> str:
     if any(len(label) > MAX_LABEL for label in hostname.split(".")):
-        message = "hostname label is longer than 63 characters"
-        raise HostnameRefusedError(message)
+        raise HostnameRefusedError("hostname label is longer than 63 characters")
     return hostname
 
 
 def _raw_at_most_63(hostname: str, _machine_key: str, _random: Random) -> str:
     if len(hostname) > MAX_LABEL:
-        message = "hostname is longer than 63 characters"
-        raise HostnameRefusedError(message)
+        raise HostnameRefusedError("hostname is longer than 63 characters")
     return hostname
 
 

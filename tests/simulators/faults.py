@@ -12,17 +12,13 @@ import re
 import socket
 import struct
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
 from werkzeug import Response
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 CHUNK = 64 * 1024
 TIMED_OUT = "The read operation timed out"

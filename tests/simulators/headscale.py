@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal
 
-from werkzeug import Response
+from werkzeug import Request, Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import Map, Rule
 
@@ -35,11 +36,6 @@ from tests.simulators.wire import (
     read_body,
     time_text,
 )
-
-if TYPE_CHECKING:
-    from datetime import datetime, timedelta
-
-    from werkzeug import Request
 
 __all__ = ["HeadscaleSimulator", "Node", "NodeGoneError", "PreAuthKey", "RegistrationRefusedError", "User"]
 
@@ -395,11 +391,13 @@ class HeadscaleSimulator(Tailnet, Service):
         body = read_body(request, dialect, fields)
         name = body.text("name")
         if re.fullmatch(dialect.user_name_pattern, name) is None:
-            message = "user name is invalid"
-            raise RefusedError(message, code=dialect.duplicate_user_code, operation="creating user")
+            raise RefusedError("user name is invalid", code=dialect.duplicate_user_code, operation="creating user")
         if any(user.name == name for user in self.users):
-            message = "user already exists" if dialect.strict_json else dialect.duplicate_user_text
-            raise RefusedError(message, code=dialect.duplicate_user_code, status=409)
+            raise RefusedError(
+                "user already exists" if dialect.strict_json else dialect.duplicate_user_text,
+                code=dialect.duplicate_user_code,
+                status=409,
+            )
         return json_response({"user": self._user_json(self.add_user(name, body.text("email")))})
 
     def _user_by_name(self, name: str, *, operation: str = "") -> User:
@@ -407,18 +405,15 @@ class HeadscaleSimulator(Tailnet, Service):
         if not name and self.dialect.sole_user_by_default:
             found = self.users
         if not found:
-            message = "user not found"
-            raise RefusedError(message, status=404, operation=operation)
+            raise RefusedError("user not found", status=404, operation=operation)
         if len(found) > 1:
-            message = f"expected exactly one user, found {len(found)}"
-            raise RefusedError(message, status=500, operation=operation)
+            raise RefusedError(f"expected exactly one user, found {len(found)}", status=500, operation=operation)
         return found[0]
 
     def _user_by_id(self, user_id: int, *, operation: str = "") -> User:
         user = self._state.users.get(user_id)
         if user is None:
-            message = "user not found"
-            raise RefusedError(message, status=404, operation=operation)
+            raise RefusedError("user not found", status=404, operation=operation)
         return user
 
     # --- Nodes --------------------------------------------------------------------------------------
@@ -428,14 +423,12 @@ class HeadscaleSimulator(Tailnet, Service):
         nodes = self.nodes
         if name := request.args.get("user"):
             if dialect.node_filter_checks_name and re.fullmatch(dialect.user_name_pattern, name) is None:
-                message = "DNS segment should be lowercase: invalid user name"
-                raise RefusedError(message)
+                raise RefusedError("DNS segment should be lowercase: invalid user name")
             user = self._user_by_name(name, operation="listing nodes")
             hidden = dialect.tagged_user_hidden
             nodes = [node for node in nodes if node.user_id == user.id and not (hidden and node.tags)]
         if len(nodes) > TOO_MANY_NODES and not dialect.strict_json:
-            message = "grpc: received message larger than max (4200000 vs. 4194304)"
-            raise RefusedError(message, code=EXHAUSTED)
+            raise RefusedError("grpc: received message larger than max (4200000 vs. 4194304)", code=EXHAUSTED)
         return json_response({"nodes": [self._node_json(node, "list") for node in nodes]})
 
     def _get_node(self, _request: Request, arguments: Mapping[str, str]) -> Response:
@@ -450,8 +443,7 @@ class HeadscaleSimulator(Tailnet, Service):
         wanted = self._expiry_wanted(request)
         expiry, never = wanted.time("expiry"), wanted.flag("disableExpiry")
         if expiry is not None and never:
-            message = "cannot set both disable_expiry and expiry"
-            raise RefusedError(message, code=INVALID, status=400)
+            raise RefusedError("cannot set both disable_expiry and expiry", code=INVALID, status=400)
         node = self._requested_node(arguments, change="expiring node")
         node = self.expire_node(node.id, expiry, never=never)
         return json_response({"node": self._node_json(node, "change")})
@@ -466,8 +458,7 @@ class HeadscaleSimulator(Tailnet, Service):
         if dialect.expire_query and "expiry" in request.args:
             values["expiry"] = parse_time(request.args["expiry"])
             if values["expiry"] is None:
-                message = "parsing field 'expiry': invalid timestamp"
-                raise RefusedError(message, code=INVALID)
+                raise RefusedError("parsing field 'expiry': invalid timestamp", code=INVALID)
         if dialect.expire_disable:
             disable = request.args.get("disableExpiry", request.args.get("disable_expiry", ""))
             values["disableExpiry"] = disable == "true"
@@ -478,13 +469,11 @@ class HeadscaleSimulator(Tailnet, Service):
         parse_id(arguments["node_id"])
         name = arguments["new_name"]
         if re.fullmatch(self.dialect.rename_pattern, name) is None:
-            message = "name is invalid"
-            raise RefusedError(message, status=400, operation=operation)
+            raise RefusedError("name is invalid", status=400, operation=operation)
         node = self._requested_node(arguments, change=operation)
         own = node.id if self.dialect.rename_to_own_name else None
         if name in {other.given_name for other in self.nodes if other.id != own}:
-            message = "node name is not unique"
-            raise RefusedError(message, status=400, operation=operation)
+            raise RefusedError("node name is not unique", status=400, operation=operation)
         return json_response({"node": self._node_json(self.rename_node(node.id, name), "change")})
 
     def _requested_node(self, arguments: Mapping[str, str], *, change: str = "") -> Node:
@@ -500,8 +489,7 @@ class HeadscaleSimulator(Tailnet, Service):
         if node is None and node_id == 0 and dialect.zero_id_hits_first and self._state.nodes:
             return self.nodes[0]
         if node is None and change:
-            message = f"{dialect.changed_unknown_node_text}: {node_id}"
-            raise RefusedError(message, status=404, operation=change)
+            raise RefusedError(f"{dialect.changed_unknown_node_text}: {node_id}", status=404, operation=change)
         if node is None:
             raise RefusedError(dialect.unknown_node_text, code=dialect.unknown_node_code, status=404)
         return node
@@ -537,8 +525,7 @@ class HeadscaleSimulator(Tailnet, Service):
         elif body.number("user") or dialect.key_user is KeyUser.ID:
             user = self._user_by_id(body.number("user"), operation=operation)
         elif not tags:
-            message = "auth-key must be either tagged or owned by user"
-            raise RefusedError(message, status=400, operation=operation)
+            raise RefusedError("auth-key must be either tagged or owned by user", status=400, operation=operation)
         self._remember()
         key = self._add_key(
             None if user is None else user.id,
@@ -572,8 +559,7 @@ class HeadscaleSimulator(Tailnet, Service):
         if key_id in self._state.keys:
             return True
         if self.dialect.keys_unknown_is_404:
-            message = "record not found"
-            raise RefusedError(message, status=404, operation=operation)
+            raise RefusedError("record not found", status=404, operation=operation)
         return False
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
@@ -581,19 +567,15 @@ class HeadscaleSimulator(Tailnet, Service):
         key = next((key for key in self.keys if key.key == body.text("key")), None)
         once = self.dialect.keys_expire_once
         if key is None:
-            message = "AuthKey not found" if once else "record not found"
-            raise RefusedError(message)
+            raise RefusedError("AuthKey not found" if once else "record not found")
         if once and key.expires_at <= self._now():
-            message = "AuthKey expired"
-            raise RefusedError(message)
+            raise RefusedError("AuthKey expired")
         if once and key.used and not key.reusable:
-            message = "AuthKey has already been used"
-            raise RefusedError(message)
+            raise RefusedError("AuthKey has already been used")
         owner = self._state.users[key.user_id or 0]
         by_name = self.dialect.key_user is KeyUser.NAME
         if (owner.name != body.text("user")) if by_name else (owner.id != body.number("user")):
-            message = "user mismatch" if by_name else "preauth key does not belong to user"
-            raise RefusedError(message)
+            raise RefusedError("user mismatch" if by_name else "preauth key does not belong to user")
         return key
 
     # --- For a simulated machine in another process -------------------------------------------------

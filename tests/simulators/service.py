@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from werkzeug import Request
+from werkzeug import Request, Response
 
 from tests.simulators.faults import FaultQueue, Play
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
-    from werkzeug import Response
 
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -33,6 +28,8 @@ class Exchange:
     """None when the connection was broken instead."""
     response: bytes
     """What the service answered before a fault spoilt it; empty when it executed nothing."""
+    size: int
+    """How many bytes that was."""
 
     @property
     def is_write(self) -> bool:
@@ -41,13 +38,20 @@ class Exchange:
 
 
 class Service(ABC):
-    """A WSGI application with faults and a record of its traffic."""
+    """A WSGI application with faults and a record of its traffic.
+
+    Attributes:
+        faults: what goes wrong next.
+        requests: the traffic, oldest first.
+        keep_bodies: whether the bodies of requests and answers are kept; off for long runs.
+    """
 
     def __init__(self, *, lock: threading.RLock | None = None) -> None:
         """Start with no faults and no traffic, guarded by this lock or by a new one."""
         self.lock = lock or threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
+        self.keep_bodies = True
 
     @property
     def writes(self) -> list[Exchange]:
@@ -95,8 +99,9 @@ class Service(ABC):
                         method=request.method,
                         path=request.path,
                         query=query,
-                        body=body,
+                        body=body if self.keep_bodies else b"",
                         status=status,
-                        response=answered,
+                        response=answered if self.keep_bodies else b"",
+                        size=len(answered),
                     )
                 )

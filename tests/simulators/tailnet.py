@@ -312,8 +312,7 @@ class Tailnet:
         with self.lock:
             taken = any(user.name == name and user.provider == provider for user in self.users)
             if not provider and (taken or not name):
-                message = f"user {name!r} cannot be added"
-                raise ValueError(message)
+                raise ValueError(f"user {name!r} cannot be added")
             self._remember()
             user = User(
                 id=self._state.next_id("users"),
@@ -513,8 +512,7 @@ class Tailnet:
         with self.lock:
             self._sweep()
             if node_id not in self._state.nodes:
-                message = "node not found"
-                raise NodeGoneError(message)
+                raise NodeGoneError("node not found")
             self._sessions.connect(node_id)
             self._change(node_id, last_seen=self._now())
 
@@ -561,8 +559,7 @@ class Tailnet:
             return user.id
         if tags and self.dialect.key_user is KeyUser.ID_OR_TAGS:
             return None
-        message = f"needs a user on {self.version}"
-        raise ValueError(message)
+        raise ValueError(f"needs a user on {self.version}")
 
     def _add_api_key(self, key: str | None) -> ApiKey:
         if key is None and self.dialect.key_form is KeyForm.HEX:
@@ -705,8 +702,7 @@ class Tailnet:
         if known is not None:
             return self._change(known.id, node_key=node_key, **self._names(known, hostname))
         if secret is None:
-            message = "node must log in"
-            raise RegistrationRefusedError(message)
+            raise RegistrationRefusedError("node must log in")
         key = next((key for key in self.keys if key.key == secret), None)
         if key is None:
             raise RegistrationRefusedError(self.dialect.unknown_key_text)
@@ -748,8 +744,7 @@ class Tailnet:
             if not (node.node_key == node_key or (by_machine and same_machine)) or self._is_expired(node):
                 continue
             if not same_machine and not by_machine:
-                message = "node exist with different machine key"
-                raise RegistrationRefusedError(message)
+                raise RegistrationRefusedError("node exist with different machine key")
             return node
         return None
 
@@ -770,8 +765,7 @@ class Tailnet:
                 if not found and key.user_id is None:
                     found = own
                     if len(found) > 1:
-                        message = "ambiguous node ownership"
-                        raise RegistrationRefusedError(message)
+                        raise RegistrationRefusedError("ambiguous node ownership")
         return found[0] if found else None
 
     def _may_skip_check(self, known: Node, key: PreAuthKey, node_key: str) -> bool:

@@ -70,8 +70,7 @@ class _Local:
 
     def readdress(self, node_id: int) -> Registered:
         if self._simulator.node(node_id) is None:
-            message = "node not found"
-            raise NodeGoneError(message)
+            raise NodeGoneError("node not found")
         return Registered(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
 
 
@@ -182,8 +181,7 @@ class VpnClient:
             NodeGoneError: the node was deleted.
         """
         if self.node_id is None:
-            message = "not registered"
-            raise NodeGoneError(message)
+            raise NodeGoneError("not registered")
         node = self._control.readdress(self.node_id)
         self._show(node)
         return node
@@ -209,11 +207,9 @@ class VpnClient:
         try:
             key = self._key_file.read_text(encoding="utf-8").strip()
         except OSError as error:
-            message = f"cannot read the key file: {error.strerror}"
-            raise KeyFileUnusableError(message) from error
+            raise KeyFileUnusableError(f"cannot read the key file: {error.strerror}") from error
         if not key:
-            message = "the key file is empty: the container would wait in vain"
-            raise KeyFileUnusableError(message)
+            raise KeyFileUnusableError("the key file is empty: the container would wait in vain")
         return key
 
     def _show(self, node: Registered) -> None:
@@ -239,23 +235,42 @@ def _ip(netns: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
+KINDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add name {} type bridge")
+"""Ways to make an interface, the likest to the real one first; kernels differ in what they have."""
+
+
 def put_address(interface: str, address: str, netns: str | None = None) -> None:
     """Make this the interface's only address of its family; needs the right to, and `ip`.
 
     Raises:
         OSError: `ip` could not.
     """
-    family = "-6" if ":" in address else "-4"
-    prefix = "128" if ":" in address else "32"
-    _ip(netns, "link", "add", interface, "type", "dummy")  # may be there already
-    for arguments in (
-        (family, "address", "flush", "dev", interface, "scope", "global"),
-        ("address", "add", f"{address}/{prefix}", "dev", interface, *(("nodad",) if ":" in address else ())),
-        ("link", "set", interface, "up"),
-    ):
-        done = _ip(netns, *arguments)
-        if done.returncode != 0:
-            raise OSError(done.stderr.strip())
+    _make_interface(interface, netns)
+    if ":" in address:
+        _run_ip(netns, "-6", "address", "flush", "dev", interface, "scope", "global")
+        _run_ip(netns, "address", "add", f"{address}/128", "dev", interface, "nodad")
+    else:
+        _run_ip(netns, "-4", "address", "flush", "dev", interface)
+        _run_ip(netns, "address", "add", f"{address}/32", "dev", interface)
+    _run_ip(netns, "link", "set", interface, "up")
+
+
+def _make_interface(interface: str, netns: str | None) -> None:
+    if _ip(netns, "link", "show", "dev", interface).returncode == 0:
+        return
+    errors = []
+    for kind in KINDS:
+        done = _ip(netns, *kind.format(interface).split())
+        if done.returncode == 0:
+            return
+        errors.append(done.stderr.strip())
+    raise OSError("; ".join(errors))
+
+
+def _run_ip(netns: str | None, *arguments: str) -> None:
+    done = _ip(netns, *arguments)
+    if done.returncode != 0:
+        raise OSError(done.stderr.strip())
 
 
 def remove_interface(interface: str, netns: str | None = None) -> None:

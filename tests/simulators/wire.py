@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from werkzeug import Response
+from werkzeug import Request, Response
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from werkzeug import Request
-
-    from tests.simulators.dialects import Dialect
+from tests.simulators.dialects import Dialect
 
 ZERO: Final = datetime(1, 1, 1, tzinfo=UTC)
 """Go's zero time, which stands for "not set"."""
@@ -159,18 +155,15 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
     if dialect.strict_json:
         return _read_huma(request, data, fields, required=required)
     if len(data) > GRPC_LIMIT:
-        message = f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})"
-        raise RefusedError(message, code=EXHAUSTED)
+        raise RefusedError(f"grpc: received message larger than max ({len(data)} vs. {GRPC_LIMIT})", code=EXHAUSTED)
     if not data.strip():
         return Body({})
     try:
         document = json.loads(data)
     except ValueError as error:
-        message = f"proto: syntax error (line 1:1): {error.__class__.__name__}"
-        raise RefusedError(message, code=INVALID) from error
+        raise RefusedError(f"proto: syntax error (line 1:1): {error.__class__.__name__}", code=INVALID) from error
     if not isinstance(document, dict):
-        message = "proto: syntax error (line 1:1): unexpected token"
-        raise RefusedError(message, code=INVALID)
+        raise RefusedError("proto: syntax error (line 1:1): unexpected token", code=INVALID)
     values: dict[str, Any] = {}
     for name, field in fields.items():
         for spelling in dict.fromkeys((name, _snake(name))):
@@ -178,8 +171,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
             if value is None:
                 continue
             if name in values:
-                message = f'proto: (line 1:2): duplicate field "{spelling}"'
-                raise RefusedError(message, code=INVALID)
+                raise RefusedError(f'proto: (line 1:2): duplicate field "{spelling}"', code=INVALID)
             values[name] = _read_protojson(field, value)
     return Body(values)
 
@@ -203,37 +195,32 @@ def _read_protojson(field: Field, value: Any) -> Any:
         case Field.ID, int() if not isinstance(value, bool) and 0 <= value <= MAX_UINT64:
             return value
     kind = {Field.TEXT: "string", Field.FLAG: "bool", Field.ID: "uint64", Field.TIME: "google.protobuf.Timestamp"}
-    message = f"proto: (line 1:2): invalid value for {kind.get(field, 'string')} field: {json.dumps(value)}"
-    raise RefusedError(message, code=INVALID)
+    raise RefusedError(
+        f"proto: (line 1:2): invalid value for {kind.get(field, 'string')} field: {json.dumps(value)}", code=INVALID
+    )
 
 
 def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, required: bool) -> Body:
     if len(data) > HUMA_LIMIT:
-        message = f"request body is too large limit={HUMA_LIMIT} bytes"
-        raise RefusedError(message, status=413)
+        raise RefusedError(f"request body is too large limit={HUMA_LIMIT} bytes", status=413)
     if not data:
         if required:
-            message = "request body is required"
-            raise RefusedError(message, status=400)
+            raise RefusedError("request body is required", status=400)
         return Body({})
     content_type = request.mimetype
     if content_type not in ("", "application/json") and not content_type.endswith("+json"):
-        message = f"unknown content type: {content_type}"
-        raise RefusedError(message, status=415)
+        raise RefusedError(f"unknown content type: {content_type}", status=415)
     try:
         document = json.loads(data)
     except ValueError as error:
-        message = "invalid character in JSON"
-        raise RefusedError(message, status=400, operation="validation failed") from error
+        raise RefusedError("invalid character in JSON", status=400, operation="validation failed") from error
     if not isinstance(document, dict):
-        message = "expected object"
-        raise RefusedError(message, status=422, operation="validation failed")
+        raise RefusedError("expected object", status=422, operation="validation failed")
     values: dict[str, Any] = {}
     for name, value in document.items():
         field = fields.get(name)
         if field is None:
-            message = "unexpected property"
-            raise RefusedError(message, status=422, operation="validation failed")
+            raise RefusedError("unexpected property", status=422, operation="validation failed")
         values[name] = _read_huma_value(field, value)
     return Body(values)
 
@@ -251,8 +238,7 @@ def _read_huma_value(field: Field, value: Any) -> Any:
         case Field.ID, str():
             return parse_id(value)
     expected = {Field.FLAG: "boolean", Field.TEXTS: "array", Field.TIME: "RFC 3339 date-time"}
-    message = f"expected {expected.get(field, 'string')}"
-    raise RefusedError(message, status=422, operation="validation failed")
+    raise RefusedError(f"expected {expected.get(field, 'string')}", status=422, operation="validation failed")
 
 
 def parse_time(text: str) -> datetime | None:
@@ -275,6 +261,5 @@ def parse_id(text: str, *, parameter: str = "id") -> int:
         return 0
     if re.fullmatch(r"[0-9]+", text) is None or int(text) > MAX_UINT64:
         cause = f'strconv.ParseUint: parsing "{text}": invalid syntax'
-        message = f"type mismatch, parameter: {parameter}, error: {cause}"
-        raise RefusedError(message, code=INVALID, status=400)
+        raise RefusedError(f"type mismatch, parameter: {parameter}, error: {cause}", code=INVALID, status=400)
     return int(text)
