@@ -8,12 +8,17 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import hypothesis
 import pytest
 import structlog
 from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 
 from lifecycle.settings import DryRunSettings, command_variables
+
+# A machine that is busy makes no property false.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 class FakeStop(Event):
