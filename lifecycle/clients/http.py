@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from lifecycle.errors import ApiError, AuthError, ResponseError, TransientError
+from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+
+Result = TypeVar("Result")
 
 # The largest honest answer is a list of nodes: some 4 MiB, where Headscale itself gives up.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -131,14 +134,21 @@ class JsonClient:
         Raises:
             ApiError: anything else, as the kind that it is.
         """
-        token = self._credential.value if authorized else None
+        token = self._asked(lambda: self._credential.value) if authorized else None
         try:
             return self._send_once(method, path, params=params, body=body, token=token)
         except AuthError:
             # A refused request had no effect, so that sending it again is safe.
-            if token is None or not self._credential.renew(token):
+            if token is None or not self._asked(partial(self._credential.renew, token)):
                 raise
             return self._send_once(method, path, params=params, body=body, token=self._credential.value)
+
+    def _asked(self, credential: Callable[[], Result]) -> Result:
+        try:
+            return credential()
+        except ConfigError as error:
+            # It could be read at the start: a Secret that is mounted anew comes back, and ends no loop.
+            raise AuthError(str(error), service=self._service) from error
 
     def _send_once(
         self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None
