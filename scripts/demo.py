@@ -19,8 +19,6 @@ from tests.simulators.vpn_client import VpnClient
 NAME = "grafana.example.com"
 MARK = "tailscale-lifecycle/1 demo"
 
-# How long a step may take, on a slow machine.
-PATIENCE_S = 15.0
 LOOK_S = 0.1
 
 
@@ -29,9 +27,15 @@ class DemoError(Exception):
 
 
 class World:
-    """Both services, the pod's volume, and the commands."""
+    """Both services, the pod's volume, and the commands.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: an empty one.
+        patience_s: how long a step may take, on a slow machine.
+    """
+
+    def __init__(self, folder: Path, *, patience_s: float = 15.0) -> None:
+        self._patience_s = patience_s
         self.headscale = HeadscaleSimulator()
         self.cloudflare = CloudflareSimulator()
         self.headscale.add_user("services")
@@ -80,7 +84,9 @@ class World:
             check=False,
         )
         if done.returncode != 0:
-            raise DemoError(f"lifecycle {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            raise DemoError(
+                f"lifecycle {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
     @contextmanager
@@ -95,7 +101,7 @@ class World:
             yield
         finally:
             process.terminate()
-            status = process.wait(PATIENCE_S)
+            status = process.wait(self._patience_s)
         if status != 0:
             raise DemoError(f"lifecycle {' '.join(arguments)} ended with {status}")
 
@@ -108,6 +114,19 @@ class World:
     def contents(self) -> list[str]:
         """What the name resolves to."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)]
+
+    def expect(self, what: str, seen: Callable[[], bool]) -> None:
+        """Wait until something can be seen.
+
+        Raises:
+            DemoError: it did not happen in time.
+        """
+        until = time.monotonic() + self._patience_s
+        while not seen():
+            if time.monotonic() > until:
+                raise DemoError(f"this did not happen: {what}")
+            time.sleep(LOOK_S)
+        show(f"✓ {what}")
 
     @staticmethod
     def _command(*arguments: str) -> list[str]:
@@ -122,20 +141,6 @@ def tell(text: str) -> None:
 def show(text: str) -> None:
     """Show what can be seen now."""
     print("\n".join(f"    {line}" for line in text.splitlines()), flush=True)
-
-
-def expect(what: str, seen: Callable[[], bool]) -> None:
-    """Wait until something can be seen.
-
-    Raises:
-        DemoError: it did not happen in time.
-    """
-    until = time.monotonic() + PATIENCE_S
-    while not seen():
-        if time.monotonic() > until:
-            raise DemoError(f"this did not happen: {what}")
-        time.sleep(LOOK_S)
-    show(f"✓ {what}")
 
 
 def play(world: World) -> None:
@@ -158,36 +163,36 @@ def play(world: World) -> None:
 
     tell("A new pod starts. Its init container runs `lifecycle cleanup`:")
     world.run("cleanup")
-    expect("the old node is gone", lambda: headscale.node(stale.id) is None)
-    expect("the record that pointed at it is gone", lambda: not world.contents())
-    expect("a fresh pre-auth key is in the shared volume", world.key_file.exists)
+    world.expect("the old node is gone", lambda: headscale.node(stale.id) is None)
+    world.expect("the record that pointed at it is gone", lambda: not world.contents())
+    world.expect("a fresh pre-auth key is in the shared volume", world.key_file.exists)
 
     tell("The tailscale container joins with that key, while the sidecar runs `lifecycle dns-watch`:")
     with world.running("dns-watch"):
         pod = world.pod_joins()
-        expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
+        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
 
         tell("The VPN gives the pod another address:")
         pod.change_address()
-        expect(f"{NAME} -> {pod.addresses[0]}, the same record changed", lambda: world.contents() == [pod.addresses[0]])
+        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
 
         tell("Somebody deletes the record by hand:")
         for record in cloudflare.records(world.zone, NAME):
             cloudflare.remove_record(record.id)
-        expect("it is back", lambda: world.contents() == [pod.addresses[0]])
+        world.expect("it is back", lambda: world.contents() == [pod.addresses[0]])
     pod.die()
 
     tell("The pod is replaced by another one: the same two commands again.")
     world.run("cleanup")
     with world.running("dns-watch"):
         pod = world.pod_joins()
-        expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
+        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
     ours = [node for node in headscale.nodes if node.name == NAME]
-    expect(f"one node is called {NAME}, and none {NAME}-1", lambda: len(ours) == 1)
+    world.expect(f"one node is called {NAME}, and none {NAME}-1", lambda: len(ours) == 1)
 
     tell("And what was never ours:")
-    expect("Ann's laptop is still there", lambda: headscale.node(laptop.id) is not None)
-    expect(
+    world.expect("Ann's laptop is still there", lambda: headscale.node(laptop.id) is not None)
+    world.expect(
         "the record of example.com was not touched",
         lambda: website in {record.id for record in cloudflare.records(world.zone)},
     )
