@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 # The largest honest answer is a list of nodes: some 4 MiB, where Headscale itself gives up.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
+# More than any service means by "later"; a larger number may not even fit a timedelta.
+_LONGEST_RETRY_AFTER = timedelta(days=1)
+
 _THROTTLED = 429
 _SERVER_ERRORS = range(500, 600)
 _SUCCESS = range(200, 300)
@@ -77,15 +80,14 @@ class Answer:
         if not text:
             return None
         try:
-            # A day is more than any service means; a larger number would not fit a timedelta.
-            return timedelta(seconds=min(max(float(text), 0.0), 86_400.0))
+            return timedelta(seconds=min(max(float(text), 0.0), _LONGEST_RETRY_AFTER.total_seconds()))
         except ValueError:
             pass
         try:
-            at = parsedate_to_datetime(text)
-        except ValueError:
+            at = parsedate_to_datetime(text).astimezone(UTC)
+        except (ValueError, OverflowError):
             return None
-        return max(at.astimezone(UTC) - datetime.now(UTC), timedelta())
+        return min(max(at - datetime.now(UTC), timedelta()), _LONGEST_RETRY_AFTER)
 
 
 class JsonClient:
