@@ -1,0 +1,258 @@
+"""A tailnet, a zone and a clock, and the real commands' classes on them, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from heapq import heappop, heappush
+from itertools import count
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import httpx
+import pytest
+import tenacity
+
+from lifecycle.cleanup.run import Cleanup
+from lifecycle.cli import HEADSCALE_PATIENCE
+from lifecycle.clients import cloudflare as cloudflare_api
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.loop import repeat
+from lifecycle.model import IpAddress
+from lifecycle.retry import once, retrying
+from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, load
+from tests.builders import NAME, NOW, addresses
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+
+USER = "svc"
+ZONE = "example.com"
+
+
+class Clock:
+    """Time that goes by only while somebody sleeps; what is due by then happens on the way."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._order = count()
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+        return NOW + timedelta(seconds=self.elapsed_s)
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        return self.elapsed_s
+
+    def at(self, elapsed_s: float, action: Callable[[], object]) -> None:
+        """Let something happen so many seconds after the start."""
+        heappush(self._due, (elapsed_s, next(self._order), action))
+
+    def sleep(self, seconds: float) -> None:
+        """Let time go by."""
+        until = self.elapsed_s + seconds
+        while self._due and self._due[0][0] <= until:
+            at, _, action = heappop(self._due)
+            self.elapsed_s = max(self.elapsed_s, at)
+            action()
+        self.elapsed_s = until
+
+
+class StopAt(Event):
+    """A stop that sleeps on a clock, and is set when its time has come.
+
+    Args:
+        clock: what it sleeps on.
+        elapsed_s: when it is set; None = never by itself.
+    """
+
+    def __init__(self, clock: Clock, elapsed_s: float | None = None) -> None:
+        super().__init__()
+        self._clock = clock
+        self._at = elapsed_s
+        self.waits: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Sleep, at most until it is set."""
+        seconds = timeout or 0.0
+        self.waits.append(seconds)
+        self._clock.sleep(seconds)
+        if self._at is not None and self._clock.elapsed_s >= self._at:
+            self.set()
+        return self.is_set()
+
+
+class Interface:
+    """A pod's VPN interface, as the kernel would show it.
+
+    Args:
+        texts: its addresses; None = there is no such interface.
+    """
+
+    def __init__(self, *texts: str | None) -> None:
+        self.show(*texts)
+
+    def show(self, *texts: str | None) -> None:
+        """Have these addresses from now on; one None = vanish."""
+        self.addresses = None if texts == (None,) else addresses(*(text for text in texts if text is not None))
+
+    def __call__(self) -> tuple[IpAddress, ...] | None:
+        return self.addresses
+
+
+NO_INTERFACE = Interface(None)
+
+
+class World:
+    """One Headscale with the user `svc`, one Cloudflare with the zone example.com, one clock, one folder.
+
+    Args:
+        version: of Headscale.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
+        self._monkeypatch = monkeypatch
+        self.clock = Clock()
+        self.headscale = HeadscaleSimulator(version, now=self.clock.now)
+        self.headscale.add_user(USER)
+        self.cloudflare = CloudflareSimulator(now=self.clock.now)
+        self.zone_id = self.cloudflare.add_zone(ZONE)
+        self.key_file = folder / "authkey"
+        self.environment = {
+            "HEADSCALE_NAMESPACE": "headscale",
+            "HEADSCALE_URL": "http://headscale",
+            "HEADSCALE_API_KEY": self.headscale.api_key,
+            "CLOUDFLARE_API_URL": "http://cloudflare/client/v4",
+            "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
+            "CLOUDFLARE_ZONE_ID": self.zone_id,
+            "DOMAIN_NAME": ZONE,
+            "AUTHKEY_OUTPUT_PATH": str(self.key_file),
+            "HOSTNAME": "grafana-0",
+        }
+
+    # --- The commands -------------------------------------------------------------------------------
+
+    def settings(self, command: type[Command], **variables: str) -> Command:
+        """A command's settings from the environment of a pod; "" unsets a variable."""
+        with self._monkeypatch.context() as patch:
+            for name, value in (self.environment | variables).items():
+                patch.setenv(name, value)
+            return load(command)
+
+    def services(
+        self, settings: CleanupSettings | DnsWatchSettings, policy: tenacity.Retrying
+    ) -> tuple[Headscale, Cloudflare]:
+        """Both real clients, on the simulators."""
+        headscale = json_client(
+            self.headscale,
+            service=dialect.SERVICE,
+            base_url="http://headscale",
+            credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
+            explain=dialect.explain,
+        )
+        cloudflare = json_client(
+            self.cloudflare,
+            service=cloudflare_api.SERVICE,
+            base_url="http://cloudflare/client/v4",
+            credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
+            explain=cloudflare_api.explain,
+        )
+        return (
+            Headscale(HttpTransport(headscale), policy),
+            Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+        )
+
+    def cleanup(self, *, stop: Event | None = None, **variables: str) -> Cleanup:
+        """`cleanup`, which waits on this world's clock."""
+        settings = self.settings(CleanupSettings, **variables)
+        stop = stop or StopAt(self.clock)
+        policy = retrying(
+            give_up_after=HEADSCALE_PATIENCE, stop=stop, sleep=self.clock.sleep, clock=self.clock.monotonic
+        )
+        headscale, cloudflare = self.services(settings, policy)
+        return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
+
+    def watch(self, interface: Interface = NO_INTERFACE, **variables: str) -> DnsWatch:
+        """`dns-watch`, on this world's clock."""
+        settings = self.settings(DnsWatchSettings, **variables)
+        headscale, cloudflare = self.services(settings, once())
+        return DnsWatch(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            interface=interface,
+            now=self.clock.now,
+            monotonic=self.clock.monotonic,
+        )
+
+    def run(self, watch: DnsWatch, seconds: float) -> StopAt:
+        """Let one `dns-watch` run for so long; what raises, raises."""
+        stop = StopAt(self.clock, self.clock.elapsed_s + seconds)
+        repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=self.clock.monotonic)
+        return stop
+
+    def run_together(self, *watches: DnsWatch, seconds: float) -> None:
+        """Let several run side by side for so long, each pass when it is due."""
+        until = self.clock.elapsed_s + seconds
+        order = count()
+        due = [(self.clock.elapsed_s, next(order), watch) for watch in watches]
+        while due and due[0][0] < until:
+            at, _, watch = heappop(due)
+            self.clock.sleep(max(0.0, at - self.clock.elapsed_s))
+            heappush(due, (self.clock.elapsed_s + watch.run_pass(), next(order), watch))
+        self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
+
+    # --- What is there ------------------------------------------------------------------------------
+
+    @property
+    def key(self) -> str | None:
+        """What the key file holds; None when there is none."""
+        return self.key_file.read_text() if self.key_file.exists() else None
+
+    @property
+    def hostnames(self) -> list[str]:
+        """Of every node, by id."""
+        return [node.name for node in self.headscale.nodes]
+
+    def usable_keys(self) -> list[str]:
+        """The secrets of the keys with which a node could register now."""
+        now = self.clock.now()
+        return [key.key for key in self.headscale.keys if key.expires_at > now and (key.reusable or not key.used)]
+
+    def add_record(self, content: str, *, name: str = NAME, type_: str = "A", **fields: Any) -> str:
+        """Add a record to the zone; give its id."""
+        return self.cloudflare.add_record(self.zone_id, type=type_, name=name, content=content, **fields)
+
+    def records(self, name: str = NAME) -> dict[str, str]:
+        """Type and content of what stands at a name, and its comment."""
+        return {
+            f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
+        }
+
+
+def json_client(application: Any, *, base_url: str, explain: Any, service: str, credential: Credential) -> JsonClient:
+    """A JSON client on a WSGI application in this process."""
+    return JsonClient(
+        httpx.Client(transport=httpx.WSGITransport(application), base_url=base_url),
+        service=service,
+        credential=credential,
+        timeout=timedelta(seconds=10),
+        explain=explain,
+    )
+
+
+def names(events: list[Any]) -> list[str]:
+    """The events' names, in order."""
+    return [event["event"] for event in events]
+
+
+def named(events: list[Any], name: str) -> list[Any]:
+    """The events of one name."""
+    return [event for event in events if event["event"] == name]
