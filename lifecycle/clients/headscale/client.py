@@ -154,7 +154,7 @@ class Headscale:
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """The user's keys, used and expired ones included."""
         keys = self._retrying(self._transport.pre_auth_keys, user)
-        return [key for key in keys if key.user is not None and key.user.is_same(user)]
+        return [key for key in keys if _is_users(key, user)]
 
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
         """Expire the key that a lost answer may have hidden; of several it cannot be told which it is."""
@@ -162,8 +162,7 @@ class Headscale:
         hidden = [
             key
             for key in keys
-            if key.user is not None
-            and key.user.is_same(spec.user)
+            if _is_users(key, spec.user)
             and key.expires_at == expires_at
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
@@ -173,3 +172,11 @@ class Headscale:
             log.info("pre_auth_key.expired", key_id=hidden[0].id, reason="the answer that named it was lost")
         elif hidden:
             log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
+
+
+def _is_users(key: PreAuthKey, user: User) -> bool:
+    """Whether a listed key is the user's.
+
+    Up to 0.25 a list is one user's, and calls that user by a name without an id, or by the email.
+    """
+    return key.user is not None and (key.user.id is None or key.user.is_same(user))
