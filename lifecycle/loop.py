@@ -27,7 +27,8 @@ def repeat(
         finished: asked after each pass; true ends the loop.
     """
     while not stop.is_set():
-        until = monotonic() + one_pass()
+        wait_s = one_pass()
+        until = monotonic() + wait_s
         if finished():
             return
         while not stop.is_set() and not wake():
