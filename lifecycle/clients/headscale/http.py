@@ -97,6 +97,9 @@ class HttpTransport:
                 body = {"user": _user_reference(user, dialect), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
+        # 0.28 and 0.29 answer 200 to the older form and expire nothing: no refusal would
+        # tell that the server was upgraded since its version was read.
+        self._dialect = None
         self._in_dialect(expire)
 
     def _in_dialect(self, operation: Callable[[Dialect], Parsed]) -> Parsed:
