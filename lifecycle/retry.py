@@ -11,7 +11,7 @@ from time import monotonic
 import structlog
 import tenacity
 
-from lifecycle.errors import TransientError
+from lifecycle.errors import StoppedError, TransientError
 
 log = structlog.get_logger()
 
@@ -57,9 +57,12 @@ def retrying(
 
     Args:
         give_up_after: the last error is raised when the next try would start later than this.
-        stop: ends a wait at once; the last error is raised then.
+        stop: ends a wait at once, and nothing is sent any more.
         sleep: takes seconds; what a test replaces.
         clock: seconds that never go back.
+
+    Raises:
+        StoppedError: from a call that was waiting for its next try.
     """
     deadline = clock() + give_up_after.total_seconds()
 
@@ -67,11 +70,16 @@ def retrying(
         def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
             return clock() + retry_state.upcoming_sleep >= deadline
 
+    # Not tenacity's own wait on an event: it would send once more after the stop.
+    def wait(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise StoppedError("asked to stop while waiting for the next try; nothing needs undoing")
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
         stop=tenacity.stop_any(TooLate(), tenacity.stop_when_event_set(stop)),
         wait=_wait_s,
-        sleep=sleep or tenacity.sleep_using_event(stop),
+        sleep=sleep or wait,
         before_sleep=_log_retry,
         reraise=True,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -178,10 +179,4 @@ def test_a_failing_pass_that_says_so_by_its_pause_goes_on() -> None:
 
     repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
 
-    assert gaps(passes.began_at) == [1.0, 2.0, 4.0, 1.0]
-
-
-def gaps(instants: Iterable[float]) -> list[float]:
-    """How far each instant lies behind the one before."""
-    known = list(instants)
-    return [later - earlier for earlier, later in zip(known, known[1:], strict=False)]
+    assert [later - earlier for earlier, later in pairwise(passes.began_at)] == [1.0, 2.0, 4.0, 1.0]

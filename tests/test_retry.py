@@ -1,0 +1,263 @@
+"""The one retry policy: growing pauses, a service's own wish first, an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.errors import (
+    ApiError,
+    AuthError,
+    ConflictError,
+    LifecycleError,
+    NotFoundError,
+    ResponseError,
+    StoppedError,
+    TransientError,
+)
+from lifecycle.retry import jittered, once, pause_s, retrying
+from tests.conftest import FakeStop
+
+PATIENCE = timedelta(minutes=2)
+
+# By how much jitter may lengthen a pause.
+SPREAD = 1.25
+
+
+def down(retry_after_s: float | None = None) -> TransientError:
+    retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
+    return TransientError("it is down", service="Headscale", retry_after=retry_after)
+
+
+class Calls:
+    """A call that fails with these errors, one a time, and then succeeds."""
+
+    def __init__(self, errors: Iterable[Exception] = (), *, clock: FakeStop | None = None, take_s: float = 0.0) -> None:
+        self._errors = iter(errors)
+        self._clock = clock
+        self._take_s = take_s
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        if self._clock is not None:
+            self._clock.now += self._take_s
+        for error in self._errors:
+            raise error
+        return "done"
+
+
+def for_ever(make: Callable[[], Exception]) -> Iterable[Exception]:
+    while True:
+        yield make()
+
+
+def policy(stop: FakeStop, patience: timedelta = PATIENCE) -> Any:
+    """The policy, its waits on a stop that never sleeps."""
+    return retrying(give_up_after=patience, stop=stop, clock=stop.monotonic)
+
+
+def test_what_works_at_once_is_called_once() -> None:
+    stop, calls = FakeStop(), Calls()
+
+    assert policy(stop)(calls) == "done"
+    assert (calls.count, stop.waits) == (1, [])
+
+
+def test_a_passing_trouble_is_waited_out(events: list[Any]) -> None:
+    stop, calls = FakeStop(), Calls([down(), down(), down()])
+
+    assert policy(stop)(calls) == "done"
+    assert calls.count == 4
+    assert [event["event"] for event in events] == ["retry.scheduled"] * 3
+
+
+def test_pauses_grow() -> None:
+    stop = FakeStop()
+
+    policy(stop)(Calls([down()] * 6))
+
+    for wait_s, least_s in zip(stop.waits, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], strict=True):
+        assert least_s <= wait_s <= least_s * SPREAD
+
+
+@pytest.mark.parametrize("kind", [AuthError, NotFoundError, ConflictError, ResponseError, ApiError])
+def test_what_no_second_try_would_mend_is_raised_at_once(kind: type[ApiError], events: list[Any]) -> None:
+    stop, calls = FakeStop(), Calls([kind("refused", service="Headscale")])
+
+    with pytest.raises(kind, match="refused"):
+        policy(stop)(calls)
+
+    assert (calls.count, stop.waits, events) == (1, [], [])
+
+
+@pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug"), LifecycleError("no ApiError")])
+def test_a_bug_is_no_trouble_of_a_service(bug: Exception) -> None:
+    stop, calls = FakeStop(), Calls([bug])
+
+    with pytest.raises(type(bug)):
+        policy(stop)(calls)
+
+    assert calls.count == 1
+
+
+def test_trouble_then_refusal_ends_with_the_refusal() -> None:
+    stop, calls = FakeStop(), Calls([down(), AuthError("refused", service="Headscale")])
+
+    with pytest.raises(AuthError):
+        policy(stop)(calls)
+
+    assert calls.count == 2
+
+
+def test_it_gives_up_in_time_and_raises_the_last_error_itself() -> None:
+    stop = FakeStop()
+    errors = [down() for _ in range(1000)]
+    calls = Calls(errors)
+
+    with pytest.raises(TransientError) as raised:
+        policy(stop)(calls)
+
+    assert raised.value is errors[calls.count - 1]
+    assert sum(stop.waits) < PATIENCE.total_seconds()
+    # It did use its time: what was left was too short for another pause.
+    assert sum(stop.waits) + 15.0 * SPREAD >= PATIENCE.total_seconds()
+
+
+def test_the_time_that_the_calls_themselves_take_counts() -> None:
+    """Headscale that hangs for 10 s a call is given up as soon as one that refuses at once."""
+    stop = FakeStop()
+    calls = Calls(for_ever(down), clock=stop, take_s=50.0)
+
+    with pytest.raises(TransientError):
+        policy(stop)(calls)
+
+    assert calls.count == 3
+    assert stop.now < PATIENCE.total_seconds() + 50.0
+
+
+def test_several_calls_share_one_patience() -> None:
+    """Two minutes in all, not two minutes for each request."""
+    stop = FakeStop()
+    shared = policy(stop)
+    with pytest.raises(TransientError):
+        shared(Calls(for_ever(down)))
+    waited = len(stop.waits)
+
+    with pytest.raises(TransientError):
+        shared(Calls(for_ever(down)))
+
+    # What is left of the time is less than the longest pause; the first ones still fit.
+    assert sum(stop.waits) < PATIENCE.total_seconds()
+    assert len(stop.waits) - waited < waited
+
+
+def test_a_retry_after_is_obeyed_in_full() -> None:
+    stop = FakeStop()
+
+    policy(stop)(Calls([down(retry_after_s=60)]))
+
+    assert 60.0 <= stop.waits[0] <= 60.0 * SPREAD
+
+
+def test_a_short_retry_after_shortens_the_pause() -> None:
+    """The service knows best; but it is never hammered."""
+    stop = FakeStop()
+
+    policy(stop)(Calls([down(), down(), down(), down(), down(retry_after_s=1), down(retry_after_s=0)]))
+
+    assert 1.0 <= stop.waits[4] <= SPREAD
+    assert 0.5 <= stop.waits[5] <= 0.5 * SPREAD
+
+
+def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:
+    stop, calls = FakeStop(), Calls([down(retry_after_s=121)])
+
+    with pytest.raises(TransientError):
+        policy(stop)(calls)
+
+    assert (calls.count, stop.waits) == (1, [])
+
+
+def test_a_stop_in_the_middle_of_a_wait_ends_it_and_nothing_is_sent_any_more(events: list[Any]) -> None:
+    """What is tried again may be a write: once asked to stop, none is begun."""
+    stop, calls = FakeStop(after=2), Calls(for_ever(down))
+
+    with pytest.raises(StoppedError):
+        policy(stop)(calls)
+
+    assert calls.count == 2
+    assert len(stop.waits) == 2
+
+
+def test_a_stop_before_a_failure_leaves_no_further_try() -> None:
+    stop, calls = FakeStop(), Calls(for_ever(down))
+    stop.set()
+
+    with pytest.raises(TransientError):
+        policy(stop)(calls)
+
+    assert (calls.count, stop.waits) == (1, [])
+
+
+def test_each_wait_is_one_event_that_says_why(events: list[Any]) -> None:
+    stop = FakeStop()
+
+    policy(stop)(Calls([down(retry_after_s=2), down()]))
+
+    assert [event["attempt"] for event in events] == [1, 2]
+    assert {event["error"] for event in events} == {"it is down"}
+    assert {event["log_level"] for event in events} == {"warning"}
+    assert [event["wait_s"] for event in events] == [round(wait_s, 1) for wait_s in stop.waits]
+
+
+def test_once_means_once(events: list[Any]) -> None:
+    calls = Calls([down()])
+
+    with pytest.raises(TransientError, match="it is down"):
+        once()(calls)
+
+    assert (calls.count, events) == (1, [])
+    assert once()(Calls()) == "done"
+
+
+@given(st.floats(0, 1e6))
+def test_jitter_only_lengthens(seconds: float) -> None:
+    """What a service asked for is never cut short by it."""
+    assert seconds <= jittered(seconds) <= seconds * SPREAD
+
+
+def test_jitter_differs_from_pod_to_pod() -> None:
+    assert len({jittered(10.0) for _ in range(10)}) > 1
+
+
+@given(failures=st.integers(1, 10_000), longest_s=st.floats(0.5, 3600))
+def test_a_pause_is_bounded_after_any_number_of_failures(failures: int, longest_s: float) -> None:
+    """A night of failures is no overflow."""
+    assert 0.5 <= pause_s(failures, longest_s=longest_s) <= longest_s * SPREAD
+
+
+@given(failures=st.integers(1, 100), asked_s=st.floats(0, 86_400))
+def test_a_pause_is_as_long_as_the_service_asked(failures: int, asked_s: float) -> None:
+    """However short our own longest pause is."""
+    wait_s = pause_s(failures, longest_s=1.0, error=down(retry_after_s=asked_s))
+
+    assert max(asked_s, 0.5) - 1e-3 <= wait_s <= max(asked_s, 0.5) * SPREAD
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", service="Headscale"), down()])
+def test_other_errors_ask_for_nothing(error: Exception | None) -> None:
+    assert 1.0 <= pause_s(2, longest_s=60.0, error=error) <= SPREAD
+
+
+def test_pauses_of_one_kind_never_shrink_but_by_jitter() -> None:
+    least = [min(pause_s(failures, longest_s=300.0) for _ in range(20)) for failures in range(1, 15)]
+
+    assert all(later >= earlier / SPREAD for earlier, later in pairwise(least))
+    assert least[-1] >= 300.0
