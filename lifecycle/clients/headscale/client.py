@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -145,11 +146,9 @@ class Headscale:
         return key
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
-        """Make a key useless from now on; one that is gone counts as done."""
-        try:
+        """Make a key useless from now on; one that is gone, used or expired counts as done."""
+        with suppress(NotFoundError, ConflictError):
             self._retrying(self._transport.expire_pre_auth_key, key, user)
-        except NotFoundError:
-            return
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """The user's keys, used and expired ones included."""

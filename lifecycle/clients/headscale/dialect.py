@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from lifecycle.clients.http import Answer
-from lifecycle.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
 
 SERVICE = "Headscale"
@@ -40,6 +40,9 @@ _REGISTER_METHODS: dict[object, RegisterMethod] = {
 _GRPC_UNKNOWN = 2
 _GRPC_NOT_FOUND = 5
 _GRPC_RESOURCE_EXHAUSTED = 8
+
+# What 0.23 and 0.24 say, as a server error, to whoever wants to expire such a key.
+_USELESS_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
@@ -152,7 +155,7 @@ def explain(what: str, answer: Answer) -> ApiError | None:
     status = answer.status
     if status in (_UNAUTHORIZED, _FORBIDDEN) or (
         # Up to 0.26 a wrong key is a server error with this one word as its body.
-        status == _SERVER_ERROR and answer.body.strip() == "Unauthorized"
+        status == _SERVER_ERROR and answer.text.strip() == "Unauthorized"
     ):
         return AuthError(
             f"Headscale refused the API key ({what}: {status}); make a new one with "
@@ -160,8 +163,8 @@ def explain(what: str, answer: Answer) -> ApiError | None:
             service=SERVICE,
             status=status,
         )
-    if status == _SERVER_ERROR and code == _GRPC_UNKNOWN and "not found" in text:
-        return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=status)
+    if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
+        return _explain_text(what, text)
     if status == _NOT_FOUND:
         if code == _GRPC_NOT_FOUND or _is_problem(answer):
             return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=status)
@@ -178,6 +181,15 @@ def explain(what: str, answer: Answer) -> ApiError | None:
             service=SERVICE,
             status=status,
         )
+    return None
+
+
+def _explain_text(what: str, text: str) -> ApiError | None:
+    """What a server error means to which Headscale gave no kind: its text alone tells."""
+    if "not found" in text:
+        return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=_SERVER_ERROR)
+    if text in _USELESS_KEY:
+        return ConflictError(f"Headscale: {what}: the key is of no use any more", service=SERVICE, status=_SERVER_ERROR)
     return None
 
 

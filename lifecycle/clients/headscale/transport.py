@@ -43,4 +43,9 @@ class Transport(Protocol):
         """The user's keys, used and expired ones included; newer versions give everybody's."""
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
-        """Make a key useless from now on; its row stays."""
+        """Make a key useless from now on; its row stays.
+
+        Raises:
+            NotFoundError: there is no such key.
+            ConflictError: it was of no use before.
+        """
