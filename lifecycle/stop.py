@@ -41,11 +41,14 @@ def stop_event(
 
     def wait() -> None:
         name = signal.Signals(signal.sigwait(signals)).name
-        on_stop(name)
-        stop.set()
-        # Nobody sets this one: it is a wait that the end of the process ends.
-        Event().wait(GRACE_S)
-        os._exit(exit_status)
+        try:
+            on_stop(name)
+        finally:
+            # Also when nobody can be told any more, because our output is closed or its disk is full.
+            stop.set()
+            # Nobody sets this one: it is a wait that the end of the process ends.
+            Event().wait(GRACE_S)
+            os._exit(exit_status)
 
     # A thread, not a handler: a handler runs inside whatever the main thread
     # is doing, and Event.set() inside Event.wait() can deadlock.
