@@ -6,7 +6,7 @@ these are the ones that public trackers and recordings show. Messages change ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -114,7 +114,8 @@ class Cloudflare:
         """Make all of these changes or none; several go as one transaction.
 
         Raises:
-            ConflictError: something else stands at the name, or the record is gone.
+            ConflictError: something else stands at the name, or somebody changed a record first.
+            NotFoundError: a record to be changed, or one of several to be deleted, is gone.
             ResponseError: what Cloudflare made of it is not what was asked for.
 
         Source: POST, PATCH and DELETE below /zones/{zone}/dns_records, and POST …/batch, which deletes,
@@ -146,8 +147,9 @@ class Cloudflare:
                     _parse_batch,
                     body={operation: items for operation, items in batch.items() if items},
                 )
-        self._check(path, created, creates)
-        self._check(path, changed, [spec for _, spec, _ in patches])
+        self._delete_strays(path, created, {spec.name for spec in creates})
+        _check(path, created, creates)
+        _check(path, changed, [spec for _, spec, _ in patches])
 
     def _delete(self, path: str, record_id: str) -> None:
         try:
@@ -156,25 +158,17 @@ class Cloudflare:
             # Somebody else did it.
             return
 
-    def _check(self, path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
-        """Compare what Cloudflare says it did with what was asked for."""
-        if len(records) != len(specs):
-            raise _no_sense(f"a change of {path}")
-        for record, spec in zip(records, specs, strict=True):
-            if record.name != spec.name:
-                # A full name that is not the zone's gets the zone's name appended.
-                self._delete(path, record.id)
-                raise ResponseError(
-                    f"Cloudflare made {record.name} of {spec.name}: the zone is not that name's; the record was "
-                    "deleted again. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out",
-                    service=SERVICE,
-                )
-            if spec.differences(record):
-                raise ResponseError(
-                    f"Cloudflare did not take all of a change to {record.type} {record.name}: "
-                    f"{', '.join(sorted(spec.differences(record)))} still differ",
-                    service=SERVICE,
-                )
+    def _delete_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
+        """Take back what was made under another name: the zone's is appended to a full name that is not its own."""
+        strays = [record for record in created if record.name not in names]
+        for record in strays:
+            self._delete(path, record.id)
+        if strays:
+            raise ResponseError(
+                f"Cloudflare made {strays[0].name} of {', '.join(sorted(names))}: the zone is not that name's; the "
+                "record was deleted again. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out",
+                service=SERVICE,
+            )
 
     def _zone_path(self) -> str:
         if self._zone_id is None:
@@ -270,6 +264,25 @@ def _codes(body: Any) -> list[int]:
 def _list(value: Any, member: str) -> list[Any]:
     items = value.get(member) if isinstance(value, dict) else None
     return items if isinstance(items, list) else []
+
+
+def _check(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
+    """Compare what Cloudflare says it did with what was asked for."""
+    if len(records) != len(specs):
+        raise _no_sense(f"a change of {path}")
+    for record, spec in zip(records, specs, strict=True):
+        if record.name != spec.name:
+            raise ConflictError(
+                f"Cloudflare: the {record.type} record {spec.name} got another name, {record.name}, since it was read; "
+                "the next look will tell what stands there",
+                service=SERVICE,
+            )
+        if spec.differences(record):
+            raise ResponseError(
+                f"Cloudflare did not take all of a change to {record.type} {record.name}: "
+                f"{', '.join(sorted(spec.differences(record)))} still differ",
+                service=SERVICE,
+            )
 
 
 def _create_body(spec: RecordSpec) -> dict[str, Any]:

@@ -1,0 +1,532 @@
+"""One Cloudflare zone: the real client on the simulator."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from lifecycle.clients import cloudflare as cloudflare_api
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.http import Credential
+from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.model import Record, RecordSpec
+from tests.builders import MARK, NAME, OTHER_MARK, a_record, a_spec
+from tests.simulators import faults
+from tests.simulators.cloudflare import CloudflareSimulator, refusal
+from tests.simulators.faults import Fault
+from tests.world import ZONE, json_client
+
+RECORDS = r"/dns_records\?"
+
+
+@pytest.fixture
+def account() -> CloudflareSimulator:
+    return CloudflareSimulator()
+
+
+@pytest.fixture
+def zone_id(account: CloudflareSimulator) -> str:
+    return account.add_zone(ZONE)
+
+
+def client_of(
+    account: CloudflareSimulator, zone_id: str | None, *, domain: str = ZONE, token: str | None = None
+) -> Cloudflare:
+    client = json_client(
+        account,
+        service=cloudflare_api.SERVICE,
+        base_url="http://cloudflare/client/v4",
+        credential=Credential(lambda: token or account.token, name="CLOUDFLARE_API_TOKEN"),
+        explain=cloudflare_api.explain,
+    )
+    return Cloudflare(client, domain=domain, zone_id=zone_id)
+
+
+@pytest.fixture
+def cloudflare(account: CloudflareSimulator, zone_id: str) -> Cloudflare:
+    return client_of(account, zone_id)
+
+
+def add(account: CloudflareSimulator, zone_id: str, content: str, **fields: Any) -> str:
+    spec: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": MARK} | fields
+    return account.add_record(zone_id, content=content, **spec)
+
+
+def contents(account: CloudflareSimulator, zone_id: str, name: str = NAME) -> list[str]:
+    return [record.content for record in account.records(zone_id, name)]
+
+
+def sent(account: CloudflareSimulator) -> list[tuple[str, str, Any]]:
+    """Method, the path below the zone and the body of each write."""
+    return [
+        (write.method, write.path.partition("/dns_records")[2], json.loads(write.body) if write.body else None)
+        for write in account.writes
+    ]
+
+
+# --- Reading ------------------------------------------------------------------------------------------
+
+
+def test_everything_at_the_exact_name_is_read_whatever_its_type(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    add(account, zone_id, "100.64.0.1")
+    add(account, zone_id, "fd7a:115c:a1e0::1", type="AAAA", comment=None)
+    add(account, zone_id, "v=spf1 -all", type="TXT", comment="mail")
+    add(account, zone_id, "mx.example.com", type="MX", priority=10, ttl=1)
+    for other in ("x.grafana.example.com", "xgrafana.example.com", "grafana.example.com.example.com", ZONE):
+        add(account, zone_id, "100.64.0.9", name=other)
+    read = {(record.type, record.content, record.ttl_s, record.comment) for record in cloudflare.records(NAME)}
+    assert read == {
+        ("A", "100.64.0.1", 60, MARK),
+        ("AAAA", "fd7a:115c:a1e0::1", 60, ""),
+        ("TXT", "v=spf1 -all", 60, "mail"),
+        ("MX", "mx.example.com", 1, MARK),
+    }
+
+
+def test_a_record_is_read_as_it_is(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+    record_id = add(account, zone_id, "198.51.100.7", proxied=True, comment=None)
+    assert cloudflare.records(NAME) == [
+        Record(id=record_id, name=NAME, type="A", content="198.51.100.7", ttl_s=1, proxied=True, comment="")
+    ]
+
+
+def test_all_pages_are_read(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+    for number in range(1, 131):
+        add(account, zone_id, f"100.64.0.{number}")
+    assert len(cloudflare.records(NAME)) == 130
+    assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
+
+
+def test_no_records_are_an_empty_list_of_one_request(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+    assert cloudflare.records(NAME) == []
+    [request] = account.requests
+    assert request.query == "name=grafana.example.com&page=1&per_page=100"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="502"),
+        pytest.param(faults.drop(), id="lost"),
+        pytest.param(faults.truncate(), id="half"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.too_many_requests(30), id="throttled"),
+        pytest.param(refusal(403, 10000), id="refused"),
+    ],
+)
+def test_a_page_that_fails_fails_it_all(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, fault: Fault
+) -> None:
+    for number in range(1, 131):
+        add(account, zone_id, f"100.64.0.{number}")
+    account.faults.add(fault, path=r"[?&]page=2")
+    with pytest.raises(ApiError):
+        cloudflare.records(NAME)
+
+
+def a_page(*results: dict[str, Any], **info: object) -> Fault:
+    """A page of records, with whatever it claims about itself."""
+    body = {"success": True, "errors": [], "messages": [], "result": list(results), "result_info": info}
+    return faults.answer(200, json.dumps(body))
+
+
+SHOWN = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(a_page(SHOWN, page=1, total_pages=1, total_count=2), id="fewer-than-it-says"),
+        pytest.param(a_page(SHOWN, page=1, total_pages=1, total_count=0), id="more-than-it-says"),
+        pytest.param(a_page(page=1, total_pages=3, total_count=5), id="an-empty-page-of-three"),
+        pytest.param(a_page(SHOWN), id="no-count"),
+        pytest.param(a_page({"id": "0" * 32}, total_pages=1, total_count=1), id="a-record-without-a-name"),
+        pytest.param(a_page({**SHOWN, "content": 7}, total_pages=1, total_count=1), id="a-content-that-is-none"),
+        pytest.param(faults.answer(200, '{"success": false, "errors": [], "result": []}'), id="no-success"),
+        pytest.param(faults.answer(200, '{"success": true, "result": null}'), id="null"),
+        pytest.param(faults.answer(200, '{"success": true, "result": {}}'), id="one-thing"),
+        pytest.param(faults.answer(200, "[]"), id="a-list"),
+        pytest.param(faults.answer(200, ""), id="nothing"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.garbage(), id="garbage"),
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_no_empty_list(
+    account: CloudflareSimulator, cloudflare: Cloudflare, fault: Fault
+) -> None:
+    account.faults.add(fault)
+    with pytest.raises(ResponseError):
+        cloudflare.records(NAME)
+
+
+def test_an_answer_with_more_and_with_less_than_today_is_read(
+    account: CloudflareSimulator, cloudflare: Cloudflare
+) -> None:
+    account.faults.add(a_page({**SHOWN, "name": "GRAFANA.example.com.", "new": [1]}, total_pages=1, total_count=1))
+    assert cloudflare.records(NAME) == [a_record("0" * 32, ttl_s=1, comment="")]
+
+
+# --- The zone -----------------------------------------------------------------------------------------
+
+
+def names_asked(account: CloudflareSimulator) -> list[str]:
+    return [
+        exchange.query.partition("name=")[2].partition("&")[0]
+        for exchange in account.requests
+        if exchange.path.endswith("/zones")
+    ]
+
+
+def test_a_zone_that_was_given_is_not_looked_for(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+    cloudflare.records(NAME)
+    cloudflare.change(creates=[a_spec()])
+    assert names_asked(account) == []
+
+
+def test_the_zone_is_looked_for_from_the_whole_domain_upwards_and_once(account: CloudflareSimulator) -> None:
+    zone_id = account.add_zone(ZONE)
+    account.add_zone("com.example")
+    cloudflare = client_of(account, None, domain="svc.eu.example.com")
+    add(account, zone_id, "100.64.0.1")
+    assert len(cloudflare.records(NAME)) == 1
+    cloudflare.records(NAME)
+    assert names_asked(account) == ["svc.eu.example.com", "eu.example.com", "example.com"]
+
+
+def test_the_longest_zone_is_the_names(account: CloudflareSimulator) -> None:
+    account.add_zone(ZONE)
+    longer = account.add_zone("eu.example.com")
+    add(account, longer, "100.64.0.1", name="grafana.eu.example.com")
+    assert len(client_of(account, None, domain="eu.example.com").records("grafana.eu.example.com")) == 1
+    assert names_asked(account) == ["eu.example.com"]
+
+
+def test_no_zone_at_all_is_told_and_no_top_level_domain_asked_for(account: CloudflareSimulator) -> None:
+    account.add_zone("example.org")
+    with pytest.raises(ResponseError, match=r"no zone for DOMAIN_NAME eu\.example\.com.*Set CLOUDFLARE_ZONE_ID"):
+        client_of(account, None, domain="eu.example.com").records(NAME)
+    assert names_asked(account) == ["eu.example.com", "example.com"]
+
+
+def test_two_zones_of_one_name_are_told_by_their_ids(account: CloudflareSimulator) -> None:
+    ids = sorted([account.add_zone(ZONE), account.add_zone(ZONE)])
+    with pytest.raises(ResponseError, match=f"CLOUDFLARE_ZONE_ID.*{ids[0]}, {ids[1]}"):
+        client_of(account, None).records(NAME)
+    assert account.writes == []
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.html(502), faults.drop(), faults.html(200), faults.too_many_requests(5), refusal(403, 9109)]
+)
+def test_an_error_in_the_walk_ends_it(account: CloudflareSimulator, fault: Fault) -> None:
+    """Else the parent's zone would be taken while the child's is there."""
+    account.add_zone(ZONE)
+    child = account.add_zone("eu.example.com")
+    cloudflare = client_of(account, None, domain="eu.example.com")
+    account.faults.add(fault, path="name=eu")
+    with pytest.raises(ApiError):
+        cloudflare.records(NAME)
+    assert names_asked(account) == ["eu.example.com"]
+    cloudflare.records(NAME)
+    assert account.requests[-1].path.endswith(f"/zones/{child}/dns_records")
+
+
+def test_a_zone_that_the_token_cannot_see_is_none(account: CloudflareSimulator) -> None:
+    account.add_zone(ZONE, account_owned=False)
+    with pytest.raises(ResponseError, match="does the token cover its zone"):
+        client_of(account, None).records(NAME)
+
+
+def test_the_zones_own_name_is_asked_for_once(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+    assert [cloudflare.zone_name(), cloudflare.zone_name()] == [ZONE, ZONE]
+    assert len(account.requests) == 1
+
+
+# --- Changing -----------------------------------------------------------------------------------------
+
+
+def test_a_record_is_made_whole(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+    cloudflare.change(creates=[a_spec("100.64.0.1", ttl_s=120)])
+    [(method, path, body)] = sent(account)
+    assert (method, path) == ("POST", "")
+    assert body == {
+        "type": "A",
+        "name": NAME,
+        "content": "100.64.0.1",
+        "ttl": 120,
+        "proxied": False,
+        "comment": MARK,
+    }
+    [record] = account.records(zone_id, NAME)
+    assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, MARK)
+
+
+@pytest.mark.parametrize(
+    ("was", "changed"),
+    [
+        pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="content"),
+        pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
+        pytest.param({"comment": None}, {"comment": MARK}, id="mark"),
+        pytest.param({"comment": OTHER_MARK, "ttl": 1}, {"comment": MARK, "ttl": 60}, id="mark-and-ttl"),
+        pytest.param(
+            {"content": "198.51.100.7", "proxied": True},
+            {"content": "100.64.0.1", "proxied": False, "ttl": 60},
+            id="proxied",
+        ),
+    ],
+)
+def test_only_what_differs_is_sent(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, was: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    record_id = add(account, zone_id, **({"content": "100.64.0.1"} | was))
+    [record] = cloudflare.records(NAME)
+    cloudflare.change(updates=[(record, a_spec("100.64.0.1"))])
+    assert sent(account) == [("PATCH", f"/{record_id}", changed)]
+    [now] = account.records(zone_id, NAME)
+    assert (now.id, now.content, now.ttl, now.proxied, now.comment) == (record_id, "100.64.0.1", 60, False, MARK)
+
+
+def test_an_address_is_compared_as_one(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+    spec = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
+    assert spec.differences(a_record(type_="AAAA", content="FD7A:115C:A1E0:0:0:0:0:1")) == {}
+
+
+def test_several_changes_are_one_transaction(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    kept, gone = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
+    records = {record.id: record for record in cloudflare.records(NAME)}
+    six = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
+    cloudflare.change(deletes=[records[gone]], updates=[(records[kept], a_spec("100.64.0.1"))], creates=[six])
+    [(method, path, body)] = sent(account)
+    assert (method, path) == ("POST", "/batch")
+    assert body["deletes"] == [{"id": gone}]
+    assert body["patches"] == [{"id": kept, "ttl": 60}]
+    assert [item["type"] for item in body["posts"]] == ["AAAA"]
+    assert contents(account, zone_id) == ["100.64.0.1", "fd7a:115c:a1e0::1"]
+
+
+def test_a_transaction_that_fails_changes_nothing(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    first, second = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
+    records = {record.id: record for record in cloudflare.records(NAME)}
+    account.remove_record(second)
+    with pytest.raises(NotFoundError):
+        cloudflare.change(deletes=[records[second]], updates=[(records[first], a_spec("100.64.0.1"))])
+    assert [record.ttl for record in account.records(zone_id, NAME)] == [300]
+
+
+def test_nothing_to_change_is_no_request(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+    cloudflare.change()
+    assert account.requests == []
+
+
+def test_one_deletion_is_done_and_done_twice(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    record_id = add(account, zone_id, "100.64.0.1")
+    [record] = cloudflare.records(NAME)
+    cloudflare.change(deletes=[record])
+    cloudflare.change(deletes=[record])
+    assert [write[:2] for write in sent(account)] == [("DELETE", f"/{record_id}")] * 2
+    assert contents(account, zone_id) == []
+
+
+# --- Another name than we sent ------------------------------------------------------------------------
+
+
+def test_a_record_that_was_made_under_another_name_is_deleted_again(account: CloudflareSimulator) -> None:
+    """A full name that is not the zone's gets the zone's name appended."""
+    wrong = account.add_zone("example.org")
+    with pytest.raises(ResponseError, match=r"made grafana\.example\.com\.example\.org of.*CLOUDFLARE_ZONE_ID"):
+        client_of(account, wrong).change(creates=[a_spec()])
+    assert account.records(wrong) == []
+
+
+def test_all_records_that_were_made_under_another_name_are_deleted_again(account: CloudflareSimulator) -> None:
+    wrong = account.add_zone("example.org")
+    six = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
+    with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
+        client_of(account, wrong).change(creates=[a_spec(), six])
+    assert account.records(wrong) == []
+
+
+def test_a_record_that_was_renamed_under_us_is_left_alone(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    """Since the list, a person gave the record another name: it is no longer ours to delete."""
+    record_id = add(account, zone_id, "100.64.0.9")
+    [record] = cloudflare.records(NAME)
+    account.change_record(record_id, name="wiki.example.com")
+    with pytest.raises(ConflictError, match="another name"):
+        cloudflare.change(updates=[(record, a_spec())])
+    assert [write.method for write in account.writes] == ["PATCH"]
+    assert len(account.records(zone_id, "wiki.example.com")) == 1
+
+
+def test_a_change_that_was_not_taken_whole_is_told(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    add(account, zone_id, "100.64.0.9", ttl=300)
+    [record] = cloudflare.records(NAME)
+    shown = {**SHOWN, "ttl": 300, "comment": MARK, "proxied": False}
+    account.faults.add(faults.answer(200, json.dumps({"success": True, "result": shown})), method="PATCH")
+    with pytest.raises(ResponseError, match="ttl still differ"):
+        cloudflare.change(updates=[(record, a_spec())])
+
+
+@pytest.mark.parametrize("body", ["{}", '{"success": true, "result": []}', '{"success": true, "result": {"id": "1"}}'])
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_change_that_is_answered_with_nonsense_is_unconfirmed(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, method: str, body: str
+) -> None:
+    add(account, zone_id, "100.64.0.9")
+    [record] = cloudflare.records(NAME)
+    account.faults.add(faults.answer(200, body), method=method)
+    updates = [(record, a_spec())] if method == "PATCH" else []
+    with pytest.raises(ResponseError):
+        cloudflare.change(updates=updates, creates=[] if updates else [a_spec()])
+
+
+def test_a_batch_that_answers_fewer_records_is_unconfirmed(
+    account: CloudflareSimulator, cloudflare: Cloudflare
+) -> None:
+    body = json.dumps({"success": True, "result": {"posts": [], "patches": None}})
+    account.faults.add(faults.answer(200, body), method="POST")
+    six = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
+    with pytest.raises(ResponseError):
+        cloudflare.change(creates=[a_spec(), six])
+
+
+def test_a_lost_answer_to_a_create_is_no_second_one(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    account.faults.add(faults.drop(committed=True), method="POST")
+    with pytest.raises(TransientError):
+        cloudflare.change(creates=[a_spec()])
+    assert len(account.writes) == 1
+    assert len(cloudflare.records(NAME)) == 1
+
+
+# --- What a refusal means -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "told"),
+    [
+        pytest.param(refusal(403, 9109), AuthError, "CLOUDFLARE_API_TOKEN is not valid", id="9109"),
+        pytest.param(refusal(400, 10001), AuthError, "CLOUDFLARE_API_TOKEN is not valid", id="10001"),
+        pytest.param(refusal(403, 10000), AuthError, "Zone / DNS / Edit.*CLOUDFLARE_ZONE_ID", id="10000-403"),
+        pytest.param(refusal(401, 10000), AuthError, "Zone / DNS / Edit", id="10000-401"),
+        pytest.param(refusal(400, 6003), AuthError, "CLOUDFLARE_API_TOKEN is not an API token", id="6003"),
+        pytest.param(refusal(400, 9106), AuthError, "CLOUDFLARE_API_TOKEN is not an API token", id="9106"),
+        pytest.param(refusal(401, 4711), AuthError, "CLOUDFLARE_API_TOKEN was refused", id="401-alone"),
+        pytest.param(faults.html(403), AuthError, "CLOUDFLARE_API_TOKEN was refused", id="403-html"),
+        pytest.param(refusal(400, 7003), ResponseError, "CLOUDFLARE_ZONE_ID is no zone's", id="7003-400"),
+        pytest.param(refusal(404, 7003), ResponseError, "CLOUDFLARE_ZONE_ID is no zone's", id="7003-404"),
+        pytest.param(refusal(404, 7000), ResponseError, "CLOUDFLARE_ZONE_ID is no zone's", id="7000"),
+        pytest.param(refusal(403, 1038), ResponseError, "top-level domain", id="1038"),
+        pytest.param(refusal(404, 81044), NotFoundError, "the record is gone", id="81044-404"),
+        pytest.param(refusal(400, 81044), NotFoundError, "the record is gone", id="81044-400"),
+        pytest.param(faults.html(404), NotFoundError, "CLOUDFLARE_ZONE_ID", id="404-html"),
+        *(
+            pytest.param(refusal(400, code), ConflictError, "another record stands at the name", id=str(code))
+            for code in (81053, 81054, 81057, 81058)
+        ),
+        pytest.param(refusal(400, 81045), ConflictError, "as many records as its plan allows", id="81045"),
+        pytest.param(refusal(400, 9005), ResponseError, "code 9005", id="9005"),
+        pytest.param(faults.answer(400), ResponseError, "code none", id="400-empty"),
+        pytest.param(refusal(429, 971), TransientError, "fewer requests", id="971"),
+        pytest.param(refusal(429, 10000), TransientError, "fewer requests", id="429-whatever-the-code"),
+        pytest.param(faults.html(502), TransientError, "trouble", id="502-html"),
+        pytest.param(faults.answer(520), TransientError, "trouble", id="520-empty"),
+        pytest.param(refusal(500, 10000), TransientError, "trouble", id="500-whatever-the-code"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_each_refusal_is_named_by_its_code(
+    account: CloudflareSimulator,
+    cloudflare: Cloudflare,
+    method: str,
+    fault: Fault,
+    kind: type[ApiError],
+    told: str,
+) -> None:
+    account.faults.add(fault)
+    ask = partial(cloudflare.records, NAME) if method == "GET" else partial(cloudflare.change, creates=[a_spec()])
+    with pytest.raises(kind, match=told) as raised:
+        ask()
+    assert type(raised.value) is kind
+    assert method in str(raised.value)
+
+
+def test_the_telling_code_may_stand_in_the_chain(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+    errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
+    account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
+    with pytest.raises(ConflictError, match="code 1004, 81058"):
+        cloudflare.change(creates=[a_spec()])
+
+
+@pytest.mark.parametrize("errors", [None, 7, "text", [None], [{"code": "9109"}], [{"error_chain": {}}], {}])
+def test_errors_that_are_none_are_survived(
+    account: CloudflareSimulator, cloudflare: Cloudflare, errors: object
+) -> None:
+    account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors})))
+    with pytest.raises(ResponseError, match="code none"):
+        cloudflare.records(NAME)
+
+
+def test_a_refusal_is_told_with_what_cloudflare_can_find_it_by(
+    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    account.set_token(permission="read")
+    with pytest.raises(AuthError) as raised:
+        cloudflare.change(creates=[a_spec()])
+    assert f"POST /zones/{zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)
+
+
+@pytest.mark.parametrize("account_owned", [False, True], ids=["a-user's-token", "an-account's-token"])
+def test_both_kinds_of_token_are_good(account: CloudflareSimulator, zone_id: str, account_owned: bool) -> None:
+    account.set_token(account_owned=account_owned)
+    cloudflare = client_of(account, zone_id)
+    cloudflare.change(creates=[a_spec()])
+    assert len(cloudflare.records(NAME)) == 1
+
+
+@pytest.mark.parametrize("status", ["disabled", "expired"])
+def test_a_token_that_is_no_longer_good_is_refused(account: CloudflareSimulator, zone_id: str, status: Any) -> None:
+    account.set_token(status=status)
+    with pytest.raises(AuthError, match="not valid, or has expired"):
+        client_of(account, zone_id).records(NAME)
+
+
+@pytest.mark.parametrize("body_code", [971, 10429])
+@pytest.mark.parametrize("told", [True, False], ids=["with-retry-after", "without"])
+def test_too_many_requests_are_told_with_how_long(
+    account: CloudflareSimulator, cloudflare: Cloudflare, body_code: Any, told: bool
+) -> None:
+    account.limit(0, code=body_code, retry_after=told)
+    with pytest.raises(TransientError) as raised:
+        cloudflare.records(NAME)
+    assert raised.value.throttled
+    assert (raised.value.retry_after is not None) == told
+    assert len(account.requests) == 1
+
+
+def test_a_zone_with_as_many_records_as_it_may_have_is_told(account: CloudflareSimulator, zone_id: str) -> None:
+    account.quota = 0
+    with pytest.raises(ConflictError, match="as many records as its plan allows"):
+        client_of(account, zone_id).change(creates=[a_spec()])
+
+
+def test_a_refusal_shows_no_token(account: CloudflareSimulator, zone_id: str) -> None:
+    with pytest.raises(AuthError) as raised:
+        client_of(account, zone_id, token="not-the-token-0123456789").records(NAME)
+    assert "not-the-token" not in str(raised.value) + repr(raised.value)
