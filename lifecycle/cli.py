@@ -21,7 +21,6 @@ import tenacity
 
 import lifecycle
 from lifecycle import cleanup, dns_watch
-from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients import cloudflare as cloudflare_api
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale import dialect
@@ -34,7 +33,6 @@ from lifecycle.health import Status, serve
 from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
 from lifecycle.loop import repeat
-from lifecycle.report import dry_run, print_json, print_text
 from lifecycle.retry import once, retrying
 from lifecycle.settings import (
     COMMANDS,
@@ -90,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _cleanup() -> None:
+    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - the other command does without it
+
     settings = _loaded(CleanupSettings)
 
     def on_stop(signal: str) -> None:
@@ -119,6 +119,10 @@ def _dns_watch(*, only_once: bool) -> None:
 
 
 def _dry_run(only: str | None, *, as_json: bool) -> int:
+    # Only a person at a terminal needs it.
+    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415
+    from lifecycle.report import dry_run, print_json, print_text  # noqa: PLC0415
+
     settings = _loaded(DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
     with ExitStack() as stack:

@@ -180,6 +180,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         alias_generator=str.upper,
         case_sensitive=True,
+        # Only the class that is read is made ready to read with: it saves time and memory.
+        defer_build=True,
         env_file=ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",

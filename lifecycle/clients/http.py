@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -64,13 +65,13 @@ class Answer:
     """A whole HTTP answer.
 
     Attributes:
-        body: the bytes as text, undecodable ones replaced.
+        text: the body of an answer that is no JSON, undecodable bytes replaced; "" for one that is.
         json: the parsed body when its content type is JSON; None when it is not, or is no JSON.
     """
 
     status: int
     headers: Mapping[str, str]
-    body: str
+    text: str
     json: Any
 
     @property
@@ -179,16 +180,14 @@ class JsonClient:
         if body is not None:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body).encode()
-        chunks: list[bytes] = []
-        size = 0
+        received = bytearray()
         try:
             with self._http.stream(
                 method, path, params=params, content=content, headers=headers, timeout=self._timeout_s
             ) as response:
                 for chunk in response.iter_bytes():
-                    chunks.append(chunk)
-                    size += len(chunk)
-                    if size > MAX_ANSWER_BYTES:
+                    received += chunk
+                    if len(received) > MAX_ANSWER_BYTES:
                         raise ResponseError(
                             f"{self._service}: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB",
                             service=self._service,
@@ -205,7 +204,7 @@ class JsonClient:
                 f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}",
                 service=self._service,
             ) from None
-        return _answer(response, b"".join(chunks))
+        return _answer(response, received)
 
     def _error(self, what: str, answer: Answer) -> ApiError | None:
         if answer.status in _SUCCESS:
@@ -250,18 +249,12 @@ class JsonClient:
         return f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else "")
 
 
-def _answer(response: httpx.Response, content: bytes) -> Answer:
-    body = content.decode("utf-8", errors="replace")
-    parsed = None
+def _answer(response: httpx.Response, content: bytearray) -> Answer:
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
-        try:
-            parsed = json.loads(body)
-        except ValueError:
-            parsed = None
-        except RecursionError:
-            parsed = None
-    return Answer(response.status_code, response.headers, body, parsed)
+        with suppress(ValueError, RecursionError):
+            return Answer(response.status_code, response.headers, "", json.loads(content))
+    return Answer(response.status_code, response.headers, content.decode(errors="replace"), None)
 
 
 def _cause(error: BaseException) -> str:
