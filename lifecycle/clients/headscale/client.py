@@ -162,13 +162,19 @@ class Headscale:
             key
             for key in keys
             if _is_users(key, spec.user)
-            and key.expires_at == expires_at
+            and self._transport.is_as_asked(key, expires_at)
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
         ]
         if len(hidden) == 1:
-            self._transport.expire_pre_auth_key(hidden[0], spec.user)
-            log.info("pre_auth_key.expired", key_id=hidden[0].id, reason="the answer that named it was lost")
+            (key,) = hidden
+            try:
+                self._transport.expire_pre_auth_key(key, spec.user)
+            except ResponseError as error:
+                # It expires by itself, and nobody knows it.
+                log.warning("pre_auth_key.unexpired", key_id=key.id, expires_at=key.expires_at, error=str(error))
+            else:
+                log.info("pre_auth_key.expired", key_id=key.id, reason="the answer that named it was lost")
         elif hidden:
             log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
 

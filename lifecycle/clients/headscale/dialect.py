@@ -44,6 +44,10 @@ _GRPC_RESOURCE_EXHAUSTED = 8
 # What 0.23 and 0.24 say, as a server error, to whoever wants to expire such a key.
 _USELESS_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
+_CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
+_CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
+_SNAKE = re.compile(r"_([a-z])")
+
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 _NOT_FOUND = 404
@@ -132,6 +136,18 @@ def dialect_of_openapi(document: Any) -> Dialect | None:
             return None
 
 
+def dialect_of_help(text: str) -> Dialect | None:
+    """The dialect of a command line, by its help for `preauthkeys list`: how that wants to be told the user."""
+    if "preauthkeys list" not in text:
+        return None
+    match re.search(r"--user (string|uint)", text):
+        case None:
+            return Dialect.of_minor(28, "0.28 or newer")
+        case found if found[1] == "uint":
+            return Dialect.of_minor(26, "0.26 or 0.27")
+    return Dialect.of_minor(23, "0.23 to 0.25")
+
+
 def _is_number(definitions: dict[str, Any], message: str, field: str) -> bool:
     match definitions.get(message):
         case {"properties": dict(properties)}:
@@ -207,6 +223,35 @@ def _is_problem(answer: Answer) -> bool:
         and isinstance(answer.json, dict)
         and answer.json.get("status") == answer.status
     )
+
+
+def cli_refusal(text: str) -> tuple[str | None, str]:
+    """The kind of refusal in a command line's error, and what the server said.
+
+    Returns:
+        gRPC's code up to 0.29, such as "NotFound"; from 0.30 on "" for every refusal; None when it was not
+        the server that refused.
+    """
+    if match := _CLI_GRPC.search(text):
+        return match[1], match[2]
+    if match := _CLI_STATUS.search(text):
+        return "", match[1]
+    return None, text
+
+
+def camelised(value: Any) -> Any:
+    """A value with the API's own field names: the command line's up to 0.29 are `ip_addresses` and the like."""
+    match value:
+        case dict():
+            return {_SNAKE.sub(lambda at: at[1].upper(), name): camelised(item) for name, item in value.items()}
+        case list():
+            return [camelised(item) for item in value]
+    return value
+
+
+def user_reference(user: User, dialect: Dialect) -> str:
+    """How a request about pre-auth keys names a user."""
+    return user.id if dialect.user_by_id and user.id is not None else user.name
 
 
 def no_sense(what: str) -> ResponseError:
@@ -325,7 +370,8 @@ def parse_time(value: Any) -> datetime | None:
             return None
         case {"seconds": int(seconds)}:
             # Before 1970 there is only year 1.
-            return None if seconds < 0 else datetime.fromtimestamp(seconds, UTC)
+            whole = None if seconds < 0 else datetime.fromtimestamp(seconds, UTC)
+            return whole and whole.replace(microsecond=value.get("nanos", 0) // 1000)
         case str(text):
             at = datetime.fromisoformat(text)
             if at.tzinfo is None:

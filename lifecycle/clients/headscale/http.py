@@ -67,7 +67,7 @@ class HttpTransport:
 
         def create(dialect: Dialect) -> PreAuthKey:
             body = {
-                "user": _user_reference(user, dialect),
+                "user": dialects.user_reference(user, dialect),
                 "reusable": reusable,
                 "ephemeral": ephemeral,
                 "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -77,11 +77,15 @@ class HttpTransport:
 
         return self._in_dialect(create)
 
+    def is_as_asked(self, key: PreAuthKey, expires_at: datetime) -> bool:
+        """Whether a listed key expires when the one that was asked for last was to."""
+        return key.expires_at == expires_at
+
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """The user's keys, or everybody's. Source: GET /api/v1/preauthkey."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            params = {"user": _user_reference(user, dialect)} if dialect.keys_by_user else None
+            params = {"user": dialects.user_reference(user, dialect)} if dialect.keys_by_user else None
             return self._list("/api/v1/preauthkey", "preAuthKeys", dialects.parse_pre_auth_key, params=params)
 
         return self._in_dialect(list_keys)
@@ -94,7 +98,7 @@ class HttpTransport:
                 body = {"id": key.id}
             else:
                 secret = key.key.get_secret_value() if key.key else ""
-                body = {"user": _user_reference(user, dialect), "key": secret}
+                body = {"user": dialects.user_reference(user, dialect), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
         # 0.28 and 0.29 answer 200 to the older form and expire nothing: no refusal would
@@ -178,7 +182,3 @@ def _node_path(node_id: str) -> str:
     if not _NODE_PATH_ID.fullmatch(node_id):
         raise ValueError("a node's id is a positive whole number")
     return f"/api/v1/node/{node_id}"
-
-
-def _user_reference(user: User, dialect: Dialect) -> str:
-    return user.id if dialect.user_by_id and user.id is not None else user.name

@@ -39,6 +39,9 @@ class Transport(Protocol):
     ) -> PreAuthKey:
         """Make a key, its secret included; a lost answer may hide a success."""
 
+    def is_as_asked(self, key: PreAuthKey, expires_at: datetime) -> bool:
+        """Whether a listed key may be the one that was asked for last, by its life alone."""
+
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """The user's keys, used and expired ones included; newer versions give everybody's."""
 

@@ -1,0 +1,331 @@
+"""The few things we ask the Kubernetes API: one Secret, the pods of one selector, a command in one of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import Thread
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from kubernetes.client.api_client import ApiClient
+from kubernetes.client.configuration import Configuration
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
+from urllib3.exceptions import HTTPError
+from websocket import WebSocketBadStatusException, WebSocketException
+
+from lifecycle.clients.podexec import SERVICE, Exec, Output
+from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+
+Result = TypeVar("Result")
+
+_OK = 200
+_UNAUTHORIZED = 401
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_TOO_MANY = 429
+_SERVER_ERROR = 500
+
+# In a refusal by RBAC: who it is that may not.
+_REFUSED_USER = re.compile(r'User "([^"]+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What RBAC has to allow for one request.
+
+    Attributes:
+        names: the objects it is needed for; empty where it cannot be limited to some.
+    """
+
+    namespace: str
+    resource: str
+    verbs: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    @property
+    def rule(self) -> str:
+        """The rule of a Role that gives it, as one line of YAML."""
+        names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
+        return f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod, as far as we need to know it.
+
+    Attributes:
+        created_at: RFC 3339 in UTC, whole seconds: text that sorts as the instants do.
+        containers: their names, in the order of the manifest.
+        ready: it runs, is ready and was not told to go.
+        keeps_its_name: it is a StatefulSet's, whose next pod has the same name.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    created_at: str
+    containers: tuple[str, ...]
+    ready: bool
+    keeps_its_name: bool
+
+
+class Cluster:
+    """A Kubernetes API server.
+
+    Args:
+        configuration: its address and our credentials.
+        description: which one it is, for people.
+        timeout: for one whole request, or one command.
+    """
+
+    def __init__(self, configuration: Configuration, *, description: str, timeout: timedelta) -> None:
+        # No try but our own: the library's would lengthen the time-out unseen.
+        configuration.retries = False
+        self._configuration = configuration
+        self._api = ApiClient(configuration)
+        self._timeout_s = timeout.total_seconds()
+        self._stuck: Thread | None = None
+        self.description = description
+
+    def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
+        """A Secret's values by their keys; None when there is no such Secret.
+
+        Raises:
+            AuthError: we may not read it.
+            TransientError: it could not be found out whether it is there.
+        """
+        right = Right(namespace, "secrets", ("get",), (name,))
+        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}", {}, right)
+        if answer is None:
+            return None
+        try:
+            data = answer.get("data") or {}
+            return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
+        except (AttributeError, TypeError, binascii.Error):
+            # Not chained: a value stands in the error.
+            raise _no_sense(f"Secret {namespace}/{name}") from None
+
+    def pods(self, namespace: str, selector: str) -> list[Pod]:
+        """The pods that a label selector finds, in no particular order.
+
+        Raises:
+            AuthError: we may not list pods.
+        """
+        right = Right(namespace, "pods", ("list",))
+        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/pods", {"labelSelector": selector}, right)
+        try:
+            return [_parse_pod(item) for item in (answer or {})["items"]]
+        except (AttributeError, KeyError, TypeError):
+            raise _no_sense(f"the pods in namespace {namespace}") from None
+
+    def run(self, pod: Pod, container: str, command: Sequence[str]) -> Output:
+        """Run a command in a container, without a shell, and wait for its end.
+
+        Returns:
+            Also when its exit status is not 0.
+
+        Raises:
+            AuthError: we may not run commands there.
+            TransientError: it is not known how it ended, or whether it began.
+
+        Source: GET …/pods/{name}/exec, upgraded to a websocket.
+        """
+        # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
+        names = (pod.name,) if pod.keeps_its_name else ()
+        right = Right(pod.namespace, "pods/exec", ("create", "get"), names)
+        what = f"a command in container {container} of pod {pod.namespace}/{pod.name}"
+        path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
+        query = [("container", container), ("stdout", "true"), ("stderr", "true")]
+        query += [("command", argument) for argument in command]
+        running = Exec(self._configuration)
+
+        def work() -> Output:
+            try:
+                url, headers = self._address(path, query)
+                return running.run(url, headers)
+            except WebSocketBadStatusException as error:
+                raise self._refused(what, error.status_code, _status(error.resp_body), right) from None
+            except (WebSocketException, OSError) as error:
+                raise _lost(what, error) from error
+
+        return self._in_time(what, work, give_up=running.abort)
+
+    def _get(self, path: str, query: Mapping[str, str], right: Right) -> dict[str, Any] | None:
+        """Send a GET and give its JSON; None when Kubernetes itself says that there is no such thing."""
+        what = f"GET {path}"
+
+        def work() -> dict[str, Any] | None:
+            try:
+                url, headers = self._address(path, list(query.items()))
+                response = self._api.call_api("GET", url, headers, _request_timeout=self._timeout_s)
+                body = response.read()
+            except (HTTPError, ApiException, OSError) as error:
+                raise _lost(what, error) from error
+            said = _json_object(body)
+            if response.status == _OK:
+                if said is None:
+                    raise _no_sense(what)
+                return said
+            refusal = _status(body)
+            if response.status == _NOT_FOUND and refusal.get("reason") == "NotFound":
+                return None
+            raise self._refused(what, response.status, refusal, right)
+
+        return self._in_time(what, work)
+
+    def _address(self, path: str, query: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str]]:
+        """The whole address of a request, and its headers with our credentials."""
+        try:
+            _, url, headers, _, _ = self._api.param_serialize(
+                "GET",
+                path,
+                query_params=list(query),
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+            )
+        except (ConfigException, OSError) as error:
+            # It is read anew every minute, since it is rotated.
+            raise TransientError(f"the service account's token could not be read: {error}", service=SERVICE) from error
+        return url, headers
+
+    def _in_time(self, what: str, work: Callable[[], Result], *, give_up: Callable[[], None] = lambda: None) -> Result:
+        """Do it in a thread: the libraries can be told a time for one read, and none for a handshake.
+
+        Args:
+            what: for the message.
+            work: raises ApiError.
+            give_up: makes work end that took too long.
+        """
+        if self._stuck is not None:
+            # What hangs for ever does not do so twice.
+            self._stuck.join(self._timeout_s)
+            if self._stuck.is_alive():
+                raise self._timed_out(what)
+        outcome: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                outcome.set_exception(error)
+
+        thread = Thread(target=run, name="kubernetes", daemon=True)
+        thread.start()
+        try:
+            return outcome.result(self._timeout_s)
+        except TimeoutError:
+            self._stuck = thread
+            give_up()
+            raise self._timed_out(what) from None
+
+    def _timed_out(self, what: str) -> TransientError:
+        return TransientError(f"Kubernetes did not answer {what} within {self._timeout_s:g} s", service=SERVICE)
+
+    def _refused(self, what: str, status: int, refusal: Mapping[str, Any], right: Right) -> ApiError:
+        message = str(refusal.get("message") or "")
+        if status == _UNAUTHORIZED:
+            return AuthError(
+                f"Kubernetes does not accept our credentials ({self.description}; {what}: {status}); is the service "
+                "account's token the cluster's own?",
+                service=SERVICE,
+                status=status,
+            )
+        if status == _FORBIDDEN:
+            user = _REFUSED_USER.search(message)
+            return AuthError(
+                f"Kubernetes refused {what}, since a right is missing; give {user[1] if user else 'our account'} a "
+                f"Role in namespace {right.namespace} with this rule: {right.rule}",
+                service=SERVICE,
+                status=status,
+            )
+        text = f"Kubernetes could not do {what}: {status} {message}".rstrip()
+        if status in (_NOT_FOUND, _TOO_MANY) or status >= _SERVER_ERROR:
+            # A 404 is a pod that was replaced since it was listed, or a proxy's.
+            return TransientError(text, service=SERVICE, status=status, throttled=status == _TOO_MANY)
+        return ResponseError(text, service=SERVICE, status=status)
+
+
+def in_cluster(*, timeout: timedelta) -> Cluster:
+    """The cluster that this pod runs in, as its service account.
+
+    Raises:
+        ConfigError: this is no pod, or its service account's token is not mounted.
+    """
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)
+    except (ConfigException, OSError) as error:
+        raise ConfigError(
+            f"HEADSCALE_ACCESS: the Kubernetes API is needed, and cannot be reached from here ({error}); in a pod, "
+            "mount its service account's token (automountServiceAccountToken); elsewhere only --dry-run uses a "
+            "kubeconfig. Or set HEADSCALE_URL and HEADSCALE_API_KEY"
+        ) from error
+    return Cluster(configuration, description=f"in-cluster, {configuration.host}", timeout=timeout)
+
+
+def in_cluster_or_kubeconfig(*, timeout: timedelta) -> Cluster:
+    """The cluster that this pod runs in; outside of one, that of the kubeconfig's current context.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    try:
+        return in_cluster(timeout=timeout)
+    except ConfigError as not_in_cluster:
+        configuration = Configuration()
+        try:
+            _, context = list_kube_config_contexts()
+            # Nor is the kubeconfig written, as it would be with a token that was refreshed.
+            load_kube_config(client_configuration=configuration, persist_config=False)
+        except (ConfigException, OSError) as error:
+            raise ConfigError(f"{not_in_cluster}; nor is there a kubeconfig that can be used ({error})") from error
+        description = f"context {context['name']} of the kubeconfig, {configuration.host}"
+        return Cluster(configuration, description=description, timeout=timeout)
+
+
+def _parse_pod(item: Any) -> Pod:
+    metadata = item["metadata"]
+    status = item.get("status") or {}
+    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions") or ()}
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        created_at=metadata["creationTimestamp"],
+        containers=tuple(container["name"] for container in item["spec"]["containers"]),
+        ready=status.get("phase") == "Running"
+        and conditions.get("Ready") == "True"
+        and metadata.get("deletionTimestamp") is None,
+        keeps_its_name=any(owner["kind"] == "StatefulSet" for owner in metadata.get("ownerReferences") or ()),
+    )
+
+
+def _json_object(body: bytes | None) -> dict[str, Any] | None:
+    try:
+        value = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _status(body: bytes | None) -> dict[str, Any]:
+    """What Kubernetes itself says about a refusal; {} when it was not Kubernetes."""
+    said = _json_object(body)
+    return said if said is not None and said.get("kind") == "Status" else {}
+
+
+def _lost(what: str, error: Exception) -> TransientError:
+    cause = str(error) or type(error).__name__
+    return TransientError(f"Kubernetes could not be reached for {what}: {cause}", service=SERVICE)
+
+
+def _no_sense(what: str) -> ResponseError:
+    return ResponseError(f"the answer about {what} is not what Kubernetes says", service=SERVICE)
