@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,17 +53,16 @@ class KeyFile:
             KeyFileError: the folder is missing, not a folder, full or not writable.
         """
         folder = self.path.parent
-        if not folder.is_dir():
-            raise KeyFileError(
-                f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist; mount the volume shared with "
-                "the tailscale container there"
-            )
-        if self.path.is_dir():
-            raise KeyFileError(f"AUTHKEY_OUTPUT_PATH: {self.path} is a folder; give the path of a file in it")
-        probe = self._temporary(self.path)
         try:
-            _write_new(probe, b"\n", 0o600)
-            probe.unlink()
+            if not folder.is_dir():
+                raise KeyFileError(
+                    f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist; mount the volume shared with "
+                    "the tailscale container there"
+                )
+            if self.path.is_dir():
+                raise KeyFileError(f"AUTHKEY_OUTPUT_PATH: {self.path} is a folder; give the path of a file in it")
+            with self._temporary(self.path, b"\n", 0o600):
+                pass
         except OSError as error:
             raise _write_failed(self.path, error) from error
 
@@ -99,24 +99,28 @@ class KeyFile:
             ) from error
 
     def _replace(self, path: Path, content: bytes, mode: int) -> None:
-        temporary = self._temporary(path)
-        try:
-            _write_new(temporary, content, mode)
+        with self._temporary(path, content, mode) as temporary:
             temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        # The key is in place by now, and whole; a folder that cannot be opened or synced does not change that.
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
     @staticmethod
-    def _temporary(path: Path) -> Path:
+    @contextmanager
+    def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+        """The content in a file beside the path, which does not outlive the block under that name."""
         # One fixed name: what a killed run left there goes with the next one.
-        return path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            _write_new(temporary, content, mode)
+            yield temporary
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
