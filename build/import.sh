@@ -26,7 +26,7 @@ export CONTAINERD_ADDRESS
 
 # Kubernetes sees the images of this namespace and no others.
 images() {
-    ctr --namespace k8s.io --timeout 2m images "$@"
+    ctr --namespace k8s.io --connect-timeout 2s --timeout 2m images "$@"
 }
 
 # The digest a name stands for, without "sha256:"; nothing when there is no such name: digest_of NAME
@@ -78,6 +78,11 @@ import() {
 
 # One look, and what it takes to make it right.
 ensure() {
+    # No answer is not "no such image".
+    if ! images ls -q >/dev/null; then
+        say "containerd does not answer at $CONTAINERD_ADDRESS"
+        return 1
+    fi
     if ! there; then
         if ! open_archive "$ARCHIVE" "$STATE/archive"; then
             rm -rf "$STATE/archive"
@@ -104,6 +109,8 @@ if [ "${1-}" = check ]; then
     exit
 fi
 
+# Not ready until this archive has been looked at.
+rm -f "$STATE/wanted"
 trap 'exit 0' INT TERM
 while :; do
     ensure || say "looking again in ${CHECK_INTERVAL}s"

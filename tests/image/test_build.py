@@ -1,0 +1,183 @@
+"""The image as Buildah really makes it, and what is left when it does not get that far."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+import lifecycle
+from tests.image.tools import IMAGE, ROOT, Archive, Builds, checked, run
+
+BUDGET_BYTES = 30_000_000
+
+LEFT_BEHIND = re.compile(
+    r"/s?bin/(apt.*|bash|dash|dpkg.*|gcc.*|git|make|perl.*|pip.*|sh|wheel)$|/(ensurepip|pip|setuptools|tests?|wheel)/|"
+    r"^/(debs|root|sources|tmp|wheel|var/cache|var/lib/apt)/|\.(a|deb|whl)$"
+)
+"""What only building needs, by path."""
+
+
+def test_is_named_so_that_containerd_imports_it_under_that_name(first_build: Builds) -> None:
+    annotations = first_build.archive.index["manifests"][0]["annotations"]
+    assert annotations["org.opencontainers.image.ref.name"] == IMAGE
+
+
+def test_says_what_it_is(first_build: Builds) -> None:
+    labels = first_build.archive.labels
+    assert labels["org.opencontainers.image.title"] == "tailscale-lifecycle"
+    assert labels["org.opencontainers.image.version"] == lifecycle.__version__
+    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
+    assert re.fullmatch(r"unknown|[0-9a-f]{40}(\+changes)?", labels["org.opencontainers.image.revision"])
+    assert re.fullmatch(r"unknown|https://[^@]+", labels["org.opencontainers.image.source"])
+    assert re.fullmatch(r"[0-9a-f]{64}", labels["tailscale-lifecycle.sources"])
+
+
+def test_runs_the_command_as_nobody_in_particular(first_build: Builds) -> None:
+    config = first_build.archive.config["config"]
+    assert config["Entrypoint"] == ["lifecycle"]
+    assert config["User"] == "65532:65532"
+
+
+def test_keeps_to_its_budget(first_build: Builds) -> None:
+    layers = [layer["size"] for layer in first_build.archive.manifest["layers"]]
+    assert sum(layers) <= BUDGET_BYTES
+
+
+def test_holds_nothing_that_only_building_needs(first_build: Builds) -> None:
+    assert [file.name for file in first_build.archive.files() if LEFT_BEHIND.search(f"/{file.name}")] == []
+
+
+def test_lets_no_program_change_its_user(first_build: Builds) -> None:
+    assert [file.name for file in first_build.archive.files() if file.isfile() and file.mode & 0o6000] == []
+
+
+def test_unchanged_sources_are_not_built_again(builds: Builds) -> None:
+    """No build and no pull, since there is nothing that could do either."""
+    before = builds.archive.path.stat()
+    begin = time.monotonic()
+    built = builds.build(BUILDER="no-such-builder")
+    assert built.returncode == 0, built.stderr
+    assert time.monotonic() - begin < 3
+    after = builds.archive.path.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_changed_sources_are_built_and_replace_the_archive_in_one_step(builds: Builds) -> None:
+    def change(sources: Path) -> None:
+        (sources / "lifecycle/__init__.py").write_text('"""Changed."""\n\n__version__ = "99.0.0"\n')
+
+    before = builds.archive.digest
+    with builds.archive.path.open("rb") as being_read:
+        builds.change_sources(change)
+        built = builds.build()
+        assert built.returncode == 0, built.stderr
+        # Whoever was reading the old one reads it to its end.
+        assert len(being_read.read()) == os.fstat(being_read.fileno()).st_size
+        assert os.fstat(being_read.fileno()).st_ino != builds.archive.path.stat().st_ino
+    assert builds.archive.digest != before
+    assert builds.archive.labels["org.opencontainers.image.version"] == "99.0.0"
+
+
+def test_another_base_is_a_change_of_the_sources(builds: Builds) -> None:
+    built = builds.build(BASE_IMAGE="localhost/another:base", BUILDER="no-such-builder")
+    assert built.returncode == 1
+    assert "no-such-builder" in built.stderr
+
+
+def test_a_build_that_fails_half_way_keeps_the_archive_and_says_why(builds: Builds) -> None:
+    """It fails late: the dependencies are there, the package is installed, and then does not import."""
+
+    def change(sources: Path) -> None:
+        (sources / "lifecycle/retry.py").write_text("import no_such_module\n")
+
+    before = builds.archive.path.read_bytes()
+    builds.change_sources(change)
+    built = builds.build()
+    assert built.returncode == 1
+    assert builds.archive.path.read_bytes() == before
+    said = builds.termination_log.read_text()
+    assert "previous one" in said
+    assert "No module named 'no_such_module'" in said
+    assert len(said.encode()) <= 4096
+
+
+def test_a_dependency_that_is_not_what_was_locked_is_refused(builds: Builds) -> None:
+    def change(sources: Path) -> None:
+        locked = sources / "requirements-build.txt"
+        locked.write_text(re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", locked.read_text()))
+
+    before = builds.archive.path.read_bytes()
+    builds.change_sources(change)
+    built = builds.build()
+    assert built.returncode == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in built.stderr
+    assert builds.archive.path.read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_archive(builds: Builds) -> None:
+    """Room for the archive that is there, and not for a second one."""
+    small = builds.folder / "small"
+    small.mkdir()
+    size = builds.archive.path.stat().st_size + 1_000_000
+    checked(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small])
+    try:
+        archive = Archive(small / "image.tar")
+        archive.path.write_bytes(builds.archive.path.read_bytes())
+        before = archive.digest
+        builds.change_sources(lambda sources: (sources / "LICENSE").write_text("changed\n"))
+        built = builds.build(ARCHIVE=str(archive.path))
+        assert built.returncode == 1
+        assert "no space left on device" in builds.termination_log.read_text()
+        assert archive.digest == before
+        assert [file.name for file in small.iterdir()] == ["image.tar"]
+    finally:
+        checked(["umount", small])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), id="cut-short"),
+        pytest.param(lambda path: path.write_text("no archive"), id="no-archive"),
+        pytest.param(lambda path: path.unlink(), id="gone"),
+        # What a container runtime makes of a file that is to be mounted and is not there.
+        pytest.param(lambda path: (path.unlink(), path.mkdir()), id="a-folder"),
+    ],
+)
+def test_an_archive_that_is_not_sound_is_built_again(builds: Builds, spoil: object) -> None:
+    digest = builds.archive.digest
+    assert callable(spoil)
+    spoil(builds.archive.path)
+    built = builds.build()
+    assert built.returncode == 0, built.stderr
+    assert builds.archive.digest == digest
+
+
+def test_what_an_earlier_build_left_behind_is_no_hindrance(builds: Builds) -> None:
+    """As after kill -9 while the archive was being written."""
+    digest = builds.archive.digest
+    builds.archive.path.rename(f"{builds.archive.path}.new")
+    os.truncate(f"{builds.archive.path}.new", 1_000_000)
+    built = builds.build()
+    assert built.returncode == 0, built.stderr
+    assert builds.archive.digest == digest
+    assert not Path(f"{builds.archive.path}.new").exists()
+
+
+def test_the_script_for_people_builds_the_same_image_and_reports_on_it(first_build: Builds, tmp_path: Path) -> None:
+    archive = Archive(tmp_path / "image.tar")
+    done = run([ROOT / "scripts/image", "--archive", archive.path, "--report"], env=first_build.environment)
+    assert done.returncode == 0, done.stderr
+    assert archive.digest == first_build.archive.digest
+    figures = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert set(figures) == {"compressed", "layers", "start", "nothing new"}
+
+
+def test_the_script_for_people_explains_itself() -> None:
+    done = run([ROOT / "scripts/image", "--no-such-option"])
+    assert done.returncode == 2
+    assert "--archive FILE" in done.stderr

@@ -1,0 +1,232 @@
+"""What import.sh does to a real containerd, and what it refuses to."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.image.tools import IMAGE, PIN, Archive, Builds, Containerd, Importer, checked, eventually, importing
+
+
+@pytest.fixture
+def archive(builds: Builds) -> Archive:
+    """The image's archive, to spoil as a test likes."""
+    return builds.archive
+
+
+@pytest.fixture
+def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterator[Importer]:
+    """import.sh, running, its image imported."""
+    with importing(containerd, archive, tmp_path) as importer:
+        importer.becomes_ready()
+        yield importer
+
+
+def name_another_image(unpacked: Path) -> None:
+    index = unpacked / "index.json"
+    index.write_text(index.read_text().replace(IMAGE, "docker.io/library/another:latest"))
+
+
+def name_nothing(unpacked: Path) -> None:
+    index = json.loads((unpacked / "index.json").read_text())
+    del index["manifests"][0]["annotations"]
+    (unpacked / "index.json").write_text(json.dumps(index, separators=(",", ":")))
+
+
+def damage_a_layer(unpacked: Path) -> None:
+    """One byte in the middle of the largest file."""
+    layer = max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size)
+    content = bytearray(layer.read_bytes())
+    content[len(content) // 2] ^= 1
+    layer.write_bytes(content)
+
+
+def lose_a_layer(unpacked: Path) -> None:
+    max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size).unlink()
+
+
+def put_in_a_layer_that_cannot_be_unpacked(unpacked: Path) -> None:
+    """Every digest is right, and still it is no image: only containerd can find out."""
+    blobs = unpacked / "blobs/sha256"
+
+    def read(entry: dict[str, Any]) -> Any:
+        return json.loads((blobs / entry["digest"].removeprefix("sha256:")).read_text())
+
+    def put(entry: dict[str, Any], content: bytes) -> None:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        entry.update(digest=f"sha256:{digest}", size=len(content))
+
+    def put_json(entry: dict[str, Any], value: object) -> None:
+        put(entry, json.dumps(value, separators=(",", ":")).encode())
+
+    index = json.loads((unpacked / "index.json").read_text())
+    manifest = read(index["manifests"][0])
+    config = read(manifest["config"])
+    # Another layer than any that is unpacked already, or containerd would take that one.
+    config["rootfs"]["diff_ids"][-1] = f"sha256:{'0' * 64}"
+    put_json(manifest["config"], config)
+    put(manifest["layers"][-1], gzip.compress(b"no layer"))
+    put_json(index["manifests"][0], manifest)
+    (unpacked / "index.json").write_text(json.dumps(index, separators=(",", ":")))
+
+
+def test_the_image_is_there_under_its_exact_name_and_pinned(
+    containerd: Containerd, archive: Archive, importer: Importer
+) -> None:
+    image = containerd.images()[IMAGE]
+    assert image.digest == archive.digest
+    assert image.labels[PIN] == "pinned"
+
+
+def test_kubernetes_is_told_of_it(containerd: Containerd, importer: Importer) -> None:
+    """containerd's CRI plugin marks what it shows the kubelet; all that is there is one image under one name."""
+    assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
+    assert [name for name in containerd.images() if not name.startswith("sha256:")] == [IMAGE]
+
+
+def test_nothing_is_ready_before_the_first_import(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
+    assert not Importer(containerd, archive, tmp_path).ready()
+
+
+def test_deleted_behind_its_back_it_comes_back(containerd: Containerd, importer: Importer) -> None:
+    containerd.delete_image()
+    assert not importer.ready()
+    importer.becomes_ready()
+    assert containerd.images()[IMAGE].labels[PIN] == "pinned"
+
+
+def test_unpinned_it_is_pinned_again(containerd: Containerd, importer: Importer) -> None:
+    containerd.unpin_image()
+    assert not importer.ready()
+    importer.becomes_ready()
+    assert containerd.images()[IMAGE].labels[PIN] == "pinned"
+
+
+def test_the_name_given_to_another_image_is_taken_back(
+    containerd: Containerd, archive: Archive, importer: Importer
+) -> None:
+    """As after somebody's `ctr images tag --force`."""
+    other = archive.path.with_name("other.tar")
+    shutil.copy(archive.path, other)
+    Archive(other).rewrite(name_another_image, other.with_name("scratch"))
+    checked([*containerd.ctr, "images", "import", "--no-unpack", other])
+    Archive(other).rewrite(put_in_a_layer_that_cannot_be_unpacked, other.with_name("scratch"))
+    checked([*containerd.ctr, "images", "import", "--no-unpack", other])
+    checked([*containerd.ctr, "images", "tag", "--force", "docker.io/library/another:latest", IMAGE])
+    assert not importer.ready()
+    importer.becomes_ready()
+    assert containerd.images()[IMAGE].digest == archive.digest
+
+
+def test_a_new_archive_replaces_the_image(
+    containerd: Containerd, archive: Archive, importer: Importer, builds: Builds, tmp_path: Path
+) -> None:
+    """The next pod of the DaemonSet finds the old image in place."""
+    importer.stop()
+    before = containerd.images()[IMAGE].digest
+    builds.change_sources(lambda sources: (sources / "LICENSE").write_text("another\n"))
+    assert builds.build().returncode == 0
+    second = tmp_path / "second"
+    second.mkdir()
+    with importing(containerd, builds.archive, second) as successor:
+        successor.becomes_ready()
+    image = containerd.images()[IMAGE]
+    assert image.digest == builds.archive.digest != before
+    assert image.labels[PIN] == "pinned"
+    assert [name for name in containerd.images() if not name.startswith("sha256:")] == [IMAGE]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(None, "cut short", id="cut-short"),
+        pytest.param(name_another_image, 'holds "docker.io/library/another:latest"', id="another-name"),
+        pytest.param(name_nothing, 'holds ""', id="no-name"),
+        pytest.param(damage_a_layer, "is damaged", id="damaged"),
+        pytest.param(lose_a_layer, "is damaged", id="incomplete"),
+    ],
+)
+def test_an_archive_that_is_not_sound_is_refused_and_the_image_stays(
+    containerd: Containerd, archive: Archive, importer: Importer, tmp_path: Path, spoil: object, reason: str
+) -> None:
+    importer.stop()
+    before = containerd.images()
+    if callable(spoil):
+        archive.rewrite(spoil, archive.path.with_name("scratch"))
+    else:
+        os.truncate(archive.path, archive.path.stat().st_size * 2 // 3)
+    second = tmp_path / "second"
+    second.mkdir()
+    with importing(containerd, archive, second) as successor:
+        successor.says(reason)
+        assert not successor.ready()
+        assert containerd.images() == before
+        # It is the image that pods run, so it is guarded all the same.
+        containerd.unpin_image()
+        becomes_pinned(containerd)
+
+
+def becomes_pinned(containerd: Containerd) -> None:
+    eventually(lambda: containerd.images()[IMAGE].labels.get(PIN) == "pinned", within_s=20, what="it is pinned again")
+
+
+def test_an_image_that_cannot_be_unpacked_does_not_take_the_name(
+    containerd: Containerd, archive: Archive, importer: Importer, tmp_path: Path
+) -> None:
+    importer.stop()
+    before = containerd.images()[IMAGE]
+    archive.rewrite(put_in_a_layer_that_cannot_be_unpacked, archive.path.with_name("scratch"))
+    second = tmp_path / "second"
+    second.mkdir()
+    with importing(containerd, archive, second) as successor:
+        successor.says("going back to the previous image")
+        becomes_pinned(containerd)
+        assert not successor.ready()
+    assert containerd.images()[IMAGE] == before
+
+
+def test_a_refused_archive_gives_no_image_at_all(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
+    archive.rewrite(name_another_image, archive.path.with_name("scratch"))
+    with importing(containerd, archive, tmp_path) as importer:
+        importer.says("refused")
+        assert containerd.images() == {}
+
+
+def test_it_outlives_containerd(containerd: Containerd, importer: Importer) -> None:
+    containerd.stop()
+    assert not importer.ready()
+    importer.says("looking again")
+    containerd.start()
+    containerd.delete_image()
+    importer.becomes_ready()
+
+
+def test_it_ends_when_asked_to(importer: Importer) -> None:
+    begin = time.monotonic()
+    assert importer.stop() == 0
+    assert time.monotonic() - begin < 2
+
+
+def test_with_nothing_new_a_pod_is_ready_within_three_seconds(
+    containerd: Containerd, builds: Builds, importer: Importer, tmp_path: Path
+) -> None:
+    """Both containers, one after the other, with nothing there that could build or pull."""
+    importer.stop()
+    second = tmp_path / "second"
+    second.mkdir()
+    begin = time.monotonic()
+    assert builds.build(BUILDER="no-such-builder").returncode == 0
+    with importing(containerd, builds.archive, second) as successor:
+        successor.becomes_ready()
+        assert time.monotonic() - begin < 3
+        assert "importing" not in successor.said
