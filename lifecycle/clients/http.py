@@ -97,6 +97,7 @@ class JsonClient:
     Args:
         http: bears the base address; follows no redirects.
         service: the service in an operator's words.
+        address: the setting that the base address comes from, for messages.
         credential: the bearer token; None for what needs none.
         timeout: for one whole request, the body included.
         explain: names what a refusal means, knowing the service; None = nothing special about it.
@@ -108,6 +109,7 @@ class JsonClient:
         http: httpx.Client,
         *,
         service: str,
+        address: str,
         credential: Credential,
         timeout: timedelta,
         explain: Callable[[str, Answer], ApiError | None],
@@ -115,10 +117,15 @@ class JsonClient:
     ) -> None:
         self._http = http
         self._service = service
+        self._address = address
         self._credential = credential
         self._timeout_s = timeout.total_seconds()
         self._explain = explain
         self._observe = observe
+
+    def token_begins_with(self, beginning: str) -> bool:
+        """Whether the token in use begins like this; nobody else gets to see it."""
+        return self._asked(lambda: self._credential.value).startswith(beginning)
 
     def send(
         self,
@@ -201,7 +208,8 @@ class JsonClient:
         except httpx.HTTPError as error:
             # Its text can hold an address with a password in it; its kind and cause cannot.
             raise TransientError(
-                f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}",
+                f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}; "
+                f"is it running, and is {self._address} right?",
                 service=self._service,
             ) from None
         return _answer(response, received)
@@ -239,7 +247,8 @@ class JsonClient:
 
     def _timed_out(self, what: str) -> TransientError:
         return TransientError(
-            f"{self._service} at {self._host} did not answer {what} within {self._timeout_s:g} s",
+            f"{self._service} at {self._host} did not answer {what} within {self._timeout_s:g} s; "
+            f"is it running, and is {self._address} right?",
             service=self._service,
         )
 

@@ -36,6 +36,8 @@ class Headscale:
     def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
         self._transport = transport
         self._retrying = retrying
+        # A key that was asked for last, and may have been made although its answer was lost.
+        self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def version(self) -> str:
         """The server's version, as it says it, or the range that its API belongs to."""
@@ -99,7 +101,8 @@ class Headscale:
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Make a key that is good from now on.
 
-        An answer that was lost may hide a key: it is looked for and expired before another is made.
+        An answer that was lost may hide a key: it is looked for and expired before another is made, in this
+        call or a later one.
 
         Args:
             spec: what it should be.
@@ -110,13 +113,11 @@ class Headscale:
         """
         spread = timedelta(seconds=random.randrange(_LIFE_SPREAD_S))  # noqa: S311 - no secret
         expires_at = now.replace(microsecond=0) + spec.life + spread
-        lost = False
 
         def attempt() -> PreAuthKey:
-            nonlocal lost
-            if lost:
-                self._expire_lost(spec, expires_at)
-                lost = False
+            if self._unconfirmed is not None:
+                self._expire_lost(*self._unconfirmed)
+                self._unconfirmed = None
             try:
                 return self._transport.create_pre_auth_key(
                     spec.user,
@@ -126,13 +127,14 @@ class Headscale:
                     tags=spec.tags,
                 )
             except TransientError as error:
-                lost = not error.throttled
+                if not error.throttled:
+                    self._unconfirmed = (spec, expires_at)
                 raise
 
         try:
             key = self._retrying(attempt)
         except TransientError:
-            if lost:
+            if self._unconfirmed is not None:
                 log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
             raise
         if key.key is None:
@@ -144,6 +146,14 @@ class Headscale:
                 service=SERVICE,
             )
         return key
+
+    def api_key_expires_at(self) -> datetime | None:
+        """When the API key that is used here expires; asked once, since nothing hangs on it.
+
+        Returns:
+            None = never, or there is none, or it cannot be told.
+        """
+        return self._transport.api_key_expires_at()
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on; one that is gone, used or expired counts as done."""

@@ -36,6 +36,9 @@ _REGISTER_METHODS: dict[object, RegisterMethod] = {
     3: RegisterMethod.OIDC,
 }
 
+# Of the part of an API key that is no secret.
+_SHORTEST_BEGINNING = 7
+
 # gRPC's codes as the gateway writes them into a body.
 _GRPC_UNKNOWN = 2
 _GRPC_NOT_FOUND = 5
@@ -86,6 +89,19 @@ class Dialect:
             keys_by_user=minor <= 27,  # noqa: PLR2004
             key_expire_by_id=minor >= 28,  # noqa: PLR2004
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ListedApiKey:
+    """An API key as a list shows it.
+
+    Attributes:
+        beginning: how the key itself begins.
+        expires_at: None = never.
+    """
+
+    beginning: str
+    expires_at: datetime | None
 
 
 def too_old(version: str) -> ResponseError:
@@ -332,6 +348,21 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
         # Lists mask it from 0.28 on.
         key=SecretStr(secret) if secret and not secret.endswith("*") else None,
     )
+
+
+def parse_api_key(payload: Any) -> ListedApiKey:
+    """An API key as a list shows it.
+
+    Up to 0.27 a key is `<beginning>.<secret>`, of 10 and 43 characters up to 0.24, then of 7 and 32. From 0.28
+    on new ones are `hskey-api-<12>-<64>`, and all are shown as their beginning and `***`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it lacks what this code relies on.
+    """
+    beginning = payload["prefix"].rstrip("*")
+    if len(beginning) < _SHORTEST_BEGINNING:
+        raise ValueError("so short a beginning tells no key from others")
+    return ListedApiKey(beginning, parse_time(payload.get("expiration")))
 
 
 def parse_id(value: Any) -> str | None:

@@ -194,6 +194,10 @@ class ExecTransport:
 
         return self._in_dialect(list_keys)
 
+    def api_key_expires_at(self) -> datetime | None:
+        """None: the command line in the pod needs no API key."""
+        return None
+
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on.
 

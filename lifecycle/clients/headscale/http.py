@@ -90,6 +90,12 @@ class HttpTransport:
 
         return self._in_dialect(list_keys)
 
+    def api_key_expires_at(self) -> datetime | None:
+        """When our API key expires. Source: GET /api/v1/apikey, which shows how each key begins."""
+        keys = self._list("/api/v1/apikey", "apiKeys", dialects.parse_api_key)
+        ours = [key for key in keys if self._client.token_begins_with(key.beginning)]
+        return ours[0].expires_at if len(ours) == 1 else None
+
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on. Source: POST /api/v1/preauthkey/expire."""
 

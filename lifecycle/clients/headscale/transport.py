@@ -45,6 +45,9 @@ class Transport(Protocol):
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """The user's keys, used and expired ones included; newer versions give everybody's."""
 
+    def api_key_expires_at(self) -> datetime | None:
+        """When the API key that is used here expires; None = never, or there is none, or it cannot be told."""
+
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on; its row stays.
 
