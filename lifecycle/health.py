@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from time import monotonic as system_monotonic
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# A client that sends or reads nothing for so long is hung up on.
+# A client that sends or reads nothing for so long is hung up on, and the oldest of more than so many at once.
 _CLIENT_PATIENCE_S = 5.0
+_MOST_CLIENTS = 16
+
+# What a request can come to, by which requests are counted.
+OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
+
+# A server's word for its version becomes a label: more than this is no version.
+_LONGEST_VERSION = 64
 
 # How many longest intervals the loop may be silent before it counts as dead, and how many VERIFY_INTERVALs
 # a record that was right counts as right.
@@ -45,22 +54,24 @@ class Status:
         registered: our node was there when it was last looked for.
         ever_registered: our node has been seen since the start.
         node_id: our node, where it was seen last; None until then.
-        node_state: one word: waiting, registered, superseded, gone, expired or stranded.
+        lost: how our node is confirmed lost: gone, expired or stranded; None when it is not.
         restart_helps: the node is confirmed lost and a fresh key is in the file.
         in_sync: the record was right when it was last looked at.
         reason: why it is not right, or not known to be; "" when it is.
         superseded_by: the id of the node for which this pod stands down.
         addresses: what was published last.
         verified_at: when the record was last right, in seconds that never go back; None = never yet.
-        progress_at: when a pass last finished or failed, likewise.
-        wait_s: how long the loop said that it would wait after that.
+        silent_since: when the loop was last heard of, likewise; the end of a wait that it has declared.
         headscale_version: as the server says it; "" until it was asked.
+        node_expires_at: when our node has to log in again; None = never, or it is not there.
+        api_key_expires_at: when Headscale will refuse our API key; None = never, or it is not known.
         requests: ended requests by service and outcome.
         succeeded_at: when each service last gave what was asked for, in seconds since 1970.
-        throttled_s: seconds for which each service asked us to stay away, all in all.
+        throttled_s: seconds for which each service made us stay away, all in all.
         retries: further tries after a failure, by service.
         passes: finished and failed passes.
         passes_s: seconds that they took, all in all.
+        services: those that may be asked; each is counted from the start, with 0.
     """
 
     longest_interval: timedelta
@@ -69,25 +80,34 @@ class Status:
     registered: bool = False
     ever_registered: bool = False
     node_id: str | None = None
-    node_state: str = "waiting"
+    lost: str | None = None
     restart_helps: bool = False
     in_sync: bool = False
     reason: str = "no pass has finished yet"
     superseded_by: str | None = None
     addresses: tuple[IpAddress, ...] = ()
     verified_at: float | None = None
-    progress_at: float = 0.0
-    wait_s: float = 0.0
+    silent_since: float = 0.0
     headscale_version: str = ""
+    node_expires_at: datetime | None = None
+    api_key_expires_at: datetime | None = None
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     succeeded_at: dict[str, float] = field(default_factory=dict)
-    throttled_s: Counter[str] = field(default_factory=Counter)
+    throttled_s: dict[str, float] = field(default_factory=dict)
     retries: Counter[str] = field(default_factory=Counter)
     passes: Counter[str] = field(default_factory=Counter)
     passes_s: float = 0.0
+    services: Sequence[str] = ("Headscale", "Cloudflare")
 
     def __post_init__(self) -> None:
-        self.progress_at = self.monotonic()
+        self.silent_since = self.monotonic()
+        # A counter that appears with its first event hides that event from whoever asks for an increase.
+        self.requests.update({(service, outcome): 0 for service in self.services for outcome in OUTCOMES})
+        self.throttled_s.update(dict.fromkeys(self.services, 0.0))
+        self.retries.update(dict.fromkeys(self.services, 0))
+        self.passes.update(finished=0, failed=0)
+        for service in self.services:
+            self.succeeded_at.setdefault(service, 0.0)
 
     def observe(self, service: str, outcome: str) -> None:
         """Count a request that ended."""
@@ -119,7 +139,7 @@ class Status:
         if not self.in_sync:
             self.reason = str(error)
         if isinstance(error, TransientError) and error.throttled:
-            self.throttled_s[error.service] += round(wait_s)
+            self.throttled_s[error.service] = self.throttled_s.get(error.service, 0.0) + wait_s
         # Refused credentials are for somebody who must act, an outage for somebody who may have to.
         level = log.error if isinstance(error, AuthError) else log.warning
         level(
@@ -131,16 +151,26 @@ class Status:
             wait_s=round(wait_s, 1),
         )
 
+    def began(self) -> None:
+        """Note that a pass has begun, which ends the wait before it, also one that was to be longer."""
+        self.silent_since = min(self.silent_since, self.monotonic())
+
     def progressed(self, wait_s: float) -> None:
         """Note that a pass has finished or failed, and how long the loop waits now."""
-        self.progress_at = self.monotonic()
-        self.wait_s = wait_s
+        self.silent_since = self.monotonic() + wait_s
 
     @property
     def alive(self) -> bool:
         """Whether the loop still goes round."""
-        silent_s = self.monotonic() - self.progress_at - self.wait_s
+        silent_s = self.monotonic() - self.silent_since
         return silent_s <= _TOLERATED_INTERVALS * self.longest_interval.total_seconds()
+
+    @property
+    def node_state(self) -> str:
+        """One word: waiting, registered, superseded, gone, expired or stranded."""
+        if self.superseded_by is not None:
+            return "superseded"
+        return "registered" if self.registered else self.lost or "waiting"
 
     @property
     def ready(self) -> bool:
@@ -205,10 +235,14 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
 
 
 class _Server(ThreadingHTTPServer):
+    """Each client in a thread of its own, and not too many of them: none can keep a probe from its answer."""
+
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, address: str | None, port: int, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self._clients: dict[socket.socket, None] = {}
+        self._clients_lock = Lock()
         everywhere = address is None
         if everywhere and socket.has_dualstack_ipv6():
             listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -219,13 +253,35 @@ class _Server(ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no event of ours."""
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Make room for the new client: the oldest one is hung up on."""
+        with self._clients_lock:
+            self._clients[request] = None
+            if len(self._clients) > _MOST_CLIENTS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The client is served, or has gone."""
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
+        """A client that hangs up is no event of ours; a bug keeps its traceback, and the port goes on."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, OSError):
+            raise error
 
 
 class _Handler(BaseHTTPRequestHandler):
     timeout = _CLIENT_PATIENCE_S
     protocol_version = "HTTP/1.0"
+    server_version = "tailscale-lifecycle"
+    sys_version = ""
 
     def __init__(self, status: Status, *arguments: Any) -> None:
         self._status = status
@@ -246,6 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"try /livez, /readyz, /nodez or /metrics\n")
 
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
         """Probes come every few seconds; they are no events."""
 
@@ -258,7 +316,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
 
 def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
@@ -268,7 +327,7 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
         accept: the request's Accept header; "" = the plain text format.
     """
     # Only who scrapes pays for it: 20 ms and some memory.
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+    from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
     class Snapshot:
@@ -277,6 +336,8 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot())
+    # Memory, files and start, by the names that every dashboard knows.
+    ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(accept)
     return content_type, encode(registry)
 
@@ -293,16 +354,16 @@ def _metrics(status: Status) -> Iterator[Metric]:
     prefix = "tailscale_lifecycle_"
     for name, meaning, value in (
         ("node_registered", "1 while the pod's node is registered in Headscale.", status.registered),
-        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", status.node_state in _LOST),
+        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", status.lost is not None),
         ("node_superseded", "1 while a later pod of the service has the name.", status.superseded_by is not None),
-        ("restart_helps", "1 while a restart of the tailscale container would bring it back.", status.restart_helps),
+        ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
         ("record_in_sync", "1 while the DNS record is right and was looked at not long ago.", status.ready),
     ):
         yield GaugeMetricFamily(prefix + name, meaning, value=float(value))
 
     yield SummaryMetricFamily(
         prefix + "pass_duration_seconds",
-        "Duration of the passes that were finished.",
+        "How long passes took, finished and failed ones.",
         count_value=sum(status.passes.values()),
         sum_value=status.passes_s,
     )
@@ -321,24 +382,31 @@ def _metrics(status: Status) -> Iterator[Metric]:
         retries.add_metric([service], number)
     yield retries
     throttled = CounterMetricFamily(
-        prefix + "rate_limit_wait_seconds", "Seconds for which a service asked us to stay away.", labels=["service"]
+        prefix + "rate_limit_wait_seconds", "For how long too many requests made us stay away.", labels=["service"]
     )
     for service, seconds in sorted(status.throttled_s.items()):
         throttled.add_metric([service], seconds)
     yield throttled
     succeeded = GaugeMetricFamily(
         prefix + "last_success_timestamp_seconds",
-        "When a service last gave what was asked for, in seconds since 1970.",
+        "When a service last gave what was asked for, in seconds since 1970; 0 = not since the start.",
         labels=["service"],
     )
     for service, at in sorted(status.succeeded_at.items()):
         succeeded.add_metric([service], at)
     yield succeeded
+    for name, meaning, expires_at in (
+        ("node", "When the pod's node has to log in again, in seconds since 1970.", status.node_expires_at),
+        ("api_key", "When Headscale will refuse our API key, in seconds since 1970.", status.api_key_expires_at),
+    ):
+        if expires_at is not None:
+            metric = prefix + name + "_expiration_timestamp_seconds"
+            yield GaugeMetricFamily(metric, meaning, value=expires_at.timestamp())
     yield InfoMetricFamily(
         prefix + "build",
         "Versions of this program and of the Headscale it talks to.",
-        value={"version": lifecycle.__version__, "headscale": status.headscale_version or "unknown"},
+        value={
+            "version": lifecycle.__version__,
+            "headscale": status.headscale_version[:_LONGEST_VERSION] or "unknown",
+        },
     )
-
-
-_LOST = frozenset({"gone", "expired", "stranded"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pydantic import SecretStr
 from lifecycle.errors import KeyFileError
 
 ID_FILE_MODE = 0o644
+
+_ID = re.compile(r"[1-9][0-9]{0,19}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 
 def _optional_id(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value.isdecimal()):
+    if value is None or (isinstance(value, str) and _ID.fullmatch(value)):
         return value
     raise ValueError("an id is decimal text")
 

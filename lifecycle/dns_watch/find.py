@@ -8,9 +8,9 @@ from datetime import datetime
 import structlog
 
 from lifecycle.clients.headscale.client import Headscale
-from lifecycle.dns_watch.plan import Hints, Missing, NoAnswer, choose_node, successors, why_missing
-from lifecycle.errors import KeyFileError, NotFoundError, UserError
-from lifecycle.keyfile import KeyFile
+from lifecycle.dns_watch.plan import Hints, Loss, Missing, NoAnswer, choose_node, successors, why_missing
+from lifecycle.errors import KeyFileError, LifecycleError, NotFoundError, UserError
+from lifecycle.keyfile import KeyFile, KeyNote
 from lifecycle.model import IpAddress, Node
 from lifecycle.ownership import NodeIdentity, choose_user
 from lifecycle.settings import DnsWatchSettings
@@ -24,8 +24,8 @@ class NodeFinder:
     Attributes:
         node_id: where it was found last; None until then.
         identity: by what it was ours; None until Headscale told its users.
-        missing: what the last look without a node says; None when it said nothing for sure.
-        successor: the latest node of a later pod, where our node is gone; None when there is none.
+        loss: what the last look without a node says; None when it said nothing for sure.
+        successor: the latest node of a later pod, where our node is gone or expired; None when there is none.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class NodeFinder:
         self._key_file = key_file
         self._now = now
         self._assumed_user: str | None = None
+        self._complained_of = ""
         self.node_id: str | None = None
         self.identity: NodeIdentity | None = None
-        self.missing: Missing | None = None
+        self.loss: Loss | None = None
         self.successor: Node | None = None
 
     def find(self, interface: tuple[IpAddress, ...] | None, *, waited: bool) -> Node | NoAnswer:
@@ -51,32 +52,33 @@ class NodeFinder:
         Raises:
             ApiError: Headscale could not be read.
         """
-        self.missing = None
+        self.loss = None
         self.successor = None
-        known, gone = self._known_node()
+        known, not_found = self._known_node()
         if known is not None and self._still_ours(known, interface):
             return known
         try:
             identity = self._read_identity()
-            note = self._key_file.read_note()
+            note = self._key_file.read_note() or KeyNote(None)
         except (UserError, KeyFileError) as error:
+            self._complain(error)
             return NoAnswer(str(error))
+        self._complained_of = ""
         nodes = self._headscale.nodes()
-        hints = Hints(
-            interface=interface,
-            pre_auth_key_id=note.pre_auth_key_id if note else None,
-            kept_node_id=note.kept_node_id if note else None,
-            waited=waited,
-        )
+        hints = Hints(interface, note.pre_auth_key_id, note.kept_node_id, waited=waited)
         found = choose_node(nodes, identity=identity, hints=hints, now=self._now())
         if isinstance(found, Node):
             self.node_id = found.id
             return found
-        self.missing = why_missing(
-            nodes, identity=identity, hints=hints, now=self._now(), gone_id=self.node_id if gone else None
+        own_id = self.node_id or note.kept_node_id
+        if self.node_id is None and own_id is not None and all(node.id != own_id for node in nodes):
+            # Only what Headscale says of this one node is its word that it is gone.
+            not_found = self._is_not_found(own_id)
+        self.loss = why_missing(
+            nodes, identity=identity, hints=hints, now=self._now(), own_id=own_id, not_found=not_found
         )
-        if self.missing is Missing.GONE:
-            later = self._later_than(self.node_id, nodes, identity)
+        if self.loss is not None and self.loss.kind in (Missing.GONE, Missing.EXPIRED):
+            later = self._later_than(self.loss.node_id, nodes, identity)
             self.successor = later[-1] if later else None
         return found
 
@@ -88,14 +90,27 @@ class NodeFinder:
         """
         return self._later_than(node.id, self._headscale.nodes(), self.identity)
 
+    def _complain(self, error: LifecycleError) -> None:
+        """Say once what keeps our node from being known."""
+        if str(error) != self._complained_of:
+            self._complained_of = str(error)
+            log.error("node.unknowable", error=str(error), error_type=type(error).__name__)
+
     def _known_node(self) -> tuple[Node | None, bool]:
-        """The node as it is now, and whether Headscale itself says that it is gone."""
+        """The node as it is now, and whether Headscale itself says that there is none."""
         if self.node_id is None or self.identity is None:
             return None, False
         try:
             return self._headscale.node(self.node_id), False
         except NotFoundError:
             return None, True
+
+    def _is_not_found(self, node_id: str) -> bool:
+        try:
+            self._headscale.node(node_id)
+        except NotFoundError:
+            return True
+        return False
 
     def _still_ours(self, node: Node, interface: tuple[IpAddress, ...] | None) -> bool:
         moved = bool(interface) and not set(node.addresses) & set(interface or ())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from lifecycle.clients.headscale.client import Headscale
-from lifecycle.dns_watch.plan import Missing
+from lifecycle.dns_watch.plan import Loss, Missing
 from lifecycle.errors import KeyFileError
 from lifecycle.keyfile import KeyFile
 from lifecycle.mint import write_fresh_key
@@ -20,7 +20,7 @@ log = structlog.get_logger()
 
 # A Headscale that restarts, or a list that is short for a moment, says "gone" too: once, or for seconds.
 CONFIRMING_LOOKS = 3
-CONFIRMING_S = 60.0
+CONFIRMING = timedelta(minutes=1)
 
 # How long the file's key is left alone after a look at it; doubled with each key that was made in vain.
 _FIRST_PAUSE_S = 60.0
@@ -30,17 +30,17 @@ _REASONS = {
     Missing.GONE: "Headscale has no such node any more",
     Missing.EXPIRED: "the node has expired and has to log in again",
     Missing.STRANDED: "this pod has a VPN address that no node of Headscale has",
-    Missing.UNREGISTERED: "the node is not registered",
 }
 
 
 class Healer:
     """Counts the looks that did not find our node, and acts when they leave no doubt.
 
+    Args:
+        confirming: how long our node has to be missing, look after look, before that is believed.
+
     Attributes:
         lost: what is confirmed; None when nothing is.
-        restart_helps: our node is confirmed lost, and there is a key in the file with which a restart of the
-            tailscale container brings it back.
     """
 
     def __init__(
@@ -51,19 +51,40 @@ class Healer:
         key_file: KeyFile,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
+        confirming: timedelta = CONFIRMING,
     ) -> None:
         self._settings = settings
         self._headscale = headscale
         self._key_file = key_file
         self._now = now
         self._monotonic = monotonic
+        self._confirming_s = confirming.total_seconds()
         self._seen: Missing | None = None
         self._looks = 0
         self._since = 0.0
         self._not_before = 0.0
-        self._made = 0
+        self._attempts = 0
+        self._superseded = False
+        self._changed_at = monotonic()
+        # With what the node can come back; None = with nothing that is known.
+        self._key: PreAuthKey | None = None
+        self._complained = False
         self.lost: Missing | None = None
-        self.restart_helps = False
+
+    @property
+    def restart_helps(self) -> bool:
+        """Whether a restart of the tailscale container brings the node back.
+
+        Our node is confirmed lost, nobody else has its name, there is a fresh key in the file, and no restart
+        is under way already: the VPN interface has not changed for as long as confirming takes.
+        """
+        return (
+            self.lost is not None
+            and not self._superseded
+            and self._key is not None
+            and self._key.usable(self._now())
+            and self._monotonic() - self._changed_at >= self._confirming_s
+        )
 
     def node_found(self) -> None:
         """Our node is there: all is forgotten."""
@@ -71,8 +92,9 @@ class Healer:
             log.info("node.returned", after=str(self.lost))
         self.unsure()
         self.lost = None
-        self.restart_helps = False
-        self._made = 0
+        self._key = None
+        self._superseded = False
+        self._attempts = 0
         self._not_before = 0.0
 
     def unsure(self) -> None:
@@ -80,11 +102,15 @@ class Healer:
         self._seen = None
         self._looks = 0
 
-    def node_missing(self, missing: Missing, *, user: User, superseded: bool) -> None:
+    def interface_changed(self) -> None:
+        """The VPN interface of this pod came, went or has another address: tailscale may just be starting."""
+        self._changed_at = self._monotonic()
+
+    def node_missing(self, loss: Loss, *, user: User, superseded: bool) -> None:
         """Count a look that did not find our node; once there is no doubt, see to the key.
 
         Args:
-            missing: what the look said.
+            loss: what the look said.
             user: who owns our keys.
             superseded: a later pod of this service has the name; this one does not come back.
 
@@ -92,58 +118,73 @@ class Healer:
             ApiError: Headscale could not be asked about the key, or gave no new one.
         """
         now = self._monotonic()
-        if missing is not self._seen:
-            self._seen = missing
+        self._superseded = superseded
+        if loss.kind is not self._seen:
+            self._seen = loss.kind
             self._looks = 0
             self._since = now
         self._looks += 1
-        if self._looks < CONFIRMING_LOOKS or now - self._since < CONFIRMING_S:
+        if self._looks < CONFIRMING_LOOKS or now - self._since < self._confirming_s:
             return
-        if self.lost is not missing and missing is not Missing.UNREGISTERED:
+        if self.lost is not loss.kind and loss.kind is not Missing.UNREGISTERED:
             log.error(
                 "node.lost",
-                reason=_REASONS[missing],
+                node_id=loss.node_id,
+                reason=_REASONS[loss.kind],
                 advice="restart the pod" + ("" if self._settings.self_heal else ", or set SELF_HEAL=true"),
             )
-            self.lost = missing
+            self.lost = loss.kind
         if superseded or now < self._not_before:
             return
         self._not_before = now + jittered(_FIRST_PAUSE_S)
-        self._see_to_the_key(missing, user)
-
-    def _see_to_the_key(self, missing: Missing, user: User) -> None:
         try:
-            note = self._key_file.read_note()
-            if note is None or note.pre_auth_key_id is None:
-                # No volume is shared with this container, or `cleanup` has never run.
-                return
-            keys = self._headscale.pre_auth_keys(user)
-            key = next((key for key in keys if key.id == note.pre_auth_key_id), None)
-            if key is None or not key.usable(self._now()):
-                if not self._settings.self_heal or not _worth_another(missing, key):
-                    return
-                self._make_key(user)
-            elif missing is Missing.STRANDED and not self.restart_helps:
-                # Nobody has used the key yet: what this pod's address is of, is not known.
-                return
+            self._see_to_the_key(loss, user)
         except KeyFileError as error:
             log.error("key_file.unwritable", error=str(error))
+
+    def _see_to_the_key(self, loss: Loss, user: User) -> None:
+        """Find the file's key good, or replace it.
+
+        Raises:
+            ApiError: Headscale could not be asked about the key, or gave no new one.
+            KeyFileError: the note makes no sense, or nothing can be written here.
+        """
+        note = self._key_file.read_note()
+        if note is None or note.pre_auth_key_id is None:
+            self._complain_of_no_note()
             return
-        self.restart_helps = missing is not Missing.UNREGISTERED
+        key = next((key for key in self._headscale.pre_auth_keys(user) if key.id == note.pre_auth_key_id), None)
+        if key is not None and key.usable(self._now()):
+            # An address that no node has, and a key that nobody has used: the tailscale container may be
+            # talking to another Headscale.
+            self._key = None if loss.kind is Missing.STRANDED and self._key is None else key
+        elif self._settings.self_heal and not (loss.kind is Missing.STRANDED and key is None):
+            was_here = loss.kind is not Missing.STRANDED or (key is not None and key.used)
+            fresh = self._make_key(user, kept_node_id=loss.node_id or note.kept_node_id)
+            self._key = fresh if was_here else None
+        else:
+            self._key = None
 
-    def _make_key(self, user: User) -> None:
-        spec = self._settings.key_spec(user)
-        self._key_file.check_writable()
-        write_fresh_key(spec, headscale=self._headscale, key_file=self._key_file, now=self._now())
-        self._made += 1
-        pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._made, 16), _LONGEST_PAUSE_S)
+    def _make_key(self, user: User, *, kept_node_id: str | None) -> PreAuthKey:
+        """Make a key, and note beside it which node is to come back: an expired one does as itself."""
+        # Before the first request, so that what fails each time is tried more and more rarely too.
+        self._attempts += 1
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 16), _LONGEST_PAUSE_S)
         self._not_before = self._monotonic() + jittered(pause_s)
+        self._key_file.check_writable()
+        return write_fresh_key(
+            self._settings.key_spec(user),
+            headscale=self._headscale,
+            key_file=self._key_file,
+            now=self._now(),
+            kept_node_id=kept_node_id,
+        )
 
-
-def _worth_another(missing: Missing, key: PreAuthKey | None) -> bool:
-    """Whether a new key may bring the node back.
-
-    An address that no node has is a deleted node's only if somebody did come in with this pod's key: else
-    the tailscale container may be talking to another Headscale.
-    """
-    return missing is not Missing.STRANDED or (key is not None and key.used)
+    def _complain_of_no_note(self) -> None:
+        """Say once that the key volume is not shared with this container, or that `cleanup` has never run."""
+        if self._settings.self_heal and not self._complained:
+            self._complained = True
+            log.error(
+                "key_file.unwritable",
+                error=f"SELF_HEAL: there is no {self._key_file.note_path}; mount the volume that cleanup writes to",
+            )

@@ -52,9 +52,21 @@ class Missing(StrEnum):
     EXPIRED = "expired"
     """It is there, and has to log in again."""
     STRANDED = "stranded"
-    """This pod's interface has a VPN address that no node has."""
+    """This pod's interface has a VPN address that no node has, and no other node has its name."""
     UNREGISTERED = "unregistered"
-    """It may still come: nothing says that it was ever there."""
+    """It may still come: nothing says that it was ever there, and no other node has its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A node of ours that was not found.
+
+    Attributes:
+        node_id: which it was; None when that is not known.
+    """
+
+    kind: Missing
+    node_id: str | None = None
 
 
 Change: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
@@ -94,6 +106,11 @@ class Hints:
         """Whether `cleanup` left word of this pod's key."""
         return self.pre_auth_key_id is not None or self.kept_node_id is not None
 
+    def note_names(self, node: Node) -> bool:
+        """Whether the note says that the node is this pod's."""
+        came_with = node.pre_auth_key.id if node.pre_auth_key else None
+        return node.id == self.kept_node_id or (came_with is not None and came_with == self.pre_auth_key_id)
+
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | NoAnswer:
     """Tell which node is this pod's, by what only this pod can have; never by age.
@@ -123,8 +140,8 @@ def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, 
 
 
 def why_missing(
-    nodes: Sequence[Node], *, identity: NodeIdentity, hints: Hints, now: datetime, gone_id: str | None
-) -> Missing | None:
+    nodes: Sequence[Node], *, identity: NodeIdentity, hints: Hints, now: datetime, own_id: str | None, not_found: bool
+) -> Loss | None:
     """Tell why `choose_node` found none.
 
     Args:
@@ -132,27 +149,29 @@ def why_missing(
         identity: by what a node is ours.
         hints: what is known of this pod.
         now: aware UTC.
-        gone_id: the node that was this pod's, where Headscale itself says that there is no such node; else None.
+        own_id: the node that was this pod's when it was known last; None when it never was.
+        not_found: Headscale itself says that there is no node `own_id`.
 
     Returns:
         None when nothing can be said for sure.
     """
+    # A list without anybody says nothing: Headscale may just have started.
+    if not nodes:
+        return None
     interface = set(hints.interface or ())
-    for node in nodes:
-        from_note = node.id == hints.kept_node_id or (
-            node.pre_auth_key is not None and node.pre_auth_key.id == hints.pre_auth_key_id
-        )
-        is_this_pods = interface & set(node.addresses) if interface else from_note
-        if is_this_pods and identity.owns_node(node) and node.expired(now):
-            return Missing.EXPIRED
-    if gone_id is not None:
-        # A list without anybody says nothing: Headscale may just have started.
-        return Missing.GONE if nodes and all(node.id != gone_id for node in nodes) else None
-    if not interface:
-        return Missing.UNREGISTERED
-    if nodes and not any(interface & set(node.addresses) for node in nodes):
-        return Missing.STRANDED
-    return None
+    ours = [node for node in nodes if identity.owns_node(node)]
+    for node in ours:
+        is_this_pods = interface & set(node.addresses) if interface else node.id == own_id or hints.note_names(node)
+        if is_this_pods and node.expired(now):
+            return Loss(Missing.EXPIRED, node.id)
+    if not_found:
+        return Loss(Missing.GONE, own_id) if all(node.id != own_id for node in nodes) else None
+    living = [node for node in ours if not node.expired(now)]
+    if interface:
+        # With a node of ours left, it is not known whether that is a later pod's.
+        taken = any(interface & set(node.addresses) for node in nodes)
+        return None if living or taken else Loss(Missing.STRANDED)
+    return Loss(Missing.UNREGISTERED) if all(hints.note_names(node) for node in living) else None
 
 
 def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]) -> Node | NoAnswer:
@@ -171,12 +190,7 @@ def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tup
 
 
 def _by_note(ours: Sequence[Node], hints: Hints) -> Node | NoAnswer:
-    matching = [
-        node
-        for node in ours
-        if node.id == hints.kept_node_id
-        or (node.pre_auth_key is not None and node.pre_auth_key.id == hints.pre_auth_key_id)
-    ]
+    matching = [node for node in ours if hints.note_names(node)]
     match matching:
         case [node]:
             return node
@@ -202,13 +216,21 @@ def successors(nodes: Iterable[Node], *, node_id: str, identity: NodeIdentity, n
 
 
 def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity
+    records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity, node: Node
 ) -> Node | None:
-    """The online successor whose address a marked record holds already; None when there is none."""
+    """The online successor whose address a marked record holds already; None when there is none.
+
+    Args:
+        records: everything at our name.
+        successors: nodes of later pods than this one's.
+        identity: by what a record is ours.
+        node: this pod's. While Headscale calls it offline too, as all nodes are after a restart, that a
+            successor is offline says nothing, and it keeps the name.
+    """
     marked = {record.address for record in records if identity.is_marked(record)}
-    for node in successors:
-        if node.online and marked & set(node.addresses):
-            return node
+    for successor in successors:
+        if (successor.online or not node.online) and marked & set(successor.addresses):
+            return successor
     return None
 
 

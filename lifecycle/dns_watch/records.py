@@ -154,7 +154,7 @@ class RecordKeeper:
     def _is_superseded(self, node: Node, records: list[Record]) -> bool:
         successor = None
         if needs_successor_check(records, identity=self.identity, node=node):
-            successor = published_successor(records, self._successors(node), identity=self.identity)
+            successor = published_successor(records, self._successors(node), identity=self.identity, node=node)
         self.stand_down(successor, node_id=node.id)
         return successor is not None
 

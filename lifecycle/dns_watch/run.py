@@ -16,6 +16,7 @@ from lifecycle.dns_watch.heal import Healer
 from lifecycle.dns_watch.plan import NoAnswer, RecordPlan
 from lifecycle.dns_watch.records import RecordKeeper
 from lifecycle.errors import ApiError, NotRegisteredError
+from lifecycle.expiry import ExpiryWatch
 from lifecycle.health import Status
 from lifecycle.keyfile import KeyFile
 from lifecycle.model import IpAddress, Node
@@ -75,6 +76,7 @@ class DnsWatch:
         key_file = KeyFile(settings.authkey_output_path, settings.authkey_file_mode)
         self._finder = NodeFinder(settings, headscale=headscale, key_file=key_file, now=now)
         self._healer = Healer(settings, headscale=headscale, key_file=key_file, now=now, monotonic=monotonic)
+        self._expiry = ExpiryWatch(headscale, now=now, monotonic=monotonic)
         self._keeper = RecordKeeper(
             settings,
             cloudflare=cloudflare,
@@ -102,6 +104,7 @@ class DnsWatch:
             NotRegisteredError: Headscale answered MAX_RETRIES times, and our node was never there.
         """
         started = self._monotonic()
+        self.status.began()
         failed_before = self.status.passes["failed"]
         wait_s = self._pass(started)
         if self.status.passes["failed"] == failed_before:
@@ -136,6 +139,7 @@ class DnsWatch:
             # Something happened: look often again, from now on.
             self._seen_interface = interface
             self._eager_from = self._looks
+            self._healer.interface_changed()
         waited = started - self._started >= INTERFACE_GRACE_S or not self._settings.tailscale_interface
         try:
             found = self._finder.find(interface, waited=waited)
@@ -143,11 +147,14 @@ class DnsWatch:
             self._note_whether_found(found)
         except ApiError as error:
             self._healer.unsure()
+            self.status.restart_helps = self._healer.restart_helps
             self._failures += 1
             wait_s = pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
             self.status.failed(error, failures=self._failures, wait_s=wait_s)
             return wait_s
         self._failures = 0
+        self._expiry.look_at_api_key()
+        self.status.api_key_expires_at = self._expiry.api_key_expires_at
         if isinstance(found, NoAnswer):
             return self._not_registered(found)
         changes = self._keep_records(found, interface)
@@ -169,38 +176,44 @@ class DnsWatch:
         """
         status = self.status
         status.registered = isinstance(found, Node)
-        if isinstance(found, Node):
-            if found.id != status.node_id:
-                log.info(
-                    "node.registered",
-                    node_id=found.id,
-                    hostname=found.hostname,
-                    addresses=[str(address) for address in found.addresses],
-                )
-                self._keeper.forget()
-            status.node_id = found.id
-            status.ever_registered = True
-            self._looks = self._eager_from = 0
-            self._healer.node_found()
-        else:
-            self._keeper.forget()
-            status.out_of_sync(found.reason)
-            successor = self._finder.successor
-            self._keeper.stand_down(successor, node_id=status.node_id)
-            missing, identity = self._finder.missing, self._finder.identity
-            if missing is None or identity is None:
-                self._healer.unsure()
+        try:
+            if isinstance(found, Node):
+                self._note_found(found)
             else:
-                self._healer.node_missing(missing, user=identity.user, superseded=successor is not None)
-        status.restart_helps = self._healer.restart_helps
-        status.node_state = self._node_state()
+                self._keeper.forget()
+                status.node_expires_at = None
+                status.out_of_sync(found.reason)
+                self._note_missing()
+        finally:
+            status.lost = str(self._healer.lost) if self._healer.lost else None
+            status.restart_helps = self._healer.restart_helps
 
-    def _node_state(self) -> str:
-        if self.status.superseded_by is not None:
-            return "superseded"
-        if self.status.registered:
-            return "registered"
-        return str(self._healer.lost or "waiting")
+    def _note_found(self, node: Node) -> None:
+        status = self.status
+        if node.id != status.node_id:
+            log.info(
+                "node.registered",
+                node_id=node.id,
+                hostname=node.hostname,
+                addresses=[str(address) for address in node.addresses],
+            )
+            self._keeper.forget()
+        status.node_id = node.id
+        status.ever_registered = True
+        status.node_expires_at = node.expires_at
+        self._expiry.look_at_node(node)
+        self._looks = self._eager_from = 0
+        self._healer.node_found()
+
+    def _note_missing(self) -> None:
+        loss, identity = self._finder.loss, self._finder.identity
+        if loss is None or identity is None:
+            # Who has the name stays as it was judged last, too.
+            self._healer.unsure()
+            return
+        successor = self._finder.successor
+        self._keeper.stand_down(successor, node_id=self.status.node_id)
+        self._healer.node_missing(loss, user=identity.user, superseded=successor is not None)
 
     def _not_registered(self, answer: NoAnswer) -> float:
         self._looks += 1
@@ -214,6 +227,9 @@ class DnsWatch:
         # 1, 1, 2, 2, 4, 4 … seconds: when a cluster boots, hundreds ask at once and each list is dear.
         growing_s = 2.0 ** min((self._looks - self._eager_from - 1) // 2, 16)
         longest = self._longest_wait() if self.status.ever_registered else settings.retry_interval
+        if self.status.restart_helps:
+            # The probe that restarts tailscale is to hear soon that it has worked.
+            longest = min(settings.retry_interval, settings.poll_interval)
         return jittered(min(growing_s, longest.total_seconds()))
 
     def _keep_records(self, node: Node, interface: tuple[IpAddress, ...] | None) -> int:
@@ -226,12 +242,10 @@ class DnsWatch:
             log.error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason)
             return 0
         try:
-            changes = self._keeper.keep(node, specs)
+            return self._keeper.keep(node, specs)
         except ApiError as error:
             self._keeper.failed(error)
             return 0
-        self.status.node_state = self._node_state()
-        return changes
 
     def _why_unpublishable(self, node: Node) -> str:
         if any(not self._keeper.identity.is_vpn_address(address) for address in node.addresses):
