@@ -192,6 +192,7 @@ def _services(
     headscale = JsonClient(
         client(settings.headscale_address, headscale_trust),
         service=dialect.SERVICE,
+        address="HEADSCALE_URL",
         credential=Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
         timeout=settings.http_timeout,
         explain=dialect.explain,
@@ -200,6 +201,7 @@ def _services(
     cloudflare = JsonClient(
         client(settings.cloudflare_api_url, default_trust),
         service=cloudflare_api.SERVICE,
+        address="CLOUDFLARE_API_URL",
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
         timeout=settings.http_timeout,
         explain=cloudflare_api.explain,

@@ -21,8 +21,9 @@ from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.clients.http import Answer, Credential, JsonClient
 from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.errors import ApiError
 from lifecycle.loop import repeat
 from lifecycle.model import IpAddress
 from lifecycle.retry import once, retrying
@@ -153,6 +154,7 @@ class World:
         headscale = json_client(
             self.headscale,
             service=dialect.SERVICE,
+            address="HEADSCALE_URL",
             base_url="http://headscale",
             credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
             explain=dialect.explain,
@@ -160,6 +162,7 @@ class World:
         cloudflare = json_client(
             self.cloudflare,
             service=cloudflare_api.SERVICE,
+            address="CLOUDFLARE_API_URL",
             base_url="http://cloudflare/client/v4",
             credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
             explain=cloudflare_api.explain,
@@ -237,11 +240,20 @@ class World:
         }
 
 
-def json_client(application: Any, *, base_url: str, explain: Any, service: str, credential: Credential) -> JsonClient:
+def json_client(
+    application: Any,
+    *,
+    base_url: str,
+    explain: Callable[[str, Answer], ApiError | None],
+    service: str,
+    address: str,
+    credential: Credential,
+) -> JsonClient:
     """A JSON client on a WSGI application in this process."""
     return JsonClient(
         httpx.Client(transport=httpx.WSGITransport(application), base_url=base_url),
         service=service,
+        address=address,
         credential=credential,
         timeout=timedelta(seconds=10),
         explain=explain,

@@ -39,6 +39,7 @@ def client_of(
     client = json_client(
         account,
         service=cloudflare_api.SERVICE,
+        address="CLOUDFLARE_API_URL",
         base_url="http://cloudflare/client/v4",
         credential=Credential(lambda: token or account.token, name="CLOUDFLARE_API_TOKEN"),
         explain=cloudflare_api.explain,

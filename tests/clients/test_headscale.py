@@ -55,6 +55,7 @@ def client_of(
     client = json_client(
         server,
         service=dialect.SERVICE,
+        address="HEADSCALE_URL",
         base_url="http://headscale",
         credential=Credential(lambda: api_key or server.api_key, name="HEADSCALE_API_KEY"),
         explain=dialect.explain,

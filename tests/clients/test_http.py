@@ -64,6 +64,7 @@ def client_of(
     return JsonClient(
         http_client,
         service="Desk",
+        address="DESK_URL",
         credential=Credential(read, name="DESK_TOKEN"),
         timeout=timedelta(seconds=timeout_s),
         explain=refused_is_auth,
@@ -124,6 +125,7 @@ def test_what_the_service_means_by_a_refusal_wins(desk: Desk) -> None:
     client = JsonClient(
         httpx.Client(transport=httpx.WSGITransport(desk), base_url="http://desk"),
         service="Desk",
+        address="DESK_URL",
         credential=Credential(lambda: TOKEN, name="DESK_TOKEN"),
         timeout=timedelta(seconds=1),
         explain=lambda what, _answer: ConflictError(what, service="Desk"),
@@ -202,6 +204,7 @@ def test_nobody_at_the_address_is_told_with_the_address(desk: Desk) -> None:
     error = failure(client_of(url))
     assert isinstance(error, TransientError)
     assert url in str(error)
+    assert "DESK_URL" in str(error)
     assert "Connection refused" in str(error)
 
 
@@ -215,7 +218,7 @@ def test_an_answer_beyond_measure_is_given_up(client: JsonClient, desk: Desk) ->
 def test_a_list_of_twenty_thousand_nodes_is_taken(desk: Desk) -> None:
     size = 20_000 * 1_250
     desk.faults.add(faults.oversize(size))
-    assert len(client_of(desk).send("GET", "/thing").body) == size
+    assert len(client_of(desk).send("GET", "/thing").text) == size
 
 
 @pytest.mark.parametrize(
