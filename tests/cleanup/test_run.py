@@ -1,0 +1,536 @@
+"""`cleanup` as a whole, against both services: what it removes, in which order, and when it refuses."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.errors import (
+    ApiError,
+    AuthError,
+    ConflictError,
+    KeyFileError,
+    NameTakenError,
+    ResponseError,
+    StoppedError,
+    TransientError,
+    UserError,
+)
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.simulators import faults
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.faults import Fault
+from tests.world import USER, StopAt, World, named, names
+
+OLD_KEY = "hskey-auth-the-key-of-the-last-start"
+
+Events = list[Any]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+def stale_world(world: World) -> World:
+    """An earlier pod left its node and its record behind."""
+    node = world.headscale.add_node(NAME, user=USER, online=False)
+    world.add_record(node.address, ttl=60, comment=MARK)
+    return world
+
+
+def story(world: World) -> list[str]:
+    """What Headscale was asked to change, in order."""
+    told = {
+        ("DELETE", "node"): "delete node",
+        ("POST", "preauthkey"): "create key",
+        ("POST", "expire"): "expire key",
+    }
+    return [
+        told[write.method, next(part for part in reversed(write.path.split("/")) if not part.isdecimal())]
+        for write in world.headscale.writes
+    ]
+
+
+def untouched(world: World) -> bool:
+    """Whether neither service was asked for any change, and no file was written."""
+    return not world.headscale.writes and not world.cloudflare.writes and not list(world.key_file.parent.iterdir())
+
+
+# --- The whole of it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_an_earlier_pod_left_goes_and_a_fresh_key_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, events: Events
+) -> None:
+    world = stale_world(World(monkeypatch, tmp_path, version))
+    other = world.headscale.add_node("wiki.example.com", user=USER)
+    world.add_record(other.address, name="wiki.example.com", comment=MARK)
+    world.cleanup().run()
+    assert world.hostnames == ["wiki.example.com"]
+    assert world.records() == {}
+    assert len(world.records("wiki.example.com")) == 1
+    assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
+    finished = named(events, "pass.finished")
+    assert [(event["nodes_deleted"], event["records_deleted"]) for event in finished] == [(1, 1)]
+
+
+def test_nothing_left_behind_is_a_key_and_no_write_to_the_zone(world: World) -> None:
+    world.cleanup().run()
+    assert story(world) == ["create key"]
+    assert world.cloudflare.writes == []
+    assert world.key is not None
+
+
+def test_the_steps_are_nodes_then_key_then_records(world: World, events: Events) -> None:
+    stale_world(world).cleanup().run()
+    happened = [
+        name for name in names(events) if name.partition(".")[0] in {"node", "pre_auth_key", "key_file", "record"}
+    ]
+    assert happened == ["node.deleted", "pre_auth_key.created", "key_file.written", "record.deleted"]
+    assert names(events)[-1] == "pass.finished"
+
+
+def test_the_key_and_its_note_stand_in_their_files(world: World) -> None:
+    world.cleanup(AUTHKEY_FILE_MODE="0600").run()
+    [key] = world.headscale.keys
+    assert world.key == key.key
+    assert stat.S_IMODE(world.key_file.stat().st_mode) == 0o600
+    assert json.loads(Path(f"{world.key_file}.id").read_text()) == {
+        "pre_auth_key_id": str(key.id),
+        "kept_node_id": None,
+    }
+    assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
+
+
+def test_the_key_is_as_set(world: World) -> None:
+    world.cleanup(AUTHKEY_REUSABLE="true", AUTHKEY_EPHEMERAL="true", AUTHKEY_TAGS="tag:web, tag:db").run()
+    [key] = world.headscale.keys
+    assert (key.reusable, key.ephemeral, set(key.tags), key.user_id) == (True, True, {"tag:web", "tag:db"}, 1)
+
+
+def test_several_old_nodes_go_one_after_another(world: World) -> None:
+    for _ in range(3):
+        world.headscale.add_node(NAME, user=USER, online=False)
+    world.cleanup().run()
+    assert world.headscale.nodes == []
+    asked = [
+        (exchange.method, exchange.path.rpartition("/")[2])
+        for exchange in world.headscale.requests
+        if "/node/" in exchange.path
+    ]
+    # Each is read again before, and looked for after.
+    assert asked == [(method, node_id) for node_id in "123" for method in ("GET", "DELETE", "GET")]
+
+
+def test_an_online_node_goes_with_a_warning(world: World, events: Events) -> None:
+    world.headscale.add_node(NAME, user=USER, online=True)
+    world.cleanup().run()
+    assert world.headscale.nodes == []
+    assert [event["node_id"] for event in named(events, "node.online")] == ["1"]
+
+
+def test_old_keys_are_never_deleted_or_expired(world: World) -> None:
+    """A container restart of another pod may still need its own."""
+    old = world.headscale.create_key(USER, reusable=True)
+    world.cleanup().run()
+    world.cleanup().run()
+    assert old.key in world.usable_keys()
+    assert len(world.headscale.keys) == 3
+
+
+def test_a_second_run_in_the_same_pod_makes_a_fresh_start(world: World) -> None:
+    world.cleanup().run()
+    first = world.key
+    node = world.headscale.register(key=first, hostname=NAME)
+    world.add_record(node.address, ttl=60, comment=MARK)
+    world.cleanup().run()
+    assert world.headscale.nodes == []
+    assert world.records() == {}
+    assert world.key not in (None, first)
+
+
+def test_the_only_user_is_taken_with_a_warning(world: World, events: Events) -> None:
+    world.cleanup().run()
+    assert [event["user"] for event in named(events, "user.assumed")] == [USER]
+
+
+def test_a_user_that_was_named_is_taken_without_one(world: World, events: Events) -> None:
+    world.headscale.add_user("ann")
+    world.cleanup(HEADSCALE_USER="ann").run()
+    assert named(events, "user.assumed") == []
+    assert [key.user_id for key in world.headscale.keys] == [2]
+
+
+# --- Nodes that are not ours --------------------------------------------------------------------------
+
+
+def test_a_node_of_our_name_that_is_not_ours_gets_one_warning(world: World, events: Events) -> None:
+    world.headscale.add_user("ann")
+    world.headscale.add_node(NAME, user="ann", registered_by="oidc")
+    world.headscale.add_node(NAME, user="ann")
+    world.headscale.add_node(f"x-{NAME}", user=USER)
+    world.cleanup(HEADSCALE_USER=USER).run()
+    assert len(world.headscale.nodes) == 3
+    told = [(event["node_id"], event["user"], event["registered_by"]) for event in named(events, "node.foreign")]
+    assert told == [("1", "ann", "OIDC"), ("2", "ann", "auth key")]
+    assert all("headscale nodes delete" in event["advice"] for event in named(events, "node.foreign"))
+
+
+def test_a_node_that_became_another_between_look_and_deletion_stays(world: World) -> None:
+    """An older database handed the id out again."""
+    world.headscale.add_node(NAME, user=USER)
+    seen = json.dumps({"node": {"id": "1", "machineKey": "mkey:" + "0" * 64, "name": NAME, "user": None}})
+    world.headscale.faults.add(faults.answer(200, seen), path="/api/v1/node/1")
+    with pytest.raises(ConflictError):
+        world.cleanup().run()
+    assert untouched(world)
+
+
+# --- Names that are taken -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"content": "100.64.0.9"}, id="A"),
+        pytest.param({"content": "198.51.100.7"}, id="A-outside-the-VPN"),
+        pytest.param({"content": "fd7a:115c:a1e0::9", "type_": "AAAA"}, id="AAAA"),
+    ],
+)
+def test_another_owners_name_is_refused_and_nothing_touched(
+    world: World, fields: dict[str, str], dns_cleanup: str
+) -> None:
+    stale_world(world)
+    world.add_record(**fields, comment=OTHER_MARK)
+    with pytest.raises(NameTakenError, match=rf'{NAME} belongs.*"{OTHER_MARK}".*"{MARK}".*TS_HOSTNAME'):
+        world.cleanup(DNS_CLEANUP=dns_cleanup).run()
+    assert untouched(world)
+
+
+@pytest.mark.parametrize(
+    "comment", ["managed by terraform", "TAILSCALE-LIFECYCLE/1 staging", " tailscale-lifecycle/1 x", f"{MARK} "]
+)
+def test_any_other_comment_is_no_owner_and_its_record_stays(world: World, comment: str) -> None:
+    world.headscale.add_node(NAME, user=USER)
+    world.add_record("100.64.0.1", comment=comment)
+    if comment == f"{MARK} ":
+        # It begins like a mark of this program, and is not ours: another owner's.
+        with pytest.raises(NameTakenError):
+            world.cleanup().run()
+        return
+    world.cleanup().run()
+    assert world.records() == {"A 100.64.0.1": comment}
+    assert world.headscale.nodes == []
+
+
+def test_our_own_mark_is_no_reason_to_refuse(world: World) -> None:
+    world.add_record("100.64.0.9", comment="tailscale-lifecycle/1 staging")
+    world.cleanup(DNS_OWNER="staging").run()
+    assert world.records() == {}
+
+
+# --- Records ------------------------------------------------------------------------------------------
+
+
+def test_only_records_of_ours_at_our_name_go(world: World) -> None:
+    world.add_record("100.64.0.8", comment=MARK)
+    world.add_record("100.64.0.9")
+    world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=MARK)
+    world.add_record("198.51.100.7", comment=MARK)
+    stays = {
+        "A 198.51.100.8": "",
+        "A 100.64.0.10": "by hand",
+        "AAAA 2001:db8::1": "",
+        "TXT v=spf1 -all": "",
+    }
+    for text, comment in stays.items():
+        type_, _, content = text.partition(" ")
+        world.add_record(content, type_=type_, comment=comment or None)
+    world.add_record("100.64.0.11", name=f"x.{NAME}", comment=MARK)
+    world.cleanup().run()
+    assert world.records() == stays
+    assert len(world.records(f"x.{NAME}")) == 1
+    [write] = world.cloudflare.writes
+    assert write.path.endswith("/dns_records/batch")
+
+
+def test_keeping_a_record_leaves_one_for_dns_watch(world: World) -> None:
+    for content in ("100.64.0.8", "100.64.0.9"):
+        world.add_record(content, comment=MARK)
+    world.cleanup(DNS_CLEANUP="keep").run()
+    assert len(world.records()) == 1
+
+
+def test_keeping_a_record_sends_no_write_when_there_is_one(world: World) -> None:
+    stale_world(world).cleanup(DNS_CLEANUP="keep").run()
+    assert world.records() == {"A 100.64.0.1": MARK}
+    assert world.cloudflare.writes == []
+
+
+def test_a_record_is_not_kept_when_its_address_is_another_nodes_by_now(world: World, events: Events) -> None:
+    """Addresses are handed out again: the name would lead to somebody else."""
+    other = world.headscale.add_node("phone", user=USER)
+    world.add_record(other.address, comment=MARK)
+    world.add_record("100.64.0.9", comment=MARK)
+    world.cleanup(DNS_CLEANUP="keep").run()
+    assert world.records() == {"A 100.64.0.9": MARK}
+    assert [event["reason"] for event in named(events, "record.deleted")] == ["its address belongs to another node"]
+
+
+# --- Cloudflare is in trouble -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="down"),
+        pytest.param(faults.refuse(), id="unreachable"),
+        pytest.param(faults.hang(), id="slow"),
+        pytest.param(faults.too_many_requests(300), id="throttled"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.html(403), id="token-refused"),
+        pytest.param(faults.answer(404, "{}"), id="zone-unknown"),
+    ],
+)
+def test_a_zone_that_cannot_be_read_keeps_no_pod_from_starting(world: World, events: Events, fault: Fault) -> None:
+    """It is no objection either, and its records stay."""
+    stale_world(world)
+    world.cloudflare.faults.add(fault, times=None)
+    world.cleanup().run()
+    assert world.headscale.nodes == []
+    assert world.key is not None
+    assert world.records() == {"A 100.64.0.1": MARK}
+    assert len(named(events, "zone.unreadable")) == 1
+    assert world.clock.elapsed_s == 0
+    assert len(world.cloudflare.requests) == 1
+
+
+def test_half_a_zone_is_no_zone(world: World, events: Events) -> None:
+    for number in range(1, 131):
+        world.add_record(f"100.64.0.{number}", comment=MARK)
+    world.cloudflare.faults.add(faults.html(502), path="page=2")
+    world.cleanup().run()
+    assert len(world.records()) == 130
+    assert len(named(events, "zone.unreadable")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="down"),
+        pytest.param(faults.drop(), id="lost"),
+        pytest.param(faults.drop(committed=True), id="lost-after-commit"),
+        pytest.param(faults.hang(), id="slow"),
+        pytest.param(faults.too_many_requests(300), id="throttled"),
+        pytest.param(faults.html(403), id="right-missing"),
+        pytest.param(faults.answer(200, "{}"), id="nonsense"),
+    ],
+)
+def test_records_that_cannot_be_deleted_are_one_warning(world: World, events: Events, fault: Fault) -> None:
+    stale_world(world)
+    world.cloudflare.faults.add(fault, method="DELETE", times=None)
+    world.cleanup().run()
+    assert world.key is not None
+    assert len(named(events, "record.undeleted")) == 1
+    assert len(world.cloudflare.writes) == 1
+    assert names(events)[-1] == "pass.finished"
+
+
+def test_a_token_file_that_vanished_keeps_no_pod_from_starting(world: World, tmp_path: Path) -> None:
+    stale_world(world)
+    token = tmp_path.parent / "token"
+    token.write_text(world.cloudflare.token)
+    cleanup = world.cleanup(CLOUDFLARE_API_TOKEN="", CLOUDFLARE_API_TOKEN_FILE=str(token))
+    token.unlink()
+    cleanup.run()
+    assert world.key is not None
+
+
+# --- Headscale is in trouble --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/version", "/api/v1/user", "/api/v1/node", "/api/v1/preauthkey"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="502"),
+        pytest.param(faults.drop(committed=True), id="lost-after"),
+        pytest.param(faults.hang(), id="slow"),
+        pytest.param(faults.html(404), id="proxy-404"),
+    ],
+)
+def test_trouble_that_passes_is_waited_out(world: World, path: str, fault: Fault) -> None:
+    stale_world(world)
+    world.headscale.faults.add(fault, path=path, times=3)
+    world.cleanup().run()
+    assert world.headscale.nodes == []
+    assert world.records() == {}
+    assert [key.key for key in world.headscale.keys if key.key in world.usable_keys()] == [world.key]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        pytest.param(faults.html(502), TransientError, id="502"),
+        pytest.param(faults.refuse(), TransientError, id="unreachable"),
+        pytest.param(faults.html(404), TransientError, id="proxy-404"),
+        pytest.param(faults.html(200), ResponseError, id="html"),
+        pytest.param(faults.html(403), AuthError, id="refused"),
+    ],
+)
+@pytest.mark.parametrize("path", ["", "/api/v1/user", "/api/v1/node"])
+def test_a_headscale_that_cannot_be_read_changes_nothing(
+    world: World, path: str, fault: Fault, kind: type[ApiError]
+) -> None:
+    stale_world(world)
+    world.headscale.faults.add(fault, path=path, times=None)
+    with pytest.raises(kind):
+        world.cleanup().run()
+    assert untouched(world)
+    assert world.clock.elapsed_s <= 120
+    assert (world.clock.elapsed_s > 60) == (kind is TransientError)
+
+
+def test_nobody_at_the_address_is_told_with_what_to_do(world: World) -> None:
+    world.headscale.faults.add(faults.refuse(), times=None)
+    with pytest.raises(TransientError, match=r"http://headscale .*HEADSCALE_URL"):
+        world.cleanup().run()
+
+
+def test_a_wrong_key_is_told_at_once(world: World) -> None:
+    stale_world(world)
+    with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
+        world.cleanup(HEADSCALE_API_KEY="wrong").run()
+    assert untouched(world)
+    assert world.clock.elapsed_s == 0
+
+
+@pytest.mark.parametrize(
+    ("users", "user", "told"),
+    [
+        pytest.param(["ann"], "", "several users.*ann, svc.*HEADSCALE_USER", id="several-and-none-named"),
+        pytest.param(["ann"], "bob", "no user called bob.*ann, svc", id="no-such-user"),
+        pytest.param([], "SVC", "no user called SVC", id="another-case"),
+    ],
+)
+def test_a_user_that_cannot_be_told_changes_nothing(world: World, users: list[str], user: str, told: str) -> None:
+    stale_world(world)
+    for other in users:
+        world.headscale.add_user(other)
+    with pytest.raises(UserError, match=told):
+        world.cleanup(HEADSCALE_USER=user).run()
+    assert untouched(world)
+
+
+def test_no_user_at_all_is_told_with_the_command_that_makes_one(world: World) -> None:
+    world.headscale.faults.add(faults.answer(200, '{"users": []}'), path="/api/v1/user")
+    with pytest.raises(UserError, match="headscale users create"):
+        world.cleanup().run()
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.html(502), faults.html(404), faults.answer(200, "{}"), faults.html(403), faults.drop()]
+)
+def test_a_deletion_that_fails_keeps_the_pod_back_without_a_key(world: World, fault: Fault) -> None:
+    stale_world(world)
+    world.headscale.faults.add(fault, method="DELETE", times=None)
+    with pytest.raises(ApiError):
+        world.cleanup().run()
+    assert "create key" not in story(world)
+    assert world.key is None
+    assert world.cloudflare.writes == []
+
+
+# --- The key cannot be written ------------------------------------------------------------------------
+
+
+def missing_folder(folder: Path) -> Path:
+    return folder / "none" / "authkey"
+
+
+def file_as_folder(folder: Path) -> Path:
+    (folder / "file").write_text("")
+    return folder / "file" / "authkey"
+
+
+def folder_as_file(folder: Path) -> Path:
+    (folder / "authkey").mkdir()
+    return folder / "authkey"
+
+
+@pytest.mark.parametrize("path", [missing_folder, file_as_folder, folder_as_file])
+def test_a_place_where_no_key_can_be_written_is_told_before_anything_is_deleted(
+    world: World, tmp_path: Path, path: Callable[[Path], Path]
+) -> None:
+    stale_world(world)
+    with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+        world.cleanup(AUTHKEY_OUTPUT_PATH=str(path(tmp_path))).run()
+    assert not world.headscale.writes
+    assert not world.cloudflare.writes
+
+
+def test_a_key_that_cannot_be_written_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
+    """Something took the place of a file between the check and the writing."""
+    stale_world(world)
+    folder = world.key_file.parent / "auth"
+    folder.mkdir()
+    (folder / "authkey").write_text(OLD_KEY)
+
+    def take_the_notes_place() -> None:
+        (folder / "authkey.id").mkdir()
+        (folder / "authkey.id" / "full").write_text("")
+
+    cleanup = world.cleanup(AUTHKEY_OUTPUT_PATH=str(folder / "authkey"))
+    world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
+    world.clock.at(0.1, take_the_notes_place)
+    with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+        cleanup.run()
+    assert (folder / "authkey").read_text() == OLD_KEY
+    assert [path.name for path in sorted(folder.iterdir())] == ["authkey", "authkey.id"]
+    assert world.usable_keys() == []
+    assert [event["reason"] for event in named(events, "pre_auth_key.expired")] == ["it could not be written"]
+    assert world.cloudflare.writes == []
+
+
+def test_a_key_that_can_neither_be_written_nor_expired_is_told(world: World, events: Events) -> None:
+    (world.key_file.parent / "authkey.id").mkdir()
+    (world.key_file.parent / "authkey.id" / "full").write_text("")
+    world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
+    with pytest.raises(KeyFileError):
+        world.cleanup().run()
+    assert len(named(events, "pre_auth_key.unexpired")) == 1
+
+
+def test_an_older_key_file_is_replaced(world: World) -> None:
+    world.key_file.write_text(OLD_KEY)
+    world.cleanup().run()
+    assert world.key == world.headscale.keys[0].key
+
+
+# --- Asked to stop ------------------------------------------------------------------------------------
+
+
+def test_a_stop_before_the_first_step_leaves_everything(world: World) -> None:
+    stop = StopAt(world.clock)
+    stop.set()
+    with pytest.raises(StoppedError):
+        stale_world(world).cleanup(stop=stop).run()
+    assert untouched(world)
+
+
+def test_a_stop_while_waiting_for_headscale_ends_the_wait(world: World) -> None:
+    stop = StopAt(world.clock)
+    world.headscale.faults.add(faults.html(502), times=None)
+    world.clock.at(10, stop.set)
+    with pytest.raises((TransientError, StoppedError)):
+        world.cleanup(stop=stop).run()
+    assert world.clock.elapsed_s < 30
+    assert untouched(world)
