@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
 
 import structlog
 
@@ -16,6 +17,10 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
         level: the least level that is shown.
         to_stderr: leave standard output to something else, such as a report.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A path or a service's text may have characters that no encoding knows; they end no program.
+            stream.reconfigure(errors="backslashreplace")
     out = sys.stderr if to_stderr else sys.stdout
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=out.isatty())
