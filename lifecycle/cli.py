@@ -20,7 +20,7 @@ import structlog
 import tenacity
 
 import lifecycle
-from lifecycle import cleanup, dns_watch
+from lifecycle import cleanup, dns_watch, prune
 from lifecycle.clients import cloudflare as cloudflare_api
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale import dialect
@@ -40,6 +40,7 @@ from lifecycle.settings import (
     Command,
     DnsWatchSettings,
     DryRunSettings,
+    PruneSettings,
     Settings,
     command_variables,
     default_text,
@@ -71,14 +72,18 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 0 done or stopped on request, 1 could not, 2 usage or settings.
     """
     options = _arguments(arguments)
-    configure_logs(console=sys.stdout.isatty(), to_stderr=options.dry_run)
+    reports = options.dry_run or (options.command == "prune" and not options.yes)
+    configure_logs(console=sys.stdout.isatty(), to_stderr=reports)
     try:
-        if options.dry_run:
-            return _dry_run(options.command, as_json=options.output == "json")
-        if options.command == "cleanup":
-            _cleanup()
-        else:
-            _dns_watch(only_once=options.once)
+        match options.command:
+            case "prune":
+                return _prune(options.name, act=not reports, as_json=options.output == "json")
+            case command if reports:
+                return _dry_run(command, as_json=options.output == "json")
+            case "cleanup":
+                _cleanup()
+            case _:
+                _dns_watch(only_once=options.once)
     except LifecycleError as error:
         event = "settings.invalid" if isinstance(error, ConfigError) else "command.failed"
         log.error(event, error=str(error), error_type=type(error).__name__)
@@ -121,7 +126,7 @@ def _dns_watch(*, only_once: bool) -> None:
 def _dry_run(only: str | None, *, as_json: bool) -> int:
     # Only a person at a terminal needs it.
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415
-    from lifecycle.report import dry_run, print_json, print_text  # noqa: PLC0415
+    from lifecycle.report import dry_run, show  # noqa: PLC0415
 
     settings = _loaded(DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
@@ -136,10 +141,26 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
         )
     if only is not None:
         report.sections = [section for section in report.sections if section.command == only]
-    if as_json:
-        print_json(report, sys.stdout)
-    else:
-        print_text(report, sys.stdout, colours=sys.stdout.isatty())
+    show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
+    return 0 if report.whole else EXIT_FAILED
+
+
+def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
+    from lifecycle.prune.run import Prune  # noqa: PLC0415 - the other commands do without it
+
+    settings = _loaded(PruneSettings, quiet=not act)
+    stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
+    with ExitStack() as stack:
+        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop) if act else once()
+        headscale, cloudflare = _services(settings, policy, stack)
+        command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=_now, stop=stop)
+        if act:
+            command.run()
+            return 0
+        from lifecycle.report import prune_report, show  # noqa: PLC0415
+
+        report = prune_report(settings, headscale=headscale, cloudflare=cloudflare, prune=command)
+    show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
     return 0 if report.whole else EXIT_FAILED
 
 
@@ -249,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
     _add_dry_run(parser, default=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch)):
+    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch), ("prune", prune)):
         command = commands.add_parser(name, help=package.__doc__, description=package.__doc__)
         # Not set again by a command that was given without it.
         _add_dry_run(command, default=argparse.SUPPRESS)
@@ -257,6 +278,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--once", action="store_true", help="wait for the node, put the record right once, and exit"
             )
+        if package is prune:
+            command.add_argument("--name", help="take this one service down at once, whatever its state")
+            command.add_argument("--yes", action="store_true", help="act; without it the plan is shown")
     return parser
 
 
@@ -276,8 +300,10 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.dry_run and options.command is None:
-        parser.error("say what to do: cleanup, dns-watch, or --dry-run")
-    if not options.dry_run and options.output != "text":
+        parser.error("say what to do: cleanup, dns-watch, prune, or --dry-run")
+    if options.command == "prune" and options.dry_run and options.yes:
+        parser.error("--yes acts, and --dry-run does not: give one of them")
+    if options.output != "text" and not options.dry_run and (options.command != "prune" or options.yes):
         parser.error("--output goes with --dry-run")
     return options
 
@@ -285,7 +311,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def _settings_help() -> str:
     """Every setting, its default and what it means, grouped by who reads it."""
     shared = command_variables(Settings)
-    groups = [("settings of both commands", shared)]
+    groups = [("settings of all commands", shared)]
     groups += [
         (f"settings of {name} alone", {k: v for k, v in command_variables(command).items() if k not in shared})
         for name, command in COMMANDS.items()

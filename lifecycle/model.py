@@ -112,6 +112,8 @@ class Node:
         pre_auth_key: the key it came with; None for a person's machine.
         online: a hint: may be true for a quarter of an hour after a silent loss.
         expires_at: None = never.
+        last_seen: when it went offline; no heartbeat, so that it says nothing of a node that is online or whose
+            server was restarted. None where Headscale does not know.
     """
 
     id: str
@@ -125,6 +127,7 @@ class Node:
     pre_auth_key: KeyOrigin | None
     online: bool
     expires_at: datetime | None
+    last_seen: datetime | None = None
 
     def expired(self, now: datetime) -> bool:
         """Whether the node has to log in again."""

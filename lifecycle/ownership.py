@@ -81,6 +81,11 @@ class NodeIdentity:
         return bool(node.tags & self.tags)
 
 
+def is_marked(record: Record, mark: str) -> bool:
+    """Whether the record says itself, to the letter, that it is the mark's owner's."""
+    return record.type in ADDRESS_TYPES and record.comment == mark
+
+
 @dataclass(frozen=True, slots=True)
 class RecordIdentity:
     """By what a record is ours: the exact name, and our mark or a VPN address nobody marked.

@@ -17,7 +17,8 @@ from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.errors import LifecycleError
 from lifecycle.model import Record
 from lifecycle.ownership import choose_user
-from lifecycle.settings import DryRunSettings
+from lifecycle.prune.run import Prune
+from lifecycle.settings import DryRunSettings, PruneSettings
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
@@ -186,6 +187,40 @@ def _planned_step(change: Change) -> Step:
 def _record_step(action: str, record: Record, reason: str) -> Step:
     details = {"record": record.name, "type": record.type, "content": record.content}
     return Step(action, "record", f"{record.type} {record.name} -> {record.content}", reason, details)
+
+
+def prune_report(settings: PruneSettings, *, headscale: Headscale, cloudflare: Cloudflare, prune: Prune) -> Report:
+    """Read everything and plan as `prune` would; nothing is written anywhere."""
+    section = Section("prune")
+    try:
+        services = prune.plan(prune.read())
+        for service in services:
+            section.steps += [
+                Step("delete", "node", f"node {node.id} ({describe(node)})", service.reason, {"node_id": node.id})
+                for node in service.nodes
+            ]
+            section.steps += [_record_step("delete", record, service.reason) for record in service.records]
+        prune.checked(services)
+    except LifecycleError as error:
+        section.problems.append(str(error))
+    return Report(
+        looked_at={
+            "headscale": settings.headscale_address,
+            "headscale_version": _answer(headscale.version),
+            "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
+            "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
+            "owner": settings.mark,
+        },
+        sections=[section],
+    )
+
+
+def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:
+    """Show the report: to a program as one JSON object, else to a person."""
+    if as_json:
+        print_json(report, out)
+    else:
+        print_text(report, out, colours=colours)
 
 
 def print_text(report: Report, out: TextIO, *, colours: bool) -> None:

@@ -469,12 +469,35 @@ class DnsWatchSettings(Settings):
             yield "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic"
 
 
+class PruneSettings(Settings):
+    """What `prune` is told."""
+
+    prune_after: Duration = Field(
+        timedelta(days=7), description="a service whose node has been offline for longer than this is gone for good"
+    )
+    prune_max: int = Field(10, ge=1, description="services that one run may remove; more = nothing is removed")
+
+    def problems(self) -> Iterable[str]:
+        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        yield from super().problems()
+        if self.dns_owner is None:
+            yield "DNS_OWNER: is required for prune: a namespace of its own would find other records, or none"
+
+    def _name_problems(self) -> Iterable[str]:
+        # It works on every service of an owner, in a pod of any name.
+        return ()
+
+
 class DryRunSettings(CleanupSettings, DnsWatchSettings):
     """What a dry run of both commands is told."""
 
 
 # Each command as it is typed.
-COMMANDS: dict[str, type[Settings]] = {"cleanup": CleanupSettings, "dns-watch": DnsWatchSettings}
+COMMANDS: dict[str, type[Settings]] = {
+    "cleanup": CleanupSettings,
+    "dns-watch": DnsWatchSettings,
+    "prune": PruneSettings,
+}
 
 _NOT_A_SETTING = frozenset({"HOSTNAME"})
 # The one variable that says something by being empty.
@@ -547,9 +570,14 @@ def _duration_text(value: timedelta) -> str:
     return f"{seconds}s"
 
 
+def every_variable() -> set[str]:
+    """The names of all settings of all commands."""
+    return {name for command in COMMANDS.values() for name in command_variables(command)}
+
+
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Variables that look like a setting, misspelt: each with the name that may have been meant."""
-    known = {*command_variables(DryRunSettings), *_NOT_A_SETTING}
+    known = every_variable() | _NOT_A_SETTING
     return [
         (variable, meant)
         for variable in sorted(set(variables) - known)

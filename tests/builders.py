@@ -35,6 +35,7 @@ def a_node(
     key_id: str = "7",
     online: bool = True,
     expires_at: datetime | None = None,
+    last_seen: datetime | None = None,
     addresses: Iterable[str] | None = None,
     machine_key: str | None = None,
 ) -> Node:
@@ -56,6 +57,7 @@ def a_node(
         pre_auth_key=KeyOrigin(key_id, key_user) if registered_by is RegisterMethod.AUTH_KEY else None,
         online=online,
         expires_at=expires_at,
+        last_seen=last_seen,
     )
 
 

@@ -14,7 +14,7 @@ import structlog
 from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 
-from lifecycle.settings import DryRunSettings, command_variables
+from lifecycle.settings import every_variable
 
 # A machine that is busy makes no property false.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -53,7 +53,7 @@ def _loopback_only() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    for name in [*command_variables(DryRunSettings), "HOSTNAME"]:
+    for name in [*every_variable(), "HOSTNAME"]:
         monkeypatch.delenv(name, raising=False)
     # A folder without an .env file.
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
@@ -77,5 +77,5 @@ def repository() -> Path:
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
     """The environment for a child process: nothing of ours in it."""
-    ours = {*command_variables(DryRunSettings), "HOSTNAME"}
+    ours = {*every_variable(), "HOSTNAME"}
     return {name: value for name, value in os.environ.items() if name not in ours}

@@ -94,6 +94,17 @@ class Cloudflare:
         records = self._pages(f"{self._zone_path()}/dns_records", {"name": name}, _RECORDS_PER_PAGE, _parse_record)
         return [record for record in records if record.name == name]
 
+    def records_commented(self, comment: str) -> list[Record]:
+        """Every record of the zone with this comment; Cloudflare compares without regard to case.
+
+        Raises:
+            ApiError: also when it cannot be told whether that was everything.
+
+        Source: GET /zones/{zone}/dns_records?comment.exact=.
+        """
+        path = f"{self._zone_path()}/dns_records"
+        return self._pages(path, {"comment.exact": comment}, _RECORDS_PER_PAGE, _parse_record)
+
     def zone_name(self) -> str:
         """The zone's own name, which is its apex.
 

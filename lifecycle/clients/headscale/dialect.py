@@ -326,6 +326,7 @@ def parse_node(payload: Any) -> Node:
         pre_auth_key=KeyOrigin(key_id, parse_user(key.get("user"))) if key_id else None,
         online=payload.get("online") is True,
         expires_at=parse_time(payload.get("expiry")),
+        last_seen=parse_time(payload.get("lastSeen")),
     )
 
 
