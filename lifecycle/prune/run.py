@@ -1,0 +1,150 @@
+"""One pass of `prune`: read, plan, and on --yes look again some time later before anything is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Event
+
+import structlog
+
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.errors import BrakeError, LifecycleError, StoppedError
+from lifecycle.model import Node, Record, User
+from lifecycle.ownership import choose_user, is_marked
+from lifecycle.prune.apply import apply
+from lifecycle.prune.plan import PruneService, confirmed, plan_gone, plan_named
+from lifecycle.settings import PruneSettings
+
+log = structlog.get_logger()
+
+# Between the two looks: after a restart of Headscale, its clients come back within a minute or so.
+OBSERVATION_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What was read of both services.
+
+    Attributes:
+        records: those of the zone that carry our mark.
+        nodes: every node of the tailnet.
+    """
+
+    user: User
+    nodes: tuple[Node, ...]
+    records: tuple[Record, ...]
+
+
+class Prune:
+    """The removal of services that are gone for good.
+
+    Args:
+        name: one service, taken down at once; None = all that have been gone for long.
+        now: gives aware UTC.
+        stop: once set, nothing further is begun.
+    """
+
+    def __init__(
+        self,
+        settings: PruneSettings,
+        *,
+        headscale: Headscale,
+        cloudflare: Cloudflare,
+        name: str | None,
+        now: Callable[[], datetime],
+        stop: Event,
+    ) -> None:
+        self._settings = settings
+        self._headscale = headscale
+        self._cloudflare = cloudflare
+        self._name = name
+        self._now = now
+        self._stop = stop
+
+    def run(self) -> None:
+        """Remove what is planned, after a second look that agrees with the first.
+
+        Raises:
+            BrakeError: there is more to remove than PRUNE_MAX; nothing was.
+            LifecycleError: a service could not be read, or a deletion not be confirmed.
+        """
+        view = self.read()
+        services = self.checked(self.plan(view))
+        if services and self._name is None:
+            log.info("prune.observing", services=[service.name for service in services], wait_s=OBSERVATION_S)
+            if self._stop.wait(OBSERVATION_S):
+                raise StoppedError("asked to stop before anything was removed")
+            view = self.read()
+            services = confirmed(services, self.plan(view))
+        apply(
+            services,
+            headscale=self._headscale,
+            cloudflare=self._cloudflare,
+            user=view.user,
+            tags=self._settings.authkey_tags,
+            even_online=self._name is not None,
+        )
+        log.info("pass.finished", services=[service.name for service in services])
+
+    def read(self) -> View:
+        """Read both services.
+
+        Raises:
+            LifecycleError: one of them could not be read, or it cannot be told which user is ours.
+        """
+        mark = self._settings.mark
+        user = choose_user(self._headscale.users(), self._settings.headscale_user)
+        nodes = tuple(self._headscale.nodes())
+        records = tuple(record for record in self._cloudflare.records_commented(mark) if is_marked(record, mark))
+        return View(user, nodes, records)
+
+    def plan(self, view: View) -> list[PruneService]:
+        """Decide what is to be removed.
+
+        Raises:
+            LifecycleError: the service that was named has no record of ours.
+        """
+        settings = self._settings
+        if self._name is None:
+            return plan_gone(
+                view.records,
+                view.nodes,
+                domain=settings.domain_name,
+                user=view.user,
+                tags=settings.authkey_tags,
+                now=self._now(),
+                after=settings.prune_after,
+            )
+        services = plan_named(
+            view.records,
+            view.nodes,
+            name=self._name,
+            domain=settings.domain_name,
+            user=view.user,
+            tags=settings.authkey_tags,
+        )
+        if not services:
+            raise LifecycleError(
+                f'no record called {self._name} carries the mark "{settings.mark}"; is DNS_OWNER that of the service? '
+                "Nothing was removed"
+            )
+        return services
+
+    def checked(self, services: list[PruneService]) -> list[PruneService]:
+        """The same services, unless they are suspiciously many.
+
+        Raises:
+            BrakeError: more than PRUNE_MAX.
+        """
+        most = self._settings.prune_max
+        if len(services) > most:
+            nodes = sum(len(service.nodes) for service in services)
+            records = sum(len(service.records) for service in services)
+            raise BrakeError(
+                f"{len(services)} services ({nodes} nodes, {records} records) would be removed, and PRUNE_MAX is "
+                f"{most}; nothing was. Look at the plan without --yes, and set PRUNE_MAX if it is right"
+            )
+        return services
