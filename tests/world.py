@@ -27,7 +27,7 @@ from lifecycle.errors import ApiError
 from lifecycle.loop import repeat
 from lifecycle.model import IpAddress
 from lifecycle.retry import once, retrying
-from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, load
+from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, Settings, load
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -56,13 +56,15 @@ class Clock:
         """Let something happen so many seconds after the start."""
         heappush(self._due, (elapsed_s, next(self._order), action))
 
-    def sleep(self, seconds: float) -> None:
-        """Let time go by."""
+    def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
+        """Let time go by, until something that happened awakes the sleeper."""
         until = self.elapsed_s + seconds
         while self._due and self._due[0][0] <= until:
             at, _, action = heappop(self._due)
             self.elapsed_s = max(self.elapsed_s, at)
             action()
+            if awoken():
+                return
         self.elapsed_s = until
 
 
@@ -84,7 +86,7 @@ class StopAt(Event):
         """Sleep, at most until it is set."""
         seconds = timeout or 0.0
         self.waits.append(seconds)
-        self._clock.sleep(seconds)
+        self._clock.sleep(seconds, awoken=self.is_set)
         if self._at is not None and self._clock.elapsed_s >= self._at:
             self.set()
         return self.is_set()
@@ -147,9 +149,7 @@ class World:
                 patch.setenv(name, value)
             return load(command)
 
-    def services(
-        self, settings: CleanupSettings | DnsWatchSettings, policy: tenacity.Retrying
-    ) -> tuple[Headscale, Cloudflare]:
+    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
         """Both real clients, on the simulators."""
         headscale = json_client(
             self.headscale,
@@ -176,9 +176,7 @@ class World:
         """`cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(
-            give_up_after=HEADSCALE_PATIENCE, stop=stop, sleep=self.clock.sleep, clock=self.clock.monotonic
-        )
+        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop, clock=self.clock.monotonic)
         headscale, cloudflare = self.services(settings, policy)
         return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
 
