@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import httpx
 import structlog
@@ -51,6 +51,9 @@ from lifecycle.settings import (
 )
 from lifecycle.stop import stop_event
 
+if TYPE_CHECKING:
+    from lifecycle.clients.cluster import Cluster
+
 log = structlog.get_logger()
 
 # How long `cleanup` waits in all for a Headscale that does not answer.
@@ -71,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: 0 done or stopped on request, 1 could not, 2 usage or settings.
     """
-    options = _arguments(arguments)
+    options = arguments_of(arguments)
     reports = options.dry_run or (options.command == "prune" and not options.yes)
     configure_logs(console=sys.stdout.isatty(), to_stderr=reports)
     try:
@@ -296,7 +299,8 @@ def _add_dry_run(parser: argparse.ArgumentParser, *, default: object) -> None:
     )
 
 
-def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read a command line; one that makes no sense ends the process with status 2 and says why."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.dry_run and options.command is None:

@@ -1,0 +1,66 @@
+"""deploy/prune: Kubernetes takes it, and what it runs understands it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from lifecycle.cli import arguments_of
+from lifecycle.settings import PruneSettings, command_variables, load
+from tests.pod.rendering import DEPLOY, Document, of_kind, render
+
+NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return render(DEPLOY / "prune")
+
+
+@pytest.fixture
+def container(documents: list[Document]) -> dict[str, Any]:
+    (job,) = of_kind(documents, "CronJob")
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+@pytest.mark.parametrize("version", ["1.25", NEWEST])
+def test_kubernetes_takes_it(documents: list[Document], version: str) -> None:
+    for document in documents:
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_command_understands_its_arguments(container: dict[str, Any]) -> None:
+    options = arguments_of(container["args"])
+    assert (options.command, options.yes, options.name) == ("prune", True, None)
+
+
+def test_the_command_understands_its_settings(
+    documents: list[Document], container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings,) = of_kind(documents, "ConfigMap")
+    assert container["envFrom"] == [{"configMapRef": {"name": settings["metadata"]["name"]}}]
+    assert settings["data"].keys() <= command_variables(PruneSettings).keys()
+    secrets = {name: value for name, value in settings["data"].items() if name.endswith("_FILE")}
+    (mount,) = container["volumeMounts"]
+    assert all(path.startswith(mount["mountPath"] + "/") for path in secrets.values())
+    for name, value in settings["data"].items():
+        # The Secret's files are the cluster's; the rest is as it stands.
+        monkeypatch.setenv(name.removesuffix("_FILE"), "a-token" if name in secrets else value)
+    monkeypatch.setenv("DNS_OWNER", "monitoring")
+    assert load(PruneSettings).prune_after.days == 7
+
+
+def test_it_meets_pod_security_restricted(documents: list[Document], container: dict[str, Any]) -> None:
+    (job,) = of_kind(documents, "CronJob")
+    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["securityContext"] == {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
