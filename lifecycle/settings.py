@@ -6,8 +6,9 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -35,16 +36,22 @@ _HOSTNAME_LENGTHS = range(2, 64)
 _RECORD_NAME_LENGTH = 253
 _COMMENT_LENGTH = 100
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
-_ORDINAL = re.compile(r"(.+)-(\d{1,4})")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
-_SECONDS = re.compile(r"\d+(\.\d+)?")
+_TOO_LONG = "must be at most 100 years"
+# Longer than anything is meant to last, and short enough for every clock and calendar.
+_LONGEST = timedelta(days=36_500)
+
+# ASCII: to Python, a dotless i is a letter between a and z, and digits come in many scripts.
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
+_ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+_SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
+_NUMERIC_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
 _TAG = re.compile(r"tag:[a-z0-9._-]+")
 _TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
 _ZONE_ID = re.compile(r"[0-9a-f]{32}")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
-_OWNER = re.compile(r"[\x21-\x7e]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
@@ -62,18 +69,23 @@ def parse_duration(value: Any) -> timedelta:
     if isinstance(value, timedelta):
         return value
     text = str(value).strip()
-    if _SECONDS.fullmatch(text):
-        return timedelta(seconds=float(text))
     match = _DURATION.fullmatch(text)
-    if match is None or not text:
-        raise ValueError("a duration is written 90, 90s, 15m or 1h30m")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    try:
+        if _SECONDS.fullmatch(text):
+            return timedelta(seconds=float(text))
+        if match is None or not text:
+            raise ValueError("a duration is written 90, 90s, 15m or 1h30m")
+        days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    except OverflowError:
+        raise ValueError(_TOO_LONG) from None
 
 
-def _positive(value: timedelta) -> timedelta:
+def _sensible(value: timedelta) -> timedelta:
     if value <= timedelta():
         raise ValueError("must be longer than 0")
+    if value > _LONGEST:
+        raise ValueError(_TOO_LONG)
     return value
 
 
@@ -90,14 +102,18 @@ def _octal(value: Any) -> Any:
 
 
 def _service_url(value: str) -> str:
-    parts = urlsplit(value)
     try:
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        # Both can raise errors that repeat the value.
+        parts = urlsplit(value)
+        host = parts.hostname or ""
+        if _NUMERIC_HOST.fullmatch(host):
+            ip_address(host)
+        usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or any(character.isspace() for character in value):
+    if not usable or not _VISIBLE.fullmatch(value):
         raise ValueError("must be an address such as https://headscale.example.com")
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if set(value) & set("@?#"):
         raise ValueError("must be an address alone: no user, password, ? or #")
     return value.rstrip("/")
 
@@ -129,7 +145,7 @@ def _tags(value: frozenset[str]) -> frozenset[str]:
 
 
 def _owner(value: str) -> str:
-    if not _OWNER.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
+    if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
         raise ValueError(f"must be ASCII without blanks, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
     return value
 
@@ -139,6 +155,12 @@ def _prefix(value: Any) -> Any:
         return ip_network(value)
     except ValueError:
         raise ValueError("each must be a network such as 100.64.0.0/10, no bit set behind its length") from None
+
+
+def _some_prefixes(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
+    if not value:
+        raise ValueError("must name at least one network")
+    return value
 
 
 def _kubernetes_name(value: str) -> str:
@@ -154,7 +176,11 @@ def _secret_reference(value: str) -> str:
 
 
 def _readable_file(value: Path) -> Path:
-    if not value.is_file():
+    try:
+        found = value.is_file()
+    except OSError as error:
+        raise ValueError(f"names a file that cannot be reached ({error.strerror})") from None
+    if not found:
         raise ValueError("names a file that is not there")
     return value
 
@@ -164,12 +190,15 @@ def is_dns_name(name: str) -> bool:
     return all(_LABEL.fullmatch(label) for label in name.split("."))
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_sensible)]
 Url = Annotated[str, AfterValidator(_service_url)]
 KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Prefixes = Annotated[
-    tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...], NoDecode, BeforeValidator(_comma_separated)
+    tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
+    NoDecode,
+    BeforeValidator(_comma_separated),
+    AfterValidator(_some_prefixes),
 ]
 Tags = Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_tags)]
 
@@ -182,13 +211,11 @@ class Settings(BaseSettings):
         case_sensitive=True,
         # Only the class that is read is made ready to read with: it saves time and memory.
         defer_build=True,
-        env_file=ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         # Without it, an error about one value prints the secrets beside it.
         hide_input_in_errors=True,
-        populate_by_name=True,
         validate_default=False,
     )
 
@@ -336,9 +363,8 @@ class Settings(BaseSettings):
                     "with ordinal 0"
                 )
                 return
-        ordinal = _ORDINAL.fullmatch(pod) if pod else None
         name = self.node_hostname.lower()
-        if ordinal and int(ordinal[2]) > 0 and not re.search(rf"(?<!\d){ordinal[2]}(?!\d)", name):
+        if pod is not None and self._is_shared(name, pod=pod):
             yield (
                 "TS_HOSTNAME: would be shared by the replicas: it lacks the pod's ordinal; give each its own, such as "
                 "$(POD_NAME) and .DOMAIN_NAME"
@@ -353,6 +379,15 @@ class Settings(BaseSettings):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
         elif len(self.record_name) > _RECORD_NAME_LENGTH:
             yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {_RECORD_NAME_LENGTH} characters"
+
+    def _is_shared(self, name: str, *, pod: str) -> bool:
+        """Whether other replicas than this pod, of ordinal 1 or more, would have the same name."""
+        ordinal = _ORDINAL.fullmatch(pod)
+        if ordinal is None or int(ordinal[2]) == 0:
+            return False
+        # A number that the domain or the service itself bears tells no replicas apart.
+        own = name.removesuffix(self.domain_name).replace(ordinal[1], "", 1)
+        return re.search(rf"(?<!\d){ordinal[2]}(?!\d)", own) is None
 
     @property
     def access(self) -> Literal["api", "exec"]:
@@ -510,8 +545,8 @@ def load(command: type[Command]) -> Command:
     Raises:
         ConfigError: everything that is wrong, each by its variable's name, never by its value.
     """
-    given: dict[str, Any] = {}
-    if _EMPTY_MEANS_SOMETHING in command_variables(command) and environment().get(_EMPTY_MEANS_SOMETHING) == "":
+    given: dict[str, Any] = {"_env_file": _env_file()}
+    if environment().get(_EMPTY_MEANS_SOMETHING) == "" and _EMPTY_MEANS_SOMETHING in command_variables(command):
         given[_EMPTY_MEANS_SOMETHING] = ""
     wrong: dict[str, str] = {}
     try:
@@ -521,7 +556,9 @@ def load(command: type[Command]) -> Command:
             wrong[str(problem["loc"][0])] = _plain(problem)
         stand_ins = {name: _stand_in(command, name) for name in wrong}
         settings = command(**given, **stand_ins)
-    together = [problem for problem in settings.problems() if problem.partition(":")[0] not in wrong]
+    # That a secret is missing follows from its file that is.
+    told = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
+    together = [problem for problem in settings.problems() if problem.partition(":")[0] not in told]
     problems = [*(f"{name}: {text}" for name, text in wrong.items()), *together]
     if problems:
         raise ConfigError("\n".join(problems))
@@ -529,8 +566,25 @@ def load(command: type[Command]) -> Command:
 
 
 def environment() -> Mapping[str, str]:
-    """The variables that settings are read from: `.env`, and the environment over it."""
-    return {name: value or "" for name, value in dotenv_values(ENV_FILE).items()} | os.environ
+    """The variables that settings are read from: `.env`, and the environment over it.
+
+    Raises:
+        ConfigError: `.env` is there and cannot be read.
+    """
+    path = _env_file()
+    try:
+        from_file = dotenv_values(path) if path else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    return {name: value or "" for name, value in from_file.items()} | os.environ
+
+
+def _env_file() -> Path | None:
+    """`.env`; None when there is none, or only a folder, or the working directory cannot be looked into."""
+    path = Path(ENV_FILE)
+    with suppress(OSError):
+        return path if path.exists() and not path.is_dir() else None
+    return None
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
