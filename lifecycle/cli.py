@@ -6,7 +6,7 @@ import argparse
 import ssl
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -26,9 +26,10 @@ from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.headscale.transport import Transport
 from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.dns_watch.run import DnsWatch, new_status
-from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
+from lifecycle.errors import EXIT_FAILED, AuthError, ConfigError, LifecycleError, TransientError
 from lifecycle.health import Status, serve
 from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
@@ -107,8 +108,16 @@ def _cleanup() -> None:
     stop = stop_event(EXIT_FAILED, on_stop)
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop)
-        headscale, cloudflare = _services(settings, policy, stack)
-        Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=_now, stop=stop).run()
+        cluster = _cluster(settings)
+        headscale, cloudflare = _services(settings, policy, stack, cluster)
+        Cleanup(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            now=_now,
+            stop=stop,
+            read_state=_state_reader(settings, policy, cluster),
+        ).run()
 
 
 def _dns_watch(*, only_once: bool) -> None:
@@ -116,7 +125,7 @@ def _dns_watch(*, only_once: bool) -> None:
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = _services(settings, once(), stack, observe=status.observe)
+        headscale, cloudflare = _services(settings, once(), stack, _cluster(settings), observe=status.observe)
         watch = _watch(settings, headscale, cloudflare, status)
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
@@ -134,12 +143,21 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     settings = _loaded(DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
     with ExitStack() as stack:
-        headscale, cloudflare = _services(settings, once(), stack)
+        cluster = _cluster(settings, only_reads=True)
+        headscale, cloudflare = _services(settings, once(), stack, cluster)
         report = dry_run(
             settings,
+            kubernetes=cluster.description if cluster else None,
             headscale=headscale,
             cloudflare=cloudflare,
-            cleanup=Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=_now, stop=Event()),
+            cleanup=Cleanup(
+                settings,
+                headscale=headscale,
+                cloudflare=cloudflare,
+                now=_now,
+                stop=Event(),
+                read_state=_state_reader(settings, once(), cluster),
+            ),
             watch=_watch(settings, headscale, cloudflare),
         )
     if only is not None:
@@ -155,14 +173,18 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop) if act else once()
-        headscale, cloudflare = _services(settings, policy, stack)
+        cluster = _cluster(settings, only_reads=not act)
+        headscale, cloudflare = _services(settings, policy, stack, cluster)
         command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=_now, stop=stop)
         if act:
             command.run()
             return 0
         from lifecycle.report import prune_report, show  # noqa: PLC0415
 
-        report = prune_report(settings, headscale=headscale, cloudflare=cloudflare, prune=command)
+        kubernetes = cluster.description if cluster else None
+        report = prune_report(
+            settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare, prune=command
+        )
     show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
     return 0 if report.whole else EXIT_FAILED
 
@@ -183,6 +205,7 @@ def _services(
     settings: Settings,
     policy: tenacity.Retrying,
     stack: ExitStack,
+    cluster: Cluster | None,
     *,
     observe: Callable[[str, str], None] = lambda _service, _outcome: None,
 ) -> tuple[Headscale, Cloudflare]:
@@ -191,39 +214,12 @@ def _services(
     Args:
         policy: how often Headscale is asked again.
         stack: closes the connections.
+        cluster: the Kubernetes API, where it is needed.
         observe: told of each request that ended: the service, and the outcome in a word.
     """
     default_trust = httpx.create_ssl_context()
-    headscale_trust = default_trust
-    if settings.headscale_ca_file:
-        try:
-            headscale_trust = httpx.create_ssl_context()
-            headscale_trust.load_verify_locations(cafile=settings.headscale_ca_file)
-        except OSError as error:
-            raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
-    limits = httpx.Limits(keepalive_expiry=_KEEPALIVE_S)
-
-    def client(url: str, trust: ssl.SSLContext) -> httpx.Client:
-        return stack.enter_context(
-            httpx.Client(
-                base_url=url,
-                verify=trust,
-                limits=limits,
-                headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
-            )
-        )
-
-    headscale = JsonClient(
-        client(settings.headscale_address, headscale_trust),
-        service=dialect.SERVICE,
-        address="HEADSCALE_URL",
-        credential=Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
-        timeout=settings.http_timeout,
-        explain=dialect.explain,
-        observe=partial(observe, dialect.SERVICE),
-    )
     cloudflare = JsonClient(
-        client(settings.cloudflare_api_url, default_trust),
+        _http_client(settings.cloudflare_api_url, default_trust, stack),
         service=cloudflare_api.SERVICE,
         address="CLOUDFLARE_API_URL",
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
@@ -231,10 +227,100 @@ def _services(
         explain=cloudflare_api.explain,
         observe=partial(observe, cloudflare_api.SERVICE),
     )
+    seen = partial(observe, dialect.SERVICE)
+    if settings.access == "exec" and cluster is not None:
+        transport = _exec_transport(settings, cluster, seen)
+    else:
+        transport = HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen))
     return (
-        Headscale(HttpTransport(headscale), policy),
+        Headscale(transport, policy),
         Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
     )
+
+
+def _http_client(url: str, trust: ssl.SSLContext, stack: ExitStack) -> httpx.Client:
+    return stack.enter_context(
+        httpx.Client(
+            base_url=url,
+            verify=trust,
+            limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_S),
+            headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
+        )
+    )
+
+
+def _headscale_client(
+    settings: Settings,
+    trust: ssl.SSLContext,
+    stack: ExitStack,
+    cluster: Cluster | None,
+    observe: Callable[[str], None],
+) -> JsonClient:
+    if settings.headscale_ca_file:
+        try:
+            trust = httpx.create_ssl_context()
+            trust.load_verify_locations(cafile=settings.headscale_ca_file)
+        except OSError as error:
+            raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
+    credential = Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
+    if settings.headscale_api_key_secret is not None and cluster is not None:
+        # Read when it is first needed, and again when Headscale refuses it.
+        read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
+        credential = Credential(read, name="HEADSCALE_API_KEY_SECRET")
+    return JsonClient(
+        _http_client(settings.headscale_address, trust, stack),
+        service=dialect.SERVICE,
+        address="HEADSCALE_URL",
+        credential=credential,
+        timeout=settings.http_timeout,
+        explain=dialect.explain,
+        observe=observe,
+    )
+
+
+def _cluster(settings: Settings, *, only_reads: bool = False) -> Cluster | None:
+    """The Kubernetes API, where a setting needs it; a kubeconfig serves a command that only reads.
+
+    Raises:
+        ConfigError: it is needed, and there is no way to it.
+    """
+    if not settings.uses_kubernetes:
+        return None
+    # By these settings alone: it takes a tenth of a second and 13 MB.
+    from lifecycle.clients import cluster  # noqa: PLC0415
+
+    connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster
+    return connect(timeout=settings.http_timeout)
+
+
+def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
+    from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod  # noqa: PLC0415 - as above
+
+    pod = HeadscalePod(
+        cluster,
+        namespace=settings.headscale_namespace,
+        selector=settings.headscale_pod_selector,
+        container=settings.headscale_container,
+    )
+    return ExecTransport(pod, now=_now, observe=observe)
+
+
+def _state_reader(
+    settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
+) -> Callable[[], Mapping[str, bytes] | None] | None:
+    """What reads tailscale's state Secret, under NODE_POLICY=keep."""
+    name = settings.ts_kube_secret
+    if settings.node_policy != "keep" or cluster is None or name is None:
+        return None
+
+    def read() -> Mapping[str, bytes] | None:
+        try:
+            return cluster.secret(settings.namespace, name)
+        except AuthError as error:
+            # A right is often granted a moment after the pod was made.
+            raise TransientError(str(error), service=error.service, status=error.status) from error
+
+    return partial(policy, read)
 
 
 def _watch(

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO, assert_never
 
+from lifecycle.cleanup.plan import NothingKept
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale.client import Headscale
@@ -18,9 +19,11 @@ from lifecycle.errors import LifecycleError
 from lifecycle.model import Record
 from lifecycle.ownership import choose_user
 from lifecycle.prune.run import Prune
-from lifecycle.settings import DryRunSettings, PruneSettings
+from lifecycle.settings import DryRunSettings, PruneSettings, Settings
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+
+_NO_CLUSTER = "not asked (no setting needs it)"
 
 _COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
 
@@ -79,12 +82,19 @@ class Report:
 
 
 def dry_run(
-    settings: DryRunSettings, *, headscale: Headscale, cloudflare: Cloudflare, cleanup: Cleanup, watch: DnsWatch
+    settings: DryRunSettings,
+    *,
+    kubernetes: str | None,
+    headscale: Headscale,
+    cloudflare: Cloudflare,
+    cleanup: Cleanup,
+    watch: DnsWatch,
 ) -> Report:
     """Read everything and plan as the commands would; nothing is written anywhere.
 
     Args:
         settings: for what the report is headed by.
+        kubernetes: which cluster is asked; None = none is.
         headscale: asked for its version.
         cloudflare: asked for its zone.
         cleanup: asked for its plan.
@@ -92,8 +102,8 @@ def dry_run(
     """
     return Report(
         looked_at={
-            "kubernetes": "not asked (HEADSCALE_ACCESS=api)",
-            "headscale": settings.headscale_address,
+            "kubernetes": kubernetes or _NO_CLUSTER,
+            "headscale": _headscale_text(settings),
             "headscale_version": _answer(headscale.version),
             "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
             "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
@@ -102,6 +112,12 @@ def dry_run(
         },
         sections=[_cleanup_section(cleanup, settings), _dns_watch_section(watch)],
     )
+
+
+def _headscale_text(settings: Settings) -> str:
+    if settings.access == "api":
+        return settings.headscale_address
+    return f"its command line in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
 
 
 def _answer(read: Callable[[], str]) -> str | None:
@@ -141,6 +157,10 @@ def _cleanup_section(cleanup: Cleanup, settings: DryRunSettings) -> Section:
         Step("write", "file", path, "the tailscale container reads it there", {"path": path}),
         *(_record_step("delete", change.record, change.reason) for change in plan.records),
     ]
+    if plan.kept is not None:
+        section.notes.append(f"node {plan.kept.id} stays: Secret {settings.ts_kube_secret} names it")
+    if isinstance(view.kept, NothingKept):
+        section.notes.append(f"no node stays, as told by Secret {settings.ts_kube_secret}: {view.kept.reason}")
     section.notes += [
         f"node {node.id} stays: it bears the name and is not ours ({describe(node)})" for node in plan.foreign
     ]
@@ -189,7 +209,9 @@ def _record_step(action: str, record: Record, reason: str) -> Step:
     return Step(action, "record", f"{record.type} {record.name} -> {record.content}", reason, details)
 
 
-def prune_report(settings: PruneSettings, *, headscale: Headscale, cloudflare: Cloudflare, prune: Prune) -> Report:
+def prune_report(
+    settings: PruneSettings, *, kubernetes: str | None, headscale: Headscale, cloudflare: Cloudflare, prune: Prune
+) -> Report:
     """Read everything and plan as `prune` would; nothing is written anywhere."""
     section = Section("prune")
     try:
@@ -205,7 +227,8 @@ def prune_report(settings: PruneSettings, *, headscale: Headscale, cloudflare: C
         section.problems.append(str(error))
     return Report(
         looked_at={
-            "headscale": settings.headscale_address,
+            "kubernetes": kubernetes or _NO_CLUSTER,
+            "headscale": _headscale_text(settings),
             "headscale_version": _answer(headscale.version),
             "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
             "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,

@@ -57,6 +57,8 @@ SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
 Command = TypeVar("Command", bound="Settings")
 
+_EXEC_POLL_INTERVAL = timedelta(seconds=60)
+
 # How alike two names are taken for one: a letter or two amiss, of some ten.
 _NEARNESS = 0.86
 
@@ -403,6 +405,11 @@ class Settings(BaseSettings):
         return "api" if any(given) else "exec"
 
     @property
+    def uses_kubernetes(self) -> bool:
+        """Whether the Kubernetes API is needed at all."""
+        return self.access == "exec" or self.headscale_api_key_secret is not None
+
+    @property
     def headscale_address(self) -> str:
         """Where Headscale's API is, the default decided."""
         return self.headscale_url or f"http://headscale.{self.headscale_namespace}.svc.cluster.local:8080"
@@ -465,6 +472,11 @@ class CleanupSettings(Settings):
         "another node has its address by now",
     )
 
+    @property
+    def uses_kubernetes(self) -> bool:
+        """Whether the Kubernetes API is needed at all."""
+        return super().uses_kubernetes or self.node_policy == "keep"
+
     def problems(self) -> Iterable[str]:
         """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
         yield from super().problems()
@@ -496,6 +508,16 @@ class DnsWatchSettings(Settings):
     )
     health_port: int = Field(9003, ge=0, le=65535, description="/livez, /readyz, /nodez and /metrics; 0 = none")
     health_address: str | None = Field(None, description="address to listen at; unset: all")
+
+    @property
+    def least_poll_interval(self) -> timedelta:
+        """How far looks at a registered node are apart at least: over exec each costs the server a process."""
+        return _EXEC_POLL_INTERVAL if self.access == "exec" else timedelta()
+
+    @property
+    def node_poll_interval(self) -> timedelta:
+        """How far looks at a registered node are apart: POLL_INTERVAL, if that is enough."""
+        return max(self.poll_interval, self.least_poll_interval)
 
     def problems(self) -> Iterable[str]:
         """What is wrong with settings that are right each for itself, as `NAME: what to do`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from lifecycle.errors import NameTakenError
 from lifecycle.model import IpAddress, Node, Record
@@ -24,6 +25,54 @@ class DeleteRecord:
 
     record: Record
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NothingKept:
+    """No node stays, although one was to: every node of ours is an old one."""
+
+    reason: str
+
+
+def choose_kept(
+    nodes: Iterable[Node],
+    *,
+    identity: NodeIdentity,
+    state: Mapping[str, bytes] | None,
+    version: str,
+    now: datetime,
+) -> Node | NothingKept:
+    """Tell which node comes back with the state that tailscale keeps in a Secret.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: by what a node is ours.
+        state: the Secret's values; None = there is no such Secret.
+        version: of Headscale.
+        now: aware UTC.
+    """
+    if state is None:
+        return NothingKept("there is no such Secret")
+    # Not `device_ips`: that may be an earlier pod's. The id is decimal, and Headscale's own.
+    device_id = state.get("device_id", b"").decode(errors="replace")
+    if not device_id:
+        return NothingKept("no node is named in it (device_id): none has come up with it, or its last start failed")
+    node = next((node for node in nodes if node.id == device_id), None)
+    if node is None:
+        return NothingKept(f"Headscale has no node {device_id} any more")
+    reason = _why_not_kept(node, identity=identity, version=version, now=now)
+    return NothingKept(f"node {device_id} {reason}") if reason else node
+
+
+def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: datetime) -> str:
+    if not identity.owns_node(node):
+        return "is not ours: the id is another machine's by now, or it was given to somebody else"
+    if node.expired(now):
+        return "has expired, and not every kind of node comes back from that"
+    owner = node.user or (node.pre_auth_key.user if node.pre_auth_key else None)
+    if version.startswith("0.28") and owner is None:
+        return "came with a key of no user, and Headscale 0.28 does not let such a node come back"
+    return ""
 
 
 def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
@@ -91,10 +140,11 @@ def plan_records(
         Deletions in ascending order of id; empty when all is well.
     """
     taken = set(others)
-    left: set[str] = set()
+    ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
+    left = {record.type for record in ours if record.address in staying}
     changes = []
-    for record in sorted(records, key=lambda record: record.id):
-        if not identity.owns_record(record) or record.address in staying:
+    for record in ours:
+        if record.address in staying:
             continue
         if leave_one and record.type not in left and record.address not in taken:
             left.add(record.type)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Event, Thread
@@ -14,6 +14,8 @@ from lifecycle.cleanup import apply
 from lifecycle.cleanup.plan import (
     DeleteNode,
     DeleteRecord,
+    NothingKept,
+    choose_kept,
     foreign_nodes,
     plan_nodes,
     plan_records,
@@ -37,6 +39,7 @@ class View:
 
     Attributes:
         records: None when Cloudflare could not be read; why stands in `records_error`.
+        kept: under NODE_POLICY=keep the node that stays, or why none does; else None.
     """
 
     version: str
@@ -44,6 +47,7 @@ class View:
     nodes: tuple[Node, ...]
     records: tuple[Record, ...] | None
     records_error: LifecycleError | None = None
+    kept: Node | NothingKept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,14 @@ class Plan:
         records: deletions; empty also when the zone could not be read.
         foreign: nodes of our name that are not ours and stay.
         key: the pre-auth key to make.
+        kept: the node of ours that stays; None when none does.
     """
 
     nodes: tuple[DeleteNode, ...]
     records: tuple[DeleteRecord, ...]
     foreign: tuple[Node, ...]
     key: KeySpec
+    kept: Node | None = None
 
 
 class Cleanup:
@@ -68,6 +74,7 @@ class Cleanup:
     Args:
         now: gives aware UTC.
         stop: once set, no further step is begun.
+        read_state: for NODE_POLICY=keep: gives the values of TS_KUBE_SECRET, None when there is no such Secret.
     """
 
     def __init__(
@@ -78,8 +85,10 @@ class Cleanup:
         cloudflare: Cloudflare,
         now: Callable[[], datetime],
         stop: Event,
+        read_state: Callable[[], Mapping[str, bytes] | None] | None = None,
     ) -> None:
         self._settings = settings
+        self._read_state = read_state
         self._headscale = headscale
         self._cloudflare = cloudflare
         self._now = now
@@ -102,6 +111,7 @@ class Cleanup:
         if self._settings.headscale_user is None:
             log.warning("user.assumed", user=view.identity.user.name, reason="it is the only one; set HEADSCALE_USER")
         plan = self.plan(view)
+        self._tell_kept(view.kept)
         for node in plan.foreign:
             warn_of_foreign_node(node, identity=view.identity)
         log.info("plan.made", headscale=view.version, nodes=len(view.nodes), deletions=len(plan.nodes))
@@ -109,7 +119,13 @@ class Cleanup:
         self._go_on()
         apply.delete_nodes(plan.nodes, self._headscale, identity=view.identity)
         self._go_on()
-        key = write_fresh_key(plan.key, headscale=self._headscale, key_file=self._key_file, now=self._now())
+        key = write_fresh_key(
+            plan.key,
+            headscale=self._headscale,
+            key_file=self._key_file,
+            now=self._now(),
+            kept_node_id=plan.kept.id if plan.kept else None,
+        )
         deleted = self._delete_records(plan)
         log.info(
             "pass.finished",
@@ -123,16 +139,20 @@ class Cleanup:
         """Read both services side by side.
 
         Raises:
-            ApiError: Headscale could not be read, after all tries.
+            ApiError: Headscale, or which node stays, could not be read, after all tries.
             UserError: it cannot be told which user is ours.
         """
         zone = _ZoneReading(self._cloudflare, self._settings.record_name, timeout=self._settings.http_timeout)
         version = self._headscale.version()
         user = choose_user(self._headscale.users(), self._settings.headscale_user)
         nodes = tuple(self._headscale.nodes())
-        records, error = zone.result()
         identity = NodeIdentity(self._settings.node_hostname, user, self._settings.authkey_tags)
-        return View(version, identity, nodes, records, error)
+        kept = None
+        if self._read_state is not None:
+            state = self._read_state()
+            kept = choose_kept(nodes, identity=identity, state=state, version=version, now=self._now())
+        records, error = zone.result()
+        return View(version, identity, nodes, records, error, kept)
 
     def plan(self, view: View) -> Plan:
         """Decide what is to be done.
@@ -143,7 +163,8 @@ class Cleanup:
         records = view.records or ()
         refuse_taken_name(records, identity=self.record_identity)
         settings = self._settings
-        nodes = plan_nodes(view.nodes, identity=view.identity)
+        kept = view.kept if isinstance(view.kept, Node) else None
+        nodes = plan_nodes(view.nodes, identity=view.identity, kept=kept.id if kept else None)
         leaving = {change.node.id for change in nodes}
         return Plan(
             nodes=tuple(nodes),
@@ -151,14 +172,23 @@ class Cleanup:
                 plan_records(
                     records,
                     identity=self.record_identity,
-                    staying=(),
+                    staying=kept.addresses if kept else (),
                     others=[address for node in view.nodes if node.id not in leaving for address in node.addresses],
                     leave_one=settings.dns_cleanup == "keep",
                 )
             ),
             foreign=tuple(foreign_nodes(view.nodes, identity=view.identity)),
             key=settings.key_spec(view.identity.user),
+            kept=kept,
         )
+
+    def _tell_kept(self, kept: Node | NothingKept | None) -> None:
+        secret = self._settings.ts_kube_secret
+        match kept:
+            case NothingKept(reason):
+                log.warning("node.not_kept", secret=secret, reason=reason, advice="its address will be another one")
+            case Node():
+                log.info("node.kept", node_id=kept.id, hostname=kept.hostname, reason=f"Secret {secret} names it")
 
     def _delete_records(self, plan: Plan) -> int:
         """Delete the stale records; a failure is for `dns-watch` to mend, and keeps no pod from starting."""

@@ -33,6 +33,9 @@ _NOT_FOUND = 404
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 
+# What may stand in a header.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
 # In a refusal by RBAC: who it is that may not.
 _REFUSED_USER = re.compile(r'User "([^"]+)"')
 
@@ -112,6 +115,31 @@ class Cluster:
         except (AttributeError, TypeError, binascii.Error):
             # Not chained: a value stands in the error.
             raise _no_sense(f"Secret {namespace}/{name}") from None
+
+    def token(self, namespace: str, reference: str) -> str:
+        """A token that stands in a Secret.
+
+        Args:
+            reference: the Secret's `name`, where it has one value, or `name/key`.
+
+        Raises:
+            AuthError: there is none; the message begins with the setting that names it.
+        """
+        name, _, key = reference.partition("/")
+        values = self.secret(namespace, name)
+        problem = ""
+        if values is None:
+            problem = f"there is no Secret {namespace}/{name}"
+        elif not key and len(values) != 1:
+            problem = f"Secret {namespace}/{name} has not one value but {len(values)}; write {name}/KEY"
+        elif key and key not in values:
+            problem = f"Secret {namespace}/{name} has no key {key}, only: {', '.join(sorted(values)) or 'none'}"
+        else:
+            token = (values[key] if key else next(iter(values.values()))).decode(errors="replace").strip()
+            if _TOKEN.fullmatch(token):
+                return token
+            problem = f"what stands in Secret {namespace}/{reference} is not a token"
+        raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", service=SERVICE)
 
     def pods(self, namespace: str, selector: str) -> list[Pod]:
         """The pods that a label selector finds, in no particular order.

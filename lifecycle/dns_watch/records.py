@@ -96,7 +96,7 @@ class RecordKeeper:
         # What was just made is looked at again soon: another pod may have made one in the same second.
         created = any(isinstance(change, CreateRecord) for change in plan.changes)
         settings = self._settings
-        interval = min(settings.poll_interval, settings.verify_interval) if created else settings.verify_interval
+        interval = min(settings.node_poll_interval, settings.verify_interval) if created else settings.verify_interval
         self._verify_at = self._monotonic() + jittered(interval.total_seconds())
         return len(plan.changes)
 

@@ -89,6 +89,7 @@ class DnsWatch:
         self._looks = 0
         self._eager_from = 0
         self._failures = 0
+        self._told_slow_polling = False
 
     def interface_changed(self) -> bool:
         """Whether the VPN address of this pod is another than at the last pass; costs no request."""
@@ -149,7 +150,8 @@ class DnsWatch:
             self._healer.unsure()
             self.status.restart_helps = self._healer.restart_helps
             self._failures += 1
-            wait_s = pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
+            pause = pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
+            wait_s = self._far_enough(pause)
             self.status.failed(error, failures=self._failures, wait_s=wait_s)
             return wait_s
         self._failures = 0
@@ -204,6 +206,7 @@ class DnsWatch:
         self._expiry.look_at_node(node)
         self._looks = self._eager_from = 0
         self._healer.node_found()
+        self._tell_slow_polling()
 
     def _note_missing(self) -> None:
         loss, identity = self._finder.loss, self._finder.identity
@@ -229,8 +232,8 @@ class DnsWatch:
         longest = self._longest_wait() if self.status.ever_registered else settings.retry_interval
         if self.status.restart_helps:
             # The probe that restarts tailscale is to hear soon that it has worked.
-            longest = min(settings.retry_interval, settings.poll_interval)
-        return jittered(min(growing_s, longest.total_seconds()))
+            longest = min(settings.retry_interval, settings.node_poll_interval)
+        return self._far_enough(jittered(min(growing_s, longest.total_seconds())))
 
     def _keep_records(self, node: Node, interface: tuple[IpAddress, ...] | None) -> int:
         specs = self._keeper.specs(node, interface)
@@ -256,12 +259,27 @@ class DnsWatch:
 
     def _until_next(self) -> float:
         """Seconds until Headscale is to be asked again, or the records to be read, whichever is sooner."""
-        poll_s = jittered(self._settings.poll_interval.total_seconds())
+        poll_s = jittered(self._settings.node_poll_interval.total_seconds())
         records_wait = self._keeper.wait()
-        return poll_s if records_wait is None else min(poll_s, records_wait.total_seconds())
+        return poll_s if records_wait is None else self._far_enough(min(poll_s, records_wait.total_seconds()))
 
     def _longest_wait(self) -> timedelta:
-        return max(self._settings.retry_interval, self._settings.poll_interval)
+        return max(self._settings.retry_interval, self._settings.node_poll_interval)
+
+    def _far_enough(self, wait_s: float) -> float:
+        """The wait, or a longer one: each pass asks Headscale, and once registered not too often."""
+        least_s = self._settings.least_poll_interval.total_seconds() if self.status.ever_registered else 0.0
+        return wait_s if wait_s >= least_s else jittered(least_s)
+
+    def _tell_slow_polling(self) -> None:
+        if self._settings.access == "exec" and not self._told_slow_polling:
+            self._told_slow_polling = True
+            log.info(
+                "poll.slowed",
+                interval_s=self._settings.node_poll_interval.total_seconds(),
+                reason="each look runs a command in Headscale's pod and lists every node; HEADSCALE_ACCESS=api with "
+                "an API key is cheaper, and looks every POLL_INTERVAL",
+            )
 
     def _vpn_addresses(self) -> tuple[IpAddress, ...] | None:
         addresses = self._interface()
@@ -272,5 +290,5 @@ class DnsWatch:
 
 def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:
     """The status of a watch that has not begun."""
-    longest = max(settings.poll_interval, settings.retry_interval, settings.verify_interval)
+    longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval)
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)
