@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,10 +39,10 @@ class _Server(ThreadedWSGIServer):
 
     daemon_threads = False
 
-    def __init__(self, host: str, port: int, app: WSGIApplication) -> None:
+    def __init__(self, host: str, port: int, app: WSGIApplication, tls: ssl.SSLContext | None) -> None:
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
-        super().__init__(host, port, app, handler=_QuietHandler)
+        super().__init__(host, port, app, handler=_QuietHandler, ssl_context=tls)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._guard:
@@ -62,22 +63,25 @@ class _Server(ThreadedWSGIServer):
 
 
 @contextmanager
-def serve(app: WSGIApplication, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+def serve(
+    app: WSGIApplication, *, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Serve an application until the block ends.
 
     Args:
         app: any WSGI application; the hanging requests of a simulator are let go at the end.
         host: address to listen on.
         port: 0 = a free one.
+        tls: a server's, with its certificate; None = no TLS.
 
     Yields:
         Its base URL, without a slash at the end.
     """
-    server = _Server(host, port, app)
+    server = _Server(host, port, app, tls)
     thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), name="simulator", daemon=True)
     thread.start()
     try:
-        yield f"http://{host}:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://{host}:{server.server_port}"
     finally:
         if isinstance(app, Service):
             app.faults.release()

@@ -1,0 +1,361 @@
+"""The command line in Headscale's pod, in every release's dialect, on top of the simulated server.
+
+What real ones wrote is the pattern: those of 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
+main branch that becomes 0.30.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import httpx
+from werkzeug.test import Client, TestResponse
+
+from tests.simulators.dialects import KeyUser
+from tests.simulators.headscale import REGISTER_METHODS, HeadscaleSimulator
+
+_CODES: Final = {
+    2: "Unknown",
+    3: "InvalidArgument",
+    5: "NotFound",
+    8: "ResourceExhausted",
+    12: "Unimplemented",
+    13: "Internal",
+}
+
+_METHOD_NUMBERS: Final = {name: number for number, name in enumerate(REGISTER_METHODS.values(), start=1)}
+
+_TIMES: Final = frozenset({"lastSeen", "expiry", "createdAt", "expiration"})
+
+_DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
+
+_NOBODY: Final = {
+    "createdAt": "0001-01-01T00:00:00Z",
+    "displayName": "",
+    "email": "",
+    "id": "",
+    "name": "",
+    "profilePicUrl": "",
+    "provider": "",
+    "providerId": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended, and what it wrote."""
+
+    exit_status: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class _FailedError(Exception):
+    """A command that ends with exit status 1 and this on its standard error."""
+
+
+class HeadscaleCli:
+    """`headscale` beside its server, which asks a caller on its socket for no key.
+
+    Args:
+        server: whose release it is of.
+        now: the container's clock, aware UTC; the real one when left out.
+    """
+
+    def __init__(self, server: HeadscaleSimulator, *, now: Callable[[], datetime] | None = None) -> None:
+        self._server = server
+        self._now = now or (lambda: datetime.now(UTC))
+        self._http = Client(server)
+        self.stopped = False
+        """Whether the server is down, so that its socket does not answer."""
+        self.calls: list[tuple[str, ...]] = []
+        """The arguments of each run."""
+
+    def __call__(self, argv: Sequence[str]) -> Finished:
+        """Run it.
+
+        Args:
+            argv: with the program's own name.
+        """
+        _, *arguments = argv
+        self.calls.append(tuple(arguments))
+        try:
+            return Finished(stdout=self._run(arguments).encode())
+        except _FailedError as error:
+            return Finished(1, stderr=str(error).encode())
+
+    def _run(self, arguments: Sequence[str]) -> str:
+        if list(arguments) == ["preauthkeys", "list", "--help"]:
+            return self._help()
+        words = 1 if arguments[:1] == ["version"] else 2
+        run = self._commands().get(" ".join(arguments[:words]))
+        if run is None:
+            raise _FailedError(f'Error: unknown command "{" ".join(arguments[:1])}" for "headscale"\n')
+        return run(arguments[words:])
+
+    def _commands(self) -> Mapping[str, Callable[[Sequence[str]], str]]:
+        return {
+            "version": self._version,
+            "users list": self._list_users,
+            "nodes list": self._list_nodes,
+            "nodes delete": self._delete_node,
+            "preauthkeys list": self._list_keys,
+            "preauthkeys create": self._create_key,
+            "preauthkeys expire": self._expire_key,
+        }
+
+    # --- Commands -----------------------------------------------------------------------------------
+
+    def _version(self, rest: Sequence[str]) -> str:
+        options = _options(rest, {"-o": True})
+        version = self._server.reported_version or f"v{self._server.version}"
+        if "-o" not in options:
+            return f"{version}\n"
+        return _json_text({"version": version} | ({"commit": "0" * 40} if self._minor >= 26 else {}))
+
+    def _help(self) -> str:
+        kind = "uint       User identifier (ID)" if self._by_id else "string     User"
+        user = "" if self._all_keys else f"  -u, --user {kind}\n"
+        title = "List all preauthkeys" if self._all_keys else "List the preauthkeys for this user"
+        return (
+            f"{title}\n\nUsage:\n  headscale preauthkeys list [flags]\n\nFlags:\n  -h, --help   help for list\n\n"
+            f"Global Flags:\n  -o, --output string   Output format\n{user}"
+        )
+
+    def _list_users(self, rest: Sequence[str]) -> str:
+        _options(rest, {"-o": True})
+        return self._list(self._ask("GET", "/api/v1/user", "listing users")["users"])
+
+    def _list_nodes(self, rest: Sequence[str]) -> str:
+        _options(rest, {"-o": True})
+        return self._list(self._ask("GET", "/api/v1/node", "listing nodes")["nodes"])
+
+    def _delete_node(self, rest: Sequence[str]) -> str:
+        options = _options(rest, {"-o": True, "--identifier": True, "--force": False})
+        path = f"/api/v1/node/{options['--identifier']}"
+        self._ask("GET", path, "getting node")
+        if "--force" not in options:
+            # It asks, and nobody is there to say yes.
+            return _json_text({"Result": "Node not deleted"})
+        try:
+            self._ask("DELETE", path, "deleting node")
+        except _FailedError:
+            if self._minor <= 28:
+                return "null\n"
+            raise
+        return _json_text({} if self._minor <= 28 else {"Result": "Node deleted"})
+
+    def _list_keys(self, rest: Sequence[str]) -> str:
+        options = _options(rest, {"-o": True} if self._all_keys else {"-o": True, "--user": True})
+        query = {} if self._all_keys else {"user": self._user(options)}
+        return self._list(self._ask("GET", "/api/v1/preauthkey", "listing preauthkeys", query=query)["preAuthKeys"])
+
+    def _create_key(self, rest: Sequence[str]) -> str:
+        known = {"-o": True, "--user": True, "--expiration": True, "--tags": True}
+        options = _options(rest, known | {"--reusable": False, "--ephemeral": False})
+        expires_at = self._now() + _duration(options.get("--expiration", "1h"))
+        body = {
+            "user": self._user(options),
+            "reusable": "--reusable" in options,
+            "ephemeral": "--ephemeral" in options,
+            "expiration": expires_at.astimezone(UTC).isoformat(),
+            "aclTags": options["--tags"].split(",") if "--tags" in options else [],
+        }
+        key = self._ask("POST", "/api/v1/preauthkey", "creating preauthkey", body=body)["preAuthKey"]
+        if self._minor == 23:
+            # Only its list shows the tags.
+            key = key | {"aclTags": []}
+        return self._shown(key)
+
+    def _expire_key(self, rest: Sequence[str]) -> str:
+        if self._all_keys:
+            options = _options(rest, {"-o": True, "--id": True})
+            body = {"id": options["--id"]}
+        else:
+            key, *rest = rest
+            options = _options(rest, {"-o": True, "--user": True})
+            body = {"user": self._user(options), "key": key}
+        self._ask("POST", "/api/v1/preauthkey/expire", "expiring preauthkey", body=body)
+        return _json_text({})
+
+    # --- What differs between releases --------------------------------------------------------------
+
+    @property
+    def _minor(self) -> int:
+        return int(self._server.version.split(".")[1])
+
+    @property
+    def _by_id(self) -> bool:
+        return self._server.dialect.key_user is not KeyUser.NAME
+
+    @property
+    def _all_keys(self) -> bool:
+        return self._server.dialect.keys_by_id
+
+    def _user(self, options: Mapping[str, str]) -> str:
+        user = options.get("--user")
+        if user is None:
+            raise _FailedError('Error: required flag(s) "user" not set\n')
+        if self._by_id and not user.isdecimal():
+            reason = f'strconv.ParseUint: parsing "{user}": invalid syntax'
+            raise _FailedError(f'Error: invalid argument "{user}" for "-u, --user" flag: {reason}\n')
+        return user
+
+    # --- From the server's answer to what is written -------------------------------------------------
+
+    def _ask(
+        self, method: str, path: str, doing: str, *, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> Any:
+        """Call the server over its socket.
+
+        Raises:
+            _FailedError: it refused, or did not answer.
+        """
+        if self.stopped:
+            raise self._unreachable(doing, "context deadline exceeded")
+        try:
+            response = self._http.open(
+                path, method=method, query_string=query, json=body, environ_overrides={"headscale.socket": True}
+            )
+        except httpx.TimeoutException:
+            raise self._unreachable(doing, "context deadline exceeded") from None
+        except httpx.TransportError:
+            raise self._unreachable(doing, "EOF") from None
+        if response.status_code != httpx.codes.OK:
+            raise self._refused(doing, response)
+        return json.loads(response.text)
+
+    def _unreachable(self, doing: str, reason: str) -> _FailedError:
+        if self._minor <= 28 and self.stopped:
+            line = "FTL github.com/juanfont/headscale/cmd/headscale/cli/utils.go:124 > Could not connect: "
+            return _FailedError(f'2026-01-01T00:00:00Z {line}{reason} error="{reason}"\n')
+        if self._minor <= 29:
+            return self._error(doing, f"rpc error: code = Unavailable desc = {reason}")
+        return _error(f'{doing}: Get "http://local/api/v1": {reason}')
+
+    def _refused(self, doing: str, response: TestResponse) -> _FailedError:
+        said = json.loads(response.text) if response.is_json else {}
+        if self._minor <= 29:
+            code = _CODES.get(said.get("code", 0), "Unavailable")
+            return self._error(doing, f"rpc error: code = {code} desc = {said.get('message', response.status)}")
+        causes = [cause["message"] for cause in said.get("errors", ())]
+        return _error(": ".join(["unexpected response status", said.get("detail", response.status), *causes]))
+
+    def _error(self, doing: str, text: str) -> _FailedError:
+        return _error(f"{doing}: {text}" if self._minor == 29 else text)
+
+    def _list(self, items: Sequence[Any]) -> str:
+        if not items and self._minor <= 29:
+            return "null\n"
+        return self._shown(list(items))
+
+    def _shown(self, value: Any) -> str:
+        return _json_text(_filled(value) if self._minor >= 30 else self._protobuf(value))
+
+    def _protobuf(self, value: Any) -> Any:
+        """The structs behind the API, as Go's own JSON encoder writes them: snake_case, nothing that is empty."""
+        if isinstance(value, list):
+            return [self._protobuf(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        shown = {}
+        for name, item in value.items():
+            written = self._protobuf_field(name, item, value)
+            if written not in (None, "", [], False):
+                shown[re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)] = written
+        return shown
+
+    def _protobuf_field(self, name: str, item: Any, row: Mapping[str, Any]) -> Any:
+        if name in _TIMES:
+            return None if item is None else _seconds(item)
+        if name == "registerMethod":
+            return _METHOD_NUMBERS[item]
+        if name == "id" and self._is_number(row):
+            return int(item)
+        return self._protobuf(item)
+
+    def _is_number(self, row: Mapping[str, Any]) -> bool:
+        if "reusable" in row:
+            return self._minor >= 26
+        return "machineKey" in row or self._minor >= 24
+
+
+def _error(text: str) -> _FailedError:
+    return _FailedError(_json_text({"error": text}))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent="\t", ensure_ascii=False) + "\n"
+
+
+def _options(given: Sequence[str], known: Mapping[str, bool]) -> dict[str, str]:
+    """The options of a command line.
+
+    Args:
+        given: everything behind the command.
+        known: those of this release, and whether a value follows.
+
+    Raises:
+        _FailedError: an option that there is not.
+    """
+    options: dict[str, str] = {}
+    rest = iter(given)
+    for name in rest:
+        if name not in known:
+            raise _FailedError(f"Error: unknown flag: {name}\nUsage:\n  headscale [command]\n")
+        options[name] = next(rest) if known[name] else ""
+    if options.get("-o", "json") != "json":
+        raise _FailedError(f"Error: unknown output {options['-o']}\n")
+    return options
+
+
+def _duration(text: str) -> timedelta:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise _error(f"parsing duration: not a valid duration string: {text!r}")
+    days, hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+
+
+def _seconds(text: str) -> dict[str, int]:
+    """An instant as the protobuf message is written: whole seconds, and nanoseconds where there are some."""
+    match = re.fullmatch(r"(.*?)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", text)
+    assert match is not None
+    at = datetime.fromisoformat(match[1] + match[3])
+    nanos = int((match[2] or "").ljust(9, "0"))
+    shown = {"seconds": int(at.timestamp()), "nanos": nanos}
+    return {name: number for name, number in shown.items() if number}
+
+
+def _filled(value: Any) -> Any:
+    """From 0.30 on: the API's own JSON, with empty objects where that has null."""
+    if isinstance(value, list):
+        return [_filled(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    empty: dict[str, Any] = {
+        "user": _NOBODY,
+        "preAuthKey": {
+            "aclTags": [],
+            "createdAt": _NOBODY["createdAt"],
+            "ephemeral": False,
+            "expiration": _NOBODY["createdAt"],
+            "id": "",
+            "key": "",
+            "reusable": False,
+            "used": False,
+            "user": _NOBODY,
+        },
+    }
+    return {
+        name: empty[name] if item is None and name in empty else _filled(item) for name, item in sorted(value.items())
+    }
+
+
+Program = Callable[[Sequence[str]], Finished]
+"""What a container's command runs: from its arguments, its own name first, to its end."""

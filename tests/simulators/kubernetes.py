@@ -1,0 +1,492 @@
+"""A small Kubernetes API: Secrets, pods, and commands in their containers, guarded by RBAC.
+
+To be served on loopback: a command's output comes over a real websocket.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any, Final, NoReturn
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from werkzeug import Request, Response
+
+from tests.simulators.faults import Play
+from tests.simulators.headscale_cli import Finished, Program
+from tests.simulators.service import Exchange, Service
+from tests.simulators.websocket import PING, close, frame, upgrade_answer
+
+V4: Final = "v4.channel.k8s.io"
+V5: Final = "v5.channel.k8s.io"
+
+STDOUT: Final = 1
+STDERR: Final = 2
+ERROR: Final = 3
+CLOSE_CHANNEL: Final = 255
+
+SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
+
+_PIECE: Final = 32 * 1024
+"""What the kubelet copies at a time."""
+
+_REASONS: Final = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedPod:
+    """A pod.
+
+    Attributes:
+        containers: the programs of each, by its name and theirs.
+        owner: kind of what made it, such as `StatefulSet`.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    created_at: datetime
+    labels: Mapping[str, str]
+    containers: Mapping[str, Mapping[str, Program]]
+    owner: str | None
+    ready: bool
+    phase: str
+    leaving: bool
+
+    def shown(self) -> dict[str, Any]:
+        """Its JSON, in outline."""
+        metadata: dict[str, Any] = {
+            "name": self.name,
+            "namespace": self.namespace,
+            "uid": self.uid,
+            "creationTimestamp": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",
+            "labels": dict(self.labels),
+        }
+        if self.owner is not None:
+            metadata["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": self.owner, "name": "headscale"}]
+        if self.leaving:
+            metadata["deletionTimestamp"] = metadata["creationTimestamp"]
+        return {
+            "metadata": metadata,
+            "spec": {"containers": [{"name": name, "image": name} for name in self.containers]},
+            "status": {
+                "phase": self.phase,
+                "conditions": [{"type": "Ready", "status": "True" if self.ready else "False"}],
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecFault:
+    """What goes wrong with a command whose connection stands.
+
+    Attributes:
+        before: written to standard output before the command's own.
+        instead: this, and the command is not run.
+        cut_after: bytes of standard output after which the connection is reset; None = it is not.
+        status: whether it is said how the command ended.
+        hang: the command is run, and nothing is sent, until the client gives up.
+        stall: half of a frame is sent, and nothing more.
+        unstarted: why the container runtime could not run it; "" = it could.
+    """
+
+    before: bytes = b""
+    instead: Finished | None = None
+    cut_after: int | None = None
+    status: bool = True
+    hang: bool = False
+    stall: bool = False
+    unstarted: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Order:
+    fault: ExecFault
+    command: re.Pattern[str]
+    times: int | None
+    after: int
+
+
+@dataclass(slots=True)
+class _Rule:
+    namespace: str
+    resources: Sequence[str]
+    verbs: Sequence[str]
+    names: Sequence[str] = field(default_factory=tuple)
+
+    def allows(self, verb: str, resource: str, namespace: str, name: str | None) -> bool:
+        return (
+            self.namespace == namespace
+            and resource in self.resources
+            and verb in self.verbs
+            # A rule for some names allows no list, which names none.
+            and (not self.names or name in self.names)
+        )
+
+
+class _RefusedError(Exception):
+    """A request that is refused, with a Status of the API."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def response(self) -> Response:
+        body = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": str(self),
+            "reason": _REASONS[self.status],
+            "code": self.status,
+        }
+        return Response(json.dumps(body), self.status, content_type="application/json")
+
+
+class KubernetesSimulator(Service):
+    """One API server, and one service account that talks to it.
+
+    Args:
+        minor: the middle number of its version: from 35 on a websocket needs the right to create, too.
+        subprotocols: of a command's websocket, that it speaks.
+    """
+
+    def __init__(self, *, minor: int = 35, subprotocols: Sequence[str] = (V5, V4)) -> None:
+        super().__init__()
+        self.minor = minor
+        self.subprotocols = subprotocols
+        self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
+        self.chosen: list[str] = []
+        """The subprotocol of each command."""
+        self._secrets: dict[tuple[str, str], Mapping[str, str]] = {}
+        self._pods: list[SimulatedPod] = []
+        self._rules: list[_Rule] = []
+        self._orders: list[_Order] = []
+        self._numbers = count(1)
+        self._abandoned = threading.Event()
+
+    # --- What a test does ---------------------------------------------------------------------------
+
+    def rotate_token(self) -> str:
+        """Accept another token from now on, and give it."""
+        with self.lock:
+            self.token = f"eyJhbGciOiJSUzI1NiJ9.token-{next(self._numbers)}.signature"
+            return self.token
+
+    def put_secret(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
+        """Make or replace a Secret."""
+        with self.lock:
+            self._secrets[namespace, name] = dict(values)
+
+    def delete_secret(self, namespace: str, name: str) -> None:
+        """Delete a Secret."""
+        with self.lock:
+            del self._secrets[namespace, name]
+
+    def add_pod(
+        self,
+        name: str,
+        containers: Mapping[str, Mapping[str, Program]],
+        *,
+        namespace: str = "headscale",
+        labels: Mapping[str, str] | None = None,
+        owner: str | None = "StatefulSet",
+        ready: bool = True,
+        phase: str = "Running",
+        leaving: bool = False,
+        age: timedelta = timedelta(hours=1),
+    ) -> SimulatedPod:
+        """Add a pod; without other labels it is called headscale in the recommended way."""
+        pod = SimulatedPod(
+            namespace=namespace,
+            name=name,
+            uid=f"00000000-0000-4000-8000-{next(self._numbers):012d}",
+            created_at=datetime.now(UTC) - age,
+            labels={"app.kubernetes.io/name": "headscale"} if labels is None else labels,
+            containers=containers,
+            owner=owner,
+            ready=ready,
+            phase=phase,
+            leaving=leaving,
+        )
+        with self.lock:
+            self._pods.append(pod)
+        return pod
+
+    def change_pod(self, pod: SimulatedPod, **changes: Any) -> SimulatedPod:
+        """Change a pod, such as its readiness."""
+        changed = replace(pod, **changes)
+        with self.lock:
+            self._pods[self._pods.index(pod)] = changed
+        return changed
+
+    def delete_pod(self, pod: SimulatedPod) -> None:
+        """Remove a pod."""
+        with self.lock:
+            self._pods.remove(pod)
+
+    def allow(self, namespace: str, *rules: Mapping[str, Any]) -> None:
+        """Give the service account the rules of a Role, as a manifest has them."""
+        with self.lock:
+            for rule in rules:
+                if "" in rule["apiGroups"]:
+                    names = rule.get("resourceNames", ())
+                    self._rules.append(_Rule(namespace, rule["resources"], rule["verbs"], names))
+
+    def allow_nothing(self) -> None:
+        """Take every right away."""
+        with self.lock:
+            self._rules.clear()
+
+    def spoil(self, fault: ExecFault, command: str = "", *, times: int | None = 1, after: int = 0) -> None:
+        """Let something go wrong with a command.
+
+        Args:
+            fault: what.
+            command: regular expression searched in the command, its words joined by blanks.
+            times: how often; None = always.
+            after: how many such commands pass unharmed before.
+        """
+        with self.lock:
+            self._orders.append(_Order(fault=fault, command=re.compile(command), times=times, after=after))
+
+    @property
+    def commands(self) -> list[str]:
+        """Every command that was asked for, its words joined by blanks."""
+        with self.lock:
+            return [
+                " ".join(Request.from_values(query_string=exchange.query).args.getlist("command"))
+                for exchange in self.requests
+                if exchange.path.endswith("/exec")
+            ]
+
+    # --- From request to answer ---------------------------------------------------------------------
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request; one for a command becomes a websocket."""
+        request = Request(environ)
+        if request.path.endswith("/exec"):
+            return self._serve_exec(request, start_response)
+        return super().__call__(environ, start_response)
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        """Execute one request, with the lock held."""
+        try:
+            return self._answer(request)
+        except _RefusedError as error:
+            return error.response()
+
+    def _answer(self, request: Request) -> Response:
+        self._check_token(request)
+        match request.path.strip("/").split("/"):
+            case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "GET":
+                self._check_right("get", "secrets", namespace, name)
+                return self._secret(namespace, name)
+            case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
+                self._check_right("list", "pods", namespace, None)
+                return self._list_pods(namespace, request.args.get("labelSelector", ""))
+        raise _RefusedError(404, "the server could not find the requested resource")
+
+    def _check_token(self, request: Request) -> None:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or token != self.token:
+            raise _RefusedError(401, "Unauthorized")
+
+    def _check_right(self, verb: str, resource: str, namespace: str, name: str | None) -> None:
+        if not any(rule.allows(verb, resource, namespace, name) for rule in self._rules):
+            plural, _, _ = resource.partition("/")
+            what = f'{plural} "{name}"' if name else plural
+            raise _RefusedError(
+                403,
+                f'{what} is forbidden: User "{SERVICE_ACCOUNT}" cannot {verb} resource "{resource}" in API group "" '
+                f'in the namespace "{namespace}"',
+            )
+
+    def _secret(self, namespace: str, name: str) -> Response:
+        values = self._secrets.get((namespace, name))
+        if values is None:
+            raise _RefusedError(404, f'secrets "{name}" not found')
+        body: dict[str, Any] = {
+            "kind": "Secret",
+            "apiVersion": "v1",
+            "metadata": {"name": name, "namespace": namespace},
+            "type": "Opaque",
+        }
+        if values:
+            body["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
+        return Response(json.dumps(body), content_type="application/json")
+
+    def _list_pods(self, namespace: str, selector: str) -> Response:
+        wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
+        items = [
+            pod.shown() for pod in self._pods if pod.namespace == namespace and wanted.items() <= pod.labels.items()
+        ]
+        body = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}
+        return Response(json.dumps(body), content_type="application/json")
+
+    # --- A command in a container -------------------------------------------------------------------
+
+    def _serve_exec(self, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+        status: int | None = None
+        query = request.query_string.decode()
+        try:
+            fault = self.faults.take(request.method, f"{request.path}?{query}")
+            if fault is not None:
+                status, chunks = Play(fault, self.faults, request.environ, start_response, _nothing)()
+                return chunks
+            try:
+                program, subprotocol = self._accept(request)
+            except _RefusedError as error:
+                status = error.status
+                return error.response()(request.environ, start_response)
+            status = 101
+        finally:
+            with self.lock:
+                self.requests.append(
+                    Exchange(
+                        method=request.method,
+                        path=request.path,
+                        query=query,
+                        body=b"",
+                        status=status,
+                        response=b"",
+                        size=0,
+                    )
+                )
+        return self._run(request, program, subprotocol)
+
+    def _accept(self, request: Request) -> tuple[Program | None, str]:
+        """The program to run, None when the image has none of that name, and the subprotocol to speak.
+
+        Raises:
+            _RefusedError: as the API server refuses.
+        """
+        with self.lock:
+            self._check_token(request)
+            *_, namespace, _, name, _ = request.path.split("/")
+            self._check_right("get", "pods/exec", namespace, name)
+            if self.minor >= 35:
+                self._check_right("create", "pods/exec", namespace, name)
+            pod = next((pod for pod in self._pods if (pod.namespace, pod.name) == (namespace, name)), None)
+            if pod is None:
+                raise _RefusedError(404, f'pods "{name}" not found')
+            if pod.phase in ("Succeeded", "Failed"):
+                raise _RefusedError(
+                    400, f"cannot exec into a container in a completed pod; current phase is {pod.phase}"
+                )
+            container = request.args["container"]
+            if container not in pod.containers:
+                raise _RefusedError(400, f"container {container} is not valid for pod {name}")
+            offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
+            spoken = [subprotocol for subprotocol in offered if subprotocol in self.subprotocols]
+            if request.headers.get("Upgrade", "").lower() != "websocket" or not spoken:
+                raise _RefusedError(400, "unable to upgrade: unknown subprotocol")
+            self.chosen.append(spoken[0])
+            command = request.args.getlist("command")[0]
+            return pod.containers[container].get(command), spoken[0]
+
+    def _run(self, request: Request, program: Program | None, subprotocol: str) -> NoReturn:
+        """Run the program, send what it writes, and end the connection."""
+        connection: socket.socket = request.environ["werkzeug.socket"]
+        connection.sendall(upgrade_answer(request.headers["Sec-WebSocket-Key"], subprotocol))
+        # The first message on each channel is empty.
+        for channel in (STDOUT, STDERR, ERROR):
+            connection.sendall(frame(bytes([channel])))
+        argv = request.args.getlist("command")
+        fault = self._fault_of(" ".join(argv))
+        if program is None:
+            fault = ExecFault(unstarted=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
+        finished = fault.instead or (program(argv) if program and not fault.unstarted else Finished())
+        stdout = fault.before + finished.stdout
+        if fault.hang or fault.stall:
+            if fault.stall:
+                connection.sendall(frame(bytes([STDOUT]) + stdout)[: len(stdout) // 2])
+            # Until the client is gone.
+            connection.settimeout(60)
+            while connection.recv(4096):
+                pass
+            _end("the client gave up")
+        if fault.cut_after is not None:
+            self._send(connection, STDOUT, stdout[: fault.cut_after])
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(connection.detach())
+            _end("the simulator reset the connection")
+        connection.sendall(frame(b"are you there", PING))
+        self._send(connection, STDOUT, stdout)
+        self._send(connection, STDERR, finished.stderr)
+        if subprotocol == V5:
+            connection.sendall(frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR])))
+        if fault.status:
+            status = _unstarted(fault.unstarted) if fault.unstarted else _ended(finished.exit_status)
+            self._send(connection, ERROR, json.dumps(status).encode())
+        close(connection)
+        _end("the command has ended")
+
+    def _send(self, connection: socket.socket, channel: int, data: bytes) -> None:
+        for start in range(0, len(data), _PIECE):
+            connection.sendall(frame(bytes([channel]) + data[start : start + _PIECE]))
+
+    def _fault_of(self, command: str) -> ExecFault:
+        with self.lock:
+            for order in self._orders:
+                if order.command.search(command) is None:
+                    continue
+                if order.after > 0:
+                    order.after -= 1
+                    continue
+                if order.times is not None:
+                    order.times -= 1
+                    if order.times <= 0:
+                        self._orders.remove(order)
+                return order.fault
+        return ExecFault()
+
+
+def _nothing(_stale: bool) -> Response:
+    return Response(b"", 500)
+
+
+def _end(reason: str) -> NoReturn:
+    """Let the server do nothing more with this connection."""
+    raise ConnectionAbortedError(reason)
+
+
+def _ended(exit_status: int) -> dict[str, Any]:
+    if exit_status == 0:
+        return {"metadata": {}, "status": "Success"}
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "message": f"command terminated with non-zero exit code: exit status {exit_status}",
+        "reason": "NonZeroExitCode",
+        "details": {"causes": [{"reason": "ExitCode", "message": str(exit_status)}]},
+    }
+
+
+def _unstarted(reason: str) -> dict[str, Any]:
+    return {
+        "metadata": {},
+        "status": "Failure",
+        "message": f"error executing command in container: {reason}",
+        "reason": "InternalError",
+        "details": {"causes": [{"message": f"error executing command in container: {reason}"}]},
+        "code": 500,
+    }

@@ -1,0 +1,56 @@
+"""The server's end of a websocket, as far as the Kubernetes API needs it (RFC 6455)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+import struct
+from typing import Final
+
+_MAGIC: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+
+_FINAL: Final = 0x80
+_NORMAL: Final = 1000
+_SHORT: Final = 126
+_LONG: Final = 1 << 16
+
+
+def upgrade_answer(key: str, subprotocol: str) -> bytes:
+    """The answer that makes a connection a websocket.
+
+    Args:
+        key: the client's `Sec-WebSocket-Key`.
+        subprotocol: the one that was chosen.
+    """
+    accept = base64.b64encode(hashlib.sha1((key + _MAGIC).encode()).digest()).decode()
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\n"
+        "Upgrade: websocket\r\n"
+        "Connection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n"
+        f"Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+    ).encode()
+
+
+def frame(data: bytes, opcode: int = BINARY) -> bytes:
+    """One whole message; a server's are not masked."""
+    if len(data) < _SHORT:
+        length = bytes([len(data)])
+    elif len(data) < _LONG:
+        length = bytes([_SHORT]) + struct.pack("!H", len(data))
+    else:
+        length = bytes([_SHORT + 1]) + struct.pack("!Q", len(data))
+    return bytes([_FINAL | opcode]) + length + data
+
+
+def close(connection: socket.socket) -> None:
+    """Say that all was sent, and wait for the client to say so too, or to be gone."""
+    connection.sendall(frame(struct.pack("!H", _NORMAL), CLOSE))
+    connection.settimeout(5)
+    while connection.recv(4096):
+        pass
