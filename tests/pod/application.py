@@ -1,0 +1,40 @@
+"""Stands in for an application: says what it saw of a request, and echoes after an upgrade; on localhost only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers everything, whatever the path."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Upgrade when asked to, else say what was asked."""
+        if self.headers["Upgrade"]:
+            self.send_response(HTTPStatus.SWITCHING_PROTOCOLS)
+            self.send_header("Upgrade", self.headers["Upgrade"])
+            self.send_header("Connection", self.headers["Connection"])
+            self.end_headers()
+            while chunk := self.rfile.read1(4096):
+                self.wfile.write(chunk)
+            self.close_connection = True
+            return
+        seen = {
+            "path": self.path,
+            "headers": [(name.lower(), value) for name, value in self.headers.items()],
+            "from": self.client_address[0],
+        }
+        body = json.dumps(seen).encode()
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

@@ -1,0 +1,51 @@
+"""Certificates as cert-manager makes them, in a folder as the kubelet keeps it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tests.pod.network import run
+
+
+def issue(name: str) -> tuple[str, str]:
+    """A self-signed certificate, which is its own authority, and its key."""
+    with tempfile.TemporaryDirectory() as folder:
+        key, certificate = Path(folder, "tls.key"), Path(folder, "tls.crt")
+        run(
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName=DNS:{name}"),
+            *("-keyout", key, "-out", certificate),
+        )
+        return certificate.read_text(), key.read_text()
+
+
+class MountedSecret:
+    """A folder with a Secret's files, replaced all at once: links through one that is swapped.
+
+    Source: Kubernetes, pkg/volume/util/atomic_writer.go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._versions = 0
+        folder.mkdir()
+
+    def write(self, files: dict[str, str], *, owner: int) -> None:
+        """Put these in place of whatever is there."""
+        self._versions += 1
+        version = self.folder / f"..{self._versions}"
+        version.mkdir()
+        for name, content in files.items():
+            (version / name).write_text(content)
+            (version / name).chmod(0o440)
+            run("chown", f"0:{owner}", version / name)
+            if not (self.folder / name).is_symlink():
+                (self.folder / name).symlink_to(Path("..data", name))
+        swapped = self.folder / "..data_tmp"
+        swapped.symlink_to(version.name)
+        swapped.replace(self.folder / "..data")
+
+    def write_certificate(self, certificate: str, key: str, *, owner: int) -> None:
+        """As in a Secret of type kubernetes.io/tls."""
+        self.write({"tls.crt": certificate, "tls.key": key}, owner=owner)
