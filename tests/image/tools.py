@@ -194,9 +194,18 @@ class Containerd:
         checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
 
     @contextmanager
-    def container(self, name: str, *flags: str | Path, command: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-        """Run a container until the block ends; nothing of it is left behind."""
-        words = [*self.ctr, "run", "--rm", "--net-host", *map(str, flags), name, *command]
+    def container(
+        self, name: str, *flags: str, image: str, command: Sequence[str] = ()
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Run a container until the block ends; nothing of it is left behind.
+
+        Args:
+            name: its own name.
+            flags: of `ctr run`.
+            image: a name, or with `--rootfs` among the flags a folder.
+            command: instead of the image's; empty = the image's.
+        """
+        words = [*self.ctr, "run", "--rm", "--net-host", *flags, image, name, *command]
         process = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             yield process
