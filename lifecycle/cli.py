@@ -29,7 +29,7 @@ from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.transport import Transport
 from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.dns_watch.run import DnsWatch, new_status
-from lifecycle.errors import EXIT_FAILED, AuthError, ConfigError, LifecycleError, TransientError
+from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
 from lifecycle.health import Status, serve
 from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
@@ -312,15 +312,9 @@ def _state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
+    from lifecycle.clients.cluster import StateSecret  # noqa: PLC0415 - as above
 
-    def read() -> Mapping[str, bytes] | None:
-        try:
-            return cluster.secret(settings.namespace, name)
-        except AuthError as error:
-            # A right is often granted a moment after the pod was made.
-            raise TransientError(str(error), service=error.service, status=error.status) from error
-
-    return partial(policy, read)
+    return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read
 
 
 def _watch(

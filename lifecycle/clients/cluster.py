@@ -14,6 +14,7 @@ from threading import Thread
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import tenacity
 from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
@@ -279,6 +280,35 @@ class Cluster:
             # A 404 is a pod that was replaced since it was listed, or a proxy's.
             return TransientError(text, service=SERVICE, status=status, throttled=status == _TOO_MANY)
         return ResponseError(text, service=SERVICE, status=status)
+
+
+class StateSecret:
+    """The Secret in which a tailscale container keeps its node's state.
+
+    Args:
+        retrying: the policy for reading it.
+    """
+
+    def __init__(self, cluster: Cluster, *, namespace: str, name: str, retrying: tenacity.Retrying) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._name = name
+        self._retrying = retrying
+
+    def read(self) -> dict[str, bytes] | None:
+        """Its values by their keys; None when there is no such Secret.
+
+        Raises:
+            TransientError: that could not be found out, after all tries.
+        """
+        return self._retrying(self._read)
+
+    def _read(self) -> dict[str, bytes] | None:
+        try:
+            return self._cluster.secret(self._namespace, self._name)
+        except AuthError as error:
+            # A right is often given a moment after the pod was made.
+            raise TransientError(str(error), service=error.service, status=error.status) from error
 
 
 def in_cluster(*, timeout: timedelta) -> Cluster:
