@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
 
@@ -22,7 +22,7 @@ SERVICE = "Headscale"
 
 OLDEST_MINOR = 23
 
-_VERSION = re.compile(r"v?0\.(\d+)\.(\d+)([-+].*)?")
+_VERSION = re.compile(r"v?0\.(\d{1,4})\.(\d{1,4})([-+].*)?", re.ASCII)
 
 # The owner that lists give to tagged nodes from 0.28 on; no row of the database.
 _TAGGED_DEVICES = "tagged-devices"
@@ -50,6 +50,9 @@ _USELESS_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 _CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 _SNAKE = re.compile(r"_([a-z])")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND_NS = 1_000_000_000
 
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
@@ -134,8 +137,9 @@ def dialect_of_swagger(document: Any) -> Dialect | None:
             return None
     if "/api/v1/machine" in paths:
         raise too_old("0.22 or older")
-    if "delete" in paths.get("/api/v1/preauthkey", {}):
-        return Dialect.of_minor(28, "0.28 or 0.29")
+    match paths.get("/api/v1/preauthkey"):
+        case {"delete": dict()}:
+            return Dialect.of_minor(28, "0.28 or 0.29")
     if _is_number(definitions, "v1CreatePreAuthKeyRequest", "user"):
         return Dialect.of_minor(26, "0.26 or 0.27")
     if "/api/v1/node" in paths:
@@ -280,19 +284,21 @@ def no_sense(what: str) -> ResponseError:
 
 
 def parse_user(payload: Any) -> User | None:
-    """A user, in any place and version; None for a tagged node's stand-in and for nobody."""
+    """A user, in any place and version; None for a tagged node's stand-in and for nobody.
+
+    Raises:
+        ValueError, TypeError: it is something else; to take that for nobody would make the node anybody's.
+    """
     match payload:
         case None | "":
             return None
         case str(name):
             return User(id=None, name=name)
-        case {"name": str(name)} if name == _TAGGED_DEVICES:
-            return None
-        case {"name": str(name)}:
-            user_id = parse_id(payload.get("id"))
-            return User(id=user_id, name=name) if user_id else None
-        case {"id": "" | "0" | 0 | None} | {}:
-            return None
+        case dict() if not payload or payload.keys() & {"id", "name"}:
+            user_id, name = parse_id(payload.get("id")), _text(payload, "name")
+            if name == _TAGGED_DEVICES or not (user_id or name):
+                return None
+            return User(id=user_id, name=name)
     raise ValueError("a user has an id and a name")
 
 
@@ -302,8 +308,6 @@ def parse_node(payload: Any) -> Node:
     Raises:
         ValueError, KeyError, TypeError: it lacks what this code relies on.
     """
-    key = payload.get("preAuthKey")
-    key_id = parse_id(key.get("id")) if key else None
     machine_key = payload["machineKey"]
     hostname = payload["name"]
     if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
@@ -311,23 +315,39 @@ def parse_node(payload: Any) -> Node:
     return Node(
         id=_required_id(payload["id"]),
         hostname=hostname,
-        given_name=payload.get("givenName") or "",
+        given_name=_text(payload, "givenName"),
         machine_key=machine_key,
-        addresses=tuple(ip_address(text) for text in payload.get("ipAddresses") or ()),
+        addresses=tuple(ip_address(text) for text in _texts(payload, "ipAddresses")),
         user=parse_user(payload.get("user")),
-        tags=frozenset(
-            tag
-            for field in ("tags", "forcedTags", "validTags")
-            for tag in payload.get(field) or ()
-            if isinstance(tag, str)
-        ),
-        registered_by=_REGISTER_METHODS.get(payload.get("registerMethod"), RegisterMethod.UNKNOWN),
-        # Its secret, which stands here up to 0.27, is left behind.
-        pre_auth_key=KeyOrigin(key_id, parse_user(key.get("user"))) if key_id else None,
+        tags=frozenset(tag for field in ("tags", "forcedTags", "validTags") for tag in _texts(payload, field)),
+        registered_by=_parse_register_method(payload.get("registerMethod")),
+        pre_auth_key=_parse_key_origin(payload.get("preAuthKey")),
         online=payload.get("online") is True,
         expires_at=parse_time(payload.get("expiry")),
         last_seen=parse_time(payload.get("lastSeen")),
     )
+
+
+def _parse_register_method(value: Any) -> RegisterMethod:
+    match value:
+        # To a dictionary, true is 1.
+        case bool():
+            return RegisterMethod.UNKNOWN
+        case str() | int():
+            return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
+    return RegisterMethod.UNKNOWN
+
+
+def _parse_key_origin(payload: Any) -> KeyOrigin | None:
+    """The key that a node came with; its secret, which stands there up to 0.27, is left behind."""
+    if payload is None:
+        return None
+    key_id, user = parse_id(payload.get("id")), parse_user(payload.get("user"))
+    if key_id is not None:
+        return KeyOrigin(key_id, user)
+    if user is not None:
+        raise ValueError("a pre-auth key has an id")
+    return None
 
 
 def parse_pre_auth_key(payload: Any) -> PreAuthKey:
@@ -336,11 +356,11 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     Raises:
         ValueError, KeyError, TypeError: it lacks what this code relies on.
     """
-    secret = payload.get("key") or ""
+    secret = _text(payload, "key")
     return PreAuthKey(
         id=_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
-        tags=frozenset(payload.get("aclTags") or ()),
+        tags=frozenset(_texts(payload, "aclTags")),
         reusable=payload.get("reusable") is True,
         ephemeral=payload.get("ephemeral") is True,
         used=payload.get("used") is True,
@@ -372,12 +392,18 @@ def parse_id(value: Any) -> str | None:
     Raises:
         ValueError: it is something else.
     """
-    if value in (None, "", 0, "0"):
-        return None
-    text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,19}", text):
-        raise ValueError("an id is a positive whole number")
-    return text
+    match value:
+        case None:
+            return None
+        case bool():
+            pass
+        case str() | int():
+            text = str(value)
+            if text in {"", "0"}:
+                return None
+            if re.fullmatch(r"[1-9][0-9]{0,19}", text):
+                return text
+    raise ValueError("an id is a positive whole number")
 
 
 def _required_id(value: Any) -> str:
@@ -385,6 +411,23 @@ def _required_id(value: Any) -> str:
     if found is None:
         raise ValueError("an id is missing")
     return found
+
+
+def _text(payload: Any, field: str) -> str:
+    """A text; empty where the command line leaves it out, as it does with all that is empty."""
+    value = payload.get(field)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{field} is a text")
+    return value or ""
+
+
+def _texts(payload: Any, field: str) -> list[str]:
+    values = payload.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{field} is a list of texts")
+    return values
 
 
 def parse_time(value: Any) -> datetime | None:
@@ -397,16 +440,27 @@ def parse_time(value: Any) -> datetime | None:
     Raises:
         ValueError: it is something else.
     """
+    try:
+        at = _instant(value)
+        return None if at is None or at.year == 1 else at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("an instant is in the years 1 to 9999") from None
+
+
+def _instant(value: Any) -> datetime | None:
     match value:
         case None | "":
             return None
+        case {"seconds": bool()}:
+            pass
         case {"seconds": int(seconds)}:
-            # Before 1970 there is only year 1.
-            whole = None if seconds < 0 else datetime.fromtimestamp(seconds, UTC)
-            return whole and whole.replace(microsecond=value.get("nanos", 0) // 1000)
+            nanoseconds = value.get("nanos", 0)
+            if type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
+                raise ValueError("nanos are a part of a second")
+            return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
         case str(text):
             at = datetime.fromisoformat(text)
             if at.tzinfo is None:
                 raise ValueError("an instant has a zone")
-            return None if at.year == 1 else at.astimezone(UTC)
+            return at
     raise ValueError("an instant is RFC 3339")
