@@ -141,6 +141,7 @@ def plan_records(
     """
     taken = set(others)
     ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
+    # Where a right one stays, the name resolves without a stale one.
     left = {record.type for record in ours if record.address in staying}
     changes = []
     for record in ours:
