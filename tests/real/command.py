@@ -32,7 +32,10 @@ class Ended:
 
 def events_in(text: str) -> list[Event]:
     """The events of a log; a line that is still being written is left out."""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    lines = text.split("\n")[:-1]
+    # A traceback, most likely: shown whole.
+    assert all(line.startswith("{") for line in lines), text
+    return [json.loads(line) for line in lines]
 
 
 def named(events: list[Event], name: str) -> list[Event]:
@@ -86,7 +89,7 @@ class Watch(Background):
             found = [event for event in self.named(name) if keys.items() <= event.items()]
             return found[-1] if found else None
 
-        return eventually(look, f"{name} {keys} in\n{self.words()}")
+        return eventually(look, f"{name} {keys}", tell=self.words)
 
     def next(self, name: str, **keys: object) -> Event:
         """Wait for an event that has not been logged yet."""
@@ -97,7 +100,7 @@ class Watch(Background):
             new = self.events[before:]
             return next((event for event in named(new, name) if keys.items() <= event.items()), None)
 
-        return eventually(look, f"another {name} {keys} in\n{self.words()}", patience_s=PATIENCE_S)
+        return eventually(look, f"another {name} {keys}", tell=self.words)
 
     def stopped(self) -> int:
         """End it as the kubelet does, and give its exit status."""

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests.real.programs import Release, installed_releases
 from tests.real.server import HeadscaleServer
-from tests.real.service import Service
+from tests.real.service import OTHER_USER, USER, Service
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
-
-USER: Final = "services"
-"""The user on each server that owns the services' nodes."""
 
 _numbers = count(1)
 
@@ -53,12 +49,13 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server of this release, for all tests on it; `USER` owns what they make."""
+    """A running server of this release, for all tests on it; `USER` owns what ours makes."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         HeadscaleServer(release, Path(folder)) as running,
     ):
         running.create_user(USER)
+        running.create_user(OTHER_USER)
         yield running
 
 
@@ -76,7 +73,6 @@ def service(server: HeadscaleServer, cloudflare: CloudflareSimulator, short_fold
         yield stack.enter_context(
             Service(
                 f"app{next(_numbers)}.example.com",
-                user=USER,
                 server=server,
                 cloudflare=cloudflare,
                 cloudflare_url=cloudflare_url,

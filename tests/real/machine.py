@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,7 @@ class Machine:
                 "--port=0",
             ],
             log=self._folder / "tailscaled.log",
-            # The gateway's port mapping is not asked for.
-            environment={"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1"},
+            environment=self._environment(),
             folder=self._folder,
         )
         eventually(lambda: process.exit_status is not None or self._socket.exists(), "tailscaled's socket")
@@ -71,21 +72,39 @@ class Machine:
         shutil.rmtree(self._folder)
         self.start()
 
-    def try_up(self, key_file: Path | None, *, timeout: str = LOGIN_TIMEOUT) -> subprocess.CompletedProcess[str]:
-        """Log in with a key file, and give how that ended; None = show no key."""
-        return self._tailscale(
-            "up",
-            *([f"--auth-key=file:{key_file}"] if key_file else []),
-            f"--hostname={self._hostname}",
-            f"--login-server={self._url}",
-            "--accept-dns=false",
-            f"--timeout={timeout}",
-        )
+    def try_up(self, key_file: Path, *, timeout: str = LOGIN_TIMEOUT) -> subprocess.CompletedProcess[str]:
+        """Log in with a key file, and give how that ended."""
+        return self._tailscale(*self._up(timeout), f"--auth-key=file:{key_file}")
 
     def up(self, key_file: Path) -> None:
         """Log in with a key file."""
         done = self.try_up(key_file)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    @contextmanager
+    def asking_to_be_let_in(self) -> Iterator[str]:
+        """Log in without a key: yields the link for the administrator, and ends when the node is in."""
+        waiting = Background(
+            self._command(*self._up(LOGIN_TIMEOUT)),
+            log=self._folder / "up.log",
+            environment=self._environment(),
+            folder=self._folder,
+        )
+        try:
+            yield eventually(lambda: self.status()["AuthURL"] or None, "the link")
+            eventually(lambda: waiting.exit_status is not None, "the login")
+            assert waiting.exit_status == 0, waiting.words()
+        finally:
+            waiting.stop()
+
+    def _up(self, timeout: str) -> list[str]:
+        return [
+            "up",
+            f"--hostname={self._hostname}",
+            f"--login-server={self._url}",
+            "--accept-dns=false",
+            f"--timeout={timeout}",
+        ]
 
     def status(self) -> dict[str, Any]:
         """What it knows of itself."""
@@ -109,10 +128,17 @@ class Machine:
     def _socket(self) -> Path:
         return self._folder / "s"
 
+    def _command(self, *arguments: str) -> list[str | Path]:
+        return [self._release.tailscale, f"--socket={self._socket}", *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        # The gateway is not asked to map a port.
+        return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1"}
+
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self._release.tailscale, f"--socket={self._socket}", *arguments],
-            env={"PATH": os.environ["PATH"], "HOME": str(self._folder)},
+            self._command(*arguments),
+            env=self._environment(),
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -15,10 +15,14 @@ from typing import Any, Final, Self
 import httpx
 import yaml
 
+from tests.real.machine import Machine
 from tests.real.programs import PATIENCE_S, Background, Release, eventually, free_ports
 
 _REGIONS: Final = (901, 902, 903)
 """A client asks all of them for its public address and goes on once three have answered."""
+
+_RESTLESS: Final = frozenset({"lastSeen", "online"})
+"""What changes in a node without anybody changing it."""
 
 
 class HeadscaleServer:
@@ -218,3 +222,28 @@ class HeadscaleServer:
     def delete_node(self, node_id: str) -> None:
         """Delete a node, as an administrator does."""
         self.ask("DELETE", f"/api/v1/node/{node_id}").raise_for_status()
+
+    def let_in(self, machine: Machine, user: str) -> None:
+        """Let a machine in that shows no key, as an administrator does who was sent its link.
+
+        Args:
+            machine: started, not logged in.
+            user: the name of who owns it from now on.
+        """
+        with machine.asking_to_be_let_in() as link:
+            self.cli("nodes", "register", "--user", user, "--key", link.rpartition("/")[2])
+
+    def snapshot(self) -> Any:
+        """All that it holds, without what changes by itself."""
+        users = self.ask("GET", "/api/v1/user").raise_for_status().json()
+        nodes = [{name: value for name, value in node.items() if name not in _RESTLESS} for node in self.nodes()]
+        return users, nodes, self.keys()
+
+    def keys(self) -> list[dict[str, Any]]:
+        """Every pre-auth key in its own JSON."""
+        keys = []
+        for user in self.ask("GET", "/api/v1/user").raise_for_status().json()["users"]:
+            reference = user["id"] if self.release.user_by_id else user["name"]
+            answer = self.ask("GET", "/api/v1/preauthkey", params={"user": reference})
+            keys += answer.raise_for_status().json()["preAuthKeys"]
+        return keys

@@ -16,6 +16,12 @@ from tests.real.server import HeadscaleServer
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
 
+USER: Final = "services"
+"""The Headscale user that owns our nodes."""
+
+OTHER_USER: Final = "people"
+"""A user whose nodes are not ours, whatever they are called."""
+
 NAMESPACE: Final = "apps"
 
 MARK: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
@@ -27,7 +33,6 @@ class Service:
 
     Args:
         name: hostname and record in one.
-        user: owns its nodes and keys.
         server: where they are.
         cloudflare: where its record is.
         cloudflare_url: where that is served.
@@ -38,7 +43,6 @@ class Service:
         self,
         name: str,
         *,
-        user: str,
         server: HeadscaleServer,
         cloudflare: CloudflareSimulator,
         cloudflare_url: str,
@@ -55,7 +59,7 @@ class Service:
             "HOME": str(folder),
             "HEADSCALE_URL": server.url,
             "HEADSCALE_API_KEY": server.api_key,
-            "HEADSCALE_USER": user,
+            "HEADSCALE_USER": USER,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
             "CLOUDFLARE_API_TOKEN": cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
@@ -74,6 +78,7 @@ class Service:
         }
         self._cleared = ExitStack()
         self._started = 0
+        self._watches: list[Watch] = []
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -101,14 +106,19 @@ class Service:
         """Start `dns-watch`."""
         watch = Watch(environment=self._with(settings), folder=self.folder, log=self.folder / f"watch{self._number()}")
         self._cleared.callback(watch.stop)
+        self._watches.append(watch)
         return watch
+
+    def new_machine(self) -> Machine:
+        """Start a client of the service's hostname that has not logged in."""
+        folder = self.folder / f"ts{self._number()}"
+        machine = Machine(self.server.release, folder, hostname=self.name, url=self.server.url)
+        self._cleared.callback(machine.stop)
+        return machine
 
     def machine(self, *, key_file: Path | None = None) -> Machine:
         """Start a client of the service's hostname and log it in with the key file, or with another one."""
-        machine = Machine(
-            self.server.release, self.folder / f"ts{self._number()}", hostname=self.name, url=self.server.url
-        )
-        self._cleared.callback(machine.stop)
+        machine = self.new_machine()
         machine.up(key_file or self.key_file)
         return machine
 
@@ -127,6 +137,24 @@ class Service:
 
     # --- What can be seen ---------------------------------------------------------------------------
 
+    def publishes(self, machine: Machine, *, ipv6: bool = False) -> None:
+        """Wait until the name says what the machine's addresses are, and nothing else."""
+
+        def look() -> bool:
+            # Asked again each time: a client that comes back shows its old address until it has been let in.
+            addresses = machine.addresses
+            return sorted(self.contents) == sorted(addresses if ipv6 else addresses[:1])
+
+        eventually(look, "the record to follow the client", tell=self._story)
+        assert {record.comment for record in self.records} == {MARK}
+
+    def _story(self) -> str:
+        """What is there and what was said, for a test that failed."""
+        lines = [f"records: {self.contents}", f"nodes: {self.server.nodes(self.name)}"]
+        for watch in self._watches:
+            lines += ["dns-watch:", watch.words()]
+        return "\n".join(lines)
+
     @property
     def records(self) -> list[Record]:
         """The records at the service's name, oldest first."""
@@ -141,8 +169,3 @@ class Service:
     def ids(self) -> list[str]:
         """The ids of the nodes that bear the service's name."""
         return self.server.ids(self.name)
-
-    def published(self, *contents: str) -> None:
-        """Wait until the name says exactly this."""
-        eventually(lambda: sorted(self.contents) == sorted(contents), f"the record to be {contents}")
-        assert {record.comment for record in self.records} == {MARK}
