@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum, auto
@@ -48,7 +48,15 @@ LOCAL: Final = timezone(timedelta(hours=2))
 class RefusedError(Exception):
     """A request that the server refuses."""
 
-    def __init__(self, message: str, *, code: int = UNKNOWN, status: int = 500, operation: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int = UNKNOWN,
+        status: int = 500,
+        operation: str = "",
+        errors: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         """Remember both forms.
 
         Args:
@@ -56,12 +64,14 @@ class RefusedError(Exception):
             code: gRPC code, up to 0.29; the HTTP status follows from it.
             status: HTTP status, from 0.30 on.
             operation: what failed, from 0.30 on; the status' own title when empty.
+            errors: from 0.30 on each thing that is wrong with a request, and what of the request it is.
         """
         super().__init__(message)
         self.message = message
         self.code = code
         self.status = status
         self.operation = operation
+        self.errors = errors
 
     def response(self, dialect: Dialect) -> Response:
         """The answer, in the form of this release."""
@@ -70,7 +80,7 @@ class RefusedError(Exception):
             return json_response(body, STATUS_OF_CODE[self.code])
         body = {"title": HTTPStatus(self.status).phrase, "status": self.status}
         if self.operation:
-            body |= {"detail": self.operation, "errors": [{"message": self.message}]}
+            body |= {"detail": self.operation, "errors": [*self.errors] or [{"message": self.message}]}
         else:
             body |= {"detail": self.message}
         return json_response(body, self.status, content_type="application/problem+json")
@@ -159,7 +169,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
     if not data.strip():
         return Body({})
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_without_duplicates)
     except ValueError as error:
         raise RefusedError(f"proto: syntax error (line 1:1): {error.__class__.__name__}", code=INVALID) from error
     if not isinstance(document, dict):
@@ -174,6 +184,13 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
                 raise RefusedError(f'proto: (line 1:2): duplicate field "{spelling}"', code=INVALID)
             values[name] = _read_protojson(field, value)
     return Body(values)
+
+
+def _without_duplicates(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(members)
+    if len(document) != len(members):
+        raise RefusedError("proto: (line 1:2): duplicate field", code=INVALID)
+    return document
 
 
 def _snake(name: str) -> str:
@@ -207,38 +224,68 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, re
         if required:
             raise RefusedError("request body is required", status=400)
         return Body({})
+    text = data.decode(errors="replace")
     content_type = request.mimetype
     if content_type not in ("", "application/json") and not content_type.endswith("+json"):
-        raise RefusedError(f"unknown content type: {content_type}", status=415)
+        raise _invalid(415, _error(f"unknown content type: {content_type}", "body", text))
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise RefusedError("invalid character in JSON", status=400, operation="validation failed") from error
+        raise _invalid(400, _error("invalid character in JSON", "body", text)) from error
     if not isinstance(document, dict):
-        raise RefusedError("expected object", status=422, operation="validation failed")
-    values: dict[str, Any] = {}
-    for name, value in document.items():
-        field = fields.get(name)
-        if field is None:
-            raise RefusedError("unexpected property", status=422, operation="validation failed")
-        values[name] = _read_huma_value(field, value)
-    return Body(values)
+        raise _invalid(422, _error("expected object", "body", document))
+    unknown = [_error("unexpected property", f"body.{name}", document) for name in document if name not in fields]
+    mistyped = [
+        _error(f"expected {EXPECTED[fields[name]]}", f"body.{name}", value)
+        for name, value in document.items()
+        if name in fields and not _is_of_type(fields[name], value)
+    ]
+    if unknown or mistyped:
+        raise _invalid(422, *unknown, *mistyped)
+    return Body({name: _huma_value(fields[name], value) for name, value in document.items() if value is not None})
 
 
-def _read_huma_value(field: Field, value: Any) -> Any:
+EXPECTED: Final = {
+    Field.TEXT: "string",
+    Field.ID: "string",
+    Field.FLAG: "boolean",
+    Field.TIME: "string to be RFC 3339 date-time",
+    Field.TEXTS: "array",
+}
+
+
+def _invalid(status: int, *errors: Mapping[str, Any]) -> RefusedError:
+    """The refusal of a request as such; it holds what was sent."""
+    return RefusedError(str(errors[0]["message"]), status=status, operation="validation failed", errors=errors)
+
+
+def _error(message: str, location: str, value: Any) -> dict[str, Any]:
+    error = {"message": message, "location": location}
+    return error if value is None else error | {"value": value}
+
+
+def _is_of_type(field: Field, value: Any) -> bool:
     match field, value:
-        case Field.TEXT, str():
-            return value
+        case _, None:
+            return True
+        case ((Field.TEXT | Field.ID), str()):
+            return True
         case Field.FLAG, bool():
-            return value
-        case Field.TEXTS, list() if all(isinstance(item, str) for item in value):
-            return value
-        case Field.TIME, str() if (instant := parse_time(value)) is not None:
-            return instant
-        case Field.ID, str():
-            return parse_id(value)
-    expected = {Field.FLAG: "boolean", Field.TEXTS: "array", Field.TIME: "RFC 3339 date-time"}
-    raise RefusedError(f"expected {expected.get(field, 'string')}", status=422, operation="validation failed")
+            return True
+        case Field.TEXTS, list():
+            return all(isinstance(item, str) for item in value)
+        case Field.TIME, str():
+            return parse_time(value) is not None
+    return False
+
+
+def _huma_value(field: Field, value: Any) -> Any:
+    match field:
+        case Field.ID:
+            return parse_id(value, operation="invalid id")
+        case Field.TIME:
+            return parse_time(value)
+    return value
 
 
 def parse_time(text: str) -> datetime | None:
@@ -251,8 +298,13 @@ def parse_time(text: str) -> datetime | None:
         return None
 
 
-def parse_id(text: str, *, parameter: str = "id") -> int:
+def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
     """Read an id from a path, a query or, from 0.30 on, a body; empty = 0.
+
+    Args:
+        text: as given.
+        parameter: its name in a path.
+        operation: what 0.30 says of one that is not in a path.
 
     Raises:
         RefusedError: 400, it is no unsigned 64-bit number.
@@ -261,5 +313,6 @@ def parse_id(text: str, *, parameter: str = "id") -> int:
         return 0
     if re.fullmatch(r"[0-9]+", text) is None or int(text) > MAX_UINT64:
         cause = f'strconv.ParseUint: parsing "{text}": invalid syntax'
-        raise RefusedError(f"type mismatch, parameter: {parameter}, error: {cause}", code=INVALID, status=400)
+        message = cause if operation else f"type mismatch, parameter: {parameter}, error: {cause}"
+        raise RefusedError(message, code=INVALID, status=400, operation=operation)
     return int(text)
