@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import Any
+from wsgiref.types import WSGIApplication
 
 import httpx
 import pytest
@@ -31,21 +32,31 @@ from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, Setti
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.service import Service
 
 USER = "svc"
 ZONE = "example.com"
 
 
 class Clock:
-    """Time that goes by only while somebody sleeps; what is due by then happens on the way."""
+    """Time that goes by only while somebody sleeps; what is due by then happens on the way.
+
+    Attributes:
+        skew: how far this machine's wall clock is ahead of everybody else's.
+    """
 
     def __init__(self) -> None:
         self.elapsed_s = 0.0
+        self.skew = timedelta()
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._order = count()
 
     def now(self) -> datetime:
-        """Aware UTC."""
+        """Aware UTC, as this machine has it."""
+        return self.true_now() + self.skew
+
+    def true_now(self) -> datetime:
+        """Aware UTC, as the services have it."""
         return NOW + timedelta(seconds=self.elapsed_s)
 
     def monotonic(self) -> float:
@@ -123,9 +134,9 @@ class World:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
         self._monkeypatch = monkeypatch
         self.clock = Clock()
-        self.headscale = HeadscaleSimulator(version, now=self.clock.now)
+        self.headscale = HeadscaleSimulator(version, now=self.clock.true_now)
         self.headscale.add_user(USER)
-        self.cloudflare = CloudflareSimulator(now=self.clock.now)
+        self.cloudflare = CloudflareSimulator(now=self.clock.true_now)
         self.zone_id = self.cloudflare.add_zone(ZONE)
         self.key_file = folder / "authkey"
         self.environment = {
@@ -139,6 +150,8 @@ class World:
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
             "HOSTNAME": "grafana-0",
         }
+        # What stands between the clients and the services.
+        self.between: Callable[[Service], WSGIApplication] = lambda service: service
 
     # --- The commands -------------------------------------------------------------------------------
 
@@ -152,7 +165,7 @@ class World:
     def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
         """Both real clients, on the simulators."""
         headscale = json_client(
-            self.headscale,
+            self.between(self.headscale),
             service=dialect.SERVICE,
             address="HEADSCALE_URL",
             base_url="http://headscale",
@@ -160,7 +173,7 @@ class World:
             explain=dialect.explain,
         )
         cloudflare = json_client(
-            self.cloudflare,
+            self.between(self.cloudflare),
             service=cloudflare_api.SERVICE,
             address="CLOUDFLARE_API_URL",
             base_url="http://cloudflare/client/v4",
@@ -207,7 +220,8 @@ class World:
         while due and due[0][0] < until:
             at, _, watch = heappop(due)
             self.clock.sleep(max(0.0, at - self.clock.elapsed_s))
-            heappush(due, (self.clock.elapsed_s + watch.run_pass(), next(order), watch))
+            # Never without time going by, which would be for ever.
+            heappush(due, (self.clock.elapsed_s + max(watch.run_pass(), 0.001), next(order), watch))
         self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
 
     # --- What is there ------------------------------------------------------------------------------

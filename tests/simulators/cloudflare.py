@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final, Literal
 
 from werkzeug import Request, Response
@@ -76,6 +77,13 @@ RIGHTS: Final[Mapping[Permission, list[str]]] = {
     "read": ["#dns_records:read", "#zone:read"],
     "none": [],
 }
+
+
+@cache
+def _routes() -> Map:
+    """What it serves; made once, since that takes longer than fifty requests."""
+    rules = [Rule(PREFIX + path, methods=[method], endpoint=handler) for method, path, handler in ROUTES]
+    return Map(rules, merge_slashes=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,8 +195,7 @@ class CloudflareSimulator(Service):
         self.quota = LIMITS[plan].records if quota is None else quota
         self.account_id = self._new_id()
         self.token = self.set_token(token, account_owned=account_owned)
-        rules = [Rule(PREFIX + path, methods=[method], endpoint=handler) for method, path, handler in ROUTES]
-        self._map = Map(rules, merge_slashes=False)
+        self._map = _routes()
 
     # --- What a test or the demo does ---------------------------------------------------------------
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final, Literal
 
 from werkzeug import Request, Response
 from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import Map, Rule
 
-from tests.simulators.dialects import Dialect, KeyUser, Never, Shown, Unmatched, openapi, swagger
+from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, Never, Shown, Unmatched, openapi, swagger
 from tests.simulators.service import Service
 from tests.simulators.tailnet import (
     Node,
@@ -100,6 +101,19 @@ GUARDED: Final[tuple[tuple[str, str, str, Exists], ...]] = (
 """The same, for what wants an API key."""
 
 
+@cache
+def _routes(version: str) -> Map:
+    """What a release serves; made once, since that takes longer than fifty requests."""
+    dialect = DIALECTS[version]
+    rules = [
+        Rule(path, methods=[method], endpoint=(handler, guarded))
+        for guarded, table in ((False, PUBLIC), (True, GUARDED))
+        for method, path, handler, exists in table
+        if exists(dialect)
+    ]
+    return Map(rules, merge_slashes=False)
+
+
 class _AnsweredError(Exception):
     """A request that is over before a handler saw it."""
 
@@ -147,24 +161,15 @@ class HeadscaleSimulator(Tailnet, Service):
         )
         Service.__init__(self, lock=self.lock)
         self.reported_version = reported_version
-        self._map = self._routes()
+        self._map = _routes(self.dialect.version)
 
     def upgrade(self, version: str) -> None:
         """Restart as another release, with the same database."""
         with self.lock:
             super().upgrade(version)
-            self._map = self._routes()
+            self._map = _routes(version)
 
     # --- From request to answer ---------------------------------------------------------------------
-
-    def _routes(self) -> Map:
-        rules = [
-            Rule(path, methods=[method], endpoint=(handler, guarded))
-            for guarded, table in ((False, PUBLIC), (True, GUARDED))
-            for method, path, handler, exists in table
-            if exists(self.dialect)
-        ]
-        return Map(rules, merge_slashes=False)
 
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
