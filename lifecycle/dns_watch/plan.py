@@ -177,9 +177,13 @@ def why_missing(
 def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]) -> Node | NoAnswer:
     if not interface:
         return NoAnswer("the VPN interface has no address inside VPN_PREFIXES yet")
-    for node in ours:
-        if set(node.addresses) & set(interface):
+    holding = [node for node in ours if set(node.addresses) & set(interface)]
+    match holding:
+        case [node]:
             return node
+        case [_, *_]:
+            ids = ", ".join(node.id for node in holding)
+            return NoAnswer(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
     for node in everyone:
         if set(node.addresses) & set(interface):
             return NoAnswer(
