@@ -108,7 +108,7 @@ def _cleanup() -> None:
     stop = stop_event(EXIT_FAILED, on_stop)
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop)
-        cluster = _cluster(settings)
+        cluster = _cluster(settings, stack)
         headscale, cloudflare = _services(settings, policy, stack, cluster)
         Cleanup(
             settings,
@@ -125,7 +125,7 @@ def _dns_watch(*, only_once: bool) -> None:
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = _services(settings, once(), stack, _cluster(settings), observe=status.observe)
+        headscale, cloudflare = _services(settings, once(), stack, _cluster(settings, stack), observe=status.observe)
         watch = _watch(settings, headscale, cloudflare, status)
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
@@ -143,7 +143,7 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     settings = _loaded(DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
     with ExitStack() as stack:
-        cluster = _cluster(settings, only_reads=True)
+        cluster = _cluster(settings, stack, only_reads=True)
         headscale, cloudflare = _services(settings, once(), stack, cluster)
         report = dry_run(
             settings,
@@ -173,7 +173,7 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop) if act else once()
-        cluster = _cluster(settings, only_reads=not act)
+        cluster = _cluster(settings, stack, only_reads=not act)
         headscale, cloudflare = _services(settings, policy, stack, cluster)
         command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=_now, stop=stop)
         if act:
@@ -278,7 +278,7 @@ def _headscale_client(
     )
 
 
-def _cluster(settings: Settings, *, only_reads: bool = False) -> Cluster | None:
+def _cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
     """The Kubernetes API, where a setting needs it; a kubeconfig serves a command that only reads.
 
     Raises:
@@ -290,7 +290,7 @@ def _cluster(settings: Settings, *, only_reads: bool = False) -> Cluster | None:
     from lifecycle.clients import cluster  # noqa: PLC0415
 
     connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster
-    return connect(timeout=settings.http_timeout)
+    return stack.enter_context(connect(timeout=settings.http_timeout))
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import tenacity
@@ -96,8 +96,15 @@ class Cluster:
         self._configuration = configuration
         self._api = ApiClient(configuration)
         self._timeout_s = timeout.total_seconds()
-        self._stuck: Thread | None = None
         self.description = description
+
+    def __enter__(self) -> Self:
+        """Use it until the block ends."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close its connections."""
+        self._api.close()
 
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """A Secret's values by their keys; None when there is no such Secret.
@@ -151,7 +158,10 @@ class Cluster:
         right = Right(namespace, "pods", ("list",))
         answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/pods", {"labelSelector": selector}, right)
         try:
-            return [_parse_pod(item) for item in (answer or {})["items"]]
+            match (answer or {})["items"]:
+                case [*items]:
+                    return [_parse_pod(item) for item in items]
+            raise TypeError("a list is a list")
         except (AttributeError, KeyError, TypeError):
             raise _no_sense(f"the pods in namespace {namespace}") from None
 
@@ -174,7 +184,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = [("container", container), ("stdout", "true"), ("stderr", "true")]
         query += [("command", argument) for argument in command]
-        running = Exec(self._configuration)
+        running = Exec(self._configuration, timeout_s=self._timeout_s)
 
         def work() -> Output:
             try:
@@ -226,18 +236,13 @@ class Cluster:
         return url, headers
 
     def _in_time(self, what: str, work: Callable[[], Result], *, give_up: Callable[[], None] = lambda: None) -> Result:
-        """Do it in a thread: the libraries can be told a time for one read, and none for a handshake.
+        """Do it in a thread: the libraries can be told a time for each step and each read, and none for all.
 
         Args:
             what: for the message.
             work: raises ApiError.
             give_up: makes work end that took too long.
         """
-        if self._stuck is not None:
-            # What hangs for ever does not do so twice.
-            self._stuck.join(self._timeout_s)
-            if self._stuck.is_alive():
-                raise self._timed_out(what)
         outcome: Future[Result] = Future()
 
         def run() -> None:
@@ -246,17 +251,14 @@ class Cluster:
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 outcome.set_exception(error)
 
-        thread = Thread(target=run, name="kubernetes", daemon=True)
-        thread.start()
+        Thread(target=run, name="kubernetes", daemon=True).start()
         try:
             return outcome.result(self._timeout_s)
         except TimeoutError:
-            self._stuck = thread
             give_up()
-            raise self._timed_out(what) from None
-
-    def _timed_out(self, what: str) -> TransientError:
-        return TransientError(f"Kubernetes did not answer {what} within {self._timeout_s:g} s", service=SERVICE)
+            raise TransientError(
+                f"Kubernetes did not answer {what} within {self._timeout_s:g} s", service=SERVICE
+            ) from None
 
     def _refused(self, what: str, status: int, refusal: Mapping[str, Any], right: Right) -> ApiError:
         message = str(refusal.get("message") or "")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import socket
+import ssl
 from collections.abc import Mapping
-from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +13,12 @@ from kubernetes.stream.ws_client import (
     ERROR_CHANNEL,
     STDERR_CHANNEL,
     STDOUT_CHANNEL,
-    WSClient,
+    V4_CHANNEL_PROTOCOL,
+    V5_CHANNEL_PROTOCOL,
     get_websocket_url,
+    websocket_proxycare,
 )
+from websocket import ABNF, WebSocket
 
 from lifecycle.clients.http import MAX_ANSWER_BYTES
 from lifecycle.errors import ApiError, ResponseError, TransientError
@@ -36,13 +38,18 @@ class Output:
 class Exec:
     """One command that runs in a container.
 
+    Not by the Kubernetes client's own `stream`: that can be given no time-out for the way to the server, and
+    reads an output of megabytes in quadratic time.
+
     Args:
         configuration: of the Kubernetes client.
+        timeout_s: for each step on the way, and each read.
     """
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, *, timeout_s: float) -> None:
         self._configuration = configuration
-        self._stream: WSClient | None = None
+        self._timeout_s = timeout_s
+        self._socket = WebSocket(sslopt=_tls(configuration), skip_utf8_validation=True)
 
     def run(self, url: str, headers: Mapping[str, str]) -> Output:
         """Run it and read all that it writes.
@@ -55,35 +62,58 @@ class Exec:
             ApiError: it did not run to its end.
             WebSocketException, OSError: neither did the connection.
         """
-        # Bytes, since a character may be cut between two frames. The client offers both subprotocols;
-        # they differ in how a channel is closed, which it knows.
-        stream = WSClient(self._configuration, get_websocket_url(url), headers, capture_all=False, binary=True)
-        self._stream = stream
-        written: dict[int, list[bytes]] = {STDOUT_CHANNEL: [], STDERR_CHANNEL: [], ERROR_CHANNEL: []}
-        size = 0
-        with closing(stream):
-            while stream.is_open():
-                stream.update(timeout=None)
-                for channel, chunks in written.items():
-                    chunks.append(stream.read_channel(channel))
-                    size += len(chunks[-1])
-                if size > MAX_ANSWER_BYTES:
-                    raise ResponseError(f"the command wrote more than {MAX_ANSWER_BYTES >> 20} MiB", service=SERVICE)
+        options: dict[str, Any] = {
+            "header": [f"{name}: {value}" for name, value in headers.items()],
+            "subprotocols": [V5_CHANNEL_PROTOCOL, V4_CHANNEL_PROTOCOL],
+            "timeout": self._timeout_s,
+        }
+        if self._configuration.proxy or self._configuration.proxy_headers:
+            options = websocket_proxycare(options, self._configuration, url, headers)
+        try:
+            self._socket.connect(get_websocket_url(url), **options)
+            written = self._read()
+        finally:
+            # `close` would leave the socket open when the other end closed first.
+            self._socket.shutdown()
         return Output(
             # It comes last: without it the connection was cut, and what was written may be half.
-            exit_status=_exit_status(b"".join(written[ERROR_CHANNEL])),
-            stdout=b"".join(written[STDOUT_CHANNEL]),
-            stderr=b"".join(written[STDERR_CHANNEL]),
+            exit_status=_exit_status(written[ERROR_CHANNEL]),
+            stdout=bytes(written[STDOUT_CHANNEL]),
+            stderr=bytes(written[STDERR_CHANNEL]),
         )
 
     def abort(self) -> None:
         """Cut the connection, from any thread: whoever reads it then finds its end."""
-        if self._stream is not None:
-            with suppress(OSError, AttributeError):
-                self._stream.sock.sock.shutdown(socket.SHUT_RDWR)
+        self._socket.abort()
+
+    def _read(self) -> Mapping[int, bytearray]:
+        """All that comes until the other end closes, by channel."""
+        written = {STDOUT_CHANNEL: bytearray(), STDERR_CHANNEL: bytearray(), ERROR_CHANNEL: bytearray()}
+        while True:
+            opcode, data = self._socket.recv_data(control_frame=True)
+            if opcode == ABNF.OPCODE_CLOSE:
+                return written
+            # A message's first byte is its channel; there are others, such as v5's signal that one was closed.
+            if opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and data and data[0] in written:
+                written[data[0]] += data[1:]
+            if sum(map(len, written.values())) > MAX_ANSWER_BYTES:
+                raise ResponseError(f"the command wrote more than {MAX_ANSWER_BYTES >> 20} MiB", service=SERVICE)
 
 
-def _exit_status(text: bytes) -> int:
+def _tls(configuration: Configuration) -> dict[str, Any]:
+    """What the Kubernetes client is told about TLS, in the websocket's terms."""
+    given = {
+        "cert_reqs": ssl.CERT_REQUIRED if configuration.verify_ssl else ssl.CERT_NONE,
+        "ca_certs": configuration.ssl_ca_cert,
+        "check_hostname": configuration.assert_hostname,
+        "certfile": configuration.cert_file,
+        "keyfile": configuration.key_file,
+        "server_hostname": configuration.tls_server_name,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _exit_status(text: bytearray) -> int:
     """The exit status from what stands on the error channel: a Status of the Kubernetes API.
 
     Raises:

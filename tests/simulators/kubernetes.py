@@ -269,6 +269,12 @@ class KubernetesSimulator(Service):
             self._orders.append(_Order(fault=fault, command=re.compile(command), times=times, after=after))
 
     @property
+    def pods(self) -> list[SimulatedPod]:
+        """Every pod, oldest first."""
+        with self.lock:
+            return list(self._pods)
+
+    @property
     def commands(self) -> list[str]:
         """Every command that was asked for, its words joined by blanks."""
         with self.lock:

@@ -1,0 +1,127 @@
+"""A cluster in which Headscale runs, and the real clients on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
+
+import pytest
+import tenacity
+from kubernetes.client.configuration import Configuration
+
+from lifecycle.cleanup.run import Cleanup
+from lifecycle.cli import HEADSCALE_PATIENCE
+from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.cluster import Cluster, StateSecret
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
+from lifecycle.retry import retrying
+from lifecycle.settings import CleanupSettings, Settings
+from tests.simulators.headscale_cli import HeadscaleCli
+from tests.simulators.kubernetes import KubernetesSimulator, SimulatedPod
+from tests.simulators.serve import serve
+from tests.world import StopAt, World
+
+HEADSCALE_NAMESPACE: Final = "headscale"
+NAMESPACE: Final = "grafana"
+"""Where our own pod runs."""
+
+STATE_SECRET: Final = "grafana-tailscale"
+
+MAY_LIST_PODS: Final = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
+MAY_EXEC: Final = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]}
+
+
+def may_read(*names: str) -> dict[str, Any]:
+    """The rule that lets these Secrets be read."""
+    return {"apiGroups": [""], "resources": ["secrets"], "resourceNames": list(names), "verbs": ["get"]}
+
+
+def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Cluster:
+    """A client of a simulator that is served there, with its token of now."""
+    configuration = Configuration(host=url)
+    configuration.api_key["BearerToken"] = f"Bearer {kubernetes.token}"
+    return Cluster(configuration, description="a simulated one", timeout=timedelta(seconds=timeout_s))
+
+
+def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
+    """The way to Headscale through its pod, with the usual settings."""
+    names: dict[str, Any] = {"namespace": HEADSCALE_NAMESPACE, "selector": None, "container": None}
+    return ExecTransport(HeadscalePod(cluster, **(names | settings)), now=now)
+
+
+def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str = "headscale-0") -> SimulatedPod:
+    """Let a pod run the command line."""
+    return kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
+
+
+class ClusterWorld(World):
+    """A world whose Headscale is reached through its pod, and whose pod may keep its node.
+
+    Args:
+        url: where the Kubernetes API is served.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        folder: Path,
+        version: str = "0.28.0",
+        *,
+        kubernetes: KubernetesSimulator,
+        url: str,
+    ) -> None:
+        super().__init__(monkeypatch, folder, version)
+        self.kubernetes = kubernetes
+        self.cli = HeadscaleCli(self.headscale, now=self.clock.now)
+        self.pod = add_headscale(kubernetes, self.cli)
+        self.url = url
+        kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
+        kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
+        self.environment |= {
+            "HEADSCALE_URL": "",
+            "HEADSCALE_API_KEY": "",
+            "POD_NAMESPACE": NAMESPACE,
+        }
+
+    def cluster(self) -> Cluster:
+        """The real client of its Kubernetes API."""
+        return cluster_at(self.url, self.kubernetes)
+
+    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
+        """Both real clients: Headscale through its pod, unless it has an address."""
+        headscale, cloudflare = super().services(settings, policy)
+        if settings.access == "exec":
+            headscale = Headscale(exec_transport(self.cluster(), self.clock.now), policy)
+        return headscale, cloudflare
+
+    def cleanup(self, *, stop: Event | None = None, **variables: str) -> Cleanup:
+        """`cleanup`, which may read the state Secret."""
+        settings = self.settings(CleanupSettings, **variables)
+        stop = stop or StopAt(self.clock)
+        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop, clock=self.clock.monotonic)
+        headscale, cloudflare = self.services(settings, policy)
+        state = None
+        if settings.node_policy == "keep":
+            name = settings.ts_kube_secret or ""
+            state = StateSecret(self.cluster(), namespace=settings.namespace, name=name, retrying=policy)
+        return Cleanup(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            now=self.clock.now,
+            stop=stop,
+            read_state=state.read if state else None,
+        )
+
+
+@contextmanager
+def cluster_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> Iterator[ClusterWorld]:
+    """Such a world, its Kubernetes API served until the block ends."""
+    kubernetes = KubernetesSimulator()
+    with serve(kubernetes) as url:
+        yield ClusterWorld(monkeypatch, folder, version, kubernetes=kubernetes, url=url)
