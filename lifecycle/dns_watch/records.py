@@ -26,6 +26,8 @@ from lifecycle.settings import DnsWatchSettings
 
 log = structlog.get_logger()
 
+_MOMENT = timedelta(milliseconds=1)
+
 
 class RecordKeeper:
     """Keeps the records of one name, and remembers when to look at them next.
@@ -109,10 +111,10 @@ class RecordKeeper:
 
     def wait(self) -> timedelta | None:
         """How long until the records are to be looked at again; None when that is for the next look at Headscale."""
-        if self._compared is None and not self._failures:
-            return None
         at = self._not_before if self._compared is None else max(self._not_before, self._verify_at)
-        return timedelta(seconds=max(at - self._monotonic(), 0.0))
+        left_s = at - self._monotonic()
+        # A moment more: whoever wakes up a microsecond too early asks Headscale in vain.
+        return timedelta(seconds=left_s) + _MOMENT if left_s > 0 else None
 
     def read(self, node: Node, specs: tuple[RecordSpec, ...]) -> RecordPlan | None:
         """Read the records and plan what they should become; None when this pod stands down.
