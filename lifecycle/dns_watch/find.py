@@ -59,7 +59,7 @@ class NodeFinder:
             return known
         try:
             identity = self._read_identity()
-            note = self._key_file.read_note() or KeyNote(None)
+            note = self._read_note(interface)
         except (UserError, KeyFileError) as error:
             self._complain(error)
             return NoAnswer(str(error))
@@ -89,6 +89,15 @@ class NodeFinder:
             ApiError: Headscale could not be read.
         """
         return self._later_than(node.id, self._headscale.nodes(), self.identity)
+
+    def _read_note(self, interface: tuple[IpAddress, ...] | None) -> KeyNote:
+        try:
+            return self._key_file.read_note() or KeyNote(None)
+        except KeyFileError:
+            # Where there is an interface, it alone tells which node is ours.
+            if interface is None:
+                raise
+            return KeyNote(None)
 
     def _complain(self, error: LifecycleError) -> None:
         """Say once what keeps our node from being known."""
