@@ -20,7 +20,7 @@ from lifecycle.expiry import ExpiryWatch
 from lifecycle.health import Status
 from lifecycle.keyfile import KeyFile
 from lifecycle.model import IpAddress, Node
-from lifecycle.retry import jittered, pause_s
+from lifecycle.retry import jittered, pause_s, shortened
 from lifecycle.settings import DnsWatchSettings
 
 log = structlog.get_logger()
