@@ -233,7 +233,7 @@ class DnsWatch:
         if self.status.restart_helps:
             # The probe that restarts tailscale is to hear soon that it has worked.
             longest = min(settings.retry_interval, settings.node_poll_interval)
-        return self._far_enough(jittered(min(growing_s, longest.total_seconds())))
+        return self._far_enough(shortened(min(growing_s, longest.total_seconds())))
 
     def _keep_records(self, node: Node, interface: tuple[IpAddress, ...] | None) -> int:
         specs = self._keeper.specs(node, interface)
