@@ -207,7 +207,8 @@ def test_a_key_is_what_was_asked_for(server: HeadscaleSimulator, headscale: Head
     key = a_key(headscale, clock, life=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [made] = server.keys
     assert (made.reusable, made.ephemeral, made.user_id, set(made.tags)) == (True, True, 2, set(tags))
-    assert (key.reusable, key.ephemeral, key.tags) == (True, True, tags)
+    # 0.23 shows a key's tags in lists alone.
+    assert (key.reusable, key.ephemeral, key.tags or tags) == (True, True, tags)
     assert made.expires_at - clock.now() >= timedelta(days=3)
 
 

@@ -183,6 +183,8 @@ class Dialect:
     key_user: KeyUser = KeyUser.NAME
     key_user_shown: Shown = Shown.NAME
     key_form: KeyForm = KeyForm.HEX
+    key_tags_everywhere: bool = True
+    """Not in lists of keys alone."""
     keys_masked: bool = False
     keys_by_id: bool = False
     """Listed all together, expired and deleted by id."""
@@ -247,11 +249,12 @@ class Dialect:
 
 V0_22 = Dialect(version="0.22.3", machine_api=True)
 
-V0_23 = Dialect(version="0.23.0")
+V0_23 = Dialect(version="0.23.0", key_tags_everywhere=False)
 
 V0_24 = replace(
     V0_23,
     version="0.24.3",
+    key_tags_everywhere=True,
     duplicate_user_text="creating user: UNIQUE constraint failed: users.name",
     user_details=True,
     user_filter=True,
@@ -301,6 +304,7 @@ V0_27_0 = replace(
     unknown_node_code=5,
     unknown_node_text="node not found",
     changed_unknown_node_text="node not found in NodeStore",
+    user_name_pattern=r".+",
     duplicate_user_code=13,
     duplicate_user_text="failed to create user: creating user: UNIQUE constraint failed: users.name",
     key_snapshot_in_node=True,
@@ -358,7 +362,7 @@ V0_29 = replace(
     given_name=_label,
     given_name_numbered=True,
     given_name_follows_login=False,
-    rename_pattern=r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    rename_pattern=r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?",
     login_match=LoginMatch.MACHINE_AND_OWNERSHIP,
     key_check=KeyCheck.UNLESS_LIVE,
     login_resets_online=False,

@@ -45,7 +45,10 @@ TAGGED_DEVICES: Final = User(id=2147455555, name="tagged-devices", email="", pro
 TOO_MANY_NODES: Final = 6000
 """About so many fill a gRPC message of 4 MiB."""
 
-BLANK_PAGE: Final = '<!DOCTYPE html>\n<html lang="en"><head><title>Headscale</title></head><body></body></html>\n'
+BLANK_PAGE: Final = (
+    '<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><link href="/favicon.ico" rel="icon"></head>'
+    "<body></body></html>"
+)
 
 REGISTER_METHODS: Final = {
     "auth_key": "REGISTER_METHOD_AUTH_KEY",
@@ -54,7 +57,7 @@ REGISTER_METHODS: Final = {
 }
 
 Where = Literal["list", "get", "change"]
-"""The kinds of answer in which a node looks different."""
+"""The kinds of answer in which a node or a key looks different."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
 Exists = Callable[[Dialect], bool]
@@ -200,14 +203,15 @@ class HeadscaleSimulator(Tailnet, Service):
         """
         dialect = self.dialect
         gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
-        if gateway or (dialect.all_of_api_needs_key and request.path.startswith("/api/")):
+        below_api = request.path == "/api" or request.path.startswith("/api/")
+        if gateway or (dialect.all_of_api_needs_key and below_api):
             self._check_key(request)
         try:
             (name, guarded), arguments = self._map.bind_to_environ(request.environ).match()
         except MethodNotAllowed as error:
             if gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error
-            raise _AnsweredError(Response(b"", 405, content_type=None)) from error
+            raise _AnsweredError(_empty(405)) from error
         except NotFound as error:
             if gateway:
                 raise RefusedError("Not Found", code=NOT_FOUND) from error
@@ -220,7 +224,7 @@ class HeadscaleSimulator(Tailnet, Service):
     def _unmatched(self) -> Response:
         match self.dialect.unmatched:
             case Unmatched.EMPTY_404:
-                return Response(b"", 404, content_type=None)
+                return _empty(404)
             case Unmatched.BLANK_PAGE_200:
                 return Response(BLANK_PAGE, 200, content_type="text/html; charset=utf-8")
             case Unmatched.TEXT_404:
@@ -257,24 +261,24 @@ class HeadscaleSimulator(Tailnet, Service):
         if not self.dialect.user_details:
             return shown
         return shown | {
-            "displayName": "",
+            "displayName": "Tagged Devices" if user is TAGGED_DEVICES else "",
             "email": user.email,
             "providerId": f"https://sso.example.com/{user.id}" if user.provider else "",
             "provider": user.provider,
             "profilePicUrl": "",
         }
 
-    def _key_json(self, key: PreAuthKey, *, new: bool = False) -> dict[str, Any]:
+    def _key_json(self, key: PreAuthKey, where: Where) -> dict[str, Any]:
         return {
             "user": self._key_user_json(key),
             "id": str(key.id),
-            "key": key.key if new or not self.dialect.keys_masked else key.masked,
+            "key": key.key if where == "change" or not self.dialect.keys_masked else key.masked,
             "reusable": key.reusable,
             "ephemeral": key.ephemeral,
             "used": key.used,
             "expiration": self._time(key.expires_at),
             "createdAt": self._time(key.created_at, row=key.id),
-            "aclTags": list(key.tags),
+            "aclTags": list(key.tags) if where == "list" or self.dialect.key_tags_everywhere else [],
         }
 
     def _key_user_json(self, key: PreAuthKey) -> str | dict[str, Any] | None:
@@ -302,7 +306,7 @@ class HeadscaleSimulator(Tailnet, Service):
             "user": self._node_user_json(node, where),
             "lastSeen": None if node.last_seen is None else self._time(node.last_seen, row=node.id),
             "expiry": self._expiry_json(node),
-            "preAuthKey": None if key is None else self._key_json(key),
+            "preAuthKey": None if key is None else self._key_json(key, "get"),
             "createdAt": self._time(node.created_at, row=node.id),
             "registerMethod": REGISTER_METHODS[node.registered_by],
             "givenName": node.given_name,
@@ -379,7 +383,7 @@ class HeadscaleSimulator(Tailnet, Service):
     def _list_users(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         users = self.users
         if self.dialect.user_filter:
-            user_id = parse_id(request.args.get("id", ""))
+            user_id = parse_id(request.args.get("id", ""), operation="invalid id")
             if name := request.args.get("name"):
                 users = [user for user in users if user.name == name]
             elif email := request.args.get("email"):
@@ -511,7 +515,7 @@ class HeadscaleSimulator(Tailnet, Service):
             by_name = self.dialect.key_user is KeyUser.NAME
             user = self._user_by_name(given) if by_name else self._user_by_id(parse_id(given))
             keys = [key for key in keys if key.user_id == user.id]
-        return json_response({"preAuthKeys": [self._key_json(key) for key in keys]})
+        return json_response({"preAuthKeys": [self._key_json(key, "list") for key in keys]})
 
     def _create_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
@@ -543,7 +547,7 @@ class HeadscaleSimulator(Tailnet, Service):
             expires_at=body.time("expiration") or ZERO,
             tags=tags,
         )
-        return json_response({"preAuthKey": self._key_json(key, new=True)})
+        return json_response({"preAuthKey": self._key_json(key, "change")})
 
     def _expire_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
@@ -558,7 +562,7 @@ class HeadscaleSimulator(Tailnet, Service):
         return json_response({})
 
     def _delete_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        key_id = parse_id(request.args.get("id", ""))
+        key_id = parse_id(request.args.get("id", ""), operation="invalid pre-auth key id")
         if self._is_known_key(key_id, operation="deleting pre-auth key"):
             self.delete_key(key_id)
         return json_response({})
@@ -618,6 +622,13 @@ class HeadscaleSimulator(Tailnet, Service):
         if node_id not in self._state.nodes:
             return Response("node not found", 404, content_type="text/plain; charset=utf-8")
         return json_response(self._node_json(self.readdress(node_id), "get"))
+
+
+def _empty(status: int) -> Response:
+    """An answer without a body, and so without a content type."""
+    response = Response(b"", status)
+    response.headers.pop("Content-Type")
+    return response
 
 
 def _check_tags(tags: tuple[str, ...]) -> None:
