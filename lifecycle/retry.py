@@ -19,6 +19,9 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 _JITTER = 0.25
 
+# A limit that was met locks everybody out for minutes, and each further request counts.
+_UNTOLD_PAUSE_S = 60.0
+
 
 def jittered(seconds: float) -> float:
     """The duration, lengthened by up to a quarter: many pods start at once."""
@@ -44,6 +47,20 @@ def pause_s(failures: int, *, longest_s: float, error: BaseException | None = No
         return jittered(max(error.retry_after.total_seconds(), _FIRST_PAUSE_S))
     # The exponent is bounded: 2.0 ** 2000 is an OverflowError, after a long night of failures.
     return jittered(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), longest_s))
+
+
+def loop_pause_s(failures: int, *, longest_s: float, error: Exception) -> float:
+    """How long a loop that never ends stays away: for as long as it was asked to, and ever longer of itself.
+
+    Args:
+        failures: in a row, at least 1.
+        longest_s: seconds; our own pause grows up to this.
+        error: the last failure.
+    """
+    own_s = pause_s(failures, longest_s=longest_s)
+    if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
+        own_s = max(own_s, jittered(_UNTOLD_PAUSE_S))
+    return max(own_s, pause_s(failures, longest_s=longest_s, error=error))
 
 
 def once() -> tenacity.Retrying:

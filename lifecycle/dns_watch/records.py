@@ -21,7 +21,7 @@ from lifecycle.errors import ApiError, AuthError
 from lifecycle.health import Status
 from lifecycle.model import IpAddress, Node, Record, RecordSpec
 from lifecycle.ownership import RecordIdentity
-from lifecycle.retry import jittered, pause_s
+from lifecycle.retry import jittered, loop_pause_s
 from lifecycle.settings import DnsWatchSettings
 
 log = structlog.get_logger()
@@ -105,7 +105,7 @@ class RecordKeeper:
     def failed(self, error: ApiError) -> None:
         """Leave Cloudflare alone for a while, or for as long as it asked."""
         self._failures += 1
-        wait_s = pause_s(self._failures, longest_s=self._settings.verify_interval.total_seconds(), error=error)
+        wait_s = loop_pause_s(self._failures, longest_s=self._settings.verify_interval.total_seconds(), error=error)
         self._not_before = self._monotonic() + wait_s
         self._status.failed(error, failures=self._failures, wait_s=wait_s)
 

@@ -20,7 +20,7 @@ from lifecycle.expiry import ExpiryWatch
 from lifecycle.health import Status
 from lifecycle.keyfile import KeyFile
 from lifecycle.model import IpAddress, Node
-from lifecycle.retry import jittered, pause_s, shortened
+from lifecycle.retry import jittered, loop_pause_s, shortened
 from lifecycle.settings import DnsWatchSettings
 
 log = structlog.get_logger()
@@ -150,7 +150,7 @@ class DnsWatch:
             self._healer.unsure()
             self.status.restart_helps = self._healer.restart_helps
             self._failures += 1
-            pause = pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
+            pause = loop_pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
             wait_s = self._far_enough(pause)
             self.status.failed(error, failures=self._failures, wait_s=wait_s)
             return wait_s
