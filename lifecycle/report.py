@@ -254,19 +254,27 @@ def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
 
     width = max(len(name) for name in report.looked_at)
     lines = [
-        f"{name.replace('_', ' '):<{width}}  {value or 'could not be read'}" for name, value in report.looked_at.items()
+        f"{name.replace('_', ' '):<{width}}  {_visible(value or 'could not be read')}"
+        for name, value in report.looked_at.items()
     ]
     for section in report.sections:
         lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
         for step in section.steps:
-            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {step.what}")
-            lines.append(f"      because {step.reason}")
+            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {_visible(step.what)}")
+            lines.append(f"      because {_visible(step.reason)}")
         if not section.steps and not section.problems:
             lines.append("  change nothing")
-        lines += [f"  note: {note}" for note in section.notes]
-        lines += [f"  {painted(_RED, 'problem:')} {problem}" for problem in section.problems]
+        lines += [f"  note: {_visible(note)}" for note in section.notes]
+        lines += [f"  {painted(_RED, 'problem:')} {_visible(problem)}" for problem in section.problems]
     lines += ["", "Nothing was written anywhere."]
     out.write("\n".join(lines) + "\n")
+
+
+def _visible(text: str) -> str:
+    """The text on one line and without commands to the terminal, which a record's comment may hold."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
 
 
 def print_json(report: Report, out: TextIO) -> None:

@@ -1,0 +1,387 @@
+"""A dry run: the plans of both commands, for a person and for a program, and nothing written."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.cleanup.run import Cleanup
+from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.report import Report, Section, Step, dry_run, print_json, print_text, show
+from lifecycle.retry import once
+from lifecycle.settings import DryRunSettings
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.simulators import faults
+from tests.world import USER, Interface, StopAt, World
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+Shown = Callable[..., str]
+
+REPORT = Report(
+    looked_at={"headscale": "http://headscale", "headscale_version": None, "name": NAME},
+    sections=[
+        Section(
+            "cleanup",
+            steps=[
+                Step("delete", "node", "node 1 (a)", "left by an earlier pod", {"node_id": "1"}),
+                Step("create", "pre_auth_key", "a pre-auth key", "every start needs one", {"user": "svc"}),
+                Step("write", "file", "/k", "it is read there", {"path": "/k"}),
+            ],
+            notes=["node 2 stays"],
+        ),
+        Section("dns-watch", problems=["Cloudflare is in trouble"]),
+        Section("another"),
+    ],
+)
+
+TEXT = f"""\
+headscale          http://headscale
+headscale version  could not be read
+name               {NAME}
+
+lifecycle cleanup would
+  delete node 1 (a)
+      because left by an earlier pod
+  create a pre-auth key
+      because every start needs one
+  write /k
+      because it is read there
+  note: node 2 stays
+
+lifecycle dns-watch would
+  problem: Cloudflare is in trouble
+
+lifecycle another would
+  change nothing
+
+Nothing was written anywhere.
+"""
+
+
+def text_of(report: Report, *, colours: bool = False) -> str:
+    out = io.StringIO()
+    print_text(report, out, colours=colours)
+    return out.getvalue()
+
+
+def json_of(report: Report) -> Any:
+    out = io.StringIO()
+    print_json(report, out)
+    return json.loads(out.getvalue())
+
+
+class TestShown:
+    """How a report looks."""
+
+    def test_to_a_person(self) -> None:
+        assert text_of(REPORT) == TEXT
+
+    def test_in_colours(self) -> None:
+        coloured = text_of(REPORT, colours=True)
+
+        assert COLOUR.sub("", coloured) == TEXT
+        assert "\x1b[31mdelete\x1b[0m node 1" in coloured
+        assert "\x1b[32mcreate\x1b[0m a pre-auth key" in coloured
+        assert "\x1b[31mproblem:\x1b[0m" in coloured
+        # Colours end where they should: the next line is plain.
+        assert len(re.findall(r"\x1b\[0m", coloured)) * 2 == len(COLOUR.findall(coloured))
+
+    def test_to_a_program(self) -> None:
+        assert json_of(REPORT) == {
+            "looked_at": {"headscale": "http://headscale", "headscale_version": None, "name": NAME},
+            "plans": {
+                "cleanup": {
+                    "changes": [
+                        {
+                            "action": "delete",
+                            "kind": "node",
+                            "what": "node 1 (a)",
+                            "reason": "left by an earlier pod",
+                            "node_id": "1",
+                        },
+                        {
+                            "action": "create",
+                            "kind": "pre_auth_key",
+                            "what": "a pre-auth key",
+                            "reason": "every start needs one",
+                            "user": "svc",
+                        },
+                        {
+                            "action": "write",
+                            "kind": "file",
+                            "what": "/k",
+                            "reason": "it is read there",
+                            "path": "/k",
+                        },
+                    ],
+                    "notes": ["node 2 stays"],
+                    "problems": [],
+                },
+                "dns-watch": {"changes": [], "notes": [], "problems": ["Cloudflare is in trouble"]},
+                "another": {"changes": [], "notes": [], "problems": []},
+            },
+        }
+
+    @pytest.mark.parametrize("as_json", [True, False])
+    def test_either(self, as_json: bool) -> None:
+        out = io.StringIO()
+        show(REPORT, out, as_json=as_json, colours=False)
+
+        assert out.getvalue().startswith("{") is as_json
+        assert out.getvalue().endswith("\n")
+
+    def test_a_report_is_whole_only_without_a_problem(self) -> None:
+        assert not REPORT.whole
+        assert Report({}, REPORT.sections[:1]).whole
+
+    @pytest.mark.parametrize("character", ["\x1b", "\n", "\r", "\x00", "\x9b", "\u202e", "\x07"])
+    def test_what_others_wrote_commands_no_terminal(self, character: str) -> None:
+        """A comment or a hostname may hold anything: it neither colours the report nor adds a line to it."""
+        odd = f"a{character}[31mproblem: b"
+        report = Report(
+            looked_at={"user": odd},
+            sections=[
+                Section("cleanup", [Step("delete", "node", odd, odd)], notes=[odd], problems=[odd]),
+            ],
+        )
+        plain = Report(
+            looked_at={"user": "a"},
+            sections=[Section("cleanup", [Step("delete", "node", "a", "a")], notes=["a"], problems=["a"])],
+        )
+
+        for colours in (True, False):
+            text = text_of(report, colours=colours)
+            assert text.count("\n") == text_of(plain).count("\n")
+            assert text.count(character) == text_of(plain, colours=colours).count(character)
+        assert json_of(report)["plans"]["cleanup"]["notes"] == [odd]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+def look(world: World, interface: Interface | None = None, **variables: str) -> Report:
+    """A dry run in the world, and that it left no trace there."""
+    settings = world.settings(DryRunSettings, **variables)
+    headscale, cloudflare = world.services(settings, once())
+    stop = StopAt(world.clock)
+    report = dry_run(
+        settings,
+        kubernetes=None,
+        headscale=headscale,
+        cloudflare=cloudflare,
+        cleanup=Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=world.clock.now, stop=stop),
+        watch=DnsWatch(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            interface=interface or Interface(None),
+            now=world.clock.now,
+            monotonic=world.clock.monotonic,
+        ),
+    )
+    assert world.headscale.writes == []
+    assert world.cloudflare.writes == []
+    assert list(world.key_file.parent.iterdir()) == []
+    shown = text_of(report) + json.dumps(json_of(report))
+    for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
+        assert secret not in shown
+    return report
+
+
+def section(report: Report, command: str) -> Section:
+    [found] = [section for section in report.sections if section.command == command]
+    return found
+
+
+def steps(report: Report, command: str) -> list[tuple[str, str]]:
+    return [(step.action, step.kind) for step in section(report, command).steps]
+
+
+class TestDryRun:
+    """What is read, and what is planned from it."""
+
+    def test_what_it_looked_at(self, world: World) -> None:
+        assert look(world).looked_at == {
+            "kubernetes": "not asked (no setting needs it)",
+            "headscale": "http://headscale",
+            "headscale_version": "0.28.0",
+            "user": USER,
+            "zone": "example.com",
+            "name": NAME,
+            "owner": MARK,
+        }
+
+    def test_an_empty_world_gets_a_key(self, world: World) -> None:
+        report = look(world)
+
+        assert report.whole
+        assert steps(report, "cleanup") == [("create", "pre_auth_key"), ("write", "file")]
+        assert steps(report, "dns-watch") == []
+        assert any("it would wait" in note for note in section(report, "dns-watch").notes)
+
+    def test_what_an_earlier_pod_left(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER, online=False)
+        world.add_record(node.address, comment=MARK)
+
+        report = look(world)
+
+        assert steps(report, "cleanup") == [
+            ("delete", "node"),
+            ("create", "pre_auth_key"),
+            ("write", "file"),
+            ("delete", "record"),
+        ]
+        first, key, file, last = section(report, "cleanup").steps
+        assert first.details == {"node_id": str(node.id)}
+        assert "offline" in first.what
+        assert key.details == {"user": USER}
+        assert file.details == {"path": str(world.key_file)}
+        assert last.details == {"record": NAME, "type": "A", "content": node.address}
+        assert all(step.reason for step in section(report, "cleanup").steps)
+
+    def test_the_command_then_does_what_was_planned(self, world: World) -> None:
+        """The dry run and the real one are one plan."""
+        for online in (True, False):
+            node = world.headscale.add_node(NAME, user=USER, online=online)
+            world.add_record(node.address, comment=MARK)
+        world.headscale.add_node(NAME, user=world.headscale.add_user("ann").name)
+        world.add_record("100.64.0.99", type_="TXT")
+        planned = section(look(world, HEADSCALE_USER=USER), "cleanup").steps
+
+        before = {str(node.id) for node in world.headscale.nodes}
+        world.cleanup(HEADSCALE_USER=USER).run()
+
+        deleted = before - {str(node.id) for node in world.headscale.nodes}
+        assert deleted == {step.details["node_id"] for step in planned if step.kind == "node"}
+        assert set(world.records()) == {"TXT 100.64.0.99"}
+        assert len([step for step in planned if step.kind == "record"]) == 2
+
+    def test_a_foreign_node_is_named(self, world: World) -> None:
+        world.headscale.add_user("ann")
+        node = world.headscale.add_node(NAME, user="ann")
+
+        report = look(world, HEADSCALE_USER=USER)
+
+        assert ("delete", "node") not in steps(report, "cleanup")
+        [note] = section(report, "cleanup").notes
+        assert f"node {node.id} stays" in note
+        assert "owner ann" in note
+
+    @pytest.mark.parametrize(
+        ("content", "comment", "expected"),
+        [
+            pytest.param(None, "", [("create", "record")], id="missing"),
+            pytest.param("100.64.0.99", MARK, [("update", "record")], id="moved"),
+            pytest.param("100.64.0.99", "", [("update", "record")], id="adopted"),
+        ],
+    )
+    def test_what_dns_watch_would_do(
+        self, world: World, content: str | None, comment: str, expected: list[tuple[str, str]]
+    ) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+        if content is not None:
+            world.add_record(content, comment=comment)
+
+        report = look(world, Interface(node.address))
+
+        assert steps(report, "dns-watch") == expected
+        [step] = section(report, "dns-watch").steps
+        assert step.details["content"] == node.address
+        assert step.details.get("was") == content
+        assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
+
+    def test_a_duplicate_would_go(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+        world.add_record(node.address, comment=MARK, ttl=60)
+        world.add_record("100.64.0.99", comment=MARK, ttl=60)
+
+        assert steps(look(world, Interface(node.address)), "dns-watch") == [("delete", "record")]
+
+    def test_a_record_in_the_way_is_named_with_advice(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+        world.add_record("203.0.113.7", comment="managed by terraform")
+
+        report = look(world, Interface(node.address))
+
+        assert steps(report, "dns-watch") == []
+        [note] = [note for note in section(report, "dns-watch").notes if "in the way" in note]
+        assert "203.0.113.7" in note
+        assert "managed by terraform" in note
+        assert "clear its comment" in note
+        assert report.whole
+
+    def test_a_later_pod_has_the_name(self, world: World) -> None:
+        old = world.headscale.add_node(NAME, user=USER)
+        new = world.headscale.add_node(NAME, user=USER)
+        world.add_record(new.address, comment=MARK, ttl=60)
+
+        report = look(world, Interface(old.address))
+
+        assert steps(report, "dns-watch") == []
+        assert any(f"node {new.id} of a later pod" in note for note in section(report, "dns-watch").notes)
+
+    def test_an_address_outside_the_prefixes_is_not_published(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+
+        report = look(world, VPN_PREFIXES="10.0.0.0/8")
+
+        assert steps(report, "dns-watch") == []
+        assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
+        assert any("VPN_PREFIXES" in note for note in section(report, "dns-watch").notes)
+
+    def test_a_name_of_another_owner(self, world: World) -> None:
+        world.headscale.add_node(NAME, user=USER, online=False)
+        world.add_record("100.64.0.99", comment=OTHER_MARK)
+
+        report = look(world)
+
+        assert steps(report, "cleanup") == []
+        assert OTHER_MARK in section(report, "cleanup").problems[0]
+        assert not report.whole
+
+    def test_a_zone_that_cannot_be_read(self, world: World) -> None:
+        """The nodes are planned all the same; what is not known is said, and no record is planned."""
+        node = world.headscale.add_node(NAME, user=USER)
+        world.add_record("100.64.0.99", comment=MARK)
+        world.cloudflare.faults.add(faults.html(502), times=None)
+
+        report = look(world, Interface(node.address))
+
+        assert not report.whole
+        assert report.looked_at["zone"] == world.zone_id
+        assert "record" not in {step.kind for step in section(report, "cleanup").steps}
+        assert ("delete", "node") in steps(report, "cleanup")
+        for command in ("cleanup", "dns-watch"):
+            assert "Cloudflare" in section(report, command).problems[0]
+
+    def test_a_headscale_that_does_not_answer(self, world: World) -> None:
+        world.add_record("100.64.0.99", comment=MARK)
+        world.headscale.faults.add(faults.refuse(), times=None)
+
+        report = look(world)
+
+        assert not report.whole
+        assert (report.looked_at["headscale_version"], report.looked_at["user"]) == (None, None)
+        assert report.looked_at["zone"] == "example.com"
+        for command in ("cleanup", "dns-watch"):
+            assert steps(report, command) == []
+            assert "Headscale" in section(report, command).problems[0]
+        assert "headscale version  could not be read" in text_of(report)
+
+    def test_a_user_that_cannot_be_told(self, world: World) -> None:
+        world.headscale.add_user("ann")
+
+        report = look(world)
+
+        assert not report.whole
+        assert report.looked_at["user"] is None
+        assert "HEADSCALE_USER" in section(report, "cleanup").problems[0]
