@@ -1,0 +1,112 @@
+"""The nouns, and what they can say of themselves."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from lifecycle.model import PreAuthKey, Record, User
+from tests.builders import EXPIRED, MARK, NOW, SVC, a_node, a_record, a_spec
+
+LATER = NOW + timedelta(seconds=1)
+V6 = "fd7a:115c:a1e0::1"
+
+KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=False, created_at=NOW, expires_at=LATER)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        pytest.param(User("1", "svc"), User("1", "svc"), True, id="both"),
+        pytest.param(User("1", "svc"), User("1", "renamed"), True, id="by-id"),
+        pytest.param(User("1", "svc"), User("2", "svc"), False, id="the-id-counts-more-than-the-name"),
+        pytest.param(User("1", "svc"), User(None, "svc"), True, id="by-name-where-one-has-no-id"),
+        pytest.param(User("1", "svc"), User(None, "1"), False, id="a-user-called-like-an-id"),
+        pytest.param(User(None, "svc"), User(None, "svc"), True, id="by-name"),
+        pytest.param(User(None, "svc"), User(None, "SVC"), False, id="names-have-case"),
+        pytest.param(User("1", "svc"), User(None, "ann"), False, id="other-name"),
+    ],
+)
+def test_one_user(one: User, other: User, same: bool) -> None:
+    assert one.is_same(other) is same
+    assert other.is_same(one) is same
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "expired"),
+    [(None, False), (LATER, False), (NOW, True), (EXPIRED, True)],
+)
+def test_a_node_expires_at_its_instant(expires_at: datetime | None, expired: bool) -> None:
+    assert replace(a_node(), expires_at=expires_at).expired(NOW) is expired
+
+
+@pytest.mark.parametrize(
+    ("key", "usable"),
+    [
+        pytest.param(KEY, True, id="fresh"),
+        pytest.param(replace(KEY, expires_at=NOW), False, id="expires-just-now"),
+        pytest.param(replace(KEY, expires_at=None), True, id="never-expires"),
+        pytest.param(replace(KEY, used=True), False, id="used"),
+        pytest.param(replace(KEY, used=True, reusable=True), True, id="used-and-reusable"),
+        pytest.param(replace(KEY, reusable=True, expires_at=NOW), False, id="reusable-and-expired"),
+    ],
+)
+def test_a_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool) -> None:
+    assert key.usable(NOW) is usable
+
+
+def test_a_keys_secret_is_there_only_when_it_was_made() -> None:
+    assert replace(KEY, key=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
+    assert "s3cr3t" not in repr(replace(KEY, key=SecretStr("s3cr3t")))
+    with pytest.raises(ValueError, match="listed"):
+        _ = KEY.secret
+
+
+@pytest.mark.parametrize(
+    ("record", "differing"),
+    [
+        pytest.param(a_record(), {}, id="none"),
+        pytest.param(a_record(content="100.64.0.2"), {"content": "100.64.0.1"}, id="content"),
+        pytest.param(a_record(content="nonsense"), {"content": "100.64.0.1"}, id="content-that-is-no-address"),
+        pytest.param(a_record(ttl_s=1), {"ttl": 60}, id="ttl"),
+        pytest.param(a_record(proxied=True), {"proxied": False}, id="proxied"),
+        pytest.param(a_record(comment=""), {"comment": MARK}, id="no-comment"),
+        pytest.param(a_record(comment=MARK.upper()), {"comment": MARK}, id="comment-in-upper-case"),
+        pytest.param(
+            a_record(content="100.64.0.2", ttl_s=1, proxied=True, comment=""),
+            {"content": "100.64.0.1", "ttl": 60, "proxied": False, "comment": MARK},
+            id="all",
+        ),
+    ],
+)
+def test_only_what_differs_is_to_be_changed(record: Record, differing: dict[str, object]) -> None:
+    """No write without a difference, and none of what does not differ."""
+    assert a_spec().differences(record) == differing
+
+
+@pytest.mark.parametrize("spelling", [V6, V6.upper(), "fd7a:115c:a1e0:0:0:0:0:1", "fd7a:115c:a1e0:0000::0001"])
+def test_an_address_has_many_spellings(spelling: str) -> None:
+    assert a_spec(V6).differences(a_record(type_="AAAA", content=spelling)) == {}
+
+
+@given(st.ip_addresses())
+def test_the_type_is_the_addresss(address: object) -> None:
+    spec = a_spec(str(address))
+
+    assert spec.type == ("A" if ip_address(str(address)).version == 4 else "AAAA")
+
+
+def test_values_are_frozen() -> None:
+    for value, name in ((a_node(), "id"), (a_record(), "content"), (a_spec(), "ttl_s"), (SVC, "name"), (KEY, "used")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, "x")
+
+
+def test_ids_are_compared_as_numbers() -> None:
+    assert a_node(10).sequence > a_node(9).sequence
