@@ -148,6 +148,8 @@ class RecordKeeper:
                 advice=advice,
             )
             self._status.out_of_sync(f"a {record.type} record that is not ours stands at {record.name}: {advice}")
+        if plan.changes:
+            self._status.out_of_sync("the record differs from what it should be, and was not put right yet")
         if not plan.in_the_way:
             apply(plan.changes, self._cloudflare)
             self._status.verified(tuple(spec.address for spec in specs))
