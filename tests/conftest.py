@@ -16,6 +16,9 @@ from structlog.testing import LogCapture
 
 from lifecycle.settings import every_variable
 
+# Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
+pytest_plugins = ["tests.image.fixtures"]
+
 # A machine that is busy makes no property false.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

@@ -2,121 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.image.tools import ROOT, Builds, Containerd, checked, run
-
-NEEDED = ("buildah", "containerd", "ctr", "mmdebstrap", "runc")
-
-BASE = "localhost/debian:test"
-
-_APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
-"""A mirror that is some weeks behind is good enough for a test."""
-
-
-@pytest.fixture(scope="session")
-def machine() -> None:
-    """A machine that can do what a cluster node does."""
-    missing = [command for command in NEEDED if shutil.which(command) is None]
-    if sys.platform != "linux" or os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root on Linux and {', '.join(missing or NEEDED)}: as root, scripts/bootstrap --system")
-
-
-@pytest.fixture(scope="session")
-def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for what is large; it goes when the tests end, where pytest would keep it for three runs."""
-    folder = tmp_path_factory.mktemp("w")
-    yield folder
-    for mounted in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()][::-1]:
-        if mounted.startswith(f"{folder}/"):
-            run(["umount", "--lazy", mounted])
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def debian(workshop: Path) -> Mapping[str, Path]:
-    """Two root file systems of Debian stable: what docker.io has as "slim", and one with the tools of both pods."""
-    wanted = {
-        "base": (workshop / "base.tar", "ca-certificates"),
-        "tools": (workshop / "tools", "buildah,netavark,containerd"),
-    }
-    making = {
-        name: subprocess.Popen(
-            ["mmdebstrap", "--variant=minbase", f"--aptopt={_APT_MIRROR_LAG}", f"--include={packages}", "stable", path],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for name, (path, packages) in wanted.items()
-    }
-    for name, process in making.items():
-        said, _ = process.communicate()
-        assert process.returncode == 0, f"mmdebstrap could not make {name}:\n{said}"
-    return {name: path for name, (path, _) in wanted.items()}
-
-
-@pytest.fixture(scope="session")
-def pip_settings(workshop: Path) -> list[str]:
-    """Mounts that let pip in a build reach its index as pip on this machine does."""
-    wanted = {}
-    for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
-        key, _, value = line.partition("=")
-        name = key.rsplit(".", 1)[-1]
-        if name in {"cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host"}:
-            wanted[name] = value.strip("'")
-    config = workshop / "pip.conf"
-    config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in wanted.items()), ""]))
-    mounts = [f"{config}:/etc/pip.conf:ro"]
-    if "cert" in wanted:
-        mounts.append(f"{wanted['cert']}:{wanted['cert']}:ro")
-    return mounts
-
-
-@pytest.fixture(scope="session")
-def build_environment(workshop: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
-    """Buildah with layers of its own, which hold the base."""
-    storage = workshop / "storage.conf"
-    storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{workshop}/layers"\nrunroot = "{workshop}/layers-run"\n'
-    )
-    environment = {
-        **os.environ,
-        "CONTAINERS_STORAGE_CONF": str(storage),
-        "BUILDAH_ISOLATION": "chroot",
-        "BASE_IMAGE": BASE,
-        "BUILD_FLAGS": " ".join(f"--volume {mount}" for mount in pip_settings),
-        "TMPDIR": str(workshop),
-    }
-    container = checked(["buildah", "from", "scratch"], env=environment).strip()
-    checked(["buildah", "add", "--quiet", container, debian["base"], "/"], env=environment)
-    checked(["buildah", "commit", "--quiet", "--rm", container, BASE], env=environment)
-    return environment
-
-
-@pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the documented command packs for the ConfigMap."""
-    packed = tmp_path_factory.mktemp("sources") / "sources.tar.gz"
-    checked([ROOT / "scripts/image", "--sources", packed])
-    return packed
-
-
-@pytest.fixture(scope="session")
-def first_build(workshop: Path, build_environment: dict[str, str], sources: Path) -> Builds:
-    """The image, built once for all tests; not to be changed."""
-    folder = workshop / "first"
-    folder.mkdir()
-    builds = Builds(folder, sources, build_environment)
-    built = builds.build()
-    assert built.returncode == 0, built.stderr
-    return builds
+from tests.image.tools import Builds, Containerd
 
 
 @pytest.fixture
