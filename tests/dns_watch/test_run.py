@@ -1,0 +1,896 @@
+"""`dns-watch` as a whole, against both services, through simulated hours."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle import model
+from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.errors import NotRegisteredError
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.simulators import faults
+from tests.simulators.cloudflare import refusal
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.faults import Fault
+from tests.simulators.headscale import Node
+from tests.world import USER, Interface, World, named, names
+
+Events = list[Any]
+
+MINUTE = 60.0
+HOUR = 3600.0
+# Several looks at the record.
+LONG = 20 * MINUTE
+POLL_S = 30.0
+VERIFY_S = 300.0
+# The most that jitter adds to an interval.
+SPREAD = 1.25
+
+
+@pytest.fixture(autouse=True)
+def _same_jitter_each_time_and_no_output(events: Events) -> None:
+    random.seed(1)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return World(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def node(world: World) -> Node:
+    """Our node, registered and online."""
+    return world.headscale.add_node(NAME, user=USER)
+
+
+@pytest.fixture
+def watch(world: World, node: Node) -> DnsWatch:
+    """A watch over our node, in a pod that has its address."""
+    return world.watch(Interface(*node.addresses))
+
+
+def in_sync(watch: DnsWatch) -> bool:
+    """Whether it says now that the record is right."""
+    return watch.status.in_sync
+
+
+def writes(world: World) -> list[tuple[str, Any]]:
+    """Method and body of each write to the zone."""
+    return [(write.method, json.loads(write.body) if write.body else None) for write in world.cloudflare.writes]
+
+
+def by_key(world: World, *, others: int = 0) -> Node:
+    """A node that came in with the key that `cleanup` wrote, among others of ours."""
+    world.cleanup().run()
+    for _ in range(others):
+        world.headscale.add_node(NAME, user=USER)
+    registered = world.headscale.register(key=world.key, hostname=NAME)
+    world.headscale.connect(registered.id)
+    return registered
+
+
+# --- Which node ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("tags", ["", "tag:web"])
+def test_the_node_with_the_interfaces_address_is_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, tags: str
+) -> None:
+    world = World(monkeypatch, tmp_path, version)
+    world.headscale.add_node(NAME, user=USER)
+    ours = world.headscale.add_node(NAME, user=USER, tags=tuple(tags.split()), online=False)
+    world.headscale.add_node(NAME, user=USER)
+    world.run(world.watch(Interface(*ours.addresses), AUTHKEY_TAGS=tags), MINUTE)
+    assert world.records() == {f"A {ours.address}": MARK}
+    [record] = world.cloudflare.records(world.zone_id)
+    assert (record.ttl, record.proxied) == (60, False)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_without_an_interface_the_node_of_our_key_is_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
+) -> None:
+    world = World(monkeypatch, tmp_path, version)
+    ours = by_key(world, others=2)
+    world.run(world.watch(), MINUTE)
+    assert world.records() == {f"A {ours.address}": MARK}
+
+
+def test_another_key_than_ours_is_no_answer(world: World, events: Events) -> None:
+    world.cleanup().run()
+    world.headscale.add_node(NAME, user=USER)
+    world.run(world.watch(MAX_RETRIES="0"), 10 * MINUTE)
+    assert world.records() == {}
+    assert "pre-auth key" in named(events, "pass.skipped")[-1]["reason"]
+
+
+def test_with_neither_the_only_one_online_is_published_after_half_a_minute(world: World, node: Node) -> None:
+    world.headscale.add_node(NAME, user=USER, online=False)
+    watch = world.watch()
+    world.run(watch, 29)
+    assert world.records() == {}
+    world.run(watch, 30)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+def test_with_neither_and_no_interface_to_wait_for_it_is_published_at_once(world: World, node: Node) -> None:
+    world.run(world.watch(TAILSCALE_INTERFACE=""), 1)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+def test_with_neither_and_several_online_none_is_published(world: World, node: Node, events: Events) -> None:
+    """Never the newest, never the one with the highest id."""
+    world.headscale.add_node(NAME, user=USER)
+    world.run(world.watch(MAX_RETRIES="0"), LONG)
+    assert world.cloudflare.requests == []
+    assert "several nodes of ours are online (1, 2)" in named(events, "pass.skipped")[-1]["reason"]
+
+
+def test_an_interface_without_a_vpn_address_is_no_answer(world: World, node: Node, events: Events) -> None:
+    world.run(world.watch(Interface("10.0.0.1", "fe80::1"), MAX_RETRIES="0"), LONG)
+    assert world.cloudflare.requests == []
+    assert "VPN_PREFIXES" in named(events, "pass.skipped")[-1]["reason"]
+
+
+def test_an_address_that_is_somebody_elses_is_told_with_whose(world: World, events: Events) -> None:
+    world.headscale.add_user("ann")
+    foreign = world.headscale.add_node(NAME, user="ann")
+    world.run(world.watch(Interface(foreign.address), HEADSCALE_USER=USER, MAX_RETRIES="0"), MINUTE)
+    assert world.cloudflare.requests == []
+    reason = named(events, "pass.skipped")[-1]["reason"]
+    assert "node 1" in reason
+    assert "owner ann" in reason
+
+
+def test_an_expired_node_is_not_registered(world: World, node: Node, watch: DnsWatch) -> None:
+    world.headscale.expire_node(node.id)
+    world.run(watch, MINUTE)
+    assert world.records() == {}
+
+
+def test_a_note_that_cannot_be_read_is_no_matter_where_the_interface_tells(world: World, watch: DnsWatch) -> None:
+    Path(f"{world.key_file}.id").write_text("no json")
+    world.run(watch, MINUTE)
+    assert len(world.records()) == 1
+
+
+def test_a_note_that_cannot_be_read_is_said_once_where_it_is_needed(world: World, node: Node, events: Events) -> None:
+    Path(f"{world.key_file}.id").write_text("no json")
+    world.run(world.watch(MAX_RETRIES="0"), LONG)
+    assert world.records() == {}
+    assert [event["log_level"] for event in events if "authkey.id" in event.get("error", "")] == ["error"]
+
+
+@pytest.mark.parametrize("user", ["", "bob"])
+def test_a_user_that_cannot_be_told_is_said_once_and_no_exit(
+    world: World, node: Node, events: Events, user: str
+) -> None:
+    world.headscale.add_user("ann")
+    watch = world.watch(Interface(node.address), HEADSCALE_USER=user, MAX_RETRIES="0")
+    world.run(watch, LONG)
+    assert world.cloudflare.requests == []
+    assert [event["log_level"] for event in events if "ann, svc" in event.get("error", "")] == ["error"]
+
+
+def test_the_only_user_is_taken_with_one_warning(world: World, watch: DnsWatch, events: Events) -> None:
+    world.run(watch, LONG)
+    assert [event["user"] for event in named(events, "user.assumed")] == [USER]
+
+
+# --- When to look -------------------------------------------------------------------------------------
+
+
+def test_without_an_interface_looks_are_ever_further_apart_up_to_the_interval(world: World) -> None:
+    watch = world.watch()
+    waits = [watch.run_pass() for _ in range(12)]
+    for wait_s, least_s in zip(waits, [1, 1, 2, 2, 4, 4, 8, 8], strict=False):
+        assert least_s * 0.75 <= wait_s <= least_s * SPREAD
+    assert all(7.5 <= wait_s <= 10 for wait_s in waits[8:])
+    assert len(set(waits)) == len(waits), "with jitter"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_looks_are_never_further_apart_than_the_interval(world: World, seed: int) -> None:
+    random.seed(seed)
+    watch = world.watch(RETRY_INTERVAL="3s", MAX_RETRIES="0")
+    assert max(watch.run_pass() for _ in range(50)) <= 3
+
+
+def test_an_address_that_appears_is_asked_about_at_once(world: World) -> None:
+    """Within the second in which the interface is looked at."""
+    interface = Interface(None)
+    watch = world.watch(interface, MAX_RETRIES="0")
+
+    def join() -> None:
+        interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
+
+    world.clock.at(203.5, join)
+    world.run(watch, 203)
+    assert world.records() == {}
+    world.run(watch, 2)
+    assert len(world.records()) == 1
+
+
+def test_an_address_that_headscale_does_not_know_yet_is_asked_about_soon(world: World) -> None:
+    """The looks begin anew to be frequent."""
+    interface = Interface(None)
+    watch = world.watch(interface, MAX_RETRIES="0")
+    world.clock.at(200, lambda: interface.show("100.64.0.1"))
+    world.clock.at(202, lambda: world.headscale.add_node(NAME, user=USER))
+    world.run(watch, 204)
+    assert world.records() == {"A 100.64.0.1": MARK}
+
+
+def test_looks_that_headscale_answered_count_up_to_the_last(world: World) -> None:
+    watch = world.watch(MAX_RETRIES="3")
+    watch.run_pass()
+    watch.run_pass()
+    with pytest.raises(NotRegisteredError, match=r"grafana\.example\.com was not there in 3 looks.*MAX_RETRIES"):
+        watch.run_pass()
+
+
+@pytest.mark.parametrize("fault", [faults.html(502), faults.hang(), faults.html(403), faults.html(200), faults.drop()])
+def test_looks_that_headscale_did_not_answer_do_not_count(world: World, fault: Fault) -> None:
+    watch = world.watch(MAX_RETRIES="3")
+    watch.run_pass()
+    watch.run_pass()
+    world.headscale.faults.add(fault, times=None)
+    world.run(watch, HOUR)
+    world.headscale.faults.clear()
+    with pytest.raises(NotRegisteredError):
+        watch.run_pass()
+
+
+def test_no_limit_is_none(world: World) -> None:
+    world.run(world.watch(MAX_RETRIES="0"), 2 * HOUR)
+    assert world.cloudflare.requests == []
+
+
+def test_a_node_that_was_there_once_is_waited_for_without_limit(world: World, node: Node, watch: DnsWatch) -> None:
+    world.run(watch, MINUTE)
+    world.headscale.delete_node(node.id)
+    world.run(watch, 2 * HOUR)
+
+
+# --- The record ---------------------------------------------------------------------------------------
+
+
+def test_a_record_is_made_once(world: World, node: Node, watch: DnsWatch, events: Events) -> None:
+    world.run(watch, LONG)
+    assert writes(world) == [
+        (
+            "POST",
+            {"type": "A", "name": NAME, "content": node.address, "ttl": 60, "proxied": False, "comment": MARK},
+        )
+    ]
+    assert [event["content"] for event in named(events, "record.created")] == [node.address]
+    assert in_sync(watch)
+
+
+@pytest.mark.parametrize(
+    ("was", "sent"),
+    [
+        pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="address"),
+        pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
+        pytest.param({"comment": None}, {"comment": MARK}, id="an-older-scripts"),
+        pytest.param(
+            {"comment": None, "content": "100.99.0.1", "ttl": 1},
+            {"comment": MARK, "content": "100.64.0.1", "ttl": 60},
+            id="an-older-scripts-stale-one",
+        ),
+        pytest.param(
+            {"content": "198.51.100.7", "proxied": True},
+            {"content": "100.64.0.1", "proxied": False, "ttl": 60},
+            id="ours-turned-public",
+        ),
+    ],
+)
+def test_a_record_of_ours_is_changed_in_place(
+    world: World, watch: DnsWatch, events: Events, was: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": MARK} | was
+    record_id = world.add_record(**fields)
+    world.run(watch, LONG)
+    assert writes(world) == [("PATCH", sent)]
+    assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
+    assert world.records() == {"A 100.64.0.1": MARK}
+    assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
+
+
+def test_a_record_that_is_right_is_not_written(world: World, node: Node, watch: DnsWatch) -> None:
+    world.add_record(node.address, ttl=60, comment=MARK)
+    world.run(watch, LONG)
+    assert world.cloudflare.writes == []
+    assert in_sync(watch)
+
+
+def test_our_duplicates_go_in_the_same_transaction(world: World, node: Node, watch: DnsWatch) -> None:
+    for content in ("100.64.0.7", "100.64.0.8"):
+        world.add_record(content, comment=MARK)
+    world.add_record("100.64.0.9")
+    world.run(watch, LONG)
+    [(method, body)] = writes(world)
+    assert (method, sorted(body), len(body["deletes"])) == ("POST", ["deletes", "patches"], 2)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+@pytest.mark.parametrize(("variable", "ttl"), [("1", 1), ("86400", 86_400)])
+def test_the_ttl_is_as_set(world: World, node: Node, variable: str, ttl: int) -> None:
+    world.run(world.watch(Interface(node.address), DNS_TTL=variable), LONG)
+    assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [ttl]
+    assert len(world.cloudflare.writes) == 1
+
+
+def test_an_aaaa_record_is_kept_where_that_is_wanted(world: World, node: Node) -> None:
+    world.run(world.watch(Interface(*node.addresses), DNS_IPV6="true"), LONG)
+    assert world.records() == {f"A {node.addresses[0]}": MARK, f"AAAA {node.addresses[1]}": MARK}
+    assert len(world.cloudflare.writes) == 1
+
+
+def test_a_marked_aaaa_record_goes_where_it_is_not_wanted(world: World, node: Node, watch: DnsWatch) -> None:
+    world.add_record(node.addresses[1], type_="AAAA", comment=MARK)
+    world.add_record("fd7a:115c:a1e0::99", type_="AAAA")
+    world.add_record("2001:db8::1", type_="AAAA", comment="by hand")
+    world.run(watch, LONG)
+    assert world.records() == {"AAAA fd7a:115c:a1e0::99": "", "AAAA 2001:db8::1": "by hand", f"A {node.address}": MARK}
+
+
+def test_only_an_address_that_the_pod_really_has_is_published(world: World, node: Node) -> None:
+    world.run(world.watch(Interface(node.address), DNS_IPV6="true"), LONG)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+@pytest.mark.parametrize("interface", [Interface("10.9.0.1"), Interface(None)])
+def test_an_address_outside_the_vpn_is_never_published(world: World, events: Events, interface: Interface) -> None:
+    world.cleanup().run()
+    key = next(key for key in world.headscale.keys if key.key == world.key)
+    world.headscale.add_node(NAME, user=USER, pre_auth_key=key, addresses=("10.9.0.1",))
+    watch = world.watch(interface, MAX_RETRIES="0")
+    world.run(watch, LONG)
+    assert world.cloudflare.writes == []
+    assert not in_sync(watch)
+    assert "VPN_PREFIXES" in watch.status.reason
+
+
+def test_another_prefix_is_a_vpns_when_it_is_set(world: World) -> None:
+    world.headscale.add_node(NAME, user=USER, addresses=("10.9.0.1",))
+    world.run(world.watch(Interface("10.9.0.1"), VPN_PREFIXES="10.9.0.0/16"), MINUTE)
+    assert world.records() == {"A 10.9.0.1": MARK}
+
+
+def test_the_name_of_a_hostname_without_a_dot_gets_the_domain(world: World) -> None:
+    node = world.headscale.add_node("Grafana", user=USER)
+    world.run(world.watch(Interface(node.address), TS_HOSTNAME="grafana"), MINUTE)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+# --- What changes under it ----------------------------------------------------------------------------
+
+
+def test_an_address_that_moved_is_followed_in_the_same_record(world: World, node: Node) -> None:
+    interface = Interface(*node.addresses)
+    watch = world.watch(interface)
+    world.run(watch, 10 * MINUTE)
+    [before] = world.cloudflare.records(world.zone_id)
+
+    def move() -> None:
+        interface.show(*world.headscale.readdress(node.id).addresses)
+
+    world.clock.at(world.clock.elapsed_s + 7.5, move)
+    world.run(watch, 9)
+    [after] = world.cloudflare.records(world.zone_id)
+    assert (after.id, after.content) == (before.id, world.headscale.nodes[0].address)
+    assert after.content != before.content
+
+
+def test_without_an_interface_a_moved_address_is_followed_within_a_poll(world: World) -> None:
+    node = by_key(world)
+    watch = world.watch()
+    world.run(watch, 10 * MINUTE)
+    moved = world.headscale.readdress(node.id)
+    world.run(watch, POLL_S * SPREAD)
+    assert world.records() == {f"A {moved.address}": MARK}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda world, record_id: world.cloudflare.remove_record(record_id), id="removed"),
+        pytest.param(
+            lambda world, record_id: world.cloudflare.change_record(record_id, content="198.51.100.7"), id="repointed"
+        ),
+        pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, comment=""), id="unmarked"),
+        pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, ttl=300), id="another-ttl"),
+        pytest.param(lambda world, _record_id: world.add_record("100.64.0.99", comment=MARK), id="a-second-one"),
+    ],
+)
+def test_what_somebody_did_to_the_record_is_undone_at_the_next_look(
+    world: World, node: Node, watch: DnsWatch, harm: Callable[[World, str], object]
+) -> None:
+    world.run(watch, 10 * MINUTE)
+    [record] = world.cloudflare.records(world.zone_id)
+    harm(world, record.id)
+    world.run(watch, VERIFY_S * SPREAD)
+    assert world.records() == {f"A {node.address}": MARK}
+    assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [60]
+    settled = len(world.cloudflare.writes)
+    world.run(watch, LONG)
+    assert len(world.cloudflare.writes) == settled == 2
+
+
+def test_a_record_that_was_handed_over_is_left_alone(world: World, watch: DnsWatch) -> None:
+    world.run(watch, 10 * MINUTE)
+    [record] = world.cloudflare.records(world.zone_id)
+    world.cloudflare.change_record(record.id, comment=OTHER_MARK, content="100.64.0.77")
+    world.run(watch, LONG)
+    assert world.records() == {"A 100.64.0.77": OTHER_MARK}
+    assert len(world.cloudflare.writes) == 1
+    assert not in_sync(watch)
+
+
+# --- In the way ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables", "advice"),
+    [
+        pytest.param({"content": "100.64.0.1", "comment": "by hand"}, {}, "clear its comment", id="a-foreign-A"),
+        pytest.param({"content": "198.51.100.7"}, {}, "clear its comment", id="an-unmarked-public-A"),
+        pytest.param({"content": "100.64.0.9", "comment": OTHER_MARK}, {}, "DNS_OWNER", id="another-owners-A"),
+        pytest.param({"type_": "CNAME", "content": "example.org"}, {}, "CNAME", id="a-CNAME"),
+        pytest.param({"type_": "CNAME", "content": "example.org", "comment": MARK}, {}, "CNAME", id="a-marked-CNAME"),
+        pytest.param({"type_": "NS", "content": "ns.example.org"}, {}, "delegated", id="an-NS-below-the-apex"),
+        pytest.param(
+            {"type_": "AAAA", "content": "2001:db8::1"}, {"DNS_IPV6": "true"}, "clear its comment", id="a-foreign-AAAA"
+        ),
+    ],
+)
+def test_in_the_way_means_one_clear_error_and_no_write(
+    world: World, node: Node, events: Events, fields: dict[str, Any], variables: dict[str, str], advice: str
+) -> None:
+    record_id = world.add_record(**fields)
+    there = world.records()
+    watch = world.watch(Interface(*node.addresses), **variables)
+    world.run(watch, 9)
+    [told] = named(events, "record.foreign")
+    assert (told["log_level"], told["record"], told["content"]) == ("error", NAME, fields["content"])
+    assert advice in told["advice"]
+    assert not in_sync(watch)
+    assert advice in watch.status.reason
+    world.run(watch, LONG)
+    assert world.records() == there
+    assert world.cloudflare.writes == []
+
+    world.cloudflare.remove_record(record_id)
+    world.run(watch, VERIFY_S * SPREAD)
+    assert f"A {node.address}" in world.records()
+    assert in_sync(watch)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"type_": "TXT", "content": "v=spf1 -all"}, id="TXT"),
+        pytest.param({"type_": "MX", "content": "mx.example.com", "priority": 10}, id="MX"),
+        pytest.param({"type_": "AAAA", "content": "2001:db8::1", "comment": "by hand"}, id="AAAA-without-DNS_IPV6"),
+        pytest.param({"content": "198.51.100.7", "name": f"x.{NAME}"}, id="another-name"),
+    ],
+)
+def test_other_records_are_no_matter(world: World, node: Node, watch: DnsWatch, fields: dict[str, Any]) -> None:
+    world.add_record(**fields)
+    world.run(watch, LONG)
+    assert f"A {node.address}" in world.records()
+    assert len(world.cloudflare.records(world.zone_id)) == 2
+
+
+@pytest.mark.parametrize("zone_given", [True, False])
+def test_the_zones_own_name_servers_are_no_matter_at_its_apex(world: World, zone_given: bool) -> None:
+    node = world.headscale.add_node("example.com", user=USER)
+    world.add_record("ns.example.org", type_="NS", name="example.com")
+    variables = {} if zone_given else {"CLOUDFLARE_ZONE_ID": ""}
+    world.run(world.watch(Interface(node.address), TS_HOSTNAME="example.com", **variables), LONG)
+    assert f"A {node.address}" in world.records("example.com")
+    assert len(world.cloudflare.writes) == 1
+
+
+def test_a_zone_that_is_not_the_names_gets_no_record(world: World, node: Node, events: Events) -> None:
+    wrong = world.cloudflare.add_zone("example.org")
+    watch = world.watch(Interface(node.address), CLOUDFLARE_ZONE_ID=wrong)
+    world.run(watch, LONG)
+    assert world.cloudflare.records(wrong) == []
+    assert "CLOUDFLARE_ZONE_ID" in watch.status.reason
+    assert not named(events, "record.created")
+    # Ever longer apart: it is a change of somebody's zone.
+    assert len(world.cloudflare.writes) <= 2 * 13
+
+
+# --- Cloudflare is in trouble -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="down"),
+        pytest.param(faults.refuse(), id="unreachable"),
+        pytest.param(faults.hang(), id="slow"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.garbage(), id="garbage"),
+        pytest.param(faults.too_many_requests(), id="throttled"),
+        pytest.param(faults.too_many_requests(0), id="throttled-for-no-time"),
+        pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="down-for-no-time"),
+        pytest.param(refusal(403, 9109), id="token-invalid"),
+        pytest.param(refusal(403, 10000), id="right-missing"),
+        pytest.param(refusal(400, 81045), id="quota"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_trouble_at_cloudflare_is_waited_out_with_ever_longer_pauses(
+    world: World, node: Node, watch: DnsWatch, fault: Fault, method: str
+) -> None:
+    world.cloudflare.faults.add(fault, method=method, times=None)
+    world.run(watch, HOUR)
+    assert not in_sync(watch)
+    # 0.5, 1, 2 … 256 s and then each VERIFY_INTERVAL; a look and a write each.
+    assert len(world.cloudflare.requests) <= 2 * 22
+    assert len(world.headscale.requests) <= HOUR / POLL_S + 22
+    world.cloudflare.faults.clear()
+    world.run(watch, VERIFY_S * SPREAD)
+    assert world.records() == {f"A {node.address}": MARK}
+    assert in_sync(watch)
+
+
+def test_trouble_at_cloudflare_makes_no_trouble_for_headscale(world: World, node: Node) -> None:
+    """The address went away before the record could be put right: there is nothing to hurry for."""
+    interface = Interface(*node.addresses)
+    watch = world.watch(interface)
+    world.cloudflare.faults.add(faults.html(502))
+    world.run(watch, 0.4)
+    interface.show("fe80::1")
+    world.run(watch, HOUR)
+    assert len(world.headscale.requests) <= HOUR / POLL_S + 10
+
+
+def test_too_many_requests_are_honoured_for_as_long_as_told(world: World, node: Node, watch: DnsWatch) -> None:
+    world.cloudflare.faults.add(faults.too_many_requests(700), times=None)
+    world.run(watch, 699)
+    assert len(world.cloudflare.requests) == 1
+    world.cloudflare.faults.clear()
+    world.run(watch, 701 * SPREAD - 699)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+def test_too_many_requests_without_a_time_are_left_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
+    """The limit locks everybody out for five minutes, and each request counts."""
+    world.cloudflare.limit(0, per=timedelta(minutes=5), retry_after=False)
+    world.run(watch, MINUTE - 1)
+    assert len(world.cloudflare.requests) == 1
+    world.run(watch, 5 * MINUTE)
+    assert len(world.cloudflare.requests) <= 6
+    world.cloudflare.unlimit()
+    world.run(watch, VERIFY_S * SPREAD)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+def test_a_whole_fleet_does_not_come_back_at_once(world: World, node: Node) -> None:
+    world.cloudflare.faults.add(faults.too_many_requests(300), times=None)
+    watches = [world.watch(Interface(node.address)) for _ in range(20)]
+    for one in watches:
+        one.run_pass()
+    waits = [one._keeper.wait() for one in watches]  # noqa: SLF001 - how long each stays away
+    assert len(set(waits)) == 20
+
+
+@pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.truncate()])
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_lost_answer_to_a_write_makes_no_second_record(
+    world: World, node: Node, watch: DnsWatch, fault: Fault, method: str
+) -> None:
+    if method == "PATCH":
+        world.add_record("100.64.0.99", ttl=60, comment=MARK)
+    world.cloudflare.faults.add(fault, method=method)
+    world.run(watch, HOUR)
+    assert world.records() == {f"A {node.address}": MARK}
+    assert len(world.cloudflare.writes) == 1
+    assert in_sync(watch)
+
+
+@pytest.mark.parametrize("fault", [faults.html(502), refusal(403, 10000), faults.too_many_requests(3600)])
+def test_a_record_that_is_known_to_be_wrong_is_not_called_right(
+    world: World, node: Node, watch: DnsWatch, fault: Fault
+) -> None:
+    """It was right, somebody changed it, and it cannot be put right."""
+    world.run(watch, 10 * MINUTE)
+    assert in_sync(watch)
+    [record] = world.cloudflare.records(world.zone_id)
+    world.cloudflare.change_record(record.id, content="100.64.0.99")
+    world.cloudflare.faults.add(fault, method="PATCH", times=None)
+    world.run(watch, 10 * MINUTE)
+    assert not in_sync(watch)
+    assert watch.status.reason
+
+
+def test_a_record_that_was_right_is_called_right_while_cloudflare_is_down(world: World, watch: DnsWatch) -> None:
+    world.run(watch, 10 * MINUTE)
+    world.cloudflare.faults.add(faults.html(502), times=None)
+    world.run(watch, 10 * MINUTE)
+    assert in_sync(watch)
+
+
+def test_a_moved_address_is_not_called_right_while_cloudflare_is_down(world: World, node: Node) -> None:
+    interface = Interface(*node.addresses)
+    watch = world.watch(interface)
+    world.run(watch, 10 * MINUTE)
+    world.cloudflare.faults.add(faults.html(502), times=None)
+    interface.show(*world.headscale.readdress(node.id).addresses)
+    world.run(watch, MINUTE)
+    assert not in_sync(watch)
+
+
+@pytest.mark.parametrize("service", ["cloudflare", "headscale"])
+def test_a_token_that_was_renewed_in_its_file_is_used(
+    world: World, node: Node, tmp_path: Path, service: str, events: Events
+) -> None:
+    token = tmp_path.parent / f"token-{service}"
+    name = {"cloudflare": "CLOUDFLARE_API_TOKEN", "headscale": "HEADSCALE_API_KEY"}[service]
+    token.write_text(world.environment[name])
+    watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
+    world.run(watch, 10 * MINUTE)
+    renewed = world.cloudflare.set_token() if service == "cloudflare" else world.headscale.rotate_api_key()
+    token.write_text(renewed + "\n")
+    world.run(watch, HOUR)
+    assert named(events, "pass.failed") == []
+    assert in_sync(watch)
+
+
+@pytest.mark.parametrize("harm", ["gone", "empty", "folder"])
+@pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY"])
+def test_a_token_file_that_cannot_be_read_any_more_ends_nothing(
+    world: World, node: Node, tmp_path: Path, name: str, harm: str
+) -> None:
+    token = tmp_path.parent / f"{name}-{harm}"
+    token.write_text(world.environment[name])
+    watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
+    world.run(watch, 10 * MINUTE)
+    new = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
+    token.unlink()
+    if harm == "empty":
+        token.write_text("")
+    elif harm == "folder":
+        token.mkdir()
+    world.run(watch, HOUR)
+    if harm == "folder":
+        token.rmdir()
+    token.write_text(new)
+    world.run(watch, VERIFY_S * SPREAD)
+    assert in_sync(watch)
+    assert watch.status.registered
+
+
+# --- Headscale is in trouble --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.html(502), id="down"),
+        pytest.param(faults.refuse(), id="unreachable"),
+        pytest.param(faults.hang(), id="slow"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.html(404), id="proxy-404"),
+        pytest.param(faults.garbage(), id="garbage"),
+        pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="key-refused"),
+        pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="down-for-no-time"),
+    ],
+)
+def test_trouble_at_headscale_changes_no_record_and_ends_nothing(
+    world: World, node: Node, watch: DnsWatch, fault: Fault
+) -> None:
+    world.run(watch, 10 * MINUTE)
+    before = len(world.headscale.requests)
+    world.headscale.faults.add(fault, times=None)
+    world.run(watch, HOUR)
+    assert len(world.cloudflare.writes) == 1
+    # Some requests of one look, each: which version is it by now?
+    assert len(world.headscale.requests) - before <= 4 * (HOUR / POLL_S + 8)
+    world.headscale.faults.clear()
+    world.run(watch, POLL_S * SPREAD)
+    assert watch.status.registered
+
+
+def test_an_upgrade_of_headscale_is_lived_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world = World(monkeypatch, tmp_path, VERSIONS[0])
+    node = world.headscale.add_node(NAME, user=USER)
+    watch = world.watch(Interface(*node.addresses))
+    for version in VERSIONS:
+        world.headscale.upgrade(version)
+        world.headscale.connect(node.id)
+        world.run(watch, 10 * MINUTE)
+        assert watch.status.registered
+        assert in_sync(watch)
+    assert len(world.cloudflare.writes) == 1
+
+
+# --- Budgets ------------------------------------------------------------------------------------------
+
+
+def test_a_steady_hour_costs_one_small_look_a_poll_and_no_write(world: World, watch: DnsWatch) -> None:
+    for number in range(1000):
+        world.headscale.add_node(f"node{number}", user=USER)
+    world.run(watch, 10 * MINUTE)
+    headscale, cloudflare = len(world.headscale.requests), len(world.cloudflare.requests)
+    world.run(watch, HOUR)
+    spent = world.headscale.requests[headscale:]
+    # Jitter only lengthens the intervals; a look at the record comes with one at the node.
+    assert HOUR / POLL_S / SPREAD - 1 <= len(spent) <= HOUR / POLL_S + 1
+    assert {exchange.path for exchange in spent} == {"/api/v1/node/1"}
+    assert max(len(exchange.response) for exchange in spent) <= 4096
+    reads = world.cloudflare.requests[cloudflare:]
+    assert HOUR / VERIFY_S / SPREAD - 1 <= len(reads) <= HOUR / VERIFY_S
+    assert [exchange for exchange in reads if exchange.is_write] == []
+
+
+def test_starting_anew_beside_a_right_record_costs_one_read_and_no_write(world: World, node: Node) -> None:
+    world.run(world.watch(Interface(node.address)), MINUTE)
+    before = len(world.cloudflare.requests)
+    world.run(world.watch(Interface(node.address)), MINUTE)
+    assert [exchange.method for exchange in world.cloudflare.requests[before:]] == ["GET"]
+
+
+def test_intervals_are_as_set(world: World, node: Node) -> None:
+    watch = world.watch(Interface(node.address), POLL_INTERVAL="5m", VERIFY_INTERVAL="1h")
+    world.run(watch, 6 * HOUR)
+    assert 6 * 12 / SPREAD <= len(world.headscale.requests) <= 6 * 12 + 6 + 5
+    assert 6 / SPREAD <= len(world.cloudflare.requests) <= 6 + 3
+
+
+def test_each_pass_is_one_line(world: World, watch: DnsWatch, events: Events) -> None:
+    for _ in range(3):
+        watch.run_pass()
+    assert len(named(events, "pass.finished")) == 3
+    assert named(events, "pass.finished")[-1]["in_sync"] is True
+
+
+# --- Two pods at once ---------------------------------------------------------------------------------
+
+
+class TwoPods:
+    """An earlier and a later pod of one service, both alive.
+
+    Args:
+        world: theirs.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.nodes = [world.headscale.add_node(NAME, user=USER) for _ in range(2)]
+        self.earlier, self.later = (world.watch(Interface(*node.addresses)) for node in self.nodes)
+
+    def run(self, seconds: float) -> None:
+        self.world.run_together(self.earlier, self.later, seconds=seconds)
+
+    @property
+    def published(self) -> list[str]:
+        return [record.content for record in self.world.cloudflare.records(self.world.zone_id, NAME)]
+
+
+@pytest.fixture
+def pods(world: World) -> TwoPods:
+    return TwoPods(world)
+
+
+@pytest.mark.parametrize("first", ["earlier", "later", "both"])
+def test_the_later_pod_has_the_name_and_neither_flaps(pods: TwoPods, first: str, events: Events) -> None:
+    if first != "both":
+        pods.world.run(getattr(pods, first), 10 * MINUTE)
+    pods.run(VERIFY_S * SPREAD)
+    assert pods.published == [pods.nodes[1].address]
+    settled = len(pods.world.cloudflare.writes)
+    assert settled <= 2
+    pods.run(HOUR)
+    assert pods.published == [pods.nodes[1].address]
+    assert len(pods.world.cloudflare.writes) == settled
+    assert pods.later.status.in_sync
+    assert not pods.earlier.status.in_sync
+    assert pods.earlier.status.superseded_by == "2"
+    assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [("1", "2")]
+
+
+def test_two_records_made_in_the_same_second_become_one(pods: TwoPods) -> None:
+    pods.earlier.run_pass()
+    # The later pod's look was answered before the earlier one's record was there.
+    pods.world.cloudflare.faults.add(faults.stale(), method="GET")
+    pods.later.run_pass()
+    assert len(pods.published) == 2
+    pods.run(2 * MINUTE)
+    assert pods.published == [pods.nodes[1].address]
+    settled = len(pods.world.cloudflare.writes)
+    pods.run(HOUR)
+    assert len(pods.world.cloudflare.writes) == settled
+
+
+def test_a_pod_that_starts_anew_still_stands_down(pods: TwoPods) -> None:
+    pods.run(10 * MINUTE)
+    settled = len(pods.world.cloudflare.writes)
+    again = pods.world.watch(Interface(*pods.nodes[0].addresses))
+    pods.world.run_together(again, pods.later, seconds=LONG)
+    assert len(pods.world.cloudflare.writes) == settled
+    assert again.status.superseded_by == "2"
+
+
+@pytest.mark.parametrize("end", ["deleted", "expired", "offline"])
+def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPods, end: str, events: Events) -> None:
+    pods.run(10 * MINUTE)
+    headscale = pods.world.headscale
+    later = pods.nodes[1].id
+    match end:
+        case "deleted":
+            headscale.delete_node(later)
+        case "expired":
+            headscale.expire_node(later)
+        case _:
+            headscale.disconnect(later)
+    pods.world.run(pods.earlier, VERIFY_S * SPREAD + POLL_S)
+    assert pods.published == [pods.nodes[0].address]
+    assert pods.earlier.status.in_sync
+    assert pods.earlier.status.superseded_by is None
+    assert [event["node_id"] for event in named(events, "node.reinstated")] == ["1"]
+
+
+def test_a_pod_whose_node_is_gone_leaves_its_successors_record_alone(pods: TwoPods, events: Events) -> None:
+    """What `cleanup` of the later pod does to the earlier one's node."""
+    pods.world.run(pods.earlier, 10 * MINUTE)
+    pods.world.headscale.delete_node(pods.nodes[0].id)
+    pods.run(HOUR)
+    assert pods.published == [pods.nodes[1].address]
+    assert len(pods.world.cloudflare.writes) == 2
+    assert [event["successor_id"] for event in named(events, "node.superseded")] == ["2"]
+    assert pods.earlier.status.superseded_by == "2"
+
+
+def test_a_later_node_of_somebody_else_is_no_successor(world: World, node: Node, watch: DnsWatch) -> None:
+    world.headscale.add_user("ann")
+    foreign = world.headscale.add_node(NAME, user="ann")
+    watch = world.watch(Interface(*node.addresses), HEADSCALE_USER=USER)
+    world.add_record(foreign.address, ttl=60, comment=MARK)
+    world.run(watch, MINUTE)
+    assert world.records() == {f"A {node.address}": MARK}
+
+
+def test_three_pods_leave_the_name_to_the_last(world: World) -> None:
+    nodes = [world.headscale.add_node(NAME, user=USER) for _ in range(3)]
+    watches = [world.watch(Interface(*node.addresses)) for node in nodes]
+    world.run_together(*watches, seconds=LONG)
+    assert world.records() == {f"A {nodes[2].address}": MARK}
+    settled = len(world.cloudflare.writes)
+    world.run_together(*watches, seconds=HOUR)
+    assert len(world.cloudflare.writes) == settled
+    assert [one.status.in_sync for one in watches] == [False, False, True]
+
+
+# --- Once, and stopping -------------------------------------------------------------------------------
+
+
+def test_a_stop_ends_the_loop_in_the_middle_of_a_wait(world: World, watch: DnsWatch) -> None:
+    stop = world.run(watch, 100.5)
+    assert stop.is_set()
+    assert world.clock.elapsed_s <= 101.5
+    assert max(stop.waits) <= 1.0
+
+
+def test_a_preview_writes_nothing_and_says_what_a_pass_would_do(world: World, node: Node, events: Events) -> None:
+    world.add_record("100.64.0.99", ttl=60, comment=MARK)
+    preview = world.watch(Interface(*node.addresses)).preview()
+    assert isinstance(preview.node, model.Node)
+    assert preview.node.id == "1"
+    assert [change.reason for change in preview.plan.changes] == ["content differed"]
+    assert world.cloudflare.writes == []
+    assert world.headscale.writes == []
+    assert not [name for name in names(events) if name.startswith("record.")]
