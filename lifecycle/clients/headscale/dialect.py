@@ -302,6 +302,18 @@ def parse_user(payload: Any) -> User | None:
     raise ValueError("a user has an id and a name")
 
 
+def parse_listed_user(payload: Any) -> User:
+    """A user from the list of all, which has neither stand-ins nor gaps.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    user = parse_user(payload)
+    if user is None:
+        raise ValueError("a list of users holds users")
+    return user
+
+
 def parse_node(payload: Any) -> Node:
     """A node of any version.
 

@@ -140,12 +140,12 @@ class ExecTransport:
 
     def users(self) -> list[User]:
         """Every user."""
-        users = self._list(("users", "list"), dialects.parse_user)
-        return [user for user in users if user is not None]
+        return self._list(("users", "list"), dialects.parse_listed_user)
 
     def nodes(self) -> list[Node]:
         """Every node."""
-        return self._list(("nodes", "list"), dialects.parse_node)
+        # An empty name is left out, as is all that is empty.
+        return self._list(("nodes", "list"), lambda node: dialects.parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
         """One node, from the whole list: the command line cannot read a single one."""
@@ -155,8 +155,11 @@ class ExecTransport:
         raise NotFoundError(f"Headscale lists no node {node_id}", service=SERVICE)
 
     def delete_node(self, node_id: str) -> None:
-        """Remove the node's row; up to 0.28 a deletion that failed looks like one that did not."""
-        self._answer("nodes", "delete", "--identifier", node_id, "--force")
+        """Remove the node's row."""
+        # Without --force it would ask, and take silence for a no.
+        if self._answer("nodes", "delete", "--identifier", node_id, "--force") is None:
+            # All that up to 0.28 tells a deletion that the server refused from one that worked.
+            raise TransientError(f"Headscale did not delete node {node_id}, and does not say why", service=SERVICE)
 
     def create_pre_auth_key(
         self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]

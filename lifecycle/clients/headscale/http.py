@@ -42,8 +42,7 @@ class HttpTransport:
 
     def users(self) -> list[User]:
         """Every user. Source: GET /api/v1/user."""
-        users = self._list("/api/v1/user", "users", dialects.parse_user)
-        return [user for user in users if user is not None]
+        return self._list("/api/v1/user", "users", dialects.parse_listed_user)
 
     def nodes(self) -> list[Node]:
         """Every node. Source: GET /api/v1/node, which knows no pages in any version."""

@@ -1,0 +1,690 @@
+"""Headscale through its command line, on every release: the cases of the HTTP transport, and this one's own traps."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import tenacity
+
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.exec import ExecTransport
+from lifecycle.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+from lifecycle.model import KeySpec, User
+from lifecycle.retry import once
+from tests.builders import NAME
+from tests.clients import test_headscale as over_http
+from tests.clients.test_headscale import (  # the same cases, with this module's fixtures
+    CREATE,
+    HOUR,
+    a_key,
+    ours,
+    patient,
+    server_of,
+    spoil,
+    test_a_create_that_stays_unanswered_is_told,
+    test_a_deletion_that_did_not_happen_is_told,
+    test_a_key_is_the_users_and_good_from_now_on,
+    test_a_key_is_what_was_asked_for,
+    test_a_lost_answer_to_a_deletion_is_followed_up,
+    test_a_node_that_is_gone_already_is_done,
+    test_a_node_that_is_no_longer_ours_stays,
+    test_a_node_that_logged_out_has_expired,
+    test_a_tagged_node_is_known_by_its_tags_and_its_key,
+    test_a_user_of_a_provider_may_have_no_name,
+    test_a_users_keys_are_listed_and_nobody_elses,
+    test_another_machine_under_the_same_id_stays,
+    test_every_node_is_read_whole,
+    test_every_user_is_listed_with_id_and_name,
+    test_headscales_own_word_that_there_is_no_such_node,
+    test_no_value_shows_a_secret,
+    test_reads_are_tried_again,
+    the_user,
+    usable,
+)
+from tests.in_cluster import (
+    HEADSCALE_NAMESPACE,
+    MAY_EXEC,
+    MAY_LIST_PODS,
+    add_headscale,
+    cluster_at,
+    exec_transport,
+)
+from tests.simulators import faults
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.faults import Fault
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale_cli import Finished, HeadscaleCli
+from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
+from tests.simulators.serve import serve
+from tests.world import Clock, named
+
+__all__ = [
+    "test_a_create_that_stays_unanswered_is_told",
+    "test_a_deletion_that_did_not_happen_is_told",
+    "test_a_key_is_the_users_and_good_from_now_on",
+    "test_a_key_is_what_was_asked_for",
+    "test_a_lost_answer_to_a_deletion_is_followed_up",
+    "test_a_node_that_is_gone_already_is_done",
+    "test_a_node_that_is_no_longer_ours_stays",
+    "test_a_node_that_logged_out_has_expired",
+    "test_a_tagged_node_is_known_by_its_tags_and_its_key",
+    "test_a_user_of_a_provider_may_have_no_name",
+    "test_a_users_keys_are_listed_and_nobody_elses",
+    "test_another_machine_under_the_same_id_stays",
+    "test_every_node_is_read_whole",
+    "test_every_user_is_listed_with_id_and_name",
+    "test_headscales_own_word_that_there_is_no_such_node",
+    "test_no_value_shows_a_secret",
+    "test_reads_are_tried_again",
+]
+
+ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
+"""For what all releases have in common."""
+
+EXPIRES_BY_ID = [version for version in VERSIONS if version >= "0.28"]
+EXPIRES_BY_SECRET = [version for version in VERSIONS if version < "0.28"]
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=VERSIONS)
+def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
+    """A server of each release, with two users."""
+    return server_of(request.param, clock)
+
+
+@pytest.fixture
+def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
+    """Its command line."""
+    return HeadscaleCli(server, now=clock.now)
+
+
+@pytest.fixture
+def kubernetes(cli: HeadscaleCli) -> KubernetesSimulator:
+    """The cluster in which that runs, as a StatefulSet's pod."""
+    kubernetes = KubernetesSimulator()
+    add_headscale(kubernetes, cli)
+    kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
+    return kubernetes
+
+
+Connect = Callable[..., ExecTransport]
+
+
+@pytest.fixture
+def connect(kubernetes: KubernetesSimulator, clock: Clock) -> Iterator[Connect]:
+    """Makes a transport with other settings than the usual ones."""
+    with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
+        yield lambda **settings: exec_transport(cluster, clock.now, **settings)
+
+
+@pytest.fixture
+def transport(connect: Connect) -> ExecTransport:
+    return connect()
+
+
+@pytest.fixture
+def headscale(transport: ExecTransport, clock: Clock) -> Headscale:
+    """With the patience of `cleanup`."""
+    return Headscale(transport, patient(clock))
+
+
+def at_once(transport: ExecTransport, policy: tenacity.Retrying | None = None) -> Headscale:
+    """A client that makes one try."""
+    return Headscale(transport, policy or once())
+
+
+# --- Telling the version ------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_command_lines_own_and_read_once(
+    server: HeadscaleSimulator, transport: ExecTransport, cli: HeadscaleCli
+) -> None:
+    assert [transport.version(), transport.version()] == [server.version] * 2
+    assert cli.calls == [("version", "-o", "json")]
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize("written", ["v0.26.1\n", "0.26.1\n", "0.26.1"])
+def test_a_bare_version_is_one_too(written: str, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+    kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), "headscale version")
+    assert transport.version() == "0.26.1"
+
+
+@pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)", ""])
+def test_a_build_of_ones_own_is_told_by_its_options(
+    reported: str, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+) -> None:
+    server.reported_version = reported
+    minor = int(server.version.split(".")[1])
+    told = "0.23 to 0.25" if minor <= 25 else "0.26 or 0.27" if minor <= 27 else "0.28 or newer"
+    if reported:
+        assert headscale.version() == told
+    a_key(headscale, clock)
+    assert [key.user_id for key in server.keys] == [2]
+
+
+@ONE_RELEASE
+def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock) -> None:
+    kubernetes.spoil(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
+    with pytest.raises(ResponseError, match=r"0\.22\.3 is not supported; upgrade it to 0\.23 or newer"):
+        headscale.version()
+    assert clock.elapsed_s == 0, "no try mends it"
+
+
+def test_another_pod_may_be_of_another_version(
+    server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+) -> None:
+    """Headscale is upgraded while we run: its pod is replaced, and wants to hear other things."""
+    before = headscale.version()
+    [pod] = kubernetes.pods
+    kubernetes.delete_pod(pod)
+    server.upgrade("0.30.0")
+    add_headscale(kubernetes, cli)
+    key = a_key(headscale, clock)
+    assert (before, headscale.version()) == (server.version if before == "0.30.0" else before, "0.30.0")
+    assert usable(server, clock) == [key.secret.get_secret_value()]
+
+
+# --- Commands -----------------------------------------------------------------------------------------
+
+
+def test_each_command_is_what_this_release_takes(
+    server: HeadscaleSimulator, headscale: Headscale, cli: HeadscaleCli, clock: Clock
+) -> None:
+    """Argument by argument: nothing is ever put together for a shell."""
+    user = the_user(headscale)
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    headscale.create_pre_auth_key(
+        KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now()
+    )
+    headscale.pre_auth_keys(user)
+    headscale.delete_node(node, still_ours=ours)
+    minor = int(server.version.split(".")[1])
+    named_as = ("--user", "svc" if minor <= 25 else "2")
+    life = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
+    assert list(dict.fromkeys(cli.calls)) == [
+        ("users", "list", "-o", "json"),
+        ("nodes", "list", "-o", "json"),
+        ("version", "-o", "json"),
+        (
+            *("preauthkeys", "create", *named_as, "--expiration", life, "--reusable", "--ephemeral"),
+            *("--tags", "tag:a,tag:b", "-o", "json"),
+        ),
+        ("preauthkeys", "list", *(named_as if minor <= 27 else ()), "-o", "json"),
+        ("nodes", "delete", "--identifier", "1", "--force", "-o", "json"),
+    ]
+
+
+def test_no_secret_is_ever_among_the_arguments(
+    server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator, clock: Clock
+) -> None:
+    """They stand in the request's address, in audit logs and in the process table of Headscale's machine."""
+    spoil(server, CREATE, faults.drop(committed=True))
+    key = a_key(headscale, clock)
+    with suppress(ResponseError):
+        headscale.expire_pre_auth_key(key, the_user(headscale))
+    asked = " ".join(f"{exchange.path}?{exchange.query}" for exchange in kubernetes.requests)
+    assert "preauthkeys" in asked
+    assert not [secret for secret in server.secrets() if secret in asked]
+
+
+def test_a_node_without_a_name_hides_no_other(server: HeadscaleSimulator, headscale: Headscale) -> None:
+    """What is empty is left out of what the command line writes."""
+    server.add_node("", user="svc")
+    server.add_node(NAME, user="svc")
+    assert len(headscale.nodes()) == 2
+    assert headscale.nodes()[1].hostname == NAME
+
+
+@ONE_RELEASE
+def test_a_list_of_a_thousand_nodes_comes_whole(clock: Clock, connect: Connect, server: HeadscaleSimulator) -> None:
+    for number in range(1000):
+        server.add_node(f"app{number}.example.com", user="svc")
+    assert len(connect().nodes()) == 1000
+
+
+# --- What it writes -----------------------------------------------------------------------------------
+
+LISTS: list[Any] = [
+    pytest.param(lambda transport: transport.users(), id="users"),
+    pytest.param(lambda transport: transport.nodes(), id="nodes"),
+    pytest.param(lambda transport: transport.pre_auth_keys(User("2", "svc")), id="keys"),
+]
+
+A_LOG_LINE = '{"level":"info","time":1767225600,"message":"Opening database"}'
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize("ask", LISTS)
+def test_null_is_an_empty_list_of_a_command_that_succeeded(
+    ask: Callable[[ExecTransport], list[Any]], kubernetes: KubernetesSimulator, transport: ExecTransport
+) -> None:
+    kubernetes.spoil(ExecFault(instead=Finished(stdout=b"null\n")), " list")
+    assert ask(transport) == []
+    kubernetes.spoil(ExecFault(instead=Finished(1, stdout=b"null\n")), " list")
+    with pytest.raises(TransientError):
+        ask(transport)
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize("ask", LISTS)
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        pytest.param("", TransientError, id="nothing"),
+        pytest.param("\n \n", TransientError, id="blanks"),
+        pytest.param("panic: no database", ResponseError, id="text"),
+        pytest.param("[", ResponseError, id="half"),
+        pytest.param('[\n\t{\n\t\t"id": 1\n\t}\n', ResponseError, id="half-with-a-whole-inside"),
+        pytest.param("{}", ResponseError, id="object"),
+        pytest.param('"null"', ResponseError, id="string"),
+        pytest.param("[null]", ResponseError, id="null-inside"),
+        pytest.param('[{"email": "x"}]', ResponseError, id="fields-missing"),
+        pytest.param("[] and more", ResponseError, id="text-behind"),
+        pytest.param(f"[]\n{A_LOG_LINE}\n", ResponseError, id="a-log-line-behind"),
+        pytest.param("  null and void", ResponseError, id="a-word-that-begins-like-null"),
+        pytest.param("warning: null", ResponseError, id="null-at-the-end-of-a-line"),
+        pytest.param("[" * 100_000, ResponseError, id="deeper-than-any"),
+    ],
+)
+def test_what_makes_no_sense_is_no_empty_list(
+    ask: Callable[[ExecTransport], list[Any]],
+    written: str,
+    kind: type[ApiError],
+    kubernetes: KubernetesSimulator,
+    transport: ExecTransport,
+) -> None:
+    kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), " list")
+    with pytest.raises(ApiError) as raised:
+        ask(transport)
+    assert type(raised.value) is kind
+    assert written[:20] not in str(raised.value) or not written.strip()
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize(
+    "before",
+    [
+        f"{A_LOG_LINE}\n",
+        f"{A_LOG_LINE}\n{A_LOG_LINE}\n",
+        "An updated version of Headscale has been found\n",
+        "2026-01-01T00:00:00Z WRN something [] null {}\n\n",
+        "null\n",
+        "[]\n",
+    ],
+    ids=["log-line", "two", "text", "text-with-json-in-it", "null", "empty-list"],
+)
+def test_garbage_before_the_answer_is_passed_over(
+    before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale
+) -> None:
+    server.add_node(NAME, user="svc")
+    kubernetes.spoil(ExecFault(before=before.encode()), times=None)
+    assert [node.hostname for node in headscale.nodes()] == [NAME]
+    assert headscale.version() == server.version
+
+
+@ONE_RELEASE
+def test_no_error_shows_what_was_written(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+    """Up to 0.27 lists of nodes carry whole pre-auth keys."""
+    secret = "0123456789abcdef" * 3
+    spoilt = f'[{{"id": 1, "pre_auth_key": {{"key": "{secret}"}}}}]'
+    for finished in (
+        Finished(stdout=spoilt.encode()),
+        Finished(stdout=spoilt[:-4].encode()),
+        Finished(1, stderr=f'{{"error": "no such key {secret}"}}'.encode()),
+        Finished(1, stderr=f"panic with hskey-auth-{secret} in hand".encode()),
+    ):
+        kubernetes.spoil(ExecFault(instead=finished), "nodes list")
+        with pytest.raises(ApiError) as raised:
+            transport.nodes()
+        error: BaseException | None = raised.value
+        while error is not None:
+            assert secret not in f"{error} {error!r} {vars(error)}"
+            error = error.__cause__ or error.__context__
+
+
+# --- How it fails -------------------------------------------------------------------------------------
+
+
+def grpc(code: str, text: str = "no") -> str:
+    """What the command line of 0.23 to 0.29 says about a refusal."""
+    return json.dumps({"error": f"getting node: rpc error: code = {code} desc = {text}"}, indent="\t") + "\n"
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize(
+    ("status", "stderr", "kind"),
+    [
+        pytest.param(1, grpc("NotFound", "node not found"), NotFoundError, id="not-found"),
+        pytest.param(1, grpc("Unknown", "record not found"), NotFoundError, id="not-found-up-to-0.26"),
+        pytest.param(1, '{"error": "unexpected response status: node not found"}', NotFoundError, id="not-found-0.30"),
+        pytest.param(1, grpc("Unavailable"), TransientError, id="server-gone"),
+        pytest.param(1, grpc("DeadlineExceeded"), TransientError, id="server-slow"),
+        pytest.param(1, grpc("Unknown", "database is locked"), TransientError, id="server-in-trouble"),
+        pytest.param(1, grpc("Internal"), TransientError, id="internal"),
+        pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="in-trouble-0.30"),
+        pytest.param(1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="no-socket"),
+        pytest.param(1, "Config file not found in /etc/headscale", TransientError, id="no-config"),
+        pytest.param(1, "open /etc/passwd: no such file or directory: not found", TransientError, id="other-not-found"),
+        pytest.param(1, "", TransientError, id="silent"),
+        pytest.param(255, "", TransientError, id="silent-255"),
+        pytest.param(137, "", TransientError, id="killed"),
+        pytest.param(1, grpc("InvalidArgument"), ResponseError, id="refused"),
+        pytest.param(1, grpc("ResourceExhausted"), ResponseError, id="too-many-nodes"),
+        pytest.param(1, grpc("Unimplemented"), ResponseError, id="unimplemented"),
+        pytest.param(1, grpc("Unauthenticated"), AuthError, id="refused-caller"),
+        pytest.param(1, grpc("PermissionDenied"), AuthError, id="refused-permission"),
+        pytest.param(127, "sh: headscale: not found", ResponseError, id="no-program"),
+        pytest.param(126, "exec failed", ResponseError, id="no-program-to-run"),
+    ],
+)
+def test_each_failure_is_an_error_of_its_kind(
+    status: int, stderr: str, kind: type[ApiError], kubernetes: KubernetesSimulator, transport: ExecTransport
+) -> None:
+    failed = ExecFault(instead=Finished(status, stdout=b"null\n", stderr=stderr.encode()))
+    for ask in (transport.nodes, lambda: transport.delete_node("1")):
+        kubernetes.spoil(failed, "nodes")
+        with pytest.raises(ApiError) as raised:
+            ask()
+        assert type(raised.value) is kind
+        assert raised.value.service == "Headscale"
+        assert "`headscale nodes" in str(raised.value)
+
+
+def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: Headscale, clock: Clock) -> None:
+    cli.stopped = True
+    clock.at(30, lambda: setattr(cli, "stopped", False))
+    assert headscale.nodes() == []
+    assert 30 <= clock.elapsed_s < 60
+
+
+@ONE_RELEASE
+def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: Headscale, clock: Clock) -> None:
+    cli.stopped = True
+    with pytest.raises(TransientError, match="context deadline exceeded"):
+        headscale.nodes()
+    assert 90 < clock.elapsed_s <= 120
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
+        pytest.param(ExecFault(status=False), id="closed-without-a-status"),
+        pytest.param(ExecFault(unstarted="container not running"), id="container-stopped"),
+        pytest.param(ExecFault(instead=Finished()), id="success-without-a-word"),
+    ],
+)
+def test_a_read_that_was_cut_off_is_tried_again(
+    fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale
+) -> None:
+    server.add_node(NAME, user="svc")
+    kubernetes.spoil(fault, "nodes list", times=2)
+    assert [node.hostname for node in headscale.nodes()] == [NAME]
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        pytest.param(faults.answer(403, "{}"), AuthError, id="refused"),
+        pytest.param(faults.answer(401, "{}"), AuthError, id="token-refused"),
+        pytest.param(faults.html(503), TransientError, id="503"),
+        pytest.param(faults.drop(), TransientError, id="connection-lost"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/pods", "/exec"])
+def test_kubernetes_in_trouble_is_no_missing_node(
+    fault: Fault, kind: type[ApiError], path: str, kubernetes: KubernetesSimulator, transport: ExecTransport
+) -> None:
+    kubernetes.faults.add(fault, path=path)
+    with pytest.raises(kind) as raised:
+        transport.node("1")
+    assert raised.value.service == "Kubernetes"
+
+
+def test_a_deletion_that_is_refused_in_silence_is_tried_again(server: HeadscaleSimulator, headscale: Headscale) -> None:
+    """Up to 0.28 it is `null`, and exit status 0."""
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
+    headscale.delete_node(node, still_ours=ours)
+    assert server.nodes == []
+
+
+# --- Lost answers to a new key ------------------------------------------------------------------------
+
+LOST = [
+    pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
+    pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
+    pytest.param(ExecFault(status=False), id="closed-without-a-status"),
+]
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
+@pytest.mark.parametrize("fault", LOST)
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_lost_answer_leaves_one_usable_key(
+    fault: ExecFault,
+    times: int,
+    server: HeadscaleSimulator,
+    kubernetes: KubernetesSimulator,
+    headscale: Headscale,
+    clock: Clock,
+) -> None:
+    clock.sleep(0.123456)
+    kubernetes.spoil(fault, "preauthkeys create", times=times)
+    key = a_key(headscale, clock)
+    assert len(server.keys) == times + 1
+    assert usable(server, clock) == [key.secret.get_secret_value()]
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
+def test_the_cases_of_http_with_a_lost_answer(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+    over_http.test_other_keys_stay_when_an_answer_was_lost(server, headscale, clock)
+    for key in server.keys:
+        server.delete_key(key.id)
+    over_http.test_a_key_that_was_made_can_be_expired(server, headscale, clock)
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_SECRET, indirect=True)
+def test_a_hidden_key_that_only_its_secret_could_expire_is_left_to_expire(
+    server: HeadscaleSimulator,
+    kubernetes: KubernetesSimulator,
+    headscale: Headscale,
+    clock: Clock,
+    events: list[dict[str, object]],
+) -> None:
+    kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
+    key = a_key(headscale, clock)
+    hidden, made = server.keys
+    assert (key.id, key.secret.get_secret_value()) == (str(made.id), made.key)
+    [left] = named(events, "pre_auth_key.unexpired")
+    assert (left["key_id"], left["expires_at"]) == (str(hidden.id), hidden.expires_at)
+    clock.sleep(HOUR.total_seconds() + 60)
+    assert usable(server, clock) == []
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
+@pytest.mark.parametrize(
+    "skew", [timedelta(0), timedelta(seconds=90), timedelta(seconds=-90)], ids=["none", "ahead", "behind"]
+)
+def test_a_hidden_key_is_found_though_clocks_differ(
+    skew: timedelta, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
+) -> None:
+    """The command line counts a key's life from its own clock's now."""
+    transport = connect()
+    headscale = Headscale(ExecTransport(transport._pod, now=lambda: clock.now() + skew), patient(clock))  # noqa: SLF001
+    user = the_user(headscale)
+    kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
+    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
+    assert usable(server, clock) == [key.secret.get_secret_value()]
+
+
+@pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
+def test_another_pods_key_of_the_same_moment_is_not_taken_for_the_hidden_one(
+    server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+) -> None:
+    """Ours was never made; the neighbour's lives almost exactly as long."""
+    user = the_user(headscale)
+    kubernetes.spoil(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
+    asked: list[timedelta] = []
+
+    def neighbour() -> None:
+        create = next(command for command in kubernetes.commands if "preauthkeys create" in command)
+        words = shlex.split(create)
+        milliseconds = int(words[words.index("--expiration") + 1].removesuffix("ms"))
+        asked.append(timedelta(milliseconds=milliseconds))
+        server.create_key("svc", expires_in=asked[0] + timedelta(milliseconds=20))
+
+    clock.at(0.1, neighbour)
+    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    assert asked
+    assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
+
+
+# --- Which pod ----------------------------------------------------------------------------------------
+
+
+@ONE_RELEASE
+class TestWhichPod:
+    """Label selectors, readiness, containers: what a real namespace has in store."""
+
+    def test_the_usual_labels_are_tried_in_turn(
+        self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
+    ) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"app": "headscale"})
+        assert transport.nodes() == []
+
+    def test_labels_of_ones_own(self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, connect: Connect) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"vpn": "control", "tier": "x"})
+        assert connect(selector="vpn=control,tier=x").nodes() == []
+        with pytest.raises(TransientError, match="HEADSCALE_POD_SELECTOR"):
+            connect(selector="vpn=other").nodes()
+
+    @pytest.mark.parametrize(
+        ("containers", "settings"),
+        [
+            (["proxy", "headscale", "metrics"], {}),
+            (["control"], {}),
+            (["proxy", "control"], {"container": "control"}),
+        ],
+        ids=["by-name", "the-only-one", "as-set"],
+    )
+    def test_the_container(
+        self,
+        containers: list[str],
+        settings: dict[str, str],
+        kubernetes: KubernetesSimulator,
+        cli: HeadscaleCli,
+        connect: Connect,
+    ) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        programs = {name: {"headscale": cli} if name in ("headscale", "control") else {} for name in containers}
+        kubernetes.add_pod("hs-0", programs)
+        assert connect(**settings).nodes() == []
+
+    def test_containers_that_leave_a_choice_are_said_so(
+        self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
+    ) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        kubernetes.add_pod("hs-0", {"control": {"headscale": cli}, "proxy": {}})
+        with pytest.raises(ResponseError, match="set HEADSCALE_CONTAINER to one of: control, proxy"):
+            transport.nodes()
+
+    def test_a_pod_without_the_program_is_said_so(
+        self, kubernetes: KubernetesSimulator, transport: ExecTransport
+    ) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        kubernetes.add_pod("ui-0", {"ui": {}})
+        with pytest.raises(ResponseError, match="executable file not found"):
+            transport.nodes()
+
+    def test_a_neighbour_with_the_same_labels_is_told_by_its_container(
+        self, kubernetes: KubernetesSimulator, transport: ExecTransport
+    ) -> None:
+        kubernetes.add_pod("ui-0", {"ui": {}}, age=timedelta(0))
+        assert transport.nodes() == []
+
+    @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"leaving": True}])
+    def test_a_pod_that_is_not_ready_is_waited_for(
+        self, state: dict[str, Any], kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+    ) -> None:
+        pod = kubernetes.change_pod(kubernetes.pods[0], **state)
+        clock.at(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
+        assert headscale.nodes() == []
+        assert clock.elapsed_s >= 20
+
+    def test_no_pod_at_all_is_waited_for_and_then_said_so(
+        self, kubernetes: KubernetesSimulator, headscale: Headscale
+    ) -> None:
+        kubernetes.delete_pod(kubernetes.pods[0])
+        with pytest.raises(TransientError, match=r"no Headscale pod in namespace headscale .*HEADSCALE_NAMESPACE"):
+            headscale.nodes()
+
+    def test_of_several_the_newest_is_asked(
+        self, kubernetes: KubernetesSimulator, clock: Clock, connect: Connect
+    ) -> None:
+        """A rolling update: the older one goes, and its successor never learns what it is told now."""
+        newer = server_of("0.28.0", clock)
+        newer.add_node("new.example.com", user="svc")
+        cli = HeadscaleCli(newer, now=clock.now)
+        for name, age in (("headscale-b", 10), ("headscale-a", 20)):
+            kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, age=timedelta(seconds=age))
+        transport = connect()
+        assert [node.hostname for node in transport.nodes()] == ["new.example.com"]
+        assert {exchange.path.split("/")[-2] for exchange in kubernetes.requests if "exec" in exchange.path} == {
+            "headscale-b"
+        }
+
+    def test_a_pod_that_is_replaced_in_between_is_looked_up_anew(
+        self, server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale
+    ) -> None:
+        """A Deployment's pod has another name each time."""
+        server.add_node(NAME, user="svc")
+        [node] = headscale.nodes()
+        kubernetes.delete_pod(kubernetes.pods[0])
+        kubernetes.add_pod("headscale-5d9c7-x2x4z", {"headscale": {"headscale": cli}}, owner="ReplicaSet")
+        headscale.delete_node(node, still_ours=ours)
+        assert server.nodes == []
+
+    def test_a_pod_that_vanishes_after_it_was_listed_is_looked_up_again(
+        self, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+    ) -> None:
+        kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'), path="/exec")
+        assert headscale.nodes() == []
+
+
+# --- What it costs ------------------------------------------------------------------------------------
+
+
+@ONE_RELEASE
+def test_the_outcome_of_each_command_is_observed(
+    kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
+) -> None:
+    seen: list[str] = []
+    transport = ExecTransport(connect()._pod, now=clock.now, observe=seen.append)  # noqa: SLF001
+    transport.nodes()
+    for fault in (
+        ExecFault(cut_after=0),
+        ExecFault(instead=Finished(1)),
+        ExecFault(instead=Finished(1, stderr=grpc("InvalidArgument").encode())),
+    ):
+        kubernetes.spoil(fault)
+        with pytest.raises(ApiError):
+            transport.nodes()
+    assert seen == ["ok", "no_answer", "server_error", "refused"]
