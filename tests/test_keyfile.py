@@ -486,6 +486,14 @@ def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writ
         process.kill()
 
 
+@pytest.fixture
+def quick_key_file() -> Iterator[KeyFile]:
+    """A key file in memory where there is room for it: a thousand writes wait for no disk."""
+    memory = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
+        yield KeyFile(Path(folder) / "authkey")
+
+
 def assert_whole(key_file: KeyFile) -> str:
     """Look at what a kill left; the key that is in the file."""
     folder = key_file.path.parent
@@ -507,8 +515,9 @@ class TestKilled:
     """kill -9 leaves the file absent or whole, and the next run is not in its way."""
 
     @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-key-before", "a-key-before"])
-    def test_before_each_step(self, writer: Writer, key_file: KeyFile, old: str | None) -> None:
+    def test_before_each_step(self, writer: Writer, quick_key_file: KeyFile, old: str | None) -> None:
         """Killed once before every instruction of our own that writes the key."""
+        key_file = quick_key_file
         seen = set()
         for step in range(1, 10_000):
             for path in key_file.path.parent.iterdir():
@@ -529,8 +538,9 @@ class TestKilled:
         assert seen == {old or "", KEYS[-1]}
         assert step > 100
 
-    def test_at_random_instants(self, writer: Writer, key_file: KeyFile) -> None:
+    def test_at_random_instants(self, writer: Writer, quick_key_file: KeyFile) -> None:
         """Killed between and within instructions and system calls, over what earlier kills left."""
+        key_file = quick_key_file
         instants = random.Random(20260301)
         for _ in range(80):
             writer.start(key_file.path.parent)
