@@ -27,7 +27,7 @@ from tests.simulators.serve import serve
 from tests.world import StopAt, World
 
 HEADSCALE_NAMESPACE: Final = "headscale"
-NAMESPACE: Final = "grafana"
+NAMESPACE: Final = "default"
 """Where our own pod runs."""
 
 STATE_SECRET: Final = "grafana-tailscale"
