@@ -1,0 +1,179 @@
+"""`dns-watch` through Headscale's command line: each look costs the server a process, so they are few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.builders import NAME
+from tests.in_cluster import ClusterWorld, cluster_world
+from tests.simulators import faults
+from tests.simulators.headscale_cli import Finished
+from tests.simulators.kubernetes import ExecFault
+from tests.world import USER, Interface, named
+
+Events = list[Any]
+
+HOUR_S = 3600.0
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
+    with cluster_world(monkeypatch, tmp_path) as world:
+        yield world
+
+
+def looks(world: ClusterWorld) -> list[float]:
+    """When Headscale's nodes will have been listed, filled from now on."""
+    times: list[float] = []
+
+    def timed(argv: Sequence[str]) -> Finished:
+        if "nodes" in argv:
+            times.append(world.clock.elapsed_s)
+        return world.cli(argv)
+
+    world.pod = world.kubernetes.change_pod(world.pod, containers={"headscale": {"headscale": timed}})
+    return times
+
+
+def least_pause(times: Sequence[float]) -> float:
+    return min(later - earlier for earlier, later in pairwise(times))
+
+
+def a_registered_world(world: ClusterWorld) -> Interface:
+    """A pod whose node is there; gives its interface."""
+    return Interface(*world.headscale.add_node(NAME, user=USER).addresses)
+
+
+def test_once_registered_a_minute_is_between_two_looks(world: ClusterWorld) -> None:
+    times = looks(world)
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, HOUR_S)
+    assert watch.status.in_sync
+    assert least_pause(times) >= 60
+    assert 45 <= len(times) <= 61
+
+
+@pytest.mark.parametrize(
+    ("setting", "least_s"), [("1s", 60), ("59s", 60), ("90s", 90), ("10m", 600)], ids=["1s", "59s", "90s", "10m"]
+)
+def test_poll_interval_may_make_it_longer(setting: str, least_s: float, world: ClusterWorld) -> None:
+    times = looks(world)
+    watch = world.watch(a_registered_world(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
+    world.run(watch, HOUR_S)
+    # In between, once, the new record is looked at again.
+    assert least_pause(times) >= 60
+    assert least_pause(times[2:]) >= least_s
+
+
+def test_a_cloudflare_that_is_down_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+    times = looks(world)
+    world.cloudflare.faults.add(faults.html(503), times=None)
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, HOUR_S)
+    assert not watch.status.in_sync
+    assert least_pause(times) >= 60
+
+
+def test_a_headscale_that_fails_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+    times = looks(world)
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, 10)
+    times.clear()
+    world.cli.stopped = True
+    world.run(watch, HOUR_S)
+    assert least_pause(times) >= 60
+    world.cli.stopped = False
+    world.run(watch, 200)
+    assert watch.status.registered
+
+
+def test_a_node_that_is_gone_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, 10)
+    times = looks(world)
+    world.headscale.delete_node(1)
+    world.run(watch, HOUR_S)
+    # One look of a pass that misses the node reads it and then all there are.
+    assert least_pause(sorted(set(times))) >= 60
+
+
+def test_before_registration_looks_are_as_frequent_as_ever(world: ClusterWorld) -> None:
+    times = looks(world)
+    watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
+    world.clock.at(20, lambda: world.headscale.add_node(NAME, user=USER))
+    world.run(watch, 100)
+    assert watch.status.in_sync
+    assert len([at for at in times if at <= 20]) >= 5
+
+
+def test_an_address_that_changes_is_looked_at_at_once(world: ClusterWorld) -> None:
+    """The interface costs nothing to look at."""
+    interface = a_registered_world(world)
+    watch = world.watch(interface)
+    world.run(watch, 100)
+    times = looks(world)
+
+    def move() -> None:
+        interface.show(*world.headscale.readdress(1).addresses)
+
+    world.clock.at(world.clock.elapsed_s + 5, move)
+    world.run(watch, 8)
+    assert times
+    assert list(world.records()) == [f"A {world.headscale.nodes[0].address}"]
+
+
+def test_that_the_api_is_cheaper_is_said_once(world: ClusterWorld, events: Events) -> None:
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, HOUR_S)
+    [told] = named(events, "poll.slowed")
+    assert (told["interval_s"], "HEADSCALE_ACCESS=api" in told["reason"]) == (60.0, True)
+
+
+def test_over_the_api_nothing_is_slower_and_nothing_is_said(world: ClusterWorld, events: Events) -> None:
+    watch = world.watch(
+        a_registered_world(world),
+        HEADSCALE_URL="http://headscale",
+        HEADSCALE_API_KEY=world.headscale.api_key,
+        POLL_INTERVAL="10s",
+    )
+    world.run(watch, 600)
+    assert named(events, "poll.slowed") == []
+    assert len(world.headscale.requests) > 40
+    assert world.kubernetes.requests == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(ExecFault(cut_after=3), id="cut"),
+        pytest.param(ExecFault(before=b"garbage\n"), id="garbage-before-the-answer"),
+        pytest.param(ExecFault(instead=Finished(stdout=b"garbage")), id="garbage-alone"),
+        pytest.param(ExecFault(instead=Finished()), id="silence"),
+        pytest.param(ExecFault(instead=Finished(1)), id="failure"),
+    ],
+)
+def test_an_exec_that_goes_wrong_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, 100)
+    before, written = world.records(), len(world.cloudflare.writes)
+    world.kubernetes.spoil(fault, times=None)
+    world.run(watch, HOUR_S)
+    assert (world.records(), len(world.cloudflare.writes)) == (before, written)
+    assert watch.status.lost is None
+
+
+def test_a_refused_exec_is_an_error_and_no_exit(world: ClusterWorld, events: Events) -> None:
+    watch = world.watch(a_registered_world(world))
+    world.run(watch, 100)
+    world.kubernetes.allow_nothing()
+    world.run(watch, 300)
+    refused = named(events, "pass.failed")
+    assert {(event["log_level"], event["error_type"], event["service"]) for event in refused} == {
+        ("error", "AuthError", "Kubernetes")
+    }
+    assert "resources: [pods]" in refused[0]["error"]
