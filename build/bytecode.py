@@ -3,16 +3,42 @@
 import ast
 import importlib
 import importlib.util
-import os
 import pkgutil
 import py_compile
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import lifecycle
 
 NOBODY = "http://127.0.0.1:9"
 """The discard port, where nothing listens."""
+
+KUBECONFIG = f"""
+apiVersion: v1
+kind: Config
+current-context: nobody
+contexts: [{{name: nobody, context: {{cluster: nobody, user: nobody}}}}]
+clusters: [{{name: nobody, cluster: {{server: "{NOBODY}"}}}}]
+users: [{{name: nobody, user: {{token: none}}}}]
+"""
+
+SETTINGS = {
+    "CLOUDFLARE_API_TOKEN": "none",
+    "CLOUDFLARE_API_URL": NOBODY,
+    "DOMAIN_NAME": "example.com",
+    "TS_HOSTNAME": "rehearsal",
+}
+
+DRY_RUN = """
+import sys
+from lifecycle.cli import run
+status = run(["--dry-run"])
+files = {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
+print(*files, sep="\\n")
+sys.exit(status)
+"""
 
 
 def imported_modules() -> list[str]:
@@ -31,32 +57,32 @@ def imported_modules() -> list[str]:
     return sorted(names)
 
 
-def rehearse() -> None:
-    """Get as far as the first request, for what libraries import no sooner; nobody answers, and nothing is written."""
-    os.environ |= {
-        "CLOUDFLARE_API_TOKEN": "none",
-        "CLOUDFLARE_API_URL": NOBODY,
-        "DOMAIN_NAME": "example.com",
-        "HEADSCALE_API_KEY": "none",
-        "HEADSCALE_URL": NOBODY,
-        "TS_HOSTNAME": "rehearsal",
-    }
-    run = importlib.import_module("lifecycle.cli").run
-    status = run(["--dry-run"])
-    if status != 1:
-        sys.exit(f"the rehearsal was to end for want of an answer (1), and ended with {status}")
+def rehearsed(**settings: str) -> set[str]:
+    """Files that are loaded by the time of the first request, where libraries import what they did not at first.
+
+    Nobody answers and nothing is written; a process of its own, since some settings are read only once.
+    """
+    done = subprocess.run(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", DRY_RUN], env=SETTINGS | settings, text=True, stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode != 1:
+        sys.exit(f"a dry run was to end for want of an answer (1), and ended with {done.returncode}")
+    return set(done.stdout.splitlines())
 
 
 def main() -> None:
-    """Import all of it, then compile what that has loaded."""
+    """Import and rehearse all of it, then compile what that has loaded."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(KUBECONFIG)
+        file.flush()
+        files = rehearsed(HEADSCALE_URL=NOBODY, HEADSCALE_API_KEY="none")
+        files |= rehearsed(HEADSCALE_ACCESS="exec", KUBECONFIG=file.name)
     for name in imported_modules():
         importlib.import_module(name)
-    rehearse()
-    for module in list(sys.modules.values()):
-        source = getattr(module, "__file__", None)
-        if source and source.endswith(".py"):
-            # By hash and unchecked: a source's time of change may be set anew when the layer is made.
-            py_compile.compile(source, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    files |= {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
+    for source in sorted(file for file in files if file.startswith("/") and file.endswith(".py")):
+        # By hash and unchecked: a source's time of change may be set anew when the layer is made.
+        py_compile.compile(source, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -86,13 +87,20 @@ class Archive:
         labels: dict[str, str] = self.config["config"]["Labels"]
         return labels
 
-    def files(self) -> Iterator[tarfile.TarInfo]:
-        """Every file of every layer."""
-        for layer in self.manifest["layers"]:
-            with tarfile.open(self.path) as archive:
+    def files(self) -> dict[str, tuple[object, ...]]:
+        """Every file of every layer by its path: kind, mode, owner, time of change, target, hash of the content."""
+        found: dict[str, tuple[object, ...]] = {}
+        with tarfile.open(self.path) as archive:
+            for layer in self.manifest["layers"]:
                 blob = archive.extractfile("blobs/" + layer["digest"].replace(":", "/"))
                 with tarfile.open(fileobj=blob, mode="r:gz") as members:
-                    yield from members
+                    for member in members:
+                        file = members.extractfile(member) if member.isreg() else None
+                        content = hashlib.sha256(file.read()).hexdigest() if file else None
+                        # Some Buildahs put the kind into the mode, too.
+                        about = (member.type, member.mode & 0o7777, member.uid, member.gid, member.mtime)
+                        found[member.name] = (*about, member.linkname, content)
+        return found
 
     def rewrite(self, change: Callable[[Path], object], scratch: Path) -> None:
         """Unpack it, let something be changed there, and pack it again."""
@@ -150,9 +158,9 @@ class Image:
 class Containerd:
     """A containerd with a socket, a root and a state folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, socket: Path | None = None) -> None:
         self.folder = folder
-        self.socket = folder / "run/containerd.sock"
+        self.socket = socket or folder / "run/containerd.sock"
         self._config = folder / "config.toml"
         self._config.write_text(
             f'version = 2\nroot = "{folder}/root"\nstate = "{folder}/state"\n[grpc]\n  address = "{self.socket}"\n'

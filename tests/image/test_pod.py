@@ -1,0 +1,161 @@
+"""The DaemonSet's two containers, run one after the other with the mounts, variables and rights of the manifest."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.image.tools import (
+    BUILD,
+    DEFAULT_CAPABILITIES,
+    IMAGE,
+    PIN,
+    Archive,
+    Builds,
+    Containerd,
+    checked,
+    eventually,
+    run,
+)
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class ClusterNode:
+    """A folder that stands for a cluster node's root, and a containerd that runs pods on it.
+
+    Both containers have Debian's Buildah and ctr where the manifest has two images that only a registry has.
+    """
+
+    def __init__(self, root: Path, containerd: Containerd, tools: Path, config_map: Path) -> None:
+        self._root = root
+        self.containerd = containerd
+        self._tools = tools
+        self._config_map = config_map
+        documents = list(yaml.safe_load_all((BUILD / "daemonset.yaml").read_text()))
+        self._pod = documents[1]["spec"]["template"]["spec"]
+        self.archive = Archive(root / "var/lib/tailscale-lifecycle-image.tar")
+        self.termination_log = root / "termination-log"
+        self.termination_log.touch()
+        for folder in ("var/lib", "run/containerd", "run/k3s/containerd"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+
+    def _volume(self, name: str) -> Path:
+        volume = next(volume for volume in self._pod["volumes"] if volume["name"] == name)
+        if "hostPath" in volume:
+            path: str = volume["hostPath"]["path"]
+            return self._root / path.removeprefix("/")
+        if "configMap" in volume:
+            return self._config_map
+        empty = self._root / "volumes" / name
+        empty.mkdir(parents=True, exist_ok=True)
+        return empty
+
+    def flags(self, container: Mapping[str, Any], **variables: str) -> list[str]:
+        """The manifest in the words of `ctr run`."""
+        rights = container["securityContext"]
+        added = set(rights["capabilities"].get("add", []))
+        flags = ["--rootfs", "--seccomp", f"--env=PATH={PATH}"]
+        flags += ["--read-only"] if rights["readOnlyRootFilesystem"] else []
+        flags += ["--allow-new-privs"] if rights["allowPrivilegeEscalation"] else []
+        flags += [f"--cap-drop=CAP_{name}" for name in sorted(DEFAULT_CAPABILITIES - added)]
+        flags += [f"--cap-add=CAP_{name}" for name in sorted(added - DEFAULT_CAPABILITIES)]
+        environment = {variable["name"]: variable["value"] for variable in container["env"]} | variables
+        flags += [f"--env={name}={value}" for name, value in environment.items()]
+        for mount in container["volumeMounts"]:
+            source = self._volume(mount["name"]) / mount.get("subPath", "")
+            if "subPath" in mount:
+                source.mkdir(exist_ok=True)
+            mode = "ro" if mount.get("readOnly") else "rw"
+            flags.append(bind(source, mount["mountPath"], mode))
+        flags.append(bind(self.termination_log, "/dev/termination-log", "rw"))
+        return flags
+
+    def container(self, name: str) -> Mapping[str, Any]:
+        return next(
+            container
+            for container in [*self._pod["initContainers"], *self._pod["containers"]]
+            if container["name"] == name
+        )
+
+    def build(self, *flags: str, **variables: str) -> tuple[int, str]:
+        """Run the init container to its end."""
+        container = self.container("build")
+        with self.containerd.container(
+            "build", *self.flags(container, **variables), *flags, image=str(self._tools), command=container["command"]
+        ) as process:
+            said, errors = process.communicate(timeout=240)
+        return process.returncode, said + errors
+
+    def importing(self) -> Any:
+        """Run the main container until the block ends."""
+        container = self.container("import")
+        return self.containerd.container(
+            "import", *self.flags(container), image=str(self._tools), command=container["command"]
+        )
+
+    def ready(self) -> bool:
+        """What the kubelet would find out by the readiness probe."""
+        command = self.container("import")["readinessProbe"]["exec"]["command"]
+        probe = [*self.containerd.ctr, "task", "exec", "--exec-id", "probe", "import", *command]
+        return run(probe).returncode == 0
+
+
+def bind(source: Path, target: str, mode: str) -> str:
+    return f"--mount=type=bind,src={source},dst={target},options=rbind:{mode}"
+
+
+@pytest.fixture
+def node(
+    workshop: Path, debian: Mapping[str, Path], sources: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ClusterNode]:
+    root = tmp_path_factory.mktemp("n")
+    config_map = root / "config-map"
+    shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
+    shutil.copy(sources, config_map)
+    # Whoever runs the pod's containers here is the containerd that the pod talks to, as on a cluster node.
+    containerd = Containerd(root, socket=root / "run/containerd/containerd.sock")
+    tools = debian["tools"]
+    shutil.copy("/etc/resolv.conf", tools / "etc/resolv.conf")
+    node = ClusterNode(root, containerd, tools, config_map)
+    containerd.start()
+    yield node
+    containerd.stop()
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_the_pod_builds_the_image_and_keeps_it_imported(
+    node: ClusterNode,
+    first_build: Builds,
+    workshop: Path,
+    pip_settings: list[str],
+) -> None:
+    """One node, its whole life: built, imported, lost, back, and nothing done twice."""
+    # A base in the pod's own layers, where a real one would pull it.
+    base = workshop / "base.oci"
+    checked(["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment)
+    flags = [bind(base, "/base.oci", "ro")]
+    flags += [bind(Path(mount.split(":")[0]), f"/host{number}", "ro") for number, mount in enumerate(pip_settings)]
+    volumes = [f"--volume /host{number}:{mount.split(':')[1]}:ro" for number, mount in enumerate(pip_settings)]
+    variables = {"BASE_IMAGE": "oci-archive:/base.oci", "BUILD_FLAGS": " ".join(volumes)}
+
+    status, said = node.build(*flags, **variables)
+    assert status == 0, said
+    # Another Buildah in another place made the same of the same sources, to the last file and minute.
+    assert node.archive.files() == first_build.archive.files()
+    assert node.archive.config["created"] == first_build.archive.config["created"]
+
+    with node.importing():
+        eventually(node.ready, within_s=30, what="ready")
+        image = node.containerd.images()[IMAGE]
+        assert (image.digest, image.labels[PIN]) == (node.archive.digest, "pinned")
+
+    before = node.archive.path.stat()
+    status, said = node.build(*flags, **variables)
+    assert (status, "already" in said) == (0, True), said
+    assert node.archive.path.stat() == before
