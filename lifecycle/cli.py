@@ -3,38 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import ssl
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
 
-import httpx
 import structlog
-import tenacity
 
 import lifecycle
 from lifecycle import cleanup, dns_watch, prune
-from lifecycle.clients import cloudflare as cloudflare_api
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale import dialect
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.headscale.transport import Transport
-from lifecycle.clients.http import Credential, JsonClient
-from lifecycle.dns_watch.run import DnsWatch, new_status
 from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
-from lifecycle.health import Status, serve
 from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
 from lifecycle.loop import repeat
 from lifecycle.retry import once, retrying
+from lifecycle.services import connect, connect_cluster, state_reader, utc_now
 from lifecycle.settings import (
     COMMANDS,
     CleanupSettings,
@@ -53,7 +42,10 @@ from lifecycle.settings import (
 from lifecycle.stop import stop_event
 
 if TYPE_CHECKING:
-    from lifecycle.clients.cluster import Cluster
+    from lifecycle.clients.cloudflare import Cloudflare
+    from lifecycle.clients.headscale.client import Headscale
+    from lifecycle.dns_watch.run import DnsWatch
+    from lifecycle.health import Status
 
 log = structlog.get_logger()
 
@@ -64,9 +56,6 @@ HEADSCALE_PATIENCE = timedelta(minutes=2)
 TERMINATION_LOG = Path("/dev/termination-log")
 # Source: Kubernetes, "Determine the Reason for Pod Failure": longer messages are cut.
 _TERMINATION_LOG_BYTES = 4096
-
-# Headscale closes an idle connection after 30 s: ours are given up before that.
-_KEEPALIVE_S = 20.0
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -97,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _cleanup() -> None:
-    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - the other command does without it
+    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - the other commands do without it
 
     settings = _loaded(CleanupSettings)
 
@@ -108,24 +97,30 @@ def _cleanup() -> None:
     stop = stop_event(EXIT_FAILED, on_stop)
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop)
-        cluster = _cluster(settings, stack)
-        headscale, cloudflare = _services(settings, policy, stack, cluster)
+        cluster = connect_cluster(settings, stack)
+        headscale, cloudflare = connect(settings, policy, stack, cluster)
         Cleanup(
             settings,
             headscale=headscale,
             cloudflare=cloudflare,
-            now=_now,
+            now=utc_now,
             stop=stop,
-            read_state=_state_reader(settings, policy, cluster),
+            read_state=state_reader(settings, policy, cluster),
         ).run()
 
 
 def _dns_watch(*, only_once: bool) -> None:
+    # As above: http.server is no small thing.
+    from lifecycle.dns_watch.run import new_status  # noqa: PLC0415
+    from lifecycle.health import serve  # noqa: PLC0415
+
     settings = _loaded(DnsWatchSettings)
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = _services(settings, once(), stack, _cluster(settings, stack), observe=status.observe)
+        headscale, cloudflare = connect(
+            settings, once(), stack, connect_cluster(settings, stack), observe=status.observe
+        )
         watch = _watch(settings, headscale, cloudflare, status)
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
@@ -143,8 +138,8 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     settings = _loaded(DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
     with ExitStack() as stack:
-        cluster = _cluster(settings, stack, only_reads=True)
-        headscale, cloudflare = _services(settings, once(), stack, cluster)
+        cluster = connect_cluster(settings, stack, only_reads=True)
+        headscale, cloudflare = connect(settings, once(), stack, cluster)
         report = dry_run(
             settings,
             kubernetes=cluster.description if cluster else None,
@@ -154,9 +149,9 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
                 settings,
                 headscale=headscale,
                 cloudflare=cloudflare,
-                now=_now,
+                now=utc_now,
                 stop=Event(),
-                read_state=_state_reader(settings, once(), cluster),
+                read_state=state_reader(settings, once(), cluster),
             ),
             watch=_watch(settings, headscale, cloudflare),
         )
@@ -173,9 +168,9 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop) if act else once()
-        cluster = _cluster(settings, stack, only_reads=not act)
-        headscale, cloudflare = _services(settings, policy, stack, cluster)
-        command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=_now, stop=stop)
+        cluster = connect_cluster(settings, stack, only_reads=not act)
+        headscale, cloudflare = connect(settings, policy, stack, cluster)
+        command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=utc_now, stop=stop)
         if act:
             command.run()
             return 0
@@ -201,132 +196,16 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
     return settings
 
 
-def _services(
-    settings: Settings,
-    policy: tenacity.Retrying,
-    stack: ExitStack,
-    cluster: Cluster | None,
-    *,
-    observe: Callable[[str, str], None] = lambda _service, _outcome: None,
-) -> tuple[Headscale, Cloudflare]:
-    """Both services, their connections closed with the stack.
-
-    Args:
-        policy: how often Headscale is asked again.
-        stack: closes the connections.
-        cluster: the Kubernetes API, where it is needed.
-        observe: told of each request that ended: the service, and the outcome in a word.
-    """
-    default_trust = httpx.create_ssl_context()
-    cloudflare = JsonClient(
-        _http_client(settings.cloudflare_api_url, default_trust, stack),
-        service=cloudflare_api.SERVICE,
-        address="CLOUDFLARE_API_URL",
-        credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
-        timeout=settings.http_timeout,
-        explain=cloudflare_api.explain,
-        observe=partial(observe, cloudflare_api.SERVICE),
-    )
-    seen = partial(observe, dialect.SERVICE)
-    if settings.access == "exec" and cluster is not None:
-        transport = _exec_transport(settings, cluster, seen)
-    else:
-        transport = HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen))
-    return (
-        Headscale(transport, policy),
-        Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-    )
-
-
-def _http_client(url: str, trust: ssl.SSLContext, stack: ExitStack) -> httpx.Client:
-    return stack.enter_context(
-        httpx.Client(
-            base_url=url,
-            verify=trust,
-            limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_S),
-            headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
-        )
-    )
-
-
-def _headscale_client(
-    settings: Settings,
-    trust: ssl.SSLContext,
-    stack: ExitStack,
-    cluster: Cluster | None,
-    observe: Callable[[str], None],
-) -> JsonClient:
-    if settings.headscale_ca_file:
-        try:
-            trust = httpx.create_ssl_context()
-            trust.load_verify_locations(cafile=settings.headscale_ca_file)
-        except OSError as error:
-            raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
-    credential = Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
-    if settings.headscale_api_key_secret is not None and cluster is not None:
-        # Read when it is first needed, and again when Headscale refuses it.
-        read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
-        credential = Credential(read, name="HEADSCALE_API_KEY_SECRET")
-    return JsonClient(
-        _http_client(settings.headscale_address, trust, stack),
-        service=dialect.SERVICE,
-        address="HEADSCALE_URL",
-        credential=credential,
-        timeout=settings.http_timeout,
-        explain=dialect.explain,
-        observe=observe,
-    )
-
-
-def _cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
-    """The Kubernetes API, where a setting needs it; a kubeconfig serves a command that only reads.
-
-    Raises:
-        ConfigError: it is needed, and there is no way to it.
-    """
-    if not settings.uses_kubernetes:
-        return None
-    # By these settings alone: it takes a tenth of a second and 13 MB.
-    from lifecycle.clients import cluster  # noqa: PLC0415
-
-    connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster
-    return stack.enter_context(connect(timeout=settings.http_timeout))
-
-
-def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
-    from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod  # noqa: PLC0415 - as above
-
-    pod = HeadscalePod(
-        cluster,
-        namespace=settings.headscale_namespace,
-        selector=settings.headscale_pod_selector,
-        container=settings.headscale_container,
-    )
-    return ExecTransport(pod, now=_now, observe=observe)
-
-
-def _state_reader(
-    settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
-) -> Callable[[], Mapping[str, bytes] | None] | None:
-    """What reads tailscale's state Secret, under NODE_POLICY=keep."""
-    name = settings.ts_kube_secret
-    if settings.node_policy != "keep" or cluster is None or name is None:
-        return None
-    from lifecycle.clients.cluster import StateSecret  # noqa: PLC0415 - as above
-
-    return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read
-
-
 def _watch(
     settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare, status: Status | None = None
 ) -> DnsWatch:
+    from lifecycle.dns_watch.run import DnsWatch  # noqa: PLC0415 - as above
+
     name = settings.tailscale_interface
     interface = partial(interface_addresses, name) if name else (lambda: None)
-    return DnsWatch(settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=_now, status=status)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+    return DnsWatch(
+        settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=utc_now, status=status
+    )
 
 
 def _last_words(reason: str) -> None:

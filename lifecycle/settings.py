@@ -8,50 +8,49 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
 )
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lifecycle.errors import ConfigError
 from lifecycle.model import KeySpec, User
-from lifecycle.ownership import IpNetwork, mark_of
+from lifecycle.ownership import mark_of
+from lifecycle.values import (
+    RECORD_NAME_LENGTH,
+    Domain,
+    Duration,
+    FileMode,
+    KubernetesName,
+    Owner,
+    Prefixes,
+    ReadableFile,
+    SecretReference,
+    Tags,
+    Token,
+    Url,
+    ZoneId,
+    is_dns_name,
+    is_file_mode,
+    parse_token,
+    value_text,
+)
 
 ENV_FILE = ".env"
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 # Headscale 0.27 and 0.28 store a longer or shorter one as `invalid-<random>`.
 _HOSTNAME_LENGTHS = range(2, 64)
-_RECORD_NAME_LENGTH = 253
-_COMMENT_LENGTH = 100
 
-_TOO_LONG = "must be at most 100 years"
-# Longer than anything is meant to last, and short enough for every clock and calendar.
-_LONGEST = timedelta(days=36_500)
-
-# ASCII: to Python, a dotless i is a letter between a and z, and digits come in many scripts.
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
-_SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
-_NUMERIC_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
-_TAG = re.compile(r"tag:[a-z0-9._-]+")
-_TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
-_ZONE_ID = re.compile(r"[0-9a-f]{32}")
-_KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
-_SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
-_VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
@@ -64,145 +63,6 @@ _NEARNESS = 0.86
 
 # Stands in for a DOMAIN_NAME that is wrong, so that the rest can be checked all the same.
 _SOME_DOMAIN = "domain.invalid"
-
-
-def parse_duration(value: Any) -> timedelta:
-    """A duration from `90`, `90s`, `15m`, `1h30m` or `7d`; plain numbers are seconds."""
-    if isinstance(value, timedelta):
-        return value
-    text = str(value).strip()
-    match = _DURATION.fullmatch(text)
-    try:
-        if _SECONDS.fullmatch(text):
-            return timedelta(seconds=float(text))
-        if match is None or not text:
-            raise ValueError("a duration is written 90, 90s, 15m or 1h30m")
-        days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-        return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    except OverflowError:
-        raise ValueError(_TOO_LONG) from None
-
-
-def _sensible(value: timedelta) -> timedelta:
-    if value <= timedelta():
-        raise ValueError("must be longer than 0")
-    if value > _LONGEST:
-        raise ValueError(_TOO_LONG)
-    return value
-
-
-def _comma_separated(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _octal(value: Any) -> Any:
-    if isinstance(value, str):
-        if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
-            raise ValueError("a file mode is written in octal, such as 0640")
-        return int(value, 8)
-    return value
-
-
-def _service_url(value: str) -> str:
-    try:
-        # Both can raise errors that repeat the value.
-        parts = urlsplit(value)
-        host = parts.hostname or ""
-        if _NUMERIC_HOST.fullmatch(host):
-            ip_address(host)
-        usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not _VISIBLE.fullmatch(value):
-        raise ValueError("must be an address such as https://headscale.example.com")
-    if set(value) & set("@?#"):
-        raise ValueError("must be an address alone: no user, password, ? or #")
-    return value.rstrip("/")
-
-
-def _token(value: SecretStr) -> SecretStr:
-    stripped = value.get_secret_value().strip()
-    if not _TOKEN.fullmatch(stripped):
-        raise ValueError("is not a token: it has quotes, blanks or line breaks in it, or is a placeholder")
-    return SecretStr(stripped)
-
-
-def _domain(value: str) -> str:
-    name = value.strip().removesuffix(".").lower()
-    if "." not in name or not is_dns_name(name) or len(name) > _RECORD_NAME_LENGTH:
-        raise ValueError("must be a domain such as example.com (an international one in its xn-- form)")
-    return name
-
-
-def _zone_id(value: str) -> str:
-    if not _ZONE_ID.fullmatch(value):
-        raise ValueError("must be 32 hex digits as on the zone's overview page, not the domain")
-    return value
-
-
-def _tags(value: frozenset[str]) -> frozenset[str]:
-    if not all(_TAG.fullmatch(tag) for tag in value):
-        raise ValueError("each must be `tag:` and lower-case letters, digits, - . or _")
-    return value
-
-
-def _owner(value: str) -> str:
-    if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
-        raise ValueError(f"must be ASCII without blanks, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
-    return value
-
-
-def _prefix(value: Any) -> Any:
-    try:
-        return ip_network(value)
-    except ValueError:
-        raise ValueError("each must be a network such as 100.64.0.0/10, no bit set behind its length") from None
-
-
-def _some_prefixes(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
-    if not value:
-        raise ValueError("must name at least one network")
-    return value
-
-
-def _kubernetes_name(value: str) -> str:
-    if not _KUBERNETES_NAME.fullmatch(value):
-        raise ValueError("must be a name in Kubernetes' sense: lower-case letters, digits, - and .")
-    return value
-
-
-def _secret_reference(value: str) -> str:
-    if not _SECRET_REFERENCE.fullmatch(value):
-        raise ValueError("must be a Secret's `name` or `name/key`")
-    return value
-
-
-def _readable_file(value: Path) -> Path:
-    try:
-        found = value.is_file()
-    except OSError as error:
-        raise ValueError(f"names a file that cannot be reached ({error.strerror})") from None
-    if not found:
-        raise ValueError("names a file that is not there")
-    return value
-
-
-def is_dns_name(name: str) -> bool:
-    """Whether each label has 1 to 63 letters, digits and inner hyphens."""
-    return all(_LABEL.fullmatch(label) for label in name.split("."))
-
-
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_sensible)]
-Url = Annotated[str, AfterValidator(_service_url)]
-KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
-Prefixes = Annotated[
-    tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
-    NoDecode,
-    BeforeValidator(_comma_separated),
-    AfterValidator(_some_prefixes),
-]
-Tags = Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_tags)]
 
 
 class Settings(BaseSettings):
@@ -225,15 +85,11 @@ class Settings(BaseSettings):
     cloudflare_api_token: Token | None = Field(
         None, description="required; user- or account-owned API token with Zone / DNS / Edit"
     )
-    cloudflare_api_token_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+    cloudflare_api_token_file: ReadableFile | None = Field(
         None, description="file to read CLOUDFLARE_API_TOKEN from, again whenever it was refused"
     )
-    cloudflare_zone_id: Annotated[str, AfterValidator(_zone_id)] | None = Field(
-        None, description="the zone; unset: looked up from DOMAIN_NAME"
-    )
-    domain_name: Annotated[str, AfterValidator(_domain)] = Field(
-        description="required; such as example.com, the zone's apex or a domain below it"
-    )
+    cloudflare_zone_id: ZoneId | None = Field(None, description="the zone; unset: looked up from DOMAIN_NAME")
+    domain_name: Domain = Field(description="required; such as example.com, the zone's apex or a domain below it")
     authkey_output_path: Path = Field(
         Path("/tailscale-auth/authkey"), description="key file, in the volume shared with tailscale"
     )
@@ -256,13 +112,13 @@ class Settings(BaseSettings):
         description="for api; unset: http://headscale.HEADSCALE_NAMESPACE.svc.cluster.local:8080",
     )
     headscale_api_key: Token | None = Field(None, description="for api; made by `headscale apikeys create`")
-    headscale_api_key_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+    headscale_api_key_file: ReadableFile | None = Field(
         None, description="file to read HEADSCALE_API_KEY from, again whenever it was refused"
     )
-    headscale_api_key_secret: Annotated[str, AfterValidator(_secret_reference)] | None = Field(
+    headscale_api_key_secret: SecretReference | None = Field(
         None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that holds the API key"
     )
-    headscale_ca_file: Annotated[Path, AfterValidator(_readable_file)] | None = Field(
+    headscale_ca_file: ReadableFile | None = Field(
         None, description="certificate authority of HEADSCALE_URL, when it is a private one"
     )
     headscale_pod_selector: str | None = Field(
@@ -282,13 +138,9 @@ class Settings(BaseSettings):
     authkey_ephemeral: bool = Field(
         default=False, description="whether Headscale removes the node soon after it went offline"
     )
-    authkey_file_mode: Annotated[int, BeforeValidator(_octal)] = Field(
-        0o640, description="permission bits of the key file, octal"
-    )
+    authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
-    dns_owner: Annotated[str, AfterValidator(_owner)] | None = Field(
-        None, description="instance part of the records' mark; unset: the pod's namespace"
-    )
+    dns_owner: Owner | None = Field(None, description="instance part of the records' mark; unset: the pod's namespace")
     vpn_prefixes: Prefixes = Field(
         (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48")),
         description="what counts as a VPN address, comma-separated",
@@ -330,7 +182,7 @@ class Settings(BaseSettings):
             return value.get_secret_value()
         file: Path = getattr(self, f"{name.lower()}_file")
         try:
-            return _token(SecretStr(file.read_text())).get_secret_value()
+            return parse_token(SecretStr(file.read_text())).get_secret_value()
         except OSError as error:
             raise ConfigError(f"{name}_FILE: the file cannot be read ({error.strerror})") from error
         except ValueError:
@@ -379,8 +231,8 @@ class Settings(BaseSettings):
             yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale takes 2 to 63"
         elif "." in name and name != self.domain_name and not name.endswith(f".{self.domain_name}"):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
-        elif len(self.record_name) > _RECORD_NAME_LENGTH:
-            yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {_RECORD_NAME_LENGTH} characters"
+        elif len(self.record_name) > RECORD_NAME_LENGTH:
+            yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {RECORD_NAME_LENGTH} characters"
 
     def _is_shared(self, name: str, *, pod: str) -> bool:
         """Whether other replicas than this pod, of ordinal 1 or more, would have the same name."""
@@ -616,34 +468,7 @@ def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
 
 def default_text(field: FieldInfo) -> str:
     """A setting's default as it would be written into a manifest; "" when there is none."""
-    return "" if field.is_required() else _text(field, field.get_default())
-
-
-def _text(field: FieldInfo, value: Any) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return str(value).lower()
-        case timedelta():
-            return _duration_text(value)
-        case tuple() | frozenset():
-            return ",".join(sorted(map(str, value)))
-        case int() if _is_octal(field):
-            return f"{value:04o}"
-    return str(value)
-
-
-def _is_octal(field: FieldInfo) -> bool:
-    return any(getattr(item, "func", None) is _octal for item in field.metadata)
-
-
-def _duration_text(value: timedelta) -> str:
-    seconds = int(value.total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds % length == 0:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+    return "" if field.is_required() else value_text(field, field.get_default())
 
 
 def every_variable() -> set[str]:
@@ -671,10 +496,10 @@ def shown(settings: Settings) -> dict[str, Any]:
         match value:
             case timedelta():
                 values[f"{name.lower()}_s"] = value.total_seconds()
-            case None | bool() | int() if not _is_octal(field):
+            case None | bool() | int() if not is_file_mode(field):
                 values[name.lower()] = value
             case _:
-                values[name.lower()] = _text(field, value)
+                values[name.lower()] = value_text(field, value)
     return values
 
 

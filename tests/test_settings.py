@@ -26,12 +26,11 @@ from lifecycle.settings import (
     command_variables,
     default_text,
     environment,
-    is_dns_name,
     load,
     near_misses,
-    parse_duration,
     shown,
 )
+from lifecycle.values import is_dns_name, parse_duration
 from tests.builders import SVC
 
 ZONE_ID = "0123456789abcdef0123456789abcdef"
