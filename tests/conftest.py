@@ -15,6 +15,7 @@ from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 
 from lifecycle.settings import every_variable
+from tests import tally
 
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
 pytest_plugins = ["tests.image.fixtures"]
@@ -22,6 +23,19 @@ pytest_plugins = ["tests.image.fixtures"]
 # A machine that is busy makes no property false.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="twenty times the fault schedules, none of them drawn before")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was done to the program."""
+    lines = tally.lines()
+    if lines:
+        terminalreporter.section("what the program was put through")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 class FakeStop(Event):

@@ -1,0 +1,898 @@
+"""Run a schedule: a service's pods in a world where things go wrong, and the invariants after every step.
+
+What must never happen is judged here anew, from the simulators' own tables, not by the program's rules.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from threading import Event
+from typing import Any, Final
+from wsgiref.types import WSGIApplication
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
+from lifecycle.health import render_metrics
+from lifecycle.settings import Command
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.faults.schedule import FAULTS, INTERRUPTIONS, Schedule, ServiceName, Step
+from tests.faults.tap import Interruption, KilledError, NamedFaults, Request, Tap
+from tests.simulators import headscale as headscale_simulator
+from tests.simulators.cloudflare import ApiError, Record
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
+from tests.simulators.service import Service
+from tests.tally import count
+from tests.world import USER, Clock, Interface, StopAt, World
+
+VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
+
+# So long until the world has to be right again: some of the longest pauses of either loop.
+SETTLED_S: Final = 1800.0
+# How often that is looked at.
+CHUNK_S: Final = 60.0
+
+MEMORY: Final = Path("/dev/shm")
+
+RECONNECT_S: Final = 5.0
+"""How soon a tailscale client is back after its server restarted."""
+
+RESTART_S: Final = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+"""The kubelet's pauses before a container that exited is started again."""
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(slots=True)
+class Pod:
+    """One pod of the service: a key volume, a tailscale container, one of our two commands at a time.
+
+    Attributes:
+        watch: the sidecar; None while the init container runs, or before its next start.
+        due_s: when something of it runs next.
+        node_id: what its tailscale container registered as; None until then.
+        cut_off: it reaches neither service.
+        lives: false once the kubelet has ended it.
+    """
+
+    number: int
+    folder: Path
+    interface: Interface
+    shows_interface: bool
+    due_s: float
+    initialized: bool = False
+    watch: DnsWatch | None = None
+    stop: Event | None = None
+    restarts: int = 0
+    node_id: int | None = None
+    machine_key: str | None = None
+    cut_off: bool = False
+    lives: bool = True
+
+    @property
+    def key_file(self) -> Path:
+        return self.folder / "authkey"
+
+    def show(self, *addresses: str | None) -> None:
+        """Have these addresses on the VPN interface."""
+        if self.shows_interface:
+            self.interface.show(*addresses)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one run of a command met.
+
+    Attributes:
+        disturbed: the world changed in the middle of it, or it was told old news.
+    """
+
+    pod: Pod
+    requests: list[Request] = field(default_factory=list)
+    disturbed: bool = False
+    superseded_at_start: frozenset[int] = frozenset()
+
+
+class FaultWorld(World):
+    """A world in which things go wrong."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule, version: str) -> None:
+        super().__init__(monkeypatch, folder, version)
+        self._loaded: dict[type[Any], Any] = {}
+        self.queues: dict[ServiceName, NamedFaults] = {"headscale": NamedFaults(), "cloudflare": NamedFaults()}
+        self.headscale.faults = self.queues["headscale"]
+        self.cloudflare.faults = self.queues["cloudflare"]
+        self.key_files: dict[str, Path] = {}
+        for name, token in (
+            ("HEADSCALE_API_KEY", self.headscale.api_key),
+            ("CLOUDFLARE_API_TOKEN", self.cloudflare.token),
+        ):
+            file = folder / name
+            file.write_text(token)
+            self.key_files[name] = file
+            del self.environment[name]
+            self.environment[f"{name}_FILE"] = str(file)
+        variables = dict(schedule.variables)
+        if variables.pop("CLOUDFLARE_ZONE_ID") != "given":
+            self.environment["CLOUDFLARE_ZONE_ID"] = ""
+        self.environment.update(variables)
+
+    def service(self, name: ServiceName) -> Service:
+        """A simulator by its name."""
+        return self.headscale if name == "headscale" else self.cloudflare
+
+    def settings(self, command: type[Command], **variables: str) -> Command:
+        """A command's settings; read once for all pods, which differ in their folder alone."""
+        path = Path(variables.pop("AUTHKEY_OUTPUT_PATH"))
+        if command not in self._loaded:
+            self._loaded[command] = super().settings(command, **variables)
+        loaded: Command = self._loaded[command].model_copy(update={"authkey_output_path": path})
+        return loaded
+
+    def renew(self, name: str, value: str) -> None:
+        """Put another secret into the file that a setting names."""
+        self.key_files[name].write_text(value)
+
+    # --- What is whose, judged without the program -----------------------------------------------------
+
+    def is_our_record(self, record: Record) -> bool:
+        """Whether the program may touch a record."""
+        if record.name != NAME or record.type not in {"A", "AAAA"}:
+            return False
+        if record.comment:
+            return record.comment == MARK
+        return any(ip_address(record.content) in prefix for prefix in VPN)
+
+    def is_our_node(self, node: headscale_simulator.Node) -> bool:
+        """Whether the program may touch a node."""
+        if node.name.casefold() != NAME or node.registered_by != "auth_key":
+            return False
+        key_user = node.pre_auth_key.user_id if node.pre_auth_key else None
+        owner = node.user_id if node.user_id is not None else key_user
+        return owner == next(user.id for user in self.headscale.users if user.name == USER)
+
+    @property
+    def all_records(self) -> dict[str, Record]:
+        """Every record of the zone, by id."""
+        return {record.id: record for record in self.cloudflare.records(self.zone_id)}
+
+    @property
+    def our_records(self) -> list[Record]:
+        """Those at our name that are ours."""
+        return [record for record in self.cloudflare.records(self.zone_id, NAME) if self.is_our_record(record)]
+
+    @property
+    def our_nodes(self) -> list[headscale_simulator.Node]:
+        """Those that are ours and have not expired."""
+        return [node for node in self.headscale.nodes if self.is_our_node(node) and not self.is_expired(node)]
+
+    def is_expired(self, node: headscale_simulator.Node) -> bool:
+        """Whether a node has to log in again."""
+        return node.expires_at is not None and node.expires_at <= self.clock.true_now()
+
+    @property
+    def blocking(self) -> list[Record]:
+        """What stands at our name and keeps the record from being right."""
+        ipv6 = self.environment["DNS_IPV6"] == "true"
+        kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
+        return [
+            record
+            for record in self.cloudflare.records(self.zone_id, NAME)
+            if record.type in kinds and not self.is_our_record(record)
+        ]
+
+
+class Engine:
+    """One run of one schedule."""
+
+    def __init__(self, schedule: Schedule, folder: Path, monkeypatch: pytest.MonkeyPatch, events: list[Any]) -> None:
+        self.schedule = schedule
+        self.folder = folder
+        self.events = events
+        self.world = FaultWorld(monkeypatch, folder, schedule, schedule.version)
+        self.clock: Clock = self.world.clock
+        self.interruptions: list[Interruption] = []
+        self.pods: list[Pod] = []
+        self.actor: Pod | None = None
+        self.passes: list[_Pass] = []
+        self.token_is_right = True
+        self._machines = 0
+        self.protected_records: dict[str, Record] = {}
+        self.protected_nodes: dict[int, headscale_simulator.Node] = {}
+        self._before: dict[str, Record] = {}
+        self._nodes_before: dict[int, headscale_simulator.Node] = {}
+        self._furnish()
+
+    def run(self) -> None:
+        """Everything that goes wrong, then the recovery."""
+        self.start_pod()
+        for step in self.schedule.steps:
+            self._make(step)
+            self.go_on(step.wait_s)
+        self._end_of_faults()
+        self._has_to_settle()
+        self._restart_pod()
+        self._has_to_settle()
+        nodes = self.world.our_nodes
+        if len(nodes) != 1:
+            raise BrokenError(f"after a clean restart there are {len(nodes)} nodes of ours")
+        self._no_secret_is_told()
+
+    # --- The world around ------------------------------------------------------------------------------
+
+    def _furnish(self) -> None:
+        """Things that are not ours, some of which look as if they were."""
+        world, headscale = self.world, self.world.headscale
+        if world.environment["HEADSCALE_USER"]:
+            headscale.add_user("ann")
+            headscale.add_node(NAME, user="ann")
+            headscale.add_node(NAME.upper(), user="ann", online=False)
+            headscale.add_node(NAME, user="ann", tags=("tag:svc",))
+        headscale.add_node(NAME, user=USER, registered_by="oidc")
+        headscale.add_node(NAME, user=USER, registered_by="cli", online=False)
+        headscale.add_node("wiki.example.com", user=USER)
+        headscale.add_node(f"x-{NAME}", user=USER)
+        world.add_record("100.64.9.1", name="wiki.example.com", comment=MARK)
+        world.add_record("100.64.9.2", name=f"x-{NAME}")
+        world.add_record("made by hand", type_="TXT", comment=MARK)
+        if world.environment["DNS_IPV6"] != "true":
+            world.add_record("2001:db8::1", type_="AAAA")
+        if self.schedule.crowded:
+            for number in range(100):
+                world.add_record(f"note {number}", type_="TXT")
+        # What an earlier pod left behind.
+        old = headscale.add_node(NAME, user=USER, online=False)
+        world.add_record(old.address, comment=MARK, ttl=60)
+        self._protect()
+
+    def _protect(self) -> None:
+        """Whatever is not ours now has to stay as it is, until somebody else changes it."""
+        world = self.world
+        self.protected_records = {
+            record.id: record for record in world.all_records.values() if not world.is_our_record(record)
+        }
+        self.protected_nodes = {node.id: node for node in world.headscale.nodes if not world.is_our_node(node)}
+
+    def _foreign_is_whole(self) -> None:
+        records, world = self.world.all_records, self.world
+        for record_id, record in self.protected_records.items():
+            if records.get(record_id) != record:
+                raise BrokenError(f"Never 1: {record} was not ours and is now {records.get(record_id)}")
+        for node_id, node in self.protected_nodes.items():
+            now = world.headscale.node(node_id)
+            if now is None or (now.expires_at, now.user_id) != (node.expires_at, node.user_id):
+                raise BrokenError(f"Never 2: node {node_id} of {node.name} was not ours and is now {now}")
+
+    # --- Pods --------------------------------------------------------------------------------------------
+
+    @property
+    def living(self) -> list[Pod]:
+        """Pods that the kubelet has not ended, oldest first."""
+        return [pod for pod in self.pods if pod.lives]
+
+    def start_pod(self) -> Pod:
+        """Start another pod of the service."""
+        number = len(self.pods)
+        folder = self.folder / f"pod-{number}"
+        folder.mkdir()
+        shows = bool(self.world.environment["TAILSCALE_INTERFACE"])
+        pod = Pod(number, folder, Interface(None), shows, self.clock.elapsed_s)
+        self.pods.append(pod)
+        return pod
+
+    def end_pod(self, pod: Pod, *, silently: bool = False) -> None:
+        """End a pod as the kubelet does, or with its cluster node."""
+        pod.lives = False
+        if pod.node_id is not None:
+            self.world.headscale.disconnect(pod.node_id, silently=silently)
+
+    def go_on(self, seconds: float) -> None:
+        """Let the pods live for so long."""
+        until = self.clock.elapsed_s + seconds
+        while True:
+            pod = min(self.living, key=lambda pod: (pod.due_s, pod.number), default=None)
+            if pod is None or pod.due_s > until:
+                break
+            self.clock.sleep(max(0.0, pod.due_s - self.clock.elapsed_s))
+            self.act(pod)
+        self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
+
+    def act(self, pod: Pod) -> None:
+        """Let what is due in a pod happen, once."""
+        outer, self.actor = self.actor, pod
+        self.passes.append(_Pass(pod, superseded_at_start=self._published_successors(pod)))
+        try:
+            wait_s = self._act(pod)
+        except KilledError:
+            wait_s = self._container_ended(pod)
+        finally:
+            self.actor = outer
+            self.passes.pop()
+        # Never without time going by, which would be for ever.
+        pod.due_s = self.clock.elapsed_s + max(wait_s, 0.001)
+        if not self.passes:
+            self._after_step()
+
+    def _act(self, pod: Pod) -> float:
+        if not pod.initialized:
+            return self._cleanup(pod)
+        self._tailscale(pod)
+        if pod.watch is None:
+            pod.watch = self._commands(pod).watch(pod.interface, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+        try:
+            wait_s = pod.watch.run_pass()
+        except NotRegisteredError:
+            self._may_give_up(pod)
+            return self._container_ended(pod)
+        self._watch_is_sane(pod, pod.watch)
+        if pod.stop is not None and pod.stop.is_set():
+            return self._container_ended(pod)
+        return wait_s
+
+    def _commands(self, pod: Pod) -> FaultWorld:
+        """The world whose commands send their requests as this pod does."""
+
+        def between(service: Service) -> WSGIApplication:
+            return Tap(service, watcher=self, interruptions=self.interruptions, cut_off=lambda: pod.cut_off)
+
+        self.world.between = between
+        return self.world
+
+    def _cleanup(self, pod: Pod) -> float:
+        world = self.world
+        pod.stop = StopAt(self.clock)
+        cleanup = self._commands(pod).cleanup(stop=pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+        fired = world.queues["headscale"].fired
+        this = self.passes[-1]
+        try:
+            cleanup.run()
+        except LifecycleError as error:
+            headscale_was_well = world.queues["headscale"].fired == fired and not pod.cut_off
+            self_made = isinstance(error, StoppedError | KeyFileError | NameTakenError)
+            if headscale_was_well and not this.disturbed and not self_made and self._can_be_fulfilled:
+                raise BrokenError(f"Never 8: cleanup failed, and Headscale was well: {error}") from error
+            return self._container_ended(pod)
+        pod.initialized = True
+        pod.restarts = 0
+        pod.stop = None
+        return 1.0
+
+    @property
+    def _can_be_fulfilled(self) -> bool:
+        """Whether nothing of the settings is refused now."""
+        return self.token_is_right and not self.clock.skew
+
+    def _container_ended(self, pod: Pod) -> float:
+        pod.watch = None
+        pod.stop = None
+        pod.restarts += 1
+        return RESTART_S[min(pod.restarts - 1, len(RESTART_S) - 1)]
+
+    def _tailscale(self, pod: Pod) -> None:
+        """The tailscale container: register when it has not, restart when the probe says so."""
+        headscale = self.world.headscale
+        if pod.watch is not None and pod.watch.status.restart_helps:
+            self._restart_helps(pod)
+            pod.node_id = None
+            pod.show(None)
+        if pod.node_id is not None or pod.cut_off:
+            return
+        if pod.machine_key is None or not self.schedule.kept_state:
+            self._machines += 1
+            pod.machine_key = f"mkey:{self._machines:064x}"
+        with suppress(OSError, RegistrationRefusedError, NodeGoneError):
+            node = headscale.register(key=pod.key_file.read_text(), hostname=NAME, machine_key=pod.machine_key)
+            headscale.connect(node.id)
+            pod.node_id = node.id
+            pod.show(*node.addresses)
+
+    # --- Steps -------------------------------------------------------------------------------------------
+
+    def _make(self, step: Step) -> None:
+        if step.kind in FAULTS:
+            self._order(step)
+        elif step.kind in INTERRUPTIONS:
+            action = partial(self._interrupt, step)
+            committed = bool(step.draw % 2)
+            self.interruptions.append(
+                Interruption(action, self.world.service(step.service), after=step.after, committed=committed)
+            )
+        else:
+            count("events", step.kind)
+            happening: Callable[[Step], None] = getattr(self, "_" + step.kind.lower().replace(" ", "_"))
+            # What cannot happen now does not.
+            with suppress(ApiError, NodeGoneError):
+                happening(step)
+            self._protect()
+
+    def _order(self, step: Step) -> None:
+        fault = FAULTS[step.kind](step.service, step.random)
+        path = "[?&]page=2" if step.page_two else None
+        method = "GET" if step.kind == "stale read" else step.method
+        self.world.queues[step.service].order(
+            step.kind, fault, method=method, path=path, times=step.times, after=step.after
+        )
+
+    def _interrupt(self, step: Step) -> None:
+        for this in self.passes:
+            this.disturbed = True
+        count("interruptions", step.kind)
+        match step.kind:
+            case "kill -9":
+                count("kills", "in-process")
+                raise KilledError
+            case "SIGTERM":
+                if self.actor is not None:
+                    self.actor.stop = self.actor.stop or StopAt(self.clock)
+                    self.actor.stop.set()
+            case "SIGSTOP":
+                self._frozen(step.random.choice((5.0, 100.0, 3700.0)))
+            case "another pod's pass":
+                self._others_act()
+            case "record edited":
+                with suppress(ApiError):
+                    self._record_edited(step)
+                self._protect()
+            case "volume gone":
+                if self.actor is not None and not self.actor.initialized:
+                    self.actor.folder.rename(self.actor.folder.with_suffix(".gone"))
+
+    def _frozen(self, seconds: float) -> None:
+        """Time goes by for everybody but the actor."""
+        frozen = self.actor
+        until = self.clock.elapsed_s + seconds
+        if frozen is not None:
+            frozen.due_s = until + 1.0
+        self.go_on(seconds)
+
+    def _others_act(self) -> None:
+        for pod in self.living:
+            if pod is not self.actor and len(self.passes) < 3:
+                self.act(pod)
+
+    def _some_record(self, step: Step) -> Record | None:
+        ours = self.world.our_records
+        return step.random.choice(ours) if ours else None
+
+    def _record_edited(self, step: Step) -> None:
+        record = self._some_record(step)
+        if record is not None:
+            change = step.random.choice(({"content": "100.64.77.7"}, {"ttl": 600}, {"ttl": 1}))
+            self.world.cloudflare.change_record(record.id, **change)
+
+    def _record_cleared_of_its_mark(self, step: Step) -> None:
+        record = self._some_record(step)
+        if record is not None:
+            self.world.cloudflare.change_record(record.id, comment="")
+
+    def _record_deleted(self, step: Step) -> None:
+        record = self._some_record(step)
+        if record is not None:
+            self.world.cloudflare.remove_record(record.id)
+
+    def _second_record_added(self, step: Step) -> None:
+        self.world.add_record("100.64.88.8", comment=step.random.choice((None, MARK)))
+
+    def _record_taken_over(self, step: Step) -> None:
+        record = self._some_record(step)
+        if record is not None:
+            self.world.cloudflare.change_record(record.id, comment="mine now")
+        self._last_change_is_another()
+
+    def _name_taken_by_another_owner(self, step: Step) -> None:
+        self.world.add_record("100.64.99.9", comment=OTHER_MARK)
+        self._last_change_is_another()
+
+    def _cname_in_the_way(self, step: Step) -> None:
+        for record in self.world.our_records:
+            self.world.cloudflare.remove_record(record.id)
+        self.world.add_record("elsewhere.example.org", type_="CNAME")
+        self._last_change_is_another()
+
+    def _last_change_is_another(self) -> None:
+        """So that an answer from before the last change shows what is foreign as foreign: nobody could tell else."""
+        self.world.add_record("later", name="later.example.com", type_="TXT")
+        later = self.world.cloudflare.records(self.world.zone_id, "later.example.com")
+        self.world.cloudflare.remove_record(later[0].id)
+
+    def _foreign_node_joins(self, step: Step) -> None:
+        self.world.headscale.add_node(NAME, user=USER, registered_by=step.random.choice(("oidc", "cli")))
+
+    def _a_node(self, step: Step) -> headscale_simulator.Node | None:
+        ours = self.world.our_nodes
+        return step.random.choice(ours) if ours else None
+
+    def _node_deleted(self, step: Step) -> None:
+        node = self._a_node(step)
+        if node is not None:
+            self.world.headscale.delete_node(node.id)
+
+    def _node_expired(self, step: Step) -> None:
+        node = self._a_node(step)
+        if node is not None:
+            self.world.headscale.expire_node(node.id)
+
+    def _address_changed(self, step: Step) -> None:
+        for pod in self.living:
+            if pod.node_id is not None and self.world.headscale.node(pod.node_id) is not None:
+                pod.show(*self.world.headscale.readdress(pod.node_id).addresses)
+                # The loop looks at the interface every second.
+                pod.due_s = min(pod.due_s, self.clock.elapsed_s + 1.0)
+
+    def _headscale_restarted(self, step: Step) -> None:
+        self.world.headscale.restart()
+        self.clock.at(self.clock.elapsed_s + RECONNECT_S, self._reconnect)
+
+    def _headscale_upgraded(self, step: Step) -> None:
+        later = VERSIONS[VERSIONS.index(self.world.headscale.version) :][1:2]
+        if later:
+            self.world.headscale.upgrade(later[0])
+            self.clock.at(self.clock.elapsed_s + RECONNECT_S, self._reconnect)
+
+    def _reconnect(self) -> None:
+        for pod in self.living:
+            if pod.node_id is not None and not pod.cut_off:
+                with suppress(NodeGoneError):
+                    self.world.headscale.connect(pod.node_id)
+
+    def _token_renewed(self, step: Step) -> None:
+        self.world.renew("CLOUDFLARE_API_TOKEN", self.world.cloudflare.set_token())
+
+    def _api_key_renewed(self, step: Step) -> None:
+        self.world.renew("HEADSCALE_API_KEY", self.world.headscale.rotate_api_key())
+
+    def _token_refused(self, step: Step) -> None:
+        """The file lags behind: the tokens in it are refused for a while."""
+        self.token_is_right = False
+        self.world.cloudflare.set_token()
+        self.world.headscale.rotate_api_key()
+
+    def _clock_jumps(self, step: Step) -> None:
+        self.clock.skew = timedelta(seconds=step.random.choice((-7200, -300, 300, 7200, 400 * 86_400)))
+
+    def _partition(self, step: Step) -> None:
+        pod = step.random.choice(self.living)
+        pod.cut_off = True
+        if pod.node_id is not None:
+            self.world.headscale.disconnect(pod.node_id, silently=True)
+
+    def _partition_over(self, step: Step) -> None:
+        for pod in self.living:
+            pod.cut_off = False
+        self._reconnect()
+
+    def _pod_restarted(self, step: Step) -> None:
+        for pod in self.living:
+            self.end_pod(pod, silently=bool(step.draw % 2))
+        self.start_pod()
+
+    def _sidecar_restarted(self, step: Step) -> None:
+        for pod in self.living:
+            pod.watch = None
+
+    def _second_pod(self, step: Step) -> None:
+        if len(self.living) < 3:
+            self.start_pod()
+
+    def _tailscale_restarted(self, step: Step) -> None:
+        pod = step.random.choice(self.living)
+        if self.schedule.kept_state and pod.node_id is not None:
+            with suppress(NodeGoneError):
+                self.world.headscale.connect(pod.node_id)
+
+    def _node_vanishes_silently(self, step: Step) -> None:
+        """A cluster node dies: another takes its pod over, and Headscale does not notice."""
+        self.end_pod(step.random.choice(self.living), silently=True)
+        self.start_pod()
+
+    # --- Recovery ------------------------------------------------------------------------------------------
+
+    def _end_of_faults(self) -> None:
+        world = self.world
+        for queue in world.queues.values():
+            queue.clear()
+        self.interruptions.clear()
+        self.clock.skew = timedelta()
+        self.token_is_right = True
+        world.renew("CLOUDFLARE_API_TOKEN", world.cloudflare.token)
+        world.renew("HEADSCALE_API_KEY", world.headscale.api_key)
+        for pod in self.living:
+            pod.cut_off = False
+            if not pod.folder.exists():
+                pod.folder.with_suffix(".gone").rename(pod.folder)
+        self._reconnect()
+
+    def _restart_pod(self) -> None:
+        for pod in self.living:
+            self.end_pod(pod)
+        self.go_on(1.0)
+        self._clear_the_way()
+        before = len(self.pods)
+        self.start_pod()
+        self.go_on(2.0)
+        if not self.pods[before].initialized:
+            raise BrokenError("cleanup did not succeed although nothing was wrong any more")
+
+    def _clear_the_way(self) -> None:
+        """A person removes what stands in the way."""
+        for record in self.world.blocking:
+            self.world.cloudflare.remove_record(record.id)
+        self._protect()
+
+    def _has_to_settle(self) -> None:
+        """Within a bounded time the world is right, stays so, and nobody writes any more."""
+        until = self.clock.elapsed_s + SETTLED_S
+        self.go_on(CHUNK_S)
+        if self.world.blocking:
+            # Long enough for the longest pause after a failure, and a look.
+            self.go_on(2 * self._quiet_s)
+            self._says_what_is_in_the_way()
+            self._clear_the_way()
+        while True:
+            writes = len(self.world.cloudflare.writes)
+            wrong = self._wrong()
+            if not wrong:
+                self.go_on(self._quiet_s)
+                late = [(write.method, write.body) for write in self.world.cloudflare.writes[writes:]]
+                wrong = f"Never 7: all was right, and somebody wrote {late}" if late else self._wrong()
+                if not wrong:
+                    return
+            if self.clock.elapsed_s > until:
+                raise BrokenError(wrong)
+            self.go_on(CHUNK_S)
+
+    @property
+    def _quiet_s(self) -> float:
+        """A VERIFY_INTERVAL with its jitter, and then some."""
+        return 400.0 if self.world.environment["VERIFY_INTERVAL"] == "5m" else 160.0
+
+    def _says_what_is_in_the_way(self) -> None:
+        for pod in self.living:
+            if pod.watch is not None and pod.watch.status.in_sync:
+                raise BrokenError(f"pod {pod.number} calls the record right, and {self.world.blocking} is in the way")
+
+    @property
+    def rightful(self) -> Pod | None:
+        """The pod whose record it is: the latest by its node."""
+        world = self.world
+        alive = {node.id for node in world.our_nodes}
+        registered = [pod for pod in self.living if pod.node_id in alive and pod.initialized]
+        return max(registered, key=lambda pod: pod.node_id or 0, default=None)
+
+    def _wrong(self) -> str:
+        """What is wrong with the world; "" when all is right."""
+        pod, world = self.rightful, self.world
+        if pod is None:
+            # Nobody is registered; without a key to come in with, only a restart of the pod helps.
+            return "no pod is registered, and none was healed" if self._has_to_heal() else ""
+        node = next(node for node in world.our_nodes if node.id == pod.node_id)
+        wanted = {node.addresses[0]}
+        if world.environment["DNS_IPV6"] == "true":
+            wanted.update(node.addresses)
+        ours = world.our_records
+        good = (
+            {record.content for record in ours} == wanted
+            and len(ours) == len(wanted)
+            and all((record.comment, record.ttl, record.proxied) == (MARK, 60, False) for record in ours)
+        )
+        if not good:
+            states = [(each.number, each.node_id, each.watch and each.watch.status.readiness()) for each in self.living]
+            return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
+        if pod.watch is None or not pod.watch.status.ready:
+            reason = pod.watch.status.reason if pod.watch else "no sidecar"
+            return f"the record is right, and pod {pod.number} does not say so: {reason}"
+        return ""
+
+    def _has_to_heal(self) -> bool:
+        """Whether a living pod has all it needs to come back by itself."""
+        return self.world.environment["SELF_HEAL"] == "true" and all(
+            pod.watch is not None and pod.key_file.exists() for pod in self.living
+        )
+
+    # --- Invariants --------------------------------------------------------------------------------------------
+
+    def before(self, service: Service, method: str, path: str) -> None:
+        """Note the world as it is before a request."""
+        if service is self.world.cloudflare:
+            self._before = self.world.all_records
+        else:
+            self._nodes_before = {node.id: node for node in self.world.headscale.nodes}
+
+    def after(self, request: Request) -> None:
+        """Judge what a request did."""
+        if not self.passes:
+            return
+        this = self.passes[-1]
+        if request.fault == "stale read":
+            this.disturbed = True
+        if request.is_write:
+            self._was_told_enough(this, request)
+            if request.service is self.world.cloudflare:
+                self._record_change_is_good(this, request)
+            else:
+                self._node_change_is_good(this, request)
+        this.requests.append(request)
+
+    def _was_told_enough(self, this: _Pass, request: Request) -> None:
+        """Never 3: a change follows from whole answers alone."""
+        world = self.world
+        if request.service is world.cloudflare:
+            reads = [read for read in this.requests if read.service is world.cloudflare and read.method == "GET"]
+        elif request.method == "DELETE":
+            reads = [read for read in this.requests if read.path == "/api/v1/node"]
+        else:
+            return
+        if not reads or not reads[-1].told:
+            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads[-1:] or 'no look at all'}")
+
+    def _record_change_is_good(self, this: _Pass, request: Request) -> None:
+        before, now = self._before, self.world.all_records
+        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        if not this.disturbed and self._asks_for_nothing(request, before):
+            raise BrokenError(f"Never 7: a write without a difference: {request}")
+        pod = this.pod
+        for key in changed & now.keys():
+            record, old = now[key], before.get(key)
+            moved = old is None or old.content != record.content
+            if not moved:
+                continue
+            # Not that of its own node alone: addresses are handed out again, and whose interface bears one has it.
+            addresses = {address for node in self.world.our_nodes for address in node.addresses}
+            shown = pod.interface.addresses
+            its_own = shown is None or ip_address(record.content) in shown
+            if not this.disturbed and not (its_own and record.content in addresses):
+                raise BrokenError(f"pod {pod.number}, node {pod.node_id}, {shown}, published {record.content}")
+            overwritten = this.superseded_at_start & self._published_successors(pod, before)
+            if overwritten and not this.disturbed:
+                raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) wrote over nodes {overwritten}")
+
+    def _asks_for_nothing(self, request: Request, before: dict[str, Record]) -> bool:
+        """Whether a request asks for what is so already, whatever became of it."""
+        body: dict[str, Any] = json.loads(request.body or b"{}")
+        patches = body.get("patches", [])
+        if request.method == "PATCH":
+            patches = [body | {"id": request.path.rpartition("/")[2]}]
+        return any(
+            patch["id"] in before
+            and all(getattr(before[patch["id"]], name) == value for name, value in patch.items() if name != "id")
+            for patch in patches
+        )
+
+    def _node_change_is_good(self, this: _Pass, request: Request) -> None:
+        now = {node.id for node in self.world.headscale.nodes}
+        lost = [node for node in self._nodes_before.values() if node.id not in now]
+        if lost and this.pod.initialized:
+            raise BrokenError(f"dns-watch deleted {lost}")
+        for node in lost:
+            if not self.world.is_our_node(node):
+                raise BrokenError(f"Never 2: {node} is not ours")
+
+    def _published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
+        """Nodes of later pods whose address stands in a marked record, and that are online."""
+        world = self.world
+        contents = {
+            record.content
+            for record in (world.all_records if records is None else records).values()
+            if record.name == NAME and record.comment == MARK
+        }
+        return frozenset(
+            node.id
+            for node in world.our_nodes
+            if pod.node_id is not None
+            and node.id > pod.node_id
+            and world.headscale.online(node.id)
+            and contents & set(node.addresses)
+        )
+
+    def _after_step(self) -> None:
+        self._foreign_is_whole()
+        self._key_files_are_whole()
+
+    def _key_files_are_whole(self) -> None:
+        """Never 4."""
+        keys = {key.key for key in self.world.headscale.keys}
+        for pod in self.pods:
+            if not pod.key_file.exists():
+                continue
+            if pod.key_file.read_text() not in keys:
+                raise BrokenError(f"Never 4: the key file holds {pod.key_file.read_text()!r}")
+            mode = stat.S_IMODE(pod.key_file.stat().st_mode)
+            if mode != 0o640:
+                raise BrokenError(f"Never 4: the key file has mode {mode:o}")
+
+    def _may_give_up(self, pod: Pod) -> None:
+        if self.world.environment["MAX_RETRIES"] == "0":
+            raise BrokenError("Never 8: dns-watch gave up with MAX_RETRIES=0")
+        if pod.watch is not None and pod.watch.status.ever_registered:
+            raise BrokenError("Never 8: dns-watch gave up after its node was there")
+
+    def _watch_is_sane(self, pod: Pod, watch: DnsWatch) -> None:
+        status = watch.status
+        if not status.alive:
+            raise BrokenError(f"pod {pod.number}: /livez fails although the loop goes round")
+
+    def _restart_helps(self, pod: Pod) -> None:
+        """The probe restarts a VPN only when it is useless, and when there is a key to come back with."""
+        node = self.world.headscale.node(pod.node_id or 0)
+        if node is not None and not self.world.is_expired(node):
+            raise BrokenError(f"pod {pod.number}: /nodez is 503, and node {node.id} is there")
+        now = self.clock.true_now()
+        held = [key for key in self.world.headscale.keys if key.key == pod.key_file.read_text()]
+        if not self.clock.skew and not any(key.expires_at > now and not key.used for key in held):
+            raise BrokenError(f"pod {pod.number}: /nodez is 503, and the key in the file is of no use: {held}")
+
+    def _no_secret_is_told(self) -> None:
+        """Never 5."""
+        world = self.world
+        told = [repr(self.events)]
+        for pod in self.pods:
+            if pod.watch is not None:
+                told += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
+            told += [file.read_text() for file in pod.folder.glob("*") if file.name != "authkey"]
+        told += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
+        everything = "\n".join(told)
+        for secret in world.headscale.secrets() + world.cloudflare.secrets():
+            count("secrets searched")
+            if secret in everything:
+                at = everything.index(secret)
+                raise BrokenError(f"Never 5: a secret is told: {everything[max(0, at - 200) : at]}…")
+
+
+@contextmanager
+def captured() -> Iterator[list[Any]]:
+    """What is logged meanwhile, at every level."""
+    capture = LogCapture()
+    structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
+    try:
+        yield capture.entries
+    finally:
+        structlog.reset_defaults()
+
+
+def run(schedule: Schedule) -> None:
+    """Run one schedule.
+
+    Raises:
+        BrokenError: an invariant did not hold.
+    """
+    count("schedules")
+    # In memory where that can be had: each key is synced to the disk.
+    folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+    chance = random.getstate()
+    random.seed(schedule.seed)
+    try:
+        with pytest.MonkeyPatch.context() as monkeypatch, captured() as events:
+            Engine(schedule, folder, monkeypatch, events).run()
+    finally:
+        random.setstate(chance)
+        shutil.rmtree(folder)
+
+
+def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
+    """Leave out every step without which the schedule still fails."""
+    number = 0
+    while number < len(schedule.steps):
+        kept = range(len(schedule.steps)) if schedule.kept is None else schedule.kept
+        shorter = schedule.without(kept[number])
+        if fails(shorter):
+            schedule = shorter
+        else:
+            number += 1
+    return schedule

@@ -1,0 +1,160 @@
+"""Between a client and a simulator: notes what each request met, and lets things happen around it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+import httpx
+
+from tests.simulators.faults import Fault, FaultQueue
+from tests.simulators.service import READS, Service
+from tests.tally import count
+
+
+class KilledError(BaseException):
+    """The process is no more: not even what cleans up after an exception is told."""
+
+
+class NamedFaults(FaultQueue):
+    """A queue that knows what its faults are called, and counts those that fire."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[int, tuple[str, Fault]] = {}
+        self.taken: str | None = None
+        self.fired = 0
+
+    def order(self, name: str, fault: Fault, *, method: str | None, path: str | None, times: int, after: int) -> None:
+        """Order a fault by its name."""
+        self._names[id(fault)] = (name, fault)
+        self.add(fault, method=method, path=path, times=times, after=after)
+
+    def take(self, method: str, target: str) -> Fault | None:
+        """Give the fault that this request meets, and count it."""
+        fault = super().take(method, target)
+        self.taken = None
+        if fault is not None:
+            self.taken, _ = self._names[id(fault)]
+            self.fired += 1
+            count("faults injected", self.taken)
+        return fault
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as its sender met it.
+
+    Attributes:
+        fault: by its name; None = it was answered as it should be.
+        status: what was answered; None = nothing whole.
+    """
+
+    service: Service
+    method: str
+    path: str
+    body: bytes
+    fault: str | None
+    status: int | None
+
+    @property
+    def is_write(self) -> bool:
+        """Whether it asked for a change."""
+        return self.method not in READS
+
+    @property
+    def told(self) -> bool:
+        """Whether its sender got the service's own answer, be it an old one."""
+        return self.fault in {None, "stale read"} and self.status == 200
+
+
+@dataclass(slots=True)
+class Interruption:
+    """Something that happens around a request.
+
+    Attributes:
+        action: what.
+        service: to which service the request goes.
+        after: how many requests pass before.
+        committed: after the request was executed, not before.
+    """
+
+    action: Callable[[], None]
+    service: Service
+    after: int
+    committed: bool
+
+
+class Watcher(Protocol):
+    """Who is told of every request."""
+
+    def before(self, service: Service, method: str, path: str) -> None:
+        """A request is about to be executed."""
+
+    def after(self, request: Request) -> None:
+        """A request is over."""
+
+
+class Tap:
+    """A WSGI application in front of a simulator, for one sender.
+
+    Args:
+        interruptions: shared by all senders; each is removed when it happens.
+        cut_off: whether the sender reaches nobody now.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        watcher: Watcher,
+        interruptions: list[Interruption],
+        cut_off: Callable[[], bool],
+    ) -> None:
+        self._service = service
+        self._watcher = watcher
+        self._interruptions = interruptions
+        self._cut_off = cut_off
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        _one_after_another()
+        if self._cut_off():
+            raise httpx.ConnectError("[Errno 113] No route to host")
+        due = self._due()
+        if due is not None and not due.committed:
+            due.action()
+        self._watcher.before(self._service, method, path)
+        queue = self._service.faults
+        try:
+            return self._service(environ, start_response)
+        finally:
+            taken = queue.taken if isinstance(queue, NamedFaults) else None
+            exchange = self._service.requests[-1]
+            self._watcher.after(Request(self._service, method, path, exchange.body, taken, exchange.status))
+            if due is not None and due.committed:
+                due.action()
+
+    def _due(self) -> Interruption | None:
+        # What is read in a thread of its own is interrupted by nobody: it has no clock of its own.
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        for interruption in self._interruptions:
+            if interruption.service is not self._service:
+                continue
+            if interruption.after > 0:
+                interruption.after -= 1
+                return None
+            self._interruptions.remove(interruption)
+            return interruption
+        return None
+
+
+def _one_after_another() -> None:
+    """Let the zone be read first of the two things that `cleanup` reads side by side: no seed may depend on luck."""
+    for thread in threading.enumerate():
+        if thread.name == "zone" and thread is not threading.current_thread():
+            thread.join()

@@ -1,0 +1,35 @@
+"""What the tests counted, for the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+# Each under "what: of which kind"; read by tests/conftest.py.
+COUNTS: Counter[str] = Counter()
+# Figures of the simulated fleets, one line each.
+FIGURES: list[str] = []
+
+
+def count(what: str, kind: str = "", *, by: int = 1) -> None:
+    """Count something that was done to the program."""
+    COUNTS[f"{what}: {kind}" if kind else what] += by
+
+
+def figure(text: str) -> None:
+    """Remember a figure to show."""
+    FIGURES.append(text)
+
+
+def lines() -> list[str]:
+    """Everything that was counted, a line for each kind of thing."""
+    grouped: dict[str, list[str]] = {}
+    for name, number in sorted(COUNTS.items(), key=lambda item: (-item[1], item[0])):
+        what, _, kind = name.partition(": ")
+        grouped.setdefault(what, []).append(f"{kind} {number}".strip())
+    totals = {
+        what: sum(number for name, number in COUNTS.items() if name.partition(": ")[0] == what) for what in grouped
+    }
+    return [
+        f"{what}: {totals[what]}" + (f" ({', '.join(kinds)})" if len(kinds) > 1 else "")
+        for what, kinds in sorted(grouped.items())
+    ] + FIGURES
