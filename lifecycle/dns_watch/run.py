@@ -148,7 +148,8 @@ class DnsWatch:
             self._note_whether_found(found)
         except ApiError as error:
             self._healer.unsure()
-            self.status.restart_helps = self._healer.restart_helps
+            # By now the node may be back already; and without Headscale, no restart lets it in.
+            self.status.restart_helps = False
             self._failures += 1
             pause = loop_pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
             wait_s = self._far_enough(pause)
