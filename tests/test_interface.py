@@ -118,6 +118,16 @@ def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
             [V4],
             id="only-this-interface's",
         ),
+        pytest.param(
+            [
+                MAKE,
+                address(f"{V4}/32"),
+                ["make", "tailscale01"],
+                ["address", "add", "100.64.0.6/32", "dev", "tailscale01"],
+            ],
+            [V4],
+            id="nor-those-of-a-longer-name",
+        ),
         pytest.param([MAKE, address(f"{V4}/32"), ["link", "delete", "tailscale0"]], None, id="gone-again"),
         pytest.param([MAKE, address(f"{V4}/32"), ["address", "flush", "dev", "tailscale0"]], [], id="logged-out-again"),
     ],
