@@ -1,0 +1,357 @@
+"""Both commands as processes, with nothing but a namespace to find Headscale by: through its command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event
+
+import pytest
+import yaml
+
+from lifecycle.settings import DryRunSettings, command_variables
+from tests.builders import MARK, NAME
+from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
+from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
+from tests.process.commands import PATIENCE_S
+from tests.process.test_commands import SIDECAR, leave_behind, well_spoken
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale_cli import Finished
+from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
+from tests.simulators.serve import serve
+from tests.simulators.vpn_client import VpnClient
+
+MakePod = Callable[..., ClusterPod]
+
+KEY_SECRET = "headscale-api-key"
+
+# What the manifests that were there before this program set, in either container.
+MANIFEST = {
+    "HEADSCALE_NAMESPACE",
+    "CLOUDFLARE_API_TOKEN",
+    "CLOUDFLARE_ZONE_ID",
+    "DOMAIN_NAME",
+    "AUTHKEY_OUTPUT_PATH",
+    "MAX_RETRIES",
+    "RETRY_INTERVAL",
+}
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    needs_a_mount_namespace()
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def make_pod(
+    authority: Authority, clean_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakePod]:
+    """Makes a pod in a cluster with a Headscale of a version, which has the user `svc`."""
+    with ExitStack() as stack:
+
+        def make(version: str = "0.28.0") -> ClusterPod:
+            headscale, cloudflare, kubernetes = (
+                HeadscaleSimulator(version),
+                CloudflareSimulator(),
+                KubernetesSimulator(),
+            )
+            headscale.add_user("svc")
+            return ClusterPod(
+                headscale,
+                cloudflare,
+                headscale_url=stack.enter_context(serve(headscale)),
+                cloudflare_url=stack.enter_context(serve(cloudflare)),
+                base=clean_environment,
+                folder=tmp_path_factory.mktemp("pod"),
+                kubernetes=kubernetes,
+                kubernetes_url=stack.enter_context(serve(kubernetes, tls=authority.server)),
+                authority=authority,
+            )
+
+        yield make
+
+
+@pytest.fixture
+def pod(make_pod: MakePod) -> ClusterPod:
+    return make_pod()
+
+
+def by_secret(pod: ClusterPod) -> None:
+    """Let the pod reach Headscale at its address, with a key from a Secret."""
+    pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY_SECRET": KEY_SECRET}
+    pod.kubernetes.allow(HEADSCALE_NAMESPACE, may_read(KEY_SECRET))
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": f"{pod.headscale.api_key}\n"})
+
+
+# --- The whole of it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_pods_life_in_every_dialect(make_pod: MakePod, version: str) -> None:
+    """Planned, cleaned up, joined, published, with the environment that existing manifests have."""
+    pod = make_pod(version)
+    leave_behind(pod)
+
+    planned = pod.run("--dry-run", "--output", "json")
+    assert planned.status == 0, planned.errors
+    assert pod.untouched
+    report = json.loads(planned.out)
+    assert report["looked_at"]["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
+    assert report["looked_at"]["headscale_version"] == version
+    changes = [(change["action"], change["kind"]) for change in report["plans"]["cleanup"]["changes"]]
+    assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
+
+    cleaned = pod.run("cleanup")
+    assert cleaned.status == 0, cleaned.out
+    assert pod.headscale.nodes == []
+    assert pod.records() == {}
+    assert pod.key_file.read_text() == pod.headscale.keys[-1].key
+
+    pod.headscale.add_node(NAME, user="svc")
+    joined = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
+    watched = pod.run("dns-watch", "--once", **SIDECAR)
+    assert watched.status == 0, watched.out
+    assert pod.records() == {f"A {joined.addresses[0]}": MARK}
+    writes = len(pod.cloudflare.writes)
+    again = pod.run("dns-watch", "--once", **SIDECAR)
+    assert (again.status, len(pod.cloudflare.writes)) == (0, writes)
+
+    assert pod.headscale.requests
+    assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests), "only by its command line"
+    assert (
+        pod.secrets_in(*(text for ended in (planned, cleaned, watched, again) for text in (ended.out, ended.errors)))
+        == []
+    )
+    assert all(map(well_spoken, (cleaned, watched, again)))
+
+
+def test_the_environment_is_what_manifests_have(pod: ClusterPod) -> None:
+    """Beside what the kubelet sets, and the simulator that stands in Cloudflare's place."""
+    ours = {name for name in pod.environment | SIDECAR if name in command_variables(DryRunSettings)}
+    assert ours - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST
+
+
+def test_a_sidecar_without_the_key_volume_in_every_dialect(make_pod: MakePod) -> None:
+    """All at once, since each waits for a VPN interface before it believes that there is none."""
+    pods = [make_pod(version) for version in VERSIONS]
+    running = []
+    for pod in pods:
+        pod.headscale.add_node(NAME, user="svc")
+        del pod.environment["AUTHKEY_OUTPUT_PATH"]
+        running.append(pod.start("dns-watch", "--once", **SIDECAR))
+    for pod, process in zip(pods, running, strict=True):
+        ended = process.end()
+        assert ended.status == 0, ended.out
+        assert pod.records() == {f"A {pod.headscale.nodes[0].address}": MARK}
+        assert well_spoken(ended)
+
+
+# --- Faults -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "command"),
+    [
+        pytest.param(ExecFault(cut_after=5), "nodes list", id="cut-in-a-list"),
+        pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="cut-in-a-new-key"),
+        pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage-before-a-new-key"),
+        pytest.param(ExecFault(instead=Finished()), "users list", id="success-without-a-word"),
+        pytest.param(ExecFault(unstarted="container is restarting"), "nodes delete", id="container-restarts"),
+    ],
+)
+def test_an_exec_that_goes_wrong_once_is_got_over(fault: ExecFault, command: str, pod: ClusterPod) -> None:
+    leave_behind(pod)
+    pod.kubernetes.spoil(fault, command)
+    ended = pod.run("cleanup")
+    assert ended.status == 0, ended.out
+    assert pod.headscale.nodes == []
+    usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
+    assert pod.key_file.read_text() == usable[-1]
+    assert well_spoken(ended)
+
+
+def test_garbage_instead_of_an_answer_deletes_nothing(pod: ClusterPod) -> None:
+    leave_behind(pod)
+    pod.kubernetes.spoil(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
+    ended = pod.run("cleanup")
+    assert (ended.status, ended.last["error_type"]) == (1, "ResponseError")
+    assert pod.untouched
+
+
+def test_a_refused_exec_ends_at_once_and_names_the_rule(pod: ClusterPod) -> None:
+    leave_behind(pod)
+    pod.kubernetes.allow_nothing()
+    ended = pod.run("cleanup")
+    assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
+    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in ended.last["error"]
+    assert ended.named("retry.scheduled") == []
+    assert pod.untouched
+
+
+def test_an_exec_that_hangs_holds_up_no_stop(pod: ClusterPod) -> None:
+    asked = Event()
+
+    def ringing(argv: Sequence[str]) -> Finished:
+        asked.set()
+        return pod.cli(argv)
+
+    [headscale] = pod.kubernetes.pods
+    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": ringing}})
+    pod.kubernetes.spoil(ExecFault(hang=True), times=None)
+    for command, status in (("dns-watch", 0), ("cleanup", 1)):
+        asked.clear()
+        running = pod.start(command, **SIDECAR)
+        assert asked.wait(PATIENCE_S)
+        assert running.stop().status == status
+
+
+def test_a_service_accounts_token_is_rotated(pod: ClusterPod) -> None:
+    pod.kubernetes.rotate_token()
+    refused = pod.run("cleanup")
+    assert (refused.status, refused.last["error_type"]) == (1, "AuthError")
+    assert "service account" in refused.last["error"]
+    pod.mount_token()
+    assert pod.run("cleanup").status == 0
+
+
+# --- The API key's Secret -----------------------------------------------------------------------------
+
+
+def test_the_api_keys_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
+    by_secret(pod)
+    ended = pod.run("cleanup")
+    assert ended.status == 0, ended.out
+    assert pod.kubernetes.commands == []
+    assert pod.secrets_in(ended.out, ended.errors) == []
+
+
+def test_a_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
+    """The old one is refused, the Secret is read again, and the pass goes on as if nothing had been."""
+    by_secret(pod)
+    pod.headscale.add_node(NAME, user="svc")
+    watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", **SIDECAR)
+    watch.until("pass.finished")
+    key = pod.headscale.rotate_api_key()
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": key})
+    for _ in range(3):
+        assert watch.until("pass.finished")["in_sync"]
+    ended = watch.stop()
+    assert ended.status == 0
+    assert ended.named("pass.failed") == []
+    assert pod.secrets_in(ended.out, ended.errors) == []
+
+
+def test_a_key_that_is_rotated_in_headscale_first_is_waited_for(pod: ClusterPod) -> None:
+    """Until the Secret follows, each pass is an error and nothing else."""
+    by_secret(pod)
+    pod.headscale.add_node(NAME, user="svc")
+    watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", RETRY_INTERVAL="1s", HEALTH_PORT="0")
+    watch.until("pass.finished")
+    key = pod.headscale.rotate_api_key()
+    assert watch.until("pass.failed")["level"] == "error"
+    pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": key})
+    watch.until("pass.finished")
+    assert watch.stop().status == 0
+
+
+@pytest.mark.parametrize("state", ["no-secret", "no-right"])
+def test_an_api_key_that_cannot_be_had_is_said_so(state: str, pod: ClusterPod) -> None:
+    by_secret(pod)
+    if state == "no-secret":
+        pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, KEY_SECRET)
+    else:
+        pod.kubernetes.allow_nothing()
+    ended = pod.run("cleanup")
+    told = "HEADSCALE_API_KEY_SECRET: there is no Secret" if state == "no-secret" else f"resourceNames: [{KEY_SECRET}]"
+    assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
+    assert told in ended.last["error"]
+    assert pod.untouched
+
+
+# --- Keeping the node ---------------------------------------------------------------------------------
+
+
+def test_a_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
+    """The state Secret is in the pod's own namespace, as its service account's files tell."""
+    leave_behind(pod)
+    [node] = pod.headscale.nodes
+    pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
+    pod.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id)})
+    ended = pod.run("cleanup", NODE_POLICY="keep", TS_KUBE_SECRET=STATE_SECRET)
+    assert ended.status == 0, ended.out
+    assert [left.id for left in pod.headscale.nodes] == [node.id]
+    pod.headscale.connect(node.id)
+    watched = pod.run("dns-watch", "--once", **SIDECAR)
+    assert watched.status == 0, watched.out
+    assert pod.records() == {f"A {node.address}": MARK}
+    assert pod.cloudflare.writes == []
+
+
+# --- Which cluster ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
+    """An administrator's, with another context than the current one besides."""
+    host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
+    path = pod.folder / "kubeconfig"
+    clusters = {
+        "home": {"server": f"https://{host}:{port}", "certificate-authority": str(authority.certificate)},
+        "work": {"server": "https://192.0.2.1:6443"},
+    }
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "home",
+                "clusters": [{"name": name, "cluster": cluster} for name, cluster in clusters.items()],
+                "contexts": [{"name": name, "context": {"cluster": name, "user": "me"}} for name in clusters],
+                "users": [{"name": "me", "user": {"token": pod.kubernetes.token}}],
+            }
+        )
+    )
+    pod.environment["KUBECONFIG"] = str(path)
+    return path
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_dry_run_from_a_laptop_shows_whose_cluster_it_looked_at(
+    output: str, pod: ClusterPod, kubeconfig: Path
+) -> None:
+    leave_behind(pod)
+    before = kubeconfig.read_bytes()
+    ended = pod.outside("--dry-run", "--output", output).end()
+    assert ended.status == 0, ended.errors
+    port = pod.environment["KUBERNETES_SERVICE_PORT"]
+    assert f"context home of the kubeconfig, https://127.0.0.1:{port}" in ended.out
+    assert "node 1" in ended.out
+    assert pod.untouched
+    assert kubeconfig.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
+def test_a_kubeconfig_serves_no_command_that_writes(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
+    leave_behind(pod)
+    ended = pod.outside(command, **SIDECAR).end()
+    assert (ended.status, ended.last["event"]) == (2, "settings.invalid")
+    assert "only --dry-run uses a kubeconfig" in ended.last["error"]
+    assert pod.untouched
+    assert pod.kubernetes.requests == []
+
+
+def test_in_a_pod_a_kubeconfig_is_not_looked_at(pod: ClusterPod, kubeconfig: Path) -> None:
+    kubeconfig.write_text("nonsense")
+    ended = pod.run("--dry-run")
+    assert "in-cluster, https://127.0.0.1:" in ended.out
+
+
+def test_nowhere_to_ask_is_a_wrong_setting(pod: ClusterPod) -> None:
+    ended = pod.outside("--dry-run", HOME=str(pod.folder)).end()
+    assert ended.status == 2
+    assert "HEADSCALE_URL and HEADSCALE_API_KEY" in ended.errors
