@@ -29,6 +29,11 @@ exec "$@"
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
 
 
+def with_service_account(folder: Path) -> list[str | Path]:
+    """What to put before a command that is to find these files where the kubelet mounts a service account's."""
+    return [*_UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
+
+
 def needs_a_mount_namespace() -> None:
     """Skip where there can be none, and say what to install."""
     for program in ("openssl", "unshare"):
@@ -94,7 +99,7 @@ class ClusterPod(Pod):
 
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start the program with its service account mounted; "" unsets a variable."""
-        command = [*_UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", str(self._account), PROGRAM, *arguments]
+        command = [*map(str, with_service_account(self._account)), PROGRAM, *arguments]
         return Running(command, environment=self.environment | variables, folder=self.folder)
 
     def outside(self, *arguments: str, **variables: str) -> Running:

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,19 @@ def named(events: list[Event], name: str) -> list[Event]:
     return [event for event in events if event["event"] == name]
 
 
-def lifecycle(*arguments: str, environment: Mapping[str, str], folder: Path) -> Ended:
+def lifecycle(
+    *arguments: str, environment: Mapping[str, str], folder: Path, within: Sequence[str | Path] = ()
+) -> Ended:
     """Run a command to its end.
 
     Args:
         arguments: as typed.
         environment: all of it.
         folder: where it runs; without an `.env` in it.
+        within: a command that runs it, such as one that makes a mount namespace.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "lifecycle", *arguments],
+        [*within, sys.executable, "-m", "lifecycle", *arguments],
         env=environment,
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -67,10 +70,11 @@ def lifecycle(*arguments: str, environment: Mapping[str, str], folder: Path) -> 
 class Watch(Background):
     """`dns-watch` while it runs."""
 
-    def __init__(self, *, environment: Mapping[str, str], folder: Path, log: Path) -> None:
-        super().__init__(
-            [sys.executable, "-m", "lifecycle", "dns-watch"], log=log, environment=environment, folder=folder
-        )
+    def __init__(
+        self, *, environment: Mapping[str, str], folder: Path, log: Path, within: Sequence[str | Path] = ()
+    ) -> None:
+        command = [*within, sys.executable, "-m", "lifecycle", "dns-watch"]
+        super().__init__(command, log=log, environment=environment, folder=folder)
 
     @property
     def events(self) -> list[Event]:

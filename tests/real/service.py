@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,9 @@ class Service:
         cloudflare: where its record is.
         cloudflare_url: where that is served.
         folder: for its files.
+
+    Attributes:
+        within: a command that runs each of ours, such as one that makes a mount namespace.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Service:
         folder: Path,
     ) -> None:
         self.name = name
+        self.within: Sequence[str | Path] = ()
         self.server = server
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone("example.com")
@@ -94,7 +98,7 @@ class Service:
 
     def run(self, *arguments: str, **settings: str) -> Ended:
         """Run a command to its end, some settings changed."""
-        return lifecycle(*arguments, environment=self._with(settings), folder=self.folder)
+        return lifecycle(*arguments, environment=self._with(settings), folder=self.folder, within=self.within)
 
     def cleanup(self, **settings: str) -> Ended:
         """Run `cleanup`, which has to succeed."""
@@ -104,7 +108,8 @@ class Service:
 
     def watch(self, **settings: str) -> Watch:
         """Start `dns-watch`."""
-        watch = Watch(environment=self._with(settings), folder=self.folder, log=self.folder / f"watch{self._number()}")
+        log = self.folder / f"watch{self._number()}"
+        watch = Watch(environment=self._with(settings), folder=self.folder, log=log, within=self.within)
         self._cleared.callback(watch.stop)
         self._watches.append(watch)
         return watch
