@@ -129,11 +129,14 @@ class World:
 
     Args:
         version: of Headscale.
+        clock: of everything; a new one when left out.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0", *, clock: Clock | None = None
+    ) -> None:
         self._monkeypatch = monkeypatch
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.headscale = HeadscaleSimulator(version, now=self.clock.true_now)
         self.headscale.add_user(USER)
         self.cloudflare = CloudflareSimulator(now=self.clock.true_now)
