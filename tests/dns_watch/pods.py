@@ -1,0 +1,87 @@
+"""One service's pod on a simulated world: its volume, its client, its interface and its `dns-watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lifecycle.dns_watch.run import DnsWatch
+from tests.builders import NAME
+from tests.simulators.vpn_client import VpnClient
+from tests.world import Interface, World
+
+
+class Pod:
+    """A pod of the service; nothing happens before `start`.
+
+    Args:
+        world: where it lives.
+        folder: holds its volume and its client's state; not there yet.
+        settings: of both commands.
+        kernel: whether its client has an interface; in user space it has none.
+    """
+
+    def __init__(
+        self, world: World, folder: Path, settings: Mapping[str, str] | None = None, *, kernel: bool = True
+    ) -> None:
+        self.world = world
+        folder.mkdir()
+        self.key_file = folder / "authkey"
+        self.interface = Interface(None)
+        self.settings = {"AUTHKEY_OUTPUT_PATH": str(self.key_file), **(settings or {})}
+        self.client = VpnClient(world.headscale, key_file=self.key_file, hostname=NAME, state_dir=folder)
+        self._kernel = kernel
+        self.watch = self.new_watch()
+
+    def new_watch(self, **settings: str) -> DnsWatch:
+        """Another `dns-watch` in its place: what it knew is lost."""
+        self.watch = self.world.watch(self.interface, **(self.settings | settings))
+        return self.watch
+
+    def cleanup(self) -> None:
+        """Run the init container."""
+        self.world.cleanup(stop=None, **self.settings).run()
+
+    def join(self) -> None:
+        """Start the client, or start it again."""
+        registered = self.client.start()
+        if self._kernel:
+            self.interface.show(*registered.addresses)
+
+    def start(self) -> None:
+        """Start the pod up to where its node is registered."""
+        self.cleanup()
+        self.join()
+
+    def run(self, seconds: float) -> None:
+        """Let its `dns-watch` run for so long."""
+        self.world.run(self.watch, seconds)
+
+    def run_until(self, nodez: tuple[str, bool], *, within_s: float) -> None:
+        """Let it run until `/nodez` says this."""
+        until = self.world.clock.elapsed_s + within_s
+        while self.nodez != nodez:
+            assert self.world.clock.elapsed_s < until, self.nodez
+            self.run(1)
+
+    @property
+    def node_id(self) -> int:
+        """Its client's node."""
+        assert self.client.node_id is not None
+        return self.client.node_id
+
+    @property
+    def address(self) -> str:
+        """Its client's IPv4 address."""
+        return self.client.addresses[0]
+
+    @property
+    def key(self) -> str:
+        """What its key file holds."""
+        return self.key_file.read_text()
+
+    @property
+    def nodez(self) -> tuple[str, bool]:
+        """What `/nodez` says: the state, and whether a restart of the client helps."""
+        status = self.watch.status
+        return status.node_state, status.restart_helps

@@ -1,0 +1,554 @@
+"""Our node is really gone: noticed without a doubt, healed with one fresh key, and nothing else touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.health import render_metrics
+from tests.builders import NAME
+from tests.dns_watch.pods import Pod
+from tests.simulators.faults import answer, drop, garbage, html, refuse
+from tests.world import World, named, names
+
+VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
+
+HOUR_S = 3600.0
+
+# For the long runs, which would look thousands of times.
+SELDOM = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
+
+NODE = r"/api/v1/node/\d+$"
+NODES = r"/api/v1/node$"
+USERS = r"/api/v1/user$"
+KEYS = r"/api/v1/preauthkey(\?|$)"
+
+
+def a_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> World:
+    """A tailnet in which somebody else's laptop is, too."""
+    world = World(monkeypatch, folder, version)
+    world.headscale.add_node("laptop", user="svc", registered_by="cli")
+    return world
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return a_world(monkeypatch, tmp_path)
+
+
+@pytest.fixture(params=VERSIONS)
+def any_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    return a_world(monkeypatch, tmp_path, request.param)
+
+
+def a_pod(world: World, folder: Path, **settings: str) -> Pod:
+    """A pod that has published its address."""
+    pod = Pod(world, folder, {"SELF_HEAL": "true", "MAX_RETRIES": "0"} | settings)
+    pod.start()
+    pod.run(30)
+    assert published(world) == [pod.address]
+    return pod
+
+
+def published(world: World) -> list[str]:
+    return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
+
+
+def delete_node(pod: Pod) -> None:
+    pod.world.headscale.delete_node(pod.node_id)
+
+
+def keys(world: World) -> int:
+    return len(world.headscale.keys)
+
+
+# --- Healed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
+    """From the deletion to the record of the new node; the client never noticed by itself."""
+    world = any_world
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod.start()
+    pod.run(30)
+    old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
+    delete_node(pod)
+
+    pod.run(55)
+    assert (pod.nodez, pod.key, keys(world)) == (("waiting", False), old_key, 1)
+    pod.run(60)
+    assert pod.nodez == ("gone", True)
+    assert pod.key != old_key
+    assert world.usable_keys().count(pod.key) == 1
+    (lost,) = named(events, "node.lost")
+    assert (lost["node_id"], lost["log_level"]) == (str(old_id), "error")
+    # The record stays as it is, and Cloudflare is not even asked.
+    assert (published(world), len(world.cloudflare.writes)) == ([old_address], writes)
+
+    pod.join()
+    pod.run(60)
+    assert pod.node_id != old_id
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert [event["after"] for event in named(events, "node.returned")] == ["gone"]
+    assert keys(world) == 2
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+def test_an_expired_node_comes_back_as_itself(
+    any_world: World, tmp_path: Path, events: list[Any], kernel: bool
+) -> None:
+    """It has to log in again, with a key that is good; the address stays, so there is nothing to write."""
+    world = any_world
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod.start()
+    pod.run(30)
+    old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
+    world.headscale.expire_node(pod.node_id)
+    if kernel:
+        # A client that has to log in shows no address.
+        pod.interface.show()
+    pod.run(130)
+    assert pod.nodez == ("expired", True)
+    assert pod.key != old_key
+    assert json.loads(pod.key_file.with_name("authkey.id").read_text())["kept_node_id"] == str(old_id)
+
+    pod.join()
+    assert (pod.node_id, pod.address) == (old_id, old_address)
+    pod.run(60)
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert len(world.cloudflare.writes) == writes
+
+
+def test_a_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """All it knows is an address that no node has, and that this pod's key was used: that is enough."""
+    pod = a_pod(world, tmp_path / "pod")
+    old_key = pod.key
+    delete_node(pod)
+    pod.new_watch()
+    pod.run(130)
+    assert pod.nodez == ("stranded", True)
+    assert pod.key != old_key
+    pod.join()
+    pod.run(60)
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+
+
+def test_a_healed_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path) -> None:
+    """The note beside a fresh key says which node is to come back, so its successor knows it too."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    fresh = pod.key
+    pod.new_watch()
+    pod.run(130)
+    assert (pod.nodez, pod.key) == (("gone", True), fresh)
+    assert keys(world) == 2
+
+
+def test_a_used_key_while_nothing_is_registered(world: World, tmp_path: Path) -> None:
+    """The client crashes over it again and again; a fresh one lets it in, and needs no probe."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
+    pod.start()
+    old_key = pod.key
+    pod.client.die()
+    pod.interface.show(None)
+    delete_node(pod)
+    pod.run(130)
+    assert pod.key != old_key
+    assert pod.nodez == ("waiting", False)
+    pod.join()
+    pod.run(5)
+    assert pod.nodez == ("registered", False)
+
+
+def test_an_expired_key_while_nothing_is_registered(world: World, tmp_path: Path) -> None:
+    """An image that took two hours to pull."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
+    pod.cleanup()
+    old_key = pod.key
+    pod.run(HOUR_S - 120)
+    assert pod.key == old_key
+    pod.run(HOUR_S)
+    assert pod.key != old_key
+    pod.join()
+    pod.run(5)
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+
+
+# --- Not healed -------------------------------------------------------------------------------------
+
+
+def not_found_and_a_short_list(world: World) -> None:
+    """What Headscale says of a node that it does not know, and a list of others."""
+    text = json.dumps({"code": 5, "message": "node not found", "details": []})
+    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
+    others = [{**node, "name": "laptop"} for node in listed(world)][:1]
+    world.headscale.faults.add(answer(200, json.dumps({"nodes": others})), path=NODES, times=None)
+
+
+def not_found_and_an_empty_list(world: World) -> None:
+    """A Headscale that has started with nothing in its memory."""
+    text = json.dumps({"code": 5, "message": "node not found", "details": []})
+    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
+    world.headscale.faults.add(answer(200, json.dumps({"nodes": []})), path=NODES, times=None)
+
+
+def not_found_and_still_listed(world: World) -> None:
+    """It contradicts itself."""
+    text = json.dumps({"code": 5, "message": "node not found", "details": []})
+    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
+
+
+def listed(world: World) -> list[dict[str, Any]]:
+    """The nodes as the API lists them."""
+    settings_key = {"HTTP_AUTHORIZATION": f"Bearer {world.headscale.api_key}"}
+    import werkzeug.test  # noqa: PLC0415 - only here
+
+    client = werkzeug.test.Client(world.headscale)
+    nodes: list[dict[str, Any]] = client.get("/api/v1/node", environ_overrides=settings_key).get_json()["nodes"]
+    return nodes
+
+
+def every_answer(fault: Any) -> Callable[[World], None]:
+    """Meet this on every path."""
+    return lambda world: world.headscale.faults.add(fault, times=None)
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+@pytest.mark.parametrize(
+    ("happen", "for_s"),
+    [
+        pytest.param(not_found_and_an_empty_list, HOUR_S, id="empty-list"),
+        pytest.param(not_found_and_still_listed, HOUR_S, id="contradiction"),
+        pytest.param(not_found_and_a_short_list, 50.0, id="short-list-for-a-moment"),
+        pytest.param(every_answer(html(404)), HOUR_S, id="ingress-404"),
+        pytest.param(every_answer(answer(404, '{"error": "not found"}')), HOUR_S, id="ingress-404-json"),
+        pytest.param(every_answer(answer(404, "default backend - 404", content_type="text/plain")), HOUR_S, id="404"),
+        pytest.param(every_answer(html(503)), HOUR_S, id="503"),
+        pytest.param(every_answer(html(200)), HOUR_S, id="a-page"),
+        pytest.param(every_answer(garbage()), HOUR_S, id="garbage"),
+        pytest.param(every_answer(refuse()), HOUR_S, id="refused"),
+        pytest.param(lambda world: world.headscale.restart(), HOUR_S, id="everybody-offline"),
+    ],
+)
+def test_nobody_is_healed(
+    world: World, tmp_path: Path, events: list[Any], happen: Callable[[World], None], for_s: float, kernel: bool
+) -> None:
+    """Trouble at Headscale is no lost node: no key, no restart, no record touched."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod.start()
+    pod.run(30)
+    key, writes, number = pod.key, len(world.cloudflare.writes), keys(world)
+    happen(world)
+    pod.run(for_s)
+    assert pod.nodez[1] is False
+    world.headscale.faults.clear()
+    pod.run(120)
+    assert pod.nodez == ("registered", False)
+    assert (pod.key, keys(world), len(world.cloudflare.writes)) == (key, number, writes)
+    assert "node.lost" not in names(events)
+
+
+class Steps:
+    """Passes at moments of a test's choosing.
+
+    Args:
+        pod: whose node is gone.
+    """
+
+    def __init__(self, pod: Pod) -> None:
+        self._pod = pod
+
+    def look(self, *, after_s: float) -> str | None:
+        """Make a pass after so long; give what is confirmed then."""
+        self._pod.world.clock.sleep(after_s)
+        self._pod.watch.run_pass()
+        return self._pod.watch.status.lost
+
+    def look_in_vain(self, *, after_s: float, path: str) -> str | None:
+        """Make a pass that fails at a path."""
+        self._pod.world.headscale.faults.add(html(502), path=path)
+        found = self.look(after_s=after_s)
+        assert self._pod.world.headscale.faults.pending == 0
+        return found
+
+
+def test_three_looks(world: World, tmp_path: Path) -> None:
+    """Two looks are not enough, however far apart."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    steps = Steps(pod)
+    assert [steps.look(after_s=600) for _ in range(3)] == [None, None, "gone"]
+
+
+def test_over_at_least_a_minute(world: World, tmp_path: Path) -> None:
+    """However many looks, they have to span a minute."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    steps = Steps(pod)
+    assert [steps.look(after_s=1) for _ in range(60)] == [None] * 60
+    assert steps.look(after_s=1) == "gone"
+
+
+@pytest.mark.parametrize("path", [NODE, NODES, USERS])
+def test_a_failed_look_breaks_the_row(world: World, tmp_path: Path, path: str) -> None:
+    """Whatever of the look it was that failed."""
+    pod = a_pod(world, tmp_path / "pod")
+    key = pod.key
+    delete_node(pod)
+    steps = Steps(pod)
+    for _ in range(20):
+        assert steps.look(after_s=30) is None
+        assert steps.look(after_s=31) is None
+        assert steps.look_in_vain(after_s=31, path=path) is None
+    assert pod.key == key
+    assert [steps.look(after_s=30) for _ in range(3)] == [None, None, "gone"]
+
+
+def test_a_look_that_says_nothing_breaks_the_row(world: World, tmp_path: Path) -> None:
+    """An empty list is no look at all."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    steps = Steps(pod)
+    for _ in range(20):
+        assert [steps.look(after_s=31) for _ in range(2)] == [None, None]
+        world.headscale.faults.add(answer(200, '{"nodes": []}'), path=NODES)
+        assert steps.look(after_s=31) is None
+
+
+def test_not_asked_for(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """Without SELF_HEAL no key is written, for a whole night; it is said what to do."""
+    pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", **SELDOM)
+    key, number = pod.key, keys(world)
+    delete_node(pod)
+    pod.run(8 * HOUR_S)
+    assert (pod.key, keys(world)) == (key, number)
+    assert pod.nodez == ("gone", False)
+    (lost,) = named(events, "node.lost")
+    assert "SELF_HEAL=true" in lost["advice"]
+
+
+def test_a_reusable_key_is_fresh_as_long_as_it_lives(world: World, tmp_path: Path) -> None:
+    """What counts is what is in the file, not who put it there."""
+    pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true")
+    key = pod.key
+    delete_node(pod)
+    pod.run(120)
+    assert (pod.nodez, pod.key) == (("gone", True), key)
+    pod.run(HOUR_S)
+    assert (pod.nodez, pod.key) == (("gone", False), key)
+
+
+def test_no_volume(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """A sidecar without the key volume has nowhere to write, says so once, and goes on."""
+    pod = a_pod(world, tmp_path / "pod")
+    number = keys(world)
+    pod.new_watch(AUTHKEY_OUTPUT_PATH=str(tmp_path / "no-volume" / "authkey"))
+    pod.run(30)
+    delete_node(pod)
+    pod.run(4 * HOUR_S)
+    assert (pod.nodez, keys(world)) == (("gone", False), number)
+    (complaint,) = named(events, "key_file.unwritable")
+    assert "SELF_HEAL" in complaint["error"]
+    assert not (tmp_path / "no-volume").exists()
+
+
+def test_another_headscale(world: World, tmp_path: Path) -> None:
+    """An address that no node has, and a key that nobody has used: a restart would not help."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
+    pod.cleanup()
+    pod.interface.show("100.64.99.1")
+    pod.run(2 * HOUR_S)
+    assert pod.nodez == ("stranded", False)
+
+
+def test_with_another_node_of_the_name_it_cannot_be_told(world: World, tmp_path: Path) -> None:
+    """The interface's address is nobody's, but a node of ours is there: it may be this pod's, renumbered."""
+    pod = a_pod(world, tmp_path / "pod")
+    key = pod.key
+    pod.interface.show("100.64.99.1")
+    pod.new_watch()
+    pod.run(2 * HOUR_S)
+    assert (pod.nodez, pod.key) == (("waiting", False), key)
+
+
+# --- One key at a time ------------------------------------------------------------------------------
+
+
+def run_and_check(pod: Pod, seconds: float) -> None:
+    """Let it run, counting the keys after each pass."""
+    until = pod.world.clock.elapsed_s + seconds
+    while pod.world.clock.elapsed_s < until:
+        wait_s = pod.watch.run_pass()
+        assert len(pod.world.usable_keys()) <= 1
+        pod.world.clock.sleep(wait_s)
+
+
+def test_at_most_one_unexpired_key(any_world: World, tmp_path: Path) -> None:
+    """While no client takes one, the next is made only when the one before has expired."""
+    pod = a_pod(any_world, tmp_path / "pod", **SELDOM)
+    before = keys(any_world)
+    delete_node(pod)
+    run_and_check(pod, 8 * HOUR_S)
+    assert 4 <= keys(any_world) - before <= 8
+
+
+def test_growing_pauses(world: World, tmp_path: Path) -> None:
+    """Keys that are used up each time without bringing the node back are made more and more rarely."""
+    pod = a_pod(world, tmp_path / "pod", POLL_INTERVAL="1m", RETRY_INTERVAL="1m")
+    delete_node(pod)
+    made: list[float] = []
+    number = keys(world)
+    until = world.clock.elapsed_s + 12 * HOUR_S
+    while world.clock.elapsed_s < until:
+        wait_s = pod.watch.run_pass()
+        assert len(world.usable_keys()) <= 1
+        if keys(world) > number:
+            number = keys(world)
+            made.append(world.clock.elapsed_s)
+            # Burnt, as a tagged node that expired does it.
+            world.headscale.delete_node(world.headscale.register(key=pod.key, hostname="other").id)
+        world.clock.sleep(wait_s)
+    pauses = [later - earlier for earlier, later in pairwise(made)]
+    assert all(pause >= 120 for pause in pauses)
+    assert all(later > 1.2 * earlier or later >= HOUR_S for earlier, later in pairwise(pauses))
+    assert len(made) <= 18
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_lost_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> None:
+    """The key that nobody has seen is found and expired before another is made."""
+    world = a_world(monkeypatch, tmp_path, version)
+    pod = a_pod(world, tmp_path / "pod")
+    old_key = pod.key
+    delete_node(pod)
+    world.headscale.faults.add(drop(committed=True), method="POST", path=KEYS)
+    run_and_check(pod, 600)
+    assert world.headscale.faults.pending == 0
+    assert pod.key != old_key
+    assert world.usable_keys() == [pod.key]
+    assert pod.nodez == ("gone", True)
+
+
+def test_no_answer_at_all(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """Keys cannot be made for six hours: it is tried more and more rarely, and what is known stays shown."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
+    pod.run(6 * HOUR_S)
+    assert pod.nodez == ("gone", False)
+    tries = [exchange for exchange in world.headscale.writes if exchange.path == "/api/v1/preauthkey"]
+    assert 4 <= len(tries) <= 12
+    world.headscale.faults.clear()
+    pod.run_until(("gone", True), within_s=2 * HOUR_S)
+
+
+def test_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """No key is made that could not be written; the old file stays."""
+    pod = a_pod(world, tmp_path / "pod")
+    old_key, number = pod.key, keys(world)
+    delete_node(pod)
+    # What the probe for writing is called; a folder of that name cannot be replaced by a file.
+    blocked = pod.key_file.with_name(".authkey.tmp")
+    blocked.mkdir()
+    pod.run(HOUR_S)
+    assert (pod.nodez, pod.key, keys(world)) == (("gone", False), old_key, number)
+    assert 2 <= len(named(events, "key_file.unwritable")) <= 8
+    blocked.rmdir()
+    pod.run_until(("gone", True), within_s=2 * HOUR_S)
+
+
+# --- While it is healed -----------------------------------------------------------------------------
+
+
+def test_a_restart_that_is_under_way_is_let_finish(world: World, tmp_path: Path) -> None:
+    """The interface has gone: for a minute nobody is told to restart a client that is logging in."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    assert pod.nodez == ("gone", True)
+    pod.interface.show(None)
+    pod.run(1)
+    assert pod.nodez == ("gone", False)
+    pod.interface.show()
+    pod.run(45)
+    assert pod.nodez == ("gone", False)
+    pod.run(60)
+    assert pod.nodez == ("gone", True)
+
+
+def test_headscale_is_down_meanwhile(world: World, tmp_path: Path) -> None:
+    """No restart lets the node in then; once Headscale answers again, one does."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    assert pod.nodez == ("gone", True)
+    key = pod.key
+    world.headscale.faults.add(refuse(), times=None)
+    pod.run(600)
+    assert pod.nodez == ("gone", False)
+    world.headscale.faults.clear()
+    pod.run_until(("gone", True), within_s=60)
+    assert pod.key == key
+
+
+def test_a_key_that_expired_meanwhile_helps_nobody(world: World, tmp_path: Path) -> None:
+    """Headscale was down for longer than the key lives: what was fresh is not any more."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    key = pod.key
+    world.headscale.faults.add(refuse(), times=None)
+    pod.run(2 * HOUR_S)
+    world.headscale.faults.clear()
+    pod.watch.run_pass()
+    assert (pod.nodez, pod.key) == (("gone", False), key)
+    pod.run_until(("gone", True), within_s=300)
+    assert pod.key != key
+    assert world.usable_keys() == [pod.key]
+
+
+def test_shown(world: World, tmp_path: Path) -> None:
+    """What `/nodez` and the metrics say of a node that is confirmed gone."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    status = pod.watch.status
+    assert status.node() == {
+        "state": "gone",
+        "node_id": str(pod.node_id),
+        "superseded_by": None,
+        "restart_helps": True,
+    }
+    assert not status.ready
+    _, metrics = render_metrics(status, accept="")
+    for line in ("node_registered 0.0", "node_lost 1.0", "node_restart_helps 1.0", "record_in_sync 0.0"):
+        assert f"\ntailscale_lifecycle_{line}\n".encode() in metrics
+
+
+def test_a_key_that_cannot_be_looked_up_hides_nothing(world: World, tmp_path: Path) -> None:
+    """The state is shown as it is known, also when Headscale refuses to list keys."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    world.headscale.faults.add(html(500), method="GET", path=KEYS, times=None)
+    pod.run(300)
+    assert pod.nodez == ("gone", False)
+    assert pod.watch.status.registered is False
+
+
+def test_the_key_is_good_for_as_long_as_asked(world: World, tmp_path: Path) -> None:
+    """A fresh key is made like the first one."""
+    pod = a_pod(world, tmp_path / "pod", AUTHKEY_EXPIRATION="2h", AUTHKEY_TAGS="tag:web")
+    delete_node(pod)
+    pod.run(130)
+    (key,) = [key for key in world.headscale.keys if key.key == pod.key]
+    assert timedelta(hours=2) <= key.expires_at - key.created_at <= timedelta(hours=2, minutes=1)
+    assert key.tags == ("tag:web",)
+    assert pod.key_file.stat().st_mode & 0o777 == 0o640

@@ -1,0 +1,224 @@
+"""Two pods of one service live at once: the later one has the name, and neither takes it back and forth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.health import render_metrics
+from tests.builders import NAME
+from tests.dns_watch.pods import Pod
+from tests.simulators.faults import answer, html, refuse, stale
+from tests.world import World, named
+
+HOUR_S = 3600.0
+
+VERSIONS = ("0.23.0", "0.28.0", "0.30.0")
+
+
+@pytest.fixture(params=VERSIONS)
+def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    world = World(monkeypatch, tmp_path, request.param)
+    world.headscale.add_node("laptop", user="svc", registered_by="cli")
+    return world
+
+
+def published(world: World) -> list[str]:
+    return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
+
+
+def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
+    """A pod that has published its address."""
+    pod = Pod(world, folder, settings)
+    pod.start()
+    pod.run(60)
+    assert published(world) == [pod.address]
+    return pod
+
+
+@pytest.mark.parametrize("self_heal", ["true", "false"])
+def test_a_successor_takes_over_without_a_fight(
+    world: World, tmp_path: Path, events: list[Any], self_heal: str
+) -> None:
+    """The old pod lives on for an hour behind a partition: it writes nothing, and says once why."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL=self_heal)
+    key = old.key
+
+    new = Pod(world, tmp_path / "new", {"SELF_HEAL": self_heal})
+    new.cleanup()
+    # The new pod's image has to be pulled: for that long the old one only knows that its node is gone.
+    world.run_together(old.watch, seconds=45)
+    new.join()
+    world.run_together(new.watch, old.watch, seconds=10)
+    assert published(world) == [new.address]
+    writes = len(world.cloudflare.writes)
+    keys = len(world.headscale.keys)
+    world.run_together(new.watch, old.watch, seconds=HOUR_S)
+
+    assert published(world) == [new.address]
+    assert (len(world.cloudflare.writes), len(world.headscale.keys), old.key) == (writes, keys, key)
+    assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [
+        (str(old.node_id), str(new.node_id))
+    ]
+    assert not named(events, "node.reinstated")
+    assert (old.nodez, new.nodez) == (("superseded", False), ("registered", False))
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "note"])
+@pytest.mark.parametrize("first", ["earlier", "later"])
+@pytest.mark.parametrize("race", [False, True], ids=["in-turn", "both-read-an-empty-zone"])
+def test_two_pods_that_start_at_once(
+    world: World, tmp_path: Path, events: list[Any], kernel: bool, first: str, race: bool
+) -> None:
+    """Whoever publishes first, it ends with the later node published, and stays that way."""
+    earlier = Pod(world, tmp_path / "earlier", kernel=kernel)
+    later = Pod(world, tmp_path / "later", kernel=kernel)
+    for pod in (earlier, later):
+        pod.cleanup()
+    for pod in (earlier, later):
+        pod.join()
+    assert later.node_id > earlier.node_id
+    if race:
+        # The second one to look sees the zone as it was before the first one wrote.
+        world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
+    order = [earlier.watch, later.watch] if first == "earlier" else [later.watch, earlier.watch]
+    world.run_together(*order, seconds=2)
+    assert len(published(world)) == (2 if race else 1)
+    world.run_together(*order, seconds=900)
+    assert published(world) == [later.address]
+
+    writes = len(world.cloudflare.writes)
+    world.run_together(*order, seconds=HOUR_S)
+    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    assert (earlier.nodez, later.nodez) == (("superseded", False), ("registered", False))
+    assert len(named(events, "node.superseded")) == 1
+
+
+def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
+    """Two pods with a node each, the later one published and the earlier one standing down."""
+    earlier, later = Pod(world, tmp_path / "earlier"), Pod(world, tmp_path / "later")
+    for pod in (earlier, later):
+        pod.cleanup()
+    for pod in (earlier, later):
+        pod.join()
+    world.run_together(earlier.watch, later.watch, seconds=900)
+    assert (published(world), earlier.nodez[0]) == ([later.address], "superseded")
+    return earlier, later
+
+
+def test_over_when_the_successor_is_gone(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The later pod was deleted: the earlier one has the name again."""
+    earlier, later = two_pods(world, tmp_path)
+    later.client.die()
+    world.headscale.delete_node(later.node_id)
+    world.run_together(earlier.watch, seconds=900)
+    assert published(world) == [earlier.address]
+    assert earlier.nodez == ("registered", False)
+    assert len(named(events, "node.reinstated")) == 1
+
+
+def test_over_when_the_successor_is_offline(world: World, tmp_path: Path) -> None:
+    """A later pod that has gone for good leaves its node behind; who is online has the name."""
+    earlier, later = two_pods(world, tmp_path)
+    later.client.die()
+    world.run_together(earlier.watch, seconds=900)
+    assert published(world) == [earlier.address]
+
+
+def test_a_restarted_headscale_gives_nobody_the_name(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """All nodes are offline until they are back: that says nothing about the later pod."""
+    earlier, later = two_pods(world, tmp_path)
+    writes = len(world.cloudflare.writes)
+    world.headscale.restart()
+    world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
+    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    for pod in (earlier, later):
+        world.headscale.connect(pod.node_id)
+    world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
+    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    assert not named(events, "node.reinstated")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(answer(200, json.dumps({"nodes": []})), id="empty-list"),
+        pytest.param(html(404), id="ingress-404"),
+        pytest.param(html(503), id="ingress-503"),
+        pytest.param(refuse(), id="refused"),
+        pytest.param(answer(200, json.dumps({"users": []})), id="no-users"),
+    ],
+)
+def test_what_cannot_be_found_out_ends_nothing(world: World, tmp_path: Path, events: list[Any], fault: Any) -> None:
+    """A superseded pod stays superseded while Headscale does not really answer, and says so once all the same."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
+    new = Pod(world, tmp_path / "new")
+    new.start()
+    world.run_together(new.watch, old.watch, seconds=120)
+    path = r"/api/v1/user$" if b"users" in fault.body else r"/api/v1/node(\?|$)"
+    world.headscale.faults.add(fault, method="GET", path=path, times=None)
+    old.run(600)
+    assert old.nodez == ("superseded", False)
+    world.headscale.faults.clear()
+    old.run(600)
+    assert old.nodez == ("superseded", False)
+    assert len(named(events, "node.superseded")) == 1
+    assert not named(events, "node.reinstated")
+    assert published(world) == [new.address]
+
+
+def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) -> None:
+    """The old pod was about to be healed: it must not come back over the new one."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
+    new = Pod(world, tmp_path / "new")
+    new.cleanup()
+    old.run(120)
+    assert old.nodez == ("gone", True)
+    new.join()
+    old.run(60)
+    assert old.nodez == ("superseded", False)
+    world.run_together(new.watch, old.watch, seconds=HOUR_S)
+    assert old.nodez == ("superseded", False)
+    assert published(world) == [new.address]
+
+
+def test_an_old_pod_that_forgot_its_node_does_not_come_back(world: World, tmp_path: Path) -> None:
+    """Its `dns-watch` was restarted and knows no node: with one of its name there, it cannot tell, and waits."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", MAX_RETRIES="0")
+    key = old.key
+    new = Pod(world, tmp_path / "new")
+    new.start()
+    old.new_watch()
+    world.run_together(new.watch, old.watch, seconds=HOUR_S)
+    assert (old.nodez, old.key) == (("waiting", False), key)
+    assert published(world) == [new.address]
+
+
+def test_expired_and_superseded(world: World, tmp_path: Path) -> None:
+    """A node that has expired does not come back either while a later pod has the name."""
+    earlier, later = two_pods(world, tmp_path)
+    key = earlier.key
+    earlier.new_watch(SELF_HEAL="true")
+    earlier.run(30)
+    world.headscale.expire_node(earlier.node_id)
+    world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
+    assert (earlier.nodez, earlier.key) == (("superseded", False), key)
+    assert published(world) == [later.address]
+
+
+def test_shown(world: World, tmp_path: Path) -> None:
+    """`/nodez` names the successor, and a metric says it."""
+    earlier, later = two_pods(world, tmp_path)
+    assert earlier.watch.status.node() == {
+        "state": "superseded",
+        "node_id": str(earlier.node_id),
+        "superseded_by": str(later.node_id),
+        "restart_helps": False,
+    }
+    _, metrics = render_metrics(earlier.watch.status, accept="")
+    assert b"\ntailscale_lifecycle_node_superseded 1.0\n" in metrics
+    assert not earlier.watch.status.ready
+    assert earlier.watch.status.readiness()["reason"] == f"node {later.node_id} of a later pod has the name"
