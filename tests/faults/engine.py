@@ -451,7 +451,7 @@ class Engine:
                     self._record_edited(step)
                 self._protect()
             case "volume gone":
-                if self.actor is not None and not self.actor.initialized:
+                if self.actor is not None and not self.actor.initialized and self.actor.folder.exists():
                     self.actor.folder.rename(self.actor.folder.with_suffix(".gone"))
 
     def _frozen(self, seconds: float) -> None:

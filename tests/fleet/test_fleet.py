@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
+from functools import partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Start:
 
     def run(self, for_s: float) -> None:
         """Let all of them live for so long."""
-        self.clock.run([lambda hostname=hostname: self._pod(hostname, for_s) for hostname in self.hostnames])
+        self.clock.run(partial(self._pod, hostname, for_s) for hostname in self.hostnames)
 
     def _pod(self, hostname: str, until_s: float) -> None:
         world, clock = self.world, self.clock

@@ -21,7 +21,7 @@ class Turns(Clock):
         self._own: dict[Thread, Semaphore] = {}
         self._errors: list[BaseException] = []
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
         """Let time go by, and meanwhile the others."""
         own = self._own.get(current_thread())
         if own is None:
