@@ -14,6 +14,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lifecycle.errors import EXIT_USAGE, ConfigError
 from lifecycle.model import KeySpec
@@ -609,6 +610,15 @@ class TestSecrets:
             assert "cf-t0ken" not in text
             assert "hs-k3y" not in text
         assert not {name.lower() for name in SECRETS} & shown(settings).keys()
+
+    def test_no_secret_is_shown_by_the_error_of_a_setting_beside_it(self, env: Environment) -> None:
+        """Nor by an error that nobody caught."""
+        env.set(DOMAIN_NAME=None, HEADSCALE_URL="s3cr3t")
+
+        with pytest.raises(ValidationError) as raised:
+            DryRunSettings()
+
+        assert not re.search("cf-t0ken|hs-k3y|s3cr3t", f"{raised.value}{raised.value!r}")
 
 
 class TestProblems:
