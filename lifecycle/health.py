@@ -51,6 +51,8 @@ class Status:
     Attributes:
         longest_interval: the longest that two passes may lie apart.
         verify_interval: how often the record is read when nothing changed.
+        monotonic: seconds that never go back.
+        clock: seconds since 1970.
         registered: our node was there when it was last looked for.
         ever_registered: our node has been seen since the start.
         node_id: our node, where it was seen last; None until then.
@@ -77,6 +79,7 @@ class Status:
     longest_interval: timedelta
     verify_interval: timedelta
     monotonic: Callable[[], float] = system_monotonic
+    clock: Callable[[], float] = time
     registered: bool = False
     ever_registered: bool = False
     node_id: str | None = None
@@ -112,8 +115,10 @@ class Status:
     def observe(self, service: str, outcome: str) -> None:
         """Count a request that ended."""
         self.requests[service, outcome] += 1
-        if outcome == "ok":
-            self.succeeded_at[service] = time()
+
+    def succeeded(self, service: str) -> None:
+        """Note that a service gave what was asked for, not just any page."""
+        self.succeeded_at[service] = self.clock()
 
     def out_of_sync(self, reason: str) -> None:
         """Note that the record is not right, or not known to be."""
@@ -228,6 +233,9 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
     Thread(target=server.serve_forever, name="health", daemon=True).start()
 
     def close() -> None:
+        # Else it would be half a second before the thread looks up.
+        with suppress(OSError):
+            server.socket.shutdown(socket.SHUT_RDWR)
         server.shutdown()
         server.server_close()
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import structlog
 
+from lifecycle.clients.cloudflare import SERVICE as CLOUDFLARE
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.dns_watch.apply import apply
 from lifecycle.dns_watch.plan import (
@@ -123,6 +124,7 @@ class RecordKeeper:
             ApiError: a service could not be read.
         """
         records = self._cloudflare.records(self.identity.name)
+        self._status.succeeded(CLOUDFLARE)
         if self._is_superseded(node, records):
             return None
         apex = None

@@ -11,6 +11,7 @@ import structlog
 
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.dialect import SERVICE as HEADSCALE
 from lifecycle.dns_watch.find import NodeFinder
 from lifecycle.dns_watch.heal import Healer
 from lifecycle.dns_watch.plan import NoAnswer, RecordPlan
@@ -145,6 +146,7 @@ class DnsWatch:
         try:
             found = self._finder.find(interface, waited=waited)
             self.status.headscale_version = self._headscale.version()
+            self.status.succeeded(HEADSCALE)
             self._note_whether_found(found)
         except ApiError as error:
             self._healer.unsure()

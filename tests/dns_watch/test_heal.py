@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from lifecycle.dns_watch.plan import Hints, why_missing
 from lifecycle.health import render_metrics
-from tests.builders import NAME
+from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, drop, garbage, html, refuse
 from tests.world import World, named, names
@@ -254,6 +255,20 @@ def test_nobody_is_healed(
     assert pod.nodez == ("registered", False)
     assert (pod.key, keys(world), len(world.cloudflare.writes)) == (key, number, writes)
     assert "node.lost" not in names(events)
+
+
+def test_listed_under_another_name() -> None:
+    """Headscale says that there is no such node, and lists it, renamed: that is no answer."""
+    renamed = a_node(1, hostname="renamed")
+    loss = why_missing(
+        [renamed, a_node(2, hostname="laptop")],
+        identity=NODE_IDENTITY,
+        hints=Hints(interface=renamed.addresses),
+        now=NOW,
+        own_id="1",
+        not_found=True,
+    )
+    assert loss is None
 
 
 class Steps:
