@@ -354,7 +354,7 @@ class HeadscaleSimulator(Tailnet, Service):
         )
 
     def _swagger(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
-        return json_response(swagger(self.dialect))
+        return json_response(swagger(self.dialect), content_type="application/json; charset=utf-8")
 
     def _openapi(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         return json_response(openapi(self.dialect), content_type="application/openapi+json")
