@@ -621,9 +621,18 @@ class TestWhichPod:
         assert transport.nodes() == []
 
     @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"leaving": True}])
+    @pytest.mark.parametrize("neighbour", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["alone", "ui", "ui-2"])
     def test_a_pod_that_is_not_ready_is_waited_for(
-        self, state: dict[str, Any], kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+        self,
+        state: dict[str, Any],
+        neighbour: dict[str, Any] | None,
+        kubernetes: KubernetesSimulator,
+        headscale: Headscale,
+        clock: Clock,
     ) -> None:
+        """A neighbour with the same labels does not do in its place."""
+        if neighbour is not None:
+            kubernetes.add_pod("ui-0", neighbour)
         pod = kubernetes.change_pod(kubernetes.pods[0], **state)
         clock.at(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
         assert headscale.nodes() == []

@@ -76,34 +76,34 @@ class HeadscalePod:
         found: list[Pod] = []
         for selector in self._selectors:
             pods = self._cluster.pods(self._namespace, selector)
-            usable = [(pod, name) for pod in pods if pod.ready and (name := self._container_of(pod))]
-            if usable:
-                # Its name tells Headscale from a neighbour that has the same labels. Of two Headscales the
-                # older is on its way out, and what it is told now its successor may never learn.
-                return max(usable, key=lambda one: (one[1] == _CONTAINER, one[0].created_at, one[0].name))
+            candidates = self._candidates(pods)
+            ready = [(pod, container) for pod, container in candidates if pod.ready]
+            if ready:
+                # Of two the older is on its way out: what it is told now, its successor may never learn.
+                return max(ready, key=lambda one: (one[0].created_at, one[0].name))
+            if candidates:
+                names = ", ".join(pod.name for pod, _ in candidates)
+                raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names})", service=SERVICE)
             found += pods
-        raise self._unusable(found)
+        raise self._nowhere(found)
 
-    def _container_of(self, pod: Pod) -> str | None:
+    def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
+        """Those that may be Headscale's, ready or not, each with its container."""
         wanted = self._container or _CONTAINER
-        if wanted in pod.containers:
-            return wanted
-        if self._container is None and len(pod.containers) == 1:
-            return pod.containers[0]
-        return None
+        # The name tells Headscale from a neighbour that has the same labels.
+        named = [(pod, wanted) for pod in pods if wanted in pod.containers]
+        if named or self._container is not None:
+            return named
+        return [(pod, pod.containers[0]) for pod in pods if len(pod.containers) == 1]
 
-    def _unusable(self, found: Sequence[Pod]) -> ApiError:
-        ready = [pod for pod in found if pod.ready]
-        if ready:
-            names = ", ".join(ready[0].containers)
+    def _nowhere(self, found: Sequence[Pod]) -> ApiError:
+        if found:
+            names = ", ".join(found[0].containers)
             return ResponseError(
-                f"pod {self._namespace}/{ready[0].name} has no container {self._container or _CONTAINER}; set "
+                f"pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}; set "
                 f"HEADSCALE_CONTAINER to one of: {names}",
                 service=SERVICE,
             )
-        if found:
-            names = ", ".join(pod.name for pod in found)
-            return TransientError(f"Headscale's pod is not ready ({self._namespace}/{names})", service=SERVICE)
         return TransientError(
             f"there is no Headscale pod in namespace {self._namespace} (labels {' or '.join(self._selectors)}); set "
             "HEADSCALE_NAMESPACE and HEADSCALE_POD_SELECTOR to its own, or HEADSCALE_URL and HEADSCALE_API_KEY",
