@@ -110,16 +110,21 @@ def bind(source: Path, target: str, mode: str) -> str:
     return f"--mount=type=bind,src={source},dst={target},options=rbind:{mode}"
 
 
-@pytest.fixture
+@pytest.fixture(params=["run/containerd"])
 def node(
-    workshop: Path, debian: Mapping[str, Path], sources: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    workshop: Path,
+    debian: Mapping[str, Path],
+    sources: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ClusterNode]:
+    """A cluster node whose containerd has its socket in the folder that is the fixture's parameter."""
     root = tmp_path_factory.mktemp("n")
     config_map = root / "config-map"
     shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, config_map)
     # Whoever runs the pod's containers here is the containerd that the pod talks to, as on a cluster node.
-    containerd = Containerd(root, socket=root / "run/containerd/containerd.sock")
+    containerd = Containerd(root, socket=root / request.param / "containerd.sock")
     tools = debian["tools"]
     shutil.copy("/etc/resolv.conf", tools / "etc/resolv.conf")
     node = ClusterNode(root, containerd, tools, config_map)
@@ -159,3 +164,11 @@ def test_the_pod_builds_the_image_and_keeps_it_imported(
     status, said = node.build(*flags, **variables)
     assert (status, "already" in said) == (0, True), said
     assert node.archive.path.stat() == before
+
+
+@pytest.mark.parametrize("node", ["run/k3s/containerd"], indirect=True)
+def test_the_pod_finds_the_socket_of_k3s(node: ClusterNode, first_build: Builds) -> None:
+    shutil.copy(first_build.archive.path, node.archive.path)
+    with node.importing():
+        eventually(node.ready, within_s=30, what="ready")
+    assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
