@@ -223,12 +223,12 @@ class Settings(BaseSettings):
                 "TS_HOSTNAME: would be shared by the replicas: it lacks the pod's ordinal; give each its own, such as "
                 "$(POD_NAME) and .DOMAIN_NAME"
             )
-        if not is_dns_name(name):
+        if len(name) not in _HOSTNAME_LENGTHS and (self.ts_hostname or self.domain_name != _SOME_DOMAIN):
+            yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale takes 2 to 63"
+        elif not is_dns_name(name):
             yield "TS_HOSTNAME: may have only letters, digits and inner hyphens between its dots"
         elif self.domain_name == _SOME_DOMAIN:
             return
-        elif len(name) not in _HOSTNAME_LENGTHS:
-            yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale takes 2 to 63"
         elif "." in name and name != self.domain_name and not name.endswith(f".{self.domain_name}"):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
         elif len(self.record_name) > RECORD_NAME_LENGTH:

@@ -833,7 +833,7 @@ class TestName:
             pytest.param({"TS_HOSTNAME": "*.example.com"}, "only letters", id="wildcard"),
             pytest.param({"TS_HOSTNAME": "a"}, "1 characters", id="too-short"),
             pytest.param({"TS_HOSTNAME": f"{'a' * 52}.example.com"}, "64 characters", id="too-long"),
-            pytest.param({"TS_HOSTNAME": "a" * 64}, "only letters", id="too-long-a-label"),
+            pytest.param({"TS_HOSTNAME": "a" * 64}, "64 characters", id="too-long-a-label"),
             pytest.param({"POD_NAME": f"{'a' * 52}-0"}, "64 characters", id="pod-too-long"),
             pytest.param(
                 {"TS_HOSTNAME": "a" * 63, "DOMAIN_NAME": ".".join(["b" * 60] * 4)[:200]},
