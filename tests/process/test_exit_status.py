@@ -1,0 +1,210 @@
+"""How a command ends, by cause: each with its own words, and nothing written or deleted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.process.commands import Pod
+from tests.simulators import faults
+from tests.simulators.serve import serve
+
+
+def leave_behind(pod: Pod) -> None:
+    node = pod.headscale.add_node(NAME, user="svc", online=False)
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, "CLOUDFLARE_API_TOKEN: is required", id="no-token"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "<token>"}, "CLOUDFLARE_API_TOKEN: is not a token", id="placeholder"),
+        pytest.param(
+            {"CLOUDFLARE_ZONE_ID": "example.com"}, "CLOUDFLARE_ZONE_ID: must be 32 hex digits", id="no-zone-id"
+        ),
+        pytest.param({"HEADSCALE_API_KEY": ""}, "HEADSCALE_API_KEY: is required", id="no-key"),
+        pytest.param({"HEADSCALE_URL": "headscale:8080"}, "HEADSCALE_URL: must be an address", id="no-address"),
+        pytest.param({"DOMAIN_NAME": ""}, "DOMAIN_NAME: is required", id="no-domain"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, r"TS_HOSTNAME: .*72 characters.*63", id="long-name"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, r"TS_HOSTNAME: .*64 characters.*63", id="long-name-without-a-dot"),
+        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, r"TS_HOSTNAME: .*70 characters.*63", id="long-name-of-the-pod"),
+        pytest.param({"HOSTNAME": "grafana-1"}, "TS_HOSTNAME: set TS_HOSTNAME", id="another-ordinal"),
+        pytest.param({"HOSTNAME": ""}, "TS_HOSTNAME: set TS_HOSTNAME", id="no-pod"),
+        pytest.param(
+            {"DOMAIN_NAME": "", "CLOUDFLARE_ZONE_ID": "x", "HTTP_TIMEOUT": "soon"},
+            r"(?s)CLOUDFLARE_ZONE_ID: .*DOMAIN_NAME: .*HTTP_TIMEOUT: ",
+            id="all-together",
+        ),
+    ],
+)
+def test_settings_that_are_wrong_are_2(pod: Pod, variables: dict[str, str], told: str) -> None:
+    leave_behind(pod)
+    ended = pod.run("cleanup", **variables)
+    assert (ended.status, ended.errors) == (2, "")
+    assert (ended.last["event"], ended.last["level"]) == ("settings.invalid", "error")
+    assert re.search(told, ended.last["error"])
+    assert pod.headscale.requests == pod.cloudflare.requests == []
+    assert pod.untouched
+    values = [value for value in variables.values() if len(value) > 8]
+    assert not [value for value in values if value in ended.out], "by name, never by value"
+
+
+def test_settings_that_are_wrong_for_the_other_command_are_no_matter(pod: Pod) -> None:
+    assert pod.run("cleanup", DNS_TTL="never").status == 0
+
+
+@pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
+def test_settings_that_are_wrong_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
+    ended = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
+    assert ended.status == 2
+    said = ended.errors if command == ["--dry-run"] else ended.out
+    [error] = [event["error"] for event in map(json.loads, said.splitlines()) if event["event"] == "settings.invalid"]
+    assert error.splitlines() == [
+        "CLOUDFLARE_ZONE_ID: must be 32 hex digits as on the zone's overview page, not the domain",
+        "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic",
+    ]
+    assert pod.untouched
+
+
+def wrong_user(pod: Pod) -> dict[str, str]:
+    return {"HEADSCALE_USER": "bob"}
+
+
+def several_users(pod: Pod) -> dict[str, str]:
+    pod.headscale.add_user("ann")
+    return {}
+
+
+def wrong_key(pod: Pod) -> dict[str, str]:
+    return {"HEADSCALE_API_KEY": "hskey-api-wrong"}
+
+
+def web_page(pod: Pod) -> dict[str, str]:
+    pod.headscale.faults.add(faults.html(200), times=None)
+    return {}
+
+
+def missing_folder(pod: Pod) -> dict[str, str]:
+    return {"AUTHKEY_OUTPUT_PATH": str(pod.folder / "none" / "authkey")}
+
+
+def unwritable_folder(pod: Pod) -> dict[str, str]:
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("needs /sys, in which nobody may make a file")
+    return {"AUTHKEY_OUTPUT_PATH": "/sys/kernel/authkey"}
+
+
+def taken_name(pod: Pod) -> dict[str, str]:
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.9", comment=OTHER_MARK)
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "told"),
+    [
+        pytest.param(wrong_user, "UserError", "no user called bob.*HEADSCALE_USER.*svc", id="user"),
+        pytest.param(several_users, "UserError", "several users.*ann, svc.*HEADSCALE_USER", id="users"),
+        pytest.param(wrong_key, "AuthError", "refused the API key.*headscale apikeys create", id="key"),
+        pytest.param(web_page, "ResponseError", "is HEADSCALE_URL the address of Headscale", id="web-page"),
+        pytest.param(missing_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: .*does not exist", id="no-folder"),
+        pytest.param(unwritable_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: /sys/kernel", id="unwritable-folder"),
+        pytest.param(taken_name, "NameTakenError", "belongs to another owner.*TS_HOSTNAME", id="taken-name"),
+    ],
+)
+def test_a_cleanup_that_could_not_is_1(pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, told: str) -> None:
+    leave_behind(pod)
+    ended = pod.run("cleanup", **harm(pod))
+    assert (ended.status, ended.errors) == (1, "")
+    assert (ended.last["event"], ended.last["level"], ended.last["error_type"]) == ("command.failed", "error", kind)
+    assert re.search(told, ended.last["error"])
+    assert pod.untouched
+    assert pod.secrets_in(ended.out) == []
+
+
+@pytest.mark.parametrize("arguments", [["cleanup"], ["--dry-run"]])
+def test_a_headscale_that_is_too_old_is_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
+    pod = make_pod("0.22.3")
+    ended = pod.run(*arguments)
+    assert ended.status == 1
+    assert "is not supported; upgrade it to 0.23 or newer" in ended.out
+    assert pod.untouched
+
+
+def test_a_wrong_cloudflare_token_keeps_no_pod_from_starting_and_is_told(pod: Pod) -> None:
+    leave_behind(pod)
+    ended = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
+    assert (ended.status, ended.errors) == (0, "")
+    [told] = ended.named("zone.unreadable")
+    assert "CLOUDFLARE_API_TOKEN is not valid" in told["error"]
+    assert pod.files == ["authkey", "authkey.id"]
+    assert len(pod.records()) == 1
+    assert "not-the-token" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN is not valid", id="token"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="zone-id"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "no zone for DOMAIN_NAME", id="domain"),
+        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable"),
+    ],
+)
+def test_a_record_that_could_not_be_put_right_once_is_1(pod: Pod, variables: dict[str, str], told: str) -> None:
+    pod.headscale.add_node("grafana.example.com", user="svc")
+    variables = {"TS_HOSTNAME": ""} | variables
+    if "DOMAIN_NAME" in variables:
+        pod.headscale.add_node("grafana.example.org", user="svc")
+    ended = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
+    assert (ended.status, ended.errors) == (1, "")
+    assert ended.last["event"] == "command.failed"
+    assert told in ended.last["error"]
+    assert pod.untouched
+
+
+def test_a_node_that_does_not_come_is_1(pod: Pod) -> None:
+    ended = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
+    assert (ended.status, ended.errors) == (1, "")
+    assert ended.last["error_type"] == "NotRegisteredError"
+    assert "was not there in 2 looks" in ended.last["error"]
+    assert pod.untouched
+
+
+def nowhere(pod: Pod) -> dict[str, str]:
+    with serve(pod.headscale) as url:
+        pass
+    return {"HEADSCALE_URL": url}
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        pytest.param(nowhere, "could not be reached.*Connection refused.*HEADSCALE_URL", id="unreachable"),
+        pytest.param(wrong_key, "refused the API key", id="key"),
+        pytest.param(wrong_user, "no user called bob", id="user"),
+        pytest.param(
+            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN is not valid", id="cloudflare-token"
+        ),
+        pytest.param(taken_name, "belongs to another owner", id="taken-name"),
+    ],
+)
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_dry_run_that_could_not_read_everything_is_1_and_says_why(
+    pod: Pod, harm: Callable[[Pod], dict[str, str]], told: str, output: str
+) -> None:
+    ended = pod.run("--dry-run", "--output", output, **harm(pod))
+    assert ended.status == 1
+    problems = (
+        json.loads(ended.out)["plans"]["cleanup"]["problems"]
+        if output == "json"
+        else [line for line in ended.out.splitlines() if line.startswith("  problem:")]
+    )
+    assert any(re.search(told, problem) for problem in problems)
+    assert pod.untouched
+    assert pod.secrets_in(ended.out, ended.errors) == []
