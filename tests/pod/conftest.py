@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.image.tools import Builds
+from tests.pod.network import ROOT
+from tests.pod.play import Podman, podman
+
+STAND_INS = "localhost/stand-ins:test"
+
+_PACKAGES = "busybox,iproute2,nginx-light,python3-httpx,python3-werkzeug"
+_SOURCES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py", "pod/tailscale_container.py")
 
 
 def needs(*commands: str) -> None:
@@ -14,3 +26,47 @@ def needs(*commands: str) -> None:
     missing = [command for command in commands if shutil.which(command) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or missing:
         pytest.skip(f"needs root on Linux and {', '.join(missing or commands)}: as root, scripts/bootstrap --system")
+
+
+@pytest.fixture(scope="session")
+def stand_ins(workshop: Path) -> Path:
+    """A root file system with Debian's nginx, and what stands in for an application and for tailscale."""
+    needs("mmdebstrap")
+    archive = workshop / "stand-ins.tar"
+    done = subprocess.run(
+        [
+            *("mmdebstrap", "--variant=essential", '--aptopt=Acquire::Check-Valid-Until "false"'),
+            *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")),
+            f"--include={_PACKAGES}",
+            '--customize-hook=mkdir -p "$1/opt/tests/pod"',
+            *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
+            # As in the tailscale image, whose wget is busybox'.
+            '--customize-hook=ln -s busybox "$1/usr/bin/wget"',
+            *(f'--customize-hook=cp "{program}" "$1/usr/bin"' for program in real_programs()),
+            *("stable", archive),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return archive
+
+
+def real_programs() -> list[str]:
+    """tailscale and tailscaled, where both are here."""
+    found = [shutil.which(program) for program in ("tailscale", "tailscaled")]
+    return [program for program in found if program] if all(found) else []
+
+
+@pytest.fixture(scope="session")
+def runtime(workshop: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
+    """podman, with the real image of this repository and with the stand-ins."""
+    needs("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
+    folder = workshop / "podman"
+    folder.mkdir()
+    with podman(folder) as machine:
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        machine.run("import", "--quiet", f"--change=ENV PATH={path}", stand_ins, STAND_INS)
+        machine.run("load", "--quiet", "--input", first_build.archive.path)
+        yield machine

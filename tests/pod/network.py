@@ -5,15 +5,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final
 
 ROOT = Path(__file__).parents[2]
@@ -114,12 +112,53 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Network:
-    """A pod, the VPN's machines on one side of it and the cluster's on the other."""
+class Surroundings:
+    """What is around a pod: machines on the VPN on one side of it, the cluster's on the other."""
 
-    pod: Host
     vpn: Host
     cluster: Host
+
+    def connect(self, pod: Host) -> None:
+        """Lay cables to a pod; they vanish with its namespace."""
+        for interface, other in (("vpn0", self.vpn), ("eth0", self.cluster)):
+            # The one to a pod that was before may take a moment to vanish by itself.
+            subprocess.run(["ip", "-n", other.name, "link", "delete", interface], capture_output=True, check=False)
+            end = ("name", interface, "netns", other.name)
+            run("ip", "link", "add", interface, "netns", pod.name, "type", "veth", "peer", *end)
+        _join(pod, "vpn0", ["fe80::1"], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::2"})
+        _join(self.vpn, "vpn0", ["fe80::2", *ON_THE_VPN], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::1"})
+        _join(pod, "eth0", POD_SIDE, {})
+        _join(self.cluster, "eth0", ELSEWHERE, {})
+        # What stands just beside the VPN's prefixes is reached through the cluster.
+        for address in ELSEWHERE:
+            if address not in CLUSTER_SIDE:
+                pod.ip("route", "add", address, "via", CLUSTER_SIDE[":" in address], "dev", "eth0")
+
+
+@contextmanager
+def host(name: str) -> Iterator[Host]:
+    """A host with a loopback and nothing else, for as long as the block lasts."""
+    made = Host(f"{name}-{os.getpid()}-{time.monotonic_ns() % 10**6}")
+    run("ip", "netns", "add", made.name)
+    try:
+        made.ip("link", "set", "lo", "up")
+        yield made
+    finally:
+        run("ip", "netns", "delete", made.name)
+
+
+@contextmanager
+def surroundings() -> Iterator[Surroundings]:
+    """Hosts around a pod that is still to come."""
+    with host("vpn") as vpn, host("cluster") as cluster:
+        yield Surroundings(vpn, cluster)
+
+
+@dataclass(frozen=True)
+class Network(Surroundings):
+    """A pod, and what is around it."""
+
+    pod: Host
 
     def give_the_pod_an_address(self, *addresses: str) -> None:
         """What a VPN client does in it."""
@@ -130,41 +169,9 @@ class Network:
 @contextmanager
 def network() -> Iterator[Network]:
     """Hosts that know the way to each other, for as long as the block lasts."""
-    hosts = [Host(f"{name}-{os.getpid()}-{time.monotonic_ns() % 10**6}") for name in ("pod", "vpn", "cluster")]
-    pod, vpn, cluster = hosts
-    try:
-        for host in hosts:
-            run("ip", "netns", "add", host.name)
-            host.ip("link", "set", "lo", "up")
-        run("ip", "link", "add", "vpn0", "netns", pod.name, "type", "veth", "peer", "name", "vpn0", "netns", vpn.name)
-        run(
-            "ip",
-            "link",
-            "add",
-            "eth0",
-            "netns",
-            pod.name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "eth0",
-            "netns",
-            cluster.name,
-        )
-        _join(pod, "vpn0", ["fe80::1"], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::2"})
-        _join(vpn, "vpn0", ["fe80::2", *ON_THE_VPN], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::1"})
-        _join(pod, "eth0", POD_SIDE, {})
-        _join(cluster, "eth0", ELSEWHERE, {})
-        # What stands just beside the VPN's prefixes is reached through the cluster.
-        for address in ELSEWHERE:
-            if address not in CLUSTER_SIDE:
-                gateway = CLUSTER_SIDE[":" in address]
-                pod.ip("route", "add", address, "via", gateway, "dev", "eth0")
-        yield Network(pod, vpn, cluster)
-    finally:
-        for host in hosts:
-            subprocess.run(["ip", "netns", "delete", host.name], capture_output=True, check=False)
+    with surroundings() as around, host("pod") as pod:
+        around.connect(pod)
+        yield Network(around.vpn, around.cluster, pod)
 
 
 def _join(host: Host, interface: str, addresses: Sequence[str], routes: Mapping[str, str | None]) -> None:
@@ -194,36 +201,3 @@ def process(command: Sequence[str | Path], log: Path, **options: Any) -> Iterato
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()
-
-
-@contextmanager
-def reachable(host: Host, port: int, target: tuple[str, int]) -> Iterator[None]:
-    """Pass on what comes to a port of a host to a server of this process, for as long as the block lasts."""
-    with host.inside():
-        listening = socket.create_server(("0.0.0.0", port))  # the host's own, reached from the pod alone
-
-    def copy(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while chunk := source.recv(65536):
-                sink.sendall(chunk)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def serve() -> None:
-        while True:
-            try:
-                incoming, _ = listening.accept()
-            except OSError:
-                return
-            outgoing = socket.create_connection(target)
-            for ends in ((incoming, outgoing), (outgoing, incoming)):
-                Thread(target=copy, args=ends, daemon=True).start()
-
-    Thread(target=serve, daemon=True).start()
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            listening.shutdown(socket.SHUT_RDWR)
-        listening.close()
