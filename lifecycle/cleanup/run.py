@@ -24,6 +24,7 @@ from lifecycle.cleanup.plan import (
 from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.errors import ApiError, LifecycleError, StoppedError
+from lifecycle.expiry import ExpiryWatch
 from lifecycle.keyfile import KeyFile
 from lifecycle.mint import write_fresh_key
 from lifecycle.model import KeySpec, Node, Record
@@ -127,6 +128,10 @@ class Cleanup:
             kept_node_id=plan.kept.id if plan.kept else None,
         )
         deleted = self._delete_records(plan)
+        expiry = ExpiryWatch(self._headscale, now=self._now)
+        expiry.look_at_api_key()
+        if plan.kept is not None:
+            expiry.look_at_node(plan.kept)
         log.info(
             "pass.finished",
             nodes_deleted=len(plan.nodes),

@@ -194,6 +194,12 @@ def not_found_and_a_short_list(world: World) -> None:
     world.headscale.faults.add(answer(200, json.dumps({"nodes": others})), path=NODES, times=None)
 
 
+def a_page_and_a_short_list(world: World) -> None:
+    """A proxy that knows one path less than the other: only Headscale's own word counts."""
+    world.headscale.faults.add(html(404), path=NODE, times=None)
+    not_found_and_a_short_list(world)
+
+
 def not_found_and_an_empty_list(world: World) -> None:
     """A Headscale that has started with nothing in its memory."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
@@ -229,6 +235,7 @@ def every_answer(fault: Any) -> Callable[[World], None]:
         pytest.param(not_found_and_an_empty_list, HOUR_S, id="empty-list"),
         pytest.param(not_found_and_still_listed, HOUR_S, id="contradiction"),
         pytest.param(not_found_and_a_short_list, 50.0, id="short-list-for-a-moment"),
+        pytest.param(a_page_and_a_short_list, HOUR_S, id="ingress-404-and-a-short-list"),
         pytest.param(every_answer(html(404)), HOUR_S, id="ingress-404"),
         pytest.param(every_answer(answer(404, '{"error": "not found"}')), HOUR_S, id="ingress-404-json"),
         pytest.param(every_answer(answer(404, "default backend - 404", content_type="text/plain")), HOUR_S, id="404"),
