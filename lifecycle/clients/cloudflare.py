@@ -6,6 +6,7 @@ these are the ones that public trackers and recordings show. Messages change ove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from lifecycle.model import Record, RecordSpec
 SERVICE = "Cloudflare"
 
 Parsed = TypeVar("Parsed")
+
+_ID = re.compile(r"[0-9a-f]{1,32}")
 
 # The API's default; the largest useful one is 5,000, and one name has a handful.
 _RECORDS_PER_PAGE = 100
@@ -311,7 +314,7 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
 def _parse_record(payload: Any) -> Record:
     ttl = payload.get("ttl")
     return Record(
-        id=_text(payload["id"]),
+        id=_identifier(payload["id"]),
         name=_plain_name(payload["name"]),
         type=_text(payload["type"]),
         content=_text(payload.get("content") or ""),
@@ -329,11 +332,19 @@ def _parse_batch(payload: Any) -> tuple[list[Record], list[Record]]:
 
 
 def _parse_zone(payload: Any) -> tuple[str, str]:
-    return _text(payload["id"]), _plain_name(payload["name"])
+    return _identifier(payload["id"]), _plain_name(payload["name"])
 
 
 def _plain_name(value: Any) -> str:
     return _text(value).lower().removesuffix(".")
+
+
+def _identifier(value: Any) -> str:
+    """An id as it may enter a path: nothing else is Cloudflare's."""
+    text = _text(value)
+    if not _ID.fullmatch(text):
+        raise ValueError("an id has up to 32 hex digits")
+    return text
 
 
 def _text(value: Any) -> str:
