@@ -1,0 +1,60 @@
+"""Every command through every failure, at debug level: no secret is told to anybody."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.faults.schedule import FAULTS, ServiceName
+from tests.security.runs import Runs
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.serve import serve
+from tests.tally import count
+
+# Told as text when Headscale fails, and as JSON when Cloudflare does: what is told is the same.
+DRY_RUN: dict[ServiceName, tuple[str, ...]] = {
+    "headscale": ("--dry-run",),
+    "cloudflare": ("--dry-run", "--output", "json"),
+}
+
+NAME = "grafana.example.com"
+
+
+@pytest.mark.parametrize("service", ["headscale", "cloudflare"])
+def test_no_failure_tells_a_secret(runs: Runs, service: ServiceName) -> None:
+    for kind, make in FAULTS.items():
+        # Up to 0.27 a list of nodes shows every pre-auth key in plain.
+        headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
+        headscale.add_user("svc")
+        headscale.add_node(NAME, user="svc")
+        zone_id = cloudflare.add_zone("example.com")
+        with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
+            simulator = headscale if service == "headscale" else cloudflare
+            for after, command in enumerate((("cleanup",), ("dns-watch",), DRY_RUN[service])):
+                simulator.faults.clear()
+                # From the first request on, or the second, or the third: also in the middle of the work.
+                simulator.faults.add(make(service, Random(1)), times=None, after=after)
+                told = runs.run(
+                    *command,
+                    HEADSCALE_URL=headscale_url,
+                    HEADSCALE_API_KEY=headscale.api_key,
+                    CLOUDFLARE_API_URL=f"{cloudflare_url}/client/v4",
+                    CLOUDFLARE_API_TOKEN=cloudflare.token,
+                    CLOUDFLARE_ZONE_ID=zone_id,
+                    DOMAIN_NAME="example.com",
+                    HTTP_TIMEOUT="0.3",
+                )
+                count("runs of commands through failures", kind)
+                assert told.said, (command, kind)
+                assert ("metrics" in told.texts) == (command == ("dns-watch",))
+                assert "Traceback" not in told.said, told.said
+                urls = "\n".join(
+                    f"{request.path}?{request.query}" for request in headscale.requests + cloudflare.requests
+                )
+                for secret in headscale.secrets() + cloudflare.secrets():
+                    count("secrets searched")
+                    for where, text in {**told.texts, "URLs": urls}.items():
+                        assert secret not in text, f"{' '.join(command)} with {kind} at {service}: in its {where}"
+            simulator.faults.clear()
