@@ -701,9 +701,13 @@ class Engine:
         return ""
 
     def _has_to_heal(self) -> bool:
-        """Whether a living pod has all it needs to come back by itself."""
+        """Whether a living pod has all it needs to come back by itself.
+
+        Not a sidecar that started after its node was gone and sees no interface: it cannot know that there was one.
+        """
         return self.world.environment["SELF_HEAL"] == "true" and all(
-            pod.watch is not None and pod.key_file.exists() for pod in self.living
+            pod.watch is not None and pod.key_file.exists() and (pod.shows_interface or pod.watch.status.ever_registered)
+            for pod in self.living
         )
 
     # --- Invariants --------------------------------------------------------------------------------------------
