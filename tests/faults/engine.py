@@ -706,7 +706,9 @@ class Engine:
         Not a sidecar that started after its node was gone and sees no interface: it cannot know that there was one.
         """
         return self.world.environment["SELF_HEAL"] == "true" and all(
-            pod.watch is not None and pod.key_file.exists() and (pod.shows_interface or pod.watch.status.ever_registered)
+            pod.watch is not None
+            and pod.key_file.exists()
+            and (pod.shows_interface or pod.watch.status.ever_registered)
             for pod in self.living
         )
 

@@ -1,0 +1,215 @@
+"""The program as a process: killed at each of its requests, frozen, asked to stop, its volume full or read-only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Lock
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import pytest
+
+from tests.builders import MARK, NAME
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.serve import serve
+from tests.tally import count
+
+PROGRAM = [sys.executable, "-m", "lifecycle"]
+PATIENCE_S = 60.0
+
+# The version, the users, the nodes, the node, its deletion, the look after it, the key; and none after that.
+REQUESTS = 7
+
+
+class Gate:
+    """In front of a service: a certain request waits there until it is let through.
+
+    Args:
+        number: which request, from 0.
+        committed: it is executed before it waits.
+    """
+
+    def __init__(self, application: WSGIApplication, number: int, *, committed: bool) -> None:
+        self._application = application
+        self._left = number
+        self._committed = committed
+        self._lock = Lock()
+        self.reached = Event()
+        self.opened = Event()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass a request on, now or when the gate is opened."""
+        with self._lock:
+            mine = self._left == 0
+            self._left -= 1
+        if not mine:
+            return self._application(environ, start_response)
+        if self._committed:
+            answer = self._application(environ, start_response)
+            self._wait()
+            return answer
+        self._wait()
+        return self._application(environ, start_response)
+
+    def _wait(self) -> None:
+        self.reached.set()
+        self.opened.wait(PATIENCE_S)
+
+
+class Place:
+    """Both services with what an earlier pod left there, and a volume."""
+
+    def __init__(self, base: Mapping[str, str], folder: Path) -> None:
+        self.headscale, self.cloudflare = HeadscaleSimulator(), CloudflareSimulator()
+        self.headscale.add_user("svc")
+        self.foreign = self.headscale.add_node(NAME, user="svc", registered_by="oidc")
+        self.old = self.headscale.add_node(NAME, user="svc", online=False)
+        zone_id = self.zone_id = self.cloudflare.add_zone("example.com")
+        self.cloudflare.add_record(zone_id, type="A", name=NAME, content=self.old.address, comment=MARK)
+        self.volume = folder / "volume"
+        self.volume.mkdir()
+        self.key_file = self.volume / "authkey"
+        self._folder = folder
+        self._environment = {
+            **base,
+            "HEADSCALE_API_KEY": self.headscale.api_key,
+            "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
+            "CLOUDFLARE_ZONE_ID": zone_id,
+            "DOMAIN_NAME": "example.com",
+            "AUTHKEY_OUTPUT_PATH": str(self.key_file),
+            "HOSTNAME": "grafana-0",
+            "HEALTH_PORT": "0",
+            "TAILSCALE_INTERFACE": "",
+            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+        }
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """End what is served."""
+        self._stack.close()
+
+    def start(self, command: str, headscale: WSGIApplication | None = None) -> subprocess.Popen[str]:
+        """Start a command; its requests to Headscale go through another application when one is given."""
+        headscale_url = self._stack.enter_context(serve(headscale or self.headscale))
+        cloudflare_url = self._stack.enter_context(serve(self.cloudflare))
+        urls = {"HEADSCALE_URL": headscale_url, "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4"}
+        return subprocess.Popen(
+            [*PROGRAM, command],
+            env=self._environment | urls,
+            cwd=self._folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def has_to_be_whole(self) -> None:
+        """What is not ours is there, and the key file is absent or one whole key."""
+        assert self.headscale.node(self.foreign.id) is not None
+        if self.key_file.exists():
+            assert self.key_file.read_text() in {key.key for key in self.headscale.keys}
+            assert stat.S_IMODE(self.key_file.stat().st_mode) == 0o640
+
+    def has_to_come_right(self) -> None:
+        """The next start finds nothing to stumble over."""
+        said, status = ended(self.start("cleanup"))
+        assert status == 0, said
+        self.has_to_be_whole()
+        assert [node.id for node in self.headscale.nodes] == [self.foreign.id]
+        assert self.cloudflare.records(self.zone_id, NAME) == []
+        assert sorted(file.name for file in self.volume.iterdir()) == ["authkey", "authkey.id"]
+        assert self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """What a process said, and its exit status."""
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    return said, process.returncode
+
+
+@pytest.fixture
+def place(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Place]:
+    place = Place(clean_environment, tmp_path)
+    yield place
+    place.close()
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", range(REQUESTS))
+def test_killed_at_each_request(place: Place, number: int, committed: bool) -> None:
+    """kill -9 while a request is under way, before or after the server has done it."""
+    gate = Gate(place.headscale, number, committed=committed)
+    process = place.start("cleanup", gate)
+    assert gate.reached.wait(PATIENCE_S)
+    process.kill()
+    _, status = ended(process)
+    assert status == -signal.SIGKILL
+    count("kills", "processes")
+    gate.opened.set()
+    place.has_to_be_whole()
+    place.has_to_come_right()
+
+
+@pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
+def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None:
+    gate = Gate(place.headscale, 2, committed=False)
+    process = place.start(command, gate)
+    assert gate.reached.wait(PATIENCE_S)
+    process.terminate()
+    said, status = ended(process)
+    assert status == (1 if command == "cleanup" else 0), said
+    assert '"stop.requested"' in said
+    count("kills", "SIGTERM to processes")
+    gate.opened.set()
+    place.has_to_come_right()
+
+
+def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
+    """SIGSTOP while somebody else cleans up; then it goes on with what it had read, and harms nothing."""
+    gate = Gate(place.headscale, 3, committed=True)
+    process = place.start("cleanup", gate)
+    assert gate.reached.wait(PATIENCE_S)
+    os.kill(process.pid, signal.SIGSTOP)
+    count("interruptions", "SIGSTOP to processes")
+    # The other pod of the service: it removes the same node, and writes to a volume of its own.
+    place.headscale.delete_node(place.old.id)
+    newer = place.headscale.add_node(NAME, user="svc")
+    gate.opened.set()
+    os.kill(process.pid, signal.SIGCONT)
+    said, status = ended(process)
+    assert status == 0, said
+    assert {node.id for node in place.headscale.nodes} == {place.foreign.id, newer.id}
+    place.has_to_be_whole()
+
+
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a volume")
+
+
+@needs_root
+@pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"], ids=["full", "read-only"])
+def test_a_volume_that_takes_no_key(place: Place, options: str) -> None:
+    """Found out before anything is deleted; no key is left behind that nobody has."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place.volume], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        if options != "ro":
+            (place.volume / "filler").write_bytes(bytes(4096))
+        said, status = ended(place.start("cleanup"))
+        count("faults injected", "read-only volume" if options == "ro" else "full volume")
+        assert status == 1
+        assert "could not be written" in said
+        assert place.headscale.node(place.old.id) is not None
+        assert not place.headscale.keys[1:]
+        assert not place.key_file.exists()
+    finally:
+        subprocess.run(["umount", place.volume], check=True)
+    place.has_to_come_right()
