@@ -42,7 +42,6 @@ def stand_ins(workshop: Path) -> Path:
             *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
             # As in the tailscale image, whose wget is busybox'.
             '--customize-hook=ln -s busybox "$1/usr/bin/wget"',
-            *(f'--customize-hook=cp "{program}" "$1/usr/bin"' for program in real_programs()),
             *("stable", archive),
         ],
         capture_output=True,
@@ -51,12 +50,6 @@ def stand_ins(workshop: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return archive
-
-
-def real_programs() -> list[str]:
-    """tailscale and tailscaled, where both are here."""
-    found = [shutil.which(program) for program in ("tailscale", "tailscaled")]
-    return [program for program in found if program] if all(found) else []
 
 
 @pytest.fixture(scope="session")

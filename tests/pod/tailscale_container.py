@@ -1,16 +1,10 @@
-"""Stands in for the tailscale container: the same variables, the same key file, the same health check.
-
-Where the real tailscale and tailscaled are beside it, it starts those; else it is the VPN client simulator.
-"""
+"""Stands in for the tailscale container: the same variables, the same key file, the same health check."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +13,7 @@ from threading import Thread
 from tests.simulators.vpn_client import VpnClient
 
 STATE = Path("/tmp")
-SOCKET = STATE / "tailscaled.sock"
+"""An emptyDir, which outlives the container and not the pod."""
 
 
 class Health(BaseHTTPRequestHandler):
@@ -34,7 +28,7 @@ class Health(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def simulated(login_server: str, key_file: Path) -> None:
+def join(login_server: str, key_file: Path) -> None:
     """Join the simulated Headscale, and leave at SIGTERM."""
     client = VpnClient(
         login_server,
@@ -50,30 +44,6 @@ def simulated(login_server: str, key_file: Path) -> None:
     client.die()
 
 
-def real(login_server: str, key_file: Path) -> None:
-    """Start the real programs as their container does, and end them at SIGTERM."""
-    device = Path("/dev/net/tun")
-    device.parent.mkdir(exist_ok=True)
-    if not device.exists():
-        os.mknod(device, 0o600 | 0o020000, os.makedev(10, 200))
-    state = [f"--state={STATE}/state", f"--statedir={STATE}", f"--socket={SOCKET}"]
-    daemon = subprocess.Popen(["tailscaled", *state, *os.environ["TS_TAILSCALED_EXTRA_ARGS"].split()])
-    while not SOCKET.exists() and daemon.poll() is None:
-        time.sleep(0.05)
-    subprocess.run(
-        [
-            *("tailscale", f"--socket={SOCKET}", "up", f"--auth-key=file:{key_file}", "--timeout=60s"),
-            *(f"--hostname={os.environ['TS_HOSTNAME']}", f"--login-server={login_server}"),
-            f"--accept-dns={os.environ['TS_ACCEPT_DNS']}",
-        ],
-        check=True,
-    )
-    Health.well = True
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    daemon.terminate()
-    daemon.wait()
-
-
 def main() -> None:
     """Do what the variables say."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -84,7 +54,7 @@ def main() -> None:
         sys.exit("it was not told to make an interface and to say how it is")
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))
     login_server = os.environ["TS_EXTRA_ARGS"].removeprefix("--login-server=")
-    (real if shutil.which("tailscaled") else simulated)(login_server, key_file)
+    join(login_server, key_file)
 
 
 if __name__ == "__main__":
