@@ -49,13 +49,14 @@ build() {
     if [ -n "${BASE_IMAGE-}" ]; then
         set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"
     fi
+    # Labels as options and not as build arguments: Buildah takes a label from its layers that an argument has changed.
     version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$work/context/lifecycle/__init__.py")
     # shellcheck disable=SC2086 # BUILD_FLAGS is a list
     "$BUILDER" build "$@" ${BUILD_FLAGS-} \
-        --build-arg "VERSION=$version" \
-        --build-arg "REVISION=$(cat "$work/context/REVISION")" \
-        --build-arg "ORIGIN=$(cat "$work/context/ORIGIN")" \
-        --build-arg "SOURCES=$hash" \
+        --label "org.opencontainers.image.version=$version" \
+        --label "org.opencontainers.image.revision=$(cat "$work/context/REVISION")" \
+        --label "org.opencontainers.image.source=$(cat "$work/context/ORIGIN")" \
+        --label "tailscale-lifecycle.sources=$hash" \
         --tag "$IMAGE" --file "$work/context/Containerfile" "$work/context"
     rm -f "$ARCHIVE.new"
     # The full name goes into the archive: without it, containerd imports nothing or makes a name up, and says nothing.

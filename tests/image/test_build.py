@@ -86,6 +86,15 @@ def test_changed_sources_are_built_and_replace_the_archive_in_one_step(builds: B
     assert builds.archive.labels["org.opencontainers.image.version"] == "99.0.0"
 
 
+def test_a_change_that_no_layer_shows_is_built_and_then_known(builds: Builds) -> None:
+    """Another commit with the same content: every layer is there already, and its label would be the old one's."""
+    builds.change_sources(lambda sources: (sources / "REVISION").write_text(f"{'0' * 40}"))
+    assert builds.build().returncode == 0
+    assert builds.archive.labels["org.opencontainers.image.revision"] == "0" * 40
+    again = builds.build(BUILDER="no-such-builder")
+    assert again.returncode == 0, again.stderr
+
+
 def test_another_base_is_a_change_of_the_sources(builds: Builds) -> None:
     built = builds.build(BASE_IMAGE="localhost/another:base", BUILDER="no-such-builder")
     assert built.returncode == 1
