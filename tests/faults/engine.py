@@ -760,7 +760,9 @@ class Engine:
             if not moved:
                 continue
             # Not that of its own node alone: addresses are handed out again, and whose interface bears one has it.
-            addresses = {address for node in self.world.our_nodes for address in node.addresses}
+            # An expired one counts: whose clock is behind cannot know.
+            ours = [node for node in self.world.headscale.nodes if self.world.is_our_node(node)]
+            addresses = {address for node in ours for address in node.addresses}
             shown = pod.interface.addresses
             its_own = shown is None or ip_address(record.content) in shown
             if not this.disturbed and not (its_own and record.content in addresses):
