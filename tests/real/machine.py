@@ -66,6 +66,11 @@ class Machine:
         self.stop()
         self.start()
 
+    def restart_logged_in(self) -> None:
+        """Stop and start it, and wait until its kept state alone has brought it back."""
+        self.restart()
+        eventually(lambda: self.status()["BackendState"] == "Running", "the client to be back")
+
     def forget(self) -> None:
         """Stop it and lose its state: what a new pod is."""
         self.stop()
@@ -80,6 +85,17 @@ class Machine:
         """Log in with a key file."""
         done = self.try_up(key_file)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def login_error(self, key_file: Path) -> str | None:
+        """Log in with a key file, and give what the server has against it; None = nothing.
+
+        A client that kept its state goes on running with what it has, and `up` calls that a success.
+        """
+        done = self.try_up(key_file, timeout="5s")
+        if done.returncode != 0:
+            return done.stderr
+        logged_out = [problem for problem in self.status()["Health"] or () if "last login error" in problem]
+        return "\n".join(logged_out) or None
 
     @contextmanager
     def asking_to_be_let_in(self) -> Iterator[str]:

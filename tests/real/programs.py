@@ -58,6 +58,11 @@ class Release:
         """Whether the CLI wants a user's id where it wanted a name before."""
         return self.minor >= 26
 
+    @property
+    def keys_by_id(self) -> bool:
+        """Whether pre-auth keys are expired and deleted by id, need no user if they have tags, and are masked."""
+        return self.minor >= 28
+
 
 def installed_releases() -> list[Release] | str:
     """Every release that is here, oldest first; or why there is none, and what to install."""

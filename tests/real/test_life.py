@@ -8,63 +8,37 @@ from tests.real.service import MARK, OTHER_USER, USER, Service
 
 
 def test_first_start(service: Service) -> None:
-    """A key is written, a node comes in with it, and its address becomes the record."""
-    service.cleanup()
-    machine = service.machine()
-    watch = service.watch()
-    service.publishes(machine)
-    assert watch.said("node.registered")["node_id"] == service.ids[0]
-    assert watch.stopped() == 0
-
-
-def test_steady_state(service: Service) -> None:
-    """Once all is well, pass after pass looks and writes nothing."""
-    service.cleanup()
-    machine = service.machine()
-    watch = service.watch()
-    service.publishes(machine)
-    written = len(service.cloudflare.writes)
-    for _ in range(3):
-        watch.next("pass.finished", changes=0, in_sync=True)
-    assert len(service.cloudflare.writes) == written
-
-
-def test_no_note(service: Service) -> None:
-    """Without a note beside the key, as in a sidecar without the key volume, the only node online is ours."""
-    service.cleanup()
-    machine = service.machine()
-    service.watch(AUTHKEY_OUTPUT_PATH=str(service.folder / "elsewhere" / "authkey"))
-    service.publishes(machine)
-
-
-def test_client_comes_late(service: Service) -> None:
-    """`dns-watch` that is there first says that it waits, and goes on once the node is there."""
+    """A key is written, a node comes in with it, its address becomes the record, and that is all."""
     service.cleanup()
     watch = service.watch()
     watch.said("pass.skipped")
     machine = service.machine()
     service.publishes(machine)
+    assert watch.said("node.registered")["node_id"] == service.ids[0]
+    written = len(service.cloudflare.writes)
+    for _ in range(2):
+        watch.next("pass.finished", changes=0, in_sync=True)
+    assert len(service.cloudflare.writes) == written
+    assert watch.stopped() == 0
 
 
-def test_client_never_comes(service: Service) -> None:
-    """A node that is not there in so many looks is exit 1."""
-    service.cleanup()
-    ended = service.run("dns-watch", MAX_RETRIES="2")
-    assert ended.exit_status == 1
-    (failed,) = named(ended.events, "command.failed")
-    assert service.name in failed["error"]
-    assert not service.cloudflare.writes
+def test_no_note(service: Service) -> None:
+    """Without a note beside the key, as in a sidecar without the key volume, the only node online is ours."""
+    machine = service.machine(key_file=service.write_key(service.server.create_key(USER)))
+    service.watch()
+    service.publishes(machine)
 
 
 def test_container_restarts(service: Service) -> None:
-    """With its state kept the node keeps its address, though it shows a used key; nothing is written."""
+    """With its state kept the node keeps its address, though it shows a used, expired key; nothing is written."""
     service.cleanup()
     machine = service.machine()
     watch = service.watch()
     service.publishes(machine)
     ids, address, written = service.ids, machine.address, len(service.cloudflare.writes)
-    machine.restart()
-    machine.up(service.key_file)
+    service.server.expire_key(service.key_file.read_text())
+    machine.restart_logged_in()
+    assert machine.login_error(service.key_file) is None
     assert (service.ids, machine.address) == (ids, address)
     watch.next("pass.finished", changes=0, in_sync=True)
     assert watch.stopped() == 0
@@ -73,17 +47,17 @@ def test_container_restarts(service: Service) -> None:
 
 
 def test_pod_is_replaced(service: Service) -> None:
-    """Its state is lost: the old node and its record go, and one node and one record are there in the end."""
+    """Its state is lost: the old node goes, though it is online, and one node and one record are left in the end."""
     service.cleanup()
     machine = service.machine()
     watch = service.watch()
     service.publishes(machine)
     (old,) = service.ids
     watch.stopped()
-    machine.stop()
 
     ended = service.cleanup()
-    assert [event["node_id"] for event in named(ended.events, "node.deleted")] == [old]
+    for event in ("node.online", "node.deleted"):
+        assert [said["node_id"] for said in named(ended.events, event)] == [old]
     assert (service.ids, service.contents) == ([], [])
 
     machine.forget()
@@ -92,16 +66,6 @@ def test_pod_is_replaced(service: Service) -> None:
     service.publishes(machine)
     (new,) = service.ids
     assert int(new) > int(old)
-
-
-def test_old_client_still_lives(service: Service) -> None:
-    """A node that is online goes too, with a warning: its pod is gone, or will be."""
-    service.cleanup()
-    service.machine()
-    (old,) = service.ids
-    ended = service.cleanup()
-    assert [event["node_id"] for event in named(ended.events, "node.online")] == [old]
-    assert service.ids == []
 
 
 def test_node_is_deleted(service: Service) -> None:
@@ -120,26 +84,27 @@ def test_node_is_deleted(service: Service) -> None:
     machine.restart()
     machine.up(service.key_file)
     service.publishes(machine)
-    assert service.ids != [old]
-    assert watch.said("node.registered")["node_id"] == service.ids[0]
+    (new,) = service.ids
+    assert int(new) > int(old)
+    assert watch.said("node.registered")["node_id"] == new
 
 
 def test_two_pods_at_once(service: Service) -> None:
     """The later pod has the name; the earlier one stands down, and neither takes it back."""
+    later_key = service.folder / "later"
     service.cleanup()
-    later_note = str(service.folder / "later")
-    service.cleanup(AUTHKEY_OUTPUT_PATH=later_note)
+    service.cleanup(AUTHKEY_OUTPUT_PATH=str(later_key))
     earlier = service.machine()
     watch = service.watch()
     service.publishes(earlier)
 
-    later = service.machine(key_file=service.folder / "later")
-    later_watch = service.watch(AUTHKEY_OUTPUT_PATH=later_note)
+    later = service.machine(key_file=later_key)
+    later_watch = service.watch(AUTHKEY_OUTPUT_PATH=str(later_key))
     service.publishes(later)
     watch.said("node.superseded", successor_id=service.ids[1])
     later_watch.said("node.registered", node_id=service.ids[1])
     written = len(service.cloudflare.writes)
-    for either in (watch, later_watch, watch, later_watch):
+    for either in (watch, later_watch, watch):
         either.next("pass.finished", changes=0)
     assert (service.contents, len(service.cloudflare.writes)) == ([later.address], written)
 
@@ -148,10 +113,8 @@ def test_node_of_another_user(service: Service) -> None:
     """A node of our name that is another user's stays, with one warning, and is never published."""
     stranger = service.machine(key_file=service.write_key(service.server.create_key(OTHER_USER)))
     (foreign,) = service.ids
-    for _ in range(2):
-        ended = service.cleanup()
-        (warned,) = named(ended.events, "node.foreign")
-        assert (warned["node_id"], warned["user"]) == (foreign, OTHER_USER)
+    (warned,) = named(service.cleanup().events, "node.foreign")
+    assert (warned["node_id"], warned["user"]) == (foreign, OTHER_USER)
     watch = service.watch()
     watch.said("pass.skipped")
     machine = service.machine()
@@ -184,38 +147,16 @@ def test_tagged_node(service: Service) -> None:
     assert service.ids == []
 
 
-def test_ipv6(service: Service) -> None:
-    """With DNS_IPV6 both of the node's addresses are published; without it only the first."""
+def test_both_families(service: Service) -> None:
+    """With DNS_IPV6 both of the node's addresses are published; records that somebody removes are made again."""
     service.cleanup()
     machine = service.machine()
     watch = service.watch(DNS_IPV6="true")
     service.publishes(machine, ipv6=True)
-    watch.stopped()
-    service.watch()
-    service.publishes(machine)
-
-
-def test_record_is_removed(service: Service) -> None:
-    """Somebody deletes the record: it is made again."""
-    service.cleanup()
-    machine = service.machine()
-    watch = service.watch()
-    service.publishes(machine)
-    service.cloudflare.remove_record(service.records[0].id)
-    eventually(lambda: len(watch.named("record.created")) == 2, "another record", tell=watch.words)
-    assert service.contents == [machine.address]
-
-
-def test_record_is_not_ours(service: Service) -> None:
-    """Somebody else's record is in the way: it stays, and the error says whose it is."""
-    service.cloudflare.add_record(
-        service.zone_id, type="A", name=service.name, content="192.0.2.1", comment="made by hand"
-    )
-    service.cleanup()
-    service.machine()
-    watch = service.watch()
-    watch.said("record.foreign", comment="made by hand")
-    assert service.contents == ["192.0.2.1"]
+    for record in service.records:
+        service.cloudflare.remove_record(record.id)
+    eventually(lambda: len(watch.named("record.created")) == 4, "both records again", tell=watch.words)
+    service.publishes(machine, ipv6=True)
 
 
 def test_server_restarts(service: Service) -> None:

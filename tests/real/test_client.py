@@ -1,0 +1,89 @@
+"""What the Headscale client does when an answer is lost, on real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from threading import Event
+
+import httpx
+import pytest
+
+from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.errors import NotFoundError
+from lifecycle.model import KeySpec, User
+from lifecycle.ownership import choose_user
+from lifecycle.retry import retrying
+from tests.real.server import HeadscaleServer
+from tests.real.service import USER
+
+
+class LosingTransport(httpx.HTTPTransport):
+    """The way to a server, on which the first answer to each of some requests is lost."""
+
+    def __init__(self, *lost: tuple[str, str]) -> None:
+        super().__init__()
+        self._lost = [*lost]
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if (request.method, request.url.path) in self._lost:
+            self._lost.remove((request.method, request.url.path))
+            response.close()
+            raise httpx.RemoteProtocolError("the connection is gone")
+        return response
+
+
+@pytest.fixture
+def headscale(server: HeadscaleServer) -> Iterator[Headscale]:
+    """A client of the server whose first new key does not arrive."""
+    transport = LosingTransport(("POST", "/api/v1/preauthkey"))
+    with httpx.Client(transport=transport, base_url=server.url) as http:
+        client = JsonClient(
+            http,
+            service=dialect.SERVICE,
+            address="HEADSCALE_URL",
+            credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
+            timeout=timedelta(seconds=10),
+            explain=dialect.explain,
+        )
+        policy = retrying(give_up_after=timedelta(minutes=1), stop=Event(), sleep=lambda _s: None)
+        yield Headscale(HttpTransport(client), policy)
+
+
+def our_user(headscale: Headscale) -> User:
+    return choose_user(headscale.users(), USER)
+
+
+@pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no-tags", "tags"])
+def test_key_is_lost(headscale: Headscale, tags: frozenset[str]) -> None:
+    """A key whose answer was lost is found, expired, and another one made."""
+    user = our_user(headscale)
+    before = {key.id for key in headscale.pre_auth_keys(user)}
+    spec = KeySpec(user, timedelta(hours=1), tags=tags)
+    made = headscale.create_pre_auth_key(spec, now=datetime.now(UTC))
+    lost, kept = sorted(
+        (key for key in headscale.pre_auth_keys(user) if key.id not in before), key=lambda key: int(key.id)
+    )
+    assert kept.id == made.id
+    assert (lost.usable(datetime.now(UTC)), kept.usable(datetime.now(UTC))) == (False, True)
+    assert (lost.tags, kept.tags) == (tags, tags)
+
+
+def test_key_is_expired(headscale: Headscale) -> None:
+    """It is of no use any more; doing it again is no error."""
+    user = our_user(headscale)
+    made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
+    for _ in range(2):
+        headscale.expire_pre_auth_key(made, user)
+    (listed,) = (key for key in headscale.pre_auth_keys(user) if key.id == made.id)
+    assert not listed.usable(datetime.now(UTC))
+
+
+def test_no_such_node(headscale: Headscale) -> None:
+    """Every release has its own way to say so."""
+    with pytest.raises(NotFoundError):
+        headscale.node("424242")

@@ -1,0 +1,332 @@
+"""The simulated Headscale against the real one: the same requests, to two servers of the same state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from lifecycle.clients.headscale import dialect
+from tests.real.machine import Machine
+from tests.real.programs import PATIENCE_S, Release, eventually
+from tests.real.server import HeadscaleServer
+from tests.real.service import OTHER_USER, USER
+from tests.simulators.headscale import HeadscaleSimulator
+
+EXPIRATION: Final = "2030-01-01T00:00:00Z"
+UNKNOWN_ID: Final = "424242"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request of which both servers must think the same."""
+
+    method: str
+    path: str
+    body: Any = None
+    content: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    key: str | None = "valid"
+    """Which API key is shown; None = none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What of an answer has to be alike."""
+
+    status: int
+    content_type: str
+    shape: Any
+
+
+class Twins:
+    """A real server and a simulator, made to hold the same users, keys and nodes."""
+
+    def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
+        self._release = release
+        self._folder = folder
+        self._stack = stack
+        self._server = stack.enter_context(HeadscaleServer(release, folder))
+        self._simulator = HeadscaleSimulator(release.simulated)
+        self._real = stack.enter_context(httpx.Client(base_url=self._server.url, timeout=PATIENCE_S))
+        self._simulated = stack.enter_context(
+            httpx.Client(transport=httpx.WSGITransport(app=self._simulator), base_url="http://headscale.test")
+        )
+        for user in (USER, OTHER_USER):
+            self._server.create_user(user)
+            self._simulator.add_user(user)
+        self._join("app.example.com")
+        self._join("tagged.example.com", tags=("tag:web",))
+
+    def _join(self, hostname: str, *, tags: tuple[str, ...] = ()) -> None:
+        key_file = self._folder / "authkey"
+        key_file.write_text(self._server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
+        folder = self._folder / hostname.partition(".")[0]
+        machine = Machine(self._release, folder, hostname=hostname, url=self._server.url)
+        self._stack.callback(machine.stop)
+        machine.up(key_file)
+        eventually(lambda: self._server.nodes(hostname)[0]["online"], "the client to be online")
+        key = self._simulator.create_key(USER, tags=tags)
+        self._simulator.connect(self._simulator.register(key=key.key, hostname=hostname).id)
+
+    def ask(self, request: Request) -> tuple[httpx.Response, httpx.Response]:
+        """What the real one and the simulated one answer."""
+        return (
+            _send(self._real, request, self._server.api_key),
+            _send(self._simulated, request, self._simulator.api_key),
+        )
+
+
+def _send(http: httpx.Client, request: Request, api_key: str) -> httpx.Response:
+    headers = dict(request.headers)
+    match request.key:
+        case "valid":
+            headers |= _authorization(api_key)
+        case "wrong":
+            headers |= _authorization(f"{api_key[:-3]}abc")
+        case str(text):
+            headers["Authorization"] = text
+    return http.request(request.method, request.path, json=request.body, content=request.content, headers=headers)
+
+
+def _authorization(api_key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+@pytest.fixture
+def twins(release: Release, short_folder: Path) -> Iterator[Twins]:
+    """A real server and a simulator of its release."""
+    with ExitStack() as stack:
+        yield Twins(release, short_folder, stack)
+
+
+def seen(response: httpx.Response) -> Answer:
+    """What of an answer has to be alike."""
+    kind = response.headers.get("content-type", "")
+    return Answer(response.status_code, kind, shape_of(response.json()) if "json" in kind else response.text)
+
+
+def shape_of(value: Any) -> Any:
+    """Keys and types, and of a text what kind it is; alike items of a list count once, in any order."""
+    match value:
+        case {"code": int(code), "message": str(message)}:
+            # The words are for people, but for these two; the code is for programs.
+            return {**value, "code": f"code {code}", "message": "not found" in message}
+        case {"title": str(), "status": int()}:
+            return value | {"detail": "words", "errors": [sorted(error) for error in value.get("errors", ())]}
+        case dict():
+            return {name: shape_of(item) for name, item in sorted(value.items())}
+        case list():
+            shapes: list[Any] = []
+            for item in value:
+                shape = shape_of(item)
+                if shape not in shapes:
+                    shapes.append(shape)
+            return sorted(shapes, key=str)
+        case str():
+            return _kind_of(value)
+    return value
+
+
+_KINDS: Final = (
+    ("year 1", r"0001-01-01T00:00:00Z"),
+    ("instant", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"),
+    ("48 hex digits", r"[0-9a-f]{48}"),
+    ("key", r"hskey-auth-.{12}-.{64}"),
+    ("hex key", r"hskey-auth-[0-9a-f]{12}-[0-9a-f]{64}"),
+    ("masked key", r"hskey-auth-.{12}-\*\*\*"),
+    ("machine key", r"mkey:[0-9a-f]{64}"),
+    ("node key", r"nodekey:[0-9a-f]{64}"),
+    ("disco key", r"discokey:[0-9a-f]{64}"),
+)
+
+
+def _kind_of(text: str) -> str:
+    kinds = [name for name, pattern in _KINDS if re.fullmatch(pattern, text)]
+    return f"<{kinds[-1]}>" if kinds else text
+
+
+def _create_key(**body: Any) -> Request:
+    return Request("POST", "/api/v1/preauthkey", body=body)
+
+
+API: Final = "/api/v1"
+
+REQUESTS: Final = [
+    Request("GET", "/health", key=None),
+    Request("GET", f"{API}/health"),
+    Request("GET", f"{API}/health", key=None),
+    Request("GET", f"{API}/user"),
+    Request("GET", f"{API}/user?name={USER}"),
+    Request("GET", f"{API}/user?name=nobody"),
+    Request("GET", f"{API}/user?id=2"),
+    Request("GET", f"{API}/user?id=abc"),
+    Request("GET", f"{API}/user?id=4242"),
+    Request("GET", f"{API}/user?email=a@example.com"),
+    Request("GET", f"{API}/user?nothing=1"),
+    Request("POST", f"{API}/user", body={"name": USER}),
+    Request("POST", f"{API}/user", body={"name": "Not Valid"}),
+    Request("GET", f"{API}/node"),
+    Request("GET", f"{API}/node?user={USER}"),
+    Request("GET", f"{API}/node?user={OTHER_USER}"),
+    Request("GET", f"{API}/node?user=nobody"),
+    Request("GET", f"{API}/node?user=Some%20One"),
+    Request("GET", f"{API}/node?user=1"),
+    Request("GET", f"{API}/node/1"),
+    Request("GET", f"{API}/node/2"),
+    Request("GET", f"{API}/node/{UNKNOWN_ID}"),
+    Request("GET", f"{API}/node/0"),
+    Request("GET", f"{API}/node/abc"),
+    Request("GET", f"{API}/node/-1"),
+    Request("GET", f"{API}/node/99999999999999999999"),
+    Request("GET", f"{API}/node/1/nothing"),
+    Request("PUT", f"{API}/node"),
+    Request("DELETE", f"{API}/node"),
+    Request("DELETE", f"{API}/node/{UNKNOWN_ID}"),
+    Request("DELETE", f"{API}/node/abc"),
+    Request("POST", f"{API}/node/{UNKNOWN_ID}/expire"),
+    Request("POST", f"{API}/node/{UNKNOWN_ID}/rename/other"),
+    Request("POST", f"{API}/node/1/rename/-"),
+    Request("POST", f"{API}/node/1/rename/Upper"),
+    Request("POST", f"{API}/node/1/rename/with.dot"),
+    Request("POST", f"{API}/node/1/rename/renamed"),
+    Request("POST", f"{API}/node/1/rename/renamed"),
+    Request("POST", f"{API}/node/2/rename/renamed"),
+    Request("POST", f"{API}/node/1/expire?expiry=tomorrow"),
+    Request("POST", f"{API}/node/2/expire?expiry=2030-01-01T00:00:00Z"),
+    Request("POST", f"{API}/node/2/expire", body={"expiry": "2030-01-01T00:00:00Z"}),
+    Request("POST", f"{API}/node/2/expire?disableExpiry=true"),
+    Request("POST", f"{API}/node/2/expire", body={"disableExpiry": True}),
+    Request("POST", f"{API}/node/2/expire", body={"disableExpiry": True, "expiry": "2030-01-01T00:00:00Z"}),
+    Request("GET", f"{API}/preauthkey"),
+    Request("GET", f"{API}/preauthkey?user={USER}"),
+    Request("GET", f"{API}/preauthkey?user=1"),
+    Request("GET", f"{API}/preauthkey?user=2"),
+    Request("GET", f"{API}/preauthkey?user={OTHER_USER}"),
+    Request("GET", f"{API}/preauthkey?user=nobody"),
+    Request("GET", f"{API}/preauthkey?user=4242"),
+    _create_key(user=USER, expiration=EXPIRATION),
+    _create_key(user="1", expiration=EXPIRATION),
+    _create_key(user=1, expiration=EXPIRATION),
+    _create_key(user="1", expiration=EXPIRATION, reusable=True, ephemeral=True, aclTags=["tag:web", "tag:db"]),
+    _create_key(user=USER, expiration=EXPIRATION, reusable=True, ephemeral=True, aclTags=["tag:web", "tag:db"]),
+    _create_key(user="4242", expiration=EXPIRATION),
+    _create_key(user="nobody", expiration=EXPIRATION),
+    _create_key(user="", expiration=EXPIRATION),
+    _create_key(user="0", expiration=EXPIRATION),
+    _create_key(user=None, expiration=EXPIRATION),
+    _create_key(expiration=EXPIRATION),
+    _create_key(expiration=EXPIRATION, aclTags=["tag:web"]),
+    _create_key(user="1", aclTags=["web"], expiration=EXPIRATION),
+    _create_key(user=USER, aclTags=["web"], expiration=EXPIRATION),
+    _create_key(user="1", aclTags=["tag:Web"], expiration=EXPIRATION),
+    _create_key(user="1", aclTags=["tag:a b"], expiration=EXPIRATION),
+    _create_key(user="1", aclTags="tag:web", expiration=EXPIRATION),
+    _create_key(user="1"),
+    _create_key(user=USER),
+    _create_key(user="1", expiration=None),
+    _create_key(user="1", expiration=""),
+    _create_key(user="1", expiration="tomorrow"),
+    _create_key(user="1", expiration="2030-01-01T00:00:00"),
+    _create_key(user="1", expiration="2030-01-01T00:00:00+02:00"),
+    _create_key(user="1", expiration="2030-01-01T00:00:00.123456789Z"),
+    _create_key(user="1", expiration=1893456000),
+    _create_key(user="1", expiration="2001-01-01T00:00:00Z"),
+    _create_key(user="1", expiration=EXPIRATION, reusable="true"),
+    _create_key(user="1", expiration=EXPIRATION, reusable=1),
+    _create_key(user="1", expiration=EXPIRATION, reusable=None),
+    _create_key(user="1", expiration=EXPIRATION, nothing=True),
+    _create_key(user="1", expiration=EXPIRATION, acl_tags=["tag:web"]),
+    _create_key(user=USER, expiration=EXPIRATION, acl_tags=["tag:web"]),
+    _create_key(user=["1"], expiration=EXPIRATION),
+    _create_key(user=1.5, expiration=EXPIRATION),
+    _create_key(user="-1", expiration=EXPIRATION),
+    Request("POST", f"{API}/preauthkey"),
+    Request("POST", f"{API}/preauthkey", content="{"),
+    Request("POST", f"{API}/preauthkey", content="[]"),
+    Request("POST", f"{API}/preauthkey", content="null"),
+    Request("POST", f"{API}/preauthkey", content='{"user":"1","user":"2"}'),
+    Request(
+        "POST",
+        f"{API}/preauthkey",
+        content='{"user":"1"}',
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    ),
+    Request("POST", f"{API}/preauthkey", content='{"user":"1"}', headers={"Content-Type": "text/plain"}),
+    Request("POST", f"{API}/preauthkey/expire", body={"id": "1"}),
+    Request("POST", f"{API}/preauthkey/expire", body={"id": 1}),
+    Request("POST", f"{API}/preauthkey/expire", body={"id": "abc"}),
+    Request("POST", f"{API}/preauthkey/expire", body={"id": UNKNOWN_ID}),
+    Request("POST", f"{API}/preauthkey/expire", body={"id": "0"}),
+    Request("POST", f"{API}/preauthkey/expire", body={}),
+    Request("POST", f"{API}/preauthkey/expire"),
+    Request("POST", f"{API}/preauthkey/expire", body={"user": "1", "key": "nothing"}),
+    Request("POST", f"{API}/preauthkey/expire", body={"user": USER, "key": "nothing"}),
+    Request("DELETE", f"{API}/preauthkey?id={UNKNOWN_ID}"),
+    Request("DELETE", f"{API}/preauthkey?id=abc"),
+    Request("DELETE", f"{API}/preauthkey"),
+    Request("DELETE", f"{API}/preauthkey?id=1"),
+    Request("GET", f"{API}/node"),
+    Request("GET", f"{API}/preauthkey"),
+    Request("GET", f"{API}/preauthkey?user=1"),
+    *(
+        Request(method, path, key=key)
+        for key in (None, "wrong", "Bearer", "Bearer x", "Bearer a.b", "bearer valid", "Basic abc", "Token")
+        for method, path in (("GET", f"{API}/node"), ("POST", f"{API}/preauthkey"))
+    ),
+    *(
+        Request(method, path, key=key)
+        for key in ("valid", None)
+        for method, path in (
+            ("GET", f"{API}/nothing"),
+            ("POST", f"{API}/nothing"),
+            ("GET", f"{API}"),
+            ("GET", f"{API}/"),
+            ("GET", "/api"),
+            ("GET", "/api/v3/node"),
+            ("GET", "/nothing"),
+            ("POST", "/nothing"),
+            ("GET", "/client/v4/zones"),
+        )
+    ),
+    Request("DELETE", f"{API}/node/2"),
+    Request("GET", f"{API}/node/2"),
+    Request("DELETE", f"{API}/node/2"),
+]
+
+
+def test_same_answers(twins: Twins) -> None:
+    """Request after request, both think the same: status, content type, each member's name, type and kind."""
+    different = []
+    for request in REQUESTS:
+        real, simulated = map(seen, twins.ask(request))
+        if real != simulated:
+            different.append(f"{request}\n  real      {real}\n  simulated {simulated}")
+    assert not different, "\n".join(different)
+
+
+def test_same_fingerprints(server: HeadscaleServer) -> None:
+    """A client tells the release of both by the same documents; the simulated ones say nothing that is not so."""
+    simulator = HeadscaleSimulator(server.release.simulated)
+    transport = httpx.WSGITransport(app=simulator)
+    with httpx.Client(transport=transport, base_url="http://headscale.test") as simulated:
+        for path in ("/version", "/swagger/v1/openapiv2.json", "/api/v1/openapi.json"):
+            said, played = server.ask("GET", path), simulated.get(path, headers=_authorization(simulator.api_key))
+            assert (played.status_code, played.headers.get("content-type")) == (
+                said.status_code,
+                said.headers.get("content-type"),
+            ), path
+            if said.is_error or "json" not in said.headers["content-type"]:
+                continue
+            if path == "/version":
+                assert played.json().keys() == said.json().keys()
+                continue
+            assert played.json()["paths"].keys() <= said.json()["paths"].keys()
+            for read in (dialect.dialect_of_swagger, dialect.dialect_of_openapi):
+                assert read(played.json()) == read(said.json())
