@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
-import yaml
 
 from lifecycle.health import Status, serve
 from lifecycle.settings import DnsWatchSettings, command_variables, default_text
 from tests.builders import addresses
+from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.programs import free_ports
 
-MANIFEST = Path("deploy/components/lifecycle/plain/lifecycle.yaml")
-BUSYBOX = shutil.which("busybox")
-
-pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="needs busybox: scripts/bootstrap --system")
-
-
-@pytest.fixture(scope="module")
-def liveness(repository: Path) -> dict[str, Any]:
-    """The probe, from the manifest that puts it there."""
-    documents = yaml.safe_load_all((repository / MANIFEST).read_text())
-    containers = [
-        container
-        for document in documents
-        for container in document["spec"]["template"]["spec"].get("containers", [])
-        if container["name"] == "tailscale"
-    ]
-    (container,) = containers
-    probe: dict[str, Any] = container["livenessProbe"]
-    return probe
+pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
 
 @pytest.fixture
-def applets(tmp_path: Path) -> Path:
-    """A folder in which each program is busybox, as in the tailscale image."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("sh", "wget", "grep", "timeout"):
-        (folder / name).symlink_to(BUSYBOX or "")
-    return folder
-
-
-Probe = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def probe(liveness: dict[str, Any], applets: Path) -> Probe:
-    """Run the probe's command against a port of this machine; its exit status is what counts."""
-
-    def run(port: int, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [word.replace(":9003/", f":{port}/") for word in liveness["exec"]["command"]]
-        assert command != liveness["exec"]["command"]
-        return subprocess.run(
-            [applets / command[0], *command[1:]],
-            env={"PATH": str(applets), **environment},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    return run
+def probe(tmp_path: Path) -> Probe:
+    return Probe(tmp_path / "bin")
 
 
 @pytest.fixture
@@ -116,20 +68,20 @@ def dead(status: Status) -> None:
 def test_left_alone(probe: Probe, status: Status, port: int, state: Callable[[Status], None]) -> None:
     """In every state but one the VPN goes on."""
     state(status)
-    assert probe(port).returncode == 0
+    assert not probe.fails(port)
 
 
 def test_restarted(probe: Probe, status: Status, port: int) -> None:
     """Our node is confirmed lost and a fresh key is in the file."""
     status.lost = "gone"
     status.restart_helps = True
-    assert probe(port).returncode != 0
+    assert probe.fails(port)
 
 
 def test_nobody_listens(probe: Probe) -> None:
     """dns-watch is being restarted itself, or has another port: no answer is no reason to kill a VPN."""
     (nobody,) = free_ports(1)
-    assert probe(nobody).returncode == 0
+    assert not probe.fails(nobody)
 
 
 @contextmanager
@@ -179,21 +131,21 @@ UNAVAILABLE = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 3\r\n\r\n{}\
 def test_other_answers(probe: Probe, words: bytes) -> None:
     """Somebody else has the port: nothing that it says restarts a VPN, but a 503."""
     with answering(words) as port:
-        assert probe(port).returncode == 0
+        assert not probe.fails(port)
 
 
 @pytest.mark.parametrize("version", [b"0", b"1"])
 def test_an_answered_503(probe: Probe, version: bytes) -> None:
     """In either version of HTTP."""
     with answering(UNAVAILABLE.replace(b"HTTP/1.0", b"HTTP/1." + version)) as port:
-        assert probe(port).returncode != 0
+        assert probe.fails(port)
 
 
 @pytest.mark.parametrize("words", [b"", b"HTTP/1.0 ", b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n"])
 def test_silence(probe: Probe, words: bytes) -> None:
     """A dns-watch that was stopped in the middle: the probe ends by itself and says that all is well."""
     with answering(words, then_hang=True) as port:
-        assert probe(port).returncode == 0
+        assert not probe.fails(port)
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
@@ -202,21 +154,19 @@ def test_a_proxy(probe: Probe, status: Status, port: int, variable: str) -> None
     with answering(UNAVAILABLE) as proxy:
         proxied = {variable: f"http://127.0.0.1:{proxy}"}
         (nobody,) = free_ports(1)
-        assert probe(nobody, **proxied).returncode == 0
-        assert probe(port, **proxied).returncode == 0
+        assert not probe.fails(nobody, **proxied)
+        assert not probe.fails(port, **proxied)
         status.restart_helps = True
-        assert probe(port, **proxied).returncode != 0
+        assert probe.fails(port, **proxied)
 
 
-def test_in_time(liveness: dict[str, Any]) -> None:
+def test_in_time(probe: Probe) -> None:
     """The kubelet takes a probe that runs for too long as failed: this one ends before."""
-    words = " ".join(liveness["exec"]["command"]).split()
-    limit_s = int(words[words.index("timeout") + 1])
-    assert limit_s < liveness["timeoutSeconds"]
+    words = " ".join(probe.command).split()
+    assert int(words[words.index("timeout") + 1]) < probe.timeout_s
 
 
-def test_where_it_asks(liveness: dict[str, Any]) -> None:
+def test_where_it_asks(probe: Probe) -> None:
     """At the port that dns-watch listens at when nothing else is set."""
-
     port = default_text(command_variables(DnsWatchSettings)["HEALTH_PORT"])
-    assert f"http://127.0.0.1:{port}/nodez" in " ".join(liveness["exec"]["command"])
+    assert f"http://127.0.0.1:{port}/nodez" in " ".join(probe.command)
