@@ -188,7 +188,7 @@ class World:
             Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         )
 
-    def cleanup(self, *, stop: Event | None = None, **variables: str) -> Cleanup:
+    def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
         """`cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
@@ -196,7 +196,7 @@ class World:
         headscale, cloudflare = self.services(settings, policy)
         return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
 
-    def watch(self, interface: Interface = NO_INTERFACE, **variables: str) -> DnsWatch:
+    def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:
         """`dns-watch`, on this world's clock."""
         settings = self.settings(DnsWatchSettings, **variables)
         headscale, cloudflare = self.services(settings, once())

@@ -527,7 +527,7 @@ def test_a_stop_before_the_first_step_leaves_everything(world: World) -> None:
     stop = StopAt(world.clock)
     stop.set()
     with pytest.raises(StoppedError):
-        stale_world(world).cleanup(stop=stop).run()
+        stale_world(world).cleanup(stop).run()
     assert untouched(world)
 
 
@@ -536,6 +536,6 @@ def test_a_stop_while_waiting_for_headscale_ends_the_wait(world: World) -> None:
     world.headscale.faults.add(faults.html(502), times=None)
     world.clock.at(10, stop.set)
     with pytest.raises(StoppedError):
-        world.cleanup(stop=stop).run()
+        world.cleanup(stop).run()
     assert world.clock.elapsed_s == 10
     assert untouched(world)
