@@ -115,14 +115,18 @@ class Cluster:
         """
         right = Right(namespace, "secrets", ("get",), (name,))
         answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}", {}, right)
-        if answer is None:
-            return None
         try:
-            data = answer.get("data") or {}
-            return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
+            match answer:
+                case None:
+                    return None
+                # One without values has no `data`: so that nothing else passes for it, it has to say what it is.
+                case {"kind": "Secret", "metadata": {"name": found}} if found == name:
+                    data = answer.get("data") or {}
+                    return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
         except (AttributeError, TypeError, binascii.Error):
-            # Not chained: a value stands in the error.
-            raise _no_sense(f"Secret {namespace}/{name}") from None
+            pass
+        # Not chained: a value stands in the error.
+        raise _no_sense(f"Secret {namespace}/{name}")
 
     def token(self, namespace: str, reference: str) -> str:
         """A token that stands in a Secret.
@@ -158,12 +162,12 @@ class Cluster:
         right = Right(namespace, "pods", ("list",))
         answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/pods", {"labelSelector": selector}, right)
         try:
-            match (answer or {})["items"]:
-                case [*items]:
+            match answer:
+                case {"kind": "PodList", "items": [*items]}:
                     return [_parse_pod(item) for item in items]
-            raise TypeError("a list is a list")
         except (AttributeError, KeyError, TypeError):
-            raise _no_sense(f"the pods in namespace {namespace}") from None
+            pass
+        raise _no_sense(f"the pods in namespace {namespace}")
 
     def run(self, pod: Pod, container: str, command: Sequence[str]) -> Output:
         """Run a command in a container, without a shell, and wait for its end.

@@ -12,7 +12,7 @@ import pytest
 
 from lifecycle.cleanup.plan import NothingKept, choose_kept
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.errors import ConfigError, TransientError
+from lifecycle.errors import ConfigError, ResponseError, TransientError
 from lifecycle.model import Node, RegisterMethod, User
 from tests.builders import ANN, EXPIRED, MARK, NAME, NODE_IDENTITY, NOW, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, cluster_world, may_read
@@ -251,10 +251,12 @@ def test_a_right_that_is_given_late_is_waited_for(world: ClusterWorld) -> None:
     assert len(world.hostnames) == 1
 
 
-def test_garbage_in_the_secrets_place_deletes_nothing(world: ClusterWorld) -> None:
+@pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
+def test_garbage_in_the_secrets_place_deletes_nothing(body: str, world: ClusterWorld) -> None:
+    """What is not there reads like a first start: only a Secret may say so."""
     a_kept_world(world)
-    world.kubernetes.faults.add(faults.answer(200, '{"data": {"device_id": "no base64"}}'), path="/secrets/")
-    with pytest.raises(Exception, match="not what Kubernetes says"):
+    world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
+    with pytest.raises(ResponseError, match="not what Kubernetes says"):
         cleanup(world).run()
     assert (world.headscale.writes, world.cloudflare.writes, world.key) == ([], [], None)
 

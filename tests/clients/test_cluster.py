@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -133,9 +134,23 @@ def test_a_404_of_anybody_else_says_nothing_about_the_secret(
     assert type(failure(lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))) is TransientError
 
 
+A_SECRET = {"kind": "Secret", "metadata": {"name": "api-key"}}
+
+
 @pytest.mark.parametrize(
     "body",
-    ['{"data": {"key": "not base64!"}}', '{"data": ["a"]}', '{"data": {"key": 7}}', "[]", "null", "", "<html>"],
+    [
+        pytest.param(json.dumps(A_SECRET | {"data": {"key": "not base64!"}}), id="not-base64"),
+        pytest.param(json.dumps(A_SECRET | {"data": ["a"]}), id="a-list-of-values"),
+        pytest.param(json.dumps(A_SECRET | {"data": {"key": 7}}), id="a-number"),
+        pytest.param(json.dumps(A_SECRET | {"metadata": {"name": "other"}}), id="another-secret"),
+        pytest.param(json.dumps(A_SECRET | {"kind": "ConfigMap"}), id="another-kind"),
+        pytest.param("{}", id="nothing-in-it"),
+        pytest.param("[]", id="a-list"),
+        pytest.param("null", id="null"),
+        pytest.param("", id="empty"),
+        pytest.param("<html>", id="a-page"),
+    ],
 )
 def test_a_secret_that_makes_no_sense_is_no_empty_one(
     body: str, kubernetes: KubernetesSimulator, cluster: Cluster
@@ -215,11 +230,12 @@ def test_a_pod_is_ready_that_runs_and_was_not_told_to_go(
     assert (pod.ready, pod.containers) == (ready, ("first", "second"))
 
 
-@pytest.mark.parametrize("body", ['{"items": null}', "{}", '{"items": [{}]}', '{"items": {}}', '{"items": [7]}'])
+@pytest.mark.parametrize("items", [None, {}, [{}], [7], "[]"], ids=str)
+@pytest.mark.parametrize("kind", ["PodList", "List"])
 def test_a_list_of_pods_that_makes_no_sense_is_no_empty_list(
-    body: str, kubernetes: KubernetesSimulator, cluster: Cluster
+    kind: str, items: Any, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    kubernetes.faults.add(faults.answer(200, body))
+    kubernetes.faults.add(faults.answer(200, json.dumps({"kind": kind, "items": items})))
     assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
 
 
