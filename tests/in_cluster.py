@@ -99,7 +99,7 @@ class ClusterWorld(World):
             headscale = Headscale(exec_transport(self.cluster(), self.clock.now), policy)
         return headscale, cloudflare
 
-    def cleanup(self, *, stop: Event | None = None, **variables: str) -> Cleanup:
+    def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
         """`cleanup`, which may read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
