@@ -167,6 +167,11 @@ class Record:
             return None
 
 
+def record_type(address: IpAddress) -> str:
+    """The type of a record that holds the address: A or AAAA."""
+    return "A" if isinstance(address, IPv4Address) else "AAAA"
+
+
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
     """What a record should say; always DNS-only, since a VPN address cannot be proxied."""
@@ -179,7 +184,7 @@ class RecordSpec:
     @property
     def type(self) -> str:
         """A or AAAA, as the address demands."""
-        return "A" if isinstance(self.address, IPv4Address) else "AAAA"
+        return record_type(self.address)
 
     def differences(self, record: Record) -> dict[str, str | int | bool]:
         """What of the record has to change, in Cloudflare's field names; empty when all is well."""

@@ -108,8 +108,11 @@ class Hints:
 
     def note_names(self, node: Node) -> bool:
         """Whether the note says that the node is this pod's."""
-        came_with = node.pre_auth_key.id if node.pre_auth_key else None
-        return node.id == self.kept_node_id or (came_with is not None and came_with == self.pre_auth_key_id)
+        return node.id == self.kept_node_id or self.is_of_key(node)
+
+    def is_of_key(self, node: Node) -> bool:
+        """Whether the node came in with the key that was written for this pod."""
+        return node.pre_auth_key is not None and node.pre_auth_key.id == self.pre_auth_key_id
 
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | NoAnswer:
@@ -194,13 +197,15 @@ def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tup
 
 
 def _by_note(ours: Sequence[Node], hints: Hints) -> Node | NoAnswer:
-    matching = [node for node in ours if hints.note_names(node)]
-    match matching:
+    # Whoever used this pod's key goes before the node whose state it was to keep: that may have been lost.
+    with_key = [node for node in ours if hints.is_of_key(node)]
+    kept = [node for node in ours if node.id == hints.kept_node_id]
+    match with_key or kept:
         case [node]:
             return node
         case []:
             return NoAnswer("no node has come in with this pod's pre-auth key yet")
-    ids = ", ".join(node.id for node in matching)
+    ids = ", ".join(node.id for node in with_key)
     return NoAnswer(f"several nodes came in with this pod's pre-auth key ({ids})")
 
 
@@ -250,6 +255,7 @@ def plan_records(
     identity: RecordIdentity,
     ipv6: bool,
     apex: str | None,
+    unsure: frozenset[str] = frozenset(),
 ) -> RecordPlan:
     """Compare the records at our name with what they should say.
 
@@ -259,6 +265,7 @@ def plan_records(
         identity: by what a record is ours.
         ipv6: whether AAAA records are kept; if not, only those that carry our mark are removed.
         apex: the zone's own name, where NS records are at home; None when it is not known.
+        unsure: types without a spec for which there may have to be one; their records stay as they are.
     """
     here = sorted(records, key=lambda record: record.id)
     in_the_way = tuple(record for record in here if _blocks(record, identity=identity, ipv6=ipv6, apex=apex))
@@ -270,6 +277,8 @@ def plan_records(
         if type_ == "AAAA" and not ipv6:
             ours = [record for record in ours if identity.is_marked(record)]
         spec = next((spec for spec in specs if spec.type == type_), None)
+        if spec is None and type_ in unsure:
+            continue
         changes += _plan_type(ours, spec, identity)
     return RecordPlan(changes=tuple(changes))
 

@@ -20,7 +20,7 @@ from lifecycle.dns_watch.plan import (
 )
 from lifecycle.errors import ApiError, AuthError
 from lifecycle.health import Status
-from lifecycle.model import IpAddress, Node, Record, RecordSpec
+from lifecycle.model import IpAddress, Node, Record, RecordSpec, record_type
 from lifecycle.ownership import RecordIdentity
 from lifecycle.retry import jittered, loop_pause_s
 from lifecycle.settings import DnsWatchSettings
@@ -132,7 +132,18 @@ class RecordKeeper:
             # Without the right to read the zone it is not known, and the record stands in the way.
             with suppress(AuthError):
                 apex = self._cloudflare.zone_name()
-        return plan_records(records, specs, identity=self.identity, ipv6=self._settings.dns_ipv6, apex=apex)
+        # The node has an address of such a type that the interface does not show, or not yet.
+        types = {record_type(address) for address in self.identity.vpn_addresses(node.addresses)}
+        if not self._settings.dns_ipv6:
+            types.discard("AAAA")
+        return plan_records(
+            records,
+            specs,
+            identity=self.identity,
+            ipv6=self._settings.dns_ipv6,
+            apex=apex,
+            unsure=frozenset(types - {spec.type for spec in specs}),
+        )
 
     def _put_right(self, node: Node, specs: tuple[RecordSpec, ...]) -> RecordPlan:
         plan = self.read(node, specs)

@@ -291,6 +291,7 @@ class TestTime:
             pytest.param("", None, id="empty"),
             pytest.param("0001-01-01T00:00:00Z", None, id="year-1"),
             pytest.param("0001-01-01T00:53:28+00:53", None, id="year-1-elsewhere"),
+            pytest.param("0000-12-31T19:03:58-04:56", None, id="year-1-west-of-greenwich"),
             pytest.param({"seconds": -62135596800}, None, id="the-command-line's-year-1"),
         ],
     )

@@ -114,6 +114,7 @@ class TestChooseNode:
             pytest.param([a_node(1, key_id="3")], KEPT, "1", id="the-kept-one"),
             pytest.param([a_node(1, key_id="7")], KEPT, "1", id="the-kept-one-with-our-key"),
             pytest.param([a_node(1, key_id="3"), a_node(2, key_id="8")], KEPT, "1", id="the-kept-one-of-two"),
+            pytest.param([a_node(1, key_id="3"), a_node(2, key_id="7")], KEPT, "2", id="the-kept-one's-state-was-lost"),
             pytest.param([a_node(1, key_id="3", user=ANN)], KEPT, None, id="the-kept-one-is-not-ours"),
             pytest.param([a_node(12, key_id="3")], KEPT, None, id="a-longer-id"),
             pytest.param([], NOTED, None, id="empty-list"),
@@ -497,6 +498,19 @@ class TestRecords:
 
         assert changes_of(plan) == expected
         assert plan.in_the_way == ()
+
+    def test_a_type_that_cannot_be_told_stays_as_it_is(self) -> None:
+        """The node has an address of this type that the interface does not show: a stale one, or a right one?"""
+        records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
+        plan = plan_records(
+            records,
+            [a_spec(V6)],
+            identity=RECORD_IDENTITY,
+            ipv6=True,
+            apex=None,
+            unsure=frozenset({"A"}),
+        )
+        assert plan == RecordPlan()
 
     @pytest.mark.parametrize("comment", ["x", OTHER_MARK])
     def test_a_foreign_aaaa_is_in_the_way_with_ipv6(self, comment: str) -> None:

@@ -348,6 +348,18 @@ def test_only_an_address_that_the_pod_really_has_is_published(world: World, node
     assert world.records() == {f"A {node.address}": MARK}
 
 
+def test_an_address_that_the_interface_does_not_show_yet_costs_no_record(world: World, node: Node) -> None:
+    """One family comes up before the other, and the record of the other is right all the while."""
+    interface = Interface(*node.addresses)
+    watch = world.watch(interface, DNS_IPV6="true")
+    world.run(watch, LONG)
+    both = world.records()
+    interface.show(node.addresses[1])
+    world.run(watch, LONG)
+    assert world.records() == both
+    assert len(both) == 2
+
+
 @pytest.mark.parametrize("interface", [Interface("10.9.0.1"), Interface(None)])
 def test_an_address_outside_the_vpn_is_never_published(world: World, events: Events, interface: Interface) -> None:
     world.cleanup().run()

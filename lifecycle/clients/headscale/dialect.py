@@ -470,6 +470,9 @@ def _instant(value: Any) -> datetime | None:
             if type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
                 raise ValueError("nanos are a part of a second")
             return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
+        case str(text) if text.startswith("0000-12-31T"):
+            # Year 1, told west of Greenwich.
+            return None
         case str(text):
             at = datetime.fromisoformat(text)
             if at.tzinfo is None:
