@@ -229,7 +229,7 @@ class Engine:
         self._end_of_faults()
         self._has_to_settle()
         self._restart_pod()
-        self._has_to_settle()
+        self._has_to_settle(quiet=False)
         nodes = self.world.our_nodes
         if len(nodes) != 1:
             raise BrokenError(f"after a clean restart there are {len(nodes)} nodes of ours")
@@ -358,7 +358,7 @@ class Engine:
     def _cleanup(self, pod: Pod) -> float:
         world = self.world
         pod.stop = StopAt(self.clock)
-        cleanup = self._commands(pod).cleanup(stop=pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+        cleanup = self._commands(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         fired = world.queues["headscale"].fired
         this = self.passes[-1]
         try:
@@ -636,8 +636,8 @@ class Engine:
             self.world.cloudflare.remove_record(record.id)
         self._protect()
 
-    def _has_to_settle(self) -> None:
-        """Within a bounded time the world is right, stays so, and nobody writes any more."""
+    def _has_to_settle(self, *, quiet: bool = True) -> None:
+        """Within a bounded time the world is right, and then stays so and nobody writes any more."""
         until = self.clock.elapsed_s + SETTLED_S
         self.go_on(CHUNK_S)
         if self.world.blocking:
@@ -648,6 +648,8 @@ class Engine:
         while True:
             writes = len(self.world.cloudflare.writes)
             wrong = self._wrong()
+            if not wrong and not quiet:
+                return
             if not wrong:
                 self.go_on(self._quiet_s)
                 late = [(write.method, write.body) for write in self.world.cloudflare.writes[writes:]]
