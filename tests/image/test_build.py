@@ -118,16 +118,25 @@ def test_a_build_that_fails_half_way_keeps_the_archive_and_says_why(builds: Buil
     assert len(said.encode()) <= 4096
 
 
-def test_a_dependency_that_is_not_what_was_locked_is_refused(builds: Builds) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "instead", "reason"),
+    [
+        pytest.param(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", "DO NOT MATCH THE HASHES", id="another-hash"),
+        pytest.param(r" \\\n +--hash=\S+", "", "Hashes are required", id="no-hash"),
+    ],
+)
+def test_a_dependency_that_is_not_what_was_locked_is_refused(
+    builds: Builds, pattern: str, instead: str, reason: str
+) -> None:
     def change(sources: Path) -> None:
         locked = sources / "requirements-build.txt"
-        locked.write_text(re.sub(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", locked.read_text()))
+        locked.write_text(re.sub(pattern, instead, locked.read_text()))
 
     before = builds.archive.path.read_bytes()
     builds.change_sources(change)
     built = builds.build()
     assert built.returncode == 1
-    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in built.stderr
+    assert reason in built.stderr
     assert builds.archive.path.read_bytes() == before
 
 

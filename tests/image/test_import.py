@@ -220,7 +220,7 @@ def test_a_refused_archive_gives_no_image_at_all(containerd: Containerd, archive
 def test_it_outlives_containerd(containerd: Containerd, importer: Importer) -> None:
     containerd.stop()
     assert not importer.ready()
-    importer.says("looking again")
+    importer.says("containerd does not answer")
     containerd.start()
     containerd.delete_image()
     importer.becomes_ready()
