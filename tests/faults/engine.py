@@ -451,8 +451,10 @@ class Engine:
                     self._record_edited(step)
                 self._protect()
             case "volume gone":
-                if self.actor is not None and not self.actor.initialized and self.actor.folder.exists():
-                    self.actor.folder.rename(self.actor.folder.with_suffix(".gone"))
+                # Not where the note in it is all that tells two pods apart: nobody could, then.
+                pod = self.actor
+                if pod is not None and not pod.initialized and pod.shows_interface and pod.folder.exists():
+                    pod.folder.rename(pod.folder.with_suffix(".gone"))
 
     def _frozen(self, seconds: float) -> None:
         """Time goes by for everybody but the actor."""

@@ -19,6 +19,10 @@ SOAK = 10_000
 
 SEEDS_THAT_ONCE_FAILED = [
     pytest.param(Schedule(237, (2, 8, 9, 10)), id="probe-restarts-a-tailscale-that-is-back-while-headscale-is-down"),
+    pytest.param(Schedule(509), id="an-address-handed-out-again-while-its-last-owner-still-shows-it"),
+    pytest.param(Schedule(1643), id="a-sidecar-that-starts-after-its-node-was-deleted"),
+    pytest.param(Schedule(2078), id="a-clock-two-hours-behind-and-a-node-that-has-expired"),
+    pytest.param(Schedule(2747), id="two-pods-that-see-no-interface"),
 ]
 
 
