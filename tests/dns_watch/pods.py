@@ -40,7 +40,7 @@ class Pod:
 
     def cleanup(self) -> None:
         """Run the init container."""
-        self.world.cleanup(stop=None, **self.settings).run()
+        self.world.cleanup(**self.settings).run()
 
     def join(self) -> None:
         """Start the client, or start it again."""
