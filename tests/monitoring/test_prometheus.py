@@ -1,0 +1,274 @@
+"""A real Prometheus scrapes a real dns-watch; every query of the dashboard and every alert works on what it got."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from lifecycle.keyfile import KeyFile, KeyNote
+from tests.builders import NAME
+from tests.monitoring.test_rules import FOLDER, metrics_in
+from tests.real.programs import Background, eventually, free_ports
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.serve import serve
+from tests.test_health import METRICS
+
+PROMETHEUS = shutil.which("prometheus")
+
+needs_prometheus = pytest.mark.skipif(PROMETHEUS is None, reason="needs prometheus: scripts/bootstrap --system")
+
+VARIABLES = {
+    "$namespace": "apps",
+    "$pod": "grafana-0",
+    "$__rate_interval": "30s",
+    "${datasource}": "",
+}
+
+
+class Prometheus:
+    """A server that scrapes one target each second and evaluates our rules.
+
+    Args:
+        folder: for its database and log.
+        target: port of the target on loopback.
+        rules: a file of rules.
+        stack: ends it.
+    """
+
+    def __init__(self, folder: Path, *, target: int, rules: Path, stack: ExitStack) -> None:
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(rules)],
+            "scrape_configs": [
+                {
+                    "job_name": "apps/tailscale-lifecycle",
+                    "static_configs": [
+                        {
+                            "targets": [f"127.0.0.1:{target}"],
+                            "labels": {"namespace": "apps", "pod": "grafana-0", "container": "dns-watch"},
+                        }
+                    ],
+                }
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (port,) = free_ports(1)
+        self._process = Background(
+            [
+                PROMETHEUS or "",
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            log=folder / "prometheus.log",
+            environment={"PATH": "/usr/bin", "GOMAXPROCS": "1"},
+            folder=folder,
+        )
+        stack.callback(self._process.stop)
+        self._client = stack.enter_context(
+            httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30, trust_env=False)
+        )
+        eventually(self._answers, "Prometheus", tell=self._process.words)
+
+    def _answers(self) -> bool:
+        assert self._process.exit_status is None, self._process.words()
+        try:
+            return self._client.get("/status/buildinfo").is_success
+        except httpx.TransportError:
+            return False
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data of a successful answer."""
+        answer = self._client.get(path, params=parameters)
+        document = answer.json()
+        assert document["status"] == "success", document
+        return document["data"]
+
+    def query(self, query: str) -> list[Any]:
+        """The samples that a query gives now."""
+        found: list[Any] = self.get("/query", query=query)["result"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Prometheus]:
+    """One that has scraped a dns-watch that publishes, lost an answer or two, and goes on."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    (rule,) = yaml.safe_load_all((repository / FOLDER / "rules.yaml").read_text())
+    rules = folder / "rules.yaml"
+    rules.write_text(yaml.safe_dump(rule["spec"]))
+    with ExitStack() as stack:
+        headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
+        user = headscale.add_user("svc")
+        key = headscale.create_key(user)
+        node = headscale.add_node(NAME, user=user, pre_auth_key=key)
+        headscale.expire_node(node.id, key.expires_at)
+        zone_id = cloudflare.add_zone("example.com")
+        KeyFile(folder / "authkey").note_path.write_text(
+            json.dumps({"pre_auth_key_id": str(key.id), "kept_node_id": None})
+        )
+        assert KeyFile(folder / "authkey").read_note() == KeyNote(str(key.id))
+        (port,) = free_ports(1)
+        watch = Background(
+            [sys.executable, "-m", "lifecycle", "dns-watch"],
+            log=folder / "dns-watch.log",
+            environment={
+                "PYTHONPATH": str(repository),
+                "HEADSCALE_URL": stack.enter_context(serve(headscale)),
+                "HEADSCALE_API_KEY": headscale.api_key,
+                "CLOUDFLARE_API_URL": stack.enter_context(serve(cloudflare)) + "/client/v4",
+                "CLOUDFLARE_API_TOKEN": cloudflare.token,
+                "CLOUDFLARE_ZONE_ID": zone_id,
+                "DOMAIN_NAME": "example.com",
+                "HOSTNAME": "grafana-0",
+                "AUTHKEY_OUTPUT_PATH": str(folder / "authkey"),
+                "TAILSCALE_INTERFACE": "",
+                "HEALTH_PORT": str(port),
+                "HEALTH_ADDRESS": "127.0.0.1",
+                "POLL_INTERVAL": "1s",
+                "VERIFY_INTERVAL": "1s",
+            },
+            folder=folder,
+        )
+        stack.callback(watch.stop, signal.SIGTERM)
+        eventually(
+            lambda: [record.content for record in cloudflare.records(zone_id)] == [node.address],
+            "the record",
+            tell=watch.words,
+        )
+        assert ip_address(node.address)
+        running = Prometheus(folder, target=port, rules=rules, stack=stack)
+        # A rate wants two scrapes, between which something happened.
+        eventually(
+            lambda: running.query('sum(rate(tailscale_lifecycle_passes_total{outcome="finished"}[30s])) > 0') or None,
+            "two scrapes",
+            tell=lambda: watch.words() + str(running.get("/targets")),
+        )
+        yield running
+
+
+def dashboard(repository: Path) -> Any:
+    return json.loads((repository / FOLDER / "dashboard.json").read_text())
+
+
+def queries(repository: Path) -> dict[str, str]:
+    """Every query of the dashboard by its panel's title and letter, the variables filled in."""
+    found = {}
+    for panel in dashboard(repository)["panels"]:
+        for target in panel["targets"]:
+            query = target["expr"]
+            for name, value in VARIABLES.items():
+                query = query.replace(name, value)
+            assert "$" not in query
+            found[f"{panel['title']} {target['refId']}"] = query
+    return found
+
+
+@needs_prometheus
+def test_scraped(prometheus: Prometheus) -> None:
+    """Prometheus finds nothing to complain about."""
+    (target,) = prometheus.get("/targets")["activeTargets"]
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+@needs_prometheus
+def test_every_query_of_the_dashboard(prometheus: Prometheus, repository: Path) -> None:
+    """Each gives something on a service that is well, so a misspelt name shows here."""
+    found = queries(repository)
+    assert len(found) > 10
+    # What is only there on a bad day.
+    empty = {title for title, query in found.items() if not prometheus.query(query)}
+    assert empty == set()
+
+
+@needs_prometheus
+def test_values(prometheus: Prometheus, repository: Path) -> None:
+    """They say what is so."""
+    found = {title: prometheus.query(query) for title, query in queries(repository).items()}
+
+    def value(title: str) -> float:
+        (sample,) = found[f"{title} A"]
+        return float(sample["value"][1])
+
+    assert value("Pods watched") == value("On the VPN") == value("Records right") == 1
+    assert value("Lost nodes") == value("Superseded") == 0
+    assert value("API key expires in") == pytest.approx(90 * 86_400, abs=600)
+    assert 0 < value("How long a pass takes") < 10
+    assert {(sample["metric"]["service"], sample["metric"]["outcome"]) for sample in found["Requests A"]} == {
+        ("Headscale", "ok"),
+        ("Cloudflare", "ok"),
+    }
+    (versions,) = found["Versions A"]
+    assert versions["metric"]["headscale"] == "0.28.0"
+
+
+@needs_prometheus
+def test_every_rule(prometheus: Prometheus) -> None:
+    """Each can be evaluated on real series, and only what is so fires: the node expires within the hour."""
+
+    def evaluated() -> list[Any] | None:
+        rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
+        return rules if all(rule["health"] != "unknown" for rule in rules) else None
+
+    rules = eventually(evaluated, "the rules to be evaluated")
+    assert len(rules) == 10
+    assert {(rule["name"], rule["health"], rule.get("lastError")) for rule in rules} == {
+        (rule["name"], "ok", None) for rule in rules
+    }
+    (firing,) = [rule for rule in rules if rule["state"] != "inactive"]
+    assert firing["name"] == "TailscaleLifecycleNodeExpiring"
+    (alert,) = firing["alerts"]
+    assert alert["annotations"]["summary"].startswith("the node of apps/grafana-0 has to log in again in ")
+
+
+@needs_prometheus
+def test_variables_of_the_dashboard(prometheus: Prometheus, repository: Path) -> None:
+    """The lists to choose from are not empty."""
+    for variable in dashboard(repository)["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
+        selector, _, label = variable["definition"].removeprefix("label_values(").removesuffix(")").rpartition(", ")
+        values = prometheus.get(f"/label/{label}/values", **{"match[]": selector.replace("$namespace", "apps")})
+        assert values == [VARIABLES[f"${variable['name']}"]]
+
+
+def test_the_dashboard_names_what_there_is(repository: Path) -> None:
+    """Our metrics by their names, each panel in words, and one data source that the person chooses."""
+    document = dashboard(repository)
+    assert document["uid"] == "tailscale-lifecycle"
+    assert len({panel["id"] for panel in document["panels"]}) == len(document["panels"])
+    for panel in document["panels"]:
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["datasource"]["uid"] == "${datasource}"
+    for query in queries(repository).values():
+        assert metrics_in(query) <= set(METRICS)
+
+
+def test_the_port_that_is_scraped_is_there(repository: Path) -> None:
+    """By the name in the manifest, and in the pods' annotations by the number."""
+    manifest = yaml.safe_load((repository / "deploy/components/lifecycle/plain/lifecycle.yaml").read_text())
+    (watch,) = (
+        container
+        for container in manifest["spec"]["template"]["spec"]["containers"]
+        if container["name"] == "dns-watch"
+    )
+    (port,) = watch["ports"]
+    monitor = yaml.safe_load((repository / FOLDER / "podmonitor.yaml").read_text())
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["port"], endpoint["relabelings"][0]["regex"]) == (port["name"], watch["name"])
+    pod = yaml.safe_load((repository / FOLDER / "annotations/pod.yaml").read_text())
+    annotations = pod["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(port["containerPort"])
