@@ -120,21 +120,24 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def eventually(look: Callable[[], Found | None], what: str, *, tell: Callable[[], str] = str) -> Found:
-    """Look until something is there, and give it; after `PATIENCE_S` it is an AssertionError.
+def eventually(
+    look: Callable[[], Found | None], what: str, *, tell: Callable[[], str] = str, patience_s: float = PATIENCE_S
+) -> Found:
+    """Look until something is there, and give it; when patience is over it is an AssertionError.
 
     Args:
         look: gives None or False until then.
         what: what is waited for, as in "waited for …".
         tell: gives what else to say when it did not come.
+        patience_s: longer only for what is slow by design.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while True:
         found = look()
         if found is not None and found is not False:
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {PATIENCE_S:g} s for {what}\n{tell()}")
+            raise AssertionError(f"waited {patience_s:g} s for {what}\n{tell()}")
         time.sleep(LOOK_EVERY_S)
 
 
