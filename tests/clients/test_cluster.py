@@ -230,8 +230,9 @@ def test_a_pod_is_ready_that_runs_and_was_not_told_to_go(
     assert (pod.ready, pod.containers) == (ready, ("first", "second"))
 
 
-@pytest.mark.parametrize("items", [None, {}, [{}], [7], "[]"], ids=str)
-@pytest.mark.parametrize("kind", ["PodList", "List"])
+@pytest.mark.parametrize(
+    ("kind", "items"), [*(("PodList", items) for items in (None, {}, [{}], [7], "[]")), ("List", []), ("", [])], ids=str
+)
 def test_a_list_of_pods_that_makes_no_sense_is_no_empty_list(
     kind: str, items: Any, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
