@@ -78,7 +78,10 @@ class NodeFinder:
             nodes, identity=identity, hints=hints, now=self._now(), own_id=own_id, not_found=not_found
         )
         if self.loss is not None and self.loss.kind in (Missing.GONE, Missing.EXPIRED):
-            later = self._later_than(self.loss.node_id, nodes, identity)
+            # A node that came in with this pod's own key is this pod's: its address has yet to show up here.
+            later = [
+                node for node in self._later_than(self.loss.node_id, nodes, identity) if not hints.note_names(node)
+            ]
             self.successor = later[-1] if later else None
         return found
 

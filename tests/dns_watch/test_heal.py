@@ -521,6 +521,21 @@ def test_headscale_is_down_meanwhile(world: World, tmp_path: Path) -> None:
     assert pod.key == key
 
 
+def test_its_own_new_node_is_no_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The client has just come in with the fresh key, and its interface does not show the new address yet."""
+    pod = a_pod(world, tmp_path / "pod")
+    delete_node(pod)
+    pod.run(130)
+    pod.interface.show()
+    new = pod.client.start()
+    pod.run(10)
+    assert pod.nodez == ("gone", False)
+    pod.interface.show(*new.addresses)
+    pod.run(10)
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert "node.superseded" not in names(events)
+
+
 def test_a_key_that_expired_meanwhile_helps_nobody(world: World, tmp_path: Path) -> None:
     """Headscale was down for longer than the key lives: what was fresh is not any more."""
     pod = a_pod(world, tmp_path / "pod")
