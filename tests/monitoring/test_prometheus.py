@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -272,3 +274,22 @@ def test_the_port_that_is_scraped_is_there(repository: Path) -> None:
     pod = yaml.safe_load((repository / FOLDER / "annotations/pod.yaml").read_text())
     annotations = pod["spec"]["template"]["metadata"]["annotations"]
     assert annotations["prometheus.io/port"] == str(port["containerPort"])
+
+
+def test_annotations_reach_the_pod(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The component that is for a Prometheus without the operator, on a service as it is shipped."""
+    folder = tmp_path_factory.mktemp("overlay")
+    deploy = os.path.relpath((repository / "deploy").resolve(), folder.resolve())
+    overlay = {"resources": [f"{deploy}/services/ollama"], "components": [f"{deploy}/monitoring/annotations"]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    kubectl = Path(sys.executable).parent / "kubectl"
+    built = subprocess.run(
+        [kubectl, "kustomize", folder],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={"PATH": "/usr/bin"},
+    )
+    (pod,) = [document for document in yaml.safe_load_all(built.stdout) if document["kind"] == "StatefulSet"]
+    assert pod["spec"]["template"]["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
