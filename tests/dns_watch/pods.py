@@ -62,7 +62,7 @@ class Pod:
         until = self.world.clock.elapsed_s + within_s
         while self.nodez != nodez:
             assert self.world.clock.elapsed_s < until, self.nodez
-            self.run(1)
+            self.run(10)
 
     @property
     def node_id(self) -> int:
