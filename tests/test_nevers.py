@@ -115,6 +115,14 @@ def test_never_1_a_record_that_is_not_ours_is_never_changed_or_deleted(
     assert [record for record in world.cloudflare.records(world.zone_id) if record.id == foreign] == [before]
 
 
+def test_never_1_a_record_that_somebody_renamed_since_it_was_read_is_not_deleted(world: World) -> None:
+    record = world.add_record("100.64.0.99", ttl=60, comment=MARK)
+    world.cloudflare.change_record(record, name="wiki.example.com")
+    world.cloudflare.faults.add(faults.stale(), method="GET")
+    watch_for(world, LONG_S, node=world.headscale.add_node(NAME, user=USER))
+    assert len(world.records("wiki.example.com")) == 1
+
+
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 def test_never_1_but_what_is_ours_is_changed_and_deleted(world: World, command: str) -> None:
     """Else the test above would hold for a program that does nothing."""
@@ -226,6 +234,7 @@ UNKNOWN = [
     pytest.param(faults.html(200), id="a-web-page"),
     pytest.param(faults.answer(200, "{}"), id="an-empty-object"),
     pytest.param(faults.answer(200, '{"success": true, "result": null}'), id="null"),
+    pytest.param(faults.answer(200, '{"users": null, "nodes": null, "node": null}'), id="lists-that-are-null"),
     pytest.param(faults.garbage(), id="half-a-document"),
     pytest.param(faults.truncate(), id="half-a-body"),
     pytest.param(faults.drop(), id="no-answer"),
@@ -422,6 +431,22 @@ def test_never_5_no_secret_leaves(make_world: MakeWorld, version: str, fault: Fa
     assert [text for text in told for secret in secrets if secret in text] == []
 
 
+@pytest.mark.parametrize("version", RELEASES)
+@pytest.mark.parametrize("path", ["/api/v1/node", "/api/v1/preauthkey"])
+def test_never_5_an_answer_that_makes_no_sense_shows_none_of_its_secrets(
+    make_world: MakeWorld, version: str, path: str, events: Events
+) -> None:
+    world = make_world(version)
+    key = {"id": "none", "key": world.headscale.create_key(USER).key}
+    node = {"id": "1", "name": NAME, "preAuthKey": key}
+    answer = json.dumps({"node": node, "nodes": [node], "preAuthKey": key, "preAuthKeys": [key]})
+    world.headscale.faults.add(faults.answer(200, answer), path=path)
+    with pytest.raises(ApiError) as raised:
+        world.cleanup().run()
+    told = [*traceback.format_exception(raised.value), *map(repr, events)]
+    assert [text for text in told if key["key"] in text] == []
+
+
 # --- 6 ------------------------------------------------------------------------------------------------
 
 
@@ -534,16 +559,12 @@ def test_never_8_a_cloudflare_that_is_down_never_keeps_a_pod_from_starting(
 
 @pytest.mark.parametrize("fault", DOWN)
 @pytest.mark.parametrize("service", ["headscale", "cloudflare"])
-@pytest.mark.parametrize("registered", [False, True], ids=["before-the-node-is-there", "after"])
-def test_never_8_nothing_that_is_down_makes_dns_watch_exit(
-    world: World, fault: Fault, service: str, registered: bool
-) -> None:
+def test_never_8_nothing_that_is_down_makes_dns_watch_exit(world: World, fault: Fault, service: str) -> None:
     node = world.headscale.add_node(NAME, user=USER)
     watch = world.watch(Interface(*node.addresses), SELF_HEAL="true")
-    if registered:
-        world.run(watch, LONG_S)
-        [record] = world.cloudflare.records(world.zone_id)
-        world.cloudflare.change_record(record.id, ttl=300)
+    world.run(watch, LONG_S)
+    [record] = world.cloudflare.records(world.zone_id)
+    world.cloudflare.change_record(record.id, ttl=300)
     down = world.headscale if service == "headscale" else world.cloudflare
     down.faults.add(fault, times=None)
     world.run(watch, LONG_S)
@@ -552,3 +573,36 @@ def test_never_8_nothing_that_is_down_makes_dns_watch_exit(
     world.run(watch, 2 * LONG_S)
     assert watch.status.registered
     assert service == "cloudflare" or watch.status.in_sync
+
+
+@pytest.mark.parametrize("fault", DOWN)
+def test_never_8_a_headscale_that_is_down_uses_up_no_look(world: World, fault: Fault) -> None:
+    """Before the node is there, only what Headscale answers counts."""
+    interface = Interface(None)
+    watch = world.watch(interface, MAX_RETRIES="3")
+    watch.run_pass()
+    world.headscale.faults.add(fault, times=None)
+    world.run(watch, LONG_S)
+    world.headscale.faults.clear()
+    watch.run_pass()
+    interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
+    world.run(watch, LONG_S)
+    assert watch.status.in_sync
+
+
+@pytest.mark.parametrize("name", ["HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"])
+def test_never_8_a_secret_that_was_replaced_and_vanished_ends_nothing(
+    world: World, tmp_path_factory: pytest.TempPathFactory, name: str
+) -> None:
+    secret = tmp_path_factory.mktemp("secret") / "value"
+    secret.write_text(world.environment[name])
+    node = world.headscale.add_node(NAME, user=USER)
+    watch = world.watch(Interface(*node.addresses), **{name: "", f"{name}_FILE": str(secret)})
+    world.run(watch, LONG_S)
+    secret.unlink()
+    renewed = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
+    world.run(watch, LONG_S)
+    secret.write_text(renewed)
+    world.run(watch, LONG_S)
+    assert watch.status.registered
+    assert watch.status.in_sync
