@@ -60,6 +60,12 @@ class Host:
         """What `ip` says there."""
         return run("ip", "-n", self.name, *words)
 
+    def set_sysctls(self, sysctls: Sequence[Mapping[str, str]]) -> None:
+        """What the kubelet does with those of a pod."""
+        for sysctl in sysctls:
+            path = f"/proc/sys/{sysctl['name'].replace('.', '/')}"
+            run(*self.command("sh", "-c", 'echo "$1" >"$2"', "sh", sysctl["value"], path))
+
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Sockets that this thread makes in the block are this host's, also afterwards."""

@@ -174,8 +174,7 @@ class Kubelet:
         run("ip", "netns", "attach", host.name, str(self.podman.pid(infra)))
         try:
             self.around.connect(host)
-            for sysctl in self.spec["securityContext"].get("sysctls", []):
-                run(*host.command("sysctl", "-qw", f"{sysctl['name']}={sysctl['value']}"))
+            host.set_sysctls(self.spec["securityContext"]["sysctls"])
             pod = Pod(self, name, host)
             # The init container ends first; what it says is kept in a log.
             started = self.podman.try_to("pod", "start", name)

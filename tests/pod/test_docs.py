@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lifecycle.settings import every_variable
-from tests.pod.rendering import DEPLOY, ROOT, SHIPPED
+from lifecycle.settings import DryRunSettings, every_variable, load
+from tests.pod.rendering import DEPLOY, ROOT, SHIPPED, configuration, containers, copied, pod_spec, render
 
 PAGES = ("operations.md", "add-a-service.md", "move-from-terraform.md")
 
@@ -48,6 +49,11 @@ def _texts(tree: ast.AST) -> Iterator[str]:
                 yield "".join(str(value.value) if isinstance(value, ast.Constant) else VARIES for value in values)
             case ast.Constant(value=str(value)):
                 yield value
+
+
+def yaml_blocks(page: str) -> list[str]:
+    """The pieces of YAML in a page."""
+    return re.findall(r"```yaml\n(.*?)```", text(page), flags=re.DOTALL)
 
 
 def cells(page: str, column: str) -> Iterator[str]:
@@ -124,7 +130,7 @@ def test_every_page_s_service_is_shipped_or_made() -> None:
 
 def test_the_settings_that_the_component_asks_for_are_those_of_the_base() -> None:
     """The page's own kustomization for a workload that is there already."""
-    (block,) = re.findall(r"```yaml\n(.*?)```", text("add-a-service.md"), flags=re.DOTALL)
+    block, _ = yaml_blocks("add-a-service.md")
     named = set(re.findall(r"- ([A-Z_]+)=", block))
     base = {
         line.partition("=")[0]
@@ -132,6 +138,24 @@ def test_the_settings_that_the_component_asks_for_are_those_of_the_base() -> Non
         if line and not line.startswith("#")
     }
     assert named - {"TS_HOSTNAME"} <= base
+
+
+def test_the_patch_for_the_modes_through_the_kubernetes_api_gives_dns_watch_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kustomization = copied(tmp_path) / "deploy/services/grafana/kustomization.yaml"
+    wanted, ours = yaml.safe_load(yaml_blocks("add-a-service.md")[1]), yaml.safe_load(kustomization.read_text())
+    ours["configMapGenerator"][0]["literals"] += wanted["configMapGenerator"][0]["literals"]
+    ours["patches"] += wanted["patches"]
+    kustomization.write_text(yaml.safe_dump(ours))
+    documents = render(kustomization.parent)
+    mounts = [mount["name"] for mount in containers(pod_spec(documents))["dns-watch"]["volumeMounts"]]
+    assert sorted(mounts) == ["lifecycle-secrets", "service-account-token", "tailscale-auth"]
+    for name, value in configuration(documents, "lifecycle").items():
+        monkeypatch.setenv(name, "" if name.endswith("_FILE") else value)
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "made-up")
+    monkeypatch.setenv("POD_NAME", "grafana-0")
+    assert load(DryRunSettings).access == "exec"
 
 
 def test_the_pages_are_all_of_them() -> None:

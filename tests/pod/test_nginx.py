@@ -24,7 +24,6 @@ from tests.pod.network import (
     eventually,
     network,
     process,
-    run,
 )
 from tests.pod.rendering import NEW, SERVICES, configuration, containers, pod_spec, rendered
 
@@ -68,8 +67,7 @@ def nginx(host: Host, service: str, folder: Path, tls: Path) -> Iterator[int]:
     files.mkdir()
     for name, text in configuration(documents, "nginx").items():
         (files / name).write_text(text)
-    for sysctl in spec["securityContext"]["sysctls"]:
-        run(*host.command("sysctl", "-qw", f"{sysctl['name']}={sysctl['value']}"))
+    host.set_sysctls(spec["securityContext"]["sysctls"])
     log = folder / "nginx.log"
     log.touch()
     log.chmod(0o666)
