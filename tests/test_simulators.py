@@ -959,6 +959,16 @@ class TestHeadscaleSessions:
         sim = headscale("0.28.0", families=("v6",))
         assert sim.add_node("a1", user="svc").addresses == ("fd7a:115c:a1e0::1",)
 
+    @every_version
+    def test_api_key_after_upgrades(self, version: str) -> None:
+        """One of 0.24 or older is refused from 0.28 on; one of 0.25 is taken by all."""
+        for made, refused in (("0.24.3", version not in BEFORE_0_28), ("0.25.1", False)):
+            sim = headscale(made)
+            client = api(sim)
+            sim.upgrade(version)
+            assert (client.get("/api/v1/node").status_code == 401) == refused
+            assert sim.takes_api_key != refused
+
     def test_upgrade(self) -> None:
         """The client of a server that was upgraded meets another dialect."""
         sim = headscale("0.25.1")

@@ -42,8 +42,10 @@ def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
     return server_of(request.param, clock)
 
 
-def server_of(version: str, clock: Clock, *, reported_version: str | None = None) -> HeadscaleSimulator:
-    server = HeadscaleSimulator(version, now=clock.now, reported_version=reported_version)
+def server_of(
+    version: str, clock: Clock, *, reported_version: str | None = None, api_key: str | None = None
+) -> HeadscaleSimulator:
+    server = HeadscaleSimulator(version, now=clock.now, reported_version=reported_version, api_key=api_key)
     server.add_user("ann")
     server.add_user("svc")
     return server
@@ -614,6 +616,18 @@ def test_a_deletion_that_did_not_happen_is_told(server: HeadscaleSimulator, head
 
 # --- Upgraded under us --------------------------------------------------------------------------------
 
+# As 0.25 to 0.27 make them. Those of 0.23 and 0.24 are longer, and refused from 0.28 on.
+KEY_FOR_ALL = f"{'a' * 7}.{'b' * 32}"
+
+
+def test_an_api_key_that_an_upgrade_made_useless_is_an_error_of_its_kind(clock: Clock) -> None:
+    server = server_of("0.24.3", clock)
+    headscale = client_of(server, policy=patient(clock))
+    headscale.nodes()
+    server.upgrade("0.28.0")
+    with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
+        headscale.nodes()
+
 
 @pytest.mark.parametrize(
     ("old", "new"), [pytest.param(*pair, id="-to-".join(pair)) for pair in combinations(VERSIONS, 2)]
@@ -621,7 +635,7 @@ def test_a_deletion_that_did_not_happen_is_told(server: HeadscaleSimulator, head
 @pytest.mark.parametrize("noticed", [True, False], ids=["connection-lost", "between-two-requests"])
 def test_an_upgrade_under_us_is_lived_with(old: str, new: str, noticed: bool, clock: Clock) -> None:
     """Also one that breaks no connection: what was known of the server is wrong without a sign."""
-    server = server_of(old, clock)
+    server = server_of(old, clock, api_key=KEY_FOR_ALL)
     headscale = client_of(server, policy=patient(clock))
     user = the_user(headscale)
     before = a_key(headscale, clock)
@@ -644,7 +658,7 @@ def test_an_upgrade_under_us_is_lived_with(old: str, new: str, noticed: bool, cl
 
 @pytest.mark.parametrize(("old", "new"), [("0.25.1", "0.26.1"), ("0.23.0", "0.30.0"), ("0.29.2", "0.30.0")])
 def test_a_create_right_after_an_upgrade_finds_the_new_form(old: str, new: str, clock: Clock) -> None:
-    server = server_of(old, clock)
+    server = server_of(old, clock, api_key=KEY_FOR_ALL)
     headscale = client_of(server)
     user = the_user(headscale)
     headscale.version()

@@ -183,6 +183,10 @@ class Dialect:
     key_user: KeyUser = KeyUser.NAME
     key_user_shown: Shown = Shown.NAME
     key_form: KeyForm = KeyForm.HEX
+    api_key_lengths: tuple[int, int] = (7, 32)
+    """Of its two parts, as made up to 0.27."""
+    api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
+    """Of keys made up to 0.27 only those are taken whose first part is so long."""
     key_tags_everywhere: bool = True
     """Not in lists of keys alone."""
     keys_masked: bool = False
@@ -249,7 +253,7 @@ class Dialect:
 
 V0_22 = Dialect(version="0.22.3", machine_api=True)
 
-V0_23 = Dialect(version="0.23.0", key_tags_everywhere=False)
+V0_23 = Dialect(version="0.23.0", key_tags_everywhere=False, api_key_lengths=(10, 43))
 
 V0_24 = replace(
     V0_23,
@@ -271,6 +275,7 @@ V0_24 = replace(
 V0_25 = replace(
     V0_24,
     version="0.25.1",
+    api_key_lengths=(7, 32),
     keys_expire_once=False,
     reusable_becomes_used=False,
     unknown_key_text="invalid pre auth key",
@@ -339,6 +344,7 @@ V0_28 = replace(
     key_user=KeyUser.ID_OR_TAGS,
     key_form=KeyForm.PREFIXED_BASE64,
     keys_masked=True,
+    api_key_prefix_lengths=frozenset({7}),
     keys_by_id=True,
     second_key_until_restart=True,
     forced_tags=False,

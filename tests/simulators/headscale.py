@@ -238,7 +238,7 @@ class HeadscaleSimulator(Tailnet, Service):
         status = 401
         if header.startswith("Bearer "):
             token = header.removeprefix("Bearer ")
-            known = next((key for key in self._state.api_keys.values() if key.key == token), None)
+            known = self._known_api_key(token)
             if known is not None and known.expires_at > self._now():
                 return
             if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ LOGOUT_IN_1970: Final = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
 
 BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEX: Final = "0123456789abcdef"
+
+LEGACY_API_KEY: Final = re.compile(r"([-_A-Za-z0-9]{7}|[-_A-Za-z0-9]{10})\.[-_A-Za-z0-9]{32,43}")
+"""An API key as made up to 0.27; one that a test made up itself is taken by every release."""
 
 MAX_RANDOM_BASE: Final = 53
 """How much of a given name is kept before a random suffix."""
@@ -91,13 +95,13 @@ class ApiKey:
     @property
     def prefix(self) -> str:
         """The part that is no secret."""
-        return self.key[:7]
+        return self.key.partition(".")[0][:10]
 
     @property
     def masked(self) -> str:
         """What lists show of it from 0.28 on."""
         prefix = "hskey-api-"
-        return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.key[:7]}***"
+        return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.prefix}***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +270,12 @@ class Tailnet:
         """The API key made last."""
         with self.lock:
             return self._state.api_keys[self._api_key_id].key
+
+    @property
+    def takes_api_key(self) -> bool:
+        """Whether this release takes the API key made last: 0.28 and newer refuse those of 0.24 and older."""
+        with self.lock:
+            return self._known_api_key(self.api_key) is not None
 
     @property
     def users(self) -> list[User]:
@@ -563,7 +573,8 @@ class Tailnet:
 
     def _add_api_key(self, key: str | None) -> ApiKey:
         if key is None and self.dialect.key_form is KeyForm.HEX:
-            key = f"{self._text(BASE64URL, 7)}.{self._text(BASE64URL, 32)}"
+            prefix, secret = self.dialect.api_key_lengths
+            key = f"{self._text(BASE64URL, prefix)}.{self._text(BASE64URL, secret)}"
         elif key is None:
             key = f"hskey-api-{self._text(BASE64URL, 12)}-{self._text(BASE64URL, 64)}"
         now = self._now()
@@ -571,6 +582,13 @@ class Tailnet:
         self._state.api_keys[row.id] = row
         self._secrets.append(key)
         return row
+
+    def _known_api_key(self, token: str) -> ApiKey | None:
+        known = next((key for key in self._state.api_keys.values() if key.key == token), None)
+        legacy = LEGACY_API_KEY.fullmatch(token)
+        if legacy is not None and len(legacy[1]) not in self.dialect.api_key_prefix_lengths:
+            return None
+        return known
 
     def _new_secret(self) -> str:
         match self.dialect.key_form:
