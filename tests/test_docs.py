@@ -1,0 +1,193 @@
+"""The manual says what the code does: its tables of settings, log events and exit statuses are the real ones."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from lifecycle import errors
+from lifecycle.settings import COMMANDS, Settings, command_variables, default_text
+
+LEVELS = frozenset({"debug", "info", "warning", "error"})
+EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
+
+Row = dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def manual(repository: Path) -> str:
+    return (repository / "README.md").read_text()
+
+
+def section(manual: str, heading: str) -> str:
+    """What stands below a heading, up to the next of its kind or a higher one."""
+    marks = heading.partition(" ")[0]
+    found = re.search(
+        rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(marks)}}} |\Z)", manual, flags=re.MULTILINE | re.DOTALL
+    )
+    assert found, f"README.md has no section {heading!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[Row]:
+    """Every row of the tables in a text, by the names of their columns."""
+    found: list[Row] = []
+    header: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            header = []
+            continue
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
+        if not header:
+            header = cells
+        elif set(line) - set("|-: "):
+            found.append(dict(zip(header, cells, strict=True)))
+    return found
+
+
+def quoted(cell: str) -> list[str]:
+    """What stands in a cell between backticks."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# --- Settings -----------------------------------------------------------------------------------------
+
+
+def default_cell(command: type[Settings], name: str) -> str:
+    """What the manual should say about a setting's default."""
+    variable = command_variables(command)[name]
+    if variable.is_required() or (variable.description or "").startswith("required"):
+        return "**required**"
+    default = default_text(variable)
+    return f"`{default}`" if default else ""
+
+
+def settings_of(command: str | None) -> dict[str, str]:
+    """Name and default of each setting that is one command's alone; of those of all commands for None."""
+    shared = command_variables(Settings)
+    if command is None:
+        return {name: default_cell(Settings, name) for name in shared}
+    kind = COMMANDS[command]
+    return {name: default_cell(kind, name) for name in command_variables(kind) if name not in shared}
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_the_manuals_settings_and_defaults_are_the_codes(manual: str, command: str | None) -> None:
+    heading = f"### Of `{command}` alone" if command else "### Of all commands"
+    table = {quoted(row["name"])[0]: row["default"] for row in rows(section(manual, heading))}
+    real = settings_of(command)
+    assert sorted(set(real) - set(table)) == [], "README.md lacks these settings"
+    assert sorted(set(table) - set(real)) == [], "README.md has settings that are none"
+    assert table == real, "README.md has other defaults"
+
+
+def test_each_setting_stands_in_the_manual_once(manual: str) -> None:
+    names = [quoted(row["name"])[0] for row in rows(section(manual, "## Settings"))]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+# --- Log events ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Logged:
+    """How the code logs one event.
+
+    Attributes:
+        levels: all that it is logged at.
+        keys: what goes with it; `**` where the code does not spell them out.
+    """
+
+    levels: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+
+
+def values_of(expression: ast.expr, function: ast.AST) -> Iterator[ast.expr]:
+    """What an expression may be: itself, either side of an `if`, or what its name was set to in the function."""
+    match expression:
+        case ast.IfExp(body=one, orelse=other):
+            yield from values_of(one, function)
+            yield from values_of(other, function)
+        case ast.Name(id=name):
+            for node in ast.walk(function):
+                match node:
+                    case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                        yield from values_of(value, function)
+        case _:
+            yield expression
+
+
+def logged_by(repository: Path) -> dict[str, Logged]:
+    """Every event of the code: the first argument of each call of a log's method."""
+    found: defaultdict[str, Logged] = defaultdict(Logged)
+    for path in sorted((repository / "lifecycle").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args):
+                levels = {
+                    method.attr
+                    for method in values_of(call.func, function)
+                    if isinstance(method, ast.Attribute) and isinstance(method.value, ast.Name)
+                    if method.value.id == "log" and method.attr in LEVELS
+                }
+                for event in values_of(call.args[0], function) if levels else ():
+                    name = event.value if isinstance(event, ast.Constant) else None
+                    assert isinstance(name, str), f"{path}:{call.lineno}: an event's name is a constant"
+                    found[name].levels |= levels
+                    found[name].keys |= {keyword.arg or "**" for keyword in call.keywords}
+    return dict(found)
+
+
+@pytest.fixture(scope="session")
+def logged(repository: Path) -> dict[str, Logged]:
+    return logged_by(repository)
+
+
+@pytest.fixture(scope="session")
+def told(manual: str) -> dict[str, Row]:
+    """The manual's row of each event; several events may share one."""
+    return {event: row for row in rows(section(manual, "## Log events")) for event in quoted(row["event"])}
+
+
+def test_the_manuals_events_are_the_codes(logged: dict[str, Logged], told: dict[str, Row]) -> None:
+    assert sorted(set(logged) - set(told)) == [], "README.md lacks these events"
+    assert sorted(set(told) - set(logged)) == [], "README.md has events that nothing logs"
+
+
+def test_each_events_name_is_a_noun_and_a_verb(logged: dict[str, Logged]) -> None:
+    assert [event for event in logged if EVENT.fullmatch(event) is None] == []
+
+
+def test_the_manuals_levels_are_the_codes(logged: dict[str, Logged], told: dict[str, Row]) -> None:
+    levels = {event: set(re.findall(r"[a-z]+", row["level"])) & LEVELS for event, row in told.items()}
+    assert levels == {event: logged[event].levels for event in told if event in logged}
+
+
+def test_the_manuals_keys_are_logged(logged: dict[str, Logged], told: dict[str, Row]) -> None:
+    """A row may stand for several events: each key is at least one of theirs."""
+    promised: dict[str, set[str]] = {}
+    for row in told.values():
+        together = {key for event in quoted(row["event"]) for key in logged[event].keys}
+        if "**" not in together:
+            promised[row["event"]] = set(quoted(row["keys"])) - together
+    assert {event: keys for event, keys in promised.items() if keys} == {}
+
+
+# --- Exit statuses ------------------------------------------------------------------------------------
+
+
+def test_the_manuals_exit_statuses_are_the_codes(manual: str) -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    real = {0, *(kind.exit_status for kind in kinds if issubclass(kind, errors.LifecycleError))}
+    assert {int(row["status"]) for row in rows(section(manual, "## Exit status"))} == real
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_manual_has_each_command(manual: str, command: str) -> None:
+    assert f"lifecycle {command}" in section(manual, "## Commands")
