@@ -157,6 +157,8 @@ def host(name: str) -> Iterator[Host]:
 def surroundings() -> Iterator[Surroundings]:
     """Hosts around a pod that is still to come."""
     with host("vpn") as vpn, host("cluster") as cluster:
+        # Servers can listen there before there is a cable.
+        cluster.ip("address", "add", f"{CLUSTER_SIDE[0]}/32", "dev", "lo")
         yield Surroundings(vpn, cluster)
 
 

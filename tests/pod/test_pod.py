@@ -10,34 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.pod.certificates import issue
+from tests.pod.cluster import MARK, NAME, PYTHON, USER, deployed
 from tests.pod.conftest import STAND_INS
 from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Answer, Surroundings, eventually, surroundings
 from tests.pod.play import PROBES, Kubelet, Pod, Podman
-from tests.pod.rendering import choose, containers, copied, pod_spec, render, rendered
+from tests.pod.rendering import containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
 from tests.simulators.tailnet import Node
-
-NAME = "ollama.example.com"
-MARK = "tailscale-lifecycle/1 services"
-USER = "services"
-
-PYTHON = ["env", "PYTHONPATH=/opt", "PYTHONDONTWRITEBYTECODE=1", "python3", "-u"]
-COMMANDS = {
-    "application": [*PYTHON, "/opt/tests/pod/application.py", "11434"],
-    "tailscale": [*PYTHON, "-m", "tests.pod.tailscale_container"],
-}
-
-HURRY = {
-    # There is no Kubernetes API here in which the state Secret would name a node to keep.
-    "NODE_POLICY": "replace",
-    # Patience is no part of what is tested here.
-    "POLL_INTERVAL": "1s",
-    "RETRY_INTERVAL": "1s",
-    "VERIFY_INTERVAL": "2s",
-}
 
 
 @dataclass
@@ -75,15 +56,6 @@ class World:
         )
 
 
-def configure(repository: Path, **settings: str) -> None:
-    """What an operator edits before the first `apply`: the settings that are the cluster's own."""
-    for name in ("lifecycle.env", "tailscale.env"):
-        file = repository / "deploy/base" / name
-        lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in settings]
-        added = [f"{key}={value}" for key, value in settings.items() if (key == "TS_EXTRA_ARGS") == (name[0] == "t")]
-        file.write_text("\n".join([*lines, *added, ""]))
-
-
 @contextmanager
 def world(runtime: Podman, folder: Path) -> Iterator[World]:
     """The reference service, rendered in plain containers, ready to start."""
@@ -91,36 +63,18 @@ def world(runtime: Podman, folder: Path) -> Iterator[World]:
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
     zone = cloudflare.add_zone("example.com")
-    repository = copied(folder / "repository")
-    kustomization = repository / "deploy/services/ollama/kustomization.yaml"
-    choose("plain", kustomization)
-    certificate, key = issue("*.example.com")
-    trust = folder / "trust.pem"
-    trust.write_text(certificate)
     with ExitStack() as stack:
         around = stack.enter_context(surroundings())
-        around.cluster.ip("address", "add", f"{CLUSTER_SIDE[0]}/32", "dev", "lo")
         with around.cluster.inside():
-            headscale_url = stack.enter_context(serve(headscale, host=CLUSTER_SIDE[0]))
-            cloudflare_url = stack.enter_context(serve(cloudflare, host=CLUSTER_SIDE[0]))
-        configure(
-            repository,
-            **HURRY,
-            HEADSCALE_URL=headscale_url,
-            CLOUDFLARE_API_URL=f"{cloudflare_url}/client/v4",
-            TS_EXTRA_ARGS=f"--login-server={headscale_url}",
-        )
-        kubelet = Kubelet(
+            headscale_url, cloudflare_url = (
+                stack.enter_context(serve(service, host=CLUSTER_SIDE[0])) for service in (headscale, cloudflare)
+            )
+        kubelet, trust = deployed(
             runtime,
             around,
             folder,
-            render(kustomization.parent),
-            images=dict.fromkeys(["application", "nginx-tls", "tailscale"], STAND_INS),
-            commands=COMMANDS,
-            secrets={
-                "lifecycle": {"HEADSCALE_API_KEY": headscale.api_key, "CLOUDFLARE_API_TOKEN": cloudflare.token},
-                "wildcard-tls": {"tls.crt": certificate, "tls.key": key},
-            },
+            headscale=(headscale_url, headscale.api_key),
+            cloudflare=(cloudflare_url, cloudflare.token),
         )
         yield World(headscale, cloudflare, zone, around, kubelet, trust)
 
