@@ -466,9 +466,10 @@ def test_never_6_two_pods_never_fight_over_one_name(make_world: MakeWorld, versi
     assert (earlier.status.superseded_by, later.status.superseded_by) == (str(nodes[1].id), None)
 
 
-def test_never_6_a_pod_whose_node_is_gone_leaves_the_name_to_its_successor(world: World) -> None:
+def test_never_6_a_pod_whose_node_is_gone_leaves_the_name_to_its_successor(world: World, tmp_path: Path) -> None:
     earlier_node = world.headscale.add_node(NAME, user=USER)
-    earlier = world.watch(Interface(*earlier_node.addresses))
+    # Its volume is not the later pod's.
+    earlier = world.watch(Interface(*earlier_node.addresses), AUTHKEY_OUTPUT_PATH=str(tmp_path / "earlier"))
     world.run(earlier, LONG_S)
     world.cleanup().run()
     node = join(world)
