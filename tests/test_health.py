@@ -25,11 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 import lifecycle
 from lifecycle.errors import TransientError
 from lifecycle.health import Status, serve
+from lifecycle.model import IpAddress
 from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
-from tests.world import Clock, World, named, names
+from tests.world import Clock, Interface, World, named, names
 
 VERIFY_S = 300.0
 
@@ -212,6 +213,23 @@ class TestLivez:
             status.progressed(300)
             clock.sleep(300)
             assert get(port, "/livez").status_code == 200
+
+    def test_a_pass_ends_the_wait(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """While a pass runs, its beginning counts, not how long the wait before it was to be."""
+        world = World(monkeypatch, tmp_path)
+        seen: list[float] = []
+
+        class Observed(Interface):
+            def __call__(self) -> tuple[IpAddress, ...] | None:
+                seen.append(watch.status.silent_since)
+                return super().__call__()
+
+        watch = world.watch(Observed(None))
+        for _ in range(3):
+            watch.run_pass()
+            assert watch.status.silent_since > world.clock.elapsed_s
+            world.clock.sleep(0.5)
+        assert seen == [0.0, 0.5, 1.0]
 
     def test_on_a_world(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """A real watch is alive at each moment of an hour in which nothing works."""
