@@ -231,7 +231,17 @@ def test_a_pod_is_ready_that_runs_and_was_not_told_to_go(
 
 
 @pytest.mark.parametrize(
-    ("kind", "items"), [*(("PodList", items) for items in (None, {}, [{}], [7], "[]")), ("List", []), ("", [])], ids=str
+    ("kind", "items"),
+    [
+        ("PodList", None),
+        ("PodList", {}),
+        ("PodList", [{}]),
+        ("PodList", [7]),
+        ("PodList", "[]"),
+        ("List", []),
+        ("", []),
+    ],
+    ids=str,
 )
 def test_a_list_of_pods_that_makes_no_sense_is_no_empty_list(
     kind: str, items: Any, kubernetes: KubernetesSimulator, cluster: Cluster
