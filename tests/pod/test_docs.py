@@ -149,6 +149,8 @@ def test_the_patch_for_the_modes_through_the_kubernetes_api_gives_dns_watch_the_
     ours["patches"] += wanted["patches"]
     kustomization.write_text(yaml.safe_dump(ours))
     documents = render(kustomization.parent)
+    starts = [container["name"] for container in pod_spec(documents)["initContainers"]]
+    assert starts == ["cleanup", "tailscale", "dns-watch"]
     mounts = [mount["name"] for mount in containers(pod_spec(documents))["dns-watch"]["volumeMounts"]]
     assert sorted(mounts) == ["lifecycle-secrets", "service-account-token", "tailscale-auth"]
     for name, value in configuration(documents, "lifecycle").items():

@@ -110,11 +110,14 @@ def test_an_old_kubernetes_would_not_take_a_native_sidecar() -> None:
         kubernetes_validate.validate(workload(rendered("ollama")), "1.27", strict=True)
 
 
-def test_native_sidecars_start_in_order_and_the_rest_comes_after_them() -> None:
-    spec = pod_spec(rendered("redmine"))
+@pytest.mark.parametrize("service", SERVICES)
+def test_native_sidecars_start_in_order_and_the_rest_comes_after_them(service: str) -> None:
+    """Whatever an overlay patches: with tailscale before cleanup, neither would ever start."""
+    spec = pod_spec(rendered(service))
     first = [(container["name"], container.get("restartPolicy")) for container in spec["initContainers"]]
     assert first == [("cleanup", None), ("tailscale", "Always"), ("dns-watch", "Always")]
-    assert {container["name"] for container in spec["containers"]} == {"nginx-tls", "application", "database"}
+    own = {"freeipa": {"application"}, "redmine": {"nginx-tls", "application", "database"}}
+    assert {container["name"] for container in spec["containers"]} == own.get(service, {"nginx-tls", "application"})
     # dns-watch starts when tailscale's startup probe has passed.
     assert "startupProbe" in containers(spec)["tailscale"]
 
