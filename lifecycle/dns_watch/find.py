@@ -8,7 +8,16 @@ from datetime import datetime
 import structlog
 
 from lifecycle.clients.headscale.client import Headscale
-from lifecycle.dns_watch.plan import Hints, Loss, Missing, NoAnswer, choose_node, successors, why_missing
+from lifecycle.dns_watch.plan import (
+    Hints,
+    Loss,
+    Missing,
+    NoAnswer,
+    choose_node,
+    successors,
+    why_missing,
+    without_successor,
+)
 from lifecycle.errors import KeyFileError, LifecycleError, NotFoundError, UserError
 from lifecycle.keyfile import KeyFile, KeyNote
 from lifecycle.model import IpAddress, Node
@@ -67,6 +76,8 @@ class NodeFinder:
         nodes = self._headscale.nodes()
         hints = Hints(interface, note.pre_auth_key_id, note.kept_node_id, waited=waited)
         found = choose_node(nodes, identity=identity, hints=hints, now=self._now())
+        if isinstance(found, Node) and self.node_id is not None and not hints.distinctive:
+            found = without_successor(found, node_id=self.node_id)
         if isinstance(found, Node):
             self.node_id = found.id
             return found

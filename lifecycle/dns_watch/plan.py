@@ -106,6 +106,11 @@ class Hints:
         """Whether `cleanup` left word of this pod's key."""
         return self.pre_auth_key_id is not None or self.kept_node_id is not None
 
+    @property
+    def distinctive(self) -> bool:
+        """Whether there is anything that only this pod can have."""
+        return self.interface is not None or self.has_note
+
     def note_names(self, node: Node) -> bool:
         """Whether the note says that the node is this pod's."""
         return node.id == self.kept_node_id or self.is_of_key(node)
@@ -140,6 +145,18 @@ def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, 
             return NoAnswer("no node of ours is online")
     ids = ", ".join(node.id for node in online)
     return NoAnswer(f"several nodes of ours are online ({ids}), and nothing tells which is this pod's")
+
+
+def without_successor(found: Node, *, node_id: str) -> Node | NoAnswer:
+    """Take no later pod's node for this pod's, where nothing but being the only one online speaks for it.
+
+    Args:
+        found: the only node of ours that is online.
+        node_id: the node that was this pod's when it was known last.
+    """
+    if found.sequence <= int(node_id):
+        return found
+    return NoAnswer(f"this pod's node was {node_id}, and node {found.id}, which came later, may be another pod's")
 
 
 def why_missing(

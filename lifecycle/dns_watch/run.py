@@ -72,7 +72,6 @@ class DnsWatch:
         self._now = now
         self._monotonic = monotonic
         self._headscale = headscale
-        self._started = monotonic()
         self.status = status or new_status(settings, monotonic=monotonic)
         key_file = KeyFile(settings.authkey_output_path, settings.authkey_file_mode)
         self._finder = NodeFinder(settings, headscale=headscale, key_file=key_file, now=now)
@@ -87,6 +86,8 @@ class DnsWatch:
         )
         # What is remembered from pass to pass says only when to look next.
         self._seen_interface: tuple[IpAddress, ...] | None = None
+        # When the pod had an interface last, or when it started.
+        self._interface_at = monotonic()
         self._looks = 0
         self._eager_from = 0
         self._failures = 0
@@ -137,12 +138,14 @@ class DnsWatch:
 
     def _pass(self, started: float) -> float:
         interface = self._vpn_addresses()
+        if interface is not None:
+            self._interface_at = started
         if interface != self._seen_interface:
             # Something happened: look often again, from now on.
             self._seen_interface = interface
             self._eager_from = self._looks
             self._healer.interface_changed()
-        waited = started - self._started >= INTERFACE_GRACE_S or not self._settings.tailscale_interface
+        waited = started - self._interface_at >= INTERFACE_GRACE_S or not self._settings.tailscale_interface
         try:
             found = self._finder.find(interface, waited=waited)
             self.status.headscale_version = self._headscale.version()

@@ -636,11 +636,16 @@ def test_a_record_that_was_right_is_called_right_while_cloudflare_is_down(world:
     assert in_sync(watch)
 
 
-def test_a_moved_address_is_not_called_right_while_cloudflare_is_down(world: World, node: Node) -> None:
+@pytest.mark.parametrize("down_before_s", [0, 6 * MINUTE], ids=["since-then", "since-before"])
+@pytest.mark.parametrize("fault", [faults.html(502), faults.too_many_requests(3000)], ids=["502", "429"])
+def test_a_moved_address_is_not_called_right_while_cloudflare_is_down(
+    world: World, node: Node, down_before_s: float, fault: faults.Fault
+) -> None:
     interface = Interface(*node.addresses)
     watch = world.watch(interface)
     world.run(watch, 10 * MINUTE)
-    world.cloudflare.faults.add(faults.html(502), times=None)
+    world.cloudflare.faults.add(fault, times=None)
+    world.run(watch, down_before_s)
     interface.show(*world.headscale.readdress(node.id).addresses)
     world.run(watch, MINUTE)
     assert not in_sync(watch)

@@ -12,7 +12,7 @@ from lifecycle.health import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, html, refuse, stale
-from tests.world import World, named
+from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
 
@@ -224,3 +224,63 @@ def test_shown(world: World, tmp_path: Path) -> None:
     assert b"\ntailscale_lifecycle_node_superseded 1.0\n" in metrics
     assert not earlier.watch.status.ready
     assert earlier.watch.status.readiness()["reason"] == f"node {later.node_id} of a later pod has the name"
+
+
+@pytest.mark.parametrize("settings", [{}, {"TAILSCALE_INTERFACE": ""}], ids=["interface-vanished", "no-interface"])
+@pytest.mark.parametrize("own_node", ["deleted", "expired"])
+def test_a_pod_that_knows_only_that_it_was_alone_takes_no_successor_for_itself(
+    world: World, tmp_path: Path, settings: dict[str, str], own_node: str
+) -> None:
+    """No interface, no note: pods of different settings would undo each other's writes, hour after hour."""
+    node = world.headscale.add_node(NAME, user="svc")
+    interface = Interface(None) if settings else Interface(*node.addresses)
+    no_note = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
+    old = world.watch(interface, **settings, **no_note, DNS_TTL="60")
+    world.run(old, 100)
+    interface.show(None)
+    world.run(old, 100)
+    assert published(world) == [node.addresses[0]]
+
+    if own_node == "deleted":
+        world.headscale.delete_node(node.id)
+    else:
+        world.headscale.expire_node(node.id)
+    later = world.headscale.add_node(NAME, user="svc")
+    new = world.watch(Interface(*later.addresses), DNS_TTL="300")
+    world.run_together(new, old, seconds=60)
+    writes = len(world.cloudflare.writes)
+    world.run_together(old, new, seconds=HOUR_S)
+    assert published(world) == [later.addresses[0]]
+    assert len(world.cloudflare.writes) == writes
+    assert not old.status.registered
+
+
+def test_an_interface_that_was_there_has_30_s_to_come_back(world: World, tmp_path: Path) -> None:
+    """Only then the one node of ours that is online is taken for this pod's."""
+    interface = Interface()
+    watch = world.watch(interface, AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey"))
+    world.run(watch, 120)
+    world.headscale.add_node(NAME, user="svc")
+    interface.show(None)
+    world.run(watch, 25)
+    assert not watch.status.registered
+    world.run(watch, 25)
+    assert watch.status.registered
+
+
+def test_a_node_that_was_given_to_somebody_else_is_left_to_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is written for it any more, although its id and its address are what they were."""
+    world = World(monkeypatch, tmp_path, "0.27.1")
+    node = world.headscale.add_node(NAME, user="svc")
+    watch = world.watch(Interface(*node.addresses))
+    world.run(watch, 100)
+    assert published(world) == [node.addresses[0]]
+    world.headscale.add_user("ann")
+    world.headscale.move_node(node.id, "ann")
+    (record,) = world.cloudflare.records(world.zone_id, NAME)
+    world.cloudflare.remove_record(record.id)
+    world.run(watch, HOUR_S)
+    assert published(world) == []
+    assert not watch.status.registered
