@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.real.programs import PATIENCE_S, Background, Release, eventually
 
-LOGIN_TIMEOUT = "20s"
+LOGIN_TIMEOUT: Final = "20s"
+
+_LET_IN: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
+_REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
 
 class Machine:
@@ -68,8 +72,9 @@ class Machine:
 
     def restart_logged_in(self) -> None:
         """Stop and start it, and wait until its kept state alone has brought it back."""
+        log = self._log_from_here()
         self.restart()
-        eventually(lambda: self.status()["BackendState"] == "Running", "the client to be back")
+        eventually(lambda: _LET_IN.search(log()), "the client to be back", tell=log)
 
     def forget(self) -> None:
         """Stop it and lose its state: what a new pod is."""
@@ -77,25 +82,40 @@ class Machine:
         shutil.rmtree(self._folder)
         self.start()
 
-    def try_up(self, key_file: Path, *, timeout: str = LOGIN_TIMEOUT) -> subprocess.CompletedProcess[str]:
-        """Log in with a key file, and give how that ended."""
-        return self._tailscale(*self._up(timeout), f"--auth-key=file:{key_file}")
-
     def up(self, key_file: Path) -> None:
         """Log in with a key file."""
-        done = self.try_up(key_file)
-        assert done.returncode == 0, done.stdout + done.stderr
+        error = self.login_error(key_file)
+        assert error is None, error
 
     def login_error(self, key_file: Path) -> str | None:
         """Log in with a key file, and give what the server has against it; None = nothing.
 
-        A client that kept its state goes on running with what it has, and `up` calls that a success.
+        Told from the client's log: with state that was kept, `up` is content with what the client
+        remembers of the tailnet, before the server has said anything.
         """
-        done = self.try_up(key_file, timeout="5s")
-        if done.returncode != 0:
-            return done.stderr
-        logged_out = [problem for problem in self.status()["Health"] or () if "last login error" in problem]
-        return "\n".join(logged_out) or None
+        log = self._log_from_here()
+        login = Background(
+            [*self._command(*self._up(LOGIN_TIMEOUT)), f"--auth-key=file:{key_file}"],
+            log=self._folder / "up.log",
+            environment=self._environment(),
+            folder=self._folder,
+        )
+        try:
+            verdict = eventually(lambda: _LET_IN.search(log()) or _REFUSED.search(log()), "a verdict", tell=log)
+            if verdict.re is _REFUSED:
+                return verdict[1]
+            eventually(lambda: login.exit_status is not None, "the login to end", tell=log)
+            # A key can be taken and its node be expired all the same.
+            refused = _REFUSED.search(log())
+            return login.words() if login.exit_status else refused and refused[1]
+        finally:
+            login.stop()
+
+    def _log_from_here(self) -> Callable[[], str]:
+        """What its log says from now on."""
+        path = self._folder / "tailscaled.log"
+        start = path.stat().st_size if path.exists() else 0
+        return lambda: path.read_bytes()[start:].decode(errors="replace")
 
     @contextmanager
     def asking_to_be_let_in(self) -> Iterator[str]:

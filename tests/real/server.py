@@ -193,16 +193,17 @@ class HeadscaleServer:
         """Make a user and give its id."""
         return str(self.cli("users", "create", name)["id"])
 
-    def create_key(self, user: str, *options: str) -> str:
-        """Make a pre-auth key for a user, by name, and give its secret.
+    def create_key(self, user: str | None, *options: str) -> str:
+        """Make a pre-auth key and give its secret.
 
         Args:
-            user: the user's name.
+            user: the user's name; None = nobody's, from 0.28 on, with tags.
             options: such as `--reusable` or `--tags=tag:web`.
         """
-        if self.release.user_by_id:
+        if user is not None and self.release.user_by_id:
             user = next(str(known["id"]) for known in self.cli("users", "list") if known["name"] == user)
-        key: str = self.cli("preauthkeys", "create", "--user", user, "--expiration", "1h", *options)["key"]
+        owner = [] if user is None else ["--user", user]
+        key: str = self.cli("preauthkeys", "create", *owner, "--expiration", "1h", *options)["key"]
         return key
 
     # --- What its API says --------------------------------------------------------------------------

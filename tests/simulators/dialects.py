@@ -244,6 +244,10 @@ class Dialect:
     tagged_revives: bool = True
     """A tagged node that expired comes back to life."""
     login_takes_an_address: bool = False
+    login_keeps_first_key: bool = True
+    """A node that comes back with another key still shows the one it came with."""
+    frees_addresses: bool = False
+    """A deleted node's address can be given out before the server restarts."""
     login_loses_created_at: bool = False
     logout_in_1970: bool = False
     """A client that logs out expires in 1970, not now."""
@@ -288,6 +292,7 @@ V0_25 = replace(
     login_tags=LoginTags.ALWAYS,
     logout_in_1970=True,
     login_takes_an_address=True,
+    login_keeps_first_key=False,
     login_loses_created_at=True,
 )
 
@@ -349,6 +354,7 @@ V0_28 = replace(
     second_key_until_restart=True,
     forced_tags=False,
     tagged_pseudo_user=True,
+    frees_addresses=True,
     never=Never.NULL_IF_TAGGED,
     key_check=KeyCheck.UNLESS_KNOWN,
     login_tags=LoginTags.NEVER,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address
@@ -208,8 +208,14 @@ class _Addresses:
         self.families = families
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, held: Iterable[str] = ()) -> None:
+        """Count from the lowest again.
+
+        Args:
+            held: addresses that are not given out before the next restart.
+        """
         self._last = dict.fromkeys(self.families, 0)
+        self._held = frozenset(held)
 
     def next(self, taken: set[str]) -> tuple[str, ...]:
         return tuple(self._next(family, taken) for family in self.families)
@@ -219,7 +225,7 @@ class _Addresses:
         while True:
             self._last[family] += 1
             address = str(kind(base) + self._last[family])
-            if address not in taken:
+            if address not in taken and address not in self._held:
                 return address
 
 
@@ -440,6 +446,14 @@ class Tailnet:
             self._remember()
             return self._change(node_id, given_name=given_name)
 
+    def move_node(self, node_id: int, user: str) -> Node:
+        """Give a node to another user, as can be done up to 0.27."""
+        if self.dialect.key_user is KeyUser.ID_OR_TAGS:
+            raise ValueError(f"{self.version} moves no node")
+        with self.lock:
+            self._remember()
+            return self._change(node_id, user_id=self._owner_id(user, ()))
+
     def readdress(self, node_id: int) -> Node:
         """Give a node the next free addresses."""
         with self.lock:
@@ -457,7 +471,9 @@ class Tailnet:
         with self.lock:
             self._remember()
             self._sessions = _Sessions()
-            self._addresses.restart()
+            known = [address for node in self.nodes for address in node.addresses]
+            # Up to 0.27 an address is not free again when its node is deleted.
+            self._addresses.restart(() if self.dialect.frees_addresses else known)
             for node in self.nodes:
                 key = self._state.keys.get(node.stored_key_id or 0)
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
@@ -826,6 +842,8 @@ class Tailnet:
         }
         if not dialect.second_key_until_restart:
             changes["stored_key_id"] = key.id
+        if dialect.login_keeps_first_key and known.stored_key_id is not None:
+            changes |= {"stored_key_id": known.stored_key_id, "pre_auth_key": known.pre_auth_key}
         if dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY:
             changes["user_id"] = key.user_id
         if dialect.login_loses_created_at:
