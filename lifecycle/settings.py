@@ -30,6 +30,7 @@ from lifecycle.values import (
     Duration,
     FileMode,
     KubernetesName,
+    Namespace,
     Owner,
     Prefixes,
     ReadableFile,
@@ -81,7 +82,7 @@ class Settings(BaseSettings):
         validate_default=False,
     )
 
-    headscale_namespace: KubernetesName = Field("headscale", description="namespace that Headscale runs in")
+    headscale_namespace: Namespace = Field("headscale", description="namespace that Headscale runs in")
     cloudflare_api_token: Token | None = Field(
         None, description="required; user- or account-owned API token with Zone / DNS / Edit"
     )
@@ -99,7 +100,7 @@ class Settings(BaseSettings):
         "unset: the pod's name without -0, and .DOMAIN_NAME",
     )
     pod_name: str | None = Field(None, description="from the downward API; unset: HOSTNAME")
-    pod_namespace: KubernetesName | None = Field(
+    pod_namespace: Namespace | None = Field(
         None,
         description="from the downward API; unset: the service account's namespace, else default",
     )

@@ -30,6 +30,7 @@ _NUMERIC_HOST = re.compile(r"[\d.]+|.*:.*", re.ASCII)
 _TAG = re.compile(r"tag:[a-z0-9._-]+")
 _TOKEN = re.compile(r"[-A-Za-z0-9._~+/]+=*")
 _ZONE_ID = re.compile(r"[0-9a-f]{32}")
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
@@ -79,6 +80,9 @@ def _service_url(value: str) -> str:
         host = parts.hostname or ""
         if _NUMERIC_HOST.fullmatch(host):
             ip_address(host)
+        else:
+            # What no resolver takes: an empty label, one over 63 characters, one that is no international name.
+            host.encode("idna").decode("idna")
         usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
         usable = False
@@ -135,6 +139,12 @@ def _some_prefixes(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
     return value
 
 
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.fullmatch(value):
+        raise ValueError("must be a namespace in Kubernetes' sense: at most 63 lower-case letters, digits and -")
+    return value
+
+
 def _kubernetes_name(value: str) -> str:
     if not _KUBERNETES_NAME.fullmatch(value):
         raise ValueError("must be a name in Kubernetes' sense: lower-case letters, digits, - and .")
@@ -164,6 +174,7 @@ def is_dns_name(name: str) -> bool:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_sensible)]
 Url = Annotated[str, AfterValidator(_service_url)]
+Namespace = Annotated[str, AfterValidator(_namespace)]
 KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
 Token = Annotated[SecretStr, AfterValidator(parse_token)]
 Prefixes = Annotated[
