@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lifecycle.clients.http import Answer, JsonClient
-from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError
+from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.model import Record, RecordSpec
 
 SERVICE = "Cloudflare"
@@ -52,7 +52,7 @@ _MEANINGS: tuple[tuple[frozenset[int], type[ApiError], str], ...] = (
     (
         frozenset({81053, 81054, 81057, 81058}),
         ConflictError,
-        "another record stands at the name; the next look will tell which",
+        "another record stands at the name; the next look will tell which, or CLOUDFLARE_ZONE_ID is another domain's",
     ),
     (frozenset({81045}), ConflictError, "the zone has as many records as its plan allows; delete some"),
 )
@@ -64,6 +64,7 @@ _STATUS_MEANINGS: dict[int, tuple[type[ApiError], str]] = {
     404: (NotFoundError, "there is no such record or zone; is CLOUDFLARE_ZONE_ID right?"),
 }
 
+_NOT_FOUND = 404
 _THROTTLED = 429
 _CLIENT_ERRORS = range(400, 500)
 
@@ -82,6 +83,8 @@ class Cloudflare:
         self._domain = domain
         self._zone_id = zone_id
         self._zone_name: str | None = None
+        # Made under another name than was asked for, and not deleted again yet.
+        self._strays: list[Record] = []
 
     def records(self, name: str) -> list[Record]:
         """Everything at exactly this name, of all types.
@@ -140,6 +143,7 @@ class Cloudflare:
         bodies = [_create_body(spec) for spec in creates]
         created: list[Record] = []
         changed: list[Record] = []
+        self._delete_strays(path)
         match (deletes, patches, bodies):
             case ([], [], []):
                 return
@@ -161,7 +165,7 @@ class Cloudflare:
                     _parse_batch,
                     body={operation: items for operation, items in batch.items() if items},
                 )
-        self._delete_strays(path, created, {spec.name for spec in creates})
+        self._take_back_strays(path, created, {spec.name for spec in creates})
         _check(path, created, creates)
         _check(path, changed, [spec for _, spec, _ in patches])
 
@@ -172,17 +176,23 @@ class Cloudflare:
             # Somebody else did it.
             return
 
-    def _delete_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
+    def _take_back_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
         """Take back what was made under another name: the zone's is appended to a full name that is not its own."""
         strays = [record for record in created if record.name not in names]
-        for record in strays:
-            self._delete(path, record.id)
+        self._strays += strays
+        self._delete_strays(path)
         if strays:
             raise ResponseError(
                 f"Cloudflare made {strays[0].name} of {', '.join(sorted(names))}: the zone is not that name's; the "
                 "record was deleted again. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out",
                 service=SERVICE,
             )
+
+    def _delete_strays(self, path: str) -> None:
+        """Delete them one by one; what fails is for the next change."""
+        while self._strays:
+            self._delete(path, self._strays[0].id)
+            del self._strays[0]
 
     def _zone_path(self) -> str:
         if self._zone_id is None:
@@ -262,6 +272,13 @@ def explain(what: str, answer: Answer) -> ApiError | None:
     if ray:
         told += f", cf-ray {ray}"
 
+    if answer.status == _NOT_FOUND and not codes:
+        return TransientError(
+            f"the answer to {what} is a 404 that is not Cloudflare's own: a proxy's, or CLOUDFLARE_API_URL points "
+            "elsewhere",
+            service=SERVICE,
+            status=answer.status,
+        )
     by_status = _STATUS_MEANINGS.get(answer.status, (ResponseError, "the request was refused"))
     by_code = [(kind, meaning) for group, kind, meaning in _MEANINGS if codes & group]
     kind, meaning = [*by_code, by_status][0]

@@ -340,6 +340,16 @@ def test_one_deletion_is_done_and_done_twice(
     assert contents(account, zone_id) == []
 
 
+@pytest.mark.parametrize("body", ["<html>404</html>", "{}"])
+def test_a_404_of_anybody_else_is_no_word_that_a_record_is_gone(
+    body: str, account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+) -> None:
+    add(account, zone_id, "100.64.0.9")
+    account.faults.add(faults.answer(404, body), method="DELETE")
+    with pytest.raises(TransientError):
+        cloudflare.change(deletes=cloudflare.records(NAME))
+
+
 # --- Another name than we sent ------------------------------------------------------------------------
 
 
@@ -356,6 +366,21 @@ def test_all_records_that_were_made_under_another_name_are_deleted_again(account
     six = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
     with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
         client_of(account, wrong).change(creates=[a_spec(), six])
+    assert account.records(wrong) == []
+
+
+@pytest.mark.parametrize("fault", [faults.html(502), faults.html(404), faults.drop()], ids=["502", "404", "lost"])
+def test_what_could_not_be_deleted_again_is_deleted_by_the_next_change(
+    fault: Fault, account: CloudflareSimulator
+) -> None:
+    wrong = account.add_zone("example.org")
+    cloudflare = client_of(account, wrong)
+    account.faults.add(fault, method="DELETE")
+    with pytest.raises(TransientError):
+        cloudflare.change(creates=[a_spec()])
+    assert len(account.records(wrong)) == 1
+    with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
+        cloudflare.change(creates=[a_spec()])
     assert account.records(wrong) == []
 
 
@@ -436,7 +461,8 @@ def test_a_lost_answer_to_a_create_is_no_second_one(
         pytest.param(refusal(403, 1038), ResponseError, "top-level domain", id="1038"),
         pytest.param(refusal(404, 81044), NotFoundError, "the record is gone", id="81044-404"),
         pytest.param(refusal(400, 81044), NotFoundError, "the record is gone", id="81044-400"),
-        pytest.param(faults.html(404), NotFoundError, "CLOUDFLARE_ZONE_ID", id="404-html"),
+        pytest.param(faults.html(404), TransientError, "not Cloudflare's own", id="404-html"),
+        pytest.param(faults.answer(404, "{}"), TransientError, "not Cloudflare's own", id="404-of-somebody-else"),
         *(
             pytest.param(refusal(400, code), ConflictError, "another record stands at the name", id=str(code))
             for code in (81053, 81054, 81057, 81058)
