@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic as system_monotonic
@@ -148,7 +149,7 @@ class DnsWatch:
         waited = started - self._interface_at >= INTERFACE_GRACE_S or not self._settings.tailscale_interface
         try:
             found = self._finder.find(interface, waited=waited)
-            self.status.headscale_version = self._headscale.version()
+            self._note_version()
             self.status.succeeded(HEADSCALE)
             self._note_whether_found(found)
         except ApiError as error:
@@ -175,6 +176,11 @@ class DnsWatch:
             duration_s=round(self._monotonic() - started, 3),
         )
         return self._until_next()
+
+    def _note_version(self) -> None:
+        # Only for people: which node is ours was told without it.
+        with suppress(ApiError):
+            self.status.headscale_version = self._headscale.version()
 
     def _note_whether_found(self, found: Node | NoAnswer) -> None:
         """Tell status and healer what the look at Headscale gave.

@@ -176,6 +176,15 @@ def test_a_version_that_could_not_be_read_is_asked_for_again(server: HeadscaleSi
     assert headscale.version()
 
 
+def test_a_version_that_a_proxy_hides_is_told_by_the_api_itself(server: HeadscaleSimulator, clock: Clock) -> None:
+    """As behind an Ingress that lets nothing through but what is below /api/v1."""
+    server.faults.add(faults.html(404), path="^/(version|swagger)", times=None)
+    headscale = client_of(server)
+    key = a_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, the_user(headscale))
+    assert usable(server, clock) == []
+
+
 # --- Users --------------------------------------------------------------------------------------------
 
 
@@ -350,6 +359,20 @@ def test_a_create_that_is_answered_with_nonsense_is_not_sent_again(
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(server.writes) == 1
+
+
+def test_a_key_whose_answer_makes_no_sense_is_told_and_expired_by_the_next_call(
+    server: HeadscaleSimulator, headscale: Headscale, clock: Clock, events: list[dict[str, object]]
+) -> None:
+    """The server made it: a proxy put a page of its own in place of the answer."""
+    user = the_user(headscale)
+    spoil(server, CREATE, faults.wrong_content_type(committed=True))
+    with pytest.raises(ResponseError):
+        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    assert len(usable(server, clock)) == 1
+    assert [event["user"] for event in named(events, "pre_auth_key.unconfirmed")] == ["svc"]
+    key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    assert usable(server, clock) == [key.secret.get_secret_value()]
 
 
 # --- Expiring keys ------------------------------------------------------------------------------------

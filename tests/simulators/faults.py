@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -79,9 +79,9 @@ def html(status: int = 502) -> Fault:
     return answer(status, page, content_type="text/html; charset=UTF-8")
 
 
-def wrong_content_type() -> Fault:
-    """Answer 200 with an HTML page, as a captive portal or a single-page application does."""
-    return html(200)
+def wrong_content_type(*, committed: bool = False) -> Fault:
+    """Answer 200 with an HTML page, as a captive portal does; or, once executed, as a proxy that lost the answer."""
+    return replace(html(200), committed=committed)
 
 
 def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
@@ -286,6 +286,8 @@ class Play:
         fault = self.fault
         match fault.kind:
             case Kind.ANSWER:
+                if fault.committed:
+                    self.execute(False)
                 return self._send(
                     Response(fault.body, fault.status, dict(fault.headers), content_type=fault.content_type)
                 )

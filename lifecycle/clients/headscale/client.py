@@ -126,14 +126,14 @@ class Headscale:
                     ephemeral=spec.ephemeral,
                     tags=spec.tags,
                 )
-            except TransientError as error:
-                if not error.throttled:
+            except (TransientError, ResponseError) as error:
+                if _may_have_worked(error):
                     self._unconfirmed = (spec, expires_at)
                 raise
 
         try:
             key = self._retrying(attempt)
-        except TransientError:
+        except (TransientError, ResponseError):
             if self._unconfirmed is not None:
                 log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
             raise
@@ -187,6 +187,11 @@ class Headscale:
                 log.info("pre_auth_key.expired", key_id=key.id, reason="the answer that named it was lost")
         elif hidden:
             log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
+
+
+def _may_have_worked(error: TransientError | ResponseError) -> bool:
+    """Whether a request that ended so may have been carried out: it was not refused, its answer was lost or odd."""
+    return not error.throttled if isinstance(error, TransientError) else error.status is None
 
 
 def _is_users(key: PreAuthKey, user: User) -> bool:

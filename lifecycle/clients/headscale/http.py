@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lifecycle.clients.headscale import dialect as dialects
 from lifecycle.clients.headscale.dialect import Dialect
 from lifecycle.clients.http import JsonClient
-from lifecycle.errors import ApiError, ResponseError, TransientError
+from lifecycle.errors import ApiError, NotFoundError, ResponseError, TransientError
 from lifecycle.model import Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
@@ -27,6 +27,10 @@ _FINGERPRINTS: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
     ("/api/v1/openapi.json", dialects.dialect_of_openapi),
 )
 _NOT_HERE = frozenset({401, 404})
+
+# No user's name on any version, and no number.
+_NOBODY = "~"
+_BAD_REQUEST = 400
 
 
 class HttpTransport:
@@ -128,7 +132,7 @@ class HttpTransport:
         return self._dialect
 
     def _detect(self) -> Dialect:
-        """Find the server's dialect by what it serves without a key.
+        """Find the server's dialect by what it serves without a key; where a proxy hides that, by how it refuses.
 
         Raises:
             TransientError: nothing that could be Headscale is there yet.
@@ -146,8 +150,27 @@ class HttpTransport:
             found = read(answer.json) if isinstance(answer.json, dict) else None
             if found is not None:
                 return found
-        if isinstance(absent, TransientError):
-            raise absent
+        try:
+            return self._detect_by_refusal()
+        except (TransientError, ResponseError) as error:
+            raise absent or error from None
+
+    def _detect_by_refusal(self) -> Dialect:
+        """Ask for the pre-auth keys of a user that cannot be: each way to name a user has its own answer.
+
+        Source: GET /api/v1/preauthkey?user=, seen on 0.23.0 to 0.30.
+        """
+        try:
+            answer = self._client.send("GET", "/api/v1/preauthkey", params={"user": _NOBODY})
+        except NotFoundError:
+            return Dialect.of_minor(23, "0.23 to 0.25")
+        except ResponseError as error:
+            if error.status != _BAD_REQUEST:
+                raise
+            return Dialect.of_minor(26, "0.26 or 0.27")
+        match answer.json:
+            case {"preAuthKeys": list()}:
+                return Dialect.of_minor(28, "0.28 or newer")
         raise dialects.no_sense("GET /version")
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
