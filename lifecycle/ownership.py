@@ -36,7 +36,7 @@ def choose_user(users: Iterable[User], name: str | None) -> User:
     everyone = sorted(users, key=lambda user: user.name)
     names = ", ".join(user.name for user in everyone)
     if not everyone:
-        raise UserError("Headscale has no user; make one with `headscale users create services`")
+        raise UserError(f"Headscale has no user; make one with `headscale users create {name or 'services'}`")
     if name is None:
         if len(everyone) > 1:
             raise UserError(f"Headscale has several users ({names}); set HEADSCALE_USER to the one that owns the node")

@@ -221,11 +221,11 @@ class _ZoneReading:
     def __init__(self, cloudflare: Cloudflare, name: str, *, timeout: timedelta) -> None:
         self._deadline = monotonic() + timeout.total_seconds()
         self._records: tuple[Record, ...] | None = None
-        self._error: LifecycleError | None = None
+        self._error: LifecycleError | None = LifecycleError("the zone was not read to the end")
 
         def read() -> None:
             try:
-                self._records = tuple(cloudflare.records(name))
+                self._records, self._error = tuple(cloudflare.records(name)), None
             except LifecycleError as error:
                 self._error = error
 

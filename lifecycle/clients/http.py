@@ -205,7 +205,7 @@ class JsonClient:
                         raise self._timed_out(what)
         except httpx.TimeoutException as error:
             raise self._timed_out(what) from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             # Its text can hold an address with a password in it; its kind and cause cannot.
             raise TransientError(
                 f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}; "
@@ -231,7 +231,8 @@ class JsonClient:
             )
         if status in _SERVER_ERRORS:
             return TransientError(
-                f"{self._service} is in trouble ({what}: {status})",
+                f"{self._service}, or a proxy before it, is in trouble ({what}: {status}); its own log or status page "
+                "tells more",
                 service=self._service,
                 status=status,
                 retry_after=answer.retry_after,

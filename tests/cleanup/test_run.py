@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
@@ -23,8 +24,10 @@ from lifecycle.errors import (
 )
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
+from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
+from tests.simulators.service import Service
 from tests.world import USER, StopAt, World, named, names
 
 OLD_KEY = "hskey-auth-the-key-of-the-last-start"
@@ -302,7 +305,8 @@ def test_a_record_is_not_kept_when_its_address_is_another_nodes_by_now(world: Wo
         pytest.param(faults.too_many_requests(300), id="throttled"),
         pytest.param(faults.html(200), id="html"),
         pytest.param(faults.html(403), id="token-refused"),
-        pytest.param(faults.answer(404, "{}"), id="zone-unknown"),
+        pytest.param(faults.answer(404, "{}"), id="404-of-somebody-else"),
+        pytest.param(refusal(404, 7003), id="zone-unknown"),
     ],
 )
 def test_a_zone_that_cannot_be_read_keeps_no_pod_from_starting(world: World, events: Events, fault: Fault) -> None:
@@ -336,6 +340,7 @@ def test_half_a_zone_is_no_zone(world: World, events: Events) -> None:
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.too_many_requests(300), id="throttled"),
         pytest.param(faults.html(403), id="right-missing"),
+        pytest.param(faults.html(404), id="404-of-somebody-else"),
         pytest.param(faults.answer(200, "{}"), id="nonsense"),
     ],
 )
@@ -529,6 +534,25 @@ def test_a_stop_before_the_first_step_leaves_everything(world: World) -> None:
     with pytest.raises(StoppedError):
         stale_world(world).cleanup(stop).run()
     assert untouched(world)
+
+
+def test_a_stop_during_a_deletion_lets_no_key_be_made(world: World) -> None:
+    stop = StopAt(world.clock)
+    stale_world(world)
+
+    def stopping(service: Service) -> WSGIApplication:
+        def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if environ["REQUEST_METHOD"] == "DELETE":
+                stop.set()
+            return service(environ, start_response)
+
+        return answer
+
+    world.between = stopping
+    with pytest.raises(StoppedError):
+        world.cleanup(stop).run()
+    assert world.headscale.keys[1:] == []
+    assert world.key is None
 
 
 def test_a_stop_while_waiting_for_headscale_ends_the_wait(world: World) -> None:
