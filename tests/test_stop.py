@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.stop import GRACE_S
+
 # A process that does not end is a failure, however slow the machine is.
 PATIENCE_S = 60
 
@@ -198,3 +200,7 @@ def test_other_signals_are_left_as_they_are(start: Start) -> None:
     child.send_signal(signal.SIGHUP)
 
     assert end_of(child) == (-signal.SIGHUP, "", "")
+
+
+def test_what_does_not_end_is_cut_off_before_the_two_seconds_are_over() -> None:
+    assert GRACE_S < 2
