@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.headscale.client import Headscale
     from lifecycle.dns_watch.run import DnsWatch
     from lifecycle.health import Status
+    from lifecycle.report import Report
 
 log = structlog.get_logger()
 
@@ -133,32 +134,45 @@ def _dns_watch(*, only_once: bool) -> None:
 def _dry_run(only: str | None, *, as_json: bool) -> int:
     # Only a person at a terminal needs it.
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415
-    from lifecycle.report import dry_run, show  # noqa: PLC0415
+    from lifecycle.report import dry_run  # noqa: PLC0415
 
-    settings = _loaded(DryRunSettings, quiet=True)
+    settings = _loaded(COMMANDS[only] if only else DryRunSettings, quiet=True)
     stop_event(EXIT_FAILED, lambda _signal: None)
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         headscale, cloudflare = connect(settings, once(), stack, cluster)
-        report = dry_run(
-            settings,
-            kubernetes=cluster.description if cluster else None,
-            headscale=headscale,
-            cloudflare=cloudflare,
-            cleanup=Cleanup(
+        cleanup = watch = None
+        if isinstance(settings, CleanupSettings):
+            cleanup = Cleanup(
                 settings,
                 headscale=headscale,
                 cloudflare=cloudflare,
                 now=utc_now,
                 stop=Event(),
                 read_state=state_reader(settings, once(), cluster),
-            ),
-            watch=_watch(settings, headscale, cloudflare),
+            )
+        if isinstance(settings, DnsWatchSettings):
+            watch = _watch(settings, headscale, cloudflare)
+        report = dry_run(
+            settings,
+            kubernetes=cluster.description if cluster else None,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            cleanup=cleanup,
+            watch=watch,
         )
-    if only is not None:
-        report.sections = [section for section in report.sections if section.command == only]
+    return _shown(report, as_json=as_json)
+
+
+def _shown(report: Report, *, as_json: bool) -> int:
+    """Show a report; the exit status."""
+    from lifecycle.report import show  # noqa: PLC0415 - as above
+
     show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
-    return 0 if report.whole else EXIT_FAILED
+    if not report.problems:
+        return 0
+    _last_words("\n".join(report.problems))
+    return EXIT_FAILED
 
 
 def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
@@ -174,14 +188,13 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
         if act:
             command.run()
             return 0
-        from lifecycle.report import prune_report, show  # noqa: PLC0415
+        from lifecycle.report import prune_report  # noqa: PLC0415
 
         kubernetes = cluster.description if cluster else None
         report = prune_report(
             settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare, prune=command
         )
-    show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
-    return 0 if report.whole else EXIT_FAILED
+    return _shown(report, as_json=as_json)
 
 
 def _loaded(command: type[Command], *, quiet: bool = False) -> Command:

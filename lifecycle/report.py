@@ -19,7 +19,7 @@ from lifecycle.errors import LifecycleError
 from lifecycle.model import Record
 from lifecycle.ownership import choose_user
 from lifecycle.prune.run import Prune
-from lifecycle.settings import DryRunSettings, PruneSettings, Settings
+from lifecycle.settings import PruneSettings, Settings
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
@@ -76,19 +76,19 @@ class Report:
     sections: list[Section]
 
     @property
-    def whole(self) -> bool:
-        """Whether all could be read."""
-        return not any(section.problems for section in self.sections)
+    def problems(self) -> list[str]:
+        """Why it is not whole; empty when all could be read."""
+        return [problem for section in self.sections for problem in section.problems]
 
 
 def dry_run(
-    settings: DryRunSettings,
+    settings: Settings,
     *,
     kubernetes: str | None,
     headscale: Headscale,
     cloudflare: Cloudflare,
-    cleanup: Cleanup,
-    watch: DnsWatch,
+    cleanup: Cleanup | None,
+    watch: DnsWatch | None,
 ) -> Report:
     """Read everything and plan as the commands would; nothing is written anywhere.
 
@@ -97,9 +97,11 @@ def dry_run(
         kubernetes: which cluster is asked; None = none is.
         headscale: asked for its version.
         cloudflare: asked for its zone.
-        cleanup: asked for its plan.
-        watch: asked for its plan.
+        cleanup: asked for its plan; None = not that command's.
+        watch: the same.
     """
+    sections = [_cleanup_section(cleanup)] if cleanup else []
+    sections += [_dns_watch_section(watch)] if watch else []
     return Report(
         looked_at={
             "kubernetes": kubernetes or _NO_CLUSTER,
@@ -110,7 +112,7 @@ def dry_run(
             "name": settings.record_name,
             "owner": settings.mark,
         },
-        sections=[_cleanup_section(cleanup, settings), _dns_watch_section(watch)],
+        sections=sections,
     )
 
 
@@ -127,8 +129,9 @@ def _answer(read: Callable[[], str]) -> str | None:
     return None
 
 
-def _cleanup_section(cleanup: Cleanup, settings: DryRunSettings) -> Section:
+def _cleanup_section(cleanup: Cleanup) -> Section:
     section = Section("cleanup")
+    settings = cleanup.settings
     try:
         view = cleanup.read()
         if view.records_error is not None:

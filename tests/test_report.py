@@ -138,8 +138,8 @@ class TestShown:
         assert out.getvalue().endswith("\n")
 
     def test_a_report_is_whole_only_without_a_problem(self) -> None:
-        assert not REPORT.whole
-        assert Report({}, REPORT.sections[:1]).whole
+        assert REPORT.problems
+        assert not Report({}, REPORT.sections[:1]).problems
 
     @pytest.mark.parametrize("character", ["\x1b", "\n", "\r", "\x00", "\x9b", "\u202e", "\x07"])
     def test_what_others_wrote_commands_no_terminal(self, character: str) -> None:
@@ -223,7 +223,7 @@ class TestDryRun:
     def test_an_empty_world_gets_a_key(self, world: World) -> None:
         report = look(world)
 
-        assert report.whole
+        assert not report.problems
         assert steps(report, "cleanup") == [("create", "pre_auth_key"), ("write", "file")]
         assert steps(report, "dns-watch") == []
         assert any("it would wait" in note for note in section(report, "dns-watch").notes)
@@ -317,7 +317,7 @@ class TestDryRun:
         assert "203.0.113.7" in note
         assert "managed by terraform" in note
         assert "clear its comment" in note
-        assert report.whole
+        assert not report.problems
 
     def test_a_later_pod_has_the_name(self, world: World) -> None:
         old = world.headscale.add_node(NAME, user=USER)
@@ -346,7 +346,7 @@ class TestDryRun:
 
         assert steps(report, "cleanup") == []
         assert OTHER_MARK in section(report, "cleanup").problems[0]
-        assert not report.whole
+        assert report.problems
 
     def test_a_zone_that_cannot_be_read(self, world: World) -> None:
         """The nodes are planned all the same; what is not known is said, and no record is planned."""
@@ -356,7 +356,7 @@ class TestDryRun:
 
         report = look(world, Interface(node.address))
 
-        assert not report.whole
+        assert report.problems
         assert report.looked_at["zone"] == world.zone_id
         assert "record" not in {step.kind for step in section(report, "cleanup").steps}
         assert ("delete", "node") in steps(report, "cleanup")
@@ -369,7 +369,7 @@ class TestDryRun:
 
         report = look(world)
 
-        assert not report.whole
+        assert report.problems
         assert (report.looked_at["headscale_version"], report.looked_at["user"]) == (None, None)
         assert report.looked_at["zone"] == "example.com"
         for command in ("cleanup", "dns-watch"):
@@ -382,6 +382,6 @@ class TestDryRun:
 
         report = look(world)
 
-        assert not report.whole
+        assert report.problems
         assert report.looked_at["user"] is None
         assert "HEADSCALE_USER" in section(report, "cleanup").problems[0]

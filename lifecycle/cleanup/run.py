@@ -88,7 +88,7 @@ class Cleanup:
         stop: Event,
         read_state: Callable[[], Mapping[str, bytes] | None] | None = None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._read_state = read_state
         self._headscale = headscale
         self._cloudflare = cloudflare
@@ -109,7 +109,7 @@ class Cleanup:
         view = self.read()
         if view.records_error is not None:
             log.warning("zone.unreadable", error=str(view.records_error))
-        if self._settings.headscale_user is None:
+        if self.settings.headscale_user is None:
             log.warning("user.assumed", user=view.identity.user.name, reason="it is the only one; set HEADSCALE_USER")
         plan = self.plan(view)
         self._tell_kept(view.kept)
@@ -147,11 +147,11 @@ class Cleanup:
             ApiError: Headscale, or which node stays, could not be read, after all tries.
             UserError: it cannot be told which user is ours.
         """
-        zone = _ZoneReading(self._cloudflare, self._settings.record_name, timeout=self._settings.http_timeout)
+        zone = _ZoneReading(self._cloudflare, self.settings.record_name, timeout=self.settings.http_timeout)
         version = self._headscale.version()
-        user = choose_user(self._headscale.users(), self._settings.headscale_user)
+        user = choose_user(self._headscale.users(), self.settings.headscale_user)
         nodes = tuple(self._headscale.nodes())
-        identity = NodeIdentity(self._settings.node_hostname, user, self._settings.authkey_tags)
+        identity = NodeIdentity(self.settings.node_hostname, user, self.settings.authkey_tags)
         kept = None
         if self._read_state is not None:
             state = self._read_state()
@@ -167,7 +167,7 @@ class Cleanup:
         """
         records = view.records or ()
         refuse_taken_name(records, identity=self.record_identity)
-        settings = self._settings
+        settings = self.settings
         kept = view.kept if isinstance(view.kept, Node) else None
         nodes = plan_nodes(view.nodes, identity=view.identity, kept=kept.id if kept else None)
         leaving = {change.node.id for change in nodes}
@@ -188,7 +188,7 @@ class Cleanup:
         )
 
     def _tell_kept(self, kept: Node | NothingKept | None) -> None:
-        secret = self._settings.ts_kube_secret
+        secret = self.settings.ts_kube_secret
         match kept:
             case NothingKept(reason):
                 log.warning("node.not_kept", secret=secret, reason=reason, advice="its address will be another one")

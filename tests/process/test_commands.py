@@ -108,6 +108,21 @@ def test_a_dry_run_of_one_command_tells_that_ones_plan(pod: Pod, command: str, o
     assert pod.untouched
 
 
+@pytest.mark.parametrize(
+    ("command", "others"),
+    [
+        ("cleanup", {"DNS_TTL": "never", "HEALTH_PORT": "none"}),
+        ("dns-watch", {"NODE_POLICY": "keep", "DNS_CLEANUP": "perhaps"}),
+    ],
+)
+def test_a_dry_run_of_one_command_asks_for_no_setting_of_the_other(
+    pod: Pod, command: str, others: dict[str, str]
+) -> None:
+    ended = pod.run(command, "--dry-run", **others)
+    assert ended.status == 0, ended.errors
+    assert pod.run("--dry-run", **others).status == 2
+
+
 def test_a_dry_run_says_what_dns_watch_would_change(pod: Pod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=MARK)

@@ -80,6 +80,13 @@ def test_the_reason_is_left_there(
     assert status == 2 or words == ended.last["error"]
 
 
+def test_a_dry_run_that_could_not_read_everything_leaves_why(pod: Pod) -> None:
+    ended, words = last_words(pod, "--dry-run", HEADSCALE_USER="bob")
+    assert ended.status == 1
+    assert words is not None
+    assert "no user called bob" in words
+
+
 def test_a_reason_is_not_longer_than_the_kubelet_takes(pod: Pod) -> None:
     for number in range(400):
         pod.headscale.add_user(f"user-{number:04d}")
