@@ -29,6 +29,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="twenty times the fault schedules, none of them drawn before")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep all that needs the image in one process: it is built once, and its tests share a machine."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("image"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what one of several processes counted to the one that tells it."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tally"] = tally.counted()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process counted; one that crashed counted nothing."""
+    tally.take_over(getattr(node, "workeroutput", {}).get("tally"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what was done to the program."""
     lines = tally.lines()

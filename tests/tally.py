@@ -20,6 +20,18 @@ def figure(text: str) -> None:
     FIGURES.append(text)
 
 
+def counted() -> tuple[dict[str, int], list[str]]:
+    """All of it, in a form that passes from process to process."""
+    return dict(COUNTS), FIGURES
+
+
+def take_over(counts: tuple[dict[str, int], list[str]] | None) -> None:
+    """Add what another process counted."""
+    if counts is not None:
+        COUNTS.update(counts[0])
+        FIGURES.extend(counts[1])
+
+
 def lines() -> list[str]:
     """Everything that was counted, a line for each kind of thing."""
     grouped: dict[str, list[str]] = {}
