@@ -1,4 +1,7 @@
-"""Stands in for an application: says what it saw of a request, and echoes after an upgrade; on localhost only."""
+"""Stands in for an application: says what it saw of a request, and echoes after an upgrade; on localhost only.
+
+It says it to whoever asked, and again on standard output.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,24 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         seen = {
+            "method": self.command,
             "path": self.path,
+            "body": self.rfile.read(int(self.headers["Content-Length"] or 0)).decode(),
             "headers": [(name.lower(), value) for name, value in self.headers.items()],
             "from": self.client_address[0],
         }
         body = json.dumps(seen).encode()
+        sys.stdout.buffer.write(body + b"\n")
+        sys.stdout.flush()
         self.send_response(HTTPStatus.OK)
+        self.send_header("Set-Cookie", "session=somebody's")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """The same."""
+        self.do_GET()
 
 
 if __name__ == "__main__":

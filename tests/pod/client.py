@@ -2,7 +2,7 @@
 
 Asked for is a JSON object: `url`; optionally `source`, the address to ask from; `to`, the address to ask at whatever
 the URL's name; `headers`; `trust`, a file with a certificate authority; `version`, the newest TLS version to offer;
-`echo`, what to send when the connection was upgraded.
+`echo`, what to send when the connection was upgraded; `method` and `body`, for another request than a GET.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def ask(asked: dict[str, Any]) -> dict[str, Any]:
         connected = wrapped
     connection.sock = connected
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    connection.request("GET", path, headers={"Host": url.netloc} | asked.get("headers", {}))
+    connection.request(
+        asked.get("method", "GET"), path, asked.get("body"), headers={"Host": url.netloc} | asked.get("headers", {})
+    )
     response = connection.getresponse()
     answer |= {"status": response.status, "headers": dict(response.getheaders())}
     if "echo" in asked and response.status == http.HTTPStatus.SWITCHING_PROTOCOLS:

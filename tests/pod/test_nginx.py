@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Pod:
     tls: MountedSecret
     trust: Path
     log: Path
+    application: Path
     nginx: int
 
     def ask(self, url: str, *, source: str, name: str = NAME, **options: object) -> Answer:
@@ -110,7 +112,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     with network() as hosts:
         hosts.give_the_pod_an_address(*VPN_ADDRESSES)
         tls = MountedSecret(folder / "tls")
-        pod = Pod(hosts, tls, folder / "trust.pem", folder / "nginx.log", 0)
+        pod = Pod(hosts, tls, folder / "trust.pem", folder / "nginx.log", folder / "application.log", 0)
         pod.renew()
         with application(hosts.pod, int(NEW[2]), folder), nginx(hosts.pod, NEW[0], folder, tls.folder) as pod.nginx:
             yield pod
@@ -199,9 +201,25 @@ def test_the_kubelet_is_told_whether_nginx_and_the_application_answer_and_nothin
     kubelet = pod.network.cluster
     for address in (POD_SIDE[0], f"[{POD_SIDE[1]}]"):
         assert kubelet.ask(f"http://{address}:9004/nginx").status == 204
-        assert kubelet.ask(f"http://{address}:9004/application").status == 200
-        assert kubelet.ask(f"http://{address}:9004/").status == 404
-        assert kubelet.ask(f"http://{address}:9004/application/page").status == 404
+        assert kubelet.ask(f"http://{address}:9004/application").status == 204
+        for path in ("", "application/page", "probe"):
+            assert kubelet.ask(f"http://{address}:9004/{path}").status == 404
+
+
+def test_nothing_passes_between_the_application_and_who_asks_for_its_health(pod: Pod) -> None:
+    """Anybody in the cluster may ask: the allow list does not hold on that port."""
+    before = len(pod.application.read_text().splitlines())
+    answer = pod.network.cluster.ask(
+        f"http://{POD_SIDE[0]}:9004/application?back_url=1",
+        method="POST",
+        body="name=admin",
+        headers={"Cookie": "session=mine", "X-Forwarded-For": "100.64.0.9", "Upgrade": "websocket"},
+    )
+    assert (answer.status, answer.body, "Set-Cookie" in answer.headers) == (204, "", False)
+    lines = pod.application.read_text().splitlines()[before:]
+    (seen,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert (seen["method"], seen["path"], seen["body"]) == ("GET", "/", "")
+    assert [name for name, _ in seen["headers"] if name != "connection"] == ["host"]
 
 
 def test_the_application_is_reached_through_nginx_only(pod: Pod) -> None:
@@ -214,7 +232,7 @@ def test_the_application_is_reached_through_nginx_only(pod: Pod) -> None:
 def test_an_application_that_is_down_fails_its_own_probe_and_not_nginx_s(tmp_path: Path) -> None:
     needs("ip", "nginx", "openssl", "setpriv", "unshare")
     with network() as hosts, nginx(hosts.pod, NEW[0], tmp_path, MountedSecret(tmp_path / "tls").folder):
-        assert hosts.cluster.ask(f"http://{POD_SIDE[0]}:9004/application").status == 502
+        assert hosts.cluster.ask(f"http://{POD_SIDE[0]}:9004/application").status == 500
         assert hosts.cluster.ask(f"http://{POD_SIDE[0]}:9004/nginx").status == 204
 
 
