@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import partial
-from time import monotonic
+from threading import Timer
 from typing import Any, TypeVar
 
 import httpx
@@ -122,6 +123,7 @@ class JsonClient:
         self._timeout_s = timeout.total_seconds()
         self._explain = explain
         self._observe = observe
+        self._breaker = _Breaker()
 
     def token_begins_with(self, beginning: str) -> bool:
         """Whether the token in use begins like this; nobody else gets to see it."""
@@ -179,7 +181,6 @@ class JsonClient:
     def _exchange(
         self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None, what: str
     ) -> Answer:
-        deadline = monotonic() + self._timeout_s
         headers = {"Accept": "application/json"}
         content = None
         if token is not None:
@@ -189,9 +190,18 @@ class JsonClient:
             content = json.dumps(body).encode()
         received = bytearray()
         try:
-            with self._http.stream(
-                method, path, params=params, content=content, headers=headers, timeout=self._timeout_s
-            ) as response:
+            with (
+                self._breaker.after(self._timeout_s),
+                self._http.stream(
+                    method,
+                    path,
+                    params=params,
+                    content=content,
+                    headers=headers,
+                    timeout=self._timeout_s,
+                    extensions={"trace": self._breaker.trace},
+                ) as response,
+            ):
                 for chunk in response.iter_bytes():
                     received += chunk
                     if len(received) > MAX_ANSWER_BYTES:
@@ -200,12 +210,9 @@ class JsonClient:
                             service=self._service,
                             status=response.status_code,
                         )
-                    # The library's time-out is for each read; a slow drip passes it for ever.
-                    if monotonic() > deadline:
-                        raise self._timed_out(what)
-        except httpx.TimeoutException as error:
-            raise self._timed_out(what) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            if isinstance(error, httpx.TimeoutException) or self._breaker.broke:
+                raise self._timed_out(what) from error
             # Its text can hold an address with a password in it; its kind and cause cannot.
             raise TransientError(
                 f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}; "
@@ -257,6 +264,42 @@ class JsonClient:
     def _host(self) -> str:
         url = self._http.base_url
         return f"{url.scheme}://{url.host}" + (f":{url.port}" if url.port else "")
+
+
+class _Breaker:
+    """Breaks the connection of a request that takes too long: the library's time-outs are for each read.
+
+    Attributes:
+        broke: it did, at the last request.
+    """
+
+    def __init__(self) -> None:
+        self.broke = False
+        self._stream: Any = None
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note the connection that is used; httpcore tells it when it is made."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._stream = info["return_value"]
+
+    @contextmanager
+    def after(self, seconds: float) -> Iterator[None]:
+        """Break the connection if the block lasts longer."""
+        self.broke = False
+        timer = Timer(seconds, self._break)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _break(self) -> None:
+        self.broke = True
+        if self._stream is not None:
+            # It may be closed by now, which is as good.
+            with suppress(OSError):
+                self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 def _answer(response: httpx.Response, content: bytearray) -> Answer:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -196,6 +200,42 @@ def test_an_answer_that_does_not_come_whole_is_worth_another_try(client: JsonCli
     assert isinstance(error, TransientError)
     assert (error.status, error.retry_after, error.throttled) == (None, None, False)
     assert client.send("GET", "/thing").json == {"path": "/thing"}
+
+
+def dripping_head() -> Iterator[bytes]:
+    """The head of an answer that never ends."""
+    yield b"HTTP/1.1 200 OK\r\nX-Slow: "
+    while True:
+        yield b"s"
+
+
+@pytest.fixture
+def dripping_server() -> Iterator[tuple[str, Event]]:
+    """A server that sends its answer's head byte by byte, and the event that its client hung up."""
+    hung_up = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                for piece in dripping_head():
+                    connection.sendall(piece)
+                    # Far more often than a time-out for each read would notice.
+                    if select.select([connection], [], [], 0.01)[0]:
+                        break
+            hung_up.set()
+
+        Thread(target=serve_one, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", hung_up
+
+
+def test_a_head_that_drips_is_given_up_in_time(dripping_server: tuple[str, Event]) -> None:
+    """Each read is quick; all together would last for ever."""
+    url, hung_up = dripping_server
+    with pytest.raises(TransientError, match="did not answer GET /thing within"):
+        client_of(url, timeout_s=0.3).send("GET", "/thing")
+    assert hung_up.wait(60)
 
 
 def test_nobody_at_the_address_is_told_with_the_address(desk: Desk) -> None:
