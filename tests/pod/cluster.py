@@ -8,9 +8,9 @@ from tests.pod.certificates import issue
 from tests.pod.conftest import STAND_INS
 from tests.pod.network import Surroundings
 from tests.pod.play import Kubelet, Podman
-from tests.pod.rendering import choose, copied, render
+from tests.pod.rendering import DOMAIN, choose, copied, render
 
-NAME = "ollama.example.com"
+NAME = f"ollama.{DOMAIN}"
 MARK = "tailscale-lifecycle/1 services"
 USER = "services"
 
@@ -65,7 +65,7 @@ def deployed(
     )
     kustomization = repository / "deploy/services/ollama/kustomization.yaml"
     choose("plain", kustomization)
-    certificate, key = issue("*.example.com")
+    certificate, key = issue(f"*.{DOMAIN}")
     trust = folder / "trust.pem"
     trust.write_text(certificate)
     kubelet = Kubelet(

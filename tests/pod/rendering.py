@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
-SHIPPED = ("argocd", "freeipa", "grafana", "ollama", "open-webui", "redmine")
-NEW = ("wiki", "docker.io/library/wiki:1.2.3", "8080")
+(DOMAIN,) = re.findall(r"^DOMAIN_NAME=(.+)$", (DEPLOY / "base/lifecycle.env").read_text(), flags=re.MULTILINE)
+"""What stands for it, or the operator's own."""
+
+SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
+NEW = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
 """What scripts/new-service is given; what it makes of it passes the same tests as what is shipped."""
 SERVICES = (*SHIPPED, NEW[0])
 OTHERS = ("cert-manager", "ingress/examples", "ingress/external", "ingress/internal")

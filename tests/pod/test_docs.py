@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from lifecycle.settings import DryRunSettings, every_variable, load
-from tests.pod.rendering import DEPLOY, ROOT, SHIPPED, configuration, containers, copied, pod_spec, render
+from tests.pod.rendering import DEPLOY, OTHERS, ROOT, SHIPPED, configuration, containers, copied, pod_spec, render
 
 PAGES = ("operations.md", "add-a-service.md", "move-from-terraform.md")
 
@@ -26,7 +27,6 @@ ELSEWHERE = {
     "TS_USERSPACE",
     # Capabilities and constants in capitals that are no variables.
     "NET_ADMIN",
-    "SHIPPED",
 }
 """What stands in capitals in the pages and is no setting of ours."""
 
@@ -126,6 +126,14 @@ def test_the_states_of_nodez_are_those_of_the_page() -> None:
 def test_every_page_s_service_is_shipped_or_made() -> None:
     named = {found for page in PAGES for found in re.findall(r"deploy/services/([\w-]+)", text(page))}
     assert named <= {*SHIPPED, "wiki"}
+
+
+def test_the_page_s_command_puts_the_operator_s_domain_everywhere(tmp_path: Path) -> None:
+    """Or has done so: then it finds nothing, and fails."""
+    (command,) = re.findall(r"^ +(grep -rli .+)$", text("add-a-service.md"), flags=re.MULTILINE)
+    subprocess.run(["sh", "-c", command], cwd=copied(tmp_path), check=False)
+    for folder in (*OTHERS, *(f"services/{service}" for service in SHIPPED)):
+        assert not re.search(r"example\.com", yaml.safe_dump_all(render(tmp_path / "deploy" / folder)), re.IGNORECASE)
 
 
 def test_the_settings_that_the_component_asks_for_are_those_of_the_base() -> None:

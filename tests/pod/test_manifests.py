@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from lifecycle.settings import DryRunSettings, command_variables, load
 from tests.pod.rendering import (
     DEPLOY,
+    DOMAIN,
     OTHERS,
     OURS,
     ROOT,
@@ -191,7 +193,7 @@ def test_every_variable_is_a_setting_and_the_settings_are_right(
     monkeypatch.setenv("POD_NAME", f"{service}-0")
     settings = load(DryRunSettings)
     assert settings.access == "api"
-    assert settings.record_name == f"{service}.example.com"
+    assert settings.record_name == f"{service}.{DOMAIN}"
     assert (settings.node_policy, settings.dns_cleanup, settings.self_heal) == ("keep", "keep", True)
     assert settings.headscale_user
 
@@ -392,17 +394,54 @@ def test_no_rule_has_a_wildcard() -> None:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
 
 
-def test_the_certificate_is_the_one_that_nginx_serves() -> None:
-    (certificate,) = of_kind(rendered("cert-manager"), "Certificate")
-    (issuer,) = of_kind(rendered("cert-manager"), "ClusterIssuer")
-    assert certificate["spec"]["issuerRef"]["name"] == issuer["metadata"]["name"]
-    documents = rendered("ollama")
-    (tls,) = [volume for volume in pod_spec(documents)["volumes"] if volume["name"] == "tls"]
-    assert tls["secret"]["secretName"] == certificate["spec"]["secretName"]
-    assert workload(documents)["metadata"]["namespace"] == certificate["metadata"]["namespace"]
-    (argocd,) = of_kind(rendered("argocd"), "Certificate")
-    (tls,) = [volume for volume in pod_spec(rendered("argocd"))["volumes"] if volume["name"] == "tls"]
-    assert tls["secret"]["secretName"] == argocd["spec"]["secretName"]
+def served(documents: list[Document]) -> Iterator[tuple[str, str, str]]:
+    """What is served with a certificate: the namespace and name of its Secret, and the host's name."""
+    for ingress in of_kind(documents, "Ingress"):
+        for tls in ingress["spec"]["tls"]:
+            # Without a Secret of its own, the controller's wildcard.
+            secret = tls.get("secretName")
+            namespace = ingress["metadata"]["namespace"] if secret else "services"
+            yield from ((namespace, secret or "wildcard-tls", host) for host in tls["hosts"])
+    for only in of_kind(documents, "Deployment", "StatefulSet"):
+        spec = only["spec"]["template"]["spec"]
+        for volume in spec["volumes"]:
+            if volume["name"] == "tls":
+                host = environment(containers(spec)["cleanup"], documents)["TS_HOSTNAME"]
+                yield only["metadata"]["namespace"], volume["secret"]["secretName"], host
+
+
+def test_every_certificate_that_is_served_is_made_and_has_the_host_s_name() -> None:
+    documents = [document for name in (*OTHERS, *SERVICES) for document in rendered(name)]
+    made = {
+        (certificate["metadata"]["namespace"], certificate["spec"]["secretName"]): set(certificate["spec"]["dnsNames"])
+        for certificate in of_kind(documents, "Certificate")
+    }
+    used = {found for name in (*OTHERS, *SERVICES) for found in served(rendered(name))}
+    assert {(namespace, secret) for namespace, secret, _ in used} == set(made)
+    for namespace, secret, host in used:
+        assert {host, f"*.{host.partition('.')[2]}"} & made[namespace, secret], host
+    (arguments,) = [container["args"] for container in pod_spec(rendered("ingress/internal"))["containers"]]
+    assert "-wildcard-tls-secret=services/wildcard-tls" in arguments
+
+
+def test_every_certificate_is_asked_of_the_one_issuer_which_proves_the_domain_by_dns() -> None:
+    """To the letter: Kubernetes' own schemas know nothing of these two kinds."""
+    documents = [document for name in (*OTHERS, *SERVICES) for document in rendered(name)]
+    (issuer,) = of_kind(documents, "ClusterIssuer")
+    for certificate in of_kind(documents, "Certificate"):
+        spec = certificate["spec"]
+        assert set(spec) == {"secretName", "dnsNames", "privateKey", "issuerRef"}
+        assert spec["issuerRef"] == {"kind": "ClusterIssuer", "name": issuer["metadata"]["name"]}
+        assert spec["privateKey"] == {"algorithm": "ECDSA", "rotationPolicy": "Always"}
+    acme = issuer["spec"].pop("acme")
+    assert issuer["spec"] == {}
+    assert set(acme) == {"server", "privateKeySecretRef", "solvers"}
+    assert acme["solvers"] == [
+        {
+            "dns01": {"cloudflare": {"apiTokenSecretRef": {"name": "cloudflare", "key": "api-token"}}},
+            "selector": {"dnsZones": [DOMAIN]},
+        }
+    ]
 
 
 # --- scripts/new-service ------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from tests.pod.network import (
     network,
     process,
 )
-from tests.pod.rendering import NEW, SERVICES, configuration, containers, pod_spec, rendered
+from tests.pod.rendering import DOMAIN, NEW, SERVICES, configuration, containers, pod_spec, rendered
 
-NAME = "wiki.example.com"
+NAME = f"{NEW[0]}.{DOMAIN}"
 VPN_ADDRESSES = "100.64.0.5", "fd7a:115c:a1e0::5"
 WITH_NGINX = [service for service in SERVICES if service != "freeipa"]
 

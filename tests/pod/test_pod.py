@@ -14,7 +14,7 @@ from tests.pod.cluster import MARK, NAME, PYTHON, USER, deployed
 from tests.pod.conftest import STAND_INS
 from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Answer, Surroundings, eventually, surroundings
 from tests.pod.play import PROBES, Kubelet, Pod, Podman
-from tests.pod.rendering import containers, pod_spec, rendered
+from tests.pod.rendering import DOMAIN, containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
@@ -62,7 +62,7 @@ def world(runtime: Podman, folder: Path) -> Iterator[World]:
     headscale = HeadscaleSimulator()
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
-    zone = cloudflare.add_zone("example.com")
+    zone = cloudflare.add_zone(DOMAIN)
     with ExitStack() as stack:
         around = stack.enter_context(surroundings())
         with around.cluster.inside():
