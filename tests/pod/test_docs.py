@@ -13,7 +13,19 @@ import pytest
 import yaml
 
 from lifecycle.settings import DryRunSettings, every_variable, load
-from tests.pod.rendering import DEPLOY, OTHERS, ROOT, SHIPPED, configuration, containers, copied, pod_spec, render
+from tests.pod.rendering import (
+    DEPLOY,
+    OTHERS,
+    ROOT,
+    SHIPPED,
+    configuration,
+    containers,
+    copied,
+    of_kind,
+    pod_spec,
+    render,
+    rendered,
+)
 
 PAGES = ("operations.md", "add-a-service.md", "move-from-terraform.md")
 
@@ -126,6 +138,16 @@ def test_the_states_of_nodez_are_those_of_the_page() -> None:
 def test_every_page_s_service_is_shipped_or_made() -> None:
     named = {found for page in PAGES for found in re.findall(r"deploy/services/([\w-]+)", text(page))}
     assert named <= {*SHIPPED, "wiki"}
+
+
+def test_terraform_s_state_gets_no_secret() -> None:
+    """All that is rendered goes through its loop, but for the Secrets, which the page has made beside it."""
+    page = text("move-from-terraform.md")
+    (loop,) = re.findall(r"```hcl\n(.*?)```", page, flags=re.DOTALL)
+    assert '    if document.kind != "Secret"\n' in loop
+    for secret in of_kind(rendered("grafana"), "Secret"):
+        metadata = secret["metadata"]
+        assert f"kubectl -n {metadata['namespace']} create secret generic {metadata['name']}\n" in page
 
 
 def test_the_page_s_command_puts_the_operator_s_domain_everywhere(tmp_path: Path) -> None:
