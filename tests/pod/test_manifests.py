@@ -337,7 +337,7 @@ def test_an_image_is_pinned_to_a_version() -> None:
     assert "localhost/tailscale-lifecycle:latest" in every
     for image in every - {"localhost/tailscale-lifecycle:latest"}:
         assert re.fullmatch(
-            r"[a-z0-9.-]+\.[a-z]+/[a-z0-9/-]+:[a-z-]*v?\d+(-\d+)?\.\d+(\.\d+)?(-[a-z0-9.-]+)?", image
+            r"[a-z0-9.-]+\.[a-z]+(:\d+)?/[a-z0-9._/-]+:[a-z-]*v?\d+(-\d+)?(\.\d+)+(-[a-z0-9.-]+)?", image
         ), image
 
 
@@ -453,15 +453,26 @@ def test_every_certificate_is_asked_of_the_one_issuer_which_proves_the_domain_by
         pytest.param(("Wiki", "docker.io/a/wiki:1.2", "8080"), id="name-in-capitals"),
         pytest.param(("wiki-", "docker.io/a/wiki:1.2", "8080"), id="name-ends-in-a-hyphen"),
         pytest.param(("w" * 53, "docker.io/a/wiki:1.2", "8080"), id="name-too-long"),
+        pytest.param(("4wiki", "docker.io/a/wiki:1.2", "8080"), id="no-name-for-a-kubernetes-service"),
+        pytest.param(("", "docker.io/a/wiki:1.2", "8080"), id="no-name"),
         pytest.param(("_template", "docker.io/a/wiki:1.2", "8080"), id="the-template"),
         pytest.param(("grafana", "docker.io/a/wiki:1.2", "8080"), id="there-already"),
         pytest.param(("wiki", "docker.io/a/wiki", "8080"), id="no-tag"),
         pytest.param(("wiki", "registry.example.com:5000/wiki", "8080"), id="a-port-is-no-tag"),
         pytest.param(("wiki", "docker.io/a/wiki:latest", "8080"), id="a-tag-that-moves"),
+        pytest.param(("wiki", "docker.io/a/wiki:main", "8080"), id="a-branch"),
+        pytest.param(("wiki", "docker.io/a/wiki:", "8080"), id="an-empty-tag"),
+        pytest.param(("wiki", "wiki:1.2", "8080"), id="no-registry"),
+        pytest.param(("wiki", "a/wiki:1.2", "8080"), id="still-no-registry"),
         pytest.param(("wiki", "docker.io/a/wiki:1|2", "8080"), id="no-image"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2\ndocker.io/a/wiki:1.2", "8080"), id="two-images"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2", "http"), id="no-port"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2", "443"), id="nginx-has-that-port"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "70000"), id="a-port-too-high"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "data"), id="no-path"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/"), id="the-root"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/tmp"), id="a-path-that-is-taken"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/data/../tmp"), id="the-same-by-a-detour"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2"), id="too-few"),
     ],
 )
@@ -471,6 +482,32 @@ def test_a_new_service_that_could_not_work_is_refused(wrong: tuple[str, ...], tm
     assert done.returncode == 2
     assert done.stderr.startswith("scripts/new-service: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("volume", "mounts"),
+    [
+        pytest.param((), {"data": "/data", "application-tmp": "/tmp"}, id="by-default"),
+        pytest.param(("/srv/wiki",), {"data": "/srv/wiki", "application-tmp": "/tmp"}, id="said"),
+        pytest.param(("-",), {"application-tmp": "/tmp"}, id="none"),
+    ],
+)
+def test_a_new_service_keeps_its_data_where_it_says(
+    volume: tuple[str, ...], mounts: dict[str, str], tmp_path: Path
+) -> None:
+    folder = copied(tmp_path) / "deploy/services/wiki"
+    image = "registry.example.com:5000/a_team/wiki:v1.2.3-alpine"
+    done = new_service(tmp_path, "wiki", image, "65535", *volume)
+    assert done.returncode == 0, done.stderr
+    documents = render(folder)
+    for document in documents:
+        kubernetes_validate.validate(document, NEWEST, strict=True)
+    only, application = workload(documents), containers(pod_spec(documents))["application"]
+    assert application["image"] == image
+    assert {mount["name"]: mount["mountPath"] for mount in application["volumeMounts"]} == mounts
+    claims = [claim["metadata"]["name"] for claim in only["spec"].get("volumeClaimTemplates", [])]
+    assert claims == ["data"] * ("data" in mounts)
+    assert configuration(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
 
 
 def test_the_script_leaves_nothing_of_the_template_to_fill_in() -> None:
