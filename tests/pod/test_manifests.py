@@ -84,6 +84,15 @@ def environment(container: Document, documents: list[Document]) -> dict[str, Any
     return values
 
 
+def holders(spec: Document, place: str) -> set[str]:
+    """The containers that have something mounted there."""
+    return {
+        name
+        for name, container in containers(spec).items()
+        if any(mount["mountPath"] == place for mount in container.get("volumeMounts", []))
+    }
+
+
 def test_every_folder_with_a_kustomization_is_among_those_tested() -> None:
     """The base and the components are no kustomizations to apply, the template is none yet."""
     ours = ("cert-manager", "ingress", "services")
@@ -176,6 +185,8 @@ def test_any_workload_with_a_tailscale_container_can_be_made_to_manage_itself(
     )
     assert set(containers(spec)) == {"cleanup", "dns-watch", "prepare", "tailscale", "wiki"}
     assert containers(spec)["tailscale"]["image"] == "docker.io/tailscale/tailscale:v1.102.3"
+    # Only their own choice of NODE_POLICY or HEADSCALE_ACCESS gives ours a token.
+    assert holders(spec, TOKEN) == {"tailscale"}
 
 
 @pytest.mark.parametrize(("service", "variant"), VARIANTS)
@@ -232,12 +243,7 @@ def test_the_token_is_tailscales_and_cleanups(service: str, variant: Variant) ->
     """cleanup's for NODE_POLICY=keep; Argo CD is a client of the Kubernetes API itself."""
     spec = pod_spec(rendered(service, variant))
     assert spec["automountServiceAccountToken"] is False
-    holders = {
-        name
-        for name, container in containers(spec).items()
-        if any(mount["mountPath"] == TOKEN for mount in container.get("volumeMounts", []))
-    }
-    assert holders == {"cleanup", "tailscale"} | ({"application"} if service == "argocd" else set())
+    assert holders(spec, TOKEN) == {"cleanup", "tailscale"} | ({"application"} if service == "argocd" else set())
 
 
 @pytest.mark.parametrize(("service", "variant"), VARIANTS)
@@ -261,12 +267,7 @@ def test_the_key_is_in_memory_and_its_folder_is_mounted_where_it_is_used(service
 
 @pytest.mark.parametrize(("service", "variant"), VARIANTS)
 def test_no_secret_reaches_a_container_that_does_not_need_it(service: str, variant: Variant) -> None:
-    holders = {
-        name
-        for name, container in containers(pod_spec(rendered(service, variant))).items()
-        if any(mount["name"] == "lifecycle-secrets" for mount in container.get("volumeMounts", []))
-    }
-    assert holders == set(OURS)
+    assert holders(pod_spec(rendered(service, variant)), "/run/secrets/lifecycle") == set(OURS)
 
 
 @pytest.mark.parametrize("service", SERVICES)
