@@ -71,9 +71,6 @@ import() {
         fi
         return 1
     fi
-    if [ -n "$(digest_of "$PREVIOUS")" ]; then
-        images rm "$PREVIOUS" >/dev/null
-    fi
 }
 
 # One look, and what it takes to make it right.
@@ -101,6 +98,10 @@ ensure() {
     if ! pinned; then
         say "pinning $IMAGE"
         pin
+    fi
+    # Not needed any more; also what an import left there that was cut off.
+    if [ -n "$(digest_of "$PREVIOUS")" ]; then
+        images rm "$PREVIOUS" >/dev/null
     fi
 }
 

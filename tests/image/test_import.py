@@ -31,6 +31,11 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
         yield importer
 
 
+def names(containerd: Containerd) -> list[str]:
+    """The names of all images that have one."""
+    return [name for name in containerd.images() if not name.startswith("sha256:")]
+
+
 def name_another_image(unpacked: Path) -> None:
     index = unpacked / "index.json"
     index.write_text(index.read_text().replace(IMAGE, "docker.io/library/another:latest"))
@@ -109,7 +114,7 @@ def test_the_image_is_there_under_its_exact_name_and_pinned(
 def test_kubernetes_is_told_of_it(containerd: Containerd, importer: Importer) -> None:
     """containerd's CRI plugin marks what it shows the kubelet; all that is there is one image under one name."""
     assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
-    assert [name for name in containerd.images() if not name.startswith("sha256:")] == [IMAGE]
+    assert names(containerd) == [IMAGE]
 
 
 def test_nothing_is_ready_before_the_first_import(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
@@ -155,10 +160,23 @@ def test_a_new_archive_replaces_the_image(
     second.mkdir()
     with importing(containerd, builds.archive, second) as successor:
         successor.becomes_ready()
+        eventually(
+            lambda: names(containerd) == [IMAGE],
+            within_s=20,
+            what="only the image's own name",
+            log=lambda: successor.said,
+        )
     image = containerd.images()[IMAGE]
     assert image.digest == builds.archive.digest != before
     assert image.labels[PIN] == "pinned"
-    assert [name for name in containerd.images() if not name.startswith("sha256:")] == [IMAGE]
+
+
+def test_the_image_before_does_not_stay_for_ever(containerd: Containerd, importer: Importer) -> None:
+    """An import that was cut off left it; the next look finds all well, and takes it away."""
+    checked([*containerd.ctr, "images", "tag", IMAGE, "localhost/tailscale-lifecycle:previous"])
+    eventually(
+        lambda: names(containerd) == [IMAGE], within_s=20, what="only the image's own name", log=lambda: importer.said
+    )
 
 
 @pytest.mark.parametrize(

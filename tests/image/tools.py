@@ -108,7 +108,7 @@ class Archive:
         checked(["mkdir", "-p", scratch])
         checked(["tar", "-xf", self.path, "-C", scratch])
         change(scratch)
-        checked(["tar", "-cf", self.path, "-C", scratch, "."])
+        checked(["tar", "-cf", self.path, "-C", scratch, *sorted(part.name for part in scratch.iterdir())])
 
 
 @dataclass
