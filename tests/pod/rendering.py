@@ -25,6 +25,8 @@ NEW = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
 """What scripts/new-service is given; what it makes of it passes the same tests as what is shipped."""
 SERVICES = (*SHIPPED, NEW[0])
 OTHERS = ("cert-manager", "ingress/examples", "ingress/external", "ingress/internal")
+WITH_PODS = ("ingress/external", "ingress/internal")
+"""Those of the others that make pods."""
 OURS = ("cleanup", "dns-watch")
 
 Variant = Literal["native", "plain"]

@@ -22,6 +22,7 @@ from tests.pod.rendering import (
     SERVICES,
     SHIPPED,
     VARIANTS,
+    WITH_PODS,
     Document,
     Variant,
     configuration,
@@ -375,6 +376,86 @@ def test_the_external_controller_has_rights_in_two_namespaces_only() -> None:
     assert all(rule.get("resourceNames") and rule["verbs"] == ["get"] for rule in cluster["rules"])
     (arguments,) = [container["args"] for container in pod_spec(documents)["containers"]]
     assert "-watch-namespace=headscale" in arguments
+
+
+@pytest.mark.parametrize(("name", "ingress"), [("ingress/internal", "ingress/examples"), ("ingress/external",) * 2])
+def test_a_controller_serves_the_class_that_it_brings_and_its_ingresses_name(name: str, ingress: str) -> None:
+    (brought,) = of_kind(rendered(name), "IngressClass")
+    (container,) = pod_spec(rendered(name))["containers"]
+    assert [word for word in container["args"] if word.startswith("-ingress-class=")] == [
+        f"-ingress-class={brought['metadata']['name']}"
+    ]
+    (only,) = of_kind(rendered(ingress), "Ingress")
+    assert only["spec"]["ingressClassName"] == brought["metadata"]["name"]
+
+
+def test_headscale_s_long_connections_are_left_alone() -> None:
+    """A client's is an upgrade that may say nothing for a minute; nginx' own limit is a minute."""
+    (ingress,) = of_kind(rendered("ingress/external"), "Ingress")
+    assert ingress["metadata"]["annotations"] == {
+        "nginx.org/websocket-services": "headscale",
+        "nginx.org/proxy-read-timeout": "1h",
+        "nginx.org/proxy-send-timeout": "1h",
+        "nginx.org/proxy-buffering": "False",
+    }
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_from_outside_the_vpn_only_wireguard_and_the_metrics_are_let_in(service: str) -> None:
+    documents = rendered(service)
+    (policy,) = of_kind(documents, "NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    assert policy["spec"]["ingress"] == [
+        {"ports": [{"protocol": "UDP", "port": 41641}]},
+        {"from": [monitoring], "ports": [{"protocol": "TCP", "port": 9003}]},
+    ]
+    spec = pod_spec(documents)
+    tailscale = environment(containers(spec)["tailscale"], documents)
+    assert "--port=41641" in tailscale["TS_TAILSCALED_EXTRA_ARGS"].split()
+    assert [port["containerPort"] for port in containers(spec)["dns-watch"]["ports"]] == [9003]
+
+
+def test_nobody_but_the_load_balancer_s_clients_reaches_the_external_controller() -> None:
+    (policy,) = of_kind(rendered("ingress/external"), "NetworkPolicy")
+    (service,) = of_kind(rendered("ingress/external"), "Service")
+    ports = [port["targetPort"] for port in service["spec"]["ports"]]
+    assert policy["spec"]["ingress"] == [{"ports": [{"port": port} for port in ports]}]
+
+
+@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in WITH_PODS), *VARIANTS])
+def test_what_ended_says_why(name: str, variant: Variant) -> None:
+    """In `kubectl describe`: its own last words, or the end of its log."""
+    every = containers(pod_spec(rendered(name, variant)))
+    assert {each["terminationMessagePolicy"] for each in every.values()} == {"FallbackToLogsOnError"}
+    assert not [each for each in every.values() if "terminationMessagePath" in each]
+
+
+PROBES = {
+    ("tailscale", "startupProbe"): "http://127.0.0.1:9002/healthz",
+    ("tailscale", "livenessProbe"): "http://127.0.0.1:9003/nodez",
+    ("dns-watch", "livenessProbe"): "/livez",
+    ("nginx-tls", "livenessProbe"): "/nginx",
+    ("nginx-tls", "readinessProbe"): "/nginx",
+    ("application", "startupProbe"): "/application",
+    ("application", "livenessProbe"): "/application",
+    ("application", "readinessProbe"): "/application",
+}
+"""What each asks; FreeIPA's application is asked through systemd."""
+
+
+@pytest.mark.parametrize(("service", "variant"), VARIANTS)
+def test_every_probe_asks_at_a_path_that_somebody_answers(service: str, variant: Variant) -> None:
+    every = containers(pod_spec(rendered(service, variant)))
+    for (name, kind), path in PROBES.items():
+        probe = every.get(name, {}).get(kind)
+        if probe is None or (service == "freeipa" and name == "application"):
+            assert service == "freeipa"
+        elif "httpGet" in probe:
+            assert probe["httpGet"]["path"] == path
+        else:
+            words = " ".join(probe["exec"]["command"]).split()
+            assert [word for word in words if word.startswith("http://")] == [path]
 
 
 def test_one_class_is_the_default_and_it_is_the_internal_one() -> None:
