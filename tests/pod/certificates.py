@@ -24,10 +24,14 @@ class MountedSecret:
     """A folder with a Secret's files, replaced all at once: links through one that is swapped.
 
     Source: Kubernetes, pkg/volume/util/atomic_writer.go.
+
+    Args:
+        mode: the volume's `defaultMode`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: int = 0o440) -> None:
         self.folder = folder
+        self.mode = mode
         self._versions = 0
         folder.mkdir()
 
@@ -38,7 +42,7 @@ class MountedSecret:
         version.mkdir()
         for name, content in files.items():
             (version / name).write_text(content)
-            (version / name).chmod(0o440)
+            (version / name).chmod(self.mode)
             run("chown", f"0:{owner}", version / name)
             if not (self.folder / name).is_symlink():
                 (self.folder / name).symlink_to(Path("..data", name))

@@ -255,7 +255,9 @@ class Kubelet:
                     ]
                     run("nsenter", f"--target={self.podman.init}", "--mount", "--", *mount)
             elif "secret" in volume:
-                self.mounted[name] = MountedSecret(path)
+                # The group may read whatever the mode says: that is what it is for.
+                mode = volume["secret"].get("defaultMode", 0o644) | 0o440
+                self.mounted[name] = MountedSecret(path, mode)
                 self.mounted[name].write(dict(self.secrets[volume["secret"]["secretName"]]), owner=self.group)
             elif "configMap" in volume:
                 (data,) = [

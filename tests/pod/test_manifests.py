@@ -36,6 +36,7 @@ from tests.pod.rendering import (
     rendered,
     workload,
 )
+from tests.pod.tailscale_container import health_address
 
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
 OLDEST_NATIVE = "1.29"
@@ -219,7 +220,14 @@ def test_tailscale_is_told_what_ours_rely_on(service: str, variant: Variant) -> 
     assert set(told) == TAILSCALE_VARIABLES
     assert (told["TS_HOSTNAME"], told["TS_KUBE_SECRET"]) == (ours["TS_HOSTNAME"], ours["TS_KUBE_SECRET"])
     assert (told["TS_USERSPACE"], told["TS_AUTH_ONCE"], told["TS_ACCEPT_DNS"]) == ("false", "true", "false")
+    assert health_address(told) == ("127.0.0.1", 9002)
     assert told["TS_AUTHKEY"] == f"file:{command_variables(DryRunSettings)['AUTHKEY_OUTPUT_PATH'].default}"
+
+
+@pytest.mark.parametrize("wrong", ["localhost:9002", ":9002", "9002"])
+def test_an_address_that_tailscale_would_end_over_ends_its_stand_in(wrong: str) -> None:
+    with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 address"):
+        health_address({"TS_LOCAL_ADDR_PORT": wrong})
 
 
 @pytest.mark.parametrize("service", SERVICES)
