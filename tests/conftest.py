@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--system", action="store_true", help="fail where scripts/bootstrap --system would have helped")
     parser.addoption("--soak", action="store_true", help="twenty times the fault schedules, none of them drawn before")
 
 
@@ -47,6 +48,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:
     """Take over what a process counted; one that crashed counted nothing."""
     tally.take_over(getattr(node, "workeroutput", {}).get("tally"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With --system, take what is said to be missing for a failure."""
+    report = yield
+    if report.skipped and item.config.getoption("--system") and "scripts/bootstrap --system" in str(report.longrepr):
+        report.outcome = "failed"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
