@@ -25,7 +25,8 @@ class KeyNote:
 
     Attributes:
         pre_auth_key_id: the key that was written; decimal text.
-        kept_node_id: the node that keeps its state, under NODE_POLICY=keep; decimal text.
+        kept_node_id: the node that was this pod's when it was seen last, or is to be under NODE_POLICY=keep;
+            decimal text.
     """
 
     pre_auth_key_id: str | None
@@ -75,12 +76,23 @@ class KeyFile:
         Raises:
             KeyFileError: nothing was replaced, or only the note was.
         """
-        text = json.dumps({"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id})
+        self.write_note(note)
         try:
-            self._replace(self.note_path, text.encode() + b"\n", ID_FILE_MODE)
             self._replace(self.path, key.get_secret_value().encode(), self.mode)
         except OSError as error:
             raise _write_failed(self.path, error) from error
+
+    def write_note(self, note: KeyNote) -> None:
+        """Replace the note alone, in one step.
+
+        Raises:
+            KeyFileError: it was not replaced.
+        """
+        text = json.dumps({"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id})
+        try:
+            self._replace(self.note_path, text.encode() + b"\n", ID_FILE_MODE)
+        except OSError as error:
+            raise _write_failed(self.note_path, error) from error
 
     def read_note(self) -> KeyNote | None:
         """The note beside the key.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -80,6 +82,7 @@ class NodeFinder:
             found = without_successor(found, node_id=self.node_id)
         if isinstance(found, Node):
             self.node_id = found.id
+            self._remember(found, note)
             return found
         own_id = self.node_id or note.kept_node_id
         if self.node_id is None and own_id is not None and all(node.id != own_id for node in nodes):
@@ -112,6 +115,13 @@ class NodeFinder:
             if interface is None:
                 raise
             return KeyNote(None)
+
+    def _remember(self, node: Node, note: KeyNote) -> None:
+        """Note for whoever watches after us which node it was: of that one, Headscale can say that it is gone."""
+        if note.pre_auth_key_id is not None and note.kept_node_id != node.id:
+            # A volume that is not writable here: as before there was a note.
+            with suppress(KeyFileError):
+                self._key_file.write_note(replace(note, kept_node_id=node.id))
 
     def _complain(self, error: LifecycleError) -> None:
         """Say once what keeps our node from being known."""

@@ -75,11 +75,12 @@ class Healer:
     def restart_helps(self) -> bool:
         """Whether a restart of the tailscale container brings the node back.
 
-        Our node is confirmed lost, nobody else has its name, there is a fresh key in the file, and no restart
-        is under way already: the VPN interface has not changed for as long as confirming takes.
+        Our node is confirmed gone or expired, nobody else has its name, there is a fresh key in the file, and no
+        restart is under way already: the VPN interface has not changed for as long as confirming takes. Of a
+        stranded pod it is not known which node it had: Headscale's own word that it is gone cannot be had.
         """
         return (
-            self.lost is not None
+            self.lost in (Missing.GONE, Missing.EXPIRED)
             and not self._superseded
             and self._key is not None
             and self._key.usable(self._now())

@@ -88,7 +88,7 @@ class RecordKeeper:
         """
         now = self._monotonic()
         due = specs != self._compared or now >= self._verify_at
-        if due and tuple(spec.address for spec in specs) != self._status.addresses:
+        if due and self._status.in_sync and tuple(spec.address for spec in specs) != self._status.addresses:
             self._status.out_of_sync("the record has not been put right since the address changed")
         if not due or now < self._not_before:
             return 0

@@ -128,13 +128,13 @@ def test_an_expired_node_comes_back_as_itself(
 
 
 def test_a_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """All it knows is an address that no node has, and that this pod's key was used: that is enough."""
+    """The one before it noted which node it was, and of that one Headscale says that it is gone."""
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
     pod.new_watch()
     pod.run(130)
-    assert pod.nodez == ("stranded", True)
+    assert pod.nodez == ("gone", True)
     assert pod.key != old_key
     pod.join()
     pod.run(60)
