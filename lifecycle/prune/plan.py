@@ -61,11 +61,12 @@ def plan_gone(
         return []
     found = []
     for name, ours in _by_name(records):
-        bearers = [node for node in nodes if _bears(node, name, domain)]
+        bearers = [node for node in nodes if _may_bear(node, name)]
         # A node of the name that is not ours, or may be back any moment: the service lives.
         if all(_owns(node, user, tags) and _long_offline(node, now=now, after=after) for node in bearers):
+            leaving = tuple(node for node in bearers if _bears(node, name, domain))
             reason = f"its node has been offline for more than {after}" if bearers else "its node is gone"
-            found.append(PruneService(name, ours, tuple(bearers), reason))
+            found.append(PruneService(name, ours, leaving, reason))
     return found
 
 
@@ -106,6 +107,12 @@ def _by_name(records: Iterable[Record]) -> list[tuple[str, tuple[Record, ...]]]:
 def _bears(node: Node, name: str, domain: str) -> bool:
     hostname = node.hostname.casefold()
     return name == (hostname if "." in hostname else f"{hostname}.{domain}")
+
+
+def _may_bear(node: Node, name: str) -> bool:
+    """Whether the record may be the node's: to a hostname without a dot, its pod adds a domain we are not told."""
+    hostname = node.hostname.casefold()
+    return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
 
 
 def _owns(node: Node, user: User, tags: frozenset[str]) -> bool:

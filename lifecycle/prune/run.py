@@ -20,8 +20,9 @@ from lifecycle.settings import PruneSettings
 
 log = structlog.get_logger()
 
-# Between the two looks: after a restart of Headscale, its clients come back within a minute or so.
-OBSERVATION_S = 180.0
+# Between the two looks. After a restart of Headscale everybody is offline until their clients come back, and when a
+# node was last seen is no heartbeat: for one that was connected all the time it may be as long ago as its start.
+OBSERVATION_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)

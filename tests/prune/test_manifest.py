@@ -49,7 +49,6 @@ def test_the_command_understands_its_settings(
     for name, value in settings["data"].items():
         # The Secret's files are the cluster's; the rest is as it stands.
         monkeypatch.setenv(name.removesuffix("_FILE"), "a-token" if name in secrets else value)
-    monkeypatch.setenv("DNS_OWNER", "monitoring")
     assert load(PruneSettings).prune_after.days == 7
 
 

@@ -80,6 +80,19 @@ def test_it_may_live(nodes: list[Node]) -> None:
     assert gone(nodes) == []
 
 
+IN_ANOTHER_DOMAIN = [a_record(name="grafana.b.example.com")]
+
+
+def test_a_short_hostname_may_have_a_domain_that_prune_is_not_told() -> None:
+    assert gone([a_node(hostname="grafana")], records=IN_ANOTHER_DOMAIN) == []
+
+
+def test_a_node_whose_record_is_not_surely_this_one_stays() -> None:
+    """It may be grafana.example.com's, of which nothing is known here."""
+    offline = a_node(hostname="grafana", online=False, last_seen=LONG_AGO)
+    assert gone([offline], records=IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
+
+
 @pytest.mark.parametrize("others", [[], [a_node(98, hostname="other.example.com", online=False)]])
 def test_while_nobody_is_online_nothing_is_believed(others: list[Node]) -> None:
     """After a restart of Headscale everybody is offline, with whatever moment they were last seen before."""
