@@ -18,12 +18,12 @@ log = structlog.get_logger()
 WARN_BEFORE = timedelta(days=14)
 
 _DAY_S = 86_400.0
-# How soon a list of API keys that could not be read is asked for again.
-_SECOND_TRY_S = 3600.0
+# How soon the list of API keys is read again when it could not be, or when a new key should soon be in place.
+_HOUR_S = 3600.0
 
 
 class ExpiryWatch:
-    """Looks once a day, and says at most once a day what it found.
+    """Looks once a day, or once an hour when it is near, and says at most once a day what it found.
 
     Args:
         now: gives aware UTC.
@@ -47,13 +47,14 @@ class ExpiryWatch:
         """Find out, when that is due, when our API key expires; that it cannot be found out is no failure."""
         now = self._monotonic()
         if now >= self._look_at:
-            wait_s = _DAY_S
             try:
                 self.api_key_expires_at = self._headscale.api_key_expires_at()
             except ApiError as error:
                 log.debug("api_key.unreadable", error=str(error))
-                wait_s = _SECOND_TRY_S
-            self._look_at = now + jittered(wait_s)
+            else:
+                self._look_at = now + jittered(_HOUR_S if self._is_near(self.api_key_expires_at) else _DAY_S)
+        if now >= self._look_at:
+            self._look_at = now + jittered(_HOUR_S)
         expires_at = self.api_key_expires_at
         if expires_at is not None and self._is_to_be_said("api_key", expires_at):
             log.warning(
@@ -78,10 +79,13 @@ class ExpiryWatch:
 
     def _is_to_be_said(self, what: str, expires_at: datetime) -> bool:
         now = self._monotonic()
-        if expires_at - self._now() > WARN_BEFORE or now < self._say_at.get(what, now):
+        if not self._is_near(expires_at) or now < self._say_at.get(what, now):
             return False
         self._say_at[what] = now + _DAY_S
         return True
+
+    def _is_near(self, expires_at: datetime | None) -> bool:
+        return expires_at is not None and expires_at - self._now() <= WARN_BEFORE
 
     def _days_to(self, expires_at: datetime) -> int:
         return max((expires_at - self._now()).days, 0)

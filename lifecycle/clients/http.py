@@ -54,6 +54,10 @@ class Credential:
             self._value = self._read()
         return self._value
 
+    def read_again(self) -> None:
+        """Read the secret anew, refused or not; one that cannot be read stays as it was."""
+        self._value = self._read()
+
     def renew(self, refused: str) -> bool:
         """Read the secret again after this one was refused; whether it is another now."""
         if self._value == refused:
@@ -124,6 +128,10 @@ class JsonClient:
         self._explain = explain
         self._observe = observe
         self._breaker = _Breaker()
+
+    def read_token_again(self) -> None:
+        """Take the token that is in place now."""
+        self._asked(self._credential.read_again)
 
     def token_begins_with(self, beginning: str) -> bool:
         """Whether the token in use begins like this; nobody else gets to see it."""

@@ -488,6 +488,12 @@ class Tailnet:
             expired = replace(key, expires_at=self._now())
             self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
 
+    def add_api_key(self) -> str:
+        """Make another API key, which is good beside the one that is there, and give it."""
+        with self.lock:
+            self._remember()
+            return self._add_api_key(None).key
+
     def rotate_api_key(self, api_key: str | None = None) -> str:
         """Expire the API key and give the new one."""
         with self.lock:

@@ -94,7 +94,9 @@ class HttpTransport:
         return self._in_dialect(list_keys)
 
     def api_key_expires_at(self) -> datetime | None:
-        """When our API key expires. Source: GET /api/v1/apikey, which shows how each key begins."""
+        """When our API key expires, which is read anew before. Source: GET /api/v1/apikey: how each key begins."""
+        # Another one may be in place already, long before this one is refused.
+        self._client.read_token_again()
         keys = self._list("/api/v1/apikey", "apiKeys", dialects.parse_api_key)
         ours = [key for key in keys if self._client.token_begins_with(key.beginning)]
         return ours[0].expires_at if len(ours) == 1 else None
