@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -145,8 +145,17 @@ class JsonClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         authorized: bool = True,
+        members: Collection[str] | None = None,
     ) -> Answer:
         """Send a request once, or twice when its token was refused and another one is there by now.
+
+        Args:
+            method: GET, POST and so on.
+            path: below the base address; with a slash.
+            params: behind the question mark.
+            body: a JSON value; None = none.
+            authorized: whether the token is shown.
+            members: of the answer's objects only these are kept, at any depth; None = all.
 
         Returns:
             The answer, with a status of success; its `json` may be None.
@@ -156,12 +165,14 @@ class JsonClient:
         """
         token = self._asked(lambda: self._credential.value) if authorized else None
         try:
-            return self._send_once(method, path, params=params, body=body, token=token)
+            return self._send_once(method, path, params=params, body=body, token=token, members=members)
         except AuthError:
             # A refused request had no effect, so that sending it again is safe.
             if token is None or not self._asked(partial(self._credential.renew, token)):
                 raise
-            return self._send_once(method, path, params=params, body=body, token=self._credential.value)
+            return self._send_once(
+                method, path, params=params, body=body, token=self._credential.value, members=members
+            )
 
     def _asked(self, credential: Callable[[], Result]) -> Result:
         try:
@@ -171,11 +182,19 @@ class JsonClient:
             raise AuthError(str(error), service=self._service) from error
 
     def _send_once(
-        self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None,
+        body: Any,
+        token: str | None,
+        members: Collection[str] | None,
     ) -> Answer:
         what = f"{method} {path}"
         try:
-            answer = self._exchange(method, path, params=params, body=body, token=token, what=what)
+            response, content = self._exchange(method, path, params=params, body=body, token=token, what=what)
+            answer = _answer(response, content, members)
             error = self._error(what, answer)
         except ApiError:
             self._observe("no_answer")
@@ -188,7 +207,7 @@ class JsonClient:
 
     def _exchange(
         self, method: str, path: str, *, params: Mapping[str, str] | None, body: Any, token: str | None, what: str
-    ) -> Answer:
+    ) -> tuple[httpx.Response, bytearray]:
         headers = {"Accept": "application/json"}
         content = None
         if token is not None:
@@ -227,7 +246,7 @@ class JsonClient:
                 f"is it running, and is {self._address} right?",
                 service=self._service,
             ) from None
-        return _answer(response, received)
+        return response, received
 
     def _error(self, what: str, answer: Answer) -> ApiError | None:
         if answer.status in _SUCCESS:
@@ -310,12 +329,20 @@ class _Breaker:
                 self._stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
-def _answer(response: httpx.Response, content: bytearray) -> Answer:
+def _answer(response: httpx.Response, content: bytearray, members: Collection[str] | None) -> Answer:
+    text = content.decode(errors="replace")
+    # Of a list of a thousand nodes each copy is a megabyte, which the process would keep.
+    content.clear()
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         with suppress(ValueError, RecursionError):
-            return Answer(response.status_code, response.headers, "", json.loads(content))
-    return Answer(response.status_code, response.headers, content.decode(errors="replace"), None)
+            value = json.loads(text, object_hook=None if members is None else partial(_only, members))
+            return Answer(response.status_code, response.headers, "", value)
+    return Answer(response.status_code, response.headers, text, None)
+
+
+def _only(members: Collection[str], value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if name in members}
 
 
 def _cause(error: BaseException) -> str:

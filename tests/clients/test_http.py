@@ -238,6 +238,14 @@ def test_a_head_that_drips_is_given_up_in_time(dripping_server: tuple[str, Event
     assert hung_up.wait(60)
 
 
+def test_only_the_members_that_are_asked_for_are_kept(client: JsonClient, desk: Desk) -> None:
+    """At any depth: what nobody reads takes no room, and a secret among it goes nowhere."""
+    said = {"nodes": [{"id": 1, "key": "s3cr3t", "user": {"id": 2, "email": "a@example.com"}}], "more": {"id": 3}}
+    desk.faults.add(faults.answer(200, json.dumps(said)))
+    kept = client.send("GET", "/thing", members={"nodes", "id", "user"}).json
+    assert kept == {"nodes": [{"id": 1, "user": {"id": 2}}]}
+
+
 def test_nobody_at_the_address_is_told_with_the_address(desk: Desk) -> None:
     with serve(desk) as url:
         pass

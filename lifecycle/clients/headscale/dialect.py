@@ -314,6 +314,15 @@ def parse_listed_user(payload: Any) -> User:
     return user
 
 
+NODE_MEMBERS = frozenset(
+    {
+        *("nodes", "id", "name", "givenName", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
+        *("tags", "forcedTags", "validTags", "online", "expiry", "lastSeen"),
+    }
+)
+"""What `parse_node` reads of a list of nodes: the rest, which is most of it and holds keys up to 0.27, is not kept."""
+
+
 def parse_node(payload: Any) -> Node:
     """A node of any version.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ class HttpTransport:
 
     def nodes(self) -> list[Node]:
         """Every node. Source: GET /api/v1/node, which knows no pages in any version."""
-        return self._list("/api/v1/node", "nodes", dialects.parse_node)
+        return self._list("/api/v1/node", "nodes", dialects.parse_node, members=dialects.NODE_MEMBERS)
 
     def node(self, node_id: str) -> Node:
         """One node. Source: GET /api/v1/node/{id}."""
@@ -196,9 +196,15 @@ class HttpTransport:
             raise dialects.no_sense(f"{method} {path}") from None
 
     def _list(
-        self, path: str, member: str, parse: Callable[[Any], Parsed], *, params: dict[str, str] | None = None
+        self,
+        path: str,
+        member: str,
+        parse: Callable[[Any], Parsed],
+        *,
+        params: dict[str, str] | None = None,
+        members: Collection[str] | None = None,
     ) -> list[Parsed]:
-        payload = self._send("GET", path, params=params)
+        payload = self._send("GET", path, params=params, members=members)
         try:
             items = payload[member]
             if not isinstance(items, list):
