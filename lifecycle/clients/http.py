@@ -336,7 +336,9 @@ def _answer(response: httpx.Response, content: bytearray, members: Collection[st
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json" or kind.endswith("+json"):
         with suppress(ValueError, RecursionError):
-            value = json.loads(text, object_hook=None if members is None else partial(_only, members))
+            # A refusal is read whole.
+            some = members is not None and response.status_code in _SUCCESS
+            value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
             return Answer(response.status_code, response.headers, "", value)
     return Answer(response.status_code, response.headers, text, None)
 
