@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -27,10 +28,12 @@ class KeyNote:
         pre_auth_key_id: the key that was written; decimal text.
         kept_node_id: the node that was this pod's when it was seen last, or is to be under NODE_POLICY=keep;
             decimal text.
+        key_sha256: of the key that was written after the note; None when that is not known.
     """
 
     pre_auth_key_id: str | None
     kept_node_id: str | None = None
+    key_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class KeyFile:
         Raises:
             KeyFileError: nothing was replaced, or only the note was.
         """
-        self.write_note(note)
+        self.write_note(replace(note, key_sha256=_sha256(key.get_secret_value().encode())))
         try:
             self._replace(self.path, key.get_secret_value().encode(), self.mode)
         except OSError as error:
@@ -88,7 +91,7 @@ class KeyFile:
         Raises:
             KeyFileError: it was not replaced.
         """
-        text = json.dumps({"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id})
+        text = json.dumps(asdict(note))
         try:
             self._replace(self.note_path, text.encode() + b"\n", ID_FILE_MODE)
         except OSError as error:
@@ -105,13 +108,30 @@ class KeyFile:
         """
         try:
             values = json.loads(self.note_path.read_bytes())
-            return KeyNote(_optional_id(values["pre_auth_key_id"]), _optional_id(values["kept_node_id"]))
+            return KeyNote(
+                _optional_id(values["pre_auth_key_id"]),
+                _optional_id(values["kept_node_id"]),
+                values.get("key_sha256"),
+            )
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KeyFileError(
                 f"{self.note_path} cannot be read ({type(error).__name__}); run cleanup again to replace it"
             ) from error
+
+    def holds(self, note: KeyNote) -> bool:
+        """Whether the key in the file is the one that the note is about: who is killed between the two leaves another.
+
+        Raises:
+            KeyFileError: the file cannot be read.
+        """
+        try:
+            return note.key_sha256 in (None, _sha256(self.path.read_bytes()))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise KeyFileError(f"{self.path} cannot be read ({error.strerror})") from error
 
     def _replace(self, path: Path, content: bytes, mode: int) -> None:
         with self._temporary(path, content, mode) as temporary:
@@ -147,6 +167,10 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
+
+
+def _sha256(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
 
 
 def _optional_id(value: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -154,7 +155,9 @@ class TestWrite:
 
         key_file.write(KEY, KeyNote(pre_auth_key_id="12", kept_node_id="4"))
 
-        assert json.loads(key_file.note_path.read_bytes()) == {"pre_auth_key_id": "12", "kept_node_id": "4"}
+        digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
+        note = {"pre_auth_key_id": "12", "kept_node_id": "4", "key_sha256": digest}
+        assert json.loads(key_file.note_path.read_bytes()) == note
         assert KEY.get_secret_value() not in key_file.note_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
@@ -342,9 +345,29 @@ class TestReadNote:
         ],
     )
     def test_what_was_written_is_read(self, key_file: KeyFile, note: KeyNote) -> None:
-        key_file.write(KEY, note)
+        key_file.write_note(note)
 
         assert key_file.read_note() == note
+
+    def test_whether_the_key_is_the_noted_one(self, key_file: KeyFile) -> None:
+        """A process that is killed after the note and before the key leaves the key of before."""
+        key_file.write(KEY, NOTE)
+        note = key_file.read_note()
+
+        assert note is not None
+        assert key_file.holds(note)
+        key_file.path.write_text("hskey-auth-of-the-start-before")
+        assert not key_file.holds(note)
+        key_file.path.unlink()
+        assert not key_file.holds(note)
+
+    def test_a_note_of_an_older_version_is_believed(self, key_file: KeyFile) -> None:
+        key_file.write(KEY, NOTE)
+        key_file.note_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
+
+        note = key_file.read_note()
+        assert note == KeyNote("7")
+        assert key_file.holds(note)
 
     def test_no_file_is_no_note(self, key_file: KeyFile) -> None:
         assert key_file.read_note() is None
@@ -421,7 +444,8 @@ WRITER = """
         print(os.getpid(), flush=True)
         for turn in itertools.count():
             write(key_file, turn % len(KEYS))
-            print("written", flush=True)
+            # In one piece: it may be killed here too.
+            os.write(1, b"written\n")
 
     def write_until(key_file, step):
         steps = 0

@@ -155,7 +155,7 @@ class Healer:
             self._complain_of_no_note()
             return
         key = next((key for key in self._headscale.pre_auth_keys(user) if key.id == note.pre_auth_key_id), None)
-        if key is not None and key.usable(self._now()):
+        if key is not None and key.usable(self._now()) and self._key_file.holds(note):
             # An address that no node has, and a key that nobody has used: the tailscale container may be
             # talking to another Headscale.
             self._key = None if loss.kind is Missing.STRANDED and self._key is None else key

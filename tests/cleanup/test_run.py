@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 from collections.abc import Callable
@@ -111,6 +112,7 @@ def test_the_key_and_its_note_stand_in_their_files(world: World) -> None:
     assert json.loads(Path(f"{world.key_file}.id").read_text()) == {
         "pre_auth_key_id": str(key.id),
         "kept_node_id": None,
+        "key_sha256": hashlib.sha256(key.key.encode()).hexdigest(),
     }
     assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
 

@@ -127,6 +127,20 @@ def test_an_expired_node_comes_back_as_itself(
     assert len(world.cloudflare.writes) == writes
 
 
+def test_killed_between_the_note_and_the_key(world: World, tmp_path: Path) -> None:
+    """The key in the file is the used one still: a restart with it helps nobody, and another is made."""
+    pod = a_pod(world, tmp_path / "pod")
+    old_key = pod.key
+    delete_node(pod)
+    pod.run_until(("gone", True), within_s=200)
+    pod.key_file.write_text(old_key)
+    pod.new_watch()
+    pod.run_until(("gone", True), within_s=200)
+    assert pod.key != old_key
+    pod.join()
+    pod.run_until(("registered", False), within_s=60)
+
+
 def test_a_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path, events: list[Any]) -> None:
     """The one before it noted which node it was, and of that one Headscale says that it is gone."""
     pod = a_pod(world, tmp_path / "pod")
