@@ -445,7 +445,7 @@ WRITER = """
         for turn in itertools.count():
             write(key_file, turn % len(KEYS))
             # In one piece: it may be killed here too.
-            os.write(1, b"written\n")
+            os.write(1, b"written\\n")
 
     def write_until(key_file, step):
         steps = 0
