@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle import errors
+from lifecycle.cli import arguments_of
 from lifecycle.settings import COMMANDS, Settings, command_variables, default_text
 
 LEVELS = frozenset({"debug", "info", "warning", "error"})
@@ -85,6 +88,14 @@ def test_the_manuals_settings_and_defaults_are_the_codes(manual: str, command: s
     assert sorted(set(real) - set(table)) == [], "README.md lacks these settings"
     assert sorted(set(table) - set(real)) == [], "README.md has settings that are none"
     assert table == real, "README.md has other defaults"
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_the_manual_explains_each_setting_as_the_help_does(manual: str, command: str | None) -> None:
+    heading = f"### Of `{command}` alone" if command else "### Of all commands"
+    table = {quoted(row["name"])[0]: row["meaning"] for row in rows(section(manual, heading))}
+    variables = command_variables(COMMANDS[command] if command else Settings)
+    assert table == {name: variables[name].description for name in table}
 
 
 def test_each_setting_stands_in_the_manual_once(manual: str) -> None:
@@ -170,13 +181,9 @@ def test_the_manuals_levels_are_the_codes(logged: dict[str, Logged], told: dict[
 
 
 def test_the_manuals_keys_are_logged(logged: dict[str, Logged], told: dict[str, Row]) -> None:
-    """A row may stand for several events: each key is at least one of theirs."""
-    promised: dict[str, set[str]] = {}
-    for row in told.values():
-        together = {key for event in quoted(row["event"]) for key in logged[event].keys}
-        if "**" not in together:
-            promised[row["event"]] = set(quoted(row["keys"])) - together
-    assert {event: keys for event, keys in promised.items() if keys} == {}
+    """All that an event may have, and no more; what is not spelt out in the code needs no name here."""
+    promised = {event: set(quoted(row["keys"])) - set(COMMANDS) for event, row in told.items()}
+    assert promised == {event: logged[event].keys - {"**"} for event in told}
 
 
 # --- Exit statuses ------------------------------------------------------------------------------------
@@ -188,6 +195,18 @@ def test_the_manuals_exit_statuses_are_the_codes(manual: str) -> None:
     assert {int(row["status"]) for row in rows(section(manual, "## Exit status"))} == real
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_manual_has_each_command(manual: str, command: str) -> None:
-    assert f"lifecycle {command}" in section(manual, "## Commands")
+def test_the_manual_has_each_command(manual: str) -> None:
+    """Each row is a command line that is understood, and each command and option has one."""
+    lines = [quoted(row["command"]) for row in rows(section(manual, "## Commands"))]
+    told = {word for typed in lines for line in typed for word in line.removeprefix("lifecycle").split()}
+    help_texts = [told_by_help(arguments) for arguments in ([], *([command] for command in COMMANDS))]
+    known = {word for text in help_texts for word in re.findall(r"(?<![\w-])--[a-z-]+", text)}
+    assert told - {"NAME"} == {*COMMANDS, *known}
+
+
+def told_by_help(arguments: list[str]) -> str:
+    """What a command's help says of its options; the settings, which follow, left out."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
+        arguments_of([*arguments, "--help"])
+    return out.getvalue().partition("settings come from")[0]
