@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from lifecycle.settings import DryRunSettings, every_variable, load
+from tests.test_docs import rows, section
 
 ROOT = Path(__file__).parent.parent
+COMPATIBILITY = (("README.md", "## Compatibility"), ("docs/compatibility.md", "## What is supported"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -70,3 +72,10 @@ def test_the_settings_of_the_first_dry_run_are_whole(monkeypatch: pytest.MonkeyP
 def test_every_link_leads_to_a_file(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_releases_of_the_manual_are_those_of_the_page_that_says_what_was_run() -> None:
+    pages = (section((ROOT / name).read_text(), heading) for name, heading in COMPATIBILITY)
+    here, there = ([re.sub(r" \(.*", "", row["Headscale"]) for row in rows(text)] for text in pages)
+    assert here == there
+    assert len(here) == 5

@@ -20,9 +20,9 @@ from tests.simulators.vpn_client import VpnClient
 SIDECAR = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
-def leave_behind(pod: Pod) -> None:
+def leave_behind(pod: Pod, *, user: str = "svc") -> None:
     """What an earlier pod left: a node and a record."""
-    node = pod.headscale.add_node(NAME, user="svc", online=False)
+    node = pod.headscale.add_node(NAME, user=user, online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -355,3 +357,40 @@ def test_nowhere_to_ask_is_a_wrong_setting(pod: ClusterPod) -> None:
     ended = pod.outside("--dry-run", HOME=str(pod.folder)).end()
     assert ended.status == 2
     assert "HEADSCALE_URL and HEADSCALE_API_KEY" in ended.errors
+
+
+def test_the_manuals_first_steps_end_in_the_dry_run_that_it_shows(
+    pod: ClusterPod, kubeconfig: Path, repository: Path, clean_environment: Mapping[str, str]
+) -> None:
+    """Its commands to the letter, with a kubeconfig, a token and a domain; only the token is filled in."""
+    pod.headscale.add_user("services")
+    node = pod.headscale.add_node(NAME, user="services", online=False)
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)
+    manual = (repository / "README.md").read_text()
+    steps = re.search(r"^```sh\n(scripts/bootstrap\n.*?)^```", manual, flags=re.MULTILINE | re.DOTALL)
+    assert steps
+    clone = pod.folder / "clone"
+    (clone / "scripts").mkdir(parents=True)
+    (clone / ".venv").symlink_to(repository / ".venv")
+    bootstrap = clone / "scripts" / "bootstrap"
+    bootstrap.write_text(f"#!/bin/sh\nexec {repository}/scripts/bootstrap\n")
+    bootstrap.chmod(0o755)
+    typed = steps[1].replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
+    done = subprocess.run(
+        ["sh", "-ec", typed],
+        cwd=clone,
+        env={
+            **clean_environment,
+            "KUBECONFIG": str(kubeconfig),
+            "CLOUDFLARE_API_URL": pod.environment["CLOUDFLARE_API_URL"],
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    port = pod.environment["KUBERNETES_SERVICE_PORT"]
+    printed = done.stdout.replace(f"127.0.0.1:{port}", "kubernetes.example.com:6443")
+    assert f"\n```text\n{printed}```\n" in manual
+    assert pod.untouched
