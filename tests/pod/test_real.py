@@ -221,7 +221,11 @@ def test_from_apply_to_an_answer_over_the_real_vpn(world: World) -> None:
     assert (record.type, record.comment) == ("A", MARK)
     assert f'"{record.content}"' in json.dumps(node)
     url, asked = f"https://{NAME}/", {"to": record.content, "trust": str(world.trust)}
-    eventually(lambda: world.around.vpn.ask(url, **asked).status == 200, "the application, over the VPN")
+    eventually(
+        lambda: world.around.vpn.ask(url, **asked).status == 200,
+        "the application, over the VPN",
+        within_s=FIRST_START_S,
+    )
     seen = dict(world.around.vpn.ask(url, **asked).seen["headers"])
     (laptop,) = world.server.nodes("laptop")
     assert seen["x-real-ip"] in json.dumps(laptop)
