@@ -1,0 +1,41 @@
+"""Make so many passes of `dns-watch`, one right after the other, and tell its memory on the way and at the end."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from lifecycle.dns_watch.run import DnsWatch, new_status
+from lifecycle.logs import configure_logs
+from lifecycle.retry import once
+from lifecycle.services import connect, utc_now
+from lifecycle.settings import DnsWatchSettings, load
+
+
+def resident_mib(process: str = "self") -> float:
+    """How much memory a process has now."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise ValueError("the process has no memory any more")
+
+
+def main(passes: int) -> None:
+    """Make them; what they log goes to standard output, the memory in MiB to standard error."""
+    settings = load(DnsWatchSettings)
+    configure_logs(console=False)
+    with ExitStack() as stack:
+        status = new_status(settings)
+        headscale, cloudflare = connect(settings, once(), stack, None, observe=status.observe)
+        watch = DnsWatch(
+            settings, headscale=headscale, cloudflare=cloudflare, interface=lambda: None, now=utc_now, status=status
+        )
+        for number in range(1, passes + 1):
+            watch.run_pass()
+            if number in (passes // 10, passes):
+                print(resident_mib(), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,239 @@
+"""Both services on loopback, some way off if need be, and the real commands beside them, each measured as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS
+from tests.process.cluster import Authority, with_service_account
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale_cli import Finished, HeadscaleCli
+from tests.simulators.kubernetes import KubernetesSimulator
+from tests.simulators.serve import serve
+from tests.simulators.vpn_client import VpnClient
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+NAME = "grafana.example.com"
+MARK = "tailscale-lifecycle/1 default"
+
+PATIENCE_S = 30.0
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
+
+# A small process of its own starts what is measured: the peak memory of a child begins with its parent's.
+_LAUNCH = """
+import json, os, sys, time
+started = time.monotonic()
+pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
+                     file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
+_, status, used = os.wait4(pid, 0)
+print(json.dumps([time.monotonic() - started, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a process took from its start to its end."""
+
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+
+
+def cost(arguments: Sequence[str], *, before: Sequence[str] = (), **environment: str) -> Cost:
+    """Run Python with these arguments to its end.
+
+    Args:
+        arguments: of Python.
+        before: a command that runs the command that follows it.
+        environment: all of it.
+    """
+    done = subprocess.run(
+        [*before, PYTHON, "-I", "-S", "-c", _LAUNCH, PYTHON, *arguments],
+        env={"PATH": os.environ["PATH"], **environment},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return Cost(*json.loads(done.stdout))
+
+
+def until(seen: Callable[[], bool], *, every_s: float = 0.005) -> float:
+    """Wait until something can be seen; seconds."""
+    started = time.monotonic()
+    while not seen():
+        if time.monotonic() - started > PATIENCE_S:
+            raise TimeoutError("a step did not happen")
+        time.sleep(every_s)
+    return time.monotonic() - started
+
+
+class Delayed:
+    """A service that is some way off: each request takes longer by so many seconds."""
+
+    def __init__(self, app: WSGIApplication, delay_s: float) -> None:
+        self._app = app
+        self._delay_s = delay_s
+        self.requests = 0
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer after the delay."""
+        self.requests += 1
+        time.sleep(self._delay_s)
+        return self._app(environ, start_response)
+
+    def was_asked(self, times: int) -> bool:
+        """Whether so many requests have come in."""
+        return self.requests >= times
+
+
+class World:
+    """Both services, and the commands' environment.
+
+    Args:
+        folder: for the key file.
+        nodes: of others.
+    """
+
+    def __init__(self, folder: Path, *, nodes: int = 0) -> None:
+        self.headscale = HeadscaleSimulator()
+        self.cloudflare = CloudflareSimulator()
+        self.headscale.keep_bodies = self.cloudflare.keep_bodies = False
+        self.headscale.add_user("services")
+        for number in range(nodes):
+            self.headscale.add_node(f"other-{number}.example.com", user="services")
+        self.zone = self.cloudflare.add_zone("example.com")
+        self.key_file = folder / "authkey"
+        self.environment: dict[str, str] = {}
+
+    @contextmanager
+    def served(self, delay_s: float = 0.0) -> Iterator[tuple[Delayed, Delayed]]:
+        """Let both services listen, each request taking longer by the delay."""
+        near, far = Delayed(self.headscale, delay_s), Delayed(self.cloudflare, delay_s)
+        with serve(near) as headscale, serve(far) as cloudflare:
+            self.environment = {
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(REPOSITORY),
+                "HOSTNAME": "grafana-0",
+                "DOMAIN_NAME": "example.com",
+                "HEADSCALE_URL": headscale,
+                "HEADSCALE_API_KEY": self.headscale.api_key,
+                "HEADSCALE_USER": "services",
+                "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
+                "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
+                "CLOUDFLARE_ZONE_ID": self.zone,
+                "DNS_OWNER": "default",
+                "AUTHKEY_OUTPUT_PATH": str(self.key_file),
+                "TAILSCALE_INTERFACE": "",
+                "HEALTH_PORT": "0",
+            }
+            yield near, far
+
+    def leave_behind(self) -> None:
+        """What an earlier pod left: a node and a record."""
+        node = self.headscale.add_node(NAME, user="services", online=False)
+        for record in self.cloudflare.records(self.zone, NAME):
+            self.cloudflare.remove_record(record.id)
+        self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
+
+    def run(self, *arguments: str) -> Cost:
+        """Run one of the commands to its end."""
+        return cost(["-m", "lifecycle", *arguments], **self.environment)
+
+    def joined(self, interface: str | None = None) -> VpnClient:
+        """Let the pod's tailscale container join with the key from the file."""
+        client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME, interface=interface)
+        client.start()
+        return client
+
+    @contextmanager
+    def watching(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Let `dns-watch` run for as long as the block lasts."""
+        command = [PYTHON, "-m", "lifecycle", "dns-watch"]
+        process = subprocess.Popen(command, env=self.environment | environment, stdout=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(PATIENCE_S)
+
+    def published(self, client: VpnClient) -> bool:
+        """Whether the name resolves to this client, and to nothing else."""
+        return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [client.addresses[0]]
+
+
+class CountedCli:
+    """Headscale's command line, and how much it said."""
+
+    def __init__(self, headscale: HeadscaleSimulator) -> None:
+        self._cli = HeadscaleCli(headscale)
+        self.said: list[int] = []
+
+    def __call__(self, argv: Sequence[str]) -> Finished:
+        """Run it."""
+        finished = self._cli(argv)
+        self.said.append(len(finished.stdout))
+        return finished
+
+
+@contextmanager
+def through_the_cluster(world: World, folder: Path) -> Iterator[tuple[CountedCli, Callable[[str], Cost]]]:
+    """Let the commands reach a world that is served through the Kubernetes API, and run them so."""
+    authority = Authority(folder)
+    kubernetes = KubernetesSimulator()
+    cli = CountedCli(world.headscale)
+    kubernetes.add_pod("headscale-0", {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
+    kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
+    account = folder / "serviceaccount"
+    account.mkdir()
+    (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
+    (account / "namespace").write_text("default")
+    (account / "token").write_text(kubernetes.token)
+    with serve(kubernetes, tls=authority.server) as url:
+        host, _, port = url.removeprefix("https://").partition(":")
+        environment = world.environment | {
+            "HEADSCALE_URL": "",
+            "HEADSCALE_API_KEY": "",
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+        }
+        before = [str(word) for word in with_service_account(account)]
+        yield cli, lambda command: cost(["-m", "lifecycle", *command.split()], before=before, **environment)
+
+
+def passes(world: World, number: int) -> list[float]:
+    """Memory in MiB after a tenth of so many passes of `dns-watch`, and after all of them."""
+    done = subprocess.run(
+        [PYTHON, str(REPOSITORY / "scripts" / "bench_passes.py"), str(number)],
+        env=world.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [float(line) for line in done.stderr.split()]
+
+
+def in_a_network_namespace(script: str, *arguments: str) -> list[str]:
+    """What a script of this folder prints in a network of its own, where interfaces can be made."""
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, script, *arguments],  # noqa: S607
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
