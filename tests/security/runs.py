@@ -98,9 +98,8 @@ class Runs:
         with pipe.open() as said:
             for line in said:
                 lines.append(line)
-                if any(f'"{event}"' in line for event in GOES_ON) and "process" not in texts:
-                    texts["process"] = Path(f"/proc/{pid}/cmdline").read_text() if Path(f"/proc/{pid}").exists() else ""
-                    if arguments[0] == "dns-watch":
+                if any(f'"{event}"' in line for event in GOES_ON):
+                    if arguments == ("dns-watch",) and "metrics" not in texts:
                         texts |= _health(port)
                     if arguments[0] == "dns-watch" or '"retry.scheduled"' in line:
                         with suppress(ProcessLookupError):
