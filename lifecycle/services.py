@@ -124,7 +124,11 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     from lifecycle.clients import cluster  # noqa: PLC0415
 
     connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster
-    return stack.enter_context(connect(timeout=settings.http_timeout))
+    if settings.access == "exec":
+        needed_for = "HEADSCALE_ACCESS"
+    else:
+        needed_for = "HEADSCALE_API_KEY_SECRET" if settings.headscale_api_key_secret else "NODE_POLICY"
+    return stack.enter_context(connect(needed_for=needed_for, timeout=settings.http_timeout))
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:

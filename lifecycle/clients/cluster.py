@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import Thread
+from time import monotonic
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,23 +20,36 @@ from kubernetes.client.api_client import ApiClient
 from kubernetes.client.configuration import Configuration
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException, WebSocketException
+from yaml import YAMLError
 
+from lifecycle.clients.http import MAX_ANSWER_BYTES
 from lifecycle.clients.podexec import SERVICE, Exec, Output
 from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 
 Result = TypeVar("Result")
 
 _OK = 200
+_BAD_REQUEST = 400
 _UNAUTHORIZED = 401
 _FORBIDDEN = 403
 _NOT_FOUND = 404
 _TOO_MANY = 429
 _SERVER_ERROR = 500
 
+_PIECE_BYTES = 65_536
+
 # What may stand in a header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+
+# What else can be set, by the setting for which the Kubernetes API is needed.
+_INSTEAD = {
+    "HEADSCALE_ACCESS": "set HEADSCALE_URL and HEADSCALE_API_KEY",
+    "HEADSCALE_API_KEY_SECRET": "set HEADSCALE_API_KEY or HEADSCALE_API_KEY_FILE instead",
+    "NODE_POLICY": "set NODE_POLICY=replace",
+}
 
 # In a refusal by RBAC: who it is that may not.
 _REFUSED_USER = re.compile(r'User "([^"]+)"')
@@ -209,8 +223,8 @@ class Cluster:
             try:
                 url, headers = self._address(path, list(query.items()))
                 response = self._api.call_api("GET", url, headers, _request_timeout=self._timeout_s)
-                body = response.read()
-            except (HTTPError, ApiException, OSError) as error:
+                body = self._body(what, response.response)
+            except (HTTPError, ApiException, OSError, ValueError) as error:
                 raise _lost(what, error) from error
             said = _json_object(body)
             if response.status == _OK:
@@ -223,6 +237,26 @@ class Cluster:
             raise self._refused(what, response.status, refusal, right)
 
         return self._in_time(what, work)
+
+    def _body(self, what: str, response: BaseHTTPResponse) -> bytes:
+        """Read an answer in pieces: neither one without end nor one that drips holds a thread, or fills the memory."""
+        deadline = monotonic() + self._timeout_s
+        received = bytearray()
+        try:
+            for piece in response.stream(_PIECE_BYTES):
+                received += piece
+                if len(received) > MAX_ANSWER_BYTES:
+                    raise ResponseError(
+                        f"Kubernetes: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB", service=SERVICE
+                    )
+                if monotonic() > deadline:
+                    raise TransientError(
+                        f"Kubernetes did not end its answer to {what} within {self._timeout_s:g} s", service=SERVICE
+                    )
+        finally:
+            # What was not read to its end cannot be used again.
+            response.close()
+        return bytes(received)
 
     def _address(self, path: str, query: Sequence[tuple[str, str]]) -> tuple[str, dict[str, str]]:
         """The whole address of a request, and its headers with our credentials."""
@@ -282,8 +316,9 @@ class Cluster:
                 status=status,
             )
         text = f"Kubernetes could not do {what}: {status} {message}".rstrip()
-        if status in (_NOT_FOUND, _TOO_MANY) or status >= _SERVER_ERROR:
-            # A 404 is a pod that was replaced since it was listed, or a proxy's.
+        leaving = status == _BAD_REQUEST and right.resource == "pods/exec" and "is not valid" not in message
+        if leaving or status in (_NOT_FOUND, _TOO_MANY) or status >= _SERVER_ERROR:
+            # A 404 is a pod that was replaced since it was listed, or a proxy's; a 400, one that has ended by now.
             return TransientError(text, service=SERVICE, status=status, throttled=status == _TOO_MANY)
         return ResponseError(text, service=SERVICE, status=status)
 
@@ -317,8 +352,12 @@ class StateSecret:
             raise TransientError(str(error), service=error.service, status=error.status) from error
 
 
-def in_cluster(*, timeout: timedelta) -> Cluster:
+def in_cluster(*, needed_for: str, timeout: timedelta) -> Cluster:
     """The cluster that this pod runs in, as its service account.
+
+    Args:
+        needed_for: the setting without which it would not be needed.
+        timeout: for one whole request, or one command.
 
     Raises:
         ConfigError: this is no pod, or its service account's token is not mounted.
@@ -328,21 +367,21 @@ def in_cluster(*, timeout: timedelta) -> Cluster:
         load_incluster_config(client_configuration=configuration)
     except (ConfigException, OSError) as error:
         raise ConfigError(
-            f"HEADSCALE_ACCESS: the Kubernetes API is needed, and cannot be reached from here ({error}); in a pod, "
+            f"{needed_for}: the Kubernetes API is needed for it, and cannot be reached from here ({error}); in a pod, "
             "mount its service account's token (automountServiceAccountToken); elsewhere only --dry-run uses a "
-            "kubeconfig. Or set HEADSCALE_URL and HEADSCALE_API_KEY"
+            f"kubeconfig. Or {_INSTEAD[needed_for]}"
         ) from error
     return Cluster(configuration, description=f"in-cluster, {configuration.host}", timeout=timeout)
 
 
-def in_cluster_or_kubeconfig(*, timeout: timedelta) -> Cluster:
+def in_cluster_or_kubeconfig(*, needed_for: str, timeout: timedelta) -> Cluster:
     """The cluster that this pod runs in; outside of one, that of the kubeconfig's current context.
 
     Raises:
         ConfigError: there is neither.
     """
     try:
-        return in_cluster(timeout=timeout)
+        return in_cluster(needed_for=needed_for, timeout=timeout)
     except ConfigError as not_in_cluster:
         configuration = Configuration()
         try:
@@ -351,6 +390,14 @@ def in_cluster_or_kubeconfig(*, timeout: timedelta) -> Cluster:
             load_kube_config(client_configuration=configuration, persist_config=False)
         except (ConfigException, OSError) as error:
             raise ConfigError(f"{not_in_cluster}; nor is there a kubeconfig that can be used ({error})") from error
+        except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
+            # Not chained: its text stands in the error, and keys in its text.
+            raise ConfigError("the kubeconfig (KUBECONFIG, or ~/.kube/config) makes no sense") from None
+        if not configuration.verify_ssl:
+            raise ConfigError(
+                f"context {context['name']} of the kubeconfig says insecure-skip-tls-verify: credentials are sent to "
+                "nobody who cannot be told from others; give it certificate-authority instead"
+            ) from None
         description = f"context {context['name']} of the kubeconfig, {configuration.host}"
         return Cluster(configuration, description=description, timeout=timeout)
 

@@ -66,6 +66,8 @@ class Exec:
             "header": [f"{name}: {value}" for name, value in headers.items()],
             "subprotocols": [V5_CHANNEL_PROTOCOL, V4_CHANNEL_PROTOCOL],
             "timeout": self._timeout_s,
+            # Our credentials would go along.
+            "redirect_limit": 0,
         }
         if self._configuration.proxy or self._configuration.proxy_headers:
             options = websocket_proxycare(options, self._configuration, url, headers)
@@ -137,6 +139,6 @@ def _exit_status(text: bytearray) -> int:
 def _not_run(message: str) -> ApiError:
     # The image has no such program: no try will mend that. All else, such as a container that is being
     # replaced, may be over in a moment.
-    if "executable file not found" in message or "no such file or directory" in message:
+    if "executable file not found" in message:
         return ResponseError(f"the container has no such command: {message}", service=SERVICE)
     return TransientError(f"the command could not be run: {message or 'for no given reason'}", service=SERVICE)

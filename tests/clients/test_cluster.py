@@ -325,10 +325,22 @@ def test_a_command_that_was_given_up_leaves_no_thread(
     else:
         kubernetes.spoil(ExecFault(hang=True))
     failure(lambda: run(impatient, "echo"))
+    no_thread_is_left()
+
+
+def no_thread_is_left() -> None:
     for thread in threading.enumerate():
         if thread.name == "kubernetes":
             thread.join(10)
             assert not thread.is_alive()
+
+
+def test_a_pod_that_has_ended_since_it_was_listed_is_worth_another_try(
+    kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    told = {"kind": "Status", "message": "cannot exec in a stopped or completed pod; current phase is Succeeded"}
+    kubernetes.faults.add(faults.answer(400, json.dumps(told)), path="/exec")
+    assert type(failure(lambda: run(cluster, "echo"))) is TransientError
 
 
 def test_a_program_that_is_not_there_is_said_so(cluster: Cluster) -> None:
@@ -397,7 +409,41 @@ def test_a_drip_is_cut_off(ask: Ask, path: str, kubernetes: KubernetesSimulator,
     kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
     error = failure(lambda: ask(impatient))
     assert type(error) in (TransientError, ResponseError)
+    no_thread_is_left()
     kubernetes.faults.clear()
+
+
+@pytest.mark.parametrize(("ask", "path"), ASKS[:2])
+def test_an_answer_without_end_is_given_up(
+    ask: Ask, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    """Before it fills the memory that a container has."""
+    kubernetes.faults.add(faults.oversize(MAX_ANSWER_BYTES + 1), path=path)
+    error = failure(lambda: ask(cluster))
+    assert type(error) is ResponseError
+    assert "larger than 32 MiB" in str(error)
+
+
+@pytest.mark.parametrize(("ask", "path"), ASKS)
+@pytest.mark.parametrize("scheme", ["http", "ws"])
+def test_a_redirect_is_not_followed(
+    ask: Ask, path: str, scheme: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    """Our credentials would go along, to whoever it names."""
+    elsewhere = KubernetesSimulator()
+    with serve(elsewhere) as url:
+        target = url.replace("http", scheme, 1) + "/elsewhere"
+        kubernetes.faults.add(faults.answer(302, headers={"Location": target}), path=path)
+        failure(lambda: ask(cluster))
+    assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize(("ask", "path"), ASKS)
+def test_a_redirect_to_nowhere_ends_no_loop(
+    ask: Ask, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.faults.add(faults.answer(302, headers={"Location": "http://[bad"}), path=path)
+    assert isinstance(failure(lambda: ask(cluster)), ApiError)
 
 
 @pytest.mark.parametrize(("ask", "path"), ASKS)
@@ -470,7 +516,21 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_no_cluster")
 def test_outside_of_a_cluster_nothing_is_written_through_a_kubeconfig() -> None:
     with pytest.raises(ConfigError, match="elsewhere only --dry-run uses a kubeconfig"):
-        in_cluster(timeout=timedelta(seconds=1))
+        in_cluster(needed_for="HEADSCALE_ACCESS", timeout=timedelta(seconds=1))
+
+
+@pytest.mark.usefixtures("_no_cluster")
+@pytest.mark.parametrize(
+    ("setting", "advice"),
+    [
+        ("HEADSCALE_ACCESS", "set HEADSCALE_URL and HEADSCALE_API_KEY"),
+        ("HEADSCALE_API_KEY_SECRET", "set HEADSCALE_API_KEY or"),
+        ("NODE_POLICY", "set NODE_POLICY=replace"),
+    ],
+)
+def test_what_needs_the_kubernetes_api_is_named_with_what_to_set_instead(setting: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting}: .*Or {advice}"):
+        in_cluster(needed_for=setting, timeout=timedelta(seconds=1))
 
 
 @pytest.mark.usefixtures("_no_cluster")
@@ -480,7 +540,7 @@ def test_a_token_that_is_not_mounted_is_said_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     with pytest.raises(ConfigError, match="automountServiceAccountToken"):
-        in_cluster(timeout=timedelta(seconds=1))
+        in_cluster(needed_for="HEADSCALE_ACCESS", timeout=timedelta(seconds=1))
 
 
 # --- What it costs ------------------------------------------------------------------------------------

@@ -464,6 +464,31 @@ def test_a_deletion_that_is_refused_in_silence_is_tried_again(server: HeadscaleS
     assert server.nodes == []
 
 
+@pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty", "nothing"])
+def test_an_empty_list_is_no_word_that_a_node_is_gone(
+    listed: bytes, server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator
+) -> None:
+    """It would count as a deletion that somebody else has done."""
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    for _ in range(20):
+        kubernetes.spoil(ExecFault(instead=Finished(stdout=listed)), "nodes list")
+    with pytest.raises(TransientError):
+        headscale.delete_node(node, still_ours=ours)
+
+
+def test_a_list_that_is_short_for_once_hides_no_node(
+    server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator
+) -> None:
+    server.add_node(NAME, user="svc")
+    server.add_node("laptop", user="ann")
+    [node, _] = headscale.nodes()
+    laptop = b'[{"id": 2, "machine_key": "mkey:' + b"2" * 64 + b'", "name": "laptop"}]'
+    kubernetes.spoil(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
+    headscale.delete_node(node, still_ours=ours)
+    assert [left.name for left in server.nodes] == ["laptop"]
+
+
 # --- Lost answers to a new key ------------------------------------------------------------------------
 
 LOST = [

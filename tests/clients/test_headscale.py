@@ -492,6 +492,7 @@ def test_a_list_that_makes_no_sense_is_no_empty_list(
 
 
 def test_headscales_own_word_that_there_is_no_such_node(server: HeadscaleSimulator, headscale: Headscale) -> None:
+    server.add_node("laptop", user="ann")
     with pytest.raises(NotFoundError):
         headscale.node("7")
 
@@ -585,9 +586,10 @@ def test_a_node_is_read_again_deleted_and_looked_for(server: HeadscaleSimulator,
 
 
 def test_a_node_that_is_gone_already_is_done(server: HeadscaleSimulator, headscale: Headscale) -> None:
+    server.add_node("laptop", user="ann")
     server.add_node(NAME, user="svc")
-    [node] = headscale.nodes()
-    server.delete_node(1)
+    [_, node] = headscale.nodes()
+    server.delete_node(2)
     headscale.delete_node(node, still_ours=ours)
     assert server.writes == []
 

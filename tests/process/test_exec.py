@@ -337,13 +337,34 @@ def test_a_dry_run_from_a_laptop_shows_whose_cluster_it_looked_at(
     assert kubeconfig.read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
+@pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_a_kubeconfig_serves_no_command_that_writes(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     leave_behind(pod)
-    ended = pod.outside(command, **SIDECAR).end()
+    ended = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").end()
     assert (ended.status, ended.last["event"]) == (2, "settings.invalid")
     assert "only --dry-run uses a kubeconfig" in ended.last["error"]
     assert pod.untouched
+    assert pod.kubernetes.requests == []
+
+
+@pytest.mark.parametrize("text", ["nonsense", "a: [", "contexts: 7", "[]"])
+def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
+    kubeconfig.write_text(text)
+    ended = pod.outside("--dry-run").end()
+    assert (ended.status, ended.out) == (2, "")
+    assert "kubeconfig" in ended.errors
+    assert "Traceback" not in ended.errors
+
+
+def test_a_kubeconfig_that_verifies_nobody_is_refused(pod: ClusterPod, kubeconfig: Path) -> None:
+    document = yaml.safe_load(kubeconfig.read_text())
+    for cluster in document["clusters"]:
+        cluster["cluster"].pop("certificate-authority", None)
+        cluster["cluster"]["insecure-skip-tls-verify"] = True
+    kubeconfig.write_text(yaml.safe_dump(document))
+    ended = pod.outside("--dry-run").end()
+    assert ended.status == 2
+    assert "insecure-skip-tls-verify" in ended.errors
     assert pod.kubernetes.requests == []
 
 

@@ -133,6 +133,7 @@ class ExecTransport:
         self._dialect: Dialect | None = None
         self._pod_uid: str | None = None
         self._asked_life: timedelta | None = None
+        self._deleted: set[str] = set()
 
     def version(self) -> str:
         """The server's version, as its command line says it, or the range that its options belong to."""
@@ -148,14 +149,24 @@ class ExecTransport:
         return self._list(("nodes", "list"), lambda node: dialects.parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
-        """One node, from the whole list: the command line cannot read a single one."""
-        for node in self.nodes():
-            if node.id == node_id:
-                return node
+        """One node, from the whole list: the command line cannot read a single one.
+
+        Raises:
+            NotFoundError: two lists in a row have other nodes and not this one. An empty list says nothing, but of a
+                node that was deleted here.
+        """
+        for _ in range(2):
+            nodes = self.nodes()
+            for node in nodes:
+                if node.id == node_id:
+                    return node
+            if not nodes and node_id not in self._deleted:
+                raise TransientError("Headscale lists no node at all, where there was one", service=SERVICE)
         raise NotFoundError(f"Headscale lists no node {node_id}", service=SERVICE)
 
     def delete_node(self, node_id: str) -> None:
         """Remove the node's row."""
+        self._deleted.add(node_id)
         # Without --force it would ask, and take silence for a no.
         if self._answer("nodes", "delete", "--identifier", node_id, "--force") is None:
             # All that up to 0.28 tells a deletion that the server refused from one that worked.
@@ -269,7 +280,7 @@ class ExecTransport:
             raise TransientError(f"{_what(arguments)} wrote nothing, and was to write JSON", service=SERVICE)
         try:
             return dialects.camelised(_last_json(written))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _no_sense(arguments) from None
 
     def _run(self, *arguments: str) -> str:
