@@ -1,4 +1,4 @@
-"""A dry run: what both commands would do, shown to a person or as JSON."""
+"""A dry run: what the commands would do, shown to a person or as JSON."""
 
 from __future__ import annotations
 
@@ -102,18 +102,20 @@ def dry_run(
     """
     sections = [_cleanup_section(cleanup)] if cleanup else []
     sections += [_dns_watch_section(watch)] if watch else []
-    return Report(
-        looked_at={
-            "kubernetes": kubernetes or _NO_CLUSTER,
-            "headscale": _headscale_text(settings),
-            "headscale_version": _answer(headscale.version),
-            "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
-            "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
-            "name": settings.record_name,
-            "owner": settings.mark,
-        },
-        sections=sections,
-    )
+    looked_at = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    return Report({**looked_at, "name": settings.record_name, "owner": settings.mark}, sections)
+
+
+def _looked_at(
+    settings: Settings, *, kubernetes: str | None, headscale: Headscale, cloudflare: Cloudflare
+) -> dict[str, str | None]:
+    return {
+        "kubernetes": kubernetes or _NO_CLUSTER,
+        "headscale": _headscale_text(settings),
+        "headscale_version": _answer(headscale.version),
+        "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
+        "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
+    }
 
 
 def _headscale_text(settings: Settings) -> str:
@@ -200,6 +202,8 @@ def _planned_step(change: Change) -> Step:
         case UpdateRecord(record, spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
             what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
+            if record.address == spec.address:
+                what = f"{spec.type} {spec.name} -> {spec.address}: {', '.join(spec.differences(record))}"
             return Step("update", "record", what, reason, details)
         case DeleteRecord(record, reason):
             return _record_step("delete", record, reason)
@@ -228,17 +232,8 @@ def prune_report(
         prune.checked(services)
     except LifecycleError as error:
         section.problems.append(str(error))
-    return Report(
-        looked_at={
-            "kubernetes": kubernetes or _NO_CLUSTER,
-            "headscale": _headscale_text(settings),
-            "headscale_version": _answer(headscale.version),
-            "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
-            "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
-            "owner": settings.mark,
-        },
-        sections=[section],
-    )
+    looked_at = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    return Report({**looked_at, "owner": settings.mark}, [section])
 
 
 def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:

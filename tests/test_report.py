@@ -299,6 +299,14 @@ class TestDryRun:
         assert step.details.get("was") == content
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
 
+    def test_a_record_that_only_gets_our_mark_is_shown_by_what_differs(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+        world.add_record(node.address, comment="", ttl=300)
+
+        [step] = section(look(world, Interface(node.address)), "dns-watch").steps
+
+        assert step.what == f"A {NAME} -> {node.address}: ttl, comment"
+
     def test_a_duplicate_would_go(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record(node.address, comment=MARK, ttl=60)
