@@ -105,7 +105,6 @@ class Node:
     Attributes:
         id: decimal text, greater for later nodes.
         hostname: what the node calls itself; may repeat, compared without regard to case.
-        given_name: the unique DNS label that Headscale made; for showing only.
         machine_key: `mkey:` and 64 hex digits; a node that comes back with kept state has the same.
         addresses: at most one of each family, in no order; may be empty.
         user: who owns it; None for a tagged node from Headscale 0.28 on.
@@ -118,7 +117,6 @@ class Node:
 
     id: str
     hostname: str
-    given_name: str
     machine_key: str
     addresses: tuple[IpAddress, ...]
     user: User | None

@@ -67,7 +67,7 @@ _SOME_DOMAIN = "domain.invalid"
 
 
 class Settings(BaseSettings):
-    """What both commands are told."""
+    """What every command is told."""
 
     model_config = SettingsConfigDict(
         alias_generator=str.upper,

@@ -43,7 +43,6 @@ def a_node(
     return Node(
         id=str(node_id),
         hostname=hostname,
-        given_name=hostname.replace(".", "-"),
         machine_key=machine_key or f"mkey:{node_id:064x}",
         addresses=tuple(
             map(

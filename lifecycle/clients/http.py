@@ -103,7 +103,7 @@ class JsonClient:
         http: bears the base address; follows no redirects.
         service: the service in an operator's words.
         address: the setting that the base address comes from, for messages.
-        credential: the bearer token; None for what needs none.
+        credential: the bearer token.
         timeout: for one whole request, the body included.
         explain: names what a refusal means, knowing the service; None = nothing special about it.
         observe: told of every request that ended: its outcome in one word.

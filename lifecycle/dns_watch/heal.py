@@ -36,9 +36,6 @@ _REASONS = {
 class Healer:
     """Counts the looks that did not find our node, and acts when they leave no doubt.
 
-    Args:
-        confirming: how long our node has to be missing, look after look, before that is believed.
-
     Attributes:
         lost: what is confirmed; None when nothing is.
     """
@@ -51,14 +48,13 @@ class Healer:
         key_file: KeyFile,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
-        confirming: timedelta = CONFIRMING,
     ) -> None:
         self._settings = settings
         self._headscale = headscale
         self._key_file = key_file
         self._now = now
         self._monotonic = monotonic
-        self._confirming_s = confirming.total_seconds()
+        self._confirming_s = CONFIRMING.total_seconds()
         self._seen: Missing | None = None
         self._looks = 0
         self._since = 0.0

@@ -471,7 +471,6 @@ class TestNode:
         assert parse_node(NODE) == Node(
             id="12",
             hostname="grafana.example.com",
-            given_name="grafana-example-com",
             machine_key=MACHINE,
             addresses=(ip_address("100.64.0.5"), ip_address("fd7a:115c:a1e0::5")),
             user=User("1", "svc"),
@@ -489,7 +488,6 @@ class TestNode:
             pytest.param({"id": 12}, "id", "12", id="id-as-a-number"),
             pytest.param({"name": "My_Host"}, "hostname", "My_Host", id="hostname-as-it-is"),
             pytest.param({"name": ""}, "hostname", "", id="no-hostname"),
-            pytest.param({"givenName": ...}, "given_name", "", id="no-given-name"),
             pytest.param({"ipAddresses": []}, "addresses", (), id="no-address"),
             pytest.param({"ipAddresses": ...}, "addresses", (), id="addresses-left-out"),
             pytest.param({"ipAddresses": None}, "addresses", (), id="addresses-null"),
@@ -562,7 +560,6 @@ class TestNode:
             pytest.param({"machineKey": 5}, id="machine-key-as-a-number"),
             pytest.param({"name": ...}, id="no-name"),
             pytest.param({"name": None}, id="name-null"),
-            pytest.param({"givenName": 5}, id="given-name-as-a-number"),
             pytest.param({"ipAddresses": ["x"]}, id="no-address"),
             pytest.param({"ipAddresses": "100.64.0.5"}, id="addresses-as-a-text"),
             pytest.param({"ipAddresses": [1681915909]}, id="an-address-as-a-number"),

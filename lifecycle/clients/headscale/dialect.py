@@ -316,7 +316,7 @@ def parse_listed_user(payload: Any) -> User:
 
 NODE_MEMBERS = frozenset(
     {
-        *("nodes", "id", "name", "givenName", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
+        *("nodes", "id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
         *("tags", "forcedTags", "validTags", "online", "expiry", "lastSeen"),
     }
 )
@@ -336,7 +336,6 @@ def parse_node(payload: Any) -> Node:
     return Node(
         id=_required_id(payload["id"]),
         hostname=hostname,
-        given_name=_text(payload, "givenName"),
         machine_key=machine_key,
         addresses=tuple(ip_address(text) for text in _texts(payload, "ipAddresses")),
         user=parse_user(payload.get("user")),
