@@ -19,7 +19,6 @@ import structlog
 import lifecycle
 from lifecycle import cleanup, dns_watch, prune
 from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
-from lifecycle.interface import interface_addresses
 from lifecycle.logs import configure_logs
 from lifecycle.loop import repeat
 from lifecycle.retry import once, retrying
@@ -213,6 +212,7 @@ def _watch(
     settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare, status: Status | None = None
 ) -> DnsWatch:
     from lifecycle.dns_watch.run import DnsWatch  # noqa: PLC0415 - as above
+    from lifecycle.interface import interface_addresses  # noqa: PLC0415 - ctypes comes along
 
     name = settings.tailscale_interface
     interface = partial(interface_addresses, name) if name else (lambda: None)
