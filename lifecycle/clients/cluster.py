@@ -243,7 +243,8 @@ class Cluster:
         deadline = monotonic() + self._timeout_s
         received = bytearray()
         try:
-            for piece in response.stream(_PIECE_BYTES):
+            # What is there by now; `stream` would wait for a whole piece.
+            while piece := response.read1(_PIECE_BYTES):
                 received += piece
                 if len(received) > MAX_ANSWER_BYTES:
                     raise ResponseError(
