@@ -8,7 +8,7 @@ from lifecycle.stop import hold_stop_signals
 def main() -> int:
     """Run the command line; the process's exit status."""
     hold_stop_signals()
-    from lifecycle.cli import run  # noqa: PLC0415 - half a second, in which a signal must not be lost
+    from lifecycle.cli import run  # noqa: PLC0415 - slow, and no signal may be lost meanwhile
 
     return run(sys.argv[1:])
 

@@ -334,7 +334,7 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
     Args:
         accept: the request's Accept header; "" = the plain text format.
     """
-    # Only who scrapes pays for it: 20 ms and some memory.
+    # Only who scrapes pays for it.
     from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 

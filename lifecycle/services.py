@@ -120,7 +120,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     """
     if not settings.uses_kubernetes:
         return None
-    # By these settings alone: it takes a tenth of a second and 13 MB.
+    # By these settings alone: what it costs in time and memory, `scripts/bench` shows as exec's.
     from lifecycle.clients import cluster  # noqa: PLC0415
 
     connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.settings import DryRunSettings, every_variable, load
+from lifecycle.cli import HEADSCALE_PATIENCE
+from lifecycle.clients.http import MAX_ANSWER_BYTES
+from lifecycle.dns_watch.heal import CONFIRMING, CONFIRMING_LOOKS
+from lifecycle.expiry import WARN_BEFORE
+from lifecycle.prune.run import OBSERVATION_S
+from lifecycle.settings import CleanupSettings, DryRunSettings, every_variable, load
+from lifecycle.stop import GRACE_S
+from tests.fleet.fleet import BCRYPT_S
 from tests.test_docs import rows, section
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +88,38 @@ def test_the_releases_of_the_manual_are_those_of_the_page_that_says_what_was_run
     here, there = ([re.sub(r" \(.*", "", row["Headscale"]) for row in rows(text)] for text in pages)
     assert here == there
     assert len(here) == 5
+
+
+SPELT = {2: "two", 3: "three", 15: "a quarter of an hour"}
+
+
+@pytest.mark.parametrize(
+    ("page", "phrase"),
+    [
+        ("README.md", f"Headscale did not answer for {SPELT[HEADSCALE_PATIENCE // timedelta(minutes=1)]} minutes"),
+        ("README.md", f"after a second look {SPELT[int(OBSERVATION_S // 60)]} later"),
+        ("README.md", f"once a day, from {WARN_BEFORE.days} days before"),
+        ("README.md", f"{SPELT[CONFIRMING_LOOKS]} looks over a minute"),
+        ("README.md", "SIGTERM ends each command within two seconds"),
+        ("SECURITY.md", f"warns from {WARN_BEFORE.days} days on"),
+        ("SECURITY.md", f"to {MAX_ANSWER_BYTES >> 20} MiB after unpacking"),
+        ("SECURITY.md", f"mode {CleanupSettings.model_fields['authkey_file_mode'].default:04o}"),
+        ("docs/architecture.md", f"a pass that does not end in {GRACE_S} s is cut off"),
+        ("docs/scaling.md", f"`cleanup` gives Headscale {SPELT[HEADSCALE_PATIENCE // timedelta(minutes=1)]} minutes"),
+        ("docs/scaling.md", f"some {BCRYPT_S * 1000:.0f} ms of a core"),
+    ],
+)
+def test_the_pages_numbers_are_the_codes(page: str, phrase: str) -> None:
+    assert phrase in " ".join((ROOT / page).read_text().split())
+    assert timedelta(minutes=1) == CONFIRMING
+    assert GRACE_S < 2
+
+
+def test_the_picture_of_the_imports_is_the_linters() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    drawn = re.search(r"^```\n(cli\n.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert drawn
+    rows_drawn = [set(re.sub(r"\(.*\)", "", line).split()) for line in drawn[1].splitlines()]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    [layers] = [kind["layers"] for kind in project["tool"]["importlinter"]["contracts"] if kind["type"] == "layers"]
+    assert rows_drawn == [{name.removeprefix("lifecycle.") for name in layer.split(" : ")} for layer in layers]
