@@ -38,7 +38,9 @@ def git(*arguments: str) -> str:
 
 
 def revision(files: list[Path]) -> str:
-    """The last commit that touched these files: a commit that did not must not change the sources' hash."""
+    """The last commit that touched these files; a clone that does not reach back to it would name another."""
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        return "unknown"
     names = [str(path.relative_to(ROOT)) for path in files]
     commit = git("log", "-1", "--format=%H", "--", *names)
     if not commit:

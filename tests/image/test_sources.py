@@ -101,6 +101,14 @@ def test_without_git_the_revision_is_unknown(checkout: Path) -> None:
     assert content(checkout)["REVISION"] == b"unknown"
 
 
+def test_a_clone_that_may_not_reach_back_to_the_commit_names_none(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "README.md").write_text("more\n")
+    commit(checkout)
+    shallow = tmp_path / "shallow"
+    checked(["git", "clone", "--quiet", "--depth=1", f"file://{checkout}", shallow])
+    assert content(shallow)["REVISION"] == b"unknown"
+
+
 def test_they_are_what_the_image_needs_and_no_more(checkout: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lifecycle").rglob("*.py")}
     others = {".containerignore", "Containerfile", "LICENSE", "ORIGIN", "REVISION", "build/bytecode.py"}
