@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.client.configuration import Configuration
 
 from lifecycle.clients.cluster import Cluster, Pod, in_cluster
 from lifecycle.clients.http import MAX_ANSWER_BYTES
 from lifecycle.errors import ApiError, AuthError, ConfigError, NotFoundError, ResponseError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, may_read
+from tests.process.cluster import Authority
 from tests.simulators import faults
 from tests.simulators.faults import Fault
 from tests.simulators.headscale_cli import Finished
@@ -462,6 +464,36 @@ def test_no_error_shows_the_token(ask: Ask, path: str, kubernetes: KubernetesSim
         while error is not None:
             assert kubernetes.token not in f"{error} {error!r} {vars(error)}"
             error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["its-authority-is-known", "nobody-we-know"])
+@pytest.mark.parametrize("ask", ["get", "exec"])
+def test_only_a_server_with_a_certificate_of_the_clusters_authority_is_asked(
+    ask: str, known: bool, kubernetes: KubernetesSimulator, tmp_path: Path
+) -> None:
+    """Anybody else would get the service account's token."""
+    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
+    own, other = (tmp_path / name for name in ("own", "other"))
+    for folder in (own, other):
+        folder.mkdir()
+    server, stranger = Authority(own), Authority(other)
+    [simulated] = [pod for pod in kubernetes.pods if pod.name == "headscale-0"]
+    pod = Pod(HEADSCALE_NAMESPACE, simulated.name, "uid", "2026-03-01T12:00:00Z", ("headscale",), True, False)
+    with serve(kubernetes, tls=server.server) as url:
+        configuration = Configuration(host=url)
+        configuration.api_key["BearerToken"] = f"Bearer {kubernetes.token}"
+        configuration.ssl_ca_cert = str((server if known else stranger).certificate)
+        with Cluster(configuration, description="a simulated one", timeout=timedelta(seconds=10)) as cluster:
+            asked: Callable[[], object] = (
+                (lambda: cluster.run(pod, "headscale", ["echo"]))
+                if ask == "exec"
+                else (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))
+            )
+            if known:
+                asked()
+            else:
+                assert type(failure(asked)) is TransientError
+    assert bool(kubernetes.requests) is known
 
 
 # --- Rights -------------------------------------------------------------------------------------------
