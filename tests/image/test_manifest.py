@@ -10,9 +10,8 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
-from tests.image.tools import BUILD, IMAGE, ROOT, checked
+from tests.image.tools import BUILD, IMAGE, ROOT, render
 
 ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
 
@@ -25,12 +24,6 @@ BUILDAHS_OWN = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
 
 SCRIPTS = {"build": ["archive.sh", "build.sh"], "import": ["archive.sh", "import.sh"]}
 """Containers, and what they run."""
-
-
-def render(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `kubectl apply -k` would send, by kind."""
-    documents = yaml.safe_load_all(checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
-    return {document["kind"]: document for document in documents}
 
 
 @pytest.fixture
@@ -109,6 +102,17 @@ def test_each_container_runs_its_script(containers: dict[str, dict[str, Any]]) -
     assert containers["import"]["command"] == ["/bin/sh", "/build/import.sh"]
     for probe in ("startupProbe", "readinessProbe"):
         assert containers["import"][probe]["exec"]["command"] == ["/bin/sh", "/build/import.sh", "check"]
+
+
+def test_import_is_never_killed_for_not_being_ready(containers: dict[str, dict[str, Any]]) -> None:
+    """With an archive that is refused it never is, and goes on guarding the image that is there."""
+    probe = containers["import"]["startupProbe"]
+    assert "livenessProbe" not in containers["import"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] > 10 * 365 * 24 * 3600
+
+
+def test_a_cluster_node_that_is_down_does_not_hold_up_a_large_cluster(rendered: dict[str, dict[str, Any]]) -> None:
+    assert rendered["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"].endswith("%")
 
 
 def test_changed_sources_roll_it_and_unchanged_ones_do_not(deployment: Path) -> None:

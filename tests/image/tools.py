@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 IMAGE = "localhost/tailscale-lifecycle:latest"
@@ -47,6 +49,12 @@ def checked(command: Sequence[str | Path], **options: Any) -> str:
     done = run(command, **options)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def render(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `kubectl apply -k` would send, by kind."""
+    documents = yaml.safe_load_all(checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
+    return {document["kind"]: document for document in documents}
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,14 @@ class Archive:
         checked(["tar", "-cf", self.path, "-C", scratch, *sorted(part.name for part in scratch.iterdir())])
 
 
+def name_as_docker_does(unpacked: Path) -> None:
+    """Name an archive's image as `docker save` does: by the tag alone, and in full in containerd's own way."""
+    index = json.loads((unpacked / "index.json").read_text())
+    names = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": IMAGE.rpartition(":")[2]}
+    index["manifests"][0]["annotations"] = names
+    (unpacked / "index.json").write_text(json.dumps(index, separators=(",", ":")))
+
+
 @dataclass
 class Builds:
     """Runs build.sh on this machine, as the init container does on a cluster node."""
@@ -144,7 +160,7 @@ class Builds:
         checked(["tar", "-xzf", self.sources, "-C", scratch])
         change(scratch)
         self.sources = self.folder / "changed.tar.gz"
-        checked(["tar", "-czf", self.sources, "-C", scratch, "."])
+        checked(["tar", "-czf", self.sources, "-C", scratch, *sorted(part.name for part in scratch.iterdir())])
 
 
 @dataclass(frozen=True)
@@ -197,6 +213,15 @@ class Containerd:
     def delete_image(self) -> None:
         checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
+    def lose_snapshots(self) -> None:
+        """Take away what the image is run from, layer by layer from the top; its name and its parts stay."""
+        snapshots = [*self.ctr, "snapshots"]
+        parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
+        while parents:
+            leaf = (set(parents) - set(parents.values())).pop()
+            checked([*snapshots, "rm", leaf])
+            del parents[leaf]
+
     def unpin_image(self) -> None:
         """Take the label away, which ctr does for a label without a value."""
         checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
@@ -237,12 +262,15 @@ def importing(containerd: Containerd, archive: Archive, folder: Path) -> Iterato
 class Importer:
     """Runs import.sh on this machine, as the main container does on a cluster node."""
 
-    def __init__(self, containerd: Containerd, archive: Archive, folder: Path) -> None:
+    def __init__(
+        self, containerd: Containerd, archive: Archive, folder: Path, *, path: str = os.environ["PATH"]
+    ) -> None:
         self._log = folder / "import.log"
         self._state = folder / "state"
         self._state.mkdir(exist_ok=True)
         self._environment = {
             **os.environ,
+            "PATH": path,
             "ARCHIVE": str(archive.path),
             "CONTAINERD_ADDRESS": str(containerd.socket),
             "CHECK_INTERVAL": "1",
@@ -251,10 +279,10 @@ class Importer:
         }
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, shell: Sequence[str] = ("/bin/sh",)) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", BUILD / "import.sh"], env=self._environment, stdout=log, stderr=log
+                [*shell, BUILD / "import.sh"], env=self._environment, stdout=log, stderr=log
             )
 
     def stop(self) -> int:
