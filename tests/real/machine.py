@@ -22,20 +22,22 @@ _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
 
 class Machine:
-    """One tailscaled with userspace networking: it needs no rights and leaves this machine's network alone.
+    """One tailscaled, with userspace networking as a rule: it needs no rights and leaves this machine's network alone.
 
     Args:
         release: whose client program to run.
         folder: for its state, socket and log; a short path.
         hostname: what it calls itself.
         url: the Headscale server's address.
+        interface: the kernel's interface that it makes; "" = none.
     """
 
-    def __init__(self, release: Release, folder: Path, *, hostname: str, url: str) -> None:
+    def __init__(self, release: Release, folder: Path, *, hostname: str, url: str, interface: str = "") -> None:
         self._release = release
         self._folder = folder
         self._hostname = hostname
         self._url = url
+        self._interface = interface
         self._process: Background | None = None
         self.start()
 
@@ -46,7 +48,7 @@ class Machine:
         process = self._process = Background(
             [
                 self._release.tailscaled,
-                "--tun=userspace-networking",
+                f"--tun={self._interface or 'userspace-networking'}",
                 f"--socket={self._socket}",
                 f"--state={state}",
                 f"--statedir={self._folder}",
@@ -139,6 +141,7 @@ class Machine:
             f"--hostname={self._hostname}",
             f"--login-server={self._url}",
             "--accept-dns=false",
+            *(["--netfilter-mode=off"] if self._interface else []),
             f"--timeout={timeout}",
         ]
 

@@ -117,7 +117,13 @@ class Service:
     def new_machine(self) -> Machine:
         """Start a client of the service's hostname that has not logged in."""
         folder = self.folder / f"ts{self._number()}"
-        machine = Machine(self.server.release, folder, hostname=self.name, url=self.server.url)
+        machine = Machine(
+            self.server.release,
+            folder,
+            hostname=self.name,
+            url=self.server.url,
+            interface=self.environment["TAILSCALE_INTERFACE"],
+        )
         self._cleared.callback(machine.stop)
         return machine
 

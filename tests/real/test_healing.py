@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -22,34 +27,59 @@ from tests.simulators.serve import serve
 # To be sure takes a minute by design; a machine with other things to do takes longer.
 CONFIRMED_S = 150.0
 
-# On which servers: each costs that minute. The others differ in nothing that counts here.
-CHOSEN = ("0.28.0", "head")
+# On which servers, and whether the pod has an interface of the kernel's: each costs that minute. The others differ in
+# nothing that counts here.
+CHOSEN = [
+    pytest.param("0.28.0", "tailscale0", id="0.28.0-interface"),
+    pytest.param("head", "", id="head-user-space"),
+]
 
+# Somewhere to go, or tailscaled takes the network for being down.
+NETWORK = """
+ip link set lo up
+ip link add uplink type veth peer name beyond
+ip link set beyond up
+ip link set uplink up
+ip address add 192.0.2.1/24 dev uplink
+ip route add default via 192.0.2.2
+"""
+CLONE_NEWNET = 0x40000000
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
 
-@pytest.fixture(params=CHOSEN)
-def chosen_server(
-    request: pytest.FixtureRequest, releases: list[Release], short_folder: Path
-) -> Iterator[HeadscaleServer]:
-    """A server of one of these releases, or of the only one that is installed."""
-    names = {release.name: release for release in releases}
-    release = names.get(request.param) or (releases[-1] if request.param == CHOSEN[0] else None)
-    if release is None:
-        pytest.skip(f"needs headscale-{request.param}")
-    folder = short_folder / "server"
-    folder.mkdir()
-    with HeadscaleServer(release, folder) as server:
-        server.create_user(USER)
-        server.create_user(OTHER_USER)
-        yield server
+def in_a_network_of_its_own(body: Callable[[], None]) -> None:
+    """Run it, and all processes that it starts, where there is none of this machine's interfaces."""
+    for program, package in (("ip", "iproute2"), ("unshare", "util-linux")):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}: install the package {package}")
+    if os.getuid() or not Path("/dev/net/tun").exists():
+        pytest.skip("needs root and /dev/net/tun, to make an interface: modprobe tun")
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            # A network is the thread's, and that of what it starts.
+            if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "unshare")
+            subprocess.run(["sh", "-ec", NETWORK], check=True)
+            body()
+        except BaseException as error:  # noqa: BLE001 - it is the test's
+            raised.append(error)
+
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
 
 
 class Pod:
     """A service's pod with both containers, and the kubelet that looks after one of them."""
 
-    def __init__(self, name: str, *, stack: ExitStack, server: HeadscaleServer, folder: Path) -> None:
+    def __init__(
+        self, name: str, *, stack: ExitStack, server: HeadscaleServer, folder: Path, interface: str = ""
+    ) -> None:
         folder.mkdir()
         cloudflare = CloudflareSimulator()
         self.service = stack.enter_context(
@@ -61,6 +91,8 @@ class Pod:
                 folder=folder,
             )
         )
+        self.interface = interface
+        self.service.environment["TAILSCALE_INTERFACE"] = interface
         self.service.cleanup()
         self.machine: Machine = self.service.machine()
         (self.port,) = free_ports(1)
@@ -81,6 +113,11 @@ class Pod:
         """Do what the kubelet does: wait until the probe fails, and restart the container then."""
         eventually(lambda: probe.fails(self.port), "the probe to fail", patience_s=CONFIRMED_S)
         assert self.service.key_file.read_text() != self.first_key
+        if self.interface:
+            shown = subprocess.run(
+                ["ip", "-oneline", "address", "show", "dev", self.interface], capture_output=True, check=True
+            )
+            assert f" {self.first_address}/" in shown.stdout.decode()
         # What the record says is left alone for as long as there is nothing better.
         assert (self.service.contents, len(self.service.cloudflare.writes)) == ([self.first_address], self.writes)
         self.machine.restart()
@@ -88,17 +125,32 @@ class Pod:
         self.watch.said("node.returned")
 
 
-def test_healing(chosen_server: HeadscaleServer, short_folder: Path) -> None:
+@pytest.mark.parametrize(("version", "interface"), CHOSEN)
+def test_healing(releases: list[Release], short_folder: Path, version: str, interface: str) -> None:
     """One node is deleted and another one expires, while their clients are connected; both pods come back.
 
-    Up to 0.29.3 the client of a deleted node is not told: it believes that it is connected.
+    Up to 0.29.3 the client of a deleted node is not told: it believes that it is connected, and its interface is up.
     """
-    server = chosen_server
+    release = {release.name: release for release in releases}.get(version)
+    if release is None:
+        pytest.skip(f"needs headscale-{version}")
+    if interface:
+        in_a_network_of_its_own(lambda: heal(release, short_folder, interface))
+    else:
+        heal(release, short_folder, interface)
+
+
+def heal(release: Release, folder: Path, interface: str) -> None:
+    """Take both nodes away, and see both pods come back."""
+    (folder / "server").mkdir()
     with ExitStack() as stack:
+        server = stack.enter_context(HeadscaleServer(release, folder / "server"))
+        for user in (USER, OTHER_USER):
+            server.create_user(user)
         # A list without anybody else would say nothing.
-        probe = Probe(short_folder / "bin")
-        deleted = Pod("deleted.example.com", stack=stack, server=server, folder=short_folder / "d")
-        expired = Pod("expired.example.com", stack=stack, server=server, folder=short_folder / "e")
+        probe = Probe(folder / "bin")
+        deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
+        expired = Pod("expired.example.com", stack=stack, server=server, folder=folder / "e")
         assert not probe.fails(deleted.port)
 
         server.delete_node(deleted.first_id)
