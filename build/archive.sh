@@ -37,7 +37,10 @@ open_archive() {
         refused="$1 is cut short or no image archive"
         return 1
     fi
-    names=$(grep -o '"org.opencontainers.image.ref.name":"[^"]*"' "$2/index.json" | cut -d '"' -f 4)
+    # containerd, too, goes by its own annotation where there is one: docker puts only the tag into the other.
+    names=$(grep -o '"io.containerd.image.name":"[^"]*"' "$2/index.json" ||
+        grep -o '"org.opencontainers.image.ref.name":"[^"]*"' "$2/index.json" || true)
+    names=$(printf %s "$names" | cut -d '"' -f 4)
     if [ "$names" != "$IMAGE" ]; then
         refused="$1 holds \"$names\", not $IMAGE"
         return 1
