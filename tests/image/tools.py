@@ -296,10 +296,10 @@ class Importer:
         """What the readiness probe says."""
         return run(["/bin/sh", BUILD / "import.sh", "check"], env=self._environment).returncode == 0
 
-    def becomes_ready(self, *, within_s: float = 20) -> float:
+    def becomes_ready(self, *, within_s: float = 60) -> float:
         return eventually(self.ready, within_s=within_s, what="ready", log=lambda: self.said)
 
-    def says(self, words: str, *, within_s: float = 20) -> None:
+    def says(self, words: str, *, within_s: float = 60) -> None:
         eventually(lambda: words in self.said, within_s=within_s, what=f"it says {words!r}", log=lambda: self.said)
 
     @property
