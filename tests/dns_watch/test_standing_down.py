@@ -188,14 +188,14 @@ def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) 
 
 
 def test_an_old_pod_that_forgot_its_node_does_not_come_back(world: World, tmp_path: Path) -> None:
-    """Its `dns-watch` was restarted and knows no node: with one of its name there, it cannot tell, and waits."""
+    """Its `dns-watch` was restarted; the note says which node it had, and so that a later one has the name."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", MAX_RETRIES="0")
     key = old.key
     new = Pod(world, tmp_path / "new")
     new.start()
     old.new_watch()
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert (old.nodez, old.key) == (("waiting", False), key)
+    assert (old.nodez, old.key) == (("superseded", False), key)
     assert published(world) == [new.address]
 
 
