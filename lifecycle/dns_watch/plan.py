@@ -184,8 +184,11 @@ def why_missing(
         is_this_pods = interface & set(node.addresses) if interface else node.id == own_id or hints.note_names(node)
         if is_this_pods and node.expired(now):
             return Loss(Missing.EXPIRED, node.id)
+    if own_id is not None and all(node.id != own_id for node in nodes):
+        # A list may be short for a moment.
+        return Loss(Missing.GONE, own_id) if not_found else None
     if not_found:
-        return Loss(Missing.GONE, own_id) if all(node.id != own_id for node in nodes) else None
+        return None
     living = [node for node in ours if not node.expired(now)]
     if interface:
         # With a node of ours left, it is not known whether that is a later pod's.

@@ -218,6 +218,8 @@ class TestWhyMissing:
             ),
             # This pod has an address that nobody has.
             pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="address-of-nobody"),
+            pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="a-short-list-and-a-node-that-is-there"),
+            pytest.param([a_node(5, hostname="x")], NOTED, "4", False, None, id="a-short-list-and-no-interface"),
             pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address-of-somebody-else"),
             pytest.param([a_node(2)], UP, None, False, None, id="address-of-nobody-and-a-node-of-ours"),
             pytest.param([], UP, None, False, None, id="address-of-nobody-in-an-empty-list"),
