@@ -13,7 +13,7 @@ import pytest
 
 from tests.image.tools import ROOT, Builds, checked, run
 
-NEEDED = ("buildah", "containerd", "ctr", "mmdebstrap", "runc")
+NEEDED = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
 
 BASE = "localhost/debian:test"
 

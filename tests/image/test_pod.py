@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.image.tools import (
     BUILD,
@@ -20,6 +19,7 @@ from tests.image.tools import (
     Containerd,
     checked,
     eventually,
+    render,
     run,
 )
 
@@ -33,12 +33,11 @@ class ClusterNode:
     """
 
     def __init__(self, root: Path, containerd: Containerd, tools: Path, config_map: Path) -> None:
-        self._root = root
+        self.root = root
         self.containerd = containerd
         self._tools = tools
         self._config_map = config_map
-        documents = list(yaml.safe_load_all((BUILD / "daemonset.yaml").read_text()))
-        self._pod = documents[1]["spec"]["template"]["spec"]
+        self._pod = render(config_map)["DaemonSet"]["spec"]["template"]["spec"]
         self.archive = Archive(root / "var/lib/tailscale-lifecycle-image.tar")
         self.termination_log = root / "termination-log"
         self.termination_log.touch()
@@ -49,10 +48,10 @@ class ClusterNode:
         volume = next(volume for volume in self._pod["volumes"] if volume["name"] == name)
         if "hostPath" in volume:
             path: str = volume["hostPath"]["path"]
-            return self._root / path.removeprefix("/")
+            return self.root / path.removeprefix("/")
         if "configMap" in volume:
             return self._config_map
-        empty = self._root / "volumes" / name
+        empty = self.root / "volumes" / name
         empty.mkdir(parents=True, exist_ok=True)
         return empty
 
@@ -156,7 +155,7 @@ def test_the_pod_builds_the_image_and_keeps_it_imported(
     assert node.archive.config["created"] == first_build.archive.config["created"]
 
     with node.importing():
-        eventually(node.ready, within_s=30, what="ready")
+        eventually(node.ready, within_s=60, what="ready")
         image = node.containerd.images()[IMAGE]
         assert (image.digest, image.labels[PIN]) == (node.archive.digest, "pinned")
 
@@ -167,8 +166,18 @@ def test_the_pod_builds_the_image_and_keeps_it_imported(
 
 
 @pytest.mark.parametrize("node", ["run/k3s/containerd"], indirect=True)
-def test_the_pod_finds_the_socket_of_k3s(node: ClusterNode, first_build: Builds) -> None:
+def test_the_pod_goes_by_the_socket_of_k3s_also_where_there_is_another(
+    node: ClusterNode, first_build: Builds, tmp_path: Path
+) -> None:
+    """As on a k3s node with a Docker: the other containerd would take the image, and no pod would ever see it."""
+    (tmp_path / "other").mkdir()
+    other = Containerd(tmp_path / "other", socket=node.root / "run/containerd/containerd.sock")
     shutil.copy(first_build.archive.path, node.archive.path)
-    with node.importing():
-        eventually(node.ready, within_s=30, what="ready")
-    assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
+    other.start()
+    try:
+        with node.importing():
+            eventually(node.ready, within_s=60, what="ready")
+        assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
+        assert other.images() == {}
+    finally:
+        other.stop()
