@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench_figures import Bar, Figure, picture, strays, table
+from bench_figures import Bar, Figure, page, picture, strays, table
 from bench_passes import resident_mib
 from bench_world import (
     PATIENCE_S,
@@ -55,6 +55,7 @@ class Bench:
 
     def figures(self) -> Iterator[Figure]:
         """Measure one after another."""
+        yield Figure("machine", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} when it began")
         yield from self._start_up()
         yield from self._latency()
         yield from self._publishing()
@@ -262,7 +263,9 @@ def main(arguments: Sequence[str]) -> int:
     """Measure everything, print a table and what left its band; a band that was left is no failure."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs, shorter watches")
-    parser.add_argument("--save", type=Path, metavar="FILE.svg", help="draw a picture, too")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE.svg", help="draw a picture, and write the table beside it as .md"
+    )
     parser.add_argument("--publishing", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.publishing:
@@ -276,6 +279,7 @@ def main(arguments: Sequence[str]) -> int:
         print(line)
     if options.save:
         options.save.write_text(picture(bench.bars))
+        options.save.with_suffix(".md").write_text(page(figures, picture=options.save.name))
     return 0
 
 

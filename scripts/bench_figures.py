@@ -72,6 +72,18 @@ def table(figures: Iterable[Figure]) -> str:
     return "\n".join(lines)
 
 
+def page(figures: Iterable[Figure], *, picture: str) -> str:
+    """The table as a page, with the picture and how to read both."""
+    return (
+        "# Figures\n\n"
+        f"Printed by `scripts/bench --save docs/{picture}`: the real commands against stand-ins on "
+        "loopback, medians of one run.\n"
+        "Times are a machine's own and grow when it is busy; what compares is the ratios. "
+        "`scripts/bench.toml` has the bands.\n\n"
+        f"![start-up, and cleanup by latency]({picture})\n\n{table(figures)}\n"
+    )
+
+
 def strays(figures: Iterable[Figure]) -> list[str]:
     """A line for each figure outside its band."""
     known = expected()

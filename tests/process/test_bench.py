@@ -10,6 +10,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.test_docs import rows
+
 
 @pytest.fixture
 def bench(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
@@ -39,3 +41,11 @@ def test_the_picture_is_well_formed_and_its_bars_have_one_scale(bench: ModuleTyp
     bars = [bench.Bar("<start>", "a & b", 1.0, "1 s"), bench.Bar("<start>", "c", 2.0, "2 s")]
     widths = [float(rect.get("width", 0)) for rect in ET.fromstring(bench.picture(bars)).iter() if "rect" in rect.tag]
     assert widths[1] == 2 * widths[0]
+
+
+def test_the_page_has_every_figure_that_something_is_expected_of(bench: ModuleType, repository: Path) -> None:
+    """As the script would write it: with today's bands and goals."""
+    page = (repository / "docs" / "bench.md").read_text()
+    figures = [bench.Figure(row["what"], row["figure"], 0.0 if row["band"] else None) for row in rows(page)]
+    assert page == bench.page(figures, picture="bench.svg")
+    assert set(bench.expected()) <= {figure.what for figure in figures}
