@@ -38,7 +38,7 @@ class Start:
         self, monkeypatch: pytest.MonkeyPatch, folder: Path, pods: int, *, used: int, **variables: str
     ) -> None:
         self.clock = Turns()
-        self.world = FleetWorld(monkeypatch, folder, clock=self.clock, POLL_INTERVAL="5m", **variables)
+        self.world = FleetWorld(monkeypatch, folder, clock=self.clock, **variables)
         world = self.world
         world.cloudflare.limit(LIMIT - used, timedelta(seconds=WINDOW_S))
         self.headscale = Busy(world.headscale, self.clock, cost_s=BCRYPT_S, at_once=CORES)
@@ -92,7 +92,7 @@ class Start:
 
 
 def test_two_hundred_pods_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the zone's id set, they stay below the account's limit from the first second on."""
+    """With the zone's id set and all else as it is by default, they stay below the limit from the first second on."""
     start = Start(monkeypatch, tmp_path, 200, used=0)
     start.run(7 * MINUTE_S)
     start.tell("zone id set")
@@ -105,7 +105,7 @@ def test_two_hundred_pods_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_two_hundred_pods_at_once_meet_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Refused as too many, they wait as long as they are told, spread out, and all get there; nobody exits."""
-    start = Start(monkeypatch, tmp_path, 200, used=800, CLOUDFLARE_ZONE_ID="")
+    start = Start(monkeypatch, tmp_path, 200, used=800, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m")
     start.run(15 * MINUTE_S)
     start.tell("zone id looked up, two thirds of the budget used up")
     assert start.throttled > 0
