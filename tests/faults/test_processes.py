@@ -17,7 +17,7 @@ import pytest
 
 from tests.builders import MARK, NAME
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
 
@@ -26,6 +26,15 @@ PATIENCE_S = 60.0
 
 # The version, the users, the nodes, the node, its deletion, the look after it, the key; and none after that.
 REQUESTS = 7
+
+# What dns-watch asks, and whether it is done by then, which makes a difference for the one write alone: the users, the
+# nodes, the version and the API keys; the records, and the one that is missing.
+WATCH_REQUESTS = [
+    *(("headscale", number, True) for number in range(4)),
+    ("cloudflare", 0, True),
+    ("cloudflare", 1, False),
+    ("cloudflare", 1, True),
+]
 
 
 class Gate:
@@ -95,19 +104,33 @@ class Place:
         """End what is served."""
         self._stack.close()
 
-    def start(self, command: str, headscale: WSGIApplication | None = None) -> subprocess.Popen[str]:
-        """Start a command; its requests to Headscale go through another application when one is given."""
+    def start(
+        self, *command: str, headscale: WSGIApplication | None = None, cloudflare: WSGIApplication | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a command; its requests to a service go through another application when one is given."""
         headscale_url = self._stack.enter_context(serve(headscale or self.headscale))
-        cloudflare_url = self._stack.enter_context(serve(self.cloudflare))
+        cloudflare_url = self._stack.enter_context(serve(cloudflare or self.cloudflare))
         urls = {"HEADSCALE_URL": headscale_url, "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4"}
         return subprocess.Popen(
-            [*PROGRAM, command],
+            [*PROGRAM, *command],
             env=self._environment | urls,
             cwd=self._folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    def join(self) -> Node:
+        """Start the pod up to where its node is registered."""
+        said, status = ended(self.start("cleanup"))
+        assert status == 0, said
+        node = self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
+        self.headscale.connect(node.id)
+        return node
+
+    def records(self) -> list[tuple[str, str]]:
+        """Type and content of what stands at the name."""
+        return [(record.type, record.content) for record in self.cloudflare.records(self.zone_id, NAME)]
 
     def has_to_be_whole(self) -> None:
         """What is not ours is there, and the key file is absent or one whole key."""
@@ -145,7 +168,7 @@ def place(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Plac
 def test_killed_at_each_request(place: Place, number: int, committed: bool) -> None:
     """kill -9 while a request is under way, before or after the server has done it."""
     gate = Gate(place.headscale, number, committed=committed)
-    process = place.start("cleanup", gate)
+    process = place.start("cleanup", headscale=gate)
     assert gate.reached.wait(PATIENCE_S)
     process.kill()
     _, status = ended(process)
@@ -156,10 +179,51 @@ def test_killed_at_each_request(place: Place, number: int, committed: bool) -> N
     place.has_to_come_right()
 
 
+@pytest.mark.parametrize(("service", "number", "committed"), WATCH_REQUESTS)
+def test_a_watch_killed_at_each_request(place: Place, service: str, number: int, committed: bool) -> None:
+    """The next one finds its node by the same note, and writes what is missing: once, or not at all."""
+    node = place.join()
+    gate = Gate(getattr(place, service), number, committed=committed)
+    process = place.start("dns-watch", **{service: gate})
+    assert gate.reached.wait(PATIENCE_S)
+    process.kill()
+    _, status = ended(process)
+    assert status == -signal.SIGKILL
+    count("kills", "processes")
+    gate.opened.set()
+    place.has_to_be_whole()
+    written = len(place.cloudflare.writes)
+    missing = not place.records()
+    said, status = ended(place.start("dns-watch", "--once"))
+    assert status == 0, said
+    assert place.records() == [("A", node.address)]
+    assert len(place.cloudflare.writes) - written == (1 if missing else 0)
+    place.has_to_be_whole()
+
+
+def test_a_watch_frozen_while_somebody_takes_the_name(place: Place) -> None:
+    """SIGSTOP after its look at Headscale; what it then finds in the zone is not its to change."""
+    place.join()
+    gate = Gate(place.cloudflare, 0, committed=False)
+    process = place.start("dns-watch", "--once", cloudflare=gate)
+    assert gate.reached.wait(PATIENCE_S)
+    os.kill(process.pid, signal.SIGSTOP)
+    count("interruptions", "SIGSTOP to processes")
+    place.cloudflare.add_record(place.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
+    written = len(place.cloudflare.writes)
+    gate.opened.set()
+    os.kill(process.pid, signal.SIGCONT)
+    said, status = ended(process)
+    assert status == 1, said
+    assert "elsewhere.example.org" in said
+    assert place.records() == [("CNAME", "elsewhere.example.org")]
+    assert len(place.cloudflare.writes) == written
+
+
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None:
     gate = Gate(place.headscale, 2, committed=False)
-    process = place.start(command, gate)
+    process = place.start(command, headscale=gate)
     assert gate.reached.wait(PATIENCE_S)
     process.terminate()
     said, status = ended(process)
@@ -173,7 +237,7 @@ def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None
 def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
     """SIGSTOP while somebody else cleans up; then it goes on with what it had read, and harms nothing."""
     gate = Gate(place.headscale, 3, committed=True)
-    process = place.start("cleanup", gate)
+    process = place.start("cleanup", headscale=gate)
     assert gate.reached.wait(PATIENCE_S)
     os.kill(process.pid, signal.SIGSTOP)
     count("interruptions", "SIGSTOP to processes")
