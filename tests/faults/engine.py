@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from threading import Event
+from types import FrameType
 from typing import Any, Final
 from wsgiref.types import WSGIApplication
 
@@ -25,13 +27,24 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
+from lifecycle import keyfile
 from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
 from lifecycle.health import render_metrics
 from lifecycle.settings import Command
 from tests.builders import MARK, NAME, OTHER_MARK
-from tests.faults.schedule import FAULTS, INTERRUPTIONS, Schedule, ServiceName, Step
-from tests.faults.tap import Interruption, KilledError, NamedFaults, Request, Tap
+from tests.faults.schedule import (
+    BELIEVABLE,
+    FAULTS,
+    KILLED_WRITING,
+    NOBODY_LISTED,
+    OUT_OF_SIGHT,
+    Schedule,
+    ServiceName,
+    Step,
+)
+from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, NamedFaults, Request, Tap
+from tests.simulators import faults
 from tests.simulators import headscale as headscale_simulator
 from tests.simulators.cloudflare import ApiError, Record
 from tests.simulators.dialects import VERSIONS
@@ -46,6 +59,15 @@ VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 SETTLED_S: Final = 1800.0
 # How often that is looked at.
 CHUNK_S: Final = 60.0
+
+# What writes the key, and more lines than it has.
+WRITERS: Final = frozenset({"check_writable", "write", "write_note", "_replace", "_temporary", "_write_new"})
+LINES: Final = 80
+
+# More looks for a node that is not seen than are made in the minute after which it would be believed that it is gone.
+LOOKS: Final = 20
+# So long after an answer that nobody could tell from a right one nobody is blamed for what it made them believe.
+MISLED_S: Final = 600.0
 
 MEMORY: Final = Path("/dev/shm")
 
@@ -69,6 +91,7 @@ class Pod:
         due_s: when something of it runs next.
         node_id: what its tailscale container registered as; None until then.
         cut_off: it reaches neither service.
+        misled_at: when it last got an answer that it could not tell from a right one.
         lives: false once the kubelet has ended it.
     """
 
@@ -84,6 +107,7 @@ class Pod:
     node_id: int | None = None
     machine_key: str | None = None
     cut_off: bool = False
+    misled_at: float = -MISLED_S
     lives: bool = True
 
     @property
@@ -209,6 +233,8 @@ class Engine:
         self.world = FaultWorld(monkeypatch, folder, schedule, schedule.version)
         self.clock: Clock = self.world.clock
         self.interruptions: list[Interruption] = []
+        # For each process that is to be killed while it writes a key: at which line.
+        self.last_lines: list[int] = []
         self.pods: list[Pod] = []
         self.actor: Pod | None = None
         self.passes: list[_Pass] = []
@@ -319,7 +345,8 @@ class Engine:
         outer, self.actor = self.actor, pod
         self.passes.append(_Pass(pod, superseded_at_start=self._published_successors(pod)))
         try:
-            wait_s = self._act(pod)
+            with self._killed_writing(pod):
+                wait_s = self._act(pod)
         except KilledError:
             wait_s = self._container_ended(pod)
         finally:
@@ -329,6 +356,46 @@ class Engine:
         pod.due_s = self.clock.elapsed_s + max(wait_s, 0.001)
         if not self.passes:
             self._after_step()
+
+    @contextmanager
+    def _killed_writing(self, pod: Pod) -> Iterator[None]:
+        """Kill the process at a line of what writes the key, when that is due; until then, look at each line."""
+        if not self.last_lines or len(self.passes) > 1:
+            yield
+            return
+        lines_left = self.last_lines[0]
+        as_it_was = pod.folder.with_suffix(".killed")
+
+        def line_by_line(_frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal lines_left
+            if event == "line":
+                self._key_files_are_whole()
+                lines_left -= 1
+                if lines_left == 0:
+                    # What cleans up after an exception runs for this one too: it is undone below.
+                    if pod.folder.exists():
+                        shutil.copytree(pod.folder, as_it_was)
+                    raise KilledError
+            return line_by_line
+
+        def call(frame: FrameType, _event: str, _argument: object) -> Any:
+            code = frame.f_code
+            return line_by_line if code.co_filename == keyfile.__file__ and code.co_name in WRITERS else None
+
+        before = sys.gettrace()
+        sys.settrace(call)
+        try:
+            yield
+        except KilledError:
+            if lines_left == 0:
+                self.last_lines.pop(0)
+                count("kills", "while a key is written")
+            if as_it_was.exists():
+                shutil.rmtree(pod.folder)
+                as_it_was.rename(pod.folder)
+            raise
+        finally:
+            sys.settrace(before)
 
     def _act(self, pod: Pod) -> float:
         if not pod.initialized:
@@ -341,6 +408,8 @@ class Engine:
         except NotRegisteredError:
             self._may_give_up(pod)
             return self._container_ended(pod)
+        except LifecycleError as error:
+            raise BrokenError(f"Never 8: dns-watch ended: {error}") from error
         self._watch_is_sane(pod, pod.watch)
         if pod.stop is not None and pod.stop.is_set():
             return self._container_ended(pod)
@@ -408,35 +477,53 @@ class Engine:
     def _make(self, step: Step) -> None:
         if step.kind in FAULTS:
             self._order(step)
-        elif step.kind in INTERRUPTIONS:
+        elif step.kind == OUT_OF_SIGHT:
+            # Without an interface the list is all that a pod has to tell by: what was never on it is taken to have
+            # used its key in vain, and gets another.
+            if not self.world.environment["TAILSCALE_INTERFACE"]:
+                return
+            queue = self.world.queues["headscale"]
+            for path, fault in ((r"/node(\?|$)", faults.lacking(NAME)), (r"/node/\d", faults.html(404))):
+                queue.order(step.kind, fault, method="GET", path=path, times=LOOKS, after=0)
+        elif step.kind == NOBODY_LISTED:
+            nobody = faults.answer(200, '{"nodes":[]}')
+            queue = self.world.queues["headscale"]
+            queue.order(step.kind, nobody, method="GET", path=r"/node(\?|$)", times=LOOKS, after=0)
+            for pod in self.living:
+                pod.watch = None
+        elif step.kind == KILLED_WRITING:
+            self.last_lines.append(1 + step.draw % LINES)
+        elif step.meanwhile:
             action = partial(self._interrupt, step)
             committed = bool(step.draw % 2)
             self.interruptions.append(
                 Interruption(action, self.world.service(step.service), after=step.after, committed=committed)
             )
         else:
-            count("events", step.kind)
-            happening: Callable[[Step], None] = getattr(self, "_" + step.kind.lower().replace(" ", "_"))
-            # What cannot happen now does not.
-            with suppress(ApiError, NodeGoneError):
-                happening(step)
-            self._protect()
+            self._happen(step)
+
+    def _happen(self, step: Step) -> None:
+        count("events in the middle of a pass" if step.meanwhile else "events", step.kind)
+        happening: Callable[[Step], None] = getattr(self, "_" + step.kind.lower().replace(" ", "_"))
+        # What cannot happen now does not.
+        with suppress(ApiError, NodeGoneError):
+            happening(step)
+        self._protect()
 
     def _order(self, step: Step) -> None:
         fault = FAULTS[step.kind](step.service, step.random)
-        path = "[?&]page=2" if step.page_two else None
+        path = SECOND_PAGE.pattern if step.page_two else None
         method = "GET" if step.kind == "stale read" else step.method
-        self.world.queues[step.service].order(
-            step.kind, fault, method=method, path=path, times=step.times, after=step.after
-        )
+        # One that is short for one look only misleads nobody.
+        times = LOOKS if step.kind == "short list" and step.times > 1 else step.times
+        self.world.queues[step.service].order(step.kind, fault, method=method, path=path, times=times, after=step.after)
 
     def _interrupt(self, step: Step) -> None:
         for this in self.passes:
             this.disturbed = True
-        count("interruptions", step.kind)
         match step.kind:
             case "kill -9":
-                count("kills", "in-process")
+                count("kills", "at a request")
                 raise KilledError
             case "SIGTERM":
                 if self.actor is not None:
@@ -446,15 +533,16 @@ class Engine:
                 self._frozen(step.random.choice((5.0, 100.0, 3700.0)))
             case "another pod's pass":
                 self._others_act()
-            case "record edited":
-                with suppress(ApiError):
-                    self._record_edited(step)
-                self._protect()
             case "volume gone":
                 # Not where the note in it is all that tells two pods apart: nobody could, then.
                 pod = self.actor
-                if pod is not None and not pod.initialized and pod.shows_interface and pod.folder.exists():
+                if pod is not None and pod.shows_interface and pod.folder.exists():
+                    count("faults injected", "volume gone")
                     pod.folder.rename(pod.folder.with_suffix(".gone"))
+            case _:
+                self._happen(step)
+                return
+        count("interruptions", step.kind)
 
     def _frozen(self, seconds: float) -> None:
         """Time goes by for everybody but the actor."""
@@ -613,6 +701,7 @@ class Engine:
         for queue in world.queues.values():
             queue.clear()
         self.interruptions.clear()
+        self.last_lines.clear()
         self.clock.skew = timedelta()
         self.token_is_right = True
         world.renew("CLOUDFLARE_API_TOKEN", world.cloudflare.token)
@@ -687,7 +776,11 @@ class Engine:
         pod, world = self.rightful, self.world
         if pod is None:
             # Nobody is registered; without a key to come in with, only a restart of the pod helps.
-            return "no pod is registered, and none was healed" if self._has_to_heal() else ""
+            if self._has_to_heal():
+                return "no pod is registered, and none was healed"
+            count("settlements without a node")
+            untrue = [each.number for each in self.living if each.watch is not None and each.watch.status.ready]
+            return f"pods {untrue} call the record right, and have no node" if untrue else ""
         node = next(node for node in world.our_nodes if node.id == pod.node_id)
         wanted = {node.addresses[0]}
         if world.environment["DNS_IPV6"] == "true":
@@ -732,27 +825,38 @@ class Engine:
         if not self.passes:
             return
         this = self.passes[-1]
-        if request.fault == "stale read":
+        if request.fault in BELIEVABLE:
             this.disturbed = True
+        # Whose node was seen once is not misled by a list alone: Headscale itself has to say that the node is gone.
+        knows = this.pod.watch is not None and this.pod.watch.status.ever_registered
+        if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
+            this.pod.misled_at = self.clock.elapsed_s
         if request.is_write:
             self._was_told_enough(this, request)
             if request.service is self.world.cloudflare:
                 self._record_change_is_good(this, request)
             else:
                 self._node_change_is_good(this, request)
+                self._key_is_needed(this.pod, request)
         this.requests.append(request)
 
     def _was_told_enough(self, this: _Pass, request: Request) -> None:
         """Never 3: a change follows from whole answers alone."""
-        world = self.world
-        if request.service is world.cloudflare:
-            reads = [read for read in this.requests if read.service is world.cloudflare and read.method == "GET"]
-        elif request.method == "DELETE":
-            reads = [read for read in this.requests if read.path == "/api/v1/node"]
-        else:
+        looks = [read for read in this.requests if read.method == "GET"]
+        nodes = [read for read in looks if read.path == "/api/v1/node"]
+        if request.service is self.world.cloudflare:
+            records = [read for read in looks if read.path.endswith("/dns_records")]
+            self._was_told(request, _last_list(records))
+            if this.pod.initialized:
+                # Once it is known, a look at the node itself is enough.
+                nodes = [read for read in looks if read.path.startswith("/api/v1/node")]
+        elif request.method != "DELETE":
             return
-        if not reads or not reads[-1].told:
-            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads[-1:] or 'no look at all'}")
+        self._was_told(request, nodes[-1:])
+
+    def _was_told(self, request: Request, reads: list[Request]) -> None:
+        if not reads or not all(read.told for read in reads):
+            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no look at all'}")
 
     def _record_change_is_good(self, this: _Pass, request: Request) -> None:
         before, now = self._before, self.world.all_records
@@ -797,6 +901,23 @@ class Engine:
         for node in lost:
             if not self.world.is_our_node(node):
                 raise BrokenError(f"Never 2: {node} is not ours")
+
+    def _key_is_needed(self, pod: Pod, request: Request) -> None:
+        """The sidecar makes no key while its node is there, and none while the one in its file is good."""
+        if request.path != "/api/v1/preauthkey" or not pod.initialized:
+            return
+        count("keys made by dns-watch")
+        if self.clock.skew or self.clock.elapsed_s - pod.misled_at < MISLED_S:
+            return
+        node = self.world.headscale.node(pod.node_id or 0)
+        if node is not None and not self.world.is_expired(node):
+            raise BrokenError(f"Never 3: pod {pod.number} makes a key, and its node {node.id} is there")
+        held = pod.key_file.read_text() if pod.key_file.exists() else ""
+        if any(
+            key.key == held and not key.used and key.expires_at > self.clock.true_now()
+            for key in self.world.headscale.keys
+        ):
+            raise BrokenError(f"pod {pod.number} makes a key, and the one in its file is good")
 
     def _published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
         """Nodes of later pods whose address stands in a marked record, and that are online."""
@@ -869,6 +990,12 @@ class Engine:
                 raise BrokenError(f"Never 5: a secret is told: {everything[max(0, at - 200) : at]}…")
 
 
+def _last_list(reads: list[Request]) -> list[Request]:
+    """The last answer to each page of the last list that was begun."""
+    begun = max((number for number, read in enumerate(reads) if read.page == "1"), default=len(reads))
+    return list({read.page: read for read in reads[begun:]}.values())
+
+
 @contextmanager
 def captured() -> Iterator[list[Any]]:
     """What is logged meanwhile, at every level."""
@@ -903,8 +1030,7 @@ def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
     """Leave out every step without which the schedule still fails."""
     number = 0
     while number < len(schedule.steps):
-        kept = range(len(schedule.steps)) if schedule.kept is None else schedule.kept
-        shorter = schedule.without(kept[number])
+        shorter = schedule.without(number)
         if fails(shorter):
             schedule = shorter
         else:

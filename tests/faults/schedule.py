@@ -1,12 +1,12 @@
-"""From a seed, what goes wrong and when: a list of steps, each drawn for itself so that any can be left out."""
+"""What goes wrong and when: drawn from a seed, or read from the file of those that once failed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from random import Random
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -14,10 +14,12 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
-"""How many steps a schedule has before any is left out."""
+"""How many steps a schedule has when it is drawn."""
 
 ServiceName: TypeAlias = Literal["headscale", "cloudflare"]
 
+# Headscale's own, as its gateway tells them.
+EXHAUSTED: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
 THROTTLED_971: Final = json.dumps(
     {"success": False, "errors": [{"code": 971, "message": "wait"}], "messages": [], "result": None}
 )
@@ -59,7 +61,9 @@ FAULTS: Final[dict[str, Callable[[ServiceName, Random], Fault]]] = {
     "409": lambda service, _random: (
         refusal(400, 81058) if service == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
     ),
-    "429": lambda _service, random: faults.too_many_requests(body=random.choice((THROTTLED_971, THROTTLED_10429))),
+    "429": lambda service, random: faults.too_many_requests(
+        body=EXHAUSTED if service == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
+    ),
     "429 with Retry-After": lambda _service, random: faults.too_many_requests(
         random.choice((1, 20, 90)), body=random.choice((THROTTLED_971, THROTTLED_10429))
     ),
@@ -68,6 +72,15 @@ FAULTS: Final[dict[str, Callable[[ServiceName, Random], Fault]]] = {
     "stale read": lambda _service, _random: faults.stale(),
 }
 """Everything that can happen to a request."""
+
+OUT_OF_SIGHT: Final = "out of sight"
+"""A proxy answers 404 for each node, and the list is whole but for those of our name: nobody is gone for that."""
+
+NOBODY_LISTED: Final = "nobody listed"
+"""Everything was just started: Headscale's list is empty for a while, and each sidecar knows what its note says."""
+
+BELIEVABLE: Final = frozenset({"stale read", OUT_OF_SIGHT, NOBODY_LISTED})
+"""What nobody can tell from an answer that is right."""
 
 EVENTS: Final = (
     "record edited",
@@ -92,8 +105,27 @@ EVENTS: Final = (
 )
 """What happens to the world between two passes."""
 
-INTERRUPTIONS: Final = ("kill -9", "SIGTERM", "SIGSTOP", "another pod's pass", "record edited", "volume gone")
-"""What happens in the middle of a pass, around a request."""
+ALSO_MEANWHILE: Final = frozenset(
+    {
+        "record edited",
+        "node deleted",
+        "node expired",
+        "headscale restarted",
+        "headscale upgraded",
+        "token renewed",
+        "API key renewed",
+        "clock jumps",
+    }
+)
+"""What of that happens in the middle of a pass too.
+
+Not what makes a record somebody else's: Cloudflare changes nothing on a condition, so nobody could tell in time.
+"""
+
+KILLED_WRITING: Final = "kill -9 while a key is written"
+
+INTERRUPTIONS: Final = ("kill -9", KILLED_WRITING, "SIGTERM", "SIGSTOP", "another pod's pass", "volume gone")
+"""What happens in the middle of a pass, around a request; or at a line of what writes the key."""
 
 POD_EVENTS: Final = (
     "pod restarted",
@@ -110,6 +142,7 @@ class Step:
 
     Attributes:
         kind: a key of `FAULTS`, or one of the other lists.
+        meanwhile: in the middle of a pass, not between two.
         service: what it hits, where it hits a service.
         method: which requests a fault hits; None = any.
         page_two: it hits second pages only.
@@ -120,6 +153,7 @@ class Step:
     """
 
     kind: str
+    meanwhile: bool
     service: ServiceName
     method: str | None
     page_two: bool
@@ -139,71 +173,86 @@ class Schedule:
     """What goes wrong in one run.
 
     Attributes:
-        seed: everything is drawn from it.
-        kept: the numbers of the steps that are made; None = all.
+        seed: of what chance there is in the program itself.
+        version: Headscale's, at the start.
+        variables: settings that differ from the defaults.
+        crowded: the records at our name fill more than one page.
+        kept_state: a tailscale container that restarts is the same machine.
+        steps: in order.
     """
 
     seed: int
-    kept: tuple[int, ...] | None = None
-
-    @property
-    def steps(self) -> list[Step]:
-        """In order."""
-        kept = range(STEPS) if self.kept is None else self.kept
-        return [_step(Random(f"{self.seed}/{number}")) for number in sorted(kept)]
-
-    @property
-    def version(self) -> str:
-        """Headscale's, at the start."""
-        return self._draw("version").choice(VERSIONS)
-
-    @property
-    def variables(self) -> dict[str, str]:
-        """Settings that differ from the defaults."""
-        draw = self._draw("settings")
-        return {
-            "SELF_HEAL": draw.choice(("true", "false")),
-            "DNS_CLEANUP": draw.choice(("delete", "keep")),
-            "DNS_IPV6": draw.choice(("true", "false", "false")),
-            "POLL_INTERVAL": draw.choice(("30s", "2m", "2m")),
-            "VERIFY_INTERVAL": draw.choice(("2m", "2m", "5m")),
-            "MAX_RETRIES": draw.choice(("0", "30")),
-            "HEADSCALE_USER": draw.choice(("svc", "svc", "")),
-            "CLOUDFLARE_ZONE_ID": draw.choice(("given", "given", "looked up")),
-            "TAILSCALE_INTERFACE": draw.choice(("tailscale0", "tailscale0", "")),
-        }
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the records at our name fill more than one page."""
-        return self._draw("crowd").random() < 0.04
-
-    @property
-    def kept_state(self) -> bool:
-        """Whether a tailscale container that restarts is the same machine."""
-        return self._draw("state").random() < 0.5
-
-    def _draw(self, what: str) -> Random:
-        return Random(f"{self.seed}/{what}")
+    version: str
+    variables: Mapping[str, str]
+    crowded: bool
+    kept_state: bool
+    steps: tuple[Step, ...]
 
     def without(self, number: int) -> Schedule:
         """The same without one of its steps."""
-        kept = range(STEPS) if self.kept is None else self.kept
-        return Schedule(self.seed, tuple(step for step in kept if step != number))
+        return replace(self, steps=self.steps[:number] + self.steps[number + 1 :])
+
+    def text(self) -> str:
+        """It as JSON, which says the same whatever is drawn in times to come."""
+        return json.dumps(asdict(self))
 
 
-def _step(random: Random) -> Step:
-    kind = random.choice(
-        random.choices((tuple(FAULTS), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12))[0]
+def drawn(seed: int, *, left_out: int = 0) -> Schedule:
+    """Draw a schedule, each thing in it for itself.
+
+    Args:
+        seed: always gives the same schedule.
+        left_out: how many of its last steps are not made.
+    """
+
+    def draw(what: str) -> Random:
+        return Random(f"{seed}/{what}")
+
+    settings = draw("settings")
+    crowded = draw("crowd").random() < 0.12
+    return Schedule(
+        seed=seed,
+        version=draw("version").choice(VERSIONS),
+        variables={
+            "SELF_HEAL": settings.choice(("true", "false")),
+            "DNS_CLEANUP": settings.choice(("delete", "keep")),
+            "DNS_IPV6": settings.choice(("true", "false", "false")),
+            "POLL_INTERVAL": settings.choice(("30s", "2m", "2m")),
+            "VERIFY_INTERVAL": settings.choice(("2m", "2m", "5m")),
+            "MAX_RETRIES": settings.choice(("0", "30")),
+            "HEADSCALE_USER": settings.choice(("svc", "svc", "")),
+            "CLOUDFLARE_ZONE_ID": settings.choice(("given", "given", "looked up")),
+            "TAILSCALE_INTERFACE": settings.choice(("tailscale0", "tailscale0", "")),
+        },
+        crowded=crowded,
+        kept_state=draw("state").random() < 0.5,
+        steps=tuple(_step(draw(str(number)), crowded=crowded) for number in range(STEPS - left_out)),
     )
+
+
+def parsed(values: Mapping[str, Any]) -> Schedule:
+    """Read what `Schedule.text` gave."""
+    return Schedule(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})
+
+
+def _step(random: Random, *, crowded: bool) -> Step:
+    kind = random.choice(
+        random.choices(
+            ((*FAULTS, OUT_OF_SIGHT, NOBODY_LISTED), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
+        )[0]
+    )
+    service: ServiceName = random.choice(("headscale", "cloudflare"))
     method = random.choice((None, None, "GET", "POST", "PATCH", "DELETE"))
     if kind == "short list":
         method = "GET"
+    # Only Cloudflare has pages, and only where there is much at one name.
+    page_two = crowded and kind in FAULTS and random.random() < 0.4
     return Step(
         kind=kind,
-        service=random.choice(("headscale", "cloudflare")),
-        method=method,
-        page_two=random.random() < 0.1,
+        meanwhile=kind in INTERRUPTIONS or (kind in ALSO_MEANWHILE and random.random() < 0.4),
+        service="cloudflare" if page_two else service,
+        method="GET" if page_two else method,
+        page_two=page_two,
         times=random.choice((1, 1, 1, 2, 3, 12)),
         after=random.choice((0, 0, 0, 1, 2, 4)),
         wait_s=random.choice((0.0, 1.0, 20.0, 70.0, 200.0, 400.0)),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
 
+from tests.faults.schedule import BELIEVABLE
 from tests.simulators.faults import Fault, FaultQueue
 from tests.simulators.service import READS, Service
 from tests.tally import count
+
+SECOND_PAGE: Final = re.compile("[?&]page=2")
 
 
 class KilledError(BaseException):
@@ -41,6 +46,8 @@ class NamedFaults(FaultQueue):
             self.taken, _ = self._names[id(fault)]
             self.fired += 1
             count("faults injected", self.taken)
+            if SECOND_PAGE.search(target):
+                count("pages after the first that failed")
         return fault
 
 
@@ -49,6 +56,7 @@ class Request:
     """One request as its sender met it.
 
     Attributes:
+        query: without the question mark.
         fault: by its name; None = it was answered as it should be.
         status: what was answered; None = nothing whole.
     """
@@ -56,6 +64,7 @@ class Request:
     service: Service
     method: str
     path: str
+    query: str
     body: bytes
     fault: str | None
     status: int | None
@@ -68,7 +77,12 @@ class Request:
     @property
     def told(self) -> bool:
         """Whether its sender got the service's own answer, be it an old one."""
-        return self.fault in {None, "stale read"} and self.status == 200
+        return self.fault in {None, *BELIEVABLE} and self.status == 200
+
+    @property
+    def page(self) -> str:
+        """Which page of a list it asked for; decimal text."""
+        return parse_qs(self.query).get("page", ["1"])[0]
 
 
 @dataclass(slots=True)
@@ -134,7 +148,8 @@ class Tap:
         finally:
             taken = queue.taken if isinstance(queue, NamedFaults) else None
             exchange = self._service.requests[-1]
-            self._watcher.after(Request(self._service, method, path, exchange.body, taken, exchange.status))
+            query = environ["QUERY_STRING"]
+            self._watcher.after(Request(self._service, method, path, query, exchange.body, taken, exchange.status))
             if due is not None and due.committed:
                 due.action()
 

@@ -7,6 +7,7 @@ over loopback the connection really breaks.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -44,6 +45,7 @@ class Kind(Enum):
     DRIP = auto()
     OVERSIZE = auto()
     STALE = auto()
+    LACKING = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ class Fault:
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
+    lacks: str = ""
     limit_s: float = 60.0
     interval_s: float = 0.2
 
@@ -128,6 +131,11 @@ def oversize(size: int) -> Fault:
 def stale() -> Fault:
     """Answer from the state before the last change."""
     return Fault(kind=Kind.STALE)
+
+
+def lacking(text: str) -> Fault:
+    """Answer as it should be, but for what mentions this text in any case: it is left out of every list."""
+    return Fault(kind=Kind.LACKING, lacks=text.casefold())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -255,6 +263,17 @@ def _dripping(queue: FaultQueue, fault: Fault, body: bytes) -> Iterator[bytes]:
     yield body[sent:]
 
 
+def _lacking(response: Response, text: str) -> Response:
+    if response.status_code != 200:
+        return response
+    body = json.loads(response.get_data())
+    for name, value in body.items():
+        if isinstance(value, list):
+            body[name] = [item for item in value if text not in json.dumps(item).casefold()]
+    response.set_data(json.dumps(body))
+    return response
+
+
 @dataclass(frozen=True, slots=True)
 class Play:
     """One request that meets a fault.
@@ -295,6 +314,8 @@ class Play:
                 return self._send(Response(_whitespace(fault.size), 200, content_type=fault.content_type))
             case Kind.STALE:
                 return self._send(self.execute(True))
+            case Kind.LACKING:
+                return self._send(_lacking(self.execute(False), fault.lacks))
             case Kind.TRUNCATE | Kind.DRIP:
                 return self._send_badly(self.execute(False))
             case Kind.REFUSE | Kind.DROP | Kind.HANG:
