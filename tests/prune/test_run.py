@@ -81,6 +81,19 @@ def test_it_looks_twice_some_time_apart(world: World) -> None:
     assert world.cloudflare.writes == []
 
 
+def test_it_looks_no_third_time(world: World) -> None:
+    """Who is offline at both looks is gone, whoever would have come after."""
+    a_service(world, "grafana")
+    late = a_service(world, "redmine")
+    world.headscale.disconnect(late)
+    world.clock.sleep(A_MONTH_S)
+    started = world.clock.elapsed_s
+    prune(world).run()
+    assert OBSERVATION_S <= world.clock.elapsed_s - started < OBSERVATION_S + 60
+    assert world.headscale.node(late) is None
+    assert names(world) == ["grafana.example.com"]
+
+
 def test_a_restarted_headscale_loses_nothing(world: World) -> None:
     for label in ("grafana", "redmine"):
         a_service(world, label)
