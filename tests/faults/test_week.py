@@ -120,6 +120,11 @@ class Week:
         assert self.right
         self.to(15.0)
         self.token_file.write_text(world.cloudflare.set_token())
+        self.to(16.0)
+        # What only the new token can put right.
+        self.edit()
+        self.go_on(VERIFIED_S)
+        assert self.right
         self.to(23.0)
         assert self.right
         render_metrics(self.watch.status, accept="")
