@@ -241,7 +241,8 @@ def test_a_build_that_is_told_to_stop_leaves_nothing_running_and_nothing_behind(
     hang = f'touch "{builds.archive.path}.new" && echo $$ >"{pid}.new" && mv "{pid}.new" "{pid}" && exec sleep 600'
     path = stub(tmp_path / "bin", "slow", f'[ "$1" != {step} ] || {{ {hang}; }}')
     process = subprocess.Popen(
-        ["/bin/sh", ROOT / "build/build.sh"],
+        # As at a terminal: whatever was started in the background ignores the one of Ctrl-C, and all below it do.
+        ["env", "--default-signal=INT", "/bin/sh", ROOT / "build/build.sh"],
         env={**builds.variables, "PATH": path, "BUILDER": "slow"},
         stderr=subprocess.PIPE,
         text=True,
