@@ -152,9 +152,11 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         )
         assert ip_address(node.address)
         running = Prometheus(folder, target=port, rules=rules, stack=stack)
-        # A rate wants two scrapes, between which something happened.
+        # A rate wants two scrapes, between which both services were asked.
         eventually(
-            lambda: running.query('sum(rate(tailscale_lifecycle_passes_total{outcome="finished"}[30s])) > 0') or None,
+            lambda: (
+                running.query('count(rate(tailscale_lifecycle_requests_total{outcome="ok"}[30s]) > 0) == 2') or None
+            ),
             "two scrapes",
             tell=lambda: watch.words() + str(running.get("/targets")),
         )

@@ -255,7 +255,9 @@ def test_ollama_is_called_by_a_name_that_it_answers_to(tmp_path: Path) -> None:
         nginx(hosts.pod, "ollama", tmp_path, tls.folder),
     ):
         hosts.give_the_pod_an_address(*VPN_ADDRESSES)
-        answer = hosts.vpn.ask(f"https://{NAME}/api/tags", source=ON_THE_VPN[0], to=VPN_ADDRESSES[0])
+        asked = {"source": ON_THE_VPN[0], "to": VPN_ADDRESSES[0]}
+        eventually(lambda: hosts.vpn.ask(f"https://{NAME}/", **asked).status == 200, "the address to be reached")
+        answer = hosts.vpn.ask(f"https://{NAME}/api/tags", **asked)
         assert [value for name, value in answer.seen["headers"] if name == "host"] == ["localhost"]
 
 
