@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
+import httpx
 import pytest
 import yaml
 
@@ -210,6 +212,47 @@ def test_an_exec_that_hangs_holds_up_no_stop(pod: ClusterPod) -> None:
         running = pod.start(command, **SIDECAR)
         assert asked.wait(PATIENCE_S)
         assert running.stop().status == status
+
+
+def test_the_pod_and_the_container_are_as_set(pod: ClusterPod) -> None:
+    """Beside them is what would be taken otherwise, and has no such program."""
+    [other] = pod.kubernetes.pods
+    pod.kubernetes.change_pod(other, containers={"headscale": {}})
+    pod.kubernetes.add_pod(
+        "control-0",
+        {"headscale": {}, "server": {"headscale": pod.cli}},
+        namespace=HEADSCALE_NAMESPACE,
+        labels={"tier": "control"},
+    )
+    ended = pod.run("cleanup", HEADSCALE_POD_SELECTOR="tier=control", HEADSCALE_CONTAINER="server")
+    assert ended.status == 0, ended.out
+    assert pod.key_file.exists()
+
+
+def test_the_time_for_a_command_is_as_set(pod: ClusterPod) -> None:
+    pod.kubernetes.spoil(ExecFault(hang=True), "users list")
+    ended = pod.run("cleanup", HTTP_TIMEOUT="2s")
+    assert ended.status == 0, ended.out
+    assert ["within 2 s" in event["error"] for event in ended.named("retry.scheduled")] == [True]
+
+
+def test_commands_are_counted_among_the_requests(pod: ClusterPod) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = pod.start("dns-watch", HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
+    running.until("pass.skipped")
+    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    assert running.stop().status == 0
+    assert re.search(r'requests_total\{outcome="ok",service="Headscale"\} [1-9]', metrics), metrics
+
+
+def test_without_its_modes_kubernetes_is_not_loaded(pod: ClusterPod) -> None:
+    pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
+    ended = pod.outside("--dry-run", PYTHONPROFILEIMPORTTIME="1").end()
+    assert ended.status == 0, ended.errors
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.errors.splitlines()}
+    assert "httpx" in loaded
+    assert {"kubernetes", "websocket", "urllib3", "yaml"} & loaded == set()
 
 
 def test_a_service_accounts_token_is_rotated(pod: ClusterPod) -> None:
