@@ -80,6 +80,8 @@ class ClusterWorld(World):
         self.cli = HeadscaleCli(self.headscale, now=self.clock.now)
         self.pod = add_headscale(kubernetes, self.cli)
         self.url = url
+        self.kubernetes_timeout_s = 10.0
+        """For one request to it, by a real clock."""
         kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
         self.environment |= {
@@ -90,7 +92,7 @@ class ClusterWorld(World):
 
     def cluster(self) -> Cluster:
         """The real client of its Kubernetes API."""
-        return cluster_at(self.url, self.kubernetes)
+        return cluster_at(self.url, self.kubernetes, timeout_s=self.kubernetes_timeout_s)
 
     def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
         """Both real clients: Headscale through its pod, unless it has an address."""

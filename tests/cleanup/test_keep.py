@@ -202,6 +202,7 @@ TROUBLE = [
     pytest.param(faults.html(503), id="503"),
     pytest.param(faults.html(404), id="a-404-of-somebody-else"),
     pytest.param(faults.drop(), id="connection-lost"),
+    pytest.param(faults.hang(), id="hangs"),
     pytest.param(faults.answer(403, '{"kind": "Status", "message": "forbidden"}'), id="no-right"),
     pytest.param(faults.answer(401, "{}"), id="token-refused"),
     pytest.param(faults.too_many_requests(1), id="throttled"),
@@ -213,6 +214,7 @@ def test_a_secret_that_cannot_be_read_for_a_while_is_waited_for(
     fault: Fault, world: ClusterWorld, events: Events
 ) -> None:
     node = a_kept_world(world)
+    world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
     cleanup(world).run()
     assert [left.id for left in world.headscale.nodes] == [node.id]
@@ -222,6 +224,7 @@ def test_a_secret_that_cannot_be_read_for_a_while_is_waited_for(
 @pytest.mark.parametrize("fault", TROUBLE)
 def test_a_secret_that_cannot_be_read_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
     a_kept_world(world)
+    world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
     with pytest.raises(TransientError):
         cleanup(world).run()
