@@ -27,7 +27,10 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
     children: list[subprocess.Popen[str]] = []
 
     def run(program: str) -> subprocess.Popen[str]:
+        # As at a terminal: whoever was started in the background ignores SIGINT, and all below do.
         head = """
+            import signal
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             from threading import Event
             from lifecycle.stop import hold_stop_signals, stop_event
 
