@@ -24,7 +24,7 @@ from werkzeug import Request, Response
 from tests.simulators.faults import Play
 from tests.simulators.headscale_cli import Finished, Program
 from tests.simulators.service import Exchange, Service
-from tests.simulators.websocket import PING, close, frame, upgrade_answer
+from tests.simulators.websocket import PING, close, frame, pong, upgrade_answer
 
 V4: Final = "v4.channel.k8s.io"
 V5: Final = "v5.channel.k8s.io"
@@ -38,6 +38,8 @@ SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
 
 _PIECE: Final = 32 * 1024
 """What the kubelet copies at a time."""
+
+_PING: Final = b"are you there"
 
 _REASONS: Final = {
     400: "BadRequest",
@@ -398,7 +400,9 @@ class KubernetesSimulator(Service):
                 raise _RefusedError(
                     400, f"cannot exec into a container in a completed pod; current phase is {pod.phase}"
                 )
-            container = request.args["container"]
+            if not (_asked(request, "stdout") or _asked(request, "stderr")):
+                raise _RefusedError(400, "you must specify at least one of stdin, stdout, stderr")
+            container = request.args.get("container", next(iter(pod.containers)))
             if container not in pod.containers:
                 raise _RefusedError(400, f"container {container} is not valid for pod {name}")
             offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
@@ -435,9 +439,12 @@ class KubernetesSimulator(Service):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(connection.detach())
             _end("the simulator reset the connection")
-        connection.sendall(frame(b"are you there", PING))
-        self._send(connection, STDOUT, stdout)
-        self._send(connection, STDERR, finished.stderr)
+        connection.sendall(frame(_PING, PING))
+        if pong(connection) != _PING:
+            _end("the client did not answer the ping")
+        # What was not asked for is not sent.
+        self._send(connection, STDOUT, stdout if _asked(request, "stdout") else b"")
+        self._send(connection, STDERR, finished.stderr if _asked(request, "stderr") else b"")
         if subprotocol == V5:
             connection.sendall(frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR])))
         if fault.status:
@@ -464,6 +471,10 @@ class KubernetesSimulator(Service):
                         self._orders.remove(order)
                 return order.fault
         return ExecFault()
+
+
+def _asked(request: Request, stream: str) -> bool:
+    return request.args.get(stream) in ("true", "1")
 
 
 def _nothing(_stale: bool) -> Response:

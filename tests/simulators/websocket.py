@@ -13,8 +13,10 @@ _MAGIC: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 BINARY: Final = 0x2
 CLOSE: Final = 0x8
 PING: Final = 0x9
+PONG: Final = 0xA
 
 _FINAL: Final = 0x80
+_MASKED: Final = 0x80
 _NORMAL: Final = 1000
 _SHORT: Final = 126
 _LONG: Final = 1 << 16
@@ -46,6 +48,28 @@ def frame(data: bytes, opcode: int = BINARY) -> bytes:
     else:
         length = bytes([_SHORT + 1]) + struct.pack("!Q", len(data))
     return bytes([_FINAL | opcode]) + length + data
+
+
+def pong(connection: socket.socket) -> bytes | None:
+    """What the client's next frame answers to a ping; None when it is no such answer, or the client is gone.
+
+    A client's frames are masked, and one that answers a short ping is short.
+    """
+    connection.settimeout(5)
+    head = _read(connection, 2)
+    if head[:1] != bytes([_FINAL | PONG]):
+        return None
+    mask = _read(connection, 4)
+    data = _read(connection, head[1] & ~_MASKED)
+    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    """So many bytes; fewer when the client is gone."""
+    data = b""
+    while len(data) < size and (piece := connection.recv(size - len(data))):
+        data += piece
+    return data
 
 
 def close(connection: socket.socket) -> None:
