@@ -20,6 +20,10 @@ from tests.faults.schedule import STEPS, Schedule, drawn, parsed
 SCHEDULES = 500
 SOAK = 10_000
 
+# So that several processes can run them side by side.
+SHARES = 5
+SEEDS = 2**32 // SHARES
+
 ONCE_FAILED: dict[str, Any] = json.loads(Path(__file__).with_name("once_failed.json").read_text())
 
 
@@ -31,11 +35,12 @@ def test_what_once_went_wrong_does_not_again(values: dict[str, Any]) -> None:
 
 # Who is killed closes no file.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_whatever_goes_wrong_nothing_is_lost_and_all_comes_right(pytestconfig: pytest.Config) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+def test_whatever_goes_wrong_nothing_is_lost_and_all_comes_right(share: int, pytestconfig: pytest.Config) -> None:
     soak = pytestconfig.getoption("--soak")
 
     @hypothesis.settings(
-        max_examples=SOAK if soak else SCHEDULES,
+        max_examples=(SOAK if soak else SCHEDULES) // SHARES,
         # The same schedules each time, but for a soak: a change is judged by what it changes.
         derandomize=not soak,
         database=None,
@@ -44,7 +49,9 @@ def test_whatever_goes_wrong_nothing_is_lost_and_all_comes_right(pytestconfig: p
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis.given(seed=st.integers(0, 2**32 - 1), left_out=st.sampled_from((0, 0, 0, STEPS // 2)))
+    @hypothesis.given(
+        seed=st.integers(share * SEEDS, (share + 1) * SEEDS - 1), left_out=st.sampled_from((0, 0, 0, STEPS // 2))
+    )
     def any_schedule(seed: int, left_out: int) -> None:
         schedule = drawn(seed, left_out=left_out)
         try:
