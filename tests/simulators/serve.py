@@ -22,6 +22,8 @@ class _QuietHandler(WSGIRequestHandler):
     """Logs errors only, and ends with a connection that was broken on purpose."""
 
     protocol_version = "HTTP/1.1"
+    # As servers in Go do: a small frame does not wait until the one before it was acknowledged.
+    disable_nagle_algorithm = True
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's signature
         """Let errors pass, which are bugs of a simulator."""
