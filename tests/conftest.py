@@ -30,11 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="twenty times the fault schedules, none of them drawn before")
 
 
+# What is made once, and takes long, or cannot be made twice at a time: by fixture, what else needs it.
+SHARED = {"workshop": "image", "scanned": "scanner", "prometheus": "prometheus"}
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this hook, too
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all that needs the image in one process: it is built once, and its tests share a machine."""
+    """Keep the tests that share what is made once in one process each."""
     for item in items:
-        if "workshop" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("image"))
+        for group in {group for fixture, group in SHARED.items() if fixture in getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
