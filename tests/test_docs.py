@@ -1,4 +1,4 @@
-"""The manual says what the code does: its tables of settings, log events and exit statuses are the real ones."""
+"""The manual says what the code does: its tables of settings, events, metrics and exit statuses are the real ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from lifecycle import errors
 from lifecycle.cli import arguments_of
+from lifecycle.health import Status, render_metrics
 from lifecycle.settings import COMMANDS, Settings, command_variables, default_text
 
 LEVELS = frozenset({"debug", "info", "warning", "error"})
@@ -184,6 +187,32 @@ def test_the_manuals_keys_are_logged(logged: dict[str, Logged], told: dict[str, 
     """All that an event may have, and no more; what is not spelt out in the code needs no name here."""
     promised = {event: set(quoted(row["keys"])) - set(COMMANDS) for event, row in told.items()}
     assert promised == {event: logged[event].keys - {"**"} for event in told}
+
+
+# --- Health port --------------------------------------------------------------------------------------
+
+
+def test_the_manuals_metrics_and_their_labels_are_the_codes(manual: str) -> None:
+    """As they are while everything is known: what is not known is not shown."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    status = Status(timedelta(), timedelta(), node_expires_at=now, api_key_expires_at=now)
+    shown: defaultdict[str, set[str]] = defaultdict(set)
+    _, text = render_metrics(status, accept="")
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            shown[re.sub("_(sum|count)$", "", sample.name)] |= set(sample.labels)
+    prefix = "tailscale_lifecycle_"
+    table = rows(section(manual, "## Health port"))
+    column = f"metric, with the prefix `{prefix}`"
+    told = {prefix + name: set(quoted(row["labels"])) for row in table if column in row for name in quoted(row[column])}
+    assert told == {name: labels for name, labels in shown.items() if name.startswith(prefix)}
+    assert "`process_*`" in section(manual, "## Health port")
+    assert {name.partition("_")[0] for name in shown if not name.startswith(prefix)} == {"process"}
+
+
+def test_the_manuals_paths_of_the_health_port_are_the_codes(manual: str, repository: Path) -> None:
+    told = {quoted(row["path"])[0] for row in rows(section(manual, "## Health port")) if "path" in row}
+    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health.py").read_text()))
 
 
 # --- Exit statuses ------------------------------------------------------------------------------------
