@@ -105,9 +105,9 @@ class Exec:
 def _tls(configuration: Configuration) -> dict[str, Any]:
     """What the Kubernetes client is told about TLS, in the websocket's terms."""
     given = {
-        "cert_reqs": ssl.CERT_REQUIRED if configuration.verify_ssl else ssl.CERT_NONE,
+        # Whoever asks for less is refused before.
+        "cert_reqs": ssl.CERT_REQUIRED,
         "ca_certs": configuration.ssl_ca_cert,
-        "check_hostname": configuration.assert_hostname,
         "certfile": configuration.cert_file,
         "keyfile": configuration.key_file,
         "server_hostname": configuration.tls_server_name,

@@ -153,6 +153,13 @@ def test_no_setting_switches_verification_off() -> None:
     assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS", "SSL"))
 
 
+def test_no_line_switches_verification_off(repository: Path) -> None:
+    """Nor could it be: there is no code that would."""
+    words = ("CERT_NONE", "CERT_OPTIONAL", "verify=False", "check_hostname", "assert_hostname", "verify_mode")
+    sources = {path: path.read_text() for path in (repository / "lifecycle").rglob("*.py")}
+    assert [(path.name, word) for path, text in sources.items() for word in words if word in text] == []
+
+
 # --- What it follows ----------------------------------------------------------------------------------
 
 
