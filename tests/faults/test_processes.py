@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -255,16 +255,23 @@ def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a volume")
 
 
+@contextmanager
+def mounted(volume: Path, options: str) -> Iterator[None]:
+    """A volume in memory, for as long as the block lasts."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", volume]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", volume], check=True)
+
+
 @needs_root
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"], ids=["full", "read-only"])
 def test_a_volume_that_takes_no_key(place: Place, options: str) -> None:
     """Found out before anything is deleted; no key is left behind that nobody has."""
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place.volume], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount")
-    try:
+    with mounted(place.volume, options):
         if options != "ro":
             (place.volume / "filler").write_bytes(bytes(4096))
         said, status = ended(place.start("cleanup"))
@@ -274,6 +281,24 @@ def test_a_volume_that_takes_no_key(place: Place, options: str) -> None:
         assert place.headscale.node(place.old.id) is not None
         assert not place.headscale.keys[1:]
         assert not place.key_file.exists()
-    finally:
-        subprocess.run(["umount", place.volume], check=True)
     place.has_to_come_right()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["full volume", "read-only volume"])
+def test_a_volume_that_takes_no_note_of_a_watch(place: Place, kind: str) -> None:
+    """The record is right all the same, and the key that is there stays whole."""
+    with mounted(place.volume, "size=16k,nr_inodes=8"):
+        node = place.join()
+        if kind == "full volume":
+            with suppress(OSError), (place.volume / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", place.volume], check=True)
+        said, status = ended(place.start("dns-watch", "--once"))
+        count("faults injected", kind)
+        assert status == 0, said
+        assert place.records() == [("A", node.address)]
+        place.has_to_be_whole()
+        assert place.key_file.exists()
