@@ -39,6 +39,18 @@ def commands() -> Iterator[tuple[str, str]]:
 
 COMMANDS = sorted(set(commands()))
 
+TRIED_IN = {
+    ("README.md", "console"): "tests/process/test_readme.py",
+    ("README.md", "text"): "tests/process/test_exec.py",
+    ("README.md", "yaml"): "tests/test_readme.py",
+    ("docs/add-a-service.md", "yaml"): "tests/pod/test_docs.py",
+    ("docs/architecture.md", ""): "tests/test_readme.py",
+    ("docs/image.md", ""): "tests/image/test_build.py",
+    ("docs/image.md", "yaml"): "tests/pod/test_docs.py",
+    ("docs/move-from-terraform.md", "hcl"): "tests/pod/test_docs.py",
+}
+"""Who tries what stands in the pages' other blocks: page and language, file."""
+
 
 def of(program: str) -> list[str]:
     """The command lines of one program."""
@@ -55,6 +67,18 @@ def test_the_pages_were_understood() -> None:
     few = {program: len(of(program)) for program in OURS if len(of(program)) < 2}
     assert few == {}
     assert len(COMMANDS) > 60
+
+
+def test_every_block_of_the_pages_is_tried() -> None:
+    """Commands are tried here, and a drawing is none of anybody's."""
+    there = {
+        (str(page.relative_to(ROOT)), language)
+        for page in PAGES
+        for language in re.findall(r"^ *```(\w*)\n.*?^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    }
+    assert {block for block in there if block[1] not in {"sh", "mermaid"}} == set(TRIED_IN)
+    for (page, _), file in TRIED_IN.items():
+        assert Path(page).name in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("command", of("kubectl"))

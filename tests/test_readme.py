@@ -17,19 +17,20 @@ from lifecycle.clients.http import MAX_ANSWER_BYTES
 from lifecycle.dns_watch.heal import CONFIRMING, CONFIRMING_LOOKS
 from lifecycle.expiry import WARN_BEFORE
 from lifecycle.prune.run import OBSERVATION_S
-from lifecycle.settings import CleanupSettings, DryRunSettings, every_variable, load
+from lifecycle.settings import CleanupSettings, DryRunSettings, PruneSettings, every_variable, load
 from lifecycle.stop import GRACE_S
+from lifecycle.values import parse_duration
 from tests.fleet.fleet import BCRYPT_S
-from tests.test_docs import rows, section
+from tests.test_docs import quoted, rows, section
 
 ROOT = Path(__file__).parent.parent
 COMPATIBILITY = (("README.md", "## Compatibility"), ("docs/compatibility.md", "## What is supported"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
-def block(kind: str, marker: str) -> str:
-    """The one block of a kind in README.md in which something stands."""
-    blocks = re.findall(rf"^```{kind}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+def block(kind: str, marker: str, page: str = "README.md") -> str:
+    """The one block of a kind in a page in which something stands."""
+    blocks = re.findall(rf"^```{kind}\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     [found] = [text for text in blocks if marker in text]
     return str(found)
 
@@ -68,13 +69,35 @@ def test_a_restart_of_the_first_manifests_tailscale_shows_no_key_that_is_used(po
     assert volume in {mount["name"] for mount in containers(pod)["cleanup"]["volumeMounts"]}
 
 
-def test_the_settings_of_the_first_dry_run_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = re.search(r"<<'END'\n(.*?)^END$", block("sh", "--dry-run"), flags=re.MULTILINE | re.DOTALL)
-    assert written
-    Path(".env").write_text(written[1].replace("=...", "=a-token"))
+def written_by(page: str) -> str:
+    """The `.env` of a page's dry run, with something for what is left out of it."""
+    found = re.search(r"<<'END'\n(.*?)^END$", block("sh", "--dry-run", page), flags=re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1].replace("=...", "=a-token")
+
+
+@pytest.mark.parametrize(("page", "access"), [("README.md", "exec"), ("docs/move-from-terraform.md", "api")])
+def test_the_settings_of_the_first_dry_run_are_whole(page: str, access: str) -> None:
+    Path(".env").write_text(written_by(page))
     settings = load(DryRunSettings)
-    assert (settings.access, settings.mark) == ("exec", "tailscale-lifecycle/1 services")
+    assert (settings.access, settings.mark) == (access, "tailscale-lifecycle/1 services")
     assert not settings.tailscale_interface
+
+
+def test_the_settings_of_a_dry_run_take_a_service_down() -> None:
+    """As docs/operations.md says."""
+    Path(".env").write_text(written_by("docs/move-from-terraform.md"))
+    assert load(PruneSettings).dns_owner == "services"
+
+
+def test_the_cores_that_headscale_needs_are_the_simulators() -> None:
+    """An interval is an eighth longer than its setting, on average."""
+    table = rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale"))
+    assert len(table) == 3
+    for row in table:
+        interval = parse_duration(quoted(row["`POLL_INTERVAL`"])[0]).total_seconds()
+        needed = int(row["pods"].replace(",", "")) * BCRYPT_S / (interval * 1.125)
+        assert float(row["cores"]) == round(needed, 1)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

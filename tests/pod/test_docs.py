@@ -190,5 +190,17 @@ def test_the_patch_for_the_modes_through_the_kubernetes_api_gives_dns_watch_the_
     assert load(DryRunSettings).access == "exec"
 
 
+def test_with_a_registry_every_container_of_ours_has_the_name_that_the_page_gives(tmp_path: Path) -> None:
+    kustomization = copied(tmp_path) / "deploy/services/grafana/kustomization.yaml"
+    (wanted,) = map(yaml.safe_load, yaml_blocks("image.md"))
+    kustomization.write_text(yaml.safe_dump(yaml.safe_load(kustomization.read_text()) | wanted))
+    images = {
+        name: container["image"] for name, container in containers(pod_spec(render(kustomization.parent))).items()
+    }
+    (image,) = wanted["images"]
+    assert images["cleanup"] == images["dns-watch"] == f"{image['newName']}:{image['newTag']}"
+    assert f"docker://{images['cleanup']}\n" in text("image.md")
+
+
 def test_the_pages_are_all_of_them() -> None:
     assert {Path(page).name for page in PAGES} <= {file.name for file in (ROOT / "docs").iterdir()}
