@@ -258,7 +258,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a
 @contextmanager
 def mounted(volume: Path, options: str) -> Iterator[None]:
     """A volume in memory, for as long as the block lasts."""
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", volume]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(volume)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     try:
