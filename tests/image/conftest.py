@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def builds(first_build: Builds, workshop: Path, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
-def containerd(machine: None, workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+def containerd(workshop: Path) -> Iterator[Containerd]:
     """A containerd without images; its folder's name is short, since a socket's path must be."""
-    folder = tmp_path_factory.mktemp("c")
+    folder = Path(tempfile.mkdtemp(prefix="c", dir=workshop))
     containerd = Containerd(folder)
     containerd.start()
     yield containerd

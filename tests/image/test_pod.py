@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,9 @@ def node(
     workshop: Path,
     debian: Mapping[str, Path],
     sources: Path,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ClusterNode]:
     """A cluster node whose containerd has its socket in the folder that is the fixture's parameter."""
-    root = tmp_path_factory.mktemp("n")
+    root = Path(tempfile.mkdtemp(prefix="n", dir=workshop))
     config_map = root / "config-map"
     shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, config_map)

@@ -8,6 +8,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,9 @@ SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture(scope="module")
-def runtime(first_build: Builds, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+def runtime(first_build: Builds, workshop: Path) -> Iterator[Containerd]:
     """A containerd that has the image; no test here changes it."""
-    containerd = Containerd(tmp_path_factory.mktemp("c"))
+    containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=workshop)))
     containerd.start()
     checked([*containerd.ctr, "images", "import", first_build.archive.path])
     yield containerd

@@ -216,11 +216,15 @@ class Containerd:
     def lose_snapshots(self) -> None:
         """Take away what the image is run from, layer by layer from the top; its name and its parts stay."""
         snapshots = [*self.ctr, "snapshots"]
-        parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
-        while parents:
-            leaf = (set(parents) - set(parents.values())).pop()
-            checked([*snapshots, "rm", leaf])
-            del parents[leaf]
+
+        def lost() -> bool:
+            parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
+            for leaf in set(parents) - set(parents.values()):
+                # Once the top is gone, containerd collects those below it, and may be first.
+                run([*snapshots, "rm", leaf])
+            return not parents
+
+        eventually(lost, within_s=30, what="all snapshots are gone")
 
     def unpin_image(self) -> None:
         """Take the label away, which ctr does for a label without a value."""
