@@ -17,6 +17,9 @@ NEEDED = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "ru
 
 BASE = "localhost/debian:test"
 
+ENOUGH_MEMORY = 8 * 2**30
+"""Bytes; the tests take some 2 GiB for their files."""
+
 _APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
 """A mirror that is some weeks behind is good enough for a test."""
 
@@ -31,13 +34,15 @@ def machine() -> None:
 
 @pytest.fixture(scope="session")
 def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for what is large, in memory: fast, and gone when the tests end, where pytest would keep three of it."""
+    """A folder for what is large, in memory where there is much; it goes with the tests: pytest would keep three."""
     folder = tmp_path_factory.mktemp("w")
-    checked(["mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", folder])
+    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
+        checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
     yield folder
     for mounted in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()][::-1]:
         if mounted == str(folder) or mounted.startswith(f"{folder}/"):
             run(["umount", "--lazy", mounted])
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
