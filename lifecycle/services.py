@@ -1,4 +1,4 @@
-"""Both services, put together from the settings: addresses, credentials, trust, and the way to Headscale."""
+"""Every client, built from the settings: both services, the Kubernetes API, and what reads tailscale's state Secret."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from lifecycle.settings import CleanupSettings, Settings
 if TYPE_CHECKING:
     from lifecycle.clients.cluster import Cluster
 
-# Headscale closes an idle connection after 30 s: ours are given up before that.
+# Ours are given up before the server closes them.
+# Source: Headscale's HTTP server, whose read and write time-outs are 30 s; it closes what was idle for as long.
 _KEEPALIVE_S = 20.0
 
 
@@ -50,6 +51,12 @@ def connect(
         stack: closes the connections.
         cluster: the Kubernetes API, where it is needed.
         observe: told of each request that ended: the service, and the outcome in a word.
+
+    Returns:
+        Headscale, over exec or HTTP as the settings say, and Cloudflare; nothing was sent yet.
+
+    Raises:
+        ConfigError: HEADSCALE_CA_FILE holds no certificate authority.
     """
     default_trust = httpx.create_ssl_context()
     cloudflare = JsonClient(
@@ -146,7 +153,15 @@ def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str
 def state_reader(
     settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
 ) -> Callable[[], Mapping[str, bytes] | None] | None:
-    """What reads tailscale's state Secret, under NODE_POLICY=keep."""
+    """What reads tailscale's state Secret.
+
+    Args:
+        policy: how often it is tried again.
+        cluster: the Kubernetes API, where it is needed.
+
+    Returns:
+        None unless NODE_POLICY=keep: no node is to stay, and no Secret is read.
+    """
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
