@@ -59,6 +59,11 @@ Command = TypeVar("Command", bound="Settings")
 
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
 
+# Source: Cloudflare API v4, `ttl` of a DNS record; Enterprise zones take shorter ones.
+_AUTOMATIC_TTL = 1
+_LEAST_TTL_S = 60
+_LONGEST_TTL_S = 86_400
+
 # How alike two names are taken for one: a letter or two amiss, of some ten.
 _NEARNESS = 0.86
 
@@ -375,8 +380,8 @@ class DnsWatchSettings(Settings):
     def problems(self) -> Iterable[str]:
         """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
         yield from super().problems()
-        if self.dns_ttl != 1 and not 60 <= self.dns_ttl <= 86_400:  # noqa: PLR2004
-            yield "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic"
+        if self.dns_ttl != _AUTOMATIC_TTL and not _LEAST_TTL_S <= self.dns_ttl <= _LONGEST_TTL_S:
+            yield f"DNS_TTL: must be {_LEAST_TTL_S} to {_LONGEST_TTL_S} seconds, or {_AUTOMATIC_TTL} for automatic"
 
 
 class PruneSettings(Settings):

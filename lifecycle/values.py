@@ -15,6 +15,7 @@ from pydantic_settings import NoDecode
 
 from lifecycle.ownership import IpNetwork, mark_of
 
+# Source: Cloudflare's documentation of DNS records: so long is a whole name at most, and so a comment on the Free plan.
 RECORD_NAME_LENGTH = 253
 _COMMENT_LENGTH = 100
 
@@ -46,7 +47,7 @@ def parse_duration(value: Any) -> timedelta:
         if _SECONDS.fullmatch(text):
             return timedelta(seconds=float(text))
         if match is None or not text:
-            raise ValueError("a duration is written 90, 90s, 15m or 1h30m")
+            raise ValueError("a duration is written 90, 90s, 15m, 1h30m or 7d")
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except OverflowError:
