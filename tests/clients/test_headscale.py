@@ -304,6 +304,20 @@ def test_a_lost_answer_is_followed_up_until_that_works(
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
 
+@pytest.mark.parametrize("later", [timedelta(minutes=5), timedelta(hours=3)], ids=["usable-still", "expired-by-then"])
+def test_a_lost_answer_keeps_no_later_key_from_being_made(
+    later: timedelta, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+) -> None:
+    """After an outage the hidden key may have expired by itself, which some releases refuse to do again."""
+    user = the_user(headscale)
+    spoil(server, CREATE, faults.wrong_content_type(committed=True))
+    with pytest.raises(ResponseError):
+        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    clock.sleep(later.total_seconds())
+    key = a_key(headscale, clock)
+    assert usable(server, clock) == [key.secret.get_secret_value()]
+
+
 @pytest.mark.parametrize("email", ["svc@example.com", "ann"])
 def test_a_lost_answer_is_found_for_a_user_with_an_email(
     email: str, server: HeadscaleSimulator, headscale: Headscale, clock: Clock

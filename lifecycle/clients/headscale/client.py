@@ -180,6 +180,8 @@ class Headscale:
             (key,) = hidden
             try:
                 self._transport.expire_pre_auth_key(key, spec.user)
+            except (NotFoundError, ConflictError) as error:
+                log.info("pre_auth_key.expired", key_id=key.id, reason=f"the answer that named it was lost; {error}")
             except ResponseError as error:
                 # It expires by itself, and nobody knows it.
                 log.warning("pre_auth_key.unexpired", key_id=key.id, expires_at=key.expires_at, error=str(error))
