@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
 
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.dns_watch.plan import Loss, Missing
-from lifecycle.errors import KeyFileError
+from lifecycle.errors import ApiError, KeyFileError
 from lifecycle.keyfile import KeyFile
 from lifecycle.mint import write_fresh_key
 from lifecycle.model import PreAuthKey, User
@@ -157,18 +158,24 @@ class Healer:
             self._key = None if loss.kind is Missing.STRANDED and self._key is None else key
         elif self._settings.self_heal and not (loss.kind is Missing.STRANDED and key is None):
             was_here = loss.kind is not Missing.STRANDED or (key is not None and key.used)
-            fresh = self._make_key(user, kept_node_id=loss.node_id or note.kept_node_id)
+            # Noted, and not in the file, for which a process was killed in between: nobody will use it.
+            lost = key if key is not None and key.usable(self._now()) else None
+            fresh = self._make_key(user, kept_node_id=loss.node_id or note.kept_node_id, instead_of=lost)
             self._key = fresh if was_here else None
         else:
             self._key = None
 
-    def _make_key(self, user: User, *, kept_node_id: str | None) -> PreAuthKey:
+    def _make_key(self, user: User, *, kept_node_id: str | None, instead_of: PreAuthKey | None) -> PreAuthKey:
         """Make a key, and note beside it which node is to come back: an expired one does as itself."""
         # Before the first request, so that what fails each time is tried more and more rarely too.
         self._attempts += 1
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 16), _LONGEST_PAUSE_S)
         self._not_before = self._monotonic() + jittered(pause_s)
         self._key_file.check_writable()
+        if instead_of is not None:
+            # Else it expires by itself.
+            with suppress(ApiError):
+                self._headscale.expire_pre_auth_key(instead_of, user)
         return write_fresh_key(
             self._settings.key_spec(user),
             headscale=self._headscale,

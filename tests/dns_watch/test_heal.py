@@ -137,6 +137,7 @@ def test_killed_between_the_note_and_the_key(world: World, tmp_path: Path) -> No
     pod.new_watch()
     pod.run_until(("gone", True), within_s=200)
     assert pod.key != old_key
+    assert world.usable_keys() == [pod.key]
     pod.join()
     pod.run_until(("registered", False), within_s=60)
 
