@@ -73,8 +73,9 @@ class ExpiryWatch:
                 node_id=node.id,
                 expires_at=node.expires_at,
                 days_left=self._days_to(node.expires_at),
-                advice="restart the pod before that; `node.expiry` in Headscale's configuration sets how long a node "
-                "may stay",
+                advice="delete the pod before that (with NODE_POLICY=keep, the node in Headscale first), or let "
+                "SELF_HEAL=true bring it back when it has expired; `node.expiry` in Headscale's configuration sets how "
+                "long a node may stay",
             )
 
     def _is_to_be_said(self, what: str, expires_at: datetime) -> bool:
