@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -32,6 +32,10 @@ log = structlog.get_logger()
 # A client that sends or reads nothing for so long is hung up on, and the oldest of more than so many at once.
 _CLIENT_PATIENCE_S = 5.0
 _MOST_CLIENTS = 16
+
+# Those that are asked, and those that what was asked can fail at: the way to Headscale may be through Kubernetes.
+SERVICES = ("Headscale", "Cloudflare")
+FAILING = (*SERVICES, "Kubernetes")
 
 # What a request can come to, by which requests are counted.
 OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
@@ -73,7 +77,6 @@ class Status:
         retries: further tries after a failure, by service.
         passes: finished and failed passes.
         passes_s: seconds that they took, all in all.
-        services: those that may be asked; each is counted from the start, with 0.
     """
 
     longest_interval: timedelta
@@ -100,16 +103,15 @@ class Status:
     retries: Counter[str] = field(default_factory=Counter)
     passes: Counter[str] = field(default_factory=Counter)
     passes_s: float = 0.0
-    services: Sequence[str] = ("Headscale", "Cloudflare")
 
     def __post_init__(self) -> None:
         self.silent_since = self.monotonic()
         # A counter that appears with its first event hides that event from whoever asks for an increase.
-        self.requests.update({(service, outcome): 0 for service in self.services for outcome in OUTCOMES})
-        self.throttled_s.update(dict.fromkeys(self.services, 0.0))
-        self.retries.update(dict.fromkeys(self.services, 0))
+        self.requests.update({(service, outcome): 0 for service in SERVICES for outcome in OUTCOMES})
+        self.throttled_s.update(dict.fromkeys(FAILING, 0.0))
+        self.retries.update(dict.fromkeys(FAILING, 0))
         self.passes.update(finished=0, failed=0)
-        for service in self.services:
+        for service in SERVICES:
             self.succeeded_at.setdefault(service, 0.0)
 
     def observe(self, service: str, outcome: str) -> None:

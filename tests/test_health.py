@@ -23,6 +23,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import lifecycle
+from lifecycle.clients import podexec
 from lifecycle.errors import TransientError
 from lifecycle.health import Status, serve
 from lifecycle.model import IpAddress
@@ -52,8 +53,8 @@ METRICS: Mapping[str, Mapping[str, frozenset[str] | None]] = {
         "service": frozenset({"Headscale", "Cloudflare"}),
         "outcome": frozenset({"ok", "no_answer", "throttled", "server_error", "refused"}),
     },
-    "retries": {"service": frozenset({"Headscale", "Cloudflare"})},
-    "rate_limit_wait_seconds": {"service": frozenset({"Headscale", "Cloudflare"})},
+    "retries": {"service": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
+    "rate_limit_wait_seconds": {"service": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
     "last_success_timestamp_seconds": {"service": frozenset({"Headscale", "Cloudflare"})},
     "node_expiration_timestamp_seconds": {},
     "api_key_expiration_timestamp_seconds": {},
@@ -324,9 +325,10 @@ def test_every_metric(status: Status, port: int) -> None:
 def test_from_the_start(status: Status, port: int) -> None:
     """Each counter is there with 0, so that its first step can be seen; what expires never is not there."""
     found = samples(port)
-    for service in ("Headscale", "Cloudflare"):
+    for service in ("Headscale", "Cloudflare", podexec.SERVICE):
         assert found["retries_total", service] == 0
         assert found["rate_limit_wait_seconds_total", service] == 0
+    for service in ("Headscale", "Cloudflare"):
         assert found["last_success_timestamp_seconds", service] == 0
         for outcome in ("ok", "no_answer", "throttled", "server_error", "refused"):
             assert found["requests_total", service, outcome] == 0
