@@ -503,6 +503,8 @@ class Engine:
             self._happen(step)
 
     def _happen(self, step: Step) -> None:
+        # What was not ours until now is not looked at any more after this.
+        self._foreign_is_whole()
         count("events in the middle of a pass" if step.meanwhile else "events", step.kind)
         happening: Callable[[Step], None] = getattr(self, "_" + step.kind.lower().replace(" ", "_"))
         # What cannot happen now does not.
@@ -907,6 +909,8 @@ class Engine:
         if request.path != "/api/v1/preauthkey" or not pod.initialized:
             return
         count("keys made by dns-watch")
+        if self.world.environment["SELF_HEAL"] != "true":
+            raise BrokenError(f"pod {pod.number} makes a key, and SELF_HEAL is off")
         if self.clock.skew or self.clock.elapsed_s - pod.misled_at < MISLED_S:
             return
         node = self.world.headscale.node(pod.node_id or 0)
