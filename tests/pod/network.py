@@ -154,6 +154,18 @@ def host(name: str) -> Iterator[Host]:
 
 
 @contextmanager
+def named(namespace: Path, name: str) -> Iterator[Host]:
+    """A network namespace that is there, under a name for as long as the block lasts."""
+    place = Path("/run/netns", name)
+    place.touch()
+    run("mount", "--bind", namespace, place)
+    try:
+        yield Host(name)
+    finally:
+        run("ip", "netns", "delete", name)
+
+
+@contextmanager
 def surroundings() -> Iterator[Surroundings]:
     """Hosts around a pod that is still to come."""
     with host("vpn") as vpn, host("cluster") as cluster:

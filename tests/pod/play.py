@@ -23,7 +23,7 @@ from typing import Any, Final
 import yaml
 
 from tests.pod.certificates import MountedSecret
-from tests.pod.network import PATIENCE_S, Host, Surroundings, eventually, host, run
+from tests.pod.network import PATIENCE_S, Host, Surroundings, eventually, named, run
 from tests.pod.rendering import Document, containers, of_kind, workload
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -82,25 +82,22 @@ class Podman:
             timeout=PATIENCE_S,
         )
 
-    def status(self, container: str) -> str:
-        """What the kernel says of a container's first process.
+    def process(self, container: str) -> Path:
+        """What the kernel shows of a container's first process: its folder in the /proc of that PID namespace.
 
-        Source: proc_pid_status(5).
+        Source: proc_pid_root(5), proc_pid_status(5).
         """
         pid = self.run("inspect", "--format", "{{.State.Pid}}", container).strip()
-        return run("nsenter", f"--target={self.init}", "--pid", "--mount", "--", "cat", f"/proc/{pid}/status")
+        return Path(f"/proc/{self.init}/root/proc/{pid}")
 
 
 @contextmanager
 def podman(folder: Path) -> Iterator[Podman]:
     """podman, and nothing of it left afterwards."""
     (folder / "containers.conf").write_text(CONFIGURATION)
-    # With the first one, `ip` makes /run/netns a mount that shows later ones to who came before them.
-    with host("first"):
-        pass
     # Without an init of its own that collects them, the ends of its containers wait for this machine's.
     outer = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--mount-proc", "--propagation", "slave", "catatonit", "--", "sleep", "inf"],
+        ["unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private", "catatonit", "--", "sleep", "inf"],
         stderr=subprocess.DEVNULL,
     )
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
@@ -166,18 +163,20 @@ class Kubelet:
         manifest = folder / "pod.yaml"
         name = self.podman.new_name(self.name)
         manifest.write_text(yaml.safe_dump_all(self._manifest(folder, name)))
-        with host("pod") as made:
-            self.around.connect(made)
-            made.set_sysctls(self.spec["securityContext"]["sysctls"])
-            pod = Pod(self, name, made)
-            try:
-                self.podman.run("kube", "play", f"--network=ns:/run/netns/{made.name}", "--start=false", manifest)
+        self.podman.run("kube", "play", "--network=none", "--start=false", manifest)
+        infra = json.loads(self.podman.run("pod", "inspect", name))["InfraContainerID"]
+        self.podman.run("start", infra)
+        try:
+            with named(self.podman.process(infra) / "ns/net", f"pod-{os.getpid()}-{name}") as host:
+                self.around.connect(host)
+                host.set_sysctls(self.spec["securityContext"]["sysctls"])
+                pod = Pod(self, name, host)
                 # The init container ends first; what it says is kept in a log.
                 started = self.podman.try_to("pod", "start", name)
                 assert started.returncode == 0, f"{started.stderr}\n{pod.log('cleanup')[-2000:]}"
                 yield pod
-            finally:
-                self.podman.run("pod", "rm", "--force", "--time", "0", name)
+        finally:
+            self.podman.run("pod", "rm", "--force", "--time", "0", name)
 
     def _manifest(self, folder: Path, name: str) -> list[Document]:
         spec = copy.deepcopy(self.spec)

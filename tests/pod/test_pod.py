@@ -139,7 +139,7 @@ def test_a_container_has_the_rights_that_its_manifest_gives_it(name: str, applie
     """As the kernel sees its first process."""
     world, pod = applied
     context = containers(world.kubelet.spec)[name]["securityContext"]
-    said = world.kubelet.podman.status(pod.container(name))
+    said = (world.kubelet.podman.process(pod.container(name)) / "status").read_text()
     status = dict(line.split(":\t", 1) for line in said.splitlines())
     numbers = {"NET_ADMIN": 12, "MKNOD": 27}
     allowed = sum(1 << numbers[capability] for capability in context["capabilities"].get("add", []))
