@@ -20,6 +20,7 @@ from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.settings import CleanupSettings, DryRunSettings, PruneSettings, every_variable, load
 from lifecycle.stop import GRACE_S
 from lifecycle.values import parse_duration
+from tests.faults.test_schedules import SCHEDULES, SOAK
 from tests.fleet.fleet import BCRYPT_S
 from tests.test_docs import quoted, rows, section
 
@@ -129,6 +130,10 @@ SPELT = {2: "two", 3: "three", 15: "a quarter of an hour"}
         ("SECURITY.md", f"mode {CleanupSettings.model_fields['authkey_file_mode'].default:04o}"),
         ("docs/architecture.md", f"a pass that does not end in {GRACE_S} s is cut off"),
         ("docs/scaling.md", f"`cleanup` gives Headscale {SPELT[HEADSCALE_PATIENCE // timedelta(minutes=1)]} minutes"),
+        (
+            "docs/scaling.md",
+            f"{SCHEDULES} schedules of faults in each test run, `scripts/test --soak tests/faults` for {SOAK:,}",
+        ),
         ("docs/scaling.md", f"some {BCRYPT_S * 1000:.0f} ms of a core"),
     ],
 )
@@ -136,6 +141,7 @@ def test_the_pages_numbers_are_the_codes(page: str, phrase: str) -> None:
     assert phrase in " ".join((ROOT / page).read_text().split())
     assert timedelta(minutes=1) == CONFIRMING
     assert GRACE_S < 2
+    assert SCHEDULES >= 500
 
 
 def test_the_picture_of_the_imports_is_the_linters() -> None:
