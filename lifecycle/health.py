@@ -61,7 +61,7 @@ class Status:
         ever_registered: our node has been seen since the start.
         node_id: our node, where it was seen last; None until then.
         lost: how our node is confirmed lost: gone, expired or stranded; None when it is not.
-        restart_helps: the node is confirmed lost and a fresh key is in the file.
+        restart_helps: the node is confirmed gone or expired, no later pod has the name, and a fresh key is in the file.
         in_sync: the record was right when it was last looked at.
         reason: why it is not right, or not known to be; "" when it is.
         superseded_by: the id of the node for which this pod stands down.
