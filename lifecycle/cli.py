@@ -21,7 +21,7 @@ from lifecycle import cleanup, dns_watch, prune
 from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
 from lifecycle.logs import configure_logs
 from lifecycle.loop import repeat
-from lifecycle.retry import once, retrying
+from lifecycle.retry import Patience, once, retrying
 from lifecycle.services import connect, connect_cluster, state_reader, utc_now
 from lifecycle.settings import (
     COMMANDS,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# How long `cleanup` waits in all for a Headscale that does not answer.
+# How long `cleanup` waits in all for a Headscale that does not answer; `prune` at each of its looks.
 HEADSCALE_PATIENCE = timedelta(minutes=2)
 
 # Where the kubelet looks for the last words of a container; `kubectl describe pod` shows them.
@@ -96,7 +96,7 @@ def _cleanup() -> None:
 
     stop = stop_event(EXIT_FAILED, on_stop)
     with ExitStack() as stack:
-        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop)
+        policy = retrying(patience=Patience(HEADSCALE_PATIENCE), stop=stop)
         cluster = connect_cluster(settings, stack)
         headscale, cloudflare = connect(settings, policy, stack, cluster)
         Cleanup(
@@ -180,10 +180,19 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     settings = _loaded(PruneSettings, quiet=not act)
     stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
-        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop) if act else once()
+        patience = Patience(HEADSCALE_PATIENCE)
+        policy = retrying(patience=patience, stop=stop) if act else once()
         cluster = connect_cluster(settings, stack, only_reads=not act)
         headscale, cloudflare = connect(settings, policy, stack, cluster)
-        command = Prune(settings, headscale=headscale, cloudflare=cloudflare, name=name, now=utc_now, stop=stop)
+        command = Prune(
+            settings,
+            headscale=headscale,
+            cloudflare=cloudflare,
+            name=name,
+            now=utc_now,
+            stop=stop,
+            renew_patience=patience.renew,
+        )
         if act:
             command.run()
             return 0

@@ -68,29 +68,43 @@ def once() -> tenacity.Retrying:
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
-def retrying(
-    *,
-    give_up_after: timedelta,
-    stop: Event,
-    sleep: Callable[[float], None] | None = None,
-    clock: Callable[[], float] = monotonic,
-) -> tenacity.Retrying:
-    """Try again on TransientError until the time is over, counted from now for all calls together.
+class Patience:
+    """How long calls are tried again, all of them together: counted from now, or from when it was renewed.
 
     Args:
-        give_up_after: the last error is raised when the next try would start later than this.
+        length: a try that would start later than this is not made.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, length: timedelta, *, clock: Callable[[], float] = monotonic) -> None:
+        self._length_s = length.total_seconds()
+        self._clock = clock
+        self.renew()
+
+    def renew(self) -> None:
+        """Count from now: what comes after a long wait has all of it."""
+        self._deadline = self._clock() + self._length_s
+
+    def outlasts(self, wait_s: float) -> bool:
+        """Whether there is some left after so many seconds more."""
+        return self._clock() + wait_s < self._deadline
+
+
+def retrying(*, patience: Patience, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
+    """Try again on TransientError until the patience is over.
+
+    Args:
+        patience: the last error is raised when the next try would start after its end.
         stop: ends a wait at once, and nothing is sent any more.
         sleep: takes seconds; what a test replaces.
-        clock: seconds that never go back.
 
     Raises:
         StoppedError: from a call that was waiting for its next try.
     """
-    deadline = clock() + give_up_after.total_seconds()
 
     class TooLate(tenacity.stop.stop_base):
         def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-            return clock() + retry_state.upcoming_sleep >= deadline
+            return not patience.outlasts(retry_state.upcoming_sleep)
 
     # Not tenacity's own wait on an event: it would send once more after the stop.
     def wait(seconds: float) -> None:

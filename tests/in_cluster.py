@@ -19,7 +19,7 @@ from lifecycle.clients.cloudflare import Cloudflare
 from lifecycle.clients.cluster import Cluster, StateSecret
 from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
-from lifecycle.retry import retrying
+from lifecycle.retry import Patience, retrying
 from lifecycle.settings import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator, SimulatedPod
@@ -105,7 +105,7 @@ class ClusterWorld(World):
         """`cleanup`, which may read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop, clock=self.clock.monotonic)
+        policy = retrying(patience=Patience(HEADSCALE_PATIENCE, clock=self.clock.monotonic), stop=stop)
         headscale, cloudflare = self.services(settings, policy)
         state = None
         if settings.node_policy == "keep":

@@ -21,7 +21,7 @@ from lifecycle.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.retry import jittered, once, pause_s, retrying
+from lifecycle.retry import Patience, jittered, once, pause_s, retrying
 from tests.conftest import FakeStop
 
 PATIENCE = timedelta(minutes=2)
@@ -60,7 +60,7 @@ def for_ever(make: Callable[[], Exception]) -> Iterable[Exception]:
 
 def policy(stop: FakeStop, patience: timedelta = PATIENCE) -> Any:
     """The policy, its waits on a stop that never sleeps."""
-    return retrying(give_up_after=patience, stop=stop, clock=stop.monotonic)
+    return retrying(patience=Patience(patience, clock=stop.monotonic), stop=stop)
 
 
 def test_what_works_at_once_is_called_once() -> None:
@@ -174,6 +174,23 @@ def test_a_short_retry_after_shortens_the_pause() -> None:
 
     assert 1.0 <= stop.waits[4] <= SPREAD
     assert 0.5 <= stop.waits[5] <= 0.5 * SPREAD
+
+
+def test_a_patience_that_is_renewed_begins_anew() -> None:
+    """What comes after a wait that was longer than all of it is tried again all the same."""
+    stop = FakeStop()
+    patience = Patience(PATIENCE, clock=stop.monotonic)
+    shared = retrying(patience=patience, stop=stop)
+    stop.now += 900.0
+    with pytest.raises(TransientError):
+        shared(Calls([down()]))
+
+    patience.renew()
+
+    assert shared(Calls([down()])) == "done"
+    with pytest.raises(TransientError):
+        shared(Calls(for_ever(down)))
+    assert PATIENCE.total_seconds() / 2 < sum(stop.waits) < PATIENCE.total_seconds()
 
 
 def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:

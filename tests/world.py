@@ -27,7 +27,7 @@ from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.errors import ApiError
 from lifecycle.loop import repeat
 from lifecycle.model import IpAddress
-from lifecycle.retry import once, retrying
+from lifecycle.retry import Patience, once, retrying
 from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, Settings, load
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -192,7 +192,7 @@ class World:
         """`cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(give_up_after=HEADSCALE_PATIENCE, stop=stop, clock=self.clock.monotonic)
+        policy = retrying(patience=Patience(HEADSCALE_PATIENCE, clock=self.clock.monotonic), stop=stop)
         headscale, cloudflare = self.services(settings, policy)
         return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
 

@@ -46,6 +46,7 @@ class Prune:
         name: one service, taken down at once; None = all that have been gone for long.
         now: gives aware UTC.
         stop: once set, nothing further is begun.
+        renew_patience: called after the wait between the looks, which is longer than anybody's patience.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Prune:
         name: str | None,
         now: Callable[[], datetime],
         stop: Event,
+        renew_patience: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._headscale = headscale
@@ -64,6 +66,7 @@ class Prune:
         self._name = name
         self._now = now
         self._stop = stop
+        self._renew_patience = renew_patience
 
     def run(self) -> None:
         """Remove what is planned, after a second look that agrees with the first.
@@ -78,6 +81,7 @@ class Prune:
             log.info("prune.observing", services=[service.name for service in services], wait_s=OBSERVATION_S)
             if self._stop.wait(OBSERVATION_S):
                 raise StoppedError("asked to stop before anything was removed")
+            self._renew_patience()
             view = self.read()
             services = confirmed(services, self.plan(view))
         apply(

@@ -19,7 +19,7 @@ from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.http import Credential
 from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
-from lifecycle.retry import once, retrying
+from lifecycle.retry import Patience, once, retrying
 from tests.builders import NAME
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -67,7 +67,7 @@ def client_of(
 
 def patient(clock: Clock) -> tenacity.Retrying:
     """The policy of `cleanup`, on a clock of our own."""
-    return retrying(give_up_after=timedelta(minutes=2), stop=Event(), sleep=clock.sleep, clock=clock.monotonic)
+    return retrying(patience=Patience(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
 
 
 @pytest.fixture

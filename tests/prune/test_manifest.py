@@ -7,7 +7,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lifecycle.cli import arguments_of
+from lifecycle.cli import HEADSCALE_PATIENCE, arguments_of
+from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.settings import PruneSettings, command_variables, load
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
 
@@ -35,6 +36,13 @@ def test_kubernetes_takes_it(documents: list[Document], version: str) -> None:
 def test_the_command_understands_its_arguments(container: dict[str, Any]) -> None:
     options = arguments_of(container["args"])
     assert (options.command, options.yes, options.name) == ("prune", True, None)
+
+
+def test_it_has_time_for_both_looks(documents: list[Document]) -> None:
+    """Also where Headscale keeps each of them waiting as long as it may."""
+    (job,) = of_kind(documents, "CronJob")
+    longest_s = OBSERVATION_S + 2 * HEADSCALE_PATIENCE.total_seconds()
+    assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 
 def test_the_command_understands_its_settings(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lifecycle.cli import HEADSCALE_PATIENCE
 from lifecycle.errors import ApiError, BrakeError, ConfigError, LifecycleError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
-from lifecycle.retry import once
+from lifecycle.retry import Patience, retrying
 from lifecycle.settings import PruneSettings
 from tests.simulators import faults
-from tests.world import StopAt, World
+from tests.world import StopAt, World, named
 
 OWNER = "monitoring"
 MARK = f"tailscale-lifecycle/1 {OWNER}"
@@ -35,15 +37,18 @@ def a_service(world: World, label: str, *, mark: str = MARK) -> int:
 
 
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
-    settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER} | variables))
-    headscale, cloudflare = world.services(settings, once())
+    settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
+    stop = stop or StopAt(world.clock)
+    patience = Patience(HEADSCALE_PATIENCE, clock=world.clock.monotonic)
+    headscale, cloudflare = world.services(settings, retrying(patience=patience, stop=stop))
     return Prune(
         settings,
         headscale=headscale,
         cloudflare=cloudflare,
         name=name,
         now=world.clock.now,
-        stop=stop or StopAt(world.clock),
+        stop=stop,
+        renew_patience=patience.renew,
     )
 
 
@@ -158,6 +163,75 @@ def test_what_cannot_be_read_removes_nothing(world: World, path: str) -> None:
     with pytest.raises(ApiError):
         prune(world).run()
     assert len(world.headscale.nodes) == len(names(world)) == 2
+
+
+# What is read of Headscale: its lists, and each node once more before it is deleted.
+USERS, NODES, ONE_NODE = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/"
+
+
+def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
+    """One service of ours that is gone for good, beside all that is none of ours; gives what of the others is there."""
+    a_service(world, "grafana")
+    gone = a_service(world, "redmine")
+    world.headscale.add_user("ann")
+    others = [
+        world.headscale.add_node("laptop", user="ann").id,
+        world.headscale.add_node("vault.example.com", user="ann").id,
+        world.headscale.add_node("bare.example.com", user="svc").id,
+        a_service(world, "wiki", mark="tailscale-lifecycle/1 other"),
+        a_service(world, "shop", mark=MARK.upper()),
+        a_service(world, "shadow", mark=""),
+    ]
+    records = [
+        world.add_record("100.64.0.99", name="vault.example.com", comment=MARK),
+        world.add_record("100.64.0.98", name="someone.example.com", comment="tailscale-lifecycle/1 other"),
+        world.add_record("192.0.2.1", name="www.example.com"),
+        world.add_record("ours", name="text.example.com", type_="TXT", comment=MARK),
+    ]
+    records += [record.id for record in world.cloudflare.records(world.zone_id) if record.comment != MARK]
+    for node_id in (gone, *others):
+        world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+
+    def there() -> tuple[list[int], list[str]]:
+        return (
+            [node_id for node_id in others if world.headscale.node(node_id)],
+            [record.id for record in world.cloudflare.records(world.zone_id) if record.id in records],
+        )
+
+    return there
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "after"),
+    [
+        pytest.param("GET", USERS, 1, id="users"),
+        pytest.param("GET", NODES, 1, id="nodes"),
+        pytest.param("GET", ONE_NODE, 0, id="the-node-before-it-is-deleted"),
+        pytest.param("DELETE", ONE_NODE, 0, id="the-deletion"),
+    ],
+)
+def test_a_passing_trouble_after_the_wait_is_waited_out(
+    world: World, events: list[dict[str, Any]], method: str, path: str, after: int
+) -> None:
+    """The wait between the looks is longer than the patience of the first: the second has its own."""
+    others = among_others(world)
+    before = others()
+    world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
+    prune(world).run()
+    assert len(named(events, "retry.scheduled")) == 1
+    assert "redmine.example.com" not in names(world)
+    assert others() == before
+
+
+def test_a_headscale_that_stays_down_at_the_second_look_is_given_up(world: World) -> None:
+    among_others(world)
+    started = world.clock.elapsed_s
+    world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
+    with pytest.raises(ApiError):
+        prune(world).run()
+    waited_s = world.clock.elapsed_s - started - OBSERVATION_S
+    assert HEADSCALE_PATIENCE.total_seconds() / 2 < waited_s < HEADSCALE_PATIENCE.total_seconds()
 
 
 def test_asked_to_stop_while_it_looks_it_removes_nothing(world: World) -> None:

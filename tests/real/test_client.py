@@ -16,7 +16,7 @@ from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.errors import NotFoundError
 from lifecycle.model import KeySpec, User
 from lifecycle.ownership import choose_user
-from lifecycle.retry import retrying
+from lifecycle.retry import Patience, retrying
 from tests.real.server import HeadscaleServer
 from tests.real.service import USER
 
@@ -50,7 +50,7 @@ def headscale(server: HeadscaleServer) -> Iterator[Headscale]:
             timeout=timedelta(seconds=10),
             explain=dialect.explain,
         )
-        policy = retrying(give_up_after=timedelta(minutes=1), stop=Event(), sleep=lambda _s: None)
+        policy = retrying(patience=Patience(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
         yield Headscale(HttpTransport(client), policy)
 
 
