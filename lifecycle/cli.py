@@ -89,12 +89,7 @@ def _cleanup() -> None:
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - the other commands do without it
 
     settings = _loaded(CleanupSettings)
-
-    def on_stop(signal: str) -> None:
-        log.info("stop.requested", signal=signal)
-        _last_words(f"stopped by {signal} before the work was done; nothing needs undoing")
-
-    stop = stop_event(EXIT_FAILED, on_stop)
+    stop = _stop_event()
     with ExitStack() as stack:
         policy = retrying(patience=Patience(HEADSCALE_PATIENCE), stop=stop)
         cluster = connect_cluster(settings, stack)
@@ -136,7 +131,7 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     from lifecycle.report import dry_run  # noqa: PLC0415
 
     settings = _loaded(COMMANDS[only] if only else DryRunSettings, quiet=True)
-    stop_event(EXIT_FAILED, lambda _signal: None)
+    _stop_event(quiet=True)
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         headscale, cloudflare = connect(settings, once(), stack, cluster)
@@ -178,7 +173,7 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - the other commands do without it
 
     settings = _loaded(PruneSettings, quiet=not act)
-    stop = stop_event(EXIT_FAILED, lambda signal: log.info("stop.requested", signal=signal))
+    stop = _stop_event()
     with ExitStack() as stack:
         patience = Patience(HEADSCALE_PATIENCE)
         policy = retrying(patience=patience, stop=stop) if act else once()
@@ -203,6 +198,17 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
             settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare, prune=command
         )
     return _shown(report, as_json=as_json)
+
+
+def _stop_event(*, quiet: bool = False) -> Event:
+    """The stop of a command that has failed when it is asked to."""
+
+    def on_stop(signal: str) -> None:
+        if not quiet:
+            log.info("stop.requested", signal=signal)
+        _last_words(f"stopped by {signal} before the work was done; nothing needs undoing")
+
+    return stop_event(EXIT_FAILED, on_stop)
 
 
 def _loaded(command: type[Command], *, quiet: bool = False) -> Command:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from wsgiref.types import WSGIApplication
 
 import pytest
 
-from tests.process.commands import PROGRAM, Ended, Pod
+from tests.process.commands import PATIENCE_S, PROGRAM, Doorbell, Ended, Pod, Running
 from tests.simulators import faults
 
 # A /dev of its own, in a mount namespace of its own: the machine's stays as it is.
@@ -25,6 +27,8 @@ exit "$status"
 
 FILE = ": >/dev/termination-log"
 NOTHING = ":"
+# One that is seen from outside, so that the program can take the shell's place and be asked to stop.
+SHARED = ': >"$out"; : >/dev/termination-log; mount --bind "$out" /dev/termination-log; exec "$@"'
 READ_ONLY = "echo before >/dev/file; : >/dev/termination-log; mount --bind -o ro /dev/file /dev/termination-log"
 
 
@@ -45,11 +49,17 @@ def _own_dev() -> None:
         pytest.skip(reason)
 
 
-def last_words(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[Ended, str | None]:
-    """How a command ended, and what stood in the termination log then; None = there was no such file."""
+def start(pod: Pod, *arguments: str, make: str, **variables: str) -> tuple[Running, Path]:
+    """A command, and where to find what it leaves in the termination log."""
     out = pod.folder / "last-words"
     command = ["unshare", "--mount", "sh", "-c", IN_OWN_DEV, "sh", str(out), make, PROGRAM, *arguments]
-    ended = pod.start_command(*command, **variables).end()
+    return pod.start_command(*command, **variables), out
+
+
+def last_words(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[Ended, str | None]:
+    """How a command ended, and what stood in the termination log then; None = there was no such file."""
+    running, out = start(pod, *arguments, make=make, **variables)
+    ended = running.end()
     return ended, out.read_text() if out.exists() else None
 
 
@@ -85,6 +95,35 @@ def test_a_dry_run_that_could_not_read_everything_leaves_why(pod: Pod) -> None:
     assert ended.status == 1
     assert words is not None
     assert "no user called bob" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "logged"),
+    [
+        pytest.param(["cleanup"], ["settings.loaded", "stop.requested"], id="cleanup"),
+        pytest.param(["prune", "--yes"], ["settings.loaded", "stop.requested"], id="prune"),
+        pytest.param(["--dry-run"], [], id="dry-run"),
+        pytest.param(["prune"], [], id="prune-without-yes"),
+    ],
+)
+def test_a_stop_while_a_request_hangs_leaves_why(
+    make_pod: Callable[..., Pod], arguments: list[str], logged: list[str]
+) -> None:
+    bells: list[Doorbell] = []
+
+    def with_a_bell(application: WSGIApplication) -> Doorbell:
+        bells.append(Doorbell(application))
+        return bells[0]
+
+    pod = make_pod(before=with_a_bell)
+    pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
+    running, out = start(pod, *arguments, make=SHARED, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
+    assert bells[0].rang.wait(PATIENCE_S)
+    ended = running.stop()
+    assert ended.status == 1
+    assert [event["event"] for event in ended.events] == logged
+    assert out.read_text() == "stopped by SIGTERM before the work was done; nothing needs undoing"
+    assert pod.untouched
 
 
 def test_a_reason_is_not_longer_than_the_kubelet_takes(pod: Pod) -> None:
