@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
 from lifecycle.cli import HEADSCALE_PATIENCE
-from lifecycle.errors import ApiError, BrakeError, ConfigError, LifecycleError, StoppedError
+from lifecycle.errors import ApiError, BrakeError, ConfigError, ConflictError, LifecycleError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
 from lifecycle.retry import Patience, retrying
 from lifecycle.settings import PruneSettings
 from tests.simulators import faults
+from tests.simulators.cloudflare import refusal
+from tests.simulators.faults import Fault
+from tests.simulators.service import Service
 from tests.world import StopAt, World, named
 
 OWNER = "monitoring"
@@ -153,20 +158,42 @@ def test_what_was_interrupted_is_found_again(world: World) -> None:
     assert names(world) == ["grafana.example.com"]
 
 
-@pytest.mark.parametrize("path", ["/api/v1/node", "/dns_records"])
-def test_what_cannot_be_read_removes_nothing(world: World, path: str) -> None:
-    world.headscale.disconnect(a_service(world, "redmine"))
-    a_service(world, "grafana")
-    world.clock.sleep(A_MONTH_S)
-    for simulator in (world.headscale, world.cloudflare):
-        simulator.faults.add(faults.truncate(), path=path, times=None)
-    with pytest.raises(ApiError):
-        prune(world).run()
-    assert len(world.headscale.nodes) == len(names(world)) == 2
+# What is read: both services' lists, and each node once more before it is deleted.
+USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/", "/dns_records"
 
+FAULTS = [
+    pytest.param(faults.html(500), id="500-of-a-proxy"),
+    pytest.param(faults.html(502), id="502-of-a-proxy"),
+    pytest.param(faults.html(404), id="404-of-a-proxy"),
+    pytest.param(faults.html(401), id="401-of-a-proxy"),
+    pytest.param(faults.html(403), id="403-of-a-proxy"),
+    pytest.param(refusal(401, 10000), id="401"),
+    pytest.param(refusal(403, 9109), id="403"),
+    pytest.param(faults.too_many_requests(), id="429"),
+    pytest.param(faults.refuse(), id="refused-connection"),
+    pytest.param(faults.drop(), id="dropped-connection"),
+    pytest.param(faults.hang(), id="no-answer"),
+    pytest.param(faults.truncate(), id="half-an-answer"),
+    pytest.param(faults.garbage(), id="garbage"),
+    pytest.param(faults.wrong_content_type(), id="200-and-a-page"),
+    pytest.param(faults.answer(200, ""), id="200-and-nothing"),
+    pytest.param(faults.answer(200, "{}"), id="200-and-an-empty-object"),
+    pytest.param(faults.answer(200, "[]"), id="200-and-a-bare-list"),
+    pytest.param(
+        faults.answer(200, '{"users": null, "nodes": null, "node": null, "success": true, "result": null}'),
+        id="200-and-null",
+    ),
+]
 
-# What is read of Headscale: its lists, and each node once more before it is deleted.
-USERS, NODES, ONE_NODE = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/"
+LOOKS = [
+    pytest.param(USERS, 0, id="users-at-the-first-look"),
+    pytest.param(NODES, 0, id="nodes-at-the-first-look"),
+    pytest.param(RECORDS, 0, id="records-at-the-first-look"),
+    pytest.param(USERS, 1, id="users-at-the-second-look"),
+    pytest.param(NODES, 1, id="nodes-at-the-second-look"),
+    pytest.param(RECORDS, 1, id="records-at-the-second-look"),
+    pytest.param(ONE_NODE, 0, id="the-node-before-it-is-deleted"),
+]
 
 
 def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
@@ -202,6 +229,55 @@ def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
     return there
 
 
+def writes(world: World) -> list[str]:
+    """What both services were asked to change."""
+    return [f"{write.method} {write.path}" for write in (*world.headscale.writes, *world.cloudflare.writes)]
+
+
+@pytest.mark.parametrize(("path", "after"), LOOKS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_cannot_be_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
+    """And once it can be read, what is ours goes and nothing else."""
+    others = among_others(world)
+    before = others()
+    asked = world.cloudflare if path is RECORDS else world.headscale
+    asked.faults.add(fault, path=path, after=after, times=None)
+    with pytest.raises(ApiError):
+        prune(world).run()
+    assert writes(world) == []
+    asked.faults.clear()
+    prune(world).run()
+    assert "redmine.example.com" not in names(world)
+    assert others() == before
+    assert len(writes(world)) == 2
+
+
+@pytest.mark.parametrize("after", [pytest.param(0, id="at-the-first-look"), pytest.param(1, id="at-the-second-look")])
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        pytest.param(NODES, {"nodes": []}, id="no-nodes"),
+        pytest.param(
+            RECORDS,
+            {"success": True, "result": [], "result_info": {"total_pages": 1, "total_count": 0}},
+            id="no-records",
+        ),
+        pytest.param(USERS, {"users": []}, id="no-users"),
+    ],
+)
+def test_an_empty_list_removes_nothing(world: World, path: str, answer: dict[str, Any], after: int) -> None:
+    """A Headscale with a new database has no nodes; a token for another zone sees no records."""
+    among_others(world)
+    asked = world.cloudflare if path is RECORDS else world.headscale
+    asked.faults.add(faults.answer(200, json.dumps(answer)), path=path, after=after, times=None)
+    if path is USERS:
+        with pytest.raises(LifecycleError, match="no user"):
+            prune(world).run()
+    else:
+        prune(world).run()
+    assert writes(world) == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "after"),
     [
@@ -232,6 +308,75 @@ def test_a_headscale_that_stays_down_at_the_second_look_is_given_up(world: World
         prune(world).run()
     waited_s = world.clock.elapsed_s - started - OBSERVATION_S
     assert HEADSCALE_PATIENCE.total_seconds() / 2 < waited_s < HEADSCALE_PATIENCE.total_seconds()
+
+
+@pytest.mark.parametrize(
+    ("type_", "content", "mark"),
+    [
+        pytest.param("TXT", "a note", MARK, id="no-address"),
+        pytest.param("A", "100.64.0.99", MARK.upper(), id="another-owner's-by-its-case"),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "redmine"])
+def test_a_record_that_only_looks_ours_stays(
+    world: World, type_: str, content: str, mark: str, name: str | None
+) -> None:
+    """Cloudflare finds both by our mark, and no node bears their name any more."""
+    a_service(world, "grafana")
+    world.add_record(content, name="redmine.example.com", type_=type_, comment=mark)
+    if name is None:
+        prune(world).run()
+    else:
+        with pytest.raises(LifecycleError, match="DNS_OWNER"):
+            prune(world, name).run()
+    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert writes(world) == []
+
+
+def just_before(world: World, path: str, action: Callable[[], object]) -> None:
+    """Let something happen once, right before a request for this path is answered."""
+    due = [action]
+
+    def between(service: Service) -> WSGIApplication:
+        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            if due and environ["PATH_INFO"] == path:
+                due.pop()()
+            return service(environ, start_response)
+
+        return application
+
+    world.between = between
+
+
+@pytest.mark.parametrize(
+    ("name", "comes_back"),
+    [
+        pytest.param(None, True, id="came-back"),
+        pytest.param(None, False, id="given-to-somebody-else"),
+        pytest.param("redmine", False, id="named-and-given-to-somebody-else"),
+    ],
+)
+def test_a_node_that_changed_since_the_second_look_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None, comes_back: bool
+) -> None:
+    """And its record with it; the error tells."""
+    # The last release that gives a node to another user.
+    world = World(monkeypatch, tmp_path, "0.27.1")
+    world.headscale.add_user("ann")
+    a_service(world, "grafana")
+    node_id = a_service(world, "redmine")
+    world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+    just_before(
+        world,
+        f"/api/v1/node/{node_id}",
+        lambda: world.headscale.connect(node_id) if comes_back else world.headscale.move_node(node_id, "ann"),
+    )
+    with pytest.raises(ConflictError, match=f"node {node_id} is no longer ours; it was not deleted"):
+        prune(world, name).run()
+    assert world.headscale.node(node_id) is not None
+    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert writes(world) == []
 
 
 def test_asked_to_stop_while_it_looks_it_removes_nothing(world: World) -> None:
