@@ -132,6 +132,14 @@ class Node:
         return self.expires_at is not None and self.expires_at <= now
 
     @property
+    def owner(self) -> User | None:
+        """Its own user, else that of the key it came with; None where neither names one.
+
+        The node's own goes first: an administrator may have given the node to somebody else since.
+        """
+        return self.user or (self.pre_auth_key.user if self.pre_auth_key else None)
+
+    @property
     def sequence(self) -> int:
         """The id as a number, to tell the later of two nodes."""
         return int(self.id)

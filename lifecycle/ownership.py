@@ -73,11 +73,8 @@ class NodeIdentity:
         return self.bears_our_name(node) and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)
 
     def _is_our_users(self, node: Node) -> bool:
-        # The node's own user goes first: an administrator may have given the
-        # node to somebody else since it came in with our key.
-        owner = node.user or (node.pre_auth_key.user if node.pre_auth_key else None)
-        if owner is not None:
-            return owner.is_same(self.user)
+        if node.owner is not None:
+            return node.owner.is_same(self.user)
         return bool(node.tags & self.tags)
 
 

@@ -69,8 +69,7 @@ def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: date
         return "is not ours: the id is another machine's by now, or it was given to somebody else"
     if node.expired(now):
         return "has expired, and not every kind of node comes back from that"
-    owner = node.user or (node.pre_auth_key.user if node.pre_auth_key else None)
-    if version.startswith("0.28") and owner is None:
+    if version.startswith("0.28") and node.owner is None:
         return "came with a key of no user, and Headscale 0.28 does not let such a node come back"
     return ""
 
