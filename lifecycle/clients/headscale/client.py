@@ -135,7 +135,7 @@ class Headscale:
             key = self._retrying(attempt)
         except (TransientError, ResponseError):
             if self._unconfirmed is not None:
-                log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
+                log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at)
             raise
         if key.key is None:
             raise ResponseError("Headscale made a pre-auth key and did not show it", service=SERVICE)
@@ -188,7 +188,7 @@ class Headscale:
             else:
                 log.info("pre_auth_key.expired", key_id=key.id, reason="the answer that named it was lost")
         elif hidden:
-            log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at.isoformat())
+            log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at)
 
 
 def _may_have_worked(error: TransientError | ResponseError) -> bool:
