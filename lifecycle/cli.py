@@ -1,4 +1,4 @@
-"""Arguments in, exit status out; the only place where objects are built and put together."""
+"""Arguments in, exit status out; where what services.py connects is put together into commands."""
 
 from __future__ import annotations
 
