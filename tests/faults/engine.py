@@ -114,6 +114,12 @@ class Pod:
     def key_file(self) -> Path:
         return self.folder / "authkey"
 
+    @property
+    def noted_node(self) -> str | None:
+        """The node that a sidecar has seen and noted beside the key; None = none, or there is no note."""
+        note = self.key_file.with_suffix(".id")
+        return json.loads(note.read_text())["kept_node_id"] if note.exists() else None
+
     def show(self, *addresses: str | None) -> None:
         """Have these addresses on the VPN interface."""
         if self.shows_interface:
@@ -805,11 +811,12 @@ class Engine:
         """Whether a living pod has all it needs to come back by itself.
 
         Not a sidecar that started after its node was gone and sees no interface: it cannot know that there was one.
+        Nor one whose node no sidecar has ever seen: it does not know which it was, and asks a person.
         """
         return self.world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
             and pod.key_file.exists()
-            and (pod.shows_interface or pod.watch.status.ever_registered)
+            and (pod.watch.status.ever_registered or (pod.shows_interface and pod.noted_node is not None))
             for pod in self.living
         )
 
@@ -849,6 +856,9 @@ class Engine:
         if request.service is self.world.cloudflare:
             records = [read for read in looks if read.path.endswith("/dns_records")]
             self._was_told(request, _last_list(records))
+            if not this.pod.initialized and nodes and nodes[-1].fault == "short list":
+                # Nobody is on it, as on that of a Headscale without nodes: who has just started goes by it.
+                return
             if this.pod.initialized:
                 # Once it is known, a look at the node itself is enough.
                 nodes = [read for read in looks if read.path.startswith("/api/v1/node")]
