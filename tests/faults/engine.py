@@ -994,7 +994,8 @@ class Engine:
         for pod in self.pods:
             if pod.watch is not None:
                 told += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
-            told += [file.read_text() for file in pod.folder.glob("*") if file.name != "authkey"]
+            # The key, and what a kill has left of one, are where keys belong.
+            told += [file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}]
         told += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
         everything = "\n".join(told)
         for secret in world.headscale.secrets() + world.cloudflare.secrets():
