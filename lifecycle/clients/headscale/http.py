@@ -122,11 +122,16 @@ class HttpTransport:
         dialect = self._current_dialect()
         try:
             return operation(dialect)
+        except NotFoundError:
+            # What 0.23 to 0.27 say to a list of keys that names no user: the version was told wrong.
+            self._dialect = None
+            if self._current_dialect() == dialect:
+                raise
         except ResponseError as error:
-            # A request that was not understood had no effect.
             if error.status not in _MISUNDERSTOOD or self._current_dialect() == dialect:
                 raise
-            return operation(self._current_dialect())
+        # A request that was not understood had no effect.
+        return operation(self._current_dialect())
 
     def _current_dialect(self) -> Dialect:
         if self._dialect is None:
