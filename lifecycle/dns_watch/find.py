@@ -10,6 +10,7 @@ from datetime import datetime
 import structlog
 
 from lifecycle.clients.headscale.client import Headscale
+from lifecycle.clients.headscale.dialect import SERVICE
 from lifecycle.dns_watch.plan import (
     Hints,
     Loss,
@@ -20,7 +21,7 @@ from lifecycle.dns_watch.plan import (
     why_missing,
     without_successor,
 )
-from lifecycle.errors import KeyFileError, LifecycleError, NotFoundError, UserError
+from lifecycle.errors import KeyFileError, LifecycleError, NotFoundError, TransientError, UserError
 from lifecycle.keyfile import KeyFile, KeyNote
 from lifecycle.model import IpAddress, Node
 from lifecycle.ownership import NodeIdentity, choose_user
@@ -102,10 +103,17 @@ class NodeFinder:
     def successors(self, node: Node) -> list[Node]:
         """Nodes of later pods of this service, from a fresh list; ascending order of id.
 
+        Args:
+            node: this pod's, which Headscale has just shown.
+
         Raises:
-            ApiError: Headscale could not be read.
+            ApiError: Headscale could not be read, or its list is short.
         """
-        return self._later_than(node.id, self._headscale.nodes(), self.identity)
+        nodes = self._headscale.nodes()
+        if all(listed.id != node.id for listed in nodes):
+            # As an empty one is: that no successor is on it says nothing.
+            raise TransientError(f"Headscale lists no node {node.id}, which it has just shown", service=SERVICE)
+        return self._later_than(node.id, nodes, self.identity)
 
     def _read_note(self, interface: tuple[IpAddress, ...] | None) -> KeyNote:
         try:
