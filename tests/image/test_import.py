@@ -35,15 +35,29 @@ def archive(builds: Builds) -> Archive:
 
 @pytest.fixture
 def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterator[Importer]:
-    """import.sh, running, its image imported."""
+    """import.sh, running, its image imported and all done that follows an import."""
     with importing(containerd, archive, tmp_path) as importer:
         importer.becomes_ready()
+        eventually(
+            lambda: settled(containerd),
+            within_s=60,
+            what="the image is there under its own name, and Kubernetes told of it",
+            log=lambda: importer.said,
+        )
         yield importer
 
 
 def names(containerd: Containerd) -> list[str]:
     """The names of all images that have one."""
     return [name for name in containerd.images() if not name.startswith("sha256:")]
+
+
+def settled(containerd: Containerd) -> bool:
+    """True when neither import.sh nor the CRI plugin has anything left to do: both go on when it is ready already."""
+    images = containerd.images()
+    told = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
+    # Its name, and that of its configuration, which the CRI plugin gives.
+    return told and len(images) == 2 and names(containerd) == [IMAGE]
 
 
 def name_another_image(unpacked: Path) -> None:
