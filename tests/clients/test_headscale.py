@@ -29,6 +29,8 @@ from tests.world import Clock, json_client, named
 
 SAYS_ITS_VERSION = [version for version in VERSIONS if version >= "0.27"]
 HOUR = timedelta(hours=1)
+# What is asked of a server to tell its version.
+TELLING_THE_VERSION = r"^/(version|swagger|api/v1/openapi\.json|api/v1/preauthkey)"
 
 
 @pytest.fixture
@@ -181,6 +183,19 @@ def test_a_version_that_a_proxy_hides_is_told_by_the_api_itself(server: Headscal
     server.faults.add(faults.html(404), path="^/(version|swagger)", times=None)
     headscale = client_of(server)
     key = a_key(headscale, clock)
+    headscale.expire_pre_auth_key(key, the_user(headscale))
+    assert usable(server, clock) == []
+
+
+def test_a_version_that_was_told_wrong_is_asked_for_again(
+    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+) -> None:
+    """Something before the server answered as a server of 0.28 might."""
+    key = a_key(client_of(server), clock)
+    server.faults.add(faults.answer(200, '{"preAuthKeys": []}'), path=TELLING_THE_VERSION, times=4)
+    assert headscale.version() == "0.28 or newer"
+    assert server.faults.pending == 0
+    assert [listed.id for listed in headscale.pre_auth_keys(the_user(headscale))] == [key.id]
     headscale.expire_pre_auth_key(key, the_user(headscale))
     assert usable(server, clock) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from threading import Event
 
@@ -37,10 +38,29 @@ class LosingTransport(httpx.HTTPTransport):
         return response
 
 
+class MisleadingTransport(httpx.HTTPTransport):
+    """The way to a server, on which something else answers the first four requests, in a way that means 0.28."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 4
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not self._left:
+            return super().handle_request(request)
+        self._left -= 1
+        return httpx.Response(200, json={"preAuthKeys": []})
+
+
 @pytest.fixture
 def headscale(server: HeadscaleServer) -> Iterator[Headscale]:
     """A client of the server whose first new key does not arrive."""
-    transport = LosingTransport(("POST", "/api/v1/preauthkey"))
+    with client_of(server, LosingTransport(("POST", "/api/v1/preauthkey"))) as headscale:
+        yield headscale
+
+
+@contextmanager
+def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterator[Headscale]:
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
             http,
@@ -87,3 +107,14 @@ def test_no_such_node(headscale: Headscale) -> None:
     """Every release has its own way to say so."""
     with pytest.raises(NotFoundError):
         headscale.node("424242")
+
+
+def test_version_is_told_wrong(server: HeadscaleServer) -> None:
+    """Once asked for what makes no sense to it, the server is asked for its version again; it has several users."""
+    with client_of(server, MisleadingTransport()) as headscale:
+        assert headscale.version() == "0.28 or newer"
+        user = our_user(headscale)
+        made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
+    with client_of(server, MisleadingTransport()) as headscale:
+        assert headscale.version() == "0.28 or newer"
+        assert made.id in {key.id for key in headscale.pre_auth_keys(user)}

@@ -19,6 +19,8 @@ _NODE_PATH_ID = re.compile(r"[1-9][0-9]*")
 
 # A server of another version than we think answers our request with one of these.
 _MISUNDERSTOOD = frozenset({400, 404, 405, 415, 422})
+# None = the connection was lost, as when a server is replaced.
+_MAY_BE_ANOTHER = frozenset({None, 500})
 
 # Where a version may be read without a key, in the order to ask; each exists on some versions only.
 _FINGERPRINTS: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
@@ -185,8 +187,9 @@ class HttpTransport:
             return self._client.send(method, path, **request).json
         except ApiError as error:
             # Servers are upgraded under us: after a lost connection, or a refusal
-            # that makes no sense, the next request asks for the version again.
-            lost = isinstance(error, TransientError) and error.status is None
+            # that makes no sense, the next request asks for the version again. So it does after a 500,
+            # which 0.24 and 0.25 give to a list of keys that names none of several users.
+            lost = isinstance(error, TransientError) and error.status in _MAY_BE_ANOTHER
             misunderstood = isinstance(error, ResponseError) and error.status in _MISUNDERSTOOD
             if lost or misunderstood:
                 self._dialect = None
