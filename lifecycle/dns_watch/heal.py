@@ -56,7 +56,7 @@ class Healer:
         self._now = now
         self._monotonic = monotonic
         self._confirming_s = CONFIRMING.total_seconds()
-        self._seen: Missing | None = None
+        self._seen: tuple[Missing, bool] | None = None
         self._looks = 0
         self._since = 0.0
         self._not_before = 0.0
@@ -116,14 +116,17 @@ class Healer:
             ApiError: Headscale could not be asked about the key, or gave no new one.
         """
         now = self._monotonic()
-        self._superseded = superseded
-        if loss.kind is not self._seen:
-            self._seen = loss.kind
+        look = (loss.kind, superseded)
+        if look != self._seen:
+            self._seen = look
             self._looks = 0
             self._since = now
         self._looks += 1
+        # That somebody has the name counts at once; that nobody has it any more is confirmed as a loss is.
+        self._superseded |= superseded
         if self._looks < CONFIRMING_LOOKS or now - self._since < self._confirming_s:
             return
+        self._superseded = superseded
         if self.lost is not loss.kind and loss.kind is not Missing.UNREGISTERED:
             log.error(
                 "node.lost",
@@ -132,21 +135,24 @@ class Healer:
                 advice="restart the pod" + ("" if self._settings.self_heal else ", or set SELF_HEAL=true"),
             )
             self.lost = loss.kind
-        if superseded or now < self._not_before:
+        # The key with which a restart is said to help is looked at each time: once it is used, no other restart does.
+        if superseded or (now < self._not_before and not self.restart_helps):
             return
-        self._not_before = now + jittered(_FIRST_PAUSE_S)
         try:
             self._see_to_the_key(loss, user)
         except KeyFileError as error:
             log.error("key_file.unwritable", error=str(error))
 
     def _see_to_the_key(self, loss: Loss, user: User) -> None:
-        """Find the file's key good, or replace it.
+        """Find the file's key good, or replace it once its time has come.
 
         Raises:
             ApiError: Headscale could not be asked about the key, or gave no new one.
             KeyFileError: the note makes no sense, or nothing can be written here.
         """
+        due = self._monotonic() >= self._not_before
+        if due:
+            self._not_before = self._monotonic() + jittered(_FIRST_PAUSE_S)
         note = self._key_file.read_note()
         if note is None or note.pre_auth_key_id is None:
             self._complain_of_no_note()
@@ -156,14 +162,14 @@ class Healer:
             # An address that no node has, and a key that nobody has used: the tailscale container may be
             # talking to another Headscale.
             self._key = None if loss.kind is Missing.STRANDED and self._key is None else key
-        elif self._settings.self_heal and not (loss.kind is Missing.STRANDED and key is None):
+            return
+        self._key = None
+        if due and self._settings.self_heal and not (loss.kind is Missing.STRANDED and key is None):
             was_here = loss.kind is not Missing.STRANDED or (key is not None and key.used)
             # Noted, and not in the file, for which a process was killed in between: nobody will use it.
             lost = key if key is not None and key.usable(self._now()) else None
             fresh = self._make_key(user, kept_node_id=loss.node_id or note.kept_node_id, instead_of=lost)
             self._key = fresh if was_here else None
-        else:
-            self._key = None
 
     def _make_key(self, user: User, *, kept_node_id: str | None, instead_of: PreAuthKey | None) -> PreAuthKey:
         """Make a key, and note beside it which node is to come back: an expired one does as itself."""

@@ -15,7 +15,7 @@ from lifecycle.dns_watch.plan import Hints, why_missing
 from lifecycle.health import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
 from tests.dns_watch.pods import Pod
-from tests.simulators.faults import answer, drop, garbage, html, refuse
+from tests.simulators.faults import answer, drop, garbage, html, lacking, refuse
 from tests.world import World, named, names
 
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
@@ -565,6 +565,23 @@ def test_a_key_that_expired_meanwhile_helps_nobody(world: World, tmp_path: Path)
     pod.run_until(("gone", True), within_s=300)
     assert pod.key != key
     assert world.usable_keys() == [pod.key]
+
+
+def test_a_key_that_was_used_restarts_nobody_again(world: World, tmp_path: Path) -> None:
+    """The client has come in with it in user space, and the list does not show the new node yet."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=False)
+    pod.start()
+    pod.run(30)
+    delete_node(pod)
+    pod.run_until(("gone", True), within_s=130)
+    pod.client.start()
+    world.headscale.faults.add(lacking(NAME), method="GET", path=NODES, times=1)
+    pod.watch.run_pass()
+    assert world.headscale.faults.pending == 0
+    assert pod.nodez == ("gone", False)
+    pod.run(30)
+    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert keys(world) == 2
 
 
 def test_shown(world: World, tmp_path: Path) -> None:

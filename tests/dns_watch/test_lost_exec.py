@@ -25,6 +25,7 @@ POLLS: Final = "waits for looks as often as HTTP makes them; see the cases below
 
 NOT_HERE: Final = {
     "test_a_successor_that_comes_late_ends_healing": POLLS,
+    "test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod": POLLS,
     "test_two_pods_that_start_at_once": POLLS,
     "test_an_old_pod_that_forgot_its_node_does_not_come_back": "an hour of looks every 10 s, in which the note decides",
 }

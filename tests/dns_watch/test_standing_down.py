@@ -11,7 +11,7 @@ import pytest
 from lifecycle.health import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import Pod
-from tests.simulators.faults import answer, html, refuse, stale
+from tests.simulators.faults import answer, html, lacking, refuse, stale
 from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
@@ -185,6 +185,45 @@ def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) 
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
     assert old.nodez == ("superseded", False)
     assert published(world) == [new.address]
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_list_that_is_short_for_a_moment_heals_no_superseded_pod(world: World, tmp_path: Path, looks: int) -> None:
+    """That nobody has the name any more takes as many looks as that the node is gone."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
+    new = Pod(world, tmp_path / "new")
+    new.start()
+    world.run_together(new.watch, old.watch, seconds=600)
+    key = old.key
+    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=looks)
+    for _ in range(looks):
+        world.clock.sleep(600)
+        old.watch.run_pass()
+        assert (old.nodez[1], old.key) == (False, key)
+    assert world.headscale.faults.pending == 0
+    world.run_together(new.watch, old.watch, seconds=HOUR_S)
+    assert (old.nodez, old.key) == (("superseded", False), key)
+    assert published(world) == [new.address]
+
+
+def test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod(world: World, tmp_path: Path) -> None:
+    """Its healing had begun: a good key is in its file, and it comes back with that only when nobody has the name."""
+    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
+    new = Pod(world, tmp_path / "new")
+    new.cleanup()
+    old.run(120)
+    assert old.nodez == ("gone", True)
+    new.join()
+    old.run(60)
+    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)")
+    world.clock.sleep(60)
+    old.watch.run_pass()
+    assert world.headscale.faults.pending == 0
+    assert old.nodez == ("gone", False)
+    new.client.die()
+    world.headscale.delete_node(new.node_id)
+    old.run(120)
+    assert old.nodez == ("gone", True)
 
 
 def test_an_old_pod_that_forgot_its_node_does_not_come_back(world: World, tmp_path: Path) -> None:

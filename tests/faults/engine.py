@@ -465,6 +465,8 @@ class Engine:
         headscale = self.world.headscale
         if pod.watch is not None and pod.watch.status.restart_helps:
             self._restart_helps(pod)
+            if pod.node_id is not None:
+                headscale.disconnect(pod.node_id)
             pod.node_id = None
             pod.show(None)
         if pod.node_id is not None or pod.cut_off:
@@ -837,7 +839,9 @@ class Engine:
         if request.fault in BELIEVABLE:
             this.disturbed = True
         # Whose node was seen once is not misled by a list alone: Headscale itself has to say that the node is gone.
-        knows = this.pod.watch is not None and this.pod.watch.status.ever_registered
+        # Where it says so, the list is all that tells of the node that came in its place.
+        known = this.pod.watch.status.node_id if this.pod.watch else None
+        knows = known is not None and self.world.headscale.node(int(known)) is not None
         if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
             this.pod.misled_at = self.clock.elapsed_s
         if request.is_write:
@@ -980,7 +984,8 @@ class Engine:
     def _restart_helps(self, pod: Pod) -> None:
         """The probe restarts a VPN only when it is useless, and when there is a key to come back with."""
         node = self.world.headscale.node(pod.node_id or 0)
-        if node is not None and not self.world.is_expired(node):
+        misled = self.clock.elapsed_s - pod.misled_at < MISLED_S
+        if node is not None and not self.world.is_expired(node) and not misled:
             raise BrokenError(f"pod {pod.number}: /nodez is 503, and node {node.id} is there")
         now = self.clock.true_now()
         held = [key for key in self.world.headscale.keys if key.key == pod.key_file.read_text()]
