@@ -319,6 +319,12 @@ class Engine:
         """Pods that the kubelet has not ended, oldest first."""
         return [pod for pod in self.pods if pod.lives]
 
+    @property
+    def between_passes(self) -> list[Pod]:
+        """Living pods that are not in the middle of a pass: each runs one process at a time."""
+        busy = [this.pod for this in self.passes]
+        return [pod for pod in self.living if pod not in busy]
+
     def start_pod(self) -> Pod:
         """Start another pod of the service."""
         number = len(self.pods)
@@ -339,7 +345,7 @@ class Engine:
         """Let the pods live for so long."""
         until = self.clock.elapsed_s + seconds
         while True:
-            pod = min(self.living, key=lambda pod: (pod.due_s, pod.number), default=None)
+            pod = min(self.between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
             if pod is None or pod.due_s > until:
                 break
             self.clock.sleep(max(0.0, pod.due_s - self.clock.elapsed_s))
@@ -540,7 +546,8 @@ class Engine:
                     self.actor.stop = self.actor.stop or StopAt(self.clock)
                     self.actor.stop.set()
             case "SIGSTOP":
-                self._frozen(step.random.choice((5.0, 100.0, 3700.0)))
+                # Time goes by for everybody else.
+                self.go_on(step.random.choice((5.0, 100.0, 3700.0)))
             case "another pod's pass":
                 self._others_act()
             case "volume gone":
@@ -554,17 +561,9 @@ class Engine:
                 return
         count("interruptions", step.kind)
 
-    def _frozen(self, seconds: float) -> None:
-        """Time goes by for everybody but the actor."""
-        frozen = self.actor
-        until = self.clock.elapsed_s + seconds
-        if frozen is not None:
-            frozen.due_s = until + 1.0
-        self.go_on(seconds)
-
     def _others_act(self) -> None:
-        for pod in self.living:
-            if pod is not self.actor and len(self.passes) < 3:
+        for pod in self.between_passes:
+            if len(self.passes) < 3:
                 self.act(pod)
 
     def _some_record(self, step: Step) -> Record | None:
