@@ -20,7 +20,7 @@ from tests.faults.schedule import STEPS, Schedule, drawn, parsed
 SCHEDULES = 504
 SOAK = 10_000
 
-# So that two, four or eight processes share them evenly.
+# Parts that several processes share among them.
 SHARES = 8
 SEEDS = 2**32 // SHARES
 
