@@ -72,12 +72,14 @@ class Healer:
     def restart_helps(self) -> bool:
         """Whether a restart of the tailscale container brings the node back.
 
-        Our node is confirmed gone or expired, nobody else has its name, there is a fresh key in the file, and no
-        restart is under way already: the VPN interface has not changed for as long as confirming takes. Of a
-        stranded pod it is not known which node it had: Headscale's own word that it is gone cannot be had.
+        Our node is confirmed gone or expired, and the last look said so too; nobody else has its name, there is a
+        fresh key in the file, and no restart is under way already: the VPN interface has not changed for as long as
+        confirming takes. Of a stranded pod it is not known which node it had: Headscale's own word that it is gone
+        cannot be had.
         """
         return (
-            self.lost in (Missing.GONE, Missing.EXPIRED)
+            self._seen is not None
+            and self.lost in (Missing.GONE, Missing.EXPIRED)
             and not self._superseded
             and self._key is not None
             and self._key.usable(self._now())
@@ -124,33 +126,37 @@ class Healer:
         self._looks += 1
         # That somebody has the name counts at once; that nobody has it any more is confirmed as a loss is.
         self._superseded |= superseded
-        if self._looks < CONFIRMING_LOOKS or now - self._since < self._confirming_s:
-            return
-        self._superseded = superseded
-        if self.lost is not loss.kind and loss.kind is not Missing.UNREGISTERED:
-            log.error(
-                "node.lost",
-                node_id=loss.node_id,
-                reason=_REASONS[loss.kind],
-                advice="restart the pod" + ("" if self._settings.self_heal else ", or set SELF_HEAL=true"),
-            )
-            self.lost = loss.kind
+        confirmed = self._looks >= CONFIRMING_LOOKS and now - self._since >= self._confirming_s
+        if confirmed:
+            self._superseded = superseded
+            self._note_loss(loss)
+        due = confirmed and now >= self._not_before
         # The key with which a restart is said to help is looked at each time: once it is used, no other restart does.
-        if superseded or (now < self._not_before and not self.restart_helps):
+        if superseded or not (due or self.restart_helps):
             return
         try:
-            self._see_to_the_key(loss, user)
+            self._see_to_the_key(loss, user, due=due)
         except KeyFileError as error:
             log.error("key_file.unwritable", error=str(error))
 
-    def _see_to_the_key(self, loss: Loss, user: User) -> None:
-        """Find the file's key good, or replace it once its time has come.
+    def _note_loss(self, loss: Loss) -> None:
+        if self.lost is loss.kind or loss.kind is Missing.UNREGISTERED:
+            return
+        self.lost = loss.kind
+        log.error(
+            "node.lost",
+            node_id=loss.node_id,
+            reason=_REASONS[loss.kind],
+            advice="restart the pod" + ("" if self._settings.self_heal else ", or set SELF_HEAL=true"),
+        )
+
+    def _see_to_the_key(self, loss: Loss, user: User, *, due: bool) -> None:
+        """Find the file's key good, or replace it if that is due.
 
         Raises:
             ApiError: Headscale could not be asked about the key, or gave no new one.
             KeyFileError: the note makes no sense, or nothing can be written here.
         """
-        due = self._monotonic() >= self._not_before
         if due:
             self._not_before = self._monotonic() + jittered(_FIRST_PAUSE_S)
         note = self._key_file.read_note()

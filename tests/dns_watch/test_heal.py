@@ -536,6 +536,19 @@ def test_headscale_is_down_meanwhile(world: World, tmp_path: Path) -> None:
     assert pod.key == key
 
 
+def test_nobody_is_restarted_while_it_is_not_known_whether_the_node_is_back(world: World, tmp_path: Path) -> None:
+    """The node has logged in again, and the next answer names no users."""
+    pod = a_pod(world, tmp_path / "pod")
+    world.headscale.expire_node(pod.node_id)
+    pod.run(130)
+    assert pod.nodez == ("expired", True)
+    world.headscale.faults.add(answer(200, json.dumps({"users": []})), method="GET", path=USERS)
+    pod.watch.run_pass()
+    assert world.headscale.faults.pending == 0
+    assert pod.nodez == ("expired", False)
+    pod.run_until(("expired", True), within_s=60)
+
+
 def test_its_own_new_node_is_no_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
     """The client has just come in with the fresh key, and its interface does not show the new address yet."""
     pod = a_pod(world, tmp_path / "pod")

@@ -177,8 +177,8 @@ MUTANTS: Final = (
         "Healing",
         "believes one look that a node is gone",
         "dns_watch/heal.py",
-        "        if self._looks < CONFIRMING_LOOKS or now - self._since < self._confirming_s:\n            return\n",
-        "",
+        "confirmed = self._looks >= CONFIRMING_LOOKS and now - self._since >= self._confirming_s\n",
+        "confirmed = True\n",
         83,
     ),
     Mutant(
