@@ -56,6 +56,7 @@ class Healer:
         self._now = now
         self._monotonic = monotonic
         self._confirming_s = CONFIRMING.total_seconds()
+        # What the last look said: what is missing, and whether a later pod has the name; None = nothing for sure.
         self._seen: tuple[Missing, bool] | None = None
         self._looks = 0
         self._since = 0.0
@@ -124,11 +125,11 @@ class Healer:
             self._looks = 0
             self._since = now
         self._looks += 1
-        # That somebody has the name counts at once; that nobody has it any more is confirmed as a loss is.
-        self._superseded |= superseded
         confirmed = self._looks >= CONFIRMING_LOOKS and now - self._since >= self._confirming_s
-        if confirmed:
+        # That somebody has the name counts at once; that nobody has it any more is confirmed as a loss is.
+        if superseded or confirmed:
             self._superseded = superseded
+        if confirmed:
             self._note_loss(loss)
         due = confirmed and now >= self._not_before
         # The key with which a restart is said to help is looked at each time: once it is used, no other restart does.
