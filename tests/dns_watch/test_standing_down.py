@@ -172,15 +172,21 @@ def test_what_cannot_be_found_out_ends_nothing(world: World, tmp_path: Path, eve
     assert published(world) == [new.address]
 
 
-def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) -> None:
-    """The old pod was about to be healed: it must not come back over the new one."""
-    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
-    new = Pod(world, tmp_path / "new")
+def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
+    """An old pod that has got a fresh key already, and a new one that comes late."""
+    old = an_old_pod(world, folder / "old", SELF_HEAL="true")
+    new = Pod(world, folder / "new")
     new.cleanup()
     old.run(120)
     assert old.nodez == ("gone", True)
     new.join()
     old.run(60)
+    return old, new
+
+
+def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) -> None:
+    """The old pod was about to be healed: it must not come back over the new one."""
+    old, new = superseded_while_it_heals(world, tmp_path)
     assert old.nodez == ("superseded", False)
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
     assert old.nodez == ("superseded", False)
@@ -208,13 +214,7 @@ def test_a_list_that_is_short_for_a_moment_heals_no_superseded_pod(world: World,
 
 def test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod(world: World, tmp_path: Path) -> None:
     """Its healing had begun: a good key is in its file, and it comes back with that only when nobody has the name."""
-    old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
-    new = Pod(world, tmp_path / "new")
-    new.cleanup()
-    old.run(120)
-    assert old.nodez == ("gone", True)
-    new.join()
-    old.run(60)
+    old, new = superseded_while_it_heals(world, tmp_path)
     world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
     old.watch.run_pass()

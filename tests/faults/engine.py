@@ -924,7 +924,7 @@ class Engine:
         count("keys made by dns-watch")
         if self.world.environment["SELF_HEAL"] != "true":
             raise BrokenError(f"pod {pod.number} makes a key, and SELF_HEAL is off")
-        if self.clock.skew or self.clock.elapsed_s - pod.misled_at < MISLED_S:
+        if self.clock.skew or self._is_misled(pod):
             return
         node = self.world.headscale.node(pod.node_id or 0)
         if node is not None and not self.world.is_expired(node):
@@ -935,6 +935,10 @@ class Engine:
             for key in self.world.headscale.keys
         ):
             raise BrokenError(f"pod {pod.number} makes a key, and the one in its file is good")
+
+    def _is_misled(self, pod: Pod) -> bool:
+        """Whether a pod may still act on what it could not know to be wrong."""
+        return self.clock.elapsed_s - pod.misled_at < MISLED_S
 
     def _published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
         """Nodes of later pods whose address stands in a marked record, and that are online."""
@@ -983,8 +987,7 @@ class Engine:
     def _restart_helps(self, pod: Pod) -> None:
         """The probe restarts a VPN only when it is useless, and when there is a key to come back with."""
         node = self.world.headscale.node(pod.node_id or 0)
-        misled = self.clock.elapsed_s - pod.misled_at < MISLED_S
-        if node is not None and not self.world.is_expired(node) and not misled:
+        if node is not None and not self.world.is_expired(node) and not self._is_misled(pod):
             raise BrokenError(f"pod {pod.number}: /nodez is 503, and node {node.id} is there")
         now = self.clock.true_now()
         held = [key for key in self.world.headscale.keys if key.key == pod.key_file.read_text()]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,9 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
         yield importer
 
 
-def names(containerd: Containerd) -> list[str]:
-    """The names of all images that have one."""
-    return [name for name in containerd.images() if not name.startswith("sha256:")]
+def names(images: Iterable[str]) -> list[str]:
+    """Those of all images that people gave."""
+    return [name for name in images if not name.startswith("sha256:")]
 
 
 def settled(containerd: Containerd) -> bool:
@@ -57,7 +57,7 @@ def settled(containerd: Containerd) -> bool:
     images = containerd.images()
     told = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
     # Its name, and that of its configuration, which the CRI plugin gives.
-    return told and len(images) == 2 and names(containerd) == [IMAGE]
+    return told and len(images) == 2 and names(images) == [IMAGE]
 
 
 def name_another_image(unpacked: Path) -> None:
@@ -144,7 +144,7 @@ def test_the_image_is_there_under_its_exact_name_and_pinned(
 def test_kubernetes_is_told_of_it(containerd: Containerd, importer: Importer) -> None:
     """containerd's CRI plugin marks what it shows the kubelet; all that is there is one image under one name."""
     assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
-    assert names(containerd) == [IMAGE]
+    assert names(containerd.images()) == [IMAGE]
 
 
 def test_nothing_is_ready_before_the_first_import(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_new_archive_replaces_the_image(
     with importing(containerd, builds.archive, second) as successor:
         successor.becomes_ready()
         eventually(
-            lambda: names(containerd) == [IMAGE],
+            lambda: names(containerd.images()) == [IMAGE],
             within_s=60,
             what="only the image's own name",
             log=lambda: successor.said,
@@ -240,7 +240,10 @@ def test_the_name_of_the_import_does_not_stay_for_ever(containerd: Containerd, i
     """An import that was cut off left it; the next look finds all well, and takes it away."""
     checked([*containerd.ctr, "images", "tag", IMAGE, "localhost/tailscale-lifecycle:next"])
     eventually(
-        lambda: names(containerd) == [IMAGE], within_s=60, what="only the image's own name", log=lambda: importer.said
+        lambda: names(containerd.images()) == [IMAGE],
+        within_s=60,
+        what="only the image's own name",
+        log=lambda: importer.said,
     )
 
 
@@ -307,7 +310,7 @@ def test_an_image_that_cannot_be_unpacked_does_not_take_the_name(
     second.mkdir()
     with importing(containerd, archive, second) as successor:
         successor.says("the import failed")
-        eventually(lambda: names(containerd) == [IMAGE], within_s=60, what="only the image's own name")
+        eventually(lambda: names(containerd.images()) == [IMAGE], within_s=60, what="only the image's own name")
         assert not successor.ready()
         assert as_listed(containerd) == before
         containerd.unpin_image()
