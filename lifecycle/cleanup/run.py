@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from threading import Event, Thread
+from threading import Event
 from time import monotonic
 
 import structlog
 
+from lifecycle.background import in_background
 from lifecycle.cleanup import apply
 from lifecycle.cleanup.plan import (
     DeleteNode,
@@ -220,24 +221,16 @@ class _ZoneReading:
 
     def __init__(self, cloudflare: Cloudflare, name: str, *, timeout: timedelta) -> None:
         self._deadline = monotonic() + timeout.total_seconds()
-        self._records: tuple[Record, ...] | None = None
-        self._error: LifecycleError | None = LifecycleError("the zone was not read to the end")
-
-        def read() -> None:
-            try:
-                self._records, self._error = tuple(cloudflare.records(name)), None
-            except LifecycleError as error:
-                self._error = error
-
-        self._thread = Thread(target=read, name="zone", daemon=True)
-        self._thread.start()
+        self._records = in_background(lambda: tuple(cloudflare.records(name)), name="zone")
 
     def result(self) -> tuple[tuple[Record, ...] | None, LifecycleError | None]:
         """The records, or None and why they could not be read."""
-        self._thread.join(max(0.0, self._deadline - monotonic()))
-        if self._thread.is_alive():
+        try:
+            return self._records.result(max(0.0, self._deadline - monotonic())), None
+        except TimeoutError:
             return None, LifecycleError("Cloudflare did not answer within HTTP_TIMEOUT")
-        return self._records, self._error
+        except LifecycleError as error:
+            return None, error
 
 
 def warn_of_foreign_node(node: Node, *, identity: NodeIdentity) -> None:

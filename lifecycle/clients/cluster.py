@@ -7,10 +7,8 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
 from time import monotonic
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -25,6 +23,7 @@ from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException, WebSocketException
 from yaml import YAMLError
 
+from lifecycle.background import in_background
 from lifecycle.clients.http import MAX_ANSWER_BYTES
 from lifecycle.clients.podexec import SERVICE, Exec, Output
 from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
@@ -282,17 +281,8 @@ class Cluster:
             work: raises ApiError.
             give_up: makes work end that took too long.
         """
-        outcome: Future[Result] = Future()
-
-        def run() -> None:
-            try:
-                outcome.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                outcome.set_exception(error)
-
-        Thread(target=run, name="kubernetes", daemon=True).start()
         try:
-            return outcome.result(self._timeout_s)
+            return in_background(work, name="kubernetes").result(self._timeout_s)
         except TimeoutError:
             give_up()
             raise TransientError(

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lifecycle.cleanup.run import Cleanup
 from lifecycle.errors import (
     ApiError,
     AuthError,
@@ -22,11 +26,15 @@ from lifecycle.errors import (
     TransientError,
     UserError,
 )
+from lifecycle.retry import once
+from lifecycle.services import connect
+from lifecycle.settings import CleanupSettings
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
+from tests.simulators.serve import serve
 from tests.world import USER, StopAt, World, named, names
 
 OLD_KEY = "hskey-auth-the-key-of-the-last-start"
@@ -362,6 +370,40 @@ def test_a_token_file_that_vanished_keeps_no_pod_from_starting(world: World, tmp
     token.unlink()
     cleanup.run()
     assert world.key is not None
+
+
+def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Headscale refused, the connections are closed, and only now the other thread wants to use one."""
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    token = tmp_path / "token"
+    token.write_text(world.cloudflare.token)
+    with serve(world.headscale) as headscale_url, serve(world.cloudflare) as cloudflare_url, ExitStack() as stack:
+        settings = world.settings(
+            CleanupSettings,
+            HEADSCALE_URL=headscale_url,
+            HEADSCALE_API_KEY="wrong",
+            CLOUDFLARE_API_URL=f"{cloudflare_url}/client/v4",
+            CLOUDFLARE_API_TOKEN="",
+            CLOUDFLARE_API_TOKEN_FILE=str(token),
+        )
+        # Whoever reads it from now on waits until somebody writes.
+        token.unlink()
+        os.mkfifo(token)
+        headscale, cloudflare = connect(settings, once(), stack, None)
+        cleanup = Cleanup(
+            settings, headscale=headscale, cloudflare=cloudflare, now=world.clock.now, stop=threading.Event()
+        )
+        with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
+            cleanup.run()
+        stack.close()
+        (zone,) = [thread for thread in threading.enumerate() if thread.name == "zone"]
+        token.write_text(world.cloudflare.token)
+        zone.join()
+    assert world.cloudflare.requests == []
+    assert told == []
 
 
 # --- Headscale is in trouble --------------------------------------------------------------------------
