@@ -109,6 +109,9 @@ class Cluster:
         self._configuration = configuration
         self._api = ApiClient(configuration)
         self._timeout_s = timeout.total_seconds()
+        # For each step on the way. Longer than for all of it, so that there is one way to run out of time; this one
+        # ends the thread that nobody waits for any more.
+        self._step_timeout_s = 2 * self._timeout_s
         self.description = description
 
     def __enter__(self) -> Self:
@@ -201,7 +204,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = [("container", container), ("stdout", "true"), ("stderr", "true")]
         query += [("command", argument) for argument in command]
-        running = Exec(self._configuration, timeout_s=self._timeout_s)
+        running = Exec(self._configuration, timeout_s=self._step_timeout_s)
 
         def work() -> Output:
             try:
@@ -221,7 +224,7 @@ class Cluster:
         def work() -> dict[str, Any] | None:
             try:
                 url, headers = self._address(path, list(query.items()))
-                response = self._api.call_api("GET", url, headers, _request_timeout=self._timeout_s)
+                response = self._api.call_api("GET", url, headers, _request_timeout=self._step_timeout_s)
                 body = self._body(what, response.response)
             except (HTTPError, ApiException, OSError, ValueError) as error:
                 raise _lost(what, error) from error

@@ -21,11 +21,6 @@ from tests.world import USER, Clock, Interface
 MINUTE_S = 60.0
 
 
-@pytest.fixture(autouse=True)
-def _same_chance() -> None:
-    random.seed(1)
-
-
 class Start:
     """Pods that all start in the same second.
 
