@@ -1435,7 +1435,7 @@ def broken(request: pytest.FixtureRequest) -> Iterator[Account]:
         return
     with serve(account.sim) as url:
         headers = account.client.headers
-        with httpx.Client(base_url=f"{url}/client/v4", headers=headers, timeout=0.2, trust_env=False) as client:
+        with httpx.Client(base_url=f"{url}/client/v4", headers=headers, trust_env=False) as client:
             account.client = client
             yield account
 
@@ -1464,8 +1464,11 @@ class TestFaults:
         self, broken: Account, fault: faults.Fault, error: type[Exception] | tuple[type[Exception], ...]
     ) -> None:
         broken.sim.faults.add(fault)
+        if error is httpx.ReadTimeout:
+            broken.client.timeout = httpx.Timeout(None, read=0.2)
         with pytest.raises(error):
             broken.create()
+        broken.client.timeout = httpx.Timeout(None)
         broken.sim.faults.release()
         assert bool(broken.sim.records(broken.zone)) == fault.committed
         assert broken.client.get(broken.records).status_code == 200
@@ -1537,7 +1540,7 @@ class TestFaults:
             pytest.raises(httpx.ReadTimeout),
             serve(account.sim) as url,
         ):
-            httpx.get(f"{url}/client/v4/zones", timeout=0.05, trust_env=False)
+            httpx.get(f"{url}/client/v4/zones", timeout=httpx.Timeout(None, read=0.05), trust_env=False)
 
     def test_traffic(self, account: Account) -> None:
         """Every request is noted, also one that never got its answer."""
@@ -1693,5 +1696,5 @@ class TestVpnClient:
             assert started == {"nodeId": 1, "addresses": ["100.64.0.1", "fd7a:115c:a1e0::1"]}
             assert sim.online(1)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=10) == 0
+            assert process.wait(timeout=60) == 0
             assert not sim.online(1)

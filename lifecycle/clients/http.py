@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -96,6 +96,18 @@ class Answer:
         return min(max(at - datetime.now(UTC), timedelta()), _LONGEST_RETRY_AFTER)
 
 
+@contextmanager
+def timer_thread(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Act, from another thread, if the block lasts longer."""
+    timer = Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class JsonClient:
     """One service, spoken to in JSON with a bearer token.
 
@@ -107,6 +119,7 @@ class JsonClient:
         timeout: for one whole request, the body included.
         explain: names what a refusal means, knowing the service; None = nothing special about it.
         observe: told of every request that ended: its outcome in one word.
+        timer: given seconds and what to do then, a block that does it if it lasts longer.
     """
 
     def __init__(
@@ -119,6 +132,7 @@ class JsonClient:
         timeout: timedelta,
         explain: Callable[[str, Answer], ApiError | None],
         observe: Callable[[str], None] = lambda _outcome: None,
+        timer: Callable[[float, Callable[[], None]], AbstractContextManager[None]] = timer_thread,
     ) -> None:
         self._http = http
         self._service = service
@@ -127,7 +141,7 @@ class JsonClient:
         self._timeout_s = timeout.total_seconds()
         self._explain = explain
         self._observe = observe
-        self._breaker = _Breaker()
+        self._breaker = _Breaker(timer)
 
     def read_token_again(self) -> None:
         """Take the token that is in place now."""
@@ -300,8 +314,9 @@ class _Breaker:
         broke: it did, at the last request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timer: Callable[[float, Callable[[], None]], AbstractContextManager[None]]) -> None:
         self.broke = False
+        self._timer = timer
         self._stream: Any = None
 
     def trace(self, event: str, info: Mapping[str, Any]) -> None:
@@ -309,17 +324,10 @@ class _Breaker:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._stream = info["return_value"]
 
-    @contextmanager
-    def after(self, seconds: float) -> Iterator[None]:
+    def after(self, seconds: float) -> AbstractContextManager[None]:
         """Break the connection if the block lasts longer."""
         self.broke = False
-        timer = Timer(seconds, self._break)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return self._timer(seconds, self._break)
 
     def _break(self) -> None:
         self.broke = True

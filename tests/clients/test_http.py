@@ -83,7 +83,7 @@ def client(request: pytest.FixtureRequest, desk: Desk) -> Iterator[JsonClient]:
         yield client_of(desk)
         return
     with serve(desk) as url:
-        yield client_of(url, timeout_s=1.0)
+        yield client_of(url, timeout_s=2.0)
 
 
 def failure(client: JsonClient, path: str = "/thing") -> ApiError:
@@ -191,7 +191,7 @@ def test_retry_after_is_read_in_all_its_forms(
         pytest.param(faults.hang(limit_s=5), id="hanging"),
         pytest.param(faults.hang(committed=True, limit_s=5), id="hanging-after"),
         pytest.param(faults.truncate(), id="truncated-body"),
-        pytest.param(faults.drip(interval_s=0.1, limit_s=5), id="slow-drip"),
+        pytest.param(faults.drip(interval_s=0.3, limit_s=5), id="slow-drip"),
     ],
 )
 def test_an_answer_that_does_not_come_whole_is_worth_another_try(client: JsonClient, desk: Desk, fault: Fault) -> None:

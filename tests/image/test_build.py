@@ -249,10 +249,10 @@ def test_a_build_that_is_told_to_stop_leaves_nothing_running_and_nothing_behind(
         start_new_session=True,
     )
     try:
-        eventually(pid.exists, within_s=20, what="the builder runs")
+        eventually(pid.exists, within_s=60, what="the builder runs")
         send(process)
         # Its end comes when nobody is left who could say anything.
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         assert process.returncode == 1
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid.read_text()), 0)

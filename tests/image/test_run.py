@@ -160,7 +160,7 @@ def test_cleanup_works_as_any_other_user(runtime: Containerd, world: World, stal
     with runtime.container(
         "pod", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
-        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=20, what="it runs")
+        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="it runs")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -288,6 +288,6 @@ def test_it_starts_about_as_fast_as_outside(runtime: Containerd) -> None:
 def test_containers_end_for_good(runtime: Containerd) -> None:
     """What the tests above count on."""
     with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
-        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=20, what="it runs")
+        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="it runs")
     assert process.returncode == 128 + signal.SIGKILL
     assert checked([*runtime.ctr, "containers", "ls", "-q"]) == ""

@@ -188,14 +188,14 @@ class Containerd:
             self._process = subprocess.Popen(["containerd", "--config", self._config], stdout=log, stderr=log)
         eventually(
             lambda: run([*self.ctr, "version"]).returncode == 0,
-            within_s=30,
+            within_s=60,
             what=f"containerd answers; see {self.folder / 'log'}",
         )
 
     def stop(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=60)
 
     @property
     def ctr(self) -> list[str]:
@@ -224,7 +224,7 @@ class Containerd:
                 run([*snapshots, "rm", leaf])
             return not parents
 
-        eventually(lost, within_s=30, what="all snapshots are gone")
+        eventually(lost, within_s=60, what="all snapshots are gone")
 
     def unpin_image(self) -> None:
         """Take the label away, which ctr does for a label without a value."""
@@ -249,7 +249,7 @@ class Containerd:
         finally:
             if process.poll() is None:
                 run([*self.ctr, "task", "kill", "--signal", "SIGKILL", name])
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 @contextmanager
@@ -294,7 +294,7 @@ class Importer:
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(timeout=30)
+        return self._process.wait(timeout=60)
 
     def ready(self) -> bool:
         """What the readiness probe says."""
