@@ -110,7 +110,8 @@ def free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody listens at, for TCP or UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        port = random.choice(_PORTS)
+        # Chance is the same in each test, and several run at a time.
+        port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
                 with socket.socket(socket.AF_INET, kind) as probe:
