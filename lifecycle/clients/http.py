@@ -19,6 +19,9 @@ from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, Tr
 
 Result = TypeVar("Result")
 
+# Given seconds and what to do then, a block that does it if it lasts longer.
+Timing = Callable[[float, Callable[[], None]], AbstractContextManager[None]]
+
 # The largest honest answer is a list of nodes: some 4 MiB, where Headscale itself gives up.
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 
@@ -119,7 +122,7 @@ class JsonClient:
         timeout: for one whole request, the body included.
         explain: names what a refusal means, knowing the service; None = nothing special about it.
         observe: told of every request that ended: its outcome in one word.
-        timer: given seconds and what to do then, a block that does it if it lasts longer.
+        timer: ends a request that takes longer than it may.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class JsonClient:
         timeout: timedelta,
         explain: Callable[[str, Answer], ApiError | None],
         observe: Callable[[str], None] = lambda _outcome: None,
-        timer: Callable[[float, Callable[[], None]], AbstractContextManager[None]] = timer_thread,
+        timer: Timing = timer_thread,
     ) -> None:
         self._http = http
         self._service = service
@@ -314,7 +317,7 @@ class _Breaker:
         broke: it did, at the last request.
     """
 
-    def __init__(self, timer: Callable[[float, Callable[[], None]], AbstractContextManager[None]]) -> None:
+    def __init__(self, timer: Timing) -> None:
         self.broke = False
         self._timer = timer
         self._stream: Any = None
