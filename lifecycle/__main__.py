@@ -2,7 +2,7 @@
 
 import sys
 
-from lifecycle.stop import hold_stop_signals
+from lifecycle.runtime.stop import hold_stop_signals
 
 
 def main() -> int:

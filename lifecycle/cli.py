@@ -6,10 +6,9 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from threading import Event
 from time import monotonic
 from typing import TYPE_CHECKING, NoReturn
@@ -18,12 +17,13 @@ import structlog
 
 import lifecycle
 from lifecycle import cleanup, dns_watch, prune
-from lifecycle.errors import EXIT_FAILED, ConfigError, LifecycleError
-from lifecycle.logs import configure_logs
-from lifecycle.loop import repeat
-from lifecycle.retry import Patience, once, retrying
-from lifecycle.services import connect, connect_cluster, state_reader, utc_now
-from lifecycle.settings import (
+from lifecycle.domain.errors import EXIT_FAILED, ConfigError, LifecycleError
+from lifecycle.runtime.logs import configure_logs
+from lifecycle.runtime.loop import repeat
+from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.stop import stop_event
+from lifecycle.runtime.termination import write_termination_message
+from lifecycle.settings.models import (
     COMMANDS,
     CleanupSettings,
     Command,
@@ -38,24 +38,19 @@ from lifecycle.settings import (
     near_misses,
     shown,
 )
-from lifecycle.stop import stop_event
+from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
-    from lifecycle.clients.cloudflare import Cloudflare
-    from lifecycle.clients.headscale.client import Headscale
+    from lifecycle.clients.cloudflare.writer import CloudflareWriter
+    from lifecycle.clients.headscale.writer import HeadscaleWriter
     from lifecycle.dns_watch.run import DnsWatch
-    from lifecycle.health import Status
+    from lifecycle.health.status import Status
     from lifecycle.report import Report
 
 log = structlog.get_logger()
 
 # How long `cleanup` waits in all for a Headscale that does not answer; `prune` at each of its looks.
-HEADSCALE_PATIENCE = timedelta(minutes=2)
-
-# Where the kubelet looks for the last words of a container; `kubectl describe pod` shows them.
-TERMINATION_LOG = Path("/dev/termination-log")
-# Source: Kubernetes, "Determine the Reason for Pod Failure": longer messages are cut.
-_TERMINATION_LOG_BYTES = 4096
+HEADSCALE_RETRY_BUDGET = timedelta(minutes=2)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -80,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     except LifecycleError as error:
         event = "settings.invalid" if isinstance(error, ConfigError) else "command.failed"
         log.error(event, error=str(error), error_type=type(error).__name__)
-        _last_words(str(error))
+        write_termination_message(str(error))
         return error.exit_status
     return 0
 
@@ -91,9 +86,9 @@ def _cleanup() -> None:
     settings = _loaded(CleanupSettings)
     stop = _stop_event()
     with ExitStack() as stack:
-        policy = retrying(patience=Patience(HEADSCALE_PATIENCE), stop=stop)
+        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
         cluster = connect_cluster(settings, stack)
-        headscale, cloudflare = connect(settings, policy, stack, cluster)
+        headscale, cloudflare = connect_writers(settings, policy, stack, cluster)
         Cleanup(
             settings,
             headscale=headscale,
@@ -107,13 +102,13 @@ def _cleanup() -> None:
 def _dns_watch(*, only_once: bool) -> None:
     # As above: http.server is no small thing.
     from lifecycle.dns_watch.run import new_status  # noqa: PLC0415
-    from lifecycle.health import serve  # noqa: PLC0415
+    from lifecycle.health.status import serve  # noqa: PLC0415
 
     settings = _loaded(DnsWatchSettings)
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = connect(
+        headscale, cloudflare = connect_writers(
             settings, once(), stack, connect_cluster(settings, stack), observe=status.observe
         )
         watch = _watch(settings, headscale, cloudflare, status)
@@ -134,7 +129,7 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     _stop_event(quiet=True)
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        headscale, cloudflare = connect(settings, once(), stack, cluster)
+        headscale, cloudflare = connect_writers(settings, once(), stack, cluster)
         cleanup = watch = None
         if isinstance(settings, CleanupSettings):
             cleanup = Cleanup(
@@ -165,7 +160,7 @@ def _shown(report: Report, *, as_json: bool) -> int:
     show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
     if not report.problems:
         return 0
-    _last_words("\n".join(report.problems))
+    write_termination_message("\n".join(report.problems))
     return EXIT_FAILED
 
 
@@ -175,10 +170,10 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
     settings = _loaded(PruneSettings, quiet=not act)
     stop = _stop_event()
     with ExitStack() as stack:
-        patience = Patience(HEADSCALE_PATIENCE)
+        patience = RetryBudget(HEADSCALE_RETRY_BUDGET)
         policy = retrying(patience=patience, stop=stop) if act else once()
         cluster = connect_cluster(settings, stack, only_reads=not act)
-        headscale, cloudflare = connect(settings, policy, stack, cluster)
+        headscale, cloudflare = connect_writers(settings, policy, stack, cluster)
         command = Prune(
             settings,
             headscale=headscale,
@@ -186,7 +181,7 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
             name=name,
             now=utc_now,
             stop=stop,
-            renew_patience=patience.renew,
+            renew_budget=patience.renew,
         )
         if act:
             command.run()
@@ -206,7 +201,7 @@ def _stop_event(*, quiet: bool = False) -> Event:
     def on_stop(signal: str) -> None:
         if not quiet:
             log.info("stop.requested", signal=signal)
-        _last_words(f"stopped by {signal} before the work was done; nothing needs undoing")
+        write_termination_message(f"stopped by {signal} before the work was done; nothing needs undoing")
 
     return stop_event(EXIT_FAILED, on_stop)
 
@@ -224,10 +219,10 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
 
 
 def _watch(
-    settings: DnsWatchSettings, headscale: Headscale, cloudflare: Cloudflare, status: Status | None = None
+    settings: DnsWatchSettings, headscale: HeadscaleWriter, cloudflare: CloudflareWriter, status: Status | None = None
 ) -> DnsWatch:
+    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415 - ctypes comes along
     from lifecycle.dns_watch.run import DnsWatch  # noqa: PLC0415 - as above
-    from lifecycle.interface import interface_addresses  # noqa: PLC0415 - ctypes comes along
 
     name = settings.tailscale_interface
     interface = partial(interface_addresses, name) if name else (lambda: None)
@@ -236,17 +231,9 @@ def _watch(
     )
 
 
-def _last_words(reason: str) -> None:
-    """Leave the reason where `kubectl describe pod` shows it; never creates the file."""
-    if not TERMINATION_LOG.is_file():
-        return
-    with suppress(OSError):
-        TERMINATION_LOG.write_bytes(reason.encode()[:_TERMINATION_LOG_BYTES])
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _last_words(message)
+        write_termination_message(message)
         super().error(message)
 
 

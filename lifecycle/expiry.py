@@ -8,10 +8,10 @@ from time import monotonic as system_monotonic
 
 import structlog
 
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.errors import ApiError
-from lifecycle.model import Node
-from lifecycle.retry import jittered
+from lifecycle.clients.headscale.reader import HeadscaleReader
+from lifecycle.domain.errors import ApiError
+from lifecycle.domain.model import Node
+from lifecycle.runtime.retry import jittered
 
 log = structlog.get_logger()
 
@@ -34,7 +34,11 @@ class ExpiryWatch:
     """
 
     def __init__(
-        self, headscale: Headscale, *, now: Callable[[], datetime], monotonic: Callable[[], float] = system_monotonic
+        self,
+        headscale: HeadscaleReader,
+        *,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float] = system_monotonic,
     ) -> None:
         self._headscale = headscale
         self._now = now

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from lifecycle.errors import KeyFileError
+from lifecycle.domain.errors import KeyFileError
 
 ID_FILE_MODE = 0o644
 
@@ -21,7 +21,7 @@ _ID = re.compile(r"[1-9][0-9]{0,19}")
 
 
 @dataclass(frozen=True, slots=True)
-class KeyNote:
+class KeyMetadata:
     """What the file beside the key says: which node of ours is this pod's.
 
     Attributes:
@@ -49,7 +49,7 @@ class KeyFile:
     mode: int = 0o640
 
     @property
-    def note_path(self) -> Path:
+    def metadata_path(self) -> Path:
         """Where the note about the key stands."""
         return self.path.with_name(self.path.name + ".id")
 
@@ -73,19 +73,19 @@ class KeyFile:
         except OSError as error:
             raise _write_failed(self.path, error) from error
 
-    def write(self, key: SecretStr, note: KeyNote) -> None:
+    def write(self, key: SecretStr, note: KeyMetadata) -> None:
         """Replace the note, then the key, each in one step; the key is exactly as given.
 
         Raises:
             KeyFileError: nothing was replaced, or only the note was.
         """
-        self.write_note(replace(note, key_sha256=_sha256(key.get_secret_value().encode())))
+        self.write_metadata(replace(note, key_sha256=_sha256(key.get_secret_value().encode())))
         try:
             self._replace(self.path, key.get_secret_value().encode(), self.mode)
         except OSError as error:
             raise _write_failed(self.path, error) from error
 
-    def write_note(self, note: KeyNote) -> None:
+    def write_metadata(self, note: KeyMetadata) -> None:
         """Replace the note alone, in one step.
 
         Raises:
@@ -93,11 +93,11 @@ class KeyFile:
         """
         text = json.dumps(asdict(note))
         try:
-            self._replace(self.note_path, text.encode() + b"\n", ID_FILE_MODE)
+            self._replace(self.metadata_path, text.encode() + b"\n", ID_FILE_MODE)
         except OSError as error:
-            raise _write_failed(self.note_path, error) from error
+            raise _write_failed(self.metadata_path, error) from error
 
-    def read_note(self) -> KeyNote | None:
+    def read_metadata(self) -> KeyMetadata | None:
         """The note beside the key.
 
         Returns:
@@ -107,8 +107,8 @@ class KeyFile:
             KeyFileError: it is there and makes no sense, or cannot be read.
         """
         try:
-            values = json.loads(self.note_path.read_bytes())
-            return KeyNote(
+            values = json.loads(self.metadata_path.read_bytes())
+            return KeyMetadata(
                 _optional_id(values["pre_auth_key_id"]),
                 _optional_id(values["kept_node_id"]),
                 values.get("key_sha256"),
@@ -117,10 +117,10 @@ class KeyFile:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise KeyFileError(
-                f"{self.note_path} cannot be read ({type(error).__name__}); run cleanup again to replace it"
+                f"{self.metadata_path} cannot be read ({type(error).__name__}); run cleanup again to replace it"
             ) from error
 
-    def holds(self, note: KeyNote) -> bool:
+    def holds(self, note: KeyMetadata) -> bool:
         """Whether the key in the file is the one that the note is about: who is killed between the two leaves another.
 
         Raises:

@@ -10,16 +10,17 @@ from typing import Any, TextIO, assert_never
 
 from lifecycle.cleanup.plan import NothingKept
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.dns_watch.plan import Change, CreateRecord, DeleteRecord, NoAnswer, UpdateRecord, describe
+from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.headscale.reader import HeadscaleReader
+from lifecycle.dns_watch.plan import Unidentified, describe
 from lifecycle.dns_watch.records import advice_on_foreign_record
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import LifecycleError
-from lifecycle.model import Record
-from lifecycle.ownership import choose_user
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.errors import LifecycleError
+from lifecycle.domain.model import Record
+from lifecycle.domain.ownership import choose_user
 from lifecycle.prune.run import Prune
-from lifecycle.settings import PruneSettings, Settings
+from lifecycle.settings.models import PruneSettings, Settings
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
@@ -69,10 +70,10 @@ class Report:
     """A whole dry run.
 
     Attributes:
-        looked_at: where the plan comes from; a value of None could not be read.
+        context: where the plan comes from; a value of None could not be read.
     """
 
-    looked_at: dict[str, str | None]
+    context: dict[str, str | None]
     sections: list[Section]
 
     @property
@@ -85,8 +86,8 @@ def dry_run(
     settings: Settings,
     *,
     kubernetes: str | None,
-    headscale: Headscale,
-    cloudflare: Cloudflare,
+    headscale: HeadscaleReader,
+    cloudflare: CloudflareReader,
     cleanup: Cleanup | None,
     watch: DnsWatch | None,
 ) -> Report:
@@ -102,12 +103,12 @@ def dry_run(
     """
     sections = [_cleanup_section(cleanup)] if cleanup else []
     sections += [_dns_watch_section(watch)] if watch else []
-    looked_at = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
-    return Report({**looked_at, "name": settings.record_name, "owner": settings.mark}, sections)
+    context = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    return Report({**context, "name": settings.record_name, "owner": settings.mark}, sections)
 
 
 def _looked_at(
-    settings: Settings, *, kubernetes: str | None, headscale: Headscale, cloudflare: Cloudflare
+    settings: Settings, *, kubernetes: str | None, headscale: HeadscaleReader, cloudflare: CloudflareReader
 ) -> dict[str, str | None]:
     return {
         "kubernetes": kubernetes or _NO_CLUSTER,
@@ -179,7 +180,7 @@ def _dns_watch_section(watch: DnsWatch) -> Section:
     except LifecycleError as error:
         section.problems.append(str(error))
         return section
-    if isinstance(preview.node, NoAnswer):
+    if isinstance(preview.node, Unidentified):
         section.notes.append(f"it would wait: {preview.node.reason}")
         return section
     section.notes.append(f"this pod's node is {preview.node.id} ({describe(preview.node)})")
@@ -194,7 +195,7 @@ def _dns_watch_section(watch: DnsWatch) -> Section:
     return section
 
 
-def _planned_step(change: Change) -> Step:
+def _planned_step(change: RecordChange) -> Step:
     match change:
         case CreateRecord(spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
@@ -217,7 +218,12 @@ def _record_step(action: str, record: Record, reason: str) -> Step:
 
 
 def prune_report(
-    settings: PruneSettings, *, kubernetes: str | None, headscale: Headscale, cloudflare: Cloudflare, prune: Prune
+    settings: PruneSettings,
+    *,
+    kubernetes: str | None,
+    headscale: HeadscaleReader,
+    cloudflare: CloudflareReader,
+    prune: Prune,
 ) -> Report:
     """Read everything and plan as `prune` would; nothing is written anywhere."""
     section = Section("prune")
@@ -232,8 +238,8 @@ def prune_report(
         prune.checked(services)
     except LifecycleError as error:
         section.problems.append(str(error))
-    looked_at = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
-    return Report({**looked_at, "owner": settings.mark}, [section])
+    context = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    return Report({**context, "owner": settings.mark}, [section])
 
 
 def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:
@@ -250,10 +256,10 @@ def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
     def painted(colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if colours and colour else text
 
-    width = max(len(name) for name in report.looked_at)
+    width = max(len(name) for name in report.context)
     lines = [
         f"{name.replace('_', ' '):<{width}}  {_visible(value or 'could not be read')}"
-        for name, value in report.looked_at.items()
+        for name, value in report.context.items()
     ]
     for section in report.sections:
         lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
@@ -278,7 +284,7 @@ def _visible(text: str) -> str:
 def print_json(report: Report, out: TextIO) -> None:
     """Show the report to a program: one JSON object."""
     document = {
-        "looked_at": report.looked_at,
+        "context": report.context,
         "plans": {
             section.command: {
                 "changes": [

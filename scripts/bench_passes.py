@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lifecycle.dns_watch.run import DnsWatch, new_status
-from lifecycle.logs import configure_logs
-from lifecycle.retry import once
-from lifecycle.services import connect, utc_now
-from lifecycle.settings import DnsWatchSettings, load
+from lifecycle.runtime.logs import configure_logs
+from lifecycle.runtime.retry import once
+from lifecycle.settings.models import DnsWatchSettings, load
+from lifecycle.wiring import connect_writers, utc_now
 
 
 def resident_mib(process: str = "self") -> float:
@@ -27,7 +27,7 @@ def main(passes: int) -> None:
     configure_logs(console=False)
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = connect(settings, once(), stack, None, observe=status.observe)
+        headscale, cloudflare = connect_writers(settings, once(), stack, None, observe=status.observe)
         watch = DnsWatch(
             settings, headscale=headscale, cloudflare=cloudflare, interface=lambda: None, now=utc_now, status=status
         )

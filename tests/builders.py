@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 
-from lifecycle.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
-from lifecycle.ownership import NodeIdentity, RecordIdentity
+from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)

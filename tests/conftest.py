@@ -16,7 +16,7 @@ from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 from xdist.scheduler import LoadScopeScheduling
 
-from lifecycle.settings import every_variable
+from lifecycle.settings.models import every_variable
 from tests import tally
 
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.

@@ -14,13 +14,13 @@ import tenacity
 from kubernetes.client.configuration import Configuration
 
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.cli import HEADSCALE_PATIENCE
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.cluster import Cluster, StateSecret
-from lifecycle.clients.headscale.client import Headscale
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
-from lifecycle.retry import Patience, retrying
-from lifecycle.settings import CleanupSettings, Settings
+from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.kubernetes.api import Cluster, StateSecret
+from lifecycle.runtime.retry import RetryBudget, retrying
+from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator, SimulatedPod
 from tests.simulators.serve import serve
@@ -94,18 +94,18 @@ class ClusterWorld(World):
         """The real client of its Kubernetes API."""
         return cluster_at(self.url, self.kubernetes, timeout_s=self.kubernetes_timeout_s)
 
-    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
+    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[HeadscaleWriter, CloudflareWriter]:
         """Both real clients: Headscale through its pod, unless it has an address."""
         headscale, cloudflare = super().services(settings, policy)
         if settings.access == "exec":
-            headscale = Headscale(exec_transport(self.cluster(), self.clock.now), policy)
+            headscale = HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy)
         return headscale, cloudflare
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
         """`cleanup`, which may read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(patience=Patience(HEADSCALE_PATIENCE, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         headscale, cloudflare = self.services(settings, policy)
         state = None
         if settings.node_policy == "keep":

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from lifecycle import errors
 from lifecycle.cli import arguments_of
-from lifecycle.health import Status, render_metrics
-from lifecycle.settings import COMMANDS, Settings, command_variables, default_text
+from lifecycle.domain import errors
+from lifecycle.health.status import Status, render_metrics
+from lifecycle.settings.models import COMMANDS, Settings, command_variables, default_text
 
 LEVELS = frozenset({"debug", "info", "warning", "error"})
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
@@ -212,7 +212,7 @@ def test_the_manuals_metrics_and_their_labels_are_the_codes(manual: str) -> None
 
 def test_the_manuals_paths_of_the_health_port_are_the_codes(manual: str, repository: Path) -> None:
     told = {quoted(row["path"])[0] for row in rows(section(manual, "## Health port")) if "path" in row}
-    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health.py").read_text()))
+    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health/status.py").read_text()))
 
 
 # --- Exit statuses ------------------------------------------------------------------------------------

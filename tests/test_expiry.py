@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.headscale.dialect import parse_api_key
-from lifecycle.health import Status, render_metrics
+from lifecycle.health.status import Status, render_metrics
 from tests.dns_watch.pods import Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import answer, drop, garbage, html, oversize

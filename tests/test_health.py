@@ -23,10 +23,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import lifecycle
-from lifecycle.clients import podexec
-from lifecycle.errors import TransientError
-from lifecycle.health import Status, serve
-from lifecycle.model import IpAddress
+from lifecycle.clients.kubernetes import exec as podexec
+from lifecycle.domain.errors import TransientError
+from lifecycle.domain.model import IpAddress
+from lifecycle.health.status import Status, serve
 from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
@@ -50,12 +50,12 @@ METRICS: Mapping[str, Mapping[str, frozenset[str] | None]] = {
     "pass_duration_seconds": {},
     "passes": {"outcome": frozenset({"finished", "failed"})},
     "requests": {
-        "service": frozenset({"Headscale", "Cloudflare"}),
+        "upstream": frozenset({"Headscale", "Cloudflare"}),
         "outcome": frozenset({"ok", "no_answer", "throttled", "server_error", "refused"}),
     },
-    "retries": {"service": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
-    "rate_limit_wait_seconds": {"service": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
-    "last_success_timestamp_seconds": {"service": frozenset({"Headscale", "Cloudflare"})},
+    "retries": {"upstream": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
+    "rate_limit_wait_seconds": {"upstream": frozenset({"Headscale", "Cloudflare", "Kubernetes"})},
+    "last_success_timestamp_seconds": {"upstream": frozenset({"Headscale", "Cloudflare"})},
     "node_expiration_timestamp_seconds": {},
     "api_key_expiration_timestamp_seconds": {},
     "build": {"version": None, "headscale": None},
@@ -140,7 +140,7 @@ def test_readyz(clock: Clock, status: Status, port: int) -> None:
 
 
 def a_failure() -> TransientError:
-    return TransientError("Cloudflare is in trouble (GET /zones: 502)", service="Cloudflare", status=502)
+    return TransientError("Cloudflare is in trouble (GET /zones: 502)", upstream="Cloudflare", status=502)
 
 
 def test_a_record_that_was_right_stays_right_while_cloudflare_is_down(clock: Clock, status: Status, port: int) -> None:
@@ -325,7 +325,7 @@ def test_every_metric(status: Status, port: int) -> None:
 def test_from_the_start(status: Status, port: int) -> None:
     """Each counter is there with 0, so that its first step can be seen; what expires never is not there."""
     found = samples(port)
-    for service in ("Headscale", "Cloudflare", podexec.SERVICE):
+    for service in ("Headscale", "Cloudflare", podexec.UPSTREAM):
         assert found["retries_total", service] == 0
         assert found["rate_limit_wait_seconds_total", service] == 0
     for service in ("Headscale", "Cloudflare"):
@@ -342,7 +342,7 @@ def test_what_happened(clock: Clock, status: Status, port: int) -> None:
     status.observe("Headscale", "ok")
     status.succeeded("Headscale")
     status.observe("Cloudflare", "throttled")
-    error = TransientError("slow down", service="Cloudflare", status=429, throttled=True)
+    error = TransientError("slow down", upstream="Cloudflare", status=429, throttled=True)
     status.failed(error, failures=1, wait_s=12.5)
     status.passes_s = 0.25
     status.headscale_version = "0.28.0"

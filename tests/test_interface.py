@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.interface import interface_addresses
-from lifecycle.model import IpAddress
+from lifecycle.clients.interface import interface_addresses
+from lifecycle.domain.model import IpAddress
 
 # Makes a network namespace of its own, which goes with it, runs `ip` in it, and prints what we see there.
 IN_A_NAMESPACE = """
@@ -51,7 +51,7 @@ for command, *arguments in json.loads(sys.argv[1]):
     elif reason := ip(command, *arguments):
         refused(reason)
 
-from lifecycle.interface import interface_addresses
+from lifecycle.clients.interface import interface_addresses
 
 found = interface_addresses("tailscale0")
 print(json.dumps({"addresses": None if found is None else sorted(map(str, found))}))

@@ -23,12 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from lifecycle.errors import KeyFileError
-from lifecycle.keyfile import KeyFile, KeyNote
+from lifecycle.domain.errors import KeyFileError
+from lifecycle.keyfile import KeyFile, KeyMetadata
 
 KEY = SecretStr("hskey-auth-abcdefghijkl-" + "Ab_-" * 16)
 OLD = SecretStr("0123456789abcdef" * 3)
-NOTE = KeyNote(pre_auth_key_id="7")
+NOTE = KeyMetadata(pre_auth_key_id="7")
 
 # Where the key goes before it is whole.
 TEMPORARY = ".authkey.tmp"
@@ -52,7 +52,7 @@ def key_file(tmp_path: Path) -> KeyFile:
 @pytest.fixture
 def old_key(key_file: KeyFile) -> KeyFile:
     """A key file from an earlier start of the pod."""
-    key_file.write(OLD, KeyNote(pre_auth_key_id="3"))
+    key_file.write(OLD, KeyMetadata(pre_auth_key_id="3"))
     return key_file
 
 
@@ -129,7 +129,7 @@ class TestWrite:
             key_file.write(KEY, NOTE)
 
         assert mode_of(key_file.path) == mode
-        assert mode_of(key_file.note_path) == 0o644
+        assert mode_of(key_file.metadata_path) == 0o644
 
     def test_the_mode_is_0640_unless_set(self, key_file: KeyFile) -> None:
         key_file.write(KEY, NOTE)
@@ -151,14 +151,14 @@ class TestWrite:
             assert reader.read() == OLD.get_secret_value().encode()
 
     def test_the_new_key_stands_beside_its_note(self, key_file: KeyFile) -> None:
-        assert key_file.note_path == key_file.path.with_name("authkey.id")
+        assert key_file.metadata_path == key_file.path.with_name("authkey.id")
 
-        key_file.write(KEY, KeyNote(pre_auth_key_id="12", kept_node_id="4"))
+        key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
 
         digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
         note = {"pre_auth_key_id": "12", "kept_node_id": "4", "key_sha256": digest}
-        assert json.loads(key_file.note_path.read_bytes()) == note
-        assert KEY.get_secret_value() not in key_file.note_path.read_text()
+        assert json.loads(key_file.metadata_path.read_bytes()) == note
+        assert KEY.get_secret_value() not in key_file.metadata_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
     def test_any_name_will_do(self, tmp_path: Path, name: str) -> None:
@@ -311,8 +311,8 @@ class TestCannotBeWritten:
 
     def test_a_folder_in_place_of_the_note_leaves_the_old_key(self, old_key: KeyFile) -> None:
         """A key whose note is another key's would have `dns-watch` look for the wrong node."""
-        old_key.note_path.unlink()
-        old_key.note_path.mkdir()
+        old_key.metadata_path.unlink()
+        old_key.metadata_path.mkdir()
 
         with pytest.raises(KeyFileError):
             old_key.write(KEY, NOTE)
@@ -338,21 +338,21 @@ class TestReadNote:
     @pytest.mark.parametrize(
         "note",
         [
-            pytest.param(KeyNote("7"), id="a-key"),
-            pytest.param(KeyNote("7", "4"), id="a-key-and-a-kept-node"),
-            pytest.param(KeyNote(None, "4"), id="a-kept-node"),
-            pytest.param(KeyNote("18446744073709551615"), id="the-largest-id"),
+            pytest.param(KeyMetadata("7"), id="a-key"),
+            pytest.param(KeyMetadata("7", "4"), id="a-key-and-a-kept-node"),
+            pytest.param(KeyMetadata(None, "4"), id="a-kept-node"),
+            pytest.param(KeyMetadata("18446744073709551615"), id="the-largest-id"),
         ],
     )
-    def test_what_was_written_is_read(self, key_file: KeyFile, note: KeyNote) -> None:
-        key_file.write_note(note)
+    def test_what_was_written_is_read(self, key_file: KeyFile, note: KeyMetadata) -> None:
+        key_file.write_metadata(note)
 
-        assert key_file.read_note() == note
+        assert key_file.read_metadata() == note
 
     def test_whether_the_key_is_the_noted_one(self, key_file: KeyFile) -> None:
         """A process that is killed after the note and before the key leaves the key of before."""
         key_file.write(KEY, NOTE)
-        note = key_file.read_note()
+        note = key_file.read_metadata()
 
         assert note is not None
         assert key_file.holds(note)
@@ -363,20 +363,20 @@ class TestReadNote:
 
     def test_a_note_of_an_older_version_is_believed(self, key_file: KeyFile) -> None:
         key_file.write(KEY, NOTE)
-        key_file.note_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
+        key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
 
-        note = key_file.read_note()
-        assert note == KeyNote("7")
+        note = key_file.read_metadata()
+        assert note == KeyMetadata("7")
         assert key_file.holds(note)
 
     def test_no_file_is_no_note(self, key_file: KeyFile) -> None:
-        assert key_file.read_note() is None
+        assert key_file.read_metadata() is None
 
     def test_no_volume_is_no_note(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
 
-        assert KeyFile(tmp_path / "volume" / "authkey").read_note() is None
-        assert KeyFile(tmp_path / "file" / "authkey").read_note() is None
+        assert KeyFile(tmp_path / "volume" / "authkey").read_metadata() is None
+        assert KeyFile(tmp_path / "file" / "authkey").read_metadata() is None
 
     @pytest.mark.parametrize(
         "content",
@@ -397,27 +397,27 @@ class TestReadNote:
         ],
     )
     def test_a_note_that_makes_no_sense_is_not_no_note(self, key_file: KeyFile, content: bytes) -> None:
-        key_file.note_path.write_bytes(content)
+        key_file.metadata_path.write_bytes(content)
 
         with pytest.raises(KeyFileError, match="run cleanup again"):
-            key_file.read_note()
+            key_file.read_metadata()
 
     def test_a_note_that_cannot_be_read_is_not_no_note(self, folder_of_nobody: Path) -> None:
         key_file = KeyFile(folder_of_nobody / "authkey")
         key_file.write(KEY, NOTE)
-        key_file.note_path.chmod(0o000)
+        key_file.metadata_path.chmod(0o000)
 
         with pytest.raises(KeyFileError, match="PermissionError"):
-            key_file.read_note()
+            key_file.read_metadata()
 
     @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
     def test_no_content_is_a_crash_or_a_made_up_note(self, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             key_file = KeyFile(Path(folder) / "authkey")
-            key_file.note_path.write_bytes(content)
+            key_file.metadata_path.write_bytes(content)
 
             with suppress(KeyFileError):
-                note = key_file.read_note()
+                note = key_file.read_metadata()
                 assert note is not None
                 assert {"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id}.items() <= (
                     json.loads(content).items()
@@ -434,11 +434,11 @@ WRITER = """
     from pathlib import Path
     from pydantic import SecretStr
     from lifecycle import keyfile
-    from lifecycle.keyfile import KeyFile, KeyNote
+    from lifecycle.keyfile import KeyFile, KeyMetadata
 
     def write(key_file, number):
         key_file.check_writable()
-        key_file.write(SecretStr(KEYS[number]), KeyNote(pre_auth_key_id=str(number + 1)))
+        key_file.write(SecretStr(KEYS[number]), KeyMetadata(pre_auth_key_id=str(number + 1)))
 
     def write_for_ever(key_file):
         print(os.getpid(), flush=True)
@@ -525,7 +525,7 @@ def assert_whole(key_file: KeyFile) -> str:
     leftover = folder / TEMPORARY
     assert not leftover.exists() or mode_of(leftover) & ~0o640 == 0
     # Raises when it is there and not whole.
-    note = key_file.read_note()
+    note = key_file.read_metadata()
     if not key_file.path.exists():
         return ""
     assert note is not None

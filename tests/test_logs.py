@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 import structlog
 from pydantic import SecretStr
-from lifecycle.logs import configure_logs
+from lifecycle.runtime.logs import configure_logs
 
 log = structlog.get_logger()
 """

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from lifecycle.loop import TICK_S, repeat
+from lifecycle.runtime.loop import TICK_S, repeat
 from tests.conftest import FakeStop
 
 MANY = 20

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from lifecycle.model import PreAuthKey, Record, User
+from lifecycle.domain.model import PreAuthKey, Record, User
 from tests.builders import EXPIRED, MARK, NOW, SVC, a_node, a_record, a_spec
 
 LATER = NOW + timedelta(seconds=1)

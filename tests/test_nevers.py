@@ -16,9 +16,9 @@ import pytest
 
 from lifecycle import keyfile
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import ApiError, LifecycleError
-from lifecycle.health import render_metrics
-from lifecycle.settings import CleanupSettings, DnsWatchSettings, shown
+from lifecycle.domain.errors import ApiError, LifecycleError
+from lifecycle.health.status import render_metrics
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, shown
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -558,21 +558,21 @@ def test_never_8_a_cloudflare_that_is_down_never_keeps_a_pod_from_starting(
 
 
 @pytest.mark.parametrize("fault", DOWN)
-@pytest.mark.parametrize("service", ["headscale", "cloudflare"])
-def test_never_8_nothing_that_is_down_makes_dns_watch_exit(world: World, fault: Fault, service: str) -> None:
+@pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
+def test_never_8_nothing_that_is_down_makes_dns_watch_exit(world: World, fault: Fault, upstream: str) -> None:
     node = world.headscale.add_node(NAME, user=USER)
     watch = world.watch(Interface(*node.addresses), SELF_HEAL="true")
     world.run(watch, LONG_S)
     [record] = world.cloudflare.records(world.zone_id)
     world.cloudflare.change_record(record.id, ttl=300)
-    down = world.headscale if service == "headscale" else world.cloudflare
+    down = world.headscale if upstream == "headscale" else world.cloudflare
     down.faults.add(fault, times=None)
     world.run(watch, LONG_S)
     down.faults.clear()
     # However long it was asked to stay away.
     world.run(watch, 2 * LONG_S)
     assert watch.status.registered
-    assert service == "cloudflare" or watch.status.in_sync
+    assert upstream == "cloudflare" or watch.status.in_sync
 
 
 @pytest.mark.parametrize("fault", DOWN)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.errors import UserError
-from lifecycle.model import KeyOrigin, Node, Record, RegisterMethod, User
-from lifecycle.ownership import NodeIdentity, RecordIdentity, choose_user, mark_of
+from lifecycle.domain.errors import UserError
+from lifecycle.domain.model import KeyOrigin, Node, Record, RegisterMethod, User
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user, mark_of
 from tests.builders import (
     ANN,
     MARK,

@@ -11,8 +11,8 @@ from threading import Thread
 
 import pytest
 
-from lifecycle.health import Status, serve
-from lifecycle.settings import DnsWatchSettings, command_variables, default_text
+from lifecycle.health.status import Status, serve
+from lifecycle.settings.models import DnsWatchSettings, command_variables, default_text
 from tests.builders import addresses
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.programs import free_ports

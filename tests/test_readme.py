@@ -12,14 +12,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.cli import HEADSCALE_PATIENCE
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.dns_watch.heal import CONFIRMING, CONFIRMING_LOOKS
+from lifecycle.dns_watch.heal import CONFIRMING, CONFIRMING_OBSERVATIONS
 from lifecycle.expiry import WARN_BEFORE
 from lifecycle.prune.run import OBSERVATION_S
-from lifecycle.settings import CleanupSettings, DryRunSettings, PruneSettings, every_variable, load
-from lifecycle.stop import GRACE_S
-from lifecycle.values import parse_duration
+from lifecycle.runtime.stop import GRACE_S
+from lifecycle.settings.fields import parse_duration
+from lifecycle.settings.models import CleanupSettings, DryRunSettings, PruneSettings, every_variable, load
 from tests.faults.test_schedules import SCHEDULES, SOAK
 from tests.fleet.fleet import BCRYPT_S
 from tests.test_docs import quoted, rows, section
@@ -120,16 +120,19 @@ SPELT = {2: "two", 3: "three", 15: "a quarter of an hour"}
 @pytest.mark.parametrize(
     ("page", "phrase"),
     [
-        ("README.md", f"Headscale did not answer for {SPELT[HEADSCALE_PATIENCE // timedelta(minutes=1)]} minutes"),
+        ("README.md", f"Headscale did not answer for {SPELT[HEADSCALE_RETRY_BUDGET // timedelta(minutes=1)]} minutes"),
         ("README.md", f"after a second look {SPELT[int(OBSERVATION_S // 60)]} later"),
         ("README.md", f"once a day, from {WARN_BEFORE.days} days before"),
-        ("README.md", f"{SPELT[CONFIRMING_LOOKS]} looks over a minute"),
+        ("README.md", f"{SPELT[CONFIRMING_OBSERVATIONS]} looks over a minute"),
         ("README.md", "SIGTERM ends each command within two seconds"),
         ("SECURITY.md", f"warns from {WARN_BEFORE.days} days on"),
         ("SECURITY.md", f"to {MAX_ANSWER_BYTES >> 20} MiB after unpacking"),
         ("SECURITY.md", f"mode {CleanupSettings.model_fields['authkey_file_mode'].default:04o}"),
         ("docs/architecture.md", f"a pass that does not end in {GRACE_S} s is cut off"),
-        ("docs/scaling.md", f"`cleanup` gives Headscale {SPELT[HEADSCALE_PATIENCE // timedelta(minutes=1)]} minutes"),
+        (
+            "docs/scaling.md",
+            f"`cleanup` gives Headscale {SPELT[HEADSCALE_RETRY_BUDGET // timedelta(minutes=1)]} minutes",
+        ),
         (
             "docs/scaling.md",
             f"{SCHEDULES} schedules of faults in each test run, `scripts/test --soak tests/faults` for {SOAK:,}",

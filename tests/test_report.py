@@ -14,8 +14,8 @@ import pytest
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.report import Report, Section, Step, dry_run, print_json, print_text, show
-from lifecycle.retry import once
-from lifecycle.settings import DryRunSettings
+from lifecycle.runtime.retry import once
+from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.world import USER, Interface, StopAt, World
@@ -25,7 +25,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Shown = Callable[..., str]
 
 REPORT = Report(
-    looked_at={"headscale": "http://headscale", "headscale_version": None, "name": NAME},
+    context={"headscale": "http://headscale", "headscale_version": None, "name": NAME},
     sections=[
         Section(
             "cleanup",
@@ -95,7 +95,7 @@ class TestShown:
 
     def test_to_a_program(self) -> None:
         assert json_of(REPORT) == {
-            "looked_at": {"headscale": "http://headscale", "headscale_version": None, "name": NAME},
+            "context": {"headscale": "http://headscale", "headscale_version": None, "name": NAME},
             "plans": {
                 "cleanup": {
                     "changes": [
@@ -146,13 +146,13 @@ class TestShown:
         """A comment or a hostname may hold anything: it neither colours the report nor adds a line to it."""
         odd = f"a{character}[31mproblem: b"
         report = Report(
-            looked_at={"user": odd},
+            context={"user": odd},
             sections=[
                 Section("cleanup", [Step("delete", "node", odd, odd)], notes=[odd], problems=[odd]),
             ],
         )
         plain = Report(
-            looked_at={"user": "a"},
+            context={"user": "a"},
             sections=[Section("cleanup", [Step("delete", "node", "a", "a")], notes=["a"], problems=["a"])],
         )
 
@@ -210,7 +210,7 @@ class TestDryRun:
     """What is read, and what is planned from it."""
 
     def test_what_it_looked_at(self, world: World) -> None:
-        assert look(world).looked_at == {
+        assert look(world).context == {
             "kubernetes": "not asked (no setting needs it)",
             "headscale": "http://headscale",
             "headscale_version": "0.28.0",
@@ -365,7 +365,7 @@ class TestDryRun:
         report = look(world, Interface(node.address))
 
         assert report.problems
-        assert report.looked_at["zone"] == world.zone_id
+        assert report.context["zone"] == world.zone_id
         assert "record" not in {step.kind for step in section(report, "cleanup").steps}
         assert ("delete", "node") in steps(report, "cleanup")
         for command in ("cleanup", "dns-watch"):
@@ -378,8 +378,8 @@ class TestDryRun:
         report = look(world)
 
         assert report.problems
-        assert (report.looked_at["headscale_version"], report.looked_at["user"]) == (None, None)
-        assert report.looked_at["zone"] == "example.com"
+        assert (report.context["headscale_version"], report.context["user"]) == (None, None)
+        assert report.context["zone"] == "example.com"
         for command in ("cleanup", "dns-watch"):
             assert steps(report, command) == []
             assert "Headscale" in section(report, command).problems[0]
@@ -391,5 +391,5 @@ class TestDryRun:
         report = look(world)
 
         assert report.problems
-        assert report.looked_at["user"] is None
+        assert report.context["user"] is None
         assert "HEADSCALE_USER" in section(report, "cleanup").problems[0]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.errors import (
+from lifecycle.domain.errors import (
     ApiError,
     AuthError,
     ConflictError,
@@ -21,7 +21,7 @@ from lifecycle.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.retry import Patience, jittered, once, pause_s, retrying
+from lifecycle.runtime.retry import RetryBudget, jittered, once, pause_s, retrying
 from tests.conftest import FakeStop
 
 PATIENCE = timedelta(minutes=2)
@@ -32,7 +32,7 @@ SPREAD = 1.25
 
 def down(retry_after_s: float | None = None) -> TransientError:
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
-    return TransientError("it is down", service="Headscale", retry_after=retry_after)
+    return TransientError("it is down", upstream="Headscale", retry_after=retry_after)
 
 
 class Calls:
@@ -60,7 +60,7 @@ def for_ever(make: Callable[[], Exception]) -> Iterable[Exception]:
 
 def policy(stop: FakeStop, patience: timedelta = PATIENCE) -> Any:
     """The policy, its waits on a stop that never sleeps."""
-    return retrying(patience=Patience(patience, clock=stop.monotonic), stop=stop)
+    return retrying(patience=RetryBudget(patience, clock=stop.monotonic), stop=stop)
 
 
 def test_what_works_at_once_is_called_once() -> None:
@@ -89,7 +89,7 @@ def test_pauses_grow() -> None:
 
 @pytest.mark.parametrize("kind", [AuthError, NotFoundError, ConflictError, ResponseError, ApiError])
 def test_what_no_second_try_would_mend_is_raised_at_once(kind: type[ApiError], events: list[Any]) -> None:
-    stop, calls = FakeStop(), Calls([kind("refused", service="Headscale")])
+    stop, calls = FakeStop(), Calls([kind("refused", upstream="Headscale")])
 
     with pytest.raises(kind, match="refused"):
         policy(stop)(calls)
@@ -108,7 +108,7 @@ def test_a_bug_is_no_trouble_of_a_service(bug: Exception) -> None:
 
 
 def test_trouble_then_refusal_ends_with_the_refusal() -> None:
-    stop, calls = FakeStop(), Calls([down(), AuthError("refused", service="Headscale")])
+    stop, calls = FakeStop(), Calls([down(), AuthError("refused", upstream="Headscale")])
 
     with pytest.raises(AuthError):
         policy(stop)(calls)
@@ -179,7 +179,7 @@ def test_a_short_retry_after_shortens_the_pause() -> None:
 def test_a_patience_that_is_renewed_begins_anew() -> None:
     """What comes after a wait that was longer than all of it is tried again all the same."""
     stop = FakeStop()
-    patience = Patience(PATIENCE, clock=stop.monotonic)
+    patience = RetryBudget(PATIENCE, clock=stop.monotonic)
     shared = retrying(patience=patience, stop=stop)
     stop.now += 900.0
     with pytest.raises(TransientError):
@@ -268,7 +268,7 @@ def test_a_pause_is_as_long_as_the_service_asked(failures: int, asked_s: float) 
     assert max(asked_s, 0.5) - 1e-3 <= wait_s <= max(asked_s, 0.5) * SPREAD
 
 
-@pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", service="Headscale"), down()])
+@pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", upstream="Headscale"), down()])
 def test_other_errors_ask_for_nothing(error: Exception | None) -> None:
     assert 1.0 <= pause_s(2, longest_s=60.0, error=error) <= SPREAD
 

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lifecycle.errors import EXIT_USAGE, ConfigError
-from lifecycle.model import KeySpec
-from lifecycle.settings import (
+from lifecycle.domain.errors import EXIT_USAGE, ConfigError
+from lifecycle.domain.model import KeySpec
+from lifecycle.settings.fields import is_dns_name, parse_duration
+from lifecycle.settings.models import (
     SECRETS,
     CleanupSettings,
     DnsWatchSettings,
@@ -31,7 +32,6 @@ from lifecycle.settings import (
     near_misses,
     shown,
 )
-from lifecycle.values import is_dns_name, parse_duration
 from tests.builders import SVC
 
 ZONE_ID = "0123456789abcdef0123456789abcdef"

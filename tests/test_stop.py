@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.stop import GRACE_S
+from lifecycle.runtime.stop import GRACE_S
 
 # A process that does not end is a failure, however slow the machine is.
 PATIENCE_S = 60
@@ -32,7 +32,7 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
             import signal
             signal.signal(signal.SIGINT, signal.default_int_handler)
             from threading import Event
-            from lifecycle.stop import hold_stop_signals, stop_event
+            from lifecycle.runtime.stop import hold_stop_signals, stop_event
 
             def noted(name):
                 print("told", name, flush=True)

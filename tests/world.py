@@ -17,23 +17,23 @@ import pytest
 import tenacity
 
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.cli import HEADSCALE_PATIENCE
-from lifecycle.clients import cloudflare as cloudflare_api
-from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET
+from lifecycle.clients.cloudflare import errors as cloudflare_errors
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale import dialect
-from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Answer, Credential, JsonClient
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import ApiError
-from lifecycle.loop import repeat
-from lifecycle.model import IpAddress
-from lifecycle.retry import Patience, once, retrying
-from lifecycle.settings import CleanupSettings, Command, DnsWatchSettings, Settings, load
+from lifecycle.domain.errors import ApiError
+from lifecycle.domain.model import IpAddress
+from lifecycle.runtime.loop import repeat
+from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings, load
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 
 USER = "svc"
 ZONE = "example.com"
@@ -166,11 +166,11 @@ class World:
                 patch.setenv(name, value)
             return load(command)
 
-    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[Headscale, Cloudflare]:
+    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[HeadscaleWriter, CloudflareWriter]:
         """Both real clients, on the simulators."""
         headscale = json_client(
             self.between(self.headscale),
-            service=dialect.SERVICE,
+            upstream=dialect.UPSTREAM,
             address="HEADSCALE_URL",
             base_url="http://headscale",
             credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
@@ -178,22 +178,22 @@ class World:
         )
         cloudflare = json_client(
             self.between(self.cloudflare),
-            service=cloudflare_api.SERVICE,
+            upstream=cloudflare_errors.UPSTREAM,
             address="CLOUDFLARE_API_URL",
             base_url="http://cloudflare/client/v4",
             credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
-            explain=cloudflare_api.explain,
+            explain=cloudflare_errors.explain,
         )
         return (
-            Headscale(HttpTransport(headscale), policy),
-            Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+            HeadscaleWriter(HttpTransport(headscale), policy),
+            CloudflareWriter(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         )
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
         """`cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(patience=Patience(HEADSCALE_PATIENCE, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         headscale, cloudflare = self.services(settings, policy)
         return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
 
@@ -261,14 +261,14 @@ def json_client(
     *,
     base_url: str,
     explain: Callable[[str, Answer], ApiError | None],
-    service: str,
+    upstream: str,
     address: str,
     credential: Credential,
 ) -> JsonClient:
     """A JSON client on a WSGI application in this process."""
     return JsonClient(
         httpx.Client(transport=httpx.WSGITransport(application), base_url=base_url),
-        service=service,
+        upstream=upstream,
         address=address,
         credential=credential,
         timeout=timedelta(seconds=10),

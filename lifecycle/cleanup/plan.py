@@ -6,25 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.errors import NameTakenError
-from lifecycle.model import IpAddress, Node, Record
-from lifecycle.ownership import NodeIdentity, RecordIdentity
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteNode:
-    """Remove a node that an earlier pod of this service left behind."""
-
-    node: Node
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRecord:
-    """Remove a record of ours whose address is no longer this service's."""
-
-    record: Record
-    reason: str
+from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.errors import NameTakenError
+from lifecycle.domain.model import IpAddress, Node, Record
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
 
 
 @dataclass(frozen=True, slots=True)

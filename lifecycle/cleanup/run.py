@@ -10,11 +10,8 @@ from time import monotonic
 
 import structlog
 
-from lifecycle.background import in_background
-from lifecycle.cleanup import apply
+from lifecycle import apply
 from lifecycle.cleanup.plan import (
-    DeleteNode,
-    DeleteRecord,
     NothingKept,
     choose_kept,
     foreign_nodes,
@@ -22,15 +19,17 @@ from lifecycle.cleanup.plan import (
     plan_records,
     refuse_taken_name,
 )
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.errors import ApiError, LifecycleError, StoppedError
+from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
+from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.errors import ApiError, LifecycleError, StoppedError
+from lifecycle.domain.model import KeySpec, Node, Record
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
 from lifecycle.expiry import ExpiryWatch
 from lifecycle.keyfile import KeyFile
-from lifecycle.mint import write_fresh_key
-from lifecycle.model import KeySpec, Node, Record
-from lifecycle.ownership import NodeIdentity, RecordIdentity, choose_user
-from lifecycle.settings import CleanupSettings
+from lifecycle.runtime.background import in_background
+from lifecycle.settings.models import CleanupSettings
 
 log = structlog.get_logger()
 
@@ -83,8 +82,8 @@ class Cleanup:
         self,
         settings: CleanupSettings,
         *,
-        headscale: Headscale,
-        cloudflare: Cloudflare,
+        headscale: HeadscaleWriter,
+        cloudflare: CloudflareWriter,
         now: Callable[[], datetime],
         stop: Event,
         read_state: Callable[[], Mapping[str, bytes] | None] | None = None,
@@ -119,9 +118,9 @@ class Cleanup:
         log.info("plan.made", headscale=view.version, nodes=len(view.nodes), deletions=len(plan.nodes))
 
         self._go_on()
-        apply.delete_nodes(plan.nodes, self._headscale, identity=view.identity)
+        apply.delete_nodes(plan.nodes, self._headscale, is_still_ours=view.identity.owns_node)
         self._go_on()
-        key = write_fresh_key(
+        key = apply.write_fresh_key(
             plan.key,
             headscale=self._headscale,
             key_file=self._key_file,
@@ -201,9 +200,9 @@ class Cleanup:
         if not plan.records:
             return 0
         try:
-            apply.delete_records(plan.records, self._cloudflare)
+            apply.change_records(plan.records, self._cloudflare)
         except ApiError as error:
-            log.warning("record.undeleted", error=str(error), reason="dns-watch will put the records right")
+            log.warning("record.delete_failed", error=str(error), reason="dns-watch will put the records right")
             return 0
         return len(plan.records)
 
@@ -219,7 +218,7 @@ class _ZoneReading:
         timeout: for all of it, counted from now.
     """
 
-    def __init__(self, cloudflare: Cloudflare, name: str, *, timeout: timedelta) -> None:
+    def __init__(self, cloudflare: CloudflareReader, name: str, *, timeout: timedelta) -> None:
         self._deadline = monotonic() + timeout.total_seconds()
         self._records = in_background(lambda: tuple(cloudflare.records(name)), name="zone")
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 
 Result = TypeVar("Result")
 
@@ -116,7 +116,7 @@ class JsonClient:
 
     Args:
         http: bears the base address; follows no redirects.
-        service: the service in an operator's words.
+        upstream: the upstream in an operator's words.
         address: the setting that the base address comes from, for messages.
         credential: the bearer token.
         timeout: for one whole request, the body included.
@@ -129,7 +129,7 @@ class JsonClient:
         self,
         http: httpx.Client,
         *,
-        service: str,
+        upstream: str,
         address: str,
         credential: Credential,
         timeout: timedelta,
@@ -138,7 +138,7 @@ class JsonClient:
         timer: Timing = timer_thread,
     ) -> None:
         self._http = http
-        self._service = service
+        self._upstream = upstream
         self._address = address
         self._credential = credential
         self._timeout_s = timeout.total_seconds()
@@ -196,7 +196,7 @@ class JsonClient:
             return credential()
         except ConfigError as error:
             # It could be read at the start: a Secret that is mounted anew comes back, and ends no loop.
-            raise AuthError(str(error), service=self._service) from error
+            raise AuthError(str(error), upstream=self._upstream) from error
 
     def _send_once(
         self,
@@ -250,8 +250,8 @@ class JsonClient:
                     received += chunk
                     if len(received) > MAX_ANSWER_BYTES:
                         raise ResponseError(
-                            f"{self._service}: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB",
-                            service=self._service,
+                            f"{self._upstream}: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB",
+                            upstream=self._upstream,
                             status=response.status_code,
                         )
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
@@ -259,9 +259,9 @@ class JsonClient:
                 raise self._timed_out(what) from error
             # Its text can hold an address with a password in it; its kind and cause cannot.
             raise TransientError(
-                f"{self._service} at {self._host} could not be reached for {what}: {_cause(error)}; "
+                f"{self._upstream} at {self._host} could not be reached for {what}: {_cause(error)}; "
                 f"is it running, and is {self._address} right?",
-                service=self._service,
+                upstream=self._upstream,
             ) from None
         return response, received
 
@@ -274,34 +274,34 @@ class JsonClient:
         status = answer.status
         if status == _THROTTLED:
             return TransientError(
-                f"{self._service} asks for fewer requests ({what}: {status})",
-                service=self._service,
+                f"{self._upstream} asks for fewer requests ({what}: {status})",
+                upstream=self._upstream,
                 status=status,
                 retry_after=answer.retry_after,
                 throttled=True,
             )
         if status in _SERVER_ERRORS:
             return TransientError(
-                f"{self._service}, or a proxy before it, is in trouble ({what}: {status}); its own log or status page "
+                f"{self._upstream}, or a proxy before it, is in trouble ({what}: {status}); its own log or status page "
                 "tells more",
-                service=self._service,
+                upstream=self._upstream,
                 status=status,
                 retry_after=answer.retry_after,
             )
         if status in _REDIRECTS:
             return ResponseError(
-                f"{self._service} at {self._host} redirects {what}: {status}; it is not followed, since the "
+                f"{self._upstream} at {self._host} redirects {what}: {status}; it is not followed, since the "
                 "credentials would go along: set the address it points to",
-                service=self._service,
+                upstream=self._upstream,
                 status=status,
             )
-        return ResponseError(f"{self._service} refused {what}: {status}", service=self._service, status=status)
+        return ResponseError(f"{self._upstream} refused {what}: {status}", upstream=self._upstream, status=status)
 
     def _timed_out(self, what: str) -> TransientError:
         return TransientError(
-            f"{self._service} at {self._host} did not answer {what} within {self._timeout_s:g} s; "
+            f"{self._upstream} at {self._host} did not answer {what} within {self._timeout_s:g} s; "
             f"is it running, and is {self._address} right?",
-            service=self._service,
+            upstream=self._upstream,
         )
 
     @property

@@ -9,23 +9,23 @@ from datetime import datetime
 
 import structlog
 
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.clients.headscale.dialect import SERVICE
+from lifecycle.clients.headscale.dialect import UPSTREAM
+from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.plan import (
     Hints,
     Loss,
     Missing,
-    NoAnswer,
+    Unidentified,
     choose_node,
     successors,
     why_missing,
     without_successor,
 )
-from lifecycle.errors import KeyFileError, LifecycleError, NotFoundError, TransientError, UserError
-from lifecycle.keyfile import KeyFile, KeyNote
-from lifecycle.model import IpAddress, Node
-from lifecycle.ownership import NodeIdentity, choose_user
-from lifecycle.settings import DnsWatchSettings
+from lifecycle.domain.errors import KeyFileError, LifecycleError, NotFoundError, TransientError, UserError
+from lifecycle.domain.model import IpAddress, Node
+from lifecycle.domain.ownership import NodeIdentity, choose_user
+from lifecycle.keyfile import KeyFile, KeyMetadata
+from lifecycle.settings.models import DnsWatchSettings
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class NodeFinder:
     """
 
     def __init__(
-        self, settings: DnsWatchSettings, *, headscale: Headscale, key_file: KeyFile, now: Callable[[], datetime]
+        self, settings: DnsWatchSettings, *, headscale: HeadscaleReader, key_file: KeyFile, now: Callable[[], datetime]
     ) -> None:
         self._settings = settings
         self._headscale = headscale
@@ -54,7 +54,7 @@ class NodeFinder:
         self.loss: Loss | None = None
         self.successor: Node | None = None
 
-    def find(self, interface: tuple[IpAddress, ...] | None, *, waited: bool) -> Node | NoAnswer:
+    def find(self, interface: tuple[IpAddress, ...] | None, *, waited: bool) -> Node | Unidentified:
         """Read this pod's node.
 
         Args:
@@ -74,7 +74,7 @@ class NodeFinder:
             note = self._read_note(interface)
         except (UserError, KeyFileError) as error:
             self._complain(error)
-            return NoAnswer(str(error))
+            return Unidentified(str(error))
         self._complained_of = ""
         nodes = self._headscale.nodes()
         hints = Hints(interface, note.pre_auth_key_id, note.kept_node_id, waited=waited)
@@ -95,7 +95,7 @@ class NodeFinder:
         if self.loss is not None and self.loss.kind in (Missing.GONE, Missing.EXPIRED):
             # A node that came in with this pod's own key is this pod's: its address has yet to show up here.
             later = [
-                node for node in self._later_than(self.loss.node_id, nodes, identity) if not hints.note_names(node)
+                node for node in self._later_than(self.loss.node_id, nodes, identity) if not hints.metadata_names(node)
             ]
             self.successor = later[-1] if later else None
         return found
@@ -112,30 +112,30 @@ class NodeFinder:
         nodes = self._headscale.nodes()
         if all(listed.id != node.id for listed in nodes):
             # As an empty one is: that no successor is on it says nothing.
-            raise TransientError(f"Headscale lists no node {node.id}, which it has just shown", service=SERVICE)
+            raise TransientError(f"Headscale lists no node {node.id}, which it has just shown", upstream=UPSTREAM)
         return self._later_than(node.id, nodes, self.identity)
 
-    def _read_note(self, interface: tuple[IpAddress, ...] | None) -> KeyNote:
+    def _read_note(self, interface: tuple[IpAddress, ...] | None) -> KeyMetadata:
         try:
-            return self._key_file.read_note() or KeyNote(None)
+            return self._key_file.read_metadata() or KeyMetadata(None)
         except KeyFileError:
             # Where there is an interface, it alone tells which node is ours.
             if interface is None:
                 raise
-            return KeyNote(None)
+            return KeyMetadata(None)
 
-    def _remember(self, node: Node, note: KeyNote) -> None:
+    def _remember(self, node: Node, note: KeyMetadata) -> None:
         """Note for whoever watches after us which node it was: of that one, Headscale can say that it is gone."""
         if note.pre_auth_key_id is not None and note.kept_node_id != node.id:
             # A volume that is not writable here: as before there was a note.
             with suppress(KeyFileError):
-                self._key_file.write_note(replace(note, kept_node_id=node.id))
+                self._key_file.write_metadata(replace(note, kept_node_id=node.id))
 
     def _complain(self, error: LifecycleError) -> None:
         """Say once what keeps our node from being known."""
         if str(error) != self._complained_of:
             self._complained_of = str(error)
-            log.error("node.unknowable", error=str(error), error_type=type(error).__name__)
+            log.error("node.identification_failed", error=str(error), error_type=type(error).__name__)
 
     def _known_node(self) -> tuple[Node | None, bool]:
         """The node as it is now, and whether Headscale itself says that there is none."""

@@ -8,19 +8,19 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from lifecycle.clients.headscale.client import Headscale
+from lifecycle.apply import write_fresh_key
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.dns_watch.plan import Loss, Missing
-from lifecycle.errors import ApiError, KeyFileError
+from lifecycle.domain.errors import ApiError, KeyFileError
+from lifecycle.domain.model import PreAuthKey, User
 from lifecycle.keyfile import KeyFile
-from lifecycle.mint import write_fresh_key
-from lifecycle.model import PreAuthKey, User
-from lifecycle.retry import jittered
-from lifecycle.settings import DnsWatchSettings
+from lifecycle.runtime.retry import jittered
+from lifecycle.settings.models import DnsWatchSettings
 
 log = structlog.get_logger()
 
 # A Headscale that restarts, or a list that is short for a moment, says "gone" too: once, or for seconds.
-CONFIRMING_LOOKS = 3
+CONFIRMING_OBSERVATIONS = 3
 CONFIRMING = timedelta(minutes=1)
 
 # How long the file's key is left alone after a look at it; doubled with each key that was made in vain.
@@ -45,7 +45,7 @@ class Healer:
         self,
         settings: DnsWatchSettings,
         *,
-        headscale: Headscale,
+        headscale: HeadscaleWriter,
         key_file: KeyFile,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
@@ -125,7 +125,7 @@ class Healer:
             self._looks = 0
             self._since = now
         self._looks += 1
-        confirmed = self._looks >= CONFIRMING_LOOKS and now - self._since >= self._confirming_s
+        confirmed = self._looks >= CONFIRMING_OBSERVATIONS and now - self._since >= self._confirming_s
         # That somebody has the name counts at once; that nobody has it any more is confirmed as a loss is.
         if superseded or confirmed:
             self._superseded = superseded
@@ -160,7 +160,7 @@ class Healer:
         """
         if due:
             self._not_before = self._monotonic() + jittered(_FIRST_PAUSE_S)
-        note = self._key_file.read_note()
+        note = self._key_file.read_metadata()
         if note is None or note.pre_auth_key_id is None:
             self._complain_of_no_note()
             return
@@ -203,5 +203,5 @@ class Healer:
             self._complained = True
             log.error(
                 "key_file.unwritable",
-                error=f"SELF_HEAL: there is no {self._key_file.note_path}; mount the volume that cleanup writes to",
+                error=f"SELF_HEAL: there is no {self._key_file.metadata_path}; mount the volume that cleanup writes to",
             )

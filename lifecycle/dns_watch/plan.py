@@ -6,41 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
 
-from lifecycle.model import IpAddress, Node, Record, RecordSpec
-from lifecycle.ownership import NodeIdentity, RecordIdentity
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
 
 
 @dataclass(frozen=True, slots=True)
-class NoAnswer:
+class Unidentified:
     """It cannot be told which node is this pod's; nothing is to be touched."""
 
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRecord:
-    """Make the record that is missing."""
-
-    spec: RecordSpec
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateRecord:
-    """Change in place what differs."""
-
-    record: Record
-    spec: RecordSpec
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteRecord:
-    """Remove a record of ours that should not be."""
-
-    record: Record
     reason: str
 
 
@@ -69,9 +44,6 @@ class Loss:
     node_id: str | None = None
 
 
-Change: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
-
-
 @dataclass(frozen=True, slots=True)
 class RecordPlan:
     """What the records at our name should become.
@@ -81,7 +53,7 @@ class RecordPlan:
         in_the_way: foreign records because of which nothing is written; ascending order of id.
     """
 
-    changes: tuple[Change, ...] = ()
+    changes: tuple[RecordChange, ...] = ()
     in_the_way: tuple[Record, ...] = ()
 
 
@@ -102,16 +74,16 @@ class Hints:
     waited: bool = False
 
     @property
-    def has_note(self) -> bool:
+    def has_metadata(self) -> bool:
         """Whether `cleanup` left word of this pod's key."""
         return self.pre_auth_key_id is not None or self.kept_node_id is not None
 
     @property
     def distinctive(self) -> bool:
         """Whether there is anything that only this pod can have."""
-        return self.interface is not None or self.has_note
+        return self.interface is not None or self.has_metadata
 
-    def note_names(self, node: Node) -> bool:
+    def metadata_names(self, node: Node) -> bool:
         """Whether the note says that the node is this pod's."""
         return node.id == self.kept_node_id or self.is_of_key(node)
 
@@ -120,7 +92,7 @@ class Hints:
         return node.pre_auth_key is not None and node.pre_auth_key.id == self.pre_auth_key_id
 
 
-def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | NoAnswer:
+def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
     """Tell which node is this pod's, by what only this pod can have; never by age.
 
     Args:
@@ -133,21 +105,21 @@ def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, 
     ours = [node for node in everyone if identity.owns_node(node) and not node.expired(now)]
     if hints.interface is not None:
         return _by_interface(everyone, ours, hints.interface)
-    if hints.has_note:
-        return _by_note(ours, hints)
+    if hints.has_metadata:
+        return _by_metadata(ours, hints)
     if not hints.waited:
-        return NoAnswer("the VPN interface has not shown up yet")
+        return Unidentified("the VPN interface has not shown up yet")
     online = [node for node in ours if node.online]
     match online:
         case [node]:
             return node
         case []:
-            return NoAnswer("no node of ours is online")
+            return Unidentified("no node of ours is online")
     ids = ", ".join(node.id for node in online)
-    return NoAnswer(f"several nodes of ours are online ({ids}), and nothing tells which is this pod's")
+    return Unidentified(f"several nodes of ours are online ({ids}), and nothing tells which is this pod's")
 
 
-def without_successor(found: Node, *, node_id: str) -> Node | NoAnswer:
+def without_successor(found: Node, *, node_id: str) -> Node | Unidentified:
     """Take no later pod's node for this pod's, where nothing but being the only one online speaks for it.
 
     Args:
@@ -156,7 +128,7 @@ def without_successor(found: Node, *, node_id: str) -> Node | NoAnswer:
     """
     if found.sequence <= int(node_id):
         return found
-    return NoAnswer(f"this pod's node was {node_id}, and node {found.id}, which came later, may be another pod's")
+    return Unidentified(f"this pod's node was {node_id}, and node {found.id}, which came later, may be another pod's")
 
 
 def why_missing(
@@ -181,7 +153,7 @@ def why_missing(
     interface = set(hints.interface or ())
     ours = [node for node in nodes if identity.owns_node(node)]
     for node in ours:
-        is_this_pods = interface & set(node.addresses) if interface else node.id == own_id or hints.note_names(node)
+        is_this_pods = interface & set(node.addresses) if interface else node.id == own_id or hints.metadata_names(node)
         if is_this_pods and node.expired(now):
             return Loss(Missing.EXPIRED, node.id)
     if own_id is not None and all(node.id != own_id for node in nodes):
@@ -194,29 +166,31 @@ def why_missing(
         # With a node of ours left, it is not known whether that is a later pod's.
         taken = any(interface & set(node.addresses) for node in nodes)
         return None if living or taken else Loss(Missing.STRANDED)
-    return Loss(Missing.UNREGISTERED) if all(hints.note_names(node) for node in living) else None
+    return Loss(Missing.UNREGISTERED) if all(hints.metadata_names(node) for node in living) else None
 
 
-def _by_interface(everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]) -> Node | NoAnswer:
+def _by_interface(
+    everyone: Sequence[Node], ours: Sequence[Node], interface: tuple[IpAddress, ...]
+) -> Node | Unidentified:
     if not interface:
-        return NoAnswer("the VPN interface has no address inside VPN_PREFIXES yet")
+        return Unidentified("the VPN interface has no address inside VPN_PREFIXES yet")
     holding = [node for node in ours if set(node.addresses) & set(interface)]
     match holding:
         case [node]:
             return node
         case [_, *_]:
             ids = ", ".join(node.id for node in holding)
-            return NoAnswer(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
+            return Unidentified(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
     for node in everyone:
         if set(node.addresses) & set(interface):
-            return NoAnswer(
+            return Unidentified(
                 f"this pod's VPN address is that of node {node.id} ({describe(node)}), which is not ours or has "
                 "expired; is TS_HOSTNAME the same here and in the tailscale container, and HEADSCALE_USER its user?"
             )
-    return NoAnswer("Headscale has no node with this pod's VPN address yet")
+    return Unidentified("Headscale has no node with this pod's VPN address yet")
 
 
-def _by_note(ours: Sequence[Node], hints: Hints) -> Node | NoAnswer:
+def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:
     # Whoever used this pod's key goes before the node whose state it was to keep: that may have been lost.
     with_key = [node for node in ours if hints.is_of_key(node)]
     kept = [node for node in ours if node.id == hints.kept_node_id]
@@ -224,9 +198,9 @@ def _by_note(ours: Sequence[Node], hints: Hints) -> Node | NoAnswer:
         case [node]:
             return node
         case []:
-            return NoAnswer("no node has come in with this pod's pre-auth key yet")
+            return Unidentified("no node has come in with this pod's pre-auth key yet")
     ids = ", ".join(node.id for node in with_key)
-    return NoAnswer(f"several nodes came in with this pod's pre-auth key ({ids})")
+    return Unidentified(f"several nodes came in with this pod's pre-auth key ({ids})")
 
 
 def describe(node: Node) -> str:
@@ -291,7 +265,7 @@ def plan_records(
     in_the_way = tuple(record for record in here if _blocks(record, identity=identity, ipv6=ipv6, apex=apex))
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
-    changes: list[Change] = []
+    changes: list[RecordChange] = []
     for type_ in ("A", "AAAA"):
         ours = [record for record in here if record.type == type_ and identity.owns_record(record)]
         if type_ == "AAAA" and not ipv6:
@@ -318,7 +292,7 @@ def _blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str |
     return False
 
 
-def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[Change]:
+def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[RecordChange]:
     if spec is None:
         return [DeleteRecord(record, reason="the node has no such address") for record in ours]
     if not ours:
@@ -329,7 +303,7 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
         return record.address != spec.address, not identity.is_marked(record), record.id
 
     kept, *rest = sorted(ours, key=rank)
-    changes: list[Change] = []
+    changes: list[RecordChange] = []
     differing = spec.differences(kept)
     if differing:
         adopted = not identity.is_marked(kept)

@@ -8,22 +8,22 @@ from datetime import timedelta
 
 import structlog
 
-from lifecycle.clients.cloudflare import SERVICE as CLOUDFLARE
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.dns_watch.apply import apply
+from lifecycle.apply import change_records
+from lifecycle.clients.cloudflare.errors import UPSTREAM as CLOUDFLARE
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.dns_watch.plan import (
-    CreateRecord,
     RecordPlan,
     needs_successor_check,
     plan_records,
     published_successor,
 )
-from lifecycle.errors import ApiError, AuthError
-from lifecycle.health import Status
-from lifecycle.model import IpAddress, Node, Record, RecordSpec, record_type
-from lifecycle.ownership import RecordIdentity
-from lifecycle.retry import jittered, loop_pause_s
-from lifecycle.settings import DnsWatchSettings
+from lifecycle.domain.changes import CreateRecord
+from lifecycle.domain.errors import ApiError, AuthError
+from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec, record_type
+from lifecycle.domain.ownership import RecordIdentity
+from lifecycle.health.status import Status
+from lifecycle.runtime.retry import backoff_s, jittered
+from lifecycle.settings.models import DnsWatchSettings
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class RecordKeeper:
         self,
         settings: DnsWatchSettings,
         *,
-        cloudflare: Cloudflare,
+        cloudflare: CloudflareWriter,
         successors: Callable[[Node], list[Node]],
         status: Status,
         monotonic: Callable[[], float],
@@ -106,7 +106,7 @@ class RecordKeeper:
     def failed(self, error: ApiError) -> None:
         """Leave Cloudflare alone for a while, or for as long as it asked."""
         self._failures += 1
-        wait_s = loop_pause_s(self._failures, longest_s=self._settings.verify_interval.total_seconds(), error=error)
+        wait_s = backoff_s(self._failures, longest_s=self._settings.verify_interval.total_seconds(), error=error)
         self._not_before = self._monotonic() + wait_s
         self._status.failed(error, failures=self._failures, wait_s=wait_s)
 
@@ -164,7 +164,7 @@ class RecordKeeper:
         if plan.changes:
             self._status.out_of_sync("the record differs from what it should be, and was not put right yet")
         if not plan.in_the_way:
-            apply(plan.changes, self._cloudflare)
+            change_records(plan.changes, self._cloudflare)
             self._status.verified(tuple(spec.address for spec in specs))
         return plan
 

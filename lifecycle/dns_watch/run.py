@@ -10,20 +10,20 @@ from time import monotonic as system_monotonic
 
 import structlog
 
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.clients.headscale.dialect import SERVICE as HEADSCALE
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
+from lifecycle.clients.headscale.dialect import UPSTREAM as HEADSCALE
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.dns_watch.find import NodeFinder
 from lifecycle.dns_watch.heal import Healer
-from lifecycle.dns_watch.plan import NoAnswer, RecordPlan
+from lifecycle.dns_watch.plan import RecordPlan, Unidentified
 from lifecycle.dns_watch.records import RecordKeeper
-from lifecycle.errors import ApiError, NotRegisteredError
+from lifecycle.domain.errors import ApiError, NotRegisteredError
+from lifecycle.domain.model import IpAddress, Node
 from lifecycle.expiry import ExpiryWatch
-from lifecycle.health import Status
+from lifecycle.health.status import Status
 from lifecycle.keyfile import KeyFile
-from lifecycle.model import IpAddress, Node
-from lifecycle.retry import jittered, loop_pause_s, shortened
-from lifecycle.settings import DnsWatchSettings
+from lifecycle.runtime.retry import backoff_s, jittered, shortened
+from lifecycle.settings.models import DnsWatchSettings
 
 log = structlog.get_logger()
 
@@ -42,7 +42,7 @@ class Preview:
         mark: the comment that makes a record ours.
     """
 
-    node: Node | NoAnswer
+    node: Node | Unidentified
     plan: RecordPlan
     mark: str
     reason: str = ""
@@ -61,8 +61,8 @@ class DnsWatch:
         self,
         settings: DnsWatchSettings,
         *,
-        headscale: Headscale,
-        cloudflare: Cloudflare,
+        headscale: HeadscaleWriter,
+        cloudflare: CloudflareWriter,
         interface: Interface,
         now: Callable[[], datetime],
         monotonic: Callable[[], float] = system_monotonic,
@@ -126,7 +126,7 @@ class DnsWatch:
         interface = self._vpn_addresses()
         mark = self._keeper.identity.mark
         node = self._finder.find(interface, waited=True)
-        if isinstance(node, NoAnswer):
+        if isinstance(node, Unidentified):
             return Preview(node, RecordPlan(), mark)
         specs = self._keeper.specs(node, interface)
         if not specs:
@@ -157,14 +157,14 @@ class DnsWatch:
             # By now the node may be back already; and without Headscale, no restart lets it in.
             self.status.restart_helps = False
             self._failures += 1
-            pause = loop_pause_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
+            pause = backoff_s(self._failures, longest_s=self._longest_wait().total_seconds(), error=error)
             wait_s = self._far_enough(pause)
             self.status.failed(error, failures=self._failures, wait_s=wait_s)
             return wait_s
         self._failures = 0
         self._expiry.look_at_api_key()
         self.status.api_key_expires_at = self._expiry.api_key_expires_at
-        if isinstance(found, NoAnswer):
+        if isinstance(found, Unidentified):
             return self._not_registered(found)
         changes = self._keep_records(found, interface)
         log.info(
@@ -182,7 +182,7 @@ class DnsWatch:
         with suppress(ApiError):
             self.status.headscale_version = self._headscale.version()
 
-    def _note_whether_found(self, found: Node | NoAnswer) -> None:
+    def _note_whether_found(self, found: Node | Unidentified) -> None:
         """Tell status and healer what the look at Headscale gave.
 
         Raises:
@@ -230,7 +230,7 @@ class DnsWatch:
         self._keeper.stand_down(successor, node_id=self.status.node_id)
         self._healer.node_missing(loss, user=identity.user, superseded=successor is not None)
 
-    def _not_registered(self, answer: NoAnswer) -> float:
+    def _not_registered(self, answer: Unidentified) -> float:
         self._looks += 1
         settings = self._settings
         if not self.status.ever_registered and 0 < settings.max_retries <= self._looks:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from lifecycle.model import Node, Record, User
-from lifecycle.ownership import NodeIdentity
+from lifecycle.domain.model import Node, Record, User
+from lifecycle.domain.ownership import NodeIdentity
 
 
 @dataclass(frozen=True, slots=True)
-class PruneService:
+class PruneWorkload:
     """Remove what one service left: its nodes, then its records.
 
     Attributes:
@@ -41,7 +41,7 @@ def plan_gone(
     tags: frozenset[str],
     now: datetime,
     after: timedelta,
-) -> list[PruneService]:
+) -> list[PruneWorkload]:
     """Find the services whose node has been offline for long, or is gone.
 
     Args:
@@ -66,13 +66,13 @@ def plan_gone(
         if all(_owns(node, user, tags) and _long_offline(node, now=now, after=after) for node in bearers):
             leaving = tuple(node for node in bearers if _bears(node, name, domain))
             reason = f"its node has been offline for more than {after}" if bearers else "its node is gone"
-            found.append(PruneService(name, ours, leaving, reason))
+            found.append(PruneWorkload(name, ours, leaving, reason))
     return found
 
 
 def plan_named(
     records: Iterable[Record], nodes: Sequence[Node], *, name: str, domain: str, user: User, tags: frozenset[str]
-) -> list[PruneService]:
+) -> list[PruneWorkload]:
     """Find one service, whatever its state; empty when no record of that name carries our mark.
 
     Args:
@@ -80,7 +80,7 @@ def plan_named(
     """
     wanted = name.lower() if "." in name else f"{name.lower()}.{domain}"
     return [
-        PruneService(
+        PruneWorkload(
             found,
             ours,
             tuple(node for node in nodes if _bears(node, found, domain) and _owns(node, user, tags)),
@@ -91,7 +91,7 @@ def plan_named(
     ]
 
 
-def confirmed(before: Iterable[PruneService], after: Iterable[PruneService]) -> list[PruneService]:
+def confirmed(before: Iterable[PruneWorkload], after: Iterable[PruneWorkload]) -> list[PruneWorkload]:
     """What two plans, some time apart, agree on."""
     seen = {service.name: service.ids for service in before}
     return [service for service in after if seen.get(service.name) == service.ids]

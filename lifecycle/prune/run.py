@@ -9,14 +9,15 @@ from threading import Event
 
 import structlog
 
-from lifecycle.clients.cloudflare import Cloudflare
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.errors import BrakeError, LifecycleError, StoppedError
-from lifecycle.model import Node, Record, User
-from lifecycle.ownership import choose_user, is_marked
-from lifecycle.prune.apply import apply
-from lifecycle.prune.plan import PruneService, confirmed, plan_gone, plan_named
-from lifecycle.settings import PruneSettings
+from lifecycle import apply
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
+from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.errors import BrakeError, LifecycleError, StoppedError
+from lifecycle.domain.model import Node, Record, User
+from lifecycle.domain.ownership import NodeIdentity, choose_user, is_marked
+from lifecycle.prune.plan import PruneWorkload, confirmed, plan_gone, plan_named
+from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
 
@@ -46,19 +47,19 @@ class Prune:
         name: one service, taken down at once; None = all that have been gone for long.
         now: gives aware UTC.
         stop: once set, nothing further is begun.
-        renew_patience: called after the wait between the looks, which is longer than anybody's patience.
+        renew_budget: called after the wait between the looks, which is longer than anybody's patience.
     """
 
     def __init__(
         self,
         settings: PruneSettings,
         *,
-        headscale: Headscale,
-        cloudflare: Cloudflare,
+        headscale: HeadscaleWriter,
+        cloudflare: CloudflareWriter,
         name: str | None,
         now: Callable[[], datetime],
         stop: Event,
-        renew_patience: Callable[[], None],
+        renew_budget: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._headscale = headscale
@@ -66,7 +67,7 @@ class Prune:
         self._name = name
         self._now = now
         self._stop = stop
-        self._renew_patience = renew_patience
+        self._renew_budget = renew_budget
 
     def run(self) -> None:
         """Remove what is planned, after a second look that agrees with the first.
@@ -81,18 +82,24 @@ class Prune:
             log.info("prune.observing", services=[service.name for service in services], wait_s=OBSERVATION_S)
             if self._stop.wait(OBSERVATION_S):
                 raise StoppedError("asked to stop before anything was removed")
-            self._renew_patience()
+            self._renew_budget()
             view = self.read()
             services = confirmed(services, self.plan(view))
-        apply(
-            services,
-            headscale=self._headscale,
-            cloudflare=self._cloudflare,
-            user=view.user,
-            tags=self._settings.authkey_tags,
-            even_online=self._name is not None,
-        )
+        for service in services:
+            self._remove(service, view.user)
         log.info("pass.finished", services=[service.name for service in services])
+
+    def _remove(self, workload: PruneWorkload, user: User) -> None:
+        reason = workload.reason
+        for node in workload.nodes:
+            identity = NodeIdentity(node.hostname, user, self._settings.authkey_tags)
+
+            def is_still_ours(now: Node, identity: NodeIdentity = identity) -> bool:
+                # A node that came back since it was planned for stays, unless its workload was named.
+                return identity.owns_node(now) and (self._name is not None or not now.online)
+
+            apply.delete_nodes([DeleteNode(node, reason)], self._headscale, is_still_ours=is_still_ours)
+        apply.change_records([DeleteRecord(record, reason) for record in workload.records], self._cloudflare)
 
     def read(self) -> View:
         """Read both services.
@@ -106,7 +113,7 @@ class Prune:
         records = tuple(record for record in self._cloudflare.records_commented(mark) if is_marked(record, mark))
         return View(user, nodes, records)
 
-    def plan(self, view: View) -> list[PruneService]:
+    def plan(self, view: View) -> list[PruneWorkload]:
         """Decide what is to be removed.
 
         Raises:
@@ -138,7 +145,7 @@ class Prune:
             )
         return services
 
-    def checked(self, services: list[PruneService]) -> list[PruneService]:
+    def checked(self, services: list[PruneWorkload]) -> list[PruneWorkload]:
         """The same services, unless they are suspiciously many.
 
         Raises:

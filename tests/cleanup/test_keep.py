@@ -12,8 +12,8 @@ import pytest
 
 from lifecycle.cleanup.plan import NothingKept, choose_kept
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.errors import ConfigError, ResponseError, TransientError
-from lifecycle.model import Node, RegisterMethod, User
+from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
+from lifecycle.domain.model import Node, RegisterMethod, User
 from tests.builders import ANN, EXPIRED, MARK, NAME, NODE_IDENTITY, NOW, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, cluster_world, may_read
 from tests.simulators import faults

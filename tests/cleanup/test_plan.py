@@ -12,8 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.cleanup.plan import (
-    DeleteNode,
-    DeleteRecord,
     NothingKept,
     choose_kept,
     foreign_nodes,
@@ -21,8 +19,9 @@ from lifecycle.cleanup.plan import (
     plan_records,
     refuse_taken_name,
 )
-from lifecycle.errors import NameTakenError
-from lifecycle.model import IpAddress, Node, Record, RegisterMethod, User
+from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.errors import NameTakenError
+from lifecycle.domain.model import IpAddress, Node, Record, RegisterMethod, User
 from tests.builders import (
     ANN,
     EXPIRED,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.errors import (
+from lifecycle.domain.errors import (
     ApiError,
     AuthError,
     ConflictError,
@@ -26,9 +26,9 @@ from lifecycle.errors import (
     TransientError,
     UserError,
 )
-from lifecycle.retry import once
-from lifecycle.services import connect
-from lifecycle.settings import CleanupSettings
+from lifecycle.runtime.retry import once
+from lifecycle.settings.models import CleanupSettings
+from lifecycle.wiring import connect_writers
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -357,7 +357,7 @@ def test_records_that_cannot_be_deleted_are_one_warning(world: World, events: Ev
     world.cloudflare.faults.add(fault, method="DELETE", times=None)
     world.cleanup().run()
     assert world.key is not None
-    assert len(named(events, "record.undeleted")) == 1
+    assert len(named(events, "record.delete_failed")) == 1
     assert len(world.cloudflare.writes) == 1
     assert names(events)[-1] == "pass.finished"
 
@@ -392,7 +392,7 @@ def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
         # Whoever reads it from now on waits until somebody writes.
         token.unlink()
         os.mkfifo(token)
-        headscale, cloudflare = connect(settings, once(), stack, None)
+        headscale, cloudflare = connect_writers(settings, once(), stack, None)
         cleanup = Cleanup(
             settings, headscale=headscale, cloudflare=cloudflare, now=world.clock.now, stop=threading.Event()
         )
@@ -558,7 +558,7 @@ def test_a_key_that_can_neither_be_written_nor_expired_is_told(world: World, eve
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
     with pytest.raises(KeyFileError):
         world.cleanup().run()
-    assert len(named(events, "pre_auth_key.unexpired")) == 1
+    assert len(named(events, "pre_auth_key.expire_failed")) == 1
 
 
 def test_an_older_key_file_is_replaced(world: World) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients import cloudflare as cloudflare_api
-from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.cloudflare import errors as cloudflare_errors
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.http import Credential
-from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import Record, RecordSpec
+from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import Record, RecordSpec
 from tests.builders import MARK, NAME, OTHER_MARK, a_record, a_spec
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator, refusal
@@ -35,20 +35,20 @@ def zone_id(account: CloudflareSimulator) -> str:
 
 def client_of(
     account: CloudflareSimulator, zone_id: str | None, *, domain: str = ZONE, token: str | None = None
-) -> Cloudflare:
+) -> CloudflareWriter:
     client = json_client(
         account,
-        service=cloudflare_api.SERVICE,
+        upstream=cloudflare_errors.UPSTREAM,
         address="CLOUDFLARE_API_URL",
         base_url="http://cloudflare/client/v4",
         credential=Credential(lambda: token or account.token, name="CLOUDFLARE_API_TOKEN"),
-        explain=cloudflare_api.explain,
+        explain=cloudflare_errors.explain,
     )
-    return Cloudflare(client, domain=domain, zone_id=zone_id)
+    return CloudflareWriter(client, domain=domain, zone_id=zone_id)
 
 
 @pytest.fixture
-def cloudflare(account: CloudflareSimulator, zone_id: str) -> Cloudflare:
+def cloudflare(account: CloudflareSimulator, zone_id: str) -> CloudflareWriter:
     return client_of(account, zone_id)
 
 
@@ -73,7 +73,7 @@ def sent(account: CloudflareSimulator) -> list[tuple[str, str, Any]]:
 
 
 def test_everything_at_the_exact_name_is_read_whatever_its_type(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     add(account, zone_id, "100.64.0.1")
     add(account, zone_id, "fd7a:115c:a1e0::1", type="AAAA", comment=None)
@@ -90,21 +90,23 @@ def test_everything_at_the_exact_name_is_read_whatever_its_type(
     }
 
 
-def test_a_record_is_read_as_it_is(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+def test_a_record_is_read_as_it_is(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
     record_id = add(account, zone_id, "198.51.100.7", proxied=True, comment=None)
     assert cloudflare.records(NAME) == [
         Record(id=record_id, name=NAME, type="A", content="198.51.100.7", ttl_s=1, proxied=True, comment="")
     ]
 
 
-def test_all_pages_are_read(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+def test_all_pages_are_read(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
     for number in range(1, 131):
         add(account, zone_id, f"100.64.0.{number}")
     assert len(cloudflare.records(NAME)) == 130
     assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
 
 
-def test_no_records_are_an_empty_list_of_one_request(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+def test_no_records_are_an_empty_list_of_one_request(
+    account: CloudflareSimulator, cloudflare: CloudflareWriter
+) -> None:
     assert cloudflare.records(NAME) == []
     [request] = account.requests
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
@@ -122,7 +124,7 @@ def test_no_records_are_an_empty_list_of_one_request(account: CloudflareSimulato
     ],
 )
 def test_a_page_that_fails_fails_it_all(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, fault: Fault
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter, fault: Fault
 ) -> None:
     for number in range(1, 131):
         add(account, zone_id, f"100.64.0.{number}")
@@ -159,7 +161,7 @@ SHOWN = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
     ],
 )
 def test_an_answer_that_makes_no_sense_is_no_empty_list(
-    account: CloudflareSimulator, cloudflare: Cloudflare, fault: Fault
+    account: CloudflareSimulator, cloudflare: CloudflareWriter, fault: Fault
 ) -> None:
     account.faults.add(fault)
     with pytest.raises(ResponseError):
@@ -167,7 +169,7 @@ def test_an_answer_that_makes_no_sense_is_no_empty_list(
 
 
 def test_an_answer_with_more_and_with_less_than_today_is_read(
-    account: CloudflareSimulator, cloudflare: Cloudflare
+    account: CloudflareSimulator, cloudflare: CloudflareWriter
 ) -> None:
     account.faults.add(a_page({**SHOWN, "name": "GRAFANA.example.com.", "new": [1]}, total_pages=1, total_count=1))
     assert cloudflare.records(NAME) == [a_record("0" * 32, ttl_s=1, comment="")]
@@ -184,7 +186,7 @@ def names_asked(account: CloudflareSimulator) -> list[str]:
     ]
 
 
-def test_a_zone_that_was_given_is_not_looked_for(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+def test_a_zone_that_was_given_is_not_looked_for(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
     cloudflare.records(NAME)
     cloudflare.change(creates=[a_spec()])
     assert names_asked(account) == []
@@ -244,7 +246,7 @@ def test_a_zone_that_the_token_cannot_see_is_none(account: CloudflareSimulator) 
         client_of(account, None).records(NAME)
 
 
-def test_the_zones_own_name_is_asked_for_once(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+def test_the_zones_own_name_is_asked_for_once(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
     assert [cloudflare.zone_name(), cloudflare.zone_name()] == [ZONE, ZONE]
     assert len(account.requests) == 1
 
@@ -252,7 +254,7 @@ def test_the_zones_own_name_is_asked_for_once(account: CloudflareSimulator, clou
 # --- Changing -----------------------------------------------------------------------------------------
 
 
-def test_a_record_is_made_whole(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+def test_a_record_is_made_whole(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
     cloudflare.change(creates=[a_spec("100.64.0.1", ttl_s=120)])
     [(method, path, body)] = sent(account)
     assert (method, path) == ("POST", "")
@@ -283,7 +285,11 @@ def test_a_record_is_made_whole(account: CloudflareSimulator, zone_id: str, clou
     ],
 )
 def test_only_what_differs_is_sent(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, was: dict[str, Any], changed: dict[str, Any]
+    account: CloudflareSimulator,
+    zone_id: str,
+    cloudflare: CloudflareWriter,
+    was: dict[str, Any],
+    changed: dict[str, Any],
 ) -> None:
     record_id = add(account, zone_id, **({"content": "100.64.0.1"} | was))
     [record] = cloudflare.records(NAME)
@@ -293,13 +299,15 @@ def test_only_what_differs_is_sent(
     assert (now.id, now.content, now.ttl, now.proxied, now.comment) == (record_id, "100.64.0.1", 60, False, MARK)
 
 
-def test_an_address_is_compared_as_one(account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare) -> None:
+def test_an_address_is_compared_as_one(
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
+) -> None:
     spec = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
     assert spec.differences(a_record(type_="AAAA", content="FD7A:115C:A1E0:0:0:0:0:1")) == {}
 
 
 def test_several_changes_are_one_transaction(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     kept, gone = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
     records = {record.id: record for record in cloudflare.records(NAME)}
@@ -314,7 +322,7 @@ def test_several_changes_are_one_transaction(
 
 
 def test_a_transaction_that_fails_changes_nothing(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     first, second = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
     records = {record.id: record for record in cloudflare.records(NAME)}
@@ -324,13 +332,13 @@ def test_a_transaction_that_fails_changes_nothing(
     assert [record.ttl for record in account.records(zone_id, NAME)] == [300]
 
 
-def test_nothing_to_change_is_no_request(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+def test_nothing_to_change_is_no_request(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
     cloudflare.change()
     assert account.requests == []
 
 
 def test_one_deletion_is_done_and_done_twice(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     record_id = add(account, zone_id, "100.64.0.1")
     [record] = cloudflare.records(NAME)
@@ -342,7 +350,7 @@ def test_one_deletion_is_done_and_done_twice(
 
 @pytest.mark.parametrize("body", ["<html>404</html>", "{}"])
 def test_a_404_of_anybody_else_is_no_word_that_a_record_is_gone(
-    body: str, account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    body: str, account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     add(account, zone_id, "100.64.0.9")
     account.faults.add(faults.answer(404, body), method="DELETE")
@@ -385,7 +393,7 @@ def test_what_could_not_be_deleted_again_is_deleted_by_the_next_change(
 
 
 def test_a_record_that_was_renamed_under_us_is_left_alone(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     """Since the list, a person gave the record another name: it is no longer ours to delete."""
     record_id = add(account, zone_id, "100.64.0.9")
@@ -398,7 +406,7 @@ def test_a_record_that_was_renamed_under_us_is_left_alone(
 
 
 def test_a_change_that_was_not_taken_whole_is_told(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     add(account, zone_id, "100.64.0.9", ttl=300)
     [record] = cloudflare.records(NAME)
@@ -411,7 +419,7 @@ def test_a_change_that_was_not_taken_whole_is_told(
 @pytest.mark.parametrize("body", ["{}", '{"success": true, "result": []}', '{"success": true, "result": {"id": "1"}}'])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_a_change_that_is_answered_with_nonsense_is_unconfirmed(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare, method: str, body: str
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter, method: str, body: str
 ) -> None:
     add(account, zone_id, "100.64.0.9")
     [record] = cloudflare.records(NAME)
@@ -422,7 +430,7 @@ def test_a_change_that_is_answered_with_nonsense_is_unconfirmed(
 
 
 def test_a_batch_that_answers_fewer_records_is_unconfirmed(
-    account: CloudflareSimulator, cloudflare: Cloudflare
+    account: CloudflareSimulator, cloudflare: CloudflareWriter
 ) -> None:
     body = json.dumps({"success": True, "result": {"posts": [], "patches": None}})
     account.faults.add(faults.answer(200, body), method="POST")
@@ -432,7 +440,7 @@ def test_a_batch_that_answers_fewer_records_is_unconfirmed(
 
 
 def test_a_lost_answer_to_a_create_is_no_second_one(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     account.faults.add(faults.drop(committed=True), method="POST")
     with pytest.raises(TransientError):
@@ -480,7 +488,7 @@ def test_a_lost_answer_to_a_create_is_no_second_one(
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_each_refusal_is_named_by_its_code(
     account: CloudflareSimulator,
-    cloudflare: Cloudflare,
+    cloudflare: CloudflareWriter,
     method: str,
     fault: Fault,
     kind: type[ApiError],
@@ -494,7 +502,7 @@ def test_each_refusal_is_named_by_its_code(
     assert method in str(raised.value)
 
 
-def test_the_telling_code_may_stand_in_the_chain(account: CloudflareSimulator, cloudflare: Cloudflare) -> None:
+def test_the_telling_code_may_stand_in_the_chain(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
     errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
     with pytest.raises(ConflictError, match="code 1004, 81058"):
@@ -503,7 +511,7 @@ def test_the_telling_code_may_stand_in_the_chain(account: CloudflareSimulator, c
 
 @pytest.mark.parametrize("errors", [None, 7, "text", [None], [{"code": "9109"}], [{"error_chain": {}}], {}])
 def test_errors_that_are_none_are_survived(
-    account: CloudflareSimulator, cloudflare: Cloudflare, errors: object
+    account: CloudflareSimulator, cloudflare: CloudflareWriter, errors: object
 ) -> None:
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors})))
     with pytest.raises(ResponseError, match="code none"):
@@ -511,7 +519,7 @@ def test_errors_that_are_none_are_survived(
 
 
 def test_a_refusal_is_told_with_what_cloudflare_can_find_it_by(
-    account: CloudflareSimulator, zone_id: str, cloudflare: Cloudflare
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:
     account.set_token(permission="read")
     with pytest.raises(AuthError) as raised:
@@ -537,7 +545,7 @@ def test_a_token_that_is_no_longer_good_is_refused(account: CloudflareSimulator,
 @pytest.mark.parametrize("body_code", [971, 10429])
 @pytest.mark.parametrize("told", [True, False], ids=["with-retry-after", "without"])
 def test_too_many_requests_are_told_with_how_long(
-    account: CloudflareSimulator, cloudflare: Cloudflare, body_code: Any, told: bool
+    account: CloudflareSimulator, cloudflare: CloudflareWriter, body_code: Any, told: bool
 ) -> None:
     account.limit(0, code=body_code, retry_after=told)
     with pytest.raises(TransientError) as raised:

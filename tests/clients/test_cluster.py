@@ -16,9 +16,9 @@ import pytest
 import yaml
 from kubernetes.client.configuration import Configuration
 
-from lifecycle.clients.cluster import Cluster, Pod, in_cluster
 from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.errors import ApiError, AuthError, ConfigError, NotFoundError, ResponseError, TransientError
+from lifecycle.clients.kubernetes.api import Cluster, Pod, in_cluster
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, NotFoundError, ResponseError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, may_read
 from tests.process.cluster import Authority
 from tests.simulators import faults
@@ -392,7 +392,7 @@ def test_each_failure_is_an_error_of_its_kind(
     kubernetes.faults.add(fault, path=path + (r"\?" if path == "/pods" else ""))
     error = failure(lambda: ask(impatient))
     assert type(error) is kind
-    assert error.service == "Kubernetes"
+    assert error.upstream == "Kubernetes"
     ask(impatient)
 
 

@@ -30,8 +30,8 @@ from lifecycle.clients.headscale.dialect import (
     parse_user,
     user_reference,
 )
-from lifecycle.errors import ResponseError
-from lifecycle.model import KeyOrigin, Node, RegisterMethod, User
+from lifecycle.domain.errors import ResponseError
+from lifecycle.domain.model import KeyOrigin, Node, RegisterMethod, User
 from tests.simulators.dialects import DIALECTS, openapi, swagger
 
 # What parsing garbage may raise: the transports turn exactly these into "that is no Headscale".

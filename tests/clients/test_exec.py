@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import tenacity
 
-from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.exec import ExecTransport
-from lifecycle.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import KeySpec, User
-from lifecycle.retry import once
+from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import KeySpec, User
+from lifecycle.runtime.retry import once
 from tests.builders import NAME
 from tests.clients import test_headscale as over_http
 from tests.clients.test_headscale import (  # the same cases, with this module's fixtures
@@ -133,14 +133,14 @@ def transport(connect: Connect) -> ExecTransport:
 
 
 @pytest.fixture
-def headscale(transport: ExecTransport, clock: Clock) -> Headscale:
+def headscale(transport: ExecTransport, clock: Clock) -> HeadscaleWriter:
     """With the patience of `cleanup`."""
-    return Headscale(transport, patient(clock))
+    return HeadscaleWriter(transport, patient(clock))
 
 
-def at_once(transport: ExecTransport, policy: tenacity.Retrying | None = None) -> Headscale:
+def at_once(transport: ExecTransport, policy: tenacity.Retrying | None = None) -> HeadscaleWriter:
     """A client that makes one try."""
-    return Headscale(transport, policy or once())
+    return HeadscaleWriter(transport, policy or once())
 
 
 # --- Telling the version ------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_a_bare_version_is_one_too(written: str, kubernetes: KubernetesSimulator
 
 @pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)", ""])
 def test_a_build_of_ones_own_is_told_by_its_options(
-    reported: str, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    reported: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     server.reported_version = reported
     minor = int(server.version.split(".")[1])
@@ -174,7 +174,7 @@ def test_a_build_of_ones_own_is_told_by_its_options(
 
 
 @ONE_RELEASE
-def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
     with pytest.raises(ResponseError, match=r"0\.22\.3 is not supported; upgrade it to 0\.23 or newer"):
         headscale.version()
@@ -182,7 +182,11 @@ def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: Headscale, 
 
 
 def test_another_pod_may_be_of_another_version(
-    server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator,
+    cli: HeadscaleCli,
+    kubernetes: KubernetesSimulator,
+    headscale: HeadscaleWriter,
+    clock: Clock,
 ) -> None:
     """Headscale is upgraded while we run: its pod is replaced, and wants to hear other things."""
     before = headscale.version()
@@ -199,7 +203,7 @@ def test_another_pod_may_be_of_another_version(
 
 
 def test_each_command_is_what_this_release_takes(
-    server: HeadscaleSimulator, headscale: Headscale, cli: HeadscaleCli, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, cli: HeadscaleCli, clock: Clock
 ) -> None:
     """Argument by argument: nothing is ever put together for a shell."""
     user = the_user(headscale)
@@ -227,7 +231,7 @@ def test_each_command_is_what_this_release_takes(
 
 
 def test_no_secret_is_ever_among_the_arguments(
-    server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator, clock: Clock
 ) -> None:
     """They stand in the request's address, in audit logs and in the process table of Headscale's machine."""
     spoil(server, CREATE, faults.drop(committed=True))
@@ -239,7 +243,7 @@ def test_no_secret_is_ever_among_the_arguments(
     assert not [secret for secret in server.secrets() if secret in asked]
 
 
-def test_a_node_without_a_name_hides_no_other(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_node_without_a_name_hides_no_other(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     """What is empty is left out of what the command line writes."""
     server.add_node("", user="svc")
     server.add_node(NAME, user="svc")
@@ -326,7 +330,7 @@ def test_what_makes_no_sense_is_no_empty_list(
     ids=["log-line", "two", "text", "text-with-json-in-it", "null", "empty-list"],
 )
 def test_garbage_before_the_answer_is_passed_over(
-    before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale
+    before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
     kubernetes.spoil(ExecFault(before=before.encode()), times=None)
@@ -398,11 +402,11 @@ def test_each_failure_is_an_error_of_its_kind(
         with pytest.raises(ApiError) as raised:
             ask()
         assert type(raised.value) is kind
-        assert raised.value.service == "Headscale"
+        assert raised.value.upstream == "Headscale"
         assert "`headscale nodes" in str(raised.value)
 
 
-def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: Headscale, clock: Clock) -> None:
+def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     clock.at(30, lambda: setattr(cli, "stopped", False))
     assert headscale.nodes() == []
@@ -410,7 +414,7 @@ def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: Heads
 
 
 @ONE_RELEASE
-def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: Headscale, clock: Clock) -> None:
+def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     with pytest.raises(TransientError, match="context deadline exceeded"):
         headscale.nodes()
@@ -428,7 +432,7 @@ def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: H
     ],
 )
 def test_a_read_that_was_cut_off_is_tried_again(
-    fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale
+    fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
     kubernetes.spoil(fault, "nodes list", times=2)
@@ -452,10 +456,12 @@ def test_kubernetes_in_trouble_is_no_missing_node(
     kubernetes.faults.add(fault, path=path)
     with pytest.raises(kind) as raised:
         transport.node("1")
-    assert raised.value.service == "Kubernetes"
+    assert raised.value.upstream == "Kubernetes"
 
 
-def test_a_deletion_that_is_refused_in_silence_is_tried_again(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_deletion_that_is_refused_in_silence_is_tried_again(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter
+) -> None:
     """Up to 0.28 it is `null`, and exit status 0."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
@@ -466,7 +472,7 @@ def test_a_deletion_that_is_refused_in_silence_is_tried_again(server: HeadscaleS
 
 @pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty", "nothing"])
 def test_an_empty_list_is_no_word_that_a_node_is_gone(
-    listed: bytes, server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator
+    listed: bytes, server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
     """It would count as a deletion that somebody else has done."""
     server.add_node(NAME, user="svc")
@@ -478,7 +484,7 @@ def test_an_empty_list_is_no_word_that_a_node_is_gone(
 
 
 def test_a_list_that_is_short_for_once_hides_no_node(
-    server: HeadscaleSimulator, headscale: Headscale, kubernetes: KubernetesSimulator
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
     server.add_node(NAME, user="svc")
     server.add_node("laptop", user="ann")
@@ -506,7 +512,7 @@ def test_a_lost_answer_leaves_one_usable_key(
     times: int,
     server: HeadscaleSimulator,
     kubernetes: KubernetesSimulator,
-    headscale: Headscale,
+    headscale: HeadscaleWriter,
     clock: Clock,
 ) -> None:
     clock.sleep(0.123456)
@@ -517,7 +523,9 @@ def test_a_lost_answer_leaves_one_usable_key(
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-def test_the_cases_of_http_with_a_lost_answer(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_the_cases_of_http_with_a_lost_answer(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
     over_http.test_other_keys_stay_when_an_answer_was_lost(server, headscale, clock)
     for key in server.keys:
         server.delete_key(key.id)
@@ -528,7 +536,7 @@ def test_the_cases_of_http_with_a_lost_answer(server: HeadscaleSimulator, headsc
 def test_a_hidden_key_that_only_its_secret_could_expire_is_left_to_expire(
     server: HeadscaleSimulator,
     kubernetes: KubernetesSimulator,
-    headscale: Headscale,
+    headscale: HeadscaleWriter,
     clock: Clock,
     events: list[dict[str, object]],
 ) -> None:
@@ -536,7 +544,7 @@ def test_a_hidden_key_that_only_its_secret_could_expire_is_left_to_expire(
     key = a_key(headscale, clock)
     hidden, made = server.keys
     assert (key.id, key.secret.get_secret_value()) == (str(made.id), made.key)
-    [left] = named(events, "pre_auth_key.unexpired")
+    [left] = named(events, "pre_auth_key.expire_failed")
     assert (left["key_id"], left["expires_at"]) == (str(hidden.id), hidden.expires_at)
     clock.sleep(HOUR.total_seconds() + 60)
     assert usable(server, clock) == []
@@ -551,7 +559,7 @@ def test_a_hidden_key_is_found_though_clocks_differ(
 ) -> None:
     """The command line counts a key's life from its own clock's now."""
     transport = connect()
-    headscale = Headscale(ExecTransport(transport._pod, now=lambda: clock.now() + skew), patient(clock))  # noqa: SLF001
+    headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), patient(clock))  # noqa: SLF001
     user = the_user(headscale)
     kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
@@ -560,7 +568,7 @@ def test_a_hidden_key_is_found_though_clocks_differ(
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
 def test_another_pods_key_of_the_same_moment_is_not_taken_for_the_hidden_one(
-    server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """Ours was never made; the neighbour's lives almost exactly as long."""
     user = the_user(headscale)
@@ -652,7 +660,7 @@ class TestWhichPod:
         state: dict[str, Any],
         neighbour: dict[str, Any] | None,
         kubernetes: KubernetesSimulator,
-        headscale: Headscale,
+        headscale: HeadscaleWriter,
         clock: Clock,
     ) -> None:
         """A neighbour with the same labels does not do in its place."""
@@ -664,7 +672,7 @@ class TestWhichPod:
         assert clock.elapsed_s >= 20
 
     def test_no_pod_at_all_is_waited_for_and_then_said_so(
-        self, kubernetes: KubernetesSimulator, headscale: Headscale
+        self, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
     ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         with pytest.raises(TransientError, match=r"no Headscale pod in namespace headscale .*HEADSCALE_NAMESPACE"):
@@ -686,7 +694,7 @@ class TestWhichPod:
         }
 
     def test_a_pod_that_is_replaced_in_between_is_looked_up_anew(
-        self, server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale
+        self, server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
     ) -> None:
         """A Deployment's pod has another name each time."""
         server.add_node(NAME, user="svc")
@@ -697,7 +705,7 @@ class TestWhichPod:
         assert server.nodes == []
 
     def test_a_pod_that_vanishes_after_it_was_listed_is_looked_up_again(
-        self, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: Headscale, clock: Clock
+        self, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
     ) -> None:
         kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'), path="/exec")
         assert headscale.nodes() == []

@@ -14,12 +14,12 @@ import pytest
 import tenacity
 
 from lifecycle.clients.headscale import dialect
-from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Credential
-from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
-from lifecycle.retry import Patience, once, retrying
+from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
+from lifecycle.runtime.retry import RetryBudget, once, retrying
 from tests.builders import NAME
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -55,34 +55,34 @@ def server_of(
 
 def client_of(
     server: HeadscaleSimulator, *, policy: tenacity.Retrying | None = None, api_key: str | None = None
-) -> Headscale:
+) -> HeadscaleWriter:
     client = json_client(
         server,
-        service=dialect.SERVICE,
+        upstream=dialect.UPSTREAM,
         address="HEADSCALE_URL",
         base_url="http://headscale",
         credential=Credential(lambda: api_key or server.api_key, name="HEADSCALE_API_KEY"),
         explain=dialect.explain,
     )
-    return Headscale(HttpTransport(client), policy or once())
+    return HeadscaleWriter(HttpTransport(client), policy or once())
 
 
 def patient(clock: Clock) -> tenacity.Retrying:
     """The policy of `cleanup`, on a clock of our own."""
-    return retrying(patience=Patience(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
+    return retrying(patience=RetryBudget(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
 
 
 @pytest.fixture
-def headscale(server: HeadscaleSimulator, clock: Clock) -> Headscale:
+def headscale(server: HeadscaleSimulator, clock: Clock) -> HeadscaleWriter:
     return client_of(server, policy=patient(clock))
 
 
-def the_user(headscale: Headscale, name: str = "svc") -> User:
+def the_user(headscale: HeadscaleWriter, name: str = "svc") -> User:
     [user] = [user for user in headscale.users() if user.name == name]
     return user
 
 
-def a_key(headscale: Headscale, clock: Clock, **spec: object) -> PreAuthKey:
+def a_key(headscale: HeadscaleWriter, clock: Clock, **spec: object) -> PreAuthKey:
     wanted = replace(KeySpec(the_user(headscale), HOUR), **spec)  # type: ignore[arg-type]
     return headscale.create_pre_auth_key(wanted, now=clock.now())
 
@@ -188,7 +188,7 @@ def test_a_version_that_a_proxy_hides_is_told_by_the_api_itself(server: Headscal
 
 
 def test_a_version_that_was_told_wrong_is_asked_for_again(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """Something before the server answered as a server of 0.28 might."""
     key = a_key(client_of(server), clock)
@@ -203,11 +203,11 @@ def test_a_version_that_was_told_wrong_is_asked_for_again(
 # --- Users --------------------------------------------------------------------------------------------
 
 
-def test_every_user_is_listed_with_id_and_name(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_every_user_is_listed_with_id_and_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     assert headscale.users() == [User("1", "ann"), User("2", "svc")]
 
 
-def test_a_user_of_a_provider_may_have_no_name(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_user_of_a_provider_may_have_no_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_user("", "bob@example.com", provider="oidc")
     shown = "bob@example.com" if server.dialect.user_name_falls_back else ""
     assert headscale.users()[-1] == User("3", shown)
@@ -217,7 +217,7 @@ def test_a_user_of_a_provider_may_have_no_name(server: HeadscaleSimulator, heads
 
 
 def test_a_key_is_the_users_and_good_from_now_on(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     key = a_key(headscale, clock)
     [made] = server.keys
@@ -228,7 +228,7 @@ def test_a_key_is_the_users_and_good_from_now_on(
     assert server.register(key=made.key, hostname=NAME).user_id == 2
 
 
-def test_a_key_is_what_was_asked_for(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_a_key_is_what_was_asked_for(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     tags = frozenset({"tag:web", "tag:prod"})
     key = a_key(headscale, clock, life=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [made] = server.keys
@@ -239,7 +239,7 @@ def test_a_key_is_what_was_asked_for(server: HeadscaleSimulator, headscale: Head
 
 
 def test_the_expiration_is_sent_in_whole_seconds_of_utc(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     clock.sleep(0.123456)
     a_key(headscale, clock)
@@ -291,7 +291,7 @@ def spoil(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault, *,
 )
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_lost_answer_leaves_one_usable_key(
-    fault: Fault, times: int, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    fault: Fault, times: int, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     spoil(server, CREATE, fault, times=times)
     key = a_key(headscale, clock)
@@ -299,7 +299,7 @@ def test_a_lost_answer_leaves_one_usable_key(
 
 
 def test_the_key_that_was_hidden_is_named(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock, events: list[dict[str, object]]
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
     spoil(server, CREATE, faults.drop(committed=True))
     a_key(headscale, clock)
@@ -311,7 +311,7 @@ def test_the_key_that_was_hidden_is_named(
     "fault", [pytest.param(faults.html(502), id="502"), pytest.param(faults.drop(committed=True), id="lost")]
 )
 def test_a_lost_answer_is_followed_up_until_that_works(
-    trouble: tuple[str, str], fault: Fault, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    trouble: tuple[str, str], fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     spoil(server, CREATE, faults.drop(committed=True))
     spoil(server, trouble, fault, times=2)
@@ -321,7 +321,7 @@ def test_a_lost_answer_is_followed_up_until_that_works(
 
 @pytest.mark.parametrize("later", [timedelta(minutes=5), timedelta(hours=3)], ids=["usable-still", "expired-by-then"])
 def test_a_lost_answer_keeps_no_later_key_from_being_made(
-    later: timedelta, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    later: timedelta, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """After an outage the hidden key may have expired by itself, which some releases refuse to do again."""
     user = the_user(headscale)
@@ -335,7 +335,7 @@ def test_a_lost_answer_keeps_no_later_key_from_being_made(
 
 @pytest.mark.parametrize("email", ["svc@example.com", "ann"])
 def test_a_lost_answer_is_found_for_a_user_with_an_email(
-    email: str, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    email: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """Releases 0.24 and 0.25 call a key's user by the email, where there is one."""
     user = server.add_user("web", email)
@@ -346,7 +346,7 @@ def test_a_lost_answer_is_found_for_a_user_with_an_email(
 
 
 def test_other_keys_stay_when_an_answer_was_lost(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     """Other users', other lives', used ones: none is taken for the hidden one."""
     kept = [
@@ -361,14 +361,14 @@ def test_other_keys_stay_when_an_answer_was_lost(
 
 
 def test_a_create_that_stays_unanswered_is_told(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock, events: list[dict[str, object]]
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
     user = the_user(headscale)
     spoil(server, CREATE, faults.drop(), times=None)
     with pytest.raises(TransientError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert clock.elapsed_s <= 120
-    assert [event["user"] for event in named(events, "pre_auth_key.unconfirmed")] == ["svc"]
+    assert [event["user"] for event in named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_create_that_stays_unanswered_is_told(
     ],
 )
 def test_a_create_that_is_answered_with_nonsense_is_not_sent_again(
-    fault: Fault, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     user = the_user(headscale)
     spoil(server, CREATE, fault)
@@ -391,7 +391,7 @@ def test_a_create_that_is_answered_with_nonsense_is_not_sent_again(
 
 
 def test_a_key_whose_answer_makes_no_sense_is_told_and_expired_by_the_next_call(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock, events: list[dict[str, object]]
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
     """The server made it: a proxy put a page of its own in place of the answer."""
     user = the_user(headscale)
@@ -399,7 +399,7 @@ def test_a_key_whose_answer_makes_no_sense_is_told_and_expired_by_the_next_call(
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(usable(server, clock)) == 1
-    assert [event["user"] for event in named(events, "pre_auth_key.unconfirmed")] == ["svc"]
+    assert [event["user"] for event in named(events, "pre_auth_key.create_unconfirmed")] == ["svc"]
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
@@ -407,7 +407,9 @@ def test_a_key_whose_answer_makes_no_sense_is_told_and_expired_by_the_next_call(
 # --- Expiring keys ------------------------------------------------------------------------------------
 
 
-def test_a_key_that_was_made_can_be_expired(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_a_key_that_was_made_can_be_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
     other = server.create_key("svc")
     key = a_key(headscale, clock)
     headscale.expire_pre_auth_key(key, the_user(headscale))
@@ -416,7 +418,7 @@ def test_a_key_that_was_made_can_be_expired(server: HeadscaleSimulator, headscal
 
 @pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.html(502)])
 def test_a_lost_answer_to_an_expiry_is_no_failure(
-    fault: Fault, server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     key = a_key(headscale, clock)
     spoil(server, EXPIRE, fault)
@@ -426,7 +428,7 @@ def test_a_lost_answer_to_an_expiry_is_no_failure(
 
 
 def test_a_key_that_was_used_meanwhile_can_be_expired(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     key = a_key(headscale, clock)
     server.register(key=key.secret.get_secret_value(), hostname=NAME)
@@ -434,7 +436,9 @@ def test_a_key_that_was_used_meanwhile_can_be_expired(
     assert clock.elapsed_s < 10
 
 
-def test_a_key_that_is_gone_counts_as_expired(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_a_key_that_is_gone_counts_as_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
     key = a_key(headscale, clock)
     server.delete_key(int(key.id))
     headscale.expire_pre_auth_key(key, the_user(headscale))
@@ -442,7 +446,7 @@ def test_a_key_that_is_gone_counts_as_expired(server: HeadscaleSimulator, headsc
 
 
 def test_a_users_keys_are_listed_and_nobody_elses(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     server.create_key("ann")
     mine = server.create_key("svc", reusable=True, tags=("tag:web",))
@@ -456,7 +460,7 @@ def test_a_users_keys_are_listed_and_nobody_elses(
 # --- Nodes --------------------------------------------------------------------------------------------
 
 
-def test_every_node_is_read_whole(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_every_node_is_read_whole(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     made = server.add_node(NAME, user="svc")
     server.add_node("phone", user="ann", registered_by="oidc", online=False, expires_at=clock.now() - HOUR)
     ours, phone = headscale.nodes()
@@ -469,7 +473,7 @@ def test_every_node_is_read_whole(server: HeadscaleSimulator, headscale: Headsca
     assert headscale.node(ours.id) == ours
 
 
-def test_a_tagged_node_is_known_by_its_tags_and_its_key(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_tagged_node_is_known_by_its_tags_and_its_key(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc", tags=("tag:web",))
     for node in (*headscale.nodes(), headscale.node("1")):
         assert node.tags == {"tag:web"}
@@ -480,14 +484,16 @@ def test_a_tagged_node_is_known_by_its_tags_and_its_key(server: HeadscaleSimulat
         assert node.user in (User("2", "svc"), None)
 
 
-def test_a_node_that_logged_out_has_expired(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_a_node_that_logged_out_has_expired(
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
     node = server.add_node(NAME, user="svc")
     server.logout(node.id)
     assert headscale.node("1").expired(clock.now())
 
 
 @pytest.mark.parametrize("node_id", ["0", "", "-1", "1/expire", "../user", "\N{FULLWIDTH DIGIT ONE}"])
-def test_an_id_that_is_none_is_never_sent(node_id: str, server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_an_id_that_is_none_is_never_sent(node_id: str, server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     """Up to 0.26, an id of 0 hits the first node there is."""
     server.add_node(NAME, user="svc")
     with pytest.raises(ValueError, match="positive whole number"):
@@ -510,7 +516,7 @@ def test_an_id_that_is_none_is_never_sent(node_id: str, server: HeadscaleSimulat
     ],
 )
 def test_a_list_that_makes_no_sense_is_no_empty_list(
-    fault: Fault, server: HeadscaleSimulator, headscale: Headscale
+    fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.faults.add(fault, times=None)
     with pytest.raises(ResponseError, match="HEADSCALE_URL"):
@@ -520,7 +526,7 @@ def test_a_list_that_makes_no_sense_is_no_empty_list(
 # --- Not found, and not found out ---------------------------------------------------------------------
 
 
-def test_headscales_own_word_that_there_is_no_such_node(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_headscales_own_word_that_there_is_no_such_node(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node("laptop", user="ann")
     with pytest.raises(NotFoundError):
         headscale.node("7")
@@ -577,7 +583,7 @@ def test_more_nodes_than_an_answer_holds_is_said_so(server: HeadscaleSimulator, 
 # --- Trying again -------------------------------------------------------------------------------------
 
 
-def test_reads_are_tried_again(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_reads_are_tried_again(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     for fault in (faults.html(502), faults.drop(), faults.hang(), faults.too_many_requests(3)):
         server.faults.add(fault, path="/api/v1/node")
     assert headscale.nodes() == []
@@ -585,7 +591,7 @@ def test_reads_are_tried_again(server: HeadscaleSimulator, headscale: Headscale,
 
 
 def test_it_is_given_up_after_two_minutes_in_all(
-    server: HeadscaleSimulator, headscale: Headscale, clock: Clock
+    server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     server.faults.add(faults.html(503), times=None)
     with pytest.raises(TransientError):
@@ -604,7 +610,7 @@ def ours(_node: Node) -> bool:
     return True
 
 
-def test_a_node_is_read_again_deleted_and_looked_for(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_node_is_read_again_deleted_and_looked_for(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     server.add_node("other", user="svc")
     [node, _] = headscale.nodes()
@@ -614,7 +620,7 @@ def test_a_node_is_read_again_deleted_and_looked_for(server: HeadscaleSimulator,
     assert [left.name for left in server.nodes] == ["other"]
 
 
-def test_a_node_that_is_gone_already_is_done(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_node_that_is_gone_already_is_done(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node("laptop", user="ann")
     server.add_node(NAME, user="svc")
     [_, node] = headscale.nodes()
@@ -625,7 +631,7 @@ def test_a_node_that_is_gone_already_is_done(server: HeadscaleSimulator, headsca
 
 @pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.html(502)])
 def test_a_lost_answer_to_a_deletion_is_followed_up(
-    fault: Fault, server: HeadscaleSimulator, headscale: Headscale
+    fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
@@ -634,7 +640,7 @@ def test_a_lost_answer_to_a_deletion_is_followed_up(
     assert server.nodes == []
 
 
-def test_another_machine_under_the_same_id_stays(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_another_machine_under_the_same_id_stays(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     """Older databases hand the highest id out again."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
@@ -643,7 +649,7 @@ def test_another_machine_under_the_same_id_stays(server: HeadscaleSimulator, hea
     assert server.writes == []
 
 
-def test_a_node_that_is_no_longer_ours_stays(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_node_that_is_no_longer_ours_stays(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     with pytest.raises(ConflictError, match="no longer ours"):
@@ -651,7 +657,7 @@ def test_a_node_that_is_no_longer_ours_stays(server: HeadscaleSimulator, headsca
     assert server.writes == []
 
 
-def test_a_node_that_cannot_be_read_again_stays(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_node_that_cannot_be_read_again_stays(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.html(404), path="/api/v1/node/", times=None)
@@ -660,7 +666,7 @@ def test_a_node_that_cannot_be_read_again_stays(server: HeadscaleSimulator, head
     assert server.writes == []
 
 
-def test_a_deletion_that_did_not_happen_is_told(server: HeadscaleSimulator, headscale: Headscale) -> None:
+def test_a_deletion_that_did_not_happen_is_told(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
@@ -731,7 +737,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def test_no_value_shows_a_secret(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_no_value_shows_a_secret(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     """Up to 0.27 lists of nodes carry whole pre-auth keys."""
     server.add_node(NAME, user="svc")
     key = a_key(headscale, clock)
@@ -759,7 +765,7 @@ def test_no_error_shows_a_secret(field: str, value: object, clock: Clock) -> Non
     assert not [text for text in told for secret in server.secrets() if secret in text]
 
 
-def test_no_secret_is_ever_in_an_address(server: HeadscaleSimulator, headscale: Headscale, clock: Clock) -> None:
+def test_no_secret_is_ever_in_an_address(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     spoil(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     headscale.expire_pre_auth_key(key, the_user(headscale))

@@ -18,11 +18,11 @@ import pytest
 from werkzeug import Request, Response
 
 from lifecycle.clients.http import MAX_ANSWER_BYTES, Answer, Credential, JsonClient
-from lifecycle.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
 from tests.simulators import faults
 from tests.simulators.faults import Fault
 from tests.simulators.serve import serve
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 
 TOKEN = "tskey-0123456789abcdefghijklmnopqrstuvwxyz"
 OTHER_TOKEN = "tskey-abcdefghijklmnopqrstuvwxyz0123456789"
@@ -44,7 +44,7 @@ class Desk(Service):
 def refused_is_auth(what: str, answer: Answer) -> ApiError | None:
     """Name a 401, and nothing else."""
     if answer.status == 401:
-        return AuthError(f"the desk refused the token ({what})", service="Desk", status=401)
+        return AuthError(f"the desk refused the token ({what})", upstream="Desk", status=401)
     return None
 
 
@@ -67,7 +67,7 @@ def client_of(
     )
     return JsonClient(
         http_client,
-        service="Desk",
+        upstream="Desk",
         address="DESK_URL",
         credential=Credential(read, name="DESK_TOKEN"),
         timeout=timedelta(seconds=timeout_s),
@@ -114,7 +114,7 @@ def test_each_status_is_an_error_of_its_kind(client: JsonClient, desk: Desk, sta
     desk.faults.add(faults.answer(status, b"{}"), times=None)
     error = failure(client)
     assert type(error) is kind
-    assert (error.status, error.service) == (status, "Desk")
+    assert (error.status, error.upstream) == (status, "Desk")
     assert "GET /thing" in str(error)
 
 
@@ -128,11 +128,11 @@ def test_what_the_service_means_by_a_refusal_wins(desk: Desk) -> None:
     desk.faults.add(faults.answer(503))
     client = JsonClient(
         httpx.Client(transport=httpx.WSGITransport(desk), base_url="http://desk"),
-        service="Desk",
+        upstream="Desk",
         address="DESK_URL",
         credential=Credential(lambda: TOKEN, name="DESK_TOKEN"),
         timeout=timedelta(seconds=1),
-        explain=lambda what, _answer: ConflictError(what, service="Desk"),
+        explain=lambda what, _answer: ConflictError(what, upstream="Desk"),
     )
     assert isinstance(failure(client), ConflictError)
 

@@ -173,7 +173,7 @@ def test_a_refused_exec_is_an_error_and_no_exit(world: ClusterWorld, events: Eve
     world.kubernetes.allow_nothing()
     world.run(watch, 300)
     refused = named(events, "pass.failed")
-    assert {(event["log_level"], event["error_type"], event["service"]) for event in refused} == {
+    assert {(event["log_level"], event["error_type"], event["upstream"]) for event in refused} == {
         ("error", "AuthError", "Kubernetes")
     }
     assert "resources: [pods]" in refused[0]["error"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lifecycle.dns_watch.plan import Hints, why_missing
-from lifecycle.health import render_metrics
+from lifecycle.health.status import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, drop, garbage, html, lacking, refuse

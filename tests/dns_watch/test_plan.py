@@ -12,15 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.dns_watch.plan import (
-    Change,
-    CreateRecord,
-    DeleteRecord,
     Hints,
     Loss,
     Missing,
-    NoAnswer,
     RecordPlan,
-    UpdateRecord,
+    Unidentified,
     choose_node,
     describe,
     needs_successor_check,
@@ -29,7 +25,8 @@ from lifecycle.dns_watch.plan import (
     successors,
     why_missing,
 )
-from lifecycle.model import Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.model import Node, Record, RecordSpec, RegisterMethod, User
 from tests.builders import (
     ANN,
     EXPIRED,
@@ -164,7 +161,7 @@ class TestChooseNode:
     def test_no_answer_says_why(self, nodes: list[Node], hints: Hints, says: list[str]) -> None:
         found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
 
-        assert isinstance(found, NoAnswer)
+        assert isinstance(found, Unidentified)
         for part in says:
             assert part in found.reason
 
@@ -327,7 +324,7 @@ def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
     return [(type(change).__name__.removesuffix("Record").lower(), _about(change)) for change in plan.changes]
 
 
-def _about(change: Change) -> str:
+def _about(change: RecordChange) -> str:
     return change.spec.type if isinstance(change, CreateRecord) else change.record.id
 
 
@@ -630,7 +627,7 @@ class TestChooseNodeProperties:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
 
-def machine_of(found: Node | NoAnswer) -> str | None:
+def machine_of(found: Node | Unidentified) -> str | None:
     return found.machine_key if isinstance(found, Node) else None
 
 
@@ -674,7 +671,7 @@ def specs_for(specs: list[RecordSpec], *, ipv6: bool) -> list[RecordSpec]:
     return [spec for spec in specs if ipv6 or spec.type == "A"]
 
 
-def applied(records: Iterable[Record], changes: Iterable[Change]) -> list[Record]:
+def applied(records: Iterable[Record], changes: Iterable[RecordChange]) -> list[Record]:
     """The zone after the changes."""
     zone = {record.id: record for record in records}
     for number, change in enumerate(changes):
@@ -800,5 +797,5 @@ def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> 
     return published_successor(records, later, identity=RECORD_IDENTITY, node=own) is not None
 
 
-def _type(change: Change) -> str:
+def _type(change: RecordChange) -> str:
     return change.record.type if isinstance(change, DeleteRecord) else change.spec.type

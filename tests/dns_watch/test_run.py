@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lifecycle import model
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import NotRegisteredError
+from lifecycle.domain import model
+from lifecycle.domain.errors import NotRegisteredError
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -651,16 +651,16 @@ def test_a_moved_address_is_not_called_right_while_cloudflare_is_down(
     assert not in_sync(watch)
 
 
-@pytest.mark.parametrize("service", ["cloudflare", "headscale"])
+@pytest.mark.parametrize("upstream", ["cloudflare", "headscale"])
 def test_a_token_that_was_renewed_in_its_file_is_used(
-    world: World, node: Node, tmp_path: Path, service: str, events: Events
+    world: World, node: Node, tmp_path: Path, upstream: str, events: Events
 ) -> None:
-    token = tmp_path.parent / f"token-{service}"
-    name = {"cloudflare": "CLOUDFLARE_API_TOKEN", "headscale": "HEADSCALE_API_KEY"}[service]
+    token = tmp_path.parent / f"token-{upstream}"
+    name = {"cloudflare": "CLOUDFLARE_API_TOKEN", "headscale": "HEADSCALE_API_KEY"}[upstream]
     token.write_text(world.environment[name])
     watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
     world.run(watch, 10 * MINUTE)
-    renewed = world.cloudflare.set_token() if service == "cloudflare" else world.headscale.rotate_api_key()
+    renewed = world.cloudflare.set_token() if upstream == "cloudflare" else world.headscale.rotate_api_key()
     token.write_text(renewed + "\n")
     world.run(watch, HOUR)
     assert named(events, "pass.failed") == []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.health import render_metrics
+from lifecycle.health.status import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, html, lacking, refuse, stale

@@ -29,9 +29,9 @@ from structlog.testing import LogCapture
 
 from lifecycle import keyfile
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
-from lifecycle.health import render_metrics
-from lifecycle.settings import Command
+from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
+from lifecycle.health.status import render_metrics
+from lifecycle.settings.models import Command
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.faults.schedule import (
     BELIEVABLE,
@@ -49,7 +49,7 @@ from tests.simulators import headscale as headscale_simulator
 from tests.simulators.cloudflare import ApiError, Record
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 from tests.tally import count
 from tests.world import USER, Clock, Interface, StopAt, World
 
@@ -61,7 +61,7 @@ SETTLED_S: Final = 1800.0
 CHUNK_S: Final = 60.0
 
 # What writes the key, and more lines than it has.
-WRITERS: Final = frozenset({"check_writable", "write", "write_note", "_replace", "_temporary", "_write_new"})
+WRITERS: Final = frozenset({"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"})
 LINES: Final = 80
 
 # More looks for a node that is not seen than are made in the minute after which it would be believed that it is gone.

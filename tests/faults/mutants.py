@@ -80,7 +80,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 1",
         "takes any mark of our kind for ours",
-        "ownership.py",
+        "domain/ownership.py",
         "            return record.comment == self.mark\n",
         "            return record.comment.startswith(_MARK_FAMILY)\n",
         0,
@@ -88,7 +88,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 2",
         "does not ask how a node was registered",
-        "ownership.py",
+        "domain/ownership.py",
         " and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
         " and self._is_our_users(node)",
         0,
@@ -96,7 +96,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 2",
         "does not ask whose a node is",
-        "ownership.py",
+        "domain/ownership.py",
         " and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
         " and node.registered_by is RegisterMethod.AUTH_KEY",
         0,
@@ -104,7 +104,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 3",
         "takes a page for whole that is not",
-        "clients/cloudflare.py",
+        "clients/cloudflare/reader.py",
         "        if len(items) != count:",
         "        if False:",
         4,
@@ -136,7 +136,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 5",
         "logs the key instead of its id",
-        "mint.py",
+        "apply.py",
         "key_id=key.id, user=spec.user.name",
         "key_id=key.secret.get_secret_value(), user=spec.user.name",
         0,
@@ -152,7 +152,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 7",
         "finds that the TTL always differs",
-        "model.py",
+        "domain/model.py",
         "        if record.ttl_s != self.ttl_s:",
         "        if True:",
         0,
@@ -169,15 +169,15 @@ MUTANTS: Final = (
         "Never 8",
         "ends cleanup when a stale record cannot be deleted",
         "cleanup/run.py",
-        '        except ApiError as error:\n            log.warning("record.undeleted"',
-        '        except ZeroDivisionError as error:\n            log.warning("record.undeleted"',
+        '        except ApiError as error:\n            log.warning("record.delete_failed"',
+        '        except ZeroDivisionError as error:\n            log.warning("record.delete_failed"',
         1,
     ),
     Mutant(
         "Healing",
         "believes one look that a node is gone",
         "dns_watch/heal.py",
-        "confirmed = self._looks >= CONFIRMING_LOOKS and now - self._since >= self._confirming_s\n",
+        "confirmed = self._looks >= CONFIRMING_OBSERVATIONS and now - self._since >= self._confirming_s\n",
         "confirmed = True\n",
         83,
     ),

@@ -14,7 +14,7 @@ import httpx
 
 from tests.faults.schedule import BELIEVABLE
 from tests.simulators.faults import Fault, FaultQueue
-from tests.simulators.service import READS, Service
+from tests.simulators.upstream import READS, Service
 from tests.tally import count
 
 SECOND_PAGE: Final = re.compile("[?&]page=2")
@@ -128,7 +128,7 @@ class Tap:
         interruptions: list[Interruption],
         cut_off: Callable[[], bool],
     ) -> None:
-        self._service = service
+        self._upstream = service
         self._watcher = watcher
         self._interruptions = interruptions
         self._cut_off = cut_off
@@ -141,15 +141,15 @@ class Tap:
         due = self._due()
         if due is not None and not due.committed:
             due.action()
-        self._watcher.before(self._service, method, path)
-        queue = self._service.faults
+        self._watcher.before(self._upstream, method, path)
+        queue = self._upstream.faults
         try:
-            return self._service(environ, start_response)
+            return self._upstream(environ, start_response)
         finally:
             taken = queue.taken if isinstance(queue, NamedFaults) else None
-            exchange = self._service.requests[-1]
+            exchange = self._upstream.requests[-1]
             query = environ["QUERY_STRING"]
-            self._watcher.after(Request(self._service, method, path, query, exchange.body, taken, exchange.status))
+            self._watcher.after(Request(self._upstream, method, path, query, exchange.body, taken, exchange.status))
             if due is not None and due.committed:
                 due.action()
 
@@ -158,7 +158,7 @@ class Tap:
         if threading.current_thread() is not threading.main_thread():
             return None
         for interruption in self._interruptions:
-            if interruption.service is not self._service:
+            if interruption.service is not self._upstream:
                 continue
             if interruption.after > 0:
                 interruption.after -= 1

@@ -179,12 +179,12 @@ def test_killed_at_each_request(place: Place, number: int, committed: bool) -> N
     place.has_to_come_right()
 
 
-@pytest.mark.parametrize(("service", "number", "committed"), WATCH_REQUESTS)
-def test_a_watch_killed_at_each_request(place: Place, service: str, number: int, committed: bool) -> None:
+@pytest.mark.parametrize(("upstream", "number", "committed"), WATCH_REQUESTS)
+def test_a_watch_killed_at_each_request(place: Place, upstream: str, number: int, committed: bool) -> None:
     """The next one finds its node by the same note, and writes what is missing: once, or not at all."""
     node = place.join()
-    gate = Gate(getattr(place, service), number, committed=committed)
-    process = place.start("dns-watch", **{service: gate})
+    gate = Gate(getattr(place, upstream), number, committed=committed)
+    process = place.start("dns-watch", **{upstream: gate})
     assert gate.reached.wait(PATIENCE_S)
     process.kill()
     _, status = ended(process)

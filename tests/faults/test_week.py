@@ -17,8 +17,8 @@ import structlog
 
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.http import Credential, JsonClient
-from lifecycle.errors import ApiError
-from lifecycle.health import render_metrics
+from lifecycle.domain.errors import ApiError
+from lifecycle.health.status import render_metrics
 from tests.builders import NAME
 from tests.simulators import faults
 from tests.simulators.serve import serve
@@ -174,7 +174,7 @@ def test_broken_connections_leave_none_open(monkeypatch: pytest.MonkeyPatch, tmp
     with serve(world.headscale) as url, httpx.Client(base_url=url) as http:
         client = JsonClient(
             http,
-            service=dialect.SERVICE,
+            upstream=dialect.UPSTREAM,
             address="HEADSCALE_URL",
             credential=Credential(lambda: world.headscale.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),

@@ -10,9 +10,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import httpx
 import pytest
 
-from lifecycle.settings import Command
+from lifecycle.settings.models import Command
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 from tests.world import ZONE, Clock, World
 
 # What one request costs Headscale: a bcrypt comparison of the API key.
@@ -76,7 +76,7 @@ class Busy:
     """
 
     def __init__(self, service: Service, clock: Clock, *, cost_s: float, at_once: int | None) -> None:
-        self._service = service
+        self._upstream = service
         self._clock = clock
         self._cost_s = cost_s
         self._free_at = [0.0] * at_once if at_once else None
@@ -92,7 +92,7 @@ class Busy:
             done_at = max(asked_at, self._free_at[worker]) + self._cost_s
             self._free_at[worker] = done_at
         self._clock.sleep(min(done_at - asked_at, HTTP_TIMEOUT_S))
-        answer = self._service(environ, start_response)
+        answer = self._upstream(environ, start_response)
         if done_at - asked_at > HTTP_TIMEOUT_S:
             self.timed_out += 1
             raise httpx.ReadTimeout("The read operation timed out")

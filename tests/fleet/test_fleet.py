@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle.dns_watch.run import DnsWatch
-from lifecycle.errors import TransientError
+from lifecycle.domain.errors import TransientError
 from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, CORES, LIMIT, WINDOW_S, Busy, FleetWorld, busiest, in_front
 from tests.fleet.turns import Turns
 from tests.simulators.cloudflare import CloudflareSimulator

@@ -101,7 +101,9 @@ def test_the_same_files_at_another_commit_are_not_built_again(builds: Builds) ->
 
 
 def test_the_same_contents_under_another_name_are_other_sources(builds: Builds) -> None:
-    builds.change_sources(lambda sources: (sources / "lifecycle/retry.py").rename(sources / "lifecycle/retries.py"))
+    builds.change_sources(
+        lambda sources: (sources / "lifecycle/runtime/retry.py").rename(sources / "lifecycle/runtime/retries.py")
+    )
     assert "no-such-builder" in builds.build(BUILDER="no-such-builder").stderr
 
 
@@ -130,7 +132,7 @@ def test_a_build_that_fails_half_way_keeps_the_archive_and_says_why(builds: Buil
     """It fails late: the dependencies are there, the package is installed, and then does not import."""
 
     def change(sources: Path) -> None:
-        (sources / "lifecycle/retry.py").write_text("import no_such_module\n")
+        (sources / "lifecycle/runtime/retry.py").write_text("import no_such_module\n")
 
     before = builds.archive.path.read_bytes()
     builds.change_sources(change)

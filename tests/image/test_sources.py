@@ -78,14 +78,14 @@ def test_a_commit_elsewhere_changes_nothing(checkout: Path) -> None:
 
 def test_a_changed_source_changes_them(checkout: Path) -> None:
     before = packed(checkout)
-    (checkout / "lifecycle/retry.py").write_text("# changed\n")
+    (checkout / "lifecycle/runtime/retry.py").write_text("# changed\n")
     assert packed(checkout) != before
 
 
 def test_they_name_the_commit_that_changed_them_last(checkout: Path) -> None:
     first = content(checkout)["REVISION"].decode()
     assert first == git(checkout, "rev-parse", "HEAD")
-    (checkout / "lifecycle/retry.py").write_text("# changed\n")
+    (checkout / "lifecycle/runtime/retry.py").write_text("# changed\n")
     assert content(checkout)["REVISION"].decode() == f"{first}+changes"
     assert content(checkout)["REVISION"].decode() != commit(checkout) == content(checkout)["REVISION"].decode()
 

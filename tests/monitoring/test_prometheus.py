@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from lifecycle.keyfile import KeyFile, KeyNote
+from lifecycle.keyfile import KeyFile, KeyMetadata
 from tests.builders import NAME
 from tests.monitoring.test_rules import FOLDER, metrics_in
 from tests.real.programs import Background, eventually, free_ports
@@ -118,10 +118,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         node = headscale.add_node(NAME, user=user, pre_auth_key=key)
         headscale.expire_node(node.id, key.expires_at)
         zone_id = cloudflare.add_zone("example.com")
-        KeyFile(folder / "authkey").note_path.write_text(
+        KeyFile(folder / "authkey").metadata_path.write_text(
             json.dumps({"pre_auth_key_id": str(key.id), "kept_node_id": None})
         )
-        assert KeyFile(folder / "authkey").read_note() == KeyNote(str(key.id))
+        assert KeyFile(folder / "authkey").read_metadata() == KeyMetadata(str(key.id))
         (port,) = free_ports(1)
         watch = Background(
             [sys.executable, "-m", "lifecycle", "dns-watch"],
@@ -210,7 +210,7 @@ def test_values(prometheus: Prometheus, repository: Path) -> None:
     assert value("Lost nodes") == value("Superseded") == 0
     assert value("API key expires in") == pytest.approx(90 * 86_400, abs=600)
     assert 0 < value("How long a pass takes") < 10
-    assert {(sample["metric"]["service"], sample["metric"]["outcome"]) for sample in found["Requests A"]} == {
+    assert {(sample["metric"]["upstream"], sample["metric"]["outcome"]) for sample in found["Requests A"]} == {
         ("Headscale", "ok"),
         ("Cloudflare", "ok"),
     }

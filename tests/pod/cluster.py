@@ -23,7 +23,7 @@ COMMANDS = {
 HURRY = {
     # There is no Kubernetes API here in which the state Secret would name a node to keep.
     "NODE_POLICY": "replace",
-    # Patience is no part of what is tested here.
+    # RetryBudget is no part of what is tested here.
     "POLL_INTERVAL": "1s",
     "RETRY_INTERVAL": "1s",
     "VERIFY_INTERVAL": "2s",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lifecycle.settings import DryRunSettings, every_variable, load
+from lifecycle.settings.models import DryRunSettings, every_variable, load
 from tests.pod.rendering import (
     DEPLOY,
     OTHERS,
@@ -130,7 +130,7 @@ def test_every_link_within_a_page_has_its_heading(page: str) -> None:
 
 def test_the_states_of_nodez_are_those_of_the_page() -> None:
     named = {state for row in cells("operations.md", "state") for state in [row]}
-    source = (ROOT / "lifecycle/health.py").read_text()
+    source = (ROOT / "lifecycle/health/status.py").read_text()
     (listed,) = re.findall(r"One word: ([a-z, ]+) or ([a-z]+)\.", source)
     assert named == {*listed[0].split(", "), listed[1]}
 

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.settings import DryRunSettings, command_variables, load
+from lifecycle.settings.models import DryRunSettings, command_variables, load
 from tests.pod.rendering import (
     DEPLOY,
     DOMAIN,

@@ -13,11 +13,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.clients.cluster import Cluster
-from lifecycle.clients.headscale.client import Headscale
-from lifecycle.errors import AuthError
-from lifecycle.model import KeySpec
-from lifecycle.retry import once
+from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.kubernetes.api import Cluster
+from lifecycle.domain.errors import AuthError
+from lifecycle.domain.model import KeySpec
+from lifecycle.runtime.retry import once
 from tests.builders import NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, cluster_at, exec_transport
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
@@ -66,7 +66,7 @@ def a_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: int = 35)
 
 def run_commands(cluster: Cluster) -> None:
     """All that is ever done through the command line."""
-    headscale = Headscale(exec_transport(cluster, lambda: datetime.now(UTC)), once())
+    headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), once())
     [user] = headscale.users()
     [node] = headscale.nodes()
     headscale.delete_node(node, still_ours=lambda _node: True)

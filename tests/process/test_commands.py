@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import lifecycle
-from lifecycle.settings import DryRunSettings, command_variables
+from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
 from tests.process.commands import Ended, Pod
 from tests.simulators.dialects import VERSIONS
@@ -69,7 +69,7 @@ def test_a_pods_life_on_every_release(make_pod: Callable[..., Pod], version: str
 def test_it_is_a_module_too(pod: Pod) -> None:
     ended = pod.start_command(sys.executable, "-m", "lifecycle", "--dry-run", "--output", "json").end()
     assert ended.status == 0
-    assert json.loads(ended.out)["looked_at"]["name"] == NAME
+    assert json.loads(ended.out)["context"]["name"] == NAME
     assert pod.untouched
 
 

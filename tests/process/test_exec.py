@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from lifecycle.settings import DryRunSettings, command_variables
+from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
@@ -105,8 +105,8 @@ def test_a_pods_life_in_every_dialect(make_pod: MakePod, version: str) -> None:
     assert planned.status == 0, planned.errors
     assert pod.untouched
     report = json.loads(planned.out)
-    assert report["looked_at"]["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
-    assert report["looked_at"]["headscale_version"] == version
+    assert report["context"]["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
+    assert report["context"]["headscale_version"] == version
     changes = [(change["action"], change["kind"]) for change in report["plans"]["cleanup"]["changes"]]
     assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
 
@@ -243,7 +243,7 @@ def test_commands_are_counted_among_the_requests(pod: ClusterPod) -> None:
     running.until("pass.skipped")
     metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     assert running.stop().status == 0
-    assert re.search(r'requests_total\{outcome="ok",service="Headscale"\} [1-9]', metrics), metrics
+    assert re.search(r'requests_total\{outcome="ok",upstream="Headscale"\} [1-9]', metrics), metrics
 
 
 def test_without_its_modes_kubernetes_is_not_loaded(pod: ClusterPod) -> None:

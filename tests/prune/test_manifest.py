@@ -7,9 +7,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lifecycle.cli import HEADSCALE_PATIENCE, arguments_of
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET, arguments_of
 from lifecycle.prune.run import OBSERVATION_S
-from lifecycle.settings import PruneSettings, command_variables, load
+from lifecycle.settings.models import PruneSettings, command_variables, load
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
 
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
@@ -41,7 +41,7 @@ def test_the_command_understands_its_arguments(container: dict[str, Any]) -> Non
 def test_it_has_time_for_both_looks(documents: list[Document]) -> None:
     """Also where Headscale keeps each of them waiting as long as it may."""
     (job,) = of_kind(documents, "CronJob")
-    longest_s = OBSERVATION_S + 2 * HEADSCALE_PATIENCE.total_seconds()
+    longest_s = OBSERVATION_S + 2 * HEADSCALE_RETRY_BUDGET.total_seconds()
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.model import Node, Record, RegisterMethod
-from lifecycle.prune.plan import PruneService, confirmed, plan_gone, plan_named
+from lifecycle.domain.model import Node, Record, RegisterMethod
+from lifecycle.prune.plan import PruneWorkload, confirmed, plan_gone, plan_named
 from tests.builders import ANN, NAME, NOW, SVC, a_node, a_record
 
 AFTER = timedelta(days=7)
@@ -125,7 +125,7 @@ def test_only_what_two_looks_agree_on_is_confirmed() -> None:
     stays = [a_record("a"), a_record("b", name="redmine.example.com"), a_record("c", name="wiki.example.com")]
     stale = a_node(online=False, last_seen=LONG_AGO)
 
-    def look(records: list[Record], nodes: list[Node]) -> list[PruneService]:
+    def look(records: list[Record], nodes: list[Node]) -> list[PruneWorkload]:
         return plan_gone(
             records,
             [SOMEBODY_ONLINE, *nodes],

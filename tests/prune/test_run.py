@@ -11,15 +11,15 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from lifecycle.cli import HEADSCALE_PATIENCE
-from lifecycle.errors import ApiError, BrakeError, ConfigError, ConflictError, LifecycleError, StoppedError
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET
+from lifecycle.domain.errors import ApiError, BrakeError, ConfigError, ConflictError, LifecycleError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
-from lifecycle.retry import Patience, retrying
-from lifecycle.settings import PruneSettings
+from lifecycle.runtime.retry import RetryBudget, retrying
+from lifecycle.settings.models import PruneSettings
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.faults import Fault
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 from tests.world import StopAt, World, named
 
 OWNER = "monitoring"
@@ -44,7 +44,7 @@ def a_service(world: World, label: str, *, mark: str = MARK) -> int:
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
-    patience = Patience(HEADSCALE_PATIENCE, clock=world.clock.monotonic)
+    patience = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
     headscale, cloudflare = world.services(settings, retrying(patience=patience, stop=stop))
     return Prune(
         settings,
@@ -53,7 +53,7 @@ def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, 
         name=name,
         now=world.clock.now,
         stop=stop,
-        renew_patience=patience.renew,
+        renew_budget=patience.renew,
     )
 
 
@@ -307,7 +307,7 @@ def test_a_headscale_that_stays_down_at_the_second_look_is_given_up(world: World
     with pytest.raises(ApiError):
         prune(world).run()
     waited_s = world.clock.elapsed_s - started - OBSERVATION_S
-    assert HEADSCALE_PATIENCE.total_seconds() / 2 < waited_s < HEADSCALE_PATIENCE.total_seconds()
+    assert HEADSCALE_RETRY_BUDGET.total_seconds() / 2 < waited_s < HEADSCALE_RETRY_BUDGET.total_seconds()
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import httpx
 import pytest
 
 from lifecycle.clients.headscale import dialect
-from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Credential, JsonClient
-from lifecycle.errors import NotFoundError
-from lifecycle.model import KeySpec, User
-from lifecycle.ownership import choose_user
-from lifecycle.retry import Patience, retrying
+from lifecycle.domain.errors import NotFoundError
+from lifecycle.domain.model import KeySpec, User
+from lifecycle.domain.ownership import choose_user
+from lifecycle.runtime.retry import RetryBudget, retrying
 from tests.real.server import HeadscaleServer
 from tests.real.service import USER
 
@@ -53,33 +53,33 @@ class MisleadingTransport(httpx.HTTPTransport):
 
 
 @pytest.fixture
-def headscale(server: HeadscaleServer) -> Iterator[Headscale]:
+def headscale(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
     """A client of the server whose first new key does not arrive."""
     with client_of(server, LosingTransport(("POST", "/api/v1/preauthkey"))) as headscale:
         yield headscale
 
 
 @contextmanager
-def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterator[Headscale]:
+def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterator[HeadscaleWriter]:
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
             http,
-            service=dialect.SERVICE,
+            upstream=dialect.UPSTREAM,
             address="HEADSCALE_URL",
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
             explain=dialect.explain,
         )
-        policy = retrying(patience=Patience(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
-        yield Headscale(HttpTransport(client), policy)
+        policy = retrying(patience=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
+        yield HeadscaleWriter(HttpTransport(client), policy)
 
 
-def our_user(headscale: Headscale) -> User:
+def our_user(headscale: HeadscaleWriter) -> User:
     return choose_user(headscale.users(), USER)
 
 
 @pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no-tags", "tags"])
-def test_key_is_lost(headscale: Headscale, tags: frozenset[str]) -> None:
+def test_key_is_lost(headscale: HeadscaleWriter, tags: frozenset[str]) -> None:
     """A key whose answer was lost is found, expired, and another one made."""
     user = our_user(headscale)
     before = {key.id for key in headscale.pre_auth_keys(user)}
@@ -93,7 +93,7 @@ def test_key_is_lost(headscale: Headscale, tags: frozenset[str]) -> None:
     assert (lost.tags, kept.tags) == (tags, tags)
 
 
-def test_key_is_expired(headscale: Headscale) -> None:
+def test_key_is_expired(headscale: HeadscaleWriter) -> None:
     """It is of no use any more; doing it again is no error."""
     user = our_user(headscale)
     made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
@@ -103,7 +103,7 @@ def test_key_is_expired(headscale: Headscale) -> None:
     assert not listed.usable(datetime.now(UTC))
 
 
-def test_no_such_node(headscale: Headscale) -> None:
+def test_no_such_node(headscale: HeadscaleWriter) -> None:
     """Every release has its own way to say so."""
     with pytest.raises(NotFoundError):
         headscale.node("424242")

@@ -16,7 +16,7 @@ import pytest
 
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.exec import ExecTransport
-from lifecycle.errors import NotFoundError, TransientError
+from lifecycle.domain.errors import NotFoundError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
 from tests.process.cluster import Authority, needs_a_mount_namespace, with_service_account
 from tests.real.command import named
@@ -214,7 +214,7 @@ def test_a_new_key_whose_answer_was_lost_is_made_useless(
     ended = service.cleanup()
     hidden, made = sorted(_key_ids(service) - before, key=int)
     by_id = service.server.release.minor >= 28
-    [told] = named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.unexpired")
+    [told] = named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
     assert told["key_id"] == hidden
     keys = {key["id"]: key for key in service.server.keys()}  # noqa: SIM118 - no dictionary
     assert (keys[hidden]["expiration"] < keys[made]["createdAt"]) is by_id

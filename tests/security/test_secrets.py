@@ -21,7 +21,7 @@ from tests.tally import count
 OUTPUT: dict[ServiceName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
 
 
-@pytest.mark.parametrize("service", ["headscale", "cloudflare"])
+@pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
 def test_no_failure_tells_a_secret(runs: Runs, service: ServiceName) -> None:
     for kind, make in FAULTS.items():
         # Up to 0.27 a list of nodes shows every pre-auth key in plain.

@@ -16,8 +16,8 @@ from wsgiref.types import WSGIApplication
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from lifecycle.errors import ResponseError
-from lifecycle.settings import every_variable
+from lifecycle.domain.errors import ResponseError
+from lifecycle.settings.models import every_variable
 from tests.security.runs import Runs
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -181,11 +181,11 @@ def test_a_redirect_is_not_followed(runs: Runs, pod: Pod, command: str, status: 
 # --- How much it takes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", ["headscale", "cloudflare"])
+@pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "--dry-run"])
-def test_an_answer_of_a_gigabyte_is_cut_off(runs: Runs, pod: Pod, command: str, service: str) -> None:
+def test_an_answer_of_a_gigabyte_is_cut_off(runs: Runs, pod: Pod, command: str, upstream: str) -> None:
     with serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
-        simulator = pod.headscale if service == "headscale" else pod.cloudflare
+        simulator = pod.headscale if upstream == "headscale" else pod.cloudflare
         simulator.faults.add(faults.oversize(GIB), times=None)
         node = pod.headscale.add_node("grafana.example.com", user="svc")
         told = runs.run(
@@ -193,7 +193,7 @@ def test_an_answer_of_a_gigabyte_is_cut_off(runs: Runs, pod: Pod, command: str, 
         )
         count("bad inputs", "an answer of 1 GiB")
     # Cloudflare keeps no pod from starting; dns-watch goes on until it is asked to stop.
-    good = command == "dns-watch" or (service, command) == ("cloudflare", "cleanup")
+    good = command == "dns-watch" or (upstream, command) == ("cloudflare", "cleanup")
     assert told.status == (0 if good else 1), told.said
     assert "larger than 32 MiB" in told.said
     assert told.rss < MOST_MEMORY

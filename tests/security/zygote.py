@@ -14,8 +14,8 @@ from typing import Any
 
 
 def _child(job: dict[str, Any]) -> None:
-    from lifecycle import cli  # noqa: PLC0415 - imported by now
     from lifecycle.__main__ import main  # noqa: PLC0415
+    from lifecycle.runtime import termination  # noqa: PLC0415 - imported by now
 
     os.environ.clear()
     os.environ.update(job["environment"])
@@ -26,7 +26,7 @@ def _child(job: dict[str, Any]) -> None:
     # Those of before remember what kind of file they wrote to.
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     # Where the kubelet would put it; a test cannot have /dev.
-    cli.TERMINATION_LOG = Path(job["last_words"])
+    termination.TERMINATION_LOG = Path(job["last_words"])
     sys.argv = ["lifecycle", *job["arguments"]]
     status = 70
     try:

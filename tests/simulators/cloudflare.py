@@ -28,7 +28,7 @@ from tests.simulators.dns import (
 )
 from tests.simulators.faults import Fault
 from tests.simulators.faults import answer as fault_answer
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 
 __all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 

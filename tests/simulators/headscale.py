@@ -13,7 +13,6 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.routing import Map, Rule
 
 from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, Never, Shown, Unmatched, openapi, swagger
-from tests.simulators.service import Service
 from tests.simulators.tailnet import (
     Node,
     NodeGoneError,
@@ -22,6 +21,7 @@ from tests.simulators.tailnet import (
     Tailnet,
     User,
 )
+from tests.simulators.upstream import Service
 from tests.simulators.wire import (
     EXHAUSTED,
     INVALID,

@@ -23,7 +23,7 @@ from werkzeug import Request, Response
 
 from tests.simulators.faults import Play
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.service import Exchange, Service
+from tests.simulators.upstream import Exchange, Service
 from tests.simulators.websocket import PING, close, frame, pong, upgrade_answer
 
 V4: Final = "v4.channel.k8s.io"

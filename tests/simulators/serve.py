@@ -12,7 +12,7 @@ from wsgiref.types import WSGIApplication
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from tests.simulators.service import Service
+from tests.simulators.upstream import Service
 
 POLL_S = 0.02
 """How long shutting down may take at most."""

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import SecretStr
 
 from lifecycle.clients.http import Answer
-from lifecycle.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
+from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
 
-SERVICE = "Headscale"
+UPSTREAM = "Headscale"
 
 OLDEST_MINOR = 23
 
@@ -111,7 +111,7 @@ def too_old(version: str) -> ResponseError:
     """The error for a server from before the API that this program speaks."""
     return ResponseError(
         f"Headscale {version} is not supported; upgrade it to 0.{OLDEST_MINOR} or newer, one minor version at a time",
-        service=SERVICE,
+        upstream=UPSTREAM,
     )
 
 
@@ -196,25 +196,25 @@ def explain(what: str, answer: Answer) -> ApiError | None:
         return AuthError(
             f"Headscale refused the API key ({what}: {status}); make a new one with "
             "`headscale apikeys create --expiration 90d` and put it where HEADSCALE_API_KEY comes from",
-            service=SERVICE,
+            upstream=UPSTREAM,
             status=status,
         )
     if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
         return _explain_text(what, text)
     if status == _NOT_FOUND:
         if code == _GRPC_NOT_FOUND or _is_problem(answer):
-            return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=status)
+            return NotFoundError(f"Headscale: {what}: no such thing", upstream=UPSTREAM, status=status)
         return TransientError(
             f"the answer to {what} is a 404 that is not Headscale's own: a proxy before a Headscale that is "
             "starting, or HEADSCALE_URL points elsewhere",
-            service=SERVICE,
+            upstream=UPSTREAM,
             status=status,
         )
     if status == _TOO_MANY and code == _GRPC_RESOURCE_EXHAUSTED:
         return ResponseError(
             f"Headscale cannot put so many nodes into one answer ({what}: {status}); delete old nodes, or "
             "upgrade it to 0.30",
-            service=SERVICE,
+            upstream=UPSTREAM,
             status=status,
         )
     return None
@@ -223,9 +223,11 @@ def explain(what: str, answer: Answer) -> ApiError | None:
 def _explain_text(what: str, text: str) -> ApiError | None:
     """What a server error means to which Headscale gave no kind: its text alone tells."""
     if "not found" in text:
-        return NotFoundError(f"Headscale: {what}: no such thing", service=SERVICE, status=_SERVER_ERROR)
+        return NotFoundError(f"Headscale: {what}: no such thing", upstream=UPSTREAM, status=_SERVER_ERROR)
     if text in _USELESS_KEY:
-        return ConflictError(f"Headscale: {what}: the key is of no use any more", service=SERVICE, status=_SERVER_ERROR)
+        return ConflictError(
+            f"Headscale: {what}: the key is of no use any more", upstream=UPSTREAM, status=_SERVER_ERROR
+        )
     return None
 
 
@@ -279,7 +281,7 @@ def no_sense(what: str) -> ResponseError:
     return ResponseError(
         f"the answer to {what} is not what Headscale says; is HEADSCALE_URL the address of Headscale itself, "
         "without a path behind it?",
-        service=SERVICE,
+        upstream=UPSTREAM,
     )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from lifecycle.clients.cluster import Cluster, Pod
 from lifecycle.clients.headscale import dialect as dialects
-from lifecycle.clients.headscale.dialect import SERVICE, Dialect
-from lifecycle.clients.podexec import Output
-from lifecycle.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import Node, PreAuthKey, User
+from lifecycle.clients.headscale.dialect import UPSTREAM, Dialect
+from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.kubernetes.exec import Output
+from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
@@ -83,7 +83,7 @@ class HeadscalePod:
                 return max(ready, key=lambda one: (one[0].created_at, one[0].name))
             if candidates:
                 names = ", ".join(pod.name for pod, _ in candidates)
-                raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names})", service=SERVICE)
+                raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names})", upstream=UPSTREAM)
             found += pods
         raise self._nowhere(found)
 
@@ -102,12 +102,12 @@ class HeadscalePod:
             return ResponseError(
                 f"pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}; set "
                 f"HEADSCALE_CONTAINER to one of: {names}",
-                service=SERVICE,
+                upstream=UPSTREAM,
             )
         return TransientError(
             f"there is no Headscale pod in namespace {self._namespace} (labels {' or '.join(self._selectors)}); set "
             "HEADSCALE_NAMESPACE and HEADSCALE_POD_SELECTOR to its own, or HEADSCALE_URL and HEADSCALE_API_KEY",
-            service=SERVICE,
+            upstream=UPSTREAM,
         )
 
 
@@ -161,8 +161,8 @@ class ExecTransport:
                 if node.id == node_id:
                     return node
             if not nodes and node_id not in self._deleted:
-                raise TransientError("Headscale lists no node at all, where there was one", service=SERVICE)
-        raise NotFoundError(f"Headscale lists no node {node_id}", service=SERVICE)
+                raise TransientError("Headscale lists no node at all, where there was one", upstream=UPSTREAM)
+        raise NotFoundError(f"Headscale lists no node {node_id}", upstream=UPSTREAM)
 
     def delete_node(self, node_id: str) -> None:
         """Remove the node's row."""
@@ -170,7 +170,7 @@ class ExecTransport:
         # Without --force it would ask, and take silence for a no.
         if self._answer("nodes", "delete", "--identifier", node_id, "--force") is None:
             # All that up to 0.28 tells a deletion that the server refused from one that worked.
-            raise TransientError(f"Headscale did not delete node {node_id}, and does not say why", service=SERVICE)
+            raise TransientError(f"Headscale did not delete node {node_id}, and does not say why", upstream=UPSTREAM)
 
     def create_pre_auth_key(
         self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]
@@ -190,7 +190,7 @@ class ExecTransport:
 
         return self._in_dialect(create)
 
-    def is_as_asked(self, key: PreAuthKey, expires_at: datetime) -> bool:
+    def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
         """Whether a listed key lives as long as the one that was asked for last, and began to about then."""
         if self._asked_life is None or key.created_at is None or key.expires_at is None:
             return False
@@ -225,7 +225,7 @@ class ExecTransport:
                 raise ResponseError(
                     f"pre-auth key {key.id} of {user.name} cannot be expired through the command line of Headscale "
                     f"{dialect.version} without showing it; it expires by itself",
-                    service=SERVICE,
+                    upstream=UPSTREAM,
                 )
             self._answer("preauthkeys", "expire", "--id", key.id)
 
@@ -277,7 +277,7 @@ class ExecTransport:
         # Two arguments: `-ojson` and `--output=json` do not keep log lines away.
         written = self._run(*arguments, "-o", "json")
         if not written.strip():
-            raise TransientError(f"{_what(arguments)} wrote nothing, and was to write JSON", service=SERVICE)
+            raise TransientError(f"{_what(arguments)} wrote nothing, and was to write JSON", upstream=UPSTREAM)
         try:
             return dialects.camelised(_last_json(written))
         except (ValueError, RecursionError):
@@ -318,20 +318,20 @@ def _failure(arguments: Sequence[str], output: Output) -> ApiError:
     if output.exit_status in _NO_PROGRAM:
         return ResponseError(
             f"{what} could not be run: HEADSCALE_CONTAINER has no such program ({text or output.exit_status})",
-            service=SERVICE,
+            upstream=UPSTREAM,
         )
     code, said = dialects.cli_refusal(text)
     shown = f"{what} failed: {text or f'exit status {output.exit_status}, without a reason'}"
     if code in _NOT_FOUND and "not found" in said:
-        return NotFoundError(f"Headscale: {shown}", service=SERVICE)
+        return NotFoundError(f"Headscale: {shown}", upstream=UPSTREAM)
     if code in _REFUSED_CALLER:
-        return AuthError(f"Headscale: {shown}", service=SERVICE)
+        return AuthError(f"Headscale: {shown}", upstream=UPSTREAM)
     if code in _USELESS_REQUEST:
-        return ResponseError(f"Headscale: {shown}", service=SERVICE)
+        return ResponseError(f"Headscale: {shown}", upstream=UPSTREAM)
     if code is None and _USAGE.search(text):
-        return UsageError(f"Headscale: {shown}", service=SERVICE)
+        return UsageError(f"Headscale: {shown}", upstream=UPSTREAM)
     # The server behind the command line does not answer, or is in trouble.
-    return TransientError(f"Headscale: {shown}", service=SERVICE)
+    return TransientError(f"Headscale: {shown}", upstream=UPSTREAM)
 
 
 def _reason(stderr: bytes) -> str:
@@ -373,5 +373,5 @@ def _no_sense(command: Sequence[str]) -> ResponseError:
     return ResponseError(
         f"what {_what(command)} wrote is not what Headscale's command line writes; is it Headscale's own pod that "
         "HEADSCALE_POD_SELECTOR and HEADSCALE_CONTAINER name?",
-        service=SERVICE,
+        upstream=UPSTREAM,
     )

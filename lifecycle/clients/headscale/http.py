@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from lifecycle.clients.headscale import dialect as dialects
 from lifecycle.clients.headscale.dialect import Dialect
 from lifecycle.clients.http import JsonClient
-from lifecycle.errors import ApiError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import Node, PreAuthKey, User
+from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
@@ -82,7 +82,7 @@ class HttpTransport:
 
         return self._in_dialect(create)
 
-    def is_as_asked(self, key: PreAuthKey, expires_at: datetime) -> bool:
+    def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
         """Whether a listed key expires when the one that was asked for last was to."""
         return key.expires_at == expires_at
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from lifecycle.model import Node, PreAuthKey, User
+from lifecycle.domain.model import Node, PreAuthKey, User
 
 
-class Transport(Protocol):
+class ReadTransport(Protocol):
     """One question, one answer: no second try, no check, no order between them."""
 
     def version(self) -> str:
@@ -27,6 +27,19 @@ class Transport(Protocol):
             NotFoundError: Headscale itself says that there is none.
         """
 
+    def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
+        """Whether a listed key may be the one that was asked for last, by its life alone."""
+
+    def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
+        """The user's keys, used and expired ones included; newer versions give everybody's."""
+
+    def api_key_expires_at(self) -> datetime | None:
+        """When the API key that is used here expires; None = never, or there is none, or it cannot be told."""
+
+
+class Transport(ReadTransport, Protocol):
+    """A transport that can also change the server; one request per call, without retries or checks."""
+
     def delete_node(self, node_id: str) -> None:
         """Remove the node's row.
 
@@ -38,15 +51,6 @@ class Transport(Protocol):
         self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]
     ) -> PreAuthKey:
         """Make a key, its secret included; a lost answer may hide a success."""
-
-    def is_as_asked(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Whether a listed key may be the one that was asked for last, by its life alone."""
-
-    def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """The user's keys, used and expired ones included; newer versions give everybody's."""
-
-    def api_key_expires_at(self) -> datetime | None:
-        """When the API key that is used here expires; None = never, or there is none, or it cannot be told."""
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on; its row stays.

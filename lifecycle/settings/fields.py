@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode
 
-from lifecycle.ownership import IpNetwork, mark_of
+from lifecycle.domain.ownership import IpNetwork, mark_of
 
 # Source: Cloudflare's documentation of DNS records: so long is a whole name at most, and so a comment on the Free plan.
 RECORD_NAME_LENGTH = 253

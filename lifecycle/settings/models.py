@@ -21,10 +21,10 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from lifecycle.errors import ConfigError
-from lifecycle.model import KeySpec, User
-from lifecycle.ownership import mark_of
-from lifecycle.values import (
+from lifecycle.domain.errors import ConfigError
+from lifecycle.domain.model import KeySpec, User
+from lifecycle.domain.ownership import mark_of
+from lifecycle.settings.fields import (
     RECORD_NAME_LENGTH,
     Domain,
     Duration,

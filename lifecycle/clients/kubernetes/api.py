@@ -23,10 +23,10 @@ from urllib3.exceptions import HTTPError
 from websocket import WebSocketBadStatusException, WebSocketException
 from yaml import YAMLError
 
-from lifecycle.background import in_background
 from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.clients.podexec import SERVICE, Exec, Output
-from lifecycle.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+from lifecycle.clients.kubernetes.exec import UPSTREAM, Exec, Output
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+from lifecycle.runtime.background import in_background
 
 Result = TypeVar("Result")
 
@@ -55,7 +55,7 @@ _REFUSED_USER = re.compile(r'User "([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class RbacRule:
     """What RBAC has to allow for one request.
 
     Attributes:
@@ -68,7 +68,7 @@ class Right:
     names: tuple[str, ...] = ()
 
     @property
-    def rule(self) -> str:
+    def text(self) -> str:
         """The rule of a Role that gives it, as one line of YAML."""
         names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
         return f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
@@ -129,8 +129,8 @@ class Cluster:
             AuthError: we may not read it.
             TransientError: it could not be found out whether it is there.
         """
-        right = Right(namespace, "secrets", ("get",), (name,))
-        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}", {}, right)
+        rule = RbacRule(namespace, "secrets", ("get",), (name,))
+        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}", {}, rule)
         try:
             match answer:
                 case None:
@@ -167,7 +167,7 @@ class Cluster:
             if _TOKEN.fullmatch(token):
                 return token
             problem = f"what stands in Secret {namespace}/{reference} is not a token"
-        raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", service=SERVICE)
+        raise AuthError(f"HEADSCALE_API_KEY_SECRET: {problem}", upstream=UPSTREAM)
 
     def pods(self, namespace: str, selector: str) -> list[Pod]:
         """The pods that a label selector finds, in no particular order.
@@ -175,8 +175,8 @@ class Cluster:
         Raises:
             AuthError: we may not list pods.
         """
-        right = Right(namespace, "pods", ("list",))
-        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/pods", {"labelSelector": selector}, right)
+        rule = RbacRule(namespace, "pods", ("list",))
+        answer = self._get(f"/api/v1/namespaces/{quote(namespace)}/pods", {"labelSelector": selector}, rule)
         try:
             match answer:
                 case {"kind": "PodList", "items": [*items]}:
@@ -199,7 +199,7 @@ class Cluster:
         """
         # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
         names = (pod.name,) if pod.keeps_its_name else ()
-        right = Right(pod.namespace, "pods/exec", ("create", "get"), names)
+        rule = RbacRule(pod.namespace, "pods/exec", ("create", "get"), names)
         what = f"a command in container {container} of pod {pod.namespace}/{pod.name}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = [("container", container), ("stdout", "true"), ("stderr", "true")]
@@ -211,13 +211,13 @@ class Cluster:
                 url, headers = self._address(path, query)
                 return running.run(url, headers)
             except WebSocketBadStatusException as error:
-                raise self._refused(what, error.status_code, _status(error.resp_body), right) from None
+                raise self._refused(what, error.status_code, _status(error.resp_body), rule) from None
             except (WebSocketException, OSError) as error:
                 raise _lost(what, error) from error
 
         return self._in_time(what, work, give_up=running.abort)
 
-    def _get(self, path: str, query: Mapping[str, str], right: Right) -> dict[str, Any] | None:
+    def _get(self, path: str, query: Mapping[str, str], rule: RbacRule) -> dict[str, Any] | None:
         """Send a GET and give its JSON; None when Kubernetes itself says that there is no such thing."""
         what = f"GET {path}"
 
@@ -236,7 +236,7 @@ class Cluster:
             refusal = _status(body)
             if response.status == _NOT_FOUND and refusal.get("reason") == "NotFound":
                 return None
-            raise self._refused(what, response.status, refusal, right)
+            raise self._refused(what, response.status, refusal, rule)
 
         return self._in_time(what, work)
 
@@ -250,11 +250,12 @@ class Cluster:
                 received += piece
                 if len(received) > MAX_ANSWER_BYTES:
                     raise ResponseError(
-                        f"Kubernetes: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB", service=SERVICE
+                        f"Kubernetes: the answer to {what} is larger than {MAX_ANSWER_BYTES >> 20} MiB",
+                        upstream=UPSTREAM,
                     )
                 if monotonic() > deadline:
                     raise TransientError(
-                        f"Kubernetes did not end its answer to {what} within {self._timeout_s:g} s", service=SERVICE
+                        f"Kubernetes did not end its answer to {what} within {self._timeout_s:g} s", upstream=UPSTREAM
                     )
         finally:
             # What was not read to its end cannot be used again.
@@ -273,7 +274,9 @@ class Cluster:
             )
         except (ConfigException, OSError) as error:
             # It is read anew every minute, since it is rotated.
-            raise TransientError(f"the service account's token could not be read: {error}", service=SERVICE) from error
+            raise TransientError(
+                f"the service account's token could not be read: {error}", upstream=UPSTREAM
+            ) from error
         return url, headers
 
     def _in_time(self, what: str, work: Callable[[], Result], *, give_up: Callable[[], None] = lambda: None) -> Result:
@@ -289,32 +292,32 @@ class Cluster:
         except TimeoutError:
             give_up()
             raise TransientError(
-                f"Kubernetes did not answer {what} within {self._timeout_s:g} s", service=SERVICE
+                f"Kubernetes did not answer {what} within {self._timeout_s:g} s", upstream=UPSTREAM
             ) from None
 
-    def _refused(self, what: str, status: int, refusal: Mapping[str, Any], right: Right) -> ApiError:
+    def _refused(self, what: str, status: int, refusal: Mapping[str, Any], rule: RbacRule) -> ApiError:
         message = str(refusal.get("message") or "")
         if status == _UNAUTHORIZED:
             return AuthError(
                 f"Kubernetes does not accept our credentials ({self.description}; {what}: {status}); is the service "
                 "account's token the cluster's own?",
-                service=SERVICE,
+                upstream=UPSTREAM,
                 status=status,
             )
         if status == _FORBIDDEN:
             user = _REFUSED_USER.search(message)
             return AuthError(
                 f"Kubernetes refused {what}, since a right is missing; give {user[1] if user else 'our account'} a "
-                f"Role in namespace {right.namespace} with this rule: {right.rule}",
-                service=SERVICE,
+                f"Role in namespace {rule.namespace} with this rule: {rule.text}",
+                upstream=UPSTREAM,
                 status=status,
             )
         text = f"Kubernetes could not do {what}: {status} {message}".rstrip()
-        leaving = status == _BAD_REQUEST and right.resource == "pods/exec" and "is not valid" not in message
+        leaving = status == _BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if leaving or status in (_NOT_FOUND, _TOO_MANY) or status >= _SERVER_ERROR:
             # A 404 is a pod that was replaced since it was listed, or a proxy's; a 400, one that has ended by now.
-            return TransientError(text, service=SERVICE, status=status, throttled=status == _TOO_MANY)
-        return ResponseError(text, service=SERVICE, status=status)
+            return TransientError(text, upstream=UPSTREAM, status=status, throttled=status == _TOO_MANY)
+        return ResponseError(text, upstream=UPSTREAM, status=status)
 
 
 class StateSecret:
@@ -343,7 +346,7 @@ class StateSecret:
             return self._cluster.secret(self._namespace, self._name)
         except AuthError as error:
             # A right is often given a moment after the pod was made.
-            raise TransientError(str(error), service=error.service, status=error.status) from error
+            raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
 
 
 def in_cluster(*, needed_for: str, timeout: timedelta) -> Cluster:
@@ -429,8 +432,8 @@ def _status(body: bytes | None) -> dict[str, Any]:
 
 def _lost(what: str, error: Exception) -> TransientError:
     cause = str(error) or type(error).__name__
-    return TransientError(f"Kubernetes could not be reached for {what}: {cause}", service=SERVICE)
+    return TransientError(f"Kubernetes could not be reached for {what}: {cause}", upstream=UPSTREAM)
 
 
 def _no_sense(what: str) -> ResponseError:
-    return ResponseError(f"the answer about {what} is not what Kubernetes says", service=SERVICE)
+    return ResponseError(f"the answer about {what} is not what Kubernetes says", upstream=UPSTREAM)

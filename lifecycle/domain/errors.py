@@ -64,13 +64,13 @@ class ApiError(LifecycleError):
     """A service refused, or did not answer.
 
     Attributes:
-        service: the service in an operator's words, such as "Headscale".
+        upstream: the upstream in an operator's words, such as "Headscale".
         status: the HTTP status, or None when there was no whole answer.
     """
 
-    def __init__(self, message: str, *, service: str, status: int | None = None) -> None:
+    def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
         super().__init__(message)
-        self.service = service
+        self.upstream = upstream
         self.status = status
 
 
@@ -86,12 +86,12 @@ class TransientError(ApiError):
         self,
         message: str,
         *,
-        service: str,
+        upstream: str,
         status: int | None = None,
         retry_after: timedelta | None = None,
         throttled: bool = False,
     ) -> None:
-        super().__init__(message, service=service, status=status)
+        super().__init__(message, upstream=upstream, status=status)
         self.retry_after = retry_after
         self.throttled = throttled
 

@@ -1,4 +1,4 @@
-"""Headscale, spoken to with care: reads are tried again, deletions confirmed, lost answers followed up."""
+"""Change a Headscale server: deletions are re-read and confirmed, lost responses followed up."""
 
 from __future__ import annotations
 
@@ -6,58 +6,36 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 import structlog
 import tenacity
 
-from lifecycle.clients.headscale.dialect import SERVICE
+from lifecycle.clients.headscale.dialect import UPSTREAM
+from lifecycle.clients.headscale.reader import HeadscaleReader, is_users
 from lifecycle.clients.headscale.transport import Transport
-from lifecycle.errors import ConflictError, NotFoundError, ResponseError, TransientError
-from lifecycle.model import KeySpec, Node, PreAuthKey, User
+from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
-
-Result = TypeVar("Result")
 
 # Added to a key's life, in whole seconds: two pods that start at once ask for
 # keys that can be told apart when an answer is lost.
 _LIFE_SPREAD_S = 60
 
 
-class Headscale:
-    """One Headscale server.
+class HeadscaleWriter(HeadscaleReader):
+    """A Headscale server that may be changed. Only `lifecycle.apply` calls the methods defined here.
 
     Args:
-        transport: the way to it.
-        retrying: the policy for all that may be sent twice.
+        transport: sends the requests.
+        retrying: the policy for every request that is safe to send twice.
     """
 
     def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
-        self._transport = transport
-        self._retrying = retrying
-        # A key that was asked for last, and may have been made although its answer was lost.
+        super().__init__(transport, retrying)
+        self._writes = transport
+        # The last key that was requested; it may exist although its response was lost.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
-
-    def version(self) -> str:
-        """The server's version, as it says it, or the range that its API belongs to."""
-        return self._retrying(self._transport.version)
-
-    def users(self) -> list[User]:
-        """Every user, in no particular order."""
-        return self._retrying(self._transport.users)
-
-    def nodes(self) -> list[Node]:
-        """Every node of the tailnet, offline and expired ones included, in no particular order."""
-        return self._retrying(self._transport.nodes)
-
-    def node(self, node_id: str) -> Node:
-        """One node.
-
-        Raises:
-            NotFoundError: Headscale itself says that there is none.
-        """
-        return self._retrying(self._transport.node, node_id)
 
     def delete_node(self, node: Node, *, still_ours: Callable[[Node], bool]) -> None:
         """Remove a node, if it still is the one that was planned for; gone already counts as done.
@@ -73,12 +51,12 @@ class Headscale:
         if self._gone(node.id, expected=node, still_ours=still_ours):
             return
         try:
-            self._retrying(self._transport.delete_node, node.id)
+            self._retrying(self._writes.delete_node, node.id)
         except NotFoundError:
             return
         # Confirmed by looking: not every version says whether it worked.
         if not self._gone(node.id):
-            raise ResponseError(f"Headscale still has node {node.id} after it was deleted", service=SERVICE)
+            raise ResponseError(f"Headscale still has node {node.id} after it was deleted", upstream=UPSTREAM)
 
     def _gone(
         self, node_id: str, *, expected: Node | None = None, still_ours: Callable[[Node], bool] | None = None
@@ -90,11 +68,11 @@ class Headscale:
         if expected is not None and now.machine_key != expected.machine_key:
             raise ConflictError(
                 f"node {node_id} is another machine by now; nothing was deleted, the next try plans anew",
-                service=SERVICE,
+                upstream=UPSTREAM,
             )
         if still_ours is not None and not still_ours(now):
             raise ConflictError(
-                f"node {node_id} is no longer ours; it was not deleted, the next try plans anew", service=SERVICE
+                f"node {node_id} is no longer ours; it was not deleted, the next try plans anew", upstream=UPSTREAM
             )
         return False
 
@@ -119,7 +97,7 @@ class Headscale:
                 self._expire_lost(*self._unconfirmed)
                 self._unconfirmed = None
             try:
-                return self._transport.create_pre_auth_key(
+                return self._writes.create_pre_auth_key(
                     spec.user,
                     expires_at=expires_at,
                     reusable=spec.reusable,
@@ -135,35 +113,22 @@ class Headscale:
             key = self._retrying(attempt)
         except (TransientError, ResponseError):
             if self._unconfirmed is not None:
-                log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at)
+                log.warning("pre_auth_key.create_unconfirmed", user=spec.user.name, expires_at=expires_at)
             raise
         if key.key is None:
-            raise ResponseError("Headscale made a pre-auth key and did not show it", service=SERVICE)
+            raise ResponseError("Headscale made a pre-auth key and did not show it", upstream=UPSTREAM)
         if key.expires_at is None or (key.created_at is not None and key.expires_at <= key.created_at):
             raise ResponseError(
                 f"Headscale made a pre-auth key (id {key.id}) that has expired already; "
                 "do its clock and this machine's agree?",
-                service=SERVICE,
+                upstream=UPSTREAM,
             )
         return key
-
-    def api_key_expires_at(self) -> datetime | None:
-        """When the API key that is used here expires; asked once, since nothing hangs on it.
-
-        Returns:
-            None = never, or there is none, or it cannot be told.
-        """
-        return self._transport.api_key_expires_at()
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Make a key useless from now on; one that is gone, used or expired counts as done."""
         with suppress(NotFoundError, ConflictError):
-            self._retrying(self._transport.expire_pre_auth_key, key, user)
-
-    def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """The user's keys, used and expired ones included."""
-        keys = self._retrying(self._transport.pre_auth_keys, user)
-        return [key for key in keys if _is_users(key, user)]
+            self._retrying(self._writes.expire_pre_auth_key, key, user)
 
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
         """Expire the key that a lost answer may have hidden; of several it cannot be told which it is."""
@@ -171,34 +136,26 @@ class Headscale:
         hidden = [
             key
             for key in keys
-            if _is_users(key, spec.user)
-            and self._transport.is_as_asked(key, expires_at)
+            if is_users(key, spec.user)
+            and self._transport.matches_request(key, expires_at)
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
         ]
         if len(hidden) == 1:
             (key,) = hidden
             try:
-                self._transport.expire_pre_auth_key(key, spec.user)
+                self._writes.expire_pre_auth_key(key, spec.user)
             except (NotFoundError, ConflictError) as error:
                 log.info("pre_auth_key.expired", key_id=key.id, reason=f"the answer that named it was lost; {error}")
             except ResponseError as error:
                 # It expires by itself, and nobody knows it.
-                log.warning("pre_auth_key.unexpired", key_id=key.id, expires_at=key.expires_at, error=str(error))
+                log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
             else:
                 log.info("pre_auth_key.expired", key_id=key.id, reason="the answer that named it was lost")
         elif hidden:
-            log.warning("pre_auth_key.unconfirmed", user=spec.user.name, expires_at=expires_at)
+            log.warning("pre_auth_key.create_unconfirmed", user=spec.user.name, expires_at=expires_at)
 
 
 def _may_have_worked(error: TransientError | ResponseError) -> bool:
     """Whether a request that ended so may have been carried out: it was not refused, its answer was lost or odd."""
     return not error.throttled if isinstance(error, TransientError) else error.status is None
-
-
-def _is_users(key: PreAuthKey, user: User) -> bool:
-    """Whether a listed key is the user's.
-
-    Up to 0.25 a list is one user's, and calls that user by a name without an id, or by the email.
-    """
-    return key.user is not None and (key.user.id is None or key.user.is_same(user))

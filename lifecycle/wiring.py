@@ -13,18 +13,20 @@ import httpx
 import tenacity
 
 import lifecycle
-from lifecycle.clients import cloudflare as cloudflare_api
-from lifecycle.clients.cloudflare import Cloudflare
+from lifecycle.clients.cloudflare import errors as cloudflare_errors
+from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale import dialect
-from lifecycle.clients.headscale.client import Headscale
 from lifecycle.clients.headscale.http import HttpTransport
+from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.clients.headscale.transport import Transport
+from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Credential, JsonClient
-from lifecycle.errors import ConfigError
-from lifecycle.settings import CleanupSettings, Settings
+from lifecycle.domain.errors import ConfigError
+from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
-    from lifecycle.clients.cluster import Cluster
+    from lifecycle.clients.kubernetes.api import Cluster
 
 # Ours are given up before the server closes them.
 # Source: Headscale's HTTP server, whose read and write time-outs are 30 s; it closes what was idle for as long.
@@ -36,47 +38,64 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def connect(
+def connect_readers(
+    settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
+) -> tuple[HeadscaleReader, CloudflareReader]:
+    """Return clients for both upstreams that can only read, as a dry run needs them.
+
+    Args and errors are those of `connect_writers`.
+    """
+    transport, zone = _connect(settings, stack, cluster, lambda _upstream, _outcome: None)
+    return (
+        HeadscaleReader(transport, policy),
+        CloudflareReader(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+    )
+
+
+def connect_writers(
     settings: Settings,
     policy: tenacity.Retrying,
     stack: ExitStack,
     cluster: Cluster | None,
     *,
-    observe: Callable[[str, str], None] = lambda _service, _outcome: None,
-) -> tuple[Headscale, Cloudflare]:
-    """Both services, their connections closed with the stack.
+    observe: Callable[[str, str], None] = lambda _upstream, _outcome: None,
+) -> tuple[HeadscaleWriter, CloudflareWriter]:
+    """Return clients for both upstreams that can read and write; no request is sent yet.
 
     Args:
-        policy: how often Headscale is asked again.
+        settings: of the command.
+        policy: the retry policy for Headscale.
         stack: closes the connections.
-        cluster: the Kubernetes API, where it is needed.
-        observe: told of each request that ended: the service, and the outcome in a word.
-
-    Returns:
-        Headscale, over exec or HTTP as the settings say, and Cloudflare; nothing was sent yet.
+        cluster: the Kubernetes API, if it is needed.
+        observe: called after each request with the upstream and the outcome.
 
     Raises:
-        ConfigError: HEADSCALE_CA_FILE holds no certificate authority.
+        ConfigError: HEADSCALE_CA_FILE contains no certificate.
     """
+    transport, zone = _connect(settings, stack, cluster, observe)
+    return (
+        HeadscaleWriter(transport, policy),
+        CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+    )
+
+
+def _connect(
+    settings: Settings, stack: ExitStack, cluster: Cluster | None, observe: Callable[[str, str], None]
+) -> tuple[Transport, JsonClient]:
     default_trust = httpx.create_ssl_context()
     cloudflare = JsonClient(
         _http_client(settings.cloudflare_api_url, default_trust, stack),
-        service=cloudflare_api.SERVICE,
+        upstream=cloudflare_errors.UPSTREAM,
         address="CLOUDFLARE_API_URL",
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
         timeout=settings.http_timeout,
-        explain=cloudflare_api.explain,
-        observe=partial(observe, cloudflare_api.SERVICE),
+        explain=cloudflare_errors.explain,
+        observe=partial(observe, cloudflare_errors.UPSTREAM),
     )
-    seen = partial(observe, dialect.SERVICE)
+    seen = partial(observe, dialect.UPSTREAM)
     if settings.access == "exec" and cluster is not None:
-        transport = _exec_transport(settings, cluster, seen)
-    else:
-        transport = HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen))
-    return (
-        Headscale(transport, policy),
-        Cloudflare(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-    )
+        return _exec_transport(settings, cluster, seen), cloudflare
+    return HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen)), cloudflare
 
 
 def _http_client(url: str, trust: ssl.SSLContext, stack: ExitStack) -> httpx.Client:
@@ -110,7 +129,7 @@ def _headscale_client(
         credential = Credential(read, name="HEADSCALE_API_KEY_SECRET")
     return JsonClient(
         _http_client(settings.headscale_address, trust, stack),
-        service=dialect.SERVICE,
+        upstream=dialect.UPSTREAM,
         address="HEADSCALE_URL",
         credential=credential,
         timeout=settings.http_timeout,
@@ -128,9 +147,9 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     if not settings.uses_kubernetes:
         return None
     # By these settings alone: what it costs in time and memory, `scripts/bench` shows as exec's.
-    from lifecycle.clients import cluster  # noqa: PLC0415
+    from lifecycle.clients.kubernetes.api import in_cluster, in_cluster_or_kubeconfig  # noqa: PLC0415
 
-    connect = cluster.in_cluster_or_kubeconfig if only_reads else cluster.in_cluster
+    connect = in_cluster_or_kubeconfig if only_reads else in_cluster
     if settings.access == "exec":
         needed_for = "HEADSCALE_ACCESS"
     else:
@@ -165,6 +184,6 @@ def state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.cluster import StateSecret  # noqa: PLC0415 - as above
+    from lifecycle.clients.kubernetes.api import StateSecret  # noqa: PLC0415 - as above
 
     return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read

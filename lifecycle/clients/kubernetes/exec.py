@@ -21,9 +21,9 @@ from kubernetes.stream.ws_client import (
 from websocket import ABNF, WebSocket
 
 from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.errors import ApiError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 
-SERVICE = "Kubernetes"
+UPSTREAM = "Kubernetes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Exec:
             if opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and data and data[0] in written:
                 written[data[0]] += data[1:]
             if sum(map(len, written.values())) > MAX_ANSWER_BYTES:
-                raise ResponseError(f"the command wrote more than {MAX_ANSWER_BYTES >> 20} MiB", service=SERVICE)
+                raise ResponseError(f"the command wrote more than {MAX_ANSWER_BYTES >> 20} MiB", upstream=UPSTREAM)
 
 
 def _tls(configuration: Configuration) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _exit_status(text: bytearray) -> int:
     try:
         status: Any = json.loads(text)
     except ValueError:
-        raise TransientError("the command's connection ended before the command did", service=SERVICE) from None
+        raise TransientError("the command's connection ended before the command did", upstream=UPSTREAM) from None
     match status:
         case {"status": "Success"}:
             return 0
@@ -140,5 +140,5 @@ def _not_run(message: str) -> ApiError:
     # The image has no such program: no try will mend that. All else, such as a container that is being
     # replaced, may be over in a moment.
     if "executable file not found" in message:
-        return ResponseError(f"the container has no such command: {message}", service=SERVICE)
-    return TransientError(f"the command could not be run: {message or 'for no given reason'}", service=SERVICE)
+        return ResponseError(f"the container has no such command: {message}", upstream=UPSTREAM)
+    return TransientError(f"the command could not be run: {message or 'for no given reason'}", upstream=UPSTREAM)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TypeAlias
 
-from lifecycle.errors import UserError
-from lifecycle.model import IpAddress, Node, Record, RegisterMethod, User
+from lifecycle.domain.errors import UserError
+from lifecycle.domain.model import IpAddress, Node, Record, RegisterMethod, User
 
 IpNetwork: TypeAlias = IPv4Network | IPv6Network
 

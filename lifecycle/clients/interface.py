@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import ifaddr
 
-from lifecycle.model import IpAddress
+from lifecycle.domain.model import IpAddress
 
 
 def interface_addresses(name: str) -> tuple[IpAddress, ...] | None:

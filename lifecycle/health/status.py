@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 import lifecycle
-from lifecycle.errors import ApiError, AuthError, TransientError
-from lifecycle.model import IpAddress
+from lifecycle.domain.errors import ApiError, AuthError, TransientError
+from lifecycle.domain.model import IpAddress
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -34,8 +34,8 @@ _CLIENT_PATIENCE_S = 5.0
 _MOST_CLIENTS = 16
 
 # Those that are asked, and those that what was asked can fail at: the way to Headscale may be through Kubernetes.
-SERVICES = ("Headscale", "Cloudflare")
-FAILING = (*SERVICES, "Kubernetes")
+UPSTREAMS = ("Headscale", "Cloudflare")
+FAILING = (*UPSTREAMS, "Kubernetes")
 
 # What a request can come to, by which requests are counted.
 OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
@@ -107,20 +107,20 @@ class Status:
     def __post_init__(self) -> None:
         self.silent_since = self.monotonic()
         # A counter that appears with its first event hides that event from whoever asks for an increase.
-        self.requests.update({(service, outcome): 0 for service in SERVICES for outcome in OUTCOMES})
+        self.requests.update({(service, outcome): 0 for service in UPSTREAMS for outcome in OUTCOMES})
         self.throttled_s.update(dict.fromkeys(FAILING, 0.0))
         self.retries.update(dict.fromkeys(FAILING, 0))
         self.passes.update(finished=0, failed=0)
-        for service in SERVICES:
+        for service in UPSTREAMS:
             self.succeeded_at.setdefault(service, 0.0)
 
-    def observe(self, service: str, outcome: str) -> None:
+    def observe(self, upstream: str, outcome: str) -> None:
         """Count a request that ended."""
-        self.requests[service, outcome] += 1
+        self.requests[upstream, outcome] += 1
 
-    def succeeded(self, service: str) -> None:
+    def succeeded(self, upstream: str) -> None:
         """Note that a service gave what was asked for, not just any page."""
-        self.succeeded_at[service] = self.clock()
+        self.succeeded_at[upstream] = self.clock()
 
     def out_of_sync(self, reason: str) -> None:
         """Note that the record is not right, or not known to be."""
@@ -142,16 +142,16 @@ class Status:
             wait_s: seconds until the service is asked again.
         """
         self.passes["failed"] += 1
-        self.retries[error.service] += 1
+        self.retries[error.upstream] += 1
         if not self.in_sync:
             self.reason = str(error)
         if isinstance(error, TransientError) and error.throttled:
-            self.throttled_s[error.service] = self.throttled_s.get(error.service, 0.0) + wait_s
+            self.throttled_s[error.upstream] = self.throttled_s.get(error.upstream, 0.0) + wait_s
         # Refused credentials are for somebody who must act, an outage for somebody who may have to.
         level = log.error if isinstance(error, AuthError) else log.warning
         level(
             "pass.failed",
-            service=error.service,
+            upstream=error.upstream,
             error=str(error),
             error_type=type(error).__name__,
             failures_in_a_row=failures,
@@ -382,17 +382,17 @@ def _metrics(status: Status) -> Iterator[Metric]:
         passes.add_metric([outcome], number)
     yield passes
     requests = CounterMetricFamily(
-        prefix + "requests", "Requests by service and outcome.", labels=["service", "outcome"]
+        prefix + "requests", "Requests by service and outcome.", labels=["upstream", "outcome"]
     )
     for (service, outcome), number in sorted(status.requests.items()):
         requests.add_metric([service, outcome], number)
     yield requests
-    retries = CounterMetricFamily(prefix + "retries", "Further tries after a failure.", labels=["service"])
+    retries = CounterMetricFamily(prefix + "retries", "Further tries after a failure.", labels=["upstream"])
     for service, number in sorted(status.retries.items()):
         retries.add_metric([service], number)
     yield retries
     throttled = CounterMetricFamily(
-        prefix + "rate_limit_wait_seconds", "For how long too many requests made us stay away.", labels=["service"]
+        prefix + "rate_limit_wait_seconds", "For how long too many requests made us stay away.", labels=["upstream"]
     )
     for service, seconds in sorted(status.throttled_s.items()):
         throttled.add_metric([service], seconds)
@@ -400,7 +400,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
     succeeded = GaugeMetricFamily(
         prefix + "last_success_timestamp_seconds",
         "When a service last gave what was asked for, in seconds since 1970; 0 = not since the start.",
-        labels=["service"],
+        labels=["upstream"],
     )
     for service, at in sorted(status.succeeded_at.items()):
         succeeded.add_metric([service], at)

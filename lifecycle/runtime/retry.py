@@ -11,7 +11,7 @@ from time import monotonic
 import structlog
 import tenacity
 
-from lifecycle.errors import StoppedError, TransientError
+from lifecycle.domain.errors import StoppedError, TransientError
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ def pause_s(failures: int, *, longest_s: float, error: BaseException | None = No
     return jittered(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), longest_s))
 
 
-def loop_pause_s(failures: int, *, longest_s: float, error: Exception) -> float:
+def backoff_s(failures: int, *, longest_s: float, error: Exception) -> float:
     """How long a loop that never ends stays away: for as long as it was asked to, and ever longer of itself.
 
     Args:
@@ -68,7 +68,7 @@ def once() -> tenacity.Retrying:
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
-class Patience:
+class RetryBudget:
     """How long calls are tried again, all of them together: counted from now, or from when it was renewed.
 
     Args:
@@ -85,12 +85,12 @@ class Patience:
         """Count from now: what comes after a long wait has all of it."""
         self._deadline = self._clock() + self._length_s
 
-    def outlasts(self, wait_s: float) -> bool:
+    def allows(self, wait_s: float) -> bool:
         """Whether there is some left after so many seconds more."""
         return self._clock() + wait_s < self._deadline
 
 
-def retrying(*, patience: Patience, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
+def retrying(*, patience: RetryBudget, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
     """Try again on TransientError until the patience is over.
 
     Args:
@@ -104,7 +104,7 @@ def retrying(*, patience: Patience, stop: Event, sleep: Callable[[float], None] 
 
     class TooLate(tenacity.stop.stop_base):
         def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-            return not patience.outlasts(retry_state.upcoming_sleep)
+            return not patience.allows(retry_state.upcoming_sleep)
 
     # Not tenacity's own wait on an event: it would send once more after the stop.
     def wait(seconds: float) -> None:

@@ -1,0 +1,1 @@
+"""One Cloudflare zone and its DNS records."""

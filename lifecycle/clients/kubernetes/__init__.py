@@ -1,0 +1,1 @@
+"""The few requests that this program sends to the Kubernetes API."""

@@ -1,0 +1,1 @@
+"""Values, ownership rules and errors; no I/O."""

@@ -1,0 +1,1 @@
+"""Signals, retries, the loop and logging."""

@@ -1,0 +1,20 @@
+"""The container's termination message, which `kubectl describe pod` shows."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+TERMINATION_LOG = Path("/dev/termination-log")
+"""The kubelet's default `terminationMessagePath`."""
+
+# Source: Kubernetes, "Determine the Reason for Pod Failure": longer messages are cut.
+_MAX_BYTES = 4096
+
+
+def write_termination_message(reason: str) -> None:
+    """Write the reason to the termination log if the kubelet has created it."""
+    if not TERMINATION_LOG.is_file():
+        return
+    with suppress(OSError):
+        TERMINATION_LOG.write_bytes(reason.encode()[:_MAX_BYTES])
