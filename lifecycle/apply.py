@@ -1,8 +1,9 @@
-"""Make changes. With the key file's writer, this is the only module that changes anything outside the process."""
+"""Make changes. This is the only module that calls a method which changes anything outside the process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
 
@@ -10,12 +11,29 @@ import structlog
 
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.domain.changes import CreateRecord, DeleteNode, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.changes import (
+    CreateRecord,
+    DeleteNode,
+    DeleteRecord,
+    RecordChange,
+    UpdateRecord,
+    WriteFreshKey,
+    WriteKeyMetadata,
+)
 from lifecycle.domain.errors import ApiError, KeyFileError
-from lifecycle.domain.model import KeySpec, Node, PreAuthKey
-from lifecycle.keyfile import KeyFile, KeyMetadata
+from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey, User
+from lifecycle.keyfile.writer import KeyFileWriter
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """Everything that this program can change. Each of them can be read, too."""
+
+    headscale: HeadscaleWriter
+    cloudflare: CloudflareWriter
+    key_file: KeyFileWriter
 
 
 def delete_nodes(
@@ -70,38 +88,63 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
                 assert_never(change)
 
 
+def check_key_file(key_file: KeyFileWriter) -> None:
+    """Check that a key could be written, before anything is changed for it.
+
+    Raises:
+        KeyFileError: it could not be written.
+    """
+    key_file.check_writable()
+
+
 def write_fresh_key(
-    spec: KeySpec, *, headscale: HeadscaleWriter, key_file: KeyFile, now: datetime, kept_node_id: str | None = None
+    change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: datetime
 ) -> PreAuthKey:
     """Create a pre-auth key and replace the one in the key file with it.
 
     Args:
-        spec: the key to create.
+        change: the key to create.
         headscale: the server that creates it.
-        key_file: known to be writable; the old key stays in it until the new one is complete.
+        key_file: keeps the old key until the new one is complete.
         now: aware UTC.
-        kept_node_id: the node whose state this pod keeps, for the key metadata.
 
     Raises:
         ApiError: no usable key was created.
-        KeyFileError: the key could not be written, and was expired again.
+        KeyFileError: the key could not be written, and was expired again if it had been created.
     """
+    check_key_file(key_file)
+    spec = change.spec
+    if change.replaces is not None:
+        _expire_key(change.replaces, spec.user, headscale, reason="it is replaced by a fresh key")
     key = headscale.create_pre_auth_key(spec, now=now)
-    log.info("pre_auth_key.created", key_id=key.id, user=spec.user.name, expires_at=key.expires_at)
+    log.info(
+        "pre_auth_key.created", key_id=key.id, user=spec.user.name, expires_at=key.expires_at, reason=change.reason
+    )
+    metadata = KeyMetadata(key.id, kept_node_id=change.kept_node_id, kept_machine_key=change.kept_machine_key)
     try:
-        key_file.write(key.secret, KeyMetadata(pre_auth_key_id=key.id, kept_node_id=kept_node_id))
+        key_file.write(key.secret, metadata)
     except KeyFileError:
-        _expire_unwritten(key, spec, headscale)
+        _expire_key(key, spec.user, headscale, reason="it could not be written")
         raise
     log.info("key_file.written", path=str(key_file.path), key_id=key.id)
     return key
 
 
-def _expire_unwritten(key: PreAuthKey, spec: KeySpec, headscale: HeadscaleWriter) -> None:
+def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
+    """Replace the metadata beside the key.
+
+    Raises:
+        KeyFileError: it was not replaced.
+    """
+    key_file.write_metadata(change.metadata)
+    log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
+
+
+def _expire_key(key: PreAuthKey, user: User, headscale: HeadscaleWriter, *, reason: str) -> None:
+    """Expire a key whose secret is stored in no other place; it expires by itself if that fails."""
     try:
-        headscale.expire_pre_auth_key(key, spec.user)
+        headscale.expire_pre_auth_key(key, user)
     except ApiError as error:
-        # The key expires by itself, and its secret was never stored.
         log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
     else:
-        log.info("pre_auth_key.expired", key_id=key.id, reason="it could not be written")
+        log.info("pre_auth_key.expired", key_id=key.id, reason=reason)

@@ -41,8 +41,7 @@ from lifecycle.settings.models import (
 from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
-    from lifecycle.clients.cloudflare.writer import CloudflareWriter
-    from lifecycle.clients.headscale.writer import HeadscaleWriter
+    from lifecycle.apply import Writers
     from lifecycle.dns_watch.run import DnsWatch
     from lifecycle.health.status import Status
     from lifecycle.report import Report
@@ -88,11 +87,9 @@ def _cleanup() -> None:
     with ExitStack() as stack:
         policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
         cluster = connect_cluster(settings, stack)
-        headscale, cloudflare = connect_writers(settings, policy, stack, cluster)
         Cleanup(
             settings,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            writers=connect_writers(settings, policy, stack, cluster),
             now=utc_now,
             stop=stop,
             read_state=state_reader(settings, policy, cluster),
@@ -108,10 +105,8 @@ def _dns_watch(*, only_once: bool) -> None:
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = connect_writers(
-            settings, once(), stack, connect_cluster(settings, stack), observe=status.observe
-        )
-        watch = _watch(settings, headscale, cloudflare, status)
+        writers = connect_writers(settings, once(), stack, connect_cluster(settings, stack), observe=status.observe)
+        watch = _watch(settings, writers, status)
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
         until_registered = (lambda: status.registered) if only_once else (lambda: False)
@@ -129,24 +124,23 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     _stop_event(quiet=True)
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        headscale, cloudflare = connect_writers(settings, once(), stack, cluster)
+        writers = connect_writers(settings, once(), stack, cluster)
         cleanup = watch = None
         if isinstance(settings, CleanupSettings):
             cleanup = Cleanup(
                 settings,
-                headscale=headscale,
-                cloudflare=cloudflare,
+                writers=writers,
                 now=utc_now,
                 stop=Event(),
                 read_state=state_reader(settings, once(), cluster),
             )
         if isinstance(settings, DnsWatchSettings):
-            watch = _watch(settings, headscale, cloudflare)
+            watch = _watch(settings, writers)
         report = dry_run(
             settings,
             kubernetes=cluster.description if cluster else None,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            headscale=writers.headscale,
+            cloudflare=writers.cloudflare,
             cleanup=cleanup,
             watch=watch,
         )
@@ -173,11 +167,10 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
         patience = RetryBudget(HEADSCALE_RETRY_BUDGET)
         policy = retrying(patience=patience, stop=stop) if act else once()
         cluster = connect_cluster(settings, stack, only_reads=not act)
-        headscale, cloudflare = connect_writers(settings, policy, stack, cluster)
+        writers = connect_writers(settings, policy, stack, cluster)
         command = Prune(
             settings,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            writers=writers,
             name=name,
             now=utc_now,
             stop=stop,
@@ -190,7 +183,11 @@ def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
 
         kubernetes = cluster.description if cluster else None
         report = prune_report(
-            settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare, prune=command
+            settings,
+            kubernetes=kubernetes,
+            headscale=writers.headscale,
+            cloudflare=writers.cloudflare,
+            prune=command,
         )
     return _shown(report, as_json=as_json)
 
@@ -218,17 +215,13 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
     return settings
 
 
-def _watch(
-    settings: DnsWatchSettings, headscale: HeadscaleWriter, cloudflare: CloudflareWriter, status: Status | None = None
-) -> DnsWatch:
+def _watch(settings: DnsWatchSettings, writers: Writers, status: Status | None = None) -> DnsWatch:
     from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415 - ctypes comes along
     from lifecycle.dns_watch.run import DnsWatch  # noqa: PLC0415 - as above
 
     name = settings.tailscale_interface
     interface = partial(interface_addresses, name) if name else (lambda: None)
-    return DnsWatch(
-        settings, headscale=headscale, cloudflare=cloudflare, interface=interface, now=utc_now, status=status
-    )
+    return DnsWatch(settings, writers=writers, interface=interface, now=utc_now, status=status)
 
 
 class _Parser(argparse.ArgumentParser):

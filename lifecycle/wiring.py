@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import httpx
 import tenacity
 
 import lifecycle
+from lifecycle.apply import Writers
 from lifecycle.clients.cloudflare import errors as cloudflare_errors
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
@@ -23,6 +25,8 @@ from lifecycle.clients.headscale.transport import Transport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.domain.errors import ConfigError
+from lifecycle.keyfile.reader import KeyFileReader
+from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
@@ -33,6 +37,15 @@ if TYPE_CHECKING:
 _KEEPALIVE_S = 20.0
 
 
+@dataclass(frozen=True, slots=True)
+class Readers:
+    """Everything that a dry run reads."""
+
+    headscale: HeadscaleReader
+    cloudflare: CloudflareReader
+    key_file: KeyFileReader
+
+
 def utc_now() -> datetime:
     """This moment, aware."""
     return datetime.now(UTC)
@@ -40,15 +53,16 @@ def utc_now() -> datetime:
 
 def connect_readers(
     settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
-) -> tuple[HeadscaleReader, CloudflareReader]:
-    """Return clients for both upstreams that can only read, as a dry run needs them.
+) -> Readers:
+    """Return what a dry run needs: clients that can only read.
 
     Args and errors are those of `connect_writers`.
     """
     transport, zone = _connect(settings, stack, cluster, lambda _upstream, _outcome: None)
-    return (
+    return Readers(
         HeadscaleReader(transport, policy),
         CloudflareReader(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+        KeyFileReader(settings.authkey_output_path, settings.authkey_file_mode),
     )
 
 
@@ -59,8 +73,8 @@ def connect_writers(
     cluster: Cluster | None,
     *,
     observe: Callable[[str, str], None] = lambda _upstream, _outcome: None,
-) -> tuple[HeadscaleWriter, CloudflareWriter]:
-    """Return clients for both upstreams that can read and write; no request is sent yet.
+) -> Writers:
+    """Return clients that can read and write; no request is sent yet.
 
     Args:
         settings: of the command.
@@ -73,9 +87,10 @@ def connect_writers(
         ConfigError: HEADSCALE_CA_FILE contains no certificate.
     """
     transport, zone = _connect(settings, stack, cluster, observe)
-    return (
+    return Writers(
         HeadscaleWriter(transport, policy),
         CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+        KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
     )
 
 

@@ -27,10 +27,8 @@ def main(passes: int) -> None:
     configure_logs(console=False)
     with ExitStack() as stack:
         status = new_status(settings)
-        headscale, cloudflare = connect_writers(settings, once(), stack, None, observe=status.observe)
-        watch = DnsWatch(
-            settings, headscale=headscale, cloudflare=cloudflare, interface=lambda: None, now=utc_now, status=status
-        )
+        writers = connect_writers(settings, once(), stack, None, observe=status.observe)
+        watch = DnsWatch(settings, writers=writers, interface=lambda: None, now=utc_now, status=status)
         for number in range(1, passes + 1):
             watch.run_pass()
             if number in (passes // 10, passes):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -13,9 +14,9 @@ import pytest
 import tenacity
 from kubernetes.client.configuration import Configuration
 
+from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.kubernetes.api import Cluster, StateSecret
@@ -94,27 +95,25 @@ class ClusterWorld(World):
         """The real client of its Kubernetes API."""
         return cluster_at(self.url, self.kubernetes, timeout_s=self.kubernetes_timeout_s)
 
-    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[HeadscaleWriter, CloudflareWriter]:
-        """Both real clients: Headscale through its pod, unless it has an address."""
-        headscale, cloudflare = super().services(settings, policy)
+    def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
+        """Return the real clients: Headscale through its pod, unless it has an address."""
+        writers = super().writers(settings, policy)
         if settings.access == "exec":
-            headscale = HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy)
-        return headscale, cloudflare
+            return replace(writers, headscale=HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy))
+        return writers
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
         """`cleanup`, which may read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
-        headscale, cloudflare = self.services(settings, policy)
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""
             state = StateSecret(self.cluster(), namespace=settings.namespace, name=name, retrying=policy)
         return Cleanup(
             settings,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            writers=self.writers(settings, policy),
             now=self.clock.now,
             stop=stop,
             read_state=state.read if state else None,

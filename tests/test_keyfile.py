@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
-from lifecycle.keyfile import KeyFile, KeyMetadata
+from lifecycle.domain.model import KeyMetadata
+from lifecycle.keyfile.writer import KeyFileWriter
 
 KEY = SecretStr("hskey-auth-abcdefghijkl-" + "Ab_-" * 16)
 OLD = SecretStr("0123456789abcdef" * 3)
@@ -45,12 +46,12 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> KeyFile:
-    return KeyFile(tmp_path / "authkey")
+def key_file(tmp_path: Path) -> KeyFileWriter:
+    return KeyFileWriter(tmp_path / "authkey")
 
 
 @pytest.fixture
-def old_key(key_file: KeyFile) -> KeyFile:
+def old_key(key_file: KeyFileWriter) -> KeyFileWriter:
     """A key file from an earlier start of the pod."""
     key_file.write(OLD, KeyMetadata(pre_auth_key_id="3"))
     return key_file
@@ -99,20 +100,20 @@ def folder_of_nobody() -> Iterator[Path]:
 class TestWrite:
     """A key that could be written."""
 
-    def test_the_file_has_exactly_the_key(self, key_file: KeyFile) -> None:
+    def test_the_file_has_exactly_the_key(self, key_file: KeyFileWriter) -> None:
         """No line break: what reads it takes every byte for the key."""
         key_file.write(KEY, NOTE)
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_longer_key_in_the_file_leaves_nothing_behind(self, key_file: KeyFile) -> None:
+    def test_a_longer_key_in_the_file_leaves_nothing_behind(self, key_file: KeyFileWriter) -> None:
         key_file.write(KEY, NOTE)
 
         key_file.write(OLD, NOTE)
 
         assert key_file.path.read_bytes() == OLD.get_secret_value().encode()
 
-    def test_nothing_else_is_left_in_the_folder(self, key_file: KeyFile) -> None:
+    def test_nothing_else_is_left_in_the_folder(self, key_file: KeyFileWriter) -> None:
         key_file.check_writable()
         key_file.write(KEY, NOTE)
 
@@ -122,7 +123,7 @@ class TestWrite:
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
     def test_the_modes_are_what_was_set_whatever_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
         """tailscale may run as another user of the pod's group."""
-        key_file = KeyFile(tmp_path / "authkey", mode)
+        key_file = KeyFileWriter(tmp_path / "authkey", mode)
 
         with umask(mask):
             key_file.check_writable()
@@ -131,38 +132,38 @@ class TestWrite:
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
 
-    def test_the_mode_is_0640_unless_set(self, key_file: KeyFile) -> None:
+    def test_the_mode_is_0640_unless_set(self, key_file: KeyFileWriter) -> None:
         key_file.write(KEY, NOTE)
 
         assert mode_of(key_file.path) == 0o640
 
-    def test_a_mode_that_was_wider_is_narrowed(self, old_key: KeyFile) -> None:
+    def test_a_mode_that_was_wider_is_narrowed(self, old_key: KeyFileWriter) -> None:
         old_key.path.chmod(0o666)
 
         old_key.write(KEY, NOTE)
 
         assert mode_of(old_key.path) == 0o640
 
-    def test_the_old_file_stays_whole_for_who_has_it_open(self, old_key: KeyFile) -> None:
+    def test_the_old_file_stays_whole_for_who_has_it_open(self, old_key: KeyFileWriter) -> None:
         """It is replaced, not overwritten: a reader gets one key or the other, never a mixture."""
         with old_key.path.open("rb") as reader:
             old_key.write(KEY, NOTE)
 
             assert reader.read() == OLD.get_secret_value().encode()
 
-    def test_the_new_key_stands_beside_its_note(self, key_file: KeyFile) -> None:
+    def test_the_new_key_stands_beside_its_note(self, key_file: KeyFileWriter) -> None:
         assert key_file.metadata_path == key_file.path.with_name("authkey.id")
 
         key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
 
         digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
-        note = {"pre_auth_key_id": "12", "kept_node_id": "4", "key_sha256": digest}
+        note = {"pre_auth_key_id": "12", "kept_node_id": "4", "kept_machine_key": None, "key_sha256": digest}
         assert json.loads(key_file.metadata_path.read_bytes()) == note
         assert KEY.get_secret_value() not in key_file.metadata_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
     def test_any_name_will_do(self, tmp_path: Path, name: str) -> None:
-        key_file = KeyFile(tmp_path / name)
+        key_file = KeyFileWriter(tmp_path / name)
 
         key_file.check_writable()
         key_file.write(KEY, NOTE)
@@ -174,7 +175,7 @@ class TestLeftovers:
     """What an earlier run, or somebody else, left in the folder."""
 
     @pytest.mark.parametrize("mode", [0o600, 0o666, 0o000])
-    def test_a_temporary_file_of_a_killed_run_goes(self, key_file: KeyFile, mode: int) -> None:
+    def test_a_temporary_file_of_a_killed_run_goes(self, key_file: KeyFileWriter, mode: int) -> None:
         leftover = key_file.path.with_name(TEMPORARY)
         leftover.write_bytes(b"half a ke")
         leftover.chmod(mode)
@@ -185,7 +186,7 @@ class TestLeftovers:
         assert mode_of(key_file.path) == 0o640
         assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
 
-    def test_a_link_at_the_temporary_name_is_not_followed(self, key_file: KeyFile, tmp_path: Path) -> None:
+    def test_a_link_at_the_temporary_name_is_not_followed(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         key_file.path.with_name(TEMPORARY).symlink_to(elsewhere)
@@ -198,7 +199,9 @@ class TestLeftovers:
         assert not key_file.path.is_symlink()
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_hard_link_at_the_temporary_name_is_not_written_through(self, key_file: KeyFile, tmp_path: Path) -> None:
+    def test_a_hard_link_at_the_temporary_name_is_not_written_through(
+        self, key_file: KeyFileWriter, tmp_path: Path
+    ) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         os.link(elsewhere, key_file.path.with_name(TEMPORARY))
@@ -207,7 +210,7 @@ class TestLeftovers:
 
         assert elsewhere.read_bytes() == b"precious"
 
-    def test_a_link_in_place_of_the_key_is_replaced_itself(self, key_file: KeyFile, tmp_path: Path) -> None:
+    def test_a_link_in_place_of_the_key_is_replaced_itself(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         key_file.path.symlink_to(elsewhere)
@@ -217,7 +220,7 @@ class TestLeftovers:
         assert elsewhere.read_bytes() == b"precious"
         assert not key_file.path.is_symlink()
 
-    def test_a_folder_at_the_temporary_name_is_an_error_beforehand(self, key_file: KeyFile) -> None:
+    def test_a_folder_at_the_temporary_name_is_an_error_beforehand(self, key_file: KeyFileWriter) -> None:
         key_file.path.with_name(TEMPORARY).mkdir()
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
@@ -228,9 +231,9 @@ class TestCannotBeWritten:
     """A key that could not be written: the old one stays, and nothing of the new one does."""
 
     def test_a_missing_folder(self, tmp_path: Path) -> None:
-        key_file = KeyFile(tmp_path / "volume" / "authkey")
+        key_file = KeyFileWriter(tmp_path / "volume" / "authkey")
 
-        with pytest.raises(KeyFileError, match="does not exist; mount the volume"):
+        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             key_file.check_writable()
         with pytest.raises(KeyFileError, match="No such file"):
             key_file.write(KEY, NOTE)
@@ -241,19 +244,19 @@ class TestCannotBeWritten:
         (tmp_path / "volume").write_bytes(b"")
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-            KeyFile(tmp_path / "volume" / "authkey").check_writable()
+            KeyFileWriter(tmp_path / "volume" / "authkey").check_writable()
 
     def test_a_folder_in_place_of_the_key(self, tmp_path: Path) -> None:
-        with pytest.raises(KeyFileError, match="is a folder; give the path of a file in it"):
-            KeyFile(tmp_path).check_writable()
+        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+            KeyFileWriter(tmp_path).check_writable()
 
     def test_a_name_that_no_file_can_have(self, tmp_path: Path) -> None:
         for path in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "authkey"):
             with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-                KeyFile(path).check_writable()
+                KeyFileWriter(path).check_writable()
 
     def test_a_read_only_folder(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFile(folder_of_nobody / "authkey")
+        key_file = KeyFileWriter(folder_of_nobody / "authkey")
         key_file.write(OLD, NOTE)
         folder_of_nobody.chmod(0o500)
 
@@ -267,7 +270,7 @@ class TestCannotBeWritten:
         assert names_in(folder_of_nobody) == ["authkey", "authkey.id"]
 
     def test_a_folder_that_may_not_be_entered(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFile(folder_of_nobody / "volume" / "authkey")
+        key_file = KeyFileWriter(folder_of_nobody / "volume" / "authkey")
         key_file.path.parent.mkdir()
         folder_of_nobody.chmod(0o000)
 
@@ -278,7 +281,7 @@ class TestCannotBeWritten:
 
     def test_a_folder_that_may_be_written_but_not_read(self, folder_of_nobody: Path) -> None:
         """The key is in place: that the folder itself cannot be opened does not make it unwritten."""
-        key_file = KeyFile(folder_of_nobody / "authkey")
+        key_file = KeyFileWriter(folder_of_nobody / "authkey")
         folder_of_nobody.chmod(0o300)
 
         key_file.check_writable()
@@ -286,15 +289,15 @@ class TestCannotBeWritten:
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_full_disk_is_noticed_before_a_key_is_made(self, old_key: KeyFile) -> None:
-        with disk_with_room_for(0), pytest.raises(KeyFileError, match="could not be written"):
+    def test_a_full_disk_is_noticed_before_a_key_is_made(self, old_key: KeyFileWriter) -> None:
+        with disk_with_room_for(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             old_key.check_writable()
 
         assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
 
     @pytest.mark.parametrize("room", [0, 1, 40, 87])
-    def test_a_disk_that_fills_up_half_way_leaves_the_old_key(self, old_key: KeyFile, room: int) -> None:
+    def test_a_disk_that_fills_up_half_way_leaves_the_old_key(self, old_key: KeyFileWriter, room: int) -> None:
         """The key has 88 bytes, the note fewer."""
         with disk_with_room_for(room), pytest.raises(KeyFileError):
             old_key.write(KEY, NOTE)
@@ -302,14 +305,14 @@ class TestCannotBeWritten:
         assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
 
-    def test_a_disk_that_fills_up_half_way_leaves_no_file_where_there_was_none(self, key_file: KeyFile) -> None:
+    def test_a_disk_that_fills_up_half_way_leaves_no_file_where_there_was_none(self, key_file: KeyFileWriter) -> None:
         with disk_with_room_for(87), pytest.raises(KeyFileError):
             key_file.write(KEY, NOTE)
 
         assert not key_file.path.exists()
         assert TEMPORARY not in names_in(key_file.path.parent)
 
-    def test_a_folder_in_place_of_the_note_leaves_the_old_key(self, old_key: KeyFile) -> None:
+    def test_a_folder_in_place_of_the_note_leaves_the_old_key(self, old_key: KeyFileWriter) -> None:
         """A key whose note is another key's would have `dns-watch` look for the wrong node."""
         old_key.metadata_path.unlink()
         old_key.metadata_path.mkdir()
@@ -320,13 +323,13 @@ class TestCannotBeWritten:
         assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
 
     @pytest.mark.parametrize("room", [0, 40])
-    def test_no_error_shows_the_key(self, key_file: KeyFile, room: int) -> None:
+    def test_no_error_shows_the_key(self, key_file: KeyFileWriter, room: int) -> None:
         with disk_with_room_for(room), pytest.raises(KeyFileError) as raised:
             key_file.write(KEY, NOTE)
 
         assert KEY.get_secret_value() not in str(raised.value)
 
-    def test_looking_writes_nothing_that_stays(self, key_file: KeyFile) -> None:
+    def test_looking_writes_nothing_that_stays(self, key_file: KeyFileWriter) -> None:
         key_file.check_writable()
 
         assert names_in(key_file.path.parent) == []
@@ -344,12 +347,12 @@ class TestReadNote:
             pytest.param(KeyMetadata("18446744073709551615"), id="the-largest-id"),
         ],
     )
-    def test_what_was_written_is_read(self, key_file: KeyFile, note: KeyMetadata) -> None:
+    def test_what_was_written_is_read(self, key_file: KeyFileWriter, note: KeyMetadata) -> None:
         key_file.write_metadata(note)
 
         assert key_file.read_metadata() == note
 
-    def test_whether_the_key_is_the_noted_one(self, key_file: KeyFile) -> None:
+    def test_whether_the_key_is_the_noted_one(self, key_file: KeyFileWriter) -> None:
         """A process that is killed after the note and before the key leaves the key of before."""
         key_file.write(KEY, NOTE)
         note = key_file.read_metadata()
@@ -361,7 +364,7 @@ class TestReadNote:
         key_file.path.unlink()
         assert not key_file.holds(note)
 
-    def test_a_note_of_an_older_version_is_believed(self, key_file: KeyFile) -> None:
+    def test_a_note_of_an_older_version_is_believed(self, key_file: KeyFileWriter) -> None:
         key_file.write(KEY, NOTE)
         key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
 
@@ -369,14 +372,14 @@ class TestReadNote:
         assert note == KeyMetadata("7")
         assert key_file.holds(note)
 
-    def test_no_file_is_no_note(self, key_file: KeyFile) -> None:
+    def test_no_file_is_no_note(self, key_file: KeyFileWriter) -> None:
         assert key_file.read_metadata() is None
 
     def test_no_volume_is_no_note(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
 
-        assert KeyFile(tmp_path / "volume" / "authkey").read_metadata() is None
-        assert KeyFile(tmp_path / "file" / "authkey").read_metadata() is None
+        assert KeyFileWriter(tmp_path / "volume" / "authkey").read_metadata() is None
+        assert KeyFileWriter(tmp_path / "file" / "authkey").read_metadata() is None
 
     @pytest.mark.parametrize(
         "content",
@@ -396,14 +399,14 @@ class TestReadNote:
             pytest.param(b"\xff\xfe", id="no-text"),
         ],
     )
-    def test_a_note_that_makes_no_sense_is_not_no_note(self, key_file: KeyFile, content: bytes) -> None:
+    def test_a_note_that_makes_no_sense_is_not_no_note(self, key_file: KeyFileWriter, content: bytes) -> None:
         key_file.metadata_path.write_bytes(content)
 
-        with pytest.raises(KeyFileError, match="run cleanup again"):
+        with pytest.raises(KeyFileError, match=r"authkey\.id"):
             key_file.read_metadata()
 
     def test_a_note_that_cannot_be_read_is_not_no_note(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFile(folder_of_nobody / "authkey")
+        key_file = KeyFileWriter(folder_of_nobody / "authkey")
         key_file.write(KEY, NOTE)
         key_file.metadata_path.chmod(0o000)
 
@@ -413,7 +416,7 @@ class TestReadNote:
     @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
     def test_no_content_is_a_crash_or_a_made_up_note(self, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            key_file = KeyFile(Path(folder) / "authkey")
+            key_file = KeyFileWriter(Path(folder) / "authkey")
             key_file.metadata_path.write_bytes(content)
 
             with suppress(KeyFileError):
@@ -433,8 +436,9 @@ WRITER = """
     import itertools, json, os, signal, sys
     from pathlib import Path
     from pydantic import SecretStr
-    from lifecycle import keyfile
-    from lifecycle.keyfile import KeyFile, KeyMetadata
+    from lifecycle.domain.model import KeyMetadata
+    from lifecycle.keyfile import writer
+    from lifecycle.keyfile.writer import KeyFileWriter
 
     def write(key_file, number):
         key_file.check_writable()
@@ -452,7 +456,7 @@ WRITER = """
 
         def trace(frame, event, argument):
             nonlocal steps
-            if frame.f_code.co_filename != keyfile.__file__:
+            if frame.f_code.co_filename != writer.__file__:
                 return None
             frame.f_trace_opcodes = True
             steps += 1
@@ -469,7 +473,7 @@ WRITER = """
         task = json.loads(line)
         child = os.fork()
         if not child:
-            key_file = KeyFile(Path(task["folder"]) / "authkey", 0o640)
+            key_file = KeyFileWriter(Path(task["folder"]) / "authkey", 0o640)
             write_until(key_file, task["step"]) if task["step"] else write_for_ever(key_file)
             os._exit(0)
         print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
@@ -511,14 +515,14 @@ def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writ
 
 
 @pytest.fixture
-def quick_key_file() -> Iterator[KeyFile]:
+def quick_key_file() -> Iterator[KeyFileWriter]:
     """A key file in memory where there is room for it: a thousand writes wait for no disk."""
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield KeyFile(Path(folder) / "authkey")
+        yield KeyFileWriter(Path(folder) / "authkey")
 
 
-def assert_whole(key_file: KeyFile) -> str:
+def assert_whole(key_file: KeyFileWriter) -> str:
     """Look at what a kill left; the key that is in the file."""
     folder = key_file.path.parent
     assert set(names_in(folder)) <= {"authkey", "authkey.id", TEMPORARY, ".authkey.id.tmp"}
@@ -539,7 +543,7 @@ class TestKilled:
     """kill -9 leaves the file absent or whole, and the next run is not in its way."""
 
     @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-key-before", "a-key-before"])
-    def test_before_each_step(self, writer: Writer, quick_key_file: KeyFile, old: str | None) -> None:
+    def test_before_each_step(self, writer: Writer, quick_key_file: KeyFileWriter, old: str | None) -> None:
         """Killed once before every instruction of our own that writes the key."""
         key_file = quick_key_file
         seen = set()
@@ -562,7 +566,7 @@ class TestKilled:
         assert seen == {old or "", KEYS[-1]}
         assert step > 100
 
-    def test_at_random_instants(self, writer: Writer, quick_key_file: KeyFile) -> None:
+    def test_at_random_instants(self, writer: Writer, quick_key_file: KeyFileWriter) -> None:
         """Killed between and within instructions and system calls, over what earlier kills left."""
         key_file = quick_key_file
         instants = random.Random(20260301)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from lifecycle import keyfile
 from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.health.status import render_metrics
+from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, shown
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
@@ -345,7 +345,7 @@ def test_never_4_the_key_file_is_absent_or_whole_at_every_instant(world: World, 
 
     umask = os.umask(0)
     try:
-        with at_each_line_of(keyfile, look):
+        with at_each_line_of(key_file_writer, look):
             world.cleanup(AUTHKEY_FILE_MODE=mode).run()
     finally:
         os.umask(umask)
@@ -362,7 +362,7 @@ def test_never_4_a_key_that_healing_writes_is_whole_too(world: World) -> None:
     world.headscale.add_node("other", user=USER)
     world.headscale.delete_node(node.id)
     seen: list[str | None] = []
-    with at_each_line_of(keyfile, lambda: seen.append(world.key)):
+    with at_each_line_of(key_file_writer, lambda: seen.append(world.key)):
         world.run(watch, LONG_S)
     assert set(seen) <= {key.key for key in world.headscale.keys}
     assert len(set(seen)) > 1

@@ -171,18 +171,17 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def look(world: World, interface: Interface | None = None, **variables: str) -> Report:
     """A dry run in the world, and that it left no trace there."""
     settings = world.settings(DryRunSettings, **variables)
-    headscale, cloudflare = world.services(settings, once())
+    writers = world.writers(settings, once())
     stop = StopAt(world.clock)
     report = dry_run(
         settings,
         kubernetes=None,
-        headscale=headscale,
-        cloudflare=cloudflare,
-        cleanup=Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=world.clock.now, stop=stop),
+        headscale=writers.headscale,
+        cloudflare=writers.cloudflare,
+        cleanup=Cleanup(settings, writers=writers, now=world.clock.now, stop=stop),
         watch=DnsWatch(
             settings,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            writers=writers,
             interface=interface or Interface(None),
             now=world.clock.now,
             monotonic=world.clock.monotonic,

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import tenacity
 
+from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.cloudflare import errors as cloudflare_errors
@@ -27,6 +28,7 @@ from lifecycle.clients.http import Answer, Credential, JsonClient
 from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.model import IpAddress
+from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings, load
@@ -166,8 +168,8 @@ class World:
                 patch.setenv(name, value)
             return load(command)
 
-    def services(self, settings: Settings, policy: tenacity.Retrying) -> tuple[HeadscaleWriter, CloudflareWriter]:
-        """Both real clients, on the simulators."""
+    def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
+        """Return the real clients, connected to the simulators."""
         headscale = json_client(
             self.between(self.headscale),
             upstream=dialect.UPSTREAM,
@@ -184,9 +186,10 @@ class World:
             credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
             explain=cloudflare_errors.explain,
         )
-        return (
+        return Writers(
             HeadscaleWriter(HttpTransport(headscale), policy),
             CloudflareWriter(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+            KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
         )
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
@@ -194,17 +197,14 @@ class World:
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
-        headscale, cloudflare = self.services(settings, policy)
-        return Cleanup(settings, headscale=headscale, cloudflare=cloudflare, now=self.clock.now, stop=stop)
+        return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:
         """`dns-watch`, on this world's clock."""
         settings = self.settings(DnsWatchSettings, **variables)
-        headscale, cloudflare = self.services(settings, once())
         return DnsWatch(
             settings,
-            headscale=headscale,
-            cloudflare=cloudflare,
+            writers=self.writers(settings, once()),
             interface=interface,
             now=self.clock.now,
             monotonic=self.clock.monotonic,

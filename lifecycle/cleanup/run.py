@@ -20,14 +20,11 @@ from lifecycle.cleanup.plan import (
     refuse_taken_name,
 )
 from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import ApiError, LifecycleError, StoppedError
 from lifecycle.domain.model import KeySpec, Node, Record
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
 from lifecycle.expiry import ExpiryWatch
-from lifecycle.keyfile import KeyFile
 from lifecycle.runtime.background import in_background
 from lifecycle.settings.models import CleanupSettings
 
@@ -82,19 +79,16 @@ class Cleanup:
         self,
         settings: CleanupSettings,
         *,
-        headscale: HeadscaleWriter,
-        cloudflare: CloudflareWriter,
+        writers: apply.Writers,
         now: Callable[[], datetime],
         stop: Event,
         read_state: Callable[[], Mapping[str, bytes] | None] | None = None,
     ) -> None:
         self.settings = settings
         self._read_state = read_state
-        self._headscale = headscale
-        self._cloudflare = cloudflare
+        self._writers = writers
         self._now = now
         self._stop = stop
-        self._key_file = KeyFile(settings.authkey_output_path, settings.authkey_file_mode)
         self.record_identity = RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes)
 
     def run(self) -> None:
@@ -105,7 +99,7 @@ class Cleanup:
         """
         started = monotonic()
         # Before anything is deleted: without a place for the key, all else would be in vain.
-        self._key_file.check_writable()
+        apply.check_key_file(self._writers.key_file)
         view = self.read()
         if view.records_error is not None:
             log.warning("zone.unreadable", error=str(view.records_error))
@@ -118,17 +112,21 @@ class Cleanup:
         log.info("plan.made", headscale=view.version, nodes=len(view.nodes), deletions=len(plan.nodes))
 
         self._go_on()
-        apply.delete_nodes(plan.nodes, self._headscale, is_still_ours=view.identity.owns_node)
+        apply.delete_nodes(plan.nodes, self._writers.headscale, is_still_ours=view.identity.owns_node)
         self._go_on()
         key = apply.write_fresh_key(
-            plan.key,
-            headscale=self._headscale,
-            key_file=self._key_file,
+            WriteFreshKey(
+                plan.key,
+                reason="every start of the pod needs a fresh key",
+                kept_node_id=plan.kept.id if plan.kept else None,
+                kept_machine_key=plan.kept.machine_key if plan.kept else None,
+            ),
+            headscale=self._writers.headscale,
+            key_file=self._writers.key_file,
             now=self._now(),
-            kept_node_id=plan.kept.id if plan.kept else None,
         )
         deleted = self._delete_records(plan)
-        expiry = ExpiryWatch(self._headscale, now=self._now)
+        expiry = ExpiryWatch(self._writers.headscale, now=self._now)
         expiry.look_at_api_key()
         if plan.kept is not None:
             expiry.look_at_node(plan.kept)
@@ -147,10 +145,10 @@ class Cleanup:
             ApiError: Headscale, or which node stays, could not be read, after all tries.
             UserError: it cannot be told which user is ours.
         """
-        zone = _ZoneReading(self._cloudflare, self.settings.record_name, timeout=self.settings.http_timeout)
-        version = self._headscale.version()
-        user = choose_user(self._headscale.users(), self.settings.headscale_user)
-        nodes = tuple(self._headscale.nodes())
+        zone = _ZoneReading(self._writers.cloudflare, self.settings.record_name, timeout=self.settings.http_timeout)
+        version = self._writers.headscale.version()
+        user = choose_user(self._writers.headscale.users(), self.settings.headscale_user)
+        nodes = tuple(self._writers.headscale.nodes())
         identity = NodeIdentity(self.settings.node_hostname, user, self.settings.authkey_tags)
         kept = None
         if self._read_state is not None:
@@ -200,7 +198,7 @@ class Cleanup:
         if not plan.records:
             return 0
         try:
-            apply.change_records(plan.records, self._cloudflare)
+            apply.change_records(plan.records, self._writers.cloudflare)
         except ApiError as error:
             log.warning("record.delete_failed", error=str(error), reason="dns-watch will put the records right")
             return 0

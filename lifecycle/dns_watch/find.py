@@ -22,9 +22,9 @@ from lifecycle.dns_watch.plan import (
     without_successor,
 )
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NotFoundError, TransientError, UserError
-from lifecycle.domain.model import IpAddress, Node
+from lifecycle.domain.model import IpAddress, KeyMetadata, Node
 from lifecycle.domain.ownership import NodeIdentity, choose_user
-from lifecycle.keyfile import KeyFile, KeyMetadata
+from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.settings.models import DnsWatchSettings
 
 log = structlog.get_logger()
@@ -41,7 +41,12 @@ class NodeFinder:
     """
 
     def __init__(
-        self, settings: DnsWatchSettings, *, headscale: HeadscaleReader, key_file: KeyFile, now: Callable[[], datetime]
+        self,
+        settings: DnsWatchSettings,
+        *,
+        headscale: HeadscaleReader,
+        key_file: KeyFileWriter,
+        now: Callable[[], datetime],
     ) -> None:
         self._settings = settings
         self._headscale = headscale

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
@@ -11,9 +10,10 @@ import structlog
 from lifecycle.apply import write_fresh_key
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.dns_watch.plan import Loss, Missing
-from lifecycle.domain.errors import ApiError, KeyFileError
+from lifecycle.domain.changes import WriteFreshKey
+from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import PreAuthKey, User
-from lifecycle.keyfile import KeyFile
+from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.retry import jittered
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -46,7 +46,7 @@ class Healer:
         settings: DnsWatchSettings,
         *,
         headscale: HeadscaleWriter,
-        key_file: KeyFile,
+        key_file: KeyFileWriter,
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
     ) -> None:
@@ -184,18 +184,13 @@ class Healer:
         self._attempts += 1
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._attempts, 16), _LONGEST_PAUSE_S)
         self._not_before = self._monotonic() + jittered(pause_s)
-        self._key_file.check_writable()
-        if instead_of is not None:
-            # Else it expires by itself.
-            with suppress(ApiError):
-                self._headscale.expire_pre_auth_key(instead_of, user)
-        return write_fresh_key(
+        change = WriteFreshKey(
             self._settings.key_spec(user),
-            headscale=self._headscale,
-            key_file=self._key_file,
-            now=self._now(),
+            reason="the node needs a key to register again",
             kept_node_id=kept_node_id,
+            replaces=instead_of,
         )
+        return write_fresh_key(change, headscale=self._headscale, key_file=self._key_file, now=self._now())
 
     def _complain_of_no_note(self) -> None:
         """Say once that the key volume is not shared with this container, or that `cleanup` has never run."""

@@ -10,9 +10,8 @@ from time import monotonic as system_monotonic
 
 import structlog
 
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
+from lifecycle.apply import Writers
 from lifecycle.clients.headscale.dialect import UPSTREAM as HEADSCALE
-from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.dns_watch.find import NodeFinder
 from lifecycle.dns_watch.heal import Healer
 from lifecycle.dns_watch.plan import RecordPlan, Unidentified
@@ -21,7 +20,6 @@ from lifecycle.domain.errors import ApiError, NotRegisteredError
 from lifecycle.domain.model import IpAddress, Node
 from lifecycle.expiry import ExpiryWatch
 from lifecycle.health.status import Status
-from lifecycle.keyfile import KeyFile
 from lifecycle.runtime.retry import backoff_s, jittered, shortened
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -61,8 +59,7 @@ class DnsWatch:
         self,
         settings: DnsWatchSettings,
         *,
-        headscale: HeadscaleWriter,
-        cloudflare: CloudflareWriter,
+        writers: Writers,
         interface: Interface,
         now: Callable[[], datetime],
         monotonic: Callable[[], float] = system_monotonic,
@@ -72,15 +69,15 @@ class DnsWatch:
         self._interface = interface
         self._now = now
         self._monotonic = monotonic
+        headscale, key_file = writers.headscale, writers.key_file
         self._headscale = headscale
         self.status = status or new_status(settings, monotonic=monotonic)
-        key_file = KeyFile(settings.authkey_output_path, settings.authkey_file_mode)
         self._finder = NodeFinder(settings, headscale=headscale, key_file=key_file, now=now)
         self._healer = Healer(settings, headscale=headscale, key_file=key_file, now=now, monotonic=monotonic)
         self._expiry = ExpiryWatch(headscale, now=now, monotonic=monotonic)
         self._keeper = RecordKeeper(
             settings,
-            cloudflare=cloudflare,
+            cloudflare=writers.cloudflare,
             successors=self._finder.successors,
             status=self.status,
             monotonic=monotonic,

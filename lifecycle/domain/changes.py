@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from lifecycle.domain.model import Node, Record, RecordSpec
+from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +42,29 @@ class DeleteRecord:
 
 
 RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFreshKey:
+    """Create a pre-auth key and replace the one in the key file with it.
+
+    Attributes:
+        spec: the key to create.
+        kept_node_id: the node that this pod is expected to come back as, for the key metadata; None if it is unknown.
+        kept_machine_key: the machine key of that node.
+        replaces: an unused key to expire first; a failure to expire it is ignored.
+    """
+
+    spec: KeySpec
+    reason: str
+    kept_node_id: str | None = None
+    kept_machine_key: str | None = None
+    replaces: PreAuthKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteKeyMetadata:
+    """Replace the metadata beside the key; the key stays as it is."""
+
+    metadata: KeyMetadata
+    reason: str

@@ -6,7 +6,7 @@ LifecycleError
 ├── NotRegisteredError    our node did not appear in time             exit 1
 ├── UserError             no user, or several, where one was meant    exit 1
 ├── NameTakenError        another owner runs a service of this name   exit 1
-├── BrakeError            more would be removed than is allowed at once   exit 1
+├── PruneLimitError       more would be removed than is allowed at once   exit 1
 ├── StoppedError          asked to stop before the work was done      exit 1
 └── ApiError              a service refused or did not answer         exit 1
     ├── TransientError    worth another try: timeout, connection lost, 429, 5xx
@@ -52,7 +52,7 @@ class NameTakenError(LifecycleError):
     """The name is plainly another owner's."""
 
 
-class BrakeError(LifecycleError):
+class PruneLimitError(LifecycleError):
     """More would be removed at once than an operator allowed."""
 
 

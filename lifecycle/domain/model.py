@@ -91,6 +91,24 @@ class KeySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyMetadata:
+    """The content of the metadata file beside the key: which node belongs to this pod.
+
+    Attributes:
+        pre_auth_key_id: the key that was written; decimal text.
+        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will come back as;
+            decimal text.
+        kept_machine_key: the machine key of that node. Headscale assigns an id again after its database was restored.
+        key_sha256: digest of the key that was written after the metadata; None if it is unknown.
+    """
+
+    pre_auth_key_id: str | None
+    kept_node_id: str | None = None
+    kept_machine_key: str | None = None
+    key_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class KeyOrigin:
     """What a node remembers of the pre-auth key that it came with."""
 

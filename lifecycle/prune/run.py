@@ -10,10 +10,8 @@ from threading import Event
 import structlog
 
 from lifecycle import apply
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
-from lifecycle.domain.errors import BrakeError, LifecycleError, StoppedError
+from lifecycle.domain.errors import LifecycleError, PruneLimitError, StoppedError
 from lifecycle.domain.model import Node, Record, User
 from lifecycle.domain.ownership import NodeIdentity, choose_user, is_marked
 from lifecycle.prune.plan import PruneWorkload, confirmed, plan_gone, plan_named
@@ -54,16 +52,14 @@ class Prune:
         self,
         settings: PruneSettings,
         *,
-        headscale: HeadscaleWriter,
-        cloudflare: CloudflareWriter,
+        writers: apply.Writers,
         name: str | None,
         now: Callable[[], datetime],
         stop: Event,
         renew_budget: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._headscale = headscale
-        self._cloudflare = cloudflare
+        self._writers = writers
         self._name = name
         self._now = now
         self._stop = stop
@@ -73,7 +69,7 @@ class Prune:
         """Remove what is planned, after a second look that agrees with the first.
 
         Raises:
-            BrakeError: there is more to remove than PRUNE_MAX; nothing was.
+            PruneLimitError: there is more to remove than PRUNE_MAX; nothing was.
             LifecycleError: a service could not be read, or a deletion not be confirmed.
         """
         view = self.read()
@@ -98,8 +94,8 @@ class Prune:
                 # A node that came back since it was planned for stays, unless its workload was named.
                 return identity.owns_node(now) and (self._name is not None or not now.online)
 
-            apply.delete_nodes([DeleteNode(node, reason)], self._headscale, is_still_ours=is_still_ours)
-        apply.change_records([DeleteRecord(record, reason) for record in workload.records], self._cloudflare)
+            apply.delete_nodes([DeleteNode(node, reason)], self._writers.headscale, is_still_ours=is_still_ours)
+        apply.change_records([DeleteRecord(record, reason) for record in workload.records], self._writers.cloudflare)
 
     def read(self) -> View:
         """Read both services.
@@ -108,9 +104,11 @@ class Prune:
             LifecycleError: one of them could not be read, or it cannot be told which user is ours.
         """
         mark = self._settings.mark
-        user = choose_user(self._headscale.users(), self._settings.headscale_user)
-        nodes = tuple(self._headscale.nodes())
-        records = tuple(record for record in self._cloudflare.records_commented(mark) if is_marked(record, mark))
+        user = choose_user(self._writers.headscale.users(), self._settings.headscale_user)
+        nodes = tuple(self._writers.headscale.nodes())
+        records = tuple(
+            record for record in self._writers.cloudflare.records_commented(mark) if is_marked(record, mark)
+        )
         return View(user, nodes, records)
 
     def plan(self, view: View) -> list[PruneWorkload]:
@@ -149,13 +147,13 @@ class Prune:
         """The same services, unless they are suspiciously many.
 
         Raises:
-            BrakeError: more than PRUNE_MAX.
+            PruneLimitError: more than PRUNE_MAX.
         """
         most = self._settings.prune_max
         if len(services) > most:
             nodes = sum(len(service.nodes) for service in services)
             records = sum(len(service.records) for service in services)
-            raise BrakeError(
+            raise PruneLimitError(
                 f"{len(services)} services ({nodes} nodes, {records} records) would be removed, and PRUNE_MAX is "
                 f"{most}; nothing was. Look at the plan without --yes, and set PRUNE_MAX if it is right"
             )

@@ -120,6 +120,7 @@ def test_the_key_and_its_note_stand_in_their_files(world: World) -> None:
     assert json.loads(Path(f"{world.key_file}.id").read_text()) == {
         "pre_auth_key_id": str(key.id),
         "kept_node_id": None,
+        "kept_machine_key": None,
         "key_sha256": hashlib.sha256(key.key.encode()).hexdigest(),
     }
     assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
@@ -392,10 +393,8 @@ def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
         # Whoever reads it from now on waits until somebody writes.
         token.unlink()
         os.mkfifo(token)
-        headscale, cloudflare = connect_writers(settings, once(), stack, None)
-        cleanup = Cleanup(
-            settings, headscale=headscale, cloudflare=cloudflare, now=world.clock.now, stop=threading.Event()
-        )
+        writers = connect_writers(settings, once(), stack, None)
+        cleanup = Cleanup(settings, writers=writers, now=world.clock.now, stop=threading.Event())
         with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
             cleanup.run()
         stack.close()

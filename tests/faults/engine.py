@@ -27,10 +27,10 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from lifecycle import keyfile
 from lifecycle.dns_watch.run import DnsWatch
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
 from lifecycle.health.status import render_metrics
+from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import Command
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.faults.schedule import (
@@ -392,7 +392,7 @@ class Engine:
 
         def call(frame: FrameType, _event: str, _argument: object) -> Any:
             code = frame.f_code
-            return line_by_line if code.co_filename == keyfile.__file__ and code.co_name in WRITERS else None
+            return line_by_line if code.co_filename == key_file_writer.__file__ and code.co_name in WRITERS else None
 
         before = sys.gettrace()
         sys.settrace(call)

@@ -128,8 +128,8 @@ MUTANTS: Final = (
     Mutant(
         "Never 4",
         "writes the key where it is read",
-        "keyfile.py",
-        "        with self._temporary(path, content, mode) as temporary:\n            temporary.replace(path)\n",
+        "keyfile/writer.py",
+        "        with _temporary(path, content, mode) as temporary:\n            temporary.replace(path)\n",
         "        _write_new(path, content, mode)\n",
         8,
     ),

@@ -18,7 +18,8 @@ import httpx
 import pytest
 import yaml
 
-from lifecycle.keyfile import KeyFile, KeyMetadata
+from lifecycle.domain.model import KeyMetadata
+from lifecycle.keyfile.reader import KeyFileReader
 from tests.builders import NAME
 from tests.monitoring.test_rules import FOLDER, metrics_in
 from tests.real.programs import Background, eventually, free_ports
@@ -118,10 +119,10 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         node = headscale.add_node(NAME, user=user, pre_auth_key=key)
         headscale.expire_node(node.id, key.expires_at)
         zone_id = cloudflare.add_zone("example.com")
-        KeyFile(folder / "authkey").metadata_path.write_text(
+        KeyFileReader(folder / "authkey").metadata_path.write_text(
             json.dumps({"pre_auth_key_id": str(key.id), "kept_node_id": None})
         )
-        assert KeyFile(folder / "authkey").read_metadata() == KeyMetadata(str(key.id))
+        assert KeyFileReader(folder / "authkey").read_metadata() == KeyMetadata(str(key.id))
         (port,) = free_ports(1)
         watch = Background(
             [sys.executable, "-m", "lifecycle", "dns-watch"],

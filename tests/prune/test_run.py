@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import pytest
 
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
-from lifecycle.domain.errors import ApiError, BrakeError, ConfigError, ConflictError, LifecycleError, StoppedError
+from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import PruneSettings
@@ -45,11 +45,9 @@ def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, 
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
     patience = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
-    headscale, cloudflare = world.services(settings, retrying(patience=patience, stop=stop))
     return Prune(
         settings,
-        headscale=headscale,
-        cloudflare=cloudflare,
+        writers=world.writers(settings, retrying(patience=patience, stop=stop)),
         name=name,
         now=world.clock.now,
         stop=stop,
@@ -118,7 +116,7 @@ def test_the_brake_gives_the_numbers_and_removes_nothing(world: World) -> None:
     for number in range(3):
         world.headscale.disconnect(a_service(world, f"gone-{number}"))
     world.clock.sleep(A_MONTH_S)
-    with pytest.raises(BrakeError, match=r"3 services \(3 nodes, 3 records\).*PRUNE_MAX is 2"):
+    with pytest.raises(PruneLimitError, match=r"3 services \(3 nodes, 3 records\).*PRUNE_MAX is 2"):
         prune(world, PRUNE_MAX="2").run()
     assert len(world.headscale.nodes) == 4
     assert world.cloudflare.writes == []

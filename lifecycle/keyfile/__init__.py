@@ -1,0 +1,1 @@
+"""The key file that the tailscale container reads, and the key metadata beside it."""

@@ -1,0 +1,92 @@
+"""Read the key file and its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lifecycle.domain.errors import KeyFileError
+from lifecycle.domain.model import KeyMetadata
+
+_ID = re.compile(r"[1-9][0-9]{0,19}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFileReader:
+    """The key file, and `<path>.id` beside it.
+
+    Attributes:
+        path: the key file; its folder has to exist.
+        mode: permission bits of the key file.
+    """
+
+    path: Path
+    mode: int = 0o640
+
+    @property
+    def metadata_path(self) -> Path:
+        """The path of the key metadata."""
+        return self.path.with_name(self.path.name + ".id")
+
+    def read_metadata(self) -> KeyMetadata | None:
+        """Read the key metadata.
+
+        Returns:
+            None if there is none: no volume is mounted, or `cleanup` has not run.
+
+        Raises:
+            KeyFileError: the file is malformed, or cannot be read.
+        """
+        try:
+            return _parse(json.loads(self.metadata_path.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise KeyFileError(
+                f"{self.metadata_path} cannot be read ({type(error).__name__}). Run cleanup again to replace it"
+            ) from error
+
+    def holds(self, metadata: KeyMetadata) -> bool:
+        """Return True if the key in the file is the one that the metadata describes.
+
+        They differ if a process was killed between writing the metadata and the key.
+
+        Raises:
+            KeyFileError: the key file cannot be read.
+        """
+        try:
+            return metadata.key_sha256 in (None, digest_of(self.path.read_bytes()))
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise KeyFileError(f"{self.path} cannot be read ({error.strerror})") from error
+
+
+def digest_of(key: bytes) -> str:
+    """Return the digest by which the metadata identifies a key."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def _parse(values: Any) -> KeyMetadata:
+    return KeyMetadata(
+        pre_auth_key_id=_optional_id(values["pre_auth_key_id"]),
+        kept_node_id=_optional_id(values["kept_node_id"]),
+        kept_machine_key=_optional_text(values.get("kept_machine_key")),
+        key_sha256=_optional_text(values.get("key_sha256")),
+    )
+
+
+def _optional_id(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and _ID.fullmatch(value)):
+        return value
+    raise ValueError("an id is decimal text")
+
+
+def _optional_text(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError("not a string")

@@ -1,0 +1,112 @@
+"""Write the key file and its metadata, each atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from lifecycle.domain.errors import KeyFileError
+from lifecycle.domain.model import KeyMetadata
+from lifecycle.keyfile.reader import KeyFileReader, digest_of
+
+METADATA_MODE = 0o644
+
+
+class KeyFileWriter(KeyFileReader):
+    """A key file that may be replaced. Only `lifecycle.apply` calls the methods defined here."""
+
+    __slots__ = ()
+
+    def check_writable(self) -> None:
+        """Check that a key could be written, before one is created.
+
+        Raises:
+            KeyFileError: the folder is missing, not a folder, full or not writable.
+        """
+        folder = self.path.parent
+        try:
+            if not folder.is_dir():
+                raise KeyFileError(
+                    f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist. Mount the volume that is shared with "
+                    "the tailscale container there"
+                )
+            if self.path.is_dir():
+                raise KeyFileError(f"AUTHKEY_OUTPUT_PATH: {self.path} is a folder. Set the path of a file in it")
+            with _temporary(self.path, b"\n", 0o600):
+                pass
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+
+    def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
+        """Replace the metadata, then the key, each atomically. The key is written exactly as given.
+
+        Raises:
+            KeyFileError: nothing was replaced, or only the metadata was.
+        """
+        content = key.get_secret_value().encode()
+        self.write_metadata(replace(metadata, key_sha256=digest_of(content)))
+        try:
+            _replace(self.path, content, self.mode)
+        except OSError as error:
+            raise _write_failed(self.path, error) from error
+
+    def write_metadata(self, metadata: KeyMetadata) -> None:
+        """Replace the metadata atomically; the key stays as it is.
+
+        Raises:
+            KeyFileError: it was not replaced.
+        """
+        text = json.dumps(asdict(metadata))
+        try:
+            _replace(self.metadata_path, text.encode() + b"\n", METADATA_MODE)
+        except OSError as error:
+            raise _write_failed(self.metadata_path, error) from error
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
+    with _temporary(path, content, mode) as temporary:
+        temporary.replace(path)
+    # The file is complete and in place. It stays so if the folder cannot be opened or synced.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
+    """Write the content to a temporary file beside the path, and remove that file afterwards."""
+    # The name is fixed, so that the next run removes what a killed run left.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_new(temporary, content, mode)
+        yield temporary
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_new(path: Path, content: bytes, mode: int) -> None:
+    path.unlink(missing_ok=True)
+    # The file is private until it has its final mode, and a symbolic link is not followed.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _write_failed(path: Path, error: OSError) -> KeyFileError:
+    return KeyFileError(
+        f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}). The folder must be writable "
+        f"for uid {os.getuid()}; an emptyDir with the pod's fsGroup is"
+    )
