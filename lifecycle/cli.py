@@ -41,9 +41,6 @@ from lifecycle.settings.models import (
 from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
-    from lifecycle.apply import Writers
-    from lifecycle.dns_watch.run import DnsWatch
-    from lifecycle.health.status import Status
     from lifecycle.report import Report
 
 log = structlog.get_logger()
@@ -98,26 +95,38 @@ def _cleanup() -> None:
 
 def _dns_watch(*, only_once: bool) -> None:
     # As above: http.server is no small thing.
-    from lifecycle.dns_watch.run import new_status  # noqa: PLC0415
-    from lifecycle.health.status import serve  # noqa: PLC0415
+    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415
+    from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
+    from lifecycle.health.server import serve  # noqa: PLC0415
 
     settings = _loaded(DnsWatchSettings)
     stop = stop_event(0, lambda signal: log.info("stop.requested", signal=signal))
     with ExitStack() as stack:
         status = new_status(settings)
-        writers = connect_writers(settings, once(), stack, connect_cluster(settings, stack), observe=status.observe)
-        watch = _watch(settings, writers, status)
+        writers = connect_writers(
+            settings, once(), stack, connect_cluster(settings, stack), observe=status.count_request
+        )
+        watch = DnsWatch(
+            settings,
+            writers=writers,
+            interface=partial(interface_addresses, settings.tailscale_interface),
+            now=utc_now,
+            status=status,
+        )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        until_registered = (lambda: status.registered) if only_once else (lambda: False)
+        until_registered = (lambda: watch.state.is_registered) if only_once else (lambda: False)
         repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=monotonic, finished=until_registered)
-        if only_once and not stop.is_set() and not status.in_sync:
-            raise LifecycleError(f"the record is not right: {status.reason}")
+        records = watch.state.records
+        if only_once and not stop.is_set() and not records.in_sync:
+            raise LifecycleError(f"The DNS record is out of sync: {records.reason}")
 
 
 def _dry_run(only: str | None, *, as_json: bool) -> int:
     # Only a person at a terminal needs it.
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415
+    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415
+    from lifecycle.dns_watch.preview import preview  # noqa: PLC0415
     from lifecycle.report import dry_run  # noqa: PLC0415
 
     settings = _loaded(COMMANDS[only] if only else DryRunSettings, quiet=True)
@@ -135,7 +144,8 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
                 read_state=state_reader(settings, once(), cluster),
             )
         if isinstance(settings, DnsWatchSettings):
-            watch = _watch(settings, writers)
+            interface = interface_addresses(settings.tailscale_interface)
+            watch = partial(preview, settings, writers, interface, now=utc_now())
         report = dry_run(
             settings,
             kubernetes=cluster.description if cluster else None,
@@ -213,15 +223,6 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
         configure_logs(level=settings.log_level, console=console)
         log.info("settings.loaded", version=lifecycle.__version__, **shown(settings))
     return settings
-
-
-def _watch(settings: DnsWatchSettings, writers: Writers, status: Status | None = None) -> DnsWatch:
-    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415 - ctypes comes along
-    from lifecycle.dns_watch.run import DnsWatch  # noqa: PLC0415 - as above
-
-    name = settings.tailscale_interface
-    interface = partial(interface_addresses, name) if name else (lambda: None)
-    return DnsWatch(settings, writers=writers, interface=interface, now=utc_now, status=status)
 
 
 class _Parser(argparse.ArgumentParser):

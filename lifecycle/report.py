@@ -12,12 +12,11 @@ from lifecycle.cleanup.plan import NothingKept
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.dns_watch.plan import Unidentified, describe
-from lifecycle.dns_watch.records import advice_on_foreign_record
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.preview import Preview
+from lifecycle.dns_watch.state import Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import LifecycleError
-from lifecycle.domain.model import Record
+from lifecycle.domain.model import Record, describe
 from lifecycle.domain.ownership import choose_user
 from lifecycle.prune.run import Prune
 from lifecycle.settings.models import PruneSettings, Settings
@@ -89,7 +88,7 @@ def dry_run(
     headscale: HeadscaleReader,
     cloudflare: CloudflareReader,
     cleanup: Cleanup | None,
-    watch: DnsWatch | None,
+    watch: Callable[[], Preview] | None,
 ) -> Report:
     """Read everything and plan as the commands would; nothing is written anywhere.
 
@@ -173,10 +172,10 @@ def _cleanup_section(cleanup: Cleanup) -> Section:
     return section
 
 
-def _dns_watch_section(watch: DnsWatch) -> Section:
+def _dns_watch_section(watch: Callable[[], Preview]) -> Section:
     section = Section("dns-watch")
     try:
-        preview = watch.preview()
+        preview = watch()
     except LifecycleError as error:
         section.problems.append(str(error))
         return section
@@ -184,14 +183,19 @@ def _dns_watch_section(watch: DnsWatch) -> Section:
         section.notes.append(f"it would wait: {preview.node.reason}")
         return section
     section.notes.append(f"this pod's node is {preview.node.id} ({describe(preview.node)})")
-    if preview.reason:
-        section.notes.append(preview.reason)
-    for record in preview.plan.in_the_way:
+    foreign = [event.fields for event in preview.events if event.name == "record.foreign"]
+    for record in foreign:
         section.notes.append(
-            f"{record.type} {record.name} -> {record.content} is in the way (comment: {record.comment or 'none'}): "
-            f"{advice_on_foreign_record(record, mark=preview.mark)}"
+            f"{record['type']} {record['record']} -> {record['content']} is in the way "
+            f"(comment: {record['comment'] or 'none'}): {record['advice']}"
         )
-    section.steps += map(_planned_step, preview.plan.changes)
+    if preview.reason and not foreign:
+        section.notes.append(preview.reason)
+    section.steps += [
+        _planned_step(change)
+        for change in preview.changes
+        if isinstance(change, CreateRecord | UpdateRecord | DeleteRecord)
+    ]
     return section
 
 

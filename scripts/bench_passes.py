@@ -6,7 +6,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from lifecycle.dns_watch.run import DnsWatch, new_status
+from lifecycle.dns_watch.loop import DnsWatch, new_status
 from lifecycle.runtime.logs import configure_logs
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DnsWatchSettings, load
@@ -27,7 +27,7 @@ def main(passes: int) -> None:
     configure_logs(console=False)
     with ExitStack() as stack:
         status = new_status(settings)
-        writers = connect_writers(settings, once(), stack, None, observe=status.observe)
+        writers = connect_writers(settings, once(), stack, None, observe=status.count_request)
         watch = DnsWatch(settings, writers=writers, interface=lambda: None, now=utc_now, status=status)
         for number in range(1, passes + 1):
             watch.run_pass()

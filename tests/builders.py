@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+from lifecycle.health.status import Status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
@@ -82,3 +85,8 @@ def a_spec(address: str = "100.64.0.1", *, ttl_s: int = 60) -> RecordSpec:
 def addresses(*texts: str) -> tuple[IpAddress, ...]:
     """Addresses from their texts."""
     return tuple(map(ip_address, texts))
+
+
+def publish(status: Status, **changes: Any) -> None:
+    """Change what the health port reports."""
+    status.view = replace(status.view, **changes)

@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lifecycle.cli import arguments_of
 from lifecycle.domain import errors
-from lifecycle.health.status import Status, render_metrics
+from lifecycle.health.metrics import render_metrics
+from lifecycle.health.status import Status, View
 from lifecycle.settings.models import COMMANDS, Settings, command_variables, default_text
 
 LEVELS = frozenset({"debug", "info", "warning", "error"})
@@ -128,6 +129,8 @@ def values_of(expression: ast.expr, function: ast.AST) -> Iterator[ast.expr]:
         case ast.IfExp(body=one, orelse=other):
             yield from values_of(one, function)
             yield from values_of(other, function)
+        case ast.Name(id=name) if name in LEVELS:
+            yield expression
         case ast.Name(id=name):
             for node in ast.walk(function):
                 match node:
@@ -137,6 +140,16 @@ def values_of(expression: ast.expr, function: ast.AST) -> Iterator[ast.expr]:
             yield expression
 
 
+def level_of(method: ast.expr) -> str | None:
+    """The level at which a call of the method logs, or returns an event; None if it does neither."""
+    match method:
+        case ast.Attribute(value=ast.Name(id="log"), attr=level) if level in LEVELS:
+            return level
+        case ast.Name(id=level) if level in LEVELS:
+            return level
+    return None
+
+
 def logged_by(repository: Path) -> dict[str, Logged]:
     """Every event of the code: the first argument of each call of a log's method."""
     found: defaultdict[str, Logged] = defaultdict(Logged)
@@ -144,12 +157,7 @@ def logged_by(repository: Path) -> dict[str, Logged]:
         tree = ast.parse(path.read_text())
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args):
-                levels = {
-                    method.attr
-                    for method in values_of(call.func, function)
-                    if isinstance(method, ast.Attribute) and isinstance(method.value, ast.Name)
-                    if method.value.id == "log" and method.attr in LEVELS
-                }
+                levels = {level for level in map(level_of, values_of(call.func, function)) if level is not None}
                 for event in values_of(call.args[0], function) if levels else ():
                     name = event.value if isinstance(event, ast.Constant) else None
                     assert isinstance(name, str), f"{path}:{call.lineno}: an event's name is a constant"
@@ -195,7 +203,7 @@ def test_the_manuals_keys_are_logged(logged: dict[str, Logged], told: dict[str, 
 def test_the_manuals_metrics_and_their_labels_are_the_codes(manual: str) -> None:
     """As they are while everything is known: what is not known is not shown."""
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    status = Status(timedelta(), timedelta(), node_expires_at=now, api_key_expires_at=now)
+    status = Status(timedelta(), timedelta(), view=View(node_expires_at=now, api_key_expires_at=now))
     shown: defaultdict[str, set[str]] = defaultdict(set)
     _, text = render_metrics(status, accept="")
     for family in text_string_to_metric_families(text.decode()):
@@ -212,7 +220,7 @@ def test_the_manuals_metrics_and_their_labels_are_the_codes(manual: str) -> None
 
 def test_the_manuals_paths_of_the_health_port_are_the_codes(manual: str, repository: Path) -> None:
     told = {quoted(row["path"])[0] for row in rows(section(manual, "## Health port")) if "path" in row}
-    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health/status.py").read_text()))
+    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health/server.py").read_text()))
 
 
 # --- Exit statuses ------------------------------------------------------------------------------------

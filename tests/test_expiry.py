@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.headscale.dialect import parse_api_key
-from lifecycle.health.status import Status, render_metrics
+from lifecycle.health.metrics import render_metrics
+from lifecycle.health.status import Status
 from tests.dns_watch.pods import Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import answer, drop, garbage, html, oversize
@@ -156,7 +157,7 @@ def test_a_list_that_cannot_be_read(world: World, tmp_path: Path, events: list[A
     pod = Pod(world, tmp_path / "pod")
     pod.start()
     pod.run(60)
-    assert pod.watch.status.in_sync
+    assert pod.watch.status.view.in_sync
     assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*names(events)}
     assert all(event["log_level"] not in {"warning", "error"} for event in events if event["event"] != "user.assumed")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") is None

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import ApiError, LifecycleError
-from lifecycle.health.status import render_metrics
+from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, shown
 from tests.builders import MARK, NAME, OTHER_MARK
@@ -462,7 +462,7 @@ def test_never_6_two_pods_never_fight_over_one_name(make_world: MakeWorld, versi
     world.run_together(*pair, seconds=2 * LONG_S)
     assert len(world.cloudflare.writes) == settled
     assert world.records() == {f"A {nodes[1].address}": MARK}
-    assert (earlier.status.superseded_by, later.status.superseded_by) == (str(nodes[1].id), None)
+    assert (earlier.status.view.superseded_by, later.status.view.superseded_by) == (str(nodes[1].id), None)
 
 
 def test_never_6_a_pod_whose_node_is_gone_leaves_the_name_to_its_successor(world: World, tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ def test_never_6_a_pod_whose_node_is_gone_leaves_the_name_to_its_successor(world
     assert world.records() == {f"A {node.address}": MARK}
     # The first pod's, its deletion by `cleanup`, and the second pod's.
     assert [write.method for write in world.cloudflare.writes] == ["POST", "DELETE", "POST"]
-    assert earlier.status.superseded_by == str(node.id)
+    assert earlier.status.view.superseded_by == str(node.id)
 
 
 # --- 7 ------------------------------------------------------------------------------------------------
@@ -571,8 +571,8 @@ def test_never_8_nothing_that_is_down_makes_dns_watch_exit(world: World, fault: 
     down.faults.clear()
     # However long it was asked to stay away.
     world.run(watch, 2 * LONG_S)
-    assert watch.status.registered
-    assert upstream == "cloudflare" or watch.status.in_sync
+    assert watch.status.view.is_registered
+    assert upstream == "cloudflare" or watch.status.view.in_sync
 
 
 @pytest.mark.parametrize("fault", DOWN)
@@ -587,7 +587,7 @@ def test_never_8_a_headscale_that_is_down_uses_up_no_look(world: World, fault: F
     watch.run_pass()
     interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
     world.run(watch, LONG_S)
-    assert watch.status.in_sync
+    assert watch.status.view.in_sync
 
 
 @pytest.mark.parametrize("name", ["HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"])
@@ -604,5 +604,5 @@ def test_never_8_a_secret_that_was_replaced_and_vanished_ends_nothing(
     world.run(watch, LONG_S)
     secret.write_text(renewed)
     world.run(watch, LONG_S)
-    assert watch.status.registered
-    assert watch.status.in_sync
+    assert watch.status.view.is_registered
+    assert watch.status.view.in_sync

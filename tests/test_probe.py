@@ -11,9 +11,10 @@ from threading import Thread
 
 import pytest
 
-from lifecycle.health.status import Status, serve
+from lifecycle.health.server import serve
+from lifecycle.health.status import Status
 from lifecycle.settings.models import DnsWatchSettings, command_variables, default_text
-from tests.builders import addresses
+from tests.builders import addresses, publish
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.programs import free_ports
 
@@ -45,23 +46,22 @@ def healthy(_status: Status) -> None:
 
 def registered(status: Status) -> None:
     """As it should be."""
-    status.registered = True
-    status.verified(addresses("100.64.0.1"))
+    publish(status, is_registered=True, in_sync=True, addresses=addresses("100.64.0.1"))
 
 
 def superseded(status: Status) -> None:
     """A later pod has the name."""
-    status.superseded_by = "2"
+    publish(status, superseded_by="2")
 
 
 def gone(status: Status) -> None:
     """Lost, and nothing to come back with."""
-    status.lost = "gone"
+    publish(status, lost="gone")
 
 
 def dead(status: Status) -> None:
     """The loop of dns-watch hangs, which is for its own probe to see."""
-    status.silent_since = -1_000_000.0
+    status.silent_since_s = -1_000_000.0
 
 
 @pytest.mark.parametrize("state", [healthy, registered, superseded, gone, dead])
@@ -73,8 +73,7 @@ def test_left_alone(probe: Probe, status: Status, port: int, state: Callable[[St
 
 def test_restarted(probe: Probe, status: Status, port: int) -> None:
     """Our node is confirmed lost and a fresh key is in the file."""
-    status.lost = "gone"
-    status.restart_helps = True
+    publish(status, lost="gone", restart_helps=True)
     assert probe.fails(port)
 
 
@@ -156,7 +155,7 @@ def test_a_proxy(probe: Probe, status: Status, port: int, variable: str) -> None
         (nobody,) = free_ports(1)
         assert not probe.fails(nobody, **proxied)
         assert not probe.fails(port, **proxied)
-        status.restart_helps = True
+        publish(status, restart_helps=True)
         assert probe.fails(port, **proxied)
 
 

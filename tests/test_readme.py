@@ -14,8 +14,8 @@ import yaml
 
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.dns_watch.heal import CONFIRMING, CONFIRMING_OBSERVATIONS
-from lifecycle.expiry import WARN_BEFORE
+from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
+from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
@@ -142,7 +142,7 @@ SPELT = {2: "two", 3: "three", 15: "a quarter of an hour"}
 )
 def test_the_pages_numbers_are_the_codes(page: str, phrase: str) -> None:
     assert phrase in " ".join((ROOT / page).read_text().split())
-    assert timedelta(minutes=1) == CONFIRMING
+    assert CONFIRMING_S == 60
     assert GRACE_S < 2
     assert SCHEDULES >= 500
 

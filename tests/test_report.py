@@ -6,13 +6,14 @@ import io
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.preview import preview
 from lifecycle.report import Report, Section, Step, dry_run, print_json, print_text, show
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DryRunSettings
@@ -179,13 +180,7 @@ def look(world: World, interface: Interface | None = None, **variables: str) -> 
         headscale=writers.headscale,
         cloudflare=writers.cloudflare,
         cleanup=Cleanup(settings, writers=writers, now=world.clock.now, stop=stop),
-        watch=DnsWatch(
-            settings,
-            writers=writers,
-            interface=interface or Interface(None),
-            now=world.clock.now,
-            monotonic=world.clock.monotonic,
-        ),
+        watch=partial(preview, settings, writers, (interface or Interface(None))(), now=world.clock.now()),
     )
     assert world.headscale.writes == []
     assert world.cloudflare.writes == []
@@ -323,7 +318,7 @@ class TestDryRun:
         [note] = [note for note in section(report, "dns-watch").notes if "in the way" in note]
         assert "203.0.113.7" in note
         assert "managed by terraform" in note
-        assert "clear its comment" in note
+        assert MARK in note
         assert not report.problems
 
     def test_a_later_pod_has_the_name(self, world: World) -> None:

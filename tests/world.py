@@ -25,7 +25,7 @@ from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Answer, Credential, JsonClient
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter

@@ -22,10 +22,11 @@ from lifecycle.cleanup.plan import (
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import ApiError, LifecycleError, StoppedError
+from lifecycle.domain.expiry import api_key_warning, node_warning
 from lifecycle.domain.model import KeySpec, Node, Record
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
-from lifecycle.expiry import ExpiryWatch
 from lifecycle.runtime.background import in_background
+from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import CleanupSettings
 
 log = structlog.get_logger()
@@ -126,10 +127,7 @@ class Cleanup:
             now=self._now(),
         )
         deleted = self._delete_records(plan)
-        expiry = ExpiryWatch(self._writers.headscale, now=self._now)
-        expiry.look_at_api_key()
-        if plan.kept is not None:
-            expiry.look_at_node(plan.kept)
+        self._warn_of_expiry(plan.kept)
         log.info(
             "pass.finished",
             nodes_deleted=len(plan.nodes),
@@ -137,6 +135,19 @@ class Cleanup:
             key_id=key.id,
             duration_s=round(monotonic() - started, 3),
         )
+
+    def _warn_of_expiry(self, kept: Node | None) -> None:
+        now = self._now()
+        try:
+            expiring = [api_key_warning(self._writers.headscale.api_key_expires_at(), now)]
+        except ApiError as error:
+            log.debug("api_key.unreadable", error=str(error))
+            expiring = []
+        if kept is not None:
+            expiring.append(node_warning(kept, now))
+        for event in expiring:
+            if event is not None:
+                log_event(event)
 
     def read(self) -> View:
         """Read both services side by side.

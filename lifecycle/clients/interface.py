@@ -10,13 +10,13 @@ import ifaddr
 from lifecycle.domain.model import IpAddress
 
 
-def interface_addresses(name: str) -> tuple[IpAddress, ...] | None:
-    """Every address of a network interface.
+def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
+    """Return every address of a network interface, in no particular order.
 
     Returns:
-        In no particular order, empty while it has none; None when there is no such interface.
+        None if there is no such interface, or no name is given.
     """
-    if name not in (interface for _, interface in socket.if_nameindex()):
+    if not name or name not in (interface for _, interface in socket.if_nameindex()):
         return None
     return tuple(
         # ifaddr gives IPv4 as text, IPv6 as (text, flow, scope).

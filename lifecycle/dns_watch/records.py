@@ -1,201 +1,169 @@
-"""Keep the record true: read it when that is due, plan, apply, and leave Cloudflare alone when told to."""
+"""Decide what the records at our name should be; pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-import structlog
-
-from lifecycle.apply import change_records
-from lifecycle.clients.cloudflare.errors import UPSTREAM as CLOUDFLARE
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.dns_watch.plan import (
-    RecordPlan,
-    needs_successor_check,
-    plan_records,
-    published_successor,
-)
-from lifecycle.domain.changes import CreateRecord
-from lifecycle.domain.errors import ApiError, AuthError
-from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec, record_type
+from lifecycle.dns_watch.state import Interface, WatchConfig
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.model import Node, Record, RecordSpec, record_type
 from lifecycle.domain.ownership import RecordIdentity
-from lifecycle.health.status import Status
-from lifecycle.runtime.retry import backoff_s, jittered
-from lifecycle.settings.models import DnsWatchSettings
-
-log = structlog.get_logger()
-
-_MOMENT = timedelta(milliseconds=1)
 
 
-class RecordKeeper:
-    """Keeps the records of one name, and remembers when to look at them next.
+@dataclass(frozen=True, slots=True)
+class RecordPlan:
+    """What has to change at our name.
 
-    Args:
-        successors: gives the nodes of later pods than this node's; raises ApiError.
-        monotonic: seconds that never go back.
+    Attributes:
+        changes: one transaction; empty if nothing differs.
+        in_the_way: foreign records that prevent every change, in ascending order of id.
     """
 
-    def __init__(
-        self,
-        settings: DnsWatchSettings,
-        *,
-        cloudflare: CloudflareWriter,
-        successors: Callable[[Node], list[Node]],
-        status: Status,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._settings = settings
-        self._cloudflare = cloudflare
-        self._successors = successors
-        self._status = status
-        self._monotonic = monotonic
-        self.identity = RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes)
-        # What the records should have said when they were last read; None = they have to be read.
-        self._compared: tuple[RecordSpec, ...] | None = None
-        self._verify_at = 0.0
-        self._not_before = 0.0
-        self._failures = 0
-
-    def specs(self, node: Node, interface: tuple[IpAddress, ...] | None) -> tuple[RecordSpec, ...]:
-        """What the records of this node should say: an A record, and with DNS_IPV6 an AAAA record.
-
-        Returns:
-            Only addresses inside VPN_PREFIXES that this pod really has; empty when there is none.
-        """
-        addresses = self.identity.vpn_addresses(node.addresses)
-        if interface is not None:
-            addresses = tuple(address for address in addresses if address in interface)
-        specs = (
-            RecordSpec(self.identity.name, address, self._settings.dns_ttl, self.identity.mark) for address in addresses
-        )
-        return tuple(spec for spec in specs if spec.type == "A" or self._settings.dns_ipv6)
-
-    def forget(self) -> None:
-        """Whose the records should be is not known: they are read again before anything is taken for right."""
-        self._compared = None
-
-    def keep(self, node: Node, specs: tuple[RecordSpec, ...]) -> int:
-        """Read, plan and apply, when that is due.
-
-        Returns:
-            How many changes were made.
-
-        Raises:
-            ApiError: a service could not be read, or a change not be confirmed; told to `failed`.
-        """
-        now = self._monotonic()
-        due = specs != self._compared or now >= self._verify_at
-        if due and self._status.in_sync and tuple(spec.address for spec in specs) != self._status.addresses:
-            self._status.out_of_sync("the record has not been put right since the address changed")
-        if not due or now < self._not_before:
-            return 0
-        self._compared = None
-        plan = self._put_right(node, specs)
-        self._failures = 0
-        self._compared = specs
-        # What was just made is looked at again soon: another pod may have made one in the same second.
-        created = any(isinstance(change, CreateRecord) for change in plan.changes)
-        settings = self._settings
-        interval = min(settings.node_poll_interval, settings.verify_interval) if created else settings.verify_interval
-        self._verify_at = self._monotonic() + jittered(interval.total_seconds())
-        return len(plan.changes)
-
-    def failed(self, error: ApiError) -> None:
-        """Leave Cloudflare alone for a while, or for as long as it asked."""
-        self._failures += 1
-        wait_s = backoff_s(self._failures, longest_s=self._settings.verify_interval.total_seconds(), error=error)
-        self._not_before = self._monotonic() + wait_s
-        self._status.failed(error, failures=self._failures, wait_s=wait_s)
-
-    def wait(self) -> timedelta | None:
-        """How long until the records are to be looked at again; None when that is for the next look at Headscale."""
-        at = self._not_before if self._compared is None else max(self._not_before, self._verify_at)
-        left_s = at - self._monotonic()
-        # A moment more: whoever wakes up a microsecond too early asks Headscale in vain.
-        return timedelta(seconds=left_s) + _MOMENT if left_s > 0 else None
-
-    def read(self, node: Node, specs: tuple[RecordSpec, ...]) -> RecordPlan | None:
-        """Read the records and plan what they should become; None when this pod stands down.
-
-        Raises:
-            ApiError: a service could not be read.
-        """
-        records = self._cloudflare.records(self.identity.name)
-        self._status.succeeded(CLOUDFLARE)
-        if self._is_superseded(node, records):
-            return None
-        apex = None
-        if any(record.type == "NS" for record in records):
-            # Without the right to read the zone it is not known, and the record stands in the way.
-            with suppress(AuthError):
-                apex = self._cloudflare.zone_name()
-        # The node has an address of such a type that the interface does not show, or not yet.
-        types = {record_type(address) for address in self.identity.vpn_addresses(node.addresses)}
-        if not self._settings.dns_ipv6:
-            types.discard("AAAA")
-        return plan_records(
-            records,
-            specs,
-            identity=self.identity,
-            ipv6=self._settings.dns_ipv6,
-            apex=apex,
-            unsure=frozenset(types - {spec.type for spec in specs}),
-        )
-
-    def _put_right(self, node: Node, specs: tuple[RecordSpec, ...]) -> RecordPlan:
-        plan = self.read(node, specs)
-        if plan is None:
-            self._status.out_of_sync(f"node {self._status.superseded_by} of a later pod has the name")
-            return RecordPlan()
-        for record in plan.in_the_way:
-            advice = advice_on_foreign_record(record, mark=self.identity.mark)
-            log.error(
-                "record.foreign",
-                record=record.name,
-                type=record.type,
-                content=record.content,
-                comment=record.comment,
-                advice=advice,
-            )
-            self._status.out_of_sync(f"a {record.type} record that is not ours stands at {record.name}: {advice}")
-        if plan.changes:
-            self._status.out_of_sync("the record differs from what it should be, and was not put right yet")
-        if not plan.in_the_way:
-            change_records(plan.changes, self._cloudflare)
-            self._status.verified(tuple(spec.address for spec in specs))
-        return plan
-
-    def _is_superseded(self, node: Node, records: list[Record]) -> bool:
-        successor = None
-        if needs_successor_check(records, identity=self.identity, node=node):
-            successor = published_successor(records, self._successors(node), identity=self.identity, node=node)
-        self.stand_down(successor, node_id=node.id)
-        return successor is not None
-
-    def stand_down(self, successor: Node | None, *, node_id: str | None) -> None:
-        """Note for whom this pod stands down, None for nobody, and say so when that changes."""
-        successor_id = successor.id if successor else None
-        if successor_id == self._status.superseded_by:
-            return
-        self._status.superseded_by = successor_id
-        if successor_id is None:
-            log.info("node.reinstated", node_id=node_id)
-        else:
-            log.warning(
-                "node.superseded",
-                node_id=node_id,
-                successor_id=successor_id,
-                reason="a later pod of this service has the name; this one leaves the record alone",
-            )
+    changes: tuple[RecordChange, ...] = ()
+    in_the_way: tuple[Record, ...] = ()
 
 
-def advice_on_foreign_record(record: Record, *, mark: str) -> str:
-    """What a person can do about a record that stands in the way."""
+def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
+    """Return an A record and, with DNS_IPV6, an AAAA record for the node.
+
+    Only addresses inside VPN_PREFIXES that this pod's interface has are published; the result can be empty.
+    """
+    identity = config.records
+    addresses = identity.vpn_addresses(node.addresses)
+    if interface is not None:
+        addresses = tuple(address for address in addresses if address in interface)
+    specs = (RecordSpec(identity.name, address, config.ttl_s, identity.mark) for address in addresses)
+    return tuple(spec for spec in specs if spec.type == "A" or config.ipv6)
+
+
+def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
+    """Return the record types whose address the node has and the interface does not show yet."""
+    types = {record_type(address) for address in config.records.vpn_addresses(node.addresses)}
+    if not config.ipv6:
+        types.discard("AAAA")
+    return frozenset(types - {spec.type for spec in specs})
+
+
+def why_unpublishable(node: Node, config: WatchConfig) -> str:
+    """Return why `desired_records` is empty."""
+    if any(not config.records.is_vpn_address(address) for address in node.addresses):
+        return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
+    if node.addresses and not config.ipv6:
+        return "the node has no IPv4 address that this pod's interface has; for IPv6 alone, set DNS_IPV6=true"
+    return "the node has no address that this pod's interface has"
+
+
+def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str:
+    """Return what the operator can do about a foreign record at our name."""
     if record.type == "CNAME":
-        return "a CNAME allows no address beside it; delete it, or give the service another TS_HOSTNAME"
+        return "A CNAME allows no address record beside it. Delete it, or give the workload another TS_HOSTNAME."
     if record.type == "NS":
-        return "the name is delegated to other name servers; publish it there, or choose another TS_HOSTNAME"
-    return f'clear its comment, or change it to "{mark}", to hand it over; or set DNS_OWNER to its owner; or delete it'
+        return "The name is delegated to other name servers. Publish it there, or choose another TS_HOSTNAME."
+    if not record.comment:
+        return (
+            "It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
+            "or choose another TS_HOSTNAME. To hand it over, set its comment to "
+            f'"{identity.mark}": it then points to this pod and is no longer proxied.'
+        )
+    is_vpn_address = record.address is not None and identity.is_vpn_address(record.address)
+    hand_over = "clear its comment or change it" if is_vpn_address else "change its comment"
+    return (
+        f'To hand it over, {hand_over} to "{identity.mark}". If it belongs to another instance of this program, set '
+        "DNS_OWNER to that owner. Otherwise delete it, or choose another TS_HOSTNAME."
+    )
+
+
+def published_successor(
+    records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity, node: Node
+) -> Node | None:
+    """Return the online successor whose address a marked record already contains.
+
+    Args:
+        records: everything at our name.
+        successors: nodes of later pods.
+        identity: criteria for owning a record.
+        node: this pod's. All nodes are offline after a restart of Headscale: while this one is, an offline successor
+            keeps the name.
+    """
+    marked = {record.address for record in records if identity.is_marked(record)}
+    for successor in successors:
+        if (successor.online or not node.online) and marked & set(successor.addresses):
+            return successor
+    return None
+
+
+def needs_successor_check(records: Iterable[Record], *, identity: RecordIdentity, node: Node) -> bool:
+    """Return True if a marked record contains an address that is not ours, which a successor may have set."""
+    return any(identity.is_marked(record) and record.address not in node.addresses for record in records)
+
+
+def plan_records(
+    records: Iterable[Record],
+    specs: Sequence[RecordSpec],
+    *,
+    identity: RecordIdentity,
+    ipv6: bool,
+    apex: str | None,
+    undecided: frozenset[str] = frozenset(),
+) -> RecordPlan:
+    """Compare the records at our name with the desired ones.
+
+    Args:
+        records: everything at our name, in any order.
+        specs: the desired records, at most one of each type. A type without one should have no record of ours.
+        identity: criteria for owning a record.
+        ipv6: AAAA records are managed; if not, only those that carry our mark are deleted.
+        apex: the zone's own name, where NS records are normal; None if it is not known.
+        undecided: types without a spec that may still get one; their records stay as they are.
+    """
+    here = sorted(records, key=lambda record: record.id)
+    in_the_way = tuple(record for record in here if _blocks(record, identity=identity, ipv6=ipv6, apex=apex))
+    if in_the_way:
+        return RecordPlan(in_the_way=in_the_way)
+    changes: list[RecordChange] = []
+    for type_ in ("A", "AAAA"):
+        ours = [record for record in here if record.type == type_ and identity.owns_record(record)]
+        if type_ == "AAAA" and not ipv6:
+            ours = [record for record in ours if identity.is_marked(record)]
+        spec = next((spec for spec in specs if spec.type == type_), None)
+        if spec is None and type_ in undecided:
+            continue
+        changes += _plan_type(ours, spec, identity)
+    return RecordPlan(changes=tuple(changes))
+
+
+def _blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
+    if record.name != identity.name:
+        return False
+    match record.type:
+        case "CNAME":
+            return True
+        case "NS":
+            return record.name != apex
+        case "A":
+            return not identity.owns_record(record)
+        case "AAAA":
+            return ipv6 and not identity.owns_record(record)
+    return False
+
+
+def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[RecordChange]:
+    if spec is None:
+        return [DeleteRecord(record, reason="the node has no address of this type") for record in ours]
+    if not ours:
+        return [CreateRecord(spec, reason="no record exists")]
+
+    # Two replicas of this program must choose the same record to keep.
+    def rank(record: Record) -> tuple[bool, bool, str]:
+        return record.address != spec.address, not identity.is_marked(record), record.id
+
+    kept, *rest = sorted(ours, key=rank)
+    changes: list[RecordChange] = []
+    differing = spec.differences(kept)
+    if differing:
+        adopted = not identity.is_marked(kept)
+        reason = "adopted: it has no comment and a VPN address" if adopted else f"changed: {', '.join(differing)}"
+        changes.append(UpdateRecord(kept, spec, reason=reason))
+    changes += [DeleteRecord(record, reason="duplicate") for record in rest]
+    return changes

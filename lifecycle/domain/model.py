@@ -163,6 +163,12 @@ class Node:
         return int(self.id)
 
 
+def describe(node: Node) -> str:
+    """Describe a node in a few words."""
+    owner = node.user.name if node.user else ", ".join(sorted(node.tags)) or "none"
+    return f"hostname {node.hostname}, owner {owner}, registered by {node.registered_by}"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A DNS record that exists at Cloudflare.

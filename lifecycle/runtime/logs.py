@@ -8,6 +8,8 @@ from io import TextIOWrapper
 
 import structlog
 
+from lifecycle.domain.events import Event
+
 
 def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = False) -> None:
     """Send every event to standard output, one a line.
@@ -37,3 +39,8 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
         logger_factory=structlog.PrintLoggerFactory(out),
         cache_logger_on_first_use=False,
     )
+
+
+def log_event(event: Event) -> None:
+    """Log an event that a pure function returned."""
+    getattr(structlog.get_logger(), event.level)(event.name, **event.fields)

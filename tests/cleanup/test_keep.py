@@ -156,7 +156,7 @@ def test_the_watch_finds_the_kept_node_and_has_nothing_to_write(interface: bool,
     world.headscale.connect(node.id)
     watch = world.watch(Interface(*node.addresses) if interface else Interface(None))
     world.run(watch, 200)
-    assert (watch.status.node_id, watch.status.in_sync) == (str(node.id), True)
+    assert (watch.status.view.node_id, watch.status.view.in_sync) == (str(node.id), True)
     assert world.cloudflare.writes == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.loop import DnsWatch
 from tests.builders import NAME
 from tests.simulators.vpn_client import VpnClient
 from tests.world import Interface, World
@@ -84,4 +84,4 @@ class Pod:
     def nodez(self) -> tuple[str, bool]:
         """What `/nodez` says: the state, and whether a restart of the client helps."""
         status = self.watch.status
-        return status.node_state, status.restart_helps
+        return status.view.node_state, status.view.restart_helps

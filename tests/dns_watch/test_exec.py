@@ -53,7 +53,7 @@ def test_once_registered_a_minute_is_between_two_looks(world: ClusterWorld) -> N
     times = looks(world)
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
-    assert watch.status.in_sync
+    assert watch.status.view.in_sync
     assert least_pause(times) >= 60
     assert 45 <= len(times) <= 61
 
@@ -75,7 +75,7 @@ def test_a_cloudflare_that_is_down_makes_no_look_come_sooner(world: ClusterWorld
     world.cloudflare.faults.add(faults.html(503), times=None)
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
-    assert not watch.status.in_sync
+    assert not watch.status.view.in_sync
     assert least_pause(times) >= 60
 
 
@@ -89,7 +89,7 @@ def test_a_headscale_that_fails_makes_no_look_come_sooner(world: ClusterWorld) -
     assert least_pause(times) >= 60
     world.cli.stopped = False
     world.run(watch, 200)
-    assert watch.status.registered
+    assert watch.status.view.is_registered
 
 
 def test_a_node_that_is_gone_makes_no_look_come_sooner(world: ClusterWorld) -> None:
@@ -107,7 +107,7 @@ def test_before_registration_looks_are_as_frequent_as_ever(world: ClusterWorld) 
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
     world.clock.at(20, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 100)
-    assert watch.status.in_sync
+    assert watch.status.view.in_sync
     assert len([at for at in times if at <= 20]) >= 5
 
 
@@ -164,7 +164,7 @@ def test_an_exec_that_goes_wrong_changes_nothing(fault: ExecFault, world: Cluste
     world.kubernetes.spoil(fault, times=None)
     world.run(watch, HOUR_S)
     assert (world.records(), len(world.cloudflare.writes)) == (before, written)
-    assert watch.status.lost is None
+    assert watch.status.view.lost is None
 
 
 def test_a_refused_exec_is_an_error_and_no_exit(world: ClusterWorld, events: Events) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from lifecycle.dns_watch.plan import Hints, why_missing
-from lifecycle.health.status import render_metrics
+from lifecycle.dns_watch.nodes import Hints, why_missing
+from lifecycle.dns_watch.state import KnownNode
+from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, drop, garbage, html, lacking, refuse
@@ -287,7 +288,7 @@ def test_listed_under_another_name() -> None:
         identity=NODE_IDENTITY,
         hints=Hints(interface=renamed.addresses),
         now=NOW,
-        own_id="1",
+        own=KnownNode("1", renamed.machine_key),
         not_found=True,
     )
     assert loss is None
@@ -307,7 +308,7 @@ class Steps:
         """Make a pass after so long; give what is confirmed then."""
         self._pod.world.clock.sleep(after_s)
         self._pod.watch.run_pass()
-        return self._pod.watch.status.lost
+        return self._pod.watch.status.view.lost
 
     def look_in_vain(self, *, after_s: float, path: str) -> str | None:
         """Make a pass that fails at a path."""
@@ -624,7 +625,7 @@ def test_a_key_that_cannot_be_looked_up_hides_nothing(world: World, tmp_path: Pa
     assert [steps.look(after_s=31) for _ in range(3)] == [None, None, "gone"]
     assert world.headscale.faults.pending == 0
     assert pod.nodez == ("gone", False)
-    assert pod.watch.status.registered is False
+    assert pod.watch.status.view.is_registered is False
 
 
 def test_the_key_is_good_for_as_long_as_asked(world: World, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.health.status import render_metrics
+from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import Pod
 from tests.simulators.faults import answer, html, lacking, refuse, stale
@@ -291,7 +291,7 @@ def test_a_pod_that_knows_only_that_it_was_alone_takes_no_successor_for_itself(
     world.run_together(old, new, seconds=HOUR_S)
     assert published(world) == [later.addresses[0]]
     assert len(world.cloudflare.writes) == writes
-    assert not old.status.registered
+    assert not old.status.view.is_registered
 
 
 def test_an_interface_that_was_there_has_30_s_to_come_back(world: World, tmp_path: Path) -> None:
@@ -303,9 +303,9 @@ def test_an_interface_that_was_there_has_30_s_to_come_back(world: World, tmp_pat
     # It was last looked at up to 10 s ago, and may be looked at up to 10 s late.
     interface.show(None)
     world.run(watch, 18)
-    assert not watch.status.registered
+    assert not watch.status.view.is_registered
     world.run(watch, 25)
-    assert watch.status.registered
+    assert watch.status.view.is_registered
 
 
 def test_a_node_that_was_given_to_somebody_else_is_left_to_them(
@@ -323,4 +323,4 @@ def test_a_node_that_was_given_to_somebody_else_is_left_to_them(
     world.cloudflare.remove_record(record.id)
     world.run(watch, HOUR_S)
     assert published(world) == []
-    assert not watch.status.registered
+    assert not watch.status.view.is_registered

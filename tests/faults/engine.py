@@ -27,9 +27,9 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
-from lifecycle.health.status import render_metrics
+from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import Command
 from tests.builders import MARK, NAME, OTHER_MARK
@@ -469,7 +469,7 @@ class Engine:
     def _tailscale(self, pod: Pod) -> None:
         """The tailscale container: register when it has not, restart when the probe says so."""
         headscale = self.world.headscale
-        if pod.watch is not None and pod.watch.status.restart_helps:
+        if pod.watch is not None and pod.watch.status.view.restart_helps:
             self._restart_helps(pod)
             if pod.node_id is not None:
                 headscale.disconnect(pod.node_id)
@@ -769,7 +769,7 @@ class Engine:
 
     def _says_what_is_in_the_way(self) -> None:
         for pod in self.living:
-            if pod.watch is not None and pod.watch.status.in_sync:
+            if pod.watch is not None and pod.watch.status.view.in_sync:
                 raise BrokenError(f"pod {pod.number} calls the record right, and {self.world.blocking} is in the way")
 
     @property
@@ -804,7 +804,7 @@ class Engine:
             states = [(each.number, each.node_id, each.watch and each.watch.status.readiness()) for each in self.living]
             return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
-            reason = pod.watch.status.reason if pod.watch else "no sidecar"
+            reason = pod.watch.status.view.reason if pod.watch else "no sidecar"
             return f"the record is right, and pod {pod.number} does not say so: {reason}"
         return ""
 
@@ -817,7 +817,7 @@ class Engine:
         return self.world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
             and pod.key_file.exists()
-            and (pod.watch.status.ever_registered or (pod.shows_interface and pod.noted_node is not None))
+            and (pod.watch.state.node is not None or (pod.shows_interface and pod.noted_node is not None))
             for pod in self.living
         )
 
@@ -839,7 +839,7 @@ class Engine:
             this.disturbed = True
         # Whose node was seen once is not misled by a list alone: Headscale itself has to say that the node is gone.
         # Where it says so, the list is all that tells of the node that came in its place.
-        known = this.pod.watch.status.node_id if this.pod.watch else None
+        known = this.pod.watch.status.view.node_id if this.pod.watch else None
         knows = known is not None and self.world.headscale.node(int(known)) is not None
         if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
             this.pod.misled_at = self.clock.elapsed_s
@@ -976,7 +976,7 @@ class Engine:
     def _may_give_up(self, pod: Pod) -> None:
         if self.world.environment["MAX_RETRIES"] == "0":
             raise BrokenError("Never 8: dns-watch gave up with MAX_RETRIES=0")
-        if pod.watch is not None and pod.watch.status.ever_registered:
+        if pod.watch is not None and pod.watch.state.node is not None:
             raise BrokenError("Never 8: dns-watch gave up after its node was there")
 
     def _watch_is_sane(self, pod: Pod, watch: DnsWatch) -> None:

@@ -112,7 +112,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 3",
         "believes a list that nobody is on",
-        "dns_watch/plan.py",
+        "dns_watch/nodes.py",
         "    if not nodes:\n        return None\n",
         "",
         39,
@@ -129,8 +129,8 @@ MUTANTS: Final = (
         "Never 4",
         "writes the key where it is read",
         "keyfile/writer.py",
-        "        with _temporary(path, content, mode) as temporary:\n            temporary.replace(path)\n",
-        "        _write_new(path, content, mode)\n",
+        "    with _temporary(path, content, mode) as temporary:\n        temporary.replace(path)\n",
+        "    _write_new(path, content, mode)\n",
         8,
     ),
     Mutant(
@@ -144,7 +144,7 @@ MUTANTS: Final = (
     Mutant(
         "Never 6",
         "does not stand down for a later pod that has the name",
-        "dns_watch/plan.py",
+        "dns_watch/records.py",
         "    for successor in successors:\n",
         "    for successor in successors[:0]:\n",
         45,
@@ -160,9 +160,9 @@ MUTANTS: Final = (
     Mutant(
         "Never 8",
         "ends dns-watch with the first failure of Cloudflare",
-        "dns_watch/run.py",
-        "        except ApiError as error:\n            self._keeper.failed(error)\n",
-        "        except ZeroDivisionError as error:\n            self._keeper.failed(error)\n",
+        "dns_watch/observe.py",
+        "        return RecordsRead(records, apex, tuple(later))\n    except ApiError as error:\n",
+        "        return RecordsRead(records, apex, tuple(later))\n    except ZeroDivisionError as error:\n",
         1,
     ),
     Mutant(
@@ -176,16 +176,17 @@ MUTANTS: Final = (
     Mutant(
         "Healing",
         "believes one look that a node is gone",
-        "dns_watch/heal.py",
-        "confirmed = self._looks >= CONFIRMING_OBSERVATIONS and now - self._since >= self._confirming_s\n",
-        "confirmed = True\n",
+        "dns_watch/healing.py",
+        "        and losses.observations >= CONFIRMING_OBSERVATIONS\n"
+        "        and now.monotonic_s - losses.since_s >= CONFIRMING_S\n",
+        "",
         83,
     ),
     Mutant(
         "Healing",
         "takes the noted key for the one in the file",
-        "dns_watch/heal.py",
-        " and self._key_file.holds(note):\n",
+        "dns_watch/healing.py",
+        " and check.is_in_file:\n",
         ":\n",
         107,
     ),

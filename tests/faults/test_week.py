@@ -18,7 +18,7 @@ import structlog
 from lifecycle.clients.headscale import dialect
 from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.domain.errors import ApiError
-from lifecycle.health.status import render_metrics
+from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.simulators import faults
 from tests.simulators.serve import serve
@@ -78,7 +78,9 @@ class Week:
     def right(self) -> bool:
         """Whether the record says what the node has."""
         node = self.world.headscale.node(self.node.id)
-        return node is not None and list(self.world.records()) == [f"A {node.address}"] and self.watch.status.in_sync
+        return (
+            node is not None and list(self.world.records()) == [f"A {node.address}"] and self.watch.status.view.in_sync
+        )
 
     def readdress(self) -> None:
         """Give the node another address, which the loop sees within a second."""
@@ -108,7 +110,7 @@ class Week:
             assert self.right
             happen()
             self.go_on(within_s)
-            assert self.right, (hour, self.watch.status.reason)
+            assert self.right, (hour, self.watch.status.view.reason)
         self.to(12.0)
         world.cloudflare.faults.add(faults.html(503), times=None)
         self.to(12.5)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.dns_watch.run import DnsWatch
+from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import TransientError
 from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, CORES, LIMIT, WINDOW_S, Busy, FleetWorld, busiest, in_front
 from tests.fleet.turns import Turns
@@ -65,7 +65,7 @@ class Start:
         watch = world.watch(Interface(*node.addresses), TS_HOSTNAME=hostname)
         while clock.elapsed_s < until_s:
             wait_s = watch.run_pass()
-            if watch.status.in_sync:
+            if watch.status.view.in_sync:
                 self.right_at.setdefault(hostname, clock.elapsed_s)
             clock.sleep(max(wait_s, 0.001))
 

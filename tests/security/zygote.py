@@ -50,7 +50,7 @@ def serve() -> None:
     """Run the jobs, one after another."""
     import lifecycle.cleanup.run  # noqa: PLC0415
     import lifecycle.cli  # noqa: PLC0415
-    import lifecycle.dns_watch.run  # noqa: PLC0415
+    import lifecycle.dns_watch.loop  # noqa: PLC0415
     import lifecycle.report  # noqa: F401, PLC0415
 
     for line in sys.stdin:

@@ -11,22 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.dns_watch.plan import (
-    Hints,
-    Loss,
-    Missing,
-    RecordPlan,
-    Unidentified,
-    choose_node,
-    describe,
-    needs_successor_check,
-    plan_records,
-    published_successor,
-    successors,
-    why_missing,
-)
+from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
+from lifecycle.dns_watch.records import RecordPlan, needs_successor_check, plan_records, published_successor
+from lifecycle.dns_watch.state import KnownNode, Loss, Missing, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
-from lifecycle.domain.model import Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
 from tests.builders import (
     ANN,
     EXPIRED,
@@ -50,10 +39,15 @@ APEX = "example.com"
 # Hints of every kind.
 UP = Hints(interface=addresses(V4, V6))
 BARE = Hints(interface=())
-NOTED = Hints(interface=None, pre_auth_key_id="7")
-KEPT = Hints(interface=None, pre_auth_key_id="7", kept_node_id="1")
+WITH_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
+KEPT = Hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
 WAITING = Hints(interface=None)
 WAITED = Hints(interface=None, waited=True)
+
+
+def known(node_id: str | None) -> KnownNode | None:
+    """This pod's node when it was last known."""
+    return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
 def chosen(*nodes: Node, hints: Hints) -> str | None:
@@ -74,14 +68,19 @@ class TestChooseNode:
             pytest.param([a_node(1), a_node(2)], UP, "1", id="not-the-newest"),
             pytest.param([a_node(1, online=False), a_node(2)], UP, "1", id="not-the-one-that-is-online"),
             pytest.param(
-                [a_node(1, key_id="3"), a_node(2)], replace(UP, pre_auth_key_id="7"), "1", id="not-by-the-key"
+                [a_node(1, key_id="3"), a_node(2)], replace(UP, metadata=KeyMetadata("7")), "1", id="not-by-the-key"
             ),
             pytest.param(
-                [a_node(1), a_node(2)], replace(UP, kept_node_id="2", waited=True), "1", id="not-the-kept-one"
+                [a_node(1), a_node(2)],
+                replace(UP, metadata=KeyMetadata(None, kept_node_id="2"), waited=True),
+                "1",
+                id="not-the-kept-one",
             ),
             pytest.param([a_node(1), a_node(2, hostname="x")], UP, "1", id="others-are-others"),
             pytest.param([a_node(2)], UP, None, id="not-registered-yet"),
-            pytest.param([a_node(2)], replace(UP, pre_auth_key_id="7", waited=True), None, id="nor-by-other-signs"),
+            pytest.param(
+                [a_node(2)], replace(UP, metadata=KeyMetadata("7"), waited=True), None, id="nor-by-other-signs"
+            ),
             pytest.param([a_node(1, user=ANN)], UP, None, id="address-of-a-foreign-node"),
             pytest.param([a_node(1, hostname="x")], UP, None, id="address-of-another-name"),
             pytest.param([a_node(1, expires_at=EXPIRED)], UP, None, id="address-of-an-expired-node"),
@@ -100,21 +99,21 @@ class TestChooseNode:
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
         [
-            pytest.param([a_node(1), a_node(2, key_id="8")], NOTED, "1", id="the-one-with-our-key"),
-            pytest.param([a_node(1, online=False), a_node(2, key_id="8")], NOTED, "1", id="offline-all-the-same"),
-            pytest.param([a_node(1, key_id="8")], NOTED, None, id="another-key"),
-            pytest.param([a_node(1, key_id="77")], NOTED, None, id="a-longer-key-id"),
-            pytest.param([a_node(1, key_id="8")], replace(NOTED, waited=True), None, id="waiting-changes-nothing"),
-            pytest.param([a_node(1), a_node(2)], NOTED, None, id="two-with-our-key"),
-            pytest.param([a_node(1), a_node(2, user=ANN)], NOTED, "1", id="a-foreign-one-with-our-key"),
-            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], NOTED, "1", id="an-expired-one-with-our-key"),
+            pytest.param([a_node(1), a_node(2, key_id="8")], WITH_KEY, "1", id="the-one-with-our-key"),
+            pytest.param([a_node(1, online=False), a_node(2, key_id="8")], WITH_KEY, "1", id="offline-all-the-same"),
+            pytest.param([a_node(1, key_id="8")], WITH_KEY, None, id="another-key"),
+            pytest.param([a_node(1, key_id="77")], WITH_KEY, None, id="a-longer-key-id"),
+            pytest.param([a_node(1, key_id="8")], replace(WITH_KEY, waited=True), None, id="waiting-changes-nothing"),
+            pytest.param([a_node(1), a_node(2)], WITH_KEY, None, id="two-with-our-key"),
+            pytest.param([a_node(1), a_node(2, user=ANN)], WITH_KEY, "1", id="a-foreign-one-with-our-key"),
+            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WITH_KEY, "1", id="an-expired-one-with-our-key"),
             pytest.param([a_node(1, key_id="3")], KEPT, "1", id="the-kept-one"),
             pytest.param([a_node(1, key_id="7")], KEPT, "1", id="the-kept-one-with-our-key"),
             pytest.param([a_node(1, key_id="3"), a_node(2, key_id="8")], KEPT, "1", id="the-kept-one-of-two"),
             pytest.param([a_node(1, key_id="3"), a_node(2, key_id="7")], KEPT, "2", id="the-kept-one's-state-was-lost"),
             pytest.param([a_node(1, key_id="3", user=ANN)], KEPT, None, id="the-kept-one-is-not-ours"),
             pytest.param([a_node(12, key_id="3")], KEPT, None, id="a-longer-id"),
-            pytest.param([], NOTED, None, id="empty-list"),
+            pytest.param([], WITH_KEY, None, id="empty-list"),
         ],
     )
     def test_by_note(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
@@ -151,8 +150,8 @@ class TestChooseNode:
             pytest.param(
                 [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])], UP, ["several", "1, 2"], id="which-have-it"
             ),
-            pytest.param([], NOTED, ["pre-auth key"], id="no-node-with-the-key"),
-            pytest.param([a_node(2), a_node(10)], NOTED, ["2, 10"], id="which-have-the-key"),
+            pytest.param([], WITH_KEY, ["pre-auth key"], id="no-node-with-the-key"),
+            pytest.param([a_node(2), a_node(10)], WITH_KEY, ["2, 10"], id="which-have-the-key"),
             pytest.param([a_node(2), a_node(10)], WAITED, ["2, 10"], id="which-are-online"),
             pytest.param([], WAITED, ["no node of ours is online"], id="none-online"),
             pytest.param([], WAITING, ["interface"], id="too-early"),
@@ -170,7 +169,7 @@ class TestChooseNode:
         [
             (a_node(), "owner svc"),
             (a_node(user=None, tags=["tag:b", "tag:a"]), "owner tag:a, tag:b"),
-            (a_node(user=None), "owner nobody"),
+            (a_node(user=None), "owner none"),
         ],
     )
     def test_a_node_in_a_few_words(self, node: Node, owner: str) -> None:
@@ -186,7 +185,9 @@ class TestWhyMissing:
             # Headscale itself says that it is gone, and the list has others.
             pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(Missing.GONE, "1"), id="gone"),
             pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-interface"),
-            pytest.param([a_node(5, hostname="x")], NOTED, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-note"),
+            pytest.param(
+                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-note"
+            ),
             pytest.param([a_node(2)], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-later-pod"),
             pytest.param([], UP, "1", True, None, id="not-by-an-empty-list"),
             pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="not-while-the-list-has-it"),
@@ -195,7 +196,7 @@ class TestWhyMissing:
                 [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-interface"
             ),
             pytest.param(
-                [a_node(1, expires_at=EXPIRED)], NOTED, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-note"
+                [a_node(1, expires_at=EXPIRED)], WITH_KEY, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-note"
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED, key_id="3")],
@@ -207,7 +208,7 @@ class TestWhyMissing:
             ),
             pytest.param(
                 [a_node(2, expires_at=EXPIRED, key_id="3"), a_node(5, hostname="x")],
-                NOTED,
+                WITH_KEY,
                 None,
                 False,
                 Loss(Missing.UNREGISTERED),
@@ -216,20 +217,20 @@ class TestWhyMissing:
             # This pod has an address that nobody has.
             pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="address-of-nobody"),
             pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="a-short-list-and-a-node-that-is-there"),
-            pytest.param([a_node(5, hostname="x")], NOTED, "4", False, None, id="a-short-list-and-no-interface"),
+            pytest.param([a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="a-short-list-and-no-interface"),
             pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address-of-somebody-else"),
             pytest.param([a_node(2)], UP, None, False, None, id="address-of-nobody-and-a-node-of-ours"),
             pytest.param([], UP, None, False, None, id="address-of-nobody-in-an-empty-list"),
             # It may still come.
-            pytest.param([a_node(5, hostname="x")], NOTED, None, False, Loss(Missing.UNREGISTERED), id="not-yet"),
+            pytest.param([a_node(5, hostname="x")], WITH_KEY, None, False, Loss(Missing.UNREGISTERED), id="not-yet"),
             pytest.param([a_node(5, hostname="x")], WAITED, None, False, Loss(Missing.UNREGISTERED), id="never-yet"),
             pytest.param([a_node(5, hostname="x")], BARE, None, False, Loss(Missing.UNREGISTERED), id="no-address-yet"),
-            pytest.param([a_node(2, key_id="8")], NOTED, None, False, None, id="not-yet-but-another-pod's"),
-            pytest.param([], NOTED, None, False, None, id="nothing-by-an-empty-list"),
+            pytest.param([a_node(2, key_id="8")], WITH_KEY, None, False, None, id="not-yet-but-another-pod's"),
+            pytest.param([], WITH_KEY, None, False, None, id="nothing-by-an-empty-list"),
         ],
     )
     def test_why(self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool, loss: Loss | None) -> None:
-        found = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own_id=own_id, not_found=not_found)
+        found = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
 
         assert found == loss
 
@@ -335,7 +336,9 @@ class TestRecords:
         assert planned(a_record()) == RecordPlan()
 
     def test_missing(self) -> None:
-        assert planned() == RecordPlan((CreateRecord(a_spec(), "there is none"),))
+        [change] = planned().changes
+        assert isinstance(change, CreateRecord)
+        assert change.spec == a_spec()
 
     @pytest.mark.parametrize(
         ("record", "differing"),
@@ -349,13 +352,18 @@ class TestRecords:
     )
     def test_changed_in_place(self, record: Record, differing: str) -> None:
         """The name never stops resolving."""
-        assert planned(record) == RecordPlan((UpdateRecord(record, a_spec(), f"{differing} differed"),))
+        [change] = planned(record).changes
+        assert isinstance(change, UpdateRecord)
+        assert (change.record, change.spec) == (record, a_spec())
+        assert differing in change.reason
 
     @pytest.mark.parametrize("content", [V4, "100.64.0.9"])
     def test_an_older_scripts_is_adopted(self, content: str) -> None:
         record = a_record(content=content, comment="", ttl_s=1, proxied=True)
 
-        assert planned(record) == RecordPlan((UpdateRecord(record, a_spec(), "adopted from an older script"),))
+        [change] = planned(record).changes
+        assert isinstance(change, UpdateRecord)
+        assert (change.record, change.spec) == (record, a_spec())
 
     @pytest.mark.parametrize(
         ("records", "expected"),
@@ -507,7 +515,7 @@ class TestRecords:
             identity=RECORD_IDENTITY,
             ipv6=True,
             apex=None,
-            unsure=frozenset({"A"}),
+            undecided=frozenset({"A"}),
         )
         assert plan == RecordPlan()
 
@@ -546,8 +554,14 @@ NODES = st.lists(
 HINTS = st.builds(
     Hints,
     interface=st.one_of(st.none(), SOME_ADDRESSES.map(lambda texts: tuple(map(ip_address, texts)))),
-    pre_auth_key_id=st.sampled_from([None, "7", "9"]),
-    kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
+    metadata=st.one_of(
+        st.none(),
+        st.builds(
+            KeyMetadata,
+            pre_auth_key_id=st.sampled_from([None, "7", "9"]),
+            kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
+        ),
+    ),
     waited=st.booleans(),
 )
 
@@ -574,13 +588,14 @@ class TestChooseNodeProperties:
         dealt = ids[:]
         random.shuffle(dealt)
         anew = dict(zip(ids, dealt, strict=True))
-        kept = hints.kept_node_id and anew.get(hints.kept_node_id, hints.kept_node_id)
+        kept = hints.kept.id if hints.kept else None
+        metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and anew.get(kept, kept))
 
         before = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
         after = choose_node(
             [replace(node, id=anew[node.id]) for node in nodes],
             identity=NODE_IDENTITY,
-            hints=replace(hints, kept_node_id=kept),
+            hints=replace(hints, metadata=metadata),
             now=NOW,
         )
 
@@ -610,7 +625,7 @@ class TestChooseNodeProperties:
     def test_a_loss_is_never_told_of_a_node_that_is_there(
         self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool
     ) -> None:
-        loss = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own_id=own_id, not_found=not_found)
+        loss = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
 
         if loss is None:
             return

@@ -1,0 +1,196 @@
+"""Decide when our node is lost, and when a fresh key brings it back; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, Missing, Moment, State, WatchConfig
+from lifecycle.domain.backoff import doubled, lengthened
+from lifecycle.domain.changes import WriteFreshKey
+from lifecycle.domain.events import Event, error, info
+from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
+
+# A Headscale that restarts, or an incomplete list, can report a node as gone for a few seconds.
+CONFIRMING_OBSERVATIONS = 3
+CONFIRMING_S = 60.0
+
+# The interval between checks of the key; doubled with each key that brought no node back.
+_FIRST_PAUSE_S = 60.0
+_MAX_PAUSE_S = 3600.0
+
+_REASONS = {
+    Missing.GONE: "Headscale reports that the node does not exist",
+    Missing.EXPIRED: "the node has expired and has to log in again",
+    Missing.STRANDED: "this pod has a VPN address that no node in Headscale has",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """What follows from a lookup that did not find our node.
+
+    Attributes:
+        change: the key to create; None if no key is needed or due.
+    """
+
+    heal: HealState
+    events: tuple[Event, ...] = ()
+    change: WriteFreshKey | None = None
+    reported_no_metadata: bool = False
+
+
+def inconclusive(heal: HealState) -> HealState:
+    """Reset the count: a failed or uncertain lookup interrupts consecutive observations."""
+    return replace(heal, losses=None)
+
+
+def node_found(heal: HealState) -> tuple[HealState, tuple[Event, ...]]:
+    """Forget the loss: our node exists."""
+    events = (info("node.returned", after=str(heal.lost)),) if heal.lost is not None else ()
+    return HealState(), events
+
+
+def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
+    """Count an observation of a loss, and confirm it after three of them over a minute."""
+    losses = heal.losses
+    if losses is None or (losses.kind, losses.is_superseded) != (loss.kind, is_superseded):
+        losses = LossCount(loss.kind, is_superseded, observations=0, since_s=now.monotonic_s)
+    heal = replace(heal, losses=replace(losses, observations=losses.observations + 1))
+    confirmed = _is_confirmed(heal, now)
+    # That a later pod has the name counts immediately. That it no longer has it is confirmed like a loss.
+    if is_superseded or confirmed:
+        heal = replace(heal, is_superseded=is_superseded)
+    if confirmed and loss.kind is not Missing.UNREGISTERED:
+        heal = replace(heal, lost=loss.kind)
+    return heal
+
+
+def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
+    """Return True if the key in the file has to be compared with Headscale's list.
+
+    A key with which a restart helps is checked at each pass: once it is used, another restart does not help.
+    """
+    if heal.losses is None or heal.losses.is_superseded:
+        return False
+    return _is_renewal_due(heal, now) or restart_helps(heal, state, now)
+
+
+def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
+    """Return True if a restart of the tailscale container brings the node back.
+
+    The loss is confirmed and current, no later pod has the name, a fresh key is in the file, and no restart is in
+    progress: the VPN interface has not changed for as long as a confirmation takes. A stranded pod does not qualify,
+    because its node's id is unknown and Headscale cannot confirm that the node is gone.
+    """
+    return (
+        heal.losses is not None
+        and heal.lost in (Missing.GONE, Missing.EXPIRED)
+        and not heal.is_superseded
+        and heal.key is not None
+        and heal.key.usable(now.utc)
+        and now.monotonic_s - state.interface_changed_s >= CONFIRMING_S
+    )
+
+
+def heal_loss(
+    heal: HealState,
+    loss: Loss,
+    *,
+    state: State,
+    user: User,
+    metadata: KeyMetadata | None,
+    check: KeyCheck | None,
+    config: WatchConfig,
+    now: Moment,
+) -> Healing:
+    """Report a confirmed loss, and decide whether a fresh key is needed.
+
+    Args:
+        heal: as `count_loss` returned it.
+        loss: the observed loss.
+        state: what was remembered before this pass.
+        user: the owner of our keys.
+        metadata: the key metadata; None if there is none.
+        check: the key in the file; None if it was not due to be checked.
+        config: the settings.
+        now: the current time.
+    """
+    events: tuple[Event, ...] = ()
+    if heal.lost is not None and heal.lost is not state.heal.lost:
+        advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
+        events = (error("node.lost", node_id=loss.node_id, reason=_REASONS[heal.lost], advice=advice),)
+    if check is None:
+        return Healing(heal, events)
+    due = _is_renewal_due(heal, now)
+    if due:
+        heal = replace(heal, not_before_s=now.monotonic_s + lengthened(_FIRST_PAUSE_S, now.jitter))
+    if check.error is not None:
+        return Healing(heal, (*events, error("key_file.unwritable", error=str(check.error))))
+    if metadata is None or metadata.pre_auth_key_id is None:
+        report = config.self_heal and not state.reported_no_metadata
+        return Healing(heal, events + _no_metadata(config) * report, reported_no_metadata=report)
+    key = check.key
+    if key is not None and key.usable(now.utc) and check.is_in_file:
+        # A stranded pod with an unused key: its tailscale container may use another Headscale.
+        stays_unknown = loss.kind is Missing.STRANDED and heal.key is None
+        return Healing(replace(heal, key=None if stays_unknown else key), events)
+    heal = replace(heal, key=None)
+    if not due or not config.self_heal or (loss.kind is Missing.STRANDED and key is None):
+        return Healing(heal, events)
+    # Counted before the first request, so that a failing creation is retried more and more rarely too.
+    attempts = heal.attempts + 1
+    pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
+    heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + lengthened(pause_s, now.jitter))
+    return Healing(heal, events, _fresh_key(loss, user, metadata, key, state, config, now))
+
+
+def key_written(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> HealState:
+    """Remember the key that was created, if the node can register again with it."""
+    was_registered = heal.lost is not Missing.STRANDED or (
+        check is not None and check.key is not None and check.key.used
+    )
+    return replace(heal, key=key if was_registered else None)
+
+
+def _fresh_key(
+    loss: Loss,
+    user: User,
+    metadata: KeyMetadata,
+    key: PreAuthKey | None,
+    state: State,
+    config: WatchConfig,
+    now: Moment,
+) -> WriteFreshKey:
+    known = state.node if state.node is not None and state.node.id == loss.node_id else None
+    return WriteFreshKey(
+        spec=config.key_spec(user),
+        reason=f"the node is {loss.kind}",
+        # An expired node comes back as itself.
+        kept_node_id=loss.node_id or metadata.kept_node_id,
+        kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
+        # A process that died between writing the metadata and the key left a usable key that is in no file.
+        replaces=key if key is not None and key.usable(now.utc) else None,
+    )
+
+
+def _is_confirmed(heal: HealState, now: Moment) -> bool:
+    losses = heal.losses
+    return (
+        losses is not None
+        and losses.observations >= CONFIRMING_OBSERVATIONS
+        and now.monotonic_s - losses.since_s >= CONFIRMING_S
+    )
+
+
+def _is_renewal_due(heal: HealState, now: Moment) -> bool:
+    return _is_confirmed(heal, now) and now.monotonic_s >= heal.not_before_s
+
+
+def _no_metadata(config: WatchConfig) -> tuple[Event, ...]:
+    return (
+        error(
+            "key_file.unwritable",
+            error="SELF_HEAL needs the key metadata, which does not exist. Mount the volume that cleanup writes to "
+            f"in this container too, at the folder of {config.key_path}.",
+        ),
+    )

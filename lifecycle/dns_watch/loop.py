@@ -1,0 +1,186 @@
+"""Run dns-watch: observe, decide, apply, and report."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import datetime
+from time import monotonic as system_monotonic
+
+import structlog
+
+from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata
+from lifecycle.dns_watch.config import watch_config
+from lifecycle.dns_watch.decide import conclude, decide
+from lifecycle.dns_watch.healing import restart_helps
+from lifecycle.dns_watch.observe import observe
+from lifecycle.dns_watch.state import Applied, Change, Decision, Interface, Moment, State, WatchConfig
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord, WriteFreshKey
+from lifecycle.domain.errors import ApiError, KeyFileError, NotRegisteredError, TransientError
+from lifecycle.domain.model import IpAddress, PreAuthKey
+from lifecycle.health.status import Status, View
+from lifecycle.runtime.logs import log_event
+from lifecycle.settings.models import DnsWatchSettings
+
+log = structlog.get_logger()
+
+
+class DnsWatch:
+    """The loop over one pod's node and record.
+
+    Its only memory is `state`. Logs, metrics and health are derived from decisions, and no decision reads them.
+
+    Args:
+        settings: of the command.
+        writers: both upstreams and the key file.
+        interface: returns the addresses of this pod's VPN interface; None if there is no such interface.
+        now: returns aware UTC.
+        monotonic: returns seconds that never go back.
+        status: receives what the health port reports; a new one if omitted.
+
+    Attributes:
+        state: what the passes so far found; replaced by each pass.
+    """
+
+    def __init__(
+        self,
+        settings: DnsWatchSettings,
+        *,
+        writers: Writers,
+        interface: Callable[[], Iterable[IpAddress] | None],
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float] = system_monotonic,
+        status: Status | None = None,
+    ) -> None:
+        self._config: WatchConfig = watch_config(settings)
+        self._writers = writers
+        self._read_interface = interface
+        self._now = now
+        self._monotonic = monotonic
+        self.status = status or new_status(settings, monotonic=monotonic)
+        start_s = monotonic()
+        self.state = State(interface_seen_s=start_s, interface_changed_s=start_s)
+
+    def interface_changed(self) -> bool:
+        """Return True if this pod's VPN addresses differ from those at the last pass; sends no request."""
+        return self._interface() != self.state.interface
+
+    def run_pass(self) -> float:
+        """Make one pass. A failure is logged and retried after a backoff.
+
+        Returns:
+            Seconds until the next pass is due.
+
+        Raises:
+            NotRegisteredError: the node was not found in MAX_RETRIES lookups, and was never there.
+        """
+        started_s = self._monotonic()
+        self.status.pass_began()
+        interface = self._interface()
+        seen = observe(self.state, self._writers, interface, config=self._config, now=self._moment())
+        decision = decide(self.state, seen, config=self._config, now=self._moment())
+        self._report(decision)
+        applied = self._apply(decision.changes)
+        conclusion = conclude(decision, applied, seen=seen, config=self._config, now=self._moment())
+        self._report(conclusion)
+        self.state = conclusion.state
+        self._finish(decision, conclusion, applied, duration_s=self._monotonic() - started_s)
+        if decision.give_up is not None:
+            raise NotRegisteredError(decision.give_up)
+        return conclusion.wait_s
+
+    def _apply(self, changes: tuple[Change, ...]) -> Applied:
+        """Make the changes, and return what became of them."""
+        key: PreAuthKey | None = None
+        key_error: ApiError | KeyFileError | None = None
+        records: list[RecordChange] = []
+        for change in changes:
+            match change:
+                case CreateRecord() | UpdateRecord() | DeleteRecord():
+                    records.append(change)
+                case WriteFreshKey():
+                    try:
+                        key = write_fresh_key(
+                            change,
+                            headscale=self._writers.headscale,
+                            key_file=self._writers.key_file,
+                            now=self._now(),
+                        )
+                    except (ApiError, KeyFileError) as error:
+                        key_error = error
+                case _:
+                    # The volume may be read-only here; then the metadata stays as cleanup wrote it.
+                    with suppress(KeyFileError):
+                        write_metadata(change, self._writers.key_file)
+        try:
+            if records:
+                change_records(records, self._writers.cloudflare)
+        except ApiError as error:
+            return Applied(key, key_error, records_error=error)
+        return Applied(key, key_error)
+
+    def _report(self, decision: Decision) -> None:
+        """Log and count what was decided."""
+        for event in decision.events:
+            log_event(event)
+        for upstream in decision.succeeded:
+            self.status.succeeded(upstream)
+        for failure in decision.failures:
+            error = failure.error
+            throttled = isinstance(error, TransientError) and error.throttled
+            self.status.failed(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
+
+    def _finish(self, decision: Decision, conclusion: Decision, applied: Applied, *, duration_s: float) -> None:
+        """Publish the state to the health port, and log the pass."""
+        state = conclusion.state
+        moment = self._moment()
+        self.status.view = _view(state, moment)
+        failed = bool(decision.failures or conclusion.failures)
+        self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
+        if not state.is_registered or state.failures:
+            return
+        records = [
+            change for change in decision.changes if isinstance(change, CreateRecord | UpdateRecord | DeleteRecord)
+        ]
+        log.info(
+            "pass.finished",
+            node_id=state.node.id if state.node else None,
+            content=",".join(map(str, state.records.addresses)),
+            changes=0 if applied.records_error else len(records),
+            in_sync=state.records.in_sync,
+            duration_s=round(duration_s, 3),
+        )
+
+    def _interface(self) -> Interface:
+        addresses = self._read_interface()
+        if addresses is None:
+            return None
+        return tuple(sorted(self._config.records.vpn_addresses(tuple(addresses)), key=str))
+
+    def _moment(self) -> Moment:
+        return Moment(self._now(), self._monotonic(), random.random())  # noqa: S311 - spreads load, hides nothing
+
+
+def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:
+    """Return the status of a loop that has not started."""
+    longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval)
+    return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)
+
+
+def _view(state: State, now: Moment) -> View:
+    records = state.records
+    return View(
+        node_id=state.node.id if state.node else None,
+        is_registered=state.is_registered,
+        lost=str(state.heal.lost) if state.heal.lost else None,
+        restart_helps=restart_helps(state.heal, state, now),
+        superseded_by=state.superseded_by,
+        in_sync=records.in_sync,
+        reason=records.reason,
+        addresses=records.addresses,
+        verified_at_s=records.verified_at_s,
+        node_expires_at=state.node_expires_at,
+        api_key_expires_at=state.expiry.api_key_expires_at,
+        headscale_version=state.headscale_version,
+    )

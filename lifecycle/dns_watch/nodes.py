@@ -1,0 +1,181 @@
+"""Decide which node is this pod's; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from lifecycle.dns_watch.state import Interface, KnownNode, Loss, Missing, Unidentified
+from lifecycle.domain.model import KeyMetadata, Node, describe
+from lifecycle.domain.ownership import NodeIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What distinguishes this pod's node from others of the same name.
+
+    Attributes:
+        interface: see `Interface`.
+        metadata: the key metadata; None if there is none.
+        waited: the grace period in which an interface may appear is over.
+    """
+
+    interface: Interface
+    metadata: KeyMetadata | None = None
+    waited: bool = False
+
+    @property
+    def kept(self) -> KnownNode | None:
+        """The node that the metadata names."""
+        if self.metadata is None or self.metadata.kept_node_id is None:
+            return None
+        return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
+
+    @property
+    def has_metadata(self) -> bool:
+        """Return True if the metadata names a key or a node."""
+        return self.metadata is not None and (self.metadata.pre_auth_key_id is not None or self.kept is not None)
+
+    @property
+    def distinctive(self) -> bool:
+        """Return True if there is anything that only this pod can have."""
+        return self.interface is not None or self.has_metadata
+
+    def metadata_names(self, node: Node) -> bool:
+        """Return True if the node is this pod's according to the metadata."""
+        return (self.kept is not None and self.kept.is_same(node)) or self.used_our_key(node)
+
+    def used_our_key(self, node: Node) -> bool:
+        """Return True if the node registered with the key that was written for this pod."""
+        return (
+            self.metadata is not None
+            and node.pre_auth_key is not None
+            and node.pre_auth_key.id == self.metadata.pre_auth_key_id
+        )
+
+
+def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
+    """Determine this pod's node by what only this pod can have, never by age.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: criteria for owning a node.
+        hints: what is known of this pod.
+        now: aware UTC.
+    """
+    ordered = sorted(nodes, key=lambda node: node.sequence)
+    ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
+    if hints.interface is not None:
+        return _by_interface(ordered, ours, hints.interface)
+    if hints.has_metadata:
+        return _by_metadata(ours, hints)
+    if not hints.waited:
+        return Unidentified("the VPN interface has not appeared yet")
+    online = [node for node in ours if node.online]
+    match online:
+        case [node]:
+            return node
+        case []:
+            return Unidentified("no node of ours is online")
+    ids = ", ".join(node.id for node in online)
+    return Unidentified(f"several nodes of ours are online ({ids}), and nothing identifies this pod's")
+
+
+def without_successor(found: Node, *, known: KnownNode) -> Node | Unidentified:
+    """Reject a later pod's node if the only evidence for it is that it is the only one online.
+
+    Args:
+        found: the only node of ours that is online.
+        known: this pod's node when it was last known.
+    """
+    if known.is_same(found) or found.sequence < int(known.id):
+        return found
+    return Unidentified(f"this pod's node was {known.id}, and the later node {found.id} may be another pod's")
+
+
+def why_missing(
+    nodes: Sequence[Node],
+    *,
+    identity: NodeIdentity,
+    hints: Hints,
+    now: datetime,
+    own: KnownNode | None,
+    not_found: bool,
+) -> Loss | None:
+    """Return why `choose_node` found none.
+
+    Args:
+        nodes: every node of the tailnet, in any order.
+        identity: criteria for owning a node.
+        hints: what is known of this pod.
+        now: aware UTC.
+        own: this pod's node when it was last known; None = never.
+        not_found: Headscale itself reports that there is no such node, or another machine has its id.
+
+    Returns:
+        None if the reason is uncertain.
+    """
+    # Headscale may just have started: an empty list proves nothing.
+    if not nodes:
+        return None
+    interface = set(hints.interface or ())
+    ours = [node for node in nodes if identity.owns_node(node)]
+    for node in ours:
+        is_own = own is not None and own.is_same(node)
+        is_this_pods = interface & set(node.addresses) if interface else is_own or hints.metadata_names(node)
+        if is_this_pods and node.expired(now):
+            return Loss(Missing.EXPIRED, node.id)
+    if own is not None and not any(own.is_same(node) for node in nodes):
+        # A list can be incomplete for a moment.
+        return Loss(Missing.GONE, own.id) if not_found else None
+    if not_found:
+        return None
+    valid = [node for node in ours if not node.expired(now)]
+    if interface:
+        # Any other node of ours may be a later pod's.
+        taken = any(interface & set(node.addresses) for node in nodes)
+        return None if valid or taken else Loss(Missing.STRANDED)
+    return Loss(Missing.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None
+
+
+def successors(nodes: Iterable[Node], *, node_id: str, identity: NodeIdentity, now: datetime) -> list[Node]:
+    """Return the nodes of later pods of this workload, in ascending order of id."""
+    return [
+        node
+        for node in sorted(nodes, key=lambda node: node.sequence)
+        if identity.owns_node(node) and not node.expired(now) and node.sequence > int(node_id)
+    ]
+
+
+def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[object]) -> Node | Unidentified:
+    if not interface:
+        return Unidentified("the VPN interface has no address inside VPN_PREFIXES yet")
+    holding = [node for node in ours if set(node.addresses) & set(interface)]
+    match holding:
+        case [node]:
+            return node
+        case [_, *_]:
+            ids = ", ".join(node.id for node in holding)
+            return Unidentified(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
+    for node in ordered:
+        if set(node.addresses) & set(interface):
+            return Unidentified(
+                f"this pod's VPN address belongs to node {node.id} ({describe(node)}), which is expired or not ours. "
+                "Check that TS_HOSTNAME is the same here and in the tailscale container, and that HEADSCALE_USER is "
+                "the node's user"
+            )
+    return Unidentified("Headscale has no node with this pod's VPN address yet")
+
+
+def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:
+    # A node that used this pod's key takes precedence over the kept node, which may have been lost since.
+    with_key = [node for node in ours if hints.used_our_key(node)]
+    kept = [node for node in ours if hints.kept is not None and hints.kept.is_same(node)]
+    match with_key or kept:
+        case [node]:
+            return node
+        case []:
+            return Unidentified("no node has registered with this pod's pre-auth key yet")
+    ids = ", ".join(node.id for node in with_key)
+    return Unidentified(f"several nodes registered with this pod's pre-auth key ({ids})")

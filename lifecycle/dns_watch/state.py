@@ -1,0 +1,400 @@
+"""What dns-watch remembers, sees and decides, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+from lifecycle.domain.changes import RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.errors import ApiError, LifecycleError
+from lifecycle.domain.events import Event
+from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+
+Interface: TypeAlias = tuple[IpAddress, ...] | None
+"""The VPN addresses of this pod's interface, sorted; None if there is no such interface."""
+
+Change: TypeAlias = WriteKeyMetadata | WriteFreshKey | RecordChange
+
+
+@dataclass(frozen=True, slots=True)
+class WatchConfig:
+    """The settings that decisions depend on.
+
+    Attributes:
+        records: criteria for owning a record.
+        hostname: the node's hostname.
+        user: the configured Headscale user; None = the only one.
+        tags: tags of our pre-auth keys.
+        key_spec: the pre-auth key to create for healing, by its user.
+        key_path: the key file, for messages.
+        retry_interval: longest interval between lookups of an unregistered node.
+        max_retries: lookups without a match before giving up; 0 = never give up.
+        poll_interval: interval between polls of a registered node.
+        min_interval: shortest interval between polls once the node was registered.
+        verify_interval: interval between reads of the record if nothing changed.
+        has_interface: a VPN interface is expected in this pod.
+        warns_of_slow_polling: Headscale is reached through exec.
+    """
+
+    records: RecordIdentity
+    hostname: str
+    user: str | None
+    tags: frozenset[str]
+    ttl_s: int
+    ipv6: bool
+    key_spec: Callable[[User], KeySpec]
+    key_path: str
+    self_heal: bool
+    retry_interval: timedelta
+    max_retries: int
+    poll_interval: timedelta
+    min_interval: timedelta
+    verify_interval: timedelta
+    has_interface: bool
+    warns_of_slow_polling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The current time.
+
+    Attributes:
+        utc: aware UTC, corrected to Headscale's clock if that is known.
+        monotonic_s: seconds that never go back.
+        jitter: a random number from 0 to 1, so that decisions can be spread and stay pure.
+    """
+
+    utc: datetime
+    monotonic_s: float
+    jitter: float
+
+
+# --- What was observed ------------------------------------------------------------------------------
+
+
+class Missing(StrEnum):
+    """Why a complete answer of Headscale contains no node of this pod."""
+
+    GONE = "gone"
+    """Headscale reports the node as not found, and its list contains other nodes."""
+    EXPIRED = "expired"
+    """The node exists and has to log in again."""
+    STRANDED = "stranded"
+    """This pod's interface has a VPN address that no node has, and no other node has its name."""
+    UNREGISTERED = "unregistered"
+    """No node of this pod has been seen, and no other node has its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A node of ours that was not found.
+
+    Attributes:
+        node_id: the node; None if it is not known.
+    """
+
+    kind: Missing
+    node_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unidentified:
+    """This pod's node cannot be determined; nothing is changed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """This pod's node was found.
+
+    Attributes:
+        from_list: it was selected from the list of all nodes, not read by its id.
+    """
+
+    node: Node
+    from_list: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unregistered:
+    """This pod's node was not found.
+
+    Attributes:
+        reason: for people.
+        loss: why it is missing; None if that is uncertain.
+        successor: the latest node of a later pod, if our node is gone or expired.
+        error: the configuration or file problem that prevents identification.
+    """
+
+    reason: str
+    loss: Loss | None = None
+    successor: Node | None = None
+    error: LifecycleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A read failed; nothing follows from it."""
+
+    error: ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCheck:
+    """The key in the key file, as Headscale lists it.
+
+    Attributes:
+        key: the listed key that the metadata names; None if there is none.
+        is_in_file: the key file contains the key that the metadata describes.
+        error: the metadata or the key file could not be read.
+    """
+
+    key: PreAuthKey | None = None
+    is_in_file: bool = False
+    error: LifecycleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRead:
+    """The API key in use.
+
+    Attributes:
+        expires_at: None = never, or it cannot be determined.
+    """
+
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsRead:
+    """Everything at our name.
+
+    Attributes:
+        apex: the zone's own name; None if it is not known.
+        successors: nodes of later pods; empty if no record made it necessary to check.
+    """
+
+    records: tuple[Record, ...]
+    apex: str | None = None
+    successors: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that one pass read.
+
+    Attributes:
+        interface: see `Interface`.
+        node: the result of the lookup.
+        identity: criteria for owning a node; None if the users were not read or none of them is ours.
+        metadata: the key metadata; None if there is none or it was not needed.
+        key: the key in the file; None if it was not due to be checked.
+        records: the records at our name; None if they were not due to be read.
+        version: Headscale's version; "" if it could not be read.
+        api_key: the expiry of the API key in use; None if it was not due to be read.
+    """
+
+    interface: Interface
+    node: Registered | Unregistered | Failed
+    identity: NodeIdentity | None = None
+    metadata: KeyMetadata | None = None
+    key: KeyCheck | Failed | None = None
+    records: RecordsRead | Failed | None = None
+    version: str = ""
+    api_key: ApiKeyRead | Failed | None = None
+
+
+# --- What is remembered -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNode:
+    """This pod's node when it was last seen. An id alone identifies nothing: a restored database reuses ids."""
+
+    id: str
+    machine_key: str | None
+
+    def is_same(self, node: Node) -> bool:
+        """Return True if the node has the same id and, if it is known, the same machine key."""
+        return node.id == self.id and self.machine_key in (None, node.machine_key)
+
+
+@dataclass(frozen=True, slots=True)
+class LossCount:
+    """Consecutive observations of the same loss.
+
+    Attributes:
+        is_superseded: a later pod has the name.
+        since_s: monotonic time of the first one.
+    """
+
+    kind: Missing
+    is_superseded: bool
+    observations: int
+    since_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HealState:
+    """Memory of the repair of a lost node.
+
+    Attributes:
+        losses: None = the last lookup found the node, failed, or was inconclusive.
+        lost: the confirmed loss.
+        is_superseded: a later pod has the name, confirmed.
+        key: the usable key with which the node can register again; None if there is none.
+        attempts: keys that were created since the node was last found.
+        not_before_s: monotonic time before which the key is left alone.
+    """
+
+    losses: LossCount | None = None
+    lost: Missing | None = None
+    is_superseded: bool = False
+    key: PreAuthKey | None = None
+    attempts: int = 0
+    not_before_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordState:
+    """Memory of the DNS record.
+
+    Attributes:
+        compared: what the records were last compared with; None = they have to be read.
+        verify_at_s: monotonic time of the next read if nothing changes.
+        not_before_s: monotonic time before which Cloudflare is left alone.
+        failures: consecutive failures.
+        in_sync: the record was right when it was last read.
+        reason: why it is not; "" if it is.
+        addresses: what was published last.
+        verified_at_s: monotonic time when it was last right; None = never.
+    """
+
+    compared: tuple[RecordSpec, ...] | None = None
+    verify_at_s: float = 0.0
+    not_before_s: float = 0.0
+    failures: int = 0
+    in_sync: bool = False
+    reason: str = "no pass has finished yet"
+    addresses: tuple[IpAddress, ...] = ()
+    verified_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiryState:
+    """Memory of expiry warnings.
+
+    Attributes:
+        read_at_s: monotonic time when the list of API keys is read next.
+        api_key_warned_at_s: monotonic time of the last warning; None = none yet.
+        node_warned_at_s: the same for the node.
+    """
+
+    read_at_s: float = 0.0
+    api_key_expires_at: datetime | None = None
+    api_key_warned_at_s: float | None = None
+    node_warned_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that dns-watch remembers between passes.
+
+    Attributes:
+        node: this pod's node when it was last found; None = never yet.
+        is_registered: the last conclusive lookup found it.
+        node_expires_at: when it has to log in again.
+        identity: criteria for owning a node; None until the users were read.
+        superseded_by: the id of the later pod's node for which this pod stands down.
+        interface: the VPN addresses at the last pass.
+        interface_seen_s: monotonic time when the pod last had an interface, or started.
+        interface_changed_s: monotonic time of the last change.
+        lookups: consecutive conclusive lookups without a match.
+        lookups_at_change: their number when the interface last changed.
+        failures: consecutive failures of Headscale.
+        assumed_user: the name of the user that was assumed and reported.
+        reported_problem: the identification problem that was reported.
+        reported_slow_polling, reported_no_metadata: reported once.
+    """
+
+    node: KnownNode | None = None
+    is_registered: bool = False
+    node_expires_at: datetime | None = None
+    identity: NodeIdentity | None = None
+    superseded_by: str | None = None
+    interface: Interface = None
+    interface_seen_s: float = 0.0
+    interface_changed_s: float = 0.0
+    lookups: int = 0
+    lookups_at_change: int = 0
+    failures: int = 0
+    headscale_version: str = ""
+    heal: HealState = field(default_factory=HealState)
+    records: RecordState = field(default_factory=RecordState)
+    expiry: ExpiryState = field(default_factory=ExpiryState)
+    assumed_user: str = ""
+    reported_problem: str = ""
+    reported_slow_polling: bool = False
+    reported_no_metadata: bool = False
+
+
+# --- What is decided --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed exchange with an upstream, and the backoff after it.
+
+    Attributes:
+        failures: consecutive failures of this upstream.
+        wait_s: seconds until its next request.
+    """
+
+    error: ApiError
+    failures: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The result of one decision.
+
+    Attributes:
+        state: what to remember.
+        changes: what to change, in this order; record changes are one transaction.
+        specs: what the records are after the record changes; None if there are none.
+        wait_s: seconds until the next pass.
+        events: what to log, in this order.
+        succeeded: the upstreams that returned what was requested.
+        failures: the upstreams that did not.
+        give_up: why the command ends; None = it does not.
+    """
+
+    state: State
+    changes: tuple[Change, ...] = ()
+    specs: tuple[RecordSpec, ...] | None = None
+    wait_s: float = 0.0
+    events: tuple[Event, ...] = ()
+    succeeded: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    give_up: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a decision's changes.
+
+    Attributes:
+        key: the pre-auth key that was written.
+        key_error: why no key was written.
+        records_error: why the records were not changed.
+    """
+
+    key: PreAuthKey | None = None
+    key_error: LifecycleError | None = None
+    records_error: ApiError | None = None

@@ -1,0 +1,61 @@
+"""How long to wait before the next attempt; pure.
+
+`jitter` is a number from 0 to 1 that the caller draws: many pods start at once, and their requests are spread.
+"""
+
+from __future__ import annotations
+
+from lifecycle.domain.errors import TransientError
+
+_FIRST_DELAY_S = 0.5
+_MAX_JITTER = 0.25
+
+# A rate limit blocks every client of the account for minutes, and each further request counts.
+_RATE_LIMIT_DELAY_S = 60.0
+
+# 2.0 ** 2000 is an OverflowError, which a long outage would reach.
+_MAX_EXPONENT = 16
+
+
+def lengthened(seconds: float, jitter: float) -> float:
+    """Lengthen a duration by up to a quarter."""
+    return seconds * (1 + _MAX_JITTER * jitter)
+
+
+def shortened(seconds: float, jitter: float) -> float:
+    """Shorten a duration by up to a fifth, so that it stays a maximum."""
+    return lengthened(seconds / (1 + _MAX_JITTER), jitter)
+
+
+def doubled(seconds: float, times: int, *, max_s: float) -> float:
+    """Double a duration so many times, up to a maximum."""
+    return min(seconds * 2.0 ** min(times, _MAX_EXPONENT), max_s)
+
+
+def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseException | None = None) -> float:
+    """Return the delay after consecutive failures. A Retry-After takes precedence, however long it is.
+
+    Args:
+        failures: consecutive failures, at least 1.
+        max_s: the longest exponential delay, in seconds.
+        jitter: 0 to 1.
+        error: the last failure.
+    """
+    if isinstance(error, TransientError) and error.retry_after is not None:
+        return lengthened(max(error.retry_after.total_seconds(), _FIRST_DELAY_S), jitter)
+    return lengthened(doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s), jitter)
+
+
+def backoff_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
+    """Return the delay of an endless loop: the longer of the exponential delay and what the upstream requested.
+
+    Args:
+        failures: consecutive failures, at least 1.
+        max_s: the longest exponential delay, in seconds.
+        jitter: 0 to 1.
+        error: the last failure.
+    """
+    own_s = retry_delay_s(failures, max_s=max_s, jitter=jitter)
+    if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
+        own_s = max(own_s, lengthened(_RATE_LIMIT_DELAY_S, jitter))
+    return max(own_s, retry_delay_s(failures, max_s=max_s, jitter=jitter, error=error))

@@ -1,0 +1,44 @@
+"""Log events as values, so that a pure function can return them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One log line.
+
+    Attributes:
+        level: its severity.
+        name: `noun.verb_in_past`.
+        fields: everything else on the line.
+    """
+
+    level: Level
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def debug(name: str, **fields: Any) -> Event:
+    """Return an event of level debug."""
+    return Event("debug", name, fields)
+
+
+def info(name: str, **fields: Any) -> Event:
+    """Return an event of level info."""
+    return Event("info", name, fields)
+
+
+def warning(name: str, **fields: Any) -> Event:
+    """Return an event of level warning."""
+    return Event("warning", name, fields)
+
+
+def error(name: str, **fields: Any) -> Event:
+    """Return an event of level error."""
+    return Event("error", name, fields)

@@ -1,0 +1,47 @@
+"""Warn before the API key or this pod's node expires; pure."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from lifecycle.domain.events import Event, warning
+from lifecycle.domain.model import Node
+
+WARN_BEFORE = timedelta(days=14)
+
+
+def is_near(expires_at: datetime | None, now: datetime) -> bool:
+    """Return True if the instant is less than two weeks away, or past."""
+    return expires_at is not None and expires_at - now <= WARN_BEFORE
+
+
+def api_key_warning(expires_at: datetime | None, now: datetime) -> Event | None:
+    """Return the event about an API key that expires soon; None if it does not."""
+    if expires_at is None or not is_near(expires_at, now):
+        return None
+    return warning(
+        "api_key.expiring",
+        expires_at=expires_at,
+        days_left=_days_left(expires_at, now),
+        advice="Create a new key with `headscale apikeys create --expiration 90d`, store it where HEADSCALE_API_KEY "
+        "comes from, and expire this one.",
+    )
+
+
+def node_warning(node: Node, now: datetime) -> Event | None:
+    """Return the event about a node that expires soon; None if it does not."""
+    if node.expires_at is None or not is_near(node.expires_at, now):
+        return None
+    return warning(
+        "node.expiring",
+        node_id=node.id,
+        expires_at=node.expires_at,
+        days_left=_days_left(node.expires_at, now),
+        advice="Delete the pod before that (with NODE_POLICY=keep, delete the node in Headscale first), or set "
+        "SELF_HEAL=true to bring the node back after it has expired. `node.expiry` in Headscale's configuration sets "
+        "how long a node stays valid.",
+    )
+
+
+def _days_left(expires_at: datetime, now: datetime) -> int:
+    return max((expires_at - now).days, 0)

@@ -1,0 +1,111 @@
+"""The metrics that `/metrics` serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import lifecycle
+from lifecycle.health.status import Status
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+# The server's version becomes a label value: anything longer is not a version.
+_MAX_VERSION_LENGTH = 64
+
+
+def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
+    """Return the metrics in the format that the scraper requests, as content type and body.
+
+    Args:
+        status: what to report.
+        accept: the request's Accept header; "" = the plain text format.
+    """
+    # Imported by the first scrape: many pods are never scraped.
+    from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
+    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
+
+    class Snapshot:
+        def collect(self) -> Iterator[Metric]:
+            return _metrics(status)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Snapshot())
+    # Memory, open files and start time under their standard names.
+    ProcessCollector(registry=registry)
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(registry)
+
+
+def _metrics(status: Status) -> Iterator[Metric]:
+    """Yield every metric. Labels have few values, all known in advance except the versions."""
+    from prometheus_client.metrics_core import (  # noqa: PLC0415 - see render_metrics
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        InfoMetricFamily,
+        SummaryMetricFamily,
+    )
+
+    view = status.view
+    prefix = "tailscale_lifecycle_"
+    for name, meaning, value in (
+        ("node_registered", "1 while the pod's node is registered in Headscale.", view.is_registered),
+        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", view.lost is not None),
+        ("node_superseded", "1 while a later pod of the workload has the name.", view.superseded_by is not None),
+        ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", view.restart_helps),
+        ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
+    ):
+        yield GaugeMetricFamily(prefix + name, meaning, value=float(value))
+
+    yield SummaryMetricFamily(
+        prefix + "pass_duration_seconds",
+        "Duration of passes, finished and failed ones.",
+        count_value=sum(status.passes.values()),
+        sum_value=status.passes_s,
+    )
+    passes = CounterMetricFamily(prefix + "passes", "Passes by outcome.", labels=["outcome"])
+    for outcome, number in sorted(status.passes.items()):
+        passes.add_metric([outcome], number)
+    yield passes
+    requests = CounterMetricFamily(
+        prefix + "requests", "Completed requests by upstream and outcome.", labels=["upstream", "outcome"]
+    )
+    for (upstream, outcome), number in sorted(status.requests.items()):
+        requests.add_metric([upstream, outcome], number)
+    yield requests
+    retries = CounterMetricFamily(prefix + "retries", "Retries after a failure, by upstream.", labels=["upstream"])
+    for upstream, number in sorted(status.retries.items()):
+        retries.add_metric([upstream], number)
+    yield retries
+    throttled = CounterMetricFamily(
+        prefix + "rate_limit_wait_seconds",
+        "Seconds of backoff after rate limiting (429), by upstream.",
+        labels=["upstream"],
+    )
+    for upstream, seconds in sorted(status.throttled_s.items()):
+        throttled.add_metric([upstream], seconds)
+    yield throttled
+    succeeded = GaugeMetricFamily(
+        prefix + "last_success_timestamp_seconds",
+        "When an upstream last returned what was requested, in seconds since 1970; 0 = not since the start.",
+        labels=["upstream"],
+    )
+    for upstream, at in sorted(status.succeeded_at.items()):
+        succeeded.add_metric([upstream], at)
+    yield succeeded
+    for name, meaning, expires_at in (
+        ("node", "When the pod's node has to log in again, in seconds since 1970.", view.node_expires_at),
+        ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", view.api_key_expires_at),
+    ):
+        if expires_at is not None:
+            metric = prefix + name + "_expiration_timestamp_seconds"
+            yield GaugeMetricFamily(metric, meaning, value=expires_at.timestamp())
+    yield InfoMetricFamily(
+        prefix + "build",
+        "Versions of this program and of Headscale.",
+        value={
+            "version": lifecycle.__version__,
+            "headscale": view.headscale_version[:_MAX_VERSION_LENGTH] or "unknown",
+        },
+    )

@@ -1,0 +1,154 @@
+"""The health port: /livez, /readyz, /nodez and /metrics."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Lock, Thread
+from typing import Any
+
+import structlog
+
+from lifecycle.health.metrics import render_metrics
+from lifecycle.health.status import Status
+
+log = structlog.get_logger()
+
+# A client that neither sends nor reads for so long is disconnected, and so is the oldest of too many.
+_CLIENT_TIMEOUT_S = 5.0
+_MAX_CLIENTS = 16
+
+
+def serve(status: Status, *, address: str | None, port: int) -> Callable[[], None]:
+    """Serve the health port in threads of its own.
+
+    Args:
+        status: read at each request.
+        address: the address to listen at; None = all, IPv4 and IPv6.
+        port: 0 = none. A port that is in use is logged as an error: the pod's containers share their ports.
+
+    Returns:
+        A function that closes the port.
+    """
+    if port == 0:
+        return lambda: None
+    try:
+        server = _Server(address, port, partial(_Handler, status))
+    except OSError as error:
+        log.error(
+            "health_port.unavailable",
+            address=address,
+            port=port,
+            error=error.strerror or str(error),
+            advice="set HEALTH_PORT to a free port, or HEALTH_ADDRESS to one of the pod's addresses",
+        )
+        return lambda: None
+    closed = Event()
+
+    def run() -> None:
+        # Not `serve_forever`, which wakes up twice a second.
+        while not closed.is_set():
+            server.handle_request()
+
+    Thread(target=run, name="health", daemon=True).start()
+
+    def close() -> None:
+        closed.set()
+        # Wakes up the thread that waits for a connection.
+        with suppress(OSError):
+            server.socket.shutdown(socket.SHUT_RDWR)
+        server.server_close()
+
+    return close
+
+
+class _Server(ThreadingHTTPServer):
+    """A server with a thread per client and a limited number of clients, so that none can block a probe."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: str | None, port: int, handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self._clients: dict[socket.socket, None] = {}
+        self._clients_lock = Lock()
+        is_wildcard = address is None
+        if is_wildcard and socket.has_dualstack_ipv6():
+            listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        else:
+            family = socket.AF_INET6 if ":" in (address or "") else socket.AF_INET
+            listener = socket.create_server((address or "", port), family=family)
+        super().__init__(("", port), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Disconnect the oldest client if there are too many."""
+        with self._clients_lock:
+            self._clients[request] = None
+            if len(self._clients) > _MAX_CLIENTS:
+                oldest = next(iter(self._clients))
+                del self._clients[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Forget a client that was served or has disconnected."""
+        with self._clients_lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's signature
+        """Ignore a client that disconnects. A bug keeps its traceback, and the server continues."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, OSError):
+            raise error
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = _CLIENT_TIMEOUT_S
+    protocol_version = "HTTP/1.0"
+    server_version = "tailscale-lifecycle"
+    sys_version = ""
+
+    def __init__(self, status: Status, *arguments: Any) -> None:
+        self._status = status
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:  # the library's name
+        status = self._status
+        match self.path.partition("?")[0]:
+            case "/livez":
+                self._respond_json(status.alive, {"alive": status.alive})
+            case "/readyz":
+                self._respond_json(status.ready, status.readiness())
+            case "/nodez":
+                self._respond_json(not status.view.restart_helps, status.node())
+            case "/metrics":
+                kind, body = render_metrics(status, accept=self.headers.get("Accept", ""))
+                self._respond(HTTPStatus.OK, kind, body)
+            case _:
+                self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"try /livez, /readyz, /nodez or /metrics\n")
+
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+        """Log nothing: probes arrive every few seconds."""
+
+    def _respond_json(self, ok: bool, body: dict[str, Any]) -> None:  # noqa: FBT001
+        status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+        self._respond(status, "application/json", json.dumps(body).encode() + b"\n")
+
+    def _respond(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
