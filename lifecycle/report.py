@@ -12,8 +12,8 @@ from lifecycle.cleanup.plan import NothingKept
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
+from lifecycle.dns_watch.observation import Unidentified
 from lifecycle.dns_watch.preview import Preview
-from lifecycle.dns_watch.state import Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Record, describe

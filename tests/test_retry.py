@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lifecycle.domain.errors import (
     ApiError,
@@ -21,7 +18,7 @@ from lifecycle.domain.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.runtime.retry import RetryBudget, jittered, once, pause_s, retrying
+from lifecycle.runtime.retry import RetryBudget, once, retrying
 from tests.conftest import FakeStop
 
 PATIENCE = timedelta(minutes=2)
@@ -242,39 +239,3 @@ def test_once_means_once(events: list[Any]) -> None:
 
     assert (calls.count, events) == (1, [])
     assert once()(Calls()) == "done"
-
-
-@given(st.floats(0, 1e6))
-def test_jitter_only_lengthens(seconds: float) -> None:
-    """What a service asked for is never cut short by it."""
-    assert seconds <= jittered(seconds) <= seconds * SPREAD
-
-
-def test_jitter_differs_from_pod_to_pod() -> None:
-    assert len({jittered(10.0) for _ in range(10)}) > 1
-
-
-@given(failures=st.integers(1, 10_000), longest_s=st.floats(0.5, 3600))
-def test_a_pause_is_bounded_after_any_number_of_failures(failures: int, longest_s: float) -> None:
-    """A night of failures is no overflow."""
-    assert 0.5 <= pause_s(failures, longest_s=longest_s) <= longest_s * SPREAD
-
-
-@given(failures=st.integers(1, 100), asked_s=st.floats(0, 86_400))
-def test_a_pause_is_as_long_as_the_service_asked(failures: int, asked_s: float) -> None:
-    """However short our own longest pause is."""
-    wait_s = pause_s(failures, longest_s=1.0, error=down(retry_after_s=asked_s))
-
-    assert max(asked_s, 0.5) - 1e-3 <= wait_s <= max(asked_s, 0.5) * SPREAD
-
-
-@pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", upstream="Headscale"), down()])
-def test_other_errors_ask_for_nothing(error: Exception | None) -> None:
-    assert 1.0 <= pause_s(2, longest_s=60.0, error=error) <= SPREAD
-
-
-def test_pauses_of_one_kind_never_shrink_but_by_jitter() -> None:
-    least = [min(pause_s(failures, longest_s=300.0) for _ in range(20)) for failures in range(1, 15)]
-
-    assert all(later >= earlier / SPREAD for earlier, later in pairwise(least))
-    assert least[-1] >= 300.0

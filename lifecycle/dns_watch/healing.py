@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, Missing, Moment, State, WatchConfig
+from lifecycle.dns_watch.observation import KeyCheck, Loss, Missing
+from lifecycle.dns_watch.state import HealState, LossCount, Moment, State, WatchConfig
 from lifecycle.domain.backoff import doubled, lengthened
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.events import Event, error, info

@@ -14,8 +14,9 @@ from lifecycle.apply import Writers, change_records, write_fresh_key, write_meta
 from lifecycle.dns_watch.config import watch_config
 from lifecycle.dns_watch.decide import conclude, decide
 from lifecycle.dns_watch.healing import restart_helps
+from lifecycle.dns_watch.observation import Interface
 from lifecycle.dns_watch.observe import observe
-from lifecycle.dns_watch.state import Applied, Change, Decision, Interface, Moment, State, WatchConfig
+from lifecycle.dns_watch.state import Applied, Change, Decision, Moment, State, WatchConfig
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord, WriteFreshKey
 from lifecycle.domain.errors import ApiError, KeyFileError, NotRegisteredError, TransientError
 from lifecycle.domain.model import IpAddress, PreAuthKey

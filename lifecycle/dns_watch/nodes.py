@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.state import Interface, KnownNode, Loss, Missing, Unidentified
+from lifecycle.dns_watch.observation import Interface, Loss, Missing, Unidentified
+from lifecycle.dns_watch.state import KnownNode
 from lifecycle.domain.model import KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeIdentity
 

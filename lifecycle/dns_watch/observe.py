@@ -9,31 +9,23 @@ from typing import Protocol
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.dns_watch.decide import (
-    HEADSCALE,
-    interface_wait_is_over,
-    is_api_key_check_due,
-    records_are_due,
-    with_interface,
-)
+from lifecycle.dns_watch.decide import HEADSCALE
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing, without_successor
-from lifecycle.dns_watch.records import desired_records, needs_successor_check
-from lifecycle.dns_watch.state import (
+from lifecycle.dns_watch.observation import (
     ApiKeyRead,
     Failed,
     Interface,
     KeyCheck,
-    KnownNode,
     Missing,
-    Moment,
     Observation,
     RecordsRead,
     Registered,
-    State,
     Unregistered,
-    WatchConfig,
 )
+from lifecycle.dns_watch.records import desired_records, needs_successor_check
+from lifecycle.dns_watch.schedule import interface_wait_is_over, is_api_key_check_due, records_are_due, with_interface
+from lifecycle.dns_watch.state import KnownNode, Moment, State, WatchConfig
 from lifecycle.domain.errors import (
     ApiError,
     AuthError,

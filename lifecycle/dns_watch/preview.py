@@ -7,17 +7,9 @@ from datetime import datetime
 
 from lifecycle.dns_watch.config import watch_config
 from lifecycle.dns_watch.decide import decide
+from lifecycle.dns_watch.observation import Failed, Interface, Registered, Unidentified
 from lifecycle.dns_watch.observe import Sources, observe
-from lifecycle.dns_watch.state import (
-    Change,
-    Failed,
-    Interface,
-    Moment,
-    RecordState,
-    Registered,
-    State,
-    Unidentified,
-)
+from lifecycle.dns_watch.state import Change, Moment, RecordState, State
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import Node
 from lifecycle.settings.models import DnsWatchSettings

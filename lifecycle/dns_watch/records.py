@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lifecycle.dns_watch.state import Interface, WatchConfig
+from lifecycle.dns_watch.observation import Interface
+from lifecycle.dns_watch.state import WatchConfig
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.model import Node, Record, RecordSpec, record_type
 from lifecycle.domain.ownership import RecordIdentity

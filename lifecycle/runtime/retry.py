@@ -11,56 +11,12 @@ from time import monotonic
 import structlog
 import tenacity
 
+from lifecycle.domain.backoff import retry_delay_s
 from lifecycle.domain.errors import StoppedError, TransientError
 
 log = structlog.get_logger()
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 15.0
-_JITTER = 0.25
-
-# A limit that was met locks everybody out for minutes, and each further request counts.
-_UNTOLD_PAUSE_S = 60.0
-
-
-def jittered(seconds: float) -> float:
-    """The duration, lengthened by up to a quarter: many pods start at once."""
-    return seconds * (1 + random.uniform(0, _JITTER))  # noqa: S311 - spreads load, hides nothing
-
-
-def shortened(seconds: float) -> float:
-    """The duration, shortened by up to a fifth: for one that was promised as the longest."""
-    return jittered(seconds / (1 + _JITTER))
-
-
-def pause_s(failures: int, *, longest_s: float, error: BaseException | None = None) -> float:
-    """How long to stay away after so many failures in a row.
-
-    What the service asked for wins over our own pause, however long it is.
-
-    Args:
-        failures: at least 1.
-        longest_s: seconds; our own pause grows up to this.
-        error: the last failure.
-    """
-    if isinstance(error, TransientError) and error.retry_after is not None:
-        return jittered(max(error.retry_after.total_seconds(), _FIRST_PAUSE_S))
-    # The exponent is bounded: 2.0 ** 2000 is an OverflowError, after a long night of failures.
-    return jittered(min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), longest_s))
-
-
-def backoff_s(failures: int, *, longest_s: float, error: Exception) -> float:
-    """How long a loop that never ends stays away: for as long as it was asked to, and ever longer of itself.
-
-    Args:
-        failures: in a row, at least 1.
-        longest_s: seconds; our own pause grows up to this.
-        error: the last failure.
-    """
-    own_s = pause_s(failures, longest_s=longest_s)
-    if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
-        own_s = max(own_s, jittered(_UNTOLD_PAUSE_S))
-    return max(own_s, pause_s(failures, longest_s=longest_s, error=error))
+_MAX_DELAY_S = 15.0
 
 
 def once() -> tenacity.Retrying:
@@ -123,7 +79,8 @@ def retrying(*, patience: RetryBudget, stop: Event, sleep: Callable[[float], Non
 
 def _wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    return pause_s(state.attempt_number, longest_s=_LONGEST_PAUSE_S, error=error)
+    jitter = random.random()  # noqa: S311 - spreads load, hides nothing
+    return retry_delay_s(state.attempt_number, max_s=_MAX_DELAY_S, jitter=jitter, error=error)
 
 
 def _log_retry(state: tenacity.RetryCallState) -> None:

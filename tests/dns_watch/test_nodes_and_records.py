@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
+from lifecycle.dns_watch.observation import Loss, Missing, Unidentified
 from lifecycle.dns_watch.records import RecordPlan, needs_successor_check, plan_records, published_successor
-from lifecycle.dns_watch.state import KnownNode, Loss, Missing, Unidentified
+from lifecycle.dns_watch.state import KnownNode
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
 from tests.builders import (

@@ -163,7 +163,7 @@ MUTANTS: Final = (
         "dns_watch/observe.py",
         "        return RecordsRead(records, apex, tuple(later))\n    except ApiError as error:\n",
         "        return RecordsRead(records, apex, tuple(later))\n    except ZeroDivisionError as error:\n",
-        1,
+        4,
     ),
     Mutant(
         "Never 8",
@@ -171,7 +171,7 @@ MUTANTS: Final = (
         "cleanup/run.py",
         '        except ApiError as error:\n            log.warning("record.delete_failed"',
         '        except ZeroDivisionError as error:\n            log.warning("record.delete_failed"',
-        1,
+        90,
     ),
     Mutant(
         "Healing",

@@ -1,0 +1,552 @@
+"""What dns-watch decides, as tables over a pure function: no simulator, no clock, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from lifecycle.dns_watch.decide import conclude, decide
+from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, restart_helps
+from lifecycle.dns_watch.observation import (
+    ApiKeyRead,
+    Failed,
+    KeyCheck,
+    Loss,
+    Missing,
+    Observation,
+    RecordsRead,
+    Registered,
+    Unregistered,
+)
+from lifecycle.dns_watch.state import Applied, Decision, HealState, KnownNode, Moment, RecordState, State, WatchConfig
+from lifecycle.domain.changes import CreateRecord, DeleteRecord, UpdateRecord, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, TransientError, UserError
+from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
+from tests.builders import (
+    EXPIRED,
+    MARK,
+    NAME,
+    NODE_IDENTITY,
+    NOW,
+    OTHER_MARK,
+    RECORD_IDENTITY,
+    SVC,
+    a_node,
+    a_record,
+    addresses,
+)
+
+V4 = "100.64.0.1"
+INTERFACE = addresses(V4)
+NODE = a_node(1, addresses=[V4])
+OWN = KnownNode(NODE.id, NODE.machine_key)
+METADATA = KeyMetadata("7", kept_node_id="1", kept_machine_key=NODE.machine_key)
+OUTAGE = TransientError("Headscale did not respond", upstream="Headscale")
+CLOUDFLARE_OUTAGE = TransientError("Cloudflare returned 502", upstream="Cloudflare", status=502)
+RATE_LIMIT = TransientError("429", upstream="Cloudflare", retry_after=timedelta(seconds=700), throttled=True)
+REFUSED = AuthError("the token was refused", upstream="Cloudflare", status=403)
+
+POLL_S = 30.0
+VERIFY_S = 300.0
+RETRY_S = 10.0
+
+
+def key_spec(user: User) -> KeySpec:
+    return KeySpec(user, timedelta(hours=1))
+
+
+CONFIG = WatchConfig(
+    records=RECORD_IDENTITY,
+    hostname=NAME,
+    user="svc",
+    tags=frozenset(),
+    ttl_s=60,
+    ipv6=False,
+    key_spec=key_spec,
+    key_path="/tailscale-auth/authkey",
+    self_heal=True,
+    retry_interval=timedelta(seconds=RETRY_S),
+    max_retries=30,
+    poll_interval=timedelta(seconds=POLL_S),
+    min_interval=timedelta(),
+    verify_interval=timedelta(seconds=VERIFY_S),
+    has_interface=True,
+    warns_of_slow_polling=False,
+)
+
+
+def at(seconds: float, *, jitter: float = 0.0) -> Moment:
+    """A moment so many seconds after the start."""
+    return Moment(NOW + timedelta(seconds=seconds), seconds, jitter)
+
+
+def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) -> PreAuthKey:
+    """A key as Headscale lists it."""
+    expires_at = NOW + timedelta(seconds=expires_in_s)
+    return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
+
+
+def found(node: Node = NODE, *, records: Iterable[Record] | Failed | None = (), from_list: bool = False) -> Observation:
+    """The node was found; everything at our name was read, or not, or could not be."""
+    read = records if records is None or isinstance(records, Failed) else RecordsRead(tuple(records))
+    return Observation(INTERFACE, Registered(node, from_list), NODE_IDENTITY, METADATA, records=read)
+
+
+def missing(kind: Missing | None = Missing.GONE, *, successor: Node | None = None, **fields: object) -> Observation:
+    """The node was not found, for this reason; None = the reason is uncertain."""
+    loss = None if kind is None else Loss(kind, None if kind in (Missing.STRANDED, Missing.UNREGISTERED) else "1")
+    seen = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
+    return replace(seen, **fields)  # type: ignore[arg-type]
+
+
+KNOWN = State(node=OWN, is_registered=True, identity=NODE_IDENTITY, interface=INTERFACE)
+SPEC = RecordSpec(NAME, INTERFACE[0], 60, MARK)
+IN_SYNC = replace(
+    KNOWN,
+    records=RecordState(
+        compared=(SPEC,), verify_at_s=VERIFY_S, in_sync=True, reason="", addresses=INTERFACE, verified_at_s=0.0
+    ),
+)
+
+
+def event_names(decision: Decision) -> list[str]:
+    return [event.name for event in decision.events]
+
+
+def after(state: State, *steps: tuple[float, Observation], config: WatchConfig = CONFIG) -> Decision:
+    """The last of several decisions, each applied successfully."""
+    decision = Decision(state)
+    for seconds, seen in steps:
+        decision = decide(decision.state, seen, config=config, now=at(seconds))
+    return decision
+
+
+# --- The record -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("records", "changes"),
+    [
+        pytest.param([], [CreateRecord], id="no record"),
+        pytest.param([a_record(content=V4)], [], id="correct record"),
+        pytest.param([a_record(content="100.64.0.9")], [UpdateRecord], id="stale address"),
+        pytest.param([a_record(content=V4, ttl_s=300)], [UpdateRecord], id="other TTL"),
+        pytest.param([a_record(content=V4), a_record("b", content=V4)], [DeleteRecord], id="duplicate"),
+        pytest.param([a_record(content="203.0.113.7", comment="")], [], id="foreign record without a comment"),
+        pytest.param([a_record(content=V4, comment=OTHER_MARK)], [], id="record of another owner"),
+    ],
+)
+def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Record], changes: list[type]) -> None:
+    decision = decide(KNOWN, found(records=records), config=CONFIG, now=at(0))
+    assert [type(change) for change in decision.changes] == changes
+
+
+def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> None:
+    decision = decide(KNOWN, found(records=[a_record(content=V4)]), config=CONFIG, now=at(0))
+    records = decision.state.records
+    assert (records.in_sync, records.addresses, records.verify_at_s) == (True, INTERFACE, VERIFY_S)
+
+
+def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
+    seen = found(records=[a_record(content="100.64.0.9")])
+    decision = decide(IN_SYNC, seen, config=CONFIG, now=at(0))
+    assert not decision.state.records.in_sync
+    done = conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(1))
+    assert done.state.records.in_sync
+
+
+def test_a_created_record_is_read_again_soon() -> None:
+    """Another pod may have created one in the same second."""
+    seen = found(records=[])
+    done = conclude(decide(KNOWN, seen, config=CONFIG, now=at(0)), Applied(), seen=seen, config=CONFIG, now=at(0))
+    assert done.state.records.verify_at_s == POLL_S
+
+
+def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -> None:
+    seen = found(records=[])
+    state = KNOWN
+    waits = []
+    for seconds in (0, 100, 200):
+        decision = decide(state, seen, config=CONFIG, now=at(seconds))
+        failed = Applied(records_error=CLOUDFLARE_OUTAGE)
+        done = conclude(decision, failed, seen=seen, config=CONFIG, now=at(seconds))
+        state = done.state
+        waits.append(state.records.not_before_s - seconds)
+        assert not state.records.in_sync
+        assert state.records.compared is None
+        assert [failure.error for failure in done.failures] == [CLOUDFLARE_OUTAGE]
+    assert waits == [0.5, 1.0, 2.0]
+
+
+def test_a_rate_limit_is_obeyed_for_as_long_as_requested() -> None:
+    decision = decide(KNOWN, found(records=Failed(RATE_LIMIT)), config=CONFIG, now=at(0))
+    assert decision.state.records.not_before_s == 700
+    assert decision.wait_s == POLL_S
+
+
+def test_an_outage_of_cloudflare_keeps_a_record_in_sync() -> None:
+    decision = decide(IN_SYNC, found(records=Failed(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(VERIFY_S))
+    assert decision.state.records.in_sync
+    assert decision.state.records.failures == 1
+
+
+def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
+    decision = decide(KNOWN, found(records=Failed(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(0))
+    assert decision.state.records.reason == str(CLOUDFLARE_OUTAGE)
+
+
+@pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
+def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
+    decision = decide(KNOWN, found(records=Failed(error)), config=CONFIG, now=at(0))
+    [event] = [event for event in decision.events if event.name == "pass.failed"]
+    assert (event.level, event.fields["upstream"]) == (level, "Cloudflare")
+
+
+def test_a_moved_address_is_out_of_sync_before_the_record_can_be_read() -> None:
+    moved = replace(NODE, addresses=addresses("100.64.0.8"))
+    seen = replace(found(moved, records=None), interface=addresses("100.64.0.8"))
+    state = replace(IN_SYNC, records=replace(IN_SYNC.records, not_before_s=1000.0))
+    assert not decide(state, seen, config=CONFIG, now=at(10)).state.records.in_sync
+
+
+def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
+    outside = replace(NODE, addresses=addresses("203.0.113.9"))
+    decision = decide(IN_SYNC, found(outside, records=None), config=CONFIG, now=at(0))
+    assert decision.changes == ()
+    assert "address.unpublishable" in event_names(decision)
+    assert not decision.state.records.in_sync
+
+
+def test_an_address_that_the_interface_lacks_is_not_published() -> None:
+    seen = replace(found(records=[]), interface=addresses("100.64.0.2"))
+    assert decide(KNOWN, seen, config=CONFIG, now=at(0)).changes == ()
+
+
+def test_another_node_than_before_invalidates_what_was_compared() -> None:
+    other = a_node(2, addresses=[V4])
+    decision = decide(IN_SYNC, found(other, records=None), config=CONFIG, now=at(0))
+    assert decision.state.records.compared is None
+    assert decision.state.node == KnownNode("2", other.machine_key)
+    assert "node.registered" in event_names(decision)
+
+
+# --- Standing down ----------------------------------------------------------------------------------
+
+SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
+
+
+def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
+    records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
+    decision = decide(KNOWN, replace(found(), records=records), config=CONFIG, now=at(0))
+    assert decision.changes == ()
+    assert decision.state.superseded_by == "2"
+    assert not decision.state.records.in_sync
+    assert event_names(decision) == ["node.superseded"]
+
+
+def test_standing_down_is_reported_once_and_ends() -> None:
+    records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
+    superseded = replace(found(), records=records)
+    decision = after(KNOWN, (0, superseded), (VERIFY_S, superseded))
+    assert decision.events == ()
+    decision = after(decision.state, (2 * VERIFY_S, found(records=[a_record(content="100.64.0.2")])))
+    assert event_names(decision) == ["node.reinstated"]
+    assert [type(change) for change in decision.changes] == [UpdateRecord]
+
+
+def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
+    check = KeyCheck(a_key(used=True), is_in_file=True)
+    steps = [(seconds, missing(successor=SUCCESSOR, key=check)) for seconds in (0, 40, 80, 120)]
+    decision = after(IN_SYNC, *steps)
+    assert decision.changes == ()
+    assert decision.state.superseded_by == "2"
+    assert not restart_helps(decision.state.heal, decision.state, at(120))
+
+
+# --- Lookups ----------------------------------------------------------------------------------------
+
+
+def waits_of(state: State, seen: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
+    """The wait after each of several observations, one directly after the other."""
+    waits = []
+    seconds = 0.0
+    for one in seen:
+        decision = decide(state, one, config=config, now=at(seconds))
+        state = decision.state
+        waits.append(decision.wait_s)
+        seconds += decision.wait_s
+    return waits
+
+
+def test_lookups_slow_down_to_the_retry_interval() -> None:
+    waits = waits_of(State(interface=INTERFACE), [missing(Missing.UNREGISTERED)] * 10)
+    assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
+
+
+def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
+    slow = after(State(), *[(seconds, missing(Missing.UNREGISTERED)) for seconds in range(20)])
+    assert slow.wait_s == pytest.approx(8.0)
+    changed = replace(missing(Missing.UNREGISTERED), interface=addresses("100.64.0.5"))
+    assert after(slow.state, (30, changed)).wait_s == pytest.approx(0.8)
+
+
+def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
+    failed = Observation(INTERFACE, Failed(OUTAGE))
+    assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    decision = after(State(), (0, missing(Missing.UNREGISTERED)), (1, failed), (2, failed))
+    assert (decision.state.lookups, decision.state.failures) == (1, 2)
+
+
+def test_the_command_gives_up_after_max_retries() -> None:
+    config = replace(CONFIG, max_retries=3)
+    steps = [(seconds, missing(Missing.UNREGISTERED)) for seconds in range(3)]
+    assert after(State(), *steps[:2], config=config).give_up is None
+    reason = after(State(), *steps, config=config).give_up
+    assert reason is not None
+    assert NAME in reason
+
+
+@pytest.mark.parametrize("state", [pytest.param(KNOWN, id="registered before")])
+def test_a_node_that_was_registered_is_waited_for_without_limit(state: State) -> None:
+    steps = [(seconds, missing(None)) for seconds in range(100)]
+    assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
+
+
+def test_polls_over_exec_keep_their_minimum_interval() -> None:
+    config = replace(CONFIG, min_interval=timedelta(seconds=60))
+    assert after(KNOWN, (0, missing(None)), config=config).wait_s == 60
+    assert after(State(), (0, missing(None)), config=config).wait_s < 1
+
+
+def test_the_next_pass_is_due_when_the_record_is() -> None:
+    state = replace(IN_SYNC, records=replace(IN_SYNC.records, verify_at_s=12.0))
+    assert after(state, (0, found(records=None))).wait_s == pytest.approx(12.0, abs=0.01)
+    assert after(IN_SYNC, (0, found(records=None))).wait_s == POLL_S
+
+
+def test_an_identification_problem_is_reported_once() -> None:
+    problem = replace(missing(None), node=Unregistered("no user", error=UserError("no user")), identity=None)
+    decision = after(State(), (0, problem))
+    assert event_names(decision)[0] == "node.identification_failed"
+    assert "node.identification_failed" not in event_names(after(decision.state, (1, problem)))
+
+
+def test_an_assumed_user_is_reported_once() -> None:
+    config = replace(CONFIG, user=None)
+    decision = after(State(), (0, found(records=None)), config=config)
+    assert event_names(decision)[0] == "user.assumed"
+    assert "user.assumed" not in event_names(after(decision.state, (1, found(records=None)), config=config))
+
+
+# --- Key metadata -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("metadata", "from_list", "changes"),
+    [
+        pytest.param(KeyMetadata("7"), True, 1, id="no node noted"),
+        pytest.param(METADATA, True, 0, id="this node noted"),
+        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), True, 1, id="another machine with its id noted"),
+        pytest.param(KeyMetadata("7"), False, 0, id="read by id"),
+        pytest.param(KeyMetadata(None), True, 0, id="no key"),
+        pytest.param(None, True, 0, id="no metadata"),
+    ],
+)
+def test_a_node_that_registers_is_stored_in_the_metadata(
+    metadata: KeyMetadata | None, from_list: bool, changes: int
+) -> None:
+    seen = replace(found(records=None, from_list=from_list), metadata=metadata)
+    written = decide(KNOWN, seen, config=CONFIG, now=at(0)).changes
+    assert len(written) == changes
+    for change in written:
+        assert isinstance(change, WriteKeyMetadata)
+        assert change.metadata == METADATA
+
+
+# --- A lost node ------------------------------------------------------------------------------------
+
+USED = KeyCheck(a_key(used=True), is_in_file=True)
+FRESH = KeyCheck(a_key(), is_in_file=True)
+
+
+def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
+    assert (CONFIRMING_OBSERVATIONS, CONFIRMING_S) == (3, 60)
+    assert after(IN_SYNC, (0, missing()), (30, missing()), (59, missing())).state.heal.lost is None
+    assert after(IN_SYNC, (0, missing()), (61, missing())).state.heal.lost is None
+    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing()))
+    assert decision.state.heal.lost is Missing.GONE
+    assert event_names(decision) == ["node.lost", "pass.skipped"]
+
+
+@pytest.mark.parametrize(
+    "interruption",
+    [
+        pytest.param(Observation(INTERFACE, Failed(OUTAGE)), id="outage"),
+        pytest.param(missing(None), id="uncertain observation"),
+        pytest.param(missing(Missing.EXPIRED), id="other loss"),
+        pytest.param(found(records=None), id="node found"),
+    ],
+)
+def test_an_interruption_restarts_the_confirmation(interruption: Observation) -> None:
+    steps = [(0, missing()), (30, missing()), (45, interruption), (61, missing()), (90, missing())]
+    assert after(IN_SYNC, *steps).state.heal.lost is None
+
+
+def lost(check: KeyCheck | Failed | None, kind: Missing = Missing.GONE, *, config: WatchConfig = CONFIG) -> Decision:
+    """The third observation of a loss, with this key in the file."""
+    return after(IN_SYNC, (0, missing(kind)), (30, missing(kind)), (60, missing(kind, key=check)), config=config)
+
+
+@pytest.mark.parametrize(
+    ("check", "creates"),
+    [
+        pytest.param(USED, True, id="used key"),
+        pytest.param(KeyCheck(a_key(expires_in_s=-1), is_in_file=True), True, id="expired key"),
+        pytest.param(KeyCheck(None, is_in_file=True), True, id="deleted key"),
+        pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
+        pytest.param(FRESH, False, id="usable key"),
+        pytest.param(KeyCheck(error=KeyFileError("malformed")), False, id="malformed metadata"),
+        pytest.param(Failed(OUTAGE), False, id="keys not readable"),
+        pytest.param(None, False, id="keys not read"),
+    ],
+)
+def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(check: KeyCheck | None, creates: bool) -> None:
+    changes = lost(check).changes
+    assert [type(change) for change in changes] == ([WriteFreshKey] if creates else [])
+
+
+def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
+    decision = lost(USED, config=replace(CONFIG, self_heal=False))
+    assert decision.changes == ()
+    assert "node.lost" in event_names(decision)
+
+
+def test_a_key_that_was_never_stored_is_expired_first() -> None:
+    [change] = lost(KeyCheck(a_key(), is_in_file=False)).changes
+    assert isinstance(change, WriteFreshKey)
+    assert change.replaces == a_key()
+    assert (change.kept_node_id, change.kept_machine_key) == ("1", NODE.machine_key)
+
+
+def test_a_stranded_pod_gets_a_key_only_if_it_used_the_last_one() -> None:
+    assert len(lost(USED, Missing.STRANDED).changes) == 1
+    assert lost(KeyCheck(None), Missing.STRANDED).changes == ()
+
+
+def healed() -> State:
+    """The state after a fresh key was written at 60 s."""
+    decision = lost(USED)
+    seen = missing(key=USED)
+    return conclude(decision, Applied(key=a_key("8")), seen=seen, config=CONFIG, now=at(60)).state
+
+
+def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
+    assert not restart_helps(lost(USED).state.heal, lost(USED).state, at(60))
+    state = healed()
+    assert restart_helps(state.heal, state, at(61))
+
+
+@pytest.mark.parametrize(
+    "heal",
+    [
+        pytest.param({"losses": None}, id="outage since"),
+        pytest.param({"key": None}, id="no key"),
+        pytest.param({"key": a_key("8", used=True)}, id="used key"),
+        pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
+        pytest.param({"lost": Missing.STRANDED}, id="stranded"),
+        pytest.param({"is_superseded": True}, id="superseded"),
+    ],
+)
+def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
+    state = healed()
+    assert not restart_helps(replace(state.heal, **heal), state, at(61))  # type: ignore[arg-type]
+
+
+def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
+    state = replace(healed(), interface_changed_s=50.0)
+    assert not restart_helps(state.heal, state, at(61))
+    assert restart_helps(state.heal, state, at(110))
+
+
+def test_fresh_keys_are_created_more_and_more_rarely() -> None:
+    state = healed()
+    created = []
+    for seconds in range(70, 4 * 3600, 10):
+        seen = missing(key=USED)
+        decision = decide(state, seen, config=CONFIG, now=at(seconds))
+        state = decision.state
+        if decision.changes:
+            created.append(seconds)
+            state = conclude(decision, Applied(key=a_key("9")), seen=seen, config=CONFIG, now=at(seconds)).state
+    pauses = [later - earlier for earlier, later in pairwise(created)]
+    assert created
+    assert pauses == sorted(pauses)
+    assert max(pauses) <= 3600 + 10
+
+
+def test_a_node_that_returns_ends_the_loss() -> None:
+    decision = after(healed(), (70, found(records=[a_record(content=V4)])))
+    assert decision.state.heal == HealState()
+    assert "node.returned" in event_names(decision)
+
+
+def test_a_failed_key_creation_backs_off() -> None:
+    decision = lost(USED)
+    state = decision.state
+    done = conclude(decision, Applied(key_error=OUTAGE), seen=missing(key=USED), config=CONFIG, now=at(60))
+    assert [failure.error for failure in done.failures] == [OUTAGE]
+    assert done.state.failures == state.failures + 1
+    assert done.state.heal.losses is None
+
+
+def test_a_key_file_that_cannot_be_written_is_an_error_and_no_failure_of_headscale() -> None:
+    done = conclude(
+        lost(USED), Applied(key_error=KeyFileError("read-only")), seen=missing(key=USED), config=CONFIG, now=at(60)
+    )
+    assert event_names(done) == ["key_file.unwritable"]
+    assert done.failures == ()
+
+
+def test_missing_metadata_is_reported_once() -> None:
+    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing(metadata=None, key=KeyCheck())))
+    assert "key_file.unwritable" in event_names(decision)
+    again = after(decision.state, (200, missing(metadata=None, key=KeyCheck())))
+    assert "key_file.unwritable" not in event_names(again)
+
+
+# --- Expiry -----------------------------------------------------------------------------------------
+
+
+def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
+    expiring = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
+    decision = after(KNOWN, (0, expiring))
+    assert "api_key.expiring" in event_names(decision)
+    assert decision.state.expiry.read_at_s == 3600
+    assert "api_key.expiring" not in event_names(after(decision.state, (86_000, found(records=None))))
+    assert "api_key.expiring" in event_names(after(decision.state, (86_400, found(records=None))))
+
+
+def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
+    valid = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
+    decision = after(KNOWN, (0, valid))
+    assert decision.state.expiry.read_at_s == 86_400
+    assert decision.events == ()
+
+
+def test_an_unreadable_list_of_api_keys_keeps_what_is_known() -> None:
+    state = replace(KNOWN, expiry=replace(KNOWN.expiry, api_key_expires_at=NOW + timedelta(days=60)))
+    decision = after(state, (0, replace(found(records=None), api_key=Failed(OUTAGE))))
+    assert decision.state.expiry.api_key_expires_at == NOW + timedelta(days=60)
+    assert decision.state.expiry.read_at_s == 3600
+
+
+def test_an_expired_node_is_no_longer_current() -> None:
+    """An expired node is not found: the state keeps which one it was, so that it can be recognised."""
+    expired = replace(NODE, expires_at=EXPIRED)
+    decision = after(IN_SYNC, (0, missing(Missing.EXPIRED)))
+    assert decision.state.node == KnownNode(expired.id, expired.machine_key)
+    assert not decision.state.is_registered

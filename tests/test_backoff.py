@@ -1,0 +1,66 @@
+"""How long a failed request is not repeated."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.domain.backoff import backoff_s, lengthened, retry_delay_s, shortened
+from lifecycle.domain.errors import ApiError, TransientError
+
+JITTER = st.floats(0, 1)
+MAX_LENGTHENING = 1.25
+
+
+def rate_limited(retry_after_s: float | None = None) -> TransientError:
+    """A 429, with or without a Retry-After."""
+    retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
+    return TransientError("429", upstream="Cloudflare", retry_after=retry_after, throttled=True)
+
+
+@given(seconds=st.floats(0, 1e6), jitter=JITTER)
+def test_jitter_lengthens_by_at_most_a_quarter(seconds: float, jitter: float) -> None:
+    assert seconds <= lengthened(seconds, jitter) <= seconds * MAX_LENGTHENING
+
+
+@given(seconds=st.floats(0, 1e6), jitter=JITTER)
+def test_a_shortened_duration_stays_a_maximum(seconds: float, jitter: float) -> None:
+    assert seconds / MAX_LENGTHENING <= shortened(seconds, jitter) * (1 + 1e-9)
+    assert shortened(seconds, jitter) <= seconds * (1 + 1e-9)
+
+
+@given(failures=st.integers(1, 10_000), max_s=st.floats(0.5, 3600), jitter=JITTER)
+def test_a_delay_is_bounded_after_any_number_of_failures(failures: int, max_s: float, jitter: float) -> None:
+    assert 0.5 <= retry_delay_s(failures, max_s=max_s, jitter=jitter) <= max_s * MAX_LENGTHENING
+
+
+@given(failures=st.integers(1, 100), requested_s=st.floats(0, 86_400), jitter=JITTER)
+def test_a_retry_after_takes_precedence(failures: int, requested_s: float, jitter: float) -> None:
+    wait_s = retry_delay_s(failures, max_s=1.0, jitter=jitter, error=rate_limited(requested_s))
+    assert max(requested_s, 0.5) - 1e-3 <= wait_s <= max(requested_s, 0.5) * MAX_LENGTHENING
+
+
+@pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", upstream="Headscale"), rate_limited()])
+def test_other_errors_do_not_change_the_delay(error: Exception | None) -> None:
+    assert retry_delay_s(2, max_s=60.0, jitter=0, error=error) == 1.0
+
+
+def test_delays_double_up_to_the_maximum() -> None:
+    delays = [retry_delay_s(failures, max_s=300.0, jitter=0) for failures in range(1, 13)]
+    assert delays == [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("error", "failures", "expected_s"),
+    [
+        pytest.param(rate_limited(), 1, 60.0, id="rate limit without a time"),
+        pytest.param(rate_limited(5), 1, 5.0, id="rate limit with a time"),
+        pytest.param(rate_limited(0), 9, 128.0, id="repeated rate limit without any delay"),
+        pytest.param(TransientError("502", upstream="Cloudflare"), 3, 2.0, id="outage"),
+    ],
+)
+def test_a_loop_waits_for_the_longer_of_both_delays(error: TransientError, failures: int, expected_s: float) -> None:
+    assert backoff_s(failures, max_s=300.0, jitter=0, error=error) == expected_s
