@@ -1,0 +1,25 @@
+# shellcheck shell=sh
+# Functions of the scripts that install Python packages. uv takes seconds where pip takes minutes.
+
+# Run "pip install" in a venv, which is created if it does not exist: pip_install VENV ARGUMENT...
+pip_install() {
+    venv=$1
+    shift
+    [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+    if command -v uv >/dev/null; then
+        uv pip install --quiet --python "$venv/bin/python" "$@"
+    else
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    fi
+}
+
+# Install one requirements file into a venv beside .venv, unless that was done already: install_once VENV REQUIREMENTS
+install_once() {
+    if ! cmp -s "$2" "$1/locked"; then
+        rm -rf "$1"
+        echo "$0: installing $2 into $1" >&2
+        .venv/bin/python -m venv "$1"
+        pip_install "$1" --compile --require-hashes --requirement "$2"
+        cp "$2" "$1/locked"
+    fi
+}
