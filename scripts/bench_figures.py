@@ -1,4 +1,4 @@
-"""What was measured, beside what is expected of it: as a table, and as a picture."""
+"""Figures and their limits, as a table and as a bar chart."""
 
 from __future__ import annotations
 
@@ -8,96 +8,96 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-EXPECTED = Path(__file__).with_name("bench.toml")
+LIMITS = Path(__file__).with_name("bench.toml")
 
-# Of the picture, in pixels.
+# Dimensions of the chart in pixels.
 _WIDTH, _LEFT, _ROW, _BAR = 760, 300, 26, 16
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        what: what was measured; the name of its band.
-        text: the figure, with its unit.
-        value: what its band is about; None = it has none, or was not measured.
+        name: name of the measurement, as in bench.toml.
+        text: the result with its unit.
+        value: the number that is compared with the limits; None if there are none, or if it was not measured.
     """
 
-    what: str
+    name: str
     text: str
     value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar of the picture; bars of one group have one scale."""
+    """One bar of the chart. The bars of a group have the same scale."""
 
     group: str
-    what: str
+    name: str
     value: float
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
-    """What a figure should be.
+class Limits:
+    """The range of a figure.
 
     Attributes:
-        least, most: outside of these, something changed; machines are noisy, so they are wide.
-        goal: what was set out for; "" = nothing was.
+        lower, upper: the expected range.
+        goal: the design goal, or "" if there is none.
     """
 
-    least: float
-    most: float
+    lower: float
+    upper: float
     goal: str = ""
 
 
-def expected() -> dict[str, Expected]:
-    """What each figure should be, from the one file that says so."""
+def read_limits() -> dict[str, Limits]:
+    """Read the limits of each figure from bench.toml."""
     return {
-        what: Expected(least=entry["band"][0], most=entry["band"][1], goal=entry.get("goal", ""))
-        for what, entry in tomllib.loads(EXPECTED.read_text()).items()
+        name: Limits(lower=entry["limits"][0], upper=entry["limits"][1], goal=entry.get("goal", ""))
+        for name, entry in tomllib.loads(LIMITS.read_text()).items()
     }
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """Every figure, what is expected of it, and what it was to reach."""
-    known = expected()
-    lines = ["| what | figure | band | goal |", "|---|---|---|---|"]
+    """Return a Markdown table of the figures with their limits and goals."""
+    known = read_limits()
+    lines = ["| measurement | result | limits | goal |", "|---|---|---|---|"]
     for figure in figures:
-        entry = known.get(figure.what)
-        band = f"{entry.least:g} to {entry.most:g}" if entry and figure.value is not None else ""
-        lines.append(f"| {figure.what} | {figure.text} | {band} | {entry.goal if entry else ''} |")
+        entry = known.get(figure.name)
+        limits = f"{entry.lower:g} to {entry.upper:g}" if entry and figure.value is not None else ""
+        lines.append(f"| {figure.name} | {figure.text} | {limits} | {entry.goal if entry else ''} |")
     return "\n".join(lines)
 
 
-def page(figures: Iterable[Figure], *, picture: str) -> str:
-    """The table as a page, with the picture and how to read both."""
+def page(figures: Iterable[Figure], *, chart_file: str) -> str:
+    """Return docs/bench.md: the table, the chart, and how to read both."""
     return (
-        "# Figures\n\n"
-        f"Printed by `scripts/bench --save docs/{picture}`: the real commands against stand-ins on "
-        "loopback, medians of one run.\n"
-        "Times are a machine's own and grow when it is busy; what compares is the ratios. "
-        "`scripts/bench.toml` has the bands.\n\n"
-        f"![start-up, and cleanup by latency]({picture})\n\n{table(figures)}\n"
+        "# Benchmarks\n\n"
+        "For developers who compare a change with the current performance.\n\n"
+        f"`scripts/bench --save docs/{chart_file}` writes this page. It runs the real commands against simulators on\n"
+        "loopback and prints medians. Times depend on the machine and its load, so compare the ratios.\n"
+        "`scripts/bench.toml` has the limits.\n\n"
+        f"![Start-up times, and cleanup by latency]({chart_file})\n\n{table(figures)}\n"
     )
 
 
-def strays(figures: Iterable[Figure]) -> list[str]:
-    """A line for each figure outside its band."""
-    known = expected()
+def outside_limits(figures: Iterable[Figure]) -> list[str]:
+    """Return a message for each figure outside its limits."""
+    known = read_limits()
     return [
-        f"left its band: {figure.what}: {figure.value:.2f} is not {entry.least:g} to {entry.most:g}"
+        f"outside its limits: {figure.name}: {figure.value:.2f}, expected {entry.lower:g} to {entry.upper:g}"
         for figure in figures
         if figure.value is not None
-        and (entry := known.get(figure.what))
-        and not entry.least <= figure.value <= entry.most
+        and (entry := known.get(figure.name))
+        and not entry.lower <= figure.value <= entry.upper
     ]
 
 
-def picture(bars: Sequence[Bar]) -> str:
-    """The bars as SVG, readable on a light and on a dark page."""
+def chart(bars: Sequence[Bar]) -> str:
+    """Return the bars as SVG in colours for light and dark backgrounds."""
     y = 8
     parts = []
     for group in dict.fromkeys(bar.group for bar in bars):
@@ -108,7 +108,7 @@ def picture(bars: Sequence[Bar]) -> str:
             y += _ROW
             length = (_WIDTH - _LEFT - 130) * bar.value / longest
             parts.append(
-                f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(bar.what)}</text>'
+                f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(bar.name)}</text>'
                 f'<rect x="{_LEFT}" y="{y}" width="{length:.0f}" height="{_BAR}" fill="#4878a8"/>'
                 f'<text x="{_LEFT + length + 6:.0f}" y="{y + 13}">{escape(bar.text)}</text>'
             )

@@ -1,4 +1,4 @@
-"""Make so many passes of `dns-watch`, one right after the other, and tell its memory on the way and at the end."""
+"""Run passes of `dns-watch` without pauses, and print the memory after a tenth of them and at the end."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lifecycle.wiring import connect_writers, utc_now
 
 
 def resident_mib(process: str = "self") -> float:
-    """How much memory a process has now."""
+    """Return the resident memory of a process."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
-    raise ValueError("the process has no memory any more")
+    raise ValueError("the process has ended")
 
 
 def main(passes: int) -> None:
-    """Make them; what they log goes to standard output, the memory in MiB to standard error."""
+    """Run the passes. The log goes to standard output, the memory in MiB to standard error."""
     settings = load(DnsWatchSettings)
     configure_logs(console=False)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Both services on loopback, some way off if need be, and the real commands beside them, each measured as a process."""
+"""Simulators of Headscale and Cloudflare with a configurable latency, and commands that are measured as processes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 NAME = "grafana.example.com"
 MARK = "tailscale-lifecycle/1 default"
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
 
-# A small process of its own starts what is measured: the peak memory of a child begins with its parent's.
+# A small process starts the measured one, because the peak memory of a child includes its parent's at the fork.
 _LAUNCH = """
 import json, os, sys, time
 started = time.monotonic()
@@ -47,23 +47,23 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a process took from its start to its end."""
+    """The resources that a process used."""
 
     wall_s: float
     cpu_s: float
     peak_mib: float
 
 
-def cost(arguments: Sequence[str], *, before: Sequence[str] = (), **environment: str) -> Cost:
-    """Run Python with these arguments to its end.
+def measure(arguments: Sequence[str], *, wrapper: Sequence[str] = (), **environment: str) -> Cost:
+    """Run Python until it exits, and return the cost.
 
     Args:
-        arguments: of Python.
-        before: a command that runs the command that follows it.
-        environment: all of it.
+        arguments: arguments of Python.
+        wrapper: a command that runs the command after it.
+        environment: the complete environment.
     """
     done = subprocess.run(
-        [*before, PYTHON, "-I", "-S", "-c", _LAUNCH, PYTHON, *arguments],
+        [*wrapper, PYTHON, "-I", "-S", "-c", _LAUNCH, PYTHON, *arguments],
         env={"PATH": os.environ["PATH"], **environment},
         stdout=subprocess.PIPE,
         check=True,
@@ -71,18 +71,18 @@ def cost(arguments: Sequence[str], *, before: Sequence[str] = (), **environment:
     return Cost(*json.loads(done.stdout))
 
 
-def until(seen: Callable[[], bool], *, every_s: float = 0.005) -> float:
-    """Wait until something can be seen; seconds."""
+def wait_until(condition: Callable[[], bool], *, interval_s: float = 0.005) -> float:
+    """Wait until a condition is true, and return the seconds that passed."""
     started = time.monotonic()
-    while not seen():
-        if time.monotonic() - started > PATIENCE_S:
-            raise TimeoutError("a step did not happen")
-        time.sleep(every_s)
+    while not condition():
+        if time.monotonic() - started > TIMEOUT_S:
+            raise TimeoutError(f"the condition was not met within {TIMEOUT_S:g} s")
+        time.sleep(interval_s)
     return time.monotonic() - started
 
 
 class Delayed:
-    """A service that is some way off: each request takes longer by so many seconds."""
+    """An upstream with latency: each response is delayed."""
 
     def __init__(self, app: WSGIApplication, delay_s: float) -> None:
         self._app = app
@@ -90,22 +90,22 @@ class Delayed:
         self.requests = 0
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer after the delay."""
+        """Respond after the delay."""
         self.requests += 1
         time.sleep(self._delay_s)
         return self._app(environ, start_response)
 
-    def was_asked(self, times: int) -> bool:
-        """Whether so many requests have come in."""
-        return self.requests >= times
+    def received(self, number: int) -> bool:
+        """Return True if at least this number of requests has arrived."""
+        return self.requests >= number
 
 
 class World:
-    """Both services, and the commands' environment.
+    """Both upstreams, and the environment of the commands.
 
     Args:
-        folder: for the key file.
-        nodes: of others.
+        folder: the folder of the key file.
+        nodes: the number of other nodes in Headscale.
     """
 
     def __init__(self, folder: Path, *, nodes: int = 0) -> None:
@@ -121,7 +121,7 @@ class World:
 
     @contextmanager
     def served(self, delay_s: float = 0.0) -> Iterator[tuple[Delayed, Delayed]]:
-        """Let both services listen, each request taking longer by the delay."""
+        """Serve both upstreams, with a delay in seconds for each request."""
         near, far = Delayed(self.headscale, delay_s), Delayed(self.cloudflare, delay_s)
         with serve(near) as headscale, serve(far) as cloudflare:
             self.environment = {
@@ -142,56 +142,56 @@ class World:
             }
             yield near, far
 
-    def leave_behind(self) -> None:
-        """What an earlier pod left: a node and a record."""
+    def add_stale(self) -> None:
+        """Add the node and the record of an earlier pod."""
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
             self.cloudflare.remove_record(record.id)
         self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
     def run(self, *arguments: str) -> Cost:
-        """Run one of the commands to its end."""
-        return cost(["-m", "lifecycle", *arguments], **self.environment)
+        """Run a command until it exits, and return the cost."""
+        return measure(["-m", "lifecycle", *arguments], **self.environment)
 
-    def joined(self, interface: str | None = None) -> VpnClient:
-        """Let the pod's tailscale container join with the key from the file."""
+    def join(self, interface: str | None = None) -> VpnClient:
+        """Register the pod's tailscale container with the key in the file."""
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME, interface=interface)
         client.start()
         return client
 
     @contextmanager
     def watching(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Let `dns-watch` run for as long as the block lasts."""
+        """Run `dns-watch` during the block."""
         command = [PYTHON, "-m", "lifecycle", "dns-watch"]
         process = subprocess.Popen(command, env=self.environment | environment, stdout=subprocess.DEVNULL)
         try:
             yield process
         finally:
             process.terminate()
-            process.wait(PATIENCE_S)
+            process.wait(TIMEOUT_S)
 
     def published(self, client: VpnClient) -> bool:
-        """Whether the name resolves to this client, and to nothing else."""
+        """Return True if the only record of the name has the address of this client."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [client.addresses[0]]
 
 
 class CountedCli:
-    """Headscale's command line, and how much it said."""
+    """Headscale's command line, which records the size of its output."""
 
     def __init__(self, headscale: HeadscaleSimulator) -> None:
         self._cli = HeadscaleCli(headscale)
-        self.said: list[int] = []
+        self.output_sizes: list[int] = []
 
     def __call__(self, argv: Sequence[str]) -> Finished:
-        """Run it."""
+        """Run a command."""
         finished = self._cli(argv)
-        self.said.append(len(finished.stdout))
+        self.output_sizes.append(len(finished.stdout))
         return finished
 
 
 @contextmanager
 def through_the_cluster(world: World, folder: Path) -> Iterator[tuple[CountedCli, Callable[[str], Cost]]]:
-    """Let the commands reach a world that is served through the Kubernetes API, and run them so."""
+    """Serve Headscale's command line through the Kubernetes API, and return a function that runs commands in a pod."""
     authority = Authority(folder)
     kubernetes = KubernetesSimulator()
     cli = CountedCli(world.headscale)
@@ -210,12 +210,12 @@ def through_the_cluster(world: World, folder: Path) -> Iterator[tuple[CountedCli
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": port,
         }
-        before = [str(word) for word in with_service_account(account)]
-        yield cli, lambda command: cost(["-m", "lifecycle", *command.split()], before=before, **environment)
+        wrapper = [str(word) for word in with_service_account(account)]
+        yield cli, lambda command: measure(["-m", "lifecycle", *command.split()], wrapper=wrapper, **environment)
 
 
-def passes(world: World, number: int) -> list[float]:
-    """Memory in MiB after a tenth of so many passes of `dns-watch`, and after all of them."""
+def memory_of_passes(world: World, number: int) -> list[float]:
+    """Return the memory in MiB after a tenth of the passes of `dns-watch`, and after all of them."""
     done = subprocess.run(
         [PYTHON, str(REPOSITORY / "scripts" / "bench_passes.py"), str(number)],
         env=world.environment,
@@ -227,8 +227,8 @@ def passes(world: World, number: int) -> list[float]:
     return [float(line) for line in done.stderr.split()]
 
 
-def in_a_network_namespace(script: str, *arguments: str) -> list[str]:
-    """What a script of this folder prints in a network of its own, where interfaces can be made."""
+def run_in_network_namespace(script: str, *arguments: str) -> list[str]:
+    """Run a script of this folder in a new network namespace, where it can create interfaces; return its output."""
     done = subprocess.run(
         ["unshare", "--net", sys.executable, script, *arguments],  # noqa: S607
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
