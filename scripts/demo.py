@@ -1,4 +1,4 @@
-"""A pod's life, told while it happens: the real commands, and stand-ins of the services on loopback."""
+"""Show the life of a pod: the real commands against simulators of the upstreams on loopback."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tests.simulators.vpn_client import VpnClient
 NAME = "grafana.example.com"
 MARK = "tailscale-lifecycle/1 demo"
 
-LOOK_S = 0.1
+POLL_S = 0.1
 
 
 class DemoError(Exception):
-    """Something that was to happen did not."""
+    """A step of the demo failed."""
 
 
 class World:
-    """Both services, the pod's volume, and the commands.
+    """The upstreams, the pod's volume and the commands.
 
     Args:
-        folder: an empty one.
-        patience_s: how long a step may take, on a slow machine.
+        folder: an empty folder.
+        timeout_s: the maximum duration of a step.
     """
 
-    def __init__(self, folder: Path, *, patience_s: float = 15.0) -> None:
-        self._patience_s = patience_s
+    def __init__(self, folder: Path, *, timeout_s: float = 15.0) -> None:
+        self._timeout_s = timeout_s
         self.headscale = HeadscaleSimulator()
         self.cloudflare = CloudflareSimulator()
         self.headscale.add_user("services")
@@ -46,7 +46,7 @@ class World:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Let both services listen on loopback."""
+        """Serve both upstreams on loopback."""
         with serve(self.headscale) as headscale, serve(self.cloudflare) as cloudflare:
             self._environment = {
                 "PATH": os.environ["PATH"],
@@ -59,7 +59,7 @@ class World:
                 "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
                 "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
                 "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-                # A demonstration has no VPN interface and little time.
+                # The demo has no VPN interface, and polls often to be short.
                 "TAILSCALE_INTERFACE": "",
                 "POLL_INTERVAL": "1s",
                 "VERIFY_INTERVAL": "1s",
@@ -70,10 +70,10 @@ class World:
             yield
 
     def run(self, *arguments: str) -> str:
-        """Run a command to its end, and give what it printed.
+        """Run a command and return its output.
 
         Raises:
-            DemoError: it failed.
+            DemoError: the command failed.
         """
         done = subprocess.run(
             self._command(*arguments),
@@ -91,115 +91,116 @@ class World:
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[None]:
-        """Let a command run for as long as the block lasts, then ask it to stop.
+        """Run a command during the block, then stop it.
 
         Raises:
-            DemoError: it did not stop well.
+            DemoError: the exit status is not 0.
         """
         process = subprocess.Popen(self._command(*arguments), env=self._environment, cwd=self._folder)
         try:
             yield
         finally:
             process.terminate()
-            status = process.wait(self._patience_s)
+            status = process.wait(self._timeout_s)
         if status != 0:
-            raise DemoError(f"lifecycle {' '.join(arguments)} ended with {status}")
+            raise DemoError(f"lifecycle {' '.join(arguments)} exited with {status}")
 
-    def pod_joins(self) -> VpnClient:
-        """Let the pod's tailscale container join with the key from the file."""
+    def join(self) -> VpnClient:
+        """Register the pod's tailscale container with the key in the file."""
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME)
         client.start()
         return client
 
     def contents(self) -> list[str]:
-        """What the name resolves to."""
+        """Return the addresses that the name resolves to."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)]
 
-    def expect(self, what: str, seen: Callable[[], bool]) -> None:
-        """Wait until something can be seen.
+    def expect(self, result: str, condition: Callable[[], bool]) -> None:
+        """Wait until the condition is true, then print the result.
 
         Raises:
-            DemoError: it did not happen in time.
+            DemoError: the condition was not true in time.
         """
-        until = time.monotonic() + self._patience_s
-        while not seen():
-            if time.monotonic() > until:
-                raise DemoError(f"this did not happen: {what}")
-            time.sleep(LOOK_S)
-        show(f"✓ {what}")
+        deadline = time.monotonic() + self._timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise DemoError(f"not within {self._timeout_s:g} s: {result}")
+            time.sleep(POLL_S)
+        show(f"✓ {result}")
 
     @staticmethod
     def _command(*arguments: str) -> list[str]:
         return [sys.executable, "-m", "lifecycle", *arguments]
 
 
-def tell(text: str) -> None:
-    """Say what happens."""
+def announce(text: str) -> None:
+    """Print the next step."""
     print(f"\n{text}", flush=True)
 
 
 def show(text: str) -> None:
-    """Show what can be seen now."""
-    print("\n".join(f"    {line}" for line in text.splitlines()), flush=True)
+    """Print a result, indented."""
+    print("\n".join(f"    {line}".rstrip() for line in text.splitlines()), flush=True)
 
 
 def play(world: World) -> None:
-    """Tell the story.
+    """Run all steps.
 
     Raises:
-        DemoError: something did not happen.
+        DemoError: a step failed.
     """
     headscale, cloudflare = world.headscale, world.cloudflare
 
-    tell("Yesterday's Grafana pod died. Headscale still has its node, and DNS still points at its address:")
+    announce("The Grafana pod of yesterday is gone. Its Headscale node and its DNS record are still there:")
     stale = headscale.add_node(NAME, user="services", online=False)
     cloudflare.add_record(world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=MARK)
     laptop = headscale.add_node("anns-laptop", user=headscale.add_user("ann").name)
     website = cloudflare.add_record(world.zone, type="A", name="example.com", content="192.0.2.10", ttl=300)
     show(f"node {stale.id} {NAME} (offline), record {NAME} -> {stale.address}")
 
-    tell("Before anything happens, a dry run tells what both commands would do:")
+    announce("A dry run reports what both commands would change:")
     show(world.run("--dry-run"))
 
-    tell("A new pod starts. Its init container runs `lifecycle cleanup`:")
+    announce("A new pod starts. Its init container runs `lifecycle cleanup`:")
     world.run("cleanup")
-    world.expect("the old node is gone", lambda: headscale.node(stale.id) is None)
-    world.expect("the record that pointed at it is gone", lambda: not world.contents())
-    world.expect("a fresh pre-auth key is in the shared volume", world.key_file.exists)
+    world.expect("the stale node is deleted", lambda: headscale.node(stale.id) is None)
+    world.expect("the stale record is deleted", lambda: not world.contents())
+    world.expect("a new pre-auth key is in the shared volume", world.key_file.exists)
 
-    tell("The tailscale container joins with that key, while the sidecar runs `lifecycle dns-watch`:")
+    announce("The tailscale container registers with that key. The sidecar runs `lifecycle dns-watch`:")
     with world.running("dns-watch"):
-        pod = world.pod_joins()
+        pod = world.join()
         world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
 
-        tell("The VPN gives the pod another address:")
+        announce("The VPN address of the pod changes:")
         pod.change_address()
         world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
 
-        tell("Somebody deletes the record by hand:")
+        announce("The record is deleted by hand:")
         for record in cloudflare.records(world.zone, NAME):
             cloudflare.remove_record(record.id)
-        world.expect("it is back", lambda: world.contents() == [pod.addresses[0]])
+        world.expect("the record is created again", lambda: world.contents() == [pod.addresses[0]])
     pod.die()
 
-    tell("The pod is replaced by another one: the same two commands again.")
+    announce("The pod is replaced. The new pod runs the same two commands:")
     world.run("cleanup")
     with world.running("dns-watch"):
-        pod = world.pod_joins()
+        pod = world.join()
         world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
     ours = [node for node in headscale.nodes if node.name == NAME]
-    world.expect(f"one node is called {NAME}, and none {NAME}-1", lambda: len(ours) == 1)
+    world.expect(f"only one node has the name {NAME}", lambda: len(ours) == 1)
 
-    tell("And what was never ours:")
-    world.expect("Ann's laptop is still there", lambda: headscale.node(laptop.id) is not None)
+    announce("Nodes and records of other owners are unchanged:")
+    world.expect("Ann's laptop is still registered", lambda: headscale.node(laptop.id) is not None)
     world.expect(
-        "the record of example.com was not touched",
+        "the record example.com is unchanged",
         lambda: website in {record.id for record in cloudflare.records(world.zone)},
     )
 
 
 def main() -> int:
-    """Play the story; 0 when all of it happened."""
+    """Run the demo. Return 0 if all steps succeeded."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as folder:
         world = World(Path(folder))
         try:
@@ -208,7 +209,7 @@ def main() -> int:
         except DemoError as error:
             print(f"\n✗ {error}", file=sys.stderr)
             return 1
-    tell("That was a pod's life. README.md tells how to give one to yours.")
+    announce(f"Done in {time.monotonic() - start:.0f} seconds. README.md has the first manifest.")
     return 0
 
 
