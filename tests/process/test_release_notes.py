@@ -1,0 +1,52 @@
+"""scripts/release-notes: a release whose tag, version and changelog disagree is refused."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHANGELOG = "# Changelog\n\n## 1.2.0 (2027-01-31)\n\n- New.\n\n## 1.1.0 (2026-12-01)\n\n- Old.\n"
+
+
+@pytest.fixture
+def checkout(repository: Path, tmp_path: Path) -> Path:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(repository / "scripts/release-notes", tmp_path / "scripts")
+    (tmp_path / "lifecycle").mkdir()
+    (tmp_path / "lifecycle/__init__.py").write_text('__version__ = "1.2.0"\n')
+    (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
+    return tmp_path
+
+
+def release_notes(checkout: Path, tag: str) -> subprocess.CompletedProcess[str]:
+    command = [str(checkout / "scripts/release-notes"), tag]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_notes_are_the_section_of_the_version(checkout: Path) -> None:
+    done = release_notes(checkout, "v1.2.0")
+    assert (done.returncode, done.stdout.strip()) == (0, "- New.")
+
+
+@pytest.mark.parametrize("tag", ["v1.1.0", "1.2.0", "v1.2.0rc1", "v1.2"])
+def test_tag_of_another_version_is_refused(checkout: Path, tag: str) -> None:
+    done = release_notes(checkout, tag)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param("## 1.2.0 (unreleased)", id="no date"),
+        pytest.param("## 1.2.0 (2027-01-31) draft", id="text after the date"),
+        pytest.param("## 1.20 (2027-01-31)", id="no section"),
+        pytest.param("## 1x2.0 (2027-01-31)", id="similar version"),
+    ],
+)
+def test_changelog_without_dated_section_is_refused(checkout: Path, heading: str) -> None:
+    (checkout / "CHANGELOG.md").write_text(CHANGELOG.replace("## 1.2.0 (2027-01-31)", heading))
+    done = release_notes(checkout, "v1.2.0")
+    assert (done.returncode, done.stdout) == (1, "")
