@@ -10,9 +10,7 @@ from itertools import count
 from pathlib import Path
 from threading import Event
 from typing import Any
-from wsgiref.types import WSGIApplication
 
-import httpx
 import pytest
 import tenacity
 
@@ -35,7 +33,9 @@ from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.upstream import Service
+from tests.simulators.memory import MemoryClient
+from tests.simulators.messages import Handler
+from tests.simulators.upstream import Upstream
 
 USER = "svc"
 ZONE = "example.com"
@@ -156,8 +156,8 @@ class World:
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
             "HOSTNAME": "grafana-0",
         }
-        # What stands between the clients and the services.
-        self.between: Callable[[Service], WSGIApplication] = lambda service: service
+        # The route from the clients to an upstream.
+        self.between: Callable[[Upstream], Handler] = lambda upstream: upstream.handle
 
     # --- The commands -------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class World:
 
 
 def json_client(
-    application: Any,
+    handler: Handler,
     *,
     base_url: str,
     explain: Callable[[str, Answer], ApiError | None],
@@ -265,9 +265,9 @@ def json_client(
     address: str,
     credential: Credential,
 ) -> JsonClient:
-    """A JSON client on a WSGI application in this process."""
+    """Return a JSON client whose requests are calls in this process."""
     return JsonClient(
-        httpx.Client(transport=httpx.WSGITransport(application), base_url=base_url),
+        MemoryClient(handler, base_url),
         upstream=upstream,
         address=address,
         credential=credential,

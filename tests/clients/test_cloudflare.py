@@ -37,7 +37,7 @@ def client_of(
     account: CloudflareSimulator, zone_id: str | None, *, domain: str = ZONE, token: str | None = None
 ) -> CloudflareWriter:
     client = json_client(
-        account,
+        account.handle,
         upstream=cloudflare_errors.UPSTREAM,
         address="CLOUDFLARE_API_URL",
         base_url="http://cloudflare/client/v4",

@@ -57,7 +57,7 @@ def client_of(
     server: HeadscaleSimulator, *, policy: tenacity.Retrying | None = None, api_key: str | None = None
 ) -> HeadscaleWriter:
     client = json_client(
-        server,
+        server.handle,
         upstream=dialect.UPSTREAM,
         address="HEADSCALE_URL",
         base_url="http://headscale",

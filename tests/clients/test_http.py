@@ -15,20 +15,20 @@ from typing import Any
 
 import httpx
 import pytest
-from werkzeug import Request, Response
 
 from lifecycle.clients.http import MAX_ANSWER_BYTES, Answer, Credential, JsonClient
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
 from tests.simulators import faults
 from tests.simulators.faults import Fault
+from tests.simulators.messages import Request, Response, json_response, text_response
 from tests.simulators.serve import serve
-from tests.simulators.upstream import Service
+from tests.simulators.upstream import Upstream
 
 TOKEN = "tskey-0123456789abcdefghijklmnopqrstuvwxyz"
 OTHER_TOKEN = "tskey-abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-class Desk(Service):
+class Desk(Upstream):
     """A service with one thing to say, to whoever has the token."""
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class Desk(Service):
         self.token = TOKEN
 
     def answer(self, request: Request, *, stale: bool) -> Response:
-        if request.path != "/open" and request.headers.get("Authorization") != f"Bearer {self.token}":
-            return Response("Unauthorized", 401, content_type="text/plain")
-        return Response(json.dumps({"path": request.path}), content_type="application/json")
+        if request.path != "/open" and request.headers.get("authorization") != f"Bearer {self.token}":
+            return text_response("Unauthorized", 401)
+        return json_response({"path": request.path})
 
 
 def refused_is_auth(what: str, answer: Answer) -> ApiError | None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Event
 from types import FrameType
 from typing import Any, Final
-from wsgiref.types import WSGIApplication
 
 import pytest
 import structlog
@@ -40,8 +39,8 @@ from tests.faults.schedule import (
     NOBODY_LISTED,
     OUT_OF_SIGHT,
     Schedule,
-    ServiceName,
     Step,
+    UpstreamName,
 )
 from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, NamedFaults, Request, Tap
 from tests.simulators import faults
@@ -49,7 +48,8 @@ from tests.simulators import headscale as headscale_simulator
 from tests.simulators.cloudflare import ApiError, Record
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
-from tests.simulators.upstream import Service
+from tests.simulators.messages import Handler
+from tests.simulators.upstream import Upstream
 from tests.tally import count
 from tests.world import USER, Clock, Interface, StopAt, World
 
@@ -146,7 +146,7 @@ class FaultWorld(World):
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule, version: str) -> None:
         super().__init__(monkeypatch, folder, version)
         self._loaded: dict[type[Any], Any] = {}
-        self.queues: dict[ServiceName, NamedFaults] = {"headscale": NamedFaults(), "cloudflare": NamedFaults()}
+        self.queues: dict[UpstreamName, NamedFaults] = {"headscale": NamedFaults(), "cloudflare": NamedFaults()}
         self.headscale.faults = self.queues["headscale"]
         self.cloudflare.faults = self.queues["cloudflare"]
         self.key_files: dict[str, Path] = {}
@@ -164,7 +164,7 @@ class FaultWorld(World):
             self.environment["CLOUDFLARE_ZONE_ID"] = ""
         self.environment.update(variables)
 
-    def service(self, name: ServiceName) -> Service:
+    def upstream(self, name: UpstreamName) -> Upstream:
         """A simulator by its name."""
         return self.headscale if name == "headscale" else self.cloudflare
 
@@ -430,8 +430,8 @@ class Engine:
     def _commands(self, pod: Pod) -> FaultWorld:
         """The world whose commands send their requests as this pod does."""
 
-        def between(service: Service) -> WSGIApplication:
-            return Tap(service, watcher=self, interruptions=self.interruptions, cut_off=lambda: pod.cut_off)
+        def between(upstream: Upstream) -> Handler:
+            return Tap(upstream, watcher=self, interruptions=self.interruptions, cut_off=lambda: pod.cut_off)
 
         self.world.between = between
         return self.world
@@ -511,7 +511,7 @@ class Engine:
             action = partial(self._interrupt, step)
             committed = bool(step.draw % 2)
             self.interruptions.append(
-                Interruption(action, self.world.service(step.service), after=step.after, committed=committed)
+                Interruption(action, self.world.upstream(step.upstream), after=step.after, committed=committed)
             )
         else:
             self._happen(step)
@@ -527,12 +527,14 @@ class Engine:
         self._protect()
 
     def _order(self, step: Step) -> None:
-        fault = FAULTS[step.kind](step.service, step.random)
+        fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.page_two else None
         method = "GET" if step.kind == "stale read" else step.method
         # One that is short for one look only misleads nobody.
         times = LOOKS if step.kind == "short list" and step.times > 1 else step.times
-        self.world.queues[step.service].order(step.kind, fault, method=method, path=path, times=times, after=step.after)
+        self.world.queues[step.upstream].order(
+            step.kind, fault, method=method, path=path, times=times, after=step.after
+        )
 
     def _interrupt(self, step: Step) -> None:
         for this in self.passes:
@@ -823,9 +825,9 @@ class Engine:
 
     # --- Invariants --------------------------------------------------------------------------------------------
 
-    def before(self, service: Service, method: str, path: str) -> None:
+    def before(self, upstream: Upstream, method: str, path: str) -> None:
         """Note the world as it is before a request."""
-        if service is self.world.cloudflare:
+        if upstream is self.world.cloudflare:
             self._before = self.world.all_records
         else:
             self._nodes_before = {node.id: node for node in self.world.headscale.nodes}
@@ -845,7 +847,7 @@ class Engine:
             this.pod.misled_at = self.clock.elapsed_s
         if request.is_write:
             self._was_told_enough(this, request)
-            if request.service is self.world.cloudflare:
+            if request.upstream is self.world.cloudflare:
                 self._record_change_is_good(this, request)
             else:
                 self._node_change_is_good(this, request)
@@ -856,7 +858,7 @@ class Engine:
         """Never 3: a change follows from whole answers alone."""
         looks = [read for read in this.requests if read.method == "GET"]
         nodes = [read for read in looks if read.path == "/api/v1/node"]
-        if request.service is self.world.cloudflare:
+        if request.upstream is self.world.cloudflare:
             records = [read for read in looks if read.path.endswith("/dns_records")]
             self._was_told(request, _last_list(records))
             if not this.pod.initialized and nodes and nodes[-1].fault == "short list":

@@ -16,7 +16,7 @@ from tests.simulators.faults import Fault
 STEPS: Final = 14
 """How many steps a schedule has when it is drawn."""
 
-ServiceName: TypeAlias = Literal["headscale", "cloudflare"]
+UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
 # Headscale's own, as its gateway tells them.
 EXHAUSTED: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
@@ -34,42 +34,42 @@ NOTHING_OF_ONE: Final = json.dumps(
     }
 )
 
-FAULTS: Final[dict[str, Callable[[ServiceName, Random], Fault]]] = {
-    "refused": lambda _service, _random: faults.refuse(),
-    "reset before": lambda _service, _random: faults.drop(),
-    "reset after": lambda _service, _random: faults.drop(committed=True),
-    "time-out before": lambda _service, _random: faults.hang(),
-    "time-out after": lambda _service, _random: faults.hang(committed=True),
-    "slow drip": lambda _service, _random: faults.drip(),
-    "truncated": lambda _service, _random: faults.truncate(),
-    "garbage": lambda _service, _random: faults.garbage(),
-    "wrong content type": lambda _service, _random: faults.wrong_content_type(),
-    "empty object": lambda _service, _random: faults.answer(200, "{}"),
-    "null": lambda _service, _random: faults.answer(200, "null"),
-    "short list": lambda service, _random: faults.answer(
-        200, NOTHING_OF_ONE if service == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
+FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
+    "refused": lambda _upstream, _random: faults.refuse(),
+    "reset before": lambda _upstream, _random: faults.drop(),
+    "reset after": lambda _upstream, _random: faults.drop(committed=True),
+    "time-out before": lambda _upstream, _random: faults.hang(),
+    "time-out after": lambda _upstream, _random: faults.hang(committed=True),
+    "slow drip": lambda _upstream, _random: faults.drip(),
+    "truncated": lambda _upstream, _random: faults.truncate(),
+    "garbage": lambda _upstream, _random: faults.garbage(),
+    "wrong content type": lambda _upstream, _random: faults.wrong_content_type(),
+    "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
+    "null": lambda _upstream, _random: faults.answer(200, "null"),
+    "short list": lambda upstream, _random: faults.answer(
+        200, NOTHING_OF_ONE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
     ),
-    "401": lambda service, _random: (
+    "401": lambda upstream, _random: (
         refusal(401, 10000)
-        if service == "cloudflare"
+        if upstream == "cloudflare"
         else faults.answer(401, "Unauthorized", content_type="text/plain")
     ),
-    "403": lambda service, random: (
-        refusal(403, random.choice((9109, 10000))) if service == "cloudflare" else faults.html(403)
+    "403": lambda upstream, random: (
+        refusal(403, random.choice((9109, 10000))) if upstream == "cloudflare" else faults.html(403)
     ),
-    "404": lambda service, _random: refusal(404, 7003) if service == "cloudflare" else faults.html(404),
-    "409": lambda service, _random: (
-        refusal(400, 81058) if service == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
+    "404": lambda upstream, _random: refusal(404, 7003) if upstream == "cloudflare" else faults.html(404),
+    "409": lambda upstream, _random: (
+        refusal(400, 81058) if upstream == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
     ),
-    "429": lambda service, random: faults.too_many_requests(
-        body=EXHAUSTED if service == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
+    "429": lambda upstream, random: faults.too_many_requests(
+        body=EXHAUSTED if upstream == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
     ),
-    "429 with Retry-After": lambda _service, random: faults.too_many_requests(
+    "429 with Retry-After": lambda _upstream, random: faults.too_many_requests(
         random.choice((1, 20, 90)), body=random.choice((THROTTLED_971, THROTTLED_10429))
     ),
-    "5xx with HTML": lambda _service, random: faults.html(random.choice((502, 503, 504))),
-    "redirect": lambda _service, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
-    "stale read": lambda _service, _random: faults.stale(),
+    "5xx with HTML": lambda _upstream, random: faults.html(random.choice((502, 503, 504))),
+    "redirect": lambda _upstream, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
+    "stale read": lambda _upstream, _random: faults.stale(),
 }
 """Everything that can happen to a request."""
 
@@ -143,7 +143,7 @@ class Step:
     Attributes:
         kind: a key of `FAULTS`, or one of the other lists.
         meanwhile: in the middle of a pass, not between two.
-        service: what it hits, where it hits a service.
+        upstream: what a fault hits.
         method: which requests a fault hits; None = any.
         page_two: it hits second pages only.
         times: how many requests a fault hits.
@@ -154,7 +154,7 @@ class Step:
 
     kind: str
     meanwhile: bool
-    service: ServiceName
+    upstream: UpstreamName
     method: str | None
     page_two: bool
     times: int
@@ -241,7 +241,7 @@ def _step(random: Random, *, crowded: bool) -> Step:
             ((*FAULTS, OUT_OF_SIGHT, NOBODY_LISTED), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
         )[0]
     )
-    service: ServiceName = random.choice(("headscale", "cloudflare"))
+    upstream: UpstreamName = random.choice(("headscale", "cloudflare"))
     method = random.choice((None, None, "GET", "POST", "PATCH", "DELETE"))
     if kind == "short list":
         method = "GET"
@@ -250,7 +250,7 @@ def _step(random: Random, *, crowded: bool) -> Step:
     return Step(
         kind=kind,
         meanwhile=kind in INTERRUPTIONS or (kind in ALSO_MEANWHILE and random.random() < 0.4),
-        service="cloudflare" if page_two else service,
+        upstream="cloudflare" if page_two else upstream,
         method="GET" if page_two else method,
         page_two=page_two,
         times=random.choice((1, 1, 1, 2, 3, 12)),

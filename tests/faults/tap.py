@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 from urllib.parse import parse_qs
-from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
 
 from tests.faults.schedule import BELIEVABLE
+from tests.simulators import messages
 from tests.simulators.faults import Fault, FaultQueue
-from tests.simulators.upstream import READS, Service
+from tests.simulators.messages import READS, Response
+from tests.simulators.upstream import Upstream
 from tests.tally import count
 
 SECOND_PAGE: Final = re.compile("[?&]page=2")
@@ -61,7 +62,7 @@ class Request:
         status: what was answered; None = nothing whole.
     """
 
-    service: Service
+    upstream: Upstream
     method: str
     path: str
     query: str
@@ -97,7 +98,7 @@ class Interruption:
     """
 
     action: Callable[[], None]
-    service: Service
+    upstream: Upstream
     after: int
     committed: bool
 
@@ -105,7 +106,7 @@ class Interruption:
 class Watcher(Protocol):
     """Who is told of every request."""
 
-    def before(self, service: Service, method: str, path: str) -> None:
+    def before(self, upstream: Upstream, method: str, path: str) -> None:
         """A request is about to be executed."""
 
     def after(self, request: Request) -> None:
@@ -122,34 +123,34 @@ class Tap:
 
     def __init__(
         self,
-        service: Service,
+        upstream: Upstream,
         *,
         watcher: Watcher,
         interruptions: list[Interruption],
         cut_off: Callable[[], bool],
     ) -> None:
-        self._upstream = service
+        self._upstream = upstream
         self._watcher = watcher
         self._interruptions = interruptions
         self._cut_off = cut_off
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+    def __call__(self, request: messages.Request) -> Response:
         _one_after_another()
         if self._cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
         due = self._due()
         if due is not None and not due.committed:
             due.action()
-        self._watcher.before(self._upstream, method, path)
+        self._watcher.before(self._upstream, request.method, request.path)
         queue = self._upstream.faults
         try:
-            return self._upstream(environ, start_response)
+            return self._upstream.handle(request)
         finally:
             taken = queue.taken if isinstance(queue, NamedFaults) else None
-            exchange = self._upstream.requests[-1]
-            query = environ["QUERY_STRING"]
-            self._watcher.after(Request(self._upstream, method, path, query, exchange.body, taken, exchange.status))
+            status = self._upstream.requests[-1].status
+            self._watcher.after(
+                Request(self._upstream, request.method, request.path, request.query, request.body, taken, status)
+            )
             if due is not None and due.committed:
                 due.action()
 
@@ -158,7 +159,7 @@ class Tap:
         if threading.current_thread() is not threading.main_thread():
             return None
         for interruption in self._interruptions:
-            if interruption.service is not self._upstream:
+            if interruption.upstream is not self._upstream:
                 continue
             if interruption.after > 0:
                 interruption.after -= 1

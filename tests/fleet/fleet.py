@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import httpx
 import pytest
 
 from lifecycle.settings.models import Command
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.upstream import Service
+from tests.simulators.messages import Handler, Request, Response
+from tests.simulators.upstream import Upstream
 from tests.world import ZONE, Clock, World
 
 # What one request costs Headscale: a bcrypt comparison of the API key.
@@ -75,24 +75,24 @@ class Busy:
         at_once: how many it works on at a time; None = any number.
     """
 
-    def __init__(self, service: Service, clock: Clock, *, cost_s: float, at_once: int | None) -> None:
-        self._upstream = service
+    def __init__(self, upstream: Upstream, clock: Clock, *, cost_s: float, at_once: int | None) -> None:
+        self._upstream = upstream
         self._clock = clock
         self._cost_s = cost_s
         self._free_at = [0.0] * at_once if at_once else None
         self.asked_at: list[float] = []
         self.timed_out = 0
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def __call__(self, request: Request) -> Response:
         asked_at = self._clock.elapsed_s
         self.asked_at.append(asked_at)
         done_at = asked_at + self._cost_s
-        if self._free_at is not None and "HTTP_AUTHORIZATION" in environ:
+        if self._free_at is not None and "authorization" in request.headers:
             worker = min(range(len(self._free_at)), key=self._free_at.__getitem__)
             done_at = max(asked_at, self._free_at[worker]) + self._cost_s
             self._free_at[worker] = done_at
         self._clock.sleep(min(done_at - asked_at, HTTP_TIMEOUT_S))
-        answer = self._upstream(environ, start_response)
+        answer = self._upstream.handle(request)
         if done_at - asked_at > HTTP_TIMEOUT_S:
             self.timed_out += 1
             raise httpx.ReadTimeout("The read operation timed out")
@@ -110,11 +110,11 @@ def busiest(times: Iterable[float], window_s: float) -> int:
     return most
 
 
-def in_front(*busy: tuple[Service, Busy]) -> Any:
+def in_front(*busy: tuple[Upstream, Busy]) -> Any:
     """What stands between the clients and these services."""
-    by_service = {id(service): application for service, application in busy}
+    by_upstream = {id(upstream): handler for upstream, handler in busy}
 
-    def between(service: Service) -> WSGIApplication:
-        return by_service[id(service)]
+    def between(upstream: Upstream) -> Handler:
+        return by_upstream[id(upstream)]
 
     return between

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
@@ -19,7 +18,8 @@ from lifecycle.settings.models import PruneSettings
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.faults import Fault
-from tests.simulators.upstream import Service
+from tests.simulators.messages import Handler, Request, Response
+from tests.simulators.upstream import Upstream
 from tests.world import StopAt, World, named
 
 OWNER = "monitoring"
@@ -335,13 +335,13 @@ def just_before(world: World, path: str, action: Callable[[], object]) -> None:
     """Let something happen once, right before a request for this path is answered."""
     due = [action]
 
-    def between(service: Service) -> WSGIApplication:
-        def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            if due and environ["PATH_INFO"] == path:
+    def between(upstream: Upstream) -> Handler:
+        def handle(request: Request) -> Response:
+            if due and request.path == path:
                 due.pop()()
-            return service(environ, start_response)
+            return upstream.handle(request)
 
-        return application
+        return handle
 
     world.between = between
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.faults.schedule import FAULTS, ServiceName
+from tests.faults.schedule import FAULTS, UpstreamName
 from tests.security.runs import Runs
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -18,11 +18,11 @@ from tests.simulators.serve import serve
 from tests.tally import count
 
 # Told as text when Headscale fails, and as JSON when Cloudflare does: what is told is the same.
-OUTPUT: dict[ServiceName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
+OUTPUT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
 
 
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
-def test_no_failure_tells_a_secret(runs: Runs, service: ServiceName) -> None:
+def test_no_failure_tells_a_secret(runs: Runs, upstream: UpstreamName) -> None:
     for kind, make in FAULTS.items():
         # Up to 0.27 a list of nodes shows every pre-auth key in plain.
         headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
@@ -30,20 +30,20 @@ def test_no_failure_tells_a_secret(runs: Runs, service: ServiceName) -> None:
         headscale.add_node(NAME, user="svc")
         zone_id = cloudflare.add_zone("example.com")
         with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
-            simulator = headscale if service == "headscale" else cloudflare
+            simulator = headscale if upstream == "headscale" else cloudflare
             commands = (
                 ("cleanup",),
                 ("dns-watch",),
-                ("--dry-run", *OUTPUT[service]),
+                ("--dry-run", *OUTPUT[upstream]),
                 ("dns-watch", "--once"),
-                ("prune", *OUTPUT[service]),
+                ("prune", *OUTPUT[upstream]),
                 ("prune", "--name", NAME, "--yes"),
             )
             for number, command in enumerate(commands):
                 cloudflare.add_record(zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=MARK)
                 simulator.faults.clear()
                 # From the first request on, or the second, or the third: also in the middle of the work.
-                simulator.faults.add(make(service, Random(1)), times=None, after=number % 3)
+                simulator.faults.add(make(upstream, Random(1)), times=None, after=number % 3)
                 told = runs.run(
                     *command,
                     HEADSCALE_URL=headscale_url,
@@ -65,5 +65,5 @@ def test_no_failure_tells_a_secret(runs: Runs, service: ServiceName) -> None:
                 for secret in headscale.secrets() + cloudflare.secrets():
                     count("secrets searched")
                     for where, text in {**told.texts, "URLs": urls}.items():
-                        assert secret not in text, f"{' '.join(command)} with {kind} at {service}: in its {where}"
+                        assert secret not in text, f"{' '.join(command)} with {kind} at {upstream}: in its {where}"
             simulator.faults.clear()

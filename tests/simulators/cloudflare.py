@@ -9,13 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any, Final, Literal
-
-from werkzeug import Request, Response
-from werkzeug.datastructures import MultiDict
-from werkzeug.exceptions import MethodNotAllowed, NotFound
-from werkzeug.routing import Map, Rule
 
 from tests.simulators.dns import (
     HEX32,
@@ -28,7 +22,16 @@ from tests.simulators.dns import (
 )
 from tests.simulators.faults import Fault
 from tests.simulators.faults import answer as fault_answer
-from tests.simulators.upstream import Service
+from tests.simulators.messages import (
+    NoRouteError,
+    Parameters,
+    Request,
+    Response,
+    Router,
+    WrongMethodError,
+    json_response,
+)
+from tests.simulators.upstream import Upstream
 
 __all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 
@@ -79,11 +82,7 @@ RIGHTS: Final[Mapping[Permission, list[str]]] = {
 }
 
 
-@cache
-def _routes() -> Map:
-    """What it serves; made once, since that takes longer than fifty requests."""
-    rules = [Rule(PREFIX + path, methods=[method], endpoint=handler) for method, path, handler in ROUTES]
-    return Map(rules, merge_slashes=False)
+ROUTER: Final = Router((method, PREFIX + path, handler) for method, path, handler in ROUTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,13 +153,13 @@ class _Limit:
         }
         if self.code == THROTTLED:  # of the two bodies that were seen, the whole one
             body |= {"messages": [], "result": None}
-        response = Response(json.dumps(body), 429, content_type="application/json")
+        response = json_response(body, 429)
         if self.retry_after and self.blocked_until is not None:
             response.headers["retry-after"] = str(_seconds(self.blocked_until - now))
         return response
 
 
-class CloudflareSimulator(Service):
+class CloudflareSimulator(Upstream):
     """One Cloudflare account and one token."""
 
     def __init__(
@@ -195,7 +194,6 @@ class CloudflareSimulator(Service):
         self.quota = LIMITS[plan].records if quota is None else quota
         self.account_id = self._new_id()
         self.token = self.set_token(token, account_owned=account_owned)
-        self._map = _routes()
 
     # --- What a test or the demo does ---------------------------------------------------------------
 
@@ -366,19 +364,17 @@ class CloudflareSimulator(Service):
         return response
 
     def _executed(self, request: Request) -> Response:
-        headers = {"api-version": "2026-01-01"}
         try:
-            body: Body = {"success": True, "errors": [], "messages": [], **self._dispatch(request)}
-            status = 200
+            response = json_response({"success": True, "errors": [], "messages": [], **self._dispatch(request)})
         except ApiError as error:
-            body = _refused(error.errors)
-            status = error.status
-        if request.method != "GET" and status == 200:
-            headers["cf-auditlog-id"] = self._new_id()
-        return Response(json.dumps(body, ensure_ascii=False), status, headers, content_type="application/json")
+            response = json_response(_refused(error.errors), error.status)
+        response.headers["api-version"] = "2026-01-01"
+        if request.method != "GET" and response.status == 200:
+            response.headers["cf-auditlog-id"] = self._new_id()
+        return response
 
     def _dispatch(self, request: Request) -> Body:
-        header = request.headers.get("Authorization")
+        header = request.headers.get("authorization")
         if header is None:
             message = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
             raise ApiError(400, NO_AUTHENTICATION, message)
@@ -386,10 +382,10 @@ class CloudflareSimulator(Service):
             chain = (MALFORMED_AUTHORIZATION, "Invalid format for Authorization header")
             raise ApiError(400, MALFORMED_HEADERS, "Invalid request headers", chain=chain)
         try:
-            name, arguments = self._map.bind_to_environ(request.environ).match()
-        except MethodNotAllowed as error:
+            name, arguments = ROUTER.match(request.method, request.path)
+        except WrongMethodError as error:
             raise ApiError(405, VALIDATION, "Method not allowed for this endpoint") from error
-        except NotFound as error:
+        except NoRouteError as error:
             raise _no_route(request, 404) from error
         if any(HEX32.fullmatch(identifier) is None for identifier in arguments.values()):
             raise _no_route(request, 400)
@@ -399,7 +395,7 @@ class CloudflareSimulator(Service):
     # --- Tokens -------------------------------------------------------------------------------------
 
     def _is_token(self, request: Request) -> bool:
-        return request.headers["Authorization"].removeprefix("Bearer ") == self._token.value
+        return request.headers["authorization"].removeprefix("Bearer ") == self._token.value
 
     def _check_token(self, request: Request) -> None:
         if not self._is_token(request) or self._token.status != "active":
@@ -430,7 +426,7 @@ class CloudflareSimulator(Service):
 
     def _list_zones(self, request: Request, _arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
-        query = request.args
+        query = request.parameters
         page = _number(query, "page", default=1, low=1, high=MAX_PAGE)
         per_page = _number(query, "per_page", default=20, low=5, high=50)
         found = [zone for zone in self._zones.values() if self._may_reach(zone) and _zone_wanted(zone, query)]
@@ -494,7 +490,7 @@ class CloudflareSimulator(Service):
 
     def _list_records(self, request: Request, arguments: Mapping[str, str]) -> Body:
         zone = self._zone(request, arguments, write=False)
-        query = request.args
+        query = request.parameters
         page = _number(query, "page", default=1, low=1, high=MAX_PAGE)
         per_page = _number(query, "per_page", default=100, low=1, high=MAX_RECORDS_PER_PAGE)
         order = _choice(query, "order", "type", ("name", "content", "ttl", "proxied"))
@@ -562,7 +558,7 @@ def _no_route(request: Request, status: int) -> ApiError:
 
 def _read_body(request: Request) -> dict[str, Any]:
     try:
-        document = json.loads(request.get_data() or b"null")
+        document = json.loads(request.body or b"null")
     except ValueError as error:
         raise ApiError(400, VALIDATION, "Malformed JSON in request body") from error
     if not isinstance(document, dict):
@@ -581,14 +577,14 @@ def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return items
 
 
-def _number(query: MultiDict[str, str], name: str, *, default: int, low: int, high: int) -> int:
+def _number(query: Parameters, name: str, *, default: int, low: int, high: int) -> int:
     text = query.get(name, str(default))
     if re.fullmatch(r"[0-9]+", text) is None or not low <= int(text) <= high:
         raise ApiError(400, VALIDATION, f"{name} must be between {low} and {high}.")
     return int(text)
 
 
-def _choice(query: MultiDict[str, str], name: str, default: str, others: tuple[str, ...]) -> str:
+def _choice(query: Parameters, name: str, default: str, others: tuple[str, ...]) -> str:
     value = query.get(name, default)
     if value != default and value not in others:
         raise ApiError(400, VALIDATION, f"{name} is invalid.")
@@ -639,7 +635,7 @@ ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
 """By what stands before the colon of a zone's name."""
 
 
-def _zone_wanted(zone: Zone, query: MultiDict[str, str]) -> bool:
+def _zone_wanted(zone: Zone, query: Parameters) -> bool:
     operator, colon, wanted = query.get("name", "").partition(":")
     if not colon:
         operator, wanted = "equal", operator
@@ -650,31 +646,31 @@ def _zone_wanted(zone: Zone, query: MultiDict[str, str]) -> bool:
     return query.get("status", zone.status) == zone.status
 
 
-def _text_filters(record: Record, query: MultiDict[str, str]) -> Iterator[bool]:
+def _text_filters(record: Record, query: Parameters) -> Iterator[bool]:
     values = {"name": record.name, "content": record.content, "comment": record.comment}
     for field, value in values.items():
         for suffix, matches in MATCHERS.items():
-            yield from (matches(value.lower(), wanted.lower()) for wanted in query.getlist(field + suffix))
-    yield from (record.type == wanted for wanted in query.getlist("type"))
-    yield from (record.proxied == (wanted == "true") for wanted in query.getlist("proxied"))
+            yield from (matches(value.lower(), wanted.lower()) for wanted in query.all(field + suffix))
+    yield from (record.type == wanted for wanted in query.all("type"))
+    yield from (record.proxied == (wanted == "true") for wanted in query.all("proxied"))
     if "comment.present" in query:
         yield bool(record.comment)
     if "comment.absent" in query:
         yield not record.comment
 
 
-def _tag_filters(record: Record, query: MultiDict[str, str]) -> Iterator[bool]:
+def _tag_filters(record: Record, query: Parameters) -> Iterator[bool]:
     tags = [tag.lower().partition(":") for tag in record.tags]
     names = {name for name, _, _ in tags}
     for suffix, matches in MATCHERS.items():
-        for wanted in query.getlist("tag" + suffix):
+        for wanted in query.all("tag" + suffix):
             name, _, value = wanted.lower().partition(":")
             yield any(own == name and matches(content, value) for own, _, content in tags)
-    yield from (wanted.lower() in names for wanted in query.getlist("tag.present"))
-    yield from (wanted.lower() not in names for wanted in query.getlist("tag.absent"))
+    yield from (wanted.lower() in names for wanted in query.all("tag.present"))
+    yield from (wanted.lower() not in names for wanted in query.all("tag.absent"))
 
 
-def _record_wanted(record: Record, query: MultiDict[str, str]) -> bool:
+def _record_wanted(record: Record, query: Parameters) -> bool:
     results = {
         "match": list(_text_filters(record, query)),
         "tag_match": list(_tag_filters(record, query)),

@@ -1,8 +1,7 @@
-"""What can go wrong between a client and a service, to be ordered by a test.
+"""Faults between a client and an upstream.
 
-A fault is an effect (`html(502)`, `drop()`, `hang()`); a `FaultQueue` says which requests it hits.
-Both transports are served: in-process (`httpx.WSGITransport`) the matching httpx exception is raised,
-over loopback the connection really breaks.
+A fault is an effect (`html(502)`, `drop()`, `hang()`). A `FaultQueue` decides which requests it hits. In this process
+a fault raises the matching exception of httpx. Over loopback the connection really breaks.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
-from werkzeug import Response
+
+from tests.simulators.messages import Request, Response
 
 CHUNK = 64 * 1024
 TIMED_OUT = "The read operation timed out"
@@ -224,16 +223,61 @@ class FaultQueue:
         return self._released.wait(seconds)
 
 
-def _broken(environ: WSGIEnvironment, error: httpx.TransportError) -> Exception:
-    """Reset the connection; what is to be raised then: in-process the given exception."""
-    connection: socket.socket | None = environ.get("werkzeug.socket")
-    if connection is None:
-        return error
-    # Linger 0 makes close() send a reset. Closing the descriptor itself, since the server's two
-    # file objects on the socket would put close() off until after its polite shutdown().
+def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[bool], Response]) -> Response:
+    """Let a request meet a fault.
+
+    Args:
+        fault: what happens.
+        queue: where the fault came from; its release ends a hang.
+        request: a served one carries its socket.
+        execute: executes the request; True = from the state before the last change.
+
+    Raises:
+        httpx.TransportError: the connection fails; for a call in this process.
+        ConnectionAbortedError: the connection was broken here; for a served request.
+    """
+    if fault.kind in {Kind.REFUSE, Kind.DROP, Kind.HANG}:
+        if fault.committed:
+            execute(False)
+        if fault.kind is Kind.HANG and request.connection is not None:
+            queue.wait(fault.limit_s)
+        raise _broken(request, fault.kind)
+    if fault.kind is Kind.ANSWER:
+        if fault.committed:
+            execute(False)
+        return Response(fault.body, fault.status, fault.content_type, dict(fault.headers))
+    if fault.kind is Kind.OVERSIZE:
+        return Response(content_type=fault.content_type, chunks=_whitespace(fault.size), length=fault.size)
+    response = execute(fault.kind is Kind.STALE)
+    if fault.kind is Kind.LACKING:
+        return _lacking(response, fault.lacks)
+    if fault.kind is Kind.TRUNCATE:
+        response.chunks = _truncated(response.body, served=request.connection is not None)
+    elif fault.kind is Kind.DRIP:
+        response.chunks = _dripping(queue, fault, response.body, served=request.connection is not None)
+    return response
+
+
+def _broken(request: Request, kind: Kind) -> Exception:
+    """Return what a broken connection raises; that of a served request is reset."""
+    if request.connection is None:
+        match kind:
+            case Kind.REFUSE:
+                return httpx.ConnectError("[Errno 111] Connection refused")
+            case Kind.HANG:
+                return httpx.ReadTimeout(TIMED_OUT)
+            case _:
+                return httpx.ReadError("[Errno 104] Connection reset by peer")
+    reset(request.connection)
+    return ConnectionAbortedError("the simulator reset the connection")
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection with a reset."""
+    # Linger 0 makes close() send a reset. The descriptor itself is closed: the server's two
+    # file objects on the socket would delay close() until after its polite shutdown().
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
-    return ConnectionAbortedError("the simulator reset the connection")
 
 
 def _whitespace(size: int) -> Iterator[bytes]:
@@ -241,17 +285,19 @@ def _whitespace(size: int) -> Iterator[bytes]:
         yield b" " * min(CHUNK, size - start)
 
 
-def _truncated(body: bytes, *, in_process: bool) -> Iterator[bytes]:
+def _truncated(body: bytes, *, served: bool) -> Iterator[bytes]:
     half = body[: len(body) // 2]
     yield half
-    if in_process:
-        message = f"peer closed connection without sending complete message body (received {len(half)} bytes)"
-        raise httpx.RemoteProtocolError(message)
-    reason = "the simulator closed the connection in the middle of a body"
-    raise ConnectionAbortedError(reason)
+    if served:
+        raise ConnectionAbortedError("the simulator closed the connection in the middle of a body")
+    raise httpx.RemoteProtocolError(
+        f"peer closed connection without sending complete message body (received {len(half)} bytes)"
+    )
 
 
-def _dripping(queue: FaultQueue, fault: Fault, body: bytes) -> Iterator[bytes]:
+def _dripping(queue: FaultQueue, fault: Fault, body: bytes, *, served: bool) -> Iterator[bytes]:
+    if not served:
+        raise httpx.ReadTimeout(TIMED_OUT)
     sent = 0
     spent_s = 0.0
     while sent < len(body) and spent_s < fault.limit_s:
@@ -264,92 +310,10 @@ def _dripping(queue: FaultQueue, fault: Fault, body: bytes) -> Iterator[bytes]:
 
 
 def _lacking(response: Response, text: str) -> Response:
-    if response.status_code != 200:
-        return response
-    body = json.loads(response.get_data())
-    for name, value in body.items():
-        if isinstance(value, list):
-            body[name] = [item for item in value if text not in json.dumps(item).casefold()]
-    response.set_data(json.dumps(body))
+    if response.status == 200:
+        body = json.loads(response.body)
+        for name, value in body.items():
+            if isinstance(value, list):
+                body[name] = [item for item in value if text not in json.dumps(item).casefold()]
+        response.body = json.dumps(body).encode()
     return response
-
-
-@dataclass(frozen=True, slots=True)
-class Play:
-    """One request that meets a fault.
-
-    Attributes:
-        fault: what happens.
-        queue: where it came from; its release ends a hang.
-        environ: the request; over loopback it carries the server's socket.
-        start_response: as WSGI gives it.
-        execute: executes the request and gives the answer; True = from the state before the last change.
-    """
-
-    fault: Fault
-    queue: FaultQueue
-    environ: WSGIEnvironment
-    start_response: StartResponse
-    execute: Callable[[bool], Response]
-
-    def __call__(self) -> tuple[int | None, Iterable[bytes]]:
-        """Make the fault happen.
-
-        Returns:
-            The status that was sent, and the body.
-
-        Raises:
-            httpx.TransportError: in-process, when the connection fails.
-            ConnectionAbortedError: over loopback, when it was broken here.
-        """
-        fault = self.fault
-        match fault.kind:
-            case Kind.ANSWER:
-                if fault.committed:
-                    self.execute(False)
-                return self._send(
-                    Response(fault.body, fault.status, dict(fault.headers), content_type=fault.content_type)
-                )
-            case Kind.OVERSIZE:
-                return self._send(Response(_whitespace(fault.size), 200, content_type=fault.content_type))
-            case Kind.STALE:
-                return self._send(self.execute(True))
-            case Kind.LACKING:
-                return self._send(_lacking(self.execute(False), fault.lacks))
-            case Kind.TRUNCATE | Kind.DRIP:
-                return self._send_badly(self.execute(False))
-            case Kind.REFUSE | Kind.DROP | Kind.HANG:
-                raise self._failure()
-
-    @property
-    def _in_process(self) -> bool:
-        return self.environ.get("werkzeug.socket") is None
-
-    def _send(self, response: Response) -> tuple[int, Iterable[bytes]]:
-        return response.status_code, response(self.environ, self.start_response)
-
-    def _send_badly(self, response: Response) -> tuple[int, Iterable[bytes]]:
-        body = response.get_data()
-        if self.fault.kind is Kind.TRUNCATE:
-            chunks = _truncated(body, in_process=self._in_process)
-        elif self._in_process:
-            raise httpx.ReadTimeout(TIMED_OUT)
-        else:
-            chunks = _dripping(self.queue, self.fault, body)
-        self.start_response(response.status, response.get_wsgi_headers(self.environ).to_wsgi_list())
-        return response.status_code, chunks
-
-    def _failure(self) -> Exception:
-        """Break the connection, once the request was executed or the wait is over."""
-        if self.fault.committed:
-            self.execute(False)
-        match self.fault.kind:
-            case Kind.REFUSE:
-                error: httpx.TransportError = httpx.ConnectError("[Errno 111] Connection refused")
-            case Kind.HANG:
-                error = httpx.ReadTimeout(TIMED_OUT)
-                if not self._in_process:
-                    self.queue.wait(self.fault.limit_s)
-            case _:
-                error = httpx.ReadError("[Errno 104] Connection reset by peer")
-        return _broken(self.environ, error)

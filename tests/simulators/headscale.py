@@ -8,11 +8,16 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final, Literal
 
-from werkzeug import Request, Response
-from werkzeug.exceptions import MethodNotAllowed, NotFound
-from werkzeug.routing import Map, Rule
-
 from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, Never, Shown, Unmatched, openapi, swagger
+from tests.simulators.messages import (
+    NoRouteError,
+    Request,
+    Response,
+    Router,
+    WrongMethodError,
+    json_response,
+    text_response,
+)
 from tests.simulators.tailnet import (
     Node,
     NodeGoneError,
@@ -21,7 +26,7 @@ from tests.simulators.tailnet import (
     Tailnet,
     User,
 )
-from tests.simulators.upstream import Service
+from tests.simulators.upstream import Upstream
 from tests.simulators.wire import (
     EXHAUSTED,
     INVALID,
@@ -31,7 +36,6 @@ from tests.simulators.wire import (
     Body,
     Field,
     RefusedError,
-    json_response,
     parse_id,
     parse_time,
     read_body,
@@ -105,27 +109,26 @@ GUARDED: Final[tuple[tuple[str, str, str, Exists], ...]] = (
 
 
 @cache
-def _routes(version: str) -> Map:
-    """What a release serves; made once, since that takes longer than fifty requests."""
+def _routes(version: str) -> Router[tuple[str, bool]]:
+    """What a release serves."""
     dialect = DIALECTS[version]
-    rules = [
-        Rule(path, methods=[method], endpoint=(handler, guarded))
+    return Router(
+        (method, path, (handler, guarded))
         for guarded, table in ((False, PUBLIC), (True, GUARDED))
         for method, path, handler, exists in table
         if exists(dialect)
-    ]
-    return Map(rules, merge_slashes=False)
+    )
 
 
 class _AnsweredError(Exception):
     """A request that is over before a handler saw it."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(response.status)
+        super().__init__(str(response.status))
         self.response = response
 
 
-class HeadscaleSimulator(Tailnet, Service):
+class HeadscaleSimulator(Tailnet, Upstream):
     """One Headscale server.
 
     Everything of `Tailnet` can be done to it from Python, at any time and from any thread.
@@ -162,15 +165,15 @@ class HeadscaleSimulator(Tailnet, Service):
             offline_grace=offline_grace,
             seed=seed,
         )
-        Service.__init__(self, lock=self.lock)
+        Upstream.__init__(self, lock=self.lock)
         self.reported_version = reported_version
-        self._map = _routes(self.dialect.version)
+        self._router = _routes(self.dialect.version)
 
     def upgrade(self, version: str) -> None:
         """Restart as another release, with the same database."""
         with self.lock:
             super().upgrade(version)
-            self._map = _routes(version)
+            self._router = _routes(version)
 
     # --- From request to answer ---------------------------------------------------------------------
 
@@ -207,12 +210,12 @@ class HeadscaleSimulator(Tailnet, Service):
         if gateway or (dialect.all_of_api_needs_key and below_api):
             self._check_key(request)
         try:
-            (name, guarded), arguments = self._map.bind_to_environ(request.environ).match()
-        except MethodNotAllowed as error:
+            (name, guarded), arguments = self._router.match(request.method, request.path)
+        except WrongMethodError as error:
             if gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error
-            raise _AnsweredError(_empty(405)) from error
-        except NotFound as error:
+            raise _AnsweredError(Response(status=405)) from error
+        except NoRouteError as error:
             if gateway:
                 raise RefusedError("Not Found", code=NOT_FOUND) from error
             raise _AnsweredError(self._unmatched()) from error
@@ -224,17 +227,17 @@ class HeadscaleSimulator(Tailnet, Service):
     def _unmatched(self) -> Response:
         match self.dialect.unmatched:
             case Unmatched.EMPTY_404:
-                return _empty(404)
+                return Response(status=404)
             case Unmatched.BLANK_PAGE_200:
-                return Response(BLANK_PAGE, 200, content_type="text/html; charset=utf-8")
+                return text_response(BLANK_PAGE, 200, content_type="text/html; charset=utf-8")
             case Unmatched.TEXT_404:
-                return Response("404 page not found\n", 404, content_type="text/plain; charset=utf-8")
+                return text_response("404 page not found\n", 404)
 
     def _check_key(self, request: Request) -> None:
         # Whoever is on the server's own socket needs none: its command line.
-        if request.environ.get("headscale.socket"):
+        if request.on_unix_socket:
             return
-        header = request.headers.get("Authorization", "")
+        header = request.headers.get("authorization", "")
         status = 401
         if header.startswith("Bearer "):
             token = header.removeprefix("Bearer ")
@@ -245,7 +248,7 @@ class HeadscaleSimulator(Tailnet, Service):
                 status = self.dialect.wrong_key_status
         if self.dialect.strict_json:
             raise RefusedError("Unauthorized", status=401)
-        raise _AnsweredError(Response("Unauthorized", status, content_type="text/plain; charset=utf-8"))
+        raise _AnsweredError(text_response("Unauthorized", status))
 
     # --- Rows as JSON -------------------------------------------------------------------------------
 
@@ -383,10 +386,10 @@ class HeadscaleSimulator(Tailnet, Service):
     def _list_users(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         users = self.users
         if self.dialect.user_filter:
-            user_id = parse_id(request.args.get("id", ""), operation="invalid id")
-            if name := request.args.get("name"):
+            user_id = parse_id(request.parameters.get("id"), operation="invalid id")
+            if name := request.parameters.get("name"):
                 users = [user for user in users if user.name == name]
-            elif email := request.args.get("email"):
+            elif email := request.parameters.get("email"):
                 users = [user for user in users if user.email == email]
             elif user_id:
                 users = [user for user in users if user.id == user_id]
@@ -433,7 +436,7 @@ class HeadscaleSimulator(Tailnet, Service):
     def _list_nodes(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         dialect = self.dialect
         nodes = self.nodes
-        if name := request.args.get("user"):
+        if name := request.parameters.get("user"):
             if dialect.node_filter_checks_name and re.fullmatch(dialect.user_name_pattern, name) is None:
                 raise RefusedError("DNS segment should be lowercase: invalid user name")
             user = self._user_by_name(name, operation="listing nodes")
@@ -467,12 +470,12 @@ class HeadscaleSimulator(Tailnet, Service):
             fields = {"expiry": Field.TIME, "disableExpiry": Field.FLAG}
             return read_body(request, dialect, fields, required=False)
         values: dict[str, Any] = {}
-        if dialect.expire_query and "expiry" in request.args:
-            values["expiry"] = parse_time(request.args["expiry"])
+        if dialect.expire_query and "expiry" in request.parameters:
+            values["expiry"] = parse_time(request.parameters.get("expiry"))
             if values["expiry"] is None:
                 raise RefusedError("parsing field 'expiry': invalid timestamp", code=INVALID)
         if dialect.expire_disable:
-            disable = request.args.get("disableExpiry", request.args.get("disable_expiry", ""))
+            disable = request.parameters.get("disableExpiry", request.parameters.get("disable_expiry"))
             values["disableExpiry"] = disable == "true"
         return Body(values)
 
@@ -511,7 +514,7 @@ class HeadscaleSimulator(Tailnet, Service):
     def _list_keys(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         keys = self.keys
         if not self.dialect.keys_by_id:
-            given = request.args.get("user", "")
+            given = request.parameters.get("user")
             by_name = self.dialect.key_user is KeyUser.NAME
             user = self._user_by_name(given) if by_name else self._user_by_id(parse_id(given))
             keys = [key for key in keys if key.user_id == user.id]
@@ -562,7 +565,7 @@ class HeadscaleSimulator(Tailnet, Service):
         return json_response({})
 
     def _delete_key(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        key_id = parse_id(request.args.get("id", ""), operation="invalid pre-auth key id")
+        key_id = parse_id(request.parameters.get("id"), operation="invalid pre-auth key id")
         if self._is_known_key(key_id, operation="deleting pre-auth key"):
             self.delete_key(key_id)
         return json_response({})
@@ -593,7 +596,7 @@ class HeadscaleSimulator(Tailnet, Service):
     # --- For a simulated machine in another process -------------------------------------------------
 
     def _sim_register(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        asked: dict[str, Any] = request.get_json(force=True)
+        asked: dict[str, Any] = request.json()
         try:
             node = self.register(
                 key=asked.get("key"),
@@ -602,33 +605,26 @@ class HeadscaleSimulator(Tailnet, Service):
                 node_key=asked.get("nodeKey"),
             )
         except RegistrationRefusedError as error:
-            return Response(str(error), 401, content_type="text/plain; charset=utf-8")
+            return text_response(str(error), 401)
         return json_response(self._node_json(node, "get"))
 
     def _sim_connect(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         try:
-            self.connect(int(request.get_json(force=True)["nodeId"]))
+            self.connect(int(request.json()["nodeId"]))
         except NodeGoneError as error:
-            return Response(str(error), 404, content_type="text/plain; charset=utf-8")
+            return text_response(str(error), 404)
         return json_response({})
 
     def _sim_disconnect(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        asked: dict[str, Any] = request.get_json(force=True)
+        asked: dict[str, Any] = request.json()
         self.disconnect(int(asked["nodeId"]), silently=bool(asked.get("silently")))
         return json_response({})
 
     def _sim_readdress(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        node_id = int(request.get_json(force=True)["nodeId"])
+        node_id = int(request.json()["nodeId"])
         if node_id not in self._state.nodes:
-            return Response("node not found", 404, content_type="text/plain; charset=utf-8")
+            return text_response("node not found", 404)
         return json_response(self._node_json(self.readdress(node_id), "get"))
-
-
-def _empty(status: int) -> Response:
-    """An answer without a body, and so without a content type."""
-    response = Response(b"", status)
-    response.headers.pop("Content-Type")
-    return response
 
 
 def _check_tags(tags: tuple[str, ...]) -> None:

@@ -11,13 +11,15 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import httpx
-from werkzeug.test import Client, TestResponse
 
 from tests.simulators.dialects import KeyUser
 from tests.simulators.headscale import REGISTER_METHODS, HeadscaleSimulator
+from tests.simulators.messages import Request, Response
 
 _CODES: Final = {
     2: "Unknown",
@@ -70,7 +72,6 @@ class HeadscaleCli:
     def __init__(self, server: HeadscaleSimulator, *, now: Callable[[], datetime] | None = None) -> None:
         self._server = server
         self._now = now or (lambda: datetime.now(UTC))
-        self._http = Client(server)
         self.stopped = False
         """Whether the server is down, so that its socket does not answer."""
         self.calls: list[tuple[str, ...]] = []
@@ -219,16 +220,24 @@ class HeadscaleCli:
         if self.stopped:
             raise self._unreachable(doing, "context deadline exceeded")
         try:
-            response = self._http.open(
-                path, method=method, query_string=query, json=body, environ_overrides={"headscale.socket": True}
+            response = self._server.handle(
+                Request(
+                    method=method,
+                    path=path,
+                    query=urlencode(query or {}),
+                    headers={"content-type": "application/json"},
+                    body=b"" if body is None else json.dumps(body).encode(),
+                    on_unix_socket=True,
+                )
             )
+            content = b"".join(response.content())
         except httpx.TimeoutException:
             raise self._unreachable(doing, "context deadline exceeded") from None
         except httpx.TransportError:
             raise self._unreachable(doing, "EOF") from None
-        if response.status_code != httpx.codes.OK:
+        if response.status != httpx.codes.OK:
             raise self._refused(doing, response)
-        return json.loads(response.text)
+        return json.loads(content)
 
     def _unreachable(self, doing: str, reason: str) -> _FailedError:
         if self._minor <= 28 and self.stopped:
@@ -238,13 +247,14 @@ class HeadscaleCli:
             return self._error(doing, f"rpc error: code = Unavailable desc = {reason}")
         return _error(f'{doing}: Get "http://local/api/v1": {reason}')
 
-    def _refused(self, doing: str, response: TestResponse) -> _FailedError:
-        said = json.loads(response.text) if response.is_json else {}
+    def _refused(self, doing: str, response: Response) -> _FailedError:
+        status = f"{response.status} {HTTPStatus(response.status).phrase.upper()}"
+        said = json.loads(response.body) if "json" in response.content_type else {}
         if self._minor <= 29:
             code = _CODES.get(said.get("code", 0), "Unavailable")
-            return self._error(doing, f"rpc error: code = {code} desc = {said.get('message', response.status)}")
+            return self._error(doing, f"rpc error: code = {code} desc = {said.get('message', status)}")
         causes = [cause["message"] for cause in said.get("errors", ())]
-        return _error(": ".join(["unexpected response status", said.get("detail", response.status), *causes]))
+        return _error(": ".join(["unexpected response status", said.get("detail", status), *causes]))
 
     def _error(self, doing: str, text: str) -> _FailedError:
         return _error(f"{doing}: {text}" if self._minor == 29 else text)

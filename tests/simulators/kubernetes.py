@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import socket
-import struct
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final, NoReturn
-from wsgiref.types import StartResponse, WSGIEnvironment
+from urllib.parse import parse_qs
 
-from werkzeug import Request, Response
-
-from tests.simulators.faults import Play
+from tests.simulators.faults import play, reset
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.upstream import Exchange, Service
+from tests.simulators.messages import Request, Response, json_response
+from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import PING, close, frame, pong, upgrade_answer
 
 V4: Final = "v4.channel.k8s.io"
@@ -160,10 +157,10 @@ class _RefusedError(Exception):
             "reason": _REASONS[self.status],
             "code": self.status,
         }
-        return Response(json.dumps(body), self.status, content_type="application/json")
+        return json_response(body, self.status)
 
 
-class KubernetesSimulator(Service):
+class KubernetesSimulator(Upstream):
     """One API server, and one service account that talks to it.
 
     Args:
@@ -281,19 +278,16 @@ class KubernetesSimulator(Service):
         """Every command that was asked for, its words joined by blanks."""
         with self.lock:
             return [
-                " ".join(Request.from_values(query_string=exchange.query).args.getlist("command"))
+                " ".join(parse_qs(exchange.query)["command"])
                 for exchange in self.requests
                 if exchange.path.endswith("/exec")
             ]
 
     # --- From request to answer ---------------------------------------------------------------------
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def handle(self, request: Request) -> Response:
         """Serve one request; one for a command becomes a websocket."""
-        request = Request(environ)
-        if request.path.endswith("/exec"):
-            return self._serve_exec(request, start_response)
-        return super().__call__(environ, start_response)
+        return self._serve_exec(request) if request.path.endswith("/exec") else super().handle(request)
 
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
@@ -310,11 +304,11 @@ class KubernetesSimulator(Service):
                 return self._secret(namespace, name)
             case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
                 self._check_right("list", "pods", namespace, None)
-                return self._list_pods(namespace, request.args.get("labelSelector", ""))
+                return self._list_pods(namespace, request.parameters.get("labelSelector", ""))
         raise _RefusedError(404, "the server could not find the requested resource")
 
     def _check_token(self, request: Request) -> None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or token != self.token:
             raise _RefusedError(401, "Unauthorized")
 
@@ -340,7 +334,7 @@ class KubernetesSimulator(Service):
         }
         if values:
             body["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
-        return Response(json.dumps(body), content_type="application/json")
+        return json_response(body)
 
     def _list_pods(self, namespace: str, selector: str) -> Response:
         wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
@@ -348,37 +342,26 @@ class KubernetesSimulator(Service):
             pod.shown() for pod in self._pods if pod.namespace == namespace and wanted.items() <= pod.labels.items()
         ]
         body = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}
-        return Response(json.dumps(body), content_type="application/json")
+        return json_response(body)
 
     # --- A command in a container -------------------------------------------------------------------
 
-    def _serve_exec(self, request: Request, start_response: StartResponse) -> Iterable[bytes]:
+    def _serve_exec(self, request: Request) -> Response:
         status: int | None = None
-        query = request.query_string.decode()
         try:
-            fault = self.faults.take(request.method, f"{request.path}?{query}")
+            fault = self.faults.take(request.method, request.target)
             if fault is not None:
-                status, chunks = Play(fault, self.faults, request.environ, start_response, _nothing)()
-                return chunks
+                response = play(fault, self.faults, request, lambda _stale: Response(status=500))
+                status = response.status
+                return response
             try:
                 program, subprotocol = self._accept(request)
             except _RefusedError as error:
                 status = error.status
-                return error.response()(request.environ, start_response)
+                return error.response()
             status = 101
         finally:
-            with self.lock:
-                self.requests.append(
-                    Exchange(
-                        method=request.method,
-                        path=request.path,
-                        query=query,
-                        body=b"",
-                        status=status,
-                        response=b"",
-                        size=0,
-                    )
-                )
+            self.record(request, status)
         return self._run(request, program, subprotocol)
 
     def _accept(self, request: Request) -> tuple[Program | None, str]:
@@ -402,25 +385,26 @@ class KubernetesSimulator(Service):
                 )
             if not (_asked(request, "stdout") or _asked(request, "stderr")):
                 raise _RefusedError(400, "you must specify at least one of stdin, stdout, stderr")
-            container = request.args.get("container", next(iter(pod.containers)))
+            container = request.parameters.get("container", next(iter(pod.containers)))
             if container not in pod.containers:
                 raise _RefusedError(400, f"container {container} is not valid for pod {name}")
-            offered = request.headers.get("Sec-WebSocket-Protocol", "").replace(" ", "").split(",")
+            offered = request.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
             spoken = [subprotocol for subprotocol in offered if subprotocol in self.subprotocols]
-            if request.headers.get("Upgrade", "").lower() != "websocket" or not spoken:
+            if request.headers.get("upgrade", "").lower() != "websocket" or not spoken:
                 raise _RefusedError(400, "unable to upgrade: unknown subprotocol")
             self.chosen.append(spoken[0])
-            command = request.args.getlist("command")[0]
+            command = request.parameters.all("command")[0]
             return pod.containers[container].get(command), spoken[0]
 
     def _run(self, request: Request, program: Program | None, subprotocol: str) -> NoReturn:
         """Run the program, send what it writes, and end the connection."""
-        connection: socket.socket = request.environ["werkzeug.socket"]
-        connection.sendall(upgrade_answer(request.headers["Sec-WebSocket-Key"], subprotocol))
+        connection = request.connection
+        assert connection is not None, "a command needs a served simulator"
+        connection.sendall(upgrade_answer(request.headers["sec-websocket-key"], subprotocol))
         # The first message on each channel is empty.
         for channel in (STDOUT, STDERR, ERROR):
             connection.sendall(frame(bytes([channel])))
-        argv = request.args.getlist("command")
+        argv = request.parameters.all("command")
         fault = self._fault_of(" ".join(argv))
         if program is None:
             fault = ExecFault(unstarted=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
@@ -436,8 +420,7 @@ class KubernetesSimulator(Service):
             _end("the client gave up")
         if fault.cut_after is not None:
             self._send(connection, STDOUT, stdout[: fault.cut_after])
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            os.close(connection.detach())
+            reset(connection)
             _end("the simulator reset the connection")
         connection.sendall(frame(_PING, PING))
         if pong(connection) != _PING:
@@ -474,11 +457,7 @@ class KubernetesSimulator(Service):
 
 
 def _asked(request: Request, stream: str) -> bool:
-    return request.args.get(stream) in ("true", "1")
-
-
-def _nothing(_stale: bool) -> Response:
-    return Response(b"", 500)
+    return request.parameters.get(stream) in ("true", "1")
 
 
 def _end(reason: str) -> NoReturn:

@@ -12,7 +12,7 @@ from wsgiref.types import WSGIApplication
 
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
-from tests.simulators.upstream import Service
+from tests.simulators.upstream import Upstream
 
 POLL_S = 0.02
 """How long shutting down may take at most."""
@@ -85,7 +85,7 @@ def serve(
     try:
         yield f"{'https' if tls else 'http'}://{host}:{server.server_port}"
     finally:
-        if isinstance(app, Service):
+        if isinstance(app, Upstream):
             app.faults.release()
         server.shutdown()
         server.hang_up()

@@ -1,4 +1,4 @@
-"""What both simulated services share: faults, a list of the requests, one lock."""
+"""What every simulated upstream has: faults, a record of its traffic, one lock."""
 
 from __future__ import annotations
 
@@ -6,48 +6,54 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from werkzeug import Request, Response
+from tests.simulators.faults import FaultQueue, play
+from tests.simulators.messages import READS, Request, Response
 
-from tests.simulators.faults import FaultQueue, Play
-
-READS = frozenset({"GET", "HEAD", "OPTIONS"})
+REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """One request and what was answered."""
+    """One request and its response.
+
+    Attributes:
+        query: without the question mark; empty if there is none.
+        status: None if the connection was broken instead.
+        response: the response before a fault changed it; empty if the request was not executed.
+        size: the length of that response.
+    """
 
     method: str
     path: str
     query: str
-    """Without the question mark; empty when there is none."""
     body: bytes
     status: int | None
-    """None when the connection was broken instead."""
     response: bytes
-    """What the service answered before a fault spoilt it; empty when it executed nothing."""
     size: int
-    """How many bytes that was."""
 
     @property
     def is_write(self) -> bool:
-        """Whether the request asked for a change."""
+        """Return True if the request asked for a change."""
         return self.method not in READS
 
 
-class Service(ABC):
-    """A WSGI application with faults and a record of its traffic.
+class Upstream(ABC):
+    """A server with faults and a record of its traffic.
+
+    `handle` is the server itself. Called as a WSGI application, it serves HTTP.
 
     Attributes:
-        faults: what goes wrong next.
+        faults: what fails next.
         requests: the traffic, oldest first.
-        keep_bodies: whether the bodies of requests and answers are kept; off for long runs.
+        keep_bodies: whether the bodies of requests and responses are kept; off for long runs.
     """
 
     def __init__(self, *, lock: threading.RLock | None = None) -> None:
-        """Start with no faults and no traffic, guarded by this lock or by a new one."""
+        """Start without faults and without traffic, guarded by this lock or by a new one."""
         self.lock = lock or threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
@@ -55,7 +61,7 @@ class Service(ABC):
 
     @property
     def writes(self) -> list[Exchange]:
-        """The requests that asked for a change, whatever became of them."""
+        """The requests that asked for a change, executed or not."""
         with self.lock:
             return [exchange for exchange in self.requests if exchange.is_write]
 
@@ -64,44 +70,72 @@ class Service(ABC):
         """Execute one request; called with the lock held.
 
         Args:
-            request: its body was read already.
-            stale: answer from the state before the last change.
+            request: the request.
+            stale: respond from the state before the last change.
         """
 
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one request, or spoil it."""
-        request = Request(environ)
-        body = request.get_data(cache=True)
-        query = request.query_string.decode()
-        target = f"{request.path}?{query}" if query else request.path
+    def handle(self, request: Request) -> Response:
+        """Execute one request, or let it fail.
+
+        Raises:
+            httpx.TransportError: the connection fails; only for calls in this process.
+            ConnectionAbortedError: the connection was broken here; only for served requests.
+        """
         answered = b""
 
         def execute(stale: bool) -> Response:
             nonlocal answered
             with self.lock:
                 response = self.answer(request, stale=stale)
-            answered = response.get_data()
+            answered = response.body
             return response
 
         status: int | None = None
         try:
-            fault = self.faults.take(request.method, target)
-            if fault is not None:
-                status, chunks = Play(fault, self.faults, environ, start_response, execute)()
-                return chunks
-            response = execute(False)
-            status = response.status_code
-            return response(environ, start_response)
+            fault = self.faults.take(request.method, request.target)
+            response = execute(False) if fault is None else play(fault, self.faults, request, execute)
+            status = response.status
+            return response
         finally:
-            with self.lock:
-                self.requests.append(
-                    Exchange(
-                        method=request.method,
-                        path=request.path,
-                        query=query,
-                        body=body if self.keep_bodies else b"",
-                        status=status,
-                        response=answered if self.keep_bodies else b"",
-                        size=len(answered),
-                    )
+            self.record(request, status, answered)
+
+    def record(self, request: Request, status: int | None, answered: bytes = b"") -> None:
+        """Add a request to the traffic."""
+        with self.lock:
+            self.requests.append(
+                Exchange(
+                    method=request.method,
+                    path=request.path,
+                    query=request.query,
+                    body=request.body if self.keep_bodies else b"",
+                    status=status,
+                    response=answered if self.keep_bodies else b"",
+                    size=len(answered),
                 )
+            )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request over HTTP."""
+        response = self.handle(from_wsgi(environ))
+        start_response(
+            f"{response.status} {REASONS.get(response.status, 'Unknown')}", [*response.all_headers().items()]
+        )
+        return response.content()
+
+
+def from_wsgi(environ: WSGIEnvironment) -> Request:
+    """Read a request as a WSGI server passes it."""
+    headers = {
+        name.removeprefix("HTTP_").replace("_", "-").lower(): value
+        for name, value in environ.items()
+        if name.startswith("HTTP_") or name in {"CONTENT_TYPE", "CONTENT_LENGTH"}
+    }
+    return Request(
+        method=environ["REQUEST_METHOD"],
+        # WSGI decodes the bytes of a path as Latin-1.
+        path=environ["PATH_INFO"].encode("latin-1").decode(errors="replace"),
+        query=environ.get("QUERY_STRING", ""),
+        headers=headers,
+        body=environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)),
+        connection=environ.get("werkzeug.socket"),
+    )

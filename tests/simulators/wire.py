@@ -11,9 +11,8 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Final
 
-from werkzeug import Request, Response
-
 from tests.simulators.dialects import Dialect
+from tests.simulators.messages import Request, Response, json_response
 
 ZERO: Final = datetime(1, 1, 1, tzinfo=UTC)
 """Go's zero time, which stands for "not set"."""
@@ -86,11 +85,6 @@ class RefusedError(Exception):
         return json_response(body, self.status, content_type="application/problem+json")
 
 
-def json_response(body: Mapping[str, Any], status: int = 200, *, content_type: str = "application/json") -> Response:
-    """Compact JSON."""
-    return Response(json.dumps(body, separators=(",", ":"), ensure_ascii=False), status, content_type=content_type)
-
-
 def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
     """Write an instant as this release does.
 
@@ -161,7 +155,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
     Raises:
         RefusedError: with the status that this release answers.
     """
-    data = request.get_data()
+    data = request.body
     if dialect.strict_json:
         return _read_huma(request, data, fields, required=required)
     if len(data) > GRPC_LIMIT:
@@ -225,7 +219,7 @@ def _read_huma(request: Request, data: bytes, fields: Mapping[str, Field], *, re
             raise RefusedError("request body is required", status=400)
         return Body({})
     text = data.decode(errors="replace")
-    content_type = request.mimetype
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type not in ("", "application/json") and not content_type.endswith("+json"):
         raise _invalid(415, _error(f"unknown content type: {content_type}", "body", text))
     try:

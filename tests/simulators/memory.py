@@ -1,0 +1,92 @@
+"""HTTP clients whose requests reach a simulator as a call in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote, urlencode, urlsplit
+
+import httpx
+
+from tests.simulators.messages import Handler, Request, Response
+
+
+class MemoryTransport(httpx.BaseTransport):
+    """A transport for httpx; for everything of its API.
+
+    Args:
+        handler: answers the requests.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Pass one request on."""
+        response = self._handler(
+            Request(
+                method=request.method,
+                path=request.url.path,
+                query=request.url.query.decode(),
+                headers=dict(request.headers),
+                body=request.read(),
+            )
+        )
+        return httpx.Response(response.status, headers=response.all_headers(), stream=_Stream(response.content()))
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+
+class MemoryClient(httpx.Client):
+    """The part of `httpx.Client` that the program uses, three times as fast: a scenario sends thousands of requests.
+
+    Args:
+        handler: answers the requests.
+        base_url: what precedes each path.
+    """
+
+    def __init__(self, handler: Handler, base_url: str) -> None:
+        super().__init__(transport=MemoryTransport(handler), base_url=base_url)
+        self._handler = handler
+        self._prefix = urlsplit(base_url).path
+
+    @contextmanager
+    def stream(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str],
+        **_options: Any,
+    ) -> Iterator[_Received]:
+        """Send one request."""
+        path = self._prefix + url
+        yield _Received(
+            self._handler(
+                Request(
+                    method=method,
+                    path=unquote(path) if "%" in path else path,
+                    query=urlencode(params) if params else "",
+                    headers={name.lower(): value for name, value in headers.items()},
+                    body=content or b"",
+                )
+            )
+        )
+
+
+class _Received:
+    """The part of `httpx.Response` that the program uses."""
+
+    def __init__(self, response: Response) -> None:
+        self.status_code = response.status
+        self.headers = response.all_headers()
+        self.iter_bytes = response.content
