@@ -1,1 +1,1 @@
-"""Alerts and the dashboard, with a real Prometheus."""
+"""Tests of the alert rules and the dashboard, with a real Prometheus."""

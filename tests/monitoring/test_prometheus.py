@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real dns-watch; every query of the dashboard and every alert works on what it got."""
+"""Evaluate the dashboard and the alert rules in a real Prometheus that scrapes a real dns-watch."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ VARIABLES = {
 
 
 class Prometheus:
-    """A server that scrapes one target each second and evaluates our rules.
+    """A Prometheus server that scrapes one target every second and evaluates the rules.
 
     Args:
-        folder: for its database and log.
-        target: port of the target on loopback.
-        rules: a file of rules.
-        stack: ends it.
+        folder: for the database and the log.
+        target: the target's port on loopback.
+        rules: a rule file.
+        stack: stops the server when it closes.
     """
 
     def __init__(self, folder: Path, *, target: int, rules: Path, stack: ExitStack) -> None:
@@ -93,21 +93,21 @@ class Prometheus:
             return False
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The data of a successful answer."""
+        """Return the data of a successful response."""
         answer = self._client.get(path, params=parameters)
         document = answer.json()
         assert document["status"] == "success", document
         return document["data"]
 
     def query(self, query: str) -> list[Any]:
-        """The samples that a query gives now."""
+        """Return the current samples of a query."""
         found: list[Any] = self.get("/query", query=query)["result"]
         return found
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator[Prometheus]:
-    """One that has scraped a dns-watch that publishes, lost an answer or two, and goes on."""
+    """Return a server that has scraped a dns-watch with a registered node and a published record."""
     folder = tmp_path_factory.mktemp("prometheus")
     (rule,) = yaml.safe_load_all((repository / FOLDER / "rules.yaml").read_text())
     rules = folder / "rules.yaml"
@@ -153,7 +153,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         )
         assert ip_address(node.address)
         running = Prometheus(folder, target=port, rules=rules, stack=stack)
-        # A rate wants two scrapes, between which both services were asked.
+        # rate() needs two scrapes, with requests to both upstreams between them.
         eventually(
             lambda: (
                 running.query('count(rate(tailscale_lifecycle_requests_total{outcome="ok"}[30s]) > 0) == 2') or None
@@ -169,7 +169,7 @@ def dashboard(repository: Path) -> Any:
 
 
 def queries(repository: Path) -> dict[str, str]:
-    """Every query of the dashboard by its panel's title and letter, the variables filled in."""
+    """Return the dashboard's queries by panel title and query letter, with variables replaced."""
     found = {}
     for panel in dashboard(repository)["panels"]:
         for target in panel["targets"]:
@@ -182,35 +182,32 @@ def queries(repository: Path) -> dict[str, str]:
 
 
 @needs_prometheus
-def test_scraped(prometheus: Prometheus) -> None:
-    """Prometheus finds nothing to complain about."""
+def test_prometheus_scrapes_the_metrics_without_errors(prometheus: Prometheus) -> None:
     (target,) = prometheus.get("/targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
 
 
 @needs_prometheus
-def test_every_query_of_the_dashboard(prometheus: Prometheus, repository: Path) -> None:
-    """Each gives something on a service that is well, so a misspelt name shows here."""
+def test_every_dashboard_query_returns_data(prometheus: Prometheus, repository: Path) -> None:
+    """Check that no query has a misspelt metric or label."""
     found = queries(repository)
     assert len(found) > 10
-    # What is only there on a bad day.
     empty = {title for title, query in found.items() if not prometheus.query(query)}
     assert empty == set()
 
 
 @needs_prometheus
-def test_values(prometheus: Prometheus, repository: Path) -> None:
-    """They say what is so."""
+def test_dashboard_values_match_the_pod_state(prometheus: Prometheus, repository: Path) -> None:
     found = {title: prometheus.query(query) for title, query in queries(repository).items()}
 
     def value(title: str) -> float:
         (sample,) = found[f"{title} A"]
         return float(sample["value"][1])
 
-    assert value("Pods watched") == value("On the VPN") == value("Records right") == 1
+    assert value("Pods with dns-watch") == value("Registered nodes") == value("Records in sync") == 1
     assert value("Lost nodes") == value("Superseded") == 0
-    assert value("API key expires in") == pytest.approx(90 * 86_400, abs=600)
-    assert 0 < value("How long a pass takes") < 10
+    assert value("API key expiry") == pytest.approx(90 * 86_400, abs=600)
+    assert 0 < value("Pass duration") < 10
     assert {(sample["metric"]["upstream"], sample["metric"]["outcome"]) for sample in found["Requests A"]} == {
         ("Headscale", "ok"),
         ("Cloudflare", "ok"),
@@ -220,8 +217,8 @@ def test_values(prometheus: Prometheus, repository: Path) -> None:
 
 
 @needs_prometheus
-def test_every_rule(prometheus: Prometheus) -> None:
-    """Each can be evaluated on real series, and only what is so fires: the node expires within the hour."""
+def test_only_the_expected_alert_fires(prometheus: Prometheus) -> None:
+    """Evaluate all rules on real series, with a node that expires within the hour."""
 
     def evaluated() -> list[Any] | None:
         rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
@@ -235,12 +232,11 @@ def test_every_rule(prometheus: Prometheus) -> None:
     (firing,) = [rule for rule in rules if rule["state"] != "inactive"]
     assert firing["name"] == "TailscaleLifecycleNodeExpiring"
     (alert,) = firing["alerts"]
-    assert alert["annotations"]["summary"].startswith("the node of apps/grafana-0 has to log in again in ")
+    assert "apps/grafana-0" in alert["annotations"]["summary"]
 
 
 @needs_prometheus
-def test_variables_of_the_dashboard(prometheus: Prometheus, repository: Path) -> None:
-    """The lists to choose from are not empty."""
+def test_dashboard_variables_list_the_pod(prometheus: Prometheus, repository: Path) -> None:
     for variable in dashboard(repository)["templating"]["list"]:
         if variable["type"] != "query":
             continue
@@ -249,8 +245,7 @@ def test_variables_of_the_dashboard(prometheus: Prometheus, repository: Path) ->
         assert values == [VARIABLES[f"${variable['name']}"]]
 
 
-def test_the_dashboard_names_what_there_is(repository: Path) -> None:
-    """Our metrics by their names, each panel in words, and one data source that the person chooses."""
+def test_dashboard_uses_existing_metrics_and_one_data_source(repository: Path) -> None:
     document = dashboard(repository)
     assert document["uid"] == "tailscale-lifecycle"
     assert len({panel["id"] for panel in document["panels"]}) == len(document["panels"])
@@ -262,8 +257,8 @@ def test_the_dashboard_names_what_there_is(repository: Path) -> None:
         assert metrics_in(query) <= set(METRICS)
 
 
-def test_the_port_that_is_scraped_is_there(repository: Path) -> None:
-    """By the name in the manifest, and in the pods' annotations by the number."""
+def test_scraped_port_matches_the_container_port(repository: Path) -> None:
+    """Check the PodMonitor, which uses the port's name, and the annotations, which use its number."""
     manifest = yaml.safe_load((repository / "deploy/components/lifecycle/plain/lifecycle.yaml").read_text())
     (watch,) = (
         container
@@ -279,8 +274,7 @@ def test_the_port_that_is_scraped_is_there(repository: Path) -> None:
     assert annotations["prometheus.io/port"] == str(port["containerPort"])
 
 
-def test_annotations_reach_the_pod(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The component that is for a Prometheus without the operator, on a service as it is shipped."""
+def test_annotations_component_annotates_the_pod(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("overlay")
     deploy = os.path.relpath((repository / "deploy").resolve(), folder.resolve())
     overlay = {"resources": [f"{deploy}/services/ollama"], "components": [f"{deploy}/monitoring/annotations"]}
