@@ -1,6 +1,6 @@
-"""Stands in for an application: says what it saw of a request, and echoes after an upgrade; on localhost only.
+"""A stand-in for an application: returns the request that it received as JSON, and echoes data after an upgrade.
 
-It says it to whoever asked, and again on standard output.
+It listens on localhost only, and prints each request to standard output.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers everything, whatever the path."""
+    """Handles all paths alike."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Upgrade when asked to, else say what was asked."""
+        """Upgrade the connection if requested, otherwise return the request."""
         if self.headers["Upgrade"]:
             self.send_response(HTTPStatus.SWITCHING_PROTOCOLS)
             self.send_header("Upgrade", self.headers["Upgrade"])
@@ -27,24 +27,24 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(chunk)
             self.close_connection = True
             return
-        seen = {
+        request = {
             "method": self.command,
             "path": self.path,
             "body": self.rfile.read(int(self.headers["Content-Length"] or 0)).decode(),
             "headers": [(name.lower(), value) for name, value in self.headers.items()],
             "from": self.client_address[0],
         }
-        body = json.dumps(seen).encode()
+        body = json.dumps(request).encode()
         sys.stdout.buffer.write(body + b"\n")
         sys.stdout.flush()
         self.send_response(HTTPStatus.OK)
-        self.send_header("Set-Cookie", "session=somebody's")
+        self.send_header("Set-Cookie", "session=secret")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def do_POST(self) -> None:
-        """The same."""
+        """Handle POST like GET."""
         self.do_GET()
 
 

@@ -1,4 +1,4 @@
-"""Certificates as cert-manager makes them, in a folder as the kubelet keeps it."""
+"""Certificates, and directories that are updated like the kubelet's Secret volumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.pod.network import run
 
 
 def issue(name: str) -> tuple[str, str]:
-    """A self-signed certificate, which is its own authority, and its key."""
+    """Create a self-signed certificate that is its own CA, and return it with its key."""
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = Path(folder, "tls.key"), Path(folder, "tls.crt")
         run(
@@ -21,7 +21,7 @@ def issue(name: str) -> tuple[str, str]:
 
 
 class MountedSecret:
-    """A folder with a Secret's files, replaced all at once: links through one that is swapped.
+    """A directory with a Secret's files, updated atomically by swapping a symbolic link.
 
     Source: Kubernetes, pkg/volume/util/atomic_writer.go.
 
@@ -36,7 +36,7 @@ class MountedSecret:
         folder.mkdir()
 
     def write(self, files: dict[str, str], *, owner: int) -> None:
-        """Put these in place of whatever is there."""
+        """Replace all files."""
         self._versions += 1
         version = self.folder / f"..{self._versions}"
         version.mkdir()
@@ -51,5 +51,5 @@ class MountedSecret:
         swapped.replace(self.folder / "..data")
 
     def write_certificate(self, certificate: str, key: str, *, owner: int) -> None:
-        """As in a Secret of type kubernetes.io/tls."""
+        """Replace all files by those of a Secret of type kubernetes.io/tls."""
         self.write({"tls.crt": certificate, "tls.key": key}, owner=owner)

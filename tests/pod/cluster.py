@@ -1,4 +1,4 @@
-"""A cluster with the reference service in it, rendered in plain containers and ready to start."""
+"""The reference workload, rendered with plain containers and configured for the test network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.pod.certificates import issue
 from tests.pod.conftest import STAND_INS
-from tests.pod.network import Surroundings
+from tests.pod.network import Hosts
 from tests.pod.play import Kubelet, Podman
 from tests.pod.rendering import DOMAIN, choose, copied, render
 
@@ -20,10 +20,10 @@ COMMANDS = {
     "tailscale": [*PYTHON, "-m", "tests.pod.tailscale_container"],
 }
 
-HURRY = {
-    # There is no Kubernetes API here in which the state Secret would name a node to keep.
+FAST_SETTINGS = {
+    # "keep" reads the state Secret, and these tests have no Kubernetes API.
     "NODE_POLICY": "replace",
-    # RetryBudget is no part of what is tested here.
+    # Short intervals keep the tests fast.
     "POLL_INTERVAL": "1s",
     "RETRY_INTERVAL": "1s",
     "VERIFY_INTERVAL": "2s",
@@ -31,7 +31,7 @@ HURRY = {
 
 
 def configure(repository: Path, **settings: str) -> None:
-    """What an operator edits before the first `apply`: the settings that are the cluster's own."""
+    """Change settings in the base's env files, as an operator does before the first `apply`."""
     for name in ("lifecycle.env", "tailscale.env"):
         file = repository / "deploy/base" / name
         lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in settings]
@@ -41,24 +41,24 @@ def configure(repository: Path, **settings: str) -> None:
 
 def deployed(
     runtime: Podman,
-    around: Surroundings,
+    hosts: Hosts,
     folder: Path,
     *,
     headscale: tuple[str, str],
     cloudflare: tuple[str, str],
     tailscale: tuple[str, list[str]] = (STAND_INS, COMMANDS["tailscale"]),
 ) -> tuple[Kubelet, Path]:
-    """The service, and the file with its certificate's authority.
+    """Return a kubelet for the workload's pod, and the file with the CA of its certificate.
 
     Args:
-        headscale: where it is, and its API key.
-        cloudflare: the same, with a token.
-        tailscale: the image and command that stand in for the tailscale container.
+        headscale: its URL and API key.
+        cloudflare: its URL and token.
+        tailscale: image and command for the tailscale container.
     """
     repository = copied(folder / "repository")
     configure(
         repository,
-        **HURRY,
+        **FAST_SETTINGS,
         HEADSCALE_URL=headscale[0],
         CLOUDFLARE_API_URL=f"{cloudflare[0]}/client/v4",
         TS_EXTRA_ARGS=f"--login-server={headscale[0]}",
@@ -70,7 +70,7 @@ def deployed(
     trust.write_text(certificate)
     kubelet = Kubelet(
         runtime,
-        around,
+        hosts,
         folder,
         render(kustomization.parent),
         images={"application": STAND_INS, "nginx-tls": STAND_INS, "tailscale": tailscale[0]},

@@ -1,4 +1,4 @@
-"""What the tests of the pod need of the machine they run on."""
+"""Fixtures for tests that run the pod: the stand-in image and podman."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SOURCES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py"
 
 
 def needs(*commands: str) -> None:
-    """Skip where root or a command is missing, and say how to come by it."""
+    """Skip the test unless it runs as root on Linux and all commands are installed."""
     missing = [command for command in commands if shutil.which(command) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or missing:
         pytest.skip(f"needs root on Linux and {', '.join(missing or commands)}: as root, scripts/bootstrap --system")
@@ -30,7 +30,7 @@ def needs(*commands: str) -> None:
 
 @pytest.fixture(scope="session")
 def stand_ins(workshop: Path) -> Path:
-    """A root file system with Debian's nginx, and what stands in for an application and for tailscale."""
+    """Build a root file system with Debian's nginx and the stand-ins for the application and tailscale."""
     needs("mmdebstrap")
     archive = workshop / "stand-ins.tar"
     done = subprocess.run(
@@ -40,7 +40,7 @@ def stand_ins(workshop: Path) -> Path:
             f"--include={_PACKAGES}",
             '--customize-hook=mkdir -p "$1/opt/tests/pod"',
             *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
-            # As in the tailscale image, whose wget is busybox'.
+            # The tailscale image has busybox' wget too.
             '--customize-hook=ln -s busybox "$1/usr/bin/wget"',
             *("stable", archive),
         ],
@@ -54,7 +54,7 @@ def stand_ins(workshop: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def runtime(workshop: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
-    """podman, with the real image of this repository and with the stand-ins."""
+    """Start podman with the image of this repository and the stand-in image."""
     needs("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
     folder = workshop / "podman"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Hosts of the tests' own on one machine: a pod, the VPN's, the cluster's, each in a network namespace."""
+"""Network namespaces that act as hosts: the pod, VPN clients, and the cluster."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from typing import Any, Final
 ROOT = Path(__file__).parents[2]
 
 POD_SIDE: Final = "192.0.2.1", "2001:db8::1"
-"""The pod's addresses in the cluster."""
+"""The pod's addresses in the cluster network."""
 CLUSTER_SIDE: Final = "192.0.2.2", "2001:db8::2"
-"""A cluster node's: the kubelet's probes come from there."""
+"""A cluster node's addresses. The kubelet's probes use them as the source."""
 ON_THE_VPN: Final = ("100.64.0.9", "100.127.255.254", "fd7a:115c:a1e0::9", "fd7a:115c:a1e0:ffff::9")
 ELSEWHERE: Final = ("192.0.2.2", "100.63.255.254", "100.128.0.1", "2001:db8::2", "fd7a:115c:a1e1::9")
-"""A cluster node, and what is just not on the VPN."""
+"""A cluster node's addresses, and addresses just outside the VPN prefixes."""
 
-PATIENCE_S: Final = 60.0
-LOOK_EVERY_S: Final = 0.05
+TIMEOUT_S: Final = 60.0
+POLL_INTERVAL_S: Final = 0.05
 
 
-def eventually(look: Callable[[], Any], what: str, *, within_s: float = PATIENCE_S) -> Any:
-    """Look until there is something to see; what that is."""
+def eventually(condition: Callable[[], Any], what: str, *, within_s: float = TIMEOUT_S) -> Any:
+    """Poll until the condition returns a true value, and return that value."""
     deadline = time.monotonic() + within_s
-    while not (seen := look()):
+    while not (value := condition()):
         assert time.monotonic() < deadline, f"waited {within_s} s for {what}"
-        time.sleep(LOOK_EVERY_S)
-    return seen
+        time.sleep(POLL_INTERVAL_S)
+    return value
 
 
 def run(*command: str | Path, **options: Any) -> str:
-    """Run a command that must succeed; what it prints."""
+    """Run a command that must succeed, and return its output."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         command, capture_output=True, text=True, check=False, **options
     )
@@ -53,22 +53,22 @@ class Host:
     name: str
 
     def command(self, *words: str | Path) -> list[str]:
-        """A command line that runs in it."""
+        """Return a command line that runs in this namespace."""
         return ["ip", "netns", "exec", self.name, *map(str, words)]
 
     def ip(self, *words: str) -> str:
-        """What `ip` says there."""
+        """Run `ip` in this namespace and return its output."""
         return run("ip", "-n", self.name, *words)
 
     def set_sysctls(self, sysctls: Sequence[Mapping[str, str]]) -> None:
-        """What the kubelet does with those of a pod."""
+        """Set sysctls as the kubelet does for a pod."""
         for sysctl in sysctls:
             path = f"/proc/sys/{sysctl['name'].replace('.', '/')}"
             run(*self.command("sh", "-c", 'echo "$1" >"$2"', "sh", sysctl["value"], path))
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Sockets that this thread makes in the block are this host's, also afterwards."""
+        """Switch this thread to the namespace. Sockets created in the block stay in it."""
         libc = ctypes.CDLL(None, use_errno=True)
         with Path("/proc/thread-self/ns/net").open() as here, Path("/run/netns", self.name).open() as there:
             if libc.setns(there.fileno(), 0) != 0:
@@ -78,29 +78,29 @@ class Host:
             finally:
                 libc.setns(here.fileno(), 0)
 
-    def ask(self, url: str, **options: Any) -> Answer:
-        """Ask for a page as a browser on this host would; see `client.py` for the options."""
-        asked = json.dumps({"url": url} | {name: value for name, value in options.items() if value is not None})
+    def request(self, url: str, **options: Any) -> Response:
+        """Send an HTTP request from this host. See `client.py` for the options."""
+        request = json.dumps({"url": url} | {name: value for name, value in options.items() if value is not None})
         done = subprocess.run(
             self.command(sys.executable, "-I", ROOT / "tests/pod/client.py"),
-            input=asked,
+            input=request,
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
         assert done.returncode == 0, done.stderr
-        return Answer(**json.loads(done.stdout))
+        return Response(**json.loads(done.stdout))
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back.
+class Response:
+    """The result of a request.
 
     Attributes:
-        error: why nothing did; then the rest is empty.
-        certificate: what the server showed, as hexadecimal DER.
-        echo: what came back of what was sent after an upgrade.
+        error: why there was no response. The other attributes are empty then.
+        certificate: the server's certificate, as hexadecimal DER.
+        echo: the data that came back after a protocol upgrade.
     """
 
     status: int = 0
@@ -112,22 +112,22 @@ class Answer:
     echo: str = ""
 
     @property
-    def seen(self) -> Any:
-        """What the stand-in for an application saw of the request."""
+    def forwarded(self) -> Any:
+        """The request as the stand-in application received it."""
         return json.loads(self.body)
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What is around a pod: machines on the VPN on one side of it, the cluster's on the other."""
+class Hosts:
+    """The hosts that a pod is connected to: VPN clients and the cluster."""
 
     vpn: Host
     cluster: Host
 
     def connect(self, pod: Host) -> None:
-        """Lay cables to a pod; they vanish with its namespace."""
+        """Connect a pod by veth pairs, which disappear with its namespace."""
         for interface, other in (("vpn0", self.vpn), ("eth0", self.cluster)):
-            # The one to a pod that was before may take a moment to vanish by itself.
+            # The pair of a previous pod may take a moment to disappear.
             subprocess.run(["ip", "-n", other.name, "link", "delete", interface], capture_output=True, check=False)
             end = ("name", interface, "netns", other.name)
             run("ip", "link", "add", interface, "netns", pod.name, "type", "veth", "peer", *end)
@@ -135,7 +135,7 @@ class Surroundings:
         _join(self.vpn, "vpn0", ["fe80::2", *ON_THE_VPN], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::1"})
         _join(pod, "eth0", POD_SIDE, {})
         _join(self.cluster, "eth0", ELSEWHERE, {})
-        # What stands just beside the VPN's prefixes is reached through the cluster.
+        # Addresses just outside the VPN prefixes are routed through the cluster.
         for address in ELSEWHERE:
             if address not in CLUSTER_SIDE:
                 pod.ip("route", "add", address, "via", CLUSTER_SIDE[":" in address], "dev", "eth0")
@@ -143,7 +143,7 @@ class Surroundings:
 
 @contextmanager
 def host(name: str) -> Iterator[Host]:
-    """A host with a loopback and nothing else, for as long as the block lasts."""
+    """Create a host with only a loopback interface for the duration of the block."""
     made = Host(f"{name}-{os.getpid()}-{time.monotonic_ns() % 10**6}")
     run("ip", "netns", "add", made.name)
     try:
@@ -155,7 +155,7 @@ def host(name: str) -> Iterator[Host]:
 
 @contextmanager
 def named(namespace: Path, name: str) -> Iterator[Host]:
-    """A network namespace that is there, under a name for as long as the block lasts."""
+    """Give an existing network namespace a name for the duration of the block."""
     place = Path("/run/netns", name)
     place.touch()
     run("mount", "--bind", namespace, place)
@@ -166,30 +166,30 @@ def named(namespace: Path, name: str) -> Iterator[Host]:
 
 
 @contextmanager
-def surroundings() -> Iterator[Surroundings]:
-    """Hosts around a pod that is still to come."""
+def hosts() -> Iterator[Hosts]:
+    """Create the hosts for a pod that is started later."""
     with host("vpn") as vpn, host("cluster") as cluster:
-        # Servers can listen there before there is a cable.
+        # Servers can listen on this address before a pod is connected.
         cluster.ip("address", "add", f"{CLUSTER_SIDE[0]}/32", "dev", "lo")
-        yield Surroundings(vpn, cluster)
+        yield Hosts(vpn, cluster)
 
 
 @dataclass(frozen=True)
-class Network(Surroundings):
-    """A pod, and what is around it."""
+class Network(Hosts):
+    """A pod and the hosts that it is connected to."""
 
     pod: Host
 
-    def give_the_pod_an_address(self, *addresses: str) -> None:
-        """What a VPN client does in it."""
+    def add_vpn_addresses(self, *addresses: str) -> None:
+        """Add VPN addresses to the pod, as tailscale does."""
         for address in addresses:
             self.pod.ip("address", "add", address, "dev", "vpn0", *(["nodad"] if ":" in address else []))
 
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """Hosts that know the way to each other, for as long as the block lasts."""
-    with surroundings() as around, host("pod") as pod:
+    """Create a pod and its hosts, connected, for the duration of the block."""
+    with hosts() as around, host("pod") as pod:
         around.connect(pod)
         yield Network(around.vpn, around.cluster, pod)
 
@@ -209,7 +209,7 @@ def _join(host: Host, interface: str, addresses: Sequence[str], routes: Mapping[
 
 @contextmanager
 def process(command: Sequence[str | Path], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is gone when the block is over."""
+    """Run a process for the duration of the block."""
     with log.open("ab") as output:
         running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **options)
         try:
@@ -217,7 +217,7 @@ def process(command: Sequence[str | Path], log: Path, **options: Any) -> Iterato
         finally:
             running.terminate()
             try:
-                running.wait(PATIENCE_S)
+                running.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()

@@ -1,10 +1,9 @@
-"""Runs the pod that was rendered: podman in place of the container runtime, this in place of the kubelet.
+"""Run the rendered pod with podman as the container runtime and a minimal kubelet.
 
-What the kubelet does and podman 4.3 does not is done here: volumes made and filled as it makes and fills them, their
-group, sysctls, values from the pod's own fields, probes, which are run by hand. What neither does here, and what
-therefore no test has run: native sidecars (their variant is rendered and validated), the service account's token, since
-there is no Kubernetes API to show it to, limits on the size of a volume, restarts (a container that ends stays ended),
-and the network policy.
+This module implements what the kubelet does and podman 4.3 does not: volumes with their content and group, sysctls,
+values from the pod's fields, and probes, which tests run explicitly. Not implemented, and therefore not covered by
+tests that use this module: native sidecars, the service account token, size limits of volumes, container restarts, and
+network policies.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from typing import Any, Final
 import yaml
 
 from tests.pod.certificates import MountedSecret
-from tests.pod.network import PATIENCE_S, Host, Surroundings, eventually, named, run
-from tests.pod.rendering import Document, containers, of_kind, workload
+from tests.pod.network import POD_SIDE, TIMEOUT_S, Host, Hosts, eventually, named, run
+from tests.pod.rendering import Document, containers, of_kind, workload_resource
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 
 STORAGE: Final = "/mnt"
-"""Where podman keeps everything, in a view of the file system that nobody else has; podman wants a short path."""
+"""Podman's storage, in a private mount namespace. Podman requires a short path."""
 
 CONFIGURATION: Final = """
 [containers]
@@ -39,23 +38,23 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-"""runc, since not every kernel has what crun wants; limits that need no right to be raised."""
+"""runc, because crun needs features that some kernels lack. The ulimits need no privilege to be raised."""
 
 
 @dataclass
 class Podman:
-    """podman with images and containers of its own, in a PID namespace of its own: what it leaves ends with that."""
+    """podman with private storage, in a PID namespace that ends all remaining processes when it is closed."""
 
     folder: Path
     init: int
     _pods: Iterator[int] = field(default_factory=count)
 
     def new_name(self, pod: str) -> str:
-        """Another name for each pod: several tests run one of the same name."""
+        """Return a unique name, because several tests run pods of the same name."""
         return f"{pod}-{next(self._pods)}"
 
     def command(self, *words: str | Path) -> list[str]:
-        """A command line that runs there."""
+        """Return a podman command line that runs in the namespaces."""
         return [
             *("nsenter", f"--target={self.init}", "--pid", "--mount", "--", "podman"),
             *(f"--{name}={STORAGE}/{name}" for name in ("root", "runroot", "tmpdir", "volumepath")),
@@ -64,26 +63,26 @@ class Podman:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What it reads in place of this machine's configuration."""
+        """The environment, with a private configuration instead of the machine's."""
         return {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf"), "TMPDIR": STORAGE}
 
     def run(self, *words: str | Path) -> str:
-        """A podman command that must succeed; what it prints."""
-        return run(*self.command(*words), env=self.environment, timeout=PATIENCE_S * 3)
+        """Run a podman command that must succeed, and return its output."""
+        return run(*self.command(*words), env=self.environment, timeout=TIMEOUT_S * 3)
 
     def try_to(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """A podman command whose end is the caller's to judge."""
+        """Run a podman command that may fail."""
         return subprocess.run(
             self.command(*words),
             env=self.environment,
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
 
     def process(self, container: str) -> Path:
-        """What the kernel shows of a container's first process: its folder in the /proc of that PID namespace.
+        """Return the /proc directory of a container's first process.
 
         Source: proc_pid_root(5), proc_pid_status(5).
         """
@@ -93,9 +92,9 @@ class Podman:
 
 @contextmanager
 def podman(folder: Path) -> Iterator[Podman]:
-    """podman, and nothing of it left afterwards."""
+    """Set up podman for the duration of the block, and remove everything afterwards."""
     (folder / "containers.conf").write_text(CONFIGURATION)
-    # Without an init of its own that collects them, the ends of its containers wait for this machine's.
+    # A private init process reaps the containers' processes.
     outer = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private", "catatonit", "--", "sleep", "inf"],
         stderr=subprocess.DEVNULL,
@@ -105,7 +104,7 @@ def podman(folder: Path) -> Iterator[Podman]:
         init = eventually(children.read_text, "an init").split()[0]
         eventually(lambda: Path(f"/proc/{init}/comm").read_text().strip() == "catatonit", "catatonit")
         machine = Podman(folder, int(init))
-        # In memory: fast, and gone without being deleted file by file.
+        # In memory, which is fast and needs no deletion.
         run("nsenter", f"--target={init}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
         yield machine
         machine.try_to("pod", "rm", "--all", "--force", "--time", "0")
@@ -118,17 +117,17 @@ def podman(folder: Path) -> Iterator[Podman]:
 
 @dataclass
 class Kubelet:
-    """Runs one workload's pods, one after another.
+    """Runs the pods of one workload, one at a time.
 
     Args:
-        documents: what was rendered.
-        images: by container, for those whose own are not to be had here.
-        commands: by container, for the stand-ins among them.
-        secrets: what the Secrets hold that others make: the files of each, by its name.
+        documents: the rendered manifests.
+        images: replacement images by container.
+        commands: commands of the stand-ins by container.
+        secrets: the contents of Secrets that are not among the documents, by name.
     """
 
     podman: Podman
-    around: Surroundings
+    hosts: Hosts
     folder: Path
     documents: list[Document]
     images: Mapping[str, str]
@@ -139,24 +138,24 @@ class Kubelet:
 
     @property
     def name(self) -> str:
-        """The pod's."""
-        return f"{workload(self.documents)['metadata']['name']}-0"
+        """The pod's name."""
+        return f"{workload_resource(self.documents)['metadata']['name']}-0"
 
     @property
     def spec(self) -> Document:
-        """The pod's, as rendered."""
-        spec: Document = workload(self.documents)["spec"]["template"]["spec"]
+        """The pod's spec, as rendered."""
+        spec: Document = workload_resource(self.documents)["spec"]["template"]["spec"]
         return spec
 
     @property
     def group(self) -> int:
-        """What the volumes belong to."""
+        """The group of the volumes."""
         group: int = self.spec["securityContext"]["fsGroup"]
         return group
 
     @contextmanager
     def pod(self) -> Iterator[Pod]:
-        """Start a pod with empty volumes, and its network before its containers."""
+        """Run a pod with empty volumes. Its network is set up before its containers start."""
         self._pods += 1
         folder = self.folder / str(self._pods)
         folder.mkdir()
@@ -168,10 +167,9 @@ class Kubelet:
         self.podman.run("start", infra)
         try:
             with named(self.podman.process(infra) / "ns/net", f"pod-{os.getpid()}-{name}") as host:
-                self.around.connect(host)
+                self.hosts.connect(host)
                 host.set_sysctls(self.spec["securityContext"]["sysctls"])
                 pod = Pod(self, name, host)
-                # The init container ends first; what it says is kept in a log.
                 started = self.podman.try_to("pod", "start", name)
                 assert started.returncode == 0, f"{started.stderr}\n{pod.log('cleanup')[-2000:]}"
                 yield pod
@@ -186,13 +184,13 @@ class Kubelet:
         ]
         there = {volume["name"] for volume in spec["volumes"]}
         context = spec["securityContext"]
-        # What the group of the volumes is for a process.
+        # The kubelet also adds fsGroup to the supplemental groups of every process.
         context["supplementalGroups"] = [context.pop("fsGroup")]
         del context["fsGroupChangePolicy"], context["sysctls"], spec["enableServiceLinks"]
-        # podman would start an init container again that ended well.
+        # With another policy, podman restarts init containers that succeeded.
         spec["restartPolicy"] = "OnFailure"
         for each, container in containers(spec).items():
-            # Ports of a container are information; podman takes them for the machine's.
+            # podman would publish container ports on the machine.
             for key in ("ports", *PROBES):
                 container.pop(key, None)
             container["image"] = self.images.get(each, container["image"])
@@ -206,22 +204,22 @@ class Kubelet:
                     variable["value"] = self._field(path)
         metadata = {
             "name": name,
-            "labels": workload(self.documents)["spec"]["template"]["metadata"]["labels"],
+            "labels": workload_resource(self.documents)["spec"]["template"]["metadata"]["labels"],
             "annotations": {"io.podman.annotations.init.container.type": "always"},
         }
         maps = of_kind(self.documents, "ConfigMap")
         return [*maps, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
 
     def _field(self, path: str) -> str:
-        namespace: str = workload(self.documents)["metadata"]["namespace"]
+        namespace: str = workload_resource(self.documents)["metadata"]["namespace"]
         return {"metadata.name": self.name, "metadata.namespace": namespace, "metadata.uid": f"uid-{self._pods}"}[path]
 
     def _volumes(self, folder: Path) -> Iterator[tuple[Document, Path]]:
-        """Every volume but the token's, made and filled.
+        """Create and fill all volumes except the service account token.
 
-        Source: Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go: 0777, then the group and its bit.
+        Source: Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go: mode 0777, then group and setgid bit.
         """
-        for claim in workload(self.documents)["spec"].get("volumeClaimTemplates", []):
+        for claim in workload_resource(self.documents)["spec"].get("volumeClaimTemplates", []):
             path = self.folder / f"claim-{claim['metadata']['name']}"
             path.mkdir(exist_ok=True)
             os.chown(path, 0, self.group)
@@ -237,7 +235,7 @@ class Kubelet:
                 os.chown(path, 0, self.group)
                 path.chmod(0o2777)
                 if in_memory:
-                    # Where podman sees it, and so gone with podman.
+                    # Mounted in podman's mount namespace, so it disappears with podman.
                     mount: list[str | Path] = [
                         "mount",
                         "-t",
@@ -249,7 +247,7 @@ class Kubelet:
                     ]
                     run("nsenter", f"--target={self.podman.init}", "--mount", "--", *mount)
             elif "secret" in volume:
-                # The group may read whatever the mode says: that is what it is for.
+                # With an fsGroup, the kubelet adds read permission for the group to any mode.
                 mode = volume["secret"].get("defaultMode", 0o644) | 0o440
                 self.mounted[name] = MountedSecret(path, mode)
                 self.mounted[name].write(dict(self.secrets[volume["secret"]["secretName"]]), owner=self.group)
@@ -269,38 +267,38 @@ class Kubelet:
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod that runs."""
+    """A running pod."""
 
     kubelet: Kubelet
     name: str
     host: Host
 
     def container(self, name: str) -> str:
-        """A container's name for podman."""
+        """Return podman's name of a container."""
         return f"{self.name}-{name}"
 
     def log(self, name: str) -> str:
-        """What a container said."""
+        """Return a container's log."""
         done = self.kubelet.podman.try_to("logs", self.container(name))
         return done.stdout + done.stderr
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """What one of our commands logged."""
+        """Return the events that cleanup or dns-watch logged."""
         return [json.loads(line) for line in self.log(name).splitlines() if line.startswith("{")]
 
     def kill(self) -> None:
-        """As when its cluster node loses power: nobody says good-bye."""
+        """Kill all containers without a graceful stop, as when the cluster node loses power."""
         self.kubelet.podman.run("pod", "kill", self.name)
 
     def probe(self, name: str, kind: str) -> bool:
-        """Whether a container's probe passes, run as it stands in the manifest."""
+        """Run a container's probe as the manifest defines it, and return True if it passes."""
         container = containers(self.kubelet.spec)[name]
         probe = container[kind]
         if "exec" in probe:
             command = ["exec", self.container(name), *probe["exec"]["command"]]
             return self.kubelet.podman.try_to(*command).returncode == 0
-        asked = probe["httpGet"]
+        get = probe["httpGet"]
         named = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
-        port = named.get(asked["port"], asked["port"])
-        answer = self.kubelet.around.cluster.ask(f"http://192.0.2.1:{port}{asked['path']}")
-        return 200 <= answer.status < 400
+        port = named.get(get["port"], get["port"])
+        response = self.kubelet.hosts.cluster.request(f"http://{POD_SIDE[0]}:{port}{get['path']}")
+        return 200 <= response.status < 400

@@ -1,4 +1,4 @@
-"""What deploy/ renders, as kubectl would apply it."""
+"""The rendered manifests of deploy/, as kubectl would apply them."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import kubernetes_validate
 import yaml
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
 (DOMAIN,) = re.findall(r"^DOMAIN_NAME=(.+)$", (DEPLOY / "base/lifecycle.env").read_text(), flags=re.MULTILINE)
-"""What stands for it, or the operator's own."""
+"""The placeholder domain, or the operator's domain if it was replaced."""
 
 SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
-NEW = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
-"""What scripts/new-service is given; what it makes of it passes the same tests as what is shipped."""
-SERVICES = (*SHIPPED, NEW[0])
+GENERATED = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
+"""Arguments for scripts/new-service. The generated workload passes the same tests as the shipped ones."""
+WORKLOADS = (*SHIPPED, GENERATED[0])
+"""Folder names in deploy/services."""
 OTHERS = ("cert-manager", "ingress/examples", "ingress/external", "ingress/internal")
 WITH_PODS = ("ingress/external", "ingress/internal")
-"""Those of the others that make pods."""
+"""The folders in OTHERS that create pods."""
 OURS = ("cleanup", "dns-watch")
+
+NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
+"""The newest Kubernetes version that there are schemas for."""
 
 Variant = Literal["native", "plain"]
 VARIANTS: tuple[tuple[str, Variant], ...] = (
-    *((service, "native") for service in SERVICES),
-    # FreeIPA needs a Kubernetes where sidecars are always native.
-    *((service, "plain") for service in SERVICES if service != "freeipa"),
+    *((name, "native") for name in WORKLOADS),
+    # Every Kubernetes version that FreeIPA supports has native sidecars.
+    *((name, "plain") for name in WORKLOADS if name != "freeipa"),
 )
 
 Document = dict[str, Any]
 
 
 def render(folder: Path) -> list[Document]:
-    """The documents of one kustomization, in kubectl's order."""
+    """Render a kustomization."""
     done = subprocess.run(
         [Path(sys.executable).with_name("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False
     )
@@ -50,7 +55,7 @@ def render(folder: Path) -> list[Document]:
 
 
 def copied(folder: Path) -> Path:
-    """A copy of deploy/, and of the command that adds to it, in an empty folder."""
+    """Copy deploy/ and scripts/new-service into an empty folder, and return the folder."""
     shutil.copytree(DEPLOY, folder / "deploy")
     (folder / "scripts").mkdir()
     shutil.copy2(ROOT / "scripts/new-service", folder / "scripts/new-service")
@@ -58,13 +63,13 @@ def copied(folder: Path) -> Path:
 
 
 def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run scripts/new-service in a copy."""
+    """Run scripts/new-service in a copy of the repository."""
     command: list[str | Path] = [folder / "scripts/new-service", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
 
 
 def choose(variant: Variant, kustomization: Path) -> None:
-    """Choose a variant of the component as its comment says: by one line."""
+    """Select a variant of the component by changing one line, as the template's comment describes."""
     if variant == "plain":
         text = kustomization.read_text()
         native, plain = (f"- ../../components/lifecycle/{name}\n" for name in ("native", "plain"))
@@ -78,42 +83,58 @@ def _rendered(name: str, variant: Variant) -> str:
         return yaml.safe_dump_all(render(DEPLOY / name))
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder))
-        if name == NEW[0]:
-            done = new_service(copy, *NEW)
+        if name == GENERATED[0]:
+            done = new_service(copy, *GENERATED)
             assert done.returncode == 0, done.stderr
         choose(variant, copy / "deploy/services" / name / "kustomization.yaml")
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))
 
 
 def rendered(name: str, variant: Variant = "native") -> list[Document]:
-    """The documents of a service, or of another folder of deploy/; a copy to do with as a test likes."""
+    """Return the rendered documents of a workload or another folder of deploy/, as a fresh copy."""
     return list(yaml.safe_load_all(_rendered(name, variant)))
 
 
 def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
-    """The documents of these kinds."""
+    """Return the documents of these kinds."""
     return [document for document in documents if document["kind"] in kinds]
 
 
-def workload(documents: list[Document]) -> Document:
-    """The one thing among the documents that makes pods."""
+def workload_resource(documents: list[Document]) -> Document:
+    """Return the only DaemonSet, Deployment or StatefulSet."""
     (only,) = of_kind(documents, "DaemonSet", "Deployment", "StatefulSet")
     return only
 
 
 def pod_spec(documents: list[Document]) -> Document:
-    """The specification of the pod among the documents."""
-    spec: Document = workload(documents)["spec"]["template"]["spec"]
+    """Return the pod template's spec."""
+    spec: Document = workload_resource(documents)["spec"]["template"]["spec"]
     return spec
 
 
 def containers(spec: Document) -> dict[str, Document]:
-    """Every container of a pod by its name, in the order in which they start."""
+    """Return all containers by name, in start order."""
     return {container["name"]: container for container in [*spec.get("initContainers", []), *spec["containers"]]}
 
 
+def environment(container: Document, documents: list[Document]) -> dict[str, Any]:
+    """Return a container's variables. The value is None if only a running pod has it."""
+    maps = {document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")}
+    values: dict[str, Any] = {}
+    for source in container.get("envFrom", []):
+        values |= maps[source["configMapRef"]["name"]]
+    for variable in container.get("env", []):
+        source = variable.get("valueFrom", {})
+        if "configMapKeyRef" in source:
+            reference = source["configMapKeyRef"]
+            values[variable["name"]] = maps[reference["name"]][reference["key"]]
+        else:
+            values[variable["name"]] = variable.get("value")
+    return values
+
+
 def configuration(documents: list[Document], name: str) -> dict[str, str]:
-    """The data of the ConfigMap that was generated under this name."""
+    """Return the data of a ConfigMap, by its name without the generated suffix."""
     (only,) = [
         document
         for document in of_kind(documents, "ConfigMap")
@@ -124,7 +145,7 @@ def configuration(documents: list[Document], name: str) -> dict[str, str]:
 
 
 def images(documents: list[Document]) -> Iterator[str]:
-    """Every image that the documents name."""
+    """Iterate over the images of all containers."""
     for document in documents:
         template = document.get("spec", {}).get("template") if isinstance(document.get("spec"), dict) else None
         if template is not None:

@@ -1,4 +1,4 @@
-"""Stands in for the tailscale container: the same variables, the same key file, the same health check."""
+"""A stand-in for the tailscale container with the same variables, key file and health check."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from threading import Thread
 from tests.simulators.vpn_client import VpnClient
 
 STATE = Path("/tmp")
-"""An emptyDir, which outlives the container and not the pod."""
+"""An emptyDir, which survives a restart of the container but not of the pod."""
 
 
 class Health(BaseHTTPRequestHandler):
-    """Well once the node has an address."""
+    """The health endpoint."""
 
-    well = False
+    has_address = False
 
     def do_GET(self) -> None:
-        """The one page there is."""
-        status = HTTPStatus.OK if Health.well else HTTPStatus.SERVICE_UNAVAILABLE
+        """Return 200 once the node has an address."""
+        status = HTTPStatus.OK if Health.has_address else HTTPStatus.SERVICE_UNAVAILABLE
         self.send_response(status if self.path == "/healthz" else HTTPStatus.NOT_FOUND)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
 
 def join(login_server: str, key_file: Path) -> None:
-    """Join the simulated Headscale, and leave at SIGTERM."""
+    """Join the simulated Headscale, and leave on SIGTERM."""
     client = VpnClient(
         login_server,
         key_file=key_file,
@@ -42,37 +42,37 @@ def join(login_server: str, key_file: Path) -> None:
         interface="tailscale0",
     )
     client.start()
-    Health.well = True
+    Health.has_address = True
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     client.die()
 
 
-REFUSED = {
-    "TS_USERSPACE": ("false", "everybody would come from 127.0.0.1"),
-    "TS_ENABLE_HEALTH_CHECK": ("true", "nobody would answer the startup probe"),
-    "TS_ACCEPT_DNS": ("false", "the pod's own resolv.conf would be rewritten"),
+REQUIRED = {
+    "TS_USERSPACE": ("false", "all clients would connect from 127.0.0.1"),
+    "TS_ENABLE_HEALTH_CHECK": ("true", "the startup probe would fail"),
+    "TS_ACCEPT_DNS": ("false", "tailscaled would rewrite the pod's resolv.conf"),
 }
-"""Variables that the pod's other containers rely on: their value, and what another would do. Unset is another."""
+"""Values that the other containers depend on, and the effect of any other value or none."""
 
 
 def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
-    """Where to say how it is; the real one takes an address and a port, and neither a name nor a port alone.
+    """Parse the address of the health endpoint. Like tailscale, accept an IP address with a port only.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the host is missing or is not an IP address.
     """
     address, _, port = variables["TS_LOCAL_ADDR_PORT"].rpartition(":")
     return str(ip_address(address.removeprefix("[").removesuffix("]"))), int(port)
 
 
 def main() -> None:
-    """Do what the variables say."""
+    """Run according to the environment variables."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    for name, (value, otherwise) in REFUSED.items():
+    for name, (value, otherwise) in REQUIRED.items():
         if os.environ.get(name) != value:
             sys.exit(f"{name} is not {value}: {otherwise}")
     if not os.environ["TS_KUBE_SECRET"]:
-        sys.exit("TS_KUBE_SECRET is empty: the node would be another one after each restart")
+        sys.exit("TS_KUBE_SECRET is empty: each restart would register a new node")
     server = ThreadingHTTPServer(health_address(os.environ), Health)
     Thread(target=server.serve_forever, daemon=True).start()
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))

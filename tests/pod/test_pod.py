@@ -1,4 +1,4 @@
-"""The rendered pod, run as a pod: from `apply` to an answer over https, and what is left when it is replaced."""
+"""Run the rendered pod: from the first start to a response over https, replacement and shutdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.pod.cluster import MARK, NAME, PYTHON, USER, deployed
 from tests.pod.conftest import STAND_INS
-from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Answer, Surroundings, eventually, surroundings
+from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Hosts, Response, eventually, hosts
 from tests.pod.play import PROBES, Kubelet, Pod, Podman
 from tests.pod.rendering import DOMAIN, containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
@@ -22,52 +22,52 @@ from tests.simulators.tailnet import Node
 
 
 @dataclass
-class World:
-    """A cluster with one service in it, and both services that it depends on."""
+class Setup:
+    """A cluster with one workload, and simulated upstreams."""
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
     zone: str
-    around: Surroundings
+    hosts: Hosts
     kubelet: Kubelet
     trust: Path
 
     @property
     def nodes(self) -> list[Node]:
-        """The nodes of our name."""
+        """The nodes with the workload's hostname."""
         return [node for node in self.headscale.nodes if node.name == NAME]
 
     @property
     def records(self) -> list[Record]:
-        """The records at our name."""
+        """The records at the workload's name."""
         return self.cloudflare.records(self.zone, NAME)
 
     def published(self, node: Node) -> bool:
-        """Whether the one record at our name is this node's, and ours."""
+        """Return True if the only record at the name has this node's address and our mark."""
         return [(record.type, record.content, record.comment, record.proxied) for record in self.records] == [
             ("A", node.addresses[0], MARK, False)
         ]
 
-    def ask(self, path: str = "/", **options: Any) -> Answer:
-        """Ask for a page by the name, which Cloudflare resolves, from a machine on the VPN."""
+    def request(self, path: str = "/", **options: Any) -> Response:
+        """Send a request from a VPN client to the address in the DNS record."""
         (record,) = self.records
-        return self.around.vpn.ask(
+        return self.hosts.vpn.request(
             f"https://{NAME}{path}", to=record.content, source=ON_THE_VPN[0], trust=str(self.trust), **options
         )
 
 
 @contextmanager
-def world(runtime: Podman, folder: Path) -> Iterator[World]:
-    """The reference service, rendered in plain containers, ready to start."""
+def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
+    """Prepare the reference workload with plain containers, without starting a pod."""
     headscale = HeadscaleSimulator()
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
     zone = cloudflare.add_zone(DOMAIN)
     with ExitStack() as stack:
-        around = stack.enter_context(surroundings())
+        around = stack.enter_context(hosts())
         with around.cluster.inside():
             headscale_url, cloudflare_url = (
-                stack.enter_context(serve(service, host=CLUSTER_SIDE[0])) for service in (headscale, cloudflare)
+                stack.enter_context(serve(upstream, host=CLUSTER_SIDE[0])) for upstream in (headscale, cloudflare)
             )
         kubelet, trust = deployed(
             runtime,
@@ -76,39 +76,39 @@ def world(runtime: Podman, folder: Path) -> Iterator[World]:
             headscale=(headscale_url, headscale.api_key),
             cloudflare=(cloudflare_url, cloudflare.token),
         )
-        yield World(headscale, cloudflare, zone, around, kubelet, trust)
+        yield Setup(headscale, cloudflare, zone, around, kubelet, trust)
 
 
-def is_published(world: World) -> Node:
-    """Wait until there is one node of ours and one record, the node's."""
-    eventually(lambda: len(world.nodes) == 1 and world.published(world.nodes[0]), "one node and its record")
-    return world.nodes[0]
+def wait_until_published(setup: Setup) -> Node:
+    """Wait until there is exactly one node and one record with its address, and return the node."""
+    eventually(lambda: len(setup.nodes) == 1 and setup.published(setup.nodes[0]), "one node and its record")
+    return setup.nodes[0]
 
 
 @pytest.fixture(scope="module")
-def applied(runtime: Podman, workshop: Path) -> Iterator[tuple[World, Pod]]:
-    """The service, published."""
+def applied(runtime: Podman, workshop: Path) -> Iterator[tuple[Setup, Pod]]:
+    """Run a pod and wait until its record is published."""
     folder = workshop / "applied"
     folder.mkdir()
-    with world(runtime, folder) as made, made.kubelet.pod() as pod:
-        is_published(made)
-        yield made, pod
+    with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
+        wait_until_published(setup)
+        yield setup, pod
 
 
-def test_from_apply_to_an_answer_by_name(applied: tuple[World, Pod]) -> None:
-    """The name that Cloudflare holds leads over the VPN through nginx to the application, which knows who asks."""
-    world, pod = applied
-    eventually(lambda: world.ask().status == 200, "the application behind nginx")
-    answer = world.ask("/api/tags")
-    seen = dict(answer.seen["headers"])
-    assert (answer.status, seen["x-real-ip"], seen["x-forwarded-proto"]) == (200, ON_THE_VPN[0], "https")
+def test_vpn_client_reaches_the_application_by_name(applied: tuple[Setup, Pod]) -> None:
+    """Follow the DNS record over the VPN and through nginx to the application, which gets the client's address."""
+    setup, pod = applied
+    eventually(lambda: setup.request().status == 200, "the application behind nginx")
+    response = setup.request("/api/tags")
+    forwarded = dict(response.forwarded["headers"])
+    assert (response.status, forwarded["x-real-ip"], forwarded["x-forwarded-proto"]) == (200, ON_THE_VPN[0], "https")
     assert [event["event"] for event in pod.events("cleanup")][-1] == "pass.finished"
 
 
-def test_the_cluster_is_refused(applied: tuple[World, Pod]) -> None:
-    world, _ = applied
+def test_requests_from_the_cluster_are_refused(applied: tuple[Setup, Pod]) -> None:
+    setup, _ = applied
     for scheme in ("http", "https"):
-        assert world.around.cluster.ask(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
+        assert setup.hosts.cluster.request(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
 
 
 PROBED = [
@@ -124,122 +124,122 @@ PROBED = [
 
 
 @pytest.mark.parametrize(("container", "kind"), PROBED)
-def test_every_probe_passes_as_it_stands(container: str, kind: str, applied: tuple[World, Pod]) -> None:
+def test_probe_passes_in_a_healthy_pod(container: str, kind: str, applied: tuple[Setup, Pod]) -> None:
     _, pod = applied
     eventually(lambda: pod.probe(container, kind), f"{container}'s {kind}")
 
 
-def test_those_are_all_the_probes_there_are() -> None:
+def test_all_probes_are_tested() -> None:
     every = containers(pod_spec(rendered("ollama", "plain")))
     assert [(name, kind) for name in sorted(every) for kind in sorted(PROBES) if kind in every[name]] == PROBED
 
 
 @pytest.mark.parametrize("name", ["dns-watch", "nginx-tls", "application", "tailscale"])
-def test_a_container_has_the_rights_that_its_manifest_gives_it(name: str, applied: tuple[World, Pod]) -> None:
-    """As the kernel sees its first process."""
-    world, pod = applied
-    context = containers(world.kubelet.spec)[name]["securityContext"]
-    said = (world.kubelet.podman.process(pod.container(name)) / "status").read_text()
-    status = dict(line.split(":\t", 1) for line in said.splitlines())
+def test_process_has_the_privileges_of_the_manifest(name: str, applied: tuple[Setup, Pod]) -> None:
+    """Compare the security context with /proc/PID/status of the container's first process."""
+    setup, pod = applied
+    context = containers(setup.kubelet.spec)[name]["securityContext"]
+    text = (setup.kubelet.podman.process(pod.container(name)) / "status").read_text()
+    status = dict(line.split(":\t", 1) for line in text.splitlines())
     numbers = {"NET_ADMIN": 12, "MKNOD": 27}
     allowed = sum(1 << numbers[capability] for capability in context["capabilities"].get("add", []))
     assert int(status["CapBnd"], 16) == allowed
     assert int(status["CapEff"], 16) == (allowed if context["runAsUser"] == 0 else 0)
     assert status["Uid"].split() == [str(context["runAsUser"])] * 4
-    assert str(world.kubelet.group) in status["Groups"].split()
+    assert str(setup.kubelet.group) in status["Groups"].split()
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
 
 
-def test_the_key_is_for_tailscale_to_read_and_for_nobody_else(applied: tuple[World, Pod]) -> None:
-    world, pod = applied
+def test_only_tailscale_can_read_the_key(applied: tuple[Setup, Pod]) -> None:
+    setup, pod = applied
     read = ["cat", "/tailscale-auth/authkey"]
-    done = world.kubelet.podman.try_to("exec", pod.container("tailscale"), *read)
-    assert done.stdout in world.headscale.secrets()
+    done = setup.kubelet.podman.try_to("exec", pod.container("tailscale"), *read)
+    assert done.stdout in setup.headscale.secrets()
     for other in ("application", "nginx-tls"):
-        assert world.kubelet.podman.try_to("exec", pod.container(other), *read).returncode != 0
+        assert setup.kubelet.podman.try_to("exec", pod.container(other), *read).returncode != 0
 
 
-def test_no_secret_is_in_any_log(applied: tuple[World, Pod]) -> None:
-    world, pod = applied
-    for name in containers(world.kubelet.spec):
-        said = pod.log(name)
-        assert not [secret for secret in [*world.headscale.secrets(), *world.cloudflare.secrets()] if secret in said]
+def test_logs_contain_no_secrets(applied: tuple[Setup, Pod]) -> None:
+    setup, pod = applied
+    for name in containers(setup.kubelet.spec):
+        log = pod.log(name)
+        assert not [secret for secret in [*setup.headscale.secrets(), *setup.cloudflare.secrets()] if secret in log]
 
 
-def test_a_pod_that_was_killed_and_replaced_leaves_one_node_and_one_record(runtime: Podman, workshop: Path) -> None:
-    """Headscale still calls the old node online, since nobody said good-bye."""
+def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, workshop: Path) -> None:
+    """Headscale still reports the old node as online, because its client did not disconnect."""
     folder = workshop / "replaced"
     folder.mkdir()
-    with world(runtime, folder) as made:
-        with made.kubelet.pod() as pod:
-            first = is_published(made)
+    with set_up(runtime, folder) as setup:
+        with setup.kubelet.pod() as pod:
+            first = wait_until_published(setup)
             pod.kill()
-        assert made.headscale.online(first.id)
-        with made.kubelet.pod() as pod:
-            eventually(lambda: [node.id for node in made.nodes] not in ([], [first.id]), "the new pod's node")
-            second = is_published(made)
+        assert setup.headscale.online(first.id)
+        with setup.kubelet.pod() as pod:
+            eventually(lambda: [node.id for node in setup.nodes] not in ([], [first.id]), "the new pod's node")
+            second = wait_until_published(setup)
             assert second.id > first.id
-            eventually(lambda: made.ask().status == 200, "the application, by the same name")
+            eventually(lambda: setup.request().status == 200, "the application at the same name")
             deleted = [event["node_id"] for event in pod.events("cleanup") if event["event"] == "node.deleted"]
             assert deleted == [str(first.id)]
-        # The record was repointed: the name never stopped resolving.
-        assert [write.method for write in made.cloudflare.writes] == ["POST", "PATCH"]
+        # The record was updated in place, so the name resolved all the time.
+        assert [write.method for write in setup.cloudflare.writes] == ["POST", "PATCH"]
 
 
-def test_dns_watch_ends_when_the_pod_is_told_to(runtime: Podman, workshop: Path) -> None:
-    """Within its grace, and not by the signal that follows."""
+def test_dns_watch_exits_on_sigterm(runtime: Podman, workshop: Path) -> None:
+    """Stop it with a grace period and check that SIGKILL was not needed."""
     folder = workshop / "stopped"
     folder.mkdir()
-    with world(runtime, folder) as made, made.kubelet.pod() as pod:
-        is_published(made)
-        made.kubelet.podman.run("stop", "--time", "30", pod.container("dns-watch"))
-        ended = made.kubelet.podman.run("inspect", "--format", "{{.State.ExitCode}}", pod.container("dns-watch"))
-        assert ended.strip() == "0"
+    with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
+        wait_until_published(setup)
+        setup.kubelet.podman.run("stop", "--time", "30", pod.container("dns-watch"))
+        status = setup.kubelet.podman.run("inspect", "--format", "{{.State.ExitCode}}", pod.container("dns-watch"))
+        assert status.strip() == "0"
         assert pod.events("dns-watch")[-1]["event"] == "stop.requested"
 
 
 # --- tailscale's liveness probe -----------------------------------------------------------------------
 
-ANSWERS = """
+HEALTH_SERVER = """
 import sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-class Answers(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if sys.argv[1] == "0":
             time.sleep(60)
         self.send_response(int(sys.argv[1]))
         self.end_headers()
-        self.wfile.write(b"HTTP/1.1 503 in a body says nothing")
+        self.wfile.write(b"HTTP/1.1 503 in the body")
 
-HTTPServer(("127.0.0.1", 9003), Answers).serve_forever()
+HTTPServer(("127.0.0.1", 9003), Handler).serve_forever()
 """
 
 
 @pytest.mark.parametrize(
     ("status", "restarted"),
     [
-        pytest.param(200, False, id="well"),
-        pytest.param(503, True, id="gone-and-a-fresh-key-is-there"),
-        pytest.param(500, False, id="broken"),
-        pytest.param(404, False, id="of-an-older-version"),
-        pytest.param(0, False, id="no-answer"),
-        pytest.param(None, False, id="nobody-there"),
+        pytest.param(200, False, id="200"),
+        pytest.param(503, True, id="503"),
+        pytest.param(500, False, id="500"),
+        pytest.param(404, False, id="404"),
+        pytest.param(0, False, id="no-response"),
+        pytest.param(None, False, id="connection-refused"),
     ],
 )
-def test_tailscale_is_restarted_on_an_answered_503_alone(
-    status: int | None, restarted: bool, runtime: Podman, applied: tuple[World, Pod]
+def test_liveness_probe_fails_only_on_a_503(
+    status: int | None, restarted: bool, runtime: Podman, applied: tuple[Setup, Pod]
 ) -> None:
-    world, _ = applied
-    probe = containers(world.kubelet.spec)["tailscale"]["livenessProbe"]
-    command = ["sleep", "600"] if status is None else [*PYTHON, "-c", ANSWERS, str(status)]
+    setup, _ = applied
+    probe = containers(setup.kubelet.spec)["tailscale"]["livenessProbe"]
+    command = ["sleep", "600"] if status is None else [*PYTHON, "-c", HEALTH_SERVER, str(status)]
     container = runtime.run("run", "--detach", "--network=none", STAND_INS, *command).strip()
     try:
         if status:
             eventually(
                 lambda: "HTTP/1" in runtime.try_to("exec", container, "wget", "-S", "-O-", "127.0.0.1:9003").stderr,
-                "an answer",
+                "a response",
             )
         done = runtime.try_to("exec", container, *probe["exec"]["command"])
         assert (done.returncode != 0) == restarted, done.stderr

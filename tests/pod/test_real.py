@@ -1,7 +1,7 @@
-"""The same pod with the real tailscale in it and a real Headscale, where both are installed.
+"""Run the rendered pod with the real tailscale and a real Headscale, if both are installed.
 
-The rendered security context is what is on trial here: a read-only root, NET_ADMIN and MKNOD, nothing else. The
-program that starts tailscale in its image is not: its state Secret would need a Kubernetes API.
+This tests that tailscale works with the rendered security context: a read-only root, NET_ADMIN and MKNOD. It does not
+test containerboot, the image's entry point, because the state Secret needs a Kubernetes API.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 
 from tests.pod.cluster import MARK, NAME, USER, deployed
 from tests.pod.conftest import STAND_INS
-from tests.pod.network import CLUSTER_SIDE, POD_SIDE, Surroundings, eventually, process, run, surroundings
+from tests.pod.network import CLUSTER_SIDE, POD_SIDE, Hosts, eventually, hosts, process, run
 from tests.pod.play import Pod, Podman
 from tests.real.programs import Release, installed_releases
 from tests.simulators.cloudflare import CloudflareSimulator, Record
@@ -27,7 +27,7 @@ from tests.simulators.serve import serve
 
 WITH_TAILSCALE = "localhost/stand-ins:tailscale"
 
-# What the image's own program does with its variables, as far as it matters here.
+# The part of containerboot that these tests need.
 CONTAINER = (
     "mkdir -p /dev/net; test -e /dev/net/tun || mknod /dev/net/tun c 10 200; "
     "tailscaled $TS_TAILSCALED_EXTRA_ARGS --socket=/tmp/socket --state=/tmp/state --statedir=/tmp & "
@@ -38,10 +38,10 @@ CONTAINER = (
 )
 
 FIRST_START_S = 180.0
-"""How long a real client may take to find out that it has no way to the internet, on a machine that is busy."""
+"""A real client first tries to reach the internet, which takes long on a busy machine."""
 
 HOME = "198.51.100.1", "198.51.100.2"
-"""The router and the machine of somebody who uses the service."""
+"""The addresses of a router and of a client machine behind it."""
 
 
 @dataclass
@@ -54,14 +54,14 @@ class Server:
     url = f"http://{CLUSTER_SIDE[0]}:8080"
 
     def configure(self) -> Path:
-        """Write its configuration: where it is."""
+        """Write the configuration and return its path."""
         file = self.folder / "config.yaml"
         address = CLUSTER_SIDE[0]
         relay = {
             "enabled": True,
             "region_id": 999,
             "region_code": "own",
-            "region_name": "Its own",
+            "region_name": "Own relay",
             "stun_listen_addr": f"{address}:3478",
             "private_key_path": str(self.folder / "derp.key"),
             "automatically_add_embedded_derp_region": True,
@@ -91,33 +91,33 @@ class Server:
         return file
 
     def command(self, *words: str) -> list[str | Path]:
-        """A command line of its CLI."""
+        """Return a command line of Headscale's CLI."""
         return [self.release.headscale, "--config", self.folder / "config.yaml", *words]
 
     def cli(self, *words: str) -> Any:
-        """What its CLI answers."""
+        """Run Headscale's CLI and return its JSON output."""
         return json.loads(run(*self.command(*words, "--output", "json")))
 
     def key_for(self, user: str) -> str:
-        """A pre-auth key for a user, made if need be."""
-        made = self.cli("users", "create", user)
-        reference = str(made["id"]) if self.release.user_by_id else user
+        """Create a user and return a pre-auth key for it."""
+        created = self.cli("users", "create", user)
+        reference = str(created["id"]) if self.release.user_by_id else user
         key: str = self.cli("preauthkeys", "create", "--user", reference)["key"]
         return key
 
     def nodes(self, name: str) -> list[dict[str, Any]]:
-        """The nodes of a hostname."""
+        """Return the nodes with a hostname."""
         return [node for node in self.cli("nodes", "list") or [] if node["name"] == name]
 
 
 @dataclass
-class World:
-    """A cluster, a tailnet, and somebody at home."""
+class Setup:
+    """A cluster, a tailnet, and a client machine outside the cluster."""
 
     server: Server
     cloudflare: CloudflareSimulator
     zone: str
-    around: Surroundings
+    hosts: Hosts
     trust: Path
     pod: Pod
 
@@ -127,7 +127,7 @@ class World:
 
 
 def build_image(runtime: Podman, release: Release) -> None:
-    """The stand-ins, and the two programs among them."""
+    """Add the tailscale programs to the stand-in image."""
     container = runtime.run("create", "--network=none", STAND_INS, "true").strip()
     for program in (release.tailscale, release.tailscaled):
         runtime.run("cp", program, f"{container}:/usr/bin/{program.name}")
@@ -135,32 +135,20 @@ def build_image(runtime: Podman, release: Release) -> None:
     runtime.run("rm", container)
 
 
-def lay_a_way_home(around: Surroundings) -> None:
-    """The machine at home reaches the cluster over the internet; only through the VPN it is welcome."""
-    run(
-        "ip",
-        "link",
-        "add",
-        "eth0",
-        "netns",
-        around.vpn.name,
-        "type",
-        "veth",
-        "peer",
-        "home",
-        "netns",
-        around.cluster.name,
-    )
-    for host, interface, address in ((around.cluster, "home", HOME[0]), (around.vpn, "eth0", HOME[1])):
+def connect_client_machine(hosts: Hosts) -> None:
+    """Give the client machine a route to the cluster, in place of the internet."""
+    peer = ("peer", "home", "netns", hosts.cluster.name)
+    run("ip", "link", "add", "eth0", "netns", hosts.vpn.name, "type", "veth", *peer)
+    for host, interface, address in ((hosts.cluster, "home", HOME[0]), (hosts.vpn, "eth0", HOME[1])):
         host.ip("address", "add", f"{address}/24", "dev", interface)
         host.ip("link", "set", interface, "up")
-    around.vpn.ip("route", "add", "default", "via", HOME[0])
-    around.cluster.set_sysctls([{"name": "net.ipv4.ip_forward", "value": "1"}])
+    hosts.vpn.ip("route", "add", "default", "via", HOME[0])
+    hosts.cluster.set_sysctls([{"name": "net.ipv4.ip_forward", "value": "1"}])
 
 
 @pytest.fixture(scope="module")
-def world(runtime: Podman, workshop: Path) -> Iterator[World]:
-    """The service published, and a machine at home that has joined the tailnet, too."""
+def setup(runtime: Podman, workshop: Path) -> Iterator[Setup]:
+    """Run the pod and a client machine that has joined the tailnet."""
     releases = installed_releases()
     if isinstance(releases, str):
         pytest.skip(releases)
@@ -173,12 +161,12 @@ def world(runtime: Podman, workshop: Path) -> Iterator[World]:
     zone = cloudflare.add_zone("example.com")
     build_image(runtime, server.release)
     with ExitStack() as stack:
-        around = stack.enter_context(surroundings())
+        around = stack.enter_context(hosts())
         with around.cluster.inside():
             cloudflare_url = stack.enter_context(serve(cloudflare, host=CLUSTER_SIDE[0]))
         serving = around.cluster.command(server.release.headscale, "--config", server.configure(), "serve")
         stack.enter_context(process(serving, folder / "headscale.log"))
-        eventually(lambda: around.cluster.ask(f"{server.url}/health").status == 200, "Headscale")
+        eventually(lambda: around.cluster.request(f"{server.url}/health").status == 200, "Headscale")
         server.cli("users", "create", USER)
         kubelet, trust = deployed(
             runtime,
@@ -189,24 +177,24 @@ def world(runtime: Podman, workshop: Path) -> Iterator[World]:
             tailscale=(WITH_TAILSCALE, ["sh", "-c", CONTAINER]),
         )
         pod = stack.enter_context(kubelet.pod())
-        # The VPN is tailscale's here, not a cable.
+        # tailscale replaces the veth pair that stands in for the VPN in other tests.
         pod.host.ip("link", "delete", "vpn0")
         pod.host.ip("route", "add", "default", "via", CLUSTER_SIDE[0])
-        lay_a_way_home(around)
+        connect_client_machine(around)
         stack.enter_context(joined(server, around, folder))
-        yield World(server, cloudflare, zone, around, trust, pod)
+        yield Setup(server, cloudflare, zone, around, trust, pod)
 
 
 @contextmanager
-def joined(server: Server, around: Surroundings, folder: Path) -> Iterator[None]:
-    """A machine at home on the VPN, for as long as the block lasts."""
+def joined(server: Server, hosts: Hosts, folder: Path) -> Iterator[None]:
+    """Run tailscale on the client machine for the duration of the block."""
     socket = folder / "home.socket"
-    daemon = around.vpn.command(
+    daemon = hosts.vpn.command(
         server.release.tailscaled, "--port=41641", "--no-logs-no-support", f"--socket={socket}", "--state=mem:"
     )
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "TS_DEBUG_FIREWALL_MODE": "nftables"}
     with process(daemon, folder / "home.log", env=environment):
-        eventually(socket.exists, "tailscaled at home")
+        eventually(socket.exists, "tailscaled on the client machine")
         run(
             *(server.release.tailscale, f"--socket={socket}", "up", f"--auth-key={server.key_for('ann')}"),
             *(f"--login-server={server.url}", "--hostname=laptop", "--accept-dns=false", "--timeout=60s"),
@@ -214,38 +202,38 @@ def joined(server: Server, around: Surroundings, folder: Path) -> Iterator[None]
         yield
 
 
-def test_from_apply_to_an_answer_over_the_real_vpn(world: World) -> None:
-    """nginx sees the laptop's own VPN address, which is what the allow list is about."""
-    (record,) = eventually(lambda: world.records, "the record", within_s=FIRST_START_S)
-    (node,) = world.server.nodes(NAME)
+def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> None:
+    """Check that nginx receives the client's VPN address, which its allow list needs."""
+    (record,) = eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
+    (node,) = setup.server.nodes(NAME)
     assert (record.type, record.comment) == ("A", MARK)
     assert f'"{record.content}"' in json.dumps(node)
-    url, asked = f"https://{NAME}/", {"to": record.content, "trust": str(world.trust)}
+    url, options = f"https://{NAME}/", {"to": record.content, "trust": str(setup.trust)}
     eventually(
-        lambda: world.around.vpn.ask(url, **asked).status == 200,
-        "the application, over the VPN",
+        lambda: setup.hosts.vpn.request(url, **options).status == 200,
+        "the application over the VPN",
         within_s=FIRST_START_S,
     )
-    seen = dict(world.around.vpn.ask(url, **asked).seen["headers"])
-    (laptop,) = world.server.nodes("laptop")
-    assert seen["x-real-ip"] in json.dumps(laptop)
+    headers = dict(setup.hosts.vpn.request(url, **options).forwarded["headers"])
+    (laptop,) = setup.server.nodes("laptop")
+    assert headers["x-real-ip"] in json.dumps(laptop)
 
 
-def test_everybody_else_is_refused(world: World) -> None:
-    """The laptop, too, when it comes another way."""
-    for host in (world.around.cluster, world.around.vpn):
+def test_requests_outside_the_vpn_are_refused(setup: Setup) -> None:
+    """Check the cluster, and the client machine when it does not use the VPN."""
+    for host in (setup.hosts.cluster, setup.hosts.vpn):
         for scheme in ("http", "https"):
-            assert host.ask(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
+            assert host.request(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
 
 
-def test_tailscale_needs_no_more_than_it_was_given(world: World) -> None:
-    """Its packet filter is there, by way of NET_ADMIN alone."""
-    eventually(lambda: world.records, "the record", within_s=FIRST_START_S)
-    log = world.pod.log("tailscale")
+def test_tailscale_reports_no_missing_privileges(setup: Setup) -> None:
+    """Check that its packet filter works with NET_ADMIN only."""
+    eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
+    log = setup.pod.log("tailscale")
     assert "netfilter running in nftables mode" in log
     assert "permission denied" not in log.lower()
     assert "operation not permitted" not in log.lower()
 
 
-def test_tailscale_s_liveness_probe_passes(world: World) -> None:
-    eventually(lambda: world.pod.probe("tailscale", "livenessProbe"), "the probe")
+def test_tailscale_liveness_probe_passes(setup: Setup) -> None:
+    eventually(lambda: setup.pod.probe("tailscale", "livenessProbe"), "the probe")

@@ -1,4 +1,4 @@
-"""What the pods may do: Pod Security "restricted" and a policy scanner, every exception by name and with its reason."""
+"""Check the pods against Pod Security "restricted" and a policy scanner, with a reason for each exception."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.pod.rendering import (
     DEPLOY,
     OTHERS,
     ROOT,
-    SERVICES,
     VARIANTS,
     WITH_PODS,
+    WORKLOADS,
     Document,
     Variant,
     containers,
@@ -24,34 +24,34 @@ from tests.pod.rendering import (
     pod_spec,
     render,
     rendered,
-    workload,
+    workload_resource,
 )
 
 SAFE_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start"}
-"""Of the published list, those that are used."""
+"""Sysctls from the list of safe sysctls that the pods use."""
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 
 TAILSCALE = {
-    # A network interface and its routes; the device it is made through; both are root's.
+    # Root with NET_ADMIN creates the interface and its routes, and with MKNOD the tun device.
     ("tailscale", "capability NET_ADMIN"),
     ("tailscale", "capability MKNOD"),
     ("tailscale", "runs as root"),
 }
 EXCEPTIONS = {
-    # systemd and some thirty services under their own users, in a user namespace: root in it is nobody outside.
+    # systemd starts daemons under about thirty users. The pod's user namespace maps root to an unprivileged user.
     "freeipa": {
         ("application", "keeps the runtime's capabilities"),
         ("application", "may gain privileges"),
         ("application", "runs as root"),
     },
-    # The VPN's interface is the cluster node's.
+    # The VPN interface is in the cluster node's network namespace.
     "ingress/internal": {("pod", "hostNetwork")},
 }
 
 
 def violations(spec: Document) -> Iterator[tuple[str, str]]:
-    """What of a pod "restricted" would not admit: which container, and why.
+    """Iterate over the containers and reasons for which "restricted" would reject a pod.
 
     Source: Kubernetes, Pod Security Standards, v1.37.
     """
@@ -81,25 +81,24 @@ def _violations(container: Document, context: Document) -> Iterator[str]:
     yield from (f"capability {added}" for added in set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"})
 
 
-@pytest.mark.parametrize(("service", "variant"), VARIANTS)
-def test_restricted_but_for_what_tailscale_needs(service: str, variant: Variant) -> None:
-    assert set(violations(pod_spec(rendered(service, variant)))) == TAILSCALE | EXCEPTIONS.get(service, set())
+@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
+def test_pod_is_restricted_except_for_tailscale(workload: str, variant: Variant) -> None:
+    assert set(violations(pod_spec(rendered(workload, variant)))) == TAILSCALE | EXCEPTIONS.get(workload, set())
 
 
 @pytest.mark.parametrize("name", WITH_PODS)
-def test_the_ingress_controllers_are_restricted(name: str) -> None:
+def test_ingress_controller_is_restricted(name: str) -> None:
     assert set(violations(pod_spec(rendered(name)))) == EXCEPTIONS.get(name, set())
 
 
 @pytest.mark.parametrize("name", WITH_PODS)
-def test_their_namespace_says_how_much_it_admits(name: str) -> None:
+def test_namespace_enforces_the_strictest_level_that_admits_the_pod(name: str) -> None:
     (namespace,) = of_kind(rendered(name), "Namespace")
     level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
     assert level == ("privileged" if list(violations(pod_spec(rendered(name)))) else "restricted")
 
 
-def test_a_pod_that_asks_for_more_is_noticed() -> None:
-    """So an empty list of violations says something."""
+def test_violations_are_detected() -> None:
     spec = pod_spec(rendered("ingress/external"))
     assert list(violations(spec)) == []
     spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
@@ -112,61 +111,61 @@ def test_a_pod_that_asks_for_more_is_noticed() -> None:
 
 ACCEPTED: dict[str, tuple[str, set[str]]] = {
     "CKV_K8S_11": (
-        "a limit on processor time slows an application down and protects nobody whom its request does not",
-        {*SERVICES, *WITH_PODS},
+        "CPU limits slow applications down, and CPU requests already protect other pods",
+        {*WORKLOADS, *WITH_PODS},
     ),
     "CKV_K8S_14": (
-        "our own image has no version in its name: each cluster node builds what the cluster was given",
-        {*SERVICES, "prune"},
+        "each cluster node builds our image from the sources in the cluster, so it has no version",
+        {*WORKLOADS, "prune"},
     ),
     "CKV_K8S_15": (
-        "Always would ask a registry on localhost for our own image; the others' tags do not move",
-        {*SERVICES, *WITH_PODS, "prune"},
+        "Always would pull our image from a registry on localhost, and the other images have fixed tags",
+        {*WORKLOADS, *WITH_PODS, "prune"},
     ),
     "CKV_K8S_25": (
         "NET_ADMIN and MKNOD for tailscale, NET_BIND_SERVICE for the ingress controllers",
-        {*SERVICES, *WITH_PODS},
+        {*WORKLOADS, *WITH_PODS},
     ),
     "CKV_K8S_40": (
-        "an image's files belong to the user it was made for, and nginx' are its own",
-        {*SERVICES, *WITH_PODS} - {"freeipa"},
+        "the images' files belong to the user that the image was built for",
+        {*WORKLOADS, *WITH_PODS} - {"freeipa"},
     ),
     "CKV_K8S_43": (
-        "a tag is what a person can check and a mirror can keep; whoever wants digests sets them under images:",
-        {*SERVICES, *WITH_PODS, "prune"},
+        "tags are readable and can be mirrored; operators can set digests under images:",
+        {*WORKLOADS, *WITH_PODS, "prune"},
     ),
-    "CKV_K8S_21": ("whoever applies it says in which namespace: that of the Secret with the keys", {"prune"}),
+    "CKV_K8S_21": ("the operator chooses the namespace, which must contain the Secret with the keys", {"prune"}),
     "CKV_K8S_22": (
-        "Open WebUI, Redmine and FreeIPA write where their program is",
+        "Open WebUI, Redmine and FreeIPA write into their program directories",
         {"freeipa", "open-webui", "redmine"},
     ),
     "CKV_K8S_35": (
-        "Open WebUI, Argo CD and FreeIPA know their own secret as a variable only",
+        "Open WebUI, Argo CD and FreeIPA read their secret from a variable only",
         {"argocd", "freeipa", "open-webui"},
     ),
     "CKV_K8S_38": ("an ingress controller is a client of the Kubernetes API", {*WITH_PODS}),
-    "CKV_K8S_19": ("the VPN's interface is the cluster node's", {"ingress/internal"}),
-    "CKV2_K8S_6": ("a NetworkPolicy does not hold for the host network", {"ingress/internal"}),
-    "CKV_K8S_20": ("systemd starts services under their own users", {"freeipa"}),
-    "CKV_K8S_23": ("tailscale runs as root, systemd too", {*SERVICES}),
-    "CKV_K8S_9": ("neither tailscale nor dns-watch says whether the service is ready", {*SERVICES} - {"freeipa"}),
-    "CKV_K8S_28": ("systemd", {"freeipa"}),
-    "CKV_K8S_37": ("systemd", {"freeipa"}),
-    "CKV_K8S_8": ("systemd restarts what fails inside", {"freeipa"}),
+    "CKV_K8S_19": ("the VPN interface is in the cluster node's network namespace", {"ingress/internal"}),
+    "CKV2_K8S_6": ("NetworkPolicies do not apply to the host network", {"ingress/internal"}),
+    "CKV_K8S_20": ("systemd starts daemons under their own users", {"freeipa"}),
+    "CKV_K8S_23": ("tailscale and systemd run as root", {*WORKLOADS}),
+    "CKV_K8S_9": ("the readiness of tailscale and dns-watch must not affect the pod's", {*WORKLOADS} - {"freeipa"}),
+    "CKV_K8S_28": ("systemd needs the default capabilities", {"freeipa"}),
+    "CKV_K8S_37": ("systemd needs the default capabilities", {"freeipa"}),
+    "CKV_K8S_8": ("systemd restarts failed processes", {"freeipa"}),
 }
 
 
 BESIDE = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
-"""What goes with the pods, and is tested elsewhere."""
-SCANNED = [*OTHERS, *BESIDE, *SERVICES]
+"""Folders that other tests render."""
+SCANNED = [*OTHERS, *BESIDE, *WORKLOADS]
 
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Which rules each folder's documents break, by the rule's name."""
+    """Run the scanner and return the ids of the failed checks by folder."""
     folder = tmp_path_factory.mktemp("rendered")
     everything = [(name, render(DEPLOY / name)) for name in (*OTHERS, *BESIDE)]
-    everything += [(service, rendered(service, variant)) for service, variant in VARIANTS]
+    everything += [(workload, rendered(workload, variant)) for workload, variant in VARIANTS]
     files: dict[str, str] = {}
     for number, (name, documents) in enumerate(everything):
         file = f"{number}.yaml"
@@ -188,15 +187,15 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", SCANNED)
-def test_the_scanner_finds_nothing_that_is_not_accepted_with_a_reason(name: str, scanned: dict[str, set[str]]) -> None:
+def test_scanner_reports_only_accepted_findings(name: str, scanned: dict[str, set[str]]) -> None:
     assert scanned[name] <= {rule for rule, (_, names) in ACCEPTED.items() if name in names}
 
 
-def test_nothing_is_accepted_that_the_scanner_does_not_find(scanned: dict[str, set[str]]) -> None:
+def test_every_accepted_finding_is_reported(scanned: dict[str, set[str]]) -> None:
     assert {(rule, name) for rule, (_, names) in ACCEPTED.items() for name in names} == {
         (rule, name) for name, rules in scanned.items() for rule in rules
     }
 
 
-def test_every_workload_was_scanned() -> None:
-    assert [workload(rendered(name))["kind"] for name in WITH_PODS] == ["Deployment", "DaemonSet"]
+def test_ingress_controllers_have_the_expected_kinds() -> None:
+    assert [workload_resource(rendered(name))["kind"] for name in WITH_PODS] == ["Deployment", "DaemonSet"]

@@ -1,4 +1,4 @@
-"""The roles in deploy/rbac: each is enough for its mode, and not a word of it is too much."""
+"""Test that each role in deploy/rbac is sufficient and minimal for its mode."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def role_of(mode: str) -> Document:
 
 
 @contextmanager
-def a_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: int = 35) -> Iterator[Cluster]:
-    """A cluster that has what the mode is about, and gives these rights."""
+def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: int = 35) -> Iterator[Cluster]:
+    """Run a simulated cluster with the resources that the mode uses, and grant it these rules."""
     kubernetes = KubernetesSimulator(minor=minor)
     server = HeadscaleSimulator()
     server.add_user("svc")
@@ -58,14 +58,14 @@ def a_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: int = 35)
         POD_NAMES.get(mode, "headscale-0"), {"headscale": {"headscale": HeadscaleCli(server)}}, owner=owner
     )
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "headscale-api-key", {"key": "hskey-api-x"})
-    kubernetes.put_secret("grafana", "grafana-tailscale", {"device_id": "1"})
+    kubernetes.put_secret("services", "grafana-tailscale", {"device_id": "1"})
     kubernetes.allow(role_of(mode)["metadata"]["namespace"], *rules)
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         yield cluster
 
 
 def run_commands(cluster: Cluster) -> None:
-    """All that is ever done through the command line."""
+    """Run every operation that uses Headscale's CLI."""
     headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), once())
     [user] = headscale.users()
     [node] = headscale.nodes()
@@ -78,27 +78,27 @@ USES: dict[str, Callable[[Cluster], object]] = {
     "exec": run_commands,
     "exec-any-pod": run_commands,
     "api-key-secret": lambda cluster: cluster.token(HEADSCALE_NAMESPACE, "headscale-api-key"),
-    "keep": lambda cluster: cluster.secret("grafana", "grafana-tailscale"),
+    "keep": lambda cluster: cluster.secret("services", "grafana-tailscale"),
 }
 
 
 def smaller(rules: Rules) -> Iterator[Rules]:
-    """The rules with one thing less."""
+    """Iterate over copies of the rules with one rule, verb or resource removed."""
     for number, rule in enumerate(rules):
         yield rules[:number] + rules[number + 1 :]
         for part in ("verbs", "resources"):
-            for thing in rule[part]:
-                less = deepcopy(rules)
-                less[number][part].remove(thing)
-                yield less
+            for entry in rule[part]:
+                reduced = deepcopy(rules)
+                reduced[number][part].remove(entry)
+                yield reduced
 
 
-def test_every_mode_has_its_folder() -> None:
+def test_every_folder_is_tested() -> None:
     assert {folder.name for folder in (DEPLOY / "rbac").iterdir()} == set(MODES)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_kubernetes_takes_it(mode: str) -> None:
+def test_manifests_match_the_schemas(mode: str) -> None:
     for document in documents(mode):
         for version in ("1.25", kubernetes_validate.latest_version().rpartition(".")[0]):
             kubernetes_validate.validate(document, version, strict=True)
@@ -106,20 +106,20 @@ def test_kubernetes_takes_it(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
-def test_it_is_enough(mode: str, minor: int) -> None:
-    with a_cluster(mode, role_of(mode)["rules"], minor=minor) as cluster:
+def test_role_is_sufficient(mode: str, minor: int) -> None:
+    with simulated_cluster(mode, role_of(mode)["rules"], minor=minor) as cluster:
         USES[mode](cluster)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_none_of_it_is_too_much(mode: str) -> None:
+def test_role_has_no_unneeded_permission(mode: str) -> None:
     for rules in smaller(role_of(mode)["rules"]):
-        with a_cluster(mode, rules) as cluster, pytest.raises(AuthError):
+        with simulated_cluster(mode, rules) as cluster, pytest.raises(AuthError):
             USES[mode](cluster)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_is_for_one_object_where_that_can_be_said(mode: str) -> None:
+def test_rules_are_limited_to_one_name_where_rbac_can(mode: str) -> None:
     for rule in role_of(mode)["rules"]:
         assert rule["apiGroups"] == [""]
         assert "*" not in [*rule["verbs"], *rule["resources"]]
@@ -128,7 +128,7 @@ def test_it_is_for_one_object_where_that_can_be_said(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_it_is_bound_to_the_service_accounts_alone(mode: str) -> None:
+def test_role_is_bound_to_service_accounts_only(mode: str) -> None:
     [binding] = of_kind(documents(mode), "RoleBinding")
     role = role_of(mode)
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])

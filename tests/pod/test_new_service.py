@@ -1,0 +1,91 @@
+"""Test scripts/new-service, which generates the manifests of a workload from the template."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+
+from tests.pod.rendering import (
+    DEPLOY,
+    NEWEST,
+    ROOT,
+    configuration,
+    containers,
+    copied,
+    new_service,
+    pod_spec,
+    render,
+    workload_resource,
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("Wiki", "docker.io/a/wiki:1.2", "8080"), id="name-in-capitals"),
+        pytest.param(("wiki-", "docker.io/a/wiki:1.2", "8080"), id="name-with-a-trailing-hyphen"),
+        pytest.param(("w" * 53, "docker.io/a/wiki:1.2", "8080"), id="name-too-long"),
+        pytest.param(("4wiki", "docker.io/a/wiki:1.2", "8080"), id="name-invalid-for-a-kubernetes-service"),
+        pytest.param(("", "docker.io/a/wiki:1.2", "8080"), id="name-empty"),
+        pytest.param(("_template", "docker.io/a/wiki:1.2", "8080"), id="name-of-the-template"),
+        pytest.param(("grafana", "docker.io/a/wiki:1.2", "8080"), id="name-of-an-existing-folder"),
+        pytest.param(("wiki", "docker.io/a/wiki", "8080"), id="image-without-tag"),
+        pytest.param(("wiki", "registry.example.com:5000/wiki", "8080"), id="image-with-registry-port-but-no-tag"),
+        pytest.param(("wiki", "docker.io/a/wiki:latest", "8080"), id="tag-latest"),
+        pytest.param(("wiki", "docker.io/a/wiki:main", "8080"), id="tag-of-a-branch"),
+        pytest.param(("wiki", "docker.io/a/wiki:", "8080"), id="tag-empty"),
+        pytest.param(("wiki", "wiki:1.2", "8080"), id="image-without-registry"),
+        pytest.param(("wiki", "a/wiki:1.2", "8080"), id="image-with-path-but-no-registry"),
+        pytest.param(("wiki", "docker.io/a/wiki:1|2", "8080"), id="image-with-invalid-character"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2\ndocker.io/a/wiki:1.2", "8080"), id="image-with-newline"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "http"), id="port-not-a-number"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "443"), id="port-of-nginx"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "70000"), id="port-too-high"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "data"), id="volume-relative"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/"), id="volume-root"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/tmp"), id="volume-reserved"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/data/../tmp"), id="volume-with-dots"),
+        pytest.param(("wiki", "docker.io/a/wiki:1.2"), id="too-few-arguments"),
+    ],
+)
+def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    before = sorted(copied(tmp_path).rglob("*"))
+    done = new_service(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("scripts/new-service: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("volume", "mounts"),
+    [
+        pytest.param((), {"data": "/data", "application-tmp": "/tmp"}, id="default"),
+        pytest.param(("/srv/wiki",), {"data": "/srv/wiki", "application-tmp": "/tmp"}, id="path"),
+        pytest.param(("-",), {"application-tmp": "/tmp"}, id="none"),
+    ],
+)
+def test_data_volume_is_mounted_at_the_given_path(
+    volume: tuple[str, ...], mounts: dict[str, str], tmp_path: Path
+) -> None:
+    folder = copied(tmp_path) / "deploy/services/wiki"
+    image = "registry.example.com:5000/a_team/wiki:v1.2.3-alpine"
+    done = new_service(tmp_path, "wiki", image, "65535", *volume)
+    assert done.returncode == 0, done.stderr
+    documents = render(folder)
+    for document in documents:
+        kubernetes_validate.validate(document, NEWEST, strict=True)
+    only, application = workload_resource(documents), containers(pod_spec(documents))["application"]
+    assert application["image"] == image
+    assert {mount["name"]: mount["mountPath"] for mount in application["volumeMounts"]} == mounts
+    claims = [claim["metadata"]["name"] for claim in only["spec"].get("volumeClaimTemplates", [])]
+    assert claims == ["data"] * ("data" in mounts)
+    assert configuration(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
+
+
+def test_script_replaces_every_marker_of_the_template() -> None:
+    for file in (DEPLOY / "services/_template").iterdir():
+        for marker in re.findall(r"SERVICE_[A-Z]+", file.read_text()):
+            assert marker in (ROOT / "scripts/new-service").read_text()
