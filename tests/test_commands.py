@@ -1,4 +1,4 @@
-"""Every command line of the pages is one that its program understands, and names what is there."""
+"""Every command line in the pages is accepted by its program and names files and manifests that exist."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ import pytest
 import yaml
 
 from lifecycle.cli import arguments_of
-from tests.pod.rendering import ROOT, render
+from tests.pages import PAGES, ROOT, blocks, name_of, prose
+from tests.pod.rendering import render
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")])
-OURS = ("kubectl", "lifecycle", "python", "scripts/")
+PROGRAMS = ("kubectl", "lifecycle", "python", "scripts/")
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Page and command line: each of the blocks for a shell, and each that stands in a sentence."""
+    """Page and command line, from shell blocks, console blocks and code spans."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
-        lines = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-        for block in re.findall(r"^ *```sh\n(.*?)```", text, flags=re.MULTILINE | re.DOTALL):
-            lines += re.sub(r"<<'END'\n.*?^END$", "", block, flags=re.MULTILINE | re.DOTALL).splitlines()
-        lines += re.findall(r"^```console\n\$ (.*)$", text, flags=re.MULTILINE)
+        lines = re.findall(r"`([^`\n]+)`", prose(text))
+        for block in blocks(text, "sh"):
+            lines += re.sub(r"<<'END'\n.*?^END$", "", block.text, flags=re.MULTILINE | re.DOTALL).splitlines()
+        for block in blocks(text, "console"):
+            lines += re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
         for line in lines:
             command = re.sub(r"( >\S+| &)$", "", line.strip().partition(" #")[0].removeprefix(".venv/bin/").strip())
-            if command.startswith("scripts/") or (command.startswith(OURS) and " " in command):
-                yield str(page.relative_to(ROOT)), command
+            if command.startswith("scripts/") or (command.startswith(PROGRAMS) and " " in command):
+                yield name_of(page), command
 
 
 COMMANDS = sorted(set(commands()))
 
-TRIED_IN = {
-    ("README.md", "console"): "tests/process/test_readme.py",
-    ("README.md", "text"): "tests/process/test_exec.py",
+TESTED_IN = {
     ("README.md", "yaml"): "tests/test_readme.py",
     ("docs/add-a-service.md", "yaml"): "tests/pod/test_docs.py",
-    ("docs/architecture.md", ""): "tests/test_readme.py",
-    ("docs/image.md", ""): "tests/image/test_build.py",
+    ("docs/architecture.md", ""): "tests/test_docs.py",
+    ("docs/dry-run.md", "text"): "tests/process/test_exec.py",
     ("docs/image.md", "yaml"): "tests/pod/test_docs.py",
     ("docs/move-from-terraform.md", "hcl"): "tests/pod/test_docs.py",
+    ("docs/operations.md", "console"): "tests/process/test_readme.py",
 }
-"""Who tries what stands in the pages' other blocks: page and language, file."""
+"""Where each kind of block that is not a shell's is tested: page and language, file."""
 
 
 def of(program: str) -> list[str]:
@@ -54,27 +54,22 @@ def of(program: str) -> list[str]:
     return sorted({command for _, command in COMMANDS if command.startswith(program)})
 
 
-def test_the_pages_were_understood() -> None:
-    few = {program: len(of(program)) for program in OURS if len(of(program)) < 2}
-    assert few == {}
+def test_the_pages_show_commands_of_every_program() -> None:
+    assert {program for program in PROGRAMS if not of(program)} == set()
     assert len(COMMANDS) > 60
 
 
-def test_every_block_of_the_pages_is_tried() -> None:
-    """Commands are tried here, and a drawing is none of anybody's."""
-    there = {
-        (str(page.relative_to(ROOT)), language)
-        for page in PAGES
-        for language in re.findall(r"^ *```(\w*)\n.*?^ *```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    }
-    assert {block for block in there if block[1] not in {"sh", "mermaid"}} == set(TRIED_IN)
-    for (page, _), file in TRIED_IN.items():
+def test_every_block_of_the_pages_is_tested() -> None:
+    """Shell blocks are tested here; a diagram is not."""
+    present = {(name_of(page), block.language) for page in PAGES for block in blocks(page.read_text())}
+    assert {block for block in present if block[1] not in {"sh", "mermaid"}} == set(TESTED_IN)
+    for (page, _), file in TESTED_IN.items():
         assert Path(page).name in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("command", of("kubectl"))
-def test_kubectl_knows_the_subcommand_and_its_flags(command: str) -> None:
-    """Asked for help, it complains of what it does not know all the same."""
+def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
+    """It rejects unknown flags even if `--help` follows."""
     words = shlex.split(command)
     own = words[: words.index("--")] if "--" in words else words
     done = subprocess.run([ROOT / ".venv/bin/kubectl", *own[1:], "--help"], capture_output=True, text=True, check=False)
@@ -82,8 +77,8 @@ def test_kubectl_knows_the_subcommand_and_its_flags(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [command for command in of("kubectl") if re.search(r" (-k|kustomize) ", command)])
-def test_a_folder_that_kubectl_is_given_renders(command: str) -> None:
-    """`wiki` is what the page makes, as tests/pod do too."""
+def test_a_folder_that_kubectl_applies_renders(command: str) -> None:
+    """`wiki` is created by the page; tests/pod creates one too."""
     (folder,) = re.findall(r" (?:-k|kustomize) (\S+)", command)
     if folder == "build/":
         assert yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["resources"] == ["daemonset.yaml"]
@@ -94,7 +89,7 @@ def test_a_folder_that_kubectl_is_given_renders(command: str) -> None:
 @pytest.mark.parametrize(
     "command", [command for command in of("kubectl") if re.search(r" (-c|-l) |daemonset/", command)]
 )
-def test_kubectl_is_asked_for_what_the_manifests_name(command: str) -> None:
+def test_kubectl_is_given_names_that_the_manifests_have(command: str) -> None:
     (name,) = re.findall(r"(?: -c |=|daemonset/)([\w-]+)", command)
     manifests = [
         ROOT / "build/daemonset.yaml",
@@ -105,7 +100,7 @@ def test_kubectl_is_asked_for_what_the_manifests_name(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [*of("lifecycle "), *of("python -m lifecycle")])
-def test_our_own_commands_take_the_arguments(command: str) -> None:
+def test_lifecycle_accepts_the_arguments(command: str) -> None:
     words = shlex.split(command.removeprefix("python -m "))[1:]
     with contextlib.redirect_stdout(io.StringIO()):
         if {"--help", "--version"} & set(words):
@@ -117,12 +112,12 @@ def test_our_own_commands_take_the_arguments(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", of("scripts/"))
-def test_a_script_is_there_and_says_that_it_takes_the_arguments(command: str) -> None:
-    """Options stand in its usage; what comes after them names what it is to work on."""
+def test_a_script_exists_and_documents_the_options(command: str) -> None:
+    """Its options are in its usage comment; what follows them names what it works on."""
     script, *words = command.split()
-    told = "\n".join(line for line in (ROOT / script).read_text().splitlines() if line.startswith("#"))
+    usage = "\n".join(line for line in (ROOT / script).read_text().splitlines() if line.startswith("#"))
     options = [word for word in words if word.startswith("--")]
     if script == "scripts/test":
-        told += (ROOT / "tests/conftest.py").read_text()
+        usage += (ROOT / "tests/conftest.py").read_text()
         assert [word for word in words if word.startswith("tests") and not (ROOT / word).exists()] == []
-    assert [word for word in options if word not in told] == []
+    assert [word for word in options if word not in usage] == []

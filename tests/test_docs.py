@@ -1,249 +1,214 @@
-"""The manual says what the code does: its tables of settings, events, metrics and exit statuses are the real ones."""
+"""Documentation pages: links lead somewhere, names exist, values match the code."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
-import io
 import re
-from collections import defaultdict
+import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from lifecycle.cli import arguments_of
-from lifecycle.domain import errors
-from lifecycle.health.metrics import render_metrics
-from lifecycle.health.status import Status, View
-from lifecycle.settings.models import COMMANDS, Settings, command_variables, default_text
+from lifecycle.cli import HEADSCALE_RETRY_BUDGET
+from lifecycle.clients.http import MAX_ANSWER_BYTES
+from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
+from lifecycle.dns_watch.state import Missing
+from lifecycle.domain.expiry import WARN_BEFORE
+from lifecycle.health.status import View
+from lifecycle.prune.run import OBSERVATION_S
+from lifecycle.runtime.stop import GRACE_S
+from lifecycle.settings.fields import parse_duration
+from lifecycle.settings.models import every_variable
+from tests.fleet.fleet import BCRYPT_S
+from tests.pages import PAGES, ROOT, anchors, blocks, links, name_of, prose, quoted, rows, section
 
-LEVELS = frozenset({"debug", "info", "warning", "error"})
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
-Row = dict[str, str]
+page_by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+OF_OTHERS = {
+    "BUILDER",
+    "BUILD_FLAGS",
+    "BASE_IMAGE",
+    "CERTIFICATE_VERIFY_FAILED",
+    "CHECK_INTERVAL",
+    "CONTAINERD_ADDRESS",
+    "CONTAINERD_SNAPSHOTTER",
+    "HEADSCALE_BINARIES",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_TRIM_THRESHOLD_",
+    "NET_ADMIN",
+    "NET_RAW",
+    "PYTHON",
+    "TS_ACCEPT_DNS",
+    "TS_AUTHKEY",
+    "TS_AUTH_ONCE",
+    "TS_EXTRA_ARGS",
+    "TS_STATE_DIR",
+    "TS_USERSPACE",
+}
+"""Names in capitals that are not settings of this program."""
+
+MADE_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.gz")
+"""Paths that a page's own commands create."""
 
 
-@pytest.fixture(scope="session")
-def manual(repository: Path) -> str:
-    return (repository / "README.md").read_text()
+def test_pages_were_found() -> None:
+    assert {"README.md", "SECURITY.md", "docs/operations.md"} <= {name_of(page) for page in PAGES}
 
 
-def section(manual: str, heading: str) -> str:
-    """What stands below a heading, up to the next of its kind or a higher one."""
-    marks = heading.partition(" ")[0]
-    found = re.search(
-        rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{len(marks)}}} |\Z)", manual, flags=re.MULTILINE | re.DOTALL
+@page_by_page
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for path, anchor in links(page.read_text()):
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            broken.append(f"{path}#{anchor}")
+    assert broken == []
+
+
+@page_by_page
+def test_every_path_in_the_repository_exists(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w./-])(?:deploy|docs|scripts|tests|build)/[\w./-]*\w", page.read_text()))
+    missing = {path for path in named if not (ROOT / path).exists()}
+    assert {path for path in missing if not MADE_BY_THE_READER.match(path)} == set()
+
+
+@page_by_page
+def test_every_variable_is_a_setting(page: Path) -> None:
+    named = set(re.findall(r"\b([A-Z]{2,}(?:_[A-Z0-9]+)+)\b", page.read_text()))
+    assert named - every_variable() - OF_OTHERS == set()
+
+
+# --- Log events and messages --------------------------------------------------------------------------
+
+
+@cache
+def texts_of_the_program() -> tuple[str, ...]:
+    """Every string in the package, a placeholder as `…`."""
+    files = (ROOT / "lifecycle").rglob("*.py")
+    return tuple(text for file in files for text in _texts(ast.parse(file.read_text())))
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.JoinedStr(values=values):
+                yield "".join(str(value.value) if isinstance(value, ast.Constant) else "…" for value in values)
+            case ast.Constant(value=str(value)):
+                yield value
+
+
+@page_by_page
+def test_every_event_is_logged_by_the_program(page: Path) -> None:
+    known = {text for text in texts_of_the_program() if EVENT.fullmatch(text)}
+    nouns = {event.partition(".")[0] for event in known}
+    named = {span for span in re.findall(r"`([^`\n]+)`", prose(page.read_text())) if EVENT.fullmatch(span)}
+    modules = {name for name in named if name.endswith(".py")}
+    assert {event for event in named - modules if event.partition(".")[0] in nouns} <= known
+
+
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+MESSAGES = sorted({text for row in rows(OPERATIONS) for text in quoted(row.get("message", ""))})
+
+
+def test_operations_lists_messages() -> None:
+    assert len(MESSAGES) > 25
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_to_search_for_is_one_of_the_program(message: str) -> None:
+    assert [text for text in texts_of_the_program() if message in text]
+
+
+# --- Values -------------------------------------------------------------------------------------------
+
+LIMITS = {
+    "Retry budget of `cleanup` for Headscale": HEADSCALE_RETRY_BUDGET,
+    "Delay between the two observations of `prune`": timedelta(seconds=OBSERVATION_S),
+    "First warning before a key or a node expires": WARN_BEFORE,
+    "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
+    "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
+    "Time from SIGTERM to the end of a running cycle": f"{GRACE_S}s",
+    "Largest response that is read": f"{MAX_ANSWER_BYTES >> 20} MiB",
+}
+
+
+def test_docs_match_constants() -> None:
+    table = {row["limit"]: quoted(row["value"])[0] for row in rows(section(OPERATIONS, "## Limits and timings"))}
+    assert table.keys() == LIMITS.keys()
+    for name, value in LIMITS.items():
+        documented = parse_duration(table[name]) if isinstance(value, timedelta) else table[name]
+        assert documented == (value if isinstance(value, timedelta) else str(value)), name
+
+
+def test_operations_lists_the_states_of_nodez() -> None:
+    losses = (kind for kind in Missing if kind is not Missing.UNREGISTERED)
+    views = [View(), View(is_registered=True), View(superseded_by="2"), *(View(lost=kind) for kind in losses)]
+    named = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
+    assert named == {view.node_state for view in views}
+
+
+def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
+    """Jitter lengthens an interval by an eighth on average."""
+    table = rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale"))
+    assert len(table) == 3
+    for row in table:
+        interval = parse_duration(quoted(row["`POLL_INTERVAL`"])[0]).total_seconds()
+        needed = int(row["pods"].replace(",", "")) * BCRYPT_S / (interval * 1.125)
+        assert float(row["cores"]) == round(needed, 1)
+
+
+def test_every_page_names_the_same_tailscale_image() -> None:
+    (shipped,) = re.findall(
+        r"newName: docker\.io/(tailscale/tailscale)\n +newTag: (\S+)",
+        (ROOT / "deploy/base/kustomization.yaml").read_text(),
     )
-    assert found, f"README.md has no section {heading!r}"
-    return found[1]
+    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale):([\w.]+)", page.read_text())}
+    assert named == {shipped}
 
 
-def rows(text: str) -> list[Row]:
-    """Every row of the tables in a text, by the names of their columns."""
-    found: list[Row] = []
-    header: list[str] = []
-    for line in text.splitlines():
-        if not line.startswith("|"):
-            header = []
-            continue
-        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))]
-        if not header:
-            header = cells
-        elif set(line) - set("|-: "):
-            found.append(dict(zip(header, cells, strict=True)))
-    return found
+def test_readme_supports_the_releases_that_were_tested() -> None:
+    """The row in README spans the table's first and last release."""
+    tested = rows(section((ROOT / "docs/compatibility.md").read_text(), "## Headscale"))
+    releases = [release for row in tested for release in re.findall(r"0\.\d+", row["Headscale"])]
+    (supported,) = [row for row in rows((ROOT / "README.md").read_text()) if row.get("component") == "Headscale"]
+    assert re.findall(r"0\.\d+", supported["supported"]) == [releases[0], releases[-1]]
 
 
-def quoted(cell: str) -> list[str]:
-    """What stands in a cell between backticks."""
-    return re.findall(r"`([^`]+)`", cell)
+# --- Architecture -------------------------------------------------------------------------------------
 
 
-# --- Settings -----------------------------------------------------------------------------------------
+def test_the_picture_of_the_layers_is_the_import_contract() -> None:
+    (drawn,) = [
+        block.text
+        for block in blocks((ROOT / "docs/architecture.md").read_text(), "")
+        if block.text.startswith("cli\n")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = [
+        contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
+    ]
+    assert [set(line.split()) for line in drawn.splitlines()] == [
+        {name.removeprefix("lifecycle.") for name in re.split(r" [:|] ", layer)} for layer in layers
+    ]
 
 
-def default_cell(command: type[Settings], name: str) -> str:
-    """What the manual should say about a setting's default."""
-    variable = command_variables(command)[name]
-    if variable.is_required() or (variable.description or "").startswith("required"):
-        return "**required**"
-    default = default_text(variable)
-    return f"`{default}`" if default else ""
+def test_every_module_in_the_architecture_exists() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    named = {path for path in re.findall(r"`([a-z_/{},]+(?:\.py|/))`", text) if not path.startswith(("docs", "tests"))}
+    assert named
+    assert {path for path in named if not (ROOT / "lifecycle" / path).exists()} == set()
 
 
-def settings_of(command: str | None) -> dict[str, str]:
-    """Name and default of each setting that is one command's alone; of those of all commands for None."""
-    shared = command_variables(Settings)
-    if command is None:
-        return {name: default_cell(Settings, name) for name in shared}
-    kind = COMMANDS[command]
-    return {name: default_cell(kind, name) for name in command_variables(kind) if name not in shared}
+# --- Decisions ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_the_manuals_settings_and_defaults_are_the_codes(manual: str, command: str | None) -> None:
-    heading = f"### Of `{command}` alone" if command else "### Of all commands"
-    table = {quoted(row["name"])[0]: row["default"] for row in rows(section(manual, heading))}
-    real = settings_of(command)
-    assert sorted(set(real) - set(table)) == [], "README.md lacks these settings"
-    assert sorted(set(table) - set(real)) == [], "README.md has settings that are none"
-    assert table == real, "README.md has other defaults"
-
-
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_the_manual_explains_each_setting_as_the_help_does(manual: str, command: str | None) -> None:
-    heading = f"### Of `{command}` alone" if command else "### Of all commands"
-    table = {quoted(row["name"])[0]: row["meaning"] for row in rows(section(manual, heading))}
-    variables = command_variables(COMMANDS[command] if command else Settings)
-    assert table == {name: variables[name].description for name in table}
-
-
-def test_each_setting_stands_in_the_manual_once(manual: str) -> None:
-    names = [quoted(row["name"])[0] for row in rows(section(manual, "## Settings"))]
-    assert sorted(name for name in set(names) if names.count(name) > 1) == []
-
-
-# --- Log events ---------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Logged:
-    """How the code logs one event.
-
-    Attributes:
-        levels: all that it is logged at.
-        keys: what goes with it; `**` where the code does not spell them out.
-    """
-
-    levels: set[str] = field(default_factory=set)
-    keys: set[str] = field(default_factory=set)
-
-
-def values_of(expression: ast.expr, function: ast.AST) -> Iterator[ast.expr]:
-    """What an expression may be: itself, either side of an `if`, or what its name was set to in the function."""
-    match expression:
-        case ast.IfExp(body=one, orelse=other):
-            yield from values_of(one, function)
-            yield from values_of(other, function)
-        case ast.Name(id=name) if name in LEVELS:
-            yield expression
-        case ast.Name(id=name):
-            for node in ast.walk(function):
-                match node:
-                    case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
-                        yield from values_of(value, function)
-        case _:
-            yield expression
-
-
-def level_of(method: ast.expr) -> str | None:
-    """The level at which a call of the method logs, or returns an event; None if it does neither."""
-    match method:
-        case ast.Attribute(value=ast.Name(id="log"), attr=level) if level in LEVELS:
-            return level
-        case ast.Name(id=level) if level in LEVELS:
-            return level
-    return None
-
-
-def logged_by(repository: Path) -> dict[str, Logged]:
-    """Every event of the code: the first argument of each call of a log's method."""
-    found: defaultdict[str, Logged] = defaultdict(Logged)
-    for path in sorted((repository / "lifecycle").rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args):
-                levels = {level for level in map(level_of, values_of(call.func, function)) if level is not None}
-                for event in values_of(call.args[0], function) if levels else ():
-                    name = event.value if isinstance(event, ast.Constant) else None
-                    assert isinstance(name, str), f"{path}:{call.lineno}: an event's name is a constant"
-                    found[name].levels |= levels
-                    found[name].keys |= {keyword.arg or "**" for keyword in call.keywords}
-    return dict(found)
-
-
-@pytest.fixture(scope="session")
-def logged(repository: Path) -> dict[str, Logged]:
-    return logged_by(repository)
-
-
-@pytest.fixture(scope="session")
-def told(manual: str) -> dict[str, Row]:
-    """The manual's row of each event; several events may share one."""
-    return {event: row for row in rows(section(manual, "## Log events")) for event in quoted(row["event"])}
-
-
-def test_the_manuals_events_are_the_codes(logged: dict[str, Logged], told: dict[str, Row]) -> None:
-    assert sorted(set(logged) - set(told)) == [], "README.md lacks these events"
-    assert sorted(set(told) - set(logged)) == [], "README.md has events that nothing logs"
-
-
-def test_each_events_name_is_a_noun_and_a_verb(logged: dict[str, Logged]) -> None:
-    assert [event for event in logged if EVENT.fullmatch(event) is None] == []
-
-
-def test_the_manuals_levels_are_the_codes(logged: dict[str, Logged], told: dict[str, Row]) -> None:
-    levels = {event: set(re.findall(r"[a-z]+", row["level"])) & LEVELS for event, row in told.items()}
-    assert levels == {event: logged[event].levels for event in told if event in logged}
-
-
-def test_the_manuals_keys_are_logged(logged: dict[str, Logged], told: dict[str, Row]) -> None:
-    """All that an event may have, and no more; what is not spelt out in the code needs no name here."""
-    promised = {event: set(quoted(row["keys"])) - set(COMMANDS) for event, row in told.items()}
-    assert promised == {event: logged[event].keys - {"**"} for event in told}
-
-
-# --- Health port --------------------------------------------------------------------------------------
-
-
-def test_the_manuals_metrics_and_their_labels_are_the_codes(manual: str) -> None:
-    """As they are while everything is known: what is not known is not shown."""
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    status = Status(timedelta(), timedelta(), view=View(node_expires_at=now, api_key_expires_at=now))
-    shown: defaultdict[str, set[str]] = defaultdict(set)
-    _, text = render_metrics(status, accept="")
-    for family in text_string_to_metric_families(text.decode()):
-        for sample in family.samples:
-            shown[re.sub("_(sum|count)$", "", sample.name)] |= set(sample.labels)
-    prefix = "tailscale_lifecycle_"
-    table = rows(section(manual, "## Health port"))
-    column = f"metric, with the prefix `{prefix}`"
-    told = {prefix + name: set(quoted(row["labels"])) for row in table if column in row for name in quoted(row[column])}
-    assert told == {name: labels for name, labels in shown.items() if name.startswith(prefix)}
-    assert "`process_*`" in section(manual, "## Health port")
-    assert {name.partition("_")[0] for name in shown if not name.startswith(prefix)} == {"process"}
-
-
-def test_the_manuals_paths_of_the_health_port_are_the_codes(manual: str, repository: Path) -> None:
-    told = {quoted(row["path"])[0] for row in rows(section(manual, "## Health port")) if "path" in row}
-    assert told == set(re.findall(r'"(/[a-z]+)"', (repository / "lifecycle/health/server.py").read_text()))
-
-
-# --- Exit statuses ------------------------------------------------------------------------------------
-
-
-def test_the_manuals_exit_statuses_are_the_codes(manual: str) -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    real = {0, *(kind.exit_status for kind in kinds if issubclass(kind, errors.LifecycleError))}
-    assert {int(row["status"]) for row in rows(section(manual, "## Exit status"))} == real
-
-
-def test_the_manual_has_each_command(manual: str) -> None:
-    """Each row is a command line that is understood, and each command and option has one."""
-    lines = [quoted(row["command"]) for row in rows(section(manual, "## Commands"))]
-    told = {word for typed in lines for line in typed for word in line.removeprefix("lifecycle").split()}
-    help_texts = [told_by_help(arguments) for arguments in ([], *([command] for command in COMMANDS))]
-    known = {word for text in help_texts for word in re.findall(r"(?<![\w-])--[a-z-]+", text)}
-    assert told - {"NAME", "json"} == {*COMMANDS, *known}
-
-
-def told_by_help(arguments: list[str]) -> str:
-    """What a command's help says of its options; the settings, which follow, left out."""
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        arguments_of([*arguments, "--help"])
-    return out.getvalue().partition("settings come from")[0]
+def test_every_runtime_dependency_has_a_line_in_the_decisions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    required = {re.split(r"[<>=;\[ ]", requirement)[0] for requirement in project["project"]["dependencies"]}
+    table = rows(section((ROOT / "docs/decisions.md").read_text(), "## Dependencies"))
+    assert required <= {name for row in table for name in quoted(row["package"])}

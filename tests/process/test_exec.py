@@ -18,6 +18,7 @@ import yaml
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
+from tests.pages import blocks
 from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
 from tests.process.commands import PATIENCE_S
 from tests.process.test_commands import SIDECAR, leave_behind, well_spoken
@@ -423,23 +424,23 @@ def test_nowhere_to_ask_is_a_wrong_setting(pod: ClusterPod) -> None:
     assert "HEADSCALE_URL and HEADSCALE_API_KEY" in ended.errors
 
 
-def test_the_manuals_first_steps_end_in_the_dry_run_that_it_shows(
+def test_the_docs_dry_run_prints_the_plan_that_they_show(
     pod: ClusterPod, kubeconfig: Path, repository: Path, clean_environment: Mapping[str, str]
 ) -> None:
-    """Its commands to the letter, with a kubeconfig, a token and a domain; only the token is filled in."""
+    """Its commands run as written, with a kubeconfig and a token; the plan has the same steps and values."""
     pod.headscale.add_user("services")
     node = pod.headscale.add_node(NAME, user="services", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)
-    manual = (repository / "README.md").read_text()
-    steps = re.search(r"^```sh\n(scripts/bootstrap\n.*?)^```", manual, flags=re.MULTILINE | re.DOTALL)
-    assert steps
+    page = (repository / "docs/dry-run.md").read_text()
+    (steps,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
+    (shown,) = [block.text for block in blocks(page, "text")]
     clone = pod.folder / "clone"
     (clone / "scripts").mkdir(parents=True)
     (clone / ".venv").symlink_to(repository / ".venv")
     bootstrap = clone / "scripts" / "bootstrap"
     bootstrap.write_text(f"#!/bin/sh\nexec {repository}/scripts/bootstrap\n")
     bootstrap.chmod(0o755)
-    typed = steps[1].replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
+    typed = steps.replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
     done = subprocess.run(
         ["sh", "-ec", typed],
         cwd=clone,
@@ -456,5 +457,11 @@ def test_the_manuals_first_steps_end_in_the_dry_run_that_it_shows(
     assert (done.returncode, done.stderr) == (0, "")
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
     printed = done.stdout.replace(f"127.0.0.1:{port}", "kubernetes.example.com:6443")
-    assert f"\n```text\n{printed}```\n" in manual
+    assert _steps(printed) == _steps(shown)
     assert pod.untouched
+
+
+def _steps(report: str) -> list[tuple[str, list[str]]]:
+    """First word, and names, addresses and paths of each line of a report but the reasons."""
+    lines = [line.split() for line in report.splitlines() if line.strip() and not line.startswith("      ")]
+    return [(first, [word.strip("(),") for word in words if re.search(r"[\d_/.]", word)]) for first, *words in lines]
