@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from tests.faults.mutants import MUTANTS, Mutant
 from tests.tally import count
-
-TABLE = "docs/scaling.md"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what.replace(" ", "-"))
@@ -24,8 +19,3 @@ def test_what_is_broken_is_noticed(mutant: Mutant) -> None:
 
 def test_every_never_is_broken() -> None:
     assert {mutant.promise for mutant in MUTANTS} >= {f"Never {number}" for number in range(1, 9)}
-
-
-def test_the_table_in_the_docs_is_this_one(repository: Path) -> None:
-    rows = re.findall(r"^\| (Never \d|Healing) \| (.+) \| (\d+) \|$", (repository / TABLE).read_text(), re.MULTILINE)
-    assert rows == [(mutant.promise, mutant.what, str(mutant.seed)) for mutant in MUTANTS]
