@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.test_docs import rows
+from tests.pages import rows
 
 
 @pytest.fixture
