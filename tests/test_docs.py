@@ -132,7 +132,7 @@ LIMITS = {
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
-    "Time from SIGTERM to the end of a running cycle": f"{GRACE_S}s",
+    "Time from SIGTERM to the end of a running pass": f"{GRACE_S}s",
     "Largest response that is read": f"{MAX_ANSWER_BYTES >> 20} MiB",
 }
 
