@@ -136,7 +136,7 @@ class Node:
 
 
 @dataclass(slots=True, kw_only=True)
-class _State:
+class Database:
     """The tables; rows are immutable, so a copy of the tables is a snapshot."""
 
     users: dict[int, User] = field(default_factory=dict)
@@ -145,8 +145,8 @@ class _State:
     nodes: dict[int, Node] = field(default_factory=dict)
     last_ids: dict[str, int] = field(default_factory=dict)
 
-    def copy(self) -> _State:
-        return _State(
+    def copy(self) -> Database:
+        return Database(
             users=dict(self.users),
             keys=dict(self.keys),
             api_keys=dict(self.api_keys),
@@ -258,7 +258,7 @@ class Tailnet:
         self._random = random.Random(seed)
         self._grace = offline_grace
         self._secrets: list[str] = []
-        self._state = _State()
+        self._state = Database()
         self._before = self._state
         self._sessions = _Sessions()
         self._addresses = _Addresses(families)
@@ -479,6 +479,17 @@ class Tailnet:
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
                 if key is not None and key.ephemeral:
                     self._sessions.closed_at[node.id] = self._now() - self._offline_grace
+
+    def backup(self) -> Database:
+        """Return a copy of the database."""
+        with self.lock:
+            return self._state.copy()
+
+    def restore(self, backup: Database) -> None:
+        """Restart with an older database: later nodes are gone, and their ids are assigned again."""
+        with self.lock:
+            self._state = backup.copy()
+            self.restart()
 
     def revoke_api_key(self, *, delete: bool = False) -> None:
         """Make the API key useless: expire it, or delete it so that it is unknown."""
