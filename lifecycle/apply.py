@@ -9,6 +9,8 @@ from typing import assert_never
 
 import structlog
 
+from lifecycle.clients.cloudflare.errors import UPSTREAM
+from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.domain.changes import (
@@ -20,7 +22,7 @@ from lifecycle.domain.changes import (
     WriteFreshKey,
     WriteKeyMetadata,
 )
-from lifecycle.domain.errors import ApiError, KeyFileError
+from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey, User
 from lifecycle.keyfile.writer import KeyFileWriter
 
@@ -61,9 +63,14 @@ def delete_nodes(
 def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter) -> None:
     """Make all changes in one transaction, or none.
 
+    A record that is updated or deleted is read again first: it may have changed hands since it was planned for.
+    A record to be deleted that is gone already counts as deleted.
+
     Raises:
+        ConflictError: a record is not the planned one; nothing was changed.
         ApiError: it could not be confirmed that the changes were made.
     """
+    changes = _without_done(changes, cloudflare)
     cloudflare.change(
         deletes=[change.record for change in changes if isinstance(change, DeleteRecord)],
         updates=[(change.record, change.spec) for change in changes if isinstance(change, UpdateRecord)],
@@ -86,6 +93,33 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
                 log.info("record.deleted", record=record.name, type=record.type, was=record.content, reason=reason)
             case _:
                 assert_never(change)
+
+
+def _without_done(changes: Sequence[RecordChange], cloudflare: CloudflareReader) -> list[RecordChange]:
+    """Return the changes without the deletions of records that are gone.
+
+    Raises:
+        ConflictError: another record differs from the planned one.
+    """
+    planned = [change.record for change in changes if not isinstance(change, CreateRecord)]
+    current = {record.id: record for name in {record.name for record in planned} for record in cloudflare.records(name)}
+    left: list[RecordChange] = []
+    for change in changes:
+        if isinstance(change, CreateRecord):
+            left.append(change)
+            continue
+        record = change.record
+        if record.id not in current and isinstance(change, DeleteRecord):
+            log.info("record.gone", record=record.name, type=record.type, was=record.content)
+            continue
+        if current.get(record.id) != record:
+            raise ConflictError(
+                f"the {record.type} record {record.name} was changed or deleted after it was read (it was "
+                f"{record.content}). Nothing was written; the next run plans again",
+                upstream=UPSTREAM,
+            )
+        left.append(change)
+    return left
 
 
 def check_key_file(key_file: KeyFileWriter) -> None:
