@@ -38,7 +38,7 @@ from lifecycle.settings.models import (
     near_misses,
     shown,
 )
-from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
+from lifecycle.wiring import connect_cluster, connect_readers, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
     from lifecycle.report import Report
@@ -60,8 +60,10 @@ def run(arguments: Sequence[str]) -> int:
     configure_logs(console=sys.stdout.isatty(), to_stderr=reports)
     try:
         match options.command:
+            case "prune" if reports:
+                return _prune_report(options.name, as_json=options.output == "json")
             case "prune":
-                return _prune(options.name, act=not reports, as_json=options.output == "json")
+                _prune(options.name)
             case command if reports:
                 return _dry_run(command, as_json=options.output == "json")
             case "cleanup":
@@ -123,34 +125,35 @@ def _dns_watch(*, only_once: bool) -> None:
 
 
 def _dry_run(only: str | None, *, as_json: bool) -> int:
-    # Only a person at a terminal needs it.
-    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415
+    # Only a dry run needs these.
+    from lifecycle.cleanup.preview import preview as preview_cleanup  # noqa: PLC0415
     from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415
-    from lifecycle.dns_watch.preview import preview  # noqa: PLC0415
+    from lifecycle.dns_watch.preview import preview as preview_watch  # noqa: PLC0415
     from lifecycle.report import dry_run  # noqa: PLC0415
 
     settings = _loaded(COMMANDS[only] if only else DryRunSettings, quiet=True)
     _stop_event(quiet=True)
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        writers = connect_writers(settings, once(), stack, cluster)
+        readers = connect_readers(settings, once(), stack, cluster)
         cleanup = watch = None
         if isinstance(settings, CleanupSettings):
-            cleanup = Cleanup(
+            cleanup = partial(
+                preview_cleanup,
                 settings,
-                writers=writers,
-                now=utc_now,
-                stop=Event(),
+                headscale=readers.headscale,
+                cloudflare=readers.cloudflare,
                 read_state=state_reader(settings, once(), cluster),
+                now=utc_now(),
             )
         if isinstance(settings, DnsWatchSettings):
             interface = interface_addresses(settings.tailscale_interface)
-            watch = partial(preview, settings, writers, interface, now=utc_now())
+            watch = partial(preview_watch, settings, readers, interface, now=utc_now())
         report = dry_run(
             settings,
             kubernetes=cluster.description if cluster else None,
-            headscale=writers.headscale,
-            cloudflare=writers.cloudflare,
+            headscale=readers.headscale,
+            cloudflare=readers.cloudflare,
             cleanup=cleanup,
             watch=watch,
         )
@@ -168,36 +171,41 @@ def _shown(report: Report, *, as_json: bool) -> int:
     return EXIT_FAILED
 
 
-def _prune(name: str | None, *, act: bool, as_json: bool) -> int:
+def _prune(name: str | None) -> None:
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - the other commands do without it
 
-    settings = _loaded(PruneSettings, quiet=not act)
+    settings = _loaded(PruneSettings)
     stop = _stop_event()
     with ExitStack() as stack:
-        patience = RetryBudget(HEADSCALE_RETRY_BUDGET)
-        policy = retrying(patience=patience, stop=stop) if act else once()
-        cluster = connect_cluster(settings, stack, only_reads=not act)
-        writers = connect_writers(settings, policy, stack, cluster)
-        command = Prune(
-            settings,
-            writers=writers,
-            name=name,
-            now=utc_now,
-            stop=stop,
-            renew_budget=patience.renew,
-        )
-        if act:
-            command.run()
-            return 0
-        from lifecycle.report import prune_report  # noqa: PLC0415
+        budget = RetryBudget(HEADSCALE_RETRY_BUDGET)
+        cluster = connect_cluster(settings, stack)
+        writers = connect_writers(settings, retrying(patience=budget, stop=stop), stack, cluster)
+        Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()
 
-        kubernetes = cluster.description if cluster else None
+
+def _prune_report(name: str | None, *, as_json: bool) -> int:
+    from lifecycle.prune.preview import preview  # noqa: PLC0415 - as above
+    from lifecycle.report import prune_report  # noqa: PLC0415
+
+    settings = _loaded(PruneSettings, quiet=True)
+    _stop_event()
+    with ExitStack() as stack:
+        cluster = connect_cluster(settings, stack, only_reads=True)
+        readers = connect_readers(settings, once(), stack, cluster)
+        prune = partial(
+            preview,
+            settings,
+            name=name,
+            headscale=readers.headscale,
+            cloudflare=readers.cloudflare,
+            now=utc_now(),
+        )
         report = prune_report(
             settings,
-            kubernetes=kubernetes,
-            headscale=writers.headscale,
-            cloudflare=writers.cloudflare,
-            prune=command,
+            kubernetes=cluster.description if cluster else None,
+            headscale=readers.headscale,
+            cloudflare=readers.cloudflare,
+            prune=prune,
         )
     return _shown(report, as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""A dry run: what the commands would do, shown to a person or as JSON."""
+"""Show what the commands would do, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO, assert_never
 
 from lifecycle.cleanup.plan import NothingKept
-from lifecycle.cleanup.run import Cleanup
+from lifecycle.cleanup.preview import Preview as CleanupPreview
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.observation import Unidentified
-from lifecycle.dns_watch.preview import Preview
+from lifecycle.dns_watch.preview import Preview as WatchPreview
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import LifecycleError
-from lifecycle.domain.model import Record, describe
+from lifecycle.domain.model import Node, Record, describe
 from lifecycle.domain.ownership import choose_user
-from lifecycle.prune.run import Prune
+from lifecycle.prune.preview import Preview as PrunePreview
 from lifecycle.settings.models import PruneSettings, Settings
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
-_NO_CLUSTER = "not asked (no setting needs it)"
+_NO_CLUSTER = "not used (no setting needs it)"
 
 _COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
 
@@ -35,9 +35,9 @@ class Step:
     Attributes:
         action: `create`, `update`, `delete` or `write`.
         kind: `node`, `pre_auth_key`, `file` or `record`.
-        what: the thing, in a few words.
+        what: what is changed, for people.
         reason: why.
-        details: the same for programs; JSON values.
+        details: what is changed, for programs; JSON values.
     """
 
     action: str
@@ -52,10 +52,10 @@ class Section:
     """The plan of one command.
 
     Attributes:
-        command: as it is typed.
-        steps: what it would do, in order.
-        notes: what a person should know besides.
-        problems: why the plan is not whole; empty when all could be read.
+        command: the command's name.
+        steps: what it would change, in order.
+        notes: further information for people.
+        problems: why the plan is incomplete.
     """
 
     command: str
@@ -66,10 +66,10 @@ class Section:
 
 @dataclass(slots=True)
 class Report:
-    """A whole dry run.
+    """The result of a dry run.
 
     Attributes:
-        context: where the plan comes from; a value of None could not be read.
+        context: what the plans are based on; None for a value that could not be read.
     """
 
     context: dict[str, str | None]
@@ -77,7 +77,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Why it is not whole; empty when all could be read."""
+        """Why the plans are incomplete."""
         return [problem for section in self.sections for problem in section.problems]
 
 
@@ -87,92 +87,92 @@ def dry_run(
     kubernetes: str | None,
     headscale: HeadscaleReader,
     cloudflare: CloudflareReader,
-    cleanup: Cleanup | None,
-    watch: Callable[[], Preview] | None,
+    cleanup: Callable[[], CleanupPreview] | None,
+    watch: Callable[[], WatchPreview] | None,
 ) -> Report:
-    """Read everything and plan as the commands would; nothing is written anywhere.
+    """Return the plans of the commands.
 
     Args:
-        settings: for what the report is headed by.
-        kubernetes: which cluster is asked; None = none is.
-        headscale: asked for its version.
-        cloudflare: asked for its zone.
-        cleanup: asked for its plan; None = not that command's.
-        watch: the same.
+        settings: for the context.
+        kubernetes: the cluster; None if none is used.
+        headscale: for the context.
+        cloudflare: for the context.
+        cleanup: returns that command's plan; None to leave it out.
+        watch: the same for dns-watch.
     """
-    sections = [_cleanup_section(cleanup)] if cleanup else []
+    sections = [_cleanup_section(settings, cleanup)] if cleanup else []
     sections += [_dns_watch_section(watch)] if watch else []
-    context = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    context = _context(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
     return Report({**context, "name": settings.record_name, "owner": settings.mark}, sections)
 
 
-def _looked_at(
+def _context(
     settings: Settings, *, kubernetes: str | None, headscale: HeadscaleReader, cloudflare: CloudflareReader
 ) -> dict[str, str | None]:
     return {
         "kubernetes": kubernetes or _NO_CLUSTER,
         "headscale": _headscale_text(settings),
-        "headscale_version": _answer(headscale.version),
-        "user": _answer(lambda: choose_user(headscale.users(), settings.headscale_user).name),
-        "zone": _answer(cloudflare.zone_name) or settings.cloudflare_zone_id,
+        "headscale_version": _read(headscale.version),
+        "user": _read(lambda: choose_user(headscale.users(), settings.headscale_user).name),
+        "zone": _read(cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
 
 
 def _headscale_text(settings: Settings) -> str:
     if settings.access == "api":
         return settings.headscale_address
-    return f"its command line in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
+    return f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
 
 
-def _answer(read: Callable[[], str]) -> str | None:
-    # Why it could not be read stands in the plans, which need the same.
+def _read(read: Callable[[], str]) -> str | None:
+    # The plans need the same value and report the reason.
     with suppress(LifecycleError):
         return read()
     return None
 
 
-def _cleanup_section(cleanup: Cleanup) -> Section:
+def _cleanup_section(settings: Settings, cleanup: Callable[[], CleanupPreview]) -> Section:
     section = Section("cleanup")
-    settings = cleanup.settings
     try:
-        view = cleanup.read()
-        if view.records_error is not None:
-            section.problems.append(str(view.records_error))
-        plan = cleanup.plan(view)
+        preview = cleanup()
     except LifecycleError as error:
         section.problems.append(str(error))
         return section
+    seen, plan = preview.seen, preview.plan
+    if seen.records_error is not None:
+        section.problems.append(str(seen.records_error))
     for change in plan.nodes:
         node = change.node
         state = "online" if node.online else "offline"
         section.steps.append(
             Step("delete", "node", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
         )
-    life = plan.key.life
-    user = plan.key.user.name
+    spec = plan.key.spec
+    user = spec.user.name
     path = str(settings.authkey_output_path)
     section.steps += [
         Step(
             "create",
             "pre_auth_key",
-            f"a pre-auth key for user {user}, good for {life}",
-            "every start needs a fresh one",
+            f"a pre-auth key for user {user}, valid for {spec.life}",
+            plan.key.reason,
             {"user": user},
         ),
-        Step("write", "file", path, "the tailscale container reads it there", {"path": path}),
+        Step("write", "file", path, "the tailscale container reads the key from it", {"path": path}),
         *(_record_step("delete", change.record, change.reason) for change in plan.records),
     ]
-    if plan.kept is not None:
-        section.notes.append(f"node {plan.kept.id} stays: Secret {settings.ts_kube_secret} names it")
-    if isinstance(view.kept, NothingKept):
-        section.notes.append(f"no node stays, as told by Secret {settings.ts_kube_secret}: {view.kept.reason}")
+    match plan.kept:
+        case NothingKept(reason):
+            section.notes.append(f"no node is kept: {reason}")
+        case Node() as node:
+            section.notes.append(f"node {node.id} is kept: the state Secret names it")
     section.notes += [
-        f"node {node.id} stays: it bears the name and is not ours ({describe(node)})" for node in plan.foreign
+        f"node {node.id} stays: it has the name and is not ours ({describe(node)})" for node in plan.foreign
     ]
     return section
 
 
-def _dns_watch_section(watch: Callable[[], Preview]) -> Section:
+def _dns_watch_section(watch: Callable[[], WatchPreview]) -> Section:
     section = Section("dns-watch")
     try:
         preview = watch()
@@ -227,27 +227,29 @@ def prune_report(
     kubernetes: str | None,
     headscale: HeadscaleReader,
     cloudflare: CloudflareReader,
-    prune: Prune,
+    prune: Callable[[], PrunePreview],
 ) -> Report:
-    """Read everything and plan as `prune` would; nothing is written anywhere."""
+    """Return the plan of prune."""
     section = Section("prune")
     try:
-        services = prune.plan(prune.read())
-        for service in services:
-            section.steps += [
-                Step("delete", "node", f"node {node.id} ({describe(node)})", service.reason, {"node_id": node.id})
-                for node in service.nodes
-            ]
-            section.steps += [_record_step("delete", record, service.reason) for record in service.records]
-        prune.checked(services)
+        preview = prune()
     except LifecycleError as error:
         section.problems.append(str(error))
-    context = _looked_at(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
+    else:
+        for workload in preview.workloads:
+            section.steps += [
+                Step("delete", "node", f"node {node.id} ({describe(node)})", workload.reason, {"node_id": node.id})
+                for node in workload.nodes
+            ]
+            section.steps += [_record_step("delete", record, workload.reason) for record in workload.records]
+        if preview.refusal is not None:
+            section.problems.append(str(preview.refusal))
+    context = _context(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
     return Report({**context, "owner": settings.mark}, [section])
 
 
 def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:
-    """Show the report: to a program as one JSON object, else to a person."""
+    """Write the report, as one JSON object or as text."""
     if as_json:
         print_json(report, out)
     else:
@@ -255,7 +257,7 @@ def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:
 
 
 def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
-    """Show the report to a person."""
+    """Write the report as text."""
 
     def painted(colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if colours and colour else text
@@ -274,19 +276,19 @@ def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
             lines.append("  change nothing")
         lines += [f"  note: {_visible(note)}" for note in section.notes]
         lines += [f"  {painted(_RED, 'problem:')} {_visible(problem)}" for problem in section.problems]
-    lines += ["", "Nothing was written anywhere."]
+    lines += ["", "Nothing was changed."]
     out.write("\n".join(lines) + "\n")
 
 
 def _visible(text: str) -> str:
-    """The text on one line and without commands to the terminal, which a record's comment may hold."""
+    """Escape line breaks and terminal control sequences, which a record's comment can contain."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
 
 
 def print_json(report: Report, out: TextIO) -> None:
-    """Show the report to a program: one JSON object."""
+    """Write the report as one JSON object."""
     document = {
         "context": report.context,
         "plans": {

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from lifecycle.cleanup.run import Cleanup
-from lifecycle.dns_watch.preview import preview
+from lifecycle.cleanup.preview import preview as preview_cleanup
+from lifecycle.dns_watch.preview import preview as preview_watch
 from lifecycle.report import Report, Section, Step, dry_run, print_json, print_text, show
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
-from tests.world import USER, Interface, StopAt, World
+from tests.world import USER, Interface, World
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -62,7 +62,7 @@ lifecycle dns-watch would
 lifecycle another would
   change nothing
 
-Nothing was written anywhere.
+Nothing was changed.
 """
 
 
@@ -173,14 +173,20 @@ def look(world: World, interface: Interface | None = None, **variables: str) -> 
     """A dry run in the world, and that it left no trace there."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, once())
-    stop = StopAt(world.clock)
     report = dry_run(
         settings,
         kubernetes=None,
         headscale=writers.headscale,
         cloudflare=writers.cloudflare,
-        cleanup=Cleanup(settings, writers=writers, now=world.clock.now, stop=stop),
-        watch=partial(preview, settings, writers, (interface or Interface(None))(), now=world.clock.now()),
+        cleanup=partial(
+            preview_cleanup,
+            settings,
+            headscale=writers.headscale,
+            cloudflare=writers.cloudflare,
+            read_state=None,
+            now=world.clock.now(),
+        ),
+        watch=partial(preview_watch, settings, writers, (interface or Interface(None))(), now=world.clock.now()),
     )
     assert world.headscale.writes == []
     assert world.cloudflare.writes == []
@@ -205,7 +211,7 @@ class TestDryRun:
 
     def test_what_it_looked_at(self, world: World) -> None:
         assert look(world).context == {
-            "kubernetes": "not asked (no setting needs it)",
+            "kubernetes": "not used (no setting needs it)",
             "headscale": "http://headscale",
             "headscale_version": "0.28.0",
             "user": USER,

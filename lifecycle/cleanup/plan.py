@@ -1,74 +1,184 @@
-"""Decide what to remove: pure, from what was read to a list of deletions."""
+"""Decide what cleanup changes; pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.domain.changes import DeleteNode, DeleteRecord
-from lifecycle.domain.errors import NameTakenError
-from lifecycle.domain.model import IpAddress, Node, Record
+from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
+from lifecycle.domain.errors import LifecycleError, NameTakenError
+from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
 
 
 @dataclass(frozen=True, slots=True)
+class CleanupConfig:
+    """The settings that the plan depends on.
+
+    Attributes:
+        hostname: the node's hostname.
+        tags: tags of our pre-auth keys.
+        records: criteria for owning a record.
+        key_spec: returns the pre-auth key to create for a user.
+        keep_node: the node that the state Secret names is kept.
+        leave_one_record: one stale record of each type stays, so that the name keeps resolving.
+    """
+
+    hostname: str
+    tags: frozenset[str]
+    records: RecordIdentity
+    key_spec: Callable[[User], KeySpec]
+    keep_node: bool
+    leave_one_record: bool
+
+    def node_identity(self, user: User) -> NodeIdentity:
+        """Return the criteria for owning a node."""
+        return NodeIdentity(self.hostname, user, self.tags)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """What tailscale saved in its state Secret.
+
+    Attributes:
+        node_id: "" if the Secret names no node.
+        machine_key: in Headscale's notation; None if it is unknown.
+    """
+
+    node_id: str
+    machine_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was read from the upstreams.
+
+    Attributes:
+        version: of Headscale.
+        user: the owner of our nodes and keys.
+        nodes: every node of the tailnet.
+        records: everything at our name; None if Cloudflare could not be read.
+        records_error: why the records could not be read.
+        state: None if there is no state Secret, or none is needed.
+    """
+
+    version: str
+    user: User
+    nodes: tuple[Node, ...]
+    records: tuple[Record, ...] | None
+    records_error: LifecycleError | None = None
+    state: SavedState | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NothingKept:
-    """No node stays, although one was to: every node of ours is an old one."""
+    """No node is kept, although the settings ask for it; every node of ours is deleted."""
 
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What cleanup changes, in this order.
+
+    Attributes:
+        nodes: ascending order of id.
+        key: the key to create and write.
+        records: ascending order of id; planned again from a new list of nodes directly before it is applied.
+        kept: the node that stays or the reason why none does; None if none is to be kept.
+        foreign: nodes with our hostname that are not ours; they stay. Ascending order of id.
+    """
+
+    nodes: tuple[DeleteNode, ...]
+    key: WriteFreshKey
+    records: tuple[DeleteRecord, ...]
+    kept: Node | NothingKept | None
+    foreign: tuple[Node, ...]
+
+
+def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> Plan:
+    """Decide what is to be changed.
+
+    Args:
+        seen: what was read, in any order.
+        config: the settings.
+        now: aware UTC.
+
+    Raises:
+        NameTakenError: another owner of this program uses the name.
+    """
+    refuse_taken_name(seen.records or (), identity=config.records)
+    identity = config.node_identity(seen.user)
+    kept = None
+    if config.keep_node:
+        kept = choose_kept(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
+    kept_node = kept if isinstance(kept, Node) else None
+    deletions = plan_nodes(seen.nodes, identity=identity, kept=kept_node.id if kept_node else None)
+    deleted = {change.node.id for change in deletions}
+    remaining = [node for node in seen.nodes if node.id not in deleted]
+    return Plan(
+        nodes=tuple(deletions),
+        key=WriteFreshKey(
+            config.key_spec(seen.user),
+            reason="every start of the pod needs a fresh key",
+            kept_node_id=kept_node.id if kept_node else None,
+            kept_machine_key=kept_node.machine_key if kept_node else None,
+        ),
+        records=tuple(plan_stale_records(seen.records or (), remaining, config=config, user=seen.user)),
+        kept=kept,
+        foreign=tuple(foreign_nodes(seen.nodes, identity=identity)),
+    )
+
+
 def choose_kept(
-    nodes: Iterable[Node],
-    *,
-    identity: NodeIdentity,
-    state: Mapping[str, bytes] | None,
-    version: str,
-    now: datetime,
+    nodes: Iterable[Node], *, identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
 ) -> Node | NothingKept:
-    """Tell which node comes back with the state that tailscale keeps in a Secret.
+    """Choose the node that comes back with the state that tailscale saved in a Secret.
 
     Args:
         nodes: every node of the tailnet, in any order.
-        identity: by what a node is ours.
-        state: the Secret's values; None = there is no such Secret.
+        identity: criteria for owning a node.
+        state: None if there is no such Secret.
         version: of Headscale.
         now: aware UTC.
     """
     if state is None:
         return NothingKept("there is no such Secret")
-    # Not `device_ips`: that may be an earlier pod's. The id is decimal, and Headscale's own.
-    device_id = state.get("device_id", b"").decode(errors="replace")
-    if not device_id:
-        return NothingKept("no node is named in it (device_id): none has come up with it, or its last start failed")
-    node = next((node for node in nodes if node.id == device_id), None)
+    if not state.node_id:
+        return NothingKept("the Secret contains no device_id: no node has registered with it, or its last start failed")
+    node = next((node for node in nodes if node.id == state.node_id), None)
     if node is None:
-        return NothingKept(f"Headscale has no node {device_id} any more")
+        return NothingKept(f"Headscale has no node {state.node_id}")
+    if state.machine_key not in (None, node.machine_key):
+        # Headscale assigns an id again after its database was restored from a backup.
+        return NothingKept(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
     reason = _why_not_kept(node, identity=identity, version=version, now=now)
-    return NothingKept(f"node {device_id} {reason}") if reason else node
+    return NothingKept(f"node {node.id} {reason}") if reason else node
 
 
 def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: datetime) -> str:
+    if not identity.bears_our_name(node):
+        return f"has the hostname {node.hostname}, and not {identity.hostname}; it was renamed or is another workload's"
     if not identity.owns_node(node):
-        return "is not ours: the id is another machine's by now, or it was given to somebody else"
+        return f"does not belong to user {identity.user.name}, or was not registered with a pre-auth key"
     if node.expired(now):
-        return "has expired, and not every kind of node comes back from that"
+        return "has expired, and not every kind of node can log in again after that"
     if version.startswith("0.28") and node.owner is None:
-        return "came with a key of no user, and Headscale 0.28 does not let such a node come back"
+        return "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
     return ""
 
 
 def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
-    """Find what earlier pods of this service left in the tailnet.
+    """Find the nodes that earlier pods of this workload left behind.
 
     Args:
         nodes: every node of the tailnet, in any order.
-        identity: by what a node is ours.
-        kept: the id of the node that stays, when its state survives.
+        identity: criteria for owning a node.
+        kept: the id of the node that stays.
 
     Returns:
-        Deletions in ascending order of id; empty when all is well.
+        Deletions in ascending order of id.
     """
     return [
         DeleteNode(node, reason="left by an earlier pod")
@@ -78,7 +188,7 @@ def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | Non
 
 
 def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node]:
-    """Nodes that bear our name and are not ours, in ascending order of id; they stay."""
+    """Return the nodes that have our hostname and are not ours, in ascending order of id."""
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
@@ -87,7 +197,7 @@ def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node
 
 
 def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) -> None:
-    """Stop before anything is deleted when another owner of this program runs the name.
+    """Stop before anything is changed if another owner of this program uses the name.
 
     Raises:
         NameTakenError: naming the record and the other owner.
@@ -95,11 +205,32 @@ def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) ->
     for record in sorted(records, key=lambda record: record.id):
         if identity.marked_by_another(record):
             raise NameTakenError(
-                f"{record.name} belongs to another owner: its {record.type} record {record.content} is marked "
-                f'"{record.comment}" and ours would be "{identity.mark}". Another namespace or cluster runs this '
-                "name. Give this service another TS_HOSTNAME; or, when the other is gone for good, delete that "
-                "record or clear its comment; nothing was deleted"
+                f"{record.name} belongs to another owner: its {record.type} record {record.content} has the comment "
+                f'"{record.comment}", and ours would have "{identity.mark}". Another namespace or cluster uses this '
+                "name. Nothing was deleted. Set another TS_HOSTNAME. If the other workload no longer exists, delete "
+                "the record or clear its comment"
             )
+
+
+def plan_stale_records(
+    records: Iterable[Record], remaining: Iterable[Node], *, config: CleanupConfig, user: User
+) -> list[DeleteRecord]:
+    """Find the records of ours that do not point to a node of ours.
+
+    Args:
+        records: everything at our name, in any order.
+        remaining: every node of the tailnet that is not deleted, in any order.
+        config: the settings.
+        user: the owner of our nodes.
+    """
+    identity = config.node_identity(user)
+    staying: list[IpAddress] = []
+    others: list[IpAddress] = []
+    for node in remaining:
+        (staying if identity.owns_node(node) else others).extend(node.addresses)
+    return plan_records(
+        records, identity=config.records, staying=staying, others=others, leave_one=config.leave_one_record
+    )
 
 
 def plan_records(
@@ -110,22 +241,22 @@ def plan_records(
     others: Iterable[IpAddress],
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Find the records that point where this service no longer is.
+    """Find the records of ours that do not point to an address that stays.
 
     Args:
         records: everything at our name, in any order.
-        identity: by what a record is ours.
-        staying: addresses of our node that stays; empty when none does.
-        others: addresses that belong to other nodes by now.
-        leave_one: keep one stale record of each type for `dns-watch` to repoint, so that the name never
-            stops resolving; not one whose address another node has by now.
+        identity: criteria for owning a record.
+        staying: addresses of our nodes that stay.
+        others: addresses of other nodes.
+        leave_one: leave one stale record of each type for dns-watch to update, so that the name keeps resolving.
+            A record whose address belongs to another node is never left.
 
     Returns:
-        Deletions in ascending order of id; empty when all is well.
+        Deletions in ascending order of id.
     """
     taken = set(others)
     ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
-    # Where a right one stays, the name resolves without a stale one.
+    # If a valid record stays, the name resolves without a stale one.
     left = {record.type for record in ours if record.address in staying}
     changes = []
     for record in ours:
@@ -134,11 +265,8 @@ def plan_records(
         if leave_one and record.type not in left and record.address not in taken:
             left.add(record.type)
             continue
-        elsewhere = record.address in taken
+        is_taken = record.address in taken
         changes.append(
-            DeleteRecord(
-                record,
-                reason="its address belongs to another node" if elsewhere else "its node is gone",
-            )
+            DeleteRecord(record, reason="its address belongs to another node" if is_taken else "its node is gone")
         )
     return changes

@@ -1,9 +1,8 @@
-"""One pass of `prune`: read, plan, and on --yes look again some time later before anything is removed."""
+"""One run of prune: observe, plan, wait, and confirm each workload before it is removed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from threading import Event
 
@@ -11,41 +10,31 @@ import structlog
 
 from lifecycle import apply
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
-from lifecycle.domain.errors import LifecycleError, PruneLimitError, StoppedError
-from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeIdentity, choose_user, is_marked
-from lifecycle.prune.plan import PruneWorkload, confirmed, plan_gone, plan_named
+from lifecycle.domain.errors import ConflictError, StoppedError
+from lifecycle.domain.model import Node, User
+from lifecycle.domain.ownership import NodeIdentity
+from lifecycle.prune.observe import observe, prune_config
+from lifecycle.prune.plan import Observation, PruneWorkload, check_limit, find_again, plan_prune
 from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
 
-# Between the two looks. After a restart of Headscale everybody is offline until their clients come back, and when a
-# node was last seen is no heartbeat: for one that was connected all the time it may be as long ago as its start.
 OBSERVATION_S = 900.0
+"""The time between the plan and its confirmation.
 
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What was read of both services.
-
-    Attributes:
-        records: those of the zone that carry our mark.
-        nodes: every node of the tailnet.
-    """
-
-    user: User
-    nodes: tuple[Node, ...]
-    records: tuple[Record, ...]
+After a restart of Headscale every node is offline until its client reconnects. `last_seen` is no heartbeat: for a node
+that was connected all the time it can be as old as its registration.
+"""
 
 
 class Prune:
-    """The removal of services that are gone for good.
+    """The removal of workloads that are gone for good.
 
     Args:
-        name: one service, taken down at once; None = all that have been gone for long.
-        now: gives aware UTC.
-        stop: once set, nothing further is begun.
-        renew_budget: called after the wait between the looks, which is longer than anybody's patience.
+        name: the only workload to remove, without waiting; None = every workload that has been gone for long.
+        now: returns aware UTC.
+        stop: no further step starts once it is set.
+        renew_budget: is called after the wait, which is longer than the retry budget.
     """
 
     def __init__(
@@ -59,102 +48,71 @@ class Prune:
         renew_budget: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._config = prune_config(settings, name=name)
         self._writers = writers
-        self._name = name
         self._now = now
         self._stop = stop
         self._renew_budget = renew_budget
 
     def run(self) -> None:
-        """Remove what is planned, after a second look that agrees with the first.
+        """Remove what is planned; only a workload that was named is removed without waiting.
 
         Raises:
-            PruneLimitError: there is more to remove than PRUNE_MAX; nothing was.
-            LifecycleError: a service could not be read, or a deletion not be confirmed.
+            PruneLimitError: the plan contains more workloads than PRUNE_MAX; nothing was removed.
+            ConflictError: the workload that was named changed while it was removed.
+            LifecycleError: an upstream could not be read, or a deletion could not be confirmed.
         """
-        view = self.read()
-        services = self.checked(self.plan(view))
-        if services and self._name is None:
-            log.info("prune.observing", services=[service.name for service in services], wait_s=OBSERVATION_S)
+        seen = self._observe()
+        workloads = self._plan(seen)
+        check_limit(workloads, config=self._config)
+        names = [workload.name for workload in workloads]
+        if self._config.name is not None:
+            for workload in workloads:
+                self._remove(workload, seen.user)
+        elif workloads:
+            log.info("prune.observing", workloads=names, wait_s=OBSERVATION_S)
             if self._stop.wait(OBSERVATION_S):
-                raise StoppedError("asked to stop before anything was removed")
+                raise StoppedError("stopped on request before anything was removed")
             self._renew_budget()
-            view = self.read()
-            services = confirmed(services, self.plan(view))
-        for service in services:
-            self._remove(service, view.user)
-        log.info("pass.finished", services=[service.name for service in services])
+            names = [workload.name for workload in workloads if self._remove_if_confirmed(workload)]
+        log.info("pass.finished", workloads=names)
+
+    def _remove_if_confirmed(self, workload: PruneWorkload) -> bool:
+        """Remove a workload if a new plan agrees; return True if it was removed.
+
+        The plan is made again for each workload, because removing another one can have taken minutes of retries.
+        """
+        seen = self._observe()
+        confirmed = find_again(workload, self._plan(seen))
+        if confirmed is None:
+            log.info("workload.skipped", workload=workload.name, reason="it has changed since it was planned")
+            return False
+        try:
+            self._remove(confirmed, seen.user)
+        except ConflictError as error:
+            log.warning("workload.skipped", workload=workload.name, reason=str(error))
+            return False
+        return True
 
     def _remove(self, workload: PruneWorkload, user: User) -> None:
-        reason = workload.reason
+        self._delete_nodes(workload, user)
+        records = [DeleteRecord(record, workload.reason) for record in workload.records]
+        apply.change_records(records, self._writers.cloudflare)
+
+    def _delete_nodes(self, workload: PruneWorkload, user: User) -> None:
         for node in workload.nodes:
-            identity = NodeIdentity(node.hostname, user, self._settings.authkey_tags)
+            identity = NodeIdentity(node.hostname, user, self._config.tags)
 
             def is_still_ours(now: Node, identity: NodeIdentity = identity) -> bool:
-                # A node that came back since it was planned for stays, unless its workload was named.
-                return identity.owns_node(now) and (self._name is not None or not now.online)
+                # A node that is online again stays, unless its workload was named.
+                return identity.owns_node(now) and (self._config.name is not None or not now.online)
 
-            apply.delete_nodes([DeleteNode(node, reason)], self._writers.headscale, is_still_ours=is_still_ours)
-        apply.change_records([DeleteRecord(record, reason) for record in workload.records], self._writers.cloudflare)
-
-    def read(self) -> View:
-        """Read both services.
-
-        Raises:
-            LifecycleError: one of them could not be read, or it cannot be told which user is ours.
-        """
-        mark = self._settings.mark
-        user = choose_user(self._writers.headscale.users(), self._settings.headscale_user)
-        nodes = tuple(self._writers.headscale.nodes())
-        records = tuple(
-            record for record in self._writers.cloudflare.records_commented(mark) if is_marked(record, mark)
-        )
-        return View(user, nodes, records)
-
-    def plan(self, view: View) -> list[PruneWorkload]:
-        """Decide what is to be removed.
-
-        Raises:
-            LifecycleError: the service that was named has no record of ours.
-        """
-        settings = self._settings
-        if self._name is None:
-            return plan_gone(
-                view.records,
-                view.nodes,
-                domain=settings.domain_name,
-                user=view.user,
-                tags=settings.authkey_tags,
-                now=self._now(),
-                after=settings.prune_after,
+            apply.delete_nodes(
+                [DeleteNode(node, workload.reason)], self._writers.headscale, is_still_ours=is_still_ours
             )
-        services = plan_named(
-            view.records,
-            view.nodes,
-            name=self._name,
-            domain=settings.domain_name,
-            user=view.user,
-            tags=settings.authkey_tags,
-        )
-        if not services:
-            raise LifecycleError(
-                f'no record called {self._name} carries the mark "{settings.mark}"; is DNS_OWNER that of the service? '
-                "Nothing was removed"
-            )
-        return services
 
-    def checked(self, services: list[PruneWorkload]) -> list[PruneWorkload]:
-        """The same services, unless they are suspiciously many.
+    def _observe(self) -> Observation:
+        return observe(self._settings, headscale=self._writers.headscale, cloudflare=self._writers.cloudflare)
 
-        Raises:
-            PruneLimitError: more than PRUNE_MAX.
-        """
-        most = self._settings.prune_max
-        if len(services) > most:
-            nodes = sum(len(service.nodes) for service in services)
-            records = sum(len(service.records) for service in services)
-            raise PruneLimitError(
-                f"{len(services)} services ({nodes} nodes, {records} records) would be removed, and PRUNE_MAX is "
-                f"{most}; nothing was. Look at the plan without --yes, and set PRUNE_MAX if it is right"
-            )
-        return services
+    def _plan(self, seen: Observation) -> list[PruneWorkload]:
+        return plan_prune(seen, config=self._config, now=self._now())

@@ -1,4 +1,4 @@
-"""`cleanup` through Headscale's command line: every case of the HTTP transport, but for those about an address."""
+"""cleanup through Headscale's CLI: every case of the HTTP transport except those about an address."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tests.cleanup import test_run as over_http
 from tests.in_cluster import ClusterWorld, cluster_world
 
 NOT_HERE = {
-    "test_what_an_earlier_pod_left_goes_and_a_fresh_key_comes": "makes a world of its own; see tests/process",
-    "test_several_old_nodes_go_one_after_another": "a list stands where HTTP reads one node",
-    "test_a_node_that_became_another_between_look_and_deletion_stays": "the same",
-    "test_a_headscale_that_cannot_be_read_changes_nothing": "proxies and API keys; see tests/clients/test_exec.py",
-    "test_nobody_at_the_address_is_told_with_what_to_do": "there is no address",
-    "test_a_key_that_can_neither_be_written_nor_expired_is_told": "the answer comes from the command line",
+    "test_leftovers_are_removed_and_a_fresh_key_is_written": "creates its own world; see tests/process",
+    "test_nodes_are_deleted_one_by_one": "the CLI lists all nodes where HTTP reads one",
+    "test_node_whose_id_was_assigned_to_another_machine_stays": "as above",
+    "test_unreadable_headscale_changes_nothing": "proxies and API keys; see tests/clients/test_exec.py",
+    "test_unreachable_address_is_reported_with_its_setting": "there is no address",
+    "test_unwritten_key_that_cannot_be_expired_is_reported": "the response is that of the CLI",
 }
 
 CASES = {name: case for name, case in vars(over_http).items() if name.startswith("test_")}
@@ -30,5 +30,5 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWo
         yield world
 
 
-def test_nothing_is_left_out_that_is_not_there() -> None:
+def test_excluded_cases_exist() -> None:
     assert NOT_HERE.keys() <= CASES.keys()

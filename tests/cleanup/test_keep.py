@@ -1,4 +1,4 @@
-"""NODE_POLICY=keep: which node stays, when none does, and that a doubt deletes nothing."""
+"""NODE_POLICY=keep: which node stays, and that nothing is deleted if that is uncertain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lifecycle.cleanup.machine_key import public_machine_key
+from lifecycle.cleanup.observe import saved_state
 from lifecycle.cleanup.plan import NothingKept, choose_kept
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
@@ -25,19 +27,19 @@ from tests.world import USER, Interface, named, names
 Events = list[Any]
 
 
-# --- The decision, by values --------------------------------------------------------------------------
+# --- The decision, from values --------------------------------------------------------------------------
 
 
 def kept(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **state: str) -> str:
-    """The id of the node that stays; else why none does."""
+    """Return the id of the node that stays, or the reason why none does."""
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    found = choose_kept(nodes, identity=NODE_IDENTITY, state=values, version=version, now=NOW)
+    found = choose_kept(nodes, identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
     return found.id if isinstance(found, Node) else found.reason
 
 
-def test_the_node_that_the_secret_names_stays() -> None:
+def test_node_named_by_the_secret_stays() -> None:
     nodes = [a_node(1), a_node(3, online=False), a_node(12)]
     assert {kept(*order) for order in permutations(nodes)} == {"3"}
 
@@ -45,16 +47,16 @@ def test_the_node_that_the_secret_names_stays() -> None:
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
-        pytest.param(a_node(4), "no node 3 any more", id="gone"),
-        pytest.param(a_node(30), "no node 3 any more", id="an-id-that-begins-alike"),
+        pytest.param(a_node(4), "no node 3", id="gone"),
+        pytest.param(a_node(30), "no node 3", id="longer-id"),
         pytest.param(a_node(3, expires_at=EXPIRED), "has expired", id="expired"),
         pytest.param(a_node(3, expires_at=NOW), "has expired", id="expires-now"),
-        pytest.param(a_node(3, hostname="wiki.example.com"), "is not ours", id="the-id-of-another-service-by-now"),
-        pytest.param(a_node(3, user=ANN), "is not ours", id="given-to-another-user"),
-        pytest.param(a_node(3, registered_by=RegisterMethod.CLI), "is not ours", id="a-person's-machine"),
+        pytest.param(a_node(3, hostname="wiki.example.com"), "hostname wiki.example.com", id="another-hostname"),
+        pytest.param(a_node(3, user=ANN), "user svc", id="moved-to-another-user"),
+        pytest.param(a_node(3, registered_by=RegisterMethod.CLI), "user svc", id="registered-by-CLI"),
     ],
 )
-def test_a_node_that_cannot_come_back_does_not_stay(node: Node, reason: str) -> None:
+def test_node_that_cannot_come_back_does_not_stay(node: Node, reason: str) -> None:
     assert reason in kept(a_node(1), node, a_node(9))
 
 
@@ -66,17 +68,17 @@ def test_a_node_that_cannot_come_back_does_not_stay(node: Node, reason: str) -> 
         pytest.param(None, {"device_ips": '["100.64.0.3"]', "device_fqdn": "x.", "_machinekey": "x"}, id="device-ips"),
     ],
 )
-def test_nothing_but_the_id_names_a_node(device_id: str | None, state: dict[str, str]) -> None:
-    """The addresses in the Secret may be those of the pod before."""
+def test_only_the_id_identifies_a_node(device_id: str | None, state: dict[str, str]) -> None:
+    """The addresses in the Secret can be those of an earlier pod."""
     assert "device_id" in kept(a_node(3), device_id=device_id, **state)
 
 
 @pytest.mark.parametrize("device_id", ["nTxyz11CNTRL", "3 ", "03", "+3", "٣", "\xff"])
-def test_an_id_is_compared_whole(device_id: str) -> None:
+def test_id_is_compared_as_a_whole(device_id: str) -> None:
     assert "no node" in kept(a_node(3), device_id=device_id)
 
 
-def test_no_secret_is_no_node() -> None:
+def test_missing_secret_names_no_node() -> None:
     found = choose_kept([a_node(3)], identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
     assert isinstance(found, NothingKept)
 
@@ -86,17 +88,17 @@ def test_no_secret_is_no_node() -> None:
     [
         pytest.param("0.28.0", None, False, id="0.28-key-of-no-user"),
         pytest.param("0.28.1", None, False, id="0.28.1-key-of-no-user"),
-        pytest.param("0.28 or 0.29", None, False, id="perhaps-0.28"),
+        pytest.param("0.28 or 0.29", None, False, id="possibly-0.28"),
         pytest.param("0.29.2", None, True, id="0.29-key-of-no-user"),
         pytest.param("0.30.0", None, True, id="0.30-key-of-no-user"),
         pytest.param("0.28.0", User("1", "svc"), True, id="0.28-key-of-our-user"),
         pytest.param("0.29.2", User("1", "svc"), True, id="0.29-key-of-our-user"),
     ],
 )
-def test_a_tagged_node_comes_back_except_on_0_28_without_a_user(
+def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
     version: str, key_user: User | None, stays: bool
 ) -> None:
-    """Seen on real servers: 0.28 lets a node with a key of tags alone never in again."""
+    """Real servers of 0.28 never accept a node again whose key has tags and no user."""
     node = a_node(3, user=None, tags=["tag:svc"], key_user=key_user)
     assert (kept(node, version=version) == "3") is stays
 
@@ -111,7 +113,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWo
 
 
 def a_kept_world(world: ClusterWorld) -> SimulatedNode:
-    """A service whose node, record and state are there, and one older node."""
+    """Add the node, record and state of a workload, and one older node."""
     world.headscale.add_node(NAME, user=USER, online=False)
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=MARK)
@@ -119,8 +121,8 @@ def a_kept_world(world: ClusterWorld) -> SimulatedNode:
     return node
 
 
-def note(world: ClusterWorld) -> dict[str, Any]:
-    """What stands beside the key."""
+def metadata(world: ClusterWorld) -> dict[str, Any]:
+    """Return the key metadata."""
     text: dict[str, Any] = json.loads(world.key_file.with_name("authkey.id").read_text())
     return text
 
@@ -132,7 +134,7 @@ def cleanup(world: ClusterWorld, **variables: str) -> Cleanup:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("access", ["exec", "api"])
-def test_the_kept_node_and_its_record_stay_and_the_rest_goes(
+def test_kept_node_and_its_record_stay_and_others_are_deleted(
     version: str, access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: Events
 ) -> None:
     with cluster_world(monkeypatch, tmp_path, version) as world:
@@ -142,15 +144,15 @@ def test_the_kept_node_and_its_record_stay_and_the_rest_goes(
         assert [left.id for left in world.headscale.nodes] == [node.id]
         assert world.records() == {f"A {node.address}": MARK}
         assert world.cloudflare.writes == []
-        assert (note(world)["kept_node_id"], note(world)["pre_auth_key_id"]) == (str(node.id), "3")
-        # The key is there all the same: for the day on which Headscale forgets the node.
+        assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(node.id), "3")
+        # The fresh key is for a node that was deleted in Headscale.
         assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
-    [told] = named(events, "node.kept")
-    assert told["node_id"] == str(node.id)
+    [event] = named(events, "node.kept")
+    assert event["node_id"] == str(node.id)
 
 
 @pytest.mark.parametrize("interface", [True, False], ids=["with-an-interface", "without"])
-def test_the_watch_finds_the_kept_node_and_has_nothing_to_write(interface: bool, world: ClusterWorld) -> None:
+def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world: ClusterWorld) -> None:
     node = a_kept_world(world)
     cleanup(world).run()
     world.headscale.connect(node.id)
@@ -160,31 +162,31 @@ def test_the_watch_finds_the_kept_node_and_has_nothing_to_write(interface: bool,
     assert world.cloudflare.writes == []
 
 
-def test_a_stale_duplicate_of_the_kept_nodes_record_goes(world: ClusterWorld) -> None:
-    """DNS_CLEANUP=keep leaves one record: the right one is left already."""
+def test_stale_duplicate_of_the_kept_nodes_record_is_deleted(world: ClusterWorld) -> None:
+    """DNS_CLEANUP=keep leaves no stale record beside a valid one."""
     node = a_kept_world(world)
     world.add_record("100.64.99.1", ttl=60, comment=MARK)
     cleanup(world, DNS_CLEANUP="keep").run()
     assert world.records() == {f"A {node.address}": MARK}
 
 
-def test_a_first_start_has_nothing_to_keep(world: ClusterWorld, events: Events) -> None:
+def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
     world.headscale.add_node(NAME, user=USER, online=False)
     cleanup(world).run()
     assert world.hostnames == []
-    assert note(world)["kept_node_id"] is None
-    [told] = named(events, "node.not_kept")
-    assert (told["secret"], "no such Secret" in told["reason"]) == (STATE_SECRET, True)
+    assert metadata(world)["kept_node_id"] is None
+    [event] = named(events, "node.not_kept")
+    assert event["secret"] == STATE_SECRET
 
 
-def test_replace_never_asks_for_the_secret(world: ClusterWorld) -> None:
+def test_replace_does_not_read_the_secret(world: ClusterWorld) -> None:
     a_kept_world(world)
     world.cleanup(TS_KUBE_SECRET=STATE_SECRET).run()
     assert world.hostnames == []
     assert not [exchange.path for exchange in world.kubernetes.requests if "/secrets/" in exchange.path]
 
 
-def test_keep_without_a_secrets_name_is_refused(world: ClusterWorld) -> None:
+def test_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
     with pytest.raises(ConfigError, match="TS_KUBE_SECRET"):
         world.cleanup(NODE_POLICY="keep")
 
@@ -196,23 +198,21 @@ def test_only_the_one_secret_is_read(world: ClusterWorld) -> None:
     assert read == {f"/api/v1/namespaces/{NAMESPACE}/secrets/{STATE_SECRET}"}
 
 
-# --- Could not find out -------------------------------------------------------------------------------
+# --- The Secret cannot be read -------------------------------------------------------------------------------
 
-TROUBLE = [
+FAULTS = [
     pytest.param(faults.html(503), id="503"),
-    pytest.param(faults.html(404), id="a-404-of-somebody-else"),
+    pytest.param(faults.html(404), id="404-of-a-proxy"),
     pytest.param(faults.drop(), id="connection-lost"),
     pytest.param(faults.hang(), id="hangs"),
-    pytest.param(faults.answer(403, '{"kind": "Status", "message": "forbidden"}'), id="no-right"),
+    pytest.param(faults.answer(403, '{"kind": "Status", "message": "forbidden"}'), id="forbidden"),
     pytest.param(faults.answer(401, "{}"), id="token-refused"),
     pytest.param(faults.too_many_requests(1), id="throttled"),
 ]
 
 
-@pytest.mark.parametrize("fault", TROUBLE)
-def test_a_secret_that_cannot_be_read_for_a_while_is_waited_for(
-    fault: Fault, world: ClusterWorld, events: Events
-) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: ClusterWorld, events: Events) -> None:
     node = a_kept_world(world)
     world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
@@ -221,8 +221,8 @@ def test_a_secret_that_cannot_be_read_for_a_while_is_waited_for(
     assert len(named(events, "retry.scheduled")) == 4
 
 
-@pytest.mark.parametrize("fault", TROUBLE)
-def test_a_secret_that_cannot_be_read_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
     a_kept_world(world)
     world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
@@ -232,7 +232,7 @@ def test_a_secret_that_cannot_be_read_deletes_nothing(fault: Fault, world: Clust
     assert (world.headscale.writes, world.cloudflare.writes, world.key) == ([], [], None)
 
 
-def test_a_right_that_is_missing_is_named_with_its_rule(world: ClusterWorld) -> None:
+def test_missing_permission_is_reported_with_its_rule(world: ClusterWorld) -> None:
     a_kept_world(world)
     world.kubernetes.allow_nothing()
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
@@ -244,8 +244,8 @@ def test_a_right_that_is_missing_is_named_with_its_rule(world: ClusterWorld) -> 
     assert len(world.hostnames) == 1
 
 
-def test_a_right_that_is_given_late_is_waited_for(world: ClusterWorld) -> None:
-    """The RoleBinding is often applied a moment after the pod."""
+def test_permission_that_is_granted_late_is_enough(world: ClusterWorld) -> None:
+    """The RoleBinding is often applied after the pod."""
     a_kept_world(world)
     world.kubernetes.allow_nothing()
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
@@ -255,22 +255,97 @@ def test_a_right_that_is_given_late_is_waited_for(world: ClusterWorld) -> None:
 
 
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
-def test_garbage_in_the_secrets_place_deletes_nothing(body: str, world: ClusterWorld) -> None:
-    """What is not there reads like a first start: only a Secret may say so."""
+def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> None:
+    """It must not be treated like an empty Secret, which means a first start."""
     a_kept_world(world)
     world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
-    with pytest.raises(ResponseError, match="not what Kubernetes says"):
+    with pytest.raises(ResponseError, match="Kubernetes"):
         cleanup(world).run()
     assert (world.headscale.writes, world.cloudflare.writes, world.key) == ([], [], None)
 
 
-def test_a_kept_node_that_goes_in_between_is_simply_gone(world: ClusterWorld, events: Events) -> None:
-    """Somebody deletes it while we run: the fresh key brings a new one."""
+def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorld, events: Events) -> None:
     node = a_kept_world(world)
     command = cleanup(world)
-    plan = command.plan(command.read())
-    assert plan.kept is not None
     world.headscale.delete_node(node.id)
     command.run()
     assert world.headscale.register(key=world.key, hostname=NAME).id != node.id
     assert "node.not_kept" in names(events)
+
+
+# --- Ids that are assigned again ----------------------------------------------------------------------
+
+# Source: RFC 7748, section 6.1.
+PRIVATE_KEY = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"
+PUBLIC_KEY = "mkey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
+
+
+@pytest.mark.parametrize(
+    ("private", "public"),
+    [
+        pytest.param(PRIVATE_KEY.encode(), PUBLIC_KEY, id="RFC-7748"),
+        pytest.param(PRIVATE_KEY.encode() + b"\n", PUBLIC_KEY, id="line-break"),
+        pytest.param(b"", None, id="empty"),
+        pytest.param(b"privkey:00", None, id="short"),
+        pytest.param(PUBLIC_KEY.encode(), None, id="public"),
+        pytest.param(b"\xff" * 72, None, id="not-text"),
+    ],
+)
+def test_public_machine_key(private: bytes, public: str | None) -> None:
+    assert public_machine_key(private) == public
+
+
+@pytest.mark.parametrize(
+    ("machine_key", "stays"),
+    [
+        pytest.param(PUBLIC_KEY, True, id="same-machine"),
+        pytest.param("mkey:" + "1" * 64, False, id="another-machine"),
+    ],
+)
+def test_node_of_another_machine_is_not_kept(machine_key: str, stays: bool) -> None:
+    found = kept(a_node(3, machine_key=machine_key), _machinekey=PRIVATE_KEY)
+    assert (found == "3") is stays
+
+
+def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
+    assert kept(a_node(3), _machinekey="privkey:00") == "3"
+
+
+def test_restored_database_does_not_keep_the_node_of_another_machine(world: ClusterWorld, events: Events) -> None:
+    """The pod's node was created after the backup; its id now belongs to another pod's node of the same name."""
+    backup = world.headscale.backup()
+    node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
+    world.add_record(node.address, ttl=60, comment=MARK)
+    values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
+    world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
+    world.headscale.restore(backup)
+    assert world.headscale.add_node(NAME, user=USER, online=False).id == node.id
+
+    cleanup(world).run()
+
+    assert world.hostnames == []
+    assert metadata(world)["kept_node_id"] is None
+    assert len(named(events, "node.not_kept")) == 1
+
+
+def test_metadata_contains_the_machine_key_of_the_kept_node(world: ClusterWorld) -> None:
+    node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
+    values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
+    world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
+    cleanup(world).run()
+    assert (metadata(world)["kept_node_id"], metadata(world)["kept_machine_key"]) == (str(node.id), PUBLIC_KEY)
+
+
+def test_private_machine_key_is_never_written(world: ClusterWorld, events: Events) -> None:
+    node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
+    values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
+    world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
+    cleanup(world).run()
+    written = json.dumps(events, default=str) + "".join(path.read_text() for path in world.key_file.parent.iterdir())
+    assert PRIVATE_KEY.removeprefix("privkey:") not in written
+
+
+def test_renamed_node_is_not_reported_as_another_machine() -> None:
+    reason = kept(a_node(3, hostname="wiki.example.com", machine_key=PUBLIC_KEY), _machinekey=PRIVATE_KEY)
+    assert "wiki.example.com" in reason
+    assert "machine" not in reason

@@ -1,4 +1,4 @@
-"""`cleanup` as a whole, against both services: what it removes, in which order, and when it refuses."""
+"""cleanup against both upstreams: what it removes, in which order, and when it refuses."""
 
 from __future__ import annotations
 
@@ -53,35 +53,35 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def stale_world(world: World) -> World:
-    """An earlier pod left its node and its record behind."""
+    """Add the node and the record of an earlier pod."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=MARK)
     return world
 
 
 def story(world: World) -> list[str]:
-    """What Headscale was asked to change, in order."""
-    told = {
+    """Return the writing requests to Headscale, in order."""
+    descriptions = {
         ("DELETE", "node"): "delete node",
         ("POST", "preauthkey"): "create key",
         ("POST", "expire"): "expire key",
     }
     return [
-        told[write.method, next(part for part in reversed(write.path.split("/")) if not part.isdecimal())]
+        descriptions[write.method, next(part for part in reversed(write.path.split("/")) if not part.isdecimal())]
         for write in world.headscale.writes
     ]
 
 
 def untouched(world: World) -> bool:
-    """Whether neither service was asked for any change, and no file was written."""
+    """Return True if no writing request was sent and no file was written."""
     return not world.headscale.writes and not world.cloudflare.writes and not list(world.key_file.parent.iterdir())
 
 
-# --- The whole of it ----------------------------------------------------------------------------------
+# --- A whole run --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_an_earlier_pod_left_goes_and_a_fresh_key_comes(
+def test_leftovers_are_removed_and_a_fresh_key_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, events: Events
 ) -> None:
     world = stale_world(World(monkeypatch, tmp_path, version))
@@ -96,14 +96,14 @@ def test_what_an_earlier_pod_left_goes_and_a_fresh_key_comes(
     assert [(event["nodes_deleted"], event["records_deleted"]) for event in finished] == [(1, 1)]
 
 
-def test_nothing_left_behind_is_a_key_and_no_write_to_the_zone(world: World) -> None:
+def test_without_leftovers_only_a_key_is_created(world: World) -> None:
     world.cleanup().run()
     assert story(world) == ["create key"]
     assert world.cloudflare.writes == []
     assert world.key is not None
 
 
-def test_the_steps_are_nodes_then_key_then_records(world: World, events: Events) -> None:
+def test_nodes_are_deleted_before_the_key_and_records_after_it(world: World, events: Events) -> None:
     stale_world(world).cleanup().run()
     happened = [
         name for name in names(events) if name.partition(".")[0] in {"node", "pre_auth_key", "key_file", "record"}
@@ -112,7 +112,7 @@ def test_the_steps_are_nodes_then_key_then_records(world: World, events: Events)
     assert names(events)[-1] == "pass.finished"
 
 
-def test_the_key_and_its_note_stand_in_their_files(world: World) -> None:
+def test_key_and_metadata_are_written(world: World) -> None:
     world.cleanup(AUTHKEY_FILE_MODE="0600").run()
     [key] = world.headscale.keys
     assert world.key == key.key
@@ -126,13 +126,13 @@ def test_the_key_and_its_note_stand_in_their_files(world: World) -> None:
     assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
 
 
-def test_the_key_is_as_set(world: World) -> None:
+def test_key_matches_the_settings(world: World) -> None:
     world.cleanup(AUTHKEY_REUSABLE="true", AUTHKEY_EPHEMERAL="true", AUTHKEY_TAGS="tag:web, tag:db").run()
     [key] = world.headscale.keys
     assert (key.reusable, key.ephemeral, set(key.tags), key.user_id) == (True, True, {"tag:web", "tag:db"}, 1)
 
 
-def test_several_old_nodes_go_one_after_another(world: World) -> None:
+def test_nodes_are_deleted_one_by_one(world: World) -> None:
     for _ in range(3):
         world.headscale.add_node(NAME, user=USER, online=False)
     world.cleanup().run()
@@ -142,11 +142,11 @@ def test_several_old_nodes_go_one_after_another(world: World) -> None:
         for exchange in world.headscale.requests
         if "/node/" in exchange.path
     ]
-    # Each is read again before, and looked for after.
+    # Each node is read before its deletion, and again to confirm it.
     assert asked == [(method, node_id) for node_id in "123" for method in ("GET", "DELETE", "GET")]
 
 
-def test_an_online_node_goes_with_a_warning(world: World, events: Events) -> None:
+def test_online_node_is_deleted_with_a_warning(world: World, events: Events) -> None:
     world.headscale.add_node(NAME, user=USER, online=True)
     world.cleanup().run()
     assert world.headscale.nodes == []
@@ -154,7 +154,7 @@ def test_an_online_node_goes_with_a_warning(world: World, events: Events) -> Non
 
 
 def test_old_keys_are_never_deleted_or_expired(world: World) -> None:
-    """A container restart of another pod may still need its own."""
+    """A container of another pod can restart and need its key again."""
     old = world.headscale.create_key(USER, reusable=True)
     world.cleanup().run()
     world.cleanup().run()
@@ -162,7 +162,7 @@ def test_old_keys_are_never_deleted_or_expired(world: World) -> None:
     assert len(world.headscale.keys) == 3
 
 
-def test_a_second_run_in_the_same_pod_makes_a_fresh_start(world: World) -> None:
+def test_second_run_in_the_same_pod_replaces_everything(world: World) -> None:
     world.cleanup().run()
     first = world.key
     node = world.headscale.register(key=first, hostname=NAME)
@@ -173,12 +173,12 @@ def test_a_second_run_in_the_same_pod_makes_a_fresh_start(world: World) -> None:
     assert world.key not in (None, first)
 
 
-def test_the_only_user_is_taken_with_a_warning(world: World, events: Events) -> None:
+def test_only_user_is_used_with_a_warning(world: World, events: Events) -> None:
     world.cleanup().run()
     assert [event["user"] for event in named(events, "user.assumed")] == [USER]
 
 
-def test_a_user_that_was_named_is_taken_without_one(world: World, events: Events) -> None:
+def test_configured_user_is_used_without_a_warning(world: World, events: Events) -> None:
     world.headscale.add_user("ann")
     world.cleanup(HEADSCALE_USER="ann").run()
     assert named(events, "user.assumed") == []
@@ -188,20 +188,20 @@ def test_a_user_that_was_named_is_taken_without_one(world: World, events: Events
 # --- Nodes that are not ours --------------------------------------------------------------------------
 
 
-def test_a_node_of_our_name_that_is_not_ours_gets_one_warning(world: World, events: Events) -> None:
+def test_foreign_node_of_our_name_is_reported(world: World, events: Events) -> None:
     world.headscale.add_user("ann")
     world.headscale.add_node(NAME, user="ann", registered_by="oidc")
     world.headscale.add_node(NAME, user="ann")
     world.headscale.add_node(f"x-{NAME}", user=USER)
     world.cleanup(HEADSCALE_USER=USER).run()
     assert len(world.headscale.nodes) == 3
-    told = [(event["node_id"], event["user"], event["registered_by"]) for event in named(events, "node.foreign")]
-    assert told == [("1", "ann", "OIDC"), ("2", "ann", "auth key")]
+    reported = [(event["node_id"], event["user"], event["registered_by"]) for event in named(events, "node.foreign")]
+    assert reported == [("1", "ann", "OIDC"), ("2", "ann", "auth key")]
     assert all("headscale nodes delete" in event["advice"] for event in named(events, "node.foreign"))
 
 
-def test_a_node_that_became_another_between_look_and_deletion_stays(world: World) -> None:
-    """An older database handed the id out again."""
+def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
+    """Databases of older releases assign the highest id again after a deletion."""
     world.headscale.add_node(NAME, user=USER)
     seen = json.dumps({"node": {"id": "1", "machineKey": "mkey:" + "0" * 64, "name": NAME, "user": None}})
     world.headscale.faults.add(faults.answer(200, seen), path="/api/v1/node/1")
@@ -222,12 +222,12 @@ def test_a_node_that_became_another_between_look_and_deletion_stays(world: World
         pytest.param({"content": "fd7a:115c:a1e0::9", "type_": "AAAA"}, id="AAAA"),
     ],
 )
-def test_another_owners_name_is_refused_and_nothing_touched(
+def test_name_of_another_owner_is_refused_and_nothing_is_changed(
     world: World, fields: dict[str, str], dns_cleanup: str
 ) -> None:
     stale_world(world)
     world.add_record(**fields, comment=OTHER_MARK)
-    with pytest.raises(NameTakenError, match=rf'{NAME} belongs.*"{OTHER_MARK}".*"{MARK}".*TS_HOSTNAME'):
+    with pytest.raises(NameTakenError, match=rf'{NAME}.*"{OTHER_MARK}".*"{MARK}".*TS_HOSTNAME'):
         world.cleanup(DNS_CLEANUP=dns_cleanup).run()
     assert untouched(world)
 
@@ -235,11 +235,11 @@ def test_another_owners_name_is_refused_and_nothing_touched(
 @pytest.mark.parametrize(
     "comment", ["managed by terraform", "TAILSCALE-LIFECYCLE/1 staging", " tailscale-lifecycle/1 x", f"{MARK} "]
 )
-def test_any_other_comment_is_no_owner_and_its_record_stays(world: World, comment: str) -> None:
+def test_record_with_another_comment_stays(world: World, comment: str) -> None:
     world.headscale.add_node(NAME, user=USER)
     world.add_record("100.64.0.1", comment=comment)
     if comment == f"{MARK} ":
-        # It begins like a mark of this program, and is not ours: another owner's.
+        # It has the form of a mark, so it counts as another owner's.
         with pytest.raises(NameTakenError):
             world.cleanup().run()
         return
@@ -248,7 +248,7 @@ def test_any_other_comment_is_no_owner_and_its_record_stays(world: World, commen
     assert world.headscale.nodes == []
 
 
-def test_our_own_mark_is_no_reason_to_refuse(world: World) -> None:
+def test_own_mark_is_no_reason_to_refuse(world: World) -> None:
     world.add_record("100.64.0.9", comment="tailscale-lifecycle/1 staging")
     world.cleanup(DNS_OWNER="staging").run()
     assert world.records() == {}
@@ -257,7 +257,7 @@ def test_our_own_mark_is_no_reason_to_refuse(world: World) -> None:
 # --- Records ------------------------------------------------------------------------------------------
 
 
-def test_only_records_of_ours_at_our_name_go(world: World) -> None:
+def test_only_records_of_ours_are_deleted(world: World) -> None:
     world.add_record("100.64.0.8", comment=MARK)
     world.add_record("100.64.0.9")
     world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=MARK)
@@ -279,21 +279,21 @@ def test_only_records_of_ours_at_our_name_go(world: World) -> None:
     assert write.path.endswith("/dns_records/batch")
 
 
-def test_keeping_a_record_leaves_one_for_dns_watch(world: World) -> None:
+def test_one_stale_record_is_left_for_dns_watch(world: World) -> None:
     for content in ("100.64.0.8", "100.64.0.9"):
         world.add_record(content, comment=MARK)
     world.cleanup(DNS_CLEANUP="keep").run()
     assert len(world.records()) == 1
 
 
-def test_keeping_a_record_sends_no_write_when_there_is_one(world: World) -> None:
+def test_only_stale_record_is_left_without_a_write(world: World) -> None:
     stale_world(world).cleanup(DNS_CLEANUP="keep").run()
     assert world.records() == {"A 100.64.0.1": MARK}
     assert world.cloudflare.writes == []
 
 
-def test_a_record_is_not_kept_when_its_address_is_another_nodes_by_now(world: World, events: Events) -> None:
-    """Addresses are handed out again: the name would lead to somebody else."""
+def test_stale_record_with_the_address_of_another_node_is_not_left(world: World, events: Events) -> None:
+    """The name would resolve to another machine."""
     other = world.headscale.add_node("phone", user=USER)
     world.add_record(other.address, comment=MARK)
     world.add_record("100.64.0.9", comment=MARK)
@@ -302,7 +302,78 @@ def test_a_record_is_not_kept_when_its_address_is_another_nodes_by_now(world: Wo
     assert [event["reason"] for event in named(events, "record.deleted")] == ["its address belongs to another node"]
 
 
-# --- Cloudflare is in trouble -------------------------------------------------------------------------
+# --- Records that change during the run ---------------------------------------------------------------
+
+
+def while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
+    """Run an action after the upstreams were read and the nodes deleted, and before the records are."""
+    world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
+    world.clock.at(world.clock.elapsed_s + 0.1, action)
+
+
+def hand_over(world: World) -> None:
+    """Another owner takes over the record."""
+    [record] = world.cloudflare.records(world.zone_id, NAME)
+    world.cloudflare.change_record(record.id, comment=OTHER_MARK)
+
+
+def adopt(world: World) -> None:
+    """Another tool takes over the record, which has no comment."""
+    [record] = world.cloudflare.records(world.zone_id, NAME)
+    world.cloudflare.change_record(record.id, comment="managed by terraform")
+
+
+def repoint(world: World) -> None:
+    """A later pod registers and publishes its address."""
+    [record] = world.cloudflare.records(world.zone_id, NAME)
+    world.cloudflare.change_record(record.id, content=world.headscale.add_node(NAME, user=USER).address)
+
+
+@pytest.mark.parametrize("change", [hand_over, adopt, repoint])
+@pytest.mark.parametrize("comment", [MARK, ""])
+@pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
+def test_record_that_changes_during_the_run_stays(
+    world: World, events: Events, change: Callable[[World], None], comment: str, dns_cleanup: str
+) -> None:
+    node = world.headscale.add_node(NAME, user=USER, online=False)
+    world.add_record(node.address, ttl=60, comment=comment)
+    while_the_key_is_created(world, lambda: change(world))
+    world.cleanup(DNS_CLEANUP=dns_cleanup).run()
+    assert len(world.records()) == 1
+    assert world.cloudflare.writes == []
+    assert world.key is not None
+    assert len(named(events, "record.delete_failed")) == (1 if dns_cleanup == "delete" else 0)
+
+
+def test_record_that_a_later_pod_makes_valid_during_the_run_stays(world: World) -> None:
+    """The record is unchanged, but a node of ours has registered with its address."""
+    node = stale_world(world).headscale.nodes[0]
+    while_the_key_is_created(world, lambda: world.headscale.add_node(NAME, user=USER, addresses=node.addresses))
+    world.cleanup().run()
+    assert world.records() == {f"A {node.address}": MARK}
+    assert world.cloudflare.writes == []
+
+
+def test_record_that_is_deleted_during_the_run_counts_as_deleted(world: World, events: Events) -> None:
+    stale_world(world)
+    [record] = world.cloudflare.records(world.zone_id, NAME)
+    while_the_key_is_created(world, lambda: world.cloudflare.remove_record(record.id))
+    world.cleanup().run()
+    assert world.cloudflare.writes == []
+    assert named(events, "record.delete_failed") == []
+
+
+def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Events) -> None:
+    stale_world(world)
+    fault = faults.html(502)
+    while_the_key_is_created(world, lambda: world.headscale.faults.add(fault, path=r"/api/v1/node(\?|$)", times=None))
+    world.cleanup().run()
+    assert world.key is not None
+    assert len(world.records()) == 1
+    assert len(named(events, "record.delete_failed")) == 1
+
+
+# --- Failures of Cloudflare ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -314,12 +385,12 @@ def test_a_record_is_not_kept_when_its_address_is_another_nodes_by_now(world: Wo
         pytest.param(faults.too_many_requests(300), id="throttled"),
         pytest.param(faults.html(200), id="html"),
         pytest.param(faults.html(403), id="token-refused"),
-        pytest.param(faults.answer(404, "{}"), id="404-of-somebody-else"),
+        pytest.param(faults.answer(404, "{}"), id="404-of-a-proxy"),
         pytest.param(refusal(404, 7003), id="zone-unknown"),
     ],
 )
-def test_a_zone_that_cannot_be_read_keeps_no_pod_from_starting(world: World, events: Events, fault: Fault) -> None:
-    """It is no objection either, and its records stay."""
+def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, fault: Fault) -> None:
+    """Its records stay, and the name is not refused."""
     stale_world(world)
     world.cloudflare.faults.add(fault, times=None)
     world.cleanup().run()
@@ -331,7 +402,7 @@ def test_a_zone_that_cannot_be_read_keeps_no_pod_from_starting(world: World, eve
     assert len(world.cloudflare.requests) == 1
 
 
-def test_half_a_zone_is_no_zone(world: World, events: Events) -> None:
+def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events) -> None:
     for number in range(1, 131):
         world.add_record(f"100.64.0.{number}", comment=MARK)
     world.cloudflare.faults.add(faults.html(502), path="page=2")
@@ -348,12 +419,12 @@ def test_half_a_zone_is_no_zone(world: World, events: Events) -> None:
         pytest.param(faults.drop(committed=True), id="lost-after-commit"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.too_many_requests(300), id="throttled"),
-        pytest.param(faults.html(403), id="right-missing"),
-        pytest.param(faults.html(404), id="404-of-somebody-else"),
-        pytest.param(faults.answer(200, "{}"), id="nonsense"),
+        pytest.param(faults.html(403), id="forbidden"),
+        pytest.param(faults.html(404), id="404-of-a-proxy"),
+        pytest.param(faults.answer(200, "{}"), id="malformed"),
     ],
 )
-def test_records_that_cannot_be_deleted_are_one_warning(world: World, events: Events, fault: Fault) -> None:
+def test_failed_record_deletion_is_a_warning(world: World, events: Events, fault: Fault) -> None:
     stale_world(world)
     world.cloudflare.faults.add(fault, method="DELETE", times=None)
     world.cleanup().run()
@@ -363,7 +434,7 @@ def test_records_that_cannot_be_deleted_are_one_warning(world: World, events: Ev
     assert names(events)[-1] == "pass.finished"
 
 
-def test_a_token_file_that_vanished_keeps_no_pod_from_starting(world: World, tmp_path: Path) -> None:
+def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Path) -> None:
     stale_world(world)
     token = tmp_path.parent / "token"
     token.write_text(world.cloudflare.token)
@@ -373,12 +444,12 @@ def test_a_token_file_that_vanished_keeps_no_pod_from_starting(world: World, tmp
     assert world.key is not None
 
 
-def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
+def test_zone_reading_that_outlasts_the_run_fails_silently(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Headscale refused, the connections are closed, and only now the other thread wants to use one."""
-    told: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", told.append)
+    """The connections are closed before the background thread uses one."""
+    errors: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
     token = tmp_path / "token"
     token.write_text(world.cloudflare.token)
     with serve(world.headscale) as headscale_url, serve(world.cloudflare) as cloudflare_url, ExitStack() as stack:
@@ -390,7 +461,7 @@ def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
             CLOUDFLARE_API_TOKEN="",
             CLOUDFLARE_API_TOKEN_FILE=str(token),
         )
-        # Whoever reads it from now on waits until somebody writes.
+        # A reader of the FIFO blocks until something is written to it.
         token.unlink()
         os.mkfifo(token)
         writers = connect_writers(settings, once(), stack, None)
@@ -402,10 +473,10 @@ def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
         token.write_text(world.cloudflare.token)
         zone.join()
     assert world.cloudflare.requests == []
-    assert told == []
+    assert errors == []
 
 
-# --- Headscale is in trouble --------------------------------------------------------------------------
+# --- Failures of Headscale ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/version", "/api/v1/user", "/api/v1/node", "/api/v1/preauthkey"])
@@ -413,12 +484,12 @@ def test_a_zone_that_is_still_being_read_when_all_is_over_is_told_to_nobody(
     "fault",
     [
         pytest.param(faults.html(502), id="502"),
-        pytest.param(faults.drop(committed=True), id="lost-after"),
+        pytest.param(faults.drop(committed=True), id="lost-after-commit"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(404), id="proxy-404"),
     ],
 )
-def test_trouble_that_passes_is_waited_out(world: World, path: str, fault: Fault) -> None:
+def test_temporary_failure_is_retried(world: World, path: str, fault: Fault) -> None:
     stale_world(world)
     world.headscale.faults.add(fault, path=path, times=3)
     world.cleanup().run()
@@ -438,9 +509,7 @@ def test_trouble_that_passes_is_waited_out(world: World, path: str, fault: Fault
     ],
 )
 @pytest.mark.parametrize("path", ["", "/api/v1/user", "/api/v1/node"])
-def test_a_headscale_that_cannot_be_read_changes_nothing(
-    world: World, path: str, fault: Fault, kind: type[ApiError]
-) -> None:
+def test_unreadable_headscale_changes_nothing(world: World, path: str, fault: Fault, kind: type[ApiError]) -> None:
     stale_world(world)
     world.headscale.faults.add(fault, path=path, times=None)
     with pytest.raises(kind):
@@ -450,13 +519,13 @@ def test_a_headscale_that_cannot_be_read_changes_nothing(
     assert (world.clock.elapsed_s > 60) == (kind is TransientError)
 
 
-def test_nobody_at_the_address_is_told_with_what_to_do(world: World) -> None:
+def test_unreachable_address_is_reported_with_its_setting(world: World) -> None:
     world.headscale.faults.add(faults.refuse(), times=None)
     with pytest.raises(TransientError, match=r"http://headscale .*HEADSCALE_URL"):
         world.cleanup().run()
 
 
-def test_a_wrong_key_is_told_at_once(world: World) -> None:
+def test_wrong_api_key_is_reported_immediately(world: World) -> None:
     stale_world(world)
     with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
         world.cleanup(HEADSCALE_API_KEY="wrong").run()
@@ -465,23 +534,23 @@ def test_a_wrong_key_is_told_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("users", "user", "told"),
+    ("users", "user", "pattern"),
     [
-        pytest.param(["ann"], "", "several users.*ann, svc.*HEADSCALE_USER", id="several-and-none-named"),
-        pytest.param(["ann"], "bob", "no user called bob.*ann, svc", id="no-such-user"),
-        pytest.param([], "SVC", "no user called SVC", id="another-case"),
+        pytest.param(["ann"], "", "ann.*svc.*HEADSCALE_USER", id="several-and-none-configured"),
+        pytest.param(["ann"], "bob", "bob.*ann.*svc", id="unknown-user"),
+        pytest.param([], "SVC", "SVC", id="other-case"),
     ],
 )
-def test_a_user_that_cannot_be_told_changes_nothing(world: World, users: list[str], user: str, told: str) -> None:
+def test_ambiguous_user_changes_nothing(world: World, users: list[str], user: str, pattern: str) -> None:
     stale_world(world)
     for other in users:
         world.headscale.add_user(other)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=pattern):
         world.cleanup(HEADSCALE_USER=user).run()
     assert untouched(world)
 
 
-def test_no_user_at_all_is_told_with_the_command_that_makes_one(world: World) -> None:
+def test_missing_user_is_reported_with_the_command_that_creates_one(world: World) -> None:
     world.headscale.faults.add(faults.answer(200, '{"users": []}'), path="/api/v1/user")
     with pytest.raises(UserError, match="headscale users create"):
         world.cleanup().run()
@@ -490,7 +559,7 @@ def test_no_user_at_all_is_told_with_the_command_that_makes_one(world: World) ->
 @pytest.mark.parametrize(
     "fault", [faults.html(502), faults.html(404), faults.answer(200, "{}"), faults.html(403), faults.drop()]
 )
-def test_a_deletion_that_fails_keeps_the_pod_back_without_a_key(world: World, fault: Fault) -> None:
+def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fault) -> None:
     stale_world(world)
     world.headscale.faults.add(fault, method="DELETE", times=None)
     with pytest.raises(ApiError):
@@ -518,7 +587,7 @@ def folder_as_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", [missing_folder, file_as_folder, folder_as_file])
-def test_a_place_where_no_key_can_be_written_is_told_before_anything_is_deleted(
+def test_unwritable_path_is_detected_before_anything_is_deleted(
     world: World, tmp_path: Path, path: Callable[[Path], Path]
 ) -> None:
     stale_world(world)
@@ -528,20 +597,20 @@ def test_a_place_where_no_key_can_be_written_is_told_before_anything_is_deleted(
     assert not world.cloudflare.writes
 
 
-def test_a_key_that_cannot_be_written_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
-    """Something took the place of a file between the check and the writing."""
+def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
+    """A folder appears at the path of the metadata after the check."""
     stale_world(world)
     folder = world.key_file.parent / "auth"
     folder.mkdir()
     (folder / "authkey").write_text(OLD_KEY)
 
-    def take_the_notes_place() -> None:
+    def block_the_metadata() -> None:
         (folder / "authkey.id").mkdir()
         (folder / "authkey.id" / "full").write_text("")
 
     cleanup = world.cleanup(AUTHKEY_OUTPUT_PATH=str(folder / "authkey"))
     world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
-    world.clock.at(0.1, take_the_notes_place)
+    world.clock.at(0.1, block_the_metadata)
     with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
         cleanup.run()
     assert (folder / "authkey").read_text() == OLD_KEY
@@ -551,7 +620,7 @@ def test_a_key_that_cannot_be_written_is_expired_and_the_old_file_stays(world: W
     assert world.cloudflare.writes == []
 
 
-def test_a_key_that_can_neither_be_written_nor_expired_is_told(world: World, events: Events) -> None:
+def test_unwritten_key_that_cannot_be_expired_is_reported(world: World, events: Events) -> None:
     (world.key_file.parent / "authkey.id").mkdir()
     (world.key_file.parent / "authkey.id" / "full").write_text("")
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
@@ -560,16 +629,16 @@ def test_a_key_that_can_neither_be_written_nor_expired_is_told(world: World, eve
     assert len(named(events, "pre_auth_key.expire_failed")) == 1
 
 
-def test_an_older_key_file_is_replaced(world: World) -> None:
+def test_older_key_file_is_replaced(world: World) -> None:
     world.key_file.write_text(OLD_KEY)
     world.cleanup().run()
     assert world.key == world.headscale.keys[0].key
 
 
-# --- Asked to stop ------------------------------------------------------------------------------------
+# --- Stopping ----------------------------------------------------------------------------------------
 
 
-def test_a_stop_before_the_first_step_leaves_everything(world: World) -> None:
+def test_stop_before_the_first_change_changes_nothing(world: World) -> None:
     stop = StopAt(world.clock)
     stop.set()
     with pytest.raises(StoppedError):
@@ -577,7 +646,7 @@ def test_a_stop_before_the_first_step_leaves_everything(world: World) -> None:
     assert untouched(world)
 
 
-def test_a_stop_during_a_deletion_lets_no_key_be_made(world: World) -> None:
+def test_stop_during_a_deletion_creates_no_key(world: World) -> None:
     class StopOnceGone(StopAt):
         def is_set(self) -> bool:
             return not world.headscale.nodes
@@ -590,7 +659,7 @@ def test_a_stop_during_a_deletion_lets_no_key_be_made(world: World) -> None:
     assert world.key is None
 
 
-def test_a_stop_while_waiting_for_headscale_ends_the_wait(world: World) -> None:
+def test_stop_ends_the_wait_for_a_retry(world: World) -> None:
     stop = StopAt(world.clock)
     world.headscale.faults.add(faults.html(502), times=None)
     world.clock.at(10, stop.set)

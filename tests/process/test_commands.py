@@ -91,7 +91,7 @@ def test_a_dry_run_tells_a_person_what_it_looked_at_and_what_would_happen(pod: P
         f"  delete node 1 (hostname {NAME}, owner svc, registered by auth key, offline)",
         f"  delete A {NAME} -> 100.64.0.1",
         "lifecycle dns-watch would",
-        "Nothing was written anywhere.",
+        "Nothing was changed.",
     ):
         assert line in ended.out.splitlines()
     assert "\x1b" not in ended.out, "colours are for terminals"

@@ -1,4 +1,4 @@
-"""deploy/prune: Kubernetes takes it, and what it runs understands it."""
+"""deploy/prune is valid for Kubernetes and for the command that it runs."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ def container(documents: list[Document]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("version", ["1.25", NEWEST])
-def test_kubernetes_takes_it(documents: list[Document], version: str) -> None:
+def test_manifest_is_valid(documents: list[Document], version: str) -> None:
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_the_command_understands_its_arguments(container: dict[str, Any]) -> None:
+def test_arguments_are_valid(container: dict[str, Any]) -> None:
     options = arguments_of(container["args"])
     assert (options.command, options.yes, options.name) == ("prune", True, None)
 
 
-def test_it_has_time_for_both_looks(documents: list[Document]) -> None:
-    """Also where Headscale keeps each of them waiting as long as it may."""
+def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
     longest_s = OBSERVATION_S + 2 * HEADSCALE_RETRY_BUDGET.total_seconds()
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 
-def test_the_command_understands_its_settings(
+def test_settings_are_valid(
     documents: list[Document], container: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (settings,) = of_kind(documents, "ConfigMap")
@@ -55,12 +54,12 @@ def test_the_command_understands_its_settings(
     (mount,) = container["volumeMounts"]
     assert all(path.startswith(mount["mountPath"] + "/") for path in secrets.values())
     for name, value in settings["data"].items():
-        # The Secret's files are the cluster's; the rest is as it stands.
+        # The files of the Secret exist only in a cluster.
         monkeypatch.setenv(name.removesuffix("_FILE"), "a-token" if name in secrets else value)
     assert load(PruneSettings).prune_after.days == 7
 
 
-def test_it_meets_pod_security_restricted(documents: list[Document], container: dict[str, Any]) -> None:
+def test_pod_meets_the_restricted_standard(documents: list[Document], container: dict[str, Any]) -> None:
     (job,) = of_kind(documents, "CronJob")
     pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]

@@ -1,43 +1,43 @@
-"""Which services are gone for good, and which only look it."""
+"""Which workloads prune removes, and which it leaves alone."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Node, Record, RegisterMethod
-from lifecycle.prune.plan import PruneWorkload, confirmed, plan_gone, plan_named
-from tests.builders import ANN, NAME, NOW, SVC, a_node, a_record
+from lifecycle.prune.plan import Observation, PruneConfig, PruneWorkload, find_again, plan_prune
+from tests.builders import ANN, MARK, NAME, NOW, SVC, a_node, a_record
 
 AFTER = timedelta(days=7)
 LONG_AGO = NOW - timedelta(days=8)
-LATELY = NOW - timedelta(days=7)
+RECENTLY = NOW - timedelta(days=7)
 
-SOMEBODY_ONLINE = a_node(99, hostname="other.example.com")
+CONFIG = PruneConfig(name=None, domain="example.com", mark=MARK, tags=frozenset(), after=AFTER, limit=10)
+
+ONLINE_NODE = a_node(99, hostname="other.example.com")
+
+
+def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG) -> list[PruneWorkload]:
+    return plan_prune(Observation(SVC, tuple(nodes), tuple(records)), config=config, now=NOW)
 
 
 def gone(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[str, list[str]]]:
-    """What would be pruned: names, and ids of nodes."""
-    plan = plan_gone(
-        [a_record()] if records is None else records,
-        [SOMEBODY_ONLINE, *nodes],
-        domain="example.com",
-        user=SVC,
-        tags=frozenset(),
-        now=NOW,
-        after=AFTER,
-    )
-    return [(service.name, [node.id for node in service.nodes]) for service in plan]
+    """Return the names of the workloads that would be removed, and the ids of their nodes."""
+    workloads = plan([ONLINE_NODE, *nodes], [a_record()] if records is None else records)
+    return [(workload.name, [node.id for node in workload.nodes]) for workload in workloads]
 
 
 @pytest.mark.parametrize(
     ("nodes", "removed"),
     [
-        pytest.param([], [(NAME, [])], id="its-node-is-gone"),
+        pytest.param([], [(NAME, [])], id="node-is-gone"),
         pytest.param([a_node(online=False, last_seen=LONG_AGO)], [(NAME, ["1"])], id="offline-for-long"),
         pytest.param(
             [a_node(hostname="grafana", online=False, last_seen=LONG_AGO)],
@@ -49,10 +49,10 @@ def gone(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[s
             [(NAME, ["1", "2"])],
             id="several-offline-for-long",
         ),
-        pytest.param([a_node(hostname="x-" + NAME)], [(NAME, [])], id="only-a-longer-name-lives"),
+        pytest.param([a_node(hostname="x-" + NAME)], [(NAME, [])], id="only-a-longer-hostname-is-online"),
     ],
 )
-def test_gone_for_good(nodes: list[Node], removed: list[tuple[str, list[str]]]) -> None:
+def test_workload_that_is_gone_is_removed(nodes: list[Node], removed: list[tuple[str, list[str]]]) -> None:
     assert gone(nodes) == removed
 
 
@@ -60,86 +60,84 @@ def test_gone_for_good(nodes: list[Node], removed: list[tuple[str, list[str]]]) 
     "nodes",
     [
         pytest.param([a_node()], id="online"),
-        pytest.param([a_node(hostname="grafana")], id="online-under-the-short-hostname"),
-        pytest.param([a_node(hostname=NAME.upper())], id="online-in-capitals"),
-        pytest.param([a_node(online=False, last_seen=LATELY)], id="offline-for-exactly-the-limit"),
-        pytest.param([a_node(online=False, last_seen=None)], id="offline-since-nobody-knows-when"),
+        pytest.param([a_node(hostname="grafana")], id="online-with-the-short-hostname"),
+        pytest.param([a_node(hostname=NAME.upper())], id="online-in-upper-case"),
+        pytest.param([a_node(online=False, last_seen=RECENTLY)], id="offline-for-exactly-the-limit"),
+        pytest.param([a_node(online=False, last_seen=None)], id="offline-for-an-unknown-time"),
+        pytest.param([a_node(1, online=False, last_seen=LONG_AGO), a_node(2)], id="offline-node-beside-an-online-one"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], id="another-user's"),
         pytest.param(
-            [a_node(1, online=False, last_seen=LONG_AGO), a_node(2)], id="an-old-one-beside-the-one-that-lives"
-        ),
-        pytest.param([a_node(user=ANN, key_user=ANN)], id="the-service-of-another-user-of-the-same-owner"),
-        pytest.param(
-            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="offline-and-another-user's"
+            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="another-user's-and-offline"
         ),
         pytest.param(
-            [a_node(registered_by=RegisterMethod.CLI, online=False, last_seen=LONG_AGO)], id="registered-by-hand"
+            [a_node(registered_by=RegisterMethod.CLI, online=False, last_seen=LONG_AGO)], id="registered-by-CLI"
         ),
     ],
 )
-def test_it_may_live(nodes: list[Node]) -> None:
+def test_workload_that_may_be_alive_stays(nodes: list[Node]) -> None:
     assert gone(nodes) == []
 
 
 IN_ANOTHER_DOMAIN = [a_record(name="grafana.b.example.com")]
 
 
-def test_a_short_hostname_may_have_a_domain_that_prune_is_not_told() -> None:
+def test_short_hostname_may_belong_to_a_domain_that_prune_does_not_know() -> None:
     assert gone([a_node(hostname="grafana")], records=IN_ANOTHER_DOMAIN) == []
 
 
-def test_a_node_whose_record_is_not_surely_this_one_stays() -> None:
-    """It may be grafana.example.com's, of which nothing is known here."""
+def test_node_that_may_belong_to_another_record_stays() -> None:
+    """It may be the node of grafana.example.com, whose record is not in the list."""
     offline = a_node(hostname="grafana", online=False, last_seen=LONG_AGO)
     assert gone([offline], records=IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
 
 
 @pytest.mark.parametrize("others", [[], [a_node(98, hostname="other.example.com", online=False)]])
-def test_while_nobody_is_online_nothing_is_believed(others: list[Node]) -> None:
-    """After a restart of Headscale everybody is offline, with whatever moment they were last seen before."""
+def test_nothing_is_removed_while_no_node_is_online(others: list[Node]) -> None:
+    """After a restart of Headscale every node is offline, and `last_seen` can be old."""
     stale = a_node(online=False, last_seen=LONG_AGO)
-    plan = plan_gone(
-        [a_record()], [stale, *others], domain="example.com", user=SVC, tags=frozenset(), now=NOW, after=AFTER
-    )
-    assert plan == []
+    assert plan([stale, *others], [a_record()]) == []
 
 
-def test_a_node_without_a_record_is_never_removed() -> None:
+def test_node_without_a_record_is_never_removed() -> None:
     assert gone([a_node(online=False, last_seen=LONG_AGO)], records=[]) == []
 
 
 @pytest.mark.parametrize("name", [NAME, NAME.upper(), "grafana"])
-def test_a_named_service_goes_at_once(name: str) -> None:
+def test_named_workload_is_removed_whatever_its_state(name: str) -> None:
     other = a_record("b", name="redmine.example.com")
-    plan = plan_named(
-        [other, a_record()],
-        [a_node(1), a_node(2, user=ANN, key_user=ANN), a_node(3, hostname="redmine.example.com")],
-        name=name,
-        domain="example.com",
-        user=SVC,
-        tags=frozenset(),
-    )
-    assert [(service.name, [node.id for node in service.nodes]) for service in plan] == [(NAME, ["1"])]
+    nodes = [a_node(1), a_node(2, user=ANN, key_user=ANN), a_node(3, hostname="redmine.example.com")]
+    [workload] = plan(nodes, [other, a_record()], replace(CONFIG, name=name))
+    assert (workload.name, [node.id for node in workload.nodes]) == (NAME, ["1"])
 
 
-def test_only_what_two_looks_agree_on_is_confirmed() -> None:
-    stays = [a_record("a"), a_record("b", name="redmine.example.com"), a_record("c", name="wiki.example.com")]
-    stale = a_node(online=False, last_seen=LONG_AGO)
+def test_unknown_name_is_an_error() -> None:
+    with pytest.raises(LifecycleError, match="DNS_OWNER"):
+        plan([a_node()], [a_record()], replace(CONFIG, name="wiki"))
 
-    def look(records: list[Record], nodes: list[Node]) -> list[PruneWorkload]:
-        return plan_gone(
-            records,
-            [SOMEBODY_ONLINE, *nodes],
-            domain="example.com",
-            user=SVC,
-            tags=frozenset(),
-            now=NOW,
-            after=AFTER,
-        )
 
-    before = look(stays, [stale])
-    # Meanwhile grafana's node went, redmine's record was made anew, and wiki's stayed as it was.
-    after = look([a_record("a"), a_record("d", name="redmine.example.com"), stays[2]], [])
-    assert [service.name for service in confirmed(before, after)] == ["wiki.example.com"]
+STALE = a_node(online=False, last_seen=LONG_AGO)
+
+
+@pytest.mark.parametrize(
+    ("node", "record"),
+    [
+        pytest.param(None, a_record(), id="node-is-gone"),
+        pytest.param(replace(STALE, machine_key="mkey:another"), a_record(), id="id-was-assigned-to-another-machine"),
+        pytest.param(STALE, a_record("b"), id="another-record"),
+        pytest.param(STALE, a_record(content="100.64.0.77"), id="record-with-another-address"),
+    ],
+)
+def test_workload_that_changed_is_not_confirmed(node: Node | None, record: Record) -> None:
+    [planned] = plan([ONLINE_NODE, STALE], [a_record()])
+    later = plan([ONLINE_NODE, *([node] if node else [])], [record])
+    assert len(later) == 1
+    assert find_again(planned, later) is None
+
+
+def test_unchanged_workload_is_confirmed() -> None:
+    [planned] = plan([ONLINE_NODE, STALE], [a_record()])
+    [later] = plan([STALE, ONLINE_NODE], [a_record()])
+    assert find_again(planned, [later]) == later
 
 
 NODES = st.builds(
@@ -149,13 +147,13 @@ NODES = st.builds(
     user=st.sampled_from([SVC, ANN]),
     key_user=st.sampled_from([SVC, ANN]),
     online=st.booleans(),
-    last_seen=st.sampled_from([None, LATELY, LONG_AGO]),
+    last_seen=st.sampled_from([None, RECENTLY, LONG_AGO]),
     registered_by=st.sampled_from(list(RegisterMethod)),
 )
 
 
 @given(st.lists(NODES, max_size=8, unique_by=lambda node: node.id), st.randoms())
-def test_never_a_node_that_lives_or_is_not_ours(nodes: list[Node], source: random.Random) -> None:
+def test_node_that_is_alive_or_not_ours_is_never_removed(nodes: list[Node], source: random.Random) -> None:
     records = [a_record("a"), a_record("b", name="redmine.example.com")]
     planned = gone(nodes, records)
     by_id = {node.id: node for node in nodes}

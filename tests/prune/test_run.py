@@ -1,4 +1,4 @@
-"""`prune` against both services: what it removes, and when it refuses to."""
+"""prune against both upstreams: what it removes, and when it refuses."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def a_service(world: World, label: str, *, mark: str = MARK) -> int:
-    """A service of ours that runs: a node that is online, and its record; the node's id."""
+def a_workload(world: World, label: str, *, mark: str = MARK) -> int:
+    """Add an online node of ours and its record; return the id of the node."""
     node = world.headscale.add_node(f"{label}.example.com", user="svc")
     world.cloudflare.add_record(
         world.zone_id, type="A", name=f"{label}.example.com", content=node.address, ttl=60, comment=mark
@@ -44,14 +44,14 @@ def a_service(world: World, label: str, *, mark: str = MARK) -> int:
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
-    patience = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
+    budget = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
     return Prune(
         settings,
-        writers=world.writers(settings, retrying(patience=patience, stop=stop)),
+        writers=world.writers(settings, retrying(patience=budget, stop=stop)),
         name=name,
         now=world.clock.now,
         stop=stop,
-        renew_budget=patience.renew,
+        renew_budget=budget.renew,
     )
 
 
@@ -59,10 +59,10 @@ def names(world: World) -> list[str]:
     return sorted(record.name for record in world.cloudflare.records(world.zone_id))
 
 
-def test_what_has_been_gone_for_long_goes_and_the_rest_stays(world: World, events: list[dict[str, Any]]) -> None:
-    lives = a_service(world, "grafana")
-    gone = a_service(world, "redmine")
-    foreign = a_service(world, "wiki", mark="tailscale-lifecycle/1 other")
+def test_workload_that_is_gone_for_long_is_removed_and_others_stay(world: World, events: list[dict[str, Any]]) -> None:
+    lives = a_workload(world, "grafana")
+    gone = a_workload(world, "redmine")
+    foreign = a_workload(world, "wiki", mark="tailscale-lifecycle/1 other")
     bare = world.headscale.add_node("laptop", user="svc").id
     for node_id in (gone, foreign, bare):
         world.headscale.disconnect(node_id)
@@ -76,10 +76,10 @@ def test_what_has_been_gone_for_long_goes_and_the_rest_stays(world: World, event
     ]
 
 
-def test_it_looks_twice_some_time_apart(world: World) -> None:
-    """A node that comes back in between, as all do after a restart of Headscale, stays."""
-    lives = a_service(world, "grafana")
-    slow = a_service(world, "redmine")
+def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
+    """Every node comes back some time after a restart of Headscale."""
+    lives = a_workload(world, "grafana")
+    slow = a_workload(world, "redmine")
     world.headscale.disconnect(slow)
     world.clock.sleep(A_MONTH_S)
     world.clock.at(world.clock.elapsed_s + OBSERVATION_S / 2, lambda: world.headscale.connect(slow))
@@ -89,10 +89,9 @@ def test_it_looks_twice_some_time_apart(world: World) -> None:
     assert world.cloudflare.writes == []
 
 
-def test_it_looks_no_third_time(world: World) -> None:
-    """Who is offline at both looks is gone, whoever would have come after."""
-    a_service(world, "grafana")
-    late = a_service(world, "redmine")
+def test_wait_happens_once(world: World) -> None:
+    a_workload(world, "grafana")
+    late = a_workload(world, "redmine")
     world.headscale.disconnect(late)
     world.clock.sleep(A_MONTH_S)
     started = world.clock.elapsed_s
@@ -102,21 +101,21 @@ def test_it_looks_no_third_time(world: World) -> None:
     assert names(world) == ["grafana.example.com"]
 
 
-def test_a_restarted_headscale_loses_nothing(world: World) -> None:
+def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
     for label in ("grafana", "redmine"):
-        a_service(world, label)
+        a_workload(world, label)
     world.clock.sleep(A_MONTH_S)
     world.headscale.restart()
     prune(world).run()
     assert len(world.headscale.nodes) == len(names(world)) == 2
 
 
-def test_the_brake_gives_the_numbers_and_removes_nothing(world: World) -> None:
-    a_service(world, "grafana")
+def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
+    a_workload(world, "grafana")
     for number in range(3):
-        world.headscale.disconnect(a_service(world, f"gone-{number}"))
+        world.headscale.disconnect(a_workload(world, f"gone-{number}"))
     world.clock.sleep(A_MONTH_S)
-    with pytest.raises(PruneLimitError, match=r"3 services \(3 nodes, 3 records\).*PRUNE_MAX is 2"):
+    with pytest.raises(PruneLimitError, match=r"^3 .*PRUNE_MAX"):
         prune(world, PRUNE_MAX="2").run()
     assert len(world.headscale.nodes) == 4
     assert world.cloudflare.writes == []
@@ -124,9 +123,9 @@ def test_the_brake_gives_the_numbers_and_removes_nothing(world: World) -> None:
     assert names(world) == ["grafana.example.com"]
 
 
-def test_one_service_is_taken_down_at_once(world: World) -> None:
-    lives = a_service(world, "grafana")
-    a_service(world, "redmine")
+def test_named_workload_is_removed_without_waiting(world: World) -> None:
+    lives = a_workload(world, "grafana")
+    a_workload(world, "redmine")
     stop = StopAt(world.clock)
     prune(world, "redmine", stop=stop).run()
     assert [node.id for node in world.headscale.nodes] == [lives]
@@ -135,18 +134,18 @@ def test_one_service_is_taken_down_at_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["wiki", "nothing.example.com"])
-def test_a_name_without_our_mark_is_refused(world: World, name: str) -> None:
-    node_id = a_service(world, "wiki", mark="tailscale-lifecycle/1 other")
+def test_name_without_our_mark_is_refused(world: World, name: str) -> None:
+    node_id = a_workload(world, "wiki", mark="tailscale-lifecycle/1 other")
     with pytest.raises(LifecycleError, match="DNS_OWNER"):
         prune(world, name).run()
     assert world.headscale.node(node_id) is not None
     assert names(world) == ["wiki.example.com"]
 
 
-def test_what_was_interrupted_is_found_again(world: World) -> None:
-    """Nodes go first: after a failure the record is still there, and the next run goes on."""
-    a_service(world, "grafana")
-    world.headscale.disconnect(a_service(world, "redmine"))
+def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
+    """Nodes are deleted first, so that the record is still there for the next run."""
+    a_workload(world, "grafana")
+    world.headscale.disconnect(a_workload(world, "redmine"))
     world.clock.sleep(A_MONTH_S)
     world.cloudflare.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(ApiError):
@@ -156,7 +155,7 @@ def test_what_was_interrupted_is_found_again(world: World) -> None:
     assert names(world) == ["grafana.example.com"]
 
 
-# What is read: both services' lists, and each node once more before it is deleted.
+# Both lists are read before and after the wait, and each node directly before it is deleted.
 USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/", "/dns_records"
 
 FAULTS = [
@@ -183,29 +182,29 @@ FAULTS = [
     ),
 ]
 
-LOOKS = [
-    pytest.param(USERS, 0, id="users-at-the-first-look"),
-    pytest.param(NODES, 0, id="nodes-at-the-first-look"),
-    pytest.param(RECORDS, 0, id="records-at-the-first-look"),
-    pytest.param(USERS, 1, id="users-at-the-second-look"),
-    pytest.param(NODES, 1, id="nodes-at-the-second-look"),
-    pytest.param(RECORDS, 1, id="records-at-the-second-look"),
+READS = [
+    pytest.param(USERS, 0, id="users-before-the-wait"),
+    pytest.param(NODES, 0, id="nodes-before-the-wait"),
+    pytest.param(RECORDS, 0, id="records-before-the-wait"),
+    pytest.param(USERS, 1, id="users-after-the-wait"),
+    pytest.param(NODES, 1, id="nodes-after-the-wait"),
+    pytest.param(RECORDS, 1, id="records-after-the-wait"),
     pytest.param(ONE_NODE, 0, id="the-node-before-it-is-deleted"),
 ]
 
 
 def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """One service of ours that is gone for good, beside all that is none of ours; gives what of the others is there."""
-    a_service(world, "grafana")
-    gone = a_service(world, "redmine")
+    """Add a workload that is gone and things that are not ours; return a function that lists what is left of them."""
+    a_workload(world, "grafana")
+    gone = a_workload(world, "redmine")
     world.headscale.add_user("ann")
     others = [
         world.headscale.add_node("laptop", user="ann").id,
         world.headscale.add_node("vault.example.com", user="ann").id,
         world.headscale.add_node("bare.example.com", user="svc").id,
-        a_service(world, "wiki", mark="tailscale-lifecycle/1 other"),
-        a_service(world, "shop", mark=MARK.upper()),
-        a_service(world, "shadow", mark=""),
+        a_workload(world, "wiki", mark="tailscale-lifecycle/1 other"),
+        a_workload(world, "shop", mark=MARK.upper()),
+        a_workload(world, "shadow", mark=""),
     ]
     records = [
         world.add_record("100.64.0.99", name="vault.example.com", comment=MARK),
@@ -228,29 +227,29 @@ def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
 
 
 def writes(world: World) -> list[str]:
-    """What both services were asked to change."""
+    """Return the writing requests to both upstreams."""
     return [f"{write.method} {write.path}" for write in (*world.headscale.writes, *world.cloudflare.writes)]
 
 
-@pytest.mark.parametrize(("path", "after"), LOOKS)
+@pytest.mark.parametrize(("path", "after"), READS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_cannot_be_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
-    """And once it can be read, what is ours goes and nothing else."""
+def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
+    """The next run, which can read everything, removes only what is ours."""
     others = among_others(world)
     before = others()
-    asked = world.cloudflare if path is RECORDS else world.headscale
-    asked.faults.add(fault, path=path, after=after, times=None)
+    upstream = world.cloudflare if path is RECORDS else world.headscale
+    upstream.faults.add(fault, path=path, after=after, times=None)
     with pytest.raises(ApiError):
         prune(world).run()
     assert writes(world) == []
-    asked.faults.clear()
+    upstream.faults.clear()
     prune(world).run()
     assert "redmine.example.com" not in names(world)
     assert others() == before
     assert len(writes(world)) == 2
 
 
-@pytest.mark.parametrize("after", [pytest.param(0, id="at-the-first-look"), pytest.param(1, id="at-the-second-look")])
+@pytest.mark.parametrize("after", [pytest.param(0, id="before-the-wait"), pytest.param(1, id="after-the-wait")])
 @pytest.mark.parametrize(
     ("path", "answer"),
     [
@@ -263,13 +262,13 @@ def test_what_cannot_be_read_removes_nothing(world: World, fault: Fault, path: s
         pytest.param(USERS, {"users": []}, id="no-users"),
     ],
 )
-def test_an_empty_list_removes_nothing(world: World, path: str, answer: dict[str, Any], after: int) -> None:
-    """A Headscale with a new database has no nodes; a token for another zone sees no records."""
+def test_empty_list_removes_nothing(world: World, path: str, answer: dict[str, Any], after: int) -> None:
+    """A Headscale with a new database has no nodes. A token for another zone sees no records."""
     among_others(world)
-    asked = world.cloudflare if path is RECORDS else world.headscale
-    asked.faults.add(faults.answer(200, json.dumps(answer)), path=path, after=after, times=None)
+    upstream = world.cloudflare if path is RECORDS else world.headscale
+    upstream.faults.add(faults.answer(200, json.dumps(answer)), path=path, after=after, times=None)
     if path is USERS:
-        with pytest.raises(LifecycleError, match="no user"):
+        with pytest.raises(LifecycleError, match="users create"):
             prune(world).run()
     else:
         prune(world).run()
@@ -285,10 +284,10 @@ def test_an_empty_list_removes_nothing(world: World, path: str, answer: dict[str
         pytest.param("DELETE", ONE_NODE, 0, id="the-deletion"),
     ],
 )
-def test_a_passing_trouble_after_the_wait_is_waited_out(
+def test_temporary_failure_after_the_wait_is_retried(
     world: World, events: list[dict[str, Any]], method: str, path: str, after: int
 ) -> None:
-    """The wait between the looks is longer than the patience of the first: the second has its own."""
+    """The wait is longer than the retry budget, which starts again after it."""
     others = among_others(world)
     before = others()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
@@ -298,7 +297,7 @@ def test_a_passing_trouble_after_the_wait_is_waited_out(
     assert others() == before
 
 
-def test_a_headscale_that_stays_down_at_the_second_look_is_given_up(world: World) -> None:
+def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
     among_others(world)
     started = world.clock.elapsed_s
     world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
@@ -311,16 +310,14 @@ def test_a_headscale_that_stays_down_at_the_second_look_is_given_up(world: World
 @pytest.mark.parametrize(
     ("type_", "content", "mark"),
     [
-        pytest.param("TXT", "a note", MARK, id="no-address"),
-        pytest.param("A", "100.64.0.99", MARK.upper(), id="another-owner's-by-its-case"),
+        pytest.param("TXT", "a note", MARK, id="TXT"),
+        pytest.param("A", "100.64.0.99", MARK.upper(), id="mark-in-upper-case"),
     ],
 )
 @pytest.mark.parametrize("name", [None, "redmine"])
-def test_a_record_that_only_looks_ours_stays(
-    world: World, type_: str, content: str, mark: str, name: str | None
-) -> None:
-    """Cloudflare finds both by our mark, and no node bears their name any more."""
-    a_service(world, "grafana")
+def test_record_that_resembles_ours_stays(world: World, type_: str, content: str, mark: str, name: str | None) -> None:
+    """Cloudflare returns both for our mark, and no node has their name."""
+    a_workload(world, "grafana")
     world.add_record(content, name="redmine.example.com", type_=type_, comment=mark)
     if name is None:
         prune(world).run()
@@ -332,7 +329,7 @@ def test_a_record_that_only_looks_ours_stays(
 
 
 def just_before(world: World, path: str, action: Callable[[], object]) -> None:
-    """Let something happen once, right before a request for this path is answered."""
+    """Run an action once, directly before the upstream handles a request for this path."""
     due = [action]
 
     def between(upstream: Upstream) -> Handler:
@@ -350,19 +347,23 @@ def just_before(world: World, path: str, action: Callable[[], object]) -> None:
     ("name", "comes_back"),
     [
         pytest.param(None, True, id="came-back"),
-        pytest.param(None, False, id="given-to-somebody-else"),
-        pytest.param("redmine", False, id="named-and-given-to-somebody-else"),
+        pytest.param(None, False, id="moved-to-another-user"),
+        pytest.param("redmine", False, id="named-and-moved-to-another-user"),
     ],
 )
-def test_a_node_that_changed_since_the_second_look_stays(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str | None, comes_back: bool
+def test_node_that_changed_directly_before_its_deletion_stays(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    events: list[dict[str, Any]],
+    name: str | None,
+    comes_back: bool,
 ) -> None:
-    """And its record with it; the error tells."""
-    # The last release that gives a node to another user.
+    """Its record stays, too."""
+    # The last release that can move a node to another user.
     world = World(monkeypatch, tmp_path, "0.27.1")
     world.headscale.add_user("ann")
-    a_service(world, "grafana")
-    node_id = a_service(world, "redmine")
+    a_workload(world, "grafana")
+    node_id = a_workload(world, "redmine")
     world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
     just_before(
@@ -370,27 +371,99 @@ def test_a_node_that_changed_since_the_second_look_stays(
         f"/api/v1/node/{node_id}",
         lambda: world.headscale.connect(node_id) if comes_back else world.headscale.move_node(node_id, "ann"),
     )
-    with pytest.raises(ConflictError, match=f"node {node_id} is no longer ours; it was not deleted"):
+    if name is None:
         prune(world, name).run()
+        assert [event["workload"] for event in named(events, "workload.skipped")] == ["redmine.example.com"]
+    else:
+        with pytest.raises(ConflictError, match=f"node {node_id}"):
+            prune(world, name).run()
     assert world.headscale.node(node_id) is not None
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
     assert writes(world) == []
 
 
-def test_asked_to_stop_while_it_looks_it_removes_nothing(world: World) -> None:
-    world.headscale.disconnect(a_service(world, "redmine"))
-    a_service(world, "grafana")
+def hand_over(world: World) -> None:
+    """Another owner takes over the record of redmine."""
+    [record] = world.cloudflare.records(world.zone_id, "redmine.example.com")
+    world.cloudflare.change_record(record.id, comment="tailscale-lifecycle/1 other")
+
+
+def repoint(world: World) -> None:
+    """A new pod of the workload registers and publishes its address."""
+    [record] = world.cloudflare.records(world.zone_id, "redmine.example.com")
+    node = world.headscale.add_node("redmine.example.com", user="svc")
+    world.cloudflare.change_record(record.id, content=node.address)
+
+
+@pytest.mark.parametrize("change", [hand_over, repoint])
+@pytest.mark.parametrize("name", [None, "redmine"])
+def test_record_that_changes_while_nodes_are_deleted_stays(
+    world: World, name: str | None, change: Callable[[World], None]
+) -> None:
+    a_workload(world, "grafana")
+    node_id = a_workload(world, "redmine")
+    world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+    just_before(world, f"/api/v1/node/{node_id}", lambda: change(world))
+    if name is None:
+        prune(world).run()
+    else:
+        with pytest.raises(ConflictError, match=r"redmine\.example\.com"):
+            prune(world, name).run()
+    assert world.headscale.node(node_id) is None
+    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert world.cloudflare.writes == []
+
+
+@pytest.mark.parametrize("change", [hand_over, repoint])
+def test_workload_that_changes_while_another_is_removed_stays(world: World, change: Callable[[World], None]) -> None:
+    a_workload(world, "grafana")
+    first, second = a_workload(world, "gitea"), a_workload(world, "redmine")
+    for node_id in (first, second):
+        world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+    just_before(world, f"/api/v1/node/{first}", lambda: change(world))
+    prune(world).run()
+    assert world.headscale.node(first) is None
+    assert world.headscale.node(second) is not None
+    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+
+
+def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
+    """Headscale's database is restored during the wait, and another offline machine of the name gets the id."""
+    lives = a_workload(world, "grafana")
+    backup = world.headscale.backup()
+    node_id = a_workload(world, "redmine")
+    world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+
+    def restore() -> None:
+        world.headscale.restore(backup)
+        world.headscale.connect(lives)
+        assert world.headscale.add_node("redmine.example.com", user="svc").id == node_id
+        world.headscale.disconnect(node_id)
+
+    world.clock.at(world.clock.elapsed_s + 1, restore)
+    prune(world, PRUNE_AFTER="1s").run()
+    assert world.headscale.node(node_id) is not None
+    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert writes(world) == []
+
+
+def test_stop_during_the_wait_removes_nothing(world: World) -> None:
+    world.headscale.disconnect(a_workload(world, "redmine"))
+    a_workload(world, "grafana")
     world.clock.sleep(A_MONTH_S)
     with pytest.raises(StoppedError):
         prune(world, stop=StopAt(world.clock, world.clock.elapsed_s)).run()
     assert len(world.headscale.nodes) == 2
 
 
-def test_an_owner_has_to_be_named(world: World) -> None:
+def test_dns_owner_is_required(world: World) -> None:
     with pytest.raises(ConfigError, match="DNS_OWNER: is required"):
         world.settings(PruneSettings, DNS_OWNER="")
 
 
-def test_it_works_in_a_pod_of_any_name(world: World) -> None:
+def test_pod_name_does_not_matter(world: World) -> None:
     settings = world.settings(PruneSettings, DNS_OWNER=OWNER, HOSTNAME="prune-28391-x7k2p")
     assert settings.mark == MARK

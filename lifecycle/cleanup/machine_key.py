@@ -1,0 +1,44 @@
+"""Derive the public machine key, which Headscale shows, from the private one in tailscale's state."""
+
+from __future__ import annotations
+
+import re
+
+_PRIVATE_KEY = re.compile(r"privkey:([0-9a-f]{64})", re.ASCII)
+
+# Source: RFC 7748, X25519.
+_PRIME = 2**255 - 19
+_A24 = 121665
+_BASE_POINT = 9
+
+
+def public_machine_key(private: bytes) -> str | None:
+    """Return the key in Headscale's notation; None if the private key is not in tailscale's notation."""
+    match = _PRIVATE_KEY.fullmatch(private.decode(errors="replace").strip())
+    if match is None:
+        return None
+    return f"mkey:{_x25519(bytes.fromhex(match[1])).hex()}"
+
+
+def _x25519(scalar: bytes) -> bytes:
+    """Multiply the base point. It need not run in constant time: no other party observes how long it takes."""
+    clamped = bytearray(scalar)
+    clamped[0] &= 248
+    clamped[31] = (clamped[31] & 127) | 64
+    number = int.from_bytes(clamped, "little")
+    x2, z2, x3, z3 = 1, 0, _BASE_POINT, 1
+    swapped = 0
+    for position in range(254, -1, -1):
+        bit = (number >> position) & 1
+        if swapped ^ bit:
+            x2, z2, x3, z3 = x3, z3, x2, z2
+        swapped = bit
+        total, difference = (x2 + z2) % _PRIME, (x2 - z2) % _PRIME
+        squared, squared_difference = total * total % _PRIME, difference * difference % _PRIME
+        spread = (squared - squared_difference) % _PRIME
+        crossed, crossed_other = (x3 - z3) * total % _PRIME, (x3 + z3) * difference % _PRIME
+        x3, z3 = (crossed + crossed_other) ** 2 % _PRIME, _BASE_POINT * (crossed - crossed_other) ** 2 % _PRIME
+        x2, z2 = squared * squared_difference % _PRIME, spread * (squared + _A24 * spread) % _PRIME
+    if swapped:
+        x2, z2 = x3, z3
+    return (x2 * pow(z2, _PRIME - 2, _PRIME) % _PRIME).to_bytes(32, "little")

@@ -1,0 +1,35 @@
+"""Read everything that prune's plan needs; nothing is changed."""
+
+from __future__ import annotations
+
+from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.headscale.reader import HeadscaleReader
+from lifecycle.domain.ownership import choose_user, is_marked
+from lifecycle.prune.plan import Observation, PruneConfig
+from lifecycle.settings.models import PruneSettings
+
+
+def prune_config(settings: PruneSettings, *, name: str | None) -> PruneConfig:
+    """Return the settings as a value that pure functions can take."""
+    return PruneConfig(
+        name=name,
+        domain=settings.domain_name,
+        mark=settings.mark,
+        tags=settings.authkey_tags,
+        after=settings.prune_after,
+        limit=settings.prune_max,
+    )
+
+
+def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
+    """Read Headscale, then Cloudflare.
+
+    Raises:
+        ApiError: one of them could not be read.
+        UserError: our Headscale user cannot be determined.
+    """
+    user = choose_user(headscale.users(), settings.headscale_user)
+    nodes = tuple(headscale.nodes())
+    mark = settings.mark
+    records = tuple(record for record in cloudflare.records_commented(mark) if is_marked(record, mark))
+    return Observation(user, nodes, records)
