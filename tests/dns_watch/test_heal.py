@@ -103,6 +103,31 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+def test_a_node_whose_id_was_given_to_another_machine_is_lost_and_comes_back(
+    world: World, tmp_path: Path, events: list[Any], kernel: bool
+) -> None:
+    """The database was restored from a backup, and another machine registered before this pod did."""
+    backup = world.headscale.backup()
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod.start()
+    pod.run(30)
+    old_id, old_key = pod.node_id, pod.key
+    world.headscale.restore(backup)
+    other = world.headscale.add_node("printer", user="svc", registered_by="cli")
+    assert other.id == old_id
+
+    pod.run(130)
+    assert pod.nodez == ("gone", True)
+    assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
+    assert pod.key != old_key
+    pod.join()
+    pod.run(60)
+    assert pod.nodez == ("registered", False)
+    assert published(world) == [pod.address] != [other.address]
+    assert [node.name for node in world.headscale.nodes] == ["laptop", "printer", NAME]
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 def test_an_expired_node_comes_back_as_itself(
     any_world: World, tmp_path: Path, events: list[Any], kernel: bool
 ) -> None:
