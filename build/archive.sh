@@ -1,60 +1,61 @@
 # shellcheck shell=sh
-# What build.sh and import.sh both know: the image's one name, what a sound archive is, how to say what went wrong.
+# Shared by build.sh and import.sh: the image's name, messages, and verification of an archive.
 
-# "localhost/" keeps every runtime from looking for it at a registry; kubelet and containerd compare it exactly.
+# No container runtime pulls names that start with "localhost/". The kubelet and containerd need exactly this name.
 IMAGE=localhost/tailscale-lifecycle:latest
 : "${ARCHIVE:=/var/lib/tailscale-lifecycle-image.tar}"
 : "${TERMINATION_LOG:=/dev/termination-log}"
 
-say() {
+log() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2
 }
 
-# Say it where "kubectl describe pod" shows it, too; Kubernetes keeps 4096 bytes.
+# Log an error, write it to the termination log, which "kubectl describe pod" shows, and exit.
 fail() {
-    say "$*"
+    log "$*"
     if [ -w "$TERMINATION_LOG" ]; then
+        # Kubernetes truncates the message at 4096 bytes.
         printf '%s\n' "$*" | tail -c 4000 >"$TERMINATION_LOG"
     fi
     exit 1
 }
 
-# The digests that a piece of JSON refers to, in hexadecimal, one a line and in its order: digests FILE
+# Print the digests in a JSON file, in hexadecimal, one on a line, in their order: digests FILE
 digests() {
     grep -o '"digest":"sha256:[0-9a-f]*"' "$1" | sed 's/.*:\([0-9a-f]*\)"/\1/'
 }
 
-# Unpack an archive and look at all of it: open_archive FILE FOLDER
-# True: it holds one image under exactly our name, and each part of it is what its digest says; then $manifest and
-# $config are the digests. False: $refused says why. A digest is checked here because a runtime notices some damage
-# only when it has already given the name away.
-# shellcheck disable=SC2034 # the scripts that read this file use $config and $refused
+# Unpack and verify an archive: open_archive FILE FOLDER
+# If FILE contains exactly one image, named $IMAGE, and all parts match their digests, $manifest and $config are set to
+# the digests. Otherwise the status is 1 and $invalid is the reason. The digests are verified here because a container
+# runtime can move the name to a damaged image before it detects the damage.
+# shellcheck disable=SC2034 # build.sh and import.sh use $config and $invalid
 open_archive() {
-    manifest='' config='' refused=''
+    manifest='' config='' invalid=''
     rm -rf "$2"
     mkdir -p "$2"
     if ! tar -xf "$1" -C "$2" 2>/dev/null || ! [ -f "$2/index.json" ]; then
-        refused="$1 is cut short or no image archive"
+        invalid="$1 is truncated or is not an image archive"
         return 1
     fi
-    # containerd, too, goes by its own annotation where there is one: docker puts only the tag into the other.
+    # containerd prefers its own annotation. docker writes the full name there and only the tag into the OCI annotation.
     names=$(grep -o '"io.containerd.image.name":"[^"]*"' "$2/index.json" ||
         grep -o '"org.opencontainers.image.ref.name":"[^"]*"' "$2/index.json" || true)
     names=$(printf %s "$names" | cut -d '"' -f 4)
     if [ "$names" != "$IMAGE" ]; then
-        refused="$1 holds \"$names\", not $IMAGE"
+        invalid="$1 contains \"$names\", expected $IMAGE"
         return 1
     fi
     manifest=$(digests "$2/index.json")
     if ! [ -f "$2/blobs/sha256/$manifest" ]; then
-        refused="$1 lacks its manifest"
+        invalid="$1 has no manifest"
         return 1
     fi
-    # A manifest names its configuration first, then the layers.
+    # In a manifest, the digest of the configuration comes before those of the layers.
     config=$(digests "$2/blobs/sha256/$manifest" | head -n 1)
     { printf '%s\n' "$manifest" && digests "$2/blobs/sha256/$manifest"; } | sed 's/.*/&  &/' >"$2/sums"
     if ! (cd "$2/blobs/sha256" && sha256sum -c "$2/sums" >/dev/null 2>&1); then
-        refused="$1 is damaged: a part of it is missing or not what its digest says"
+        invalid="$1 is damaged: a part is missing or does not match its digest"
         return 1
     fi
 }

@@ -1,4 +1,4 @@
-"""Compile what the commands import, and nothing else: the rest would triple the image's size."""
+"""Compile the modules that the commands import. Compiling all modules would triple the size of the image."""
 
 import ast
 import importlib
@@ -12,23 +12,23 @@ from pathlib import Path
 
 import lifecycle
 
-NOBODY = "http://127.0.0.1:9"
-"""The discard port, where nothing listens."""
+UNREACHABLE = "http://127.0.0.1:9"
+"""The discard port, on which nothing listens during a build."""
 
 KUBECONFIG = f"""
 apiVersion: v1
 kind: Config
-current-context: nobody
-contexts: [{{name: nobody, context: {{cluster: nobody, user: nobody}}}}]
-clusters: [{{name: nobody, cluster: {{server: "{NOBODY}"}}}}]
-users: [{{name: nobody, user: {{token: none}}}}]
+current-context: build
+contexts: [{{name: build, context: {{cluster: build, user: build}}}}]
+clusters: [{{name: build, cluster: {{server: "{UNREACHABLE}"}}}}]
+users: [{{name: build, user: {{token: none}}}}]
 """
 
 SETTINGS = {
     "CLOUDFLARE_API_TOKEN": "none",
-    "CLOUDFLARE_API_URL": NOBODY,
+    "CLOUDFLARE_API_URL": UNREACHABLE,
     "DOMAIN_NAME": "example.com",
-    "TS_HOSTNAME": "rehearsal",
+    "TS_HOSTNAME": "build",
 }
 
 DRY_RUN = """
@@ -42,7 +42,7 @@ sys.exit(status)
 
 
 def imported_modules() -> list[str]:
-    """Names that the package imports anywhere, also inside functions, where slow imports wait until needed."""
+    """Return the names of all modules that the package imports, also inside functions."""
     names: set[str] = set()
     for module in pkgutil.walk_packages(lifecycle.__path__, "lifecycle."):
         names.add(module.name)
@@ -57,31 +57,31 @@ def imported_modules() -> list[str]:
     return sorted(names)
 
 
-def rehearsed(**settings: str) -> set[str]:
-    """Files that are loaded by the time of the first request, where libraries import what they did not at first.
+def loaded_files(**settings: str) -> set[str]:
+    """Return the files that a dry run loads: libraries import some modules only for their first request.
 
-    Nobody answers and nothing is written; a process of its own, since some settings are read only once.
+    The upstreams are unreachable. Each dry run is a process, because some settings are read only once.
     """
-    done = subprocess.run(  # noqa: S603 - our own interpreter
+    done = subprocess.run(  # noqa: S603 - a fixed command
         [sys.executable, "-c", DRY_RUN], env=SETTINGS | settings, text=True, stdout=subprocess.PIPE, check=False
     )
     if done.returncode != 1:
-        sys.exit(f"a dry run was to end for want of an answer (1), and ended with {done.returncode}")
+        sys.exit(f"a dry run without upstreams exited with {done.returncode}, expected 1")
     return set(done.stdout.splitlines())
 
 
 def main() -> None:
-    """Import and rehearse all of it, then compile what that has loaded."""
+    """Import all modules, run the dry runs, and compile every file that was loaded."""
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(KUBECONFIG)
         file.flush()
-        files = rehearsed(HEADSCALE_URL=NOBODY, HEADSCALE_API_KEY="none")
-        files |= rehearsed(HEADSCALE_ACCESS="exec", KUBECONFIG=file.name)
+        files = loaded_files(HEADSCALE_URL=UNREACHABLE, HEADSCALE_API_KEY="none")
+        files |= loaded_files(HEADSCALE_ACCESS="exec", KUBECONFIG=file.name)
     for name in imported_modules():
         importlib.import_module(name)
     files |= {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
     for source in sorted(file for file in files if file.startswith("/") and file.endswith(".py")):
-        # By hash and unchecked: a source's time of change may be set anew when the layer is made.
+        # Not by modification time: the builder can change it when it creates the layer.
         py_compile.compile(source, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 

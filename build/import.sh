@@ -1,12 +1,12 @@
 #!/bin/sh
 # Usage: import.sh [check]
-# Import ARCHIVE into this node's containerd, pin it, and look again every CHECK_INTERVAL seconds for as long as we run;
-# with "check", only say whether the archive's image is there: whole, pinned and under its exact name.
+# Import ARCHIVE into the containerd of this cluster node, pin the image, and repair both every CHECK_INTERVAL seconds.
+# With "check": exit 0 if the image of the archive is complete, pinned and has its exact name.
 #
-# ARCHIVE               what build.sh saved
-# CONTAINERD_ADDRESS    containerd's socket; unset = k3s' where there is one, else containerd's own place
+# ARCHIVE               the file that build.sh saved
+# CONTAINERD_ADDRESS    containerd's socket; if empty, that of k3s if it exists, else containerd's default
 # CHECK_INTERVAL        seconds, greater than 0
-# STATE                 a folder for the archive's parts while it is looked at, and for what was imported last
+# STATE                 a folder for the unpacked archive and the digest of the image
 set -eu
 # shellcheck source=build/archive.sh
 . "$(dirname "$0")/archive.sh"
@@ -14,14 +14,14 @@ set -eu
 : "${CHECK_INTERVAL:=30}"
 : "${STATE:=/tmp}"
 PIN=io.cri-containerd.pinned=pinned
-# What it is called until it has proved to be whole.
+# The name of an image that is not verified yet.
 NEXT=localhost/tailscale-lifecycle:next
-# After a failed import: looks until the next try, and how many there were before the last one.
-looks_left=0
-looks_before=1
+# Backoff after a failed import: checks to skip before the next attempt, and the length of the last backoff.
+skip=0
+backoff=1
 
 if [ -z "${CONTAINERD_ADDRESS-}" ]; then
-    # k3s first: where it runs, another containerd beside it is that of somebody's Docker.
+    # k3s first: on a k3s node, the default socket can belong to the containerd of a Docker.
     CONTAINERD_ADDRESS=/run/k3s/containerd/containerd.sock
     if ! [ -S "$CONTAINERD_ADDRESS" ]; then
         CONTAINERD_ADDRESS=/run/containerd/containerd.sock
@@ -29,110 +29,108 @@ if [ -z "${CONTAINERD_ADDRESS-}" ]; then
 fi
 export CONTAINERD_ADDRESS
 
-# Kubernetes sees the images of this namespace and no others.
+# Kubernetes uses only the images of the namespace k8s.io.
 images() {
     ctr --namespace k8s.io --connect-timeout 2s --timeout 2m images "$@"
 }
 
-# The digest a name stands for, without "sha256:"; nothing when there is no such name: digest_of NAME
+# Print the digest of a name, without "sha256:", or nothing if the name does not exist: digest_of NAME
 digest_of() {
     images ls "name==$1" | awk -v name="$1" '$1 == name { sub("sha256:", "", $3); print $3 }'
 }
 
-# True when the name stands for an image that is all there and unpacked: whole NAME
-whole() {
-    images check "name==$1" | awk -v name="$1" '$1 == name && / complete / && $NF == "true" { found = 1 } END { exit !found }'
+# Succeed if all parts of an image exist and are unpacked: is_complete NAME
+is_complete() {
+    images check "name==$1" |
+        awk -v name="$1" '$1 == name && / complete / && $NF == "true" { found = 1 } END { exit !found }'
 }
 
-pinned() {
+is_pinned() {
     images ls "name==$IMAGE" | grep -qF "$PIN"
 }
 
-pin() {
-    images label "$IMAGE" "$PIN" >/dev/null && pinned
+# Succeed if the image has the digest of the archive and is complete.
+is_imported() {
+    [ -f "$STATE/wanted" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/wanted")" ] && is_complete "$IMAGE"
 }
 
-# True when the image of the archive, as we last saw it, is what the name stands for.
-there() {
-    [ -f "$STATE/wanted" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/wanted")" ] && whole "$IMAGE"
-}
-
-# Import the archive, and give the name to its image only when that has proved to be whole under another: a runtime
-# gives a name away before it unpacks what it names.
-import() {
-    # containerd 2's other way of importing drops the labels of a name that is there already, the pin among them.
+# Import the archive as $NEXT first, because containerd moves a name before it unpacks the image.
+# An image that cannot be unpacked must not replace the one that pods use.
+import_archive() {
+    # Without --local, containerd 2 drops the labels of an existing name, and with them the pin.
     local_flag=''
     if images import --help | grep -q -- '--local'; then
         local_flag=--local
     fi
     sed -i "s|\"$IMAGE\"|\"$NEXT\"|" "$STATE/archive/index.json" &&
         tar -cf - -C "$STATE/archive" blobs index.json oci-layout | images import $local_flag - >&2 &&
-        whole "$NEXT" && images import $local_flag "$ARCHIVE" >&2 && there
+        is_complete "$NEXT" && images import $local_flag "$ARCHIVE" >&2 && is_imported
 }
 
-# What is there is what pods run, whatever the archive is: it stays, and stays pinned.
-guard() {
-    if ! pinned && whole "$IMAGE"; then
-        say "pinning $IMAGE"
-        pin
-    fi
-    # Not needed any more; also what an import left there that was cut off.
-    if [ -n "$(digest_of "$NEXT")" ]; then
-        images rm "$NEXT" >/dev/null
-    fi
-}
-
-# Import the archive unless its image is there.
-bring() {
-    if there; then
+# Import the archive if its image is missing or incomplete.
+import_if_missing() {
+    if is_imported; then
         return
     fi
-    if [ "$looks_left" -gt 0 ]; then
-        looks_left=$((looks_left - 1))
+    if [ "$skip" -gt 0 ]; then
+        skip=$((skip - 1))
         return 1
     fi
     if ! open_archive "$ARCHIVE" "$STATE/archive"; then
-        say "refused: $refused; delete this pod to build the image again"
+        log "not importing: $invalid. Delete this pod to build the image again"
         return 1
     fi
     printf '%s\n' "$manifest" >"$STATE/wanted"
-    if there; then
+    if is_imported; then
         return
     fi
-    say "importing $IMAGE, sha256:$manifest"
-    if ! import; then
-        # For good or for now, as on a full disk; nobody can tell, so each time it takes longer until we try again.
-        [ "$looks_before" -ge 32 ] || looks_before=$((looks_before * 2))
-        looks_left=$looks_before
-        say "the import failed, and what was there stays; trying again after $looks_left looks"
+    log "importing $IMAGE, sha256:$manifest"
+    if ! import_archive; then
+        # The cause can be permanent, or temporary such as a full disk. Each attempt reads and writes the whole image.
+        [ "$backoff" -ge 32 ] || backoff=$((backoff * 2))
+        skip=$backoff
+        log "the import failed and the existing image was kept; skipping $skip checks before the next attempt"
         return 1
     fi
-    looks_before=1
+    backoff=1
 }
 
-# One look, and what it takes to make it right.
-ensure() {
-    # No answer is not "no such image".
+# Pin the image even if it is not that of the archive: pods use it.
+pin() {
+    if ! is_pinned && is_complete "$IMAGE"; then
+        log "pinning $IMAGE"
+        images label "$IMAGE" "$PIN" >/dev/null && is_pinned
+    fi
+}
+
+# Compare containerd with the archive, and repair what differs.
+reconcile() {
+    # If containerd does not respond, nothing is known about its images.
     if ! images ls -q >/dev/null; then
-        say "containerd does not answer at $CONTAINERD_ADDRESS"
+        log "containerd does not respond at $CONTAINERD_ADDRESS"
         return 1
     fi
     status=0
-    bring || status=1
+    import_if_missing || status=1
     rm -rf "$STATE/archive"
-    guard && return "$status"
+    pin || status=1
+    # The image has its final name now. An interrupted import can have left this name, too.
+    if [ -n "$(digest_of "$NEXT")" ]; then
+        images rm "$NEXT" >/dev/null || status=1
+    fi
+    return "$status"
 }
 
 if [ "${1-}" = check ]; then
-    there && pinned
+    is_imported && is_pinned
     exit
 fi
 
-# Not ready until this archive has been looked at.
+# The pod is not ready until this archive has been read.
 rm -f "$STATE/wanted"
 trap 'exit 0' INT TERM
 while :; do
-    ensure || say "looking again in ${CHECK_INTERVAL}s"
+    reconcile || log "retrying in ${CHECK_INTERVAL}s"
     sleep "$CHECK_INTERVAL" &
     wait $! || true
 done

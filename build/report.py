@@ -1,4 +1,4 @@
-"""Say how large the image is, and how long it takes to start and to find that there is nothing to build."""
+"""Print the size of the image, its start-up time, and the duration of a build without changes."""
 
 import json
 import subprocess
@@ -24,15 +24,15 @@ print(statistics.median(once() for _ in range({RUNS})))
 
 
 def read_json(archive: tarfile.TarFile, name: str) -> Any:
-    """One file of an OCI archive."""
+    """Read one JSON file of an OCI archive."""
     file = archive.extractfile(name)
     if file is None:
-        sys.exit(f"{name} is no file")
+        sys.exit(f"the archive has no file {name}")
     return json.load(file)
 
 
 def layers(path: str) -> list[int]:
-    """Compressed sizes of the image's layers, in bytes, the lowest first."""
+    """Return the compressed sizes of the layers in bytes, the lowest layer first."""
     with tarfile.open(path) as archive:
         digest = read_json(archive, "index.json")["manifests"][0]["digest"]
         manifest = read_json(archive, "blobs/" + digest.replace(":", "/"))
@@ -40,20 +40,20 @@ def layers(path: str) -> list[int]:
 
 
 def output(*command: str) -> str:
-    """What a command prints, without the newline at its end."""
-    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()  # noqa: S603 - ours
+    """Run a command and return its output without the last newline."""
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()  # noqa: S603 - fixed commands
 
 
 def start_inside_s(archive: str, builder: str) -> float:
-    """Seconds that `lifecycle --version` takes in a container, without those that the container takes."""
+    """Return the seconds that `lifecycle --version` takes in a container, without starting the container."""
     measure = ["/opt/lifecycle/bin/python", "-c", MEASURE, "/opt/lifecycle/bin/lifecycle"]
-    # Out of the archive: an archive that is there already may be all that there is of the image.
+    # If the archive was up to date, nothing was built, and the builder may not have the image.
     image = f"oci-archive:{archive}"
     if builder == "docker":
         output("docker", "load", "--quiet", "--input", archive)
         image = IMAGE
     if builder != "buildah":
-        # Limits that any machine can give; the builder's own are higher than some allow.
+        # The default limits of podman exceed what some machines allow.
         limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
         return float(output(builder, "run", "--rm", *limits, "--entrypoint", measure[0], image, *measure[1:]))
     container = output("buildah", "from", "--quiet", image)
@@ -64,25 +64,25 @@ def start_inside_s(archive: str, builder: str) -> float:
 
 
 def start_outside_s() -> float:
-    """Seconds that it takes in .venv."""
+    """Return the seconds that `lifecycle --version` takes in .venv."""
     return float(output(str(ROOT / ".venv/bin/python"), "-c", MEASURE, str(ROOT / ".venv/bin/lifecycle")))
 
 
-def no_op_s() -> float:
-    """Seconds until build.sh has seen that the archive is made from these sources."""
+def no_change_s() -> float:
+    """Return the seconds that build.sh takes if the archive is up to date."""
     begin = time.perf_counter()
-    subprocess.run(["sh", str(ROOT / "build/build.sh")], check=True, stderr=subprocess.DEVNULL)  # noqa: S603, S607 - ours
+    subprocess.run(["sh", str(ROOT / "build/build.sh")], check=True, stderr=subprocess.DEVNULL)  # noqa: S603, S607
     return time.perf_counter() - begin
 
 
 def main(archive: str, builder: str) -> None:
-    """Print the figures, one a line."""
+    """Print one figure on each line."""
     sizes = layers(archive)
     inside, outside = start_inside_s(archive, builder), start_outside_s()
     print(f"compressed   {sum(sizes) / 1e6:.1f} MB")
     print(f"layers       {len(sizes)} ({' + '.join(f'{size / 1e6:.1f}' for size in sizes)} MB)")
-    print(f"start        {inside:.2f} s, {outside:.2f} s outside ({inside / outside:.2f} times)")
-    print(f"nothing new  {no_op_s():.2f} s")
+    print(f"start        {inside:.2f} s, in .venv {outside:.2f} s (ratio {inside / outside:.2f})")
+    print(f"no change    {no_change_s():.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pack what the image is built from into one file: the same bytes for the same sources, on every machine."""
+"""Pack the sources of the image into one file. The same sources give the same bytes on every machine."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def paths() -> list[Path]:
-    """Files that .containerignore lets into a build, and the two that steer it; sorted, no folder among them."""
+    """Return the files that .containerignore includes, .containerignore itself and the Containerfile, sorted."""
     ignore = ROOT / ".containerignore"
     found = {ignore, ROOT / "Containerfile"}
     for line in ignore.read_text().splitlines():
@@ -24,10 +24,10 @@ def paths() -> list[Path]:
 
 
 def git(*arguments: str) -> str:
-    """What Git prints, without the newline at its end; empty where there is no Git or no repository."""
+    """Run Git and return its output without the last newline, or "" without Git or a repository."""
     try:
-        done = subprocess.run(  # noqa: S603 - our own arguments, no shell
-            ["git", "-C", str(ROOT), *arguments],  # noqa: S607 - the Git on PATH is the user's own
+        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+            ["git", "-C", str(ROOT), *arguments],  # noqa: S607 - Git is found on PATH
             capture_output=True,
             text=True,
             check=True,
@@ -38,7 +38,7 @@ def git(*arguments: str) -> str:
 
 
 def revision(files: list[Path]) -> str:
-    """The last commit that touched these files; a clone that does not reach back to it would name another."""
+    """Return the last commit that changed these files, or "unknown" in a shallow clone, which may not contain it."""
     if git("rev-parse", "--is-shallow-repository") == "true":
         return "unknown"
     names = [str(path.relative_to(ROOT)) for path in files]
@@ -49,13 +49,13 @@ def revision(files: list[Path]) -> str:
 
 
 def origin() -> str:
-    """Where the repository was cloned from, when that is a public address; never a user or token in it."""
+    """Return the HTTPS address of the remote without credentials, or "unknown"."""
     url = urlsplit(git("remote", "get-url", "origin"))
     return f"https://{url.hostname}{url.path}" if url.scheme == "https" else "unknown"
 
 
 def members() -> Iterator[tuple[str, bytes]]:
-    """Name and content of what goes into the file, in its order."""
+    """Return the name and content of each packed file, in order."""
     files = paths()
     for path in files:
         yield str(path.relative_to(ROOT)), path.read_bytes()
@@ -64,10 +64,10 @@ def members() -> Iterator[tuple[str, bytes]]:
 
 
 def main(target: str) -> None:
-    """Write the file; an older one is replaced."""
+    """Write the file, replacing an older one."""
     with (
         Path(target).open("wb") as file,
-        # Neither a name nor a time in the header, no owner and no time in the members: same sources, same bytes.
+        # No name or time in the header, no owner or time in the members: the same sources give the same bytes.
         gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=9, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):

@@ -1,4 +1,4 @@
-"""Real Buildah, containerd and runc, started by the tests on sockets and in folders of their own."""
+"""Fixtures with real Buildah, containerd and runc, each in its own folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.image.tools import Builds, Containerd
 
 @pytest.fixture
 def builds(first_build: Builds, workshop: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
-    """A cluster node that has the image, to do with as a test likes."""
+    """A copy of the built archive, which the test may change."""
     folder = workshop / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(first_build.archive.path, folder / "image.tar")
@@ -24,7 +24,7 @@ def builds(first_build: Builds, workshop: Path, request: pytest.FixtureRequest) 
 
 @pytest.fixture
 def containerd(workshop: Path) -> Iterator[Containerd]:
-    """A containerd without images; its folder's name is short, since a socket's path must be."""
+    """A containerd without images. The name of its folder is short, because the path of a socket is limited."""
     folder = Path(tempfile.mkdtemp(prefix="c", dir=workshop))
     containerd = Containerd(folder)
     containerd.start()

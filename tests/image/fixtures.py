@@ -1,4 +1,4 @@
-"""The image as Buildah really builds it, made once for every test that runs it."""
+"""The image, built once with Buildah for all tests."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ NEEDED = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "ru
 BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
-"""Bytes; the tests take some 2 GiB for their files."""
+"""Bytes. The files of the tests take about 2 GiB."""
 
 _APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
-"""A mirror that is some weeks behind is good enough for a test."""
+"""Accept Debian mirrors that are some weeks old."""
 
 
 @pytest.fixture(scope="session")
 def machine() -> None:
-    """A machine that can do what a cluster node does."""
+    """Skip the test unless the machine has the tools of a cluster node."""
     missing = [command for command in NEEDED if shutil.which(command) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or missing:
         pytest.skip(f"needs root on Linux and {', '.join(missing or NEEDED)}: as root, scripts/bootstrap --system")
@@ -34,7 +34,7 @@ def machine() -> None:
 
 @pytest.fixture(scope="session")
 def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for what is large, in memory where there is much; it goes with the tests: pytest would keep three."""
+    """A folder for large files, in memory if there is enough. pytest would keep three of them, so it is deleted."""
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
         checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
@@ -47,46 +47,46 @@ def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def debian(workshop: Path) -> Mapping[str, Path]:
-    """Two root file systems of Debian stable: what docker.io has as "slim", and one with the tools of both pods."""
-    wanted = {
+    """Two root file systems of Debian stable: one like the slim image, and one with the tools of both containers."""
+    packages_of = {
         "base": (workshop / "base.tar", "ca-certificates"),
         "tools": (workshop / "tools", "buildah,netavark,containerd"),
     }
-    making = {
+    processes = {
         name: subprocess.Popen(
             ["mmdebstrap", "--variant=minbase", f"--aptopt={_APT_MIRROR_LAG}", f"--include={packages}", "stable", path],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for name, (path, packages) in wanted.items()
+        for name, (path, packages) in packages_of.items()
     }
-    for name, process in making.items():
-        said, _ = process.communicate()
-        assert process.returncode == 0, f"mmdebstrap could not make {name}:\n{said}"
-    return {name: path for name, (path, _) in wanted.items()}
+    for name, process in processes.items():
+        output, _ = process.communicate()
+        assert process.returncode == 0, f"mmdebstrap failed for {name}:\n{output}"
+    return {name: path for name, (path, _) in packages_of.items()}
 
 
 @pytest.fixture(scope="session")
 def pip_settings(workshop: Path) -> list[str]:
-    """Mounts that let pip in a build reach its index as pip on this machine does."""
-    wanted = {}
+    """Mounts that give pip in a build the settings of pip on this machine."""
+    settings = {}
     for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
         if name in {"cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host"}:
-            wanted[name] = value.strip("'")
+            settings[name] = value.strip("'")
     config = workshop / "pip.conf"
-    config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in wanted.items()), ""]))
+    config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
     mounts = [f"{config}:/etc/pip.conf:ro"]
-    if "cert" in wanted:
-        mounts.append(f"{wanted['cert']}:{wanted['cert']}:ro")
+    if "cert" in settings:
+        mounts.append(f"{settings['cert']}:{settings['cert']}:ro")
     return mounts
 
 
 @pytest.fixture(scope="session")
 def build_environment(workshop: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
-    """Buildah with layers of its own, which hold the base."""
+    """The environment of a Buildah whose storage contains the base image."""
     storage = workshop / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{workshop}/layers"\nrunroot = "{workshop}/layers-run"\n'
@@ -107,7 +107,7 @@ def build_environment(workshop: Path, debian: Mapping[str, Path], pip_settings: 
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the documented command packs for the ConfigMap."""
+    """The sources, packed with the documented command."""
     packed = tmp_path_factory.mktemp("sources") / "sources.tar.gz"
     checked([ROOT / "scripts/image", "--sources", packed])
     return packed
@@ -115,7 +115,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def first_build(workshop: Path, build_environment: dict[str, str], sources: Path) -> Builds:
-    """The image, built once for all tests; not to be changed."""
+    """The image, built once for all tests. Tests must not change it."""
     folder = workshop / "first"
     folder.mkdir()
     builds = Builds(folder, sources, build_environment)

@@ -1,4 +1,4 @@
-"""build/ as kubectl renders it: valid, complete, and about the scripts that are really there."""
+"""build/ as rendered by kubectl: valid, complete and consistent with the scripts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
 OLDEST, *_, NEWEST = (version.rpartition(".")[0] for version in kubernetes_validate.utils.all_versions())
 
 UNKNOWN_TO_1_29 = "appArmorProfile"
-"""API servers that do not know it go by the annotation beside it."""
+"""Older API servers use the annotation instead."""
 
-BUILDAHS_OWN = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
+BUILDAH_VARIABLES = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
 
 SCRIPTS = {"build": ["archive.sh", "build.sh"], "import": ["archive.sh", "import.sh"]}
-"""Containers, and what they run."""
+"""The scripts that each container uses."""
 
 
 @pytest.fixture
 def deployment(tmp_path: Path, sources: Path) -> Path:
-    """build/ with its sources packed, as the documented command leaves it."""
+    """A copy of build/ with packed sources."""
     folder = tmp_path / "build"
     shutil.copytree(BUILD, folder, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, folder)
@@ -56,7 +56,7 @@ def environment(container: dict[str, Any]) -> dict[str, str]:
 
 
 def host_path(pod: dict[str, Any], container: dict[str, Any], path: str) -> str:
-    """Where a path inside a container is on the cluster node."""
+    """Return the path on the cluster node of a path in a container."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in container["volumeMounts"]:
         if path == mount["mountPath"] or path.startswith(f"{mount['mountPath']}/"):
@@ -65,12 +65,12 @@ def host_path(pod: dict[str, Any], container: dict[str, Any], path: str) -> str:
     raise AssertionError(f"{path} is not mounted")
 
 
-def test_it_is_valid_for_the_newest_kubernetes(rendered: dict[str, dict[str, Any]]) -> None:
+def test_manifest_is_valid_for_newest_kubernetes(rendered: dict[str, dict[str, Any]]) -> None:
     for document in rendered.values():
         kubernetes_validate.validate(document, NEWEST, strict=True)
 
 
-def test_it_is_valid_for_the_oldest_but_for_one_field_that_is_ignored(rendered: dict[str, dict[str, Any]]) -> None:
+def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict[str, dict[str, Any]]) -> None:
     daemon_set = deepcopy(rendered["DaemonSet"])
     pod = daemon_set["spec"]["template"]
     profile = pod["spec"]["initContainers"][0]["securityContext"].pop(UNKNOWN_TO_1_29)
@@ -81,7 +81,7 @@ def test_it_is_valid_for_the_oldest_but_for_one_field_that_is_ignored(rendered: 
     assert annotations == {"container.apparmor.security.beta.kubernetes.io/build": "unconfined"}
 
 
-def test_the_sources_and_the_scripts_come_with_it(
+def test_config_map_has_sources_and_scripts(
     rendered: dict[str, dict[str, Any]], pod: dict[str, Any], containers: dict[str, dict[str, Any]]
 ) -> None:
     config_map = rendered["ConfigMap"]
@@ -104,18 +104,18 @@ def test_each_container_runs_its_script(containers: dict[str, dict[str, Any]]) -
         assert containers["import"][probe]["exec"]["command"] == ["/bin/sh", "/build/import.sh", "check"]
 
 
-def test_import_is_never_killed_for_not_being_ready(containers: dict[str, dict[str, Any]]) -> None:
-    """With an archive that is refused it never is, and goes on guarding the image that is there."""
+def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, dict[str, Any]]) -> None:
+    """With an invalid archive it never gets ready, but it still protects the existing image."""
     probe = containers["import"]["startupProbe"]
     assert "livenessProbe" not in containers["import"]
     assert probe["failureThreshold"] * probe["periodSeconds"] > 10 * 365 * 24 * 3600
 
 
-def test_a_cluster_node_that_is_down_does_not_hold_up_a_large_cluster(rendered: dict[str, dict[str, Any]]) -> None:
+def test_cluster_node_that_is_down_does_not_block_the_rollout(rendered: dict[str, dict[str, Any]]) -> None:
     assert rendered["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"].endswith("%")
 
 
-def test_changed_sources_roll_it_and_unchanged_ones_do_not(deployment: Path) -> None:
+def test_only_changed_sources_roll_out_the_daemon_set(deployment: Path) -> None:
     before = render(deployment)["DaemonSet"]
     assert render(deployment)["DaemonSet"] == before
     with (deployment / "sources.tar.gz").open("ab") as sources:
@@ -124,25 +124,25 @@ def test_changed_sources_roll_it_and_unchanged_ones_do_not(deployment: Path) -> 
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_variable_is_one_that_its_script_reads(containers: dict[str, dict[str, Any]], name: str) -> None:
+def test_each_variable_is_read_by_its_script(containers: dict[str, dict[str, Any]], name: str) -> None:
     scripts = "".join((BUILD / script).read_text() for script in SCRIPTS[name])
     read = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts))
-    assert set(environment(containers[name])) - BUILDAHS_OWN <= read
+    assert set(environment(containers[name])) - BUILDAH_VARIABLES <= read
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_variable_that_a_script_documents_is_there(containers: dict[str, dict[str, Any]], name: str) -> None:
-    """But what only matters elsewhere: the cluster has one builder."""
+def test_each_documented_variable_is_in_the_manifest(containers: dict[str, dict[str, Any]], name: str) -> None:
+    """BUILDER is not: the DaemonSet has only Buildah."""
     documented = set(re.findall(r"^# ([A-Z][A-Z_]+)  ", (BUILD / f"{name}.sh").read_text(), re.MULTILINE))
     assert documented - {"BUILDER"} <= set(environment(containers[name]))
 
 
-def test_both_containers_mean_the_same_archive(pod: dict[str, Any], containers: dict[str, dict[str, Any]]) -> None:
+def test_both_containers_use_the_same_archive(pod: dict[str, Any], containers: dict[str, dict[str, Any]]) -> None:
     for container in containers.values():
         assert host_path(pod, container, environment(container)["ARCHIVE"]) == ARCHIVE
 
 
-def test_every_path_that_a_variable_names_is_mounted(containers: dict[str, dict[str, Any]]) -> None:
+def test_every_path_in_a_variable_is_mounted(containers: dict[str, dict[str, Any]]) -> None:
     for container in containers.values():
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         for value in environment(container).values():
@@ -150,32 +150,30 @@ def test_every_path_that_a_variable_names_is_mounted(containers: dict[str, dict[
                 assert any(value == mount or value.startswith(f"{mount}/") for mount in mounts), value
 
 
-def test_the_socket_is_looked_for_where_it_is_mounted(
-    pod: dict[str, Any], containers: dict[str, dict[str, Any]]
-) -> None:
+def test_sockets_in_the_script_are_mounted(pod: dict[str, Any], containers: dict[str, dict[str, Any]]) -> None:
     sockets = set(re.findall(r"/\S+containerd\.sock", (BUILD / "import.sh").read_text()))
     assert sockets == {"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"}
     for socket in sockets:
         assert host_path(pod, containers["import"], socket) == socket
 
 
-def test_it_is_on_every_cluster_node(pod: dict[str, Any]) -> None:
+def test_pod_runs_on_every_cluster_node(pod: dict[str, Any]) -> None:
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
-def test_nothing_is_pulled_that_is_there(containers: dict[str, dict[str, Any]]) -> None:
+def test_images_are_pulled_only_if_missing_and_have_version_tags(containers: dict[str, dict[str, Any]]) -> None:
     for container in containers.values():
         assert container["imagePullPolicy"] == "IfNotPresent"
-        # A tag that moves would be another image on each cluster node.
+        # With a moving tag, cluster nodes would have different images.
         assert re.search(r":v?\d+\.\d+\.\d+", container["image"])
 
 
-def test_neither_container_has_a_token(pod: dict[str, Any]) -> None:
+def test_pod_has_no_service_account_token(pod: dict[str, Any]) -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
-def test_the_import_has_no_capability_and_a_read_only_root(containers: dict[str, dict[str, Any]]) -> None:
+def test_import_container_has_no_capabilities_and_a_read_only_root(containers: dict[str, dict[str, Any]]) -> None:
     assert containers["import"]["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -183,24 +181,24 @@ def test_the_import_has_no_capability_and_a_read_only_root(containers: dict[str,
     }
 
 
-def test_each_capability_has_its_reason_beside_it(containers: dict[str, dict[str, Any]]) -> None:
+def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, dict[str, Any]]) -> None:
     reasons = dict(re.findall(r"^ +- ([A-Z_]+) +# (.+)$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE))
     added = containers["build"]["securityContext"]["capabilities"]["add"]
-    # The last two share theirs.
+    # SETGID and SETUID have one comment.
     assert [name for name in added if name not in reasons] == ["SETUID"]
 
 
-def test_nothing_names_an_architecture() -> None:
+def test_no_file_depends_on_an_architecture() -> None:
     for path in [ROOT / "Containerfile", ROOT / "scripts/image", *BUILD.iterdir()]:
         if path.suffix != ".gz" and path.is_file():
             assert re.search(r"amd64|arm64|aarch64|x86|linux-gnu", path.read_text()) is None, path
 
 
-def test_the_base_is_pinned_by_tag_and_by_digest() -> None:
+def test_base_image_is_pinned_by_tag_and_digest() -> None:
     containerfile = (ROOT / "Containerfile").read_text()
     pinned = r"^ARG BASE_IMAGE=docker\.io/library/debian:\S+-slim@sha256:[0-9a-f]{64}$"
     assert re.search(pinned, containerfile, re.MULTILINE)
 
 
-def test_the_scripts_mean_the_image_that_the_manifests_use() -> None:
+def test_scripts_use_the_image_name_of_the_manifests() -> None:
     assert f"\nIMAGE={IMAGE}\n" in (BUILD / "archive.sh").read_text()

@@ -1,4 +1,4 @@
-"""Both commands, run from the image by containerd and runc with nothing more than a pod may count on."""
+"""The commands in the image, run by containerd with the restrictions of a hardened pod."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import lifecycle
-from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Builds, Containerd, checked, eventually, run
+from tests.image.tools import DEFAULT_CAPABILITIES, IMAGE, ROOT, Builds, Containerd, checked, run, wait_until
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.cluster import Authority
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -34,7 +34,7 @@ HARDENED = (
     *(f"--cap-drop=CAP_{capability}" for capability in sorted(DEFAULT_CAPABILITIES)),
     "--seccomp",
 )
-"""A read-only root, no capability, no new privileges (containerd's default), the runtime's seccomp profile."""
+"""A read-only root, no capabilities, no new privileges (containerd's default) and the default seccomp profile."""
 
 STARTS = 9
 
@@ -43,7 +43,7 @@ SLEEP = "import time; time.sleep(600)"
 
 @pytest.fixture(scope="module")
 def runtime(first_build: Builds, workshop: Path) -> Iterator[Containerd]:
-    """A containerd that has the image; no test here changes it."""
+    """A containerd with the image. Tests must not change it."""
     containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=workshop)))
     containerd.start()
     checked([*containerd.ctr, "images", "import", first_build.archive.path])
@@ -53,7 +53,7 @@ def runtime(first_build: Builds, workshop: Path) -> Iterator[Containerd]:
 
 @dataclass
 class World:
-    """A Headscale and a Cloudflare on loopback, with what an earlier pod of this service left in both."""
+    """Simulators of Headscale and Cloudflare on loopback."""
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
@@ -88,7 +88,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def key_volume(tmp_path: Path) -> Path:
-    """An emptyDir of a pod with fsGroup 65532, which every container has as a group."""
+    """An emptyDir of a pod with fsGroup 65532."""
     volume = tmp_path / "key"
     volume.mkdir()
     checked(["chown", "0:65532", volume])
@@ -101,39 +101,39 @@ def mounted(key_volume: Path) -> str:
 
 
 def finished(process: subprocess.Popen[str], *, within_s: float = 60) -> tuple[int, str]:
-    """Exit status, and all it said on both streams."""
-    said, errors = process.communicate(timeout=within_s)
-    return process.returncode, said + errors
+    """Return the exit status and the output of both streams."""
+    output, errors = process.communicate(timeout=within_s)
+    return process.returncode, output + errors
 
 
-def test_the_image_runs_the_command(runtime: Containerd) -> None:
+def test_image_runs_the_command(runtime: Containerd) -> None:
     with runtime.container("version", *HARDENED, image=IMAGE, command=["lifecycle", "--version"]) as process:
         assert finished(process) == (0, f"tailscale-lifecycle {lifecycle.__version__}\n")
 
 
-def test_without_arguments_it_is_the_command_that_answers(runtime: Containerd) -> None:
+def test_image_without_arguments_prints_the_usage(runtime: Containerd) -> None:
     with runtime.container("usage", *HARDENED, image=IMAGE) as process:
-        status, said = finished(process)
+        status, output = finished(process)
     assert status == 2
-    assert said.startswith("usage: lifecycle")
+    assert output.startswith("usage: lifecycle")
 
 
-def test_it_is_a_user_without_any_right(runtime: Containerd) -> None:
+def test_process_is_unprivileged(runtime: Containerd) -> None:
     read = "print(open('/proc/self/status').read())"
     with runtime.container("status", *HARDENED, image=IMAGE, command=[PYTHON, "-c", read]) as process:
-        status, said = finished(process)
-    assert status == 0, said
-    about = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
-    assert about["Uid"].split() == ["65532"] * 4
-    assert about["Gid"].split() == ["65532"] * 4
-    assert {int(about[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {0}
-    assert about["NoNewPrivs"].strip() == "1"
-    assert about["Seccomp"].strip() == "2"
+        status, output = finished(process)
+    assert status == 0, output
+    fields = dict(line.split(":", 1) for line in output.splitlines() if ":" in line)
+    assert fields["Uid"].split() == ["65532"] * 4
+    assert fields["Gid"].split() == ["65532"] * 4
+    assert {int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {0}
+    assert fields["NoNewPrivs"].strip() == "1"
+    assert fields["Seccomp"].strip() == "2"
 
 
 @pytest.fixture
 def stale(world: World) -> None:
-    """What an earlier pod of this service left behind, at both services."""
+    """A node and a record of an earlier pod."""
     node = world.headscale.add_node(NAME, user="services", online=False)
     world.cloudflare.add_record(world.zone, type="A", name=NAME, content=node.address)
 
@@ -141,26 +141,30 @@ def stale(world: World) -> None:
 def assert_cleaned_up(world: World, key_volume: Path) -> None:
     assert world.headscale.nodes == []
     assert world.addresses() == []
-    # The last: the one that the stale node came with is older.
+    # The last key: the stale node was registered with an older one.
     assert (key_volume / "authkey").read_text() == world.headscale.keys[-1].key
     assert (key_volume / "authkey").stat().st_mode & 0o777 == 0o640
 
 
-def test_cleanup_cleans_up_and_writes_the_key(runtime: Containerd, world: World, stale: None, key_volume: Path) -> None:
+def test_cleanup_deletes_stale_objects_and_writes_the_key(
+    runtime: Containerd, world: World, stale: None, key_volume: Path
+) -> None:
     with runtime.container(
         "cleanup", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=["lifecycle", "cleanup"]
     ) as process:
-        status, said = finished(process)
-    assert status == 0, said
+        status, output = finished(process)
+    assert status == 0, output
     assert_cleaned_up(world, key_volume)
 
 
-def test_cleanup_works_as_any_other_user(runtime: Containerd, world: World, stale: None, key_volume: Path) -> None:
-    """As with runAsUser: 12345 in the pod; a user that the image does not know."""
+def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale: None, key_volume: Path) -> None:
+    """As with runAsUser: 12345, a user that is not in the image's /etc/passwd."""
     with runtime.container(
         "pod", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
-        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="it runs")
+        wait_until(
+            lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="the container is running"
+        )
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -168,17 +172,17 @@ def test_cleanup_works_as_any_other_user(runtime: Containerd, world: World, stal
     assert_cleaned_up(world, key_volume)
 
 
-def test_dns_watch_publishes_the_node_and_stops_when_asked_to(runtime: Containerd, world: World) -> None:
+def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Containerd, world: World) -> None:
     node = world.headscale.add_node(NAME, user="services")
     with runtime.container(
         "dns-watch", *HARDENED, *world.environment, image=IMAGE, command=["lifecycle", "dns-watch"]
     ) as process:
-        # Without an interface to look at, it waits half a minute for one before it goes by what Headscale says.
-        eventually(lambda: world.addresses() == [node.address], within_s=60, what="the record is there")
+        # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
+        wait_until(lambda: world.addresses() == [node.address], within_s=60, what="the record exists")
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
-        status, said = finished(process)
-    assert status == 0, said
-    assert json.loads(said.splitlines()[-1])["event"] == "stop.requested"
+        status, output = finished(process)
+    assert status == 0, output
+    assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
 
 
 COMPILED = """
@@ -198,7 +202,7 @@ sys.exit(main())
 
 @pytest.fixture
 def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
-    """A Kubernetes API whose Headscale pod runs the command line, and a pod's way to it."""
+    """A simulated Kubernetes API with a Headscale pod, and the flags with which a container reaches it."""
     account = tmp_path / "serviceaccount"
     account.mkdir()
     authority = Authority(account)
@@ -219,16 +223,16 @@ def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(params=["api", "exec"])
 def access(request: pytest.FixtureRequest) -> list[str]:
-    """Flags for each way to Headscale."""
+    """Flags for each value of HEADSCALE_ACCESS."""
     flags: list[str] = request.getfixturevalue("service_account") if request.param == "exec" else []
     return flags
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["cleanup"], ["--dry-run"]], ids=" ".join)
-def test_nothing_is_compiled_at_start(
+def test_commands_load_only_compiled_modules(
     runtime: Containerd, world: World, key_volume: Path, access: list[str], arguments: list[str]
 ) -> None:
-    """Python would compile it at each start, since it cannot keep what it made."""
+    """With a read-only root, Python would compile the others at each start."""
     with runtime.container(
         "compiled",
         *HARDENED,
@@ -238,13 +242,13 @@ def test_nothing_is_compiled_at_start(
         image=IMAGE,
         command=[PYTHON, "-c", COMPILED, *arguments],
     ) as process:
-        status, said = finished(process)
-    assert status == 0, said
-    assert said.splitlines()[-1] == "uncompiled: []"
+        status, output = finished(process)
+    assert status == 0, output
+    assert output.splitlines()[-1] == "uncompiled: []"
 
 
-def test_nothing_is_compiled_by_what_goes_on_running(runtime: Containerd, world: World, access: list[str]) -> None:
-    """Until the record is there and a probe has been answered."""
+def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World, access: list[str]) -> None:
+    """Until the record exists and the health endpoints have been requested."""
     node = world.headscale.add_node(NAME, user="services")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -257,17 +261,17 @@ def test_nothing_is_compiled_by_what_goes_on_running(runtime: Containerd, world:
         image=IMAGE,
         command=[PYTHON, "-c", COMPILED, "dns-watch"],
     ) as process:
-        eventually(lambda: world.addresses() == [node.address], within_s=60, what="the record is there")
+        wait_until(lambda: world.addresses() == [node.address], within_s=60, what="the record exists")
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
-        status, said = finished(process)
-    assert status == 0, said
-    assert said.splitlines()[-1] == "uncompiled: []"
+        status, output = finished(process)
+    assert status == 0, output
+    assert output.splitlines()[-1] == "uncompiled: []"
 
 
-def test_it_starts_about_as_fast_as_outside(runtime: Containerd) -> None:
-    """At most 1.3 times as long; one start of each in turn, so that a busy machine is as slow for both."""
+def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> None:
+    """At most 1.3 times as long. They start in turn, so that load on the machine affects both."""
     once = (
         "import subprocess, sys, time; begin = time.perf_counter(); "
         "subprocess.run([*sys.argv[1:], '--version'], check=True, stdout=subprocess.DEVNULL); "
@@ -278,16 +282,18 @@ def test_it_starts_about_as_fast_as_outside(runtime: Containerd) -> None:
         with runtime.container(
             "start", *HARDENED, image=IMAGE, command=[PYTHON, "-c", once, "/usr/bin/lifecycle"]
         ) as process:
-            status, said = finished(process)
-        assert status == 0, said
-        inside.append(float(said))
+            status, output = finished(process)
+        assert status == 0, output
+        inside.append(float(output))
         outside.append(float(checked([sys.executable, "-c", once, ROOT / ".venv/bin/lifecycle"])))
     assert statistics.median(inside) <= 1.3 * statistics.median(outside)
 
 
-def test_containers_end_for_good(runtime: Containerd) -> None:
-    """What the tests above count on."""
+def test_container_is_deleted_after_the_block(runtime: Containerd) -> None:
+    """The other tests depend on this."""
     with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
-        eventually(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="it runs")
+        wait_until(
+            lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="the container is running"
+        )
     assert process.returncode == 128 + signal.SIGKILL
     assert checked([*runtime.ctr, "containers", "ls", "-q"]) == ""

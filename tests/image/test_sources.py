@@ -1,4 +1,4 @@
-"""What the image is built from, packed for the ConfigMap."""
+"""The packed sources of the image: reproducible, complete and small enough for a ConfigMap."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from tests.image.tools import ROOT, checked
 
 APPLY_LIMIT_BYTES = 256 * 1024
-"""What annotations may hold: `kubectl apply` keeps the whole object in one of them. Source: Kubernetes API."""
+"""Kubernetes' limit for annotations. `kubectl apply` stores the whole object in one of them."""
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A clone of a repository like this one, with one commit."""
+    """A copy of this repository with one commit."""
     folder = tmp_path / "checkout"
     ignored = shutil.ignore_patterns("__pycache__", "*.tar.gz")
     for name in ("lifecycle", "build", "scripts"):
@@ -28,13 +28,13 @@ def checkout(tmp_path: Path) -> Path:
     for path in ROOT.glob("requirements*.txt"):
         shutil.copy(path, folder)
     git(folder, "init", "--quiet")
-    git(folder, "remote", "add", "origin", "https://somebody:secret@example.com/lifecycle.git")
+    git(folder, "remote", "add", "origin", "https://user:secret@example.com/lifecycle.git")
     commit(folder)
     return folder
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
+    identity = ["-c", "user.name=User", "-c", "user.email=user@example.com"]
     return checked(["git", "-C", folder, *identity, *arguments]).strip()
 
 
@@ -57,8 +57,8 @@ def content(folder: Path) -> dict[str, bytes]:
         return {name: file.read() for name, file in files.items() if file is not None}
 
 
-def test_the_same_sources_are_the_same_bytes(checkout: Path) -> None:
-    """Also at another time, with files as old as another clone's, and with what Python left beside them."""
+def test_same_sources_give_the_same_bytes(checkout: Path) -> None:
+    """Times, modes and byte code of the files do not matter."""
     before = packed(checkout)
     for path in checkout.rglob("*.py"):
         os.utime(path, (1, 1))
@@ -68,31 +68,31 @@ def test_the_same_sources_are_the_same_bytes(checkout: Path) -> None:
     assert packed(checkout) == before
 
 
-def test_a_commit_elsewhere_changes_nothing(checkout: Path) -> None:
-    """Else a mended typing error in the documentation would build the image on every cluster node."""
+def test_commit_of_another_file_changes_nothing(checkout: Path) -> None:
+    """Otherwise every change of the documentation would build the image on every cluster node."""
     before = packed(checkout)
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
     assert packed(checkout) == before
 
 
-def test_a_changed_source_changes_them(checkout: Path) -> None:
+def test_changed_source_changes_the_bytes(checkout: Path) -> None:
     before = packed(checkout)
-    (checkout / "lifecycle/runtime/retry.py").write_text("# changed\n")
+    (checkout / "lifecycle/cli.py").write_text("# changed\n")
     assert packed(checkout) != before
 
 
-def test_they_name_the_commit_that_changed_them_last(checkout: Path) -> None:
+def test_revision_is_the_last_commit_of_the_sources(checkout: Path) -> None:
     first = content(checkout)["REVISION"].decode()
     assert first == git(checkout, "rev-parse", "HEAD")
-    (checkout / "lifecycle/runtime/retry.py").write_text("# changed\n")
+    (checkout / "lifecycle/cli.py").write_text("# changed\n")
     assert content(checkout)["REVISION"].decode() == f"{first}+changes"
     assert content(checkout)["REVISION"].decode() != commit(checkout) == content(checkout)["REVISION"].decode()
 
 
-def test_they_say_where_they_are_from_and_never_who_fetched_them(checkout: Path) -> None:
+def test_origin_is_a_public_address_without_credentials(checkout: Path) -> None:
     assert content(checkout)["ORIGIN"] == b"https://example.com/lifecycle.git"
-    git(checkout, "remote", "set-url", "origin", "/home/somebody/lifecycle")
+    git(checkout, "remote", "set-url", "origin", "/home/user/lifecycle")
     assert content(checkout)["ORIGIN"] == b"unknown"
 
 
@@ -101,7 +101,7 @@ def test_without_git_the_revision_is_unknown(checkout: Path) -> None:
     assert content(checkout)["REVISION"] == b"unknown"
 
 
-def test_a_clone_that_may_not_reach_back_to_the_commit_names_none(checkout: Path, tmp_path: Path) -> None:
+def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) -> None:
     (checkout / "README.md").write_text("more\n")
     commit(checkout)
     shallow = tmp_path / "shallow"
@@ -109,21 +109,21 @@ def test_a_clone_that_may_not_reach_back_to_the_commit_names_none(checkout: Path
     assert content(shallow)["REVISION"] == b"unknown"
 
 
-def test_they_are_what_the_image_needs_and_no_more(checkout: Path) -> None:
+def test_only_needed_files_are_packed(checkout: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lifecycle").rglob("*.py")}
     others = {".containerignore", "Containerfile", "LICENSE", "ORIGIN", "REVISION", "build/bytecode.py"}
     locked = {"pyproject.toml", "requirements-build.txt", "requirements.txt"}
     assert set(content(checkout)) == modules | others | locked
 
 
-def test_nothing_in_them_tells_when_or_by_whom_they_were_packed(sources: Path) -> None:
+def test_archive_has_no_times_and_owners(sources: Path) -> None:
     with tarfile.open(sources) as archive:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in archive} == {(0, 0, 0, "")}
-    # Of the compressed file itself: no name, no time.
+    # The gzip header has no name and no time.
     assert sources.read_bytes()[3:8] == bytes(5)
     assert gzip.decompress(sources.read_bytes())
 
 
-def test_kubectl_can_apply_them(sources: Path) -> None:
-    """Encoded they are a third larger; a tenth is left for the scripts beside them and for growth."""
+def test_sources_fit_into_the_annotation_of_kubectl_apply(sources: Path) -> None:
+    """Base64 adds a third. A tenth of the limit is reserved for the scripts in the same ConfigMap."""
     assert sources.stat().st_size * 4 / 3 < APPLY_LIMIT_BYTES * 0.9

@@ -1,4 +1,4 @@
-"""What the tests of the image start for real: a cluster node's folders, its containerd, its containers."""
+"""Real programs for the tests of the image: builds, containerd and containers."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ DEFAULT_CAPABILITIES = frozenset(
     {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"}
     | {"NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
 )
-"""What containerd gives a container that asks for nothing."""
+"""The default capabilities of containerd."""
 
 
-def eventually(holds: Callable[[], bool], *, within_s: float, what: str, log: Callable[[], str] = str) -> float:
-    """Look until something holds; how long it took, in seconds."""
+def wait_until(condition: Callable[[], bool], *, within_s: float, what: str, log: Callable[[], str] = str) -> float:
+    """Poll until the condition is true, and return the seconds that passed."""
     begin = time.monotonic()
-    while not holds():
+    while not condition():
         assert time.monotonic() - begin < within_s, f"not within {within_s} s: {what}\n{log()}"
         time.sleep(0.05)
     return time.monotonic() - begin
 
 
 def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command and capture what it says; its status is the caller's to judge."""
+    """Run a command and capture its output. The exit status is not checked."""
     return subprocess.run([str(word) for word in command], text=True, capture_output=True, check=False, **options)
 
 
 def checked(command: Sequence[str | Path], **options: Any) -> str:
-    """Run a command that must succeed; what it prints."""
+    """Run a command that must succeed, and return its output."""
     done = run(command, **options)
     assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def render(folder: Path) -> dict[str, dict[str, Any]]:
-    """What `kubectl apply -k` would send, by kind."""
+    """Render a kustomization, by kind."""
     documents = yaml.safe_load_all(checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
     return {document["kind"]: document for document in documents}
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An OCI archive on disk, read without the code under test."""
+    """An OCI archive on disk."""
 
     path: Path
 
@@ -96,7 +96,7 @@ class Archive:
         return labels
 
     def files(self) -> dict[str, tuple[object, ...]]:
-        """Every file of every layer by its path: kind, mode, owner, time of change, target, hash of the content."""
+        """Return the type, mode, owner, modification time, link target and content hash of each file by its path."""
         found: dict[str, tuple[object, ...]] = {}
         with tarfile.open(self.path) as archive:
             for layer in self.manifest["layers"]:
@@ -105,13 +105,13 @@ class Archive:
                     for member in members:
                         file = members.extractfile(member) if member.isreg() else None
                         content = hashlib.sha256(file.read()).hexdigest() if file else None
-                        # Some Buildahs put the kind into the mode, too.
-                        about = (member.type, member.mode & 0o7777, member.uid, member.gid, member.mtime)
-                        found[member.name] = (*about, member.linkname, content)
+                        # Some versions of Buildah include the file type in the mode.
+                        metadata = (member.type, member.mode & 0o7777, member.uid, member.gid, member.mtime)
+                        found[member.name] = (*metadata, member.linkname, content)
         return found
 
     def rewrite(self, change: Callable[[Path], object], scratch: Path) -> None:
-        """Unpack it, let something be changed there, and pack it again."""
+        """Unpack the archive, change the files, and pack it again."""
         shutil.rmtree(scratch, ignore_errors=True)
         checked(["mkdir", "-p", scratch])
         checked(["tar", "-xf", self.path, "-C", scratch])
@@ -120,7 +120,7 @@ class Archive:
 
 
 def name_as_docker_does(unpacked: Path) -> None:
-    """Name an archive's image as `docker save` does: by the tag alone, and in full in containerd's own way."""
+    """Name the image as `docker save` does: the tag in the OCI annotation, the full name in that of containerd."""
     index = json.loads((unpacked / "index.json").read_text())
     names = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": IMAGE.rpartition(":")[2]}
     index["manifests"][0]["annotations"] = names
@@ -129,7 +129,7 @@ def name_as_docker_does(unpacked: Path) -> None:
 
 @dataclass
 class Builds:
-    """Runs build.sh on this machine, as the init container does on a cluster node."""
+    """Runs build.sh as the init container does."""
 
     folder: Path
     sources: Path
@@ -153,7 +153,7 @@ class Builds:
         }
 
     def change_sources(self, change: Callable[[Path], object]) -> None:
-        """Unpack the sources, let something be changed there, and pack them again."""
+        """Unpack the sources, change the files, and pack them again."""
         scratch = self.folder / "sources"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
@@ -165,14 +165,14 @@ class Builds:
 
 @dataclass(frozen=True)
 class Image:
-    """A name that containerd knows."""
+    """An image name in containerd."""
 
     digest: str
     labels: Mapping[str, str]
 
 
 class Containerd:
-    """A containerd with a socket, a root and a state folder of its own."""
+    """A containerd with its own socket, root and state folder."""
 
     def __init__(self, folder: Path, *, socket: Path | None = None) -> None:
         self.folder = folder
@@ -186,10 +186,10 @@ class Containerd:
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(["containerd", "--config", self._config], stdout=log, stderr=log)
-        eventually(
+        wait_until(
             lambda: run([*self.ctr, "version"]).returncode == 0,
             within_s=60,
-            what=f"containerd answers; see {self.folder / 'log'}",
+            what=f"containerd responds; see {self.folder / 'log'}",
         )
 
     def stop(self) -> None:
@@ -202,7 +202,7 @@ class Containerd:
         return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io"]
 
     def images(self) -> dict[str, Image]:
-        """Every image that Kubernetes would see, by name."""
+        """Return the images of the namespace k8s.io by name."""
         lines = checked([*self.ctr, "images", "ls"]).splitlines()[1:]
         rows = [line.split() for line in lines]
         return {
@@ -214,33 +214,33 @@ class Containerd:
         checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
     def lose_snapshots(self) -> None:
-        """Take away what the image is run from, layer by layer from the top; its name and its parts stay."""
+        """Delete the snapshots of the image, from the top layer down. The name and the content stay."""
         snapshots = [*self.ctr, "snapshots"]
 
-        def lost() -> bool:
+        def are_lost() -> bool:
             parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
-                # Once the top is gone, containerd collects those below it, and may be first.
+                # containerd also deletes the parents of a deleted snapshot, at the same time.
                 run([*snapshots, "rm", leaf])
             return not parents
 
-        eventually(lost, within_s=60, what="all snapshots are gone")
+        wait_until(are_lost, within_s=60, what="all snapshots are gone")
 
     def unpin_image(self) -> None:
-        """Take the label away, which ctr does for a label without a value."""
+        """Remove the label. ctr removes a label that has no value."""
         checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
 
     @contextmanager
     def container(
         self, name: str, *flags: str, image: str, command: Sequence[str] = ()
     ) -> Iterator[subprocess.Popen[str]]:
-        """Run a container until the block ends; nothing of it is left behind.
+        """Run a container during the block, and delete it afterwards.
 
         Args:
-            name: its own name.
-            flags: of `ctr run`.
-            image: a name, or with `--rootfs` among the flags a folder.
-            command: instead of the image's; empty = the image's.
+            name: name of the container.
+            flags: flags of `ctr run`.
+            image: name of an image, or a folder if the flags include `--rootfs`.
+            command: replaces the command of the image, if not empty.
         """
         words = [*self.ctr, "run", "--rm", "--net-host", *flags, image, name, *command]
         process = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -254,7 +254,7 @@ class Containerd:
 
 @contextmanager
 def importing(containerd: Containerd, archive: Archive, folder: Path) -> Iterator[Importer]:
-    """Run import.sh beside a containerd until the block ends."""
+    """Run import.sh during the block."""
     importer = Importer(containerd, archive, folder)
     importer.start()
     try:
@@ -264,7 +264,7 @@ def importing(containerd: Containerd, archive: Archive, folder: Path) -> Iterato
 
 
 class Importer:
-    """Runs import.sh on this machine, as the main container does on a cluster node."""
+    """Runs import.sh as the main container does."""
 
     def __init__(
         self, containerd: Containerd, archive: Archive, folder: Path, *, path: str = os.environ["PATH"]
@@ -290,22 +290,22 @@ class Importer:
             )
 
     def stop(self) -> int:
-        """End it as the kubelet does; its exit status."""
+        """Stop it as the kubelet does, and return the exit status."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 
-    def ready(self) -> bool:
-        """What the readiness probe says."""
+    def is_ready(self) -> bool:
+        """Run the readiness probe."""
         return run(["/bin/sh", BUILD / "import.sh", "check"], env=self._environment).returncode == 0
 
-    def becomes_ready(self, *, within_s: float = 60) -> float:
-        return eventually(self.ready, within_s=within_s, what="ready", log=lambda: self.said)
+    def wait_until_ready(self) -> None:
+        wait_until(self.is_ready, within_s=60, what="ready", log=lambda: self.log)
 
-    def says(self, words: str, *, within_s: float = 60) -> None:
-        eventually(lambda: words in self.said, within_s=within_s, what=f"it says {words!r}", log=lambda: self.said)
+    def wait_for_log(self, text: str) -> None:
+        wait_until(lambda: text in self.log, within_s=60, what=f"the log contains {text!r}", log=lambda: self.log)
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         return self._log.read_text()
