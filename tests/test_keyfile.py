@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,12 +10,13 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,16 +27,18 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
+from lifecycle.keyfile.mounts import is_mount_point
 from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.runtime.background import in_background
 
 KEY = SecretStr("hskey-auth-abcdefghijkl-" + "Ab_-" * 16)
 OLD = SecretStr("0123456789abcdef" * 3)
-NOTE = KeyMetadata(pre_auth_key_id="7")
+METADATA = KeyMetadata(pre_auth_key_id="7")
 
-# Where the key goes before it is whole.
+# The temporary file.
 TEMPORARY = ".authkey.tmp"
 
-NOBODY = 65534
+UNPRIVILEGED = 65534
 
 
 def mode_of(path: Path) -> int:
@@ -68,7 +72,7 @@ def umask(mask: int) -> Iterator[None]:
 
 @contextmanager
 def disk_with_room_for(size: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: a write ends half-way, as on a full disk."""
+    """Limit the size of files, so that a write fails half-way as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -78,19 +82,19 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def folder_of_nobody() -> Iterator[Path]:
-    """A folder, and while the test runs a user for whom permission bits count; root ignores them."""
+def unprivileged_folder() -> Iterator[Path]:
+    """Return a folder, and run the test as a user for whom permission bits count; root ignores them."""
     folder = Path(tempfile.mkdtemp())
     if os.geteuid() != 0:
         yield folder
         folder.chmod(0o700)
         shutil.rmtree(folder)
         return
-    os.chown(folder, NOBODY, NOBODY)
-    os.seteuid(NOBODY)
+    os.chown(folder, UNPRIVILEGED, UNPRIVILEGED)
+    os.seteuid(UNPRIVILEGED)
     try:
         if not os.access(folder, os.W_OK, effective_ids=True):
-            pytest.skip("folders for temporary files cannot be entered by everybody; set TMPDIR to one that can")
+            pytest.skip("the folder for temporary files is private; set TMPDIR to one that every user can enter")
         yield folder
     finally:
         os.seteuid(0)
@@ -98,129 +102,117 @@ def folder_of_nobody() -> Iterator[Path]:
 
 
 class TestWrite:
-    """A key that could be written."""
+    """A key that can be written."""
 
-    def test_the_file_has_exactly_the_key(self, key_file: KeyFileWriter) -> None:
-        """No line break: what reads it takes every byte for the key."""
-        key_file.write(KEY, NOTE)
+    def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
+        """There is no line break, because a reader takes every byte for the key."""
+        key_file.write(KEY, METADATA)
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_longer_key_in_the_file_leaves_nothing_behind(self, key_file: KeyFileWriter) -> None:
-        key_file.write(KEY, NOTE)
+    def test_longer_key_is_replaced_completely(self, key_file: KeyFileWriter) -> None:
+        key_file.write(KEY, METADATA)
 
-        key_file.write(OLD, NOTE)
+        key_file.write(OLD, METADATA)
 
         assert key_file.path.read_bytes() == OLD.get_secret_value().encode()
 
-    def test_nothing_else_is_left_in_the_folder(self, key_file: KeyFileWriter) -> None:
+    def test_folder_contains_only_key_and_metadata(self, key_file: KeyFileWriter) -> None:
         key_file.check_writable()
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
 
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
-    def test_the_modes_are_what_was_set_whatever_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
-        """tailscale may run as another user of the pod's group."""
+    def test_modes_do_not_depend_on_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
+        """tailscale can run as another user of the pod's group."""
         key_file = KeyFileWriter(tmp_path / "authkey", mode)
 
         with umask(mask):
             key_file.check_writable()
-            key_file.write(KEY, NOTE)
+            key_file.write(KEY, METADATA)
 
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
 
-    def test_the_mode_is_0640_unless_set(self, key_file: KeyFileWriter) -> None:
-        key_file.write(KEY, NOTE)
+    def test_default_mode_is_0640(self, key_file: KeyFileWriter) -> None:
+        key_file.write(KEY, METADATA)
 
         assert mode_of(key_file.path) == 0o640
 
-    def test_a_mode_that_was_wider_is_narrowed(self, old_key: KeyFileWriter) -> None:
+    def test_wider_mode_is_narrowed(self, old_key: KeyFileWriter) -> None:
         old_key.path.chmod(0o666)
 
-        old_key.write(KEY, NOTE)
+        old_key.write(KEY, METADATA)
 
         assert mode_of(old_key.path) == 0o640
 
-    def test_the_old_file_stays_whole_for_who_has_it_open(self, old_key: KeyFileWriter) -> None:
-        """It is replaced, not overwritten: a reader gets one key or the other, never a mixture."""
+    def test_open_reader_sees_the_complete_old_key(self, old_key: KeyFileWriter) -> None:
+        """The file is replaced, not overwritten, so that no reader gets parts of two keys."""
         with old_key.path.open("rb") as reader:
-            old_key.write(KEY, NOTE)
+            old_key.write(KEY, METADATA)
 
             assert reader.read() == OLD.get_secret_value().encode()
 
-    def test_the_new_key_stands_beside_its_note(self, key_file: KeyFileWriter) -> None:
+    def test_metadata_describes_the_key(self, key_file: KeyFileWriter) -> None:
         assert key_file.metadata_path == key_file.path.with_name("authkey.id")
 
         key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
 
         digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
-        note = {"pre_auth_key_id": "12", "kept_node_id": "4", "kept_machine_key": None, "key_sha256": digest}
-        assert json.loads(key_file.metadata_path.read_bytes()) == note
+        expected = {"pre_auth_key_id": "12", "kept_node_id": "4", "kept_machine_key": None, "key_sha256": digest}
+        assert json.loads(key_file.metadata_path.read_bytes()) == expected
         assert KEY.get_secret_value() not in key_file.metadata_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
-    def test_any_name_will_do(self, tmp_path: Path, name: str) -> None:
+    def test_file_name_does_not_matter(self, tmp_path: Path, name: str) -> None:
         key_file = KeyFileWriter(tmp_path / name)
 
         key_file.check_writable()
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert names_in(tmp_path) == sorted([name, f"{name}.id"])
 
 
 class TestLeftovers:
-    """What an earlier run, or somebody else, left in the folder."""
+    """Files that an earlier run or another program left in the folder."""
 
     @pytest.mark.parametrize("mode", [0o600, 0o666, 0o000])
-    def test_a_temporary_file_of_a_killed_run_goes(self, key_file: KeyFileWriter, mode: int) -> None:
+    def test_temporary_file_of_a_killed_run_is_removed(self, key_file: KeyFileWriter, mode: int) -> None:
         leftover = key_file.path.with_name(TEMPORARY)
         leftover.write_bytes(b"half a ke")
         leftover.chmod(mode)
 
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
         assert mode_of(key_file.path) == 0o640
         assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
 
-    def test_a_link_at_the_temporary_name_is_not_followed(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
+    def test_symbolic_link_at_the_temporary_name_is_not_followed(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         key_file.path.with_name(TEMPORARY).symlink_to(elsewhere)
 
         key_file.check_writable()
         key_file.path.with_name(TEMPORARY).symlink_to(elsewhere)
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert elsewhere.read_bytes() == b"precious"
         assert not key_file.path.is_symlink()
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_hard_link_at_the_temporary_name_is_not_written_through(
-        self, key_file: KeyFileWriter, tmp_path: Path
-    ) -> None:
+    def test_hard_link_at_the_temporary_name_keeps_its_content(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         os.link(elsewhere, key_file.path.with_name(TEMPORARY))
 
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert elsewhere.read_bytes() == b"precious"
 
-    def test_a_link_in_place_of_the_key_is_replaced_itself(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.write_bytes(b"precious")
-        key_file.path.symlink_to(elsewhere)
-
-        key_file.write(KEY, NOTE)
-
-        assert elsewhere.read_bytes() == b"precious"
-        assert not key_file.path.is_symlink()
-
-    def test_a_folder_at_the_temporary_name_is_an_error_beforehand(self, key_file: KeyFileWriter) -> None:
+    def test_folder_at_the_temporary_name_is_detected_by_the_check(self, key_file: KeyFileWriter) -> None:
         key_file.path.with_name(TEMPORARY).mkdir()
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
@@ -228,68 +220,64 @@ class TestLeftovers:
 
 
 class TestCannotBeWritten:
-    """A key that could not be written: the old one stays, and nothing of the new one does."""
+    """A key that cannot be written: the old key stays, and no part of the new one is left."""
 
-    def test_a_missing_folder(self, tmp_path: Path) -> None:
+    def test_missing_folder(self, tmp_path: Path) -> None:
         key_file = KeyFileWriter(tmp_path / "volume" / "authkey")
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             key_file.check_writable()
         with pytest.raises(KeyFileError, match="No such file"):
-            key_file.write(KEY, NOTE)
+            key_file.write(KEY, METADATA)
 
         assert names_in(tmp_path) == []
 
-    def test_a_file_where_the_folder_should_be(self, tmp_path: Path) -> None:
+    def test_file_instead_of_a_folder(self, tmp_path: Path) -> None:
         (tmp_path / "volume").write_bytes(b"")
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             KeyFileWriter(tmp_path / "volume" / "authkey").check_writable()
 
-    def test_a_folder_in_place_of_the_key(self, tmp_path: Path) -> None:
-        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-            KeyFileWriter(tmp_path).check_writable()
-
-    def test_a_name_that_no_file_can_have(self, tmp_path: Path) -> None:
+    def test_name_that_is_too_long(self, tmp_path: Path) -> None:
         for path in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "authkey"):
             with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
                 KeyFileWriter(path).check_writable()
 
-    def test_a_read_only_folder(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFileWriter(folder_of_nobody / "authkey")
-        key_file.write(OLD, NOTE)
-        folder_of_nobody.chmod(0o500)
+    def test_read_only_folder(self, unprivileged_folder: Path) -> None:
+        key_file = KeyFileWriter(unprivileged_folder / "authkey")
+        key_file.write(OLD, METADATA)
+        unprivileged_folder.chmod(0o500)
 
         with pytest.raises(KeyFileError, match=rf"Permission denied.*uid {os.getuid()}"):
             key_file.check_writable()
         with pytest.raises(KeyFileError):
-            key_file.write(KEY, NOTE)
+            key_file.write(KEY, METADATA)
 
-        folder_of_nobody.chmod(0o700)
+        unprivileged_folder.chmod(0o700)
         assert key_file.path.read_bytes() == OLD.get_secret_value().encode()
-        assert names_in(folder_of_nobody) == ["authkey", "authkey.id"]
+        assert names_in(unprivileged_folder) == ["authkey", "authkey.id"]
 
-    def test_a_folder_that_may_not_be_entered(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFileWriter(folder_of_nobody / "volume" / "authkey")
+    def test_folder_without_permission_to_enter(self, unprivileged_folder: Path) -> None:
+        key_file = KeyFileWriter(unprivileged_folder / "volume" / "authkey")
         key_file.path.parent.mkdir()
-        folder_of_nobody.chmod(0o000)
+        unprivileged_folder.chmod(0o000)
 
         with pytest.raises(KeyFileError, match="Permission denied"):
             key_file.check_writable()
 
-        folder_of_nobody.chmod(0o700)
+        unprivileged_folder.chmod(0o700)
 
-    def test_a_folder_that_may_be_written_but_not_read(self, folder_of_nobody: Path) -> None:
-        """The key is in place: that the folder itself cannot be opened does not make it unwritten."""
-        key_file = KeyFileWriter(folder_of_nobody / "authkey")
-        folder_of_nobody.chmod(0o300)
+    def test_folder_that_is_writable_and_not_readable(self, unprivileged_folder: Path) -> None:
+        """The key is in place, although the folder cannot be opened to sync it."""
+        key_file = KeyFileWriter(unprivileged_folder / "authkey")
+        unprivileged_folder.chmod(0o300)
 
         key_file.check_writable()
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
 
-    def test_a_full_disk_is_noticed_before_a_key_is_made(self, old_key: KeyFileWriter) -> None:
+    def test_full_disk_is_detected_by_the_check(self, old_key: KeyFileWriter) -> None:
         with disk_with_room_for(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             old_key.check_writable()
 
@@ -297,85 +285,235 @@ class TestCannotBeWritten:
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
 
     @pytest.mark.parametrize("room", [0, 1, 40, 87])
-    def test_a_disk_that_fills_up_half_way_leaves_the_old_key(self, old_key: KeyFileWriter, room: int) -> None:
-        """The key has 88 bytes, the note fewer."""
+    def test_disk_that_fills_up_leaves_the_old_key(self, old_key: KeyFileWriter, room: int) -> None:
+        """The key has 88 bytes, the metadata fewer or more."""
         with disk_with_room_for(room), pytest.raises(KeyFileError):
-            old_key.write(KEY, NOTE)
+            old_key.write(KEY, METADATA)
 
         assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
 
-    def test_a_disk_that_fills_up_half_way_leaves_no_file_where_there_was_none(self, key_file: KeyFileWriter) -> None:
+    def test_disk_that_fills_up_leaves_no_file(self, key_file: KeyFileWriter) -> None:
         with disk_with_room_for(87), pytest.raises(KeyFileError):
-            key_file.write(KEY, NOTE)
+            key_file.write(KEY, METADATA)
 
         assert not key_file.path.exists()
         assert TEMPORARY not in names_in(key_file.path.parent)
 
-    def test_a_folder_in_place_of_the_note_leaves_the_old_key(self, old_key: KeyFileWriter) -> None:
-        """A key whose note is another key's would have `dns-watch` look for the wrong node."""
+    def test_folder_in_place_of_the_metadata_leaves_the_old_key(self, old_key: KeyFileWriter) -> None:
+        """With the metadata of another key, dns-watch would identify the wrong node."""
         old_key.metadata_path.unlink()
         old_key.metadata_path.mkdir()
 
         with pytest.raises(KeyFileError):
-            old_key.write(KEY, NOTE)
+            old_key.write(KEY, METADATA)
 
         assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
 
     @pytest.mark.parametrize("room", [0, 40])
-    def test_no_error_shows_the_key(self, key_file: KeyFileWriter, room: int) -> None:
+    def test_error_does_not_contain_the_key(self, key_file: KeyFileWriter, room: int) -> None:
         with disk_with_room_for(room), pytest.raises(KeyFileError) as raised:
-            key_file.write(KEY, NOTE)
+            key_file.write(KEY, METADATA)
 
         assert KEY.get_secret_value() not in str(raised.value)
 
-    def test_looking_writes_nothing_that_stays(self, key_file: KeyFileWriter) -> None:
+    def test_check_leaves_no_file(self, key_file: KeyFileWriter) -> None:
         key_file.check_writable()
 
         assert names_in(key_file.path.parent) == []
 
 
-class TestReadNote:
-    """What `dns-watch` learns from the file beside the key."""
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    # The path can be longer than an address of a socket.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
+
+
+def make_device(path: Path) -> None:
+    """Create a device of its own that works like /dev/null."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root with CAP_MKNOD can create a device")
+
+
+def make_link(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_bytes(b"precious")
+    path.symlink_to(target)
+
+
+def make_dangling_link(path: Path) -> None:
+    path.symlink_to(path.with_name("missing"))
+
+
+SPECIAL_FILES = [make_folder, make_fifo, make_socket, make_device, make_link, make_dangling_link]
+
+
+class TestSpecialFiles:
+    """Only a regular file is ever replaced."""
+
+    @pytest.mark.parametrize("make", SPECIAL_FILES)
+    @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
+    def test_special_file_is_refused_and_stays(
+        self, key_file: KeyFileWriter, make: Callable[[Path], None], name: str
+    ) -> None:
+        path = key_file.path.with_name(name)
+        make(path)
+        before = path.lstat()
+
+        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+            key_file.check_writable()
+        with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+            key_file.write(KEY, METADATA)
+
+        assert path.lstat() == before
+        assert make is not make_link or path.read_bytes() == b"precious"
+        assert TEMPORARY not in names_in(path.parent)
+
+    def test_symbolic_link_to_the_folder_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "volume").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "volume")
+        key_file = KeyFileWriter(tmp_path / "link" / "authkey")
+
+        key_file.check_writable()
+        key_file.write(KEY, METADATA)
+
+        assert (tmp_path / "volume" / "authkey").read_text() == KEY.get_secret_value()
+
+    @pytest.mark.parametrize("make", SPECIAL_FILES)
+    def test_special_file_is_not_read(self, key_file: KeyFileWriter, make: Callable[[Path], None]) -> None:
+        """Opening a FIFO without a writer would block."""
+        for path in (key_file.path, key_file.metadata_path):
+            make(path)
+            path.with_name("target").unlink(missing_ok=True)
+
+        metadata = in_background(key_file.read_metadata, name="metadata")
+        key = in_background(lambda: key_file.holds(KeyMetadata("7", key_sha256="0")), name="key")
+
+        for outcome in (metadata, key):
+            with pytest.raises(KeyFileError):
+                outcome.result(10)
+
+    def test_large_file_is_not_read_completely(self, key_file: KeyFileWriter) -> None:
+        with key_file.metadata_path.open("wb") as file:
+            file.truncate(1 << 40)
+
+        with pytest.raises(KeyFileError):
+            key_file.read_metadata()
+
+
+# In a mount namespace of its own, where a file of the volume is mounted as by subPath.
+CHECK_MOUNTED_FILE = """
+    import subprocess, sys
+    from pathlib import Path
+    from lifecycle.domain.errors import KeyFileError
+    from lifecycle.keyfile.writer import KeyFileWriter
+
+    path = Path(sys.argv[1]) / sys.argv[2]
+    path.write_text("old")
+    source = path.with_name("source")
+    source.write_text("mounted")
+    subprocess.run(["mount", "--bind", source, path], check=True)
+    try:
+        KeyFileWriter(Path(sys.argv[1]) / "authkey").check_writable()
+    except KeyFileError as error:
+        print(error)
+"""
+
+
+class TestMounts:
+    """A single file that is mounted by subPath cannot be replaced."""
+
+    @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
+    def test_mounted_file_is_detected_by_the_check(
+        self, tmp_path: Path, repository: Path, clean_environment: dict[str, str], name: str
+    ) -> None:
+        namespace = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private"]
+        if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], check=False).returncode:
+            pytest.skip("needs a mount namespace: run as root, or allow unprivileged user namespaces")
+        command = [sys.executable, "-c", textwrap.dedent(CHECK_MOUNTED_FILE), str(tmp_path), name]
+        done = subprocess.run(
+            [*namespace, *command], cwd=repository, env=clean_environment, text=True, capture_output=True, check=False
+        )
+
+        assert done.returncode == 0, done.stderr
+        assert "subPath" in done.stdout
 
     @pytest.mark.parametrize(
-        "note",
+        ("name", "is_mounted"),
         [
-            pytest.param(KeyMetadata("7"), id="a-key"),
-            pytest.param(KeyMetadata("7", "4"), id="a-key-and-a-kept-node"),
-            pytest.param(KeyMetadata(None, "4"), id="a-kept-node"),
-            pytest.param(KeyMetadata("18446744073709551615"), id="the-largest-id"),
+            pytest.param("authkey", True, id="mounted"),
+            pytest.param("a b", True, id="escaped-blank"),
+            pytest.param("back\\slash", True, id="escaped-backslash"),
+            pytest.param("auth", False, id="shorter-name"),
+            pytest.param("source", False, id="source-of-a-mount"),
         ],
     )
-    def test_what_was_written_is_read(self, key_file: KeyFileWriter, note: KeyMetadata) -> None:
-        key_file.write_metadata(note)
+    def test_mount_point_is_found_by_its_path(self, tmp_path: Path, name: str, is_mounted: bool) -> None:
+        lines = [
+            f"36 35 98:0 {tmp_path}/source {tmp_path}/{mounted} rw,noatime master:1 - ext4 /dev/root rw"
+            for mounted in ("authkey", r"a\040b", r"back\134slash")
+        ]
+        mounts = tmp_path / "mountinfo"
+        mounts.write_text("\n".join(lines) + "\n")
 
-        assert key_file.read_metadata() == note
+        assert is_mount_point(tmp_path / name, mounts) is is_mounted
 
-    def test_whether_the_key_is_the_noted_one(self, key_file: KeyFileWriter) -> None:
-        """A process that is killed after the note and before the key leaves the key of before."""
-        key_file.write(KEY, NOTE)
-        note = key_file.read_metadata()
+    def test_no_mounts_are_found_without_proc(self, tmp_path: Path) -> None:
+        assert not is_mount_point(tmp_path / "authkey", tmp_path / "missing")
 
-        assert note is not None
-        assert key_file.holds(note)
+
+class TestReadMetadata:
+    """What dns-watch reads beside the key."""
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            pytest.param(KeyMetadata("7"), id="key"),
+            pytest.param(KeyMetadata("7", "4"), id="key-and-kept-node"),
+            pytest.param(KeyMetadata(None, "4"), id="kept-node"),
+            pytest.param(KeyMetadata("7", "4", kept_machine_key="mkey:00"), id="machine-key"),
+            pytest.param(KeyMetadata("18446744073709551615"), id="largest-id"),
+        ],
+    )
+    def test_metadata_is_read_as_written(self, key_file: KeyFileWriter, metadata: KeyMetadata) -> None:
+        key_file.write_metadata(metadata)
+
+        assert key_file.read_metadata() == metadata
+
+    def test_key_and_metadata_can_differ(self, key_file: KeyFileWriter) -> None:
+        """A process that is killed after writing the metadata leaves the earlier key."""
+        key_file.write(KEY, METADATA)
+        metadata = key_file.read_metadata()
+
+        assert metadata is not None
+        assert key_file.holds(metadata)
         key_file.path.write_text("hskey-auth-of-the-start-before")
-        assert not key_file.holds(note)
+        assert not key_file.holds(metadata)
         key_file.path.unlink()
-        assert not key_file.holds(note)
+        assert not key_file.holds(metadata)
 
-    def test_a_note_of_an_older_version_is_believed(self, key_file: KeyFileWriter) -> None:
-        key_file.write(KEY, NOTE)
+    def test_metadata_without_a_digest_matches_every_key(self, key_file: KeyFileWriter) -> None:
+        key_file.write(KEY, METADATA)
         key_file.metadata_path.write_text('{"pre_auth_key_id": "7", "kept_node_id": null}')
 
-        note = key_file.read_metadata()
-        assert note == KeyMetadata("7")
-        assert key_file.holds(note)
+        metadata = key_file.read_metadata()
+        assert metadata == KeyMetadata("7")
+        assert key_file.holds(metadata)
 
-    def test_no_file_is_no_note(self, key_file: KeyFileWriter) -> None:
+    def test_missing_file_is_no_metadata(self, key_file: KeyFileWriter) -> None:
         assert key_file.read_metadata() is None
 
-    def test_no_volume_is_no_note(self, tmp_path: Path) -> None:
+    def test_missing_volume_is_no_metadata(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
 
         assert KeyFileWriter(tmp_path / "volume" / "authkey").read_metadata() is None
@@ -385,53 +523,53 @@ class TestReadNote:
         "content",
         [
             pytest.param(b"", id="empty"),
-            pytest.param(b'{"pre_auth_key_id": "7"', id="half"),
-            pytest.param(b'{"pre_auth_key_id": "7"}', id="half-of-the-keys"),
-            pytest.param(b'{"pre_auth_key_id": 7, "kept_node_id": null}', id="a-number"),
-            pytest.param(b'{"pre_auth_key_id": "", "kept_node_id": null}', id="an-empty-id"),
-            pytest.param(b'{"pre_auth_key_id": "x7", "kept_node_id": null}', id="no-number"),
+            pytest.param(b'{"pre_auth_key_id": "7"', id="incomplete"),
+            pytest.param(b'{"pre_auth_key_id": "7"}', id="missing-field"),
+            pytest.param(b'{"pre_auth_key_id": 7, "kept_node_id": null}', id="number"),
+            pytest.param(b'{"pre_auth_key_id": "", "kept_node_id": null}', id="empty-id"),
+            pytest.param(b'{"pre_auth_key_id": "x7", "kept_node_id": null}', id="not-decimal"),
             pytest.param(b'{"pre_auth_key_id": "-7", "kept_node_id": null}', id="negative"),
-            pytest.param(b'{"pre_auth_key_id": true, "kept_node_id": null}', id="true"),
-            pytest.param(b'["7", null]', id="a-list"),
-            pytest.param(b"7", id="a-bare-number"),
+            pytest.param(b'{"pre_auth_key_id": true, "kept_node_id": null}', id="boolean"),
+            pytest.param(b'["7", null]', id="list"),
+            pytest.param(b"7", id="bare-number"),
             pytest.param(b"null", id="null"),
-            pytest.param(b'"pre_auth_key_id kept_node_id"', id="a-text"),
-            pytest.param(b"\xff\xfe", id="no-text"),
+            pytest.param(b'"pre_auth_key_id kept_node_id"', id="string"),
+            pytest.param(b"\xff\xfe", id="not-UTF-8"),
         ],
     )
-    def test_a_note_that_makes_no_sense_is_not_no_note(self, key_file: KeyFileWriter, content: bytes) -> None:
+    def test_malformed_metadata_is_an_error(self, key_file: KeyFileWriter, content: bytes) -> None:
         key_file.metadata_path.write_bytes(content)
 
         with pytest.raises(KeyFileError, match=r"authkey\.id"):
             key_file.read_metadata()
 
-    def test_a_note_that_cannot_be_read_is_not_no_note(self, folder_of_nobody: Path) -> None:
-        key_file = KeyFileWriter(folder_of_nobody / "authkey")
-        key_file.write(KEY, NOTE)
+    def test_unreadable_metadata_is_an_error(self, unprivileged_folder: Path) -> None:
+        key_file = KeyFileWriter(unprivileged_folder / "authkey")
+        key_file.write(KEY, METADATA)
         key_file.metadata_path.chmod(0o000)
 
-        with pytest.raises(KeyFileError, match="PermissionError"):
+        with pytest.raises(KeyFileError, match=r"authkey\.id.*Permission denied"):
             key_file.read_metadata()
 
     @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
-    def test_no_content_is_a_crash_or_a_made_up_note(self, content: bytes) -> None:
+    def test_any_content_is_an_error_or_its_own_metadata(self, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             key_file = KeyFileWriter(Path(folder) / "authkey")
             key_file.metadata_path.write_bytes(content)
 
             with suppress(KeyFileError):
-                note = key_file.read_metadata()
-                assert note is not None
-                assert {"pre_auth_key_id": note.pre_auth_key_id, "kept_node_id": note.kept_node_id}.items() <= (
+                metadata = key_file.read_metadata()
+                assert metadata is not None
+                assert {"pre_auth_key_id": metadata.pre_auth_key_id, "kept_node_id": metadata.kept_node_id}.items() <= (
                     json.loads(content).items()
                 )
 
 
-# Of very different lengths: a mixture of two is neither.
+# Their lengths differ, so that a mixture of two is neither.
 KEYS = [f"hskey-auth-{number:012d}-{chr(ord('A') + number) * (40 + 997 * number)}" for number in range(12)]
 
-# For each line on standard input, `{"folder": …, "step": …}`, a child of its own: without a step it writes
-# keys for ever; with one it writes the last key and kills itself before that step of its work.
+# It forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child writes keys
+# until it is killed. With a step, it writes the last key and kills itself before that step.
 WRITER = """
     import itertools, json, os, signal, sys
     from pathlib import Path
@@ -444,11 +582,11 @@ WRITER = """
         key_file.check_writable()
         key_file.write(SecretStr(KEYS[number]), KeyMetadata(pre_auth_key_id=str(number + 1)))
 
-    def write_for_ever(key_file):
+    def write_until_killed(key_file):
         print(os.getpid(), flush=True)
         for turn in itertools.count():
             write(key_file, turn % len(KEYS))
-            # In one piece: it may be killed here too.
+            # A single system call, because it can be killed here, too.
             os.write(1, b"written\\n")
 
     def write_until(key_file, step):
@@ -474,27 +612,27 @@ WRITER = """
         child = os.fork()
         if not child:
             key_file = KeyFileWriter(Path(task["folder"]) / "authkey", 0o640)
-            write_until(key_file, task["step"]) if task["step"] else write_for_ever(key_file)
+            write_until(key_file, task["step"]) if task["step"] else write_until_killed(key_file)
             os._exit(0)
         print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
 """
 
 
 class Writer:
-    """A process that has others write keys, to be killed while they do."""
+    """A process whose children write keys, and are killed while they do."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self._say(KEYS)
+        self._send(KEYS)
 
     def start(self, folder: Path, *, step: int | None = None) -> None:
-        self._say({"folder": str(folder), "step": step})
+        self._send({"folder": str(folder), "step": step})
 
     def line(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip()
 
-    def _say(self, value: object) -> None:
+    def _send(self, value: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(value) + "\n")
         self._process.stdin.flush()
@@ -516,23 +654,23 @@ def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writ
 
 @pytest.fixture
 def quick_key_file() -> Iterator[KeyFileWriter]:
-    """A key file in memory where there is room for it: a thousand writes wait for no disk."""
+    """Return a key file in memory if possible, so that a thousand writes do not wait for a disk."""
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield KeyFileWriter(Path(folder) / "authkey")
 
 
 def assert_whole(key_file: KeyFileWriter) -> str:
-    """Look at what a kill left; the key that is in the file."""
+    """Check what a killed writer left; return the key in the file."""
     folder = key_file.path.parent
-    assert set(names_in(folder)) <= {"authkey", "authkey.id", TEMPORARY, ".authkey.id.tmp"}
+    assert set(names_in(folder)) <= {"authkey", "authkey.id", TEMPORARY, ".authkey.id.tmp", ".authkey.check"}
     leftover = folder / TEMPORARY
     assert not leftover.exists() or mode_of(leftover) & ~0o640 == 0
-    # Raises when it is there and not whole.
-    note = key_file.read_metadata()
+    # It raises an error if the metadata is incomplete.
+    metadata = key_file.read_metadata()
     if not key_file.path.exists():
         return ""
-    assert note is not None
+    assert metadata is not None
     assert mode_of(key_file.path) == 0o640
     key = key_file.path.read_text()
     assert key in KEYS
@@ -540,18 +678,18 @@ def assert_whole(key_file: KeyFileWriter) -> str:
 
 
 class TestKilled:
-    """kill -9 leaves the file absent or whole, and the next run is not in its way."""
+    """kill -9 leaves the file absent or complete, and the next run succeeds."""
 
-    @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-key-before", "a-key-before"])
-    def test_before_each_step(self, writer: Writer, quick_key_file: KeyFileWriter, old: str | None) -> None:
-        """Killed once before every instruction of our own that writes the key."""
+    @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-earlier-key", "earlier-key"])
+    def test_kill_before_each_step(self, writer: Writer, quick_key_file: KeyFileWriter, old: str | None) -> None:
+        """The writer is killed before each instruction of the module that writes the key."""
         key_file = quick_key_file
         seen = set()
         for step in range(1, 10_000):
             for path in key_file.path.parent.iterdir():
                 path.unlink()
             if old is not None:
-                key_file.write(SecretStr(old), NOTE)
+                key_file.write(SecretStr(old), METADATA)
 
             writer.start(key_file.path.parent, step=step)
             outcome = writer.line()
@@ -562,20 +700,20 @@ class TestKilled:
             if outcome == "ended":
                 break
         else:
-            pytest.fail("it never comes to an end")
+            pytest.fail("the writer does not end")
         assert seen == {old or "", KEYS[-1]}
         assert step > 100
 
-    def test_at_random_instants(self, writer: Writer, quick_key_file: KeyFileWriter) -> None:
-        """Killed between and within instructions and system calls, over what earlier kills left."""
+    def test_kill_at_random_moments(self, writer: Writer, quick_key_file: KeyFileWriter) -> None:
+        """The writer is killed within instructions and system calls, and continues with what earlier kills left."""
         key_file = quick_key_file
-        instants = random.Random(20260301)
+        moments = random.Random(20260301)
         for _ in range(80):
             writer.start(key_file.path.parent)
             pid = int(writer.line())
-            for _ in range(instants.randrange(4)):
+            for _ in range(moments.randrange(4)):
                 assert writer.line() == "written"
-            for _ in range(instants.randrange(30_000)):
+            for _ in range(moments.randrange(30_000)):
                 pass
             os.kill(pid, signal.SIGKILL)
             while (line := writer.line()) == "written":
@@ -584,6 +722,6 @@ class TestKilled:
             assert line == "killed"
             assert_whole(key_file)
 
-        key_file.write(KEY, NOTE)
+        key_file.write(KEY, METADATA)
         assert key_file.path.read_text() == KEY.get_secret_value()
         assert TEMPORARY not in names_in(key_file.path.parent)

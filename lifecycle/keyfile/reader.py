@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
+
+_MAX_BYTES = 64 * 1024
+"""Far more than a key or its metadata has."""
 
 _ID = re.compile(r"[1-9][0-9]{0,19}")
 
@@ -42,12 +48,14 @@ class KeyFileReader:
             KeyFileError: the file is malformed, or cannot be read.
         """
         try:
-            return _parse(json.loads(self.metadata_path.read_bytes()))
+            return _parse(json.loads(_read(self.metadata_path)))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise KeyFileError(f"{self.metadata_path} cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise KeyFileError(
-                f"{self.metadata_path} cannot be read ({type(error).__name__}). Run cleanup again to replace it"
+                f"{self.metadata_path} is malformed ({type(error).__name__}). Run cleanup again to replace it"
             ) from error
 
     def holds(self, metadata: KeyMetadata) -> bool:
@@ -59,7 +67,7 @@ class KeyFileReader:
             KeyFileError: the key file cannot be read.
         """
         try:
-            return metadata.key_sha256 in (None, digest_of(self.path.read_bytes()))
+            return metadata.key_sha256 in (None, digest_of(_read(self.path)))
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -69,6 +77,15 @@ class KeyFileReader:
 def digest_of(key: bytes) -> str:
     """Return the digest by which the metadata identifies a key."""
     return hashlib.sha256(key).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    """Read a regular file: opening a FIFO blocks, and a device has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read(_MAX_BYTES)
 
 
 def _parse(values: Any) -> KeyMetadata:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -13,9 +14,19 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
+from lifecycle.keyfile.mounts import is_mount_point
 from lifecycle.keyfile.reader import KeyFileReader, digest_of
 
 METADATA_MODE = 0o644
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class KeyFileWriter(KeyFileReader):
@@ -24,10 +35,11 @@ class KeyFileWriter(KeyFileReader):
     __slots__ = ()
 
     def check_writable(self) -> None:
-        """Check that a key could be written, before one is created.
+        """Check that a key could be written: create and rename a file beside it, and check what would be replaced.
 
         Raises:
-            KeyFileError: the folder is missing, not a folder, full or not writable.
+            KeyFileError: the folder is missing, not a folder, full or not writable; or the key or its metadata is a
+                mount point or no regular file.
         """
         folder = self.path.parent
         try:
@@ -36,10 +48,12 @@ class KeyFileWriter(KeyFileReader):
                     f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist. Mount the volume that is shared with "
                     "the tailscale container there"
                 )
-            if self.path.is_dir():
-                raise KeyFileError(f"AUTHKEY_OUTPUT_PATH: {self.path} is a folder. Set the path of a file in it")
-            with _temporary(self.path, b"\n", 0o600):
-                pass
+            for path in (self.path, self.metadata_path):
+                _check_replaceable(path)
+            with _temporary(self.path, b"\n", 0o600) as temporary:
+                # It has a name of its own, so that the key stays as it is.
+                temporary.replace(temporary.with_suffix(".check"))
+                temporary.with_suffix(".check").unlink()
         except OSError as error:
             raise _write_failed(self.path, error) from error
 
@@ -69,8 +83,34 @@ class KeyFileWriter(KeyFileReader):
             raise _write_failed(self.metadata_path, error) from error
 
 
+def _check_replaceable(path: Path) -> None:
+    """Check that the path is absent or a regular file that can be renamed over.
+
+    Renaming over a device, FIFO or socket would destroy it. A symbolic link is refused, because it is not known
+    whether the link or its target should be replaced.
+
+    Raises:
+        KeyFileError: it is something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise KeyFileError(
+            f"AUTHKEY_OUTPUT_PATH: {path} is {_KINDS.get(stat.S_IFMT(mode), 'a special file')}. Set the path of a "
+            "regular file, which may be absent"
+        )
+    if is_mount_point(path):
+        raise KeyFileError(
+            f"AUTHKEY_OUTPUT_PATH: {path} is a mount point and cannot be replaced. Mount the folder of the volume, "
+            "not a single file of it (subPath)"
+        )
+
+
 def _replace(path: Path, content: bytes, mode: int) -> None:
     with _temporary(path, content, mode) as temporary:
+        _check_replaceable(path)
         temporary.replace(path)
     # The file is complete and in place. It stays so if the folder cannot be opened or synced.
     with suppress(OSError):

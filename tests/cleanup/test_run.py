@@ -586,7 +586,24 @@ def folder_as_file(folder: Path) -> Path:
     return folder / "authkey"
 
 
-@pytest.mark.parametrize("path", [missing_folder, file_as_folder, folder_as_file])
+def fifo_as_file(folder: Path) -> Path:
+    os.mkfifo(folder / "authkey")
+    return folder / "authkey"
+
+
+def fifo_as_metadata(folder: Path) -> Path:
+    os.mkfifo(folder / "authkey.id")
+    return folder / "authkey"
+
+
+def link_as_file(folder: Path) -> Path:
+    (folder / "authkey").symlink_to(folder / "target")
+    return folder / "authkey"
+
+
+@pytest.mark.parametrize(
+    "path", [missing_folder, file_as_folder, folder_as_file, fifo_as_file, fifo_as_metadata, link_as_file]
+)
 def test_unwritable_path_is_detected_before_anything_is_deleted(
     world: World, tmp_path: Path, path: Callable[[Path], Path]
 ) -> None:
@@ -604,13 +621,8 @@ def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: E
     folder.mkdir()
     (folder / "authkey").write_text(OLD_KEY)
 
-    def block_the_metadata() -> None:
-        (folder / "authkey.id").mkdir()
-        (folder / "authkey.id" / "full").write_text("")
-
     cleanup = world.cleanup(AUTHKEY_OUTPUT_PATH=str(folder / "authkey"))
-    world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
-    world.clock.at(0.1, block_the_metadata)
+    while_the_key_is_created(world, (folder / "authkey.id").mkdir)
     with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
         cleanup.run()
     assert (folder / "authkey").read_text() == OLD_KEY
@@ -621,8 +633,7 @@ def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: E
 
 
 def test_unwritten_key_that_cannot_be_expired_is_reported(world: World, events: Events) -> None:
-    (world.key_file.parent / "authkey.id").mkdir()
-    (world.key_file.parent / "authkey.id" / "full").write_text("")
+    while_the_key_is_created(world, (world.key_file.parent / "authkey.id").mkdir)
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
     with pytest.raises(KeyFileError):
         world.cleanup().run()
