@@ -152,7 +152,7 @@ def write_fresh_key(
         _expire_key(change.replaces, spec.user, headscale, reason="it is replaced by a fresh key")
     key = headscale.create_pre_auth_key(spec, now=now)
     log.info(
-        "pre_auth_key.created", key_id=key.id, user=spec.user.name, expires_at=key.expires_at, reason=change.reason
+        "pre_auth_key.created", key_id=key.id, user=spec.user.label, expires_at=key.expires_at, reason=change.reason
     )
     metadata = KeyMetadata(key.id, kept_node_id=change.kept_node_id, kept_machine_key=change.kept_machine_key)
     try:

@@ -113,7 +113,7 @@ def _context(
         "kubernetes": kubernetes or _NO_CLUSTER,
         "headscale": _headscale_text(settings),
         "headscale_version": _read(headscale.version),
-        "user": _read(lambda: choose_user(headscale.users(), settings.headscale_user).name),
+        "user": _read(lambda: choose_user(headscale.users(), settings.headscale_user).label),
         "zone": _read(cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
 
@@ -148,7 +148,7 @@ def _cleanup_section(settings: Settings, cleanup: Callable[[], CleanupPreview]) 
             Step("delete", "node", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
         )
     spec = plan.key.spec
-    user = spec.user.name
+    user = spec.user.label
     path = str(settings.authkey_output_path)
     section.steps += [
         Step(

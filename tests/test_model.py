@@ -1,4 +1,4 @@
-"""The nouns, and what they can say of themselves."""
+"""The properties of users, nodes, keys and records."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=Fa
     [
         pytest.param(User("1", "svc"), User("1", "svc"), True, id="both"),
         pytest.param(User("1", "svc"), User("1", "renamed"), True, id="by-id"),
-        pytest.param(User("1", "svc"), User("2", "svc"), False, id="the-id-counts-more-than-the-name"),
-        pytest.param(User("1", "svc"), User(None, "svc"), True, id="by-name-where-one-has-no-id"),
-        pytest.param(User("1", "svc"), User(None, "1"), False, id="a-user-called-like-an-id"),
+        pytest.param(User("1", "svc"), User("2", "svc"), False, id="id-before-name"),
+        pytest.param(User("1", "svc"), User(None, "svc"), True, id="by-name-if-one-has-no-id"),
+        pytest.param(User("1", "svc"), User(None, "1"), False, id="name-that-equals-an-id"),
         pytest.param(User(None, "svc"), User(None, "svc"), True, id="by-name"),
-        pytest.param(User(None, "svc"), User(None, "SVC"), False, id="names-have-case"),
+        pytest.param(User(None, "svc"), User(None, "SVC"), False, id="other-case"),
         pytest.param(User("1", "svc"), User(None, "ann"), False, id="other-name"),
     ],
 )
-def test_one_user(one: User, other: User, same: bool) -> None:
+def test_users_are_compared_by_id_or_name(one: User, other: User, same: bool) -> None:
     assert one.is_same(other) is same
     assert other.is_same(one) is same
 
@@ -42,7 +42,7 @@ def test_one_user(one: User, other: User, same: bool) -> None:
     ("expires_at", "expired"),
     [(None, False), (LATER, False), (NOW, True), (EXPIRED, True)],
 )
-def test_a_node_expires_at_its_instant(expires_at: datetime | None, expired: bool) -> None:
+def test_node_is_expired_at_the_moment_of_its_expiry(expires_at: datetime | None, expired: bool) -> None:
     assert replace(a_node(), expires_at=expires_at).expired(NOW) is expired
 
 
@@ -57,11 +57,11 @@ def test_a_node_expires_at_its_instant(expires_at: datetime | None, expired: boo
         pytest.param(replace(KEY, reusable=True, expires_at=NOW), False, id="reusable-and-expired"),
     ],
 )
-def test_a_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool) -> None:
+def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool) -> None:
     assert key.usable(NOW) is usable
 
 
-def test_a_keys_secret_is_there_only_when_it_was_made() -> None:
+def test_only_a_created_key_has_a_secret() -> None:
     assert replace(KEY, key=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
     assert "s3cr3t" not in repr(replace(KEY, key=SecretStr("s3cr3t")))
     with pytest.raises(ValueError, match="listed"):
@@ -73,7 +73,7 @@ def test_a_keys_secret_is_there_only_when_it_was_made() -> None:
     [
         pytest.param(a_record(), {}, id="none"),
         pytest.param(a_record(content="100.64.0.2"), {"content": "100.64.0.1"}, id="content"),
-        pytest.param(a_record(content="nonsense"), {"content": "100.64.0.1"}, id="content-that-is-no-address"),
+        pytest.param(a_record(content="nonsense"), {"content": "100.64.0.1"}, id="content-that-is-not-an-address"),
         pytest.param(a_record(ttl_s=1), {"ttl": 60}, id="ttl"),
         pytest.param(a_record(proxied=True), {"proxied": False}, id="proxied"),
         pytest.param(a_record(comment=""), {"comment": MARK}, id="no-comment"),
@@ -85,18 +85,17 @@ def test_a_keys_secret_is_there_only_when_it_was_made() -> None:
         ),
     ],
 )
-def test_only_what_differs_is_to_be_changed(record: Record, differing: dict[str, object]) -> None:
-    """No write without a difference, and none of what does not differ."""
+def test_only_differing_fields_are_changed(record: Record, differing: dict[str, object]) -> None:
     assert a_spec().differences(record) == differing
 
 
 @pytest.mark.parametrize("spelling", [V6, V6.upper(), "fd7a:115c:a1e0:0:0:0:0:1", "fd7a:115c:a1e0:0000::0001"])
-def test_an_address_has_many_spellings(spelling: str) -> None:
+def test_addresses_are_compared_by_value(spelling: str) -> None:
     assert a_spec(V6).differences(a_record(type_="AAAA", content=spelling)) == {}
 
 
 @given(st.ip_addresses())
-def test_the_type_is_the_addresss(address: object) -> None:
+def test_type_depends_on_the_address(address: object) -> None:
     spec = a_spec(str(address))
 
     assert spec.type == ("A" if ip_address(str(address)).version == 4 else "AAAA")
@@ -108,5 +107,5 @@ def test_values_are_frozen() -> None:
             setattr(value, name, "x")
 
 
-def test_ids_are_compared_as_numbers() -> None:
+def test_ids_are_ordered_as_numbers() -> None:
     assert a_node(10).sequence > a_node(9).sequence

@@ -1,4 +1,4 @@
-"""What is ours, and what only looks like it."""
+"""Which nodes and records are ours, and which only resemble ours."""
 
 from __future__ import annotations
 
@@ -38,18 +38,17 @@ VPN6 = "fd7a:115c:a1e0::1"
         pytest.param(a_node(hostname="Grafana.Example.com"), id="mixed-case"),
         pytest.param(a_node(online=False), id="offline"),
         pytest.param(a_node(addresses=()), id="without-an-address"),
-        pytest.param(a_node(user=User("1", "renamed")), id="our-user-by-id-renamed-since"),
-        pytest.param(a_node(user=User(None, "svc")), id="our-user-by-name-where-there-is-no-id"),
-        pytest.param(a_node(key_user=ANN), id="ours-by-now-though-it-came-with-another's-key"),
-        pytest.param(a_node(key_user=None), id="ours-with-a-key-of-tags-alone"),
+        pytest.param(a_node(user=User("1", "renamed")), id="our-user-with-a-new-name"),
+        pytest.param(a_node(user=User(None, "svc")), id="our-user-without-an-id"),
+        pytest.param(a_node(key_user=ANN), id="ours-with-another-user's-key"),
+        pytest.param(a_node(key_user=None), id="ours-with-a-key-that-has-only-tags"),
         pytest.param(a_node(user=None, tags=["tag:other"]), id="tagged-with-our-user's-key"),
         pytest.param(a_node(user=None, key_user=User(None, "svc")), id="tagged-with-our-user's-key-by-name"),
-        pytest.param(a_node(user=None, key_user=None, tags=TAG), id="nobody-named-and-our-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=[*TAG, "tag:other"]), id="nobody-named-and-our-tag-of-two"),
+        pytest.param(a_node(user=None, key_user=None, tags=TAG), id="no-user-and-our-tag"),
+        pytest.param(a_node(user=None, key_user=None, tags=[*TAG, "tag:other"]), id="no-user-and-our-tag-among-others"),
     ],
 )
-def test_our_node(node: Node) -> None:
-    """Our hostname, an auth key, and our user or, where nobody is named, our tag."""
+def test_node_with_our_hostname_key_and_user_or_tag_is_ours(node: Node) -> None:
     assert NODE_IDENTITY.owns_node(node)
 
 
@@ -60,61 +59,58 @@ def test_our_node(node: Node) -> None:
         pytest.param(a_node(hostname=f"x-{NAME}"), id="prefixed-hostname"),
         pytest.param(a_node(hostname=f"{NAME}-1"), id="suffixed-hostname"),
         pytest.param(a_node(hostname="grafana"), id="first-label-alone"),
-        pytest.param(a_node(hostname="grafana-example-com"), id="the-given-name-of-ours"),
+        pytest.param(a_node(hostname="grafana-example-com"), id="given-name-of-ours"),
         pytest.param(a_node(hostname=f"{NAME}."), id="trailing-dot"),
         pytest.param(a_node(hostname=f" {NAME}"), id="leading-blank"),
-        pytest.param(a_node(hostname="grafanaxexample.com"), id="a-dot-is-a-dot"),
+        pytest.param(a_node(hostname="grafanaxexample.com"), id="other-character-for-a-dot"),
         pytest.param(a_node(hostname=""), id="no-hostname"),
-        pytest.param(a_node(hostname="invalid-abcd1234"), id="a-name-Headscale-made-up"),
+        pytest.param(a_node(hostname="invalid-abcd1234"), id="hostname-that-Headscale-generated"),
         pytest.param(a_node(user=ANN), id="another-user's-with-our-key"),
         pytest.param(a_node(user=ANN, key_user=ANN), id="another-user's"),
-        pytest.param(a_node(user=User("2", "svc")), id="another-user-who-took-our-name"),
+        pytest.param(a_node(user=User("2", "svc")), id="another-user-of-our-name"),
         pytest.param(a_node(user=User(None, "ann")), id="another-user's-by-name"),
         pytest.param(a_node(user=ANN, tags=TAG), id="another-user's-with-our-tag"),
         pytest.param(a_node(user=None, key_user=ANN), id="tagged-with-another-user's-key"),
         pytest.param(a_node(user=None, key_user=ANN, tags=TAG), id="another-user's-key-with-our-tag"),
-        pytest.param(a_node(user=None, key_user=None), id="nobody's"),
-        pytest.param(a_node(user=None, key_user=None, tags=["tag:other"]), id="nobody's-with-another-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=["tag:svc2"]), id="nobody's-with-a-longer-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=["TAG:SVC"]), id="nobody's-with-our-tag-in-upper-case"),
+        pytest.param(a_node(user=None, key_user=None), id="no-user"),
+        pytest.param(a_node(user=None, key_user=None, tags=["tag:other"]), id="no-user-and-another-tag"),
+        pytest.param(a_node(user=None, key_user=None, tags=["tag:svc2"]), id="no-user-and-a-longer-tag"),
+        pytest.param(a_node(user=None, key_user=None, tags=["TAG:SVC"]), id="no-user-and-our-tag-in-upper-case"),
         pytest.param(a_node(registered_by=RegisterMethod.CLI), id="registered-by-CLI"),
-        pytest.param(a_node(registered_by=RegisterMethod.OIDC), id="a-person's-machine"),
-        pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), id="registered-in-a-way-unknown-here"),
-        pytest.param(a_node(registered_by=RegisterMethod.CLI, user=None, tags=TAG), id="our-tag-by-CLI"),
+        pytest.param(a_node(registered_by=RegisterMethod.OIDC), id="registered-by-OIDC"),
+        pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), id="unknown-register-method"),
+        pytest.param(a_node(registered_by=RegisterMethod.CLI, user=None, tags=TAG), id="our-tag-registered-by-CLI"),
     ],
 )
-def test_foreign_node(node: Node) -> None:
-    """A node that is not ours is none of our business, whatever it calls itself."""
+def test_other_node_is_not_ours(node: Node) -> None:
     assert not NODE_IDENTITY.owns_node(node)
 
 
-def test_tags_count_only_where_we_give_any() -> None:
-    """Without tags of our own, a node of nobody is nobody's."""
+def test_tags_count_only_if_our_keys_have_tags() -> None:
     untagged = NodeIdentity(NAME, SVC)
 
     assert not untagged.owns_node(a_node(user=None, key_user=None, tags=TAG))
     assert not untagged.owns_node(a_node(user=None, key_user=None))
 
 
-def test_a_key_that_was_deleted_leaves_the_tag() -> None:
-    """From 0.28 on a node forgets its key when that is deleted: what is left is the tag."""
+def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
+    """From 0.28 on, a node has no key after its key was deleted."""
     node = a_node(user=None, tags=TAG)
-    forgotten = replace(node, pre_auth_key=None)
+    without_key = replace(node, pre_auth_key=None)
 
-    assert NODE_IDENTITY.owns_node(forgotten)
+    assert NODE_IDENTITY.owns_node(without_key)
 
 
 @pytest.mark.parametrize(
-    ("node", "bears"),
+    ("node", "has_name"),
     [
         pytest.param(a_node(user=ANN, hostname=NAME.upper()), True, id="another-user's-node"),
-        pytest.param(a_node(registered_by=RegisterMethod.OIDC), True, id="a-person's-machine"),
+        pytest.param(a_node(registered_by=RegisterMethod.OIDC), True, id="registered-by-OIDC"),
         pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer"),
     ],
 )
-def test_bears_our_name(node: Node, bears: bool) -> None:
-    """The name is told apart from the ownership: a foreign node of our name is worth a warning."""
-    assert NODE_IDENTITY.bears_our_name(node) is bears
+def test_foreign_node_can_have_our_name(node: Node, has_name: bool) -> None:
+    assert NODE_IDENTITY.has_our_name(node) is has_name
 
 
 USERS = st.one_of(st.none(), st.builds(User, st.sampled_from([None, "1", "2"]), st.sampled_from(["svc", "ann"])))
@@ -127,29 +123,28 @@ USERS = st.one_of(st.none(), st.builds(User, st.sampled_from([None, "1", "2"]), 
     hostname=st.sampled_from([NAME, NAME.upper(), "grafana", f"{NAME}x"]),
     registered_by=st.sampled_from(RegisterMethod),
 )
-def test_owned_means_all_of_it(
+def test_node_of_ours_meets_every_criterion(
     user: User | None,
     key: KeyOrigin | None,
     tags: frozenset[str],
     hostname: str,
     registered_by: RegisterMethod,
 ) -> None:
-    """Whatever a node looks like, it is ours only with our name, an auth key, and nobody else named before us."""
     node = replace(a_node(hostname=hostname, user=user, tags=tags, registered_by=registered_by), pre_auth_key=key)
 
     if NODE_IDENTITY.owns_node(node):
         assert hostname.lower() == NAME
         assert registered_by is RegisterMethod.AUTH_KEY
-        named = user or (key.user if key else None)
-        assert named.is_same(SVC) if named else "tag:svc" in tags
+        owner = user or (key.user if key else None)
+        assert owner.is_same(SVC) if owner else "tag:svc" in tags
 
 
 @pytest.mark.parametrize(
     "record",
     [
         pytest.param(a_record(), id="our-mark"),
-        pytest.param(a_record(content=OUTSIDE), id="our-mark-on-an-address-outside"),
-        pytest.param(a_record(proxied=True, ttl_s=1), id="our-mark-however-it-is-set"),
+        pytest.param(a_record(content=OUTSIDE), id="our-mark-outside-the-VPN"),
+        pytest.param(a_record(proxied=True, ttl_s=1), id="our-mark-proxied"),
         pytest.param(a_record(type_="AAAA", content=VPN6), id="our-mark-on-an-AAAA"),
         pytest.param(a_record(comment=""), id="an-older-script's"),
         pytest.param(a_record(comment="", type_="AAAA", content=VPN6), id="an-older-script's-AAAA"),
@@ -157,8 +152,7 @@ def test_owned_means_all_of_it(
         pytest.param(a_record(comment="", content="100.127.255.255"), id="last-VPN-address"),
     ],
 )
-def test_our_record(record: Record) -> None:
-    """The exact name, an address, and our mark or nobody's mark on a VPN address."""
+def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record) -> None:
     assert RECORD_IDENTITY.owns_record(record)
 
 
@@ -171,14 +165,14 @@ def test_our_record(record: Record) -> None:
         pytest.param(a_record(comment=MARK.capitalize()), id="our-mark-capitalised"),
         pytest.param(a_record(comment=f"{MARK} "), id="our-mark-and-a-blank"),
         pytest.param(a_record(comment=f"{MARK}2"), id="our-mark-and-more"),
-        pytest.param(a_record(comment=f"x {MARK}"), id="our-mark-behind-something"),
+        pytest.param(a_record(comment=f"x {MARK}"), id="text-before-our-mark"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-mark-of-another-version"),
-        pytest.param(a_record(comment=" "), id="a-blank-is-a-comment"),
+        pytest.param(a_record(comment=" "), id="blank-comment"),
         pytest.param(a_record(comment="", content=OUTSIDE), id="unmarked-outside-the-VPN"),
         pytest.param(a_record(comment="", content="100.63.255.255"), id="unmarked-just-below-the-VPN"),
         pytest.param(a_record(comment="", content="100.128.0.0"), id="unmarked-just-above-the-VPN"),
         pytest.param(a_record(comment="", type_="AAAA", content="2001:db8::1"), id="unmarked-AAAA-outside"),
-        pytest.param(a_record(comment="", content="not an address"), id="unmarked-nonsense"),
+        pytest.param(a_record(comment="", content="not an address"), id="unmarked-text"),
         pytest.param(a_record(comment="", content=""), id="unmarked-and-empty"),
         pytest.param(a_record(name=f"www.{NAME}"), id="name-below"),
         pytest.param(a_record(name="example.com"), id="name-above"),
@@ -191,40 +185,38 @@ def test_our_record(record: Record) -> None:
         pytest.param(a_record(type_="HTTPS", content="1 ."), id="our-mark-on-an-HTTPS"),
     ],
 )
-def test_foreign_record(record: Record) -> None:
-    """A record that is not ours is never touched; its comment is compared exactly."""
+def test_other_record_is_not_ours(record: Record) -> None:
     assert not RECORD_IDENTITY.owns_record(record)
 
 
 @given(comment=st.text(max_size=40), content=st.sampled_from(["100.64.0.1", OUTSIDE]))
-def test_any_other_comment_makes_it_somebody_elses(comment: str, content: str) -> None:
+def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -> None:
     owned = RECORD_IDENTITY.owns_record(a_record(comment=comment, content=content))
 
     assert owned is (comment == MARK or (comment == "" and content == "100.64.0.1"))
 
 
 @pytest.mark.parametrize(
-    ("record", "marked", "taken"),
+    ("record", "is_marked", "is_taken"),
     [
         pytest.param(a_record(), True, False, id="ours"),
         pytest.param(a_record(comment=""), False, False, id="an-older-script's"),
         pytest.param(a_record(comment=OTHER_MARK), False, True, id="another-owner's"),
-        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="a-later-version's"),
+        pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="later-mark-version"),
         pytest.param(a_record(comment=OTHER_MARK, type_="AAAA", content=VPN6), False, True, id="another-owner's-AAAA"),
         pytest.param(a_record(comment=OTHER_MARK, type_="TXT", content="x"), False, False, id="another-type"),
         pytest.param(a_record(comment=OTHER_MARK, name=f"x{NAME}"), False, False, id="another-name"),
-        pytest.param(a_record(comment=f"see {OTHER_MARK}"), False, False, id="a-comment-about-a-mark"),
+        pytest.param(a_record(comment=f"see {OTHER_MARK}"), False, False, id="comment-that-contains-a-mark"),
         pytest.param(a_record(comment="managed by terraform"), False, False, id="foreign"),
     ],
 )
-def test_marks(record: Record, marked: bool, taken: bool) -> None:
-    """A mark is ours, another owner's, or no mark."""
-    assert RECORD_IDENTITY.is_marked(record) is marked
-    assert RECORD_IDENTITY.marked_by_another(record) is taken
+def test_mark_is_ours_or_another_owners_or_missing(record: Record, is_marked: bool, is_taken: bool) -> None:
+    assert RECORD_IDENTITY.is_marked(record) is is_marked
+    assert RECORD_IDENTITY.is_marked_by_another(record) is is_taken
 
 
-def test_the_mark_is_spelt_as_it_always_was() -> None:
-    """Records that stand at Cloudflare today are known by these very letters."""
+def test_mark_never_changes() -> None:
+    """Existing records are identified by it."""
     assert mark_of("default") == "tailscale-lifecycle/1 default"
 
 
@@ -237,44 +229,77 @@ def test_vpn_addresses_keep_their_order_and_family() -> None:
     )
 
 
-class TestChooseUser:
-    """Which of Headscale's users is ours."""
+LOCAL = User("1", "svc")
+FROM_OIDC = User("5", "svc", email="svc@example.com", provider="oidc")
+NAMED_LIKE_AN_ADDRESS = User("6", "ann@example.com")
+WITH_THAT_ADDRESS = User("7", "ann", email="ann@example.com")
 
-    def test_the_one_that_is_named(self) -> None:
+
+class TestChooseUser:
+    """Which Headscale user is ours."""
+
+    def test_configured_name_is_chosen(self) -> None:
         assert choose_user([ANN, SVC], "svc") == SVC
         assert choose_user([SVC, ANN], "ann") == ANN
 
-    def test_the_only_one_when_none_is_named(self) -> None:
+    def test_only_user_is_chosen_by_default(self) -> None:
         assert choose_user([ANN], None) == ANN
 
     @pytest.mark.parametrize(
-        ("users", "name", "says"),
+        ("selector", "chosen"),
         [
-            pytest.param([], None, ["headscale users create"], id="no-user-at-all"),
-            pytest.param([], "svc", ["headscale users create"], id="no-user-at-all-and-one-named"),
-            pytest.param([SVC, ANN], None, ["ann, svc", "HEADSCALE_USER"], id="several-and-none-named"),
-            pytest.param([SVC, ANN], "bob", ["bob", "ann, svc", "HEADSCALE_USER"], id="no-such-user"),
-            pytest.param([SVC], "ann", ["ann", "svc", "HEADSCALE_USER"], id="the-only-one-is-not-the-one"),
-            pytest.param([SVC], "SVC", ["SVC", "svc", "HEADSCALE_USER"], id="other-case"),
-            pytest.param([SVC], "sv", ["sv", "HEADSCALE_USER"], id="shorter"),
-            pytest.param([SVC, User("3", "svc")], "svc", ["2 users", "rename"], id="two-of-that-name"),
-            pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="two-of-one-name-and-none-named"),
+            pytest.param("id:1", LOCAL, id="id"),
+            pytest.param("id:5", FROM_OIDC, id="another-id"),
+            pytest.param("svc@example.com", FROM_OIDC, id="e-mail"),
+            pytest.param("SVC@Example.com", FROM_OIDC, id="e-mail-in-another-case"),
+            pytest.param("ann@example.com", NAMED_LIKE_AN_ADDRESS, id="name-before-e-mail"),
         ],
     )
-    def test_a_doubt_is_an_error_that_says_what_to_do(
-        self, users: list[User], name: str | None, says: list[str]
+    def test_users_of_one_name_are_chosen_by_id_or_address(self, selector: str, chosen: User) -> None:
+        users = [LOCAL, FROM_OIDC, NAMED_LIKE_AN_ADDRESS, WITH_THAT_ADDRESS]
+        assert choose_user(users, selector) == chosen
+        assert choose_user(users[::-1], selector) == chosen
+
+    def test_users_of_one_name_are_listed_with_id_address_and_provider(self) -> None:
+        with pytest.raises(UserError) as raised:
+            choose_user([LOCAL, FROM_OIDC], "svc")
+
+        for part in ("id:1", "id:5", "svc@example.com", "oidc", "HEADSCALE_USER"):
+            assert part in str(raised.value)
+
+    @pytest.mark.parametrize("selector", ["id:", "id:9", "id:01", "id:svc", "", "@", "example.com"])
+    def test_unknown_selector_is_an_error(self, selector: str) -> None:
+        with pytest.raises(UserError, match="HEADSCALE_USER"):
+            choose_user([LOCAL, FROM_OIDC, User(None, "bob")], selector)
+
+    @pytest.mark.parametrize(
+        ("users", "selector", "parts"),
+        [
+            pytest.param([], None, ["headscale users create"], id="no-users"),
+            pytest.param([], "svc", ["headscale users create svc"], id="no-users-and-a-name"),
+            pytest.param([], "id:3", ["headscale users create services"], id="no-users-and-an-id"),
+            pytest.param([SVC, ANN], None, ["ann", "svc", "HEADSCALE_USER"], id="several-and-no-name"),
+            pytest.param([SVC, ANN], "bob", ["bob", "ann", "svc", "HEADSCALE_USER"], id="unknown-name"),
+            pytest.param([SVC], "ann", ["ann", "svc", "HEADSCALE_USER"], id="other-than-the-only-user"),
+            pytest.param([SVC], "SVC", ["SVC", "svc", "HEADSCALE_USER"], id="other-case"),
+            pytest.param([SVC], "sv", ["sv", "HEADSCALE_USER"], id="shorter-name"),
+            pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="one-name-and-no-selector"),
+        ],
+    )
+    def test_ambiguous_user_is_an_error_with_advice(
+        self, users: list[User], selector: str | None, parts: list[str]
     ) -> None:
         with pytest.raises(UserError) as raised:
-            choose_user(users, name)
+            choose_user(users, selector)
 
-        for part in says:
+        for part in parts:
             assert part in str(raised.value)
 
     @given(st.permutations([SVC, ANN, User("3", "bob"), User("4", "")]), st.sampled_from(["svc", "ann", "eve", None]))
-    def test_the_order_of_the_list_decides_nothing(self, users: list[User], name: str | None) -> None:
+    def test_order_of_users_does_not_matter(self, users: list[User], selector: str | None) -> None:
         def outcome(some: list[User]) -> str:
             try:
-                return str(choose_user(some, name))
+                return str(choose_user(some, selector))
             except UserError as error:
                 return str(error)
 

@@ -158,10 +158,10 @@ def choose_kept(
 
 
 def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: datetime) -> str:
-    if not identity.bears_our_name(node):
+    if not identity.has_our_name(node):
         return f"has the hostname {node.hostname}, and not {identity.hostname}; it was renamed or is another workload's"
     if not identity.owns_node(node):
-        return f"does not belong to user {identity.user.name}, or was not registered with a pre-auth key"
+        return f"does not belong to user {identity.user.label}, or was not registered with a pre-auth key"
     if node.expired(now):
         return "has expired, and not every kind of node can log in again after that"
     if version.startswith("0.28") and node.owner is None:
@@ -192,7 +192,7 @@ def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
-        if identity.bears_our_name(node) and not identity.owns_node(node)
+        if identity.has_our_name(node) and not identity.owns_node(node)
     ]
 
 
@@ -203,7 +203,7 @@ def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) ->
         NameTakenError: naming the record and the other owner.
     """
     for record in sorted(records, key=lambda record: record.id):
-        if identity.marked_by_another(record):
+        if identity.is_marked_by_another(record):
             raise NameTakenError(
                 f"{record.name} belongs to another owner: its {record.type} record {record.content} has the comment "
                 f'"{record.comment}", and ours would have "{identity.mark}". Another namespace or cluster uses this '

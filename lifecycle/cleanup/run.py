@@ -109,7 +109,7 @@ class Cleanup:
         if seen.records_error is not None:
             log.warning("zone.unreadable", error=str(seen.records_error))
         if self._settings.headscale_user is None:
-            log.warning("user.assumed", user=seen.user.name, reason="it is the only user; set HEADSCALE_USER")
+            log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
 
     def _log_plan(self, plan: Plan, seen: Observation) -> None:
         secret = self._settings.ts_kube_secret
@@ -132,11 +132,11 @@ def _warn_of_foreign_node(node: Node, *, user: User) -> None:
         "node.foreign",
         node_id=node.id,
         hostname=node.hostname,
-        user=node.user.name if node.user else None,
+        user=node.user.label if node.user else None,
         tags=sorted(node.tags),
         registered_by=str(node.registered_by),
         advice=(
-            f"the node stays, because it does not belong to user {user.name} or was not registered with a pre-auth "
+            f"the node stays, because it does not belong to user {user.label} or was not registered with a pre-auth "
             f"key. If it is a leftover of this workload, run `headscale nodes delete --identifier {node.id}`"
         ),
     )

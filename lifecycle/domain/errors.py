@@ -1,19 +1,19 @@
-"""Everything that can go wrong, on one page.
+"""Every error of this program.
 
 LifecycleError
-├── ConfigError           a setting is missing or wrong               exit 2
-├── KeyFileError          the key could not be written                exit 1
-├── NotRegisteredError    our node did not appear in time             exit 1
-├── UserError             no user, or several, where one was meant    exit 1
-├── NameTakenError        another owner runs a service of this name   exit 1
-├── PruneLimitError       more would be removed than is allowed at once   exit 1
-├── StoppedError          asked to stop before the work was done      exit 1
-└── ApiError              a service refused or did not answer         exit 1
-    ├── TransientError    worth another try: timeout, connection lost, 429, 5xx
-    ├── AuthError         credentials refused, or a right is missing
-    ├── NotFoundError     the service itself says there is no such thing
-    ├── ConflictError     something else stands in the way, or changed it first
-    └── ResponseError     an answer this code does not understand
+├── ConfigError           a setting is missing or invalid                       exit 2
+├── KeyFileError          the key or its metadata cannot be read or written     exit 1
+├── NotRegisteredError    this pod's node did not appear in time                exit 1
+├── UserError             our Headscale user cannot be determined               exit 1
+├── NameTakenError        another owner uses the name                           exit 1
+├── PruneLimitError       the plan contains more workloads than is allowed      exit 1
+├── StoppedError          the command was stopped before its work was done      exit 1
+└── ApiError              an upstream refused a request or did not respond      exit 1
+    ├── TransientError    can be retried: timeout, connection lost, 429, 5xx
+    ├── AuthError         credentials were refused, or a permission is missing
+    ├── NotFoundError     the upstream itself reports that the object does not exist
+    ├── ConflictError     another object is in the way, or the object was changed
+    └── ResponseError     a malformed or unexpected response
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ EXIT_USAGE = 2
 
 
 class LifecycleError(Exception):
-    """A failure whose message tells an operator what happened and what to do."""
+    """An expected failure; its message says what happened and what to do."""
 
     exit_status = EXIT_FAILED
 
 
 class ConfigError(LifecycleError):
-    """A setting is missing or wrong; no try will mend it."""
+    """A setting is missing or invalid; a retry cannot help."""
 
     exit_status = EXIT_USAGE
 
 
 class KeyFileError(LifecycleError):
-    """The key file, or the file beside it, could not be written."""
+    """The key or its metadata cannot be read or written."""
 
 
 class NotRegisteredError(LifecycleError):
-    """Our node did not appear in Headscale in the time that was set."""
+    """This pod's node did not appear in Headscale within the configured time."""
 
 
 class UserError(LifecycleError):
-    """Which Headscale user owns the key and the node cannot be told."""
+    """The Headscale user that owns our nodes and keys cannot be determined."""
 
 
 class NameTakenError(LifecycleError):
-    """The name is plainly another owner's."""
+    """Another owner of this program uses the name."""
 
 
 class PruneLimitError(LifecycleError):
-    """More would be removed at once than an operator allowed."""
+    """The plan contains more workloads than PRUNE_MAX."""
 
 
 class StoppedError(LifecycleError):
-    """SIGTERM or SIGINT came before the work was done."""
+    """The command received SIGTERM or SIGINT before its work was done."""
 
 
 class ApiError(LifecycleError):
-    """A service refused, or did not answer.
+    """An upstream refused a request or did not respond.
 
     Attributes:
-        upstream: the upstream in an operator's words, such as "Headscale".
-        status: the HTTP status, or None when there was no whole answer.
+        upstream: its name, such as "Headscale".
+        status: the HTTP status; None without a complete response.
     """
 
     def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
@@ -75,11 +75,11 @@ class ApiError(LifecycleError):
 
 
 class TransientError(ApiError):
-    """Worth another try.
+    """The request can be retried.
 
     Attributes:
-        retry_after: how long the service asked us to stay away; None when it did not say.
-        throttled: the service said "too many requests" (429).
+        retry_after: the delay that the upstream asked for; None if it did not.
+        throttled: the response was "too many requests" (429).
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class TransientError(ApiError):
 
 
 class AuthError(ApiError):
-    """Credentials were refused, or lack a right."""
+    """Credentials were refused, or a permission is missing."""
 
 
 class NotFoundError(ApiError):
-    """The service itself says there is no such thing; no proxy's or router's 404."""
+    """The upstream itself reports that the object does not exist; not a 404 of a proxy."""
 
 
 class ConflictError(ApiError):
-    """Something else stands in the way, or somebody changed it first."""
+    """Another object is in the way, or the object was changed since it was read."""
 
 
 class ResponseError(ApiError):
-    """An answer that this code does not understand."""
+    """A malformed or unexpected response."""

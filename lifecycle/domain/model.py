@@ -1,4 +1,4 @@
-"""The nouns: users, nodes, pre-auth keys and records, as frozen values."""
+"""Users, nodes, pre-auth keys and records as frozen values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 
 class RegisterMethod(StrEnum):
-    """How a node came into the tailnet."""
+    """How a node was registered."""
 
     AUTH_KEY = "auth key"
     CLI = "CLI"
@@ -24,18 +24,27 @@ class RegisterMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who owns an untagged node, in Headscale's sense.
+    """A Headscale user.
 
     Attributes:
-        id: decimal text; None where Headscale up to 0.25 gives only a name.
-        name: the name as Headscale shows it.
+        id: decimal text; None where Headscale up to 0.25 returns only a name.
+        name: not unique: a local user and a user from OIDC can have the same name.
+        email: "" if there is none.
+        provider: of the login, such as "oidc"; "" for a local user.
     """
 
     id: str | None
     name: str
+    email: str = ""
+    provider: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name for people; a user from OIDC can have only an e-mail address."""
+        return self.name or self.email or f"id {self.id}"
 
     def is_same(self, other: User) -> bool:
-        """Whether both are one user: by id where both have one, else by name."""
+        """Return True if both are the same user: by id if both have one, else by name."""
         if self.id is not None and other.id is not None:
             return self.id == other.id
         return self.name == other.name
@@ -43,13 +52,13 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class PreAuthKey:
-    """A pre-auth key as a list shows it, or as it was minted.
+    """A pre-auth key from a list or from the response to its creation.
 
     Attributes:
         id: decimal text.
-        user: who it registers nodes for; None for a key that only has tags.
-        key: the secret itself; None where Headscale masks it (lists from 0.28 on).
+        user: the owner of nodes that register with it; None for a key that only has tags.
         used: a node has registered with it.
+        key: the secret; None where Headscale masks it (lists from 0.28 on).
     """
 
     id: str
@@ -64,23 +73,23 @@ class PreAuthKey:
 
     @property
     def secret(self) -> SecretStr:
-        """The key's secret; only a key that was just made surely has one."""
+        """The secret of a key that was just created."""
         if self.key is None:
-            raise ValueError("the key was listed, not made")
+            raise ValueError("a listed key has no secret")
         return self.key
 
     def usable(self, now: datetime) -> bool:
-        """Whether a node could still register with it."""
+        """Return True if a node can register with it."""
         expired = self.expires_at is not None and self.expires_at <= now
         return not expired and (self.reusable or not self.used)
 
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
-    """What a pre-auth key should be.
+    """A pre-auth key to create.
 
     Attributes:
-        life: from the moment it is made, longer than an image pull and a few restarts.
+        life: how long it is valid; longer than an image pull and some restarts.
     """
 
     user: User
@@ -110,7 +119,7 @@ class KeyMetadata:
 
 @dataclass(frozen=True, slots=True)
 class KeyOrigin:
-    """What a node remembers of the pre-auth key that it came with."""
+    """The pre-auth key that a node registered with."""
 
     id: str
     user: User | None
@@ -121,16 +130,16 @@ class Node:
     """A member of the tailnet.
 
     Attributes:
-        id: decimal text, greater for later nodes.
-        hostname: what the node calls itself; may repeat, compared without regard to case.
-        machine_key: `mkey:` and 64 hex digits; a node that comes back with kept state has the same.
-        addresses: at most one of each family, in no order; may be empty.
-        user: who owns it; None for a tagged node from Headscale 0.28 on.
-        pre_auth_key: the key it came with; None for a person's machine.
-        online: a hint: may be true for a quarter of an hour after a silent loss.
+        id: decimal text, larger for later nodes. Headscale assigns it again after its database was restored.
+        hostname: not unique; compared without regard to case.
+        machine_key: `mkey:` and 64 hex digits. It stays the same while the machine keeps its state.
+        addresses: at most one of each family, in any order; can be empty.
+        user: its owner; None for a tagged node from Headscale 0.28 on.
+        pre_auth_key: the key that it registered with; None for another register method.
+        online: a hint. It can stay true for 15 minutes after a connection was lost.
         expires_at: None = never.
-        last_seen: when it went offline; no heartbeat, so that it says nothing of a node that is online or whose
-            server was restarted. None where Headscale does not know.
+        last_seen: when it went offline; not a heartbeat. It can be old for a node that is online or whose server was
+            restarted. None where Headscale does not know.
     """
 
     id: str
@@ -146,26 +155,26 @@ class Node:
     last_seen: datetime | None = None
 
     def expired(self, now: datetime) -> bool:
-        """Whether the node has to log in again."""
+        """Return True if the node has to log in again."""
         return self.expires_at is not None and self.expires_at <= now
 
     @property
     def owner(self) -> User | None:
-        """Its own user, else that of the key it came with; None where neither names one.
+        """Its own user, or else the user of its key; None if neither has one.
 
-        The node's own goes first: an administrator may have given the node to somebody else since.
+        Its own user comes first, because an administrator can move a node to another user.
         """
         return self.user or (self.pre_auth_key.user if self.pre_auth_key else None)
 
     @property
     def sequence(self) -> int:
-        """The id as a number, to tell the later of two nodes."""
+        """The id as a number; a later node has a larger one."""
         return int(self.id)
 
 
 def describe(node: Node) -> str:
     """Describe a node in a few words."""
-    owner = node.user.name if node.user else ", ".join(sorted(node.tags)) or "none"
+    owner = node.user.label if node.user else ", ".join(sorted(node.tags)) or "none"
     return f"hostname {node.hostname}, owner {owner}, registered by {node.registered_by}"
 
 
@@ -177,7 +186,7 @@ class Record:
         name: the full name in lower case, without a trailing dot.
         content: an address in text form for A and AAAA.
         ttl_s: seconds; 1 = automatic.
-        comment: "" when there is none.
+        comment: "" if there is none.
     """
 
     id: str
@@ -190,7 +199,7 @@ class Record:
 
     @property
     def address(self) -> IpAddress | None:
-        """The content as an address; None when it is none."""
+        """The content as an address; None if it is not an address."""
         try:
             return ip_address(self.content)
         except ValueError:
@@ -198,13 +207,13 @@ class Record:
 
 
 def record_type(address: IpAddress) -> str:
-    """The type of a record that holds the address: A or AAAA."""
+    """Return the type of a record with this address: A or AAAA."""
     return "A" if isinstance(address, IPv4Address) else "AAAA"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """What a record should say; always DNS-only, since a VPN address cannot be proxied."""
+    """A record as it should be; never proxied, because Cloudflare cannot reach a VPN address."""
 
     name: str
     address: IpAddress
@@ -213,13 +222,13 @@ class RecordSpec:
 
     @property
     def type(self) -> str:
-        """A or AAAA, as the address demands."""
+        """A or AAAA, depending on the address."""
         return record_type(self.address)
 
     def differences(self, record: Record) -> dict[str, str | int | bool]:
-        """What of the record has to change, in Cloudflare's field names; empty when all is well."""
+        """Return the fields to change, with Cloudflare's names; empty if nothing differs."""
         differing: dict[str, str | int | bool] = {}
-        # As addresses: IPv6 has many spellings.
+        # An IPv6 address has several spellings.
         if record.address != self.address:
             differing["content"] = str(self.address)
         if record.ttl_s != self.ttl_s:

@@ -1,4 +1,4 @@
-"""What is ours: the one page that says which nodes and records we may touch."""
+"""Criteria for owning nodes and records; no other module decides what may be changed."""
 
 from __future__ import annotations
 
@@ -14,63 +14,84 @@ IpNetwork: TypeAlias = IPv4Network | IPv6Network
 
 ADDRESS_TYPES = frozenset({"A", "AAAA"})
 
-# Every mark of this program, whoever the owner is, begins like this.
+# The marks of all owners and versions of this program begin like this.
 _MARK_FAMILY = "tailscale-lifecycle/"
 
 
+_ID_SELECTOR = "id:"
+
+
 def mark_of(owner: str) -> str:
-    """The comment by which one owner's records are known; ASCII, compared exactly."""
+    """Return the comment that identifies an owner's records; ASCII, compared exactly."""
     return f"{_MARK_FAMILY}1 {owner}"
 
 
-def choose_user(users: Iterable[User], name: str | None) -> User:
-    """The Headscale user that owns our keys and nodes.
+def choose_user(users: Iterable[User], selector: str | None) -> User:
+    """Choose the Headscale user that owns our keys and nodes.
 
     Args:
         users: every user, in any order.
-        name: the one that was set; None = the only one there is.
+        selector: a name, an e-mail address or `id:N`; None = the only user. A name takes precedence over an address.
 
     Raises:
-        UserError: there is not exactly one such user; the message lists those that are.
+        UserError: there is not exactly one such user; the message lists all users.
     """
-    everyone = sorted(users, key=lambda user: user.name)
-    names = ", ".join(user.name for user in everyone)
-    if not everyone:
-        raise UserError(f"Headscale has no user; make one with `headscale users create {name or 'services'}`")
-    if name is None:
-        if len(everyone) > 1:
-            raise UserError(f"Headscale has several users ({names}); set HEADSCALE_USER to the one that owns the node")
-        return everyone[0]
-    matching = [user for user in everyone if user.name == name]
-    match matching:
+    every_user = sorted(users, key=lambda user: (user.name, user.id or ""))
+    listed = "; ".join(map(_describe_user, every_user))
+    if not every_user:
+        name = "services" if selector is None or selector.startswith(_ID_SELECTOR) else selector
+        raise UserError(f"Headscale has no user. Create one with `headscale users create {name}`")
+    if selector is None:
+        if len(every_user) > 1:
+            raise UserError(f"Headscale has several users. Set HEADSCALE_USER to the owner of the node: {listed}")
+        return every_user[0]
+    match _matching(every_user, selector):
         case [user]:
             return user
         case []:
-            raise UserError(f"Headscale has no user called {name}; set HEADSCALE_USER to one of: {names}")
-    raise UserError(f"Headscale has {len(matching)} users called {name}; rename one of them")
+            raise UserError(f"Headscale has no user {selector}. Set HEADSCALE_USER to one of these: {listed}")
+        case several:
+            ids = " or ".join(f"{_ID_SELECTOR}{user.id}" for user in several)
+            raise UserError(f"Headscale has {len(several)} users {selector}. Set HEADSCALE_USER to {ids}: {listed}")
+
+
+def _matching(users: Sequence[User], selector: str) -> list[User]:
+    if selector.startswith(_ID_SELECTOR):
+        return [user for user in users if user.id == selector.removeprefix(_ID_SELECTOR)]
+    by_name = [user for user in users if user.name == selector]
+    return by_name or [user for user in users if user.email and user.email.casefold() == selector.casefold()]
+
+
+def _describe_user(user: User) -> str:
+    details = [
+        f"{label} {value}"
+        for label, value in (("id", user.id), ("e-mail", user.email), ("provider", user.provider))
+        if value
+    ]
+    return f"{user.name or '(no name)'} ({', '.join(details)})" if details else user.name
 
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """By what a node is ours: hostname, user, and tags where no user is named.
+    """Criteria for owning a node: hostname, user, and tags if the node has no user.
 
     Attributes:
-        hostname: what our pod asks to be called.
+        hostname: the hostname that this pod registers with.
         user: the Headscale user that owns our keys and nodes.
-        tags: what our keys give to nodes; may be empty.
+        tags: the tags of our keys; can be empty.
     """
 
     hostname: str
     user: User
     tags: frozenset[str] = frozenset()
 
-    def bears_our_name(self, node: Node) -> bool:
-        """Whether the node's hostname is ours, the whole of it, whatever the case."""
+    def has_our_name(self, node: Node) -> bool:
+        """Return True if the hostname is exactly ours, without regard to case."""
         return node.hostname.casefold() == self.hostname.casefold()
 
     def owns_node(self, node: Node) -> bool:
-        """Whether we may touch the node; a doubt is a no."""
-        return self.bears_our_name(node) and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)
+        """Return True if we may change the node; False if that is uncertain."""
+        return self.has_our_name(node) and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)
 
     def _is_our_users(self, node: Node) -> bool:
         if node.owner is not None:
@@ -79,18 +100,18 @@ class NodeIdentity:
 
 
 def is_marked(record: Record, mark: str) -> bool:
-    """Whether the record says itself, to the letter, that it is the mark's owner's."""
+    """Return True if the record has exactly this mark."""
     return record.type in ADDRESS_TYPES and record.comment == mark
 
 
 @dataclass(frozen=True, slots=True)
 class RecordIdentity:
-    """By what a record is ours: the exact name, and our mark or a VPN address nobody marked.
+    """Criteria for owning a record: exactly our name, and our mark, or no comment and a VPN address.
 
     Attributes:
-        name: the full name, lower case, no trailing dot.
-        mark: the comment that makes a record ours.
-        vpn_prefixes: what counts as a VPN address.
+        name: the full name in lower case, without a trailing dot.
+        mark: the comment of our records.
+        vpn_prefixes: the networks of VPN addresses.
     """
 
     name: str
@@ -98,7 +119,7 @@ class RecordIdentity:
     vpn_prefixes: tuple[IpNetwork, ...]
 
     def owns_record(self, record: Record) -> bool:
-        """Whether we may touch the record; a doubt is a no."""
+        """Return True if we may change the record; False if that is uncertain."""
         if record.name != self.name or record.type not in ADDRESS_TYPES:
             return False
         if record.comment:
@@ -106,11 +127,11 @@ class RecordIdentity:
         return record.address is not None and self.is_vpn_address(record.address)
 
     def is_marked(self, record: Record) -> bool:
-        """Whether the record is ours and says so itself."""
+        """Return True if the record is ours and has our mark."""
         return self.owns_record(record) and record.comment == self.mark
 
-    def marked_by_another(self, record: Record) -> bool:
-        """Whether another owner of this program claims the name with the record."""
+    def is_marked_by_another(self, record: Record) -> bool:
+        """Return True if the record has the mark of another owner."""
         return (
             record.name == self.name
             and record.type in ADDRESS_TYPES
@@ -119,9 +140,9 @@ class RecordIdentity:
         )
 
     def is_vpn_address(self, address: IpAddress) -> bool:
-        """Whether the address lies in one of the VPN's prefixes."""
+        """Return True if the address is inside one of the prefixes."""
         return any(address in prefix for prefix in self.vpn_prefixes)
 
     def vpn_addresses(self, addresses: Sequence[IpAddress]) -> tuple[IpAddress, ...]:
-        """Those of the addresses that lie in one of the VPN's prefixes, in the same order."""
+        """Return the addresses inside the prefixes, in the same order."""
         return tuple(address for address in addresses if self.is_vpn_address(address))

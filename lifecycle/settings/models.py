@@ -135,7 +135,9 @@ class Settings(BaseSettings):
         None, description="for exec; unset: the container named headscale, else the only one"
     )
     headscale_user: str | None = Field(
-        None, description="name of the user that owns the key and the node; unset: the only one there is"
+        None,
+        description="name, e-mail address or id:N of the Headscale user that owns the key and the node; "
+        "unset: the only user",
     )
     authkey_expiration: Duration = Field(
         timedelta(hours=1), description="life of the key; longer than an image pull and some restarts"
