@@ -12,7 +12,7 @@ from tests.world import Interface, World
 
 
 class Pod:
-    """A pod of the service; nothing happens before `start`.
+    """A pod of the workload; nothing happens before `start`.
 
     Args:
         world: where it lives.
@@ -34,7 +34,7 @@ class Pod:
         self.watch = self.new_watch()
 
     def new_watch(self, **settings: str) -> DnsWatch:
-        """Another `dns-watch` in its place: what it knew is lost."""
+        """Replace its dns-watch with one that remembers nothing."""
         self.watch = self.world.watch(self.interface, **(self.settings | settings))
         return self.watch
 
@@ -54,11 +54,11 @@ class Pod:
         self.join()
 
     def run(self, seconds: float) -> None:
-        """Let its `dns-watch` run for so long."""
+        """Run its dns-watch for so long."""
         self.world.run(self.watch, seconds)
 
     def run_until(self, nodez: tuple[str, bool], *, within_s: float) -> None:
-        """Let it run until `/nodez` says this."""
+        """Run it until `/nodez` reports this."""
         until = self.world.clock.elapsed_s + within_s
         while self.nodez != nodez:
             assert self.world.clock.elapsed_s < until, self.nodez
@@ -77,11 +77,11 @@ class Pod:
 
     @property
     def key(self) -> str:
-        """What its key file holds."""
+        """Return the content of its key file."""
         return self.key_file.read_text()
 
     @property
     def nodez(self) -> tuple[str, bool]:
-        """What `/nodez` says: the state, and whether a restart of the client helps."""
+        """Return what `/nodez` reports: the state, and whether a restart of the client helps."""
         status = self.watch.status
         return status.view.node_state, status.view.restart_helps

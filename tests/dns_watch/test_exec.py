@@ -28,7 +28,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWo
 
 
 def looks(world: ClusterWorld) -> list[float]:
-    """When Headscale's nodes will have been listed, filled from now on."""
+    """Record when Headscale's nodes are listed."""
     times: list[float] = []
 
     def timed(argv: Sequence[str]) -> Finished:
@@ -45,11 +45,11 @@ def least_pause(times: Sequence[float]) -> float:
 
 
 def a_registered_world(world: ClusterWorld) -> Interface:
-    """A pod whose node is there; gives its interface."""
+    """Register a node and return its interface."""
     return Interface(*world.headscale.add_node(NAME, user=USER).addresses)
 
 
-def test_once_registered_a_minute_is_between_two_looks(world: ClusterWorld) -> None:
+def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> None:
     times = looks(world)
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
@@ -61,7 +61,7 @@ def test_once_registered_a_minute_is_between_two_looks(world: ClusterWorld) -> N
 @pytest.mark.parametrize(
     ("setting", "least_s"), [("1s", 60), ("59s", 60), ("90s", 90), ("10m", 600)], ids=["1s", "59s", "90s", "10m"]
 )
-def test_poll_interval_may_make_it_longer(setting: str, least_s: float, world: ClusterWorld) -> None:
+def test_poll_interval_can_lengthen_the_interval(setting: str, least_s: float, world: ClusterWorld) -> None:
     times = looks(world)
     watch = world.watch(a_registered_world(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
     world.run(watch, HOUR_S)
@@ -70,7 +70,7 @@ def test_poll_interval_may_make_it_longer(setting: str, least_s: float, world: C
     assert least_pause(times[2:]) >= least_s
 
 
-def test_a_cloudflare_that_is_down_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     times = looks(world)
     world.cloudflare.faults.add(faults.html(503), times=None)
     watch = world.watch(a_registered_world(world))
@@ -79,7 +79,7 @@ def test_a_cloudflare_that_is_down_makes_no_look_come_sooner(world: ClusterWorld
     assert least_pause(times) >= 60
 
 
-def test_a_headscale_that_fails_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     times = looks(world)
     watch = world.watch(a_registered_world(world))
     world.run(watch, 10)
@@ -92,7 +92,7 @@ def test_a_headscale_that_fails_makes_no_look_come_sooner(world: ClusterWorld) -
     assert watch.status.view.is_registered
 
 
-def test_a_node_that_is_gone_makes_no_look_come_sooner(world: ClusterWorld) -> None:
+def test_a_lost_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     watch = world.watch(a_registered_world(world))
     world.run(watch, 10)
     times = looks(world)
@@ -102,7 +102,7 @@ def test_a_node_that_is_gone_makes_no_look_come_sooner(world: ClusterWorld) -> N
     assert least_pause(sorted(set(times))) >= 60
 
 
-def test_before_registration_looks_are_as_frequent_as_ever(world: ClusterWorld) -> None:
+def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
     times = looks(world)
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
     world.clock.at(20, lambda: world.headscale.add_node(NAME, user=USER))
@@ -111,8 +111,7 @@ def test_before_registration_looks_are_as_frequent_as_ever(world: ClusterWorld) 
     assert len([at for at in times if at <= 20]) >= 5
 
 
-def test_an_address_that_changes_is_looked_at_at_once(world: ClusterWorld) -> None:
-    """The interface costs nothing to look at."""
+def test_a_changed_address_is_noticed_within_a_tick(world: ClusterWorld) -> None:
     interface = a_registered_world(world)
     watch = world.watch(interface)
     world.run(watch, 100)
@@ -127,14 +126,14 @@ def test_an_address_that_changes_is_looked_at_at_once(world: ClusterWorld) -> No
     assert list(world.records()) == [f"A {world.headscale.nodes[0].address}"]
 
 
-def test_that_the_api_is_cheaper_is_said_once(world: ClusterWorld, events: Events) -> None:
+def test_the_slower_polling_is_logged_once(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
-    [told] = named(events, "poll.slowed")
-    assert (told["interval_s"], "HEADSCALE_ACCESS=api" in told["reason"]) == (60.0, True)
+    [event] = named(events, "poll.slowed")
+    assert (event["interval_s"], "HEADSCALE_ACCESS=api" in event["reason"]) == (60.0, True)
 
 
-def test_over_the_api_nothing_is_slower_and_nothing_is_said(world: ClusterWorld, events: Events) -> None:
+def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(
         a_registered_world(world),
         HEADSCALE_URL="http://headscale",
@@ -151,13 +150,13 @@ def test_over_the_api_nothing_is_slower_and_nothing_is_said(world: ClusterWorld,
     "fault",
     [
         pytest.param(ExecFault(cut_after=3), id="cut"),
-        pytest.param(ExecFault(before=b"garbage\n"), id="garbage-before-the-answer"),
-        pytest.param(ExecFault(instead=Finished(stdout=b"garbage")), id="garbage-alone"),
-        pytest.param(ExecFault(instead=Finished()), id="silence"),
+        pytest.param(ExecFault(before=b"garbage\n"), id="garbage before the response"),
+        pytest.param(ExecFault(instead=Finished(stdout=b"garbage")), id="only garbage"),
+        pytest.param(ExecFault(instead=Finished()), id="no output"),
         pytest.param(ExecFault(instead=Finished(1)), id="failure"),
     ],
 )
-def test_an_exec_that_goes_wrong_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
+def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
     watch = world.watch(a_registered_world(world))
     world.run(watch, 100)
     before, written = world.records(), len(world.cloudflare.writes)
@@ -167,7 +166,7 @@ def test_an_exec_that_goes_wrong_changes_nothing(fault: ExecFault, world: Cluste
     assert watch.status.view.lost is None
 
 
-def test_a_refused_exec_is_an_error_and_no_exit(world: ClusterWorld, events: Events) -> None:
+def test_a_refused_exec_is_logged_and_does_not_exit(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(a_registered_world(world))
     world.run(watch, 100)
     world.kubernetes.allow_nothing()

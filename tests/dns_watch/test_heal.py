@@ -23,8 +23,8 @@ VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
 
 HOUR_S = 3600.0
 
-# For the long runs, which would look thousands of times.
-SELDOM = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
+# For simulated nights, which would otherwise take thousands of polls.
+RARE_POLLS = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
 
 NODE = r"/api/v1/node/\d+$"
 NODES = r"/api/v1/node$"
@@ -33,7 +33,7 @@ KEYS = r"/api/v1/preauthkey(\?|$)"
 
 
 def a_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> World:
-    """A tailnet in which somebody else's laptop is, too."""
+    """Return a world with another user's laptop in its tailnet."""
     world = World(monkeypatch, folder, version)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     return world
@@ -50,7 +50,7 @@ def any_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, t
 
 
 def a_pod(world: World, folder: Path, **settings: str) -> Pod:
-    """A pod that has published its address."""
+    """Return a pod that has published its address."""
     pod = Pod(world, folder, {"SELF_HEAL": "true", "MAX_RETRIES": "0"} | settings)
     pod.start()
     pod.run(30)
@@ -75,7 +75,7 @@ def keys(world: World) -> int:
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
-    """From the deletion to the record of the new node; the client never noticed by itself."""
+    """The client does not notice the deletion by itself."""
     world = any_world
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
     pod.start()
@@ -103,7 +103,7 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
-def test_a_node_whose_id_was_given_to_another_machine_is_lost_and_comes_back(
+def test_a_node_whose_id_belongs_to_another_machine_comes_back(
     world: World, tmp_path: Path, events: list[Any], kernel: bool
 ) -> None:
     """The database was restored from a backup, and another machine registered before this pod did."""
@@ -131,7 +131,7 @@ def test_a_node_whose_id_was_given_to_another_machine_is_lost_and_comes_back(
 def test_an_expired_node_comes_back_as_itself(
     any_world: World, tmp_path: Path, events: list[Any], kernel: bool
 ) -> None:
-    """It has to log in again, with a key that is good; the address stays, so there is nothing to write."""
+    """It logs in again with a fresh key, and keeps its address and record."""
     world = any_world
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
     pod.start()
@@ -153,8 +153,8 @@ def test_an_expired_node_comes_back_as_itself(
     assert len(world.cloudflare.writes) == writes
 
 
-def test_killed_between_the_note_and_the_key(world: World, tmp_path: Path) -> None:
-    """The key in the file is the used one still: a restart with it helps nobody, and another is made."""
+def test_a_key_that_was_never_stored_is_replaced(world: World, tmp_path: Path) -> None:
+    """The process died between writing the metadata and the key: the file still contains the used key."""
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
@@ -168,8 +168,10 @@ def test_killed_between_the_note_and_the_key(world: World, tmp_path: Path) -> No
     pod.run_until(("registered", False), within_s=60)
 
 
-def test_a_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The one before it noted which node it was, and of that one Headscale says that it is gone."""
+def test_a_restarted_dns_watch_recognises_the_loss_from_the_metadata(
+    world: World, tmp_path: Path, events: list[Any]
+) -> None:
+    """The previous dns-watch stored the node, and Headscale reports it as not found."""
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
@@ -182,8 +184,8 @@ def test_a_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Pat
     assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
 
 
-def test_a_healed_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_path: Path) -> None:
-    """The note beside a fresh key says which node is to come back, so its successor knows it too."""
+def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
+    """A restarted dns-watch knows which node is expected to come back."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -194,8 +196,8 @@ def test_a_healed_node_that_a_restarted_dns_watch_never_saw(world: World, tmp_pa
     assert keys(world) == 2
 
 
-def test_a_used_key_while_nothing_is_registered(world: World, tmp_path: Path) -> None:
-    """The client crashes over it again and again; a fresh one lets it in, and needs no probe."""
+def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
+    """The client fails with it repeatedly, and registers with a fresh one without any restart by a probe."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
@@ -210,8 +212,8 @@ def test_a_used_key_while_nothing_is_registered(world: World, tmp_path: Path) ->
     assert pod.nodez == ("registered", False)
 
 
-def test_an_expired_key_while_nothing_is_registered(world: World, tmp_path: Path) -> None:
-    """An image that took two hours to pull."""
+def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
+    """The image took two hours to pull."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.cleanup()
     old_key = pod.key
@@ -227,35 +229,35 @@ def test_an_expired_key_while_nothing_is_registered(world: World, tmp_path: Path
 # --- Not healed -------------------------------------------------------------------------------------
 
 
-def not_found_and_a_short_list(world: World) -> None:
-    """What Headscale says of a node that it does not know, and a list of others."""
+def not_found_and_an_incomplete_list(world: World) -> None:
+    """Report the node as not found, with a list of other nodes."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
     world.headscale.faults.add(answer(404, text), path=NODE, times=None)
     others = [{**node, "name": "laptop"} for node in listed(world)][:1]
     world.headscale.faults.add(answer(200, json.dumps({"nodes": others})), path=NODES, times=None)
 
 
-def a_page_and_a_short_list(world: World) -> None:
-    """A proxy that knows one path less than the other: only Headscale's own word counts."""
+def html_404_and_an_incomplete_list(world: World) -> None:
+    """A proxy's 404 with an incomplete list: only Headscale's own not-found counts."""
     world.headscale.faults.add(html(404), path=NODE, times=None)
-    not_found_and_a_short_list(world)
+    not_found_and_an_incomplete_list(world)
 
 
 def not_found_and_an_empty_list(world: World) -> None:
-    """A Headscale that has started with nothing in its memory."""
+    """Report the node as not found, with an empty list."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
     world.headscale.faults.add(answer(404, text), path=NODE, times=None)
     world.headscale.faults.add(answer(200, json.dumps({"nodes": []})), path=NODES, times=None)
 
 
 def not_found_and_still_listed(world: World) -> None:
-    """It contradicts itself."""
+    """Report the node as not found, and list it."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
     world.headscale.faults.add(answer(404, text), path=NODE, times=None)
 
 
 def listed(world: World) -> list[dict[str, Any]]:
-    """The nodes as the API lists them."""
+    """Return the nodes as the API lists them."""
     settings_key = {"HTTP_AUTHORIZATION": f"Bearer {world.headscale.api_key}"}
     import werkzeug.test  # noqa: PLC0415 - only here
 
@@ -265,7 +267,7 @@ def listed(world: World) -> list[dict[str, Any]]:
 
 
 def every_answer(fault: Any) -> Callable[[World], None]:
-    """Meet this on every path."""
+    """Return a setup in which every request fails like this."""
     return lambda world: world.headscale.faults.add(fault, times=None)
 
 
@@ -275,22 +277,22 @@ def every_answer(fault: Any) -> Callable[[World], None]:
     [
         pytest.param(not_found_and_an_empty_list, HOUR_S, id="empty-list"),
         pytest.param(not_found_and_still_listed, HOUR_S, id="contradiction"),
-        pytest.param(not_found_and_a_short_list, 50.0, id="short-list-for-a-moment"),
-        pytest.param(a_page_and_a_short_list, HOUR_S, id="ingress-404-and-a-short-list"),
+        pytest.param(not_found_and_an_incomplete_list, 50.0, id="incomplete list for a moment"),
+        pytest.param(html_404_and_an_incomplete_list, HOUR_S, id="ingress 404 and incomplete list"),
         pytest.param(every_answer(html(404)), HOUR_S, id="ingress-404"),
         pytest.param(every_answer(answer(404, '{"error": "not found"}')), HOUR_S, id="ingress-404-json"),
         pytest.param(every_answer(answer(404, "default backend - 404", content_type="text/plain")), HOUR_S, id="404"),
         pytest.param(every_answer(html(503)), HOUR_S, id="503"),
-        pytest.param(every_answer(html(200)), HOUR_S, id="a-page"),
+        pytest.param(every_answer(html(200)), HOUR_S, id="HTML page"),
         pytest.param(every_answer(garbage()), HOUR_S, id="garbage"),
         pytest.param(every_answer(refuse()), HOUR_S, id="refused"),
-        pytest.param(lambda world: world.headscale.restart(), HOUR_S, id="everybody-offline"),
+        pytest.param(lambda world: world.headscale.restart(), HOUR_S, id="every node offline"),
     ],
 )
-def test_nobody_is_healed(
+def test_a_headscale_failure_is_not_a_lost_node(
     world: World, tmp_path: Path, events: list[Any], happen: Callable[[World], None], for_s: float, kernel: bool
 ) -> None:
-    """Trouble at Headscale is no lost node: no key, no restart, no record touched."""
+    """No key, no restart, no change of the record."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
     pod.start()
     pod.run(30)
@@ -305,8 +307,8 @@ def test_nobody_is_healed(
     assert "node.lost" not in names(events)
 
 
-def test_listed_under_another_name() -> None:
-    """Headscale says that there is no such node, and lists it, renamed: that is no answer."""
+def test_a_renamed_node_is_not_reported_as_gone() -> None:
+    """Headscale reports it as not found and lists it under another name: a contradiction."""
     renamed = a_node(1, hostname="renamed")
     loss = why_missing(
         [renamed, a_node(2, hostname="laptop")],
@@ -343,16 +345,16 @@ class Steps:
         return found
 
 
-def test_three_looks(world: World, tmp_path: Path) -> None:
-    """Two looks are not enough, however far apart."""
+def test_two_observations_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
+    """However far apart they are."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     steps = Steps(pod)
     assert [steps.look(after_s=600) for _ in range(3)] == [None, None, "gone"]
 
 
-def test_over_at_least_a_minute(world: World, tmp_path: Path) -> None:
-    """However many looks, they have to span a minute."""
+def test_observations_within_a_minute_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
+    """However many there are."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     steps = Steps(pod)
@@ -361,8 +363,7 @@ def test_over_at_least_a_minute(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [NODE, NODES, USERS])
-def test_a_failed_look_breaks_the_row(world: World, tmp_path: Path, path: str) -> None:
-    """Whatever of the look it was that failed."""
+def test_a_failed_read_restarts_the_confirmation(world: World, tmp_path: Path, path: str) -> None:
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
     delete_node(pod)
@@ -375,8 +376,7 @@ def test_a_failed_look_breaks_the_row(world: World, tmp_path: Path, path: str) -
     assert [steps.look(after_s=30) for _ in range(3)] == [None, None, "gone"]
 
 
-def test_a_look_that_says_nothing_breaks_the_row(world: World, tmp_path: Path) -> None:
-    """An empty list is no look at all."""
+def test_an_empty_list_restarts_the_confirmation(world: World, tmp_path: Path) -> None:
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     steps = Steps(pod)
@@ -386,9 +386,9 @@ def test_a_look_that_says_nothing_breaks_the_row(world: World, tmp_path: Path) -
         assert steps.look(after_s=31) is None
 
 
-def test_not_asked_for(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """Without SELF_HEAL no key is written, for a whole night; it is said what to do."""
-    pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", **SELDOM)
+def test_without_self_heal_no_key_is_written(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """For a whole night; the loss is logged with advice."""
+    pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", **RARE_POLLS)
     key, number = pod.key, keys(world)
     delete_node(pod)
     pod.run(8 * HOUR_S)
@@ -398,8 +398,8 @@ def test_not_asked_for(world: World, tmp_path: Path, events: list[Any]) -> None:
     assert "SELF_HEAL=true" in lost["advice"]
 
 
-def test_a_reusable_key_is_fresh_as_long_as_it_lives(world: World, tmp_path: Path) -> None:
-    """What counts is what is in the file, not who put it there."""
+def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -> None:
+    """The key in the file counts, whoever created it."""
     pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true")
     key = pod.key
     delete_node(pod)
@@ -409,8 +409,8 @@ def test_a_reusable_key_is_fresh_as_long_as_it_lives(world: World, tmp_path: Pat
     assert (pod.nodez, pod.key) == (("gone", False), key)
 
 
-def test_no_volume(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """A sidecar without the key volume has nowhere to write, says so once, and goes on."""
+def test_a_missing_key_volume_is_reported_once(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The sidecar continues without it."""
     pod = a_pod(world, tmp_path / "pod")
     number = keys(world)
     pod.new_watch(AUTHKEY_OUTPUT_PATH=str(tmp_path / "no-volume" / "authkey"))
@@ -423,8 +423,8 @@ def test_no_volume(world: World, tmp_path: Path, events: list[Any]) -> None:
     assert not (tmp_path / "no-volume").exists()
 
 
-def test_another_headscale(world: World, tmp_path: Path) -> None:
-    """An address that no node has, and a key that nobody has used: a restart would not help."""
+def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_path: Path) -> None:
+    """Its client may use another Headscale."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.cleanup()
     pod.interface.show("100.64.99.1")
@@ -432,8 +432,8 @@ def test_another_headscale(world: World, tmp_path: Path) -> None:
     assert pod.nodez == ("stranded", False)
 
 
-def test_with_another_node_of_the_name_it_cannot_be_told(world: World, tmp_path: Path) -> None:
-    """The interface's address is nobody's, but a node of ours is there: it may be this pod's, renumbered."""
+def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World, tmp_path: Path) -> None:
+    """The other node may be this pod's, with a new address."""
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
     pod.interface.show("100.64.99.1")
@@ -446,7 +446,7 @@ def test_with_another_node_of_the_name_it_cannot_be_told(world: World, tmp_path:
 
 
 def run_and_check(pod: Pod, seconds: float) -> None:
-    """Let it run, counting the keys after each pass."""
+    """Run the pod and count the keys after each pass."""
     until = pod.world.clock.elapsed_s + seconds
     while pod.world.clock.elapsed_s < until:
         wait_s = pod.watch.run_pass()
@@ -454,17 +454,16 @@ def run_and_check(pod: Pod, seconds: float) -> None:
         pod.world.clock.sleep(wait_s)
 
 
-def test_at_most_one_unexpired_key(any_world: World, tmp_path: Path) -> None:
-    """While no client takes one, the next is made only when the one before has expired."""
-    pod = a_pod(any_world, tmp_path / "pod", **SELDOM)
+def test_at_most_one_unexpired_key_exists(any_world: World, tmp_path: Path) -> None:
+    """While no client uses a key, the next is created only after it has expired."""
+    pod = a_pod(any_world, tmp_path / "pod", **RARE_POLLS)
     before = keys(any_world)
     delete_node(pod)
     run_and_check(pod, 8 * HOUR_S)
     assert 4 <= keys(any_world) - before <= 8
 
 
-def test_growing_pauses(world: World, tmp_path: Path) -> None:
-    """Keys that are used up each time without bringing the node back are made more and more rarely."""
+def test_keys_that_do_not_help_are_created_more_and_more_rarely(world: World, tmp_path: Path) -> None:
     pod = a_pod(world, tmp_path / "pod", POLL_INTERVAL="1m", RETRY_INTERVAL="1m")
     delete_node(pod)
     made: list[float] = []
@@ -486,8 +485,9 @@ def test_growing_pauses(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_lost_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str) -> None:
-    """The key that nobody has seen is found and expired before another is made."""
+def test_a_key_whose_response_was_lost_is_expired(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
+) -> None:
     world = a_world(monkeypatch, tmp_path, version)
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
@@ -500,8 +500,8 @@ def test_a_lost_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version:
     assert pod.nodez == ("gone", True)
 
 
-def test_no_answer_at_all(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """Keys cannot be made for six hours: it is tried more and more rarely, and what is known stays shown."""
+def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """For six hours; the health port keeps reporting the loss."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
@@ -513,8 +513,8 @@ def test_no_answer_at_all(world: World, tmp_path: Path, events: list[Any]) -> No
     pod.run_until(("gone", True), within_s=2 * HOUR_S)
 
 
-def test_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """No key is made that could not be written; the old file stays."""
+def test_no_key_is_created_for_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The old key file stays."""
     pod = a_pod(world, tmp_path / "pod")
     old_key, number = pod.key, keys(world)
     delete_node(pod)
@@ -531,8 +531,8 @@ def test_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -
 # --- While it is healed -----------------------------------------------------------------------------
 
 
-def test_a_restart_that_is_under_way_is_let_finish(world: World, tmp_path: Path) -> None:
-    """The interface has gone: for a minute nobody is told to restart a client that is logging in."""
+def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_path: Path) -> None:
+    """The interface disappeared less than a minute ago: the client is logging in."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -547,8 +547,8 @@ def test_a_restart_that_is_under_way_is_let_finish(world: World, tmp_path: Path)
     assert pod.nodez == ("gone", True)
 
 
-def test_headscale_is_down_meanwhile(world: World, tmp_path: Path) -> None:
-    """No restart lets the node in then; once Headscale answers again, one does."""
+def test_no_restart_is_requested_while_headscale_is_down(world: World, tmp_path: Path) -> None:
+    """A restart helps only after Headscale responds again."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -562,8 +562,8 @@ def test_headscale_is_down_meanwhile(world: World, tmp_path: Path) -> None:
     assert pod.key == key
 
 
-def test_nobody_is_restarted_while_it_is_not_known_whether_the_node_is_back(world: World, tmp_path: Path) -> None:
-    """The node has logged in again, and the next answer names no users."""
+def test_no_restart_is_requested_after_an_uncertain_lookup(world: World, tmp_path: Path) -> None:
+    """The node has logged in again, and the next response lists no users."""
     pod = a_pod(world, tmp_path / "pod")
     world.headscale.expire_node(pod.node_id)
     pod.run(130)
@@ -575,8 +575,8 @@ def test_nobody_is_restarted_while_it_is_not_known_whether_the_node_is_back(worl
     pod.run_until(("expired", True), within_s=60)
 
 
-def test_its_own_new_node_is_no_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The client has just come in with the fresh key, and its interface does not show the new address yet."""
+def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The client has just registered with the fresh key, and its interface does not have the new address yet."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -590,8 +590,8 @@ def test_its_own_new_node_is_no_successor(world: World, tmp_path: Path, events: 
     assert "node.superseded" not in names(events)
 
 
-def test_a_key_that_expired_meanwhile_helps_nobody(world: World, tmp_path: Path) -> None:
-    """Headscale was down for longer than the key lives: what was fresh is not any more."""
+def test_no_restart_is_requested_with_an_expired_key(world: World, tmp_path: Path) -> None:
+    """Headscale was down for longer than the key's lifetime."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -606,8 +606,8 @@ def test_a_key_that_expired_meanwhile_helps_nobody(world: World, tmp_path: Path)
     assert world.usable_keys() == [pod.key]
 
 
-def test_a_key_that_was_used_restarts_nobody_again(world: World, tmp_path: Path) -> None:
-    """The client has come in with it in user space, and the list does not show the new node yet."""
+def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -> None:
+    """The client has registered in user space mode, and the list does not contain the new node yet."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=False)
     pod.start()
     pod.run(30)
@@ -623,8 +623,8 @@ def test_a_key_that_was_used_restarts_nobody_again(world: World, tmp_path: Path)
     assert keys(world) == 2
 
 
-def test_shown(world: World, tmp_path: Path) -> None:
-    """What `/nodez` and the metrics say of a node that is confirmed gone."""
+def test_the_health_port_reports_a_lost_node(world: World, tmp_path: Path) -> None:
+    """`/nodez` and the metrics."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -641,8 +641,7 @@ def test_shown(world: World, tmp_path: Path) -> None:
         assert f"\ntailscale_lifecycle_{line}\n".encode() in metrics
 
 
-def test_a_key_that_cannot_be_looked_up_hides_nothing(world: World, tmp_path: Path) -> None:
-    """The state is shown as it is known, at once, also when Headscale refuses to list keys."""
+def test_the_loss_is_reported_even_if_keys_cannot_be_listed(world: World, tmp_path: Path) -> None:
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     world.headscale.faults.add(html(500), method="GET", path=KEYS)
@@ -653,8 +652,7 @@ def test_a_key_that_cannot_be_looked_up_hides_nothing(world: World, tmp_path: Pa
     assert pod.watch.status.view.is_registered is False
 
 
-def test_the_key_is_good_for_as_long_as_asked(world: World, tmp_path: Path) -> None:
-    """A fresh key is made like the first one."""
+def test_a_fresh_key_has_the_configured_lifetime(world: World, tmp_path: Path) -> None:
     pod = a_pod(world, tmp_path / "pod", AUTHKEY_EXPIRATION="2h", AUTHKEY_TAGS="tag:web")
     delete_node(pod)
     pod.run(130)

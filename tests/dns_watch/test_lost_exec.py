@@ -1,38 +1,42 @@
-"""A name with two pods, and a lost node, through Headscale's command line.
+"""Two pods with one name, and a lost node, over exec.
 
-The cases of healing over HTTP count looks by their seconds, and tell the answer about one node from the list. Over
-exec there are fewer looks, and the list is both: it has cases of its own.
+Over HTTP, a loss is confirmed by the response about the node and by the list. Over exec, there are fewer polls, and the
+list is the only evidence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
 from tests.dns_watch.pods import Pod
-from tests.dns_watch.test_heal import a_pod, delete_node, not_found_and_a_short_list, published
+from tests.dns_watch.test_heal import a_pod, delete_node, not_found_and_an_incomplete_list, published
 from tests.in_cluster import ClusterWorld, cluster_world
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
 from tests.world import names
 
-POLLS: Final = "waits for looks as often as HTTP makes them; see the cases below"
+# The others wait for polls at the rate of HTTP.
+SCENARIOS = (
+    "test_a_partitioned_pod_stands_down_for_its_successor",
+    "test_standing_down_ends_when_the_successor_is_gone",
+    "test_standing_down_ends_when_the_successor_is_offline",
+    "test_a_restart_of_headscale_changes_no_name",
+    "test_standing_down_continues_while_headscale_fails",
+    "test_an_incomplete_list_does_not_heal_a_superseded_pod",
+    "test_an_expired_superseded_node_does_not_come_back",
+    "test_the_health_port_names_the_successor",
+    "test_a_pod_without_hints_does_not_adopt_a_successor",
+    "test_an_interface_that_disappears_has_a_grace_period",
+    "test_a_node_that_was_moved_to_another_user_is_not_published",
+)
 
-NOT_HERE: Final = {
-    "test_a_successor_that_comes_late_ends_healing": POLLS,
-    "test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod": POLLS,
-    "test_two_pods_that_start_at_once": POLLS,
-    "test_an_old_pod_that_forgot_its_node_does_not_come_back": "an hour of looks every 10 s, in which the note decides",
-}
-
-CASES: Final = {name: case for name, case in vars(test_standing_down).items() if name.startswith("test_")}
-
-globals().update({name: case for name, case in CASES.items() if name not in NOT_HERE})
+globals().update({name: getattr(test_standing_down, name) for name in SCENARIOS})
 
 
 @pytest.fixture
@@ -42,13 +46,11 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWo
         yield world
 
 
-def test_nothing_is_left_out_that_is_not_there() -> None:
-    assert NOT_HERE.keys() <= CASES.keys()
-
-
 @pytest.mark.parametrize("version", test_heal.VERSIONS)
 @pytest.mark.parametrize("loss", ["gone", "expired"])
-def test_a_lost_node_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loss: str) -> None:
+def test_a_lost_node_comes_back_over_exec(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loss: str
+) -> None:
     with cluster_world(monkeypatch, tmp_path, version) as world:
         world.headscale.add_node("laptop", user="svc", registered_by="cli")
         pod = a_pod(world, tmp_path / "pod")
@@ -68,13 +70,15 @@ def test_a_lost_node_comes_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 @pytest.mark.parametrize(
     "written",
     [
-        pytest.param(b"null", id="no-node"),
-        pytest.param(b"[]", id="an-empty-list"),
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"<html>", id="a-page"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b"[]", id="empty list"),
+        pytest.param(b"", id="no output"),
+        pytest.param(b"<html>", id="HTML page"),
     ],
 )
-def test_what_says_nothing_heals_nobody(world: ClusterWorld, tmp_path: Path, events: list[Any], written: bytes) -> None:
+def test_an_inconclusive_list_heals_nothing(
+    world: ClusterWorld, tmp_path: Path, events: list[Any], written: bytes
+) -> None:
     pod = a_pod(world, tmp_path / "pod")
     key, writes = pod.key, len(world.cloudflare.writes)
     world.kubernetes.spoil(ExecFault(instead=Finished(stdout=written)), "nodes list", times=None)
@@ -84,11 +88,11 @@ def test_what_says_nothing_heals_nobody(world: ClusterWorld, tmp_path: Path, eve
     assert "node.lost" not in names(events)
 
 
-def test_lists_that_stay_short_cost_a_key_and_no_more(world: ClusterWorld, tmp_path: Path) -> None:
-    """Headscale's list is all there is to go by: who is missing from all of several in a row gets a fresh key."""
+def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Path) -> None:
+    """Over exec, Headscale's list is the only evidence of a loss."""
     pod = a_pod(world, tmp_path / "pod")
     writes = len(world.cloudflare.writes)
-    not_found_and_a_short_list(world)
+    not_found_and_an_incomplete_list(world)
     pod.run_until(("gone", True), within_s=600)
     assert (published(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()
@@ -97,7 +101,7 @@ def test_lists_that_stay_short_cost_a_key_and_no_more(world: ClusterWorld, tmp_p
     assert len(world.headscale.nodes) == 2
 
 
-def test_two_records_made_at_once_become_the_later_pods(world: ClusterWorld, tmp_path: Path) -> None:
+def test_of_two_records_created_together_the_later_pods_stays(world: ClusterWorld, tmp_path: Path) -> None:
     earlier, later = (Pod(world, tmp_path / name) for name in ("earlier", "later"))
     for pod in (earlier, later):
         pod.cleanup()

@@ -31,7 +31,7 @@ def published(world: World) -> list[str]:
 
 
 def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
-    """A pod that has published its address."""
+    """Return a pod that has published its address."""
     pod = Pod(world, folder, settings)
     pod.start()
     pod.run(60)
@@ -40,10 +40,10 @@ def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
 
 
 @pytest.mark.parametrize("self_heal", ["true", "false"])
-def test_a_successor_takes_over_without_a_fight(
+def test_a_partitioned_pod_stands_down_for_its_successor(
     world: World, tmp_path: Path, events: list[Any], self_heal: str
 ) -> None:
-    """The old pod lives on for an hour behind a partition: it writes nothing, and says once why."""
+    """It writes nothing for an hour, and logs the reason once."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL=self_heal)
     key = old.key
 
@@ -67,13 +67,12 @@ def test_a_successor_takes_over_without_a_fight(
     assert (old.nodez, new.nodez) == (("superseded", False), ("registered", False))
 
 
-@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "note"])
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "metadata"])
 @pytest.mark.parametrize("first", ["earlier", "later"])
-@pytest.mark.parametrize("race", [False, True], ids=["in-turn", "both-read-an-empty-zone"])
-def test_two_pods_that_start_at_once(
+@pytest.mark.parametrize("race", [False, True], ids=["in turn", "both read an empty zone"])
+def test_of_two_pods_that_start_together_the_later_node_is_published(
     world: World, tmp_path: Path, events: list[Any], kernel: bool, first: str, race: bool
 ) -> None:
-    """Whoever publishes first, it ends with the later node published, and stays that way."""
     earlier = Pod(world, tmp_path / "earlier", kernel=kernel)
     later = Pod(world, tmp_path / "later", kernel=kernel)
     for pod in (earlier, later):
@@ -100,7 +99,7 @@ def test_two_pods_that_start_at_once(
 
 
 def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
-    """Two pods with a node each, the later one published and the earlier one standing down."""
+    """Return two pods: the later one is published, the earlier one stands down."""
     earlier, later = Pod(world, tmp_path / "earlier"), Pod(world, tmp_path / "later")
     for pod in (earlier, later):
         pod.cleanup()
@@ -111,8 +110,7 @@ def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     return earlier, later
 
 
-def test_over_when_the_successor_is_gone(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The later pod was deleted: the earlier one has the name again."""
+def test_standing_down_ends_when_the_successor_is_gone(world: World, tmp_path: Path, events: list[Any]) -> None:
     earlier, later = two_pods(world, tmp_path)
     later.client.die()
     world.headscale.delete_node(later.node_id)
@@ -122,16 +120,16 @@ def test_over_when_the_successor_is_gone(world: World, tmp_path: Path, events: l
     assert len(named(events, "node.reinstated")) == 1
 
 
-def test_over_when_the_successor_is_offline(world: World, tmp_path: Path) -> None:
-    """A later pod that has gone for good leaves its node behind; who is online has the name."""
+def test_standing_down_ends_when_the_successor_is_offline(world: World, tmp_path: Path) -> None:
+    """A pod that was removed leaves its node behind."""
     earlier, later = two_pods(world, tmp_path)
     later.client.die()
     world.run_together(earlier.watch, seconds=900)
     assert published(world) == [earlier.address]
 
 
-def test_a_restarted_headscale_gives_nobody_the_name(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """All nodes are offline until they are back: that says nothing about the later pod."""
+def test_a_restart_of_headscale_changes_no_name(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """All nodes are offline until they reconnect."""
     earlier, later = two_pods(world, tmp_path)
     writes = len(world.cloudflare.writes)
     world.headscale.restart()
@@ -154,8 +152,10 @@ def test_a_restarted_headscale_gives_nobody_the_name(world: World, tmp_path: Pat
         pytest.param(answer(200, json.dumps({"users": []})), id="no-users"),
     ],
 )
-def test_what_cannot_be_found_out_ends_nothing(world: World, tmp_path: Path, events: list[Any], fault: Any) -> None:
-    """A superseded pod stays superseded while Headscale does not really answer, and says so once all the same."""
+def test_standing_down_continues_while_headscale_fails(
+    world: World, tmp_path: Path, events: list[Any], fault: Any
+) -> None:
+    """It is logged once."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
     new.start()
@@ -173,7 +173,7 @@ def test_what_cannot_be_found_out_ends_nothing(world: World, tmp_path: Path, eve
 
 
 def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
-    """An old pod that has got a fresh key already, and a new one that comes late."""
+    """Return an old pod with a fresh key, and a new pod that starts late."""
     old = an_old_pod(world, folder / "old", SELF_HEAL="true")
     new = Pod(world, folder / "new")
     new.cleanup()
@@ -184,8 +184,8 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
     return old, new
 
 
-def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) -> None:
-    """The old pod was about to be healed: it must not come back over the new one."""
+def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
+    """The old pod was about to be healed."""
     old, new = superseded_while_it_heals(world, tmp_path)
     assert old.nodez == ("superseded", False)
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
@@ -194,8 +194,8 @@ def test_a_successor_that_comes_late_ends_healing(world: World, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("looks", [1, 2])
-def test_a_list_that_is_short_for_a_moment_heals_no_superseded_pod(world: World, tmp_path: Path, looks: int) -> None:
-    """That nobody has the name any more takes as many looks as that the node is gone."""
+def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_path: Path, looks: int) -> None:
+    """The absence of a successor is confirmed like a loss."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
     new.start()
@@ -212,8 +212,8 @@ def test_a_list_that_is_short_for_a_moment_heals_no_superseded_pod(world: World,
     assert published(world) == [new.address]
 
 
-def test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod(world: World, tmp_path: Path) -> None:
-    """Its healing had begun: a good key is in its file, and it comes back with that only when nobody has the name."""
+def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
+    """A fresh key is already in its file."""
     old, new = superseded_while_it_heals(world, tmp_path)
     world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
@@ -226,8 +226,8 @@ def test_a_list_that_is_short_for_a_moment_restarts_no_superseded_pod(world: Wor
     assert old.nodez == ("gone", True)
 
 
-def test_an_old_pod_that_forgot_its_node_does_not_come_back(world: World, tmp_path: Path) -> None:
-    """Its `dns-watch` was restarted; the note says which node it had, and so that a later one has the name."""
+def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Path) -> None:
+    """The metadata names its node, and a later node has the name."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true", MAX_RETRIES="0")
     key = old.key
     new = Pod(world, tmp_path / "new")
@@ -238,8 +238,7 @@ def test_an_old_pod_that_forgot_its_node_does_not_come_back(world: World, tmp_pa
     assert published(world) == [new.address]
 
 
-def test_expired_and_superseded(world: World, tmp_path: Path) -> None:
-    """A node that has expired does not come back either while a later pod has the name."""
+def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: Path) -> None:
     earlier, later = two_pods(world, tmp_path)
     key = earlier.key
     earlier.new_watch(SELF_HEAL="true")
@@ -250,8 +249,8 @@ def test_expired_and_superseded(world: World, tmp_path: Path) -> None:
     assert published(world) == [later.address]
 
 
-def test_shown(world: World, tmp_path: Path) -> None:
-    """`/nodez` names the successor, and a metric says it."""
+def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> None:
+    """`/nodez` and a metric."""
     earlier, later = two_pods(world, tmp_path)
     assert earlier.watch.status.node() == {
         "state": "superseded",
@@ -265,12 +264,12 @@ def test_shown(world: World, tmp_path: Path) -> None:
     assert earlier.watch.status.readiness()["reason"] == f"node {later.node_id} of a later pod has the name"
 
 
-@pytest.mark.parametrize("settings", [{}, {"TAILSCALE_INTERFACE": ""}], ids=["interface-vanished", "no-interface"])
+@pytest.mark.parametrize("settings", [{}, {"TAILSCALE_INTERFACE": ""}], ids=["interface disappeared", "no interface"])
 @pytest.mark.parametrize("own_node", ["deleted", "expired"])
-def test_a_pod_that_knows_only_that_it_was_alone_takes_no_successor_for_itself(
+def test_a_pod_without_hints_does_not_adopt_a_successor(
     world: World, tmp_path: Path, settings: dict[str, str], own_node: str
 ) -> None:
-    """No interface, no note: pods of different settings would undo each other's writes, hour after hour."""
+    """Otherwise two pods would revert each other's writes."""
     node = world.headscale.add_node(NAME, user="svc")
     interface = Interface(None) if settings else Interface(*node.addresses)
     no_note = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
@@ -294,8 +293,8 @@ def test_a_pod_that_knows_only_that_it_was_alone_takes_no_successor_for_itself(
     assert not old.status.view.is_registered
 
 
-def test_an_interface_that_was_there_has_30_s_to_come_back(world: World, tmp_path: Path) -> None:
-    """Only then the one node of ours that is online is taken for this pod's."""
+def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path: Path) -> None:
+    """Only then is the only online node assumed to be this pod's."""
     interface = Interface()
     watch = world.watch(interface, AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey"))
     world.run(watch, 120)
@@ -308,10 +307,10 @@ def test_an_interface_that_was_there_has_30_s_to_come_back(world: World, tmp_pat
     assert watch.status.view.is_registered
 
 
-def test_a_node_that_was_given_to_somebody_else_is_left_to_them(
+def test_a_node_that_was_moved_to_another_user_is_not_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nothing is written for it any more, although its id and its address are what they were."""
+    """Its id and its address are unchanged."""
     world = World(monkeypatch, tmp_path, "0.27.1")
     node = world.headscale.add_node(NAME, user="svc")
     watch = world.watch(Interface(*node.addresses))
