@@ -1,4 +1,4 @@
-"""What every test starts from: no network beyond loopback, no settings but its own, no sleeping."""
+"""What every test shares: no network beyond loopback, no settings but its own, no sleeping, tiers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -22,39 +23,80 @@ from tests import tally
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
 pytest_plugins = ["tests.image.fixtures"]
 
-# A machine that is busy makes no property false; and what fails, fails the next time too.
+# A busy machine does not make a property false. The examples are the same in each run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
+TIERS = """\
+The default tier has unit tests, scenarios in memory, one Headscale release per API dialect, processes for exit
+statuses and signals, and twenty fault schedules. Tests outside the tier are reported as deselected. A path on the
+command line selects every test in it, and so does -m."""
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--system", action="store_true", help="fail where scripts/bootstrap --system would have helped")
-    parser.addoption("--soak", action="store_true", help="twenty times the fault schedules, none of them drawn before")
+FULL = ("tests/image/", "tests/monitoring/test_prometheus.py", "tests/pod/test_pod.py", "tests/real/")
+"""Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
 
-
-# Tests that run in one process, since they share what takes long to make or cannot be made twice at a time.
-TOGETHER = {
+GROUPS = {
     "tests/image/": "image",
     "tests/pod/test_pod.py": "image",
     "tests/pod/test_real.py": "image",
     "tests/pod/test_security.py": "scanner",
     "tests/monitoring/test_prometheus.py": "prometheus",
 }
+"""Tests that run in one process, because they share what is expensive to create or cannot exist twice."""
 
 
-def together(nodeid: str) -> str:
-    """What all tests have in common that run in the process of this one."""
-    return next((group for start, group in TOGETHER.items() if nodeid.startswith(start)), nodeid)
+# --- Tiers --------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tiers", TIERS)
+    group.addoption("--full", action="store_true", help="all tests: every release, every schedule, image, pods")
+    group.addoption("--soak", action="store_true", help="all tests, and thousands of fault schedules from new seeds")
+    group.addoption("--system", action="store_true", help="fail tests that lack a package of scripts/bootstrap --system")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: the test is not in the default tier")
+    if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
+        config.option.full = True
+
+
+def is_full(item: pytest.Item) -> bool:
+    """Return True if a test is not in the default tier."""
+    return item.nodeid.startswith(FULL) or item.get_closest_marker("full") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is not in the tier."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
+            raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
+    if config.option.full:
+        return
+    deselected = [item for item in items if is_full(item)]
+    items[:] = [item for item in items if not is_full(item)]
+    config.hook.pytest_deselected(items=deselected)
+    output: dict[str, Any] | None = getattr(config, "workeroutput", None)
+    if output is not None:
+        output["deselected"] = [item.nodeid for item in deselected]
+
+
+# --- Several processes --------------------------------------------------------------------------------
+
+
+def group_of(nodeid: str) -> str:
+    """Return the group of tests that run in one process with this one."""
+    return next((group for start, group in GROUPS.items() if nodeid.startswith(start)), nodeid)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Each test where there is time for it, but those that belong together in one process.
+    """Distribute tests one by one, and those of a group to one process.
 
-    Not by xdist's own mark: with pytest 9.2 its 3.8 does as if there were none.
+    The marker `xdist_group` has no effect in xdist 3.8 with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return together(nodeid)
+        return group_of(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -64,19 +106,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than there are cores: many tests wait for a container, or a process that has to end."""
+    """Start one process more than there are cores: many tests wait for a container or a process."""
     return len(os.sched_getaffinity(0)) + 1
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """See to it that the image is built once."""
-    for item in items:
-        if "workshop" in getattr(item, "fixturenames", ()) and together(item.nodeid) != "image":
-            raise pytest.UsageError(f"{item.nodeid} needs the image: its file has to stand in TOGETHER of {__file__}")
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand what one of several processes counted to the one that tells it."""
+    """Hand the counts of a worker to the process that reports them."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tally"] = tally.counted()
@@ -84,33 +119,43 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take over what a process counted; one that crashed counted nothing."""
-    tally.take_over(getattr(node, "workeroutput", {}).get("tally"))
+    """Add the counts of a worker; one that crashed has none."""
+    output = getattr(node, "workeroutput", {})
+    tally.take_over(output.get("tally"))
+    node.config.stash[DESELECTED] = [SimpleNamespace(nodeid=nodeid) for nodeid in output.get("deselected", ())]
+
+
+DESELECTED = pytest.StashKey[list[SimpleNamespace]]()
+"""What the workers deselected; each of them deselects the same."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With --system, take what is said to be missing for a failure."""
+    """Fail instead of skip with --system."""
     report = yield
     if report.skipped and item.config.getoption("--system") and "scripts/bootstrap --system" in str(report.longrepr):
         report.outcome = "failed"
     return report
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was done to the program."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Report the counts, and for the last line what the workers deselected."""
     lines = tally.lines()
     if lines:
-        terminalreporter.section("what the program was put through")
+        terminalreporter.section("counts")
         for line in lines:
             terminalreporter.write_line(line)
+    terminalreporter.stats.setdefault("deselected", []).extend(config.stash.get(DESELECTED, []))
+
+
+# --- Fixtures -----------------------------------------------------------------------------------------
 
 
 class FakeStop(Event):
-    """A stop that never sleeps: it notes how long it was to wait, and stops after so many waits.
+    """A stop that never sleeps. It records each wait, and is set after a number of waits.
 
     Args:
-        after: waits until it is set by itself; None = never.
+        after: waits until it is set; None = never.
     """
 
     def __init__(self, after: int | None = None) -> None:
@@ -127,7 +172,7 @@ class FakeStop(Event):
         return self.is_set()
 
     def monotonic(self) -> float:
-        """Seconds that go by only while waiting."""
+        """Return seconds that only pass in a wait."""
         return self.now
 
 
@@ -137,22 +182,28 @@ def _loopback_only() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_chance_each_time() -> None:
-    """A pause is lengthened by chance: what fails, fails the next time too."""
+def _same_jitter_in_each_run() -> None:
     random.seed(1)
 
 
+@pytest.fixture(scope="session")
+def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cwd")
+
+
 @pytest.fixture(autouse=True)
-def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
     for name in [*every_variable(), "HOSTNAME"]:
         monkeypatch.delenv(name, raising=False)
     # A folder without an .env file.
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    for file in _empty_folder.iterdir():
+        file.unlink()
+    monkeypatch.chdir(_empty_folder)
 
 
 @pytest.fixture
 def events() -> Iterator[list[Any]]:
-    """What was logged, each event a dictionary."""
+    """Return what was logged, each event a dictionary."""
     capture = LogCapture()
     structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
     yield capture.entries
@@ -161,12 +212,12 @@ def events() -> Iterator[list[Any]]:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """The folder that holds pyproject.toml."""
+    """Return the folder that contains pyproject.toml."""
     return Path(__file__).parent.parent
 
 
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
-    """The environment for a child process: nothing of ours in it."""
+    """Return the environment for a child process, without our settings."""
     ours = {*every_variable(), "HOSTNAME"}
     return {name: value for name, value in os.environ.items() if name not in ours}

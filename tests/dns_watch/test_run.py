@@ -857,13 +857,3 @@ def test_the_last_of_three_pods_keeps_the_name(world: World) -> None:
     world.run_together(*watches, seconds=HOUR)
     assert len(world.cloudflare.writes) == settled
     assert [one.status.view.in_sync for one in watches] == [False, False, True]
-
-
-# --- Once, and stopping -------------------------------------------------------------------------------
-
-
-def test_a_stop_ends_the_loop_in_the_middle_of_a_wait(world: World, watch: DnsWatch) -> None:
-    stop = world.run(watch, 100.5)
-    assert stop.is_set()
-    assert world.clock.elapsed_s <= 101.5
-    assert max(stop.waits) <= 1.0

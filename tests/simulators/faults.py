@@ -72,7 +72,8 @@ def answer(
 ) -> Fault:
     """Answer this, and execute nothing."""
     data = body.encode() if isinstance(body, str) else body
-    return Fault(kind=Kind.ANSWER, status=status, body=data, content_type=content_type, headers=dict(headers or {}))
+    lowered = {name.lower(): value for name, value in (headers or {}).items()}
+    return Fault(kind=Kind.ANSWER, status=status, body=data, content_type=content_type, headers=lowered)
 
 
 def html(status: int = 502) -> Fault:
