@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -390,6 +391,19 @@ def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
         else:
             words = " ".join(probe["exec"]["command"]).split()
             assert [word for word in words if word.startswith("http://")] == [path]
+
+
+def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() -> None:
+    """Run the comment's sed command on the CronJob's pod template, in the format that kubectl prints."""
+    comment = (DEPLOY / "prune/kustomization.yaml").read_text()
+    (script,) = re.findall(r"^# +sed '(.+)' \|", comment, flags=re.MULTILINE)
+    (job,) = of_kind(render(DEPLOY / "prune"), "CronJob")
+    template = yaml.safe_dump(job["spec"]["jobTemplate"]["spec"])
+    done = subprocess.run(["sed", script], input=template, capture_output=True, text=True, check=True)
+    before, after = (yaml.safe_load(text)["template"]["spec"]["containers"] for text in (template, done.stdout))
+    assert [container.pop("args") for container in before] == [["prune", "--yes"]]
+    assert [container.pop("args") for container in after] == [["prune"]]
+    assert before == after
 
 
 def test_roles_have_no_wildcards() -> None:
