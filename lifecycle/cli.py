@@ -41,7 +41,7 @@ from lifecycle.settings.models import (
 from lifecycle.wiring import connect_cluster, connect_readers, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
-    from lifecycle.report import Report
+    from lifecycle.report.plans import Report
 
 log = structlog.get_logger()
 
@@ -129,7 +129,7 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
     from lifecycle.cleanup.preview import preview as preview_cleanup  # noqa: PLC0415
     from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415
     from lifecycle.dns_watch.preview import preview as preview_watch  # noqa: PLC0415
-    from lifecycle.report import dry_run  # noqa: PLC0415
+    from lifecycle.report.plans import dry_run  # noqa: PLC0415
 
     settings = _loaded(COMMANDS[only] if only else DryRunSettings, quiet=True)
     _stop_event(quiet=True)
@@ -162,7 +162,7 @@ def _dry_run(only: str | None, *, as_json: bool) -> int:
 
 def _shown(report: Report, *, as_json: bool) -> int:
     """Show a report; the exit status."""
-    from lifecycle.report import show  # noqa: PLC0415 - as above
+    from lifecycle.report.output import show  # noqa: PLC0415 - as above
 
     show(report, sys.stdout, as_json=as_json, colours=sys.stdout.isatty())
     if not report.problems:
@@ -185,7 +185,7 @@ def _prune(name: str | None) -> None:
 
 def _prune_report(name: str | None, *, as_json: bool) -> int:
     from lifecycle.prune.preview import preview  # noqa: PLC0415 - as above
-    from lifecycle.report import prune_report  # noqa: PLC0415
+    from lifecycle.report.plans import prune_report  # noqa: PLC0415
 
     settings = _loaded(PruneSettings, quiet=True)
     _stop_event()

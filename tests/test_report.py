@@ -1,11 +1,10 @@
-"""A dry run: the plans of both commands, for a person and for a program, and nothing written."""
+"""The report of a dry run: its plans, as text and as JSON."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import pytest
 
 from lifecycle.cleanup.preview import preview as preview_cleanup
 from lifecycle.dns_watch.preview import preview as preview_watch
-from lifecycle.report import Report, Section, Step, dry_run, print_json, print_text, show
+from lifecycle.report.output import print_json, print_text, show
+from lifecycle.report.plans import Report, Section, Step, dry_run
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
@@ -22,8 +22,6 @@ from tests.simulators import faults
 from tests.world import USER, Interface, World
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-Shown = Callable[..., str]
 
 REPORT = Report(
     context={"headscale": "http://headscale", "headscale_version": None, "name": NAME},
@@ -33,11 +31,11 @@ REPORT = Report(
             steps=[
                 Step("delete", "node", "node 1 (a)", "left by an earlier pod", {"node_id": "1"}),
                 Step("create", "pre_auth_key", "a pre-auth key", "every start needs one", {"user": "svc"}),
-                Step("write", "file", "/k", "it is read there", {"path": "/k"}),
+                Step("write", "file", "/k", "tailscale reads it", {"path": "/k"}),
             ],
             notes=["node 2 stays"],
         ),
-        Section("dns-watch", problems=["Cloudflare is in trouble"]),
+        Section("dns-watch", problems=["Cloudflare returned 502"]),
         Section("another"),
     ],
 )
@@ -53,11 +51,11 @@ lifecycle cleanup would
   create a pre-auth key
       because every start needs one
   write /k
-      because it is read there
+      because tailscale reads it
   note: node 2 stays
 
 lifecycle dns-watch would
-  problem: Cloudflare is in trouble
+  problem: Cloudflare returned 502
 
 lifecycle another would
   change nothing
@@ -78,23 +76,23 @@ def json_of(report: Report) -> Any:
     return json.loads(out.getvalue())
 
 
-class TestShown:
-    """How a report looks."""
+class TestOutput:
+    """The output of a report."""
 
-    def test_to_a_person(self) -> None:
+    def test_text(self) -> None:
         assert text_of(REPORT) == TEXT
 
-    def test_in_colours(self) -> None:
+    def test_text_in_colour(self) -> None:
         coloured = text_of(REPORT, colours=True)
 
         assert COLOUR.sub("", coloured) == TEXT
         assert "\x1b[31mdelete\x1b[0m node 1" in coloured
         assert "\x1b[32mcreate\x1b[0m a pre-auth key" in coloured
         assert "\x1b[31mproblem:\x1b[0m" in coloured
-        # Colours end where they should: the next line is plain.
+        # Each colour is reset.
         assert len(re.findall(r"\x1b\[0m", coloured)) * 2 == len(COLOUR.findall(coloured))
 
-    def test_to_a_program(self) -> None:
+    def test_json(self) -> None:
         assert json_of(REPORT) == {
             "context": {"headscale": "http://headscale", "headscale_version": None, "name": NAME},
             "plans": {
@@ -118,33 +116,33 @@ class TestShown:
                             "action": "write",
                             "kind": "file",
                             "what": "/k",
-                            "reason": "it is read there",
+                            "reason": "tailscale reads it",
                             "path": "/k",
                         },
                     ],
                     "notes": ["node 2 stays"],
                     "problems": [],
                 },
-                "dns-watch": {"changes": [], "notes": [], "problems": ["Cloudflare is in trouble"]},
+                "dns-watch": {"changes": [], "notes": [], "problems": ["Cloudflare returned 502"]},
                 "another": {"changes": [], "notes": [], "problems": []},
             },
         }
 
     @pytest.mark.parametrize("as_json", [True, False])
-    def test_either(self, as_json: bool) -> None:
+    def test_format_is_selected(self, as_json: bool) -> None:
         out = io.StringIO()
         show(REPORT, out, as_json=as_json, colours=False)
 
         assert out.getvalue().startswith("{") is as_json
         assert out.getvalue().endswith("\n")
 
-    def test_a_report_is_whole_only_without_a_problem(self) -> None:
+    def test_problems_of_all_sections_are_collected(self) -> None:
         assert REPORT.problems
         assert not Report({}, REPORT.sections[:1]).problems
 
     @pytest.mark.parametrize("character", ["\x1b", "\n", "\r", "\x00", "\x9b", "\u202e", "\x07"])
-    def test_what_others_wrote_commands_no_terminal(self, character: str) -> None:
-        """A comment or a hostname may hold anything: it neither colours the report nor adds a line to it."""
+    def test_control_characters_are_escaped(self, character: str) -> None:
+        """A comment or a hostname can contain any character."""
         odd = f"a{character}[31mproblem: b"
         report = Report(
             context={"user": odd},
@@ -169,8 +167,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def look(world: World, interface: Interface | None = None, **variables: str) -> Report:
-    """A dry run in the world, and that it left no trace there."""
+def dry_run_in(world: World, interface: Interface | None = None, **variables: str) -> Report:
+    """Return a dry run in the world, and check that it changed nothing."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, once())
     report = dry_run(
@@ -188,9 +186,6 @@ def look(world: World, interface: Interface | None = None, **variables: str) -> 
         ),
         watch=partial(preview_watch, settings, writers, (interface or Interface(None))(), now=world.clock.now()),
     )
-    assert world.headscale.writes == []
-    assert world.cloudflare.writes == []
-    assert list(world.key_file.parent.iterdir()) == []
     shown = text_of(report) + json.dumps(json_of(report))
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in shown
@@ -209,8 +204,8 @@ def steps(report: Report, command: str) -> list[tuple[str, str]]:
 class TestDryRun:
     """What is read, and what is planned from it."""
 
-    def test_what_it_looked_at(self, world: World) -> None:
-        assert look(world).context == {
+    def test_context(self, world: World) -> None:
+        assert dry_run_in(world).context == {
             "kubernetes": "not used (no setting needs it)",
             "headscale": "http://headscale",
             "headscale_version": "0.28.0",
@@ -220,19 +215,19 @@ class TestDryRun:
             "owner": MARK,
         }
 
-    def test_an_empty_world_gets_a_key(self, world: World) -> None:
-        report = look(world)
+    def test_without_leftovers_only_a_key_is_planned(self, world: World) -> None:
+        report = dry_run_in(world)
 
         assert not report.problems
         assert steps(report, "cleanup") == [("create", "pre_auth_key"), ("write", "file")]
         assert steps(report, "dns-watch") == []
         assert any("it would wait" in note for note in section(report, "dns-watch").notes)
 
-    def test_what_an_earlier_pod_left(self, world: World) -> None:
+    def test_leftovers_are_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER, online=False)
         world.add_record(node.address, comment=MARK)
 
-        report = look(world)
+        report = dry_run_in(world)
 
         assert steps(report, "cleanup") == [
             ("delete", "node"),
@@ -248,14 +243,13 @@ class TestDryRun:
         assert last.details == {"record": NAME, "type": "A", "content": node.address}
         assert all(step.reason for step in section(report, "cleanup").steps)
 
-    def test_the_command_then_does_what_was_planned(self, world: World) -> None:
-        """The dry run and the real one are one plan."""
+    def test_cleanup_does_what_the_dry_run_planned(self, world: World) -> None:
         for online in (True, False):
             node = world.headscale.add_node(NAME, user=USER, online=online)
             world.add_record(node.address, comment=MARK)
         world.headscale.add_node(NAME, user=world.headscale.add_user("ann").name)
         world.add_record("100.64.0.99", type_="TXT")
-        planned = section(look(world, HEADSCALE_USER=USER), "cleanup").steps
+        planned = section(dry_run_in(world, HEADSCALE_USER=USER), "cleanup").steps
 
         before = {str(node.id) for node in world.headscale.nodes}
         world.cleanup(HEADSCALE_USER=USER).run()
@@ -265,11 +259,11 @@ class TestDryRun:
         assert set(world.records()) == {"TXT 100.64.0.99"}
         assert len([step for step in planned if step.kind == "record"]) == 2
 
-    def test_a_foreign_node_is_named(self, world: World) -> None:
+    def test_foreign_node_is_reported(self, world: World) -> None:
         world.headscale.add_user("ann")
         node = world.headscale.add_node(NAME, user="ann")
 
-        report = look(world, HEADSCALE_USER=USER)
+        report = dry_run_in(world, HEADSCALE_USER=USER)
 
         assert ("delete", "node") not in steps(report, "cleanup")
         [note] = section(report, "cleanup").notes
@@ -284,14 +278,14 @@ class TestDryRun:
             pytest.param("100.64.0.99", "", [("update", "record")], id="adopted"),
         ],
     )
-    def test_what_dns_watch_would_do(
+    def test_changes_of_dns_watch(
         self, world: World, content: str | None, comment: str, expected: list[tuple[str, str]]
     ) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         if content is not None:
             world.add_record(content, comment=comment)
 
-        report = look(world, Interface(node.address))
+        report = dry_run_in(world, Interface(node.address))
 
         assert steps(report, "dns-watch") == expected
         [step] = section(report, "dns-watch").steps
@@ -299,26 +293,35 @@ class TestDryRun:
         assert step.details.get("was") == content
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
 
-    def test_a_record_that_only_gets_our_mark_is_shown_by_what_differs(self, world: World) -> None:
+    def test_adopted_record_is_shown_with_its_differing_fields(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record(node.address, comment="", ttl=300)
 
-        [step] = section(look(world, Interface(node.address)), "dns-watch").steps
+        [step] = section(dry_run_in(world, Interface(node.address)), "dns-watch").steps
 
         assert step.what == f"A {NAME} -> {node.address}: ttl, comment"
 
-    def test_a_duplicate_would_go(self, world: World) -> None:
+    def test_metadata_that_dns_watch_would_write_is_shown(self, world: World) -> None:
+        world.cleanup().run()
+        node = world.headscale.register(key=world.key, hostname=NAME)
+
+        report = dry_run_in(world, Interface(*node.addresses))
+
+        assert steps(report, "dns-watch") == [("write", "file"), ("create", "record")]
+        assert section(report, "dns-watch").steps[0].details == {"path": f"{world.key_file}.id"}
+
+    def test_duplicate_record_is_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record(node.address, comment=MARK, ttl=60)
         world.add_record("100.64.0.99", comment=MARK, ttl=60)
 
-        assert steps(look(world, Interface(node.address)), "dns-watch") == [("delete", "record")]
+        assert steps(dry_run_in(world, Interface(node.address)), "dns-watch") == [("delete", "record")]
 
-    def test_a_record_in_the_way_is_named_with_advice(self, world: World) -> None:
+    def test_foreign_record_is_reported_with_advice(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("203.0.113.7", comment="managed by terraform")
 
-        report = look(world, Interface(node.address))
+        report = dry_run_in(world, Interface(node.address))
 
         assert steps(report, "dns-watch") == []
         [note] = [note for note in section(report, "dns-watch").notes if "in the way" in note]
@@ -327,42 +330,42 @@ class TestDryRun:
         assert MARK in note
         assert not report.problems
 
-    def test_a_later_pod_has_the_name(self, world: World) -> None:
+    def test_superseded_pod_changes_nothing(self, world: World) -> None:
         old = world.headscale.add_node(NAME, user=USER)
         new = world.headscale.add_node(NAME, user=USER)
         world.add_record(new.address, comment=MARK, ttl=60)
 
-        report = look(world, Interface(old.address))
+        report = dry_run_in(world, Interface(old.address))
 
         assert steps(report, "dns-watch") == []
         assert any(f"node {new.id} of a later pod" in note for note in section(report, "dns-watch").notes)
 
-    def test_an_address_outside_the_prefixes_is_not_published(self, world: World) -> None:
+    def test_address_outside_the_prefixes_is_not_published(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
 
-        report = look(world, VPN_PREFIXES="10.0.0.0/8")
+        report = dry_run_in(world, VPN_PREFIXES="10.0.0.0/8")
 
         assert steps(report, "dns-watch") == []
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
         assert any("VPN_PREFIXES" in note for note in section(report, "dns-watch").notes)
 
-    def test_a_name_of_another_owner(self, world: World) -> None:
+    def test_name_of_another_owner_is_a_problem(self, world: World) -> None:
         world.headscale.add_node(NAME, user=USER, online=False)
         world.add_record("100.64.0.99", comment=OTHER_MARK)
 
-        report = look(world)
+        report = dry_run_in(world)
 
         assert steps(report, "cleanup") == []
         assert OTHER_MARK in section(report, "cleanup").problems[0]
         assert report.problems
 
-    def test_a_zone_that_cannot_be_read(self, world: World) -> None:
-        """The nodes are planned all the same; what is not known is said, and no record is planned."""
+    def test_unreadable_zone_is_a_problem(self, world: World) -> None:
+        """The nodes are still planned; no record is."""
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("100.64.0.99", comment=MARK)
         world.cloudflare.faults.add(faults.html(502), times=None)
 
-        report = look(world, Interface(node.address))
+        report = dry_run_in(world, Interface(node.address))
 
         assert report.problems
         assert report.context["zone"] == world.zone_id
@@ -371,11 +374,11 @@ class TestDryRun:
         for command in ("cleanup", "dns-watch"):
             assert "Cloudflare" in section(report, command).problems[0]
 
-    def test_a_headscale_that_does_not_answer(self, world: World) -> None:
+    def test_unreachable_headscale_is_a_problem(self, world: World) -> None:
         world.add_record("100.64.0.99", comment=MARK)
         world.headscale.faults.add(faults.refuse(), times=None)
 
-        report = look(world)
+        report = dry_run_in(world)
 
         assert report.problems
         assert (report.context["headscale_version"], report.context["user"]) == (None, None)
@@ -385,10 +388,10 @@ class TestDryRun:
             assert "Headscale" in section(report, command).problems[0]
         assert "headscale version  could not be read" in text_of(report)
 
-    def test_a_user_that_cannot_be_told(self, world: World) -> None:
+    def test_ambiguous_user_is_a_problem(self, world: World) -> None:
         world.headscale.add_user("ann")
 
-        report = look(world)
+        report = dry_run_in(world)
 
         assert report.problems
         assert report.context["user"] is None

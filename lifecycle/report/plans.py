@@ -1,12 +1,12 @@
-"""Show what the commands would do, as text or as JSON."""
+"""Collect what the commands would change."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TextIO, assert_never
+from pathlib import Path
+from typing import Any, TypeAlias, assert_never
 
 from lifecycle.cleanup.plan import NothingKept
 from lifecycle.cleanup.preview import Preview as CleanupPreview
@@ -14,18 +14,25 @@ from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.observation import Unidentified
 from lifecycle.dns_watch.preview import Preview as WatchPreview
-from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.changes import (
+    CreateRecord,
+    DeleteNode,
+    DeleteRecord,
+    RecordChange,
+    UpdateRecord,
+    WriteFreshKey,
+    WriteKeyMetadata,
+)
 from lifecycle.domain.errors import LifecycleError
-from lifecycle.domain.model import Node, Record, describe
+from lifecycle.domain.model import Node, describe
 from lifecycle.domain.ownership import choose_user
+from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.prune.preview import Preview as PrunePreview
 from lifecycle.settings.models import PruneSettings, Settings
 
-_BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
-
 _NO_CLUSTER = "not used (no setting needs it)"
 
-_COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
+Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,7 @@ def dry_run(
         watch: the same for dns-watch.
     """
     sections = [_cleanup_section(settings, cleanup)] if cleanup else []
-    sections += [_dns_watch_section(watch)] if watch else []
+    sections += [_dns_watch_section(settings, watch)] if watch else []
     context = _context(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
     return Report({**context, "name": settings.record_name, "owner": settings.mark}, sections)
 
@@ -141,26 +148,8 @@ def _cleanup_section(settings: Settings, cleanup: Callable[[], CleanupPreview]) 
     seen, plan = preview.seen, preview.plan
     if seen.records_error is not None:
         section.problems.append(str(seen.records_error))
-    for change in plan.nodes:
-        node = change.node
-        state = "online" if node.online else "offline"
-        section.steps.append(
-            Step("delete", "node", f"node {node.id} ({describe(node)}, {state})", change.reason, {"node_id": node.id})
-        )
-    spec = plan.key.spec
-    user = spec.user.label
-    path = str(settings.authkey_output_path)
-    section.steps += [
-        Step(
-            "create",
-            "pre_auth_key",
-            f"a pre-auth key for user {user}, valid for {spec.life}",
-            plan.key.reason,
-            {"user": user},
-        ),
-        Step("write", "file", path, "the tailscale container reads the key from it", {"path": path}),
-        *(_record_step("delete", change.record, change.reason) for change in plan.records),
-    ]
+    changes: list[Change] = [*plan.nodes, plan.key, *plan.records]
+    section.steps += _steps(changes, key_path=settings.authkey_output_path)
     match plan.kept:
         case NothingKept(reason):
             section.notes.append(f"no node is kept: {reason}")
@@ -172,13 +161,14 @@ def _cleanup_section(settings: Settings, cleanup: Callable[[], CleanupPreview]) 
     return section
 
 
-def _dns_watch_section(watch: Callable[[], WatchPreview]) -> Section:
+def _dns_watch_section(settings: Settings, watch: Callable[[], WatchPreview]) -> Section:
     section = Section("dns-watch")
     try:
         preview = watch()
     except LifecycleError as error:
         section.problems.append(str(error))
         return section
+    section.steps += _steps(preview.changes, key_path=settings.authkey_output_path)
     if isinstance(preview.node, Unidentified):
         section.notes.append(f"it would wait: {preview.node.reason}")
         return section
@@ -191,34 +181,43 @@ def _dns_watch_section(watch: Callable[[], WatchPreview]) -> Section:
         )
     if preview.reason and not foreign:
         section.notes.append(preview.reason)
-    section.steps += [
-        _planned_step(change)
-        for change in preview.changes
-        if isinstance(change, CreateRecord | UpdateRecord | DeleteRecord)
-    ]
     return section
 
 
-def _planned_step(change: RecordChange) -> Step:
+def _steps(changes: Iterable[Change], *, key_path: Path) -> list[Step]:
+    return [step for change in changes for step in _steps_of(change, key_path)]
+
+
+def _steps_of(change: Change, key_path: Path) -> list[Step]:
     match change:
+        case DeleteNode(node, reason):
+            state = "online" if node.online else "offline"
+            what = f"node {node.id} ({describe(node)}, {state})"
+            return [Step("delete", "node", what, reason, {"node_id": node.id})]
+        case WriteFreshKey(spec, reason):
+            user, path = spec.user.label, str(key_path)
+            what = f"a pre-auth key for user {user}, valid for {spec.life}"
+            return [
+                Step("create", "pre_auth_key", what, reason, {"user": user}),
+                Step("write", "file", path, "the tailscale container reads the key from it", {"path": path}),
+            ]
+        case WriteKeyMetadata(_, reason):
+            path = str(KeyFileReader(key_path).metadata_path)
+            return [Step("write", "file", path, reason, {"path": path})]
         case CreateRecord(spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
-            return Step("create", "record", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
+            return [Step("create", "record", f"{spec.type} {spec.name} -> {spec.address}", reason, details)]
         case UpdateRecord(record, spec, reason):
             details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
             what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
             if record.address == spec.address:
                 what = f"{spec.type} {spec.name} -> {spec.address}: {', '.join(spec.differences(record))}"
-            return Step("update", "record", what, reason, details)
+            return [Step("update", "record", what, reason, details)]
         case DeleteRecord(record, reason):
-            return _record_step("delete", record, reason)
+            details = {"record": record.name, "type": record.type, "content": record.content}
+            return [Step("delete", "record", f"{record.type} {record.name} -> {record.content}", reason, details)]
         case _:
             assert_never(change)
-
-
-def _record_step(action: str, record: Record, reason: str) -> Step:
-    details = {"record": record.name, "type": record.type, "content": record.content}
-    return Step(action, "record", f"{record.type} {record.name} -> {record.content}", reason, details)
 
 
 def prune_report(
@@ -237,71 +236,10 @@ def prune_report(
         section.problems.append(str(error))
     else:
         for workload in preview.workloads:
-            section.steps += [
-                Step("delete", "node", f"node {node.id} ({describe(node)})", workload.reason, {"node_id": node.id})
-                for node in workload.nodes
-            ]
-            section.steps += [_record_step("delete", record, workload.reason) for record in workload.records]
+            changes: list[Change] = [DeleteNode(node, workload.reason) for node in workload.nodes]
+            changes += [DeleteRecord(record, workload.reason) for record in workload.records]
+            section.steps += _steps(changes, key_path=settings.authkey_output_path)
         if preview.refusal is not None:
             section.problems.append(str(preview.refusal))
     context = _context(settings, kubernetes=kubernetes, headscale=headscale, cloudflare=cloudflare)
     return Report({**context, "owner": settings.mark}, [section])
-
-
-def show(report: Report, out: TextIO, *, as_json: bool, colours: bool) -> None:
-    """Write the report, as one JSON object or as text."""
-    if as_json:
-        print_json(report, out)
-    else:
-        print_text(report, out, colours=colours)
-
-
-def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
-    """Write the report as text."""
-
-    def painted(colour: str, text: str) -> str:
-        return f"{colour}{text}{_PLAIN}" if colours and colour else text
-
-    width = max(len(name) for name in report.context)
-    lines = [
-        f"{name.replace('_', ' '):<{width}}  {_visible(value or 'could not be read')}"
-        for name, value in report.context.items()
-    ]
-    for section in report.sections:
-        lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
-        for step in section.steps:
-            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {_visible(step.what)}")
-            lines.append(f"      because {_visible(step.reason)}")
-        if not section.steps and not section.problems:
-            lines.append("  change nothing")
-        lines += [f"  note: {_visible(note)}" for note in section.notes]
-        lines += [f"  {painted(_RED, 'problem:')} {_visible(problem)}" for problem in section.problems]
-    lines += ["", "Nothing was changed."]
-    out.write("\n".join(lines) + "\n")
-
-
-def _visible(text: str) -> str:
-    """Escape line breaks and terminal control sequences, which a record's comment can contain."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
-
-
-def print_json(report: Report, out: TextIO) -> None:
-    """Write the report as one JSON object."""
-    document = {
-        "context": report.context,
-        "plans": {
-            section.command: {
-                "changes": [
-                    {"action": step.action, "kind": step.kind, "what": step.what, "reason": step.reason, **step.details}
-                    for step in section.steps
-                ],
-                "notes": section.notes,
-                "problems": section.problems,
-            }
-            for section in report.sections
-        },
-    }
-    json.dump(document, out, indent=2, ensure_ascii=False)
-    out.write("\n")
