@@ -589,7 +589,9 @@ def modules_after(code: str) -> set[str]:
 
 
 def test_kubernetes_is_imported_by_nobody_who_does_not_need_it() -> None:
-    imported = modules_after("import lifecycle.cli, lifecycle.cleanup.run, lifecycle.dns_watch.loop, lifecycle.report.output")
+    imported = modules_after(
+        "import lifecycle.cli, lifecycle.cleanup.run, lifecycle.dns_watch.loop, lifecycle.report.output"
+    )
     assert {"kubernetes", "websocket", "urllib3", "yaml"} & imported == set()
 
 
