@@ -1,1 +1,1 @@
-"""Removes what earlier pods of this service left behind, and writes a fresh pre-auth key."""
+"""Delete what earlier pods of this workload left behind, and write a fresh pre-auth key."""

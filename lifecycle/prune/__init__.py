@@ -1,1 +1,1 @@
-"""Removes what services that are gone for good left behind; shows its plan, and acts on --yes."""
+"""Delete what workloads that no longer exist left behind. Without --yes, only the plan is shown."""
