@@ -18,7 +18,7 @@ from lifecycle.apply import Writers
 from lifecycle.clients.cloudflare import errors as cloudflare_errors
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale import errors as headscale_errors
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.clients.headscale.transport import Transport
@@ -107,7 +107,7 @@ def _connect(
         explain=cloudflare_errors.explain,
         observe=partial(observe, cloudflare_errors.UPSTREAM),
     )
-    seen = partial(observe, dialect.UPSTREAM)
+    seen = partial(observe, headscale_errors.UPSTREAM)
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, seen), cloudflare
     return HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen)), cloudflare
@@ -144,11 +144,11 @@ def _headscale_client(
         credential = Credential(read, name="HEADSCALE_API_KEY_SECRET")
     return JsonClient(
         _http_client(settings.headscale_address, trust, stack),
-        upstream=dialect.UPSTREAM,
+        upstream=headscale_errors.UPSTREAM,
         address="HEADSCALE_URL",
         credential=credential,
         timeout=settings.http_timeout,
-        explain=dialect.explain,
+        explain=headscale_errors.explain,
         observe=observe,
     )
 

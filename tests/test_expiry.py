@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients.headscale.dialect import parse_api_key
+from lifecycle.clients.headscale.parsing import parse_api_key
 from lifecycle.health.metrics import render_metrics
 from lifecycle.health.status import Status
 from tests.dns_watch.pods import Pod
@@ -201,7 +201,7 @@ def test_a_node_that_never_expires(world: World, tmp_path: Path, events: list[An
 
 
 @pytest.mark.parametrize(
-    ("shown", "beginning"),
+    ("shown", "prefix"),
     [
         pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
         pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
@@ -210,13 +210,13 @@ def test_a_node_that_never_expires(world: World, tmp_path: Path, events: list[An
         pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
     ],
 )
-def test_beginnings(shown: str, beginning: str) -> None:
-    """As real servers show them."""
-    assert parse_api_key({"prefix": shown, "expiration": None}).beginning == beginning
+def test_prefix_of_a_listed_api_key(shown: str, prefix: str) -> None:
+    """As real servers list them."""
+    assert parse_api_key({"prefix": shown, "expiration": None}).prefix == prefix
 
 
 @pytest.mark.parametrize("shown", ["", "***", "abc***", "hskey-"])
-def test_no_beginning(shown: str) -> None:
-    """What would match any key matches none."""
-    with pytest.raises(ValueError, match="beginning"):
+def test_too_short_prefix_is_refused(shown: str) -> None:
+    """It would match any key."""
+    with pytest.raises(ValueError, match="prefix"):
         parse_api_key({"prefix": shown, "expiration": None})

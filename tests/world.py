@@ -19,7 +19,7 @@ from lifecycle.cleanup.run import Cleanup
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.cloudflare import errors as cloudflare_errors
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale import errors as headscale_errors
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Answer, Credential, JsonClient
@@ -171,11 +171,11 @@ class World:
         """Return the real clients, connected to the simulators."""
         headscale = json_client(
             self.between(self.headscale),
-            upstream=dialect.UPSTREAM,
+            upstream=headscale_errors.UPSTREAM,
             address="HEADSCALE_URL",
             base_url="http://headscale",
             credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
-            explain=dialect.explain,
+            explain=headscale_errors.explain,
         )
         cloudflare = json_client(
             self.between(self.cloudflare),

@@ -176,7 +176,7 @@ def test_a_build_of_ones_own_is_told_by_its_options(
 @ONE_RELEASE
 def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
-    with pytest.raises(ResponseError, match=r"0\.22\.3 is not supported; upgrade it to 0\.23 or newer"):
+    with pytest.raises(ResponseError, match=r"0\.22\.3 .* 0\.23"):
         headscale.version()
     assert clock.elapsed_s == 0, "no try mends it"
 

@@ -120,7 +120,7 @@ MUTANTS: Final = (
     Mutant(
         "Healing",
         "takes any 404 for Headscale's word that a node is gone",
-        "clients/headscale/dialect.py",
+        "clients/headscale/errors.py",
         "if code == _GRPC_NOT_FOUND or _is_problem(answer):",
         "if True:",
         2,

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import structlog
 
-from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale import errors as headscale_errors
 from lifecycle.clients.http import Credential, JsonClient
 from lifecycle.domain.errors import ApiError
 from lifecycle.health.metrics import render_metrics
@@ -176,11 +176,11 @@ def test_broken_connections_leave_none_open(monkeypatch: pytest.MonkeyPatch, tmp
     with serve(world.headscale) as url, httpx.Client(base_url=url) as http:
         client = JsonClient(
             http,
-            upstream=dialect.UPSTREAM,
+            upstream=headscale_errors.UPSTREAM,
             address="HEADSCALE_URL",
             credential=Credential(lambda: world.headscale.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
-            explain=dialect.explain,
+            explain=headscale_errors.explain,
         )
         client.send("GET", "/api/v1/node")
         files = open_files()

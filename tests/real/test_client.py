@@ -10,7 +10,7 @@ from threading import Event
 import httpx
 import pytest
 
-from lifecycle.clients.headscale import dialect
+from lifecycle.clients.headscale import errors as headscale_errors
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import Credential, JsonClient
@@ -64,11 +64,11 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
             http,
-            upstream=dialect.UPSTREAM,
+            upstream=headscale_errors.UPSTREAM,
             address="HEADSCALE_URL",
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
-            explain=dialect.explain,
+            explain=headscale_errors.explain,
         )
         policy = retrying(patience=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
         yield HeadscaleWriter(HttpTransport(client), policy)

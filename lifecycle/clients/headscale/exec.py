@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from lifecycle.clients.headscale import dialect as dialects
-from lifecycle.clients.headscale.dialect import UPSTREAM, Dialect
+from lifecycle.clients.headscale import parsing
+from lifecycle.clients.headscale.dialect import Dialect, dialect_of_help, dialect_of_version
+from lifecycle.clients.headscale.errors import UPSTREAM, cli_refusal, is_missing
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.kubernetes.exec import Output
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
@@ -141,12 +142,12 @@ class ExecTransport:
 
     def users(self) -> list[User]:
         """Every user."""
-        return self._list(("users", "list"), dialects.parse_listed_user)
+        return self._list(("users", "list"), parsing.parse_listed_user)
 
     def nodes(self) -> list[Node]:
         """Every node."""
         # An empty name is left out, as is all that is empty.
-        return self._list(("nodes", "list"), lambda node: dialects.parse_node({"name": ""} | node))
+        return self._list(("nodes", "list"), lambda node: parsing.parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
         """One node, from the whole list: the command line cannot read a single one.
@@ -181,12 +182,12 @@ class ExecTransport:
         self._asked_life = timedelta(milliseconds=milliseconds)
 
         def create(dialect: Dialect) -> PreAuthKey:
-            options = ["--user", dialects.user_reference(user, dialect), "--expiration", f"{milliseconds}ms"]
+            options = ["--user", dialect.user_reference(user), "--expiration", f"{milliseconds}ms"]
             options += ["--reusable"] * reusable + ["--ephemeral"] * ephemeral
             if tags:
                 options += ["--tags", ",".join(sorted(tags))]
             command = ("preauthkeys", "create")
-            return _parsed(command, dialects.parse_pre_auth_key, self._answer(*command, *options))
+            return _parsed(command, parsing.parse_pre_auth_key, self._answer(*command, *options))
 
         return self._in_dialect(create)
 
@@ -203,8 +204,8 @@ class ExecTransport:
         """The user's keys, or everybody's."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            options = ("--user", dialects.user_reference(user, dialect)) if dialect.keys_by_user else ()
-            return self._list(("preauthkeys", "list", *options), dialects.parse_pre_auth_key)
+            options = ("--user", dialect.user_reference(user)) if dialect.keys_by_user else ()
+            return self._list(("preauthkeys", "list", *options), parsing.parse_pre_auth_key)
 
         return self._in_dialect(list_keys)
 
@@ -257,9 +258,9 @@ class ExecTransport:
         except (ValueError, KeyError, TypeError):
             # Some older ones write the bare version, `-o json` or not.
             said = written.strip()
-        dialect = dialects.dialect_of_version(said)
+        dialect = dialect_of_version(said)
         if dialect is None:
-            dialect = dialects.dialect_of_help(self._run("preauthkeys", "list", "--help"))
+            dialect = dialect_of_help(self._run("preauthkeys", "list", "--help"))
         if dialect is None:
             raise _no_sense(("version",))
         return dialect
@@ -279,7 +280,7 @@ class ExecTransport:
         if not written.strip():
             raise TransientError(f"{_what(arguments)} wrote nothing, and was to write JSON", upstream=UPSTREAM)
         try:
-            return dialects.camelised(_last_json(written))
+            return parsing.camelised(_last_json(written))
         except (ValueError, RecursionError):
             raise _no_sense(arguments) from None
 
@@ -320,9 +321,9 @@ def _failure(arguments: Sequence[str], output: Output) -> ApiError:
             f"{what} could not be run: HEADSCALE_CONTAINER has no such program ({text or output.exit_status})",
             upstream=UPSTREAM,
         )
-    code, said = dialects.cli_refusal(text)
+    code, said = cli_refusal(text)
     shown = f"{what} failed: {text or f'exit status {output.exit_status}, without a reason'}"
-    if code in _NOT_FOUND and "not found" in said:
+    if code in _NOT_FOUND and is_missing(said):
         return NotFoundError(f"Headscale: {shown}", upstream=UPSTREAM)
     if code in _REFUSED_CALLER:
         return AuthError(f"Headscale: {shown}", upstream=UPSTREAM)

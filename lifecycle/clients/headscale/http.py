@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from lifecycle.clients.headscale import dialect as dialects
-from lifecycle.clients.headscale.dialect import Dialect
+from lifecycle.clients.headscale import parsing
+from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
+from lifecycle.clients.headscale.errors import malformed_response
 from lifecycle.clients.http import JsonClient
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Node, PreAuthKey, User
@@ -24,9 +25,9 @@ _MAY_BE_ANOTHER = frozenset({None, 500})
 
 # Where a version may be read without a key, in the order to ask; each exists on some versions only.
 _FINGERPRINTS: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
-    ("/version", lambda answer: dialects.dialect_of_version(answer.get("version"))),
-    ("/swagger/v1/openapiv2.json", dialects.dialect_of_swagger),
-    ("/api/v1/openapi.json", dialects.dialect_of_openapi),
+    ("/version", lambda answer: dialect_of_version(answer.get("version"))),
+    ("/swagger/v1/openapiv2.json", dialect_of_swagger),
+    ("/api/v1/openapi.json", dialect_of_openapi),
 )
 _NOT_HERE = frozenset({401, 404})
 
@@ -48,15 +49,15 @@ class HttpTransport:
 
     def users(self) -> list[User]:
         """Every user. Source: GET /api/v1/user."""
-        return self._list("/api/v1/user", "users", dialects.parse_listed_user)
+        return self._list("/api/v1/user", "users", parsing.parse_listed_user)
 
     def nodes(self) -> list[Node]:
         """Every node. Source: GET /api/v1/node, which knows no pages in any version."""
-        return self._list("/api/v1/node", "nodes", dialects.parse_node, members=dialects.NODE_MEMBERS)
+        return self._list("/api/v1/node", "nodes", parsing.parse_node, members=parsing.NODE_MEMBERS)
 
     def node(self, node_id: str) -> Node:
         """One node. Source: GET /api/v1/node/{id}."""
-        return self._one("GET", _node_path(node_id), "node", dialects.parse_node)
+        return self._one("GET", _node_path(node_id), "node", parsing.parse_node)
 
     def delete_node(self, node_id: str) -> None:
         """Remove the node's row. Source: DELETE /api/v1/node/{id}."""
@@ -72,13 +73,13 @@ class HttpTransport:
 
         def create(dialect: Dialect) -> PreAuthKey:
             body = {
-                "user": dialects.user_reference(user, dialect),
+                "user": dialect.user_reference(user),
                 "reusable": reusable,
                 "ephemeral": ephemeral,
                 "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "aclTags": sorted(tags),
             }
-            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", dialects.parse_pre_auth_key, body=body)
+            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parsing.parse_pre_auth_key, body=body)
 
         return self._in_dialect(create)
 
@@ -90,8 +91,8 @@ class HttpTransport:
         """The user's keys, or everybody's. Source: GET /api/v1/preauthkey."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
-            params = {"user": dialects.user_reference(user, dialect)} if dialect.keys_by_user else None
-            return self._list("/api/v1/preauthkey", "preAuthKeys", dialects.parse_pre_auth_key, params=params)
+            params = {"user": dialect.user_reference(user)} if dialect.keys_by_user else None
+            return self._list("/api/v1/preauthkey", "preAuthKeys", parsing.parse_pre_auth_key, params=params)
 
         return self._in_dialect(list_keys)
 
@@ -99,8 +100,8 @@ class HttpTransport:
         """When our API key expires, which is read anew before. Source: GET /api/v1/apikey: how each key begins."""
         # Another one may be in place already, long before this one is refused.
         self._client.read_token_again()
-        keys = self._list("/api/v1/apikey", "apiKeys", dialects.parse_api_key)
-        ours = [key for key in keys if self._client.token_begins_with(key.beginning)]
+        keys = self._list("/api/v1/apikey", "apiKeys", parsing.parse_api_key)
+        ours = [key for key in keys if self._client.token_begins_with(key.prefix)]
         return ours[0].expires_at if len(ours) == 1 else None
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
@@ -111,7 +112,7 @@ class HttpTransport:
                 body = {"id": key.id}
             else:
                 secret = key.key.get_secret_value() if key.key else ""
-                body = {"user": dialects.user_reference(user, dialect), "key": secret}
+                body = {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
         # 0.28 and 0.29 answer 200 to the older form and expire nothing: no refusal would
@@ -180,7 +181,7 @@ class HttpTransport:
         match answer.json:
             case {"preAuthKeys": list()}:
                 return Dialect.of_minor(28, "0.28 or newer")
-        raise dialects.no_sense("GET /version")
+        raise malformed_response("GET /version")
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
         try:
@@ -201,7 +202,7 @@ class HttpTransport:
             return parse(payload[member])
         except (ValueError, KeyError, TypeError, AttributeError):
             # Not chained: the payload's values, a key's secret among them, stay out of the traceback.
-            raise dialects.no_sense(f"{method} {path}") from None
+            raise malformed_response(f"{method} {path}") from None
 
     def _list(
         self,
@@ -219,7 +220,7 @@ class HttpTransport:
                 raise TypeError("a list is a list")
             return [parse(item) for item in items]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise dialects.no_sense(f"GET {path}") from None
+            raise malformed_response(f"GET {path}") from None
 
 
 def _node_path(node_id: str) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import structlog
 import tenacity
 
-from lifecycle.clients.headscale.dialect import UPSTREAM
+from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader, is_users
 from lifecycle.clients.headscale.transport import Transport
 from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError, TransientError

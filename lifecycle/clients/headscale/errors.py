@@ -1,0 +1,129 @@
+"""What a refusal by Headscale means, over HTTP and on its command line, in every release."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from lifecycle.clients.http import Answer
+from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+
+UPSTREAM: Final = "Headscale"
+
+# gRPC codes in the body of a refusal (0.29 and older).
+_GRPC_UNKNOWN = 2
+_GRPC_NOT_FOUND = 5
+_GRPC_RESOURCE_EXHAUSTED = 8
+
+# Only these mean that an object is missing: a database that is down has texts of its own.
+_MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
+
+# 0.23 and 0.24 refuse to expire such a key with a server error.
+_UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
+
+_CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
+_CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
+
+_UNAUTHORIZED = 401
+_FORBIDDEN = 403
+_NOT_FOUND = 404
+_TOO_MANY_REQUESTS = 429
+_SERVER_ERROR = 500
+
+
+def explain(what: str, answer: Answer) -> ApiError | None:
+    """Explain a refusal; up to 0.29 the HTTP status alone is ambiguous.
+
+    Args:
+        what: the request, for the message.
+        answer: a response without success.
+
+    Returns:
+        None if the status is sufficient.
+    """
+    code, text = _grpc_error(answer.json)
+    status = answer.status
+    if status in (_UNAUTHORIZED, _FORBIDDEN) or (
+        # Up to 0.26, a wrong API key gets a server error with this word as its body.
+        status == _SERVER_ERROR and answer.text.strip() == "Unauthorized"
+    ):
+        return AuthError(
+            f"Headscale refused the API key ({what}: {status}). Create one with "
+            "`headscale apikeys create --expiration 90d` and store it where HEADSCALE_API_KEY is read from.",
+            upstream=UPSTREAM,
+            status=status,
+        )
+    if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
+        return _explain_unknown(what, text)
+    if status == _NOT_FOUND:
+        if code == _GRPC_NOT_FOUND or _is_problem(answer):
+            return NotFoundError(f"Headscale: {what}: not found", upstream=UPSTREAM, status=status)
+        return TransientError(
+            f"The response to {what} is a 404 that is not Headscale's own. Headscale may be starting behind a proxy, "
+            "or HEADSCALE_URL points elsewhere.",
+            upstream=UPSTREAM,
+            status=status,
+        )
+    if status == _TOO_MANY_REQUESTS and code == _GRPC_RESOURCE_EXHAUSTED:
+        return ResponseError(
+            f"Headscale has more nodes than it can return in one response ({what}: {status}). Delete old nodes, or "
+            "upgrade Headscale to 0.30.",
+            upstream=UPSTREAM,
+            status=status,
+        )
+    return None
+
+
+def _explain_unknown(what: str, text: str) -> ApiError | None:
+    """Explain a server error of the gRPC code "unknown", by its text."""
+    if is_missing(text):
+        return NotFoundError(f"Headscale: {what}: not found", upstream=UPSTREAM, status=_SERVER_ERROR)
+    if text in _UNUSABLE_KEY:
+        return ConflictError(
+            f"Headscale: {what}: the key is already used or expired", upstream=UPSTREAM, status=_SERVER_ERROR
+        )
+    return None
+
+
+def malformed_response(what: str) -> ResponseError:
+    """Return the error for a response that is not Headscale's, or that lacks required values."""
+    return ResponseError(
+        f"Malformed response to {what}. Check that HEADSCALE_URL is the address of Headscale itself, without a path.",
+        upstream=UPSTREAM,
+    )
+
+
+def cli_refusal(text: str) -> tuple[str | None, str]:
+    """Parse an error of the command line.
+
+    Returns:
+        The gRPC code (up to 0.29, such as "NotFound") and the server's message. The code is "" for every refusal
+        from 0.30 on, and None if the error is not a refusal by the server.
+    """
+    if match := _CLI_GRPC.search(text):
+        return match[1], match[2]
+    if match := _CLI_STATUS.search(text):
+        return "", match[1]
+    return None, text
+
+
+def is_missing(text: str) -> bool:
+    """Return True if Headscale's text reports a missing object."""
+    return _MISSING.search(text) is not None
+
+
+def _grpc_error(body: Any) -> tuple[int | None, str]:
+    match body:
+        case {"code": int(code), "message": str(message)}:
+            return code, message
+        case _:
+            return None, ""
+
+
+def _is_problem(answer: Answer) -> bool:
+    """Return True for a problem document (RFC 9457), the form of refusals from 0.30 on."""
+    return (
+        answer.headers.get("content-type", "").startswith("application/problem+json")
+        and isinstance(answer.json, dict)
+        and answer.json.get("status") == answer.status
+    )

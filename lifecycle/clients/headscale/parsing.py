@@ -1,0 +1,245 @@
+"""Parse users, nodes and keys, as every release of Headscale and its command line writes them.
+
+Each function raises ValueError, KeyError, TypeError or AttributeError for a value that lacks what this code relies
+on. The transports turn these into "malformed response": a value that is half understood is not used.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from typing import Any
+
+from pydantic import SecretStr
+
+from lifecycle.domain.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
+
+# The owner of tagged nodes in lists from 0.28 on; it is not a row of the database.
+_TAGGED_DEVICES = "tagged-devices"
+
+_REGISTER_METHODS: dict[object, RegisterMethod] = {
+    "REGISTER_METHOD_AUTH_KEY": RegisterMethod.AUTH_KEY,
+    "REGISTER_METHOD_CLI": RegisterMethod.CLI,
+    "REGISTER_METHOD_OIDC": RegisterMethod.OIDC,
+    1: RegisterMethod.AUTH_KEY,
+    2: RegisterMethod.CLI,
+    3: RegisterMethod.OIDC,
+}
+
+# Of the public part of an API key.
+_MIN_PREFIX_LENGTH = 7
+
+_SNAKE = re.compile(r"_([a-z])")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ListedApiKey:
+    """An API key in a list.
+
+    Attributes:
+        prefix: the first characters of the key.
+        expires_at: None = never.
+    """
+
+    prefix: str
+    expires_at: datetime | None
+
+
+def parse_user(payload: Any) -> User | None:
+    """Parse the owner of a node or key.
+
+    Returns:
+        None for null, an empty value, and the stand-in owner of tagged nodes. Anything malformed is an error:
+        treating it as "no owner" would make the node look unowned.
+    """
+    match payload:
+        case None | "":
+            return None
+        case str(name):
+            return User(id=None, name=name)
+        case dict() if not payload or payload.keys() & {"id", "name"}:
+            user_id, name = parse_id(payload.get("id")), _text(payload, "name")
+            if name == _TAGGED_DEVICES or not (user_id or name):
+                return None
+            return User(id=user_id, name=name)
+    raise ValueError("not a user")
+
+
+def parse_listed_user(payload: Any) -> User:
+    """Parse an item of the list of users, where every item must be one."""
+    user = parse_user(payload)
+    if user is None:
+        raise ValueError("not a user")
+    return user
+
+
+NODE_MEMBERS = frozenset(
+    {
+        *("nodes", "id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
+        *("tags", "forcedTags", "validTags", "online", "expiry", "lastSeen"),
+    }
+)
+"""The members of a list of nodes that `parse_node` reads. The rest is most of the list, and has keys up to 0.27."""
+
+
+def parse_node(payload: Any) -> Node:
+    """Parse a node."""
+    machine_key = payload["machineKey"]
+    hostname = payload["name"]
+    if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
+        raise TypeError("a node needs a machine key and a name")
+    return Node(
+        id=_required_id(payload["id"]),
+        hostname=hostname,
+        machine_key=machine_key,
+        addresses=tuple(ip_address(text) for text in _texts(payload, "ipAddresses")),
+        user=parse_user(payload.get("user")),
+        tags=frozenset(tag for field in ("tags", "forcedTags", "validTags") for tag in _texts(payload, field)),
+        registered_by=_parse_register_method(payload.get("registerMethod")),
+        pre_auth_key=_parse_key_origin(payload.get("preAuthKey")),
+        online=payload.get("online") is True,
+        expires_at=parse_time(payload.get("expiry")),
+        last_seen=parse_time(payload.get("lastSeen")),
+    )
+
+
+def _parse_register_method(value: Any) -> RegisterMethod:
+    match value:
+        # As a dictionary key, True equals 1.
+        case bool():
+            return RegisterMethod.UNKNOWN
+        case str() | int():
+            return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
+    return RegisterMethod.UNKNOWN
+
+
+def _parse_key_origin(payload: Any) -> KeyOrigin | None:
+    """Parse the key that a node registered with. Its secret, which is included up to 0.27, is dropped."""
+    if payload is None:
+        return None
+    key_id, user = parse_id(payload.get("id")), parse_user(payload.get("user"))
+    if key_id is not None:
+        return KeyOrigin(key_id, user)
+    if user is not None:
+        raise ValueError("a pre-auth key needs an id")
+    return None
+
+
+def parse_pre_auth_key(payload: Any) -> PreAuthKey:
+    """Parse a pre-auth key from a list, or one that was just created."""
+    secret = _text(payload, "key")
+    return PreAuthKey(
+        id=_required_id(payload["id"]),
+        user=parse_user(payload.get("user")),
+        tags=frozenset(_texts(payload, "aclTags")),
+        reusable=payload.get("reusable") is True,
+        ephemeral=payload.get("ephemeral") is True,
+        used=payload.get("used") is True,
+        created_at=parse_time(payload.get("createdAt")),
+        expires_at=parse_time(payload.get("expiration")),
+        # Lists mask the secret from 0.28 on.
+        key=SecretStr(secret) if secret and not secret.endswith("*") else None,
+    )
+
+
+def parse_api_key(payload: Any) -> ListedApiKey:
+    """Parse an API key in a list.
+
+    Up to 0.27 a key is `<prefix>.<secret>`, of 10 and 43 characters up to 0.24, then of 7 and 32. From 0.28 on
+    new keys are `hskey-api-<12>-<64>`, and all are listed as their prefix and `***`.
+    """
+    prefix = payload["prefix"].rstrip("*")
+    if len(prefix) < _MIN_PREFIX_LENGTH:
+        raise ValueError("the prefix is too short to identify a key")
+    return ListedApiKey(prefix, parse_time(payload.get("expiration")))
+
+
+def parse_id(value: Any) -> str | None:
+    """Parse a 64-bit id, given as decimal text or as a number; None for null, "" and 0."""
+    match value:
+        case None:
+            return None
+        case bool():
+            pass
+        case str() | int():
+            text = str(value)
+            if text in {"", "0"}:
+                return None
+            if re.fullmatch(r"[1-9][0-9]{0,19}", text):
+                return text
+    raise ValueError("an id is a positive integer")
+
+
+def _required_id(value: Any) -> str:
+    found = parse_id(value)
+    if found is None:
+        raise ValueError("the id is missing")
+    return found
+
+
+def _text(payload: Any, field: str) -> str:
+    """Return a text, "" if absent: the command line omits empty values."""
+    value = payload.get(field)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{field} is not a string")
+    return value or ""
+
+
+def _texts(payload: Any, field: str) -> list[str]:
+    values = payload.get(field)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{field} is not a list of strings")
+    return values
+
+
+def parse_time(value: Any) -> datetime | None:
+    """Parse an instant to aware UTC; None for null and for year 1, which both mean "not set".
+
+    Args:
+        value: RFC 3339 with up to nine digits of a fraction and any offset, or the command line's
+            `{"seconds": …, "nanos": …}`.
+    """
+    try:
+        at = _instant(value)
+        return None if at is None or at.year == 1 else at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("an instant is in the years 1 to 9999") from None
+
+
+def _instant(value: Any) -> datetime | None:
+    match value:
+        case None | "":
+            return None
+        case {"seconds": bool()}:
+            pass
+        case {"seconds": int(seconds)}:
+            nanoseconds = value.get("nanos", 0)
+            if type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
+                raise ValueError("nanos are a fraction of a second")
+            return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
+        case str(text) if text.startswith("0000-12-31T"):
+            # Year 1 with an offset west of Greenwich.
+            return None
+        case str(text):
+            at = datetime.fromisoformat(text)
+            if at.tzinfo is None:
+                raise ValueError("an instant has a zone")
+            return at
+    raise ValueError("an instant is RFC 3339")
+
+
+def camelised(value: Any) -> Any:
+    """Rename the fields of a value of the command line (`ip_addresses`, up to 0.29) to the API's (`ipAddresses`)."""
+    match value:
+        case dict():
+            return {_SNAKE.sub(lambda at: at[1].upper(), name): camelised(item) for name, item in value.items()}
+        case list():
+            return [camelised(item) for item in value]
+    return value

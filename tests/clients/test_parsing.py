@@ -1,0 +1,561 @@
+"""Parsing of users, nodes, keys and times, as every release of Headscale writes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lifecycle.clients.headscale.parsing import (
+    camelised,
+    parse_api_key,
+    parse_id,
+    parse_node,
+    parse_pre_auth_key,
+    parse_time,
+    parse_user,
+)
+from lifecycle.domain.model import KeyOrigin, Node, RegisterMethod, User
+from tests.clients.json_values import JSON
+
+# What a parser may raise for a malformed value: the transports turn exactly these into ResponseError.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
+
+MACHINE = "mkey:" + "0a" * 32
+SECRET = "0123456789abcdef" * 3
+AT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+SVC = {"id": "1", "name": "svc", "createdAt": "2024-10-01T08:00:00.123456789Z"}
+TAGGED = {"id": "2147455555", "name": "tagged-devices", "createdAt": "0001-01-01T00:00:00Z"}
+
+NODE: dict[str, Any] = {
+    "id": "12",
+    "machineKey": MACHINE,
+    "nodeKey": "nodekey:" + "0b" * 32,
+    "discoKey": "discokey:" + "00" * 32,
+    "ipAddresses": ["100.64.0.5", "fd7a:115c:a1e0::5"],
+    "name": "grafana.example.com",
+    "user": SVC,
+    "lastSeen": "2026-03-01T12:00:00.123456789Z",
+    "expiry": None,
+    "preAuthKey": {"user": SVC, "id": "7", "key": SECRET, "used": True, "aclTags": []},
+    "createdAt": "2026-03-01T11:00:00Z",
+    "registerMethod": "REGISTER_METHOD_AUTH_KEY",
+    "givenName": "grafana-example-com",
+    "online": True,
+    "tags": ["tag:svc"],
+}
+
+KEY: dict[str, Any] = {
+    "user": SVC,
+    "id": "7",
+    "key": SECRET,
+    "reusable": True,
+    "ephemeral": False,
+    "used": True,
+    "expiration": "2026-03-01T13:00:00Z",
+    "createdAt": "2026-03-01T12:00:00.123456Z",
+    "aclTags": ["tag:svc"],
+}
+
+
+def parsed(parse: Callable[[Any], Any], payload: Any) -> tuple[bool, Any]:
+    """Return whether the value could be parsed, and the result."""
+    try:
+        return True, parse(payload)
+    except MALFORMED:
+        return False, None
+
+
+def is_id(value: object) -> bool:
+    """Return True for an id as Headscale writes it: text, or a number on the command line."""
+    return type(value) in (str, int) and re.fullmatch("[1-9][0-9]*", str(value)) is not None
+
+
+class TestTime:
+    """Instants."""
+
+    @pytest.mark.parametrize(
+        ("value", "at"),
+        [
+            pytest.param("2026-03-01T12:00:00Z", AT.replace(microsecond=0), id="without-fraction"),
+            pytest.param("2026-03-01T12:00:00.5Z", AT.replace(microsecond=500_000), id="1-digit"),
+            pytest.param("2026-03-01T12:00:00.12Z", AT.replace(microsecond=120_000), id="2-digits"),
+            pytest.param("2026-03-01T12:00:00.123Z", AT.replace(microsecond=123_000), id="3-digits"),
+            pytest.param("2026-03-01T12:00:00.1234Z", AT.replace(microsecond=123_400), id="4-digits"),
+            pytest.param("2026-03-01T12:00:00.123456Z", AT, id="6-digits"),
+            pytest.param("2026-03-01T12:00:00.1234567Z", AT, id="7-digits"),
+            pytest.param("2026-03-01T12:00:00.123456789Z", AT, id="9-digits"),
+            pytest.param("2026-03-01T12:00:00.123456999Z", AT, id="truncated-not-rounded"),
+            pytest.param("2026-03-01T14:00:00.123456+02:00", AT, id="offset-east"),
+            pytest.param("2026-03-01T07:30:00.123456789-04:30", AT, id="offset-west"),
+            pytest.param("1970-01-01T00:02:03Z", datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="logged-out"),
+            pytest.param("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), id="far"),
+            pytest.param({"seconds": 1772366400, "nanos": 123456789}, AT, id="command-line"),
+            pytest.param({"seconds": 1772366400}, AT.replace(microsecond=0), id="command-line-without-nanos"),
+            pytest.param({"seconds": 123}, datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="command-line-logged-out"),
+            pytest.param({"seconds": -1}, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), id="before-1970"),
+            pytest.param(None, None, id="null"),
+            pytest.param("", None, id="empty"),
+            pytest.param("0001-01-01T00:00:00Z", None, id="year-1"),
+            pytest.param("0001-01-01T00:53:28+00:53", None, id="year-1-east"),
+            pytest.param("0000-12-31T19:03:58-04:56", None, id="year-1-west"),
+            pytest.param({"seconds": -62135596800}, None, id="command-line-year-1"),
+        ],
+    )
+    def test_instant_is_parsed(self, value: object, at: datetime | None) -> None:
+        assert parse_time(value) == at
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            pytest.param("2026-03-01T12:00:00", id="without-zone"),
+            pytest.param("2026-03-01", id="date"),
+            pytest.param("yesterday", id="words"),
+            pytest.param("1772366400", id="digits"),
+            pytest.param(1772366400, id="number"),
+            pytest.param(0, id="zero"),
+            pytest.param(False, id="false"),
+            pytest.param({}, id="empty-object"),
+            pytest.param({"nanos": 5}, id="nanos-alone"),
+            pytest.param({"seconds": "1772366400"}, id="seconds-as-text"),
+            pytest.param({"seconds": 1.5}, id="half-seconds"),
+            pytest.param({"seconds": True}, id="true-seconds"),
+            pytest.param({"seconds": 10**12}, id="after-year-9999"),
+            pytest.param({"seconds": 10**30}, id="seconds-out-of-range"),
+            pytest.param({"seconds": -(10**12)}, id="before-year-1"),
+            pytest.param({"seconds": 1, "nanos": "5"}, id="nanos-as-text"),
+            pytest.param({"seconds": 1, "nanos": 10**9}, id="too-many-nanos"),
+            pytest.param({"seconds": 1, "nanos": -1}, id="negative-nanos"),
+            pytest.param("9999-12-31T23:59:59-05:00", id="after-year-9999-in-UTC"),
+            pytest.param([], id="list"),
+        ],
+    )
+    def test_malformed_instant_is_an_error(self, value: object) -> None:
+        """It must not be read as "never"."""
+        with pytest.raises((ValueError, TypeError)):
+            parse_time(value)
+
+    @given(
+        st.datetimes(
+            min_value=datetime(2, 1, 2),  # noqa: DTZ001 - the strategy adds the zone
+            max_value=datetime(9999, 12, 30),  # noqa: DTZ001
+            timezones=st.builds(
+                timezone, st.integers(-14 * 60, 14 * 60).map(lambda minutes: timedelta(minutes=minutes))
+            ),
+        ),
+        st.booleans(),
+    )
+    def test_every_instant_round_trips(self, at: datetime, as_z: bool) -> None:
+        text = at.astimezone(UTC).isoformat().replace("+00:00", "Z") if as_z else at.isoformat()
+
+        assert parse_time(text) == at
+        found = parse_time(text)
+        assert found is not None
+        assert found.utcoffset() == timedelta()
+
+    @given(JSON)
+    def test_garbage(self, value: Any) -> None:
+        understood, at = parsed(parse_time, value)
+        if not understood:
+            return
+        if at is None:
+            assert value in (None, "") or str(value).startswith("0001-") or "seconds" in value
+        else:
+            assert at.utcoffset() == timedelta()
+            assert isinstance(value, str) or type(value["seconds"]) is int
+
+
+class TestId:
+    """Identifiers are decimal text, in whatever form they were received."""
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [("1", "1"), (1, "1"), ("18446744073709551615", "18446744073709551615"), (2**64 - 1, "18446744073709551615")],
+    )
+    def test_id_is_parsed(self, value: object, text: str) -> None:
+        assert parse_id(value) == text
+
+    @pytest.mark.parametrize("value", [None, "", 0, "0"])
+    def test_absent_id(self, value: object) -> None:
+        assert parse_id(value) is None
+
+    @pytest.mark.parametrize(
+        "value", ["-1", -1, "01", "1.0", 1.0, 0.0, "1e3", " 1", "1\n", "x", True, False, [], {}, "\u0661", "1" * 21]
+    )
+    def test_malformed_id_is_an_error(self, value: object) -> None:
+        with pytest.raises((ValueError, TypeError)):
+            parse_id(value)
+
+    @given(JSON)
+    def test_garbage(self, value: Any) -> None:
+        understood, found = parsed(parse_id, value)
+
+        assert not understood or found == (str(value) if is_id(value) else None)
+
+
+class TestUser:
+    """Owners of nodes and keys. "No owner" and a malformed owner are different."""
+
+    @pytest.mark.parametrize(
+        ("payload", "user"),
+        [
+            pytest.param(SVC, User("1", "svc"), id="object"),
+            pytest.param({"id": 1, "name": "svc"}, User("1", "svc"), id="id-as-a-number"),
+            pytest.param("svc", User(None, "svc"), id="name-up-to-0.25"),
+            pytest.param("svc@example.com", User(None, "svc@example.com"), id="email-on-0.24"),
+            pytest.param({"id": "3", "name": ""}, User("3", ""), id="without-a-name"),
+            pytest.param({"id": 3, "email": "a@b"}, User("3", ""), id="an-empty-name-is-left-out-by-the-command-line"),
+            pytest.param({"name": "svc"}, User(None, "svc"), id="name-alone"),
+            pytest.param({"id": "", "name": "svc"}, User(None, "svc"), id="a-name-and-an-empty-id"),
+            pytest.param(None, None, id="null"),
+            pytest.param("", None, id="empty-text"),
+            pytest.param({}, None, id="empty-object"),
+            pytest.param({"id": "", "name": ""}, None, id="empty-texts-instead-of-null"),
+            pytest.param({"id": "0", "name": ""}, None, id="id-zero"),
+            pytest.param(TAGGED, None, id="stand-in-for-tagged-nodes"),
+            pytest.param({"id": 2147455555, "name": "tagged-devices"}, None, id="stand-in-on-the-command-line"),
+        ],
+    )
+    def test_user_is_parsed(self, payload: object, user: User | None) -> None:
+        assert parse_user(payload) == user
+
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            {"message": "internal error"},
+            {"id": "x", "name": "svc"},
+            {"id": "1", "name": 5},
+            {"id": "1", "name": ["svc"]},
+            {"id": True, "name": "svc"},
+            {"id": -1, "name": "svc"},
+            1,
+            True,
+            False,
+            0,
+            [],
+            ["svc"],
+        ],
+    )
+    def test_malformed_user_is_an_error(self, payload: object) -> None:
+        with pytest.raises((ValueError, TypeError)):
+            parse_user(payload)
+
+    @given(JSON)
+    def test_garbage(self, payload: Any) -> None:
+        understood, user = parsed(parse_user, payload)
+        if not understood:
+            return
+        if user is not None:
+            shown = payload if isinstance(payload, str) else payload.get("name") or ""
+            assert user.name == shown
+            assert user.id is None or user.id == str(payload["id"])
+        elif payload:
+            assert payload.get("name") in (None, "", "tagged-devices")
+            assert payload.get("id") in (None, "", "0", 0) or payload.get("name") == "tagged-devices"
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    """Return the node with other fields; an ellipsis omits one."""
+    return {name: value for name, value in (NODE | fields).items() if value is not ...}
+
+
+class TestNode:
+    """Nodes, as each release writes them."""
+
+    def test_node_is_parsed(self) -> None:
+        assert parse_node(NODE) == Node(
+            id="12",
+            hostname="grafana.example.com",
+            machine_key=MACHINE,
+            addresses=(ip_address("100.64.0.5"), ip_address("fd7a:115c:a1e0::5")),
+            user=User("1", "svc"),
+            tags=frozenset({"tag:svc"}),
+            registered_by=RegisterMethod.AUTH_KEY,
+            pre_auth_key=KeyOrigin("7", User("1", "svc")),
+            online=True,
+            expires_at=None,
+            last_seen=AT,
+        )
+
+    @pytest.mark.parametrize(
+        ("fields", "name", "value"),
+        [
+            pytest.param({"id": 12}, "id", "12", id="id-as-a-number"),
+            pytest.param({"name": "My_Host"}, "hostname", "My_Host", id="hostname-as-it-is"),
+            pytest.param({"name": ""}, "hostname", "", id="no-hostname"),
+            pytest.param({"ipAddresses": []}, "addresses", (), id="no-address"),
+            pytest.param({"ipAddresses": ...}, "addresses", (), id="addresses-left-out"),
+            pytest.param({"ipAddresses": None}, "addresses", (), id="addresses-null"),
+            pytest.param({"ipAddresses": ["fd00::1"]}, "addresses", (ip_address("fd00::1"),), id="IPv6-alone"),
+            pytest.param({"user": None}, "user", None, id="tagged-from-0.29-on"),
+            pytest.param({"user": TAGGED}, "user", None, id="tagged-on-0.28"),
+            pytest.param({"user": ...}, "user", None, id="user-left-out"),
+            pytest.param({"tags": ...}, "tags", frozenset(), id="no-tags"),
+            pytest.param({"tags": None}, "tags", frozenset(), id="tags-null"),
+            pytest.param(
+                {"tags": ..., "forcedTags": ["tag:a"], "validTags": ["tag:b"], "invalidTags": ["tag:c"]},
+                "tags",
+                frozenset({"tag:a", "tag:b"}),
+                id="tags-up-to-0.27",
+            ),
+            pytest.param({"registerMethod": 1}, "registered_by", RegisterMethod.AUTH_KEY, id="auth-key-as-a-number"),
+            pytest.param({"registerMethod": 2}, "registered_by", RegisterMethod.CLI, id="CLI-as-a-number"),
+            pytest.param({"registerMethod": 3}, "registered_by", RegisterMethod.OIDC, id="OIDC-as-a-number"),
+            pytest.param({"registerMethod": "REGISTER_METHOD_CLI"}, "registered_by", RegisterMethod.CLI, id="CLI"),
+            pytest.param({"registerMethod": "REGISTER_METHOD_OIDC"}, "registered_by", RegisterMethod.OIDC, id="OIDC"),
+            pytest.param(
+                {"registerMethod": "REGISTER_METHOD_UNSPECIFIED"},
+                "registered_by",
+                RegisterMethod.UNKNOWN,
+                id="unspecified",
+            ),
+            pytest.param({"registerMethod": "NEW"}, "registered_by", RegisterMethod.UNKNOWN, id="one-of-the-future"),
+            pytest.param({"registerMethod": ...}, "registered_by", RegisterMethod.UNKNOWN, id="method-left-out"),
+            pytest.param({"registerMethod": True}, "registered_by", RegisterMethod.UNKNOWN, id="true-is-no-1"),
+            pytest.param({"registerMethod": 1.0}, "registered_by", RegisterMethod.UNKNOWN, id="1.0-is-no-1"),
+            pytest.param({"preAuthKey": None}, "pre_auth_key", None, id="no-key"),
+            pytest.param({"preAuthKey": ...}, "pre_auth_key", None, id="key-left-out"),
+            pytest.param(
+                {"preAuthKey": {"id": "", "key": "", "user": {"id": "", "name": ""}}},
+                "pre_auth_key",
+                None,
+                id="empty-texts-instead-of-null",
+            ),
+            pytest.param(
+                {"preAuthKey": {"id": "7", "user": "svc"}},
+                "pre_auth_key",
+                KeyOrigin("7", User(None, "svc")),
+                id="key's-user-by-name-up-to-0.25",
+            ),
+            pytest.param(
+                {"preAuthKey": {"id": 7, "user": None}}, "pre_auth_key", KeyOrigin("7", None), id="key-of-tags-alone"
+            ),
+            pytest.param({"online": False}, "online", False, id="offline"),
+            pytest.param({"online": ...}, "online", False, id="offline-on-the-command-line"),
+            pytest.param({"online": None}, "online", False, id="online-null"),
+            pytest.param({"online": "true"}, "online", False, id="a-text-is-not-true"),
+            pytest.param({"expiry": "0001-01-01T00:00:00Z"}, "expires_at", None, id="never-as-year-1"),
+            pytest.param({"expiry": ...}, "expires_at", None, id="never-left-out"),
+            pytest.param({"expiry": "2026-03-01T12:00:00.123456Z"}, "expires_at", AT, id="expires"),
+            pytest.param({"lastSeen": None}, "last_seen", None, id="never-seen"),
+            pytest.param({"somethingNew": {"a": [1]}}, "id", "12", id="a-field-of-the-future"),
+        ],
+    )
+    def test_field_in_each_form(self, fields: dict[str, Any], name: str, value: object) -> None:
+        assert getattr(parse_node(changed(**fields)), name) == value
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            pytest.param({"id": ...}, id="no-id"),
+            pytest.param({"id": "0"}, id="id-zero"),
+            pytest.param({"id": "x"}, id="id-of-letters"),
+            pytest.param({"machineKey": ...}, id="no-machine-key"),
+            pytest.param({"machineKey": ""}, id="empty-machine-key"),
+            pytest.param({"machineKey": 5}, id="machine-key-as-a-number"),
+            pytest.param({"name": ...}, id="no-name"),
+            pytest.param({"name": None}, id="name-null"),
+            pytest.param({"ipAddresses": ["x"]}, id="no-address"),
+            pytest.param({"ipAddresses": "100.64.0.5"}, id="addresses-as-a-text"),
+            pytest.param({"ipAddresses": [1681915909]}, id="an-address-as-a-number"),
+            pytest.param({"ipAddresses": [True]}, id="a-true-address"),
+            pytest.param({"ipAddresses": {"100.64.0.5": 1}}, id="addresses-as-an-object"),
+            pytest.param({"tags": "tag:svc"}, id="tags-as-a-text"),
+            pytest.param({"tags": {"tag:svc": True}}, id="tags-as-an-object"),
+            pytest.param({"tags": [["tag:svc"]]}, id="tags-within-tags"),
+            pytest.param({"tags": ["tag:svc", None]}, id="a-tag-null"),
+            pytest.param({"user": {"message": "no"}}, id="a-user-that-is-none"),
+            pytest.param({"user": 1}, id="a-user-as-a-number"),
+            pytest.param({"user": False}, id="a-false-user"),
+            pytest.param({"preAuthKey": {"user": SVC}}, id="a-key-with-a-user-and-no-id"),
+            pytest.param({"preAuthKey": "7"}, id="a-key-as-a-text"),
+            pytest.param({"preAuthKey": {"id": "7", "user": {"x": 1}}}, id="a-key's-user-that-is-none"),
+            pytest.param({"preAuthKey": []}, id="a-key-as-a-list"),
+            pytest.param({"preAuthKey": False}, id="a-false-key"),
+            pytest.param({"expiry": "soon"}, id="expiry-in-words"),
+            pytest.param({"expiry": {"seconds": 10**30}}, id="expiry-beyond-every-clock"),
+            pytest.param({"lastSeen": 5}, id="last-seen-as-a-number"),
+        ],
+    )
+    def test_malformed_node_is_an_error(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(MALFORMED):
+            parse_node(changed(**fields))
+
+    @pytest.mark.parametrize("key", [SECRET, "hskey-auth-abcdefghijkl-" + "x" * 64])
+    def test_secret_of_the_pre_auth_key_is_dropped(self, key: str) -> None:
+        node = parse_node(changed(preAuthKey={"id": "7", "key": key, "user": SVC}))
+
+        assert key not in repr(node)
+
+    @given(st.sampled_from(sorted({*NODE, "forcedTags", "validTags"})), JSON)
+    def test_garbage_in_a_field(self, field: str, value: Any) -> None:
+        """The node is either refused, or every field has the value that was sent."""
+        understood, node = parsed(parse_node, changed(**{field: value}))
+        if not understood:
+            return
+        expected = parse_node(NODE)
+        assert node.id == (str(value) if field == "id" else expected.id)
+        assert node.hostname == (value if field == "name" else expected.hostname)
+        assert node.machine_key == (value if field == "machineKey" else expected.machine_key)
+        assert node.online is (value is True if field == "online" else expected.online)
+        if field == "ipAddresses":
+            assert node.addresses == tuple(map(ip_address, value or []))
+            assert all(isinstance(text, str) for text in value or [])
+        if field in {"tags", "forcedTags", "validTags"}:
+            assert value is None or isinstance(value, list)
+            assert node.tags == {*(NODE["tags"] if field != "tags" else []), *(value or [])}
+        if field == "registerMethod" and node.registered_by is RegisterMethod.AUTH_KEY:
+            assert type(value) is int
+            assert value == 1
+        if field == "user" and node.user is None:
+            assert not value or not (value.get("id") or value.get("name"))
+        if field == "preAuthKey" and node.pre_auth_key is None:
+            assert value is None or not value.get("id")
+            assert value is None or parse_user(value.get("user")) is None
+        if field in {"expiry", "lastSeen"}:
+            assert (node.expires_at if field == "expiry" else node.last_seen) == parse_time(value)
+
+    @given(JSON)
+    def test_garbage(self, payload: Any) -> None:
+        assert parsed(parse_node, payload) == (False, None)
+
+    def test_command_line_form_gives_the_same_node(self) -> None:
+        """Up to 0.29 it has snake case names and numbers, and omits empty values."""
+        printed = {
+            "id": 12,
+            "machine_key": MACHINE,
+            "ip_addresses": ["100.64.0.5", "fd7a:115c:a1e0::5"],
+            "name": "grafana.example.com",
+            "user": {"id": 1, "name": "svc", "created_at": {"seconds": 1727769600, "nanos": 123456789}},
+            "last_seen": {"seconds": 1772366400, "nanos": 123456789},
+            "expiry": {"seconds": -62135596800},
+            "pre_auth_key": {"user": {"id": 1, "name": "svc"}, "id": 7, "key": SECRET, "used": True},
+            "register_method": 1,
+            "given_name": "grafana-example-com",
+            "online": True,
+            "forced_tags": ["tag:svc"],
+        }
+
+        assert parse_node(camelised(printed)) == parse_node(NODE)
+
+
+class TestPreAuthKey:
+    """Pre-auth keys, from a list or just created."""
+
+    def test_key_is_parsed(self) -> None:
+        key = parse_pre_auth_key(KEY)
+
+        assert (key.id, key.user, key.tags) == ("7", User("1", "svc"), frozenset({"tag:svc"}))
+        assert (key.reusable, key.ephemeral, key.used) == (True, False, True)
+        assert (key.created_at, key.expires_at) == (AT, datetime(2026, 3, 1, 13, tzinfo=UTC))
+        assert key.secret.get_secret_value() == SECRET
+        assert SECRET not in repr(key)
+
+    @pytest.mark.parametrize(
+        ("fields", "secret"),
+        [
+            ({"key": "hskey-auth-abcdefghijkl-" + "-_" * 32}, "hskey-auth-abcdefghijkl-" + "-_" * 32),
+            ({"key": "hskey-auth-abcdefghijkl-***"}, None),
+            ({"key": ""}, None),
+            ({"key": None}, None),
+        ],
+    )
+    def test_masked_secret_is_dropped(self, fields: dict[str, Any], secret: str | None) -> None:
+        key = parse_pre_auth_key(KEY | fields).key
+
+        assert (key.get_secret_value() if key else None) == secret
+
+    def test_omitted_fields_have_defaults(self) -> None:
+        key = parse_pre_auth_key({"id": 7})
+
+        assert (key.reusable, key.ephemeral, key.used) == (False, False, False)
+        assert (key.user, key.tags, key.key, key.expires_at, key.created_at) == (None, frozenset(), None, None, None)
+        with pytest.raises(ValueError):  # noqa: PT011 - the only one it raises
+            _ = key.secret
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"id": None},
+            {"id": "x"},
+            {"key": 5},
+            {"key": ["a"]},
+            {"user": 5},
+            {"user": {"x": 1}},
+            {"aclTags": "tag:svc"},
+            {"aclTags": {"tag:svc": 1}},
+            {"aclTags": [5]},
+            {"expiration": "soon"},
+            {"createdAt": 5},
+        ],
+    )
+    def test_malformed_key_is_an_error(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(MALFORMED):
+            parse_pre_auth_key(KEY | fields)
+
+    @given(st.sampled_from(sorted(KEY)), JSON)
+    def test_garbage_in_a_field(self, field: str, value: Any) -> None:
+        understood, key = parsed(parse_pre_auth_key, KEY | {field: value})
+        if not understood:
+            return
+        assert key.id == (str(value) if field == "id" else "7")
+        for flag in ("reusable", "ephemeral", "used"):
+            assert getattr(key, flag) is (value is True if field == flag else KEY[flag])
+        if field == "aclTags":
+            assert key.tags == frozenset(value or [])
+            assert value is None or isinstance(value, list)
+        if field == "key" and key.key is not None:
+            assert key.key.get_secret_value() == value
+
+
+class TestApiKey:
+    """API keys in a list: their prefix and expiry."""
+
+    @pytest.mark.parametrize(
+        ("payload", "prefix", "expires_at"),
+        [
+            ({"prefix": "abcdefg", "expiration": None}, "abcdefg", None),
+            (
+                {"prefix": "hskey-api-abcdefghijkl-***", "expiration": "0001-01-01T00:00:00Z"},
+                "hskey-api-abcdefghijkl-",
+                None,
+            ),
+            ({"prefix": "abcdefghij***", "expiration": "2026-03-01T12:00:00.123456Z"}, "abcdefghij", AT),
+        ],
+    )
+    def test_api_key_is_parsed(self, payload: dict[str, Any], prefix: str, expires_at: datetime | None) -> None:
+        key = parse_api_key(payload)
+
+        assert (key.prefix, key.expires_at) == (prefix, expires_at)
+
+    @pytest.mark.parametrize("payload", [{}, {"prefix": ""}, {"prefix": "***"}, {"prefix": "abc"}, {"prefix": 5}, []])
+    def test_malformed_api_key_is_an_error(self, payload: Any) -> None:
+        """A short prefix would match any key."""
+        with pytest.raises(MALFORMED):
+            parse_api_key(payload)
+
+
+class TestCommandLine:
+    """The command line's names for fields."""
+
+    def test_names_are_camelised_at_every_depth(self) -> None:
+        printed = {"pre_auth_key": {"acl_tags": ["tag:a_b"], "created_at": None}, "nodes": [{"ip_addresses": ["a_b"]}]}
+
+        assert camelised(printed) == {
+            "preAuthKey": {"aclTags": ["tag:a_b"], "createdAt": None},
+            "nodes": [{"ipAddresses": ["a_b"]}],
+        }
+
+    @given(st.dictionaries(st.sampled_from([*NODE, *KEY]), JSON, max_size=3))
+    def test_camel_case_names_are_unchanged(self, payload: dict[str, Any]) -> None:
+        text = json.dumps(payload)
+        if "_" not in text:
+            assert json.dumps(camelised(payload)) == text
