@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,20 +9,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-import httpx
 import tenacity
 
-import lifecycle
 from lifecycle.apply import Writers
-from lifecycle.clients.cloudflare import errors as cloudflare_errors
+from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale import errors as headscale_errors
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.clients.headscale.transport import Transport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import add_authorities, public_trust
 from lifecycle.domain.errors import ConfigError
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.keyfile.writer import KeyFileWriter
@@ -31,10 +31,6 @@ from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
-
-# Ours are given up before the server closes them.
-# Source: Headscale's HTTP server, whose read and write time-outs are 30 s; it closes what was idle for as long.
-_KEEPALIVE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,60 +93,39 @@ def connect_writers(
 def _connect(
     settings: Settings, stack: ExitStack, cluster: Cluster | None, observe: Callable[[str, str], None]
 ) -> tuple[Transport, JsonClient]:
-    default_trust = httpx.create_ssl_context()
+    trust = public_trust()
     cloudflare = JsonClient(
-        _http_client(settings.cloudflare_api_url, default_trust, stack),
-        upstream=cloudflare_errors.UPSTREAM,
-        address="CLOUDFLARE_API_URL",
+        stack.enter_context(open_http(settings.cloudflare_api_url, trust=trust)),
+        upstream=CLOUDFLARE,
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
         timeout=settings.http_timeout,
-        explain=cloudflare_errors.explain,
-        observe=partial(observe, cloudflare_errors.UPSTREAM),
+        observe=partial(observe, CLOUDFLARE.name),
     )
-    seen = partial(observe, headscale_errors.UPSTREAM)
+    observe_headscale = partial(observe, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
-        return _exec_transport(settings, cluster, seen), cloudflare
-    return HttpTransport(_headscale_client(settings, default_trust, stack, cluster, seen)), cloudflare
-
-
-def _http_client(url: str, trust: ssl.SSLContext, stack: ExitStack) -> httpx.Client:
-    return stack.enter_context(
-        httpx.Client(
-            base_url=url,
-            verify=trust,
-            limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_S),
-            headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
-        )
-    )
-
-
-def _headscale_client(
-    settings: Settings,
-    trust: ssl.SSLContext,
-    stack: ExitStack,
-    cluster: Cluster | None,
-    observe: Callable[[str], None],
-) -> JsonClient:
+        return _exec_transport(settings, cluster, observe_headscale), cloudflare
     if settings.headscale_ca_file:
+        trust = public_trust()
         try:
-            trust = httpx.create_ssl_context()
-            trust.load_verify_locations(cafile=settings.headscale_ca_file)
+            add_authorities(trust, settings.headscale_ca_file)
         except OSError as error:
             raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
-    credential = Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
-    if settings.headscale_api_key_secret is not None and cluster is not None:
-        # Read when it is first needed, and again when Headscale refuses it.
-        read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
-        credential = Credential(read, name="HEADSCALE_API_KEY_SECRET")
-    return JsonClient(
-        _http_client(settings.headscale_address, trust, stack),
-        upstream=headscale_errors.UPSTREAM,
-        address="HEADSCALE_URL",
-        credential=credential,
+    headscale = JsonClient(
+        stack.enter_context(open_http(settings.headscale_address, trust=trust)),
+        upstream=HEADSCALE,
+        credential=_headscale_credential(settings, cluster),
         timeout=settings.http_timeout,
-        explain=headscale_errors.explain,
-        observe=observe,
+        observe=observe_headscale,
     )
+    return HttpTransport(headscale), cloudflare
+
+
+def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Credential:
+    if settings.headscale_api_key_secret is None or cluster is None:
+        return Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
+    # Read when it is first needed, and again when Headscale refuses it.
+    read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
+    return Credential(read, name="HEADSCALE_API_KEY_SECRET")
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
@@ -161,15 +136,16 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     """
     if not settings.uses_kubernetes:
         return None
-    # By these settings alone: what it costs in time and memory, `scripts/bench` shows as exec's.
-    from lifecycle.clients.kubernetes.api import in_cluster, in_cluster_or_kubeconfig  # noqa: PLC0415
+    # Imported late, since most pods do not need it: `scripts/bench` shows its cost.
+    from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415
+    from lifecycle.clients.kubernetes.api import Cluster  # noqa: PLC0415
 
-    connect = in_cluster_or_kubeconfig if only_reads else in_cluster
     if settings.access == "exec":
         needed_for = "HEADSCALE_ACCESS"
     else:
         needed_for = "HEADSCALE_API_KEY_SECRET" if settings.headscale_api_key_secret else "NODE_POLICY"
-    return stack.enter_context(connect(needed_for=needed_for, timeout=settings.http_timeout))
+    access = find_access(needed_for=needed_for, may_use_kubeconfig=only_reads, timeout=settings.http_timeout)
+    return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
@@ -199,6 +175,6 @@ def state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.kubernetes.api import StateSecret  # noqa: PLC0415 - as above
+    from lifecycle.clients.kubernetes.state_secret import StateSecret  # noqa: PLC0415 - as above
 
     return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read

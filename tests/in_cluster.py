@@ -12,14 +12,17 @@ from typing import Any, Final
 
 import pytest
 import tenacity
-from kubernetes.client.configuration import Configuration
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.clients.kubernetes.api import Cluster, StateSecret
+from lifecycle.clients.kubernetes.access import Access
+from lifecycle.clients.kubernetes.api import Cluster
+from lifecycle.clients.kubernetes.state_secret import StateSecret
+from lifecycle.clients.trust import public_trust
+from lifecycle.clients.upstream import Upstream
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -32,6 +35,7 @@ NAMESPACE: Final = "default"
 """Where our own pod runs."""
 
 STATE_SECRET: Final = "grafana-tailscale"
+DESCRIPTION: Final = "a simulated cluster"
 
 MAY_LIST_PODS: Final = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
 MAY_EXEC: Final = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]}
@@ -43,10 +47,21 @@ def may_read(*names: str) -> dict[str, Any]:
 
 
 def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Cluster:
-    """A client of a simulator that is served there, with its token of now."""
-    configuration = Configuration(host=url)
-    configuration.api_key["BearerToken"] = f"Bearer {kubernetes.token}"
-    return Cluster(configuration, description="a simulated one", timeout=timedelta(seconds=timeout_s))
+    """Return a client of a served simulator, with its current token."""
+    return Cluster(access_to(url, kubernetes.token), timeout=timedelta(seconds=timeout_s))
+
+
+def access_to(url: str, token: str, **changes: Any) -> Access:
+    """Return the access to a served simulator."""
+    access = Access(
+        url=url,
+        description=DESCRIPTION,
+        credentials="simulated token",
+        upstream=Upstream("Kubernetes", url_setting="KUBERNETES_SERVICE_HOST", ca_setting="ca.crt"),
+        trust=public_trust(),
+        authorization=lambda: {"Authorization": f"Bearer {token}"},
+    )
+    return replace(access, **changes)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:

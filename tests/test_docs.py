@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
-from lifecycle.clients.http import MAX_ANSWER_BYTES
+from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
 from lifecycle.dns_watch.observation import Missing
 from lifecycle.domain.expiry import WARN_BEFORE
@@ -133,7 +133,7 @@ LIMITS = {
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
     "Time from SIGTERM to the end of a running pass": f"{GRACE_S}s",
-    "Largest response that is read": f"{MAX_ANSWER_BYTES >> 20} MiB",
+    "Largest response that is read": f"{MAX_RESPONSE_BYTES >> 20} MiB",
 }
 
 

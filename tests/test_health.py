@@ -23,7 +23,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import lifecycle
-from lifecycle.clients.kubernetes import exec as podexec
+from lifecycle.clients.kubernetes import access
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import serve
 from lifecycle.health.status import Status
@@ -315,7 +315,7 @@ def test_every_metric(status: Status, port: int) -> None:
 def test_from_the_start(status: Status, port: int) -> None:
     """Each counter is there with 0, so that its first step can be seen; what expires never is not there."""
     found = samples(port)
-    for service in ("Headscale", "Cloudflare", podexec.UPSTREAM):
+    for service in ("Headscale", "Cloudflare", access.UPSTREAM):
         assert found["retries_total", service] == 0
         assert found["rate_limit_wait_seconds_total", service] == 0
     for service in ("Headscale", "Cloudflare"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from itertools import count
@@ -17,18 +16,20 @@ import tenacity
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET
-from lifecycle.clients.cloudflare import errors as cloudflare_errors
+from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.headscale import errors as headscale_errors
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.clients.http import Answer, Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.upstream import Upstream as UpstreamApi
 from lifecycle.dns_watch.loop import DnsWatch
-from lifecycle.domain.errors import ApiError
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings, load
+from lifecycle.wiring import utc_now
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -171,19 +172,17 @@ class World:
         """Return the real clients, connected to the simulators."""
         headscale = json_client(
             self.between(self.headscale),
-            upstream=headscale_errors.UPSTREAM,
-            address="HEADSCALE_URL",
+            HEADSCALE,
             base_url="http://headscale",
             credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
-            explain=headscale_errors.explain,
+            now=self.clock.now,
         )
         cloudflare = json_client(
             self.between(self.cloudflare),
-            upstream=cloudflare_errors.UPSTREAM,
-            address="CLOUDFLARE_API_URL",
+            CLOUDFLARE,
             base_url="http://cloudflare/client/v4",
             credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
-            explain=cloudflare_errors.explain,
+            now=self.clock.now,
         )
         return Writers(
             HeadscaleWriter(HttpTransport(headscale), policy),
@@ -260,23 +259,19 @@ class World:
 
 def json_client(
     handler: Handler,
+    upstream: UpstreamApi,
     *,
     base_url: str,
-    explain: Callable[[str, Answer], ApiError | None],
-    upstream: str,
-    address: str,
     credential: Credential,
+    now: Callable[[], datetime] = utc_now,
 ) -> JsonClient:
     """Return a JSON client whose requests are calls in this process."""
     return JsonClient(
         MemoryClient(handler, base_url),
         upstream=upstream,
-        address=address,
         credential=credential,
         timeout=timedelta(seconds=10),
-        explain=explain,
-        # No time goes by within a request, and a thread for each takes longer than the request.
-        timer=lambda _seconds, _act: nullcontext(),
+        now=now,
     )
 
 

@@ -1,4 +1,4 @@
-"""Work that goes on beside its caller's, who need not wait for it to the end."""
+"""Work in a thread that does not keep the process alive."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
-    """Begin some work in a thread that the end of the process does not wait for.
+    """Run work in a daemon thread.
 
     Args:
-        work: may raise; what it needs may be taken away from it once nobody waits any more.
-        name: the thread's.
+        work: may raise; it may also outlive the clients that it uses.
+        name: of the thread.
 
     Returns:
-        What it will give. Whatever it raised is raised to whoever asks for that, and is told to nobody else.
+        The future result. An exception is raised by `result()` and reported nowhere else.
     """
-    outcome: Future[Result] = Future()
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            outcome.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            outcome.set_exception(error)
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised by result()
+            future.set_exception(error)
 
     Thread(target=run, name=name, daemon=True).start()
-    return outcome
+    return future

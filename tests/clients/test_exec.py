@@ -1,4 +1,4 @@
-"""Headscale through its command line, on every release: the cases of the HTTP transport, and this one's own traps."""
+"""Headscale through its command line, on every release: the cases of the HTTP transport, and its own."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-import tenacity
 
 from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, User
-from lifecycle.runtime.retry import once
 from tests.builders import NAME
 from tests.clients import test_headscale as over_http
 from tests.clients.test_headscale import (  # the same cases, with this module's fixtures
@@ -24,26 +22,26 @@ from tests.clients.test_headscale import (  # the same cases, with this module's
     HOUR,
     a_key,
     ours,
-    patient,
+    retrying_on,
     server_of,
     spoil,
-    test_a_create_that_stays_unanswered_is_told,
-    test_a_deletion_that_did_not_happen_is_told,
-    test_a_key_is_the_users_and_good_from_now_on,
-    test_a_key_is_what_was_asked_for,
-    test_a_lost_answer_to_a_deletion_is_followed_up,
-    test_a_node_that_is_gone_already_is_done,
-    test_a_node_that_is_no_longer_ours_stays,
-    test_a_node_that_logged_out_has_expired,
-    test_a_tagged_node_is_known_by_its_tags_and_its_key,
-    test_a_user_of_a_provider_may_have_no_name,
-    test_a_users_keys_are_listed_and_nobody_elses,
-    test_another_machine_under_the_same_id_stays,
-    test_every_node_is_read_whole,
-    test_every_user_is_listed_with_id_and_name,
-    test_headscales_own_word_that_there_is_no_such_node,
-    test_no_value_shows_a_secret,
-    test_reads_are_tried_again,
+    test_create_without_a_response_is_logged,
+    test_deletion_of_a_missing_node_succeeds,
+    test_deletion_with_a_lost_response_is_confirmed,
+    test_fields_of_a_node,
+    test_ineffective_deletion_is_an_error,
+    test_key_belongs_to_the_user_and_is_valid,
+    test_key_has_the_requested_properties,
+    test_logged_out_node_is_expired,
+    test_missing_node_is_not_found,
+    test_no_repr_has_a_secret,
+    test_node_that_is_no_longer_ours_is_not_deleted,
+    test_only_the_users_keys_are_listed,
+    test_other_machine_with_the_same_id_is_not_deleted,
+    test_reads_are_retried,
+    test_tagged_node_has_tags_and_key,
+    test_user_of_a_provider_without_name,
+    test_users_have_id_and_name,
     the_user,
     usable,
 )
@@ -65,27 +63,27 @@ from tests.simulators.serve import serve
 from tests.world import Clock, named
 
 __all__ = [
-    "test_a_create_that_stays_unanswered_is_told",
-    "test_a_deletion_that_did_not_happen_is_told",
-    "test_a_key_is_the_users_and_good_from_now_on",
-    "test_a_key_is_what_was_asked_for",
-    "test_a_lost_answer_to_a_deletion_is_followed_up",
-    "test_a_node_that_is_gone_already_is_done",
-    "test_a_node_that_is_no_longer_ours_stays",
-    "test_a_node_that_logged_out_has_expired",
-    "test_a_tagged_node_is_known_by_its_tags_and_its_key",
-    "test_a_user_of_a_provider_may_have_no_name",
-    "test_a_users_keys_are_listed_and_nobody_elses",
-    "test_another_machine_under_the_same_id_stays",
-    "test_every_node_is_read_whole",
-    "test_every_user_is_listed_with_id_and_name",
-    "test_headscales_own_word_that_there_is_no_such_node",
-    "test_no_value_shows_a_secret",
-    "test_reads_are_tried_again",
+    "test_create_without_a_response_is_logged",
+    "test_deletion_of_a_missing_node_succeeds",
+    "test_deletion_with_a_lost_response_is_confirmed",
+    "test_fields_of_a_node",
+    "test_ineffective_deletion_is_an_error",
+    "test_key_belongs_to_the_user_and_is_valid",
+    "test_key_has_the_requested_properties",
+    "test_logged_out_node_is_expired",
+    "test_missing_node_is_not_found",
+    "test_no_repr_has_a_secret",
+    "test_node_that_is_no_longer_ours_is_not_deleted",
+    "test_only_the_users_keys_are_listed",
+    "test_other_machine_with_the_same_id_is_not_deleted",
+    "test_reads_are_retried",
+    "test_tagged_node_has_tags_and_key",
+    "test_user_of_a_provider_without_name",
+    "test_users_have_id_and_name",
 ]
 
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
-"""For what all releases have in common."""
+"""For behaviour that all releases share."""
 
 EXPIRES_BY_ID = [version for version in VERSIONS if version >= "0.28"]
 EXPIRES_BY_SECRET = [version for version in VERSIONS if version < "0.28"]
@@ -110,7 +108,7 @@ def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
 
 @pytest.fixture
 def kubernetes(cli: HeadscaleCli) -> KubernetesSimulator:
-    """The cluster in which that runs, as a StatefulSet's pod."""
+    """The cluster that runs it in a StatefulSet's pod."""
     kubernetes = KubernetesSimulator()
     add_headscale(kubernetes, cli)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -122,7 +120,7 @@ Connect = Callable[..., ExecTransport]
 
 @pytest.fixture
 def connect(kubernetes: KubernetesSimulator, clock: Clock) -> Iterator[Connect]:
-    """Makes a transport with other settings than the usual ones."""
+    """Return a transport with the given settings."""
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         yield lambda **settings: exec_transport(cluster, clock.now, **settings)
 
@@ -134,61 +132,55 @@ def transport(connect: Connect) -> ExecTransport:
 
 @pytest.fixture
 def headscale(transport: ExecTransport, clock: Clock) -> HeadscaleWriter:
-    """With the patience of `cleanup`."""
-    return HeadscaleWriter(transport, patient(clock))
+    return HeadscaleWriter(transport, retrying_on(clock))
 
 
-def at_once(transport: ExecTransport, policy: tenacity.Retrying | None = None) -> HeadscaleWriter:
-    """A client that makes one try."""
-    return HeadscaleWriter(transport, policy or once())
+# --- Detecting the version ------------------------------------------------------------------------------
 
 
-# --- Telling the version ------------------------------------------------------------------------------
-
-
-def test_the_version_is_the_command_lines_own_and_read_once(
-    server: HeadscaleSimulator, transport: ExecTransport, cli: HeadscaleCli
-) -> None:
+def test_version_is_read_once(server: HeadscaleSimulator, transport: ExecTransport, cli: HeadscaleCli) -> None:
     assert [transport.version(), transport.version()] == [server.version] * 2
     assert cli.calls == [("version", "-o", "json")]
 
 
 @ONE_RELEASE
 @pytest.mark.parametrize("written", ["v0.26.1\n", "0.26.1\n", "0.26.1"])
-def test_a_bare_version_is_one_too(written: str, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+def test_bare_version_is_accepted(written: str, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), "headscale version")
     assert transport.version() == "0.26.1"
 
 
 @pytest.mark.parametrize("reported", ["dev", "v0.0.0-20260721000000-f20f1f12abcd", "(devel)", ""])
-def test_a_build_of_ones_own_is_told_by_its_options(
+def test_custom_build_is_detected_by_its_options(
     reported: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     server.reported_version = reported
     minor = int(server.version.split(".")[1])
-    told = "0.23 to 0.25" if minor <= 25 else "0.26 or 0.27" if minor <= 27 else "0.28 or newer"
+    detected = "0.23 to 0.25" if minor <= 25 else "0.26 or 0.27" if minor <= 27 else "0.28 or newer"
     if reported:
-        assert headscale.version() == told
+        assert headscale.version() == detected
     a_key(headscale, clock)
     assert [key.user_id for key in server.keys] == [2]
 
 
 @ONE_RELEASE
-def test_0_22_is_refused(kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_unsupported_version_is_refused(
+    kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
     with pytest.raises(ResponseError, match=r"0\.22\.3 .* 0\.23"):
         headscale.version()
-    assert clock.elapsed_s == 0, "no try mends it"
+    assert clock.elapsed_s == 0, "it must not be retried"
 
 
-def test_another_pod_may_be_of_another_version(
+def test_version_is_detected_again_in_another_pod(
     server: HeadscaleSimulator,
     cli: HeadscaleCli,
     kubernetes: KubernetesSimulator,
     headscale: HeadscaleWriter,
     clock: Clock,
 ) -> None:
-    """Headscale is upgraded while we run: its pod is replaced, and wants to hear other things."""
+    """Headscale was upgraded: its pod was replaced."""
     before = headscale.version()
     [pod] = kubernetes.pods
     kubernetes.delete_pod(pod)
@@ -202,10 +194,9 @@ def test_another_pod_may_be_of_another_version(
 # --- Commands -----------------------------------------------------------------------------------------
 
 
-def test_each_command_is_what_this_release_takes(
+def test_arguments_of_each_command(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, cli: HeadscaleCli, clock: Clock
 ) -> None:
-    """Argument by argument: nothing is ever put together for a shell."""
     user = the_user(headscale)
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
@@ -230,21 +221,21 @@ def test_each_command_is_what_this_release_takes(
     ]
 
 
-def test_no_secret_is_ever_among_the_arguments(
+def test_no_secret_is_in_an_argument(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator, clock: Clock
 ) -> None:
-    """They stand in the request's address, in audit logs and in the process table of Headscale's machine."""
+    """Arguments are visible in URLs, audit logs and the process table of Headscale's node."""
     spoil(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     with suppress(ResponseError):
         headscale.expire_pre_auth_key(key, the_user(headscale))
-    asked = " ".join(f"{exchange.path}?{exchange.query}" for exchange in kubernetes.requests)
-    assert "preauthkeys" in asked
-    assert not [secret for secret in server.secrets() if secret in asked]
+    urls = " ".join(f"{exchange.path}?{exchange.query}" for exchange in kubernetes.requests)
+    assert "preauthkeys" in urls
+    assert not [secret for secret in server.secrets() if secret in urls]
 
 
-def test_a_node_without_a_name_hides_no_other(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
-    """What is empty is left out of what the command line writes."""
+def test_node_without_a_name_is_listed(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    """The command line omits empty values."""
     server.add_node("", user="svc")
     server.add_node(NAME, user="svc")
     assert len(headscale.nodes()) == 2
@@ -252,13 +243,13 @@ def test_a_node_without_a_name_hides_no_other(server: HeadscaleSimulator, headsc
 
 
 @ONE_RELEASE
-def test_a_list_of_a_thousand_nodes_comes_whole(clock: Clock, connect: Connect, server: HeadscaleSimulator) -> None:
+def test_list_of_a_thousand_nodes_is_complete(clock: Clock, connect: Connect, server: HeadscaleSimulator) -> None:
     for number in range(1000):
         server.add_node(f"app{number}.example.com", user="svc")
     assert len(connect().nodes()) == 1000
 
 
-# --- What it writes -----------------------------------------------------------------------------------
+# --- Output -----------------------------------------------------------------------------------
 
 LISTS: list[Any] = [
     pytest.param(lambda transport: transport.users(), id="users"),
@@ -270,40 +261,40 @@ A_LOG_LINE = '{"level":"info","time":1767225600,"message":"Opening database"}'
 
 
 @ONE_RELEASE
-@pytest.mark.parametrize("ask", LISTS)
-def test_null_is_an_empty_list_of_a_command_that_succeeded(
-    ask: Callable[[ExecTransport], list[Any]], kubernetes: KubernetesSimulator, transport: ExecTransport
+@pytest.mark.parametrize("call", LISTS)
+def test_null_of_a_successful_command_is_an_empty_list(
+    call: Callable[[ExecTransport], list[Any]], kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=b"null\n")), " list")
-    assert ask(transport) == []
+    assert call(transport) == []
     kubernetes.spoil(ExecFault(instead=Finished(1, stdout=b"null\n")), " list")
     with pytest.raises(TransientError):
-        ask(transport)
+        call(transport)
 
 
 @ONE_RELEASE
-@pytest.mark.parametrize("ask", LISTS)
+@pytest.mark.parametrize("call", LISTS)
 @pytest.mark.parametrize(
     ("written", "kind"),
     [
-        pytest.param("", TransientError, id="nothing"),
+        pytest.param("", TransientError, id="empty"),
         pytest.param("\n \n", TransientError, id="blanks"),
         pytest.param("panic: no database", ResponseError, id="text"),
-        pytest.param("[", ResponseError, id="half"),
-        pytest.param('[\n\t{\n\t\t"id": 1\n\t}\n', ResponseError, id="half-with-a-whole-inside"),
+        pytest.param("[", ResponseError, id="truncated"),
+        pytest.param('[\n\t{\n\t\t"id": 1\n\t}\n', ResponseError, id="truncated-with-valid-json-inside"),
         pytest.param("{}", ResponseError, id="object"),
         pytest.param('"null"', ResponseError, id="string"),
-        pytest.param("[null]", ResponseError, id="null-inside"),
+        pytest.param("[null]", ResponseError, id="null-item"),
         pytest.param('[{"email": "x"}]', ResponseError, id="fields-missing"),
-        pytest.param("[] and more", ResponseError, id="text-behind"),
-        pytest.param(f"[]\n{A_LOG_LINE}\n", ResponseError, id="a-log-line-behind"),
-        pytest.param("  null and void", ResponseError, id="a-word-that-begins-like-null"),
-        pytest.param("warning: null", ResponseError, id="null-at-the-end-of-a-line"),
-        pytest.param("[" * 100_000, ResponseError, id="deeper-than-any"),
+        pytest.param("[] and more", ResponseError, id="text-after-json"),
+        pytest.param(f"[]\n{A_LOG_LINE}\n", ResponseError, id="log-line-after-json"),
+        pytest.param("  null and void", ResponseError, id="word-that-starts-with-null"),
+        pytest.param("warning: null", ResponseError, id="null-after-text"),
+        pytest.param("[" * 100_000, ResponseError, id="nested-too-deep"),
     ],
 )
-def test_what_makes_no_sense_is_no_empty_list(
-    ask: Callable[[ExecTransport], list[Any]],
+def test_malformed_output_is_an_error(
+    call: Callable[[ExecTransport], list[Any]],
     written: str,
     kind: type[ApiError],
     kubernetes: KubernetesSimulator,
@@ -311,7 +302,7 @@ def test_what_makes_no_sense_is_no_empty_list(
 ) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), " list")
     with pytest.raises(ApiError) as raised:
-        ask(transport)
+        call(transport)
     assert type(raised.value) is kind
     assert written[:20] not in str(raised.value) or not written.strip()
 
@@ -329,7 +320,7 @@ def test_what_makes_no_sense_is_no_empty_list(
     ],
     ids=["log-line", "two", "text", "text-with-json-in-it", "null", "empty-list"],
 )
-def test_garbage_before_the_answer_is_passed_over(
+def test_text_before_the_result_is_ignored(
     before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
@@ -339,8 +330,8 @@ def test_garbage_before_the_answer_is_passed_over(
 
 
 @ONE_RELEASE
-def test_no_error_shows_what_was_written(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
-    """Up to 0.27 lists of nodes carry whole pre-auth keys."""
+def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+    """Up to 0.27, lists of nodes contain pre-auth keys."""
     secret = "0123456789abcdef" * 3
     spoilt = f'[{{"id": 1, "pre_auth_key": {{"key": "{secret}"}}}}]'
     for finished in (
@@ -358,11 +349,11 @@ def test_no_error_shows_what_was_written(kubernetes: KubernetesSimulator, transp
             error = error.__cause__ or error.__context__
 
 
-# --- How it fails -------------------------------------------------------------------------------------
+# --- Failures -------------------------------------------------------------------------------------
 
 
 def grpc(code: str, text: str = "no") -> str:
-    """What the command line of 0.23 to 0.29 says about a refusal."""
+    """Return the error of the command line of 0.23 to 0.29 for a refusal."""
     return json.dumps({"error": f"getting node: rpc error: code = {code} desc = {text}"}, indent="\t") + "\n"
 
 
@@ -371,13 +362,13 @@ def grpc(code: str, text: str = "no") -> str:
     ("status", "stderr", "kind"),
     [
         pytest.param(1, grpc("NotFound", "node not found"), NotFoundError, id="not-found"),
-        pytest.param(1, grpc("Unknown", "record not found"), NotFoundError, id="not-found-up-to-0.26"),
+        pytest.param(1, grpc("Unknown", "record not found"), NotFoundError, id="not-found-0.26"),
         pytest.param(1, '{"error": "unexpected response status: node not found"}', NotFoundError, id="not-found-0.30"),
         pytest.param(1, grpc("Unavailable"), TransientError, id="server-gone"),
         pytest.param(1, grpc("DeadlineExceeded"), TransientError, id="server-slow"),
-        pytest.param(1, grpc("Unknown", "database is locked"), TransientError, id="server-in-trouble"),
+        pytest.param(1, grpc("Unknown", "database is locked"), TransientError, id="server-error"),
         pytest.param(1, grpc("Internal"), TransientError, id="internal"),
-        pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="in-trouble-0.30"),
+        pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="server-error-0.30"),
         pytest.param(1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="no-socket"),
         pytest.param(1, "Config file not found in /etc/headscale", TransientError, id="no-config"),
         pytest.param(1, "open /etc/passwd: no such file or directory: not found", TransientError, id="other-not-found"),
@@ -393,20 +384,20 @@ def grpc(code: str, text: str = "no") -> str:
         pytest.param(126, "exec failed", ResponseError, id="no-program-to-run"),
     ],
 )
-def test_each_failure_is_an_error_of_its_kind(
+def test_kind_of_error_for_each_failure(
     status: int, stderr: str, kind: type[ApiError], kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
     failed = ExecFault(instead=Finished(status, stdout=b"null\n", stderr=stderr.encode()))
-    for ask in (transport.nodes, lambda: transport.delete_node("1")):
+    for call in (transport.nodes, lambda: transport.delete_node("1")):
         kubernetes.spoil(failed, "nodes")
         with pytest.raises(ApiError) as raised:
-            ask()
+            call()
         assert type(raised.value) is kind
         assert raised.value.upstream == "Headscale"
         assert "`headscale nodes" in str(raised.value)
 
 
-def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     clock.at(30, lambda: setattr(cli, "stopped", False))
     assert headscale.nodes() == []
@@ -414,7 +405,7 @@ def test_a_server_that_is_down_is_waited_for(cli: HeadscaleCli, headscale: Heads
 
 
 @ONE_RELEASE
-def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_retry_budget_is_two_minutes_in_all(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     with pytest.raises(TransientError, match="context deadline exceeded"):
         headscale.nodes()
@@ -428,10 +419,10 @@ def test_it_is_given_up_after_two_minutes_in_all(cli: HeadscaleCli, headscale: H
         pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
         pytest.param(ExecFault(status=False), id="closed-without-a-status"),
         pytest.param(ExecFault(unstarted="container not running"), id="container-stopped"),
-        pytest.param(ExecFault(instead=Finished()), id="success-without-a-word"),
+        pytest.param(ExecFault(instead=Finished()), id="success-without-output"),
     ],
 )
-def test_a_read_that_was_cut_off_is_tried_again(
+def test_interrupted_read_is_retried(
     fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
@@ -450,7 +441,7 @@ def test_a_read_that_was_cut_off_is_tried_again(
     ],
 )
 @pytest.mark.parametrize("path", ["/pods", "/exec"])
-def test_kubernetes_in_trouble_is_no_missing_node(
+def test_failure_of_kubernetes_does_not_mean_a_missing_node(
     fault: Fault, kind: type[ApiError], path: str, kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
     kubernetes.faults.add(fault, path=path)
@@ -459,10 +450,8 @@ def test_kubernetes_in_trouble_is_no_missing_node(
     assert raised.value.upstream == "Kubernetes"
 
 
-def test_a_deletion_that_is_refused_in_silence_is_tried_again(
-    server: HeadscaleSimulator, headscale: HeadscaleWriter
-) -> None:
-    """Up to 0.28 it is `null`, and exit status 0."""
+def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    """Up to 0.28, the output is `null` and the exit status 0."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
@@ -470,11 +459,11 @@ def test_a_deletion_that_is_refused_in_silence_is_tried_again(
     assert server.nodes == []
 
 
-@pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty", "nothing"])
-def test_an_empty_list_is_no_word_that_a_node_is_gone(
+@pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])
+def test_empty_list_does_not_mean_a_missing_node(
     listed: bytes, server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
-    """It would count as a deletion that somebody else has done."""
+    """Otherwise the deletion would count as done."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     for _ in range(20):
@@ -483,7 +472,7 @@ def test_an_empty_list_is_no_word_that_a_node_is_gone(
         headscale.delete_node(node, still_ours=ours)
 
 
-def test_a_list_that_is_short_for_once_hides_no_node(
+def test_one_incomplete_list_does_not_mean_a_missing_node(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
     server.add_node(NAME, user="svc")
@@ -495,7 +484,7 @@ def test_a_list_that_is_short_for_once_hides_no_node(
     assert [left.name for left in server.nodes] == ["laptop"]
 
 
-# --- Lost answers to a new key ------------------------------------------------------------------------
+# --- Lost responses to a new key ------------------------------------------------------------------------
 
 LOST = [
     pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
@@ -507,7 +496,7 @@ LOST = [
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
 @pytest.mark.parametrize("fault", LOST)
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_lost_answer_leaves_one_usable_key(
+def test_lost_response_leaves_one_usable_key(
     fault: ExecFault,
     times: int,
     server: HeadscaleSimulator,
@@ -523,17 +512,17 @@ def test_a_lost_answer_leaves_one_usable_key(
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-def test_the_cases_of_http_with_a_lost_answer(
+def test_cases_of_http_with_a_lost_response(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    over_http.test_other_keys_stay_when_an_answer_was_lost(server, headscale, clock)
+    over_http.test_other_keys_are_not_expired_after_a_lost_response(server, headscale, clock)
     for key in server.keys:
         server.delete_key(key.id)
-    over_http.test_a_key_that_was_made_can_be_expired(server, headscale, clock)
+    over_http.test_created_key_can_be_expired(server, headscale, clock)
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_SECRET, indirect=True)
-def test_a_hidden_key_that_only_its_secret_could_expire_is_left_to_expire(
+def test_key_that_cannot_be_expired_by_id_is_logged(
     server: HeadscaleSimulator,
     kubernetes: KubernetesSimulator,
     headscale: HeadscaleWriter,
@@ -554,12 +543,12 @@ def test_a_hidden_key_that_only_its_secret_could_expire_is_left_to_expire(
 @pytest.mark.parametrize(
     "skew", [timedelta(0), timedelta(seconds=90), timedelta(seconds=-90)], ids=["none", "ahead", "behind"]
 )
-def test_a_hidden_key_is_found_though_clocks_differ(
+def test_lost_response_is_resolved_despite_clock_skew(
     skew: timedelta, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
 ) -> None:
-    """The command line counts a key's life from its own clock's now."""
+    """The command line computes a key's expiry from its own clock."""
     transport = connect()
-    headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), patient(clock))  # noqa: SLF001
+    headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = the_user(headscale)
     kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
@@ -567,24 +556,24 @@ def test_a_hidden_key_is_found_though_clocks_differ(
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-def test_another_pods_key_of_the_same_moment_is_not_taken_for_the_hidden_one(
+def test_key_of_another_pod_is_not_expired(
     server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """Ours was never made; the neighbour's lives almost exactly as long."""
+    """Ours was never created. The other pod's key has almost the same life."""
     user = the_user(headscale)
     kubernetes.spoil(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
-    asked: list[timedelta] = []
+    created: list[timedelta] = []
 
-    def neighbour() -> None:
+    def other_pod() -> None:
         create = next(command for command in kubernetes.commands if "preauthkeys create" in command)
         words = shlex.split(create)
         milliseconds = int(words[words.index("--expiration") + 1].removesuffix("ms"))
-        asked.append(timedelta(milliseconds=milliseconds))
-        server.create_key("svc", expires_in=asked[0] + timedelta(milliseconds=20))
+        created.append(timedelta(milliseconds=milliseconds))
+        server.create_key("svc", expires_in=created[0] + timedelta(milliseconds=20))
 
-    clock.at(0.1, neighbour)
+    clock.at(0.1, other_pod)
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
-    assert asked
+    assert created
     assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
 
 
@@ -593,16 +582,16 @@ def test_another_pods_key_of_the_same_moment_is_not_taken_for_the_hidden_one(
 
 @ONE_RELEASE
 class TestWhichPod:
-    """Label selectors, readiness, containers: what a real namespace has in store."""
+    """Label selectors, readiness and containers."""
 
-    def test_the_usual_labels_are_tried_in_turn(
+    def test_default_labels_are_tried_in_order(
         self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
     ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"app": "headscale"})
         assert transport.nodes() == []
 
-    def test_labels_of_ones_own(self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, connect: Connect) -> None:
+    def test_configured_selector(self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, connect: Connect) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("hs-1", {"headscale": {"headscale": cli}}, labels={"vpn": "control", "tier": "x"})
         assert connect(selector="vpn=control,tier=x").nodes() == []
@@ -616,9 +605,9 @@ class TestWhichPod:
             (["control"], {}),
             (["proxy", "control"], {"container": "control"}),
         ],
-        ids=["by-name", "the-only-one", "as-set"],
+        ids=["by-name", "only-container", "configured"],
     )
-    def test_the_container(
+    def test_container_is_selected(
         self,
         containers: list[str],
         settings: dict[str, str],
@@ -631,57 +620,55 @@ class TestWhichPod:
         kubernetes.add_pod("hs-0", programs)
         assert connect(**settings).nodes() == []
 
-    def test_containers_that_leave_a_choice_are_said_so(
+    def test_ambiguous_containers_are_listed(
         self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
     ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("hs-0", {"control": {"headscale": cli}, "proxy": {}})
-        with pytest.raises(ResponseError, match="set HEADSCALE_CONTAINER to one of: control, proxy"):
+        with pytest.raises(ResponseError, match=r"HEADSCALE_CONTAINER.*control, proxy"):
             transport.nodes()
 
-    def test_a_pod_without_the_program_is_said_so(
-        self, kubernetes: KubernetesSimulator, transport: ExecTransport
-    ) -> None:
+    def test_pod_without_the_program(self, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("ui-0", {"ui": {}})
         with pytest.raises(ResponseError, match="executable file not found"):
             transport.nodes()
 
-    def test_a_neighbour_with_the_same_labels_is_told_by_its_container(
+    def test_pod_with_a_headscale_container_is_preferred(
         self, kubernetes: KubernetesSimulator, transport: ExecTransport
     ) -> None:
         kubernetes.add_pod("ui-0", {"ui": {}}, age=timedelta(0))
         assert transport.nodes() == []
 
     @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"leaving": True}])
-    @pytest.mark.parametrize("neighbour", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["alone", "ui", "ui-2"])
-    def test_a_pod_that_is_not_ready_is_waited_for(
+    @pytest.mark.parametrize("other_pod", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["alone", "ui", "ui-2"])
+    def test_pod_that_is_not_ready_is_retried(
         self,
         state: dict[str, Any],
-        neighbour: dict[str, Any] | None,
+        other_pod: dict[str, Any] | None,
         kubernetes: KubernetesSimulator,
         headscale: HeadscaleWriter,
         clock: Clock,
     ) -> None:
-        """A neighbour with the same labels does not do in its place."""
-        if neighbour is not None:
-            kubernetes.add_pod("ui-0", neighbour)
+        """Another pod with the same labels is not used instead."""
+        if other_pod is not None:
+            kubernetes.add_pod("ui-0", other_pod)
         pod = kubernetes.change_pod(kubernetes.pods[0], **state)
         clock.at(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
         assert headscale.nodes() == []
         assert clock.elapsed_s >= 20
 
-    def test_no_pod_at_all_is_waited_for_and_then_said_so(
+    def test_missing_pod_is_retried_and_reported(
         self, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
     ) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
-        with pytest.raises(TransientError, match=r"no Headscale pod in namespace headscale .*HEADSCALE_NAMESPACE"):
+        with pytest.raises(TransientError, match=r"namespace headscale .*HEADSCALE_NAMESPACE"):
             headscale.nodes()
 
-    def test_of_several_the_newest_is_asked(
+    def test_newest_of_several_pods_is_used(
         self, kubernetes: KubernetesSimulator, clock: Clock, connect: Connect
     ) -> None:
-        """A rolling update: the older one goes, and its successor never learns what it is told now."""
+        """In a rolling update the older pod ends, and its changes can be lost."""
         newer = server_of("0.28.0", clock)
         newer.add_node("new.example.com", user="svc")
         cli = HeadscaleCli(newer, now=clock.now)
@@ -693,10 +680,10 @@ class TestWhichPod:
             "headscale-b"
         }
 
-    def test_a_pod_that_is_replaced_in_between_is_looked_up_anew(
+    def test_replaced_pod_is_selected_again(
         self, server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
     ) -> None:
-        """A Deployment's pod has another name each time."""
+        """Each pod of a Deployment has a new name."""
         server.add_node(NAME, user="svc")
         [node] = headscale.nodes()
         kubernetes.delete_pod(kubernetes.pods[0])
@@ -704,20 +691,18 @@ class TestWhichPod:
         headscale.delete_node(node, still_ours=ours)
         assert server.nodes == []
 
-    def test_a_pod_that_vanishes_after_it_was_listed_is_looked_up_again(
+    def test_pod_that_is_deleted_after_it_was_listed(
         self, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
     ) -> None:
         kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'), path="/exec")
         assert headscale.nodes() == []
 
 
-# --- What it costs ------------------------------------------------------------------------------------
+# --- Observation ------------------------------------------------------------------------------------
 
 
 @ONE_RELEASE
-def test_the_outcome_of_each_command_is_observed(
-    kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
-) -> None:
+def test_outcome_of_each_command_is_observed(kubernetes: KubernetesSimulator, connect: Connect, clock: Clock) -> None:
     seen: list[str] = []
     transport = ExecTransport(connect()._pod, now=clock.now, observe=seen.append)  # noqa: SLF001
     transport.nodes()

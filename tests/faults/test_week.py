@@ -11,12 +11,14 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 import structlog
 
-from lifecycle.clients.headscale import errors as headscale_errors
-from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import ApiError
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
@@ -173,14 +175,12 @@ BROKEN: dict[str, Callable[[], faults.Fault]] = {
 def test_broken_connections_leave_none_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However an answer ends, its connection is closed or used again: after two hundred, one is open."""
     world = World(monkeypatch, tmp_path)
-    with serve(world.headscale) as url, httpx.Client(base_url=url) as http:
+    with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
             http,
-            upstream=headscale_errors.UPSTREAM,
-            address="HEADSCALE_URL",
+            upstream=HEADSCALE,
             credential=Credential(lambda: world.headscale.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
-            explain=headscale_errors.explain,
         )
         client.send("GET", "/api/v1/node")
         files = open_files()

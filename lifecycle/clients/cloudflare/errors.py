@@ -1,91 +1,123 @@
 """What a refusal by Cloudflare means.
 
-There is no official list of error codes; these come from public issue trackers and recorded responses.
+There is no official list of error codes. These come from public issue trackers and recorded responses.
 Messages change over the years, codes do not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Container
+from typing import Any, Final, NamedTuple
 
-from lifecycle.clients.http import Answer
+from lifecycle.clients.response import Response
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 
-UPSTREAM = "Cloudflare"
+UPSTREAM: Final = "Cloudflare"
 
-# What each group of codes means, the most telling first.
-_MEANINGS: tuple[tuple[frozenset[int], type[ApiError], str], ...] = (
-    (
-        frozenset({6003, 9106}),
-        AuthError,
-        "CLOUDFLARE_API_TOKEN is not an API token; is it a global API key, or are there quotes around it?",
-    ),
-    (
-        frozenset({9109, 10001}),
-        AuthError,
-        "CLOUDFLARE_API_TOKEN is not valid, or has expired; make one with Zone / DNS / Edit",
-    ),
-    (
-        frozenset({10000}),
-        AuthError,
-        "CLOUDFLARE_API_TOKEN may not do this; it needs Zone / DNS / Edit, and has to cover CLOUDFLARE_ZONE_ID",
-    ),
-    (
-        frozenset({7000, 7003}),
-        ResponseError,
-        "CLOUDFLARE_ZONE_ID is no zone's; it has 32 hex digits and stands on the zone's overview page",
-    ),
-    (frozenset({1038}), ResponseError, "zones under this top-level domain cannot be changed through the API"),
-    (frozenset({81044}), NotFoundError, "the record is gone"),
-    (
-        frozenset({81053, 81054, 81057, 81058}),
-        ConflictError,
-        "another record stands at the name; the next look will tell which, or CLOUDFLARE_ZONE_ID is another domain's",
-    ),
-    (frozenset({81045}), ConflictError, "the zone has as many records as its plan allows; delete some"),
+
+class Meaning(NamedTuple):
+    """What a refusal means: the kind of error, and the advice."""
+
+    kind: type[ApiError]
+    text: str
+
+
+_MALFORMED_TOKEN = Meaning(
+    AuthError,
+    "CLOUDFLARE_API_TOKEN is not an API token. Check that it is not a global API key, and not quoted.",
+)
+_INVALID_TOKEN = Meaning(
+    AuthError,
+    "CLOUDFLARE_API_TOKEN was refused: it is invalid or expired, has no access to this zone, or does not allow "
+    "this IP address. Check the token's IP filter, or create a token with Zone / DNS / Edit.",
+)
+_MISSING_PERMISSION = Meaning(
+    AuthError,
+    "CLOUDFLARE_API_TOKEN has no permission for this. It needs Zone / DNS / Edit for the zone of "
+    "CLOUDFLARE_ZONE_ID, and must allow this IP address.",
+)
+_WRONG_ZONE_ID = Meaning(
+    ResponseError,
+    "CLOUDFLARE_ZONE_ID is not a zone's id. The zone's overview page shows its 32 hex digits.",
+)
+_CONFLICTING_RECORD = Meaning(ConflictError, "Another record at the name conflicts with this one.")
+_MANAGED_ELSEWHERE = Meaning(
+    ConflictError,
+    "The name is managed by another Cloudflare product, such as a Workers custom domain. Remove it there "
+    "(Workers & Pages, the Worker's settings, Domains & Routes), not in the zone's DNS records.",
 )
 
-# For an answer with other codes, or with none.
-_STATUS_MEANINGS: dict[int, tuple[type[ApiError], str]] = {
-    401: (AuthError, "CLOUDFLARE_API_TOKEN was refused"),
-    403: (AuthError, "CLOUDFLARE_API_TOKEN was refused"),
-    404: (NotFoundError, "there is no such record or zone; is CLOUDFLARE_ZONE_ID right?"),
+# What each group of codes means, the most specific first.
+_BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
+    ({6003, 9106}, _MALFORMED_TOKEN),
+    ({9109, 10001}, _INVALID_TOKEN),
+    ({10000}, _MISSING_PERMISSION),
+    ({7000, 7003}, _WRONG_ZONE_ID),
+    ({1038}, Meaning(ResponseError, "Zones under this top-level domain cannot be changed through the API.")),
+    ({81044}, Meaning(NotFoundError, "The record no longer exists.")),
+    ({81045}, Meaning(ConflictError, "The zone has as many records as its plan allows. Delete some.")),
+    ({81053, 81054, 81057, 81058}, _CONFLICTING_RECORD),
+    # The rest of the family; seen: 81062 for a Workers custom domain.
+    (range(81050, 81070), _MANAGED_ELSEWHERE),
+)
+
+# For a response with other codes, or with none.
+_BY_STATUS: dict[int, Meaning] = {
+    401: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
+    403: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
+    404: Meaning(NotFoundError, "The record or zone does not exist. Check CLOUDFLARE_ZONE_ID."),
+}
+_OTHERWISE = Meaning(ResponseError, "The request was refused.")
+
+# For a response that is not of Cloudflare's API.
+_BY_STATUS_ALONE: dict[int, Meaning] = {
+    403: Meaning(
+        ResponseError,
+        "Something in front of the API blocked the request: a proxy, or Cloudflare's edge, which blocks IP addresses.",
+    ),
+    404: Meaning(
+        TransientError,
+        "The 404 is not Cloudflare's own. It is a proxy's, or CLOUDFLARE_API_URL points elsewhere.",
+    ),
 }
 
-_NOT_FOUND = 404
-_THROTTLED = 429
+_TOO_MANY_REQUESTS = 429
 _CLIENT_ERRORS = range(400, 500)
 
 
-def explain(what: str, answer: Answer) -> ApiError | None:
-    """What a refusal by Cloudflare means, by its codes.
+def explain(what: str, response: Response) -> ApiError | None:
+    """Explain a refusal by its codes.
+
+    Args:
+        what: the request, for the message.
+        response: without success.
 
     Returns:
-        None when the status says it all: throttled, or trouble at Cloudflare.
+        None if the status is sufficient: rate-limited, or a server error.
     """
-    if answer.status == _THROTTLED or answer.status not in _CLIENT_ERRORS:
+    status = response.status
+    if status == _TOO_MANY_REQUESTS or status not in _CLIENT_ERRORS:
         return None
-    codes = set(_codes(answer.json))
-    ray = answer.headers.get("cf-ray")
-    told = f"{what}: {answer.status}, code {', '.join(map(str, sorted(codes))) or 'none'}"
-    if ray:
-        told += f", cf-ray {ray}"
+    codes = sorted(set(_codes(response.json)))
+    kind, meaning = _meaning(status, codes)
+    details = f"{what}: {status}, code {', '.join(map(str, codes)) or 'none'}"
+    if ray := response.headers.get("cf-ray"):
+        details += f", cf-ray {ray}"
+    return kind(f"Cloudflare: {meaning} ({details}){response.reason}", upstream=UPSTREAM, status=status)
 
-    if answer.status == _NOT_FOUND and not codes:
-        return TransientError(
-            f"the answer to {what} is a 404 that is not Cloudflare's own: a proxy's, or CLOUDFLARE_API_URL points "
-            "elsewhere",
-            upstream=UPSTREAM,
-            status=answer.status,
-        )
-    by_status = _STATUS_MEANINGS.get(answer.status, (ResponseError, "the request was refused"))
-    by_code = [(kind, meaning) for group, kind, meaning in _MEANINGS if codes & group]
-    kind, meaning = [*by_code, by_status][0]
-    return kind(f"Cloudflare: {meaning} ({told})", upstream=UPSTREAM, status=answer.status)
+
+def _meaning(status: int, codes: list[int]) -> Meaning:
+    for group, meaning in _BY_CODE:
+        if any(code in group for code in codes):
+            return meaning
+    if not codes and status in _BY_STATUS_ALONE:
+        return _BY_STATUS_ALONE[status]
+    return _BY_STATUS.get(status, _OTHERWISE)
 
 
 def _codes(body: Any) -> list[int]:
-    """Every code of an answer; the telling one is sometimes in the chain below another."""
+    """Return every code of a refusal; the most specific one can be in the chain below another."""
     errors = _list(body, "errors")
     causes = [cause for error in errors for cause in _list(error, "error_chain")]
     return [item["code"] for item in errors + causes if isinstance(item, dict) and isinstance(item.get("code"), int)]
@@ -94,3 +126,6 @@ def _codes(body: Any) -> list[int]:
 def _list(value: Any, member: str) -> list[Any]:
     items = value.get(member) if isinstance(value, dict) else None
     return items if isinstance(items, list) else []
+
+
+CLOUDFLARE: Final = Upstream(UPSTREAM, url_setting="CLOUDFLARE_API_URL", ca_setting="SSL_CERT_FILE", explain=explain)

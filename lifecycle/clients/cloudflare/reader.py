@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
-from lifecycle.clients.http import JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.model import Record
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.cloudflare.reader import CloudflareReader, no_sense, parse_record
-from lifecycle.clients.http import JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record, RecordSpec
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from lifecycle.clients.http import Answer
+from lifecycle.clients.response import Response
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 
 UPSTREAM: Final = "Headscale"
@@ -31,21 +32,21 @@ _TOO_MANY_REQUESTS = 429
 _SERVER_ERROR = 500
 
 
-def explain(what: str, answer: Answer) -> ApiError | None:
+def explain(what: str, response: Response) -> ApiError | None:
     """Explain a refusal; up to 0.29 the HTTP status alone is ambiguous.
 
     Args:
         what: the request, for the message.
-        answer: a response without success.
+        response: without success.
 
     Returns:
         None if the status is sufficient.
     """
-    code, text = _grpc_error(answer.json)
-    status = answer.status
+    code, text = _grpc_error(response.json)
+    status = response.status
     if status in (_UNAUTHORIZED, _FORBIDDEN) or (
         # Up to 0.26, a wrong API key gets a server error with this word as its body.
-        status == _SERVER_ERROR and answer.text.strip() == "Unauthorized"
+        status == _SERVER_ERROR and response.text.strip() == "Unauthorized"
     ):
         return AuthError(
             f"Headscale refused the API key ({what}: {status}). Create one with "
@@ -56,7 +57,7 @@ def explain(what: str, answer: Answer) -> ApiError | None:
     if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
         return _explain_unknown(what, text)
     if status == _NOT_FOUND:
-        if code == _GRPC_NOT_FOUND or _is_problem(answer):
+        if code == _GRPC_NOT_FOUND or _is_problem(response):
             return NotFoundError(f"Headscale: {what}: not found", upstream=UPSTREAM, status=status)
         return TransientError(
             f"The response to {what} is a 404 that is not Headscale's own. Headscale may be starting behind a proxy, "
@@ -120,10 +121,19 @@ def _grpc_error(body: Any) -> tuple[int | None, str]:
             return None, ""
 
 
-def _is_problem(answer: Answer) -> bool:
+def _is_problem(response: Response) -> bool:
     """Return True for a problem document (RFC 9457), the form of refusals from 0.30 on."""
     return (
-        answer.headers.get("content-type", "").startswith("application/problem+json")
-        and isinstance(answer.json, dict)
-        and answer.json.get("status") == answer.status
+        response.headers.get("content-type", "").startswith("application/problem+json")
+        and isinstance(response.json, dict)
+        and response.json.get("status") == response.status
     )
+
+
+HEADSCALE: Final = Upstream(
+    UPSTREAM,
+    url_setting="HEADSCALE_URL",
+    ca_setting="HEADSCALE_CA_FILE",
+    explain=explain,
+    health_path="/health",
+)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lifecycle.clients.headscale import parsing
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
-from lifecycle.clients.http import JsonClient
+from lifecycle.clients.json_client import JsonClient
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Node, PreAuthKey, User
 
@@ -99,9 +99,9 @@ class HttpTransport:
     def api_key_expires_at(self) -> datetime | None:
         """When our API key expires, which is read anew before. Source: GET /api/v1/apikey: how each key begins."""
         # Another one may be in place already, long before this one is refused.
-        self._client.read_token_again()
+        self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parsing.parse_api_key)
-        ours = [key for key in keys if self._client.token_begins_with(key.prefix)]
+        ours = [key for key in keys if self._client.token_starts_with(key.prefix)]
         return ours[0].expires_at if len(ours) == 1 else None
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:

@@ -1,122 +1,142 @@
-"""Run one command in a container: the Kubernetes API's exec, over a websocket."""
+"""Run one command in a container: the Kubernetes API's exec, over a websocket (RFC 6455)."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
-import ssl
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-from kubernetes.client.configuration import Configuration
-from kubernetes.stream.ws_client import (
-    ERROR_CHANNEL,
-    STDERR_CHANNEL,
-    STDOUT_CHANNEL,
-    V4_CHANNEL_PROTOCOL,
-    V5_CHANNEL_PROTOCOL,
-    get_websocket_url,
-    websocket_proxycare,
-)
-from websocket import ABNF, WebSocket
+import httpx
+from websocket import ABNF, WebSocketException, frame_buffer
 
-from lifecycle.clients.http import MAX_ANSWER_BYTES
+from lifecycle.clients.http import MAX_RESPONSE_BYTES
+from lifecycle.clients.kubernetes.access import UPSTREAM
+from lifecycle.clients.text import quoted
+from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 
-UPSTREAM = "Kubernetes"
+# Source: k8s.io/apimachinery/pkg/util/remotecommand: the subprotocols and the channel in each message's first byte.
+_SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
+_STDOUT: Final = 1
+_STDERR: Final = 2
+_ERROR: Final = 3
+
+# Source: RFC 6455, section 1.3.
+_ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How a command ended, and what it wrote; a secret may be in it."""
+    """How a command ended, and what it wrote, which may be secret."""
 
     exit_status: int
     stdout: bytes = field(repr=False)
     stderr: bytes = field(repr=False)
 
 
-class Exec:
-    """One command that runs in a container.
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """A request to upgrade a connection to a websocket.
 
-    Not by the Kubernetes client's own `stream`: that can be given no time-out for the way to the server, and
-    reads an output of megabytes in quadratic time.
-
-    Args:
-        configuration: of the Kubernetes client.
-        timeout_s: for each step on the way, and each read.
+    Attributes:
+        headers: to be sent.
+        accept: the value that proves that the server speaks websocket.
     """
 
-    def __init__(self, configuration: Configuration, *, timeout_s: float) -> None:
-        self._configuration = configuration
-        self._timeout_s = timeout_s
-        self._socket = WebSocket(sslopt=_tls(configuration), skip_utf8_validation=True)
-
-    def run(self, url: str, headers: Mapping[str, str]) -> Output:
-        """Run it and read all that it writes.
-
-        Args:
-            url: of the exec request, the command in its query.
-            headers: with our credentials.
-
-        Raises:
-            ApiError: it did not run to its end.
-            WebSocketException, OSError: neither did the connection.
-        """
-        options: dict[str, Any] = {
-            "header": [f"{name}: {value}" for name, value in headers.items()],
-            "subprotocols": [V5_CHANNEL_PROTOCOL, V4_CHANNEL_PROTOCOL],
-            "timeout": self._timeout_s,
-            # Our credentials would go along.
-            "redirect_limit": 0,
-        }
-        if self._configuration.proxy or self._configuration.proxy_headers:
-            options = websocket_proxycare(options, self._configuration, url, headers)
-        try:
-            self._socket.connect(get_websocket_url(url), **options)
-            written = self._read()
-        finally:
-            # `close` would leave the socket open when the other end closed first.
-            self._socket.shutdown()
-        return Output(
-            # It comes last: without it the connection was cut, and what was written may be half.
-            exit_status=_exit_status(written[ERROR_CHANNEL]),
-            stdout=bytes(written[STDOUT_CHANNEL]),
-            stderr=bytes(written[STDERR_CHANNEL]),
-        )
-
-    def abort(self) -> None:
-        """Cut the connection, from any thread: whoever reads it then finds its end."""
-        self._socket.abort()
-
-    def _read(self) -> Mapping[int, bytearray]:
-        """All that comes until the other end closes, by channel."""
-        written = {STDOUT_CHANNEL: bytearray(), STDERR_CHANNEL: bytearray(), ERROR_CHANNEL: bytearray()}
-        while True:
-            opcode, data = self._socket.recv_data(control_frame=True)
-            if opcode == ABNF.OPCODE_CLOSE:
-                return written
-            # A message's first byte is its channel; there are others, such as v5's signal that one was closed.
-            if opcode in (ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT) and data and data[0] in written:
-                written[data[0]] += data[1:]
-            if sum(map(len, written.values())) > MAX_ANSWER_BYTES:
-                raise ResponseError(f"the command wrote more than {MAX_ANSWER_BYTES >> 20} MiB", upstream=UPSTREAM)
+    headers: Mapping[str, str]
+    accept: str
 
 
-def _tls(configuration: Configuration) -> dict[str, Any]:
-    """What the Kubernetes client is told about TLS, in the websocket's terms."""
-    given = {
-        # Whoever asks for less is refused before.
-        "cert_reqs": ssl.CERT_REQUIRED,
-        "ca_certs": configuration.ssl_ca_cert,
-        "certfile": configuration.cert_file,
-        "keyfile": configuration.key_file,
-        "server_hostname": configuration.tls_server_name,
+def handshake() -> Handshake:
+    """Return a new handshake."""
+    key = base64.b64encode(secrets.token_bytes(16)).decode()
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": key,
+        "Sec-WebSocket-Protocol": ", ".join(_SUBPROTOCOLS),
     }
-    return {name: value for name, value in given.items() if value is not None}
+    accept = hashlib.sha1(f"{key}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
+    return Handshake(headers, base64.b64encode(accept).decode())
+
+
+def run(response: httpx.Response, upgrade: Handshake) -> Output:
+    """Read all output of a command, until the server closes the connection.
+
+    Args:
+        response: with status 101; its connection is used.
+        upgrade: the handshake of its request.
+
+    Raises:
+        ApiError: the command did not run to its end.
+        httpx.HTTPError: nor did the connection last.
+    """
+    if (
+        response.headers.get("Sec-WebSocket-Accept") != upgrade.accept
+        or response.headers.get("Sec-WebSocket-Protocol") not in _SUBPROTOCOLS
+    ):
+        raise ResponseError("Malformed response of Kubernetes to the request for a websocket.", upstream=UPSTREAM)
+    try:
+        with httpx_errors():
+            output = _read(response.extensions["network_stream"])
+    except WebSocketException as error:
+        raise TransientError(
+            f"The connection of the command broke ({quoted(str(error))}).", upstream=UPSTREAM
+        ) from error
+    return Output(
+        # The status comes last. Without it the connection was cut, and the output may be incomplete.
+        exit_status=_exit_status(output[_ERROR]),
+        stdout=bytes(output[_STDOUT]),
+        stderr=bytes(output[_STDERR]),
+    )
+
+
+def _read(connection: Any) -> Mapping[int, bytearray]:
+    """Read everything until the server closes, by channel.
+
+    Args:
+        connection: a network stream of httpcore.
+    """
+    received = 0
+
+    def receive(size: int) -> bytes:
+        nonlocal received
+        data: bytes = connection.read(size)
+        if not data:
+            raise WebSocketException("closed by the server")
+        received += len(data)
+        # Counted here, since one frame can announce any length.
+        if received > MAX_RESPONSE_BYTES:
+            raise ResponseError(f"The command wrote more than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM)
+        return data
+
+    output = {_STDOUT: bytearray(), _STDERR: bytearray(), _ERROR: bytearray()}
+    frames = frame_buffer(receive, skip_utf8_validation=True)
+    message = bytearray()
+    while True:
+        frame = frames.recv_frame()
+        data = frame.data if isinstance(frame.data, bytes) else frame.data.encode()
+        match frame.opcode:
+            case ABNF.OPCODE_CLOSE:
+                return output
+            case ABNF.OPCODE_PING:
+                connection.write(ABNF.create_frame(data, ABNF.OPCODE_PONG).format())
+            case ABNF.OPCODE_BINARY | ABNF.OPCODE_TEXT | ABNF.OPCODE_CONT:
+                message += data
+                # There are further channels, such as v5's signal that another one was closed.
+                if frame.fin and message[:1] and message[0] in output:
+                    output[message[0]] += message[1:]
+                if frame.fin:
+                    message.clear()
 
 
 def _exit_status(text: bytearray) -> int:
-    """The exit status from what stands on the error channel: a Status of the Kubernetes API.
+    """Parse the error channel: a Status of the Kubernetes API.
 
     Raises:
         ApiError: the command did not run to its end.
@@ -124,7 +144,7 @@ def _exit_status(text: bytearray) -> int:
     try:
         status: Any = json.loads(text)
     except ValueError:
-        raise TransientError("the command's connection ended before the command did", upstream=UPSTREAM) from None
+        raise TransientError("The connection ended before the command did.", upstream=UPSTREAM) from None
     match status:
         case {"status": "Success"}:
             return 0
@@ -133,12 +153,12 @@ def _exit_status(text: bytearray) -> int:
                 match cause:
                     case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
                         return int(number)
-    raise _not_run(str(status.get("message", "")) if isinstance(status, dict) else "")
+    raise _not_run(quoted(str(status.get("message", ""))) if isinstance(status, dict) else "")
 
 
 def _not_run(message: str) -> ApiError:
-    # The image has no such program: no try will mend that. All else, such as a container that is being
-    # replaced, may be over in a moment.
+    # A retry cannot add a program to the image. Anything else, such as a container that is being replaced, may be
+    # temporary.
     if "executable file not found" in message:
-        return ResponseError(f"the container has no such command: {message}", upstream=UPSTREAM)
-    return TransientError(f"the command could not be run: {message or 'for no given reason'}", upstream=UPSTREAM)
+        return ResponseError(f"The container has no such program: {message}", upstream=UPSTREAM)
+    return TransientError(f"The command could not be run: {message or 'no reason given'}", upstream=UPSTREAM)

@@ -1,13 +1,11 @@
-"""The Kubernetes API, through its real client: what is asked of it, and every way in which it can end."""
+"""The Kubernetes API: Secrets, pods, commands, and each way in which a request can end."""
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,12 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
-from kubernetes.client.configuration import Configuration
 
-from lifecycle.clients.http import MAX_ANSWER_BYTES
-from lifecycle.clients.kubernetes.api import Cluster, Pod, in_cluster
+from lifecycle.clients.http import MAX_RESPONSE_BYTES
+from lifecycle.clients.kubernetes.access import Access, find_access
+from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.trust import private_trust
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, NotFoundError, ResponseError, TransientError
-from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, may_read
+from tests.clients.kubeconfigs import a_kubeconfig
+from tests.in_cluster import DESCRIPTION, HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, access_to, cluster_at, may_read
 from tests.process.cluster import Authority
 from tests.simulators import faults
 from tests.simulators.faults import Fault
@@ -28,32 +28,30 @@ from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, V4, V5, ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
 
-SERVICE_ACCOUNT_FILES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+SHORT_S = 1.5
 
-SHORT_S = 3.0
-
-# More than any frame, and no multiple of a piece.
+# More than any frame, and not a multiple of one.
 MEGABYTES = 5 * 1024 * 1024 + 7
 
 
 def echo(argv: Sequence[str]) -> Finished:
-    """A program that writes its arguments, one a line."""
-    return Finished(stdout="\n".join(argv[1:]).encode(), stderr=b"a word besides\n")
+    """Write the arguments, one a line."""
+    return Finished(stdout="\n".join(argv[1:]).encode(), stderr=b"also on stderr\n")
 
 
 def fail(argv: Sequence[str]) -> Finished:
-    """A program that ends with the number it is given."""
+    """End with the given exit status."""
     return Finished(int(argv[1]), stdout=b"half a", stderr=b"no\n")
 
 
 def flood(argv: Sequence[str]) -> Finished:
-    """A program that writes as many bytes as it is told to."""
+    """Write at least the given number of bytes."""
     return Finished(stdout=b"0123456789abcdef" * (int(argv[1]) // 16 + 1))
 
 
 @pytest.fixture
 def kubernetes() -> KubernetesSimulator:
-    """One pod of a StatefulSet, and all the rights that we ever ask for."""
+    """One pod of a StatefulSet, and all permissions that the program can need."""
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo, "fail": fail, "flood": flood}, "proxy": {}})
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC, may_read("api-key"))
@@ -73,7 +71,7 @@ def cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def impatient(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
+def quick_cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
     with cluster_at(url, kubernetes, timeout_s=SHORT_S) as cluster:
         yield cluster
 
@@ -87,25 +85,25 @@ def run(cluster: Cluster, *argv: str) -> Any:
     return cluster.run(the_pod(cluster), "headscale", argv)
 
 
-Ask = Callable[[Cluster], object]
+Call = Callable[[Cluster], object]
 
-ASKS: list[Any] = [
+CALLS: list[Any] = [
     pytest.param(lambda cluster: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), "/secrets/", id="secret"),
     pytest.param(lambda cluster: cluster.pods(HEADSCALE_NAMESPACE, "app=x"), "/pods", id="pods"),
     pytest.param(lambda cluster: run(cluster, "echo"), "/exec", id="exec"),
 ]
 
 
-def failure(ask: Callable[[], object]) -> ApiError:
+def failure(call: Callable[[], object]) -> ApiError:
     with pytest.raises(ApiError) as raised:
-        ask()
+        call()
     return raised.value
 
 
 # --- Secrets ------------------------------------------------------------------------------------------
 
 
-def test_a_secret_is_given_as_it_is(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_secret_is_returned_unchanged(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "hskey-api-1", "empty": "", "text": "ä\n"})
     assert cluster.secret(HEADSCALE_NAMESPACE, "api-key") == {
         "key": b"hskey-api-1",
@@ -114,7 +112,7 @@ def test_a_secret_is_given_as_it_is(kubernetes: KubernetesSimulator, cluster: Cl
     }
 
 
-def test_no_secret_is_told_from_an_empty_one(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_missing_secret_differs_from_an_empty_one(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     assert cluster.secret(HEADSCALE_NAMESPACE, "api-key") is None
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {})
     assert cluster.secret(HEADSCALE_NAMESPACE, "api-key") == {}
@@ -123,14 +121,14 @@ def test_no_secret_is_told_from_an_empty_one(kubernetes: KubernetesSimulator, cl
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(faults.html(404), id="a-page"),
+        pytest.param(faults.html(404), id="html"),
         pytest.param(faults.answer(404, "404 page not found", content_type="text/plain"), id="text"),
-        pytest.param(faults.answer(404, '{"reason": "NotFound"}'), id="json-of-somebody-else"),
-        pytest.param(faults.answer(404, '{"kind": "Status", "reason": "Gone"}'), id="another-reason"),
-        pytest.param(faults.answer(404), id="nothing"),
+        pytest.param(faults.answer(404, '{"reason": "NotFound"}'), id="json-without-kind"),
+        pytest.param(faults.answer(404, '{"kind": "Status", "reason": "Gone"}'), id="other-reason"),
+        pytest.param(faults.answer(404), id="empty"),
     ],
 )
-def test_a_404_of_anybody_else_says_nothing_about_the_secret(
+def test_404_of_a_proxy_does_not_mean_a_missing_secret(
     fault: Fault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.faults.add(fault)
@@ -143,21 +141,19 @@ A_SECRET = {"kind": "Secret", "metadata": {"name": "api-key"}}
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(json.dumps(A_SECRET | {"data": {"key": "not base64!"}}), id="not-base64"),
-        pytest.param(json.dumps(A_SECRET | {"data": ["a"]}), id="a-list-of-values"),
-        pytest.param(json.dumps(A_SECRET | {"data": {"key": 7}}), id="a-number"),
-        pytest.param(json.dumps(A_SECRET | {"metadata": {"name": "other"}}), id="another-secret"),
-        pytest.param(json.dumps(A_SECRET | {"kind": "ConfigMap"}), id="another-kind"),
-        pytest.param("{}", id="nothing-in-it"),
-        pytest.param("[]", id="a-list"),
+        pytest.param(json.dumps(A_SECRET | {"data": {"key": "not base64!"}}), id="invalid-base64"),
+        pytest.param(json.dumps(A_SECRET | {"data": ["a"]}), id="list-of-values"),
+        pytest.param(json.dumps(A_SECRET | {"data": {"key": 7}}), id="number"),
+        pytest.param(json.dumps(A_SECRET | {"metadata": {"name": "other"}}), id="other-secret"),
+        pytest.param(json.dumps(A_SECRET | {"kind": "ConfigMap"}), id="other-kind"),
+        pytest.param("{}", id="empty-object"),
+        pytest.param("[]", id="list"),
         pytest.param("null", id="null"),
         pytest.param("", id="empty"),
-        pytest.param("<html>", id="a-page"),
+        pytest.param("<html>", id="html"),
     ],
 )
-def test_a_secret_that_makes_no_sense_is_no_empty_one(
-    body: str, kubernetes: KubernetesSimulator, cluster: Cluster
-) -> None:
+def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     kubernetes.faults.add(faults.answer(200, body))
     assert type(failure(lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
 
@@ -170,7 +166,7 @@ def test_a_secret_that_makes_no_sense_is_no_empty_one(
         ({"key": "hskey-api-1", "other": "x"}, "api-key/key"),
     ],
 )
-def test_a_token_is_a_secrets_only_value_or_the_named_one(
+def test_token_is_the_only_value_or_the_named_one(
     values: dict[str, str], reference: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
@@ -178,34 +174,34 @@ def test_a_token_is_a_secrets_only_value_or_the_named_one(
 
 
 @pytest.mark.parametrize(
-    ("values", "reference", "told"),
+    ("values", "reference", "named"),
     [
-        pytest.param(None, "api-key", "there is no Secret headscale/api-key", id="no-secret"),
-        pytest.param({}, "api-key", "not one value but 0", id="empty"),
-        pytest.param({"a": "secret-a", "b": "secret-b"}, "api-key", "write api-key/KEY", id="several"),
-        pytest.param({"a": "secret-a"}, "api-key/b", "has no key b, only: a", id="another-key"),
-        pytest.param({"a": "secret a"}, "api-key", "is not a token", id="with-a-blank"),
-        pytest.param({"a": " \n"}, "api-key", "is not a token", id="blank"),
-        pytest.param({"a": "secret-ä"}, "api-key/a", "is not a token", id="not-ascii"),
+        pytest.param(None, "api-key", "Secret headscale/api-key", id="no-secret"),
+        pytest.param({}, "api-key", "0 keys", id="no-keys"),
+        pytest.param({"a": "secret-a", "b": "secret-b"}, "api-key", "api-key/KEY", id="several-keys"),
+        pytest.param({"a": "secret-a"}, "api-key/b", "keys: a", id="other-key"),
+        pytest.param({"a": "secret a"}, "api-key", "headscale/api-key", id="with-space"),
+        pytest.param({"a": " \n"}, "api-key", "headscale/api-key", id="blank"),
+        pytest.param({"a": "secret-ä"}, "api-key/a", "headscale/api-key/a", id="not-ascii"),
     ],
 )
-def test_a_token_that_is_not_there_is_refused_credentials(
-    values: dict[str, str] | None, reference: str, told: str, kubernetes: KubernetesSimulator, cluster: Cluster
+def test_missing_token_is_an_auth_error(
+    values: dict[str, str] | None, reference: str, named: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """No NotFoundError: that would be taken for a node that is gone."""
+    """It is not a NotFoundError, which would mean that a node is gone."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
     assert type(error) is AuthError
     assert str(error).startswith("HEADSCALE_API_KEY_SECRET: ")
-    assert told in str(error)
+    assert named in str(error)
     assert "secret" not in str(error).replace("Secret", "").replace("SECRET", "")
 
 
 # --- Pods ---------------------------------------------------------------------------------------------
 
 
-def test_pods_are_found_by_labels_alone(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_pods_are_selected_by_labels(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     kubernetes.add_pod("other-0", {"headscale": {}}, labels={"app": "headscale", "tier": "x y"})
     kubernetes.add_pod("elsewhere-0", {"headscale": {}}, namespace="elsewhere")
     assert [pod.name for pod in cluster.pods(HEADSCALE_NAMESPACE, "app=headscale,tier=x y")] == ["other-0"]
@@ -225,7 +221,7 @@ def test_pods_are_found_by_labels_alone(kubernetes: KubernetesSimulator, cluster
         ({"leaving": True}, False),
     ],
 )
-def test_a_pod_is_ready_that_runs_and_was_not_told_to_go(
+def test_readiness_of_a_pod(
     changes: dict[str, Any], ready: bool, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.add_pod("a", {"first": {}, "second": {}}, labels={"app": "x"}, **changes)
@@ -246,7 +242,7 @@ def test_a_pod_is_ready_that_runs_and_was_not_told_to_go(
     ],
     ids=str,
 )
-def test_a_list_of_pods_that_makes_no_sense_is_no_empty_list(
+def test_malformed_list_of_pods_is_an_error(
     kind: str, items: Any, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.faults.add(faults.answer(200, json.dumps({"kind": kind, "items": items})))
@@ -257,8 +253,8 @@ def test_a_list_of_pods_that_makes_no_sense_is_no_empty_list(
 
 
 @pytest.mark.parametrize("spoken", [(V5, V4), (V4,), (V5,)], ids=["both", "v4", "v5"])
-def test_a_command_runs_by_its_arguments_in_either_subprotocol(spoken: tuple[str, ...]) -> None:
-    """No shell sees them."""
+def test_arguments_are_passed_unchanged_in_either_subprotocol(spoken: tuple[str, ...]) -> None:
+    """There is no shell."""
     arguments = ["a b", "*", "$HOME", "--expiration=1h", "ä&b=c", ""]
     kubernetes = KubernetesSimulator(subprotocols=spoken)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}})
@@ -266,28 +262,28 @@ def test_a_command_runs_by_its_arguments_in_either_subprotocol(spoken: tuple[str
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         output = run(cluster, "echo", *arguments)
     assert (output.exit_status, output.stdout.decode().split("\n")) == (0, arguments)
-    assert output.stderr == b"a word besides\n"
+    assert output.stderr == b"also on stderr\n"
     assert kubernetes.chosen == [spoken[0]]
 
 
 @pytest.mark.parametrize("status", [1, 2, 126, 255])
-def test_a_commands_exit_status_is_told(status: int, cluster: Cluster) -> None:
+def test_exit_status_is_returned(status: int, cluster: Cluster) -> None:
     output = run(cluster, "fail", str(status))
     assert (output.exit_status, output.stdout, output.stderr) == (status, b"half a", b"no\n")
 
 
-def test_megabytes_come_whole(cluster: Cluster) -> None:
+def test_output_of_megabytes_is_complete(cluster: Cluster) -> None:
     output = run(cluster, "flood", str(MEGABYTES))
     assert output.stdout == flood(["flood", str(MEGABYTES)]).stdout
 
 
-def test_a_flood_is_not_swallowed(cluster: Cluster) -> None:
-    error = failure(lambda: run(cluster, "flood", str(MAX_ANSWER_BYTES + 1)))
+def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
+    error = failure(lambda: run(cluster, "flood", str(MAX_RESPONSE_BYTES + 1)))
     assert type(error) is ResponseError
     assert "32 MiB" in str(error)
 
 
-def test_what_a_command_writes_is_in_no_repr(cluster: Cluster) -> None:
+def test_repr_has_no_output(cluster: Cluster) -> None:
     assert "half a" not in repr(run(cluster, "fail", "1"))
 
 
@@ -300,7 +296,7 @@ def test_what_a_command_writes_is_in_no_repr(cluster: Cluster) -> None:
         pytest.param(ExecFault(unstarted="container is not running"), id="container-stopped"),
     ],
 )
-def test_a_command_whose_end_is_not_known_may_be_tried_again(
+def test_command_with_an_unknown_end_is_transient(
     fault: ExecFault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.spoil(fault)
@@ -308,58 +304,37 @@ def test_a_command_whose_end_is_not_known_may_be_tried_again(
     assert run(cluster, "echo", "all of it").stdout == b"all of it"
 
 
-@pytest.mark.parametrize("fault", [ExecFault(hang=True), ExecFault(stall=True)], ids=["silence", "half-a-frame"])
-def test_a_command_that_hangs_is_given_up(
-    fault: ExecFault, kubernetes: KubernetesSimulator, impatient: Cluster
+@pytest.mark.parametrize("fault", [ExecFault(hang=True), ExecFault(stall=True)], ids=["no-output", "half-a-frame"])
+def test_hanging_command_ends_with_the_time_budget(
+    fault: ExecFault, kubernetes: KubernetesSimulator, quick_cluster: Cluster
 ) -> None:
     kubernetes.spoil(fault)
-    error = failure(lambda: run(impatient, "echo", "some words that make a frame"))
+    error = failure(lambda: run(quick_cluster, "echo", "some words that make a frame"))
     assert type(error) is TransientError
-    assert f"within {SHORT_S:g} s" in str(error)
-    assert run(impatient, "echo", "again").stdout == b"again"
+    assert f"{SHORT_S:g} s" in str(error)
+    assert run(quick_cluster, "echo", "again").stdout == b"again"
 
 
-@pytest.mark.parametrize("early", [True, False], ids=["before-it-began", "while-it-runs"])
-def test_a_command_that_was_given_up_leaves_no_thread(
-    early: bool, kubernetes: KubernetesSimulator, impatient: Cluster
-) -> None:
-    if early:
-        kubernetes.faults.add(faults.hang(), path="/exec")
-    else:
-        kubernetes.spoil(ExecFault(hang=True))
-    failure(lambda: run(impatient, "echo"))
-    no_thread_is_left()
-
-
-def no_thread_is_left() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "kubernetes":
-            thread.join(10)
-            assert not thread.is_alive()
-
-
-def test_a_pod_that_has_ended_since_it_was_listed_is_worth_another_try(
-    kubernetes: KubernetesSimulator, cluster: Cluster
-) -> None:
-    told = {"kind": "Status", "message": "cannot exec in a stopped or completed pod; current phase is Succeeded"}
-    kubernetes.faults.add(faults.answer(400, json.dumps(told)), path="/exec")
+def test_pod_that_ended_after_it_was_listed_is_transient(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+    refusal = {"kind": "Status", "message": "cannot exec in a stopped or completed pod; current phase is Succeeded"}
+    kubernetes.faults.add(faults.answer(400, json.dumps(refusal)), path="/exec")
     assert type(failure(lambda: run(cluster, "echo"))) is TransientError
 
 
-def test_a_program_that_is_not_there_is_said_so(cluster: Cluster) -> None:
+def test_missing_program_is_permanent(cluster: Cluster) -> None:
     error = failure(lambda: run(cluster, "headscale"))
     assert type(error) is ResponseError
-    assert "executable file not found" in str(error)
+    assert "executable file not found in $PATH" in str(error)
 
 
-def test_a_container_that_is_not_there_is_said_so(cluster: Cluster) -> None:
+def test_missing_container_is_permanent(cluster: Cluster) -> None:
     pod = the_pod(cluster)
     error = failure(lambda: cluster.run(pod, "other", ["echo"]))
     assert type(error) is ResponseError
-    assert "container other is not valid" in str(error)
+    assert "container other" in str(error)
 
 
-def test_a_pod_that_was_replaced_is_no_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     pod = the_pod(cluster)
     [simulated] = [pod for pod in kubernetes.pods if pod.name == "headscale-0"]
     kubernetes.delete_pod(simulated)
@@ -368,10 +343,10 @@ def test_a_pod_that_was_replaced_is_no_missing_node(kubernetes: KubernetesSimula
     assert not isinstance(error, NotFoundError)
 
 
-# --- What can happen to every request -----------------------------------------------------------------
+# --- Faults of any request -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
+@pytest.mark.parametrize(("call", "path"), CALLS)
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -386,95 +361,97 @@ def test_a_pod_that_was_replaced_is_no_missing_node(kubernetes: KubernetesSimula
         pytest.param(faults.answer(422, "{}"), ResponseError, id="422"),
     ],
 )
-def test_each_failure_is_an_error_of_its_kind(
-    ask: Ask, path: str, fault: Fault, kind: type[ApiError], kubernetes: KubernetesSimulator, impatient: Cluster
+def test_kind_of_error_for_each_failure(
+    call: Call, path: str, fault: Fault, kind: type[ApiError], kubernetes: KubernetesSimulator, quick_cluster: Cluster
 ) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     kubernetes.faults.add(fault, path=path + (r"\?" if path == "/pods" else ""))
-    error = failure(lambda: ask(impatient))
+    error = failure(lambda: call(quick_cluster))
     assert type(error) is kind
     assert error.upstream == "Kubernetes"
-    ask(impatient)
+    call(quick_cluster)
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
-def test_a_server_that_is_not_there_may_come_back(ask: Ask, path: str, kubernetes: KubernetesSimulator) -> None:
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_refused_connection_is_transient(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
     with serve(kubernetes) as url:
         pass
     with cluster_at(url, kubernetes, timeout_s=SHORT_S) as cluster:
-        assert type(failure(lambda: ask(cluster))) is TransientError
+        assert type(failure(lambda: call(cluster))) is TransientError
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
-def test_a_drip_is_cut_off(ask: Ask, path: str, kubernetes: KubernetesSimulator, impatient: Cluster) -> None:
-    """Each byte comes in time; all of them would take minutes."""
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_slow_body_ends_with_the_time_budget(
+    call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster
+) -> None:
+    """Each read is quick. All of them would take minutes."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x" * 1000})
     kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
-    error = failure(lambda: ask(impatient))
+    error = failure(lambda: call(quick_cluster))
     assert type(error) in (TransientError, ResponseError)
-    no_thread_is_left()
     kubernetes.faults.clear()
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS[:2])
-def test_an_answer_without_end_is_given_up(
-    ask: Ask, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+@pytest.mark.parametrize(("call", "path"), CALLS[:2])
+def test_response_beyond_the_limit_is_refused(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """Before it fills the memory that a container has."""
-    kubernetes.faults.add(faults.oversize(MAX_ANSWER_BYTES + 1), path=path)
-    error = failure(lambda: ask(cluster))
+    kubernetes.faults.add(faults.oversize(MAX_RESPONSE_BYTES + 1), path=path)
+    error = failure(lambda: call(cluster))
     assert type(error) is ResponseError
-    assert "larger than 32 MiB" in str(error)
+    assert "32 MiB" in str(error)
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
+@pytest.mark.parametrize(("call", "path"), CALLS)
 @pytest.mark.parametrize("scheme", ["http", "ws"])
-def test_a_redirect_is_not_followed(
-    ask: Ask, path: str, scheme: str, kubernetes: KubernetesSimulator, cluster: Cluster
+def test_redirect_is_not_followed(
+    call: Call, path: str, scheme: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """Our credentials would go along, to whoever it names."""
+    """The credentials would be sent along."""
     elsewhere = KubernetesSimulator()
     with serve(elsewhere) as url:
         target = url.replace("http", scheme, 1) + "/elsewhere"
-        kubernetes.faults.add(faults.answer(302, headers={"Location": target}), path=path)
-        failure(lambda: ask(cluster))
+        kubernetes.faults.add(faults.answer(302, headers={"location": target}), path=path)
+        failure(lambda: call(cluster))
     assert elsewhere.requests == []
 
 
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # urllib3 leaves the connection to the collector
-@pytest.mark.parametrize(("ask", "path"), ASKS)
-def test_a_redirect_to_nowhere_ends_no_loop(
-    ask: Ask, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_malformed_redirect_is_an_api_error(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    kubernetes.faults.add(faults.answer(302, headers={"Location": "http://[bad"}), path=path)
-    assert isinstance(failure(lambda: ask(cluster)), ApiError)
-    gc.collect()
+    kubernetes.faults.add(faults.answer(302, headers={"location": "http://[bad"}), path=path)
+    assert isinstance(failure(lambda: call(cluster)), ApiError)
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
-def test_a_refused_token_is_told(ask: Ask, path: str, kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_refused_token_is_an_auth_error(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
     kubernetes.rotate_token()
-    error = failure(lambda: ask(cluster))
+    error = failure(lambda: call(cluster))
     assert type(error) is AuthError
-    assert "does not accept our credentials (a simulated one" in str(error)
+    assert DESCRIPTION in str(error)
 
 
-@pytest.mark.parametrize(("ask", "path"), ASKS)
-def test_no_error_shows_the_token(ask: Ask, path: str, kubernetes: KubernetesSimulator, impatient: Cluster) -> None:
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_no_error_contains_the_token(
+    call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster
+) -> None:
     for fault in (faults.html(500), faults.drop(), faults.answer(401, "{}"), faults.answer(403, "{}"), faults.hang()):
         kubernetes.faults.add(fault, path=path)
-        error: BaseException | None = failure(lambda: ask(impatient))
+        error: BaseException | None = failure(lambda: call(quick_cluster))
         while error is not None:
             assert kubernetes.token not in f"{error} {error!r} {vars(error)}"
             error = error.__cause__ or error.__context__
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["its-authority-is-known", "nobody-we-know"])
-@pytest.mark.parametrize("ask", ["get", "exec"])
-def test_only_a_server_with_a_certificate_of_the_clusters_authority_is_asked(
-    ask: str, known: bool, kubernetes: KubernetesSimulator, tmp_path: Path
+@pytest.mark.parametrize("known", [True, False], ids=["known-authority", "unknown-authority"])
+@pytest.mark.parametrize("request_", ["get", "exec"])
+def test_only_a_server_of_the_clusters_authority_gets_requests(
+    request_: str, known: bool, kubernetes: KubernetesSimulator, tmp_path: Path
 ) -> None:
-    """Anybody else would get the service account's token."""
+    """Any other server would get the service account's token."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     own, other = (tmp_path / name for name in ("own", "other"))
     for folder in (own, other):
@@ -483,36 +460,34 @@ def test_only_a_server_with_a_certificate_of_the_clusters_authority_is_asked(
     [simulated] = [pod for pod in kubernetes.pods if pod.name == "headscale-0"]
     pod = Pod(HEADSCALE_NAMESPACE, simulated.name, "uid", "2026-03-01T12:00:00Z", ("headscale",), True, False)
     with serve(kubernetes, tls=server.server) as url:
-        configuration = Configuration(host=url)
-        configuration.api_key["BearerToken"] = f"Bearer {kubernetes.token}"
-        configuration.ssl_ca_cert = str((server if known else stranger).certificate)
-        with Cluster(configuration, description="a simulated one", timeout=timedelta(seconds=10)) as cluster:
-            asked: Callable[[], object] = (
+        trust = private_trust((server if known else stranger).certificate)
+        with Cluster(access_to(url, kubernetes.token, trust=trust), timeout=timedelta(seconds=10)) as cluster:
+            call: Callable[[], object] = (
                 (lambda: cluster.run(pod, "headscale", ["echo"]))
-                if ask == "exec"
+                if request_ == "exec"
                 else (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))
             )
             if known:
-                asked()
+                call()
             else:
-                assert type(failure(asked)) is TransientError
+                assert type(failure(call)) is TransientError
     assert bool(kubernetes.requests) is known
 
 
-# --- Rights -------------------------------------------------------------------------------------------
+# --- Permissions -------------------------------------------------------------------------------------------
 
 
-def refusal(ask: Callable[[], object]) -> AuthError | None:
-    """How RBAC refuses; None when it does not."""
+def refusal(call: Callable[[], object]) -> AuthError | None:
+    """Return the refusal by RBAC, if any."""
     try:
-        ask()
+        call()
     except AuthError as error:
         return error
     return None
 
 
 def rule_in(error: ApiError) -> tuple[str, dict[str, Any]]:
-    """The namespace and the rule that an error asks for, read as an operator would paste it."""
+    """Return the namespace and the rule that an error advises, parsed as an operator would paste it."""
     assert SERVICE_ACCOUNT in str(error)
     match = re.search(r"Role in namespace (\S+) with this rule: (- .*)$", str(error))
     assert match is not None, str(error)
@@ -522,24 +497,23 @@ def rule_in(error: ApiError) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 @pytest.mark.parametrize("owner", ["StatefulSet", "ReplicaSet"])
-def test_each_missing_right_is_named_so_that_it_can_be_pasted(minor: int, owner: str) -> None:
-    """Giving what the errors ask for, one after another, is enough, and not more than is used."""
+def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> None:
     kubernetes = KubernetesSimulator(minor=minor)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}}, owner=owner)
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     given = []
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
-        for ask in (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), lambda: run(cluster, "echo")):
-            while (error := refusal(ask)) is not None:
+        for call in (lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), lambda: run(cluster, "echo")):
+            while (error := refusal(call)) is not None:
                 namespace, rule = rule_in(error)
-                assert rule not in given, "what was asked for was not enough"
+                assert rule not in given, "the advised rule was not sufficient"
                 given.append(rule)
                 kubernetes.allow(namespace, rule)
     names = {"resourceNames": ["headscale-0"]} if owner == "StatefulSet" else {}
     assert given == [may_read("api-key"), MAY_LIST_PODS, MAY_EXEC | names]
 
 
-# --- Which cluster ------------------------------------------------------------------------------------
+# --- Access ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -549,54 +523,90 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_cluster")
-def test_outside_of_a_cluster_nothing_is_written_through_a_kubeconfig() -> None:
-    with pytest.raises(ConfigError, match="elsewhere only --dry-run uses a kubeconfig"):
-        in_cluster(needed_for="HEADSCALE_ACCESS", timeout=timedelta(seconds=1))
+def test_command_that_writes_never_uses_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A laptop's current context must not be changed by accident."""
+    path = tmp_path / "config"
+    path.write_text(yaml.safe_dump(a_kubeconfig("https://127.0.0.1:1")))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    assert access(may_use_kubeconfig=True).url == "https://127.0.0.1:1"
+    with pytest.raises(ConfigError, match="--dry-run"):
+        access(may_use_kubeconfig=False)
 
 
 @pytest.mark.usefixtures("_no_cluster")
 @pytest.mark.parametrize(
-    ("setting", "advice"),
+    ("setting", "alternative"),
     [
-        ("HEADSCALE_ACCESS", "set HEADSCALE_URL and HEADSCALE_API_KEY"),
-        ("HEADSCALE_API_KEY_SECRET", "set HEADSCALE_API_KEY or"),
-        ("NODE_POLICY", "set NODE_POLICY=replace"),
+        ("HEADSCALE_ACCESS", "HEADSCALE_URL and HEADSCALE_API_KEY"),
+        ("HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY"),
+        ("NODE_POLICY", "NODE_POLICY=replace"),
     ],
 )
-def test_what_needs_the_kubernetes_api_is_named_with_what_to_set_instead(setting: str, advice: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{setting}: .*Or {advice}"):
-        in_cluster(needed_for=setting, timeout=timedelta(seconds=1))
+def test_error_without_access_names_the_setting_and_an_alternative(setting: str, alternative: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting} .*{alternative}"):
+        access(needed_for=setting)
 
 
 @pytest.mark.usefixtures("_no_cluster")
-def test_a_token_that_is_not_mounted_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    if SERVICE_ACCOUNT_FILES.exists():
-        pytest.skip("this machine is a pod; run the tests where no service account is mounted")
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+def test_unmounted_token_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
+    in_a_pod(monkeypatch)
     with pytest.raises(ConfigError, match="automountServiceAccountToken"):
-        in_cluster(needed_for="HEADSCALE_ACCESS", timeout=timedelta(seconds=1))
+        access()
 
 
-# --- What it costs ------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("_no_cluster")
+def test_rotated_service_account_token_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Authority(tmp_path).certificate.rename(tmp_path / "ca.crt")
+    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
+    in_a_pod(monkeypatch)
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    found = access()
+    assert (found.url, found.authorization()) == ("https://127.0.0.1:443", {"Authorization": "Bearer first"})
+    token.write_text("second")
+    assert found.authorization() == {"Authorization": "Bearer second"}
+    token.unlink()
+    with pytest.raises(TransientError):
+        found.authorization()
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Authority(tmp_path).certificate.rename(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("first")
+    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
+    in_a_pod(monkeypatch, host="fd00::1")
+    assert access().url == "https://[fd00::1]:443"
+
+
+def in_a_pod(monkeypatch: pytest.MonkeyPatch, *, host: str = "127.0.0.1") -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+
+
+def access(*, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False) -> Access:
+    return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timedelta(seconds=SHORT_S))
+
+
+# --- Imports ------------------------------------------------------------------------------------
 
 
 def modules_after(code: str) -> set[str]:
-    """What a fresh interpreter has imported after this."""
+    """Return the modules that a new interpreter has imported after this code."""
     code += "; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_kubernetes_is_imported_by_nobody_who_does_not_need_it() -> None:
+def test_websockets_and_yaml_are_imported_only_if_needed() -> None:
     imported = modules_after(
         "import lifecycle.cli, lifecycle.cleanup.run, lifecycle.dns_watch.loop, lifecycle.report.output"
     )
-    assert {"kubernetes", "websocket", "urllib3", "yaml"} & imported == set()
+    assert {"websocket", "yaml", "kubernetes", "lifecycle.clients.kubernetes"} & imported == set()
 
 
-def test_only_the_parts_that_are_needed_are_imported() -> None:
-    """The generated API alone is 250 modules and 20 MB."""
-    imported = modules_after("import lifecycle.clients.headscale.exec")
-    assert "kubernetes" in imported
-    assert not [name for name in imported if name.startswith(("kubernetes.client.models.", "kubernetes.client.api."))]
+def test_yaml_is_not_imported_in_a_cluster() -> None:
+    imported = modules_after("import lifecycle.clients.headscale.exec, lifecycle.clients.kubernetes.access")
+    assert "websocket" in imported
+    assert "yaml" not in imported

@@ -1,0 +1,161 @@
+"""Why a request got no response: name resolution, connections, proxies and TLS, with the setting to check."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from lifecycle.clients.network import ResolutionError, ResolutionTimeoutError, UnreachableError
+from lifecycle.clients.text import quoted
+from lifecycle.clients.transport import Proxy
+from lifecycle.clients.upstream import Upstream
+from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+
+# OpenSSL's reasons for a peer that does not speak TLS; they differ by version.
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+
+# How a TLS alert begins, as h11 quotes it. A server for TLS responds with one to plain HTTP.
+_TLS_ALERT = r"\x15\x03"
+
+# OpenSSL's results of verification.
+# Source: <openssl/x509_vfy.h>.
+_UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
+_OTHER_NAME = frozenset({62, 64})
+
+# Other statuses of a proxy, such as 502, can be temporary.
+_PERMANENT_PROXY_STATUS = "4"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an upstream is reached, for messages.
+
+    Attributes:
+        url: without credentials.
+        proxy: on the way there.
+    """
+
+    upstream: Upstream
+    url: str
+    proxy: Proxy | None = None
+
+    @classmethod
+    def of(cls, http: httpx.Client, upstream: Upstream, proxy: Proxy | None = None) -> Endpoint:
+        """Return the endpoint of a client."""
+        url = http.base_url
+        return cls(upstream, str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port)), proxy)
+
+    @property
+    def is_plain_http(self) -> bool:
+        """Whether requests are sent without TLS."""
+        return self.url.startswith("http:")
+
+    def needs_https(self, what: str) -> ResponseError:
+        """Return the error for plain HTTP sent to a port that expects TLS."""
+        return ResponseError(
+            f"{self.url} expects HTTPS ({what}). Write https:// instead of http:// in {self.upstream.url_setting}.",
+            upstream=self.upstream.name,
+        )
+
+
+def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_s: float) -> ApiError:
+    """Return the error for a request that got no whole response.
+
+    Args:
+        error: of httpx, caused by one of `network` or ssl.
+        what: the request.
+        endpoint: the upstream.
+        timeout_s: the time budget of the request.
+    """
+    for cause in _causes(error):
+        match cause:
+            case ResolutionError() | UnreachableError():
+                return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+            case ssl.SSLError():
+                return _no_tls(cause, what=what, endpoint=endpoint)
+            case httpx.ProxyError() if endpoint.proxy is not None:
+                return _refused_by_proxy(quoted(str(cause)), what=what, endpoint=endpoint, proxy=endpoint.proxy)
+    if isinstance(error, httpx.RemoteProtocolError) and _TLS_ALERT in str(error):
+        return endpoint.needs_https(what)
+    name = endpoint.upstream.name
+    check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
+    if isinstance(error, httpx.TimeoutException):
+        return TransientError(
+            f"{name} at {endpoint.url} did not respond to {what} within {timeout_s:g} s. {check}", upstream=name
+        )
+    return TransientError(
+        f"{name} at {endpoint.url} is unreachable for {what} ({_reason(error)}). {check}", upstream=name
+    )
+
+
+def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> TransientError:
+    """Explain a connection that could not be opened, to the proxy if there is one."""
+    proxy, upstream = endpoint.proxy, endpoint.upstream
+    name = f"The proxy {proxy.address}" if proxy else f"{upstream.name} at {endpoint.url}"
+    setting = proxy.setting if proxy else upstream.url_setting
+    match error:
+        case ResolutionTimeoutError():
+            text = f"{error}: more than {timeout_s:g} s for {what}. Check DNS in the pod."
+        case ResolutionError():
+            text = f"{error} for {what}. Check {setting} and DNS in the pod."
+        case TimeoutError():
+            text = (
+                f"{name} accepted no connection for {what} within {timeout_s:g} s. Check that it is running, that "
+                f"{setting} is correct, and that no network policy drops the packets."
+            )
+        case _:
+            text = (
+                f"{name} is unreachable for {what} ({error}). Check that it is running and that {setting} is correct."
+            )
+    return TransientError(text, upstream=upstream.name)
+
+
+def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> ApiError:
+    upstream = endpoint.upstream
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"The certificate of {upstream.name} at {endpoint.url} could not be verified ({error.verify_message}). "
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            text += f"Add the certificate of its authority to {upstream.ca_setting}."
+        elif error.verify_code in _OTHER_NAME:
+            text += f"Use a name that the certificate is for in {upstream.url_setting}."
+        else:
+            text += "Check the certificate, and the clock of this machine."
+        return TransientError(text, upstream=upstream.name)
+    if error.reason in _NOT_TLS:
+        return ResponseError(
+            f"{endpoint.url} does not speak TLS on this port ({what}). Write http:// instead of https:// in "
+            f"{upstream.url_setting}, or set the port of HTTPS.",
+            upstream=upstream.name,
+        )
+    return TransientError(
+        f"TLS with {upstream.name} at {endpoint.url} failed for {what} ({error.reason or type(error).__name__}).",
+        upstream=upstream.name,
+    )
+
+
+def _refused_by_proxy(reason: str, *, what: str, endpoint: Endpoint, proxy: Proxy) -> ApiError:
+    """Explain a proxy's refusal to connect, which begins with its status."""
+    kind = ResponseError if reason.startswith(_PERMANENT_PROXY_STATUS) else TransientError
+    return kind(
+        f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). Check {proxy.setting}.",
+        upstream=endpoint.upstream.name,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost reason, such as "Connection refused"; of other errors only the kind, for it has no URL."""
+    for cause in reversed(list(_causes(error))):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Return the error and those that led to it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__

@@ -1,0 +1,225 @@
+"""A JSON API with a bearer token: each refusal becomes an error of its kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import httpx
+
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.failure import Endpoint
+from lifecycle.clients.http import HttpClient
+from lifecycle.clients.response import SUCCESS, Response
+from lifecycle.clients.transport import Proxy
+from lifecycle.clients.upstream import Upstream
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+
+Result = TypeVar("Result")
+
+_REDIRECTS = range(300, 400)
+_SERVER_ERRORS = range(500, 600)
+_PROXY_AUTHENTICATION_REQUIRED = 407
+_TOO_MANY_REQUESTS = 429
+
+
+class JsonClient:
+    """A JSON API with a bearer token.
+
+    Args:
+        http: has the base address; follows no redirects.
+        upstream: the API.
+        credential: the bearer token.
+        timeout: for one whole request.
+        proxy: the proxy that `http` uses, for messages.
+        observe: called after each request with its outcome: ok, no_answer, throttled, server_error or refused.
+        now: returns aware UTC.
+    """
+
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        upstream: Upstream,
+        credential: Credential,
+        timeout: timedelta,
+        proxy: Proxy | None = None,
+        observe: Callable[[str], None] = lambda _outcome: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._http = HttpClient(http, endpoint=Endpoint.of(http, upstream, proxy), timeout=timeout)
+        self._upstream = upstream
+        self._credential = credential
+        self._observe = observe
+        self._now = now
+        self._clock_skew: timedelta | None = None
+
+    @property
+    def clock_skew(self) -> timedelta | None:
+        """How far the upstream's clock was ahead of ours at its last response; None if unknown."""
+        return self._clock_skew
+
+    def reload_token(self) -> None:
+        """Read the token again."""
+        self._from_credential(self._credential.reload)
+
+    def token_starts_with(self, prefix: str) -> bool:
+        """Return True if the token in use starts with the prefix."""
+        return self._from_credential(lambda: self._credential.value).startswith(prefix)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        authorized: bool = True,
+        members: Collection[str] | None = None,
+    ) -> Response:
+        """Send a request once, and again if its token was refused and has been rotated.
+
+        Args:
+            method: GET, POST and so on.
+            path: below the base address; with a slash.
+            params: the query.
+            body: a JSON value; None = none.
+            authorized: whether the token is sent.
+            members: of JSON objects in the response, keep only these, at any depth; None = all.
+
+        Returns:
+            The response, with a status of success; its `json` may be None.
+
+        Raises:
+            ApiError: anything else, as the kind that it is.
+        """
+        send = partial(self._send, method, path, params=params, body=body, members=members)
+        if not authorized:
+            return send(token=None)
+        try:
+            return self._send_renewed(send)
+        except AuthError as refusal:
+            if refusal.status is not None:
+                self._check_health(refusal)
+            raise
+
+    def _send_renewed(self, send: Callable[..., Response]) -> Response:
+        token = self._from_credential(lambda: self._credential.value)
+        try:
+            return send(token=token)
+        except AuthError:
+            # A refused request had no effect: it is safe to send it again.
+            if not self._from_credential(partial(self._credential.renew, token)):
+                raise
+            return send(token=self._credential.value)
+
+    def _check_health(self, refusal: AuthError) -> None:
+        """Check whether a refusal can be trusted: while its database is down, Headscale refuses valid API keys too.
+
+        Raises:
+            TransientError: the upstream is unhealthy.
+        """
+        if self._upstream.health_path is None:
+            return
+        try:
+            self._send("GET", self._upstream.health_path, token=None)
+        except TransientError as error:
+            if error.status is not None and error.status not in _SERVER_ERRORS:
+                return
+            raise TransientError(
+                f"{self._upstream.name} refused the credentials, but is unhealthy, so this can be wrong. {error}",
+                upstream=error.upstream,
+                status=error.status,
+                retry_after=error.retry_after,
+                throttled=error.throttled,
+            ) from refusal
+        except ApiError:
+            # Something in front of it serves only the API: the refusal stands.
+            return
+
+    def _from_credential(self, use: Callable[[], Result]) -> Result:
+        try:
+            return use()
+        except ConfigError as error:
+            # It could be read at the start. A Secret that is being remounted comes back, and must not end a loop.
+            raise AuthError(str(error), upstream=self._upstream.name) from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None,
+        params: Mapping[str, str] | None = None,
+        body: Any = None,
+        members: Collection[str] | None = None,
+    ) -> Response:
+        headers = {"Accept": "application/json"}
+        content = None
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+            content = json.dumps(body).encode()
+        try:
+            response = self._http.send(
+                method, path, params=params, headers=headers, content=content, members=members, secret=token
+            )
+        except ApiError:
+            self._observe("no_answer")
+            raise
+        if response.date is not None:
+            self._clock_skew = response.date - self._now()
+        error = self._error(f"{method} {path}", response)
+        if error is None:
+            self._observe("ok")
+            return response
+        self._observe(_outcome(error))
+        raise error
+
+    def _error(self, what: str, response: Response) -> ApiError | None:
+        status = response.status
+        if status in SUCCESS:
+            return None
+        error = self._upstream.explain(what, response)
+        if error is not None:
+            return error
+        endpoint, name = self._http.endpoint, self._upstream.name
+        if status == _TOO_MANY_REQUESTS:
+            return TransientError(
+                f"{name}: {what} was rate-limited ({status}).{response.reason}",
+                upstream=name,
+                status=status,
+                retry_after=response.retry_after,
+                throttled=True,
+            )
+        if status in _SERVER_ERRORS:
+            return TransientError(
+                f"{name}, or a proxy in front of it, returned {status} for {what}. Check its log or status page."
+                f"{response.reason}",
+                upstream=name,
+                status=status,
+                retry_after=response.retry_after,
+            )
+        if status in _REDIRECTS:
+            text = (
+                f"{name} at {endpoint.url} redirects {what} ({status}). Redirects are not followed, since the "
+                f"credentials would be sent along. Set {self._upstream.url_setting} to the new address."
+            )
+        elif status == _PROXY_AUTHENTICATION_REQUIRED and endpoint.proxy is not None:
+            text = (
+                f"The proxy {endpoint.proxy.address} requires credentials ({what}: {status}). "
+                f"Add them to {endpoint.proxy.setting}."
+            )
+        else:
+            text = f"{name} refused {what} ({status}).{response.reason}"
+        return ResponseError(text, upstream=name, status=status)
+
+
+def _outcome(error: ApiError) -> str:
+    if isinstance(error, TransientError):
+        return "throttled" if error.throttled else "server_error"
+    return "refused"

@@ -1,0 +1,214 @@
+"""TCP and TLS connections whose every step uses the caller's time budget, as a network backend of httpcore."""
+
+from __future__ import annotations
+
+import os
+import select
+import selectors
+import socket
+import ssl
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from ipaddress import ip_address
+from time import monotonic
+from typing import Any
+
+import httpcore
+
+from lifecycle.runtime.deadline import remaining_s, run_bounded
+
+# Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
+_ATTEMPT_DELAY_S = 0.25
+
+# The delay is shorter if the time budget would not suffice for all addresses otherwise.
+_SHARE_FOR_ATTEMPTS = 0.5
+
+Address = tuple[socket.AddressFamily, Any]
+
+
+class ResolutionError(OSError):
+    """A host name could not be resolved."""
+
+
+class ResolutionTimeoutError(ResolutionError, TimeoutError):
+    """A host name was not resolved in time."""
+
+
+class UnreachableError(OSError):
+    """No address of a host accepted a connection."""
+
+
+class UnreachableTimeoutError(UnreachableError, TimeoutError):
+    """No address of a host accepted a connection in time."""
+
+
+class Network(httpcore.NetworkBackend):
+    """Opens connections within the caller's time budget.
+
+    Args:
+        tls_server_name: the name that certificates have to be for; None = the host of the URL.
+    """
+
+    def __init__(self, *, tls_server_name: str | None = None) -> None:
+        self._tls_server_name = tls_server_name
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ARG002 - the time budget takes its place
+        local_address: str | None = None,  # noqa: ARG002 - never given
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never given
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address of the host that accepts."""
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
+            connection = connect(resolve(host, port))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Stream(connection, tls_server_name=self._tls_server_name)
+
+
+class Stream(httpcore.NetworkStream):
+    """An open connection, with or without TLS."""
+
+    def __init__(self, connection: socket.socket, *, tls_server_name: str | None) -> None:
+        self._socket = connection
+        self._tls_server_name = tls_server_name
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - see connect_tcp
+        """Wait for data; b"" at the end."""
+        with _httpcore_errors(httpcore.ReadTimeout, httpcore.ReadError):
+            self._socket.settimeout(remaining_s())
+            return self._socket.recv(max_bytes)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see connect_tcp
+        """Send all of it."""
+        with _httpcore_errors(httpcore.WriteTimeout, httpcore.WriteError):
+            unsent = memoryview(buffer)
+            while unsent:
+                self._socket.settimeout(remaining_s())
+                unsent = unsent[self._socket.send(unsent) :]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002 - see connect_tcp
+    ) -> httpcore.NetworkStream:
+        """Continue this connection with TLS."""
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
+            try:
+                # The handshake as a whole has this much time.
+                self._socket.settimeout(remaining_s())
+                name = self._tls_server_name or server_hostname
+                secured = ssl_context.wrap_socket(self._socket, server_hostname=name)
+            except BaseException:
+                self.close()
+                raise
+        return Stream(secured, tls_server_name=None)
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what httpcore needs to know: whether there is TLS, and whether the peer has sent or closed."""
+        match info:
+            case "ssl_object":
+                return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+            case "is_readable":
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN)
+                return bool(poll.poll(0))
+        return None
+
+
+def resolve(host: str, port: int) -> Sequence[Address]:
+    """Return the addresses of a host, in the order of preference (RFC 6724).
+
+    Raises:
+        ResolutionError: there is none, or it could not be found out in time.
+    """
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    try:
+        # The resolver of the C library cannot be interrupted.
+        found = look_up() if _is_address(host) else run_bounded(look_up, name="resolve")
+    except TimeoutError:
+        raise ResolutionTimeoutError(f"Resolving {host} took too long") from None
+    except socket.gaierror as error:
+        raise ResolutionError(f"Resolving {host} failed ({error.strerror})") from None
+    except UnicodeError:
+        raise ResolutionError(f"Resolving {host} failed (not a host name)") from None
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def connect(addresses: Sequence[Address]) -> socket.socket:
+    """Connect to the first of several addresses that accepts.
+
+    The next one is tried as well when an attempt has not succeeded soon: an address that drops packets would
+    use up all of the time.
+
+    Raises:
+        UnreachableError: none of them accepted, or not in time.
+    """
+    untried = deque(addresses)
+    delay_s = min(_ATTEMPT_DELAY_S, _SHARE_FOR_ATTEMPTS * remaining_s() / len(addresses))
+    failure = UnreachableError("no address")
+    with selectors.DefaultSelector() as selector:
+        try:
+            next_at = monotonic()
+            while untried or selector.get_map():
+                if untried and monotonic() >= next_at:
+                    next_at = monotonic() + delay_s
+                    try:
+                        _begin(untried.popleft(), selector)
+                    except OSError as error:
+                        failure, next_at = UnreachableError(error.strerror), monotonic()
+                wait_s = remaining_s()
+                for key, _ in selector.select(min(wait_s, max(0.0, next_at - monotonic())) if untried else wait_s):
+                    attempt = selector.unregister(key.fileobj).fileobj
+                    assert isinstance(attempt, socket.socket)  # noqa: S101 - for mypy: only sockets are registered
+                    code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if code == 0:
+                        return attempt
+                    attempt.close()
+                    failure, next_at = UnreachableError(os.strerror(code)), monotonic()
+        except TimeoutError:
+            raise UnreachableTimeoutError from None
+        finally:
+            for key in selector.get_map().values():
+                key.fileobj.close()  # type: ignore[union-attr]
+    raise failure
+
+
+def _begin(address: Address, selector: selectors.BaseSelector) -> None:
+    """Begin to connect; the selector reports when that has succeeded or failed."""
+    family, name = address
+    attempt = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        attempt.settimeout(0)
+        with suppress(BlockingIOError):
+            attempt.connect(name)
+    except BaseException:
+        attempt.close()
+        raise
+    selector.register(attempt, selectors.EVENT_WRITE)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise timed_out from error
+    except OSError as error:
+        raise failed from error

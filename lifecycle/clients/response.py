@@ -1,0 +1,125 @@
+"""A whole HTTP response, parsed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any
+
+from lifecycle.clients.text import quoted
+
+# Longer than any upstream asks for; a larger number may not even fit a timedelta.
+_MAX_RETRY_AFTER = timedelta(days=1)
+
+_TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
+SUCCESS = range(200, 300)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole HTTP response.
+
+    Attributes:
+        text: the body, undecodable bytes replaced; "" if it was parsed as JSON.
+        json: the parsed body if its content type is JSON; None if it is not, or is malformed.
+        secret: the credentials of the request, which must not be quoted.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+    json: Any
+    secret: str | None = None
+
+    @property
+    def retry_after(self) -> timedelta | None:
+        """How long to wait before the next request, sent as seconds or as a date; None if not sent."""
+        text = self.headers.get("retry-after", "").strip()
+        if not text:
+            return None
+        try:
+            return timedelta(seconds=min(max(float(text), 0.0), _MAX_RETRY_AFTER.total_seconds()))
+        except ValueError:
+            pass
+        at = _parse_date(text)
+        return None if at is None else min(max(at - datetime.now(UTC), timedelta()), _MAX_RETRY_AFTER)
+
+    @property
+    def date(self) -> datetime | None:
+        """The upstream's clock, in whole seconds, when it sent the response."""
+        return _parse_date(self.headers.get("date", ""))
+
+    @property
+    def reason(self) -> str:
+        """The upstream's own words about a refusal, as the end of a message; "" if there are none."""
+        words = quoted("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
+        return f' Response: "{words}"' if words else ""
+
+    @property
+    def _plain_text(self) -> str:
+        if not self.text.lstrip().startswith("<"):
+            return self.text
+        title = _TITLE.search(self.text)
+        return title[1] if title else ""
+
+
+def parse_response(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytearray,
+    *,
+    members: Collection[str] | None = None,
+    secret: str | None = None,
+) -> Response:
+    """Parse a response.
+
+    Args:
+        status: the HTTP status.
+        headers: of the response; names are case-insensitive.
+        body: is cleared: each copy of a list of a thousand nodes is a megabyte, which the process would keep.
+        members: of JSON objects, keep only these, at any depth. A refusal is kept whole.
+        secret: the credentials of the request.
+    """
+    text = body.decode(errors="replace")
+    body.clear()
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json" or kind.endswith("+json"):
+        some = members is not None and status in SUCCESS
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
+            return Response(status, headers, "", value, secret)
+    return Response(status, headers, text, None, secret)
+
+
+def _only(members: Collection[str], value: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if name in members}
+
+
+def _parse_date(text: str) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _messages(body: Any) -> list[str]:
+    """Return the messages in a refusal: of Cloudflare, Headscale (gRPC gateway, problem document) and Kubernetes."""
+    match body:
+        case {"errors": [*errors]}:
+            return [message for error in errors for message in _messages(error)] or _texts(body)
+        case {"error_chain": [*chain]}:
+            return _texts(body) + [message for error in chain for message in _messages(error)]
+        case dict():
+            return _texts(body)
+    return []
+
+
+def _texts(body: dict[str, Any]) -> list[str]:
+    return [body[name] for name in ("detail", "message", "error") if isinstance(body.get(name), str)]

@@ -1,0 +1,130 @@
+"""HTTP clients on our own connections: one time budget, an explicit proxy, nothing from the environment."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+import httpcore
+import httpx
+
+import lifecycle
+from lifecycle.clients.network import Network
+
+# Idle connections are given up before the server closes them.
+# Source: Headscale's HTTP server closes an idle connection after its read time-out of 30 s.
+_KEEPALIVE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        url: `http://[user:password@]host[:port]`.
+        setting: where it comes from, for messages.
+    """
+
+    url: str = field(repr=False)
+    setting: str
+
+    @property
+    def address(self) -> str:
+        """The URL without credentials."""
+        url = httpx.URL(self.url)
+        return str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port))
+
+
+def open_http(
+    base_url: str, *, trust: ssl.SSLContext, proxy: Proxy | None = None, tls_server_name: str | None = None
+) -> httpx.Client:
+    """Return a client of one upstream; no connection is opened yet.
+
+    Args:
+        base_url: the address of the upstream.
+        trust: the certificate authorities.
+        proxy: used for every request, if given.
+        tls_server_name: the name that the upstream's certificate has to be for; None = the host of the address.
+    """
+    return httpx.Client(
+        base_url=base_url,
+        transport=Transport(trust, proxy=proxy, tls_server_name=tls_server_name),
+        trust_env=False,
+        headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
+    )
+
+
+class Transport(httpx.BaseTransport):
+    """Send the requests of an httpx client; the network uses the caller's time budget."""
+
+    def __init__(
+        self, trust: ssl.SSLContext, *, proxy: Proxy | None = None, tls_server_name: str | None = None
+    ) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=trust,
+            proxy=_core_proxy(proxy) if proxy else None,
+            keepalive_expiry=_KEEPALIVE_S,
+            network_backend=Network(tls_server_name=tls_server_name),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        url = request.url
+        with httpx_errors():
+            response = self._pool.handle_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """The body of a response, as it arrives."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with httpx_errors():
+            yield from self._response.iter_stream()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
+    url = httpx.URL(proxy.url)
+    auth = (unquote(url.username), unquote(url.password)) if url.userinfo else None
+    return httpcore.Proxy(httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"), auth=auth)
+
+
+@contextmanager
+def httpx_errors() -> Iterator[None]:
+    """Turn httpcore's exceptions into those of httpx, which have the same names."""
+    try:
+        yield
+    except (
+        httpcore.TimeoutException,
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.ProxyError,
+        httpcore.UnsupportedProtocol,
+    ) as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error

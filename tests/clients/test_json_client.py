@@ -1,0 +1,596 @@
+"""JSON requests: each way in which they can end, and that no error contains the token."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import select
+import socket
+import traceback
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import cache
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.http import MAX_RESPONSE_BYTES
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.response import Response as ApiResponse
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import public_trust
+from lifecycle.clients.upstream import Upstream as UpstreamApi
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ConflictError, ResponseError, TransientError
+from tests.simulators import faults
+from tests.simulators.faults import Fault
+from tests.simulators.memory import MemoryClient
+from tests.simulators.messages import Request, Response, json_response, text_response
+from tests.simulators.serve import serve
+from tests.simulators.upstream import Upstream
+
+TOKEN = "tskey-0123456789abcdefghijklmnopqrstuvwxyz"
+OTHER_TOKEN = "tskey-abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+class Api(Upstream):
+    """An API that returns the path of each request with the token.
+
+    Attributes:
+        token: the valid one.
+        health: the status of the health check.
+        authorizations: the credentials of each health check.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = TOKEN
+        self.health = 200
+        self.authorizations: list[str | None] = []
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        if request.path == "/health":
+            self.authorizations.append(request.headers.get("authorization"))
+            return Response(status=self.health)
+        if request.path != "/open" and request.headers.get("authorization") != f"Bearer {self.token}":
+            return text_response("Unauthorized", 401)
+        return json_response({"path": request.path, "accept-encoding": request.headers.get("accept-encoding")})
+
+
+def explain_401(what: str, response: ApiResponse) -> ApiError | None:
+    if response.status == 401:
+        return AuthError(f"token refused ({what}){response.reason}", upstream="Api", status=401)
+    return None
+
+
+API = UpstreamApi("Api", url_setting="API_URL", ca_setting="API_CA_FILE", explain=explain_401, health_path="/health")
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+def client_of(api: Api | str, *, read: Callable[[], str] = lambda: TOKEN, **settings: Any) -> JsonClient:
+    """Return a client of an API, in this process or at a URL."""
+    http = open_http(api, trust=public_trust()) if isinstance(api, str) else MemoryClient(api.handle, "http://api")
+    defaults: dict[str, Any] = {"upstream": API, "timeout": timedelta(seconds=10)}
+    return JsonClient(http, credential=Credential(read, name="API_TOKEN"), **(defaults | settings))
+
+
+@pytest.fixture(params=["in-process", "over-loopback"])
+def client(request: pytest.FixtureRequest, api: Api) -> Iterator[JsonClient]:
+    """A client of the API, by either transport."""
+    if request.param == "in-process":
+        yield client_of(api)
+        return
+    with serve(api) as url:
+        yield client_of(url, timeout=timedelta(seconds=2))
+
+
+def statuses(api: Api) -> list[int | None]:
+    """Return the statuses of the requests, health checks apart."""
+    return [exchange.status for exchange in api.requests if exchange.path != "/health"]
+
+
+def failure(client: JsonClient, path: str = "/thing") -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        client.send("GET", path)
+    return raised.value
+
+
+# --- Statuses -----------------------------------------------------------------------------------------
+
+
+def test_response_is_parsed(client: JsonClient, api: Api) -> None:
+    answer = client.send("POST", "/thing", params={"page": "2"}, body={"name": "x"})
+    assert (answer.status, answer.json["path"]) == (200, "/thing")
+    assert (api.requests[0].query, api.requests[0].body) == ("page=2", b'{"name": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *(pytest.param(status, TransientError, id=str(status)) for status in (429, 500, 502, 503, 504, 520, 524, 599)),
+        *(pytest.param(status, ResponseError, id=str(status)) for status in (400, 404, 405, 409, 415, 422)),
+        *(pytest.param(status, ResponseError, id=str(status)) for status in (301, 302, 303, 307, 308)),
+        pytest.param(401, AuthError, id="401-explained"),
+    ],
+)
+def test_kind_of_error_for_each_status(client: JsonClient, api: Api, status: int, kind: type[ApiError]) -> None:
+    api.faults.add(faults.answer(status, b"{}"), times=None)
+    error = failure(client)
+    assert type(error) is kind
+    assert (error.status, error.upstream) == (status, "Api")
+    assert "GET /thing" in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_every_2xx_is_success(client: JsonClient, api: Api, status: int) -> None:
+    api.faults.add(faults.answer(status))
+    assert client.send("GET", "/thing").status == status
+
+
+def test_explanation_by_the_upstream_has_precedence(api: Api) -> None:
+    def explain(what: str, _response: ApiResponse) -> ApiError:
+        return ConflictError(what, upstream="Api")
+
+    api.faults.add(faults.answer(503))
+    client = client_of(api, upstream=UpstreamApi("Api", url_setting="API_URL", ca_setting="", explain=explain))
+    assert isinstance(failure(client), ConflictError)
+
+
+def test_redirect_is_not_followed(client: JsonClient, api: Api) -> None:
+    """The token would be sent along."""
+    api.faults.add(faults.answer(302, headers={"location": "/elsewhere"}))
+    error = failure(client)
+    assert isinstance(error, ResponseError)
+    assert "API_URL" in str(error)
+    assert [exchange.path for exchange in api.requests] == ["/thing"]
+
+
+# --- Retry-After --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        pytest.param("7", 7.0, id="seconds"),
+        pytest.param(" 7 ", 7.0, id="surrounding-spaces"),
+        pytest.param("0.5", 0.5, id="fraction"),
+        pytest.param("600", 600.0, id="longer-than-libraries-accept"),
+        pytest.param("-5", 0.0, id="negative"),
+        pytest.param("999999999999", 86_400.0, id="longer-than-a-day"),
+        pytest.param("Wed, 21 Oct 2015 07:28:00 GMT", 0.0, id="date-in-the-past"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 GMT", 86_400.0, id="date-far-away"),
+        pytest.param("Fri, 31 Dec 9999 23:59:59 -0100", None, id="date-out-of-range"),
+        pytest.param("soon", None, id="garbage"),
+        pytest.param("nan", None, id="not-a-number"),
+        pytest.param("", None, id="empty"),
+        pytest.param(None, None, id="absent"),
+    ],
+)
+def test_retry_after_in_each_form(api: Api, status: int, header: str | None, seconds: float | None) -> None:
+    headers = {} if header is None else {"retry-after": header}
+    api.faults.add(faults.answer(status, headers=headers))
+    error = failure(client_of(api))
+    assert isinstance(error, TransientError)
+    assert error.retry_after == (None if seconds is None else timedelta(seconds=seconds))
+    assert error.throttled == (status == 429)
+
+
+# --- Broken responses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.drop(), id="lost-before-execution"),
+        pytest.param(faults.drop(committed=True), id="lost-after-execution"),
+        pytest.param(faults.refuse(), id="refused"),
+        pytest.param(faults.hang(limit_s=5), id="hanging"),
+        pytest.param(faults.hang(committed=True, limit_s=5), id="hanging-after-execution"),
+        pytest.param(faults.truncate(), id="truncated-body"),
+        pytest.param(faults.drip(interval_s=0.3, limit_s=5), id="slow-drip"),
+    ],
+)
+def test_incomplete_response_is_transient(client: JsonClient, api: Api, fault: Fault) -> None:
+    api.faults.add(fault)
+    error = failure(client)
+    assert isinstance(error, TransientError)
+    assert (error.status, error.retry_after, error.throttled) == (None, None, False)
+    assert client.send("GET", "/thing").json["path"] == "/thing"
+
+
+def dripping_head() -> Iterator[bytes]:
+    """Yield response headers that never end."""
+    yield b"HTTP/1.1 200 OK\r\nX-Slow: "
+    while True:
+        yield b"s"
+
+
+@pytest.fixture
+def dripping_server() -> Iterator[tuple[str, Event]]:
+    """A server that sends headers byte by byte, and the event that its client closed the connection."""
+    closed = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                for piece in dripping_head():
+                    connection.sendall(piece)
+                    # More often than a time-out for each read would detect.
+                    if select.select([connection], [], [], 0.01)[0]:
+                        break
+            closed.set()
+
+        Thread(target=serve_one, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", closed
+
+
+def test_slow_headers_end_with_the_time_budget(dripping_server: tuple[str, Event]) -> None:
+    """Each read is quick. All of them would never end."""
+    url, closed = dripping_server
+    with pytest.raises(TransientError, match=r"0\.3 s"):
+        client_of(url, timeout=timedelta(seconds=0.3)).send("GET", "/thing")
+    assert closed.wait(60)
+
+
+def test_only_requested_members_are_kept(client: JsonClient, api: Api) -> None:
+    """At any depth. The rest takes no memory, and can contain secrets."""
+    body = {"nodes": [{"id": 1, "key": "s3cr3t", "user": {"id": 2, "email": "a@example.com"}}], "more": {"id": 3}}
+    api.faults.add(faults.answer(200, json.dumps(body)))
+    kept = client.send("GET", "/thing", members={"nodes", "id", "user"}).json
+    assert kept == {"nodes": [{"id": 1, "user": {"id": 2}}]}
+
+
+def test_refused_connection_names_address_and_setting(api: Api) -> None:
+    with serve(api) as url:
+        pass
+    error = failure(client_of(url))
+    assert isinstance(error, TransientError)
+    assert url in str(error)
+    assert "API_URL" in str(error)
+    assert "Connection refused" in str(error)
+
+
+def test_response_beyond_the_limit_is_refused(client: JsonClient, api: Api) -> None:
+    api.faults.add(faults.oversize(MAX_RESPONSE_BYTES + 1))
+    error = failure(client)
+    assert isinstance(error, (ResponseError, TransientError))
+    assert "32 MiB" in str(error) or "2 s" in str(error)
+
+
+def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
+    size = 20_000 * 1_250
+    api.faults.add(faults.oversize(size))
+    assert len(client_of(api).send("GET", "/thing").text) == size
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.garbage(), id="truncated-json"),
+        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.answer(200, b'{"path": 1}', content_type="text/plain"), id="json-of-another-type"),
+        pytest.param(faults.answer(200, b'{"path": 1}', content_type=""), id="no-content-type"),
+        pytest.param(faults.answer(200, b""), id="empty"),
+        pytest.param(faults.answer(200, b"[" * 100_000), id="nested-too-deep"),
+        pytest.param(faults.answer(200, b"\xff\xfe\x00"), id="not-utf-8"),
+    ],
+)
+def test_malformed_json_has_no_value(client: JsonClient, api: Api, fault: Fault) -> None:
+    api.faults.add(fault)
+    assert client.send("GET", "/thing").json is None
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json", "application/json; charset=utf-8", "application/problem+json", "Application/OpenAPI+JSON"],
+)
+def test_json_content_types_are_parsed(api: Api, content_type: str) -> None:
+    api.faults.add(faults.answer(200, b'{"path": 1}', content_type=content_type))
+    assert client_of(api).send("GET", "/thing").json == {"path": 1}
+
+
+# --- The token ----------------------------------------------------------------------------------------
+
+
+def test_unauthorized_request_has_no_token(api: Api) -> None:
+    read: list[str] = []
+    client = client_of(api, read=lambda: read.append("read") or TOKEN)  # type: ignore[func-returns-value]
+    api.token = OTHER_TOKEN
+    assert client.send("GET", "/open", authorized=False).status == 200
+    assert read == []
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    return path
+
+
+def test_rotated_token_is_read_after_a_refusal(api: Api, token_file: Path) -> None:
+    client = client_of(api, read=token_file.read_text)
+    assert client.send("GET", "/thing").status == 200
+    api.token = OTHER_TOKEN
+    token_file.write_text(OTHER_TOKEN)
+    assert client.send("POST", "/thing").status == 200
+    assert statuses(api) == [200, 401, 200]
+
+
+def test_refused_token_is_not_sent_twice(api: Api, token_file: Path) -> None:
+    client = client_of(api, read=token_file.read_text)
+    api.token = OTHER_TOKEN
+    assert isinstance(failure(client), AuthError)
+    assert statuses(api) == [401]
+    assert isinstance(failure(client), AuthError)
+    assert statuses(api) == [401, 401]
+
+
+def test_rotated_token_is_tried_once(api: Api, token_file: Path) -> None:
+    client = client_of(api, read=token_file.read_text)
+    assert client.send("GET", "/thing").status == 200
+    api.token = "a-third-token"
+    token_file.write_text(OTHER_TOKEN)
+    assert isinstance(failure(client), AuthError)
+    assert statuses(api) == [200, 401, 401]
+
+
+def test_unreadable_token_file_is_not_a_configuration_error(api: Api) -> None:
+    """The settings were valid at the start: a Secret that is being remounted must not end `dns-watch`."""
+    answers: list[str | ConfigError] = [TOKEN, ConfigError("API_TOKEN_FILE: the file cannot be read"), OTHER_TOKEN]
+
+    def read() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, ConfigError):
+            raise answer
+        return answer
+
+    client = client_of(api, read=read)
+    api.token = OTHER_TOKEN
+    error = failure(client)
+    assert isinstance(error, AuthError)
+    assert "API_TOKEN_FILE" in str(error)
+    assert client.send("GET", "/thing").status == 200
+
+
+def test_token_that_was_never_readable_is_an_auth_error(api: Api) -> None:
+    def read() -> str:
+        raise ConfigError("API_TOKEN_FILE: the file cannot be read")
+
+    error = failure(client_of(api, read=read))
+    assert isinstance(error, AuthError)
+    assert api.requests == []
+
+
+# --- Secrets ---------------------------------------------------------------------------------------
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Return the error and its causes, suppressed ones included."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.drop(), id="lost"),
+        pytest.param(faults.refuse(), id="refused"),
+        pytest.param(faults.hang(limit_s=5), id="hanging"),
+        pytest.param(faults.truncate(), id="truncated-body"),
+        pytest.param(faults.oversize(MAX_RESPONSE_BYTES + 1), id="oversized"),
+        pytest.param(faults.answer(401, TOKEN), id="token-in-a-refusal"),
+        pytest.param(faults.answer(500, TOKEN), id="token-in-a-server-error"),
+        pytest.param(faults.answer(302, headers={"location": f"/?token={TOKEN}"}), id="token-in-a-redirect"),
+        pytest.param(faults.answer(429, TOKEN, headers={"retry-after": TOKEN}), id="token-in-retry-after"),
+    ],
+)
+def test_no_error_contains_the_token(client: JsonClient, api: Api, fault: Fault) -> None:
+    api.faults.add(fault, times=None)
+    error = failure(client)
+    texts = [text for link in chain(error) for text in (str(link), repr(link), repr(vars(link)))]
+    texts += traceback.format_exception(error)
+    assert not [text for text in texts if TOKEN in text]
+
+
+def test_repr_of_a_credential_has_its_name_only() -> None:
+    credential = Credential(lambda: TOKEN, name="API_TOKEN")
+    assert credential.value == TOKEN
+    assert repr(credential) == "Credential(API_TOKEN)"
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        pytest.param(None, "ok", id="ok"),
+        pytest.param(faults.drop(), "no_answer", id="lost"),
+        pytest.param(faults.answer(429), "throttled", id="throttled"),
+        pytest.param(faults.answer(502), "server_error", id="server-error"),
+        pytest.param(faults.answer(404), "refused", id="refused"),
+    ],
+)
+def test_outcome_of_each_request_is_observed(api: Api, fault: Fault | None, outcome: str) -> None:
+    outcomes: list[str] = []
+    client = client_of(api, observe=outcomes.append)
+    if fault is None:
+        client.send("GET", "/thing")
+    else:
+        api.faults.add(fault)
+        failure(client)
+    assert outcomes == [outcome]
+
+
+def test_request_with_a_rotated_token_is_observed_twice(api: Api) -> None:
+    tokens = [OTHER_TOKEN, TOKEN]
+    outcomes: list[str] = []
+    client_of(api, read=lambda: tokens.pop(0), observe=outcomes.append).send("GET", "/thing")
+    assert outcomes == ["refused", "ok"]
+
+
+# --- Refusals while the upstream is unhealthy ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("health", [200, 204, 401, 403, 404, 405], ids=str)
+def test_refusal_by_a_healthy_upstream_stands(client: JsonClient, api: Api, health: int) -> None:
+    """A proxy that serves only the API answers the health check with 403 or 404."""
+    api.token = OTHER_TOKEN
+    api.health = health
+    assert type(failure(client)) is AuthError
+    assert [exchange.path for exchange in api.requests] == ["/thing", "/health"]
+
+
+@pytest.mark.parametrize("health", [500, 502, 503], ids=str)
+def test_refusal_by_an_unhealthy_upstream_is_transient(client: JsonClient, api: Api, health: int) -> None:
+    api.token = OTHER_TOKEN
+    api.health = health
+    error = failure(client)
+    assert type(error) is TransientError
+    assert error.status == health
+
+
+@pytest.mark.parametrize(
+    "fault", [faults.drop(), faults.refuse(), faults.hang(limit_s=5)], ids=["lost", "refused", "hanging"]
+)
+def test_refusal_is_transient_if_the_health_check_fails(client: JsonClient, api: Api, fault: Fault) -> None:
+    api.token = OTHER_TOKEN
+    api.faults.add(fault, path="/health")
+    assert type(failure(client)) is TransientError
+
+
+def test_health_check_sends_no_token(client: JsonClient, api: Api) -> None:
+    api.token = OTHER_TOKEN
+    failure(client)
+    assert api.authorizations == [None]
+
+
+def test_no_health_check_without_a_refusal(api: Api) -> None:
+    client = client_of(api)
+    client.send("GET", "/thing")
+    api.faults.add(faults.answer(404))
+    failure(client)
+    assert [exchange.path for exchange in api.requests] == ["/thing", "/thing"]
+
+
+# --- Compression --------------------------------------------------------------------------------------
+
+
+@cache
+def bomb() -> bytes:
+    """Return 64 MiB, compressed twice."""
+    return gzip.compress(gzip.compress(b" " * (64 * 1024 * 1024)))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate", "br", "GZIP"])
+def test_compressed_response_is_refused_without_decompressing(client: JsonClient, api: Api, encoding: str) -> None:
+    api.faults.add(faults.answer(200, bomb(), headers={"content-encoding": encoding}))
+    tracemalloc.start()
+    try:
+        assert isinstance(failure(client), ResponseError)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * 1024 * 1024
+
+
+def test_requests_ask_for_uncompressed_responses(client: JsonClient, api: Api) -> None:
+    assert client.send("GET", "/thing").json["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity"])
+def test_identity_encoding_is_accepted(client: JsonClient, api: Api, encoding: str) -> None:
+    api.faults.add(faults.answer(200, '{"a": 1}', headers={"content-encoding": encoding}))
+    assert client.send("GET", "/thing").json == {"a": 1}
+
+
+# --- The upstream's words -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        pytest.param(faults.answer(400, '{"code": 3, "message": "bad tag"}'), "bad tag", id="grpc"),
+        pytest.param(faults.answer(422, '{"detail": "unexpected property"}'), "unexpected property", id="problem"),
+        pytest.param(
+            faults.answer(400, '{"errors": [{"code": 1, "error_chain": [{"message": "inner"}]}]}'), "inner", id="chain"
+        ),
+        pytest.param(faults.answer(500, "database is locked", content_type="text/plain"), "is locked", id="text"),
+        pytest.param(faults.html(502), "502 Bad Gateway", id="title"),
+        pytest.param(faults.answer(429, '{"error": "slow down"}'), "slow down", id="rate-limit"),
+    ],
+)
+def test_error_ends_with_the_words_of_the_upstream(client: JsonClient, api: Api, fault: Fault, words: str) -> None:
+    api.faults.add(fault)
+    assert words in str(failure(client))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("first\nsecond\r\nthird", id="lines"),
+        pytest.param("\x1b[31mred\x1b[0m \x07 \x9b31m", id="terminal-escapes"),
+        pytest.param("\u202eright to left \u2028 separated", id="unicode-controls"),
+        pytest.param("long " * 1000, id="long"),
+    ],
+)
+def test_quoted_words_are_one_short_printable_line(client: JsonClient, api: Api, text: str) -> None:
+    api.faults.add(faults.answer(400, json.dumps({"message": text})))
+    message = str(failure(client))
+    assert message.isprintable()
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hskey-auth-abcdefghijkl-" + "x" * 64,
+        "0123456789abcdef" * 3,
+        "abcdefg." + "y" * 32,
+        "cfat_" + "Z" * 40,
+    ],
+)
+def test_quoted_words_contain_no_secret(client: JsonClient, api: Api, secret: str) -> None:
+    api.faults.add(faults.answer(400, json.dumps({"message": f"key {secret} is not valid"})))
+    message = str(failure(client))
+    assert secret not in message
+    assert "is not valid" in message
+
+
+# --- The upstream's clock -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "skew", [timedelta(), timedelta(days=400), timedelta(hours=-3)], ids=["none", "ahead", "behind"]
+)
+def test_clock_skew_is_that_of_the_last_response(api: Api, skew: timedelta) -> None:
+    now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    client = client_of(api, now=lambda: now)
+    assert client.clock_skew is None
+    api.faults.add(faults.answer(200, "{}", headers={"date": format_datetime(now + skew, usegmt=True)}))
+    client.send("GET", "/thing")
+    assert client.clock_skew == skew
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", "Fri, 31 Dec 9999 23:59:59 -0100"])
+def test_malformed_date_gives_no_clock_skew(api: Api, date: str) -> None:
+    client = client_of(api)
+    api.faults.add(faults.answer(200, "{}", headers={"date": date}))
+    client.send("GET", "/thing")
+    assert client.clock_skew is None
+
+
+def test_body_is_sent_as_json(api: Api) -> None:
+    body: Any = {"comment": "Zürich \u2028", "proxied": False, "ttl": 60, "tags": []}
+    client_of(api).send("POST", "/thing", body=body)
+    assert json.loads(api.requests[0].body) == body
