@@ -52,7 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("tiers", TIERS)
     group.addoption("--full", action="store_true", help="all tests: every release, every schedule, image, pods")
     group.addoption("--soak", action="store_true", help="all tests, and thousands of fault schedules from new seeds")
-    group.addoption("--system", action="store_true", help="fail tests that lack a package of scripts/bootstrap --system")
+    group.addoption(
+        "--system", action="store_true", help="fail tests that lack a package of scripts/bootstrap --system"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -52,7 +52,9 @@ def choose_user(users: Iterable[User], selector: str | None) -> User:
             raise UserError(f"Headscale has no user called {selector}. Set HEADSCALE_USER to one of these: {listed}")
         case several:
             ids = " or ".join(f"{_ID_SELECTOR}{user.id}" for user in several)
-            raise UserError(f"Headscale has {len(several)} users called {selector}. Set HEADSCALE_USER to {ids}: {listed}")
+            raise UserError(
+                f"Headscale has {len(several)} users called {selector}. Set HEADSCALE_USER to {ids}: {listed}"
+            )
 
 
 def _matching(users: Sequence[User], selector: str) -> list[User]:

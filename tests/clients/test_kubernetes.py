@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kubernetes.config import incluster_config
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import Access, find_access
@@ -27,6 +29,8 @@ from tests.simulators.faults import Fault
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, V4, V5, ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
+
+PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 
 SHORT_S = 1.5
 
@@ -547,42 +551,97 @@ def test_error_without_access_names_the_setting_and_an_alternative(setting: str,
         access(needed_for=setting)
 
 
-@pytest.mark.usefixtures("_no_cluster")
-def test_unmounted_token_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
-    in_a_pod(monkeypatch)
+@pytest.fixture
+def service_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A service account's folder in a pod, without its files."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    return tmp_path
+
+
+@pytest.mark.usefixtures("service_account")
+def test_unmounted_token_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="automountServiceAccountToken"):
         access()
 
 
-@pytest.mark.usefixtures("_no_cluster")
-def test_rotated_service_account_token_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Authority(tmp_path).certificate.rename(tmp_path / "ca.crt")
-    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
-    in_a_pod(monkeypatch)
-    token = tmp_path / "token"
-    token.write_text("first\n")
+def test_unreadable_service_account_token_is_transient(service_account: Path) -> None:
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    token = service_account / "token"
+    token.write_text("first")
     found = access()
-    assert (found.url, found.authorization()) == ("https://127.0.0.1:443", {"Authorization": "Bearer first"})
-    token.write_text("second")
-    assert found.authorization() == {"Authorization": "Bearer second"}
-    token.unlink()
-    with pytest.raises(TransientError):
-        found.authorization()
+    [value] = found.authorization().values()
+    assert (found.url, value.split()) == ("https://127.0.0.1:443", ["bearer", "first"])
 
 
-@pytest.mark.usefixtures("_no_cluster")
-def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    Authority(tmp_path).certificate.rename(tmp_path / "ca.crt")
-    (tmp_path / "token").write_text("first")
-    monkeypatch.setattr("lifecycle.clients.kubernetes.access.SERVICE_ACCOUNT", tmp_path)
-    in_a_pod(monkeypatch, host="fd00::1")
+def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatch, service_account: Path) -> None:
+    Authority(service_account).certificate.rename(service_account / "ca.crt")
+    (service_account / "token").write_text("first")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
     assert access().url == "https://[fd00::1]:443"
 
 
-def in_a_pod(monkeypatch: pytest.MonkeyPatch, *, host: str = "127.0.0.1") -> None:
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+# --- The kubeconfig -----------------------------------------------------------------------------
+
+
+def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, path: Path, **changes: Any) -> None:
+    path.write_text(yaml.safe_dump(a_kubeconfig("https://127.0.0.1:1", **changes)))
+    monkeypatch.setenv("KUBECONFIG", str(path))
+
+
+@pytest.mark.usefixtures("_no_cluster")
+@pytest.mark.parametrize(
+    ("cluster", "user", "named"),
+    [
+        pytest.param({"proxy-url": "socks5://127.0.0.1:1"}, {}, "proxy-url", id="SOCKS proxy"),
+        pytest.param({"proxy-url": "127.0.0.1:1"}, {}, "proxy-url", id="proxy without a scheme"),
+        pytest.param({"insecure-skip-tls-verify": True}, {}, "insecure-skip-tls-verify", id="unverified server"),
+        pytest.param({"certificate-authority": "/no/such/file"}, {}, "kubeconfig", id="missing authority"),
+        pytest.param({}, {"exec": PLUGIN | {"command": "/no/such/plugin"}}, "user me", id="missing plugin"),
+        pytest.param({}, {"exec": PLUGIN | {"command": "false"}}, "user me", id="failing plugin"),
+    ],
+)
+def test_unusable_kubeconfig_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], named: str
+) -> None:
+    use_kubeconfig(monkeypatch, tmp_path / "config", cluster=cluster, user=user)
+    with pytest.raises(ConfigError, match=named):
+        access(may_use_kubeconfig=True)
+
+
+@pytest.mark.usefixtures("_no_cluster")
+@pytest.mark.parametrize("content", ["", "[]", "a: [", "contexts: 1", "apiVersion: v1\nkind: Config"])
+def test_malformed_kubeconfig_is_a_configuration_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "config").write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    with pytest.raises(ConfigError, match="kubeconfig"):
+        access(may_use_kubeconfig=True)
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_hanging_credential_plugin_is_abandoned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    use_kubeconfig(monkeypatch, tmp_path / "config", user={"exec": PLUGIN | {"command": "cat", "args": [str(fifo)]}})
+    try:
+        with pytest.raises(ConfigError, match="HTTP_TIMEOUT"):
+            access(may_use_kubeconfig=True)
+    finally:
+        fifo.write_text("")
+
+
+@pytest.mark.usefixtures("_no_cluster")
+def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    credential = {"apiVersion": PLUGIN["apiVersion"], "kind": "ExecCredential", "status": {"token": "from-plugin"}}
+    plugin = PLUGIN | {"command": "echo", "args": [json.dumps(credential)]}
+    use_kubeconfig(monkeypatch, tmp_path / "config", user={"exec": plugin})
+    found = access(may_use_kubeconfig=True)
+    assert [value.split()[1] for value in found.authorization().values()] == ["from-plugin"]
+    assert "laptop" in found.description
 
 
 def access(*, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False) -> Access:
@@ -604,9 +663,3 @@ def test_websockets_and_yaml_are_imported_only_if_needed() -> None:
         "import lifecycle.cli, lifecycle.cleanup.run, lifecycle.dns_watch.loop, lifecycle.report.output"
     )
     assert {"websocket", "yaml", "kubernetes", "lifecycle.clients.kubernetes"} & imported == set()
-
-
-def test_yaml_is_not_imported_in_a_cluster() -> None:
-    imported = modules_after("import lifecycle.clients.headscale.exec, lifecycle.clients.kubernetes.access")
-    assert "websocket" in imported
-    assert "yaml" not in imported

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from ipaddress import IPv6Address, ip_address
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import httpx
+from kubernetes.client.configuration import Configuration
+from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
+from yaml import YAMLError
+
+from lifecycle.clients.text import quoted
 from lifecycle.clients.transport import Proxy
-from lifecycle.clients.trust import private_trust
+from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError, TransientError
+from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
-
-# Source: Kubernetes, "Accessing the Kubernetes API from a Pod".
-SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 # What to set instead, by the setting that needs the Kubernetes API.
 _ALTERNATIVES = {
@@ -28,10 +32,6 @@ _ALTERNATIVES = {
     "HEADSCALE_API_KEY_SECRET": "set HEADSCALE_API_KEY or HEADSCALE_API_KEY_FILE instead",
     "NODE_POLICY": "set NODE_POLICY=replace",
 }
-
-
-class NoKubeconfigError(ConfigError):
-    """There is no kubeconfig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +59,6 @@ class Access:
     proxy: Proxy | None = None
 
 
-def in_cluster(*, needed_for: str, proxy: Proxy | None = None) -> Access:
-    """Return the access that a pod's service account has.
-
-    Args:
-        needed_for: the setting that needs the Kubernetes API.
-        proxy: used if given.
-
-    Raises:
-        ConfigError: this is not a pod, or its service account's token is not mounted.
-    """
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
-    if not host or not port:
-        raise _unavailable("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set", needed_for)
-    try:
-        (SERVICE_ACCOUNT / "token").read_text()
-        trust = private_trust(SERVICE_ACCOUNT / "ca.crt")
-    except OSError as error:
-        raise _unavailable(f"{SERVICE_ACCOUNT}: {error.strerror}", needed_for) from error
-    url = f"https://{_bracketed(host)}:{port}"
-    return Access(
-        url=url,
-        description=f"in-cluster, {url}",
-        credentials="service account's token",
-        upstream=Upstream(UPSTREAM, url_setting="KUBERNETES_SERVICE_HOST", ca_setting="the ConfigMap kube-root-ca.crt"),
-        trust=trust,
-        authorization=partial(bearer_token, SERVICE_ACCOUNT / "token"),
-        proxy=proxy,
-    )
-
-
 def find_access(*, needed_for: str, may_use_kubeconfig: bool, timeout: timedelta, proxy: Proxy | None = None) -> Access:
     """Return the access that a pod's service account has; outside of a cluster, that of the kubeconfig.
 
@@ -96,41 +66,146 @@ def find_access(*, needed_for: str, may_use_kubeconfig: bool, timeout: timedelta
         needed_for: the setting that needs the Kubernetes API.
         may_use_kubeconfig: for commands that only read. A command that writes must not use a laptop's current context.
         timeout: for a credential plugin of the kubeconfig.
-        proxy: used if given.
+        proxy: used if given, and if the kubeconfig has none.
 
     Raises:
         ConfigError: there is no access.
     """
     try:
-        return in_cluster(needed_for=needed_for, proxy=proxy)
+        return _in_cluster(needed_for=needed_for, proxy=proxy)
     except ConfigError as not_in_cluster:
         if not may_use_kubeconfig:
             raise
-        from lifecycle.clients.kubernetes.kubeconfig import kubeconfig  # noqa: PLC0415 - it needs a YAML parser
-
         try:
-            return kubeconfig(timeout=timeout, proxy=proxy)
-        except NoKubeconfigError as error:
-            raise ConfigError(f"{not_in_cluster} {error}") from None
+            return _kubeconfig(timeout=timeout, proxy=proxy)
+        except ConfigException as error:
+            # Not chained: the exception can contain parts of the file.
+            raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {quoted(str(error))}") from None
 
 
-def bearer_token(path: Path) -> Mapping[str, str]:
-    """Return the header with the token in a file, which is read for each request: the kubelet rotates it.
+def _in_cluster(*, needed_for: str, proxy: Proxy | None) -> Access:
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)
+        trust = private_trust(configuration.ssl_ca_cert)
+    except (ConfigException, OSError) as error:
+        raise _unavailable(str(error), needed_for) from error
+    return Access(
+        url=configuration.host,
+        description=f"in-cluster, {configuration.host}",
+        credentials="service account's token",
+        upstream=Upstream(UPSTREAM, url_setting="KUBERNETES_SERVICE_HOST", ca_setting="the ConfigMap kube-root-ca.crt"),
+        trust=trust,
+        authorization=partial(_authorization, configuration),
+        proxy=proxy,
+    )
+
+
+def _kubeconfig(*, timeout: timedelta, proxy: Proxy | None) -> Access:
+    """Return the access of the current context of the kubeconfig.
 
     Raises:
-        TransientError: the file cannot be read.
+        ConfigException: there is no kubeconfig.
+        ConfigError: it cannot be used.
     """
     try:
-        return {"Authorization": f"Bearer {path.read_text().strip()}"}
-    except (OSError, UnicodeDecodeError) as error:
-        raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
-
-
-def _bracketed(host: str) -> str:
+        path = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        _, context = list_kube_config_contexts(path)
+        configuration, problems = _load(path, timeout)
+    except TimeoutError:
+        raise ConfigError(
+            f"The credential plugin of the kubeconfig did not end within {timeout.total_seconds():g} s (HTTP_TIMEOUT)."
+        ) from None
+    except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
+        # Not chained: the exception can contain parts of the file, such as keys.
+        raise ConfigError("The kubeconfig (KUBECONFIG, or ~/.kube/config) is malformed.") from None
+    name, user = context["name"], context["context"].get("user", "")
+    if not configuration.verify_ssl:
+        raise ConfigError(
+            f"Context {name} of the kubeconfig has insecure-skip-tls-verify. Credentials are not sent to a server that "
+            "is not verified. Set certificate-authority instead."
+        )
+    if problems:
+        raise ConfigError(
+            f"The credentials of user {user} of the kubeconfig cannot be loaded. If it has a credential plugin, run "
+            f"`kubectl get pods` with the same kubeconfig. {quoted(' '.join(problems))}"
+        )
     try:
-        return f"[{host}]" if isinstance(ip_address(host), IPv6Address) else host
-    except ValueError:
-        return host
+        trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_trust()
+        if configuration.cert_file:
+            trust.load_cert_chain(configuration.cert_file, configuration.key_file)
+    except OSError as error:
+        raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
+    return Access(
+        url=configuration.host,
+        description=f"context {name} of the kubeconfig, {configuration.host}",
+        credentials=f"user {user} of the kubeconfig",
+        upstream=Upstream(UPSTREAM, url_setting="the kubeconfig", ca_setting="certificate-authority in the kubeconfig"),
+        trust=trust,
+        authorization=partial(_authorization, configuration),
+        tls_server_name=configuration.tls_server_name,
+        proxy=_kubeconfig_proxy(configuration.proxy) or proxy,
+    )
+
+
+def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
+    """Load the kubeconfig, and return what the library logs about a failing credential plugin.
+
+    Raises:
+        TimeoutError: a credential plugin did not end in time.
+    """
+    configuration = Configuration()
+    # The environment's proxy is a setting of ours; only that of the kubeconfig counts here.
+    configuration.proxy = None
+    # The file is not written, as it would be with a refreshed token.
+    load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
+    with _captured_errors() as problems:
+        in_background(load, name="kubeconfig").result(timeout.total_seconds())
+    return configuration, problems
+
+
+@contextmanager
+def _captured_errors() -> Iterator[list[str]]:
+    """Collect what is logged as an error: the library reports a failed plugin only there, through the root logger."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Collect(logging.ERROR)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        root.removeHandler(handler)
+
+
+def _kubeconfig_proxy(url: Any) -> Proxy | None:
+    if not url:
+        return None
+    setting = "proxy-url in the kubeconfig"
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        parsed = httpx.URL()
+    if parsed.scheme != "http" or not parsed.host:
+        raise ConfigError(f"{setting}: only http://HOST:PORT is supported.")
+    return Proxy(url, setting)
+
+
+def _authorization(configuration: Configuration) -> Mapping[str, str]:
+    """Return the header with the current token, which the library reads again every minute.
+
+    Raises:
+        TransientError: the token cannot be read.
+    """
+    try:
+        settings: Mapping[str, Any] = configuration.auth_settings()
+        return {setting["key"]: setting["value"] for setting in settings.values()}
+    except (ConfigException, OSError) as error:
+        raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
 
 
 def _unavailable(reason: str, needed_for: str) -> ConfigError:

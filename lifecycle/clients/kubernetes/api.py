@@ -248,7 +248,7 @@ def _parse_pod(item: Any) -> Pod:
 
 
 def _secret(authorization: Mapping[str, str]) -> str | None:
-    return authorization["Authorization"].partition(" ")[2] if authorization else None
+    return next((value.partition(" ")[2] for value in authorization.values()), None)
 
 
 def _status(response: Response) -> dict[str, Any]:
