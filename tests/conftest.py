@@ -18,7 +18,7 @@ from structlog.testing import LogCapture
 from xdist.scheduler import LoadScopeScheduling
 
 from lifecycle.settings.models import every_variable
-from tests import tally
+from tests import releases, tally
 
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
 pytest_plugins = ["tests.image.fixtures"]
@@ -65,7 +65,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def is_full(item: pytest.Item) -> bool:
     """Return True if a test is not in the default tier."""
-    return item.nodeid.startswith(FULL) or item.get_closest_marker("full") is not None
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return (
+        item.nodeid.startswith(FULL)
+        or item.get_closest_marker("full") is not None
+        or releases.needs_full_tier(parameters)
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
