@@ -197,13 +197,8 @@ class Schedule:
         return json.dumps(asdict(self))
 
 
-def drawn(seed: int, *, left_out: int = 0) -> Schedule:
-    """Draw a schedule, each thing in it for itself.
-
-    Args:
-        seed: always gives the same schedule.
-        left_out: how many of its last steps are not made.
-    """
+def drawn(seed: int) -> Schedule:
+    """Draw a schedule. The same seed always gives the same schedule."""
 
     def draw(what: str) -> Random:
         return Random(f"{seed}/{what}")
@@ -226,7 +221,7 @@ def drawn(seed: int, *, left_out: int = 0) -> Schedule:
         },
         crowded=crowded,
         kept_state=draw("state").random() < 0.5,
-        steps=tuple(_step(draw(str(number)), crowded=crowded) for number in range(STEPS - left_out)),
+        steps=tuple(_step(draw(str(number)), crowded=crowded) for number in range(STEPS)),
     )
 
 
