@@ -17,7 +17,7 @@ from lifecycle.runtime.background import in_background
 from lifecycle.settings.models import CleanupSettings
 
 ReadState = Callable[[], Mapping[str, bytes] | None]
-"""Returns the values of tailscale's state Secret; None if there is no such Secret."""
+"""Returns the values of tailscale's state Secret; None if the Secret does not exist."""
 
 
 def cleanup_config(settings: CleanupSettings) -> CleanupConfig:

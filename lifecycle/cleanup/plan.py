@@ -60,7 +60,7 @@ class Observation:
         nodes: every node of the tailnet.
         records: everything at our name; None if Cloudflare could not be read.
         records_error: why the records could not be read.
-        state: None if there is no state Secret, or none is needed.
+        state: None if the state Secret does not exist or is not needed.
     """
 
     version: str
@@ -139,12 +139,12 @@ def choose_kept(
     Args:
         nodes: every node of the tailnet, in any order.
         identity: criteria for owning a node.
-        state: None if there is no such Secret.
+        state: None if the Secret does not exist.
         version: of Headscale.
         now: aware UTC.
     """
     if state is None:
-        return NothingKept("there is no such Secret")
+        return NothingKept("the Secret does not exist")
     if not state.node_id:
         return NothingKept("the Secret contains no device_id: no node has registered with it, or its last start failed")
     node = next((node for node in nodes if node.id == state.node_id), None)

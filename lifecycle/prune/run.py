@@ -22,8 +22,8 @@ log = structlog.get_logger()
 OBSERVATION_S = 900.0
 """The time between the plan and its confirmation.
 
-After a restart of Headscale every node is offline until its client reconnects. `last_seen` is no heartbeat: for a node
-that was connected all the time it can be as old as its registration.
+After a restart of Headscale every node is offline until its client reconnects. `last_seen` is not a heartbeat: it can be
+as old as the registration of a node that was always connected.
 """
 
 

@@ -120,7 +120,7 @@ class TestKept:
     @pytest.mark.parametrize(
         ("node", "state", "version", "part"),
         [
-            pytest.param(a_node(7), None, "0.29.2", "no such Secret", id="no-secret"),
+            pytest.param(a_node(7), None, "0.29.2", "Secret does not exist", id="no-secret"),
             pytest.param(a_node(7), {}, "0.29.2", "device_id", id="empty-secret"),
             pytest.param(a_node(7), {"device_id": b""}, "0.29.2", "device_id", id="empty-id"),
             pytest.param(a_node(7), {"device_ips": b'["100.64.0.7"]'}, "0.29.2", "device_id", id="addresses-alone"),

@@ -132,7 +132,7 @@ def test_a_kept_node_comes_back_with_its_address_and_its_record_needs_no_write(
     """The pod is replaced, its state survives: the same node, the same address, nothing written to the zone."""
     settings = KEEP | {"AUTHKEY_TAGS": tags}
     [told] = named(service.cleanup(**settings).events, "node.not_kept")
-    assert "no such Secret" in told["reason"]
+    assert "Secret does not exist" in told["reason"]
     machine = service.machine()
     # As tailscale's container notes it, once it runs.
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
