@@ -22,8 +22,8 @@ log = structlog.get_logger()
 OBSERVATION_S = 900.0
 """The time between the plan and its confirmation.
 
-After a restart of Headscale every node is offline until its client reconnects. `last_seen` is not a heartbeat: it can be
-as old as the registration of a node that was always connected.
+After a restart of Headscale every node is offline until its client reconnects. `last_seen` is not a heartbeat: for a
+node that was always connected it can be as old as the registration.
 """
 
 
