@@ -23,6 +23,7 @@ from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.runtime.stop import stop_event
 from lifecycle.runtime.termination import write_termination_message
+from lifecycle.settings.load import environment, load, near_misses
 from lifecycle.settings.models import (
     COMMANDS,
     CleanupSettings,
@@ -32,12 +33,8 @@ from lifecycle.settings.models import (
     PruneSettings,
     Settings,
     command_variables,
-    default_text,
-    environment,
-    load,
-    near_misses,
-    shown,
 )
+from lifecycle.settings.reference import changed, default_text
 from lifecycle.wiring import connect_cluster, connect_readers, connect_writers, state_reader, utc_now
 
 if TYPE_CHECKING:
@@ -229,7 +226,7 @@ def _loaded(command: type[Command], *, quiet: bool = False) -> Command:
     if not quiet:
         console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stdout.isatty())
         configure_logs(level=settings.log_level, console=console)
-        log.info("settings.loaded", version=lifecycle.__version__, **shown(settings))
+        log.info("settings.loaded", version=lifecycle.__version__, **changed(settings))
     return settings
 
 

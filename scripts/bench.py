@@ -31,7 +31,7 @@ from bench_world import (
 
 from tests.simulators import faults
 
-LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
+LIBRARIES = "httpx, dotenv, pydantic, structlog, tenacity"
 INTERFACE = "tailscale0"
 LATENCIES_S = (0.0, 0.02, 0.15)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from lifecycle.dns_watch.loop import DnsWatch, new_status
 from lifecycle.runtime.logs import configure_logs
 from lifecycle.runtime.retry import once
-from lifecycle.settings.models import DnsWatchSettings, load
+from lifecycle.settings.load import load
+from lifecycle.settings.models import DnsWatchSettings
 from lifecycle.wiring import connect_writers, utc_now
 
 

@@ -17,7 +17,7 @@ from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 from xdist.scheduler import LoadScopeScheduling
 
-from lifecycle.settings.models import every_variable
+from lifecycle.settings.load import variables_read
 from tests import releases, tally
 
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
@@ -200,7 +200,7 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
-    for name in [*every_variable(), "HOSTNAME"]:
+    for name in variables_read():
         monkeypatch.delenv(name, raising=False)
     # A folder without an .env file.
     for file in _empty_folder.iterdir():
@@ -226,5 +226,4 @@ def repository() -> Path:
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
     """Return the environment for a child process, without our settings."""
-    ours = {*every_variable(), "HOSTNAME"}
-    return {name: value for name, value in os.environ.items() if name not in ours}
+    return {name: value for name, value in os.environ.items() if name not in variables_read()}

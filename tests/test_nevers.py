@@ -18,7 +18,8 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
-from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, shown
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings
+from lifecycle.settings.reference import changed
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -418,7 +419,7 @@ def test_never_5_no_secret_leaves(make_world: MakeWorld, version: str, fault: Fa
     world.run(watch, LONG_S)
     for command in (CleanupSettings, DnsWatchSettings):
         settings = world.settings(command)
-        told += [repr(settings), str(shown(settings))]
+        told += [repr(settings), str(changed(settings))]
 
     told += map(repr, events)
     told += [f"{exchange.path}?{exchange.query}" for exchange in world.headscale.requests + world.cloudflare.requests]

@@ -13,7 +13,8 @@ import pytest
 
 from lifecycle.health.server import serve
 from lifecycle.health.status import Status
-from lifecycle.settings.models import DnsWatchSettings, command_variables, default_text
+from lifecycle.settings.models import DnsWatchSettings, command_variables
+from lifecycle.settings.reference import default_text
 from tests.builders import addresses, publish
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.programs import free_ports

@@ -11,14 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.settings.models import (
-    CleanupSettings,
-    DnsWatchSettings,
-    DryRunSettings,
-    PruneSettings,
-    every_variable,
-    load,
-)
+from lifecycle.settings.load import load
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings, every_variable
 from tests.pages import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()

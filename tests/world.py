@@ -28,7 +28,8 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.retry import RetryBudget, once, retrying
-from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings, load
+from lifecycle.settings.load import load
+from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings
 from lifecycle.wiring import utc_now
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator

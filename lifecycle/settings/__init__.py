@@ -1,1 +1,1 @@
-"""Settings from the environment, one class per command."""
+"""Settings from the environment: one class per command."""

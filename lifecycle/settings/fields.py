@@ -1,29 +1,29 @@
-"""The values that a setting may have: each kind checked, and written out again."""
+"""Types of settings: how each is parsed, checked and written out again."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic_settings import NoDecode
 
 from lifecycle.domain.ownership import IpNetwork, mark_of
 
-# Source: Cloudflare's documentation of DNS records: so long is a whole name at most, and so a comment on the Free plan.
+# Source: Cloudflare's documentation of DNS records: the limits of a full name, and of a comment on the Free plan.
 RECORD_NAME_LENGTH = 253
 _COMMENT_LENGTH = 100
 
 _TOO_LONG = "must be at most 100 years"
-# Longer than anything is meant to last, and short enough for every clock and calendar.
-_LONGEST = timedelta(days=36_500)
+# Longer than any useful duration, and short enough for every clock and calendar.
+_MAX_DURATION = timedelta(days=36_500)
 
-# ASCII: to Python, a dotless i is a letter between a and z, and digits come in many scripts.
+# ASCII only: to Python, a dotless i is a letter between a and z, and digits come in many scripts.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -35,29 +35,53 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+_UNEXPANDED = re.compile(r"\$\([A-Z_][A-Z0-9_]*\)")
+
+_CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
+# Source: `openssl rehash`: a link named after the hash of each certificate's subject.
+_HASHED_CERTIFICATE = re.compile(r"[0-9a-f]{8}\.\d+")
+
+_DEFAULT_PROXY_PORT = {"http": 80, "https": 443}
+
+
+def checked_text(value: str) -> str:
+    """Return a stripped value of any setting.
+
+    Raises:
+        ValueError: it contains a control character, or a reference that Kubernetes did not expand.
+    """
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("contains a control character, such as a line break")
+    reference = _UNEXPANDED.search(value)
+    if reference:
+        raise ValueError(
+            f"contains {reference[0]}, which Kubernetes did not expand. References are expanded in `env` with `value`, "
+            "after the variable they name, and never in a ConfigMap"
+        )
+    return value
 
 
 def parse_duration(value: Any) -> timedelta:
-    """A duration from `90`, `90s`, `15m`, `1h30m` or `7d`; plain numbers are seconds."""
+    """Parse a duration such as `90`, `90s`, `15m`, `1h30m` or `7d`; plain numbers are seconds."""
     if isinstance(value, timedelta):
         return value
-    text = str(value).strip()
+    text = str(value)
     match = _DURATION.fullmatch(text)
     try:
         if _SECONDS.fullmatch(text):
             return timedelta(seconds=float(text))
         if match is None or not text:
-            raise ValueError("a duration is written 90, 90s, 15m, 1h30m or 7d")
+            raise ValueError("must be a duration such as 90, 90s, 15m, 1h30m or 7d")
         days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
         return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     except OverflowError:
         raise ValueError(_TOO_LONG) from None
 
 
-def _sensible(value: timedelta) -> timedelta:
+def _in_range(value: timedelta) -> timedelta:
     if value <= timedelta():
         raise ValueError("must be longer than 0")
-    if value > _LONGEST:
+    if value > _MAX_DURATION:
         raise ValueError(_TOO_LONG)
     return value
 
@@ -69,12 +93,13 @@ def _comma_separated(value: Any) -> Any:
 def _octal(value: Any) -> Any:
     if isinstance(value, str):
         if not re.fullmatch(r"(0o?)?[0-7]{3}", value):
-            raise ValueError("a file mode is written in octal, such as 0640")
+            raise ValueError("must be a file mode in octal, such as 0640")
         return int(value, 8)
     return value
 
 
-def _service_url(value: str) -> str:
+def _split_url(value: str) -> SplitResult | None:
+    """Split an http or https URL; return None if no HTTP client accepts it."""
     try:
         # Both can raise errors that repeat the value.
         parts = urlsplit(value)
@@ -82,48 +107,79 @@ def _service_url(value: str) -> str:
         if _NUMERIC_HOST.fullmatch(host):
             ip_address(host)
         else:
-            # What no resolver takes: an empty label, one over 63 characters, one that is no international name.
+            # Resolvers refuse an empty label, one over 63 characters, and an invalid international name.
             host.encode("idna").decode("idna")
         usable = parts.scheme in {"http", "https"} and bool(host) and parts.port != 0
     except ValueError:
-        usable = False
-    if not usable or not _VISIBLE.fullmatch(value):
-        raise ValueError("must be an address such as https://headscale.example.com")
+        return None
+    return parts if usable and _VISIBLE.fullmatch(value) else None
+
+
+def _url(value: str) -> str:
+    if _split_url(value) is None:
+        raise ValueError("must be a URL such as https://headscale.example.com")
     if set(value) & set("@?#"):
-        raise ValueError("must be an address alone: no user, password, ? or #")
+        raise ValueError("must be a URL without user, password, ? or #")
     return value.rstrip("/")
 
 
+def parse_proxy(value: SecretStr) -> SecretStr:
+    """Return a proxy's URL with its scheme, port and percent-encoded credentials.
+
+    Raises:
+        ValueError: it is not the URL of an HTTP proxy.
+    """
+    text = value.get_secret_value()
+    if text.lower().startswith("socks"):
+        raise ValueError("is a SOCKS proxy, which is not supported; set an http:// or https:// proxy")
+    # Without a scheme, as curl and Go read it.
+    parts = _split_url(text if "://" in text else f"http://{text}")
+    if parts is None or parts.path not in ("", "/") or parts.query or parts.fragment or "%" in (parts.hostname or ""):
+        raise ValueError(
+            "must be a proxy such as http://proxy.example.com:3128, special characters of a password percent-encoded"
+        )
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    credentials = ""
+    if parts.username is not None:
+        user, password = (quote(unquote(part or ""), safe="") for part in (parts.username, parts.password))
+        credentials = f"{user}:{password}@"
+    return SecretStr(f"{parts.scheme}://{credentials}{host}:{parts.port or _DEFAULT_PROXY_PORT[parts.scheme]}")
+
+
 def parse_token(value: SecretStr) -> SecretStr:
-    """A token or API key without the blanks around it."""
-    stripped = value.get_secret_value().strip()
-    if not _TOKEN.fullmatch(stripped):
-        raise ValueError("is not a token: it has quotes, blanks or line breaks in it, or is a placeholder")
-    return SecretStr(stripped)
+    """Return a token or API key.
+
+    Raises:
+        ValueError: no header can contain it.
+    """
+    if not _TOKEN.fullmatch(value.get_secret_value()):
+        raise ValueError("is not a valid token: it contains quotes, spaces or line breaks, or is a placeholder")
+    return value
 
 
 def _domain(value: str) -> str:
-    name = value.strip().removesuffix(".").lower()
+    name = value.removesuffix(".").lower()
     if "." not in name or not is_dns_name(name) or len(name) > RECORD_NAME_LENGTH:
         raise ValueError("must be a domain such as example.com (an international one in its xn-- form)")
     return name
 
 
 def _zone_id(value: str) -> str:
+    value = value.lower()
     if not _ZONE_ID.fullmatch(value):
-        raise ValueError("must be 32 hex digits as on the zone's overview page, not the domain")
+        raise ValueError("must be the 32 hex digits from the zone's overview page, not the domain")
     return value
 
 
 def _tags(value: frozenset[str]) -> frozenset[str]:
     if not all(_TAG.fullmatch(tag) for tag in value):
-        raise ValueError("each must be `tag:` and lower-case letters, digits, - . or _")
+        raise ValueError("each must be `tag:` followed by lower-case letters, digits, - . or _")
     return value
 
 
 def _owner(value: str) -> str:
     if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
-        raise ValueError(f"must be ASCII without blanks, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
+        raise ValueError(f"must be ASCII without spaces, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
     return value
 
 
@@ -131,86 +187,116 @@ def _prefix(value: Any) -> Any:
     try:
         return ip_network(value)
     except ValueError:
-        raise ValueError("each must be a network such as 100.64.0.0/10, no bit set behind its length") from None
+        raise ValueError("each must be a network such as 100.64.0.0/10, with no host bits set") from None
 
 
 def _some_prefixes(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
     if not value:
-        raise ValueError("must name at least one network")
+        raise ValueError("must contain at least one network")
     return value
 
 
 def _namespace(value: str) -> str:
     if not _NAMESPACE.fullmatch(value):
-        raise ValueError("must be a namespace in Kubernetes' sense: at most 63 lower-case letters, digits and -")
+        raise ValueError("must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
     return value
 
 
 def _kubernetes_name(value: str) -> str:
     if not _KUBERNETES_NAME.fullmatch(value):
-        raise ValueError("must be a name in Kubernetes' sense: lower-case letters, digits, - and .")
+        raise ValueError("must be the name of a Kubernetes object: lower-case letters, digits, - and .")
     return value
 
 
 def _secret_reference(value: str) -> str:
     if not _SECRET_REFERENCE.fullmatch(value):
-        raise ValueError("must be a Secret's `name` or `name/key`")
+        raise ValueError("must be the `name` or `name/key` of a Secret")
     return value
 
 
-def _readable_file(value: Path) -> Path:
+def _existing_file(value: Path) -> Path:
     try:
-        found = value.is_file()
+        is_file = value.is_file()
     except OSError as error:
-        raise ValueError(f"names a file that cannot be reached ({error.strerror})") from None
-    if not found:
-        raise ValueError("names a file that is not there")
+        raise ValueError(f"is a file that cannot be reached ({error.strerror})") from None
+    if not is_file:
+        raise ValueError("is a file that does not exist" if not value.exists() else "is not a regular file")
+    return value
+
+
+def _certificates(value: Path) -> Path:
+    try:
+        content = value.read_bytes()
+    except OSError as error:
+        raise ValueError(f"is a file that cannot be read ({error.strerror})") from None
+    if not _CERTIFICATE.search(content):
+        raise ValueError("is a file without a certificate in PEM form")
+    return value
+
+
+def _certificate_folders(value: str) -> str:
+    # OpenSSL accepts several, separated as in PATH.
+    for folder in map(Path, value.split(":")):
+        try:
+            hashed = any(_HASHED_CERTIFICATE.fullmatch(entry.name) for entry in folder.iterdir())
+        except OSError as error:
+            raise ValueError(f"is a folder that cannot be read ({error.strerror})") from None
+        if not hashed:
+            raise ValueError("is a folder without hashed certificates; create them with `openssl rehash`")
     return value
 
 
 def is_dns_name(name: str) -> bool:
-    """Whether each label has 1 to 63 letters, digits and inner hyphens."""
+    """Return True if each label has 1 to 63 letters, digits and inner hyphens."""
     return all(_LABEL.fullmatch(label) for label in name.split("."))
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_sensible)]
-Url = Annotated[str, AfterValidator(_service_url)]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_in_range)]
+Url = Annotated[str, AfterValidator(_url)]
+Proxy = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[str, AfterValidator(_namespace)]
 KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
 Token = Annotated[SecretStr, AfterValidator(parse_token)]
 Prefixes = Annotated[
     tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
-    NoDecode,
     BeforeValidator(_comma_separated),
     AfterValidator(_some_prefixes),
 ]
-Tags = Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_tags)]
+Tags = Annotated[frozenset[str], BeforeValidator(_comma_separated), AfterValidator(_tags)]
 Domain = Annotated[str, AfterValidator(_domain)]
 ZoneId = Annotated[str, AfterValidator(_zone_id)]
 Owner = Annotated[str, AfterValidator(_owner)]
 SecretReference = Annotated[str, AfterValidator(_secret_reference)]
-ReadableFile = Annotated[Path, AfterValidator(_readable_file)]
+ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
+CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
+CertificateFolders = Annotated[str, AfterValidator(_certificate_folders)]
 FileMode = Annotated[int, BeforeValidator(_octal)]
 
 
 def value_text(field: FieldInfo, value: Any) -> str:
-    """A setting's value as it would be written into a manifest; "" for none."""
+    """Return a setting's value as written in a manifest, without a proxy's credentials; "" for None."""
     match value:
         case None:
-            return ""
+            text = ""
         case bool():
-            return str(value).lower()
+            text = str(value).lower()
         case timedelta():
-            return _duration_text(value)
+            text = _duration_text(value)
         case tuple() | frozenset():
-            return ",".join(sorted(map(str, value)))
+            text = ",".join(sorted(map(str, value)))
         case int() if is_file_mode(field):
-            return f"{value:04o}"
-    return str(value)
+            text = f"{value:04o}"
+        case SecretStr():
+            # Of all secrets, only a proxy's URL has a scheme.
+            scheme, separator, rest = value.get_secret_value().partition("://")
+            text = f"{scheme}://{rest.rpartition('@')[2]}" if separator else str(value)
+        case _:
+            text = str(value)
+    return text
 
 
 def is_file_mode(field: FieldInfo) -> bool:
-    """Whether the setting's number is a file's permission bits, which are written in octal."""
+    """Return True if the setting is a file mode, which is written in octal."""
     return any(getattr(item, "func", None) is _octal for item in field.metadata)
 
 

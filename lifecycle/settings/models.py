@@ -1,51 +1,43 @@
-"""The environment, read once, checked, frozen; one class per command."""
+"""The settings of each command: checked and frozen."""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable
 from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from dotenv import dotenv_values
-from pydantic import (
-    Field,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import mark_of
 from lifecycle.settings.fields import (
     RECORD_NAME_LENGTH,
+    CertificateFile,
+    CertificateFolders,
     Domain,
     Duration,
+    ExistingFile,
     FileMode,
     KubernetesName,
     Namespace,
     Owner,
     Prefixes,
-    ReadableFile,
+    Proxy,
     SecretReference,
     Tags,
     Token,
     Url,
     ZoneId,
     is_dns_name,
-    is_file_mode,
     parse_token,
-    value_text,
 )
+from lifecycle.settings.proxies import Proxies
 
-ENV_FILE = ".env"
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 # Headscale 0.27 and 0.28 store a longer or shorter one as `invalid-<random>`.
@@ -55,77 +47,78 @@ _ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
+# Replaces an invalid DOMAIN_NAME, so that the other settings can be checked.
+PLACEHOLDER_DOMAIN = "domain.invalid"
+
 Command = TypeVar("Command", bound="Settings")
 
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
 
-# Source: Cloudflare API v4, `ttl` of a DNS record; Enterprise zones take shorter ones.
+# Source: Cloudflare API v4, `ttl` of a DNS record; Enterprise zones accept shorter ones.
 _AUTOMATIC_TTL = 1
-_LEAST_TTL_S = 60
-_LONGEST_TTL_S = 86_400
-
-# How alike two names are taken for one: a letter or two amiss, of some ten.
-_NEARNESS = 0.86
-
-# Stands in for a DOMAIN_NAME that is wrong, so that the rest can be checked all the same.
-_SOME_DOMAIN = "domain.invalid"
+_MIN_TTL_S = 60
+_MAX_TTL_S = 86_400
 
 
-class Settings(BaseSettings):
-    """What every command is told."""
+class Settings(BaseModel):
+    """Settings of all commands."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         alias_generator=str.upper,
-        case_sensitive=True,
-        # Only the class that is read is made ready to read with: it saves time and memory.
+        # Building only the class in use saves time and memory.
         defer_build=True,
-        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        # Without it, an error about one value prints the secrets beside it.
+        # Otherwise an error about one value prints the secrets beside it.
         hide_input_in_errors=True,
         validate_default=False,
     )
 
-    headscale_namespace: Namespace = Field("headscale", description="namespace that Headscale runs in")
+    headscale_namespace: Namespace = Field("headscale", description="namespace of Headscale")
     cloudflare_api_token: Token | None = Field(
-        None, description="required; user- or account-owned API token with Zone / DNS / Edit"
+        None, description="required; API token (user- or account-owned) with the permission Zone / DNS / Edit"
     )
-    cloudflare_api_token_file: ReadableFile | None = Field(
-        None, description="file to read CLOUDFLARE_API_TOKEN from, again whenever it was refused"
+    cloudflare_api_token_file: ExistingFile | None = Field(
+        None, description="file with the value of CLOUDFLARE_API_TOKEN; read again after a refusal"
     )
-    cloudflare_zone_id: ZoneId | None = Field(None, description="the zone; unset: looked up from DOMAIN_NAME")
-    domain_name: Domain = Field(description="required; such as example.com, the zone's apex or a domain below it")
+    cloudflare_zone_id: ZoneId | None = Field(None, description="zone ID; unset: looked up from DOMAIN_NAME")
+    domain_name: Domain = Field(description="required; the zone's domain or a domain below it, such as example.com")
     authkey_output_path: Path = Field(
-        Path("/tailscale-auth/authkey"), description="key file, in the volume shared with tailscale"
+        Path("/tailscale-auth/authkey"), description="key file, in the volume shared with the tailscale container"
     )
     ts_hostname: str | None = Field(
         None,
-        description="hostname of the node, exactly as the tailscale container has it; "
-        "unset: the pod's name without -0, and .DOMAIN_NAME",
+        description="hostname of the node, the same as in the tailscale container; "
+        "unset: the pod's name without its ordinal, and .DOMAIN_NAME",
     )
     pod_name: str | None = Field(None, description="from the downward API; unset: HOSTNAME")
     pod_namespace: Namespace | None = Field(
         None,
         description="from the downward API; unset: the service account's namespace, else default",
     )
+    ordinals_start: int = Field(
+        0, ge=0, description="spec.ordinals.start of the StatefulSet; the first pod may use a name without ordinal"
+    )
     headscale_access: Literal["auto", "api", "exec"] = Field(
         "auto",
-        description="api, exec (the CLI in Headscale's pod) or auto: api when a URL, a key or a Secret is given",
+        description="api (REST), exec (the CLI in Headscale's pod) or auto: api if a URL, a key or a Secret is set",
     )
     headscale_url: Url | None = Field(
         None,
         description="for api; unset: http://headscale.HEADSCALE_NAMESPACE.svc.cluster.local:8080",
     )
-    headscale_api_key: Token | None = Field(None, description="for api; made by `headscale apikeys create`")
-    headscale_api_key_file: ReadableFile | None = Field(
-        None, description="file to read HEADSCALE_API_KEY from, again whenever it was refused"
+    headscale_api_key: Token | None = Field(None, description="for api; created by `headscale apikeys create`")
+    headscale_api_key_file: ExistingFile | None = Field(
+        None, description="file with the value of HEADSCALE_API_KEY; read again after a refusal"
     )
     headscale_api_key_secret: SecretReference | None = Field(
-        None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that holds the API key"
+        None, description="name or name/key of a Secret in HEADSCALE_NAMESPACE that contains the API key"
     )
-    headscale_ca_file: ReadableFile | None = Field(
-        None, description="certificate authority of HEADSCALE_URL, when it is a private one"
+    headscale_ca_file: CertificateFile | None = Field(
+        None, description="private certificate authority of HEADSCALE_URL, in PEM form"
+    )
+    headscale_proxy: Proxy | None = Field(
+        None, description="proxy for HEADSCALE_URL, also inside the cluster; NO_PROXY does not apply"
     )
     headscale_pod_selector: str | None = Field(
         None,
@@ -136,32 +129,41 @@ class Settings(BaseSettings):
     )
     headscale_user: str | None = Field(
         None,
-        description="name, e-mail address or id:N of the Headscale user that owns the key and the node; "
-        "unset: the only user",
+        description="user that owns the key and the node: a name, id:N or an e-mail address; unset: the only user",
     )
     authkey_expiration: Duration = Field(
-        timedelta(hours=1), description="life of the key; longer than an image pull and some restarts"
+        timedelta(hours=1), description="lifetime of the key; longer than an image pull and some restarts"
     )
-    authkey_reusable: bool = Field(default=False, description="whether more than one node may use the key")
-    authkey_ephemeral: bool = Field(
-        default=False, description="whether Headscale removes the node soon after it went offline"
-    )
+    authkey_reusable: bool = Field(default=False, description="allow several nodes to register with the key")
+    authkey_ephemeral: bool = Field(default=False, description="Headscale deletes the node soon after it goes offline")
     authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
-    dns_owner: Owner | None = Field(None, description="instance part of the records' mark; unset: the pod's namespace")
+    dns_owner: Owner | None = Field(None, description="owner in the comment of our records; unset: the pod's namespace")
     vpn_prefixes: Prefixes = Field(
         (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48")),
-        description="what counts as a VPN address, comma-separated",
+        description="networks of VPN addresses, comma-separated",
     )
-    http_timeout: Duration = Field(timedelta(seconds=10), description="for each request")
-    cloudflare_api_url: Url = Field("https://api.cloudflare.com/client/v4", description="for tests and proxies")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to show")
+    http_timeout: Duration = Field(timedelta(seconds=10), description="time limit of one request")
+    http_proxy: Proxy | None = Field(None, description="proxy for http:// URLs outside the cluster")
+    https_proxy: Proxy | None = Field(None, description="proxy for https:// URLs outside the cluster")
+    all_proxy: Proxy | None = Field(None, description="proxy for URLs whose scheme has no proxy of its own")
+    no_proxy: str = Field(
+        "", description="hosts to reach directly: names (with subdomains), addresses, networks or *; comma-separated"
+    )
+    ssl_cert_file: CertificateFile | None = Field(
+        None, description="PEM file of certificate authorities that replaces the built-in ones"
+    )
+    ssl_cert_dir: CertificateFolders | None = Field(
+        None, description="folder of hashed certificate authorities (`openssl rehash`) that replaces the built-in ones"
+    )
+    cloudflare_api_url: Url = Field("https://api.cloudflare.com/client/v4", description="for tests and gateways")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level to log")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
-    # Not a setting: the kubelet sets it to the pod's name, or on the host network to the cluster node's.
+    # Not a setting: the kubelet sets it, usually to the pod's name.
     hostname: str | None = Field(None, exclude=True)
 
     def problems(self) -> Iterable[str]:
-        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        """Check combinations of settings; each problem begins with the variable's name."""
         for name in SECRETS:
             value, file = getattr(self, name.lower()), getattr(self, f"{name.lower()}_file")
             if value and file:
@@ -177,25 +179,25 @@ class Settings(BaseSettings):
         yield from self._name_problems()
 
     def secret(self, name: str) -> str:
-        """A secret's value as it is now: from the environment, or read from its file.
+        """Return a secret from the environment, or read it from its file.
 
         Args:
-            name: the variable's, such as CLOUDFLARE_API_TOKEN.
+            name: of the variable, such as CLOUDFLARE_API_TOKEN.
 
         Raises:
-            ConfigError: the file cannot be read, or what stands in it is no token.
+            ConfigError: the file cannot be read, or contains no valid token.
         """
         value: SecretStr | None = getattr(self, name.lower())
         if value is not None:
             return value.get_secret_value()
         file: Path = getattr(self, f"{name.lower()}_file")
         try:
-            return parse_token(SecretStr(file.read_text())).get_secret_value()
+            return parse_token(SecretStr(file.read_text().strip())).get_secret_value()
         except OSError as error:
             raise ConfigError(f"{name}_FILE: the file cannot be read ({error.strerror})") from error
         except ValueError:
             raise ConfigError(
-                f"{name}_FILE: what stands in the file is not a token: it is empty, or has quotes, blanks or "
+                f"{name}_FILE: the file does not contain a valid token: it is empty, or contains quotes, spaces or "
                 "several lines"
             ) from None
 
@@ -207,53 +209,80 @@ class Settings(BaseSettings):
         ]
         if self.access == "api" and not keys:
             yield (
-                "HEADSCALE_API_KEY: is required to reach Headscale at its address; set it, "
-                "HEADSCALE_API_KEY_FILE or HEADSCALE_API_KEY_SECRET (`headscale apikeys create` makes one)"
+                "HEADSCALE_API_KEY: is required for HEADSCALE_ACCESS=api; set it, HEADSCALE_API_KEY_FILE or "
+                "HEADSCALE_API_KEY_SECRET (`headscale apikeys create` creates a key)"
             )
         if "HEADSCALE_API_KEY_SECRET" in keys and len(keys) > 1:
             yield f"HEADSCALE_API_KEY_SECRET: set this or {keys[0]}, not both"
 
     def _name_problems(self) -> Iterable[str]:
-        pod = self.pod_name or self.hostname
-        if self.ts_hostname is None:
-            if self.pod_name and self.hostname and self.pod_name != self.hostname:
-                yield "TS_HOSTNAME: set TS_HOSTNAME: a pod on the host network has no name of its own"
-                return
-            if pod is None or not pod.endswith("-0") or pod == "-0":
-                yield (
-                    "TS_HOSTNAME: set TS_HOSTNAME: the service's name can be told only from a StatefulSet's pod "
-                    "with ordinal 0"
-                )
-                return
-        name = self.node_hostname.lower()
-        if pod is not None and self._is_shared(name, pod=pod):
+        if self.ts_hostname is not None or self._workload:
+            yield from self._hostname_problems()
+        if self.ts_hostname is not None:
+            return
+        if self._is_renamed:
             yield (
-                "TS_HOSTNAME: would be shared by the replicas: it lacks the pod's ordinal; give each its own, such as "
-                "$(POD_NAME) and .DOMAIN_NAME"
+                "TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network, setHostnameAsFQDN or "
+                "spec.hostname)"
             )
-        if len(name) not in _HOSTNAME_LENGTHS and (self.ts_hostname or self.domain_name != _SOME_DOMAIN):
-            yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale takes 2 to 63"
+        elif not self._workload:
+            yield (
+                "TS_HOSTNAME: is required, except in the first pod of a StatefulSet, such as grafana-0. If the "
+                "StatefulSet has spec.ordinals.start, set ORDINALS_START to it"
+            )
+
+    def _hostname_problems(self) -> Iterable[str]:
+        name = self.node_hostname.lower()
+        ordinal = _ORDINAL.fullmatch(self._pod or "")
+        if ordinal is not None and int(ordinal[2]) < self.ordinals_start:
+            yield "ORDINALS_START: is higher than this pod's ordinal; set it to spec.ordinals.start of the StatefulSet"
+        if ordinal is not None and self._is_shared(name, workload=ordinal[1], number=ordinal[2]):
+            yield (
+                "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Use $(POD_NAME) and "
+                ".DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
+            )
+        is_domain_known = self.domain_name != PLACEHOLDER_DOMAIN
+        if len(name) not in _HOSTNAME_LENGTHS and (self.ts_hostname or is_domain_known):
+            yield f"TS_HOSTNAME: the node's hostname has {len(name)} characters; Headscale accepts 2 to 63"
         elif not is_dns_name(name):
-            yield "TS_HOSTNAME: may have only letters, digits and inner hyphens between its dots"
-        elif self.domain_name == _SOME_DOMAIN:
+            yield "TS_HOSTNAME: must have only letters, digits and inner hyphens between its dots"
+        elif not is_domain_known:
             return
         elif "." in name and name != self.domain_name and not name.endswith(f".{self.domain_name}"):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
         elif len(self.record_name) > RECORD_NAME_LENGTH:
             yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {RECORD_NAME_LENGTH} characters"
 
-    def _is_shared(self, name: str, *, pod: str) -> bool:
-        """Whether other replicas than this pod, of ordinal 1 or more, would have the same name."""
-        ordinal = _ORDINAL.fullmatch(pod)
-        if ordinal is None or int(ordinal[2]) == 0:
+    @property
+    def _pod(self) -> str | None:
+        return self.pod_name or self.hostname
+
+    @property
+    def _is_renamed(self) -> bool:
+        """Whether HOSTNAME is neither the pod's name nor, as with setHostnameAsFQDN, its name and domain."""
+        if not self.pod_name or not self.hostname:
             return False
-        # A number that the domain or the service itself bears tells no replicas apart.
-        own = name.removesuffix(self.domain_name).replace(ordinal[1], "", 1)
-        return re.search(rf"(?<!\d){ordinal[2]}(?!\d)", own) is None
+        return self.hostname != self.pod_name and not self.hostname.startswith(f"{self.pod_name}.")
+
+    @property
+    def _workload(self) -> str:
+        """The StatefulSet's name, from the name of its first pod; "" for any other pod."""
+        ending = f"-{self.ordinals_start}"
+        if self._pod is None or self._is_renamed or not self._pod.endswith(ending):
+            return ""
+        return self._pod.removesuffix(ending)
+
+    def _is_shared(self, name: str, *, workload: str, number: str) -> bool:
+        """Return True if this is not the first pod and the name does not contain its ordinal."""
+        if int(number) <= self.ordinals_start:
+            return False
+        # A number in the domain or in the workload's name does not distinguish replicas.
+        own = name.removesuffix(self.domain_name).replace(workload, "", 1)
+        return re.search(rf"(?<!\d){number}(?!\d)", own) is None
 
     @property
     def access(self) -> Literal["api", "exec"]:
-        """How Headscale is reached, `auto` decided."""
+        """HEADSCALE_ACCESS, with `auto` resolved."""
         if self.headscale_access != "auto":
             return self.headscale_access
         given = (
@@ -266,13 +295,28 @@ class Settings(BaseSettings):
 
     @property
     def uses_kubernetes(self) -> bool:
-        """Whether the Kubernetes API is needed at all."""
+        """Whether the command needs the Kubernetes API."""
         return self.access == "exec" or self.headscale_api_key_secret is not None
 
     @property
     def headscale_address(self) -> str:
-        """Where Headscale's API is, the default decided."""
+        """HEADSCALE_URL, or its default."""
         return self.headscale_url or f"http://headscale.{self.headscale_namespace}.svc.cluster.local:8080"
+
+    @property
+    def proxies(self) -> Proxies:
+        """The proxies of the environment."""
+        by_scheme = {"http": self.http_proxy or self.all_proxy, "https": self.https_proxy or self.all_proxy}
+        return Proxies(
+            {scheme: proxy.get_secret_value() for scheme, proxy in by_scheme.items() if proxy}, self.no_proxy
+        )
+
+    @property
+    def proxy_of_headscale(self) -> str | None:
+        """The proxy for HEADSCALE_URL; None = a direct connection."""
+        if self.headscale_proxy is not None:
+            return self.headscale_proxy.get_secret_value()
+        return self.proxies.for_url(self.headscale_address)
 
     @property
     def namespace(self) -> str:
@@ -286,11 +330,11 @@ class Settings(BaseSettings):
 
     @property
     def mark(self) -> str:
-        """The comment that makes a record ours."""
+        """The comment of our records."""
         return mark_of(self.dns_owner or self.namespace)
 
     def key_spec(self, user: User) -> KeySpec:
-        """What a pre-auth key of this service should be."""
+        """Return the properties of the pre-auth key to create."""
         return KeySpec(
             user=user,
             life=self.authkey_expiration,
@@ -301,11 +345,8 @@ class Settings(BaseSettings):
 
     @property
     def node_hostname(self) -> str:
-        """What the node calls itself, as the tailscale container has it."""
-        if self.ts_hostname is not None:
-            return self.ts_hostname
-        pod = self.pod_name or self.hostname or ""
-        return f"{pod.removesuffix('-0')}.{self.domain_name}"
+        """The hostname of the node, as the tailscale container has it."""
+        return self.ts_hostname if self.ts_hostname is not None else f"{self._workload}.{self.domain_name}"
 
     @property
     def record_name(self) -> str:
@@ -315,11 +356,11 @@ class Settings(BaseSettings):
 
 
 class CleanupSettings(Settings):
-    """What `cleanup` is told."""
+    """Settings of `cleanup`."""
 
     node_policy: Literal["replace", "keep"] = Field(
         "replace",
-        description="replace: delete every old node of ours; keep: keep the one that TS_KUBE_SECRET names, "
+        description="replace: delete every old node of ours; keep: keep the node named in TS_KUBE_SECRET, "
         "and its address",
     )
     ts_kube_secret: KubernetesName | None = Field(
@@ -328,195 +369,104 @@ class CleanupSettings(Settings):
     )
     dns_cleanup: Literal["delete", "keep"] = Field(
         "delete",
-        description="delete: remove our stale records; keep: leave one for dns-watch to repoint, unless "
-        "another node has its address by now",
+        description="delete: delete our stale records; keep: leave one for dns-watch to update, unless "
+        "another node has its address",
     )
 
     @property
     def uses_kubernetes(self) -> bool:
-        """Whether the Kubernetes API is needed at all."""
+        """Whether the command needs the Kubernetes API."""
         return super().uses_kubernetes or self.node_policy == "keep"
 
     def problems(self) -> Iterable[str]:
-        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        """Check combinations of settings; each problem begins with the variable's name."""
         yield from super().problems()
         if self.node_policy == "keep" and not self.ts_kube_secret:
-            yield "TS_KUBE_SECRET: is required for NODE_POLICY=keep; name tailscale's state Secret"
+            yield "TS_KUBE_SECRET: is required for NODE_POLICY=keep; set it to the name of tailscale's state Secret"
 
 
 class DnsWatchSettings(Settings):
-    """What `dns-watch` is told."""
+    """Settings of `dns-watch`."""
 
     max_retries: int = Field(
-        30, ge=0, description="looks for the node that Headscale answered before giving up; 0 = never give up"
+        30, ge=0, description="successful lookups without a match before giving up; 0 = never give up"
     )
-    retry_interval: Duration = Field(timedelta(seconds=10), description="at most how far those looks are apart")
+    retry_interval: Duration = Field(timedelta(seconds=10), description="maximum interval between lookups")
     dns_ttl: int = Field(60, description="seconds, 60 to 86400, or 1 = automatic")
-    dns_ipv6: bool = Field(default=False, description="also keep an AAAA record")
-    tailscale_interface: str | None = Field(
+    dns_ipv6: bool = Field(default=False, description="also publish an AAAA record")
+    tailscale_interface: str = Field(
         "tailscale0",
-        description="where this pod's VPN address can be seen; empty: don't look (host network)",
+        description="network interface with the pod's VPN address; empty: not used (host network)",
     )
     poll_interval: Duration = Field(
-        timedelta(seconds=30), description="how often the node is read from Headscale; over exec at least 60s"
+        timedelta(seconds=30), description="interval between reads of the node in Headscale; at least 60s over exec"
     )
     verify_interval: Duration = Field(
-        timedelta(minutes=5), description="how often the record is read from Cloudflare when nothing changed"
+        timedelta(minutes=5), description="interval between reads of the record in Cloudflare while nothing changes"
     )
     self_heal: bool = Field(
         default=False, description="write a fresh key when the node was deleted or the key was used up"
     )
-    health_port: int = Field(9003, ge=0, le=65535, description="/livez, /readyz, /nodez and /metrics; 0 = none")
-    health_address: str | None = Field(None, description="address to listen at; unset: all")
+    health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
+    health_address: str | None = Field(None, description="address to listen on; unset: all")
 
     @property
     def least_poll_interval(self) -> timedelta:
-        """How far looks at a registered node are apart at least: over exec each costs the server a process."""
+        """The minimum poll interval: over exec each request starts a process in Headscale's pod."""
         return _EXEC_POLL_INTERVAL if self.access == "exec" else timedelta()
 
     @property
     def node_poll_interval(self) -> timedelta:
-        """How far looks at a registered node are apart: POLL_INTERVAL, if that is enough."""
+        """POLL_INTERVAL, or the minimum if that is longer."""
         return max(self.poll_interval, self.least_poll_interval)
 
     def problems(self) -> Iterable[str]:
-        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        """Check combinations of settings; each problem begins with the variable's name."""
         yield from super().problems()
-        if self.dns_ttl != _AUTOMATIC_TTL and not _LEAST_TTL_S <= self.dns_ttl <= _LONGEST_TTL_S:
-            yield f"DNS_TTL: must be {_LEAST_TTL_S} to {_LONGEST_TTL_S} seconds, or {_AUTOMATIC_TTL} for automatic"
+        if self.dns_ttl != _AUTOMATIC_TTL and not _MIN_TTL_S <= self.dns_ttl <= _MAX_TTL_S:
+            yield f"DNS_TTL: must be {_MIN_TTL_S} to {_MAX_TTL_S} seconds, or {_AUTOMATIC_TTL} for automatic"
 
 
 class PruneSettings(Settings):
-    """What `prune` is told."""
+    """Settings of `prune`."""
 
     prune_after: Duration = Field(
-        timedelta(days=7), description="a service whose node has been offline for longer than this is gone for good"
+        timedelta(days=7), description="remove a workload whose node has been offline for longer than this"
     )
-    prune_max: int = Field(10, ge=1, description="services that one run may remove; more = nothing is removed")
+    prune_max: int = Field(
+        10, ge=1, description="maximum number of workloads that one run removes; above it, nothing is removed"
+    )
 
     def problems(self) -> Iterable[str]:
-        """What is wrong with settings that are right each for itself, as `NAME: what to do`."""
+        """Check combinations of settings; each problem begins with the variable's name."""
         yield from super().problems()
         if self.dns_owner is None:
-            yield "DNS_OWNER: is required for prune: a namespace of its own would find other records, or none"
+            yield "DNS_OWNER: is required for prune, since the pod's own namespace may be another owner"
 
     def _name_problems(self) -> Iterable[str]:
-        # It works on every service of an owner, in a pod of any name.
+        # `prune` works on all workloads of an owner, and may run in a pod of any name.
         return ()
 
 
 class DryRunSettings(CleanupSettings, DnsWatchSettings):
-    """What a dry run of both commands is told."""
+    """Settings of a dry run of both commands."""
 
 
-# Each command as it is typed.
+# By the name on the command line.
 COMMANDS: dict[str, type[Settings]] = {
     "cleanup": CleanupSettings,
     "dns-watch": DnsWatchSettings,
     "prune": PruneSettings,
 }
 
-_NOT_A_SETTING = frozenset({"HOSTNAME"})
-# The one variable that says something by being empty.
-_EMPTY_MEANS_SOMETHING = "TAILSCALE_INTERFACE"
-
-
-def load(command: type[Command]) -> Command:
-    """Read the environment, and `.env` in the working directory, for one command.
-
-    Raises:
-        ConfigError: everything that is wrong, each by its variable's name, never by its value.
-    """
-    given: dict[str, Any] = {"_env_file": _env_file()}
-    if environment().get(_EMPTY_MEANS_SOMETHING) == "" and _EMPTY_MEANS_SOMETHING in command_variables(command):
-        given[_EMPTY_MEANS_SOMETHING] = ""
-    wrong: dict[str, str] = {}
-    try:
-        settings = command(**given)
-    except ValidationError as error:
-        for problem in error.errors(include_url=False, include_context=False, include_input=False):
-            wrong[str(problem["loc"][0])] = _plain(problem)
-        stand_ins = {name: _stand_in(command, name) for name in wrong}
-        settings = command(**given, **stand_ins)
-    # That a secret is missing follows from its file that is.
-    told = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
-    together = [problem for problem in settings.problems() if problem.partition(":")[0] not in told]
-    problems = [*(f"{name}: {text}" for name, text in wrong.items()), *together]
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return settings
-
-
-def environment() -> Mapping[str, str]:
-    """The variables that settings are read from: `.env`, and the environment over it.
-
-    Raises:
-        ConfigError: `.env` is there and cannot be read.
-    """
-    path = _env_file()
-    try:
-        from_file = dotenv_values(path) if path else {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
-    return {name: value or "" for name, value in from_file.items()} | os.environ
-
-
-def _env_file() -> Path | None:
-    """`.env`; None when there is none, or only a folder, or the working directory cannot be looked into."""
-    path = Path(ENV_FILE)
-    with suppress(OSError):
-        return path if path.exists() and not path.is_dir() else None
-    return None
+NOT_A_SETTING = frozenset({"HOSTNAME"})
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
-    """A command's settings: each variable's name and its field, in the order to show them in."""
-    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in _NOT_A_SETTING}
-
-
-def default_text(field: FieldInfo) -> str:
-    """A setting's default as it would be written into a manifest; "" when there is none."""
-    return "" if field.is_required() else value_text(field, field.get_default())
+    """Return a command's settings by variable name, in the order of the documentation."""
+    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NOT_A_SETTING}
 
 
 def every_variable() -> set[str]:
-    """The names of all settings of all commands."""
+    """Return the names of all settings of all commands."""
     return {name for command in COMMANDS.values() for name in command_variables(command)}
-
-
-def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
-    """Variables that look like a setting, misspelt: each with the name that may have been meant."""
-    known = every_variable() | _NOT_A_SETTING
-    return [
-        (variable, meant)
-        for variable in sorted(set(variables) - known)
-        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_NEARNESS)
-    ]
-
-
-def shown(settings: Settings) -> dict[str, Any]:
-    """Every setting but the secrets, for the log; durations in seconds, a file's mode in octal."""
-    values: dict[str, Any] = {}
-    for name, field in command_variables(type(settings)).items():
-        value = getattr(settings, name.lower())
-        if name in SECRETS:
-            continue
-        match value:
-            case timedelta():
-                values[f"{name.lower()}_s"] = value.total_seconds()
-            case None | bool() | int() if not is_file_mode(field):
-                values[name.lower()] = value
-            case _:
-                values[name.lower()] = value_text(field, value)
-    return values
-
-
-def _plain(problem: Any) -> str:
-    if problem["type"] == "missing":
-        return "is required"
-    return str(problem["msg"]).removeprefix("Value error, ")
-
-
-def _stand_in(command: type[Settings], name: str) -> Any:
-    field = command.model_fields[name.lower()]
-    return _SOME_DOMAIN if field.is_required() else field.get_default()

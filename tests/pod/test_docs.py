@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lifecycle.settings.models import DryRunSettings, load
+from lifecycle.settings.load import load
+from lifecycle.settings.models import DryRunSettings
 from tests.pages import PAGES, ROOT, blocks
 from tests.pod.rendering import (
     DEPLOY,

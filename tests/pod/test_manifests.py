@@ -11,7 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from lifecycle.settings.models import DryRunSettings, command_variables, load
+from lifecycle.settings.load import load
+from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.pod.rendering import (
     DEPLOY,
     DOMAIN,

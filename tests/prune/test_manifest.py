@@ -9,7 +9,8 @@ import pytest
 
 from lifecycle.cli import HEADSCALE_RETRY_BUDGET, arguments_of
 from lifecycle.prune.run import OBSERVATION_S
-from lifecycle.settings.models import PruneSettings, command_variables, load
+from lifecycle.settings.load import load
+from lifecycle.settings.models import PruneSettings, command_variables
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
 
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]

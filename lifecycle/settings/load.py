@@ -1,0 +1,146 @@
+"""Read the environment once: every value stripped, every problem reported."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+
+from lifecycle.domain.errors import ConfigError
+from lifecycle.settings.fields import checked_text
+from lifecycle.settings.models import (
+    NOT_A_SETTING,
+    PLACEHOLDER_DOMAIN,
+    Command,
+    command_variables,
+    every_variable,
+)
+
+ENV_FILE = ".env"
+
+# Other programs read these in lower case too; the upper-case name takes precedence.
+_ALSO_LOWER_CASE = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+# Empty and unset differ for this variable alone.
+_MAY_BE_EMPTY = "TAILSCALE_INTERFACE"
+
+# Similarity above which two names differ by a typing error: a letter or two of some ten.
+_NEARNESS = 0.86
+
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+")
+
+
+def load(command: type[Command]) -> Command:
+    """Read the settings of one command from the environment and from `.env` in the working directory.
+
+    Raises:
+        ConfigError: lists every problem by its variable's name, without values.
+    """
+    given, wrong = _checked(command, environment())
+    try:
+        settings = command.model_validate(given)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_context=False, include_input=False):
+            name = str(problem["loc"][0])
+            wrong.setdefault(name, _message(problem))
+            given.pop(name, None)
+            if command_variables(command)[name].is_required():
+                given[name] = PLACEHOLDER_DOMAIN
+        settings = command.model_validate(given)
+    # A secret is not reported as missing if its file is invalid, nor a hostname if the pod's name is.
+    reported = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
+    if wrong.keys() & {"POD_NAME", "ORDINALS_START"}:
+        reported.add("TS_HOSTNAME")
+    combined = [problem for problem in settings.problems() if problem.partition(":")[0] not in reported]
+    problems = [*(f"{name}: {text}" for name, text in wrong.items()), *combined]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the variables that the command reads, and the problems of their text."""
+    ignored = set(service_links(variables))
+    given: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    for name in [*command_variables(command), *NOT_A_SETTING]:
+        value = variables.get(name, "")
+        if name in ignored or (not value and (name != _MAY_BE_EMPTY or name not in variables)):
+            continue
+        try:
+            given[name] = checked_text(value)
+        except ValueError as error:
+            if name not in NOT_A_SETTING:
+                wrong[name] = str(error)
+    return given, wrong
+
+
+def environment() -> dict[str, str]:
+    """Return the stripped variables of `.env` and the environment, which takes precedence unless it is empty.
+
+    Raises:
+        ConfigError: `.env` exists and cannot be read.
+    """
+    path = _env_file()
+    try:
+        from_file = dotenv_values(path) if path else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    variables = {name: (value or "").strip() for name, value in from_file.items()}
+    for name, value in os.environ.items():
+        text = value.strip()
+        if text or name not in variables or name == _MAY_BE_EMPTY:
+            variables[name] = text
+    for name in _ALSO_LOWER_CASE:
+        variables[name] = variables.get(name) or variables.get(name.lower(), "")
+    return variables
+
+
+def _env_file() -> Path | None:
+    """Return `.env`, or None if it does not exist, is a folder or cannot be reached."""
+    path = Path(ENV_FILE)
+    with suppress(OSError):
+        return path if path.exists() and not path.is_dir() else None
+    return None
+
+
+def service_links(variables: Mapping[str, str]) -> list[str]:
+    """Return the settings whose value Kubernetes set for a Service of the same name.
+
+    For a Service named `health`, each pod of the namespace gets HEALTH_PORT=tcp://..., HEALTH_SERVICE_HOST and
+    HEALTH_SERVICE_PORT, unless `enableServiceLinks` is false.
+    """
+    return [
+        name
+        for name in sorted(every_variable())
+        if name.endswith("_PORT") and _SERVICE_LINK.fullmatch(variables.get(name, ""))
+        if {f"{name.removesuffix('_PORT')}_SERVICE_{part}" for part in ("HOST", "PORT")} <= variables.keys()
+    ]
+
+
+def variables_read() -> set[str]:
+    """Return the names of all variables that any command reads."""
+    return every_variable() | NOT_A_SETTING | {name.lower() for name in _ALSO_LOWER_CASE}
+
+
+def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
+    """Return variables that resemble a setting, each with the setting's name."""
+    known = every_variable() | NOT_A_SETTING
+    return [
+        (variable, meant)
+        for variable in sorted(set(variables) - variables_read())
+        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_NEARNESS)
+    ]
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "is required"
+    return str(problem["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,82 @@
+"""Which requests go through a proxy: one decision for all clients."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
+
+from lifecycle.domain.model import IpAddress
+from lifecycle.domain.ownership import IpNetwork
+
+_WITH_PORT = re.compile(r"(.+):(\d{1,5})", re.ASCII)
+_BRACKETED = re.compile(r"\[([^]]*)\](/\d+)?", re.ASCII)
+_DEFAULT_PORT = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """The proxies of the environment.
+
+    The rules are those of Go programs, such as kubectl and tailscale, which read the same variables.
+
+    Attributes:
+        by_scheme: proxy URLs by the scheme of the requested URL.
+        no_proxy: what to reach directly: host names, addresses, networks or `*`, each with or without a port.
+    """
+
+    by_scheme: dict[str, str]
+    no_proxy: str
+
+    def for_url(self, url: str) -> str | None:
+        """Return the proxy for a URL, or None for a direct connection."""
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+        port = parts.port or _DEFAULT_PORT[parts.scheme]
+        if _is_internal(host) or any(_matches(entry, host, port) for entry in re.split(r"[,\s]+", self.no_proxy)):
+            return None
+        return self.by_scheme.get(parts.scheme)
+
+
+def _is_internal(host: str) -> bool:
+    """Return True for this machine, and for names that only the cluster's DNS resolves."""
+    address = _address(host)
+    if address is not None:
+        return address.is_loopback
+    return "." not in host or host.endswith((".localhost", ".svc", ".svc.cluster.local"))
+
+
+def _matches(entry: str, host: str, port: int) -> bool:
+    """Return True if an entry of NO_PROXY exempts the host; an entry that is malformed exempts none."""
+    name = entry.lower()
+    with_port = _WITH_PORT.fullmatch(name)
+    # An IPv6 address also ends in a colon and digits; one with a port has brackets.
+    if with_port and ("]" in with_port[1] or _network(name) is None):
+        if int(with_port[2]) != port:
+            return False
+        name = with_port[1]
+    if name == "*":
+        return True
+    address = _address(host)
+    if address is not None:
+        network = _network(name)
+        return network is not None and address in network
+    # `.example.com` and `*.example.com` exempt the subdomains alone.
+    suffix = name.removeprefix("*")
+    return host.endswith(f".{suffix.removeprefix('.')}") or host == suffix
+
+
+def _address(host: str) -> IpAddress | None:
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _network(text: str) -> IpNetwork | None:
+    bracketed = _BRACKETED.fullmatch(text)
+    try:
+        return ip_network(bracketed.expand(r"\1\2") if bracketed else text, strict=False)
+    except ValueError:
+        return None

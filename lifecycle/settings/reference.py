@@ -1,0 +1,72 @@
+"""Settings as text: for --help, for the reference documentation and for the log."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from lifecycle.settings.fields import is_file_mode, value_text
+from lifecycle.settings.models import COMMANDS, SECRETS, Settings, command_variables
+
+_REQUIRED = "required; "
+
+
+def default_text(field: FieldInfo) -> str:
+    """Return a setting's default as written in a manifest; "" if it has none."""
+    return "" if field.is_required() else value_text(field, field.get_default())
+
+
+def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
+    """Yield the settings of all commands under None, then each command with the settings that only it reads."""
+    shared = command_variables(Settings)
+    yield None, shared
+    for name, command in COMMANDS.items():
+        yield (
+            name,
+            {variable: field for variable, field in command_variables(command).items() if variable not in shared},
+        )
+
+
+def help_text() -> str:
+    """Return the part of --help that lists the settings."""
+    lines = ["settings come from the environment, or from .env in the working directory"]
+    for command, variables in groups():
+        lines += ["", f"settings of {command} only:" if command else "settings of all commands:"]
+        for name, field in variables.items():
+            default = default_text(field)
+            lines.append(f"  {name}" + (f" (default: {default})" if default else ""))
+            lines += textwrap.wrap(field.description or "", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
+
+
+def table(variables: dict[str, FieldInfo]) -> str:
+    """Return settings as a Markdown table."""
+    lines = ["| name | default | meaning |", "|---|---|---|"]
+    for name, field in variables.items():
+        meaning = field.description or ""
+        default = f"`{default_text(field)}`" if default_text(field) else ""
+        if meaning.startswith(_REQUIRED):
+            default, meaning = "required", meaning.removeprefix(_REQUIRED)
+        lines.append(f"| `{name}` | {default} | {meaning} |")
+    return "\n".join(lines)
+
+
+def changed(settings: Settings) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, without secrets, for the log."""
+    values: dict[str, Any] = {}
+    for name, field in command_variables(type(settings)).items():
+        value = getattr(settings, name.lower())
+        if name in SECRETS or value == field.get_default():
+            continue
+        match value:
+            case timedelta():
+                values[f"{name.lower()}_s"] = value.total_seconds()
+            case bool() | int() if not is_file_mode(field):
+                values[name.lower()] = value
+            case _:
+                values[name.lower()] = value_text(field, value)
+    return values

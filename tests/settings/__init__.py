@@ -1,0 +1,1 @@
+"""Settings: parsing, defaults, names, secrets, proxies."""

@@ -1,0 +1,59 @@
+"""The environment of one test."""
+
+from __future__ import annotations
+
+import pytest
+
+from lifecycle.domain.errors import ConfigError
+from lifecycle.settings.load import load
+from lifecycle.settings.models import DryRunSettings, Settings
+
+# The minimum for all commands, over the REST API.
+ENOUGH = {
+    "CLOUDFLARE_API_TOKEN": "cf-t0ken",
+    "DOMAIN_NAME": "example.com",
+    "HEADSCALE_API_KEY": "hs-k3y",
+    "POD_NAME": "grafana-0",
+}
+
+ZONE_ID = "0123456789abcdef0123456789abcdef"
+
+# The user id of `nobody`.
+UNPRIVILEGED = 65534
+
+
+class Environment:
+    """Environment variables, restored after the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def set(self, **variables: str | None) -> None:
+        """Set these variables; None unsets one."""
+        for name, value in variables.items():
+            if value is None:
+                self._monkeypatch.delenv(name, raising=False)
+            else:
+                self._monkeypatch.setenv(name, value)
+
+    def load(self, **variables: str | None) -> DryRunSettings:
+        """Set these variables and load the settings of a dry run."""
+        self.set(**variables)
+        return load(DryRunSettings)
+
+    def problems(self, **variables: str | None) -> dict[str, str]:
+        """Set these variables and return the problems by variable."""
+        self.set(**variables)
+        error = problem_of(DryRunSettings)
+        assert error is not None, "the settings are valid"
+        lines = str(error).split("\n")
+        return {name: text for name, _, text in (line.partition(": ") for line in lines)}
+
+
+def problem_of(command: type[Settings]) -> ConfigError | None:
+    """Return the error of loading a command's settings; None if they are valid."""
+    try:
+        load(command)
+    except ConfigError as error:
+        return error
+    return None

@@ -1,0 +1,310 @@
+"""Reading the environment and `.env`."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from lifecycle.domain.errors import ConfigError
+from lifecycle.settings.load import environment, load, near_misses, service_links
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
+from lifecycle.settings.reference import changed
+from tests.settings.environment import ENOUGH, UNPRIVILEGED, ZONE_ID, Environment
+
+# --- Text of every value ------------------------------------------------------------------------------
+
+VALID = {
+    "HEADSCALE_NAMESPACE": "vpn",
+    "CLOUDFLARE_ZONE_ID": ZONE_ID,
+    "DOMAIN_NAME": "example.com",
+    "AUTHKEY_OUTPUT_PATH": "/shared/authkey",
+    "TS_HOSTNAME": "web",
+    "POD_NAME": "web-0",
+    "POD_NAMESPACE": "apps",
+    "HEADSCALE_ACCESS": "api",
+    "HEADSCALE_URL": "https://hs.example.com",
+    "HEADSCALE_POD_SELECTOR": "app=headscale",
+    "HEADSCALE_CONTAINER": "headscale",
+    "HEADSCALE_USER": "services",
+    "HEADSCALE_PROXY": "http://proxy:3128",
+    "NODE_POLICY": "keep",
+    "TS_KUBE_SECRET": "state",
+    "AUTHKEY_EXPIRATION": "2h",
+    "AUTHKEY_REUSABLE": "true",
+    "AUTHKEY_TAGS": "tag:a",
+    "AUTHKEY_FILE_MODE": "0600",
+    "DNS_TTL": "120",
+    "DNS_OWNER": "apps",
+    "VPN_PREFIXES": "10.0.0.0/8",
+    "TAILSCALE_INTERFACE": "utun3",
+    "HEALTH_PORT": "8080",
+    "HEALTH_ADDRESS": "127.0.0.1",
+    "NO_PROXY": "x.org",
+    "LOG_LEVEL": "debug",
+}
+
+
+@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("padding", ["\n", "\r\n", " ", "\t", "\u00a0"], ids=repr)
+def test_surrounding_whitespace_is_stripped(env: Environment, name: str, padding: str) -> None:
+    """Values from files of a Secret or ConfigMap often end with a line break."""
+    env.set(TS_KUBE_SECRET="state")
+    plain = getattr(env.load(**{name: VALID[name]}), name.lower())
+
+    assert getattr(env.load(**{name: f"{padding}{VALID[name]}{padding}"}), name.lower()) == plain
+
+
+@pytest.mark.parametrize("name", VALID)
+@pytest.mark.parametrize("character", ["\n", "\x1b", "\x7f", "\x85", "\t"], ids=repr)
+def test_control_character_is_refused(env: Environment, name: str, character: str) -> None:
+    value = VALID[name]
+
+    assert list(env.problems(**{name: value[:1] + character + value[1:]})) == [name]
+
+
+# --- Service links ------------------------------------------------------------------------------------
+
+LINKS = {"HEALTH_PORT": "tcp://10.43.7.7:80", "HEALTH_SERVICE_HOST": "10.43.7.7", "HEALTH_SERVICE_PORT": "80"}
+
+
+def test_variable_of_a_service_is_not_a_setting(env: Environment) -> None:
+    """Kubernetes sets it in every pod of a namespace with a Service named `health`."""
+    assert env.load(**LINKS).health_port == 9003
+    assert service_links(environment()) == ["HEALTH_PORT"]
+
+
+@pytest.mark.parametrize("missing", ["HEALTH_SERVICE_HOST", "HEALTH_SERVICE_PORT"])
+def test_url_without_a_service_is_an_invalid_port(env: Environment, missing: str) -> None:
+    assert list(env.problems(**LINKS | {missing: None})) == ["HEALTH_PORT"]
+
+
+def test_port_is_a_setting_although_there_is_a_service(env: Environment) -> None:
+    assert env.load(**LINKS | {"HEALTH_PORT": "8080"}).health_port == 8080
+    assert service_links(environment()) == []
+
+
+# --- .env ---------------------------------------------------------------------------------------------
+
+
+def test_file_is_read(env: Environment) -> None:
+    Path(".env").write_text(
+        "# a comment\nexport DNS_TTL=120\nTS_HOSTNAME='web'\nAUTHKEY_TAGS=tag:a,tag:b\nPOLL_INTERVAL=\n"
+    )
+    settings = env.load()
+
+    assert settings.dns_ttl == 120
+    assert settings.record_name == "web.example.com"
+    assert settings.authkey_tags == {"tag:a", "tag:b"}
+    assert settings.poll_interval == timedelta(seconds=30)
+
+
+def test_environment_takes_precedence_over_the_file(env: Environment) -> None:
+    Path(".env").write_text("DNS_TTL=120\nHEADSCALE_USER=ann\nCLOUDFLARE_API_TOKEN=other\n")
+    settings = env.load(DNS_TTL="300")
+
+    assert settings.dns_ttl == 300
+    assert settings.headscale_user == "ann"
+    assert settings.secret("CLOUDFLARE_API_TOKEN") == "cf-t0ken"
+
+
+def test_empty_variable_does_not_override_the_file(env: Environment) -> None:
+    Path(".env").write_text("DNS_TTL=120\n")
+
+    assert env.load(DNS_TTL="").dns_ttl == 120
+
+
+@pytest.mark.parametrize(
+    ("in_file", "in_environment", "interface"),
+    [
+        ("TAILSCALE_INTERFACE=", None, ""),
+        ("TAILSCALE_INTERFACE=utun3", None, "utun3"),
+        ("TAILSCALE_INTERFACE=utun3", "", ""),
+        ("TAILSCALE_INTERFACE=", "utun4", "utun4"),
+        ("", "", ""),
+        ("", None, "tailscale0"),
+    ],
+)
+def test_interface_can_be_empty_in_both(
+    env: Environment, in_file: str, in_environment: str | None, interface: str
+) -> None:
+    Path(".env").write_text(in_file)
+
+    assert env.load(TAILSCALE_INTERFACE=in_environment).tailscale_interface == interface
+
+
+def test_invalid_value_in_the_file_is_refused(env: Environment) -> None:
+    Path(".env").write_text("DNS_TTL=s3cr3t\n")
+
+    assert "s3cr3t" not in str(env.problems())
+    assert list(env.problems()) == ["DNS_TTL"]
+
+
+def test_unknown_variable_in_the_file_is_ignored(env: Environment) -> None:
+    Path(".env").write_text("POSTGRES_PASSWORD=x\n")
+
+    assert env.load()
+
+
+def test_folder_named_like_the_file_is_ignored(env: Environment) -> None:
+    """A virtual environment may have this name."""
+    Path(".env").mkdir()
+
+    assert env.load()
+
+
+def test_undecodable_file_is_refused(env: Environment) -> None:
+    Path(".env").write_bytes(b"DOMAIN_NAME=caf\xe9.example\n")
+
+    with pytest.raises(ConfigError, match="UTF-8"):
+        env.load()
+    with pytest.raises(ConfigError, match="UTF-8"):
+        environment()
+
+
+def test_unreachable_working_directory_is_ignored(env: Environment) -> None:
+    """A container may run as a user without access to the image's working directory."""
+    Path().absolute().chmod(0o000)
+    if os.geteuid() == 0:
+        os.seteuid(UNPRIVILEGED)
+    try:
+        assert env.load()
+    finally:
+        os.seteuid(os.getuid())
+        Path().absolute().chmod(0o700)
+
+
+def test_near_misses_include_the_file(env: Environment) -> None:
+    Path(".env").write_text("CLOUDFARE_ZONE_ID=x\nDNS_TTL=120\n")
+    env.set(DNS_TTL="300")
+
+    assert environment()["CLOUDFARE_ZONE_ID"] == "x"
+    assert environment()["DNS_TTL"] == "300"
+
+
+# --- Near misses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("CLOUDFARE_ZONE_ID", "CLOUDFLARE_ZONE_ID"),
+        ("CLOUDFLARE_API_KEY", "CLOUDFLARE_API_TOKEN"),
+        ("CLOUDFLARE_TOKEN", "CLOUDFLARE_API_TOKEN"),
+        ("CLOUDFLARE_APITOKEN", "CLOUDFLARE_API_TOKEN"),
+        ("HEADSCALE_APIKEY", "HEADSCALE_API_KEY"),
+        ("HEADSCALE_ULR", "HEADSCALE_URL"),
+        ("HEADSCALE_NAMESPCE", "HEADSCALE_NAMESPACE"),
+        ("DOMAINNAME", "DOMAIN_NAME"),
+        ("DOMAIN_NAMES", "DOMAIN_NAME"),
+        ("domain_name", "DOMAIN_NAME"),
+        ("AUTH_KEY_OUTPUT_PATH", "AUTHKEY_OUTPUT_PATH"),
+        ("AUTHKEY_OUTPUT_FILE", None),
+        ("MAX_RETRY", None),
+        ("MAX_RETRIE", "MAX_RETRIES"),
+        ("RETRY_INTERVALL", "RETRY_INTERVAL"),
+        ("TS_HOST_NAME", "TS_HOSTNAME"),
+        ("DNS_OWNERS", "DNS_OWNER"),
+        ("SELFHEAL", "SELF_HEAL"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+    ],
+)
+def test_misspelt_variable_is_a_near_miss(variable: str, meant: str | None) -> None:
+    assert near_misses([variable]) == ([(variable, meant)] if meant else [])
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *command_variables(DryRunSettings),
+        "HOSTNAME",
+        "PATH",
+        "HOME",
+        "LOGNAME",
+        "USER",
+        "PWD",
+        "TZ",
+        # Kubernetes sets these for Services.
+        "KUBERNETES_SERVICE_HOST",
+        "KUBERNETES_PORT_443_TCP_ADDR",
+        "HEADSCALE_SERVICE_HOST",
+        "HEADSCALE_SERVICE_PORT",
+        "HEADSCALE_PORT",
+        "HEADSCALE_PORT_8080_TCP",
+        "GRAFANA_SERVICE_HOST",
+        "TAILSCALE_SERVICE_HOST",
+        # Settings of the tailscale container.
+        "TS_AUTHKEY",
+        "TS_AUTH_KEY",
+        "TS_AUTH_ONCE",
+        "TS_ACCEPT_DNS",
+        "TS_EXTRA_ARGS",
+        "TS_STATE_DIR",
+        "TS_USERSPACE",
+        "TS_SOCKET",
+        "TS_ROUTES",
+        "TS_DEST_IP",
+        "TS_ENABLE_HEALTH_CHECK",
+        "TS_LOCAL_ADDR_PORT",
+        # Settings of Headscale, and usual variables of pods.
+        "HEADSCALE_SERVER_URL",
+        "HEADSCALE_LISTEN_ADDR",
+        "HEADSCALE_CLI_ADDRESS",
+        "HEADSCALE_LOG_LEVEL",
+        "HEADSCALE_CONFIG",
+        "NODE_NAME",
+        "NODE_IP",
+        "POD_IP",
+        "HOST_IP",
+        "NAMESPACE",
+        "SERVICE_ACCOUNT",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "http_proxy",
+        "no_proxy",
+        "FTP_PROXY",
+        "SSL_CERT_FILE",
+        "PYTHONUNBUFFERED",
+    ],
+)
+def test_unrelated_variable_is_not_a_near_miss(variable: str) -> None:
+    assert near_misses([variable]) == []
+
+
+def test_near_misses_are_sorted_and_unique() -> None:
+    misses = near_misses(["MAX_RETRIE", "DNS_OWNERS", "PATH", "DNS_OWNERS"])
+
+    assert misses == [("DNS_OWNERS", "DNS_OWNER"), ("MAX_RETRIE", "MAX_RETRIES")]
+
+
+def test_near_miss_has_no_effect(env: Environment) -> None:
+    assert env.load(dns_ttl="300", log_level="debug", DNS_TTl="400").dns_ttl == 60
+    assert list(env.problems(DOMAIN_NAME=None, domain_name="example.com")) == ["DOMAIN_NAME"]
+
+
+# --- The log --------------------------------------------------------------------------------------------
+
+
+def test_log_shows_changed_settings(env: Environment) -> None:
+    env.set(**ENOUGH | {"AUTHKEY_TAGS": "tag:b,tag:a", "AUTHKEY_FILE_MODE": "0600", "HTTP_TIMEOUT": "500s"})
+    env.set(DNS_TTL="60", SELF_HEAL="true", VPN_PREFIXES="10.0.0.0/8,fd00::/8", TAILSCALE_INTERFACE="")
+
+    assert changed(load(DryRunSettings)) == {
+        "domain_name": "example.com",
+        "pod_name": "grafana-0",
+        "authkey_tags": "tag:a,tag:b",
+        "authkey_file_mode": "0600",
+        "http_timeout_s": 500.0,
+        "self_heal": True,
+        "vpn_prefixes": "10.0.0.0/8,fd00::/8",
+        "tailscale_interface": "",
+    }
+
+
+def test_log_shows_settings_of_the_command_alone(env: Environment) -> None:
+    env.set(DNS_TTL="300", DNS_CLEANUP="keep")
+
+    assert changed(load(DnsWatchSettings)).keys() - changed(load(CleanupSettings)).keys() == {"dns_ttl"}
+    assert changed(load(CleanupSettings)).keys() - changed(load(DnsWatchSettings)).keys() == {"dns_cleanup"}

@@ -1,0 +1,236 @@
+"""Proxies and certificate authorities of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import certifi
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from lifecycle.settings.fields import parse_proxy
+from lifecycle.settings.proxies import Proxies
+from lifecycle.settings.reference import changed
+from tests.settings.environment import Environment
+
+CLOUDFLARE = "https://api.cloudflare.com/client/v4"
+PROXY = "http://proxy.corp:3128"
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HEADSCALE_PROXY")
+
+
+@pytest.mark.parametrize("name", PROXY_VARIABLES)
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("http://proxy.corp:3128", "http://proxy.corp:3128"),
+        ("http://proxy.corp:3128/", "http://proxy.corp:3128"),
+        ("proxy.corp:3128", "http://proxy.corp:3128"),
+        ("10.0.0.9:3128", "http://10.0.0.9:3128"),
+        ("HTTP://Proxy.corp", "http://proxy.corp:80"),
+        ("https://proxy.corp", "https://proxy.corp:443"),
+        ("http://[fd00::1]:3128", "http://[fd00::1]:3128"),
+        ("http://me:secret@proxy:1", "http://me:secret@proxy:1"),
+        ("http://me@proxy:1", "http://me:@proxy:1"),
+        ("http://me:a%40b%2F@proxy:1", "http://me:a%40b%2F@proxy:1"),
+        ("http://me:a@b@proxy:1", "http://me:a%40b@proxy:1"),
+    ],
+)
+def test_proxy_is_accepted_with_its_port(env: Environment, name: str, text: str, url: str) -> None:
+    proxy = getattr(env.load(**{name: text}), name.lower())
+
+    assert proxy.get_secret_value() == url
+    assert httpx.Proxy(url).url.host
+
+
+@pytest.mark.parametrize("name", PROXY_VARIABLES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "socks5://127.0.0.1:9",
+        "socks5h://127.0.0.1:9",
+        "socks4://127.0.0.1:9",
+        "socks://127.0.0.1:9",
+        "ftp://proxy:1",
+        "http://",
+        "http://proxy:port",
+        "http://proxy:0",
+        "http://proxy:65536",
+        "http://proxy/path",
+        "http://proxy?x=1",
+        "http://me:s3cr3t#x@proxy:1",
+        "http://[fe80::1%25eth0]:1",
+        "http://[proxy]:1",
+        "http://pro xy:1",
+        "http://proxy\n:1",
+        "://proxy:1",
+        "@",
+    ],
+)
+def test_unusable_proxy_is_refused(env: Environment, name: str, text: str) -> None:
+    problems = env.problems(**{name: text})
+
+    assert list(problems) == [name]
+    assert "s3cr3t" not in problems[name]
+
+
+@given(st.text("aZ019.-_~:/[]%@?#&=+ \u00e9", max_size=16))
+def test_http_client_accepts_every_valid_proxy(text: str) -> None:
+    try:
+        url = parse_proxy(SecretStr(text)).get_secret_value()
+    except ValueError:
+        return
+
+    assert httpx.Proxy(url).url.host
+
+
+@pytest.mark.parametrize(
+    ("variables", "http", "https"),
+    [
+        pytest.param({}, None, None, id="none"),
+        pytest.param({"HTTP_PROXY": "http://a:1"}, "http://a:1", None, id="http"),
+        pytest.param({"HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="https"),
+        pytest.param({"ALL_PROXY": "http://c:1"}, "http://c:1", "http://c:1", id="all"),
+        pytest.param(
+            {"ALL_PROXY": "http://c:1", "HTTP_PROXY": "http://a:1"}, "http://a:1", "http://c:1", id="specific"
+        ),
+        pytest.param({"https_proxy": "http://d:1"}, None, "http://d:1", id="lower-case"),
+        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="both-cases"),
+        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": ""}, None, "http://d:1", id="empty-upper-case"),
+        pytest.param({"HTTPS_PROXY": "http://b:1", "no_proxy": "x.org"}, None, None, id="lower-case-no-proxy"),
+    ],
+)
+def test_proxy_depends_on_the_scheme(
+    env: Environment, variables: dict[str, str], http: str | None, https: str | None
+) -> None:
+    proxies = env.load(**variables).proxies
+
+    assert proxies.for_url("http://x.org/") == http
+    assert proxies.for_url("https://x.org/") == https
+
+
+NO_PROXY = [
+    ("", CLOUDFLARE, False),
+    ("api.cloudflare.com", CLOUDFLARE, True),
+    ("API.Cloudflare.com", CLOUDFLARE, True),
+    ("cloudflare.com", CLOUDFLARE, True),
+    (".cloudflare.com", CLOUDFLARE, True),
+    ("*.cloudflare.com", CLOUDFLARE, True),
+    (".api.cloudflare.com", CLOUDFLARE, False),
+    ("flare.com", CLOUDFLARE, False),
+    ("*", CLOUDFLARE, True),
+    ("*", "https://10.0.0.1", True),
+    ("localhost, api.cloudflare.com", CLOUDFLARE, True),
+    (" localhost , api.cloudflare.com ", CLOUDFLARE, True),
+    ("localhost api.cloudflare.com", CLOUDFLARE, True),
+    (",,", CLOUDFLARE, False),
+    ("cloudflare.com:443", CLOUDFLARE, True),
+    ("cloudflare.com:8443", CLOUDFLARE, False),
+    ("cloudflare.com:8443", "https://api.cloudflare.com:8443", True),
+    ("10.43.0.1", "https://10.43.0.1", True),
+    ("10.43.0.1", "https://10.43.0.10", False),
+    ("10.43.0.0/16", "https://10.43.7.7:8080", True),
+    ("10.43.0.1/16", "https://10.43.7.7:8080", True),
+    ("10.43.0.0/16", "https://10.44.0.1", False),
+    ("10.43.0.1:443", "https://10.43.0.1", True),
+    ("10.43.0.1:8080", "https://10.43.0.1", False),
+    ("127.0.0.1,fd00::/8", "https://[fd00::7]", True),
+    ("127.0.0.1,fd00::/8", "https://10.0.0.1", False),
+    ("fd00::7", "https://[fd00::7]:8080", True),
+    ("[fd00::7]", "https://[fd00::7]:8080", True),
+    ("[fd00::7]:8080", "https://[fd00::7]:8080", True),
+    ("[fd00::7]:8081", "https://[fd00::7]:8080", False),
+    ("[fd00::]/8", "https://[fd00::7]", True),
+    ("fd00::/129,http://x,[,:,99999:99999", CLOUDFLARE, False),
+    ("10.0.0.1", "https://x.10.0.0.1.example.com", False),
+]
+
+
+@pytest.mark.parametrize(("no_proxy", "url", "direct"), NO_PROXY)
+def test_no_proxy_exempts_hosts(env: Environment, no_proxy: str, url: str, direct: bool) -> None:
+    settings = env.load(HTTPS_PROXY=PROXY, NO_PROXY=no_proxy)
+
+    assert settings.proxies.for_url(url) == (None if direct else PROXY)
+
+
+@given(st.text("aZ019.-_:/[]*, \u00e9", max_size=30))
+def test_any_no_proxy_is_readable(no_proxy: str) -> None:
+    for url in (CLOUDFLARE, "http://10.0.0.1", "https://[fd00::1]:8080"):
+        assert Proxies({"http": PROXY, "https": PROXY}, no_proxy).for_url(url) in {None, PROXY}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://headscale.headscale.svc.cluster.local:8080",
+        "http://headscale.headscale.svc:8080",
+        "http://headscale.headscale.svc.cluster.local.:8080",
+        "http://headscale:8080",
+        "http://localhost:8080",
+        "http://127.0.0.1:8080",
+        "http://[::1]:8080",
+    ],
+)
+def test_internal_address_is_reached_directly(env: Environment, url: str) -> None:
+    settings = env.load(ALL_PROXY=PROXY, HEADSCALE_URL=url)
+
+    assert settings.proxies.for_url(url) is None
+    assert settings.proxy_of_headscale is None
+
+
+def test_default_url_of_headscale_is_reached_directly(env: Environment) -> None:
+    assert env.load(ALL_PROXY=PROXY).proxy_of_headscale is None
+
+
+def test_explicit_proxy_of_headscale_takes_precedence(env: Environment) -> None:
+    settings = env.load(HEADSCALE_PROXY="http://inside:1", HTTPS_PROXY=PROXY, NO_PROXY="*")
+
+    assert settings.proxy_of_headscale == "http://inside:1"
+    assert settings.proxies.for_url(CLOUDFLARE) is None
+
+
+def test_external_headscale_uses_the_proxy_of_the_environment(env: Environment) -> None:
+    assert env.load(HTTPS_PROXY=PROXY, HEADSCALE_URL="https://hs.example.com").proxy_of_headscale == PROXY
+
+
+def test_log_shows_proxies_without_credentials(env: Environment) -> None:
+    values = changed(env.load(HTTPS_PROXY="http://me:s3cr3t@proxy:1", NO_PROXY="x.org"))
+
+    assert (values["https_proxy"], values["no_proxy"]) == ("http://proxy:1", "x.org")
+
+
+# --- Certificate authorities --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "HEADSCALE_CA_FILE"])
+def test_certificate_file_is_accepted(env: Environment, name: str) -> None:
+    assert getattr(env.load(**{name: certifi.where()}), name.lower()) == Path(certifi.where())
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "HEADSCALE_CA_FILE"])
+@pytest.mark.parametrize("content", [b"", b"\n", b"no certificate", b"-----BEGIN PRIVATE KEY-----\n", b"\xff\x00"])
+def test_file_without_a_certificate_is_refused(env: Environment, tmp_path: Path, name: str, content: bytes) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(content)
+
+    assert list(env.problems(**{name: str(file)})) == [name]
+
+
+def test_folder_of_hashed_certificates_is_accepted(env: Environment, tmp_path: Path) -> None:
+    (tmp_path / "4042bcee.0").write_bytes(Path(certifi.where()).read_bytes())
+
+    assert env.load(SSL_CERT_DIR=str(tmp_path)).ssl_cert_dir == str(tmp_path)
+    assert env.load(SSL_CERT_DIR=f"{tmp_path}:{tmp_path}")
+
+
+@pytest.mark.parametrize("value", ["no-such-folder", "file", "folder", "hashed:no-such-folder"])
+def test_folder_without_certificates_is_refused(env: Environment, value: str) -> None:
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("folder/ca.pem").touch()
+    Path("hashed").mkdir()
+    Path("hashed/4042bcee.0").touch()
+
+    assert list(env.problems(SSL_CERT_DIR=value)) == ["SSL_CERT_DIR"]
