@@ -1,3 +1,3 @@
-"""Keeps one Headscale node and one Cloudflare record true for a Kubernetes pod."""
+"""Keeps a pod's Headscale node and DNS record in sync."""
 
 __version__ = "0.1.0"

@@ -15,7 +15,6 @@ import tenacity
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.kubernetes.access import Access
@@ -23,6 +22,7 @@ from lifecycle.clients.kubernetes.api import Cluster
 from lifecycle.clients.kubernetes.state_secret import StateSecret
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
+from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
+from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
 from lifecycle.dns_watch.observation import Missing
 from lifecycle.domain.expiry import WARN_BEFORE

@@ -1,4 +1,4 @@
-"""How a log line looks, in a process of its own: standard output is the process's."""
+"""Log lines, in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ import pytest
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 HEAD = """
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 import structlog
 from pydantic import SecretStr
-from lifecycle.runtime.logs import configure_logs
+from lifecycle.runtime.logs import configure_logs, flush_logs
 
 log = structlog.get_logger()
 """
 
+# What every command does at its end; a line is written from another thread.
+FLUSH = "\nflush_logs(60)\n"
+
 
 @pytest.fixture
 def run(repository: Path, clean_environment: dict[str, str]) -> Run:
-    """Run a Python program that has `configure_logs` and `log`."""
+    """Run a Python program with `configure_logs` and `log`."""
 
     def start(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", HEAD + textwrap.dedent(program)],
+            [sys.executable, "-c", HEAD + textwrap.dedent(program) + FLUSH],
             check=False,
             capture_output=True,
             encoding="utf-8",
@@ -68,7 +71,7 @@ def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_time_is_utc_and_says_so(run: Run) -> None:
+def test_time_is_rfc_3339_in_utc(run: Run) -> None:
     done = run("configure_logs(console=False); log.info('x')", TZ="Asia/Tokyo")
 
     at = datetime.fromisoformat(events_of(done.stdout)[0]["timestamp"])
@@ -76,7 +79,7 @@ def test_the_time_is_utc_and_says_so(run: Run) -> None:
     assert events_of(done.stdout)[0]["timestamp"].endswith("Z")
 
 
-def test_whatever_is_in_an_event_it_stays_one_line(run: Run) -> None:
+def test_event_is_always_one_line(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
         log.info("x", error="first\\nsecond\\r\\x85\\u2028third", quotes='a "b" \\\\ c')
@@ -87,24 +90,27 @@ def test_whatever_is_in_an_event_it_stays_one_line(run: Run) -> None:
     assert json.loads(done.stdout)["quotes"] == 'a "b" \\ c'
 
 
-def test_values_of_every_kind_are_shown(run: Run) -> None:
+def test_values_of_every_kind_are_logged(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
-        log.info("x", at=datetime(2026, 3, 1, tzinfo=UTC), path=Path("/a"), none=None, some={"a"})
+        at = datetime(2026, 3, 1, tzinfo=UTC)
+        log.info("x", at=at.astimezone(timezone(timedelta(hours=9))), path=Path("/a"), none=None, some={"a"},
+                 nested={"at": (at + timedelta(seconds=0.5),)})
     """)
 
     assert events_of(done.stdout)[0] | {"timestamp": ""} == {
-        "at": "2026-03-01 00:00:00+00:00",
+        "at": "2026-03-01T00:00:00Z",
         "event": "x",
         "level": "info",
         "none": None,
         "path": "/a",
-        "some": "{'a'}",
+        "nested": {"at": ["2026-03-01T00:00:00.500000Z"]},
+        "some": ["a"],
         "timestamp": "",
     }
 
 
-def test_a_secret_that_got_into_an_event_is_not_shown(run: Run) -> None:
+def test_secret_in_an_event_is_masked(run: Run) -> None:
     for console in (True, False):
         done = run(f"""
             configure_logs(console={console})
@@ -124,7 +130,7 @@ def test_a_secret_that_got_into_an_event_is_not_shown(run: Run) -> None:
         ("error", ["error"]),
     ],
 )
-def test_the_level_is_the_least_that_is_shown(run: Run, level: str, shown: list[str]) -> None:
+def test_lower_levels_are_not_logged(run: Run, level: str, shown: list[str]) -> None:
     done = run(f"""
         configure_logs(console=False, level={level!r})
         for level in ("debug", "info", "warning", "error"):
@@ -134,20 +140,20 @@ def test_the_level_is_the_least_that_is_shown(run: Run, level: str, shown: list[
     assert [event["level"] for event in events_of(done.stdout)] == shown
 
 
-def test_info_is_the_least_unless_it_is_said(run: Run) -> None:
+def test_default_level_is_info(run: Run) -> None:
     done = run("configure_logs(console=False); log.debug('no'); log.info('yes')")
 
     assert [event["event"] for event in events_of(done.stdout)] == ["yes"]
 
 
-def test_logs_can_leave_standard_output_to_a_report(run: Run) -> None:
+def test_log_can_go_to_standard_error(run: Run) -> None:
     done = run("configure_logs(console=False, to_stderr=True); log.info('x'); print('the report')")
 
     assert done.stdout == "the report\n"
     assert [event["event"] for event in events_of(done.stderr)] == ["x"]
 
 
-def test_the_last_configuration_counts(run: Run) -> None:
+def test_last_configuration_applies(run: Run) -> None:
     """The settings come after the first events."""
     done = run("""
         configure_logs(console=False)
@@ -163,7 +169,7 @@ def test_the_last_configuration_counts(run: Run) -> None:
     assert not late.startswith("{")
 
 
-def test_text_for_a_person_has_no_colours_in_a_pipe(run: Run) -> None:
+def test_console_text_has_no_colours_in_a_pipe(run: Run) -> None:
     done = run("configure_logs(console=True); log.info('node.deleted', node_id='7')")
 
     assert "\x1b" not in done.stdout
@@ -171,9 +177,9 @@ def test_text_for_a_person_has_no_colours_in_a_pipe(run: Run) -> None:
     assert "node_id=7" in done.stdout
 
 
-def test_text_for_a_person_has_colours_on_a_terminal(repository: Path, clean_environment: dict[str, str]) -> None:
+def test_console_text_has_colours_on_a_terminal(repository: Path, clean_environment: dict[str, str]) -> None:
     ours, its = pty.openpty()
-    program = HEAD + "configure_logs(console=True); log.info('node.deleted')"
+    program = HEAD + "configure_logs(console=True); log.info('node.deleted')" + FLUSH
 
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, stdout=its, cwd=repository, env=clean_environment
@@ -187,15 +193,15 @@ def test_text_for_a_person_has_colours_on_a_terminal(repository: Path, clean_env
     assert "node.deleted" in seen
 
 
-# Half a character as a service may send it, a path that is no UTF-8, and what is beyond ASCII.
+# Half a surrogate pair, a path that is not UTF-8, and characters beyond ASCII.
 ODD = [r"a\ud800b", r"/a\udcff", r"k\u00e9y \u2192 \U0001f600"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("console", [True, False])
 @pytest.mark.parametrize("to_stderr", [True, False])
-def test_no_text_is_too_odd_to_be_logged(run: Run, console: bool, to_stderr: bool, encoding: str) -> None:
-    """What others wrote into a record's comment does not end the program that wants to tell of it."""
+def test_any_character_can_be_logged(run: Run, console: bool, to_stderr: bool, encoding: str) -> None:
+    """Others decide what is in a record's comment."""
     done = run(
         f"configure_logs(console={console}, to_stderr={to_stderr})\n"
         + "\n".join(f"log.error('record.foreign', comment='{text}')" for text in ODD),
@@ -203,26 +209,77 @@ def test_no_text_is_too_odd_to_be_logged(run: Run, console: bool, to_stderr: boo
     )
 
     assert done.returncode == 0, done.stderr
-    told = done.stderr if to_stderr else done.stdout
-    assert told.count("record.foreign") == len(ODD)
+    lines = done.stderr if to_stderr else done.stdout
+    assert lines.count("record.foreign") == len(ODD)
     assert (done.stdout if to_stderr else done.stderr) == ""
     if not console and encoding == "utf-8":
-        assert all(event["comment"] for event in events_of(told))
+        assert all(event["comment"] for event in events_of(lines))
 
 
-def test_a_report_may_be_as_odd(run: Run) -> None:
+def test_any_character_can_be_reported(run: Run) -> None:
     done = run(r"configure_logs(console=True, to_stderr=True); print('a\ud800b')", PYTHONIOENCODING="utf-8:strict")
 
     assert (done.returncode, done.stdout) == (0, "a\\ud800b\n")
 
 
-def test_every_event_is_out_before_the_program_ends_however_it_ends(run: Run) -> None:
-    """A process that is cut off has told what it did until then."""
-    done = run("""
-        import os
-        configure_logs(console=False)
-        log.info("x")
-        os._exit(3)
+ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "a\nb", "a\bb", "\u202eb", "\x7f"]
+
+
+@pytest.mark.parametrize("value", ["{!r}", "[{!r}]", "dict(key={!r})"])
+def test_console_text_contains_no_terminal_escapes(run: Run, value: str) -> None:
+    """Others decide what is in hostnames, comments and user names."""
+    done = run(
+        "configure_logs(console=True)\n"
+        + "\n".join(f"log.warning('record.foreign', comment={value.format(text)})" for text in ESCAPES)
+    )
+
+    lines = done.stdout.split("\n")
+    assert len(lines) == len(ESCAPES) + 1
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("console", [True, False])
+def test_traceback_contains_no_terminal_escapes(run: Run, console: bool) -> None:
+    done = run(f"""
+        configure_logs(console={console})
+        try:
+            raise ValueError("\\x1b[2J")
+        except ValueError:
+            log.exception("command.crashed")
     """)
 
-    assert [event["event"] for event in events_of(done.stdout)] == ["x"]
+    assert "ValueError" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_console_text_shows_values_without_python_syntax(run: Run) -> None:
+    done = run("""
+        configure_logs(console=True)
+        log.info("x", at=datetime(2026, 3, 1, tzinfo=UTC), text="two words", items=["a", "b"])
+    """)
+
+    assert "at=2026-03-01T00:00:00Z" in done.stdout
+    assert 'text="two words"' in done.stdout
+    assert "items=a,b" in done.stdout
+
+
+def test_event_begins_with_its_name(run: Run) -> None:
+    done = run("configure_logs(console=False); log.info('x', key=1)")
+
+    assert list(events_of(done.stdout)[0]) == ["timestamp", "level", "event", "key"]
+
+
+def test_dropped_lines_are_counted(repository: Path, clean_environment: dict[str, str]) -> None:
+    program = HEAD + "\nfrom lifecycle.runtime.logs import dropped_lines\n"
+    program += "configure_logs(console=False); log.info('x'); log.info('y'); flush_logs(60); exit(dropped_lines())"
+    with Path("/dev/full").open("w") as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            check=False,
+            stdout=disk,
+            stderr=subprocess.PIPE,
+            cwd=repository,
+            env=clean_environment,
+        )
+
+    assert (done.returncode, done.stderr) == (2, b"")

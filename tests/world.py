@@ -15,7 +15,6 @@ import tenacity
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.cli import HEADSCALE_RETRY_BUDGET
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.credential import Credential
@@ -24,6 +23,7 @@ from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.upstream import Upstream as UpstreamApi
+from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter

@@ -1,1 +1,1 @@
-"""Keeps the service's DNS record true for as long as the pod lives."""
+"""Keeps the DNS record of the pod in sync as long as the pod runs."""

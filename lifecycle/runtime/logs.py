@@ -1,42 +1,56 @@
-"""How a log line looks: JSON for machines, aligned text for a person at a terminal."""
+"""Log lines: JSON for machines, aligned text on a terminal."""
 
 from __future__ import annotations
 
 import logging
-import sys
+import re
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
 from io import TextIOWrapper
+from typing import Any
 
 import structlog
 
 from lifecycle.domain.events import Event
+from lifecycle.domain.text import printable
+from lifecycle.runtime.output import LineOutput, standard_stream
+
+# Text that is readable without quotes.
+_PLAIN_VALUE = re.compile(r"[^\s\"'=]+")
+
+_outputs: dict[str, LineOutput] = {}
 
 
 def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = False) -> None:
-    """Send every event to standard output, one a line.
+    """Send every event to standard output, one per line.
 
     Args:
-        console: text for a person instead of JSON.
-        level: the least level that is shown.
-        to_stderr: leave standard output to something else, such as a report.
+        console: text for a terminal instead of JSON.
+        level: the lowest level to log.
+        to_stderr: leave standard output to a report.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = standard_stream(name)
         if isinstance(stream, TextIOWrapper):
-            # A path or a service's text may have characters that no encoding knows; they end no program.
+            # Paths and names may contain characters that the terminal's encoding lacks.
             stream.reconfigure(errors="backslashreplace")
-    out = sys.stderr if to_stderr else sys.stdout
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty())
-        if console
-        else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
-    )
+    name = "stderr" if to_stderr else "stdout"
+    stream = standard_stream(name)
+    renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(ensure_ascii=False)]
+    if console:
+        renderers = [_with_printable_traceback, _console_renderer(colors=stream is not None and stream.isatty())]
+    if name not in _outputs:
+        _outputs[name] = LineOutput(stream)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            structlog.processors.format_exc_info,
+            _with_plain_values,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=lambda: _Logger(_outputs[name]),
         cache_logger_on_first_use=False,
     )
 
@@ -44,3 +58,68 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
 def log_event(event: Event) -> None:
     """Log an event that a pure function returned."""
     getattr(structlog.get_logger(), event.level)(event.name, **event.fields)
+
+
+def flush_logs(timeout_s: float) -> None:
+    """Wait until all lines are written, at most for the time-out."""
+    for output in _outputs.values():
+        output.flush(timeout_s)
+
+
+def dropped_lines() -> int:
+    """Return how many lines could not be written since the start."""
+    return sum(output.dropped for output in _outputs.values())
+
+
+class _Logger:
+    def __init__(self, output: LineOutput) -> None:
+        self.debug = self.info = self.warning = self.error = output.write_line
+
+
+def _with_plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    leading = {key: event.pop(key) for key in ("timestamp", "level", "event")}
+    return {key: _plain(value) for key, value in (leading | dict(event)).items()}
+
+
+def _with_printable_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if "exception" in event:
+        event["exception"] = "\n".join(map(printable, event["exception"].splitlines()))
+    return event
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can represent; times are RFC 3339 in UTC."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+    return str(value)
+
+
+def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
+    styles = structlog.dev.ConsoleRenderer.get_default_column_styles(colors)
+    renderer = structlog.dev.ConsoleRenderer(colors=colors)
+    renderer.columns = [
+        *(column for column in renderer.columns if column.key),
+        structlog.dev.Column(
+            "",
+            structlog.dev.KeyValueColumnFormatter(
+                key_style=styles.kv_key,
+                value_style=styles.kv_value,
+                reset_style=styles.reset,
+                value_repr=_console_text,
+            ),
+        ),
+    ]
+    return renderer
+
+
+def _console_text(value: object) -> str:
+    """Return a value on one line: what others wrote into a name or comment must not control the terminal."""
+    text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if _PLAIN_VALUE.fullmatch(text) else f'"{text}"'

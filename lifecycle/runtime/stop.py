@@ -1,56 +1,81 @@
-"""Being asked to stop: one event, set by SIGTERM or SIGINT, and a way out when the work does not end."""
+"""Stop on SIGTERM or SIGINT, within two seconds."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from threading import Event, Thread
+from types import FrameType
 
-# SIGTERM has to end the process within 2 s; what is left is for the interpreter's own exit.
+from lifecycle.runtime.termination import write_termination_message
+
+# The process has to end within 2 s of SIGTERM; the rest is for the interpreter's exit.
 GRACE_S = 1.5
+
+# How long the end of the process waits for the log.
+REPORT_S = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+STOPPED_EARLY = "stopped by {} before the work was done; nothing needs undoing"
 
-def hold_stop_signals(signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
-    """Keep these signals waiting until `stop_event` takes them.
 
-    To be called before anything slow: for process number 1 of a container a
-    signal that nobody handles is dropped, but one that is blocked waits.
+def exit_on_stop_signals(exit_status: int, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
+    """End the process at once when one of these signals arrives, until a `Stop` handles them.
+
+    Call it before slow imports. The kernel drops a signal without a handler for process number 1 of a container.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        if exit_status:
+            write_termination_message(STOPPED_EARLY.format(signal.Signals(number).name))
+        os._exit(exit_status)
+
+    for number in signals:
+        signal.signal(number, end)
 
 
-def stop_event(
-    exit_status: int,
-    on_stop: Callable[[str], None],
-    signals: Iterable[signal.Signals] = STOP_SIGNALS,
-) -> Event:
-    """Return an event that the first of these signals sets.
+class Stop(Event):
+    """Set by the first of the signals.
 
-    Work that has not ended `GRACE_S` after that is cut off: nothing needs undoing.
+    Create it before any other thread. A process that has not ended `GRACE_S` after the signal is ended: every command
+    can be interrupted at any point.
 
     Args:
-        exit_status: the process's status when it had to be cut off.
-        on_stop: told the signal's name, once, before the event is set.
-        signals: what ends the command.
+        exit_status: of a process that is ended.
+        on_stop: called with the signal's name, once, after the event is set.
     """
-    stop = Event()
-    hold_stop_signals(signals)
 
-    def wait() -> None:
-        name = signal.Signals(signal.sigwait(signals)).name
-        try:
-            on_stop(name)
-        finally:
-            # Also when nobody can be told any more, because our output is closed or its disk is full.
-            stop.set()
-            # Nobody sets this one: it is a wait that the end of the process ends.
-            Event().wait(GRACE_S)
-            os._exit(exit_status)
+    def __init__(
+        self,
+        exit_status: int,
+        on_stop: Callable[[str], None],
+        signals: Iterable[signal.Signals] = STOP_SIGNALS,
+    ) -> None:
+        super().__init__()
+        self._exit_status = exit_status
+        self._on_stop = on_stop
+        self._signals = tuple(signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        # Threads instead of a handler: a handler runs inside the main thread, where Event.set() inside Event.wait()
+        # can deadlock. Both are started now, since a thread may be refused when the process has to stop.
+        self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
+        self._reporter.start()
+        Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
 
-    # A thread, not a handler: a handler runs inside whatever the main thread
-    # is doing, and Event.set() inside Event.wait() can deadlock.
-    Thread(target=wait, name="stop", daemon=True).start()
-    return stop
+    def finish(self) -> None:
+        """Wait a moment for the report of a stop; call it before the process ends."""
+        if self.is_set():
+            self._reporter.join(REPORT_S)
+
+    def _wait_for_signal(self) -> None:
+        number = signal.sigwait(self._signals)
+        self.set()
+        self._on_stop(signal.Signals(number).name)
+
+    def _end_process(self) -> None:
+        self.wait()
+        time.sleep(GRACE_S)
+        os._exit(self._exit_status)

@@ -7,7 +7,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lifecycle.cli import HEADSCALE_RETRY_BUDGET, arguments_of
+from lifecycle.cli import arguments_of
+from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.settings.load import load
 from lifecycle.settings.models import PruneSettings, command_variables

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.cli import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
 from lifecycle.runtime.retry import RetryBudget, retrying

@@ -1,0 +1,72 @@
+"""The commands that change something: clients from the settings, then the work."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from datetime import timedelta
+from functools import partial
+from threading import Event
+from time import monotonic
+
+from lifecycle.domain.errors import LifecycleError
+from lifecycle.runtime.loop import repeat
+from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings
+from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
+
+# How long requests to Headscale are retried: in all by `cleanup`, in each of its observations by `prune`.
+HEADSCALE_RETRY_BUDGET = timedelta(minutes=2)
+
+
+def cleanup(settings: CleanupSettings, stop: Event) -> None:
+    """Remove what earlier pods left, and write a fresh key."""
+    from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
+
+    with ExitStack() as stack:
+        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
+        cluster = connect_cluster(settings, stack)
+        Cleanup(
+            settings,
+            writers=connect_writers(settings, policy, stack, cluster),
+            now=utc_now,
+            stop=stop,
+            read_state=state_reader(settings, policy, cluster),
+        ).run()
+
+
+def dns_watch(settings: DnsWatchSettings, stop: Event, *, only_once: bool) -> None:
+    """Keep the record in sync until the stop, or until it was once."""
+    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415 - see above
+    from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
+    from lifecycle.health.server import serve  # noqa: PLC0415
+
+    with ExitStack() as stack:
+        status = new_status(settings)
+        writers = connect_writers(
+            settings, once(), stack, connect_cluster(settings, stack), observe=status.count_request
+        )
+        watch = DnsWatch(
+            settings,
+            writers=writers,
+            interface=partial(interface_addresses, settings.tailscale_interface),
+            now=utc_now,
+            status=status,
+        )
+        if not only_once:
+            stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
+        until_registered = (lambda: watch.state.is_registered) if only_once else (lambda: False)
+        repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=monotonic, finished=until_registered)
+        records = watch.state.records
+        if only_once and not stop.is_set() and not records.in_sync:
+            raise LifecycleError(f"The DNS record is out of sync: {records.reason}")
+
+
+def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
+    """Remove workloads that are gone for good."""
+    from lifecycle.prune.run import Prune  # noqa: PLC0415 - see above
+
+    with ExitStack() as stack:
+        budget = RetryBudget(HEADSCALE_RETRY_BUDGET)
+        cluster = connect_cluster(settings, stack)
+        writers = connect_writers(settings, retrying(patience=budget, stop=stop), stack, cluster)
+        Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()

@@ -1,0 +1,102 @@
+"""Write to standard output and standard error without ever blocking or ending the program."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from collections import deque
+from threading import Condition, Thread
+from typing import TextIO
+
+# Some minutes of a busy log.
+_MAX_WAITING_LINES = 1000
+
+
+class LineOutput:
+    """Writes lines in order, from a thread of its own.
+
+    A pipe that is full and not read blocks the thread only. Lines that do not fit into the queue, or that cannot be
+    written, are dropped and counted.
+
+    Args:
+        stream: gives the descriptor and the encoding; None = every line is dropped.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        # A descriptor that was closed before the start may by now be another file, such as the key file.
+        self._descriptor = stream.fileno() if stream is not None else None
+        self._encoding = stream.encoding if stream is not None else "utf-8"
+        self._waiting: deque[bytes] = deque()
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._is_line_open = False
+        self.dropped = 0
+
+    def write_line(self, line: str) -> None:
+        """Queue a line."""
+        with self._changed:
+            if self._descriptor is None or len(self._waiting) >= _MAX_WAITING_LINES:
+                self.dropped += 1
+                return
+            self._waiting.append(f"{line}\n".encode(self._encoding, "backslashreplace"))
+            if self._thread is None:
+                self._thread = Thread(target=self._run, args=[self._descriptor], name="log", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all lines are written, at most for the time-out."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting, timeout_s)
+
+    def _run(self, descriptor: int) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                line = self._waiting[0]
+            is_written = self._write(descriptor, line)
+            with self._changed:
+                self._waiting.popleft()
+                self.dropped += not is_written
+                self._changed.notify_all()
+
+    def _write(self, descriptor: int, line: bytes) -> bool:
+        # After a disk was full, the part of a line that was written must not run into the next one.
+        rest = memoryview(b"\n" + line if self._is_line_open else line)
+        while rest:
+            try:
+                written = os.write(descriptor, rest)
+            except BlockingIOError:
+                # Another process with the same pipe or terminal made it non-blocking.
+                select.select([], [descriptor], [])
+            except OSError:
+                return False
+            else:
+                rest = rest[written:]
+                self._is_line_open = bool(rest)
+        return True
+
+
+def standard_stream(name: str) -> TextIO | None:
+    """Return `stdout` or `stderr`; None if its descriptor was closed before the start."""
+    stream: TextIO | None = getattr(sys, name)
+    return stream
+
+
+def print_text(text: str, name: str = "stdout") -> None:
+    """Write a whole text to standard output or standard error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    stream = standard_stream(name)
+    if stream is None:
+        raise OSError(f"{name} is closed")
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        # Otherwise the interpreter would try to write the rest at exit, and fail with status 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise

@@ -1,0 +1,165 @@
+"""Lines of the log on pipes and disks that are full, stuck or gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import suppress
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from lifecycle.runtime.output import LineOutput
+
+# A line that does not appear within this time is lost, however slow the machine is.
+FLUSH_S = 60.0
+
+
+class Pipe:
+    """A small pipe."""
+
+    def __init__(self) -> None:
+        self.reader, descriptor = os.pipe()
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
+        self.writer = os.fdopen(descriptor, "w", encoding="utf-8")
+
+    def fill(self) -> int:
+        """Write until nothing fits any more; return the number of bytes."""
+        written = 0
+        os.set_blocking(self.writer.fileno(), False)
+        with suppress(BlockingIOError):
+            while True:
+                written += os.write(self.writer.fileno(), b"x")
+        os.set_blocking(self.writer.fileno(), True)
+        return written
+
+    def read(self, size: int) -> bytes:
+        """Wait for so many bytes."""
+        received = b""
+        while len(received) < size:
+            received += os.read(self.reader, size - len(received))
+        return received
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    with suppress(OSError):
+        os.close(pipe.reader)
+    pipe.writer.close()
+
+
+def test_lines_are_written_in_order(pipe: Pipe) -> None:
+    output = LineOutput(pipe.writer)
+
+    for number in range(100):
+        output.write_line(f"line {number}")
+
+    output.flush(FLUSH_S)
+    lines = "".join(f"line {number}\n" for number in range(100)).encode()
+    assert pipe.read(len(lines)) == lines
+    assert output.dropped == 0
+
+
+def test_full_pipe_blocks_nothing(pipe: Pipe) -> None:
+    """The lines that are queued are written when the reader continues; the others are counted."""
+    output = LineOutput(pipe.writer)
+    filled = pipe.fill()
+
+    for number in range(1500):
+        output.write_line(f"{number:04}")
+    output.flush(0.0)
+
+    assert output.dropped == 500
+    pipe.read(filled)
+    assert pipe.read(5000) == "".join(f"{number:04}\n" for number in range(1000)).encode()
+    assert output.dropped == 500
+
+
+def test_pipe_without_a_reader_drops_lines(pipe: Pipe) -> None:
+    output = LineOutput(pipe.writer)
+    os.close(pipe.reader)
+
+    for _ in range(3):
+        output.write_line("line")
+
+    output.flush(FLUSH_S)
+    assert output.dropped == 3
+
+
+def test_full_disk_drops_lines() -> None:
+    with Path("/dev/full").open("w") as disk:
+        output = LineOutput(disk)
+
+        for _ in range(3):
+            output.write_line("line")
+
+        output.flush(FLUSH_S)
+    assert output.dropped == 3
+
+
+def test_closed_stream_drops_lines() -> None:
+    output = LineOutput(None)
+
+    output.write_line("line")
+
+    output.flush(FLUSH_S)
+    assert output.dropped == 1
+
+
+def test_non_blocking_pipe_loses_nothing(pipe: Pipe) -> None:
+    """Another process with the same pipe can make it non-blocking."""
+    output = LineOutput(pipe.writer)
+    os.set_blocking(pipe.writer.fileno(), False)
+    line = "y" * 20_000
+
+    output.write_line(line)
+
+    assert pipe.read(20_001) == f"{line}\n".encode()
+    output.flush(FLUSH_S)
+    assert output.dropped == 0
+
+
+def test_line_after_a_partial_line_begins_anew(tmp_path: Path, repository: Path) -> None:
+    """A disk that is full in the middle of a line, and then is not."""
+    program = """
+        import resource, sys
+        from lifecycle.runtime.output import LineOutput
+        output = LineOutput(sys.stdout)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, resource.RLIM_INFINITY))
+        for _ in range(3):
+            output.write_line("0123456789")
+        output.flush(60)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        output.write_line("last")
+        output.flush(60)
+        sys.exit(output.dropped)
+    """
+    file = tmp_path / "log"
+    with file.open("w") as disk:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program)], stdout=disk, check=False, cwd=repository
+        )
+
+    assert done.returncode == 2
+    assert file.read_text() == "0123456789\n01234\nlast\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_any_character_can_be_written(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "log"
+    stream: TextIO
+    with TextIOWrapper(file.open("wb"), encoding=encoding) as stream:
+        output = LineOutput(stream)
+        output.write_line("k\u00e9y \ud800 \udcff")
+        output.flush(FLUSH_S)
+
+    assert output.dropped == 0
+    assert len(file.read_text(encoding=encoding).splitlines()) == 1
