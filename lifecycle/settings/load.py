@@ -26,7 +26,10 @@ from lifecycle.settings.models import (
 ENV_FILE = ".env"
 
 # Other programs read these in lower case too; the upper-case name takes precedence.
-_ALSO_LOWER_CASE = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
+
+# Variables of many programs, which have variants of them, such as NIX_SSL_CERT_FILE.
+_NOT_OURS_ALONE = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 # Empty and unset differ for this variable alone.
 _MAY_BE_EMPTY = "TAILSCALE_INTERFACE"
@@ -132,7 +135,7 @@ def variables_read() -> set[str]:
 
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Return variables that resemble a setting, each with the setting's name."""
-    known = every_variable() | NOT_A_SETTING
+    known = (every_variable() | NOT_A_SETTING) - _NOT_OURS_ALONE
     return [
         (variable, meant)
         for variable in sorted(set(variables) - variables_read())

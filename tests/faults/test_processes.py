@@ -22,7 +22,7 @@ from tests.simulators.serve import serve
 from tests.tally import count
 
 PROGRAM = [sys.executable, "-m", "lifecycle"]
-PATIENCE_S = 60.0
+HANGS_AFTER_S = 60.0
 
 # The version, the users, the nodes, the node, its deletion, the look after it, the key; and none after that.
 REQUESTS = 7
@@ -69,7 +69,7 @@ class Gate:
 
     def _wait(self) -> None:
         self.reached.set()
-        self.opened.wait(PATIENCE_S)
+        self.opened.wait(HANGS_AFTER_S)
 
 
 class Place:
@@ -152,7 +152,7 @@ class Place:
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, int]:
     """What a process said, and its exit status."""
-    said, _ = process.communicate(timeout=PATIENCE_S)
+    said, _ = process.communicate(timeout=HANGS_AFTER_S)
     return said, process.returncode
 
 
@@ -169,7 +169,7 @@ def test_killed_at_each_request(place: Place, number: int, committed: bool) -> N
     """kill -9 while a request is under way, before or after the server has done it."""
     gate = Gate(place.headscale, number, committed=committed)
     process = place.start("cleanup", headscale=gate)
-    assert gate.reached.wait(PATIENCE_S)
+    assert gate.reached.wait(HANGS_AFTER_S)
     process.kill()
     _, status = ended(process)
     assert status == -signal.SIGKILL
@@ -185,7 +185,7 @@ def test_a_watch_killed_at_each_request(place: Place, upstream: str, number: int
     node = place.join()
     gate = Gate(getattr(place, upstream), number, committed=committed)
     process = place.start("dns-watch", **{upstream: gate})
-    assert gate.reached.wait(PATIENCE_S)
+    assert gate.reached.wait(HANGS_AFTER_S)
     process.kill()
     _, status = ended(process)
     assert status == -signal.SIGKILL
@@ -206,7 +206,7 @@ def test_a_watch_frozen_while_somebody_takes_the_name(place: Place) -> None:
     place.join()
     gate = Gate(place.cloudflare, 0, committed=False)
     process = place.start("dns-watch", "--once", cloudflare=gate)
-    assert gate.reached.wait(PATIENCE_S)
+    assert gate.reached.wait(HANGS_AFTER_S)
     os.kill(process.pid, signal.SIGSTOP)
     count("interruptions", "SIGSTOP to processes")
     place.cloudflare.add_record(place.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
@@ -224,7 +224,7 @@ def test_a_watch_frozen_while_somebody_takes_the_name(place: Place) -> None:
 def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None:
     gate = Gate(place.headscale, 2, committed=False)
     process = place.start(command, headscale=gate)
-    assert gate.reached.wait(PATIENCE_S)
+    assert gate.reached.wait(HANGS_AFTER_S)
     process.terminate()
     said, status = ended(process)
     assert status == (1 if command == "cleanup" else 0), said
@@ -238,7 +238,7 @@ def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
     """SIGSTOP while somebody else cleans up; then it goes on with what it had read, and harms nothing."""
     gate = Gate(place.headscale, 3, committed=True)
     process = place.start("cleanup", headscale=gate)
-    assert gate.reached.wait(PATIENCE_S)
+    assert gate.reached.wait(HANGS_AFTER_S)
     os.kill(process.pid, signal.SIGSTOP)
     count("interruptions", "SIGSTOP to processes")
     # The other pod of the service: it removes the same node, and writes to a volume of its own.

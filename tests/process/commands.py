@@ -19,7 +19,7 @@ from tests.simulators.headscale import HeadscaleSimulator
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
 # Far more than anything here takes; a process that needs it hangs.
-PATIENCE_S = 60.0
+HANGS_AFTER_S = 60.0
 # Far more lines than a command logs before what it is waited for.
 MANY_LINES = 200
 
@@ -93,7 +93,7 @@ class Running:
     def end(self) -> Ended:
         """Wait until it has ended."""
         try:
-            out, errors = self._process.communicate(timeout=PATIENCE_S)
+            out, errors = self._process.communicate(timeout=HANGS_AFTER_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             out, errors = self._process.communicate()

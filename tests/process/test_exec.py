@@ -20,7 +20,7 @@ from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
 from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
-from tests.process.commands import PATIENCE_S
+from tests.process.commands import HANGS_AFTER_S
 from tests.process.test_commands import SIDECAR, leave_behind, well_spoken
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dialects import VERSIONS
@@ -211,7 +211,7 @@ def test_an_exec_that_hangs_holds_up_no_stop(pod: ClusterPod) -> None:
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
         asked.clear()
         running = pod.start(command, **SIDECAR)
-        assert asked.wait(PATIENCE_S)
+        assert asked.wait(HANGS_AFTER_S)
         assert running.stop().status == status
 
 
@@ -452,7 +452,7 @@ def test_the_docs_dry_run_prints_the_plan_that_they_show(
         capture_output=True,
         text=True,
         check=False,
-        timeout=PATIENCE_S,
+        timeout=HANGS_AFTER_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
     port = pod.environment["KUBERNETES_SERVICE_PORT"]

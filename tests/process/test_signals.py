@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.process.commands import PATIENCE_S, Doorbell, Pod
+from tests.process.commands import HANGS_AFTER_S, Doorbell, Pod
 from tests.simulators import faults
 
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
@@ -51,7 +51,7 @@ def test_a_request_that_hangs_is_left_behind(
     pod.headscale.add_user("svc")
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start(*arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
-    assert bells[0].rang.wait(PATIENCE_S)
+    assert bells[0].rang.wait(HANGS_AFTER_S)
     ended = running.stop(number)
     assert (ended.status, ended.errors) == (status, "")
     assert [event["signal"] for event in ended.named("stop.requested")] == [number.name]

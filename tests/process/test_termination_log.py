@@ -11,7 +11,7 @@ from wsgiref.types import WSGIApplication
 
 import pytest
 
-from tests.process.commands import PATIENCE_S, PROGRAM, Doorbell, Ended, Pod, Running
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Doorbell, Ended, Pod, Running
 from tests.simulators import faults
 
 # A /dev of its own, in a mount namespace of its own: the machine's stays as it is.
@@ -118,7 +118,7 @@ def test_a_stop_while_a_request_hangs_leaves_why(
     pod = make_pod(before=with_a_bell)
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running, out = start(pod, *arguments, make=SHARED, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
-    assert bells[0].rang.wait(PATIENCE_S)
+    assert bells[0].rang.wait(HANGS_AFTER_S)
     ended = running.stop()
     assert ended.status == 1
     assert [event["event"] for event in ended.events] == logged

@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import MARK, NAME
 from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
-from tests.process.commands import PATIENCE_S, Doorbell, Pod
+from tests.process.commands import HANGS_AFTER_S, Doorbell, Pod
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -64,7 +64,7 @@ def test_no_argument_tells_a_secret(
         leave_behind(pod)
         headscale.faults.add(faults.hang())
         running = pod.start(*command, **AS_SET)
-        assert bell.rang.wait(PATIENCE_S)
+        assert bell.rang.wait(HANGS_AFTER_S)
         process = Path(f"/proc/{running.pid}")
         arguments = (process / "cmdline").read_text()
         children = [(task / "children").read_text() for task in (process / "task").iterdir()]

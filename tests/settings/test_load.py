@@ -265,6 +265,7 @@ def test_misspelt_variable_is_a_near_miss(variable: str, meant: str | None) -> N
         "http_proxy",
         "no_proxy",
         "FTP_PROXY",
+        "NIX_SSL_CERT_FILE",
         "SSL_CERT_FILE",
         "PYTHONUNBUFFERED",
     ],

@@ -1,0 +1,174 @@
+"""Standard output that is closed, broken, full or not read: no command ends or hangs for it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from threading import Event
+
+import pytest
+
+from tests.builders import MARK, NAME
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Doorbell, Pod
+from tests.simulators import faults
+
+DEVNULL = subprocess.DEVNULL
+
+
+class Sink:
+    """A standard output that cannot be written.
+
+    Args:
+        kind: `closed`, `broken`, `full disk` or `stuck`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.is_closed = kind == "closed"
+        self._descriptors: list[int] = []
+        if kind in {"closed", "full disk"}:
+            self.descriptor = self._keep(os.open("/dev/full", os.O_WRONLY))
+            return
+        reader, self.descriptor = os.pipe()
+        self._keep(self.descriptor)
+        if kind == "broken":
+            os.close(reader)
+            return
+        self._keep(reader)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(self.descriptor, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(self.descriptor, b"x")
+        os.set_blocking(self.descriptor, True)
+
+    def _keep(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        return descriptor
+
+    def close(self) -> None:
+        """Close what is open here."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+@pytest.fixture(params=["closed", "broken", "full disk", "stuck"])
+def sink(request: pytest.FixtureRequest) -> Iterator[Sink]:
+    sink = Sink(request.param)
+    yield sink
+    sink.close()
+
+
+@pytest.fixture
+def ringing_pod(make_pod: Callable[..., Pod]) -> tuple[Pod, Event]:
+    """A pod, and an event that is set by the first request to Headscale."""
+    bells: list[Doorbell] = []
+
+    def with_a_bell(application: Callable[..., object]) -> Doorbell:
+        bells.append(Doorbell(application))  # type: ignore[arg-type]
+        return bells[0]
+
+    pod = make_pod(before=with_a_bell)
+    pod.headscale.add_user("svc")
+    return pod, bells[0].rang
+
+
+def start(pod: Pod, sink: Sink, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the program with this standard output."""
+    command = [PROGRAM, *arguments]
+    if sink.is_closed:
+        command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    return subprocess.Popen(
+        command,
+        env=pod.environment | variables,
+        cwd=pod.folder,
+        stdin=DEVNULL,
+        stdout=sink.descriptor,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Return the exit status and standard error."""
+    with process:
+        try:
+            _, errors = process.communicate(timeout=HANGS_AFTER_S)
+        finally:
+            process.kill()
+    return process.returncode, errors
+
+
+def test_cleanup_does_its_work(pod: Pod, sink: Sink) -> None:
+    assert end_of(start(pod, sink, "cleanup")) == (0, "")
+    assert pod.key_file.read_text() == pod.headscale.keys[-1].key
+
+
+def test_failed_cleanup_has_its_exit_status(pod: Pod, sink: Sink) -> None:
+    assert end_of(start(pod, sink, "cleanup", HEADSCALE_USER="nobody")) == (1, "")
+    assert end_of(start(pod, sink, "cleanup", DOMAIN_NAME="")) == (2, "")
+    assert pod.untouched
+
+
+def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
+    node = pod.headscale.add_node(NAME, user="svc")
+
+    process = start(pod, sink, "dns-watch", "--once", TAILSCALE_INTERFACE="", LOG_LEVEL="debug")
+
+    assert end_of(process) == (0, "")
+    assert pod.records() == {f"A {node.address}": MARK}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
+)
+def test_signal_ends_the_command(ringing_pod: tuple[Pod, Event], sink: Sink, arguments: list[str], status: int) -> None:
+    pod, has_request = ringing_pod
+    pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
+    process = start(pod, sink, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="")
+    assert has_request.wait(HANGS_AFTER_S)
+
+    process.send_signal(signal.SIGTERM)
+
+    assert end_of(process) == (status, "")
+
+
+@pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
+@pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
+def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, arguments: list[str]) -> None:
+    """Without a traceback, and quietly if the reader has ended, as with `| head`."""
+    sink = Sink(kind)
+    status, errors = end_of(start(pod, sink, *arguments, HEADSCALE_USER="svc"))
+    sink.close()
+
+    assert status == 1
+    events = [json.loads(line)["event"] for line in errors.splitlines()]
+    is_quiet = kind == "broken" or "--dry-run" not in arguments
+    assert events == ([] if is_quiet else ["command.failed"])
+    assert pod.untouched
+
+
+def test_signal_ends_a_report_that_is_not_read(ringing_pod: tuple[Pod, Event]) -> None:
+    pod, has_request = ringing_pod
+    sink = Sink("stuck")
+    process = start(pod, sink, "--dry-run", HEADSCALE_USER="svc")
+    assert has_request.wait(HANGS_AFTER_S)
+
+    process.send_signal(signal.SIGTERM)
+
+    assert end_of(process) == (1, "")
+    sink.close()
+
+
+def test_usage_error_on_a_full_disk_has_its_exit_status(pod: Pod) -> None:
+    with open(os.devnull) as null, open("/dev/full", "w") as disk:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [PROGRAM, "clean"], env=pod.environment, stdin=null, stdout=null, stderr=disk, check=False
+        )
+
+    assert done.returncode == 2
