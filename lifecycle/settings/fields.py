@@ -41,7 +41,7 @@ _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
 # Source: `openssl rehash`: a link named after the hash of each certificate's subject.
 _HASHED_CERTIFICATE = re.compile(r"[0-9a-f]{8}\.\d+")
 
-_DEFAULT_PROXY_PORT = {"http": 80, "https": 443}
+_DEFAULT_PROXY_PORT = 80
 
 
 def checked_text(value: str) -> str:
@@ -130,20 +130,20 @@ def parse_proxy(value: SecretStr) -> SecretStr:
         ValueError: it is not the URL of an HTTP proxy.
     """
     text = value.get_secret_value()
-    if text.lower().startswith("socks"):
-        raise ValueError("is a SOCKS proxy, which is not supported; set an http:// or https:// proxy")
+    if re.match(r"(socks\w*|https)://", text, re.IGNORECASE):
+        raise ValueError("is not an http:// proxy; SOCKS proxies, and TLS to the proxy itself, are not supported")
     # Without a scheme, as curl and Go read it.
     parts = _split_url(text if "://" in text else f"http://{text}")
     if parts is None or parts.path not in ("", "/") or parts.query or parts.fragment or "%" in (parts.hostname or ""):
         raise ValueError(
-            "must be a proxy such as http://proxy.example.com:3128, special characters of a password percent-encoded"
+            "must be a proxy such as http://proxy.example.com:3128. Percent-encode special characters of its password"
         )
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     credentials = ""
     if parts.username is not None:
         user, password = (quote(unquote(part or ""), safe="") for part in (parts.username, parts.password))
         credentials = f"{user}:{password}@"
-    return SecretStr(f"{parts.scheme}://{credentials}{host}:{parts.port or _DEFAULT_PROXY_PORT[parts.scheme]}")
+    return SecretStr(f"http://{credentials}{host}:{parts.port or _DEFAULT_PROXY_PORT}")
 
 
 def parse_token(value: SecretStr) -> SecretStr:
@@ -253,7 +253,7 @@ def is_dns_name(name: str) -> bool:
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_in_range)]
 Url = Annotated[str, AfterValidator(_url)]
-Proxy = Annotated[SecretStr, AfterValidator(parse_proxy)]
+ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
 Namespace = Annotated[str, AfterValidator(_namespace)]
 KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
 Token = Annotated[SecretStr, AfterValidator(parse_token)]

@@ -27,7 +27,7 @@ from lifecycle.settings.fields import (
     Namespace,
     Owner,
     Prefixes,
-    Proxy,
+    ProxyUrl,
     SecretReference,
     Tags,
     Token,
@@ -36,7 +36,7 @@ from lifecycle.settings.fields import (
     is_dns_name,
     parse_token,
 )
-from lifecycle.settings.proxies import Proxies
+from lifecycle.settings.proxies import Proxies, Proxy
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -117,7 +117,7 @@ class Settings(BaseModel):
     headscale_ca_file: CertificateFile | None = Field(
         None, description="private certificate authority of HEADSCALE_URL, in PEM form"
     )
-    headscale_proxy: Proxy | None = Field(
+    headscale_proxy: ProxyUrl | None = Field(
         None, description="proxy for HEADSCALE_URL, also inside the cluster; NO_PROXY does not apply"
     )
     headscale_pod_selector: str | None = Field(
@@ -144,9 +144,9 @@ class Settings(BaseModel):
         description="networks of VPN addresses, comma-separated",
     )
     http_timeout: Duration = Field(timedelta(seconds=10), description="time limit of one request")
-    http_proxy: Proxy | None = Field(None, description="proxy for http:// URLs outside the cluster")
-    https_proxy: Proxy | None = Field(None, description="proxy for https:// URLs outside the cluster")
-    all_proxy: Proxy | None = Field(None, description="proxy for URLs whose scheme has no proxy of its own")
+    http_proxy: ProxyUrl | None = Field(None, description="proxy for http:// URLs outside the cluster")
+    https_proxy: ProxyUrl | None = Field(None, description="proxy for https:// URLs outside the cluster")
+    all_proxy: ProxyUrl | None = Field(None, description="proxy for URLs whose scheme has no proxy of its own")
     no_proxy: str = Field(
         "", description="hosts to reach directly: names (with subdomains), addresses, networks or *; comma-separated"
     )
@@ -306,17 +306,21 @@ class Settings(BaseModel):
     @property
     def proxies(self) -> Proxies:
         """The proxies of the environment."""
-        by_scheme = {"http": self.http_proxy or self.all_proxy, "https": self.https_proxy or self.all_proxy}
-        return Proxies(
-            {scheme: proxy.get_secret_value() for scheme, proxy in by_scheme.items() if proxy}, self.no_proxy
-        )
+        candidates = {
+            "http": (self._proxy("HTTP_PROXY"), self._proxy("ALL_PROXY")),
+            "https": (self._proxy("HTTPS_PROXY"), self._proxy("ALL_PROXY")),
+        }
+        by_scheme = {scheme: own or shared for scheme, (own, shared) in candidates.items()}
+        return Proxies({scheme: proxy for scheme, proxy in by_scheme.items() if proxy}, self.no_proxy)
 
     @property
-    def proxy_of_headscale(self) -> str | None:
+    def proxy_of_headscale(self) -> Proxy | None:
         """The proxy for HEADSCALE_URL; None = a direct connection."""
-        if self.headscale_proxy is not None:
-            return self.headscale_proxy.get_secret_value()
-        return self.proxies.for_url(self.headscale_address)
+        return self._proxy("HEADSCALE_PROXY") or self.proxies.for_url(self.headscale_address)
+
+    def _proxy(self, name: str) -> Proxy | None:
+        url: SecretStr | None = getattr(self, name.lower())
+        return Proxy(url.get_secret_value(), name) if url is not None else None
 
     @property
     def namespace(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -16,20 +17,33 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        url: with its port, and with credentials if it needs any.
+        setting: the variable that it comes from, for messages.
+    """
+
+    url: str = field(repr=False)
+    setting: str
+
+
+@dataclass(frozen=True, slots=True)
 class Proxies:
     """The proxies of the environment.
 
     The rules are those of Go programs, such as kubectl and tailscale, which read the same variables.
 
     Attributes:
-        by_scheme: proxy URLs by the scheme of the requested URL.
+        by_scheme: proxies by the scheme of the requested URL.
         no_proxy: what to reach directly: host names, addresses, networks or `*`, each with or without a port.
     """
 
-    by_scheme: dict[str, str]
+    by_scheme: Mapping[str, Proxy]
     no_proxy: str
 
-    def for_url(self, url: str) -> str | None:
+    def for_url(self, url: str) -> Proxy | None:
         """Return the proxy for a URL, or None for a direct connection."""
         parts = urlsplit(url)
         host = (parts.hostname or "").rstrip(".")

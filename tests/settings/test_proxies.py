@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lifecycle.settings.fields import parse_proxy
-from lifecycle.settings.proxies import Proxies
+from lifecycle.settings.proxies import Proxies, Proxy
 from lifecycle.settings.reference import changed
 from tests.settings.environment import Environment
 
 CLOUDFLARE = "https://api.cloudflare.com/client/v4"
 PROXY = "http://proxy.corp:3128"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HEADSCALE_PROXY")
+
+
+def url_of(proxy: Proxy | None) -> str | None:
+    return proxy.url if proxy else None
 
 
 @pytest.mark.parametrize("name", PROXY_VARIABLES)
@@ -30,7 +34,6 @@ PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HEADSCALE_PROXY")
         ("proxy.corp:3128", "http://proxy.corp:3128"),
         ("10.0.0.9:3128", "http://10.0.0.9:3128"),
         ("HTTP://Proxy.corp", "http://proxy.corp:80"),
-        ("https://proxy.corp", "https://proxy.corp:443"),
         ("http://[fd00::1]:3128", "http://[fd00::1]:3128"),
         ("http://me:secret@proxy:1", "http://me:secret@proxy:1"),
         ("http://me@proxy:1", "http://me:@proxy:1"),
@@ -53,6 +56,7 @@ def test_proxy_is_accepted_with_its_port(env: Environment, name: str, text: str,
         "socks5h://127.0.0.1:9",
         "socks4://127.0.0.1:9",
         "socks://127.0.0.1:9",
+        "https://proxy:1",
         "ftp://proxy:1",
         "http://",
         "http://proxy:port",
@@ -107,8 +111,8 @@ def test_proxy_depends_on_the_scheme(
 ) -> None:
     proxies = env.load(**variables).proxies
 
-    assert proxies.for_url("http://x.org/") == http
-    assert proxies.for_url("https://x.org/") == https
+    assert url_of(proxies.for_url("http://x.org/")) == http
+    assert url_of(proxies.for_url("https://x.org/")) == https
 
 
 NO_PROXY = [
@@ -152,13 +156,14 @@ NO_PROXY = [
 def test_no_proxy_exempts_hosts(env: Environment, no_proxy: str, url: str, direct: bool) -> None:
     settings = env.load(HTTPS_PROXY=PROXY, NO_PROXY=no_proxy)
 
-    assert settings.proxies.for_url(url) == (None if direct else PROXY)
+    assert url_of(settings.proxies.for_url(url)) == (None if direct else PROXY)
 
 
 @given(st.text("aZ019.-_:/[]*, \u00e9", max_size=30))
 def test_any_no_proxy_is_readable(no_proxy: str) -> None:
     for url in (CLOUDFLARE, "http://10.0.0.1", "https://[fd00::1]:8080"):
-        assert Proxies({"http": PROXY, "https": PROXY}, no_proxy).for_url(url) in {None, PROXY}
+        proxy = Proxy(PROXY, "ALL_PROXY")
+        assert Proxies({"http": proxy, "https": proxy}, no_proxy).for_url(url) in {None, proxy}
 
 
 @pytest.mark.parametrize(
@@ -187,12 +192,14 @@ def test_default_url_of_headscale_is_reached_directly(env: Environment) -> None:
 def test_explicit_proxy_of_headscale_takes_precedence(env: Environment) -> None:
     settings = env.load(HEADSCALE_PROXY="http://inside:1", HTTPS_PROXY=PROXY, NO_PROXY="*")
 
-    assert settings.proxy_of_headscale == "http://inside:1"
+    assert settings.proxy_of_headscale == Proxy("http://inside:1", "HEADSCALE_PROXY")
     assert settings.proxies.for_url(CLOUDFLARE) is None
 
 
 def test_external_headscale_uses_the_proxy_of_the_environment(env: Environment) -> None:
-    assert env.load(HTTPS_PROXY=PROXY, HEADSCALE_URL="https://hs.example.com").proxy_of_headscale == PROXY
+    settings = env.load(ALL_PROXY=PROXY, HEADSCALE_URL="https://hs.example.com")
+
+    assert settings.proxy_of_headscale == Proxy(PROXY, "ALL_PROXY")
 
 
 def test_log_shows_proxies_without_credentials(env: Environment) -> None:
