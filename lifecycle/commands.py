@@ -23,7 +23,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
     with ExitStack() as stack:
-        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
+        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
         cluster = connect_cluster(settings, stack)
         Cleanup(
             settings,
@@ -68,5 +68,5 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
     with ExitStack() as stack:
         budget = RetryBudget(HEADSCALE_RETRY_BUDGET)
         cluster = connect_cluster(settings, stack)
-        writers = connect_writers(settings, retrying(patience=budget, stop=stop), stack, cluster)
+        writers = connect_writers(settings, retrying(budget=budget, stop=stop), stack, cluster)
         Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()

@@ -121,7 +121,7 @@ class ClusterWorld(World):
         """`cleanup`, which may read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""

@@ -1,4 +1,4 @@
-"""Repeat a pass until asked to stop."""
+"""The loop of passes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MANY = 20
 
 
 class Passes:
-    """Passes that take as long, and ask for such pauses, as a test says; the last pause repeats.
+    """Passes that return these waits; the last one repeats.
 
     Args:
-        take_s: how long each pass itself takes.
+        take_s: the duration of each pass.
     """
 
-    def __init__(self, stop: FakeStop, *pauses_s: float, take_s: float = 0.0) -> None:
+    def __init__(self, stop: FakeStop, *waits_s: float, take_s: float = 0.0) -> None:
         self._stop = stop
-        self._pauses_s = pauses_s
+        self._waits_s = waits_s
         self._take_s = take_s
         self.began_at: list[float] = []
         self.ended_at: list[float] = []
@@ -33,20 +33,20 @@ class Passes:
             pytest.fail("the loop does not wait")
         self._stop.now += self._take_s
         self.ended_at.append(self._stop.now)
-        return self._pauses_s[min(len(self.began_at), len(self._pauses_s)) - 1]
+        return self._waits_s[min(len(self.began_at), len(self._waits_s)) - 1]
 
 
 def never() -> bool:
     return False
 
 
-def answers(*values: bool) -> Callable[[], bool]:
-    """Gives these one after another, then False for ever."""
+def returning(*values: bool) -> Callable[[], bool]:
+    """Return a function that returns these values, and then False."""
     left = list(values)
     return lambda: left.pop(0) if left else False
 
 
-def test_passes_follow_one_another_at_the_pace_they_ask_for() -> None:
+def test_passes_follow_at_the_returned_interval() -> None:
     stop = FakeStop(after=12)
     passes = Passes(stop, 3.0)
 
@@ -55,7 +55,7 @@ def test_passes_follow_one_another_at_the_pace_they_ask_for() -> None:
     assert passes.began_at == [0.0, 3.0, 6.0, 9.0]
 
 
-def test_each_pass_says_anew_how_long_to_wait() -> None:
+def test_each_pass_determines_its_wait() -> None:
     stop = FakeStop(after=7)
     passes = Passes(stop, 1.0, 4.0, 2.0)
 
@@ -64,8 +64,8 @@ def test_each_pass_says_anew_how_long_to_wait() -> None:
     assert passes.began_at == [0.0, 1.0, 5.0]
 
 
-def test_the_wait_begins_when_the_pass_has_ended() -> None:
-    """A service that took its time to say "come back in 5 s" is left alone for 5 s, not for what is left of them."""
+def test_wait_begins_at_the_end_of_the_pass() -> None:
+    """A Retry-After counts from the response."""
     stop = FakeStop(after=10)
     passes = Passes(stop, 5.0, take_s=10.0)
 
@@ -75,18 +75,17 @@ def test_the_wait_begins_when_the_pass_has_ended() -> None:
     assert passes.began_at[1] - passes.ended_at[0] == 5.0
 
 
-@pytest.mark.parametrize("pause_s", [pytest.param(0.0, id="none"), pytest.param(-1.0, id="overdue")])
-def test_a_pass_that_asks_for_no_pause_gets_none(pause_s: float) -> None:
+@pytest.mark.parametrize("wait_s", [pytest.param(0.0, id="none"), pytest.param(-1.0, id="overdue")])
+def test_pass_without_a_wait(wait_s: float) -> None:
     stop = FakeStop(after=3)
-    passes = Passes(stop, pause_s, pause_s, 3.0)
+    passes = Passes(stop, wait_s, wait_s, 3.0)
 
     repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 0.0, 0.0]
 
 
-def test_a_wait_is_cut_into_ticks_and_ends_on_time() -> None:
-    """The interface is looked at each second; the last piece is only what is left."""
+def test_wait_consists_of_ticks() -> None:
     stop = FakeStop(after=3)
 
     repeat(Passes(stop, 2.5), stop=stop, wake=never, monotonic=stop.monotonic)
@@ -94,26 +93,26 @@ def test_a_wait_is_cut_into_ticks_and_ends_on_time() -> None:
     assert stop.waits == [TICK_S, TICK_S, 0.5]
 
 
-def test_waking_up_ends_the_wait() -> None:
+def test_wake_ends_the_wait() -> None:
     stop = FakeStop(after=4)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=answers(False, False, True), monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=returning(False, False, True), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 2.0]
 
 
-def test_waking_up_once_wakes_once() -> None:
+def test_wake_ends_one_wait_only() -> None:
     stop = FakeStop(after=5)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=answers(True), monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=returning(True), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 0.0]
     assert stop.waits == [TICK_S] * 5
 
 
-def test_a_stop_in_the_middle_of_a_wait_ends_it() -> None:
+def test_stop_ends_the_wait() -> None:
     stop = FakeStop(after=2)
     passes = Passes(stop, 60.0)
 
@@ -123,19 +122,19 @@ def test_a_stop_in_the_middle_of_a_wait_ends_it() -> None:
     assert stop.waits == [TICK_S, TICK_S]
 
 
-def test_a_stop_during_a_pass_ends_the_loop_without_a_wait() -> None:
+def test_stop_during_a_pass_ends_the_loop() -> None:
     stop = FakeStop()
 
     def one_pass() -> float:
         stop.set()
         return 60.0
 
-    repeat(one_pass, stop=stop, wake=lambda: pytest.fail("nobody looks up any more"), monotonic=stop.monotonic)
+    repeat(one_pass, stop=stop, wake=lambda: pytest.fail("called after the stop"), monotonic=stop.monotonic)
 
     assert stop.waits == []
 
 
-def test_a_stop_before_the_first_pass_leaves_no_pass() -> None:
+def test_stop_before_the_first_pass_ends_the_loop() -> None:
     stop = FakeStop()
     stop.set()
 
@@ -143,8 +142,8 @@ def test_a_stop_before_the_first_pass_leaves_no_pass() -> None:
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_the_loop_ends_when_it_is_finished(after: int) -> None:
-    """As `--once` needs it: no wait after the last pass."""
+def test_loop_ends_when_finished(after: int) -> None:
+    """Without a wait, for `--once`."""
     stop = FakeStop()
     passes = Passes(stop, 1.0)
 
@@ -160,7 +159,7 @@ def test_the_loop_ends_when_it_is_finished(after: int) -> None:
     assert len(stop.waits) == after - 1
 
 
-def test_what_a_pass_raises_ends_the_loop() -> None:
+def test_exception_ends_the_loop() -> None:
     stop = FakeStop()
 
     def one_pass() -> float:
@@ -172,8 +171,8 @@ def test_what_a_pass_raises_ends_the_loop() -> None:
     assert stop.waits == []
 
 
-def test_a_failing_pass_that_says_so_by_its_pause_goes_on() -> None:
-    """Failure and recovery are the pass's business: growing pauses, then the usual one."""
+def test_intervals_may_differ() -> None:
+    """As after failures and a recovery."""
     stop = FakeStop(after=9)
     passes = Passes(stop, 1.0, 2.0, 4.0, 1.0)
 

@@ -1,4 +1,4 @@
-"""The one retry policy: growing pauses, a service's own wish first, an end."""
+"""Retries: exponential backoff, Retry-After, and the time budget."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lifecycle.domain.errors import (
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from tests.conftest import FakeStop
 
-PATIENCE = timedelta(minutes=2)
+BUDGET = timedelta(minutes=2)
 
-# By how much jitter may lengthen a pause.
+# The most that jitter lengthens a delay.
 SPREAD = 1.25
 
 
@@ -33,7 +33,7 @@ def down(retry_after_s: float | None = None) -> TransientError:
 
 
 class Calls:
-    """A call that fails with these errors, one a time, and then succeeds."""
+    """A call that raises these errors one by one, and then succeeds."""
 
     def __init__(self, errors: Iterable[Exception] = (), *, clock: FakeStop | None = None, take_s: float = 0.0) -> None:
         self._errors = iter(errors)
@@ -50,24 +50,24 @@ class Calls:
         return "done"
 
 
-def for_ever(make: Callable[[], Exception]) -> Iterable[Exception]:
+def endless(make: Callable[[], Exception]) -> Iterable[Exception]:
     while True:
         yield make()
 
 
-def policy(stop: FakeStop, patience: timedelta = PATIENCE) -> Any:
-    """The policy, its waits on a stop that never sleeps."""
-    return retrying(patience=RetryBudget(patience, clock=stop.monotonic), stop=stop)
+def policy(stop: FakeStop) -> Any:
+    """Return the policy, waiting on a stop that does not sleep."""
+    return retrying(budget=RetryBudget(BUDGET, clock=stop.monotonic), stop=stop)
 
 
-def test_what_works_at_once_is_called_once() -> None:
+def test_success_is_not_retried() -> None:
     stop, calls = FakeStop(), Calls()
 
     assert policy(stop)(calls) == "done"
     assert (calls.count, stop.waits) == (1, [])
 
 
-def test_a_passing_trouble_is_waited_out(events: list[Any]) -> None:
+def test_transient_errors_are_retried(events: list[Any]) -> None:
     stop, calls = FakeStop(), Calls([down(), down(), down()])
 
     assert policy(stop)(calls) == "done"
@@ -75,7 +75,7 @@ def test_a_passing_trouble_is_waited_out(events: list[Any]) -> None:
     assert [event["event"] for event in events] == ["retry.scheduled"] * 3
 
 
-def test_pauses_grow() -> None:
+def test_delays_grow() -> None:
     stop = FakeStop()
 
     policy(stop)(Calls([down()] * 6))
@@ -85,7 +85,7 @@ def test_pauses_grow() -> None:
 
 
 @pytest.mark.parametrize("kind", [AuthError, NotFoundError, ConflictError, ResponseError, ApiError])
-def test_what_no_second_try_would_mend_is_raised_at_once(kind: type[ApiError], events: list[Any]) -> None:
+def test_permanent_error_is_raised_at_once(kind: type[ApiError], events: list[Any]) -> None:
     stop, calls = FakeStop(), Calls([kind("refused", upstream="Headscale")])
 
     with pytest.raises(kind, match="refused"):
@@ -95,7 +95,7 @@ def test_what_no_second_try_would_mend_is_raised_at_once(kind: type[ApiError], e
 
 
 @pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug"), LifecycleError("no ApiError")])
-def test_a_bug_is_no_trouble_of_a_service(bug: Exception) -> None:
+def test_bug_is_raised_at_once(bug: Exception) -> None:
     stop, calls = FakeStop(), Calls([bug])
 
     with pytest.raises(type(bug)):
@@ -104,7 +104,7 @@ def test_a_bug_is_no_trouble_of_a_service(bug: Exception) -> None:
     assert calls.count == 1
 
 
-def test_trouble_then_refusal_ends_with_the_refusal() -> None:
+def test_refusal_after_an_outage_is_raised() -> None:
     stop, calls = FakeStop(), Calls([down(), AuthError("refused", upstream="Headscale")])
 
     with pytest.raises(AuthError):
@@ -113,7 +113,7 @@ def test_trouble_then_refusal_ends_with_the_refusal() -> None:
     assert calls.count == 2
 
 
-def test_it_gives_up_in_time_and_raises_the_last_error_itself() -> None:
+def test_last_error_is_raised_when_the_budget_is_used_up() -> None:
     stop = FakeStop()
     errors = [down() for _ in range(1000)]
     calls = Calls(errors)
@@ -122,40 +122,40 @@ def test_it_gives_up_in_time_and_raises_the_last_error_itself() -> None:
         policy(stop)(calls)
 
     assert raised.value is errors[calls.count - 1]
-    assert sum(stop.waits) < PATIENCE.total_seconds()
-    # It did use its time: what was left was too short for another pause.
-    assert sum(stop.waits) + 15.0 * SPREAD >= PATIENCE.total_seconds()
+    assert sum(stop.waits) < BUDGET.total_seconds()
+    # The rest of the budget was too short for another delay.
+    assert sum(stop.waits) + 15.0 * SPREAD >= BUDGET.total_seconds()
 
 
-def test_the_time_that_the_calls_themselves_take_counts() -> None:
-    """Headscale that hangs for 10 s a call is given up as soon as one that refuses at once."""
+def test_duration_of_the_calls_counts() -> None:
+    """An upstream that hangs is given up as soon as one that refuses connections."""
     stop = FakeStop()
-    calls = Calls(for_ever(down), clock=stop, take_s=50.0)
+    calls = Calls(endless(down), clock=stop, take_s=50.0)
 
     with pytest.raises(TransientError):
         policy(stop)(calls)
 
     assert calls.count == 3
-    assert stop.now < PATIENCE.total_seconds() + 50.0
+    assert stop.now < BUDGET.total_seconds() + 50.0
 
 
-def test_several_calls_share_one_patience() -> None:
-    """Two minutes in all, not two minutes for each request."""
+def test_calls_share_one_budget() -> None:
+    """Two minutes in total, not for each request."""
     stop = FakeStop()
     shared = policy(stop)
     with pytest.raises(TransientError):
-        shared(Calls(for_ever(down)))
+        shared(Calls(endless(down)))
     waited = len(stop.waits)
 
     with pytest.raises(TransientError):
-        shared(Calls(for_ever(down)))
+        shared(Calls(endless(down)))
 
-    # What is left of the time is less than the longest pause; the first ones still fit.
-    assert sum(stop.waits) < PATIENCE.total_seconds()
+    # The rest of the budget is shorter than the longest delay, but not than the first ones.
+    assert sum(stop.waits) < BUDGET.total_seconds()
     assert len(stop.waits) - waited < waited
 
 
-def test_a_retry_after_is_obeyed_in_full() -> None:
+def test_retry_after_is_waited_for() -> None:
     stop = FakeStop()
 
     policy(stop)(Calls([down(retry_after_s=60)]))
@@ -163,8 +163,8 @@ def test_a_retry_after_is_obeyed_in_full() -> None:
     assert 60.0 <= stop.waits[0] <= 60.0 * SPREAD
 
 
-def test_a_short_retry_after_shortens_the_pause() -> None:
-    """The service knows best; but it is never hammered."""
+def test_short_retry_after_shortens_the_delay() -> None:
+    """Down to a minimum."""
     stop = FakeStop()
 
     policy(stop)(Calls([down(), down(), down(), down(), down(retry_after_s=1), down(retry_after_s=0)]))
@@ -173,24 +173,23 @@ def test_a_short_retry_after_shortens_the_pause() -> None:
     assert 0.5 <= stop.waits[5] <= 0.5 * SPREAD
 
 
-def test_a_patience_that_is_renewed_begins_anew() -> None:
-    """What comes after a wait that was longer than all of it is tried again all the same."""
+def test_renewed_budget_starts_again() -> None:
     stop = FakeStop()
-    patience = RetryBudget(PATIENCE, clock=stop.monotonic)
-    shared = retrying(patience=patience, stop=stop)
+    budget = RetryBudget(BUDGET, clock=stop.monotonic)
+    shared = retrying(budget=budget, stop=stop)
     stop.now += 900.0
     with pytest.raises(TransientError):
         shared(Calls([down()]))
 
-    patience.renew()
+    budget.renew()
 
     assert shared(Calls([down()])) == "done"
     with pytest.raises(TransientError):
-        shared(Calls(for_ever(down)))
-    assert PATIENCE.total_seconds() / 2 < sum(stop.waits) < PATIENCE.total_seconds()
+        shared(Calls(endless(down)))
+    assert BUDGET.total_seconds() / 2 < sum(stop.waits) < BUDGET.total_seconds()
 
 
-def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:
+def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
     stop, calls = FakeStop(), Calls([down(retry_after_s=121)])
 
     with pytest.raises(TransientError):
@@ -199,9 +198,9 @@ def test_a_retry_after_beyond_the_patience_is_not_waited_for() -> None:
     assert (calls.count, stop.waits) == (1, [])
 
 
-def test_a_stop_in_the_middle_of_a_wait_ends_it_and_nothing_is_sent_any_more(events: list[Any]) -> None:
-    """What is tried again may be a write: once asked to stop, none is begun."""
-    stop, calls = FakeStop(after=2), Calls(for_ever(down))
+def test_nothing_is_sent_after_a_stop(events: list[Any]) -> None:
+    """The next attempt may be a write."""
+    stop, calls = FakeStop(after=2), Calls(endless(down))
 
     with pytest.raises(StoppedError):
         policy(stop)(calls)
@@ -210,8 +209,8 @@ def test_a_stop_in_the_middle_of_a_wait_ends_it_and_nothing_is_sent_any_more(eve
     assert len(stop.waits) == 2
 
 
-def test_a_stop_before_a_failure_leaves_no_further_try() -> None:
-    stop, calls = FakeStop(), Calls(for_ever(down))
+def test_failure_after_a_stop_is_not_retried() -> None:
+    stop, calls = FakeStop(), Calls(endless(down))
     stop.set()
 
     with pytest.raises(TransientError):
@@ -220,7 +219,7 @@ def test_a_stop_before_a_failure_leaves_no_further_try() -> None:
     assert (calls.count, stop.waits) == (1, [])
 
 
-def test_each_wait_is_one_event_that_says_why(events: list[Any]) -> None:
+def test_each_retry_is_logged(events: list[Any]) -> None:
     stop = FakeStop()
 
     policy(stop)(Calls([down(retry_after_s=2), down()]))
@@ -231,7 +230,7 @@ def test_each_wait_is_one_event_that_says_why(events: list[Any]) -> None:
     assert [event["wait_s"] for event in events] == [round(wait_s, 1) for wait_s in stop.waits]
 
 
-def test_once_means_once(events: list[Any]) -> None:
+def test_policy_without_retries(events: list[Any]) -> None:
     calls = Calls([down()])
 
     with pytest.raises(TransientError, match="it is down"):

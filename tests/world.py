@@ -195,7 +195,7 @@ class World:
         """`cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(patience=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:

@@ -1,11 +1,11 @@
-"""Repeat one pass until asked to stop."""
+"""Repeat a pass until the stop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Event
 
-# How often a wait looks up: the VPN interface costs nothing to look at.
+# How often a wait checks for a reason to end early.
 TICK_S = 1.0
 
 
@@ -17,14 +17,14 @@ def repeat(
     monotonic: Callable[[], float],
     finished: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run passes, and between them wait as long as each one asked for.
+    """Run passes, each followed by the wait that it returns.
 
     Args:
-        one_pass: gives the seconds until the next; what it raises ends the loop.
-        stop: ends a wait at once, and with it the loop.
-        wake: asked once a tick; true ends the wait early.
-        monotonic: seconds that never go back.
-        finished: asked after each pass; true ends the loop.
+        one_pass: returns the seconds until the next pass; an exception ends the loop.
+        stop: ends a wait, and then the loop.
+        wake: called once per tick; True ends the wait.
+        monotonic: returns seconds that never go back.
+        finished: called after each pass; True ends the loop.
     """
     while not stop.is_set():
         wait_s = one_pass()

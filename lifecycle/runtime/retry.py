@@ -1,4 +1,4 @@
-"""The one retry policy: again on a TransientError, with growing pauses, until a deadline."""
+"""Retry after a TransientError: exponential backoff within a time budget."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _MAX_DELAY_S = 15.0
 
 
 def once() -> tenacity.Retrying:
-    """The policy of a loop that will come back anyway: no second try within a pass."""
+    """Return a policy without retries, for a loop that runs again anyway."""
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
 class RetryBudget:
-    """How long calls are tried again, all of them together: counted from now, or from when it was renewed.
+    """The time for all retries of several calls together.
 
     Args:
-        length: a try that would start later than this is not made.
-        clock: seconds that never go back.
+        length: no retry starts later than this.
+        clock: returns seconds that never go back.
     """
 
     def __init__(self, length: timedelta, *, clock: Callable[[], float] = monotonic) -> None:
@@ -38,38 +38,38 @@ class RetryBudget:
         self.renew()
 
     def renew(self) -> None:
-        """Count from now: what comes after a long wait has all of it."""
+        """Start the time again, after a wait that does not count."""
         self._deadline = self._clock() + self._length_s
 
     def allows(self, wait_s: float) -> bool:
-        """Whether there is some left after so many seconds more."""
+        """Return True if a retry after this wait is within the budget."""
         return self._clock() + wait_s < self._deadline
 
 
-def retrying(*, patience: RetryBudget, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
-    """Try again on TransientError until the patience is over.
+def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
+    """Return a policy that retries within a budget; the last error is raised.
 
     Args:
-        patience: the last error is raised when the next try would start after its end.
-        stop: ends a wait at once, and nothing is sent any more.
-        sleep: takes seconds; what a test replaces.
+        budget: shared by all calls.
+        stop: ends a wait; nothing is sent after it.
+        sleep: replaces the wait in tests.
 
     Raises:
-        StoppedError: from a call that was waiting for its next try.
+        StoppedError: from a call that waits for its next attempt.
     """
 
-    class TooLate(tenacity.stop.stop_base):
+    class Exhausted(tenacity.stop.stop_base):
         def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-            return not patience.allows(retry_state.upcoming_sleep)
+            return not budget.allows(retry_state.upcoming_sleep)
 
-    # Not tenacity's own wait on an event: it would send once more after the stop.
+    # Tenacity's own wait on an event would send once more after the stop.
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
-            raise StoppedError("asked to stop while waiting for the next try; nothing needs undoing")
+            raise StoppedError("stopped while waiting for the next attempt; nothing needs undoing")
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
-        stop=tenacity.stop_any(TooLate(), tenacity.stop_when_event_set(stop)),
+        stop=tenacity.stop_any(Exhausted(), tenacity.stop_when_event_set(stop)),
         wait=_wait_s,
         sleep=sleep or wait,
         before_sleep=_log_retry,

@@ -67,7 +67,7 @@ def client_of(
 
 def retrying_on(clock: Clock) -> tenacity.Retrying:
     """Return the retry policy of `cleanup`, on a simulated clock."""
-    return retrying(patience=RetryBudget(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
+    return retrying(budget=RetryBudget(timedelta(minutes=2), clock=clock.monotonic), stop=Event(), sleep=clock.sleep)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, 
     budget = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
     return Prune(
         settings,
-        writers=world.writers(settings, retrying(patience=budget, stop=stop)),
+        writers=world.writers(settings, retrying(budget=budget, stop=stop)),
         name=name,
         now=world.clock.now,
         stop=stop,

@@ -71,7 +71,7 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
             timeout=timedelta(seconds=10),
         )
-        policy = retrying(patience=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
+        policy = retrying(budget=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
         yield HeadscaleWriter(HttpTransport(client), policy)
 
 
