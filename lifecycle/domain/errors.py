@@ -23,6 +23,13 @@ from datetime import timedelta
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
+EXIT_STATUSES = {
+    0: "done; for `dns-watch` also: stopped by a signal",
+    EXIT_FAILED: "failed, or stopped by a signal before the work was done",
+    EXIT_USAGE: "invalid arguments or settings; every problem is reported",
+}
+"""The meaning of each exit status of every command."""
+
 
 class LifecycleError(Exception):
     """An expected failure; its message says what happened and what to do."""

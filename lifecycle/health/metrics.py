@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import lifecycle
 from lifecycle.health.status import Status
+from lifecycle.runtime.logs import dropped_lines
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -101,6 +102,9 @@ def _metrics(status: Status) -> Iterator[Metric]:
         if expires_at is not None:
             metric = prefix + name + "_expiration_timestamp_seconds"
             yield GaugeMetricFamily(metric, meaning, value=expires_at.timestamp())
+    yield CounterMetricFamily(
+        prefix + "log_lines_dropped", "Log lines that could not be written to standard output.", value=dropped_lines()
+    )
     yield InfoMetricFamily(
         prefix + "build",
         "Versions of this program and of Headscale.",

@@ -20,6 +20,15 @@ from lifecycle.health.status import Status
 
 log = structlog.get_logger()
 
+ENDPOINTS = {
+    "/livez": "200 while the main loop makes progress; upstream outages do not count",
+    "/readyz": "200 while the record was right when it was last read, at most three `VERIFY_INTERVAL`s ago; the body "
+    "has the reason if not. For people and alerts, not for a readiness probe",
+    "/nodez": "503 if a restart of the tailscale container brings the node back: the node is confirmed gone or "
+    "expired, no later pod has the name, and the key file has a fresh key. Otherwise 200; the body has the state",
+    "/metrics": "200, the metrics in the format of Prometheus",
+}
+
 # A client that neither sends nor reads for so long is disconnected, and so is the oldest of too many.
 _CLIENT_TIMEOUT_S = 5.0
 _MAX_CLIENTS = 16
@@ -134,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
                 kind, body = render_metrics(status, accept=self.headers.get("Accept", ""))
                 self._respond(HTTPStatus.OK, kind, body)
             case _:
-                self._respond(HTTPStatus.NOT_FOUND, "text/plain", b"try /livez, /readyz, /nodez or /metrics\n")
+                self._respond(HTTPStatus.NOT_FOUND, "text/plain", f"endpoints: {', '.join(ENDPOINTS)}\n".encode())
 
     do_HEAD = do_GET  # noqa: N815 - the library's name
 

@@ -130,8 +130,11 @@ def parse_proxy(value: SecretStr) -> SecretStr:
         ValueError: it is not the URL of an HTTP proxy.
     """
     text = value.get_secret_value()
-    if re.match(r"(socks\w*|https)://", text, re.IGNORECASE):
-        raise ValueError("is not an http:// proxy; SOCKS proxies, and TLS to the proxy itself, are not supported")
+    scheme = text.partition("://")[0].lower()
+    if scheme.startswith("socks"):
+        raise ValueError("is a SOCKS proxy, which is not supported; set an http:// proxy")
+    if scheme == "https":
+        raise ValueError("is a proxy that expects TLS, which is not supported; set an http:// proxy")
     # Without a scheme, as curl and Go read it.
     parts = _split_url(text if "://" in text else f"http://{text}")
     if parts is None or parts.path not in ("", "/") or parts.query or parts.fragment or "%" in (parts.hostname or ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,6 +14,7 @@ from lifecycle.settings.fields import is_file_mode, value_text
 from lifecycle.settings.models import COMMANDS, SECRETS, Settings, command_variables
 
 _REQUIRED = "required; "
+_VARIABLE = re.compile(r"\b[A-Z]+(_[A-Z]+)+(=\w+)?\b")
 
 
 def default_text(field: FieldInfo) -> str:
@@ -51,6 +53,7 @@ def table(variables: dict[str, FieldInfo]) -> str:
         default = f"`{default_text(field)}`" if default_text(field) else ""
         if meaning.startswith(_REQUIRED):
             default, meaning = "required", meaning.removeprefix(_REQUIRED)
+        meaning = _VARIABLE.sub(r"`\g<0>`", meaning)
         lines.append(f"| `{name}` | {default} | {meaning} |")
     return "\n".join(lines)
 

@@ -1,0 +1,127 @@
+"""Every event of the log: the source of the reference documentation, and what tests compare the code with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lifecycle.domain.events import Level
+
+
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """What an operator can rely on.
+
+    Attributes:
+        levels: the severities that it is logged with.
+        keys: what it can contain besides `timestamp`, `level` and `event`.
+        meaning: when it is logged.
+    """
+
+    levels: tuple[Level, ...]
+    keys: tuple[str, ...]
+    meaning: str
+
+
+def _event(levels: str, keys: str, meaning: str) -> Documented:
+    return Documented(tuple(levels.split()), tuple(keys.split()), meaning)  # type: ignore[arg-type]  # a test checks it
+
+
+EVENTS = {
+    # Start and end
+    "settings.loaded": _event("info", "version", "the settings were loaded; also each setting that is not a default"),
+    "settings.near_miss": _event("warning", "variable meant", "a variable resembles a setting and is ignored"),
+    "settings.service_link_ignored": _event(
+        "warning", "variable advice", "a variable was set by Kubernetes for a Service and is not a setting"
+    ),
+    "settings.invalid": _event("error", "error", "a setting is invalid; one event per problem, then exit status 2"),
+    "stop.requested": _event("info", "signal", "SIGTERM or SIGINT was received"),
+    "command.failed": _event("error", "error error_type", "the command failed; exit status 1"),
+    "command.crashed": _event(
+        "error", "error_type", "the command failed because of a bug; also `exception`, the traceback; exit status 1"
+    ),
+    # Requests
+    "retry.scheduled": _event(
+        "warning", "attempt wait_s error", "`cleanup` or `prune --yes` retries a request to Headscale or Kubernetes"
+    ),
+    "user.assumed": _event("warning", "user reason", "`HEADSCALE_USER` is not set, and Headscale has only one user"),
+    "api_key.expiring": _event(
+        "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"
+    ),
+    "api_key.unreadable": _event("debug", "error", "the expiry of the API key could not be read; it has no effect"),
+    # Nodes
+    "node.registered": _event("info", "node_id hostname addresses", "the pod's node was found, or is another one"),
+    "node.identification_failed": _event(
+        "error", "error error_type", "a setting or a file prevents finding the pod's node; once per problem"
+    ),
+    "node.lost": _event(
+        "error",
+        "node_id reason advice",
+        "the pod's node is gone, expired or has another address; confirmed by 3 lookups",
+    ),
+    "node.returned": _event("info", "after", "the pod's node is registered again after `node.lost`"),
+    "node.superseded": _event(
+        "warning", "node_id successor_id reason", "a later pod has the name; this pod no longer changes the record"
+    ),
+    "node.reinstated": _event("info", "node_id", "no later pod has the name any more; after `node.superseded`"),
+    "node.expiring": _event(
+        "warning",
+        "node_id expires_at days_left advice",
+        "the pod's node has to log in again in less than 14 days; once a day",
+    ),
+    "node.foreign": _event(
+        "warning",
+        "node_id hostname user tags registered_by advice",
+        "a node with our hostname has another owner and is not changed",
+    ),
+    "node.online": _event("warning", "node_id hostname reason", "a node to delete is reported as online"),
+    "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node of the state Secret is kept"),
+    "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: there is no node to keep"),
+    "node.deleted": _event("info", "node_id hostname reason", "a node was deleted"),
+    # The key
+    "pre_auth_key.created": _event("info", "key_id user expires_at reason", "a key was created"),
+    "pre_auth_key.expired": _event("info", "key_id reason", "an unused key was expired"),
+    "pre_auth_key.create_unconfirmed": _event(
+        "warning", "user expires_at", "the response to a creation was lost; a key may exist until it expires"
+    ),
+    "pre_auth_key.expire_failed": _event(
+        "warning", "key_id expires_at error", "an unused key could not be expired; it expires by itself"
+    ),
+    "key_file.written": _event("info", "path key_id", "the key file was replaced, in one step"),
+    "key_file.unwritable": _event("error", "error", "`dns-watch` could not replace the key file"),
+    "key_metadata.written": _event("debug", "node_id reason", "the file beside the key file was replaced"),
+    # Records
+    "record.created": _event("info", "record type content reason", "a record was created"),
+    "record.updated": _event("info", "record type content was reason", "a record was changed"),
+    "record.deleted": _event("info", "record type was reason", "a record was deleted"),
+    "record.gone": _event("info", "record type was", "a record to delete was already gone, or has changed"),
+    "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
+    "record.foreign": _event(
+        "error", "record type content comment advice", "a record of another owner has our name; nothing is written"
+    ),
+    "address.unpublishable": _event(
+        "error", "node_id addresses reason", "the node has no address inside `VPN_PREFIXES`"
+    ),
+    "zone.unreadable": _event("warning", "error", "`cleanup` could not read the zone; no record is changed"),
+    # Passes
+    "plan.made": _event("info", "headscale nodes deletions", "`cleanup` has read everything and decided"),
+    "pass.finished": _event(
+        "info",
+        "nodes_deleted records_deleted key_id duration_s node_id content changes in_sync workloads",
+        "the summary of a pass; each command has its own keys",
+    ),
+    "pass.skipped": _event("warning", "reason lookups", "the pod's node was not found; nothing was changed"),
+    "pass.failed": _event(
+        "warning error",
+        "upstream error error_type failures_in_a_row wait_s",
+        "an upstream failed and is retried; `error` if it refused the credentials",
+    ),
+    "poll.slowed": _event("info", "interval_s reason", "over exec, the poll interval is longer than `POLL_INTERVAL`"),
+    "health_port.unavailable": _event(
+        "error", "address port error advice", "the health port is in use; `dns-watch` continues without it"
+    ),
+    # Prune
+    "prune.observing": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
+    "workload.skipped": _event(
+        "info warning", "workload reason", "a workload is not removed: it has changed, or an upstream failed"
+    ),
+}
