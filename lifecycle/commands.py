@@ -9,10 +9,12 @@ from threading import Event
 from time import monotonic
 
 from lifecycle.domain.errors import LifecycleError
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings
-from lifecycle.wiring import connect_cluster, connect_writers, state_reader, utc_now
+from lifecycle.wiring.readers import connect_cluster, state_reader
+from lifecycle.wiring.writers import connect_writers
 
 # How long requests to Headscale are retried: in all by `cleanup`, in each of its observations by `prune`.
 HEADSCALE_RETRY_BUDGET = timedelta(minutes=2)

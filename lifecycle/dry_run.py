@@ -10,9 +10,10 @@ from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.preview import preview as preview_watch
 from lifecycle.prune.preview import preview as preview_prune
 from lifecycle.report.plans import Report, dry_run, prune_report
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings
-from lifecycle.wiring import connect_cluster, connect_readers, state_reader, utc_now
+from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
 
 def plan_commands(settings: Settings) -> Report:

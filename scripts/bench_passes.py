@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lifecycle.dns_watch.loop import DnsWatch, new_status
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import configure_logs
 from lifecycle.runtime.retry import once
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DnsWatchSettings
-from lifecycle.wiring import connect_writers, utc_now
+from lifecycle.wiring.writers import connect_writers
 
 
 def resident_mib(process: str = "self") -> float:

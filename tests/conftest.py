@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event
@@ -203,8 +204,11 @@ def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, _empty_folder: Pat
     for name in variables_read():
         monkeypatch.delenv(name, raising=False)
     # A folder without an .env file.
-    for file in _empty_folder.iterdir():
-        file.unlink()
+    for entry in _empty_folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     monkeypatch.chdir(_empty_folder)
 
 

@@ -27,10 +27,10 @@ from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings
-from lifecycle.wiring import utc_now
 from tests.builders import NAME, NOW, addresses
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator

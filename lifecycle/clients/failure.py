@@ -10,9 +10,9 @@ import httpx
 
 from lifecycle.clients.network import ResolutionError, ResolutionTimeoutError, UnreachableError
 from lifecycle.clients.text import quoted
-from lifecycle.clients.transport import Proxy
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+from lifecycle.domain.proxy import Proxy
 
 # OpenSSL's reasons for a peer that does not speak TLS; they differ by version.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})

@@ -14,9 +14,9 @@ from lifecycle.clients.credential import Credential
 from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.response import SUCCESS, Response
-from lifecycle.clients.transport import Proxy
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
+from lifecycle.domain.proxy import Proxy
 
 Result = TypeVar("Result")
 

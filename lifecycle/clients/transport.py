@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 import httpcore
@@ -13,29 +12,11 @@ import httpx
 
 import lifecycle
 from lifecycle.clients.network import Network
+from lifecycle.domain.proxy import Proxy
 
 # Idle connections are given up before the server closes them.
 # Source: Headscale's HTTP server closes an idle connection after its read time-out of 30 s.
 _KEEPALIVE_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy.
-
-    Attributes:
-        url: `http://[user:password@]host[:port]`.
-        setting: where it comes from, for messages.
-    """
-
-    url: str = field(repr=False)
-    setting: str
-
-    @property
-    def address(self) -> str:
-        """The URL without credentials."""
-        url = httpx.URL(self.url)
-        return str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port))
 
 
 def open_http(

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import mark_of
+from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import (
     RECORD_NAME_LENGTH,
     CertificateFile,
@@ -36,7 +37,7 @@ from lifecycle.settings.fields import (
     is_dns_name,
     parse_token,
 )
-from lifecycle.settings.proxies import Proxies, Proxy
+from lifecycle.settings.proxies import Proxies
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from lifecycle.domain.model import IpAddress
 from lifecycle.domain.ownership import IpNetwork
+from lifecycle.domain.proxy import Proxy
 
 _WITH_PORT = re.compile(r"(.+):(\d{1,5})", re.ASCII)
 _BRACKETED = re.compile(r"\[([^]]*)\](/\d+)?", re.ASCII)
 _DEFAULT_PORT = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy.
-
-    Attributes:
-        url: with its port, and with credentials if it needs any.
-        setting: the variable that it comes from, for messages.
-    """
-
-    url: str = field(repr=False)
-    setting: str
 
 
 @dataclass(frozen=True, slots=True)

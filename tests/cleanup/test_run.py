@@ -28,7 +28,7 @@ from lifecycle.domain.errors import (
 )
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import CleanupSettings
-from lifecycle.wiring import connect_writers
+from lifecycle.wiring.writers import connect_writers
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal

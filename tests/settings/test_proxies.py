@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import parse_proxy
-from lifecycle.settings.proxies import Proxies, Proxy
+from lifecycle.settings.proxies import Proxies
 from lifecycle.settings.reference import changed
 from tests.settings.environment import Environment
 

@@ -18,10 +18,10 @@ from kubernetes.config import ConfigException, list_kube_config_contexts, load_i
 from yaml import YAMLError
 
 from lifecycle.clients.text import quoted
-from lifecycle.clients.transport import Proxy
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError, TransientError
+from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
@@ -59,31 +59,39 @@ class Access:
     proxy: Proxy | None = None
 
 
-def find_access(*, needed_for: str, may_use_kubeconfig: bool, timeout: timedelta, proxy: Proxy | None = None) -> Access:
+def find_access(
+    *,
+    needed_for: str,
+    may_use_kubeconfig: bool,
+    timeout: timedelta,
+    proxy_for: Callable[[str], Proxy | None] = lambda _url: None,
+    public_authorities: Callable[[], ssl.SSLContext] = public_trust,
+) -> Access:
     """Return the access that a pod's service account has; outside of a cluster, that of the kubeconfig.
 
     Args:
         needed_for: the setting that needs the Kubernetes API.
         may_use_kubeconfig: for commands that only read. A command that writes must not use a laptop's current context.
         timeout: for a credential plugin of the kubeconfig.
-        proxy: used if given, and if the kubeconfig has none.
+        proxy_for: returns the proxy for the server of a kubeconfig without one. In the cluster, no proxy is used.
+        public_authorities: returns the authorities for a kubeconfig without one.
 
     Raises:
         ConfigError: there is no access.
     """
     try:
-        return _in_cluster(needed_for=needed_for, proxy=proxy)
+        return _in_cluster(needed_for=needed_for)
     except ConfigError as not_in_cluster:
         if not may_use_kubeconfig:
             raise
         try:
-            return _kubeconfig(timeout=timeout, proxy=proxy)
+            return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
         except ConfigException as error:
             # Not chained: the exception can contain parts of the file.
             raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {quoted(str(error))}") from None
 
 
-def _in_cluster(*, needed_for: str, proxy: Proxy | None) -> Access:
+def _in_cluster(*, needed_for: str) -> Access:
     configuration = Configuration()
     try:
         load_incluster_config(client_configuration=configuration)
@@ -97,11 +105,12 @@ def _in_cluster(*, needed_for: str, proxy: Proxy | None) -> Access:
         upstream=Upstream(UPSTREAM, url_setting="KUBERNETES_SERVICE_HOST", ca_setting="the ConfigMap kube-root-ca.crt"),
         trust=trust,
         authorization=partial(_authorization, configuration),
-        proxy=proxy,
     )
 
 
-def _kubeconfig(*, timeout: timedelta, proxy: Proxy | None) -> Access:
+def _kubeconfig(
+    *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], public_authorities: Callable[[], ssl.SSLContext]
+) -> Access:
     """Return the access of the current context of the kubeconfig.
 
     Raises:
@@ -131,7 +140,7 @@ def _kubeconfig(*, timeout: timedelta, proxy: Proxy | None) -> Access:
             f"`kubectl get pods` with the same kubeconfig. {quoted(' '.join(problems))}"
         )
     try:
-        trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_trust()
+        trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_authorities()
         if configuration.cert_file:
             trust.load_cert_chain(configuration.cert_file, configuration.key_file)
     except OSError as error:
@@ -144,7 +153,7 @@ def _kubeconfig(*, timeout: timedelta, proxy: Proxy | None) -> Access:
         trust=trust,
         authorization=partial(_authorization, configuration),
         tls_server_name=configuration.tls_server_name,
-        proxy=_kubeconfig_proxy(configuration.proxy) or proxy,
+        proxy=_kubeconfig_proxy(configuration.proxy) or proxy_for(configuration.host),
     )
 
 

@@ -1,32 +1,29 @@
-"""Every client, built from the settings: both services, the Kubernetes API, and what reads tailscale's state Secret."""
+"""Clients that can only read, and what readers and writers share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
 import tenacity
 
-from lifecycle.apply import Writers
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.clients.headscale.transport import Transport
-from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
 from lifecycle.domain.errors import ConfigError
 from lifecycle.keyfile.reader import KeyFileReader
-from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.runtime.clock import utc_now
 from lifecycle.settings.models import CleanupSettings, Settings
 
 if TYPE_CHECKING:
@@ -42,19 +39,21 @@ class Readers:
     key_file: KeyFileReader
 
 
-def utc_now() -> datetime:
-    """This moment, aware."""
-    return datetime.now(UTC)
-
-
 def connect_readers(
     settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
 ) -> Readers:
-    """Return what a dry run needs: clients that can only read.
+    """Return what a dry run needs; no request is sent yet.
 
-    Args and errors are those of `connect_writers`.
+    Args:
+        settings: of the command.
+        policy: the retry policy for Headscale.
+        stack: closes the connections.
+        cluster: the Kubernetes API, if it is needed.
+
+    Raises:
+        ConfigError: a file of certificate authorities is malformed.
     """
-    transport, zone = _connect(settings, stack, cluster, lambda _upstream, _outcome: None)
+    transport, zone = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
     return Readers(
         HeadscaleReader(transport, policy),
         CloudflareReader(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
@@ -62,62 +61,61 @@ def connect_readers(
     )
 
 
-def connect_writers(
-    settings: Settings,
-    policy: tenacity.Retrying,
-    stack: ExitStack,
-    cluster: Cluster | None,
-    *,
-    observe: Callable[[str, str], None] = lambda _upstream, _outcome: None,
-) -> Writers:
-    """Return clients that can read and write; no request is sent yet.
+def open_upstreams(
+    settings: Settings, stack: ExitStack, cluster: Cluster | None, observe: Callable[[str, str], None]
+) -> tuple[Transport, JsonClient]:
+    """Open Headscale and Cloudflare; no request is sent yet.
 
     Args:
         settings: of the command.
-        policy: the retry policy for Headscale.
         stack: closes the connections.
         cluster: the Kubernetes API, if it is needed.
         observe: called after each request with the upstream and the outcome.
 
     Raises:
-        ConfigError: HEADSCALE_CA_FILE contains no certificate.
+        ConfigError: a file of certificate authorities is malformed.
     """
-    transport, zone = _connect(settings, stack, cluster, observe)
-    return Writers(
-        HeadscaleWriter(transport, policy),
-        CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
-        KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
-    )
-
-
-def _connect(
-    settings: Settings, stack: ExitStack, cluster: Cluster | None, observe: Callable[[str, str], None]
-) -> tuple[Transport, JsonClient]:
-    trust = public_trust()
+    proxy = settings.proxies.for_url(settings.cloudflare_api_url)
+    http = open_http(settings.cloudflare_api_url, trust=_trust(settings), proxy=proxy)
     cloudflare = JsonClient(
-        stack.enter_context(open_http(settings.cloudflare_api_url, trust=trust)),
+        stack.enter_context(http),
         upstream=CLOUDFLARE,
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
         timeout=settings.http_timeout,
         observe=partial(observe, CLOUDFLARE.name),
+        proxy=proxy,
     )
     observe_headscale = partial(observe, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, observe_headscale), cloudflare
+    trust = _trust(settings)
     if settings.headscale_ca_file:
-        trust = public_trust()
-        try:
+        with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
-        except OSError as error:
-            raise ConfigError(f"HEADSCALE_CA_FILE: it holds no certificate authority ({error.strerror})") from error
+    proxy = settings.proxy_of_headscale
     headscale = JsonClient(
-        stack.enter_context(open_http(settings.headscale_address, trust=trust)),
+        stack.enter_context(open_http(settings.headscale_address, trust=trust, proxy=proxy)),
         upstream=HEADSCALE,
         credential=_headscale_credential(settings, cluster),
         timeout=settings.http_timeout,
         observe=observe_headscale,
+        proxy=proxy,
     )
     return HttpTransport(headscale), cloudflare
+
+
+def _trust(settings: Settings) -> ssl.SSLContext:
+    """Return a context with the public certificate authorities, or with those that replace them."""
+    with _readable_certificates("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
+        return public_trust(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
+
+
+@contextmanager
+def _readable_certificates(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{name}: contains a malformed certificate ({error.strerror})") from error
 
 
 def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Credential:
@@ -129,10 +127,15 @@ def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Creden
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
-    """The Kubernetes API, where a setting needs it; a kubeconfig serves a command that only reads.
+    """Return a client of the Kubernetes API if a setting needs it.
+
+    Args:
+        settings: of the command.
+        stack: closes the connections.
+        only_reads: allow a kubeconfig. A command that writes must not use a laptop's current context.
 
     Raises:
-        ConfigError: it is needed, and there is no way to it.
+        ConfigError: the API is not available here.
     """
     if not settings.uses_kubernetes:
         return None
@@ -144,12 +147,18 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
         needed_for = "HEADSCALE_ACCESS"
     else:
         needed_for = "HEADSCALE_API_KEY_SECRET" if settings.headscale_api_key_secret else "NODE_POLICY"
-    access = find_access(needed_for=needed_for, may_use_kubeconfig=only_reads, timeout=settings.http_timeout)
+    access = find_access(
+        needed_for=needed_for,
+        may_use_kubeconfig=only_reads,
+        timeout=settings.http_timeout,
+        proxy_for=settings.proxies.for_url,
+        public_authorities=partial(_trust, settings),
+    )
     return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
-    from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod  # noqa: PLC0415 - as above
+    from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod  # noqa: PLC0415 - see above
 
     pod = HeadscalePod(
         cluster,
@@ -163,18 +172,16 @@ def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str
 def state_reader(
     settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
 ) -> Callable[[], Mapping[str, bytes] | None] | None:
-    """What reads tailscale's state Secret.
+    """Return a function that reads tailscale's state Secret; None unless NODE_POLICY=keep.
 
     Args:
-        policy: how often it is tried again.
-        cluster: the Kubernetes API, where it is needed.
-
-    Returns:
-        None unless NODE_POLICY=keep: no node is to stay, and no Secret is read.
+        settings: of the command.
+        policy: the retry policy.
+        cluster: the Kubernetes API, if it is needed.
     """
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.kubernetes.state_secret import StateSecret  # noqa: PLC0415 - as above
+    from lifecycle.clients.kubernetes.state_secret import StateSecret  # noqa: PLC0415 - see above
 
     return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read

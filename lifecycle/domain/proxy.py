@@ -1,0 +1,24 @@
+"""An HTTP proxy between the pod and an upstream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """An HTTP proxy.
+
+    Attributes:
+        url: `http://[user:password@]host[:port]`.
+        setting: where it comes from, for messages.
+    """
+
+    url: str = field(repr=False)
+    setting: str
+
+    @property
+    def address(self) -> str:
+        """The URL without credentials."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rpartition('@')[2]}"

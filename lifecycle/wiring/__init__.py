@@ -1,0 +1,1 @@
+"""Clients from the settings; no other module constructs one."""
