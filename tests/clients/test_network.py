@@ -1,0 +1,344 @@
+"""The time budget: name resolution, addresses, TLS, sending and reading, each on real sockets."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.network import UnreachableError, connect
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import private_trust, public_trust
+from lifecycle.clients.upstream import Upstream
+from lifecycle.domain.errors import ApiError, TransientError
+from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
+from tests.process.cluster import Authority
+from tests.simulators.messages import Request, Response, json_response
+from tests.simulators.serve import serve
+from tests.simulators.upstream import Upstream as SimulatedUpstream
+
+BUDGET_S = 0.4
+# Far below what any library's own time-out would add up to.
+LATEST_S = 3.0
+
+API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
+
+Resolver = Callable[..., list[Any]]
+
+
+def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float = BUDGET_S) -> JsonClient:
+    return JsonClient(
+        open_http(url, trust=trust or public_trust()),
+        upstream=API,
+        credential=Credential(lambda: "token", name="API_TOKEN"),
+        timeout=timedelta(seconds=budget_s),
+    )
+
+
+def failure(client: JsonClient, **request: Any) -> ApiError:
+    """Return the error of a request, which must come in time."""
+    started = time.monotonic()
+    with pytest.raises(ApiError) as raised:
+        client.send("POST", "/thing", **request)
+    assert time.monotonic() - started < LATEST_S
+    return raised.value
+
+
+class Api(SimulatedUpstream):
+    """An API that responds to everything.
+
+    Args:
+        delay_s: before each response.
+    """
+
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        super().__init__()
+        self._delay_s = delay_s
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        time.sleep(self._delay_s)
+        return json_response({"ok": True})
+
+
+# --- Budgets ------------------------------------------------------------------------------------------
+
+
+def test_remaining_time_needs_a_budget() -> None:
+    with pytest.raises(LookupError):
+        remaining_s()
+
+
+def test_used_up_budget_is_a_timeout() -> None:
+    with time_budget(0.0), pytest.raises(TimeoutError):
+        remaining_s()
+
+
+def test_inner_budget_does_not_extend_the_outer_one() -> None:
+    with time_budget(1.0):
+        with time_budget(60.0):
+            assert remaining_s() <= 1.0
+        with time_budget(0.5):
+            assert remaining_s() <= 0.5
+        assert 0.5 < remaining_s() <= 1.0
+
+
+def test_budgets_of_threads_are_independent() -> None:
+    with time_budget(60.0), pytest.raises(LookupError):
+        run_bounded(remaining_s, name="other")
+
+
+def test_uninterruptible_work_is_abandoned_with_the_budget() -> None:
+    never = Event()
+    with time_budget(0.05), pytest.raises(TimeoutError):
+        run_bounded(never.wait, name="hanging")
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "hanging"]
+    assert thread.daemon
+    never.set()
+
+
+def test_one_budget_covers_several_requests() -> None:
+    with serve(Api(delay_s=0.1)) as url:
+        client = client_of(url, budget_s=10.0)
+        started = time.monotonic()
+        with suppress(TransientError), time_budget(0.35):
+            for _ in range(100):
+                client.send("GET", "/thing")
+        assert time.monotonic() - started < LATEST_S
+
+
+# --- Name resolution ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
+    """Replace the resolver of the C library."""
+    return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
+
+
+def test_hanging_resolver_is_reported_as_such(resolve_to: Callable[[Resolver], None]) -> None:
+    """The upstream is not to blame: it is DNS that does not respond."""
+    never = Event()
+    resolve_to(lambda *_args, **_options: [never.wait()])
+    error = failure(client_of("http://api.example"))
+    assert type(error) is TransientError
+    assert "api.example" in str(error)
+    assert "DNS" in str(error)
+    assert "API_URL" not in str(error)
+    never.set()
+
+
+def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolver], None]) -> None:
+    def unknown(*_args: Any, **_options: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    resolve_to(unknown)
+    error = failure(client_of("http://api.example"))
+    assert type(error) is TransientError
+    assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_addresses_need_no_thread(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lifecycle.clients.network.run_bounded", None)
+    bare = host.strip("[]")
+    with serve(Api(), host=bare) as url:
+        assert client_of(url.replace(bare, host) if ":" in bare else url).send("GET", "/thing").json == {"ok": True}
+
+
+# --- Addresses ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def black_hole() -> Iterator[int]:
+    """A port of loopback that drops connection attempts: its queue of connections is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        port = listener.getsockname()[1]
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.settimeout(0.05)
+            with suppress(TimeoutError):
+                filler.connect(("127.0.0.1", port))
+        yield port
+
+
+def addresses(*ports: int) -> list[Any]:
+    """Return what the resolver would for a host with these addresses; they differ by their port here."""
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def port_of(url: str) -> int:
+    return int(url.rpartition(":")[2])
+
+
+@pytest.mark.parametrize("holes", [1, 3])
+def test_address_that_drops_packets_does_not_use_up_the_budget(
+    holes: int, resolve_to: Callable[[Resolver], None]
+) -> None:
+    with serve(Api()) as url, black_hole() as hole:
+        found = addresses(*[hole] * holes, port_of(url))
+        resolve_to(lambda *_args, **_options: found)
+        assert client_of("http://api.example", budget_s=1.5).send("GET", "/thing").json == {"ok": True}
+
+
+def test_refused_address_is_followed_by_the_next_one(closed_port: int, resolve_to: Callable[[Resolver], None]) -> None:
+    with serve(Api()) as url:
+        found = addresses(closed_port, port_of(url))
+        resolve_to(lambda *_args, **_options: found)
+        assert client_of("http://api.example").send("GET", "/thing").json == {"ok": True}
+
+
+def test_no_address_that_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
+    with black_hole() as hole:
+        found = addresses(hole, hole)
+        resolve_to(lambda *_args, **_options: found)
+        error = failure(client_of("http://api.example"))
+    assert type(error) is TransientError
+    assert all(text in str(error) for text in ("http://api.example", "0.4 s", "API_URL"))
+
+
+def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
+    """A leaked socket is a ResourceWarning, and those are errors."""
+    with serve(Api()) as url, black_hole() as hole, time_budget(5.0):
+        found = [(family, name) for family, *_, name in addresses(hole, closed_port, port_of(url))]
+        connect(found).close()
+        with pytest.raises(UnreachableError):
+            connect(found[1:2])
+
+
+# --- Slow peers ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def peer(behave: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Serve one connection, until the client closes it; the budget of the client is what ends it."""
+    closed = Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                behave(connection)
+            closed.set()
+
+        Thread(target=serve_one, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        assert closed.wait(30), "the client did not close the connection"
+
+
+def drip(connection: socket.socket, data: bytes) -> None:
+    """Send byte by byte, more often than a time-out for each read detects."""
+    for byte in data:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+def say_nothing(connection: socket.socket) -> None:
+    while connection.recv(65536):
+        pass
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(say_nothing, id="no-response"),
+        pytest.param(lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nX: " + b"s" * 10_000), id="slow-headers"),
+        pytest.param(
+            lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000),
+            id="slow-body",
+        ),
+        pytest.param(lambda connection: drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), id="slow-continue"),
+    ],
+)
+def test_slow_response_ends_with_the_budget(behave: Callable[[socket.socket], object]) -> None:
+    with peer(behave) as address:
+        error = failure(client_of(f"http://{address}"))
+    assert type(error) is TransientError
+    assert "0.4 s" in str(error)
+
+
+def test_request_that_is_not_read_ends_with_the_budget() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        error = failure(client_of(f"http://127.0.0.1:{listener.getsockname()[1]}"), body="x" * 20_000_000)
+    assert type(error) is TransientError
+    assert "0.4 s" in str(error)
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        pytest.param(say_nothing, id="silent"),
+        # A TLS record of 16 KiB that arrives byte by byte.
+        pytest.param(lambda connection: drip(connection, b"\x16\x03\x03\x40\x00" + b"\x02" * 10_000), id="slow"),
+    ],
+)
+def test_tls_handshake_ends_with_the_budget(behave: Callable[[socket.socket], object]) -> None:
+    with peer(behave) as address:
+        error = failure(client_of(f"https://{address}"))
+    assert type(error) is TransientError
+    assert "0.4 s" in str(error)
+
+
+def test_slow_body_over_tls_ends_with_the_budget(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+
+    def behave(connection: socket.socket) -> None:
+        with authority.server.wrap_socket(connection, server_side=True) as secured:
+            secured.recv(65536)
+            drip(secured, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000)
+
+    with peer(behave) as address:
+        error = failure(client_of(f"https://{address}", trust=private_trust(authority.certificate), budget_s=1.0))
+    assert type(error) is TransientError
+    assert "1 s" in str(error)
+
+
+# --- Connections --------------------------------------------------------------------------------------
+
+
+def test_connection_is_reused_until_the_server_closes_it() -> None:
+    requests: list[int] = []
+    closed = Event()
+
+    def serve_two(connection: socket.socket, number: int) -> None:
+        with connection:
+            while requests.count(number) < 2 and connection.recv(65536):
+                requests.append(number)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        closed.set()
+
+    def serve_all(listener: socket.socket) -> None:
+        with suppress(OSError):
+            for number in count():
+                serve_two(listener.accept()[0], number)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=serve_all, args=(listener,), daemon=True).start()
+        with (
+            open_http(f"http://127.0.0.1:{listener.getsockname()[1]}", trust=public_trust()) as http,
+            time_budget(10.0),
+        ):
+            http.get("/thing")
+            http.get("/thing")
+            assert closed.wait(30)
+            http.get("/thing")
+        listener.shutdown(socket.SHUT_RDWR)
+    assert requests == [0, 0, 1]
