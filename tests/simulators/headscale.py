@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from email.utils import format_datetime
 from functools import cache
 from typing import Any, Final, Literal
 
@@ -132,6 +133,9 @@ class HeadscaleSimulator(Tailnet, Upstream):
     """One Headscale server.
 
     Everything of `Tailnet` can be done to it from Python, at any time and from any thread.
+
+    Attributes:
+        database_is_down: the server answers every API key like a wrong one, and is unhealthy.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         )
         Upstream.__init__(self, lock=self.lock)
         self.reported_version = reported_version
+        self.database_is_down = False
         self._router = _routes(self.dialect.version)
 
     def upgrade(self, version: str) -> None:
@@ -180,12 +185,17 @@ class HeadscaleSimulator(Tailnet, Upstream):
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
         if not stale:
-            return self._answer(request)
+            return self._dated(self._answer(request))
         present, self._state = self._state, self._before.copy()
         try:
-            return self._answer(request)
+            return self._dated(self._answer(request))
         finally:
             self._state = present
+
+    def _dated(self, response: Response) -> Response:
+        """Add the server's time, as Go's HTTP server does."""
+        response.headers["date"] = format_datetime(self._now(), usegmt=True)
+        return response
 
     def _answer(self, request: Request) -> Response:
         self._sweep()
@@ -238,10 +248,10 @@ class HeadscaleSimulator(Tailnet, Upstream):
         if request.on_unix_socket:
             return
         header = request.headers.get("authorization", "")
-        status = 401
+        status = self.dialect.wrong_key_status if self.database_is_down else 401
         if header.startswith("Bearer "):
             token = header.removeprefix("Bearer ")
-            known = self._known_api_key(token)
+            known = None if self.database_is_down else self._known_api_key(token)
             if known is not None and known.expires_at > self._now():
                 return
             if known is None:
@@ -343,7 +353,8 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Finding out --------------------------------------------------------------------------------
 
     def _health(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
-        return json_response({"status": "pass"}, content_type="application/health+json; charset=utf-8")
+        status, code = ("fail", 500) if self.database_is_down else ("pass", 200)
+        return json_response({"status": status}, code, content_type="application/health+json; charset=utf-8")
 
     def _version(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         return json_response(

@@ -266,6 +266,10 @@ class Tailnet:
 
     # --- What it knows ------------------------------------------------------------------------------
 
+    def now(self) -> datetime:
+        """Return the server's time."""
+        return self._now()
+
     @property
     def version(self) -> str:
         """The release it speaks."""
