@@ -15,7 +15,8 @@ import tenacity
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod
+from lifecycle.clients.headscale.exec import ExecTransport
+from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.kubernetes.access import Access
 from lifecycle.clients.kubernetes.api import Cluster

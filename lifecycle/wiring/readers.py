@@ -158,7 +158,8 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
 
 
 def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
-    from lifecycle.clients.headscale.exec import ExecTransport, HeadscalePod  # noqa: PLC0415 - see above
+    from lifecycle.clients.headscale.exec import ExecTransport  # noqa: PLC0415 - see above
+    from lifecycle.clients.headscale.pod import HeadscalePod  # noqa: PLC0415 - see above
 
     pod = HeadscalePod(
         cluster,

@@ -357,6 +357,15 @@ def grpc(code: str, text: str = "no") -> str:
     return json.dumps({"error": f"getting node: rpc error: code = {code} desc = {text}"}, indent="\t") + "\n"
 
 
+CONFIGURATION_ELSEWHERE = (
+    'FTL Error loading config error="fatal error reading config file: '
+    'Config File \\"config\\" Not Found in \\"[/etc/headscale /root/.headscale /]\\""'
+)
+SOCKET = "dial unix /var/run/headscale/headscale.sock: connect:"
+NO_ACCESS = f'FTL Could not connect error="{SOCKET} permission denied"'
+NO_SOCKET = f'FTL Could not connect error="{SOCKET} no such file or directory"'
+
+
 @ONE_RELEASE
 @pytest.mark.parametrize(
     ("status", "stderr", "kind"),
@@ -370,7 +379,11 @@ def grpc(code: str, text: str = "no") -> str:
         pytest.param(1, grpc("Internal"), TransientError, id="internal"),
         pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="server-error-0.30"),
         pytest.param(1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="no-socket"),
-        pytest.param(1, "Config file not found in /etc/headscale", TransientError, id="no-config"),
+        pytest.param(1, CONFIGURATION_ELSEWHERE, ResponseError, id="no-configuration"),
+        pytest.param(1, "Error: loading configuration: no such file", ResponseError, id="no-configuration-0.30"),
+        pytest.param(1, "FTL HEADSCALE_CLI_API_KEY environment variable needs to be set", ResponseError, id="no-key"),
+        pytest.param(1, NO_ACCESS, ResponseError, id="no-access-to-the-socket"),
+        pytest.param(1, NO_SOCKET, TransientError, id="no-socket-yet"),
         pytest.param(1, "open /etc/passwd: no such file or directory: not found", TransientError, id="other-not-found"),
         pytest.param(1, "", TransientError, id="silent"),
         pytest.param(255, "", TransientError, id="silent-255"),
@@ -395,6 +408,25 @@ def test_kind_of_error_for_each_failure(
         assert type(raised.value) is kind
         assert raised.value.upstream == "Headscale"
         assert "`headscale nodes" in str(raised.value)
+        assert "headscale/headscale-0" in str(raised.value)
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize(
+    ("stderr", "setting"),
+    [
+        pytest.param(CONFIGURATION_ELSEWHERE, "HEADSCALE_CONFIG", id="configuration"),
+        pytest.param(NO_ACCESS, "unix_socket_permission", id="permission"),
+        pytest.param("unknown flag: --identifier", "HEADSCALE_POD_SELECTOR", id="usage"),
+    ],
+)
+def test_failure_of_the_command_line_itself_is_not_retried(
+    stderr: str, setting: str, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
+) -> None:
+    kubernetes.spoil(ExecFault(instead=Finished(1, stderr=stderr.encode())), "list", times=None)
+    with pytest.raises(ResponseError, match=setting):
+        headscale.nodes()
+    assert clock.elapsed_s == 0
 
 
 def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
@@ -631,7 +663,7 @@ class TestWhichPod:
     def test_pod_without_the_program(self, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("ui-0", {"ui": {}})
-        with pytest.raises(ResponseError, match="executable file not found"):
+        with pytest.raises(ResponseError, match=r"headscale/ui-0.*HEADSCALE_POD_SELECTOR"):
             transport.nodes()
 
     def test_pod_with_a_headscale_container_is_preferred(
@@ -664,6 +696,15 @@ class TestWhichPod:
         kubernetes.delete_pod(kubernetes.pods[0])
         with pytest.raises(TransientError, match=r"namespace headscale .*HEADSCALE_NAMESPACE"):
             headscale.nodes()
+
+    def test_failure_in_one_of_several_pods_names_pod_and_setting(
+        self, kubernetes: KubernetesSimulator, transport: ExecTransport
+    ) -> None:
+        kubernetes.add_pod("other-0", {"headscale": {}}, age=timedelta(0))
+        with pytest.raises(ResponseError) as raised:
+            transport.nodes()
+        for text in ("headscale/other-0", "2 ready pods", "HEADSCALE_POD_SELECTOR", "HEADSCALE_CONTAINER"):
+            assert text in str(raised.value)
 
     def test_newest_of_several_pods_is_used(
         self, kubernetes: KubernetesSimulator, clock: Clock, connect: Connect

@@ -144,8 +144,14 @@ class Cluster:
             pass
         raise _malformed(f"the pods in namespace {namespace}")
 
-    def run(self, pod: Pod, container: str, command: Sequence[str]) -> Output:
+    def run(self, pod: Pod, container: str, command: Sequence[str], *, where: str | None = None) -> Output:
         """Run a command in a container, without a shell, and wait for its end.
+
+        Args:
+            pod: the pod.
+            container: in this pod.
+            command: the program and its arguments.
+            where: the container and pod, for messages.
 
         Returns:
             The output, whatever the exit status.
@@ -156,7 +162,7 @@ class Cluster:
 
         Source: GET …/pods/{name}/exec, upgraded to a websocket.
         """
-        what = f"a command in container {container} of pod {pod.namespace}/{pod.name}"
+        what = f"a command in {where or f'container {container} of pod {pod.namespace}/{pod.name}'}"
         path = f"/api/v1/namespaces/{quote(pod.namespace)}/pods/{quote(pod.name)}/exec"
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
         upgrade = handshake()
@@ -164,7 +170,7 @@ class Cluster:
         headers = {**upgrade.headers, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == _SWITCHING_PROTOCOLS:
-                return run(streamed, upgrade)
+                return run(streamed, upgrade, what=what)
             response = self._http.read(streamed, what, secret=_secret(authorization))
         rule = rbac.exec_in_pod(pod.namespace, pod.name if pod.keeps_its_name else None)
         raise self._refused(what, response, rule)

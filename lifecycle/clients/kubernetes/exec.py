@@ -65,12 +65,13 @@ def handshake() -> Handshake:
     return Handshake(headers, base64.b64encode(accept).decode())
 
 
-def run(response: httpx.Response, upgrade: Handshake) -> Output:
+def run(response: httpx.Response, upgrade: Handshake, *, what: str) -> Output:
     """Read all output of a command, until the server closes the connection.
 
     Args:
         response: with status 101; its connection is used.
         upgrade: the handshake of its request.
+        what: the command, for messages.
 
     Raises:
         ApiError: the command did not run to its end.
@@ -80,27 +81,26 @@ def run(response: httpx.Response, upgrade: Handshake) -> Output:
         response.headers.get("Sec-WebSocket-Accept") != upgrade.accept
         or response.headers.get("Sec-WebSocket-Protocol") not in _SUBPROTOCOLS
     ):
-        raise ResponseError("Malformed response of Kubernetes to the request for a websocket.", upstream=UPSTREAM)
+        raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
     try:
         with httpx_errors():
-            output = _read(response.extensions["network_stream"])
+            output = _read(response.extensions["network_stream"], what)
     except WebSocketException as error:
-        raise TransientError(
-            f"The connection of the command broke ({quoted(str(error))}).", upstream=UPSTREAM
-        ) from error
+        raise TransientError(f"The connection to {what} broke ({quoted(str(error))}).", upstream=UPSTREAM) from error
     return Output(
         # The status comes last. Without it the connection was cut, and the output may be incomplete.
-        exit_status=_exit_status(output[_ERROR]),
+        exit_status=_exit_status(output[_ERROR], what),
         stdout=bytes(output[_STDOUT]),
         stderr=bytes(output[_STDERR]),
     )
 
 
-def _read(connection: Any) -> Mapping[int, bytearray]:
+def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
     """Read everything until the server closes, by channel.
 
     Args:
         connection: a network stream of httpcore.
+        what: the command, for messages.
     """
     received = 0
 
@@ -112,7 +112,9 @@ def _read(connection: Any) -> Mapping[int, bytearray]:
         received += len(data)
         # Counted here, since one frame can announce any length.
         if received > MAX_RESPONSE_BYTES:
-            raise ResponseError(f"The command wrote more than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM)
+            raise ResponseError(
+                f"The output of {what} is larger than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM
+            )
         return data
 
     output = {_STDOUT: bytearray(), _STDERR: bytearray(), _ERROR: bytearray()}
@@ -135,7 +137,7 @@ def _read(connection: Any) -> Mapping[int, bytearray]:
                     message.clear()
 
 
-def _exit_status(text: bytearray) -> int:
+def _exit_status(text: bytearray, what: str) -> int:
     """Parse the error channel: a Status of the Kubernetes API.
 
     Raises:
@@ -144,7 +146,7 @@ def _exit_status(text: bytearray) -> int:
     try:
         status: Any = json.loads(text)
     except ValueError:
-        raise TransientError("The connection ended before the command did.", upstream=UPSTREAM) from None
+        raise TransientError(f"The connection to {what} ended before the command did.", upstream=UPSTREAM) from None
     match status:
         case {"status": "Success"}:
             return 0
@@ -153,12 +155,11 @@ def _exit_status(text: bytearray) -> int:
                 match cause:
                     case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
                         return int(number)
-    raise _not_run(quoted(str(status.get("message", ""))) if isinstance(status, dict) else "")
+    raise _not_run(quoted(str(status.get("message", ""))) if isinstance(status, dict) else "", what)
 
 
-def _not_run(message: str) -> ApiError:
+def _not_run(message: str, what: str) -> ApiError:
     # A retry cannot add a program to the image. Anything else, such as a container that is being replaced, may be
     # temporary.
-    if "executable file not found" in message:
-        return ResponseError(f"The container has no such program: {message}", upstream=UPSTREAM)
-    return TransientError(f"The command could not be run: {message or 'no reason given'}", upstream=UPSTREAM)
+    kind = ResponseError if "executable file not found" in message else TransientError
+    return kind(f"Kubernetes could not run {what}: {message or 'no reason given'}", upstream=UPSTREAM)

@@ -1,0 +1,132 @@
+"""The output of Headscale's command line: its JSON, and what its failures mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+from lifecycle.clients.headscale.errors import UPSTREAM, cli_refusal, is_missing
+from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
+from lifecycle.clients.kubernetes.exec import Output
+from lifecycle.clients.text import quoted
+from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
+
+PROGRAM: Final = "headscale"
+
+# The exit status of a shell, and of some container runtimes, if the program does not exist.
+_NO_PROGRAM = frozenset({126, 127})
+
+# gRPC codes of refusals; "" = any refusal by 0.30 and newer, which report no code.
+_NOT_FOUND = frozenset({"NotFound", "Unknown", ""})
+_REFUSED_CALLER = frozenset({"Unauthenticated", "PermissionDenied"})
+_INVALID_REQUEST = frozenset({"InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"})
+
+_USAGE = re.compile(
+    r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", re.IGNORECASE
+)
+
+# Failures of the command line before it reaches the server, which no retry changes.
+_NO_CONFIGURATION = re.compile(
+    r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+", re.IGNORECASE
+)
+_NO_PERMISSION = re.compile(r"permission denied", re.IGNORECASE)
+
+_LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
+
+
+class UsageError(ResponseError):
+    """The command line refused its arguments: its release is not the expected one."""
+
+
+def describe(arguments: Sequence[str]) -> str:
+    """Return a command for messages, without the values of options, which can be secret."""
+    return " ".join([f"`{PROGRAM}", *arguments[:2]]) + "`"
+
+
+def explain_failure(arguments: Sequence[str], target: Target, output: Output) -> ApiError:
+    """Explain a failed command; the exit status alone is ambiguous.
+
+    Args:
+        arguments: of the command.
+        target: where it ran.
+        output: what it wrote.
+    """
+    text = _reason(output.stderr)
+    failed = f"Headscale: {describe(arguments)} in {target} failed"
+    if output.exit_status in _NO_PROGRAM:
+        return ResponseError(
+            f"{failed}: there is no such program ({text or output.exit_status}). {CHECK_SETTINGS}", upstream=UPSTREAM
+        )
+    if not text:
+        return TransientError(
+            f"{failed} with exit status {output.exit_status} and gave no reason. Run it in this container without "
+            "`-o json`, which hides the reason.",
+            upstream=UPSTREAM,
+        )
+    failed += f": {text}"
+    code, message = cli_refusal(text)
+    return _explain_own_failure(failed, text) if code is None else _kind(code, message)(failed, upstream=UPSTREAM)
+
+
+def _kind(code: str, message: str) -> type[ApiError]:
+    """Return the kind of a refusal by the server."""
+    if code in _NOT_FOUND and is_missing(message):
+        return NotFoundError
+    if code in _REFUSED_CALLER:
+        return AuthError
+    # Otherwise the server is down, or failed.
+    return ResponseError if code in _INVALID_REQUEST else TransientError
+
+
+def _explain_own_failure(failed: str, text: str) -> ApiError:
+    """Explain a failure of the command line that is not a refusal by the server."""
+    if _USAGE.search(text):
+        return UsageError(f"{failed}. {CHECK_SETTINGS}", upstream=UPSTREAM)
+    if _NO_CONFIGURATION.search(text):
+        return ResponseError(
+            f"{failed}. The command does not find the server's configuration. Set HEADSCALE_CONFIG to its path in the "
+            "environment of Headscale's container, which commands in it inherit.",
+            upstream=UPSTREAM,
+        )
+    if _NO_PERMISSION.search(text):
+        return ResponseError(
+            f"{failed}. The container's user has no access to Headscale's socket or configuration. Check "
+            "unix_socket_permission in Headscale's configuration and the user of its container.",
+            upstream=UPSTREAM,
+        )
+    return TransientError(failed, upstream=UPSTREAM)
+
+
+def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
+    """Return the error for output that is not that of Headscale's command line."""
+    where = f" in {target}" if target else ""
+    return ResponseError(f"Malformed output of {describe(arguments)}{where}. {CHECK_SETTINGS}", upstream=UPSTREAM)
+
+
+def last_json(text: str) -> Any:
+    """Return the JSON value at the end of a text, whatever lines precede it.
+
+    Raises:
+        ValueError: the text does not end with one that begins at the start of a line.
+    """
+    decoder = json.JSONDecoder()
+    for line in _LINE_START.finditer(text):
+        try:
+            value, end = decoder.raw_decode(text, line.start())
+        except (ValueError, RecursionError):
+            continue
+        if not text[end:].strip():
+            return value
+    raise ValueError("no JSON value at the end")
+
+
+def _reason(stderr: bytes) -> str:
+    """Return the reason that the command line gives: the `error` of a JSON object, or a line of text."""
+    text = stderr.decode(errors="replace").strip()
+    try:
+        text = str(last_json(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = next((line for line in text.splitlines() if line.startswith("Error:")), text.rpartition("\n")[2])
+    return quoted(text)

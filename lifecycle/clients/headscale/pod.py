@@ -1,0 +1,99 @@
+"""The pod in which Headscale runs, found through the Kubernetes API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lifecycle.clients.headscale.errors import UPSTREAM
+from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.kubernetes.exec import Output
+from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+
+_CONTAINER = "headscale"
+_SELECTORS = ("app.kubernetes.io/name=headscale", "app=headscale")
+
+CHECK_SETTINGS = "Check HEADSCALE_POD_SELECTOR and HEADSCALE_CONTAINER."
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The container in which a command runs.
+
+    Attributes:
+        ready_pods: how many pods it was chosen from.
+    """
+
+    pod: Pod
+    container: str
+    ready_pods: int = 1
+
+    def __str__(self) -> str:
+        choice = f", the newest of {self.ready_pods} ready pods" if self.ready_pods > 1 else ""
+        return f"container {self.container} of pod {self.pod.namespace}/{self.pod.name}{choice}"
+
+
+class HeadscalePod:
+    """The pod in which Headscale runs; it is selected for each command, since pods are replaced.
+
+    Args:
+        selector: label selector of its pods; None = the usual ones.
+        container: name of its container; None = the one called headscale, or else the only one.
+    """
+
+    def __init__(self, cluster: Cluster, *, namespace: str, selector: str | None, container: str | None) -> None:
+        self._cluster = cluster
+        self._namespace = namespace
+        self._selectors = (selector,) if selector else _SELECTORS
+        self._container = container
+
+    def run(self, command: Sequence[str]) -> tuple[Target, Output]:
+        """Run a command.
+
+        Raises:
+            ApiError: there is no ready pod, or the command did not run to its end.
+        """
+        target = self._find()
+        try:
+            return target, self._cluster.run(target.pod, target.container, command, where=str(target))
+        except ResponseError as error:
+            raise ResponseError(f"{error} {CHECK_SETTINGS}", upstream=error.upstream, status=error.status) from error
+
+    def _find(self) -> Target:
+        found: list[Pod] = []
+        for selector in self._selectors:
+            pods = self._cluster.pods(self._namespace, selector)
+            candidates = self._candidates(pods)
+            ready = [(pod, container) for pod, container in candidates if pod.ready]
+            if ready:
+                # During a rolling update the older pod is about to end, and its changes can be lost.
+                pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
+                return Target(pod, container, len(ready))
+            if candidates:
+                names = ", ".join(pod.name for pod, _ in candidates)
+                raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names}).", upstream=UPSTREAM)
+            found += pods
+        raise self._missing(found)
+
+    def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
+        """Return the pods that can be Headscale's, ready or not, each with its container."""
+        wanted = self._container or _CONTAINER
+        # Other pods can have the same labels: the container's name identifies Headscale.
+        named = [(pod, wanted) for pod in pods if wanted in pod.containers]
+        if named or self._container is not None:
+            return named
+        return [(pod, pod.containers[0]) for pod in pods if len(pod.containers) == 1]
+
+    def _missing(self, found: Sequence[Pod]) -> ApiError:
+        if found:
+            names = ", ".join(found[0].containers)
+            return ResponseError(
+                f"Pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}. Set "
+                f"HEADSCALE_CONTAINER to one of: {names}.",
+                upstream=UPSTREAM,
+            )
+        return TransientError(
+            f"There is no Headscale pod in namespace {self._namespace} (labels {' or '.join(self._selectors)}). Set "
+            "HEADSCALE_NAMESPACE and HEADSCALE_POD_SELECTOR, or use HEADSCALE_URL and HEADSCALE_API_KEY.",
+            upstream=UPSTREAM,
+        )
