@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import combinations
 from threading import Event
 
@@ -29,6 +29,7 @@ from tests.world import Clock, json_client, named
 
 REPORT_THEIR_VERSION = [version for version in VERSIONS if version >= "0.27"]
 HOUR = timedelta(hours=1)
+SKEWS = [timedelta(days=400), timedelta(hours=3), timedelta(hours=-1), timedelta(days=-1)]
 # The requests that detect the version.
 DETECTION = r"^/(version|swagger|api/v1/openapi\.json|api/v1/preauthkey)"
 
@@ -47,20 +48,26 @@ def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
 def server_of(
     version: str, clock: Clock, *, reported_version: str | None = None, api_key: str | None = None
 ) -> HeadscaleSimulator:
-    server = HeadscaleSimulator(version, now=clock.now, reported_version=reported_version, api_key=api_key)
+    server = HeadscaleSimulator(version, now=clock.true_now, reported_version=reported_version, api_key=api_key)
     server.add_user("ann")
     server.add_user("svc")
     return server
 
 
 def client_of(
-    server: HeadscaleSimulator, *, policy: tenacity.Retrying | None = None, api_key: str | None = None
+    server: HeadscaleSimulator,
+    *,
+    policy: tenacity.Retrying | None = None,
+    api_key: str | None = None,
+    now: Callable[[], datetime] | None = None,
 ) -> HeadscaleWriter:
+    """Return a client whose clock agrees with the server's, unless given."""
     client = json_client(
         server.handle,
         HEADSCALE,
         base_url="http://headscale",
         credential=Credential(lambda: api_key or server.api_key, name="HEADSCALE_API_KEY"),
+        now=now or server.now,
     )
     return HeadscaleWriter(HttpTransport(client), policy or once())
 
@@ -206,7 +213,8 @@ def test_users_have_id_and_name(server: HeadscaleSimulator, headscale: Headscale
 def test_user_of_a_provider_without_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_user("", "bob@example.com", provider="oidc")
     shown = "bob@example.com" if server.dialect.user_name_falls_back else ""
-    assert headscale.users()[-1] == User("3", shown)
+    details = ("bob@example.com", "oidc") if server.dialect.user_details else ("", "")
+    assert headscale.users()[-1] == User("3", shown, *details)
 
 
 # --- Creating keys --------------------------------------------------------------------------------------
@@ -252,12 +260,43 @@ def test_numeric_user_name_is_not_used_as_an_id(clock: Clock, server: HeadscaleS
     assert [key.user_id for key in server.keys] == [3]
 
 
-def test_key_that_is_created_expired_is_refused(server: HeadscaleSimulator, clock: Clock) -> None:
-    """The server's clock is a day ahead of ours."""
+@pytest.mark.parametrize("skew", SKEWS)
+def test_key_has_the_requested_life_despite_clock_skew(
+    skew: timedelta, server: HeadscaleSimulator, clock: Clock
+) -> None:
+    clock.skew = skew
+    headscale = client_of(server, now=clock.now)
+    headscale.create_pre_auth_key(KeySpec(the_user(headscale), HOUR), now=clock.now())
+    [made] = server.keys
+    assert HOUR - timedelta(seconds=1) <= made.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+def test_key_of_another_life_is_expired_and_refused(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
+    """The skew is unknown, as behind a proxy that removes the server's time."""
     headscale = client_of(server)
     user = the_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
-        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() - timedelta(days=1))
+        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
+    assert len(server.keys) == 1
+    assert usable(server, clock) == []
+
+
+def test_small_clock_skew_is_tolerated(server: HeadscaleSimulator, clock: Clock) -> None:
+    headscale = client_of(server)
+    user = the_user(headscale)
+    for skew in (timedelta(minutes=4), timedelta(minutes=-29)):
+        headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
+    assert len(usable(server, clock)) == 2
+
+
+@pytest.mark.parametrize("skew", [timedelta(), *SKEWS])
+def test_clock_skew_is_known_after_a_response(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
+    clock.skew = skew
+    headscale = client_of(server, now=clock.now)
+    assert headscale.clock_skew() is None
+    headscale.users()
+    assert headscale.clock_skew() == -skew
 
 
 # --- Lost responses -------------------------------------------------------------------------------------
@@ -558,6 +597,21 @@ def test_expired_api_key_is_an_auth_error(server: HeadscaleSimulator) -> None:
         headscale.users()
 
 
+def test_refused_api_key_is_transient_while_the_database_is_down(server: HeadscaleSimulator, clock: Clock) -> None:
+    """The server answers a valid API key like a wrong one."""
+    server.database_is_down = True
+    clock.at(30, lambda: setattr(server, "database_is_down", False))
+    headscale = client_of(server, policy=retrying_on(clock))
+    assert [user.name for user in headscale.users()] == ["ann", "svc"]
+    assert 30 <= clock.elapsed_s < 60
+
+
+def test_wrong_api_key_needs_one_health_check(server: HeadscaleSimulator) -> None:
+    with pytest.raises(AuthError):
+        client_of(server, api_key="hskey-api-wrong").users()
+    assert paths(server) == ["/api/v1/user", "/health"]
+
+
 def test_too_many_nodes_for_one_response(server: HeadscaleSimulator, clock: Clock) -> None:
     body = '{"code": 8, "message": "grpc: received message larger than max", "details": []}'
     server.faults.add(faults.answer(429, body), times=None)
@@ -630,7 +684,7 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
     """Older databases reuse the highest id."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
-    with pytest.raises(ConflictError, match="node 1"):
+    with pytest.raises(ConflictError, match="ode 1"):
         headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), still_ours=ours)
     assert server.writes == []
 
@@ -638,7 +692,7 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
 def test_node_that_is_no_longer_ours_is_not_deleted(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
-    with pytest.raises(ConflictError, match="node 1"):
+    with pytest.raises(ConflictError, match="ode 1"):
         headscale.delete_node(node, still_ours=lambda now: now != node)
     assert server.writes == []
 
@@ -656,7 +710,7 @@ def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale:
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
-    with pytest.raises(ResponseError, match="node 1"):
+    with pytest.raises(ResponseError, match="ode 1"):
         headscale.delete_node(node, still_ours=ours)
 
 

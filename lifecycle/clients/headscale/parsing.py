@@ -7,7 +7,7 @@ on. The transports turn these into "malformed response": a value that is half un
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from typing import Any
@@ -73,9 +73,9 @@ def parse_user(payload: Any) -> User | None:
 def parse_listed_user(payload: Any) -> User:
     """Parse an item of the list of users, where every item must be one."""
     user = parse_user(payload)
-    if user is None:
+    if user is None or not isinstance(payload, dict):
         raise ValueError("not a user")
-    return user
+    return replace(user, email=_text(payload, "email"), provider=_text(payload, "provider"))
 
 
 NODE_MEMBERS = frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import tenacity
 
@@ -11,54 +11,54 @@ from lifecycle.domain.model import Node, PreAuthKey, User
 
 
 class HeadscaleReader:
-    """One Headscale server.
+    """A Headscale server.
 
     Args:
-        transport: the way to it.
-        retrying: the policy for all that may be sent twice.
+        transport: sends the requests.
+        retrying: the policy for every request that is safe to send twice.
     """
 
     def __init__(self, transport: ReadTransport, retrying: tenacity.Retrying) -> None:
         self._transport = transport
         self._retrying = retrying
 
+    def clock_skew(self) -> timedelta | None:
+        """Return how far the server's clock was ahead of ours at its last response; None if unknown."""
+        return self._transport.clock_skew()
+
     def version(self) -> str:
-        """The server's version, as it says it, or the range that its API belongs to."""
+        """Return the server's version as it reports it, or the range of releases that its API belongs to."""
         return self._retrying(self._transport.version)
 
     def users(self) -> list[User]:
-        """Every user, in no particular order."""
+        """Return every user, in no particular order."""
         return self._retrying(self._transport.users)
 
     def nodes(self) -> list[Node]:
-        """Every node of the tailnet, offline and expired ones included, in no particular order."""
+        """Return every node of the tailnet, offline and expired ones included, in no particular order."""
         return self._retrying(self._transport.nodes)
 
     def node(self, node_id: str) -> Node:
-        """One node.
+        """Return one node.
 
         Raises:
-            NotFoundError: Headscale itself says that there is none.
+            NotFoundError: Headscale itself reports that it does not exist.
         """
         return self._retrying(self._transport.node, node_id)
 
     def api_key_expires_at(self) -> datetime | None:
-        """When the API key that is used here expires; asked once, since nothing hangs on it.
-
-        Returns:
-            None = never, or there is none, or it cannot be told.
-        """
+        """Return when the API key in use expires; None if never, unknown, or without a key. Not retried."""
         return self._transport.api_key_expires_at()
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """The user's keys, used and expired ones included."""
+        """Return the user's keys, used and expired ones included."""
         keys = self._retrying(self._transport.pre_auth_keys, user)
         return [key for key in keys if is_users(key, user)]
 
 
 def is_users(key: PreAuthKey, user: User) -> bool:
-    """Whether a listed key is the user's.
+    """Return True if a listed key is the user's.
 
-    Up to 0.25 a list is one user's, and calls that user by a name without an id, or by the email.
+    Up to 0.25 a list has one user's keys only, and names that user by a name without id, or by the e-mail address.
     """
     return key.user is not None and (key.user.id is None or key.user.is_same(user))

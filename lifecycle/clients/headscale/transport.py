@@ -1,61 +1,64 @@
-"""What can be asked of a Headscale server, whichever way it is reached."""
+"""The requests that a Headscale server accepts, over HTTP and through its command line."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 
 class ReadTransport(Protocol):
-    """One question, one answer: no second try, no check, no order between them."""
+    """Reads from the server; one request per call, without retries or checks."""
+
+    def clock_skew(self) -> timedelta | None:
+        """Return how far the server's clock was ahead of ours at its last response; None if unknown."""
 
     def version(self) -> str:
-        """The server's version, as it says it, or the range that its API belongs to."""
+        """Return the server's version as it reports it, or the range of releases that its API belongs to."""
 
     def users(self) -> list[User]:
-        """Every user, in no particular order."""
+        """Return every user, in no particular order."""
 
     def nodes(self) -> list[Node]:
-        """Every node of the tailnet, offline and expired ones included, in no particular order."""
+        """Return every node of the tailnet, offline and expired ones included, in no particular order."""
 
     def node(self, node_id: str) -> Node:
-        """One node.
+        """Return one node.
 
         Raises:
-            NotFoundError: Headscale itself says that there is none.
+            NotFoundError: Headscale itself reports that it does not exist.
         """
 
     def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Whether a listed key may be the one that was asked for last, by its life alone."""
+        """Return True if a listed key can be the last requested one, by its life alone."""
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """The user's keys, used and expired ones included; newer versions give everybody's."""
+        """Return the user's keys, used and expired ones included. From 0.28 on, return those of all users."""
 
     def api_key_expires_at(self) -> datetime | None:
-        """When the API key that is used here expires; None = never, or there is none, or it cannot be told."""
+        """Return when the API key in use expires; None if never, unknown, or without a key."""
 
 
 class Transport(ReadTransport, Protocol):
     """A transport that can also change the server; one request per call, without retries or checks."""
 
     def delete_node(self, node_id: str) -> None:
-        """Remove the node's row.
+        """Delete a node.
 
         Raises:
-            NotFoundError: it was gone already.
+            NotFoundError: it did not exist.
         """
 
     def create_pre_auth_key(
         self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]
     ) -> PreAuthKey:
-        """Make a key, its secret included; a lost answer may hide a success."""
+        """Create a key, and return it with its secret. If the response is lost, the key can exist all the same."""
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
-        """Make a key useless from now on; its row stays.
+        """Expire a key, which stays in the database.
 
         Raises:
-            NotFoundError: there is no such key.
-            ConflictError: it was of no use before.
+            NotFoundError: it does not exist.
+            ConflictError: it was used or expired before.
         """

@@ -1,4 +1,4 @@
-"""Change a Headscale server: deletions are re-read and confirmed, lost responses followed up."""
+"""Change a Headscale server: deletions are confirmed, and lost responses to a new key are resolved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import tenacity
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.reader import HeadscaleReader, is_users
 from lifecycle.clients.headscale.transport import Transport
-from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
-# Added to a key's life, in whole seconds: two pods that start at once ask for
-# keys that can be told apart when an answer is lost.
-_LIFE_SPREAD_S = 60
+# Added to a key's life, in whole seconds, so that the keys of two pods that start together differ.
+_MAX_SPREAD_S = 60
+
+# The life of a created key may differ from the requested one by this much, for the clocks of two machines differ.
+_LIFE_TOLERANCE = timedelta(minutes=5)
 
 
 class HeadscaleWriter(HeadscaleReader):
@@ -34,63 +36,65 @@ class HeadscaleWriter(HeadscaleReader):
     def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
         self._writes = transport
-        # The last key that was requested; it may exist although its response was lost.
+        # The last requested key, if its response was lost: it can exist all the same.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def delete_node(self, node: Node, *, still_ours: Callable[[Node], bool]) -> None:
-        """Remove a node, if it still is the one that was planned for; gone already counts as done.
+        """Delete a node if it is unchanged since it was planned; a missing node counts as deleted.
 
         Args:
-            node: as it was planned for.
-            still_ours: asked with the node as it is now.
+            node: as it was planned.
+            still_ours: called with the node as it is now.
 
         Raises:
-            ConflictError: under this id there is another node by now, or it is no longer ours.
-            ResponseError: it is still there after it was deleted.
+            ConflictError: the id belongs to another machine now, or the node is no longer ours.
+            ResponseError: the node still exists afterwards.
         """
-        if self._gone(node.id, expected=node, still_ours=still_ours):
+        if self._is_missing(node.id, expected=node, still_ours=still_ours):
             return
         try:
             self._retrying(self._writes.delete_node, node.id)
         except NotFoundError:
             return
-        # Confirmed by looking: not every version says whether it worked.
-        if not self._gone(node.id):
-            raise ResponseError(f"Headscale still has node {node.id} after it was deleted", upstream=UPSTREAM)
+        # Not every release reports whether the deletion succeeded.
+        if not self._is_missing(node.id):
+            raise ResponseError(f"Headscale still has node {node.id} after its deletion.", upstream=UPSTREAM)
 
-    def _gone(
+    def _is_missing(
         self, node_id: str, *, expected: Node | None = None, still_ours: Callable[[Node], bool] | None = None
     ) -> bool:
         try:
-            now = self.node(node_id)
+            current = self.node(node_id)
         except NotFoundError:
             return True
-        if expected is not None and now.machine_key != expected.machine_key:
+        if expected is not None and current.machine_key != expected.machine_key:
             raise ConflictError(
-                f"node {node_id} is another machine by now; nothing was deleted, the next try plans anew",
+                f"Node {node_id} is another machine now. It was not deleted; the next pass plans again.",
                 upstream=UPSTREAM,
             )
-        if still_ours is not None and not still_ours(now):
+        if still_ours is not None and not still_ours(current):
             raise ConflictError(
-                f"node {node_id} is no longer ours; it was not deleted, the next try plans anew", upstream=UPSTREAM
+                f"Node {node_id} is no longer ours. It was not deleted; the next pass plans again.", upstream=UPSTREAM
             )
         return False
 
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
-        """Make a key that is good from now on.
+        """Create a key that is valid from now on.
 
-        An answer that was lost may hide a key: it is looked for and expired before another is made, in this
-        call or a later one.
+        If the response is lost, the key can exist: it is searched and expired before another one is created, in
+        this call or a later one.
 
         Args:
-            spec: what it should be.
-            now: aware UTC.
+            spec: the key to create.
+            now: aware UTC, by our clock.
 
         Raises:
-            ResponseError: the key would be of no use.
+            ResponseError: the created key is unusable. It was expired again if possible.
         """
-        spread = timedelta(seconds=random.randrange(_LIFE_SPREAD_S))  # noqa: S311 - no secret
-        expires_at = now.replace(microsecond=0) + spec.life + spread
+        # The server compares the expiry with its own clock.
+        server_now = now + (self.clock_skew() or timedelta())
+        spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
+        expires_at = server_now.replace(microsecond=0) + spec.life + spread
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
@@ -105,7 +109,7 @@ class HeadscaleWriter(HeadscaleReader):
                     tags=spec.tags,
                 )
             except (TransientError, ResponseError) as error:
-                if _may_have_worked(error):
+                if _may_have_succeeded(error):
                     self._unconfirmed = (spec, expires_at)
                 raise
 
@@ -113,27 +117,36 @@ class HeadscaleWriter(HeadscaleReader):
             key = self._retrying(attempt)
         except (TransientError, ResponseError):
             if self._unconfirmed is not None:
-                log.warning("pre_auth_key.create_unconfirmed", user=spec.user.name, expires_at=expires_at)
+                log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
             raise
         if key.key is None:
-            raise ResponseError("Headscale made a pre-auth key and did not show it", upstream=UPSTREAM)
-        if key.expires_at is None or (key.created_at is not None and key.expires_at <= key.created_at):
+            raise ResponseError("Headscale created a pre-auth key, but returned no secret.", upstream=UPSTREAM)
+        if not _has_requested_life(key, spec.life):
+            self._expire_created(key, spec.user)
             raise ResponseError(
-                f"Headscale made a pre-auth key (id {key.id}) that has expired already; "
-                "do its clock and this machine's agree?",
+                f"Headscale created pre-auth key {key.id} with another life than requested: it expires at "
+                f"{key.expires_at}. Synchronize the clocks of this machine and of Headscale.",
                 upstream=UPSTREAM,
             )
         return key
 
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
-        """Make a key useless from now on; one that is gone, used or expired counts as done."""
+        """Expire a key. A key that is missing, used or expired counts as expired."""
         with suppress(NotFoundError, ConflictError):
             self._retrying(self._writes.expire_pre_auth_key, key, user)
 
+    def _expire_created(self, key: PreAuthKey, user: User) -> None:
+        try:
+            self.expire_pre_auth_key(key, user)
+        except ApiError as error:
+            log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
+        else:
+            log.info("pre_auth_key.expired", key_id=key.id, reason="its life differs from the requested one")
+
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
-        """Expire the key that a lost answer may have hidden; of several it cannot be told which it is."""
+        """Expire the key of a lost response, unless several keys match the request."""
         keys = self._transport.pre_auth_keys(spec.user)
-        hidden = [
+        matching = [
             key
             for key in keys
             if is_users(key, spec.user)
@@ -141,21 +154,33 @@ class HeadscaleWriter(HeadscaleReader):
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
         ]
-        if len(hidden) == 1:
-            (key,) = hidden
+        if len(matching) == 1:
+            (key,) = matching
+            reason = "the response with its secret was lost"
             try:
                 self._writes.expire_pre_auth_key(key, spec.user)
             except (NotFoundError, ConflictError) as error:
-                log.info("pre_auth_key.expired", key_id=key.id, reason=f"the answer that named it was lost; {error}")
+                log.info("pre_auth_key.expired", key_id=key.id, reason=f"{reason}; {error}")
             except ResponseError as error:
-                # It expires by itself, and nobody knows it.
+                # It expires by itself, and its secret is unknown.
                 log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
             else:
-                log.info("pre_auth_key.expired", key_id=key.id, reason="the answer that named it was lost")
-        elif hidden:
-            log.warning("pre_auth_key.create_unconfirmed", user=spec.user.name, expires_at=expires_at)
+                log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
+        elif matching:
+            log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
 
 
-def _may_have_worked(error: TransientError | ResponseError) -> bool:
-    """Whether a request that ended so may have been carried out: it was not refused, its answer was lost or odd."""
+def _has_requested_life(key: PreAuthKey, life: timedelta) -> bool:
+    """Return True if a created key lives about as long as requested, by the server's clock alone."""
+    if key.expires_at is None:
+        return False
+    if key.created_at is None:
+        return True
+    actual = key.expires_at - key.created_at
+    # A key with half of a short life is still usable.
+    return life / 2 <= actual <= life + timedelta(seconds=_MAX_SPREAD_S) + _LIFE_TOLERANCE
+
+
+def _may_have_succeeded(error: TransientError | ResponseError) -> bool:
+    """Return True if the request can have been executed: it was not refused, but its response was lost or malformed."""
     return not error.throttled if isinstance(error, TransientError) else error.status is None
