@@ -185,6 +185,25 @@ def test_configured_user_is_used_without_a_warning(world: World, events: Events)
     assert [key.user_id for key in world.headscale.keys] == [2]
 
 
+@pytest.mark.parametrize("selector", ["id:2", "svc@example.com"])
+def test_user_from_oidc_with_the_name_of_a_local_user_can_be_selected(world: World, selector: str) -> None:
+    world.headscale.add_user(USER, "svc@example.com", provider="oidc")
+    old = world.headscale.add_node(NAME, user=world.headscale.users[1], online=False)
+    world.headscale.add_node(NAME, user=world.headscale.users[0])
+    world.cleanup(HEADSCALE_USER=selector).run()
+    assert old.id not in [node.id for node in world.headscale.nodes]
+    assert len(world.headscale.nodes) == 1
+    assert [key.user_id for key in world.headscale.keys][-1] == 2
+
+
+@pytest.mark.parametrize("variables", [{}, {"HEADSCALE_USER": USER}])
+def test_users_of_one_name_are_listed_with_what_distinguishes_them(world: World, variables: dict[str, str]) -> None:
+    world.headscale.add_user(USER, "svc@example.com", provider="oidc")
+    with pytest.raises(UserError, match=r"id 1.*id 2.*svc@example\.com.*oidc"):
+        world.cleanup(**variables).run()
+    assert untouched(world)
+
+
 # --- Nodes that are not ours --------------------------------------------------------------------------
 
 

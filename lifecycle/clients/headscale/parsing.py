@@ -66,7 +66,7 @@ def parse_user(payload: Any) -> User | None:
             user_id, name = parse_id(payload.get("id")), _text(payload, "name")
             if name == _TAGGED_DEVICES or not (user_id or name):
                 return None
-            return User(id=user_id, name=name)
+            return User(id=user_id, name=name, email=_text(payload, "email"), provider=_text(payload, "provider"))
     raise ValueError("not a user")
 
 
