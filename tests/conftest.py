@@ -153,7 +153,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("counts")
         for line in lines:
             terminalreporter.write_line(line)
-    terminalreporter.stats.setdefault("deselected", []).extend(config.stash.get(DESELECTED, []))
+    deselected = config.stash.get(DESELECTED, None) or []
+    terminalreporter.stats.setdefault("deselected", []).extend(deselected)
 
 
 # --- Fixtures -----------------------------------------------------------------------------------------

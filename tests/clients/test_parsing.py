@@ -212,7 +212,11 @@ class TestUser:
             pytest.param("svc", User(None, "svc"), id="name-up-to-0.25"),
             pytest.param("svc@example.com", User(None, "svc@example.com"), id="email-on-0.24"),
             pytest.param({"id": "3", "name": ""}, User("3", ""), id="without-a-name"),
-            pytest.param({"id": 3, "email": "a@b"}, User("3", "", email="a@b"), id="an-empty-name-is-left-out-by-the-command-line"),
+            pytest.param(
+                {"id": 3, "email": "a@b"},
+                User("3", "", email="a@b"),
+                id="an-empty-name-is-left-out-by-the-command-line",
+            ),
             pytest.param({"name": "svc"}, User(None, "svc"), id="name-alone"),
             pytest.param({"id": "", "name": "svc"}, User(None, "svc"), id="a-name-and-an-empty-id"),
             pytest.param(None, None, id="null"),
