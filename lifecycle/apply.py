@@ -21,6 +21,7 @@ from lifecycle.domain.changes import (
     UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
+    WriteRestartMarker,
 )
 from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey, User
@@ -172,6 +173,18 @@ def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
     """
     key_file.write_metadata(change.metadata)
     log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
+
+
+def write_restart_marker(change: WriteRestartMarker, key_file: KeyFileWriter) -> None:
+    """Make the probe of the tailscale container fail, or pass again.
+
+    Raises:
+        KeyFileError: the marker was neither written nor removed.
+    """
+    if not key_file.write_restart_marker(change.key_id):
+        return
+    event = "restart.requested" if change.key_id is not None else "restart.withdrawn"
+    log.info(event, path=str(key_file.restart_marker_path), key_id=change.key_id)
 
 
 def _expire_key(key: PreAuthKey, user: User, headscale: HeadscaleWriter, *, reason: str) -> None:

@@ -88,6 +88,11 @@ EVENTS = {
     ),
     "key_file.written": _event("info", "path key_id", "the key file was replaced, in one step"),
     "key_file.unwritable": _event("error", "error", "`dns-watch` could not replace the key file"),
+    "restart.marker_failed": _event("debug", "error", "the restart marker could not be written or removed"),
+    "restart.requested": _event(
+        "info", "path key_id", "the probe of the tailscale container fails from now on: a restart helps"
+    ),
+    "restart.withdrawn": _event("info", "path key_id", "a restart of the tailscale container does not help any more"),
     "key_metadata.written": _event("debug", "node_id reason", "the file beside the key file was replaced"),
     # Records
     "record.created": _event("info", "record type content reason", "a record was created"),

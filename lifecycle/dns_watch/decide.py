@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key_written, node_found
+from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key_written, node_found, restart_helps
 from lifecycle.dns_watch.observation import ApiKeyRead, Failed, Observation, Registered, Unregistered
 from lifecycle.dns_watch.publish import (
     cloudflare_failed,
@@ -43,7 +43,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import backoff_s, lengthened
-from lifecycle.domain.changes import CreateRecord, WriteKeyMetadata
+from lifecycle.domain.changes import CreateRecord, WriteKeyMetadata, WriteRestartMarker
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, is_near, node_warning
@@ -93,11 +93,23 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
         config: the settings.
         now: the time after the changes.
     """
+    concluded = _concluded(decision, applied, seen=seen, config=config, now=now)
+    state = concluded.state
+    key = state.heal.key if restart_helps(state.heal, state, now) else None
+    marker = key.id if key is not None else None
+    if marker == state.restart_marker:
+        return concluded
+    return replace(concluded, state=replace(state, restart_marker=marker), marker=WriteRestartMarker(marker))
+
+
+def _concluded(
+    decision: Decision, applied: Applied, *, seen: Observation, config: WatchConfig, now: Moment
+) -> Decision:
     state = decision.state
     if isinstance(applied.key_error, ApiError):
         return _headscale_failed(state, applied.key_error, config, now)
     if not decision.changes or decision.failures:
-        return replace(decision, events=(), succeeded=(), failures=())
+        return replace(decision, changes=(), events=(), succeeded=(), failures=())
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     if applied.key_error is not None:

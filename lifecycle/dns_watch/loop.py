@@ -5,19 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from time import monotonic as system_monotonic
 
 import structlog
 
-from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata
+from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata, write_restart_marker
 from lifecycle.dns_watch.config import watch_config
 from lifecycle.dns_watch.decide import conclude, decide
 from lifecycle.dns_watch.healing import restart_helps
 from lifecycle.dns_watch.observation import Interface
 from lifecycle.dns_watch.observe import observe
 from lifecycle.dns_watch.state import Applied, Change, Decision, Moment, State, WatchConfig
-from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord, WriteFreshKey
+from lifecycle.domain.changes import (
+    CreateRecord,
+    DeleteRecord,
+    RecordChange,
+    UpdateRecord,
+    WriteFreshKey,
+    WriteKeyMetadata,
+)
 from lifecycle.domain.errors import ApiError, KeyFileError, NotRegisteredError, TransientError
 from lifecycle.domain.model import IpAddress, PreAuthKey
 from lifecycle.health.status import Status, View
@@ -85,7 +93,7 @@ class DnsWatch:
         applied = self._apply(decision.changes)
         conclusion = conclude(decision, applied, seen=seen, config=self._config, now=self._moment())
         self._report(conclusion)
-        self.state = conclusion.state
+        self.state = self._with_restart_marker(conclusion)
         self._finish(decision, conclusion, applied, duration_s=self._monotonic() - started_s)
         if decision.give_up is not None:
             raise NotRegisteredError(decision.give_up)
@@ -110,7 +118,7 @@ class DnsWatch:
                         )
                     except (ApiError, KeyFileError) as error:
                         key_error = error
-                case _:
+                case WriteKeyMetadata():
                     # The volume may be read-only here; then the metadata stays as cleanup wrote it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
@@ -120,6 +128,18 @@ class DnsWatch:
         except ApiError as error:
             return Applied(key, key_error, records_error=error)
         return Applied(key, key_error)
+
+    def _with_restart_marker(self, conclusion: Decision) -> State:
+        """Write the restart marker if it has changed, and return what to remember."""
+        if conclusion.marker is None:
+            return conclusion.state
+        try:
+            write_restart_marker(conclusion.marker, self._writers.key_file)
+        except KeyFileError as error:
+            # The volume may be read-only here; then there is no fresh key either.
+            log.debug("restart.marker_failed", error=str(error))
+            return replace(conclusion.state, restart_marker="")
+        return conclusion.state
 
     def _report(self, decision: Decision) -> None:
         """Log and count what was decided."""

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from lifecycle.dns_watch.observation import Interface, Missing
-from lifecycle.domain.changes import RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.changes import RecordChange, WriteFreshKey, WriteKeyMetadata, WriteRestartMarker
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeySpec, Node, PreAuthKey, RecordSpec, User
@@ -180,6 +180,7 @@ class State:
         failures: consecutive failures of Headscale.
         assumed_user: the name of the user that was assumed and reported.
         reported_problem: the identification problem that was reported.
+        restart_marker: the content of the restart marker; None = there is none, "" = it is not known.
         reported_slow_polling, reported_no_metadata: reported once.
     """
 
@@ -200,6 +201,7 @@ class State:
     expiry: ExpiryState = field(default_factory=ExpiryState)
     assumed_user: str = ""
     reported_problem: str = ""
+    restart_marker: str | None = ""
     reported_slow_polling: bool = False
     reported_no_metadata: bool = False
 
@@ -234,6 +236,7 @@ class Decision:
         succeeded: the upstreams that returned what was requested.
         failures: the upstreams that did not.
         give_up: why the command ends; None = it does not.
+        marker: the change of the restart marker, after all other changes; None = it stays as it is.
     """
 
     state: State
@@ -244,6 +247,7 @@ class Decision:
     succeeded: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     give_up: str | None = None
+    marker: WriteRestartMarker | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,17 @@ class WriteFreshKey:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteRestartMarker:
+    """Create or remove the file beside the key that makes the tailscale container's probe fail.
+
+    Attributes:
+        key_id: the fresh key with which a restart helps; None = a restart does not help, so remove the file.
+    """
+
+    key_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class WriteKeyMetadata:
     """Replace the metadata beside the key; the key stays as it is."""
 

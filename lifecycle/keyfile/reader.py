@@ -38,6 +38,11 @@ class KeyFileReader:
         """The path of the key metadata."""
         return self.path.with_name(self.path.name + ".id")
 
+    @property
+    def restart_marker_path(self) -> Path:
+        """The path of the file that exists while a restart of the tailscale container helps."""
+        return self.path.with_name(self.path.name + ".restart")
+
     def read_metadata(self) -> KeyMetadata | None:
         """Read the key metadata.
 

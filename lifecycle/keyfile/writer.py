@@ -82,6 +82,30 @@ class KeyFileWriter(KeyFileReader):
         except OSError as error:
             raise _write_failed(self.metadata_path, error) from error
 
+    def write_restart_marker(self, content: str | None) -> bool:
+        """Create the restart marker again, or remove it.
+
+        Args:
+            content: of the new marker; None = remove it.
+
+        Returns:
+            True if anything was changed.
+
+        Raises:
+            KeyFileError: it was neither written nor removed.
+        """
+        path = self.restart_marker_path
+        try:
+            if content is not None:
+                _replace(path, content.encode() + b"\n", METADATA_MODE)
+                return True
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _write_failed(path, error) from error
+        return True
+
 
 def _check_replaceable(path: Path) -> None:
     """Check that the path is absent or a regular file that can be renamed over.

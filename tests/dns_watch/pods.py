@@ -76,6 +76,11 @@ class Pod:
         return self.client.addresses[0]
 
     @property
+    def restart_marker(self) -> Path:
+        """The file that makes the tailscale container's probe fail."""
+        return self.key_file.with_name("authkey.restart")
+
+    @property
     def key(self) -> str:
         """Return the content of its key file."""
         return self.key_file.read_text()

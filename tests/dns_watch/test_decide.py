@@ -23,7 +23,14 @@ from lifecycle.dns_watch.observation import (
     Unregistered,
 )
 from lifecycle.dns_watch.state import Applied, Decision, HealState, KnownNode, Moment, RecordState, State, WatchConfig
-from lifecycle.domain.changes import CreateRecord, DeleteRecord, UpdateRecord, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.changes import (
+    CreateRecord,
+    DeleteRecord,
+    UpdateRecord,
+    WriteFreshKey,
+    WriteKeyMetadata,
+    WriteRestartMarker,
+)
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
 from tests.builders import (
@@ -516,6 +523,37 @@ def test_missing_metadata_is_reported_once() -> None:
     assert "key_file.unwritable" in event_names(decision)
     again = after(decision.state, (200, missing(metadata=None, key=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
+
+
+# --- The restart marker -----------------------------------------------------------------------------
+
+
+def marker(state: State, seen: Observation, seconds: float) -> WriteRestartMarker | None:
+    """The change of the restart marker after a pass."""
+    decision = decide(state, seen, config=CONFIG, now=at(seconds))
+    return conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(seconds)).marker
+
+
+FRESH_8 = KeyCheck(a_key("8"), is_in_file=True)
+
+
+def test_a_stale_marker_is_removed_at_the_start() -> None:
+    assert marker(KNOWN, found(records=None), 0) == WriteRestartMarker(None)
+    assert marker(replace(KNOWN, restart_marker=None), found(records=None), 0) is None
+
+
+def test_the_marker_exists_while_a_restart_helps() -> None:
+    state = healed()
+    assert state.restart_marker == "8"
+    assert marker(state, missing(key=FRESH_8), 70) is None
+    assert marker(state, found(records=None), 70) == WriteRestartMarker(None)
+    assert marker(state, Observation(INTERFACE, Failed(OUTAGE)), 70) == WriteRestartMarker(None)
+
+
+def test_another_key_replaces_the_marker() -> None:
+    """The probe compares its time with that of the client's last start."""
+    state = replace(healed(), restart_marker="7")
+    assert marker(state, missing(key=FRESH_8), 70) == WriteRestartMarker("8")
 
 
 # --- Expiry -----------------------------------------------------------------------------------------

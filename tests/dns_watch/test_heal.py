@@ -87,6 +87,7 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     assert (pod.nodez, pod.key, keys(world)) == (("waiting", False), old_key, 1)
     pod.run(60)
     assert pod.nodez == ("gone", True)
+    assert pod.restart_marker.exists()
     assert pod.key != old_key
     assert world.usable_keys().count(pod.key) == 1
     (lost,) = named(events, "node.lost")
@@ -98,6 +99,7 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     pod.run(60)
     assert pod.node_id != old_id
     assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert not pod.restart_marker.exists()
     assert [event["after"] for event in named(events, "node.returned")] == ["gone"]
     assert keys(world) == 2
 
