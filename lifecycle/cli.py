@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -137,8 +136,6 @@ def _loaded(command: type[Command], *, is_logged: bool = True) -> Command:
         command: the settings' class.
         is_logged: apply LOG_LEVEL and LOG_FORMAT, and log the settings.
     """
-    # Python's ssl would write the keys of TLS sessions to this file, and fail if it cannot.
-    os.environ.pop("SSLKEYLOGFILE", None)
     variables = environment()
     for variable, meant in near_misses(variables):
         log.warning("settings.near_miss", variable=variable, meant=meant)

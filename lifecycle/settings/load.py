@@ -46,6 +46,8 @@ def load(command: type[Command]) -> Command:
     Raises:
         ConfigError: lists every problem by its variable's name, without values.
     """
+    # Python's ssl would write the keys of TLS sessions to this file, and fail if it cannot.
+    os.environ.pop("SSLKEYLOGFILE", None)
     given, wrong = _checked(command, environment())
     try:
         settings = command.model_validate(given)

@@ -27,6 +27,7 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
+from tests.simulators.proxy import ProxySimulator
 from tests.simulators.serve import serve
 from tests.simulators.vpn_client import VpnClient
 
@@ -410,6 +411,36 @@ def test_a_kubeconfig_that_verifies_nobody_is_refused(pod: ClusterPod, kubeconfi
     assert ended.status == 2
     assert "insecure-skip-tls-verify" in ended.errors
     assert pod.kubernetes.requests == []
+
+
+def test_in_the_cluster_kubernetes_is_reached_directly(pod: ClusterPod) -> None:
+    """GET and exec alike, although blanks are around the entries of NO_PROXY."""
+    leave_behind(pod)
+    proxy = ProxySimulator({})
+    with proxy.serve() as url:
+        ended = pod.run("cleanup", HTTPS_PROXY=url, ALL_PROXY=url, NO_PROXY="localhost, 10.43.0.1")
+
+    assert ended.status == 0, ended.out
+    assert pod.headscale.nodes == []
+    assert proxy.requested == []
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "proxy-url"])
+def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
+    leave_behind(pod)
+    document = yaml.safe_load(kubeconfig.read_text())
+    cluster = document["clusters"][0]["cluster"]
+    proxy = ProxySimulator({"kubernetes.example.com:6443": cluster["server"].removeprefix("https://")})
+    cluster |= {"server": "https://kubernetes.example.com:6443", "tls-server-name": "127.0.0.1"}
+    with proxy.serve() as url:
+        if name == "proxy-url":
+            cluster["proxy-url"] = url
+        kubeconfig.write_text(yaml.safe_dump(document))
+        ended = pod.outside("--dry-run", **({} if name == "proxy-url" else {name: url})).end()
+
+    assert ended.status == 0, ended.out + ended.errors
+    assert "node 1" in ended.out
+    assert set(proxy.requested) == {"kubernetes.example.com:6443"}
 
 
 def test_in_a_pod_a_kubeconfig_is_not_looked_at(pod: ClusterPod, kubeconfig: Path) -> None:
