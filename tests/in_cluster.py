@@ -94,7 +94,7 @@ class ClusterWorld(World):
     ) -> None:
         super().__init__(monkeypatch, folder, version)
         self.kubernetes = kubernetes
-        self.cli = HeadscaleCli(self.headscale, now=self.clock.now)
+        self.cli = HeadscaleCli(self.headscale, now=self.clock.true_now)
         self.pod = add_headscale(kubernetes, self.cli)
         self.url = url
         self.kubernetes_timeout_s = 10.0

@@ -6,24 +6,27 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
 
-from lifecycle import cli
+from lifecycle import dry_run
+from lifecycle.dry_run import plan_commands, plan_prune
+from lifecycle.report.plans import Report
+from lifecycle.settings.load import load
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings
 from tests.builders import MARK, NAME
 from tests.simulators.serve import serve
 from tests.simulators.tailnet import Node
 from tests.world import USER, World
 
-COMMANDS = [
-    ("--dry-run",),
-    ("cleanup", "--dry-run"),
-    ("dns-watch", "--dry-run"),
-    ("prune",),
-    ("prune", "--name", NAME),
-]
+DRY_RUNS: dict[str, Callable[[], Report]] = {
+    "all": lambda: plan_commands(load(DryRunSettings)),
+    "cleanup": lambda: plan_commands(load(CleanupSettings)),
+    "dns-watch": lambda: plan_commands(load(DnsWatchSettings)),
+    "prune": lambda: plan_prune(load(PruneSettings), name=None),
+    "prune --name": lambda: plan_prune(load(PruneSettings), name=NAME),
+}
 
 Variables = dict[str, str]
 
@@ -149,30 +152,20 @@ def everything(world: World) -> tuple[Any, ...]:
     )
 
 
-@pytest.fixture(autouse=True)
-def _no_output(events: list[Any]) -> None:
-    """Capture the events of the setup; each command then logs to its own output."""
-
-
 @pytest.mark.parametrize("state", STATES)
 def test_dry_run_changes_nothing(
-    state: Callable[[World], Variables],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    state: Callable[[World], Variables], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     world = World(monkeypatch, tmp_path)
     variables = state(world)
-    # The test's process must not end on a signal, and no Kubernetes API is needed.
-    monkeypatch.setattr(cli, "stop_event", lambda *_: Event())
-    monkeypatch.setattr(cli, "connect_cluster", lambda *_, **__: None)
-    monkeypatch.setattr(cli, "state_reader", lambda *_: lambda: {"device_id": b"1"})
-    monkeypatch.setattr(cli, "utc_now", world.clock.now)
+    # No state needs the Kubernetes API for anything else than the state Secret.
+    monkeypatch.setattr(dry_run, "connect_cluster", lambda *_, **__: None)
+    monkeypatch.setattr(dry_run, "state_reader", lambda *_: lambda: {"device_id": b"1"})
     before = everything(world)
 
     with served(world, monkeypatch, variables):
-        for command in COMMANDS:
-            cli.run(command)
+        for name, plan in DRY_RUNS.items():
+            report = plan()
 
-            assert everything(world) == before, command
-            assert capsys.readouterr().out, command
+            assert everything(world) == before, name
+            assert report.sections, name

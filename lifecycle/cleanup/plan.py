@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import LifecycleError, NameTakenError
@@ -61,6 +61,7 @@ class Observation:
         records: everything at our name; None if Cloudflare could not be read.
         records_error: why the records could not be read.
         state: None if the state Secret does not exist or is not needed.
+        clock_skew: how far Headscale's clock is ahead of ours.
     """
 
     version: str
@@ -69,6 +70,11 @@ class Observation:
     records: tuple[Record, ...] | None
     records_error: LifecycleError | None = None
     state: SavedState | None = None
+    clock_skew: timedelta = timedelta()
+
+    def server_time(self, now: datetime) -> datetime:
+        """Return the time by Headscale's clock, which the expiry of a node is compared with."""
+        return now + self.clock_skew
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     Args:
         seen: what was read, in any order.
         config: the settings.
-        now: aware UTC.
+        now: aware UTC, by our clock.
 
     Raises:
         NameTakenError: another owner of this program uses the name.
@@ -112,7 +118,9 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     identity = config.node_identity(seen.user)
     kept = None
     if config.keep_node:
-        kept = choose_kept(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
+        kept = choose_kept(
+            seen.nodes, identity=identity, state=seen.state, version=seen.version, now=seen.server_time(now)
+        )
     kept_node = kept if isinstance(kept, Node) else None
     deletions = plan_nodes(seen.nodes, identity=identity, kept=kept_node.id if kept_node else None)
     deleted = {change.node.id for change in deletions}
@@ -141,7 +149,7 @@ def choose_kept(
         identity: criteria for owning a node.
         state: None if the Secret does not exist.
         version: of Headscale.
-        now: aware UTC.
+        now: aware UTC, by Headscale's clock.
     """
     if state is None:
         return NothingKept("the Secret does not exist")

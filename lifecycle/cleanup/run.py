@@ -69,7 +69,7 @@ class Cleanup:
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self._now())
         deleted = self._delete_records(plan, seen)
-        self._warn_of_expiry(plan.kept)
+        self._warn_of_expiry(plan, seen)
         log.info(
             "pass.finished",
             nodes_deleted=len(plan.nodes),
@@ -94,9 +94,9 @@ class Cleanup:
             return 0
         return len(changes)
 
-    def _warn_of_expiry(self, kept: Node | NothingKept | None) -> None:
-        now = self._now()
-        expiring = [node_warning(kept, now) if isinstance(kept, Node) else None]
+    def _warn_of_expiry(self, plan: Plan, seen: Observation) -> None:
+        now = seen.server_time(self._now())
+        expiring = [node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None]
         try:
             expiring.append(api_key_warning(self._writers.headscale.api_key_expires_at(), now))
         except ApiError as error:

@@ -375,7 +375,7 @@ def test_node_that_changed_directly_before_its_deletion_stays(
         prune(world, name).run()
         assert [event["workload"] for event in named(events, "workload.skipped")] == ["redmine.example.com"]
     else:
-        with pytest.raises(ConflictError, match=f"node {node_id}"):
+        with pytest.raises(ConflictError, match=f"[Nn]ode {node_id}"):
             prune(world, name).run()
     assert world.headscale.node(node_id) is not None
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
@@ -448,6 +448,17 @@ def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> No
     assert world.headscale.node(node_id) is not None
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
     assert writes(world) == []
+
+
+@pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
+def test_offline_time_is_measured_by_the_clock_of_headscale(world: World, skew: timedelta) -> None:
+    a_workload(world, "grafana")
+    for label, offline_s in (("redmine", A_MONTH_S), ("gitea", 3600.0)):
+        world.headscale.disconnect(a_workload(world, label))
+        world.clock.sleep(offline_s)
+    world.clock.skew = skew
+    prune(world).run()
+    assert names(world) == ["gitea.example.com", "grafana.example.com"]
 
 
 def test_stop_during_the_wait_removes_nothing(world: World) -> None:
