@@ -1,4 +1,4 @@
-"""Before it breaks: an API key or a node that is about to expire is said once a day, and shown as a metric."""
+"""Warnings about an API key or a node that expires soon."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DAY_S = 86_400.0
 
 API_KEYS = "/api/v1/apikey"
 
-# For the long runs, which would look thousands of times.
-SELDOM = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
+# For simulated weeks, which would otherwise take thousands of polls.
+RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def set_api_key_expiry(world: World, life: timedelta) -> datetime:
-    """Let the API key in use expire after so long."""
+    """Set the lifetime of the API key in use, and return when it expires."""
     state = world.headscale._state  # noqa: SLF001 - no API changes an API key's expiry
     (key_id,) = [key_id for key_id, key in state.api_keys.items() if key.key == world.headscale.api_key]
     expires_at = world.clock.now() + life
@@ -39,13 +39,13 @@ def set_api_key_expiry(world: World, life: timedelta) -> datetime:
     return expires_at
 
 
-def looks(world: World) -> int:
-    """How often the list of API keys was asked for."""
+def list_requests(world: World) -> int:
+    """Count the requests for the list of API keys."""
     return sum(exchange.path == API_KEYS for exchange in world.headscale.requests)
 
 
 def metric(status: Status, name: str) -> float | None:
-    """The value of one of our metrics; None when it is not there."""
+    """Return the value of one of our metrics; None if it is missing."""
     prefix = f"tailscale_lifecycle_{name} "
     _, text = render_metrics(status, accept="")
     found = [line for line in text.decode().splitlines() if line.startswith(prefix)]
@@ -53,10 +53,9 @@ def metric(status: Status, name: str) -> float | None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_api_key_that_expires_soon(
+def test_an_expiring_api_key_is_reported_by_each_command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], version: str
 ) -> None:
-    """Said at the start of each command, whatever the server is, with what to do."""
     world = World(monkeypatch, tmp_path, version)
     world.headscale.rotate_api_key()
     world.environment["HEADSCALE_API_KEY"] = world.headscale.api_key
@@ -71,10 +70,10 @@ def test_an_api_key_that_expires_soon(
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
 
 
-def test_an_api_key_that_lives_longer(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """Is not talked about until 14 days are left; the metric says it all the time."""
+def test_a_valid_api_key_is_reported_from_14_days_before(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The metric shows it all the time."""
     expires_at = set_api_key_expiry(world, timedelta(days=16))
-    pod = Pod(world, tmp_path / "pod", SELDOM)
+    pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
     pod.run(1.9 * DAY_S)
     assert not named(events, "api_key.expiring")
@@ -83,10 +82,10 @@ def test_an_api_key_that_lives_longer(world: World, tmp_path: Path, events: list
     assert [event["days_left"] for event in named(events, "api_key.expiring")] == [13]
 
 
-def test_said_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """And looked at once an hour, so that a new key is soon seen."""
+def test_an_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """And read once an hour, so that a new key is noticed soon."""
     set_api_key_expiry(world, timedelta(days=10))
-    pod = Pod(world, tmp_path / "pod", SELDOM)
+    pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
     pod.run(4 * DAY_S)
     (_, *by_the_watch) = named(events, "api_key.expiring")
@@ -94,11 +93,10 @@ def test_said_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> Non
     assert [event["days_left"] for event in by_the_watch] == sorted(
         {event["days_left"] for event in by_the_watch}, reverse=True
     )
-    assert 60 <= looks(world) <= 4 * 24 + 2
+    assert 60 <= list_requests(world) <= 4 * 24 + 2
 
 
-def test_a_rotated_key(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The key that is in use counts, not the others that are listed."""
+def test_only_the_api_key_in_use_counts(world: World, tmp_path: Path, events: list[Any]) -> None:
     world.headscale.rotate_api_key()
     expires_at = set_api_key_expiry(world, timedelta(days=80))
     world.environment["HEADSCALE_API_KEY"] = world.headscale.api_key
@@ -109,15 +107,12 @@ def test_a_rotated_key(world: World, tmp_path: Path, events: list[Any]) -> None:
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
 
 
-def test_a_new_key_in_the_file_is_seen_long_before_the_old_one_is_refused(
-    world: World, tmp_path: Path, events: list[Any]
-) -> None:
-    """Whoever did what the warning says hears no more of it."""
+def test_a_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, events: list[Any]) -> None:
     set_api_key_expiry(world, timedelta(days=10))
     file = tmp_path / "api-key"
     file.write_text(world.headscale.api_key)
     from_file = {"HEADSCALE_API_KEY": "", "HEADSCALE_API_KEY_FILE": str(file)}
-    pod = Pod(world, tmp_path / "pod", SELDOM | from_file)
+    pod = Pod(world, tmp_path / "pod", RARE_POLLS | from_file)
     pod.start()
     pod.run(0.5 * DAY_S)
     assert named(events, "api_key.expiring")
@@ -137,21 +132,21 @@ def test_a_new_key_in_the_file_is_seen_long_before_the_old_one_is_refused(
         pytest.param(html(403), id="403"),
         pytest.param(html(404), id="404"),
         pytest.param(html(502), id="502"),
-        pytest.param(html(200), id="a-page"),
+        pytest.param(html(200), id="HTML page"),
         pytest.param(answer(200, '{"apiKeys": null}'), id="null"),
-        pytest.param(answer(200, '{"apiKeys": []}'), id="nobody-s"),
+        pytest.param(answer(200, '{"apiKeys": []}'), id="empty list"),
         pytest.param(answer(200, '{"apiKeys": [{"prefix": "", "expiration": "2026-03-02T00:00:00Z"}]}'), id="empty"),
         pytest.param(
             answer(200, '{"apiKeys": [{"prefix": "***", "expiration": "2026-03-02T00:00:00Z"}]}'), id="masked"
         ),
         pytest.param(answer(200, '{"apiKeys": [{"prefix": 7}]}'), id="number"),
         pytest.param(garbage(), id="garbage"),
-        pytest.param(drop(), id="lost"),
+        pytest.param(drop(), id="lost connection"),
         pytest.param(oversize(33 << 20), id="oversize"),
     ],
 )
-def test_a_list_that_cannot_be_read(world: World, tmp_path: Path, events: list[Any], fault: Any) -> None:
-    """Is no error: both commands do their work, and the metric is not there."""
+def test_an_unreadable_list_is_not_an_error(world: World, tmp_path: Path, events: list[Any], fault: Any) -> None:
+    """Both commands do their work, and the metric is missing."""
     set_api_key_expiry(world, timedelta(days=1))
     world.headscale.faults.add(fault, path=API_KEYS, times=None)
     pod = Pod(world, tmp_path / "pod")
@@ -161,11 +156,10 @@ def test_a_list_that_cannot_be_read(world: World, tmp_path: Path, events: list[A
     assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*names(events)}
     assert all(event["log_level"] not in {"warning", "error"} for event in events if event["event"] != "user.assumed")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") is None
-    assert looks(world) == 2
+    assert list_requests(world) == 2
 
 
-def test_asked_again_in_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """What could not be read is not left unread for a day."""
+def test_a_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
     set_api_key_expiry(world, timedelta(days=1))
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -176,9 +170,9 @@ def test_asked_again_in_an_hour(world: World, tmp_path: Path, events: list[Any])
     assert len(named(events, "api_key.expiring")) == 2
 
 
-def test_an_expiring_node(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """Said once a day from 14 days on, and shown all the time."""
-    pod = Pod(world, tmp_path / "pod", SELDOM)
+def test_an_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """And shown as a metric."""
+    pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
     expires_at = world.clock.now() + timedelta(days=16)
     world.headscale.expire_node(pod.node_id, expires_at)
@@ -191,8 +185,8 @@ def test_an_expiring_node(world: World, tmp_path: Path, events: list[Any]) -> No
     assert (warnings[0]["log_level"], warnings[0]["node_id"]) == ("warning", str(pod.node_id))
 
 
-def test_a_node_that_never_expires(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """As nodes that came in with a key do not, unless the server is told otherwise."""
+def test_a_node_without_expiry_is_not_reported(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The server's default for nodes that registered with a key."""
     pod = Pod(world, tmp_path / "pod")
     pod.start()
     pod.run(60)
@@ -205,7 +199,7 @@ def test_a_node_that_never_expires(world: World, tmp_path: Path, events: list[An
     [
         pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
         pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
-        pytest.param("d1WdO8-***", "d1WdO8-", id="made-by-0.27-shown-by-0.28"),
+        pytest.param("d1WdO8-***", "d1WdO8-", id="created by 0.27, listed by 0.28"),
         pytest.param("hskey-api-8ZTWr3e-rZKX-***", "hskey-api-8ZTWr3e-rZKX-", id="0.28"),
         pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
     ],

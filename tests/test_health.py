@@ -1,4 +1,4 @@
-"""The health port for real, on loopback: what it says, and that nobody who asks can harm the loop."""
+"""The health port on loopback: its responses, and clients that cannot harm the loop."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROMETHEUS_ACCEPTS = (
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
 
-# Each metric, and the values that its labels may have; None = one of a few, from the versions.
+# Each metric and the possible values of its labels; None = a version.
 METRICS: Mapping[str, Mapping[str, frozenset[str] | None]] = {
     "node_registered": {},
     "node_lost": {},
@@ -70,7 +70,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def status(clock: Clock) -> Status:
-    """Of a watch that polls every half minute and has just started."""
+    """The status of a process that has just started."""
     return Status(
         longest_interval=timedelta(seconds=VERIFY_S),
         verify_interval=timedelta(seconds=VERIFY_S),
@@ -84,7 +84,7 @@ Port = Callable[..., int]
 
 @pytest.fixture
 def served() -> Iterator[Port]:
-    """Serve a status on a free port, and give the port."""
+    """Serve a status on a free port, and return the port."""
     with ExitStack() as stack:
 
         def start(status: Status, address: str | None = "127.0.0.1") -> int:
@@ -105,11 +105,10 @@ def get(port: int, path: str, *, accept: str = "", host: str = "127.0.0.1") -> h
         return client.get(f"http://{host}:{port}{path}", headers={"Accept": accept} if accept else {}, timeout=30)
 
 
-# --- What it says -----------------------------------------------------------------------------------
+# --- Responses -----------------------------------------------------------------------------------
 
 
-def test_at_the_start(port: int) -> None:
-    """Alive, not ready, and nothing to restart."""
+def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
     assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (200, {"alive": True})
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         503,
@@ -121,8 +120,8 @@ def test_at_the_start(port: int) -> None:
     )
 
 
-def test_readyz(clock: Clock, status: Status, port: int) -> None:
-    """Right when last looked at, no longer ago than three intervals; its body says why not."""
+def test_readyz_fails_for_a_stale_or_outdated_record(clock: Clock, status: Status, port: int) -> None:
+    """Its body contains the reason."""
     publish(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
@@ -140,8 +139,8 @@ def test_readyz(clock: Clock, status: Status, port: int) -> None:
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 
 
-def test_a_record_that_was_right_stays_right_while_cloudflare_is_down(clock: Clock, status: Status, port: int) -> None:
-    """Until it is too long ago to be believed."""
+def test_a_failed_request_does_not_make_a_record_unready(clock: Clock, status: Status, port: int) -> None:
+    """Until the last successful read is too old."""
     publish(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     status.failed("Cloudflare", throttled_s=0)
     assert get(port, "/readyz").status_code == 200
@@ -155,49 +154,50 @@ def test_a_record_that_was_right_stays_right_while_cloudflare_is_down(clock: Clo
         pytest.param({}, 200, "waiting", id="waiting"),
         pytest.param({"is_registered": True, "node_id": "1"}, 200, "registered", id="registered"),
         pytest.param({"superseded_by": "2", "is_registered": True}, 200, "superseded", id="superseded"),
-        pytest.param({"superseded_by": "2", "lost": "gone"}, 200, "superseded", id="gone-and-superseded"),
+        pytest.param({"superseded_by": "2", "lost": "gone"}, 200, "superseded", id="gone and superseded"),
         pytest.param({"lost": "gone"}, 200, "gone", id="gone"),
         pytest.param({"lost": "expired"}, 200, "expired", id="expired"),
-        pytest.param({"lost": "gone", "restart_helps": True}, 503, "gone", id="gone-and-a-fresh-key"),
-        pytest.param({"lost": "expired", "restart_helps": True}, 503, "expired", id="expired-and-a-fresh-key"),
+        pytest.param({"lost": "gone", "restart_helps": True}, 503, "gone", id="gone with a fresh key"),
+        pytest.param({"lost": "expired", "restart_helps": True}, 503, "expired", id="expired with a fresh key"),
     ],
 )
-def test_nodez(status: Status, port: int, change: dict[str, Any], expected_status: int, state: str) -> None:
-    """503 only when a restart helps; else 200, with the state in the body."""
+def test_nodez_fails_only_if_a_restart_helps(
+    status: Status, port: int, change: dict[str, Any], expected_status: int, state: str
+) -> None:
     publish(status, **change)
     answer = get(port, "/nodez")
     assert (answer.status_code, answer.json()["state"]) == (expected_status, state)
 
 
 class TestLivez:
-    """It fails when the loop has been silent for three times its longest interval, and for nothing else."""
+    """It fails only without progress for three times the longest interval."""
 
-    def test_silent(self, clock: Clock, status: Status, port: int) -> None:
-        """A pass that never ends."""
+    def test_an_endless_pass_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
         status.pass_began()
         clock.sleep(3 * VERIFY_S)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (503, {"alive": False})
 
-    def test_a_declared_wait(self, clock: Clock, status: Status, port: int) -> None:
-        """A service asked us to stay away for a day."""
+    def test_a_long_backoff_is_alive(self, clock: Clock, status: Status, port: int) -> None:
+        """An upstream requested a day of backoff."""
         status.pass_ended(86_400, duration_s=0, failed=False)
         clock.sleep(86_400 + 3 * VERIFY_S)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert get(port, "/livez").status_code == 503
 
-    def test_a_wait_that_was_cut_short(self, clock: Clock, status: Status, port: int) -> None:
-        """The interface changed, a pass began at once, and hangs: the rest of the wait is no excuse."""
+    def test_an_endless_pass_after_an_interrupted_wait_is_not_alive(
+        self, clock: Clock, status: Status, port: int
+    ) -> None:
+        """The interface changed, and the next pass started early."""
         status.pass_ended(86_400, duration_s=0, failed=False)
         clock.sleep(5)
         status.pass_began()
         clock.sleep(3 * VERIFY_S + 1)
         assert get(port, "/livez").status_code == 503
 
-    def test_a_failed_pass_is_a_sign_of_life(self, clock: Clock, status: Status, port: int) -> None:
-        """An outage restarts nobody."""
+    def test_failed_passes_are_alive(self, clock: Clock, status: Status, port: int) -> None:
         for _ in range(20):
             status.pass_began()
             clock.sleep(10)
@@ -206,8 +206,7 @@ class TestLivez:
             clock.sleep(300)
             assert get(port, "/livez").status_code == 200
 
-    def test_a_pass_ends_the_wait(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """While a pass runs, its beginning counts, not how long the wait before it was to be."""
+    def test_a_pass_ends_the_wait_before_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         world = World(monkeypatch, tmp_path)
         seen: list[float] = []
 
@@ -223,8 +222,7 @@ class TestLivez:
             world.clock.sleep(0.5)
         assert seen == [0.0, 0.5, 1.0]
 
-    def test_on_a_world(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """A real watch is alive at each moment of an hour in which nothing works."""
+    def test_an_outage_of_both_upstreams_is_alive(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         world = World(monkeypatch, tmp_path)
         pod = Pod(world, tmp_path / "pod")
         world.headscale.faults.add(html(502), times=None)
@@ -246,8 +244,7 @@ def test_a_query_changes_nothing(port: int) -> None:
     assert get(port, "/livez?verbose").json() == {"alive": True}
 
 
-def test_only_the_head(port: int) -> None:
-    """A probe may ask for no body."""
+def test_head_requests_have_no_body(port: int) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request("HEAD", "/readyz")
         answer = connection.getresponse()
@@ -256,11 +253,11 @@ def test_only_the_head(port: int) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-def test_nothing_can_be_changed(port: int, method: str) -> None:
+def test_other_methods_are_refused(port: int, method: str) -> None:
     assert httpx.request(method, f"http://127.0.0.1:{port}/livez", timeout=30).status_code == 501
 
 
-def test_what_it_runs_on_is_nobody_s_business(port: int) -> None:
+def test_the_server_header_has_no_versions(port: int) -> None:
     assert get(port, "/livez").headers["Server"].strip() == "tailscale-lifecycle"
 
 
@@ -268,13 +265,13 @@ def test_what_it_runs_on_is_nobody_s_business(port: int) -> None:
 
 
 def families(text: str) -> dict[str, Metric]:
-    """Our own metrics by their names, without the prefix."""
+    """Return our metrics by their names without the prefix."""
     prefix = "tailscale_lifecycle_"
     return {family.name.removeprefix(prefix): family for family in parse_text(text) if family.name.startswith(prefix)}
 
 
 def samples(port: int) -> dict[tuple[str, ...], float]:
-    """Every sample of ours: its name and its labels' values, the service and the version first."""
+    """Return our samples by their name and label values."""
     return {
         (
             sample.name.removeprefix("tailscale_lifecycle_"),
@@ -304,8 +301,7 @@ def test_the_scraper_chooses_the_format(port: int, accept: str, kind: str) -> No
     assert "tailscale_lifecycle_node_registered" in {family.name for family in parse(answer.text)}
 
 
-def test_every_metric(status: Status, port: int) -> None:
-    """By name, each with a help text; the names keep to Prometheus' conventions."""
+def test_every_metric_has_a_name_and_a_help_text(status: Status, port: int) -> None:
     publish(status, node_expires_at=NOW, api_key_expires_at=NOW)
     found = families(get(port, "/metrics").text)
     # In the plain format an info is a gauge whose name ends so.
@@ -314,8 +310,8 @@ def test_every_metric(status: Status, port: int) -> None:
     assert all(family.type != "unknown" for family in found.values())
 
 
-def test_from_the_start(status: Status, port: int) -> None:
-    """Each counter is there with 0, so that its first step can be seen; what expires never is not there."""
+def test_counters_start_at_zero(status: Status, port: int) -> None:
+    """So that `increase()` sees the first event."""
     found = samples(port)
     for service in ("Headscale", "Cloudflare", access.UPSTREAM):
         assert found["retries_total", service] == 0
@@ -330,7 +326,7 @@ def test_from_the_start(status: Status, port: int) -> None:
     assert ("node_expiration_timestamp_seconds",) not in found
 
 
-def test_what_happened(clock: Clock, status: Status, port: int) -> None:
+def test_metrics_count_what_happened(clock: Clock, status: Status, port: int) -> None:
     status.count_request("Headscale", "ok")
     status.succeeded("Headscale")
     status.count_request("Cloudflare", "throttled")
@@ -356,21 +352,21 @@ def test_what_happened(clock: Clock, status: Status, port: int) -> None:
     assert found["api_key_expiration_timestamp_seconds",] == (NOW + timedelta(days=90)).timestamp()
 
 
-def test_the_process(port: int) -> None:
-    """Its start, memory and files are there under the names that everybody uses."""
+def test_process_metrics_have_their_standard_names(port: int) -> None:
     found = {family.name for family in parse_text(get(port, "/metrics").text)}
     assert {"process_start_time_seconds", "process_resident_memory_bytes", "process_open_fds"} <= found
 
 
-def test_a_version_is_short(status: Status, port: int) -> None:
-    """A server that says a book for its version fills no database."""
+def test_a_long_version_is_cut(status: Status, port: int) -> None:
     publish(status, headscale_version="0.28.0-" + "x" * 100_000)
     (family,) = (family for name, family in families(get(port, "/metrics").text).items() if name.startswith("build"))
     assert len(family.samples[0].labels["headscale"]) == 64
 
 
-def test_labels_and_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port) -> None:
-    """After hours of every trouble the labels are those that were known before, and no secret is in any answer."""
+def test_metrics_have_known_labels_and_no_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port
+) -> None:
+    """After hours of failures of all kinds."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
@@ -408,8 +404,8 @@ def test_labels_and_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ser
     assert not [secret for secret in secrets if secret in said]
 
 
-def test_a_page_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A proxy's friendly page is answered with 200 too; only an answer that makes sense counts."""
+def test_an_html_page_is_not_a_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A proxy can respond with 200, too."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -422,37 +418,39 @@ def test_a_page_is_no_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert pod.watch.status.succeeded_at == before
 
 
-# --- Nobody harms the loop --------------------------------------------------------------------------
+# --- Clients cannot harm the loop --------------------------------------------------------------------------
 
 
 def serving_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
 
 
-def silent_clients(stack: ExitStack, port: int, number: int, words: bytes) -> None:
-    """Clients that say this much and wait."""
+def silent_clients(stack: ExitStack, port: int, number: int, request_data: bytes) -> None:
+    """Open connections that send this much and wait."""
     for _ in range(number):
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
-        client.sendall(words)
+        client.sendall(request_data)
 
 
 @pytest.mark.parametrize(
-    "words",
+    "request_data",
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"GET /metrics HTT", id="half-a-line"),
-        pytest.param(b"GET /metrics HTTP/1.1\r\nX-A: 1\r\n", id="half-a-head"),
-        pytest.param(b"GET /metrics HTTP/1.1\r\n\r\n", id="reads-nothing"),
+        pytest.param(b"", id="no data"),
+        pytest.param(b"GET /metrics HTT", id="incomplete line"),
+        pytest.param(b"GET /metrics HTTP/1.1\r\nX-A: 1\r\n", id="incomplete headers"),
+        pytest.param(b"GET /metrics HTTP/1.1\r\n\r\n", id="response not read"),
     ],
 )
-def test_slow_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port, words: bytes) -> None:
-    """A hundred of them cost a few threads and no pass, and keep nobody else from an answer."""
+def test_slow_clients_do_not_block_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port, request_data: bytes
+) -> None:
+    """A hundred of them use a few threads and delay no pass."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
     port = served(pod.watch.status)
     with ExitStack() as stack:
-        silent_clients(stack, port, 100, words)
+        silent_clients(stack, port, 100, request_data)
         pod.run(60)
         assert pod.watch.status.passes == {"finished": pod.watch.status.passes["finished"], "failed": 0}
         for path in ("/livez", "/nodez", "/metrics"):
@@ -461,24 +459,29 @@ def test_slow_clients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: P
     eventually(lambda: not serving_threads(), "all to be gone")
 
 
-def test_clients_that_hang_up(port: int, capfd: pytest.CaptureFixture[str], events: list[Any]) -> None:
-    """In the middle of everything; that is nobody's news."""
-    for words in (b"", b"GET", b"GET /metrics HTTP/1.1\r\n\r\n"):
+def test_disconnected_clients_are_not_logged(port: int, capfd: pytest.CaptureFixture[str], events: list[Any]) -> None:
+    for request_data in (b"", b"GET", b"GET /metrics HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            client.sendall(words)
+            client.sendall(request_data)
     eventually(lambda: not serving_threads(), "all to be gone")
     assert get(port, "/livez").status_code == 200
     assert capfd.readouterr() == ("", "")
     assert events == []
 
 
-def test_odd_requests(port: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever is sent, the next one is served, and nothing is said."""
-    for words in (b"\0" * 1000, b"GET " + b"/" * 70_000, b"GET / HTTP/9.9\r\n\r\n", b"A: b\r\n" * 500, b"\r\n\r\n"):
+def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """And the next request is served."""
+    for request_data in (
+        b"\0" * 1000,
+        b"GET " + b"/" * 70_000,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"A: b\r\n" * 500,
+        b"\r\n\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             try:
-                client.sendall(words)
+                client.sendall(request_data)
                 client.shutdown(socket.SHUT_WR)
                 while client.recv(65536):
                     pass
@@ -491,7 +494,7 @@ def test_odd_requests(port: int, capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_bug_keeps_its_traceback(
     status: Status, served: Port, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And the port goes on."""
+    """And the server continues."""
     seen: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
     port = served(status)
@@ -522,20 +525,22 @@ def reachable(port: int, host: str) -> bool:
         pytest.param("::1", False, True, id="ipv6"),
     ],
 )
-def test_address(status: Status, served: Port, address: str | None, ipv4: bool, ipv6: bool) -> None:
+def test_listens_at_the_configured_address(
+    status: Status, served: Port, address: str | None, ipv4: bool, ipv6: bool
+) -> None:
     port = served(status, address)
     assert (reachable(port, "127.0.0.1"), reachable(port, "::1")) == (ipv4, ipv6)
 
 
-def test_no_port(status: Status, events: list[Any]) -> None:
+def test_port_zero_disables_the_server(status: Status, events: list[Any]) -> None:
     before = threading.active_count()
     serve(status, address=None, port=0)()
     assert (threading.active_count(), events) == (before, [])
 
 
 @pytest.mark.parametrize("address", [None, "127.0.0.1"])
-def test_a_port_that_is_taken(status: Status, events: list[Any], address: str | None) -> None:
-    """The pod's containers share them: one error, with what to do, and no exception."""
+def test_a_port_in_use_is_one_error(status: Status, events: list[Any], address: str | None) -> None:
+    """The containers of a pod share their ports."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         close = serve(status, address=address, port=taken.getsockname()[1])
         close()
@@ -546,13 +551,12 @@ def test_a_port_that_is_taken(status: Status, events: list[Any], address: str | 
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "no such address", "300.1.1.1"])
-def test_an_address_that_is_not_ours(status: Status, events: list[Any], address: str) -> None:
+def test_a_foreign_address_is_one_error(status: Status, events: list[Any], address: str) -> None:
     serve(status, address=address, port=free_ports(1)[0])()
     assert names(events) == ["health_port.unavailable"]
 
 
-def test_closed(status: Status) -> None:
-    """Afterwards nobody answers, and the port can be taken again at once."""
+def test_a_closed_port_can_be_used_again(status: Status) -> None:
     (port,) = free_ports(1)
     for _ in range(2):
         close = serve(status, address="127.0.0.1", port=port)
@@ -566,17 +570,17 @@ def test_closed(status: Status) -> None:
 
 @pytest.fixture
 def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Start `dns-watch` with nobody to talk to, and give its log."""
+    """Start dns-watch without reachable upstreams, and return the path of its log."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(**variables: str) -> Path:
         log = tmp_path / "log"
-        (nobody,) = free_ports(1)
+        (unused,) = free_ports(1)
         environment = clean_environment | {
-            "HEADSCALE_URL": f"http://127.0.0.1:{nobody}",
+            "HEADSCALE_URL": f"http://127.0.0.1:{unused}",
             "HEADSCALE_API_KEY": "key",
             "CLOUDFLARE_API_TOKEN": "token",
-            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{nobody}/client/v4",
+            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{unused}/client/v4",
             "DOMAIN_NAME": "example.com",
             "HOSTNAME": "grafana-0",
             "AUTHKEY_OUTPUT_PATH": str(tmp_path / "authkey"),
@@ -606,16 +610,15 @@ def events_of(log: Path) -> list[Any]:
     return [json.loads(line) for line in log.read_text().split("\n")[:-1]]
 
 
-def test_the_loop_goes_on_without_its_port(dns_watch: Callable[..., Path]) -> None:
-    """One error, then pass after pass."""
+def test_the_loop_continues_without_its_port(dns_watch: Callable[..., Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         log = dns_watch(HEALTH_PORT=str(taken.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
         eventually(lambda: len(named(events_of(log), "pass.failed")) >= 2, "two passes")
     assert len(named(events_of(log), "health_port.unavailable")) == 1
 
 
-def test_the_process_answers(dns_watch: Callable[..., Path]) -> None:
-    """At the address that was set, from the start, though nothing else can be reached."""
+def test_the_process_serves_the_configured_address(dns_watch: Callable[..., Path]) -> None:
+    """Even if no upstream is reachable."""
     (port,) = free_ports(1)
     log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     eventually(lambda: reachable(port, "127.0.0.1"), "the port")

@@ -16,12 +16,12 @@ import pytest
 from lifecycle.clients.interface import interface_addresses
 from lifecycle.domain.model import IpAddress
 
-# Makes a network namespace of its own, which goes with it, runs `ip` in it, and prints what we see there.
+# Creates a network namespace that ends with the process, runs `ip` in it, and prints what the program sees.
 IN_A_NAMESPACE = """
 import ctypes, json, os, subprocess, sys
 
 CLONE_NEWNET = 0x40000000
-# A tunnel is what tailscale makes; not every machine has every kind.
+# tailscale creates a tunnel; not every machine has every kind of interface.
 KINDS = [
     ["tuntap", "add", "dev", "NAME", "mode", "tun"],
     ["link", "add", "NAME", "type", "dummy"],
@@ -66,7 +66,7 @@ def address(text: str, *more: str) -> list[str]:
     return ["address", "add", text, "dev", "tailscale0", *more]
 
 
-def test_every_address_of_an_interface_that_is_there() -> None:
+def test_an_existing_interface_has_its_addresses() -> None:
     found = interface_addresses("lo")
 
     assert found is not None
@@ -76,18 +76,20 @@ def test_every_address_of_an_interface_that_is_there() -> None:
 @pytest.mark.parametrize(
     "name", ["nosuch0", "", "l", "lo0", "LO", "lo ", "127.0.0.1", "a-name-longer-than-any-interface"]
 )
-def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
+def test_a_missing_interface_differs_from_one_without_addresses(name: str) -> None:
     assert interface_addresses(name) is None
 
 
 @pytest.mark.parametrize(
     ("commands", "expected"),
     [
-        pytest.param([], None, id="not-there-yet"),
+        pytest.param([], None, id="missing"),
         pytest.param([MAKE], [], id="down"),
-        pytest.param([MAKE, ["link", "set", "tailscale0", "addrgenmode", "none"], UP], [], id="up-without-an-address"),
+        pytest.param([MAKE, ["link", "set", "tailscale0", "addrgenmode", "none"], UP], [], id="up without an address"),
         pytest.param([MAKE, address(f"{V4}/32")], [V4], id="IPv4"),
-        pytest.param([MAKE, address(f"{V4}/32"), address("100.64.0.6/32")], [V4, "100.64.0.6"], id="two-of-IPv4"),
+        pytest.param(
+            [MAKE, address(f"{V4}/32"), address("100.64.0.6/32")], [V4, "100.64.0.6"], id="two IPv4 addresses"
+        ),
         pytest.param(
             [
                 MAKE,
@@ -98,7 +100,7 @@ def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
                 address("fe80::1/64", "nodad"),
             ],
             [V4, V6, "fe80::1"],
-            id="both-families-and-a-link-local-one",
+            id="both families and link-local",
         ),
         pytest.param(
             [
@@ -106,7 +108,7 @@ def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
                 ["address", "add", f"{V4}/32", "dev", "tailscale01"],
             ],
             None,
-            id="a-longer-name-is-another-interface",
+            id="longer name",
         ),
         pytest.param(
             [
@@ -116,7 +118,7 @@ def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
                 address(f"{V4}/32"),
             ],
             [V4],
-            id="only-this-interface's",
+            id="other interfaces",
         ),
         pytest.param(
             [
@@ -126,23 +128,22 @@ def test_no_interface_is_not_an_interface_without_addresses(name: str) -> None:
                 ["address", "add", "100.64.0.6/32", "dev", "tailscale01"],
             ],
             [V4],
-            id="nor-those-of-a-longer-name",
+            id="interface with a longer name",
         ),
-        pytest.param([MAKE, address(f"{V4}/32"), ["link", "delete", "tailscale0"]], None, id="gone-again"),
-        pytest.param([MAKE, address(f"{V4}/32"), ["address", "flush", "dev", "tailscale0"]], [], id="logged-out-again"),
+        pytest.param([MAKE, address(f"{V4}/32"), ["link", "delete", "tailscale0"]], None, id="deleted"),
+        pytest.param([MAKE, address(f"{V4}/32"), ["address", "flush", "dev", "tailscale0"]], [], id="flushed"),
     ],
 )
-def test_a_tunnel_as_tailscale_makes_it(
+def test_addresses_of_a_tunnel(
     repository: Path,
     clean_environment: dict[str, str],
     commands: Sequence[Sequence[str]],
     expected: list[str] | None,
 ) -> None:
-    """Seen from inside a network namespace that nothing else is in."""
     if os.geteuid() != 0 or shutil.which("ip", path=clean_environment["PATH"]) is None:
         pytest.skip("needs to be root, and `ip` of iproute2, to make an interface")
 
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", IN_A_NAMESPACE, json.dumps(commands)],
         check=True,
         capture_output=True,
@@ -150,15 +151,15 @@ def test_a_tunnel_as_tailscale_makes_it(
         cwd=repository,
         env=clean_environment,
     )
-    seen = json.loads(told.stdout)
+    seen = json.loads(done.stdout)
     if "refused" in seen:
-        pytest.skip(f"this machine lets nobody make an interface ({seen['refused']}); run as root with CAP_NET_ADMIN")
+        pytest.skip(f"interfaces cannot be created on this machine ({seen['refused']}); run as root with CAP_NET_ADMIN")
 
     assert seen["addresses"] == (None if expected is None else sorted(expected))
 
 
-def test_addresses_are_addresses() -> None:
-    """Not texts: IPv6 has many spellings."""
+def test_addresses_are_not_text() -> None:
+    """IPv6 addresses have many spellings."""
     found: Sequence[IpAddress] = interface_addresses("lo") or ()
 
     assert {one.version for one in found} <= {4, 6}

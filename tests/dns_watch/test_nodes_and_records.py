@@ -1,4 +1,4 @@
-"""Which node is this pod's, and what its records should become."""
+"""The choice of this pod's node, and the plan of its records."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ WAITED = Hints(interface=None, waited=True)
 
 
 def known(node_id: str | None) -> KnownNode | None:
-    """This pod's node when it was last known."""
+    """Return this pod's node when it was last known."""
     return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
 def chosen(*nodes: Node, hints: Hints) -> str | None:
-    """The id of the node that is chosen; None for no answer."""
+    """Return the id of the chosen node; None if it is unidentified."""
     found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
     return found.id if isinstance(found, Node) else None
 
 
 class TestChooseNode:
-    """By what only this pod can have."""
+    """This pod's node is identified by what only this pod can have."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
@@ -117,8 +117,8 @@ class TestChooseNode:
             pytest.param([], WITH_KEY, None, id="empty-list"),
         ],
     )
-    def test_by_note(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
-        """Where no interface can be seen: the key that `cleanup` wrote for this pod."""
+    def test_by_metadata(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
+        """Without an interface, the key that cleanup wrote identifies the node."""
         assert chosen(*nodes, hints=hints) == expected
 
     @pytest.mark.parametrize(
@@ -126,43 +126,49 @@ class TestChooseNode:
         [
             pytest.param([a_node(1)], WAITED, "1", id="the-only-one"),
             pytest.param([a_node(1, online=False), a_node(2)], WAITED, "2", id="the-only-one-online"),
-            pytest.param([a_node(1), a_node(2, online=False)], WAITED, "1", id="though-it-is-the-older"),
+            pytest.param([a_node(1), a_node(2, online=False)], WAITED, "1", id="the older one"),
             pytest.param([a_node(1), a_node(2, user=ANN)], WAITED, "1", id="the-only-one-of-ours"),
             pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WAITED, "1", id="the-only-one-unexpired"),
             pytest.param([a_node(1), a_node(2)], WAITED, None, id="two-online"),
             pytest.param([a_node(1, online=False)], WAITED, None, id="none-online"),
             pytest.param([], WAITED, None, id="empty-list"),
-            pytest.param([a_node(1)], WAITING, None, id="too-early"),
+            pytest.param([a_node(1)], WAITING, None, id="too early"),
         ],
     )
-    def test_by_being_the_only_one(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
-        """Where there is nothing else to go by, after a while."""
+    def test_by_being_the_only_online_node(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
+        """After the grace period, without other hints."""
         assert chosen(*nodes, hints=hints) == expected
 
     @pytest.mark.parametrize(
-        ("nodes", "hints", "says"),
+        ("nodes", "hints", "mentions"),
         [
             pytest.param([], UP, ["no node with this pod's VPN address"], id="not-registered-yet"),
             pytest.param(
-                [a_node(1, user=ANN)], UP, ["node 1", "owner ann", "TS_HOSTNAME", "HEADSCALE_USER"], id="whose-it-is"
+                [a_node(1, user=ANN)],
+                UP,
+                ["node 1", "owner ann", "TS_HOSTNAME", "HEADSCALE_USER"],
+                id="owner of the address",
             ),
-            pytest.param([a_node(1, hostname="x")], UP, ["node 1", "hostname x"], id="what-it-is-called"),
-            pytest.param([], BARE, ["VPN_PREFIXES"], id="which-setting"),
+            pytest.param([a_node(1, hostname="x")], UP, ["node 1", "hostname x"], id="name of its node"),
+            pytest.param([], BARE, ["VPN_PREFIXES"], id="setting"),
             pytest.param(
-                [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])], UP, ["several", "1, 2"], id="which-have-it"
+                [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])],
+                UP,
+                ["several", "1, 2"],
+                id="nodes with the address",
             ),
             pytest.param([], WITH_KEY, ["pre-auth key"], id="no-node-with-the-key"),
-            pytest.param([a_node(2), a_node(10)], WITH_KEY, ["2, 10"], id="which-have-the-key"),
-            pytest.param([a_node(2), a_node(10)], WAITED, ["2, 10"], id="which-are-online"),
+            pytest.param([a_node(2), a_node(10)], WITH_KEY, ["2, 10"], id="nodes with the key"),
+            pytest.param([a_node(2), a_node(10)], WAITED, ["2, 10"], id="nodes online"),
             pytest.param([], WAITED, ["no node of ours is online"], id="none-online"),
-            pytest.param([], WAITING, ["interface"], id="too-early"),
+            pytest.param([], WAITING, ["interface"], id="too early"),
         ],
     )
-    def test_no_answer_says_why(self, nodes: list[Node], hints: Hints, says: list[str]) -> None:
+    def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
         found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
 
         assert isinstance(found, Unidentified)
-        for part in says:
+        for part in mentions:
             assert part in found.reason
 
     @pytest.mark.parametrize(
@@ -173,31 +179,36 @@ class TestChooseNode:
             (a_node(user=None), "owner none"),
         ],
     )
-    def test_a_node_in_a_few_words(self, node: Node, owner: str) -> None:
+    def test_describe_names_the_owner(self, node: Node, owner: str) -> None:
         assert describe(node) == f"hostname {NAME}, {owner}, registered by auth key"
 
 
 class TestWhyMissing:
-    """What a list without our node says, and what it does not."""
+    """What a list without our node mentions, and what it does not."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "own_id", "not_found", "loss"),
         [
-            # Headscale itself says that it is gone, and the list has others.
+            # Headscale itself mentions that it is gone, and the list has others.
             pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(Missing.GONE, "1"), id="gone"),
             pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-interface"),
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-note"
+                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone, with metadata"
             ),
             pytest.param([a_node(2)], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-later-pod"),
             pytest.param([], UP, "1", True, None, id="not-by-an-empty-list"),
             pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="not-while-the-list-has-it"),
-            # It is there, and has to log in again.
+            # It exists and has to log in again.
             pytest.param(
                 [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-interface"
             ),
             pytest.param(
-                [a_node(1, expires_at=EXPIRED)], WITH_KEY, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-note"
+                [a_node(1, expires_at=EXPIRED)],
+                WITH_KEY,
+                None,
+                False,
+                Loss(Missing.EXPIRED, "1"),
+                id="expired, by metadata",
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED, key_id="3")],
@@ -215,14 +226,14 @@ class TestWhyMissing:
                 Loss(Missing.UNREGISTERED),
                 id="another-one-expired",
             ),
-            # This pod has an address that nobody has.
-            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="address-of-nobody"),
+            # This pod has an address that no node has.
+            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="unknown address"),
             pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="a-short-list-and-a-node-that-is-there"),
             pytest.param([a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="a-short-list-and-no-interface"),
-            pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address-of-somebody-else"),
-            pytest.param([a_node(2)], UP, None, False, None, id="address-of-nobody-and-a-node-of-ours"),
-            pytest.param([], UP, None, False, None, id="address-of-nobody-in-an-empty-list"),
-            # It may still come.
+            pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address of a foreign node"),
+            pytest.param([a_node(2)], UP, None, False, None, id="unknown address with a node of ours"),
+            pytest.param([], UP, None, False, None, id="unknown address in an empty list"),
+            # It may still register.
             pytest.param([a_node(5, hostname="x")], WITH_KEY, None, False, Loss(Missing.UNREGISTERED), id="not-yet"),
             pytest.param([a_node(5, hostname="x")], WAITED, None, False, Loss(Missing.UNREGISTERED), id="never-yet"),
             pytest.param([a_node(5, hostname="x")], BARE, None, False, Loss(Missing.UNREGISTERED), id="no-address-yet"),
@@ -230,14 +241,16 @@ class TestWhyMissing:
             pytest.param([], WITH_KEY, None, False, None, id="nothing-by-an-empty-list"),
         ],
     )
-    def test_why(self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool, loss: Loss | None) -> None:
+    def test_reason_of_a_missing_node(
+        self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool, loss: Loss | None
+    ) -> None:
         found = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
 
         assert found == loss
 
 
 class TestStandingDown:
-    """Of two pods that live at once, the later one has the name."""
+    """Of two simultaneous pods, the later one keeps the name."""
 
     @pytest.mark.parametrize(
         ("nodes", "expected"),
@@ -269,7 +282,7 @@ class TestStandingDown:
             ),
             pytest.param([a_record(content="100.64.0.3")], [a_node(2), a_node(3)], a_node(1), "3", id="one-of-two"),
             pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="ours-has-it"),
-            pytest.param([], [a_node(2)], a_node(1), None, id="nobody-has-it"),
+            pytest.param([], [a_node(2)], a_node(1), None, id="no record"),
             pytest.param([a_record(content="100.64.0.2")], [], a_node(1), None, id="no-successor"),
             pytest.param(
                 [a_record(content="100.64.0.2")], [a_node(2, online=False)], a_node(1), None, id="it-is-offline"
@@ -279,7 +292,7 @@ class TestStandingDown:
                 [a_node(2, online=False)],
                 a_node(1, online=False),
                 "2",
-                id="everybody-is-offline-after-a-restart",
+                id="every node offline after a restart",
             ),
             pytest.param(
                 [a_record(content="100.64.0.2", comment="")], [a_node(2)], a_node(1), None, id="an-unmarked-record"
@@ -292,7 +305,9 @@ class TestStandingDown:
             ),
         ],
     )
-    def test_published(self, records: list[Record], later: list[Node], own: Node, expected: str | None) -> None:
+    def test_published_successor(
+        self, records: list[Record], later: list[Node], own: Node, expected: str | None
+    ) -> None:
         found = published_successor(records, later, identity=RECORD_IDENTITY, node=own)
 
         assert (found.id if found else None) == expected
@@ -301,17 +316,17 @@ class TestStandingDown:
         ("records", "needed"),
         [
             pytest.param([], False, id="no-record"),
-            pytest.param([a_record()], False, id="ours-says-ours"),
-            pytest.param([a_record(type_="AAAA", content=V6)], False, id="ours-says-our-IPv6"),
-            pytest.param([a_record(type_="AAAA", content="FD7A:115C:A1E0:0::1")], False, id="in-another-spelling"),
-            pytest.param([a_record(content="100.64.0.2")], True, id="ours-says-another"),
-            pytest.param([a_record("a"), a_record("b", content="100.64.0.2")], True, id="one-of-ours-says-another"),
-            pytest.param([a_record(content="100.64.0.2", comment="")], False, id="an-older-script's"),
+            pytest.param([a_record()], False, id="ours-mentions-ours"),
+            pytest.param([a_record(type_="AAAA", content=V6)], False, id="ours-mentions-our-IPv6"),
+            pytest.param([a_record(type_="AAAA", content="FD7A:115C:A1E0:0::1")], False, id="other spelling"),
+            pytest.param([a_record(content="100.64.0.2")], True, id="ours-mentions-another"),
+            pytest.param([a_record("a"), a_record("b", content="100.64.0.2")], True, id="one-of-ours-mentions-another"),
+            pytest.param([a_record(content="100.64.0.2", comment="")], False, id="unmarked"),
             pytest.param([a_record(content="100.64.0.2", comment="x")], False, id="foreign"),
         ],
     )
-    def test_a_list_is_read_only_where_it_may_tell(self, records: list[Record], needed: bool) -> None:
-        """At 1,000 nodes a list is 1 MB."""
+    def test_a_list_is_read_only_if_a_successor_is_possible(self, records: list[Record], needed: bool) -> None:
+        """A list of 1,000 nodes is 1 MB."""
         assert needs_successor_check(records, identity=RECORD_IDENTITY, node=a_node(1)) is needed
 
 
@@ -322,7 +337,7 @@ def planned(
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
-    """Each change in a word, and the record it is about or the type it makes."""
+    """Return each change as its action, and its record or type."""
     return [(type(change).__name__.removesuffix("Record").lower(), _about(change)) for change in plan.changes]
 
 
@@ -331,12 +346,12 @@ def _about(change: RecordChange) -> str:
 
 
 class TestRecords:
-    """One A record of ours, and with IPv6 one AAAA record; nothing else is touched."""
+    """There is one A record of ours and, with IPv6, one AAAA record."""
 
-    def test_right(self) -> None:
+    def test_a_correct_record_is_not_changed(self) -> None:
         assert planned(a_record()) == RecordPlan()
 
-    def test_missing(self) -> None:
+    def test_a_missing_record_is_created(self) -> None:
         [change] = planned().changes
         assert isinstance(change, CreateRecord)
         assert change.spec == a_spec()
@@ -351,15 +366,14 @@ class TestRecords:
             pytest.param(a_record(content=OUTSIDE), "content", id="changed-by-hand-to-an-address-outside"),
         ],
     )
-    def test_changed_in_place(self, record: Record, differing: str) -> None:
-        """The name never stops resolving."""
+    def test_a_different_record_is_updated_in_place(self, record: Record, differing: str) -> None:
         [change] = planned(record).changes
         assert isinstance(change, UpdateRecord)
         assert (change.record, change.spec) == (record, a_spec())
         assert differing in change.reason
 
     @pytest.mark.parametrize("content", [V4, "100.64.0.9"])
-    def test_an_older_scripts_is_adopted(self, content: str) -> None:
+    def test_an_unmarked_vpn_record_is_adopted(self, content: str) -> None:
         record = a_record(content=content, comment="", ttl_s=1, proxied=True)
 
         [change] = planned(record).changes
@@ -398,7 +412,7 @@ class TestRecords:
             ),
         ],
     )
-    def test_duplicates(self, records: list[Record], expected: list[tuple[str, str]]) -> None:
+    def test_duplicates_are_deleted(self, records: list[Record], expected: list[tuple[str, str]]) -> None:
         assert changes_of(planned(*records)) == expected
 
     @pytest.mark.parametrize(
@@ -415,11 +429,11 @@ class TestRecords:
     )
     @pytest.mark.parametrize("ipv6", [True, False])
     @pytest.mark.parametrize("also", [[], [a_record("0", content="100.64.0.2")]])
-    def test_in_the_way(self, record: Record, ipv6: bool, also: list[Record]) -> None:
-        """Nothing at all is written, beside a record of ours neither."""
+    def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, also: list[Record]) -> None:
+        """Even if there is a record of ours, too."""
         assert planned(record, *also, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
 
-    def test_everything_in_the_way_is_named(self) -> None:
+    def test_every_foreign_record_is_named(self) -> None:
         foreign = [a_record("b", comment="x"), a_record("a", comment="x"), a_record("c", type_="CNAME", content="x")]
 
         assert [record.id for record in planned(*foreign).in_the_way] == ["a", "b", "c"]
@@ -438,11 +452,11 @@ class TestRecords:
             pytest.param(a_record("x", name=f"x.{NAME}", type_="CNAME", content="x"), id="CNAME-of-another-name"),
         ],
     )
-    def test_of_no_concern(self, record: Record) -> None:
+    def test_other_records_are_ignored(self, record: Record) -> None:
         assert planned(record, a_record()) == RecordPlan()
         assert planned(record, a_record(), specs=(a_spec(), a_spec(V6)), ipv6=True).in_the_way == ()
 
-    def test_name_servers_are_at_home_at_the_apex(self) -> None:
+    def test_name_servers_are_normal_at_the_apex(self) -> None:
         identity = replace(RECORD_IDENTITY, name=APEX)
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
@@ -484,7 +498,9 @@ class TestRecords:
             pytest.param([a_record()], [V6], [("delete", "a"), ("create", "AAAA")], id="IPv6-alone"),
         ],
     )
-    def test_with_ipv6(self, records: list[Record], specs: list[str], expected: list[tuple[str, str]]) -> None:
+    def test_records_with_dns_ipv6(
+        self, records: list[Record], specs: list[str], expected: list[tuple[str, str]]
+    ) -> None:
         plan = planned(*records, specs=[a_spec(address) for address in specs], ipv6=True)
 
         assert changes_of(plan) == expected
@@ -501,14 +517,14 @@ class TestRecords:
             pytest.param(a_record("6", type_="AAAA", content=V6, comment=OTHER_MARK), [], id="nor-another-owner's"),
         ],
     )
-    def test_without_ipv6(self, record: Record, expected: list[tuple[str, str]]) -> None:
+    def test_records_without_dns_ipv6(self, record: Record, expected: list[tuple[str, str]]) -> None:
         plan = planned(a_record(), record)
 
         assert changes_of(plan) == expected
         assert plan.in_the_way == ()
 
-    def test_a_type_that_cannot_be_told_stays_as_it_is(self) -> None:
-        """The node has an address of this type that the interface does not show: a stale one, or a right one?"""
+    def test_an_undecided_type_is_not_changed(self) -> None:
+        """The node has an address of this type that the interface does not have yet."""
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
         plan = plan_records(
             records,
@@ -521,7 +537,7 @@ class TestRecords:
         assert plan == RecordPlan()
 
     @pytest.mark.parametrize("comment", ["x", OTHER_MARK])
-    def test_a_foreign_aaaa_is_in_the_way_with_ipv6(self, comment: str) -> None:
+    def test_a_foreign_aaaa_blocks_every_change_with_dns_ipv6(self, comment: str) -> None:
         record = a_record("6", type_="AAAA", content=V6, comment=comment)
 
         assert planned(a_record(), record, specs=(a_spec(), a_spec(V6)), ipv6=True) == RecordPlan(in_the_way=(record,))
@@ -568,10 +584,10 @@ HINTS = st.builds(
 
 
 class TestChooseNodeProperties:
-    """For every tailnet and every hint."""
+    """Properties for every tailnet and all hints."""
 
     @given(NODES, HINTS)
-    def test_only_a_living_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
+    def test_only_a_valid_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
         found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
 
         if isinstance(found, Node):
@@ -583,18 +599,18 @@ class TestChooseNodeProperties:
             assert found.reason
 
     @given(NODES, HINTS, st.randoms(use_true_random=False))
-    def test_age_decides_nothing(self, nodes: list[Node], hints: Hints, random: Random) -> None:
-        """With their ids dealt out anew, so that old is young, the same machine is chosen."""
+    def test_the_age_of_nodes_does_not_matter(self, nodes: list[Node], hints: Hints, random: Random) -> None:
+        """With their ids dealt out renumbered, so that old is young, the same machine is chosen."""
         ids = [node.id for node in nodes]
         dealt = ids[:]
         random.shuffle(dealt)
-        anew = dict(zip(ids, dealt, strict=True))
+        renumbered = dict(zip(ids, dealt, strict=True))
         kept = hints.kept.id if hints.kept else None
-        metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and anew.get(kept, kept))
+        metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
         before = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
         after = choose_node(
-            [replace(node, id=anew[node.id]) for node in nodes],
+            [replace(node, id=renumbered[node.id]) for node in nodes],
             identity=NODE_IDENTITY,
             hints=replace(hints, metadata=metadata),
             now=NOW,
@@ -603,7 +619,7 @@ class TestChooseNodeProperties:
         assert machine_of(after) == machine_of(before)
 
     @given(NODES, HINTS, st.randoms(use_true_random=False))
-    def test_the_order_of_the_list_decides_nothing(self, nodes: list[Node], hints: Hints, random: Random) -> None:
+    def test_the_order_of_nodes_does_not_matter(self, nodes: list[Node], hints: Hints, random: Random) -> None:
         shuffled = nodes[:]
         random.shuffle(shuffled)
 
@@ -612,8 +628,7 @@ class TestChooseNodeProperties:
         )
 
     @given(NODES, NODES, HINTS)
-    def test_foreign_nodes_decide_nothing(self, nodes: list[Node], more: list[Node], hints: Hints) -> None:
-        """Whatever others call themselves, this pod's node stays the same."""
+    def test_foreign_nodes_do_not_matter(self, nodes: list[Node], more: list[Node], hints: Hints) -> None:
         ids = {node.id for node in nodes}
         foreign = [node for node in more if not NODE_IDENTITY.owns_node(node) and node.id not in ids]
 
@@ -623,7 +638,7 @@ class TestChooseNodeProperties:
         assert machine_of(among_others) == machine_of(alone)
 
     @given(NODES, HINTS, st.sampled_from([None, "1", "2", "3"]), st.booleans())
-    def test_a_loss_is_never_told_of_a_node_that_is_there(
+    def test_a_listed_node_is_never_lost(
         self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool
     ) -> None:
         loss = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
@@ -683,12 +698,12 @@ SPECS = st.sampled_from(
 
 
 def specs_for(specs: list[RecordSpec], *, ipv6: bool) -> list[RecordSpec]:
-    """As `dns-watch` plans: no AAAA without DNS_IPV6."""
+    """Drop the AAAA record without DNS_IPV6."""
     return [spec for spec in specs if ipv6 or spec.type == "A"]
 
 
 def applied(records: Iterable[Record], changes: Iterable[RecordChange]) -> list[Record]:
-    """The zone after the changes."""
+    """Return the zone after the changes."""
     zone = {record.id: record for record in records}
     for number, change in enumerate(changes):
         match change:
@@ -706,10 +721,10 @@ def made(record_id: str, spec: RecordSpec) -> Record:
 
 
 class TestRecordProperties:
-    """For every zone."""
+    """Properties for every zone."""
 
     @given(st.one_of(RECORDS, OWN_RECORDS), SPECS, st.booleans(), st.sampled_from([APEX, NAME, None]))
-    def test_only_records_of_ours_are_touched(
+    def test_only_our_records_are_changed(
         self, records: list[Record], specs: list[RecordSpec], ipv6: bool, apex: str | None
     ) -> None:
         plan = planned(*records, specs=specs_for(specs, ipv6=ipv6), ipv6=ipv6, apex=apex)
@@ -729,9 +744,7 @@ class TestRecordProperties:
             assert change.reason
 
     @given(OWN_RECORDS, SPECS, st.booleans())
-    def test_the_zone_says_what_it_should_and_nothing_is_left_to_do(
-        self, records: list[Record], specs: list[RecordSpec], ipv6: bool
-    ) -> None:
+    def test_a_plan_reaches_the_desired_state(self, records: list[Record], specs: list[RecordSpec], ipv6: bool) -> None:
         wanted = specs_for(specs, ipv6=ipv6)
         plan = planned(*records, specs=wanted, ipv6=ipv6)
         zone = applied(records, plan.changes)
@@ -746,10 +759,10 @@ class TestRecordProperties:
         assert [record for record in zone if not RECORD_IDENTITY.owns_record(record)] == untouched
 
     @given(OWN_RECORDS, SPECS, st.booleans())
-    def test_a_name_never_stops_resolving_in_between(
+    def test_a_name_resolves_during_the_changes(
         self, records: list[Record], specs: list[RecordSpec], ipv6: bool
     ) -> None:
-        """A record of ours is changed in place; one is made only where none is, and changes go before deletions."""
+        """Updates come before deletions, and a record is created only if there is none."""
         plan = planned(*records, specs=specs_for(specs, ipv6=ipv6), ipv6=ipv6)
 
         for type_ in ("A", "AAAA"):
@@ -761,10 +774,10 @@ class TestRecordProperties:
             assert UpdateRecord not in kinds[1:]
 
     @given(RECORDS, SPECS, st.booleans(), st.randoms(use_true_random=False))
-    def test_the_order_of_the_records_changes_nothing(
+    def test_the_order_of_records_does_not_matter(
         self, records: list[Record], specs: list[RecordSpec], ipv6: bool, random: Random
     ) -> None:
-        """Nor that of the specs: two copies of this program agree."""
+        """Nor does the order of the specs."""
         shuffled = records[:]
         random.shuffle(shuffled)
         wanted = specs_for(specs, ipv6=ipv6)
@@ -772,7 +785,9 @@ class TestRecordProperties:
         assert planned(*shuffled, specs=wanted[::-1], ipv6=ipv6) == planned(*records, specs=wanted, ipv6=ipv6)
 
     @given(RECORDS, SPECS)
-    def test_what_blocks_without_ipv6_blocks_with_it(self, records: list[Record], specs: list[RecordSpec]) -> None:
+    def test_a_record_that_blocks_without_ipv6_blocks_with_it(
+        self, records: list[Record], specs: list[RecordSpec]
+    ) -> None:
         without = planned(*records, specs=specs_for(specs, ipv6=False), ipv6=False)
         with_it = planned(*records, specs=specs, ipv6=True)
 
@@ -783,8 +798,8 @@ class TestRecordProperties:
         st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=12),
         st.sampled_from([None, *SOME_V4, "100.64.0.9"]),
     )
-    def test_of_pods_that_live_at_once_the_later_one_wins(self, turns: list[int], before: str | None) -> None:
-        """Whoever looks in whatever order: once a later pod has the name, no earlier one takes it back."""
+    def test_of_simultaneous_pods_the_later_one_wins(self, turns: list[int], before: str | None) -> None:
+        """In any order of passes."""
         nodes = [a_node(number, online=True, addresses=[f"100.64.0.{number}"]) for number in (1, 2, 3)]
         records = [a_record(content=before)] if before else []
         latest = 0
@@ -806,7 +821,7 @@ class TestRecordProperties:
 
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
-    """As `dns-watch` decides it, before it plans."""
+    """Return True if dns-watch stands down."""
     if not needs_successor_check(records, identity=RECORD_IDENTITY, node=own):
         return False
     later = successors(nodes, node_id=own.id, identity=NODE_IDENTITY, now=NOW)
