@@ -1,61 +1,50 @@
-"""The probe of the tailscale container, as it stands in the manifest, run with the programs of its image."""
+"""The liveness probe of the tailscale container, as rendered, run with the shell of its image."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import yaml
-
-MANIFEST: Final = Path(__file__).parent.parent / "deploy/components/lifecycle/plain/lifecycle.yaml"
+from tests.pod.rendering import containers, pod_spec, rendered
 
 BUSYBOX: Final = shutil.which("busybox")
 NO_BUSYBOX: Final = "needs busybox: scripts/bootstrap --system"
+
+MARKER: Final = "/tailscale-auth/authkey.restart"
+SOCKET: Final = "/tmp/tailscaled.sock"
 
 
 class Probe:
     """The container's liveness probe.
 
     Args:
-        folder: where programs are put that are all busybox, as in the tailscale image; not there yet.
+        folder: a new folder for the programs of the tailscale image, which are all busybox.
     """
 
     def __init__(self, folder: Path) -> None:
-        documents = yaml.safe_load_all(MANIFEST.read_text())
-        (self.manifest,) = (
-            container["livenessProbe"]
-            for document in documents
-            for container in document["spec"]["template"]["spec"].get("containers", [])
-            if container["name"] == "tailscale"
-        )
+        probe = containers(pod_spec(rendered("ollama")))["tailscale"]["livenessProbe"]
+        self.command: list[str] = probe["exec"]["command"]
+        self.timeout_s: int = probe["timeoutSeconds"]
         self._folder = folder
         folder.mkdir()
-        for name in ("sh", "wget", "grep", "timeout"):
+        for name in ("sh", "test", "wget", "grep", "timeout"):
             (folder / name).symlink_to(BUSYBOX or "")
 
-    @property
-    def command(self) -> list[str]:
-        """What the kubelet runs."""
-        command: list[str] = self.manifest["exec"]["command"]
-        return command
-
-    @property
-    def timeout_s(self) -> int:
-        """After which the kubelet takes it as failed."""
-        timeout: Any = self.manifest["timeoutSeconds"]
-        return int(timeout)
-
-    def fails(self, port: int, **environment: str) -> bool:
-        """Run it against a port of this machine instead of the pod's; whether the kubelet would count a failure."""
-        command = [word.replace(":9003/", f":{port}/") for word in self.command]
-        assert command != self.command
+    def fails(self, *, marker: Path, socket: Path) -> bool:
+        """Run the probe with other paths than the pod's, and return True if the kubelet would count a failure."""
+        script = " ".join(self.command)
+        assert (script.count(MARKER), script.count(SOCKET)) == (1, 1)
+        command = [word.replace(MARKER, str(marker)).replace(SOCKET, str(socket)) for word in self.command]
         done = subprocess.run(
             [self._folder / command[0], *command[1:]],
-            env={"PATH": str(self._folder), **environment},
+            env={"PATH": str(self._folder)},
             capture_output=True,
-            timeout=60,
+            text=True,
+            timeout=self.timeout_s,
             check=False,
         )
+        # A message means that the shell did not understand the command.
+        assert not done.stderr, done.stderr
         return done.returncode != 0

@@ -1,172 +1,148 @@
-"""The probe of the tailscale container, as it stands in the manifest, with the shell and wget that its image has."""
-
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from datetime import timedelta
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from lifecycle.health.server import serve
-from lifecycle.health.status import Status
 from lifecycle.settings.models import DnsWatchSettings, command_variables
-from lifecycle.settings.reference import default_text
-from tests.builders import addresses, publish
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
-from tests.real.programs import free_ports
+from tests.real.programs import eventually
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
+STARTED = 1_800_000_000
+"""When tailscaled was started, in seconds since 1970."""
+
+
+class Container:
+    """The probe, and the files that it reads. A regular file stands in for the socket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._probe = Probe(folder / "bin")
+        self.marker = folder / "tailscale-auth/authkey.restart"
+        self.socket = folder / "tailscaled.sock"
+        self.marker.parent.mkdir()
+
+    def start(self, at: int) -> None:
+        """Replace the socket, as tailscaled does when it starts."""
+        self.socket.unlink(missing_ok=True)
+        self.socket.touch()
+        os.utime(self.socket, (at, at))
+
+    def mark(self, at: int) -> None:
+        """Write the marker, as dns-watch does when a restart helps."""
+        self.marker.write_text("1")
+        os.utime(self.marker, (at, at))
+
+    def fails_probe(self) -> bool:
+        """Return True if the probe fails."""
+        return self._probe.fails(marker=self.marker, socket=self.socket)
+
 
 @pytest.fixture
-def probe(tmp_path: Path) -> Probe:
-    return Probe(tmp_path / "bin")
-
-
-@pytest.fixture
-def status() -> Status:
-    return Status(longest_interval=timedelta(minutes=5), verify_interval=timedelta(minutes=5))
-
-
-@pytest.fixture
-def port(status: Status) -> Iterator[int]:
-    """The real health port."""
-    (number,) = free_ports(1)
-    with ExitStack() as stack:
-        stack.callback(serve(status, address=None, port=number))
-        yield number
-
-
-def healthy(_status: Status) -> None:
-    """Nothing has happened yet."""
-
-
-def registered(status: Status) -> None:
-    """As it should be."""
-    publish(status, is_registered=True, in_sync=True, addresses=addresses("100.64.0.1"))
-
-
-def superseded(status: Status) -> None:
-    """A later pod has the name."""
-    publish(status, superseded_by="2")
-
-
-def gone(status: Status) -> None:
-    """Lost, and nothing to come back with."""
-    publish(status, lost="gone")
-
-
-def dead(status: Status) -> None:
-    """The loop of dns-watch hangs, which is for its own probe to see."""
-    status.silent_since_s = -1_000_000.0
-
-
-@pytest.mark.parametrize("state", [healthy, registered, superseded, gone, dead])
-def test_left_alone(probe: Probe, status: Status, port: int, state: Callable[[Status], None]) -> None:
-    """In every state but one the VPN goes on."""
-    state(status)
-    assert not probe.fails(port)
-
-
-def test_restarted(probe: Probe, status: Status, port: int) -> None:
-    """Our node is confirmed lost and a fresh key is in the file."""
-    publish(status, lost="gone", restart_helps=True)
-    assert probe.fails(port)
-
-
-def test_nobody_listens(probe: Probe) -> None:
-    """dns-watch is being restarted itself, or has another port: no answer is no reason to kill a VPN."""
-    (nobody,) = free_ports(1)
-    assert not probe.fails(nobody)
-
-
-@contextmanager
-def answering(*chunks: bytes, then_hang: bool = False) -> Iterator[int]:
-    """Serve these bytes to each client, whatever it asks for."""
-    with socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as stack:
-
-        def answer() -> None:
-            while True:
-                try:
-                    client, _ = server.accept()
-                except OSError:
-                    return
-                if then_hang:
-                    stack.callback(client.close)
-                    for chunk in chunks:
-                        client.sendall(chunk)
-                    continue
-                with closing(client):
-                    client.recv(65536)
-                    for chunk in chunks:
-                        client.sendall(chunk)
-
-        thread = Thread(target=answer, daemon=True)
-        thread.start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-
-
-UNAVAILABLE = b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 3\r\n\r\n{}\n"
+def container(tmp_path: Path) -> Container:
+    return Container(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("marked", "restarted"),
     [
-        pytest.param(b"", id="closed"),
-        pytest.param(b"503 503\r\n\r\n", id="garbage"),
-        pytest.param(b"HTTP/1.0 500 503 Oops\r\nContent-Length: 0\r\n\r\n", id="500"),
-        pytest.param(b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n", id="404"),
-        pytest.param(
-            b"HTTP/1.0 200 OK\r\nX: HTTP/1.0 503 \r\nContent-Length: 14\r\n\r\nHTTP/1.0 503 \n", id="200-that-says-503"
-        ),
-        pytest.param(b"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n", id="redirect"),
+        pytest.param(STARTED + 1, True, id="newer"),
+        pytest.param(STARTED + 86_400, True, id="a-day-newer"),
+        pytest.param(STARTED, False, id="same-second"),
+        pytest.param(STARTED - 1, False, id="older"),
+        pytest.param(None, False, id="no-marker"),
     ],
 )
-def test_other_answers(probe: Probe, words: bytes) -> None:
-    """Somebody else has the port: nothing that it says restarts a VPN, but a 503."""
-    with answering(words) as port:
-        assert not probe.fails(port)
+def test_probe_fails_only_with_a_marker_newer_than_the_socket(
+    container: Container, marked: int | None, restarted: bool
+) -> None:
+    container.start(STARTED)
+    if marked is not None:
+        container.mark(marked)
+    assert container.fails_probe() == restarted
 
 
-@pytest.mark.parametrize("version", [b"0", b"1"])
-def test_an_answered_503(probe: Probe, version: bytes) -> None:
-    """In either version of HTTP."""
-    with answering(UNAVAILABLE.replace(b"HTTP/1.0", b"HTTP/1." + version)) as port:
-        assert probe.fails(port)
+def test_probe_passes_before_tailscaled_has_created_its_socket(container: Container) -> None:
+    container.mark(STARTED)
+    assert not container.fails_probe()
 
 
-@pytest.mark.parametrize("words", [b"", b"HTTP/1.0 ", b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\n"])
-def test_silence(probe: Probe, words: bytes) -> None:
-    """A dns-watch that was stopped in the middle: the probe ends by itself and says that all is well."""
-    with answering(words, then_hang=True) as port:
-        assert not probe.fails(port)
+def test_probe_passes_without_any_file(container: Container) -> None:
+    assert not container.fails_probe()
 
 
-@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
-def test_a_proxy(probe: Probe, status: Status, port: int, variable: str) -> None:
-    """A proxy in the container's environment is not asked, though it would answer a 503."""
-    with answering(UNAVAILABLE) as proxy:
-        proxied = {variable: f"http://127.0.0.1:{proxy}"}
-        (nobody,) = free_ports(1)
-        assert not probe.fails(nobody, **proxied)
-        assert not probe.fails(port, **proxied)
-        publish(status, restart_helps=True)
-        assert probe.fails(port, **proxied)
+def test_probe_passes_without_the_key_folder(container: Container) -> None:
+    container.start(STARTED)
+    container.marker.parent.rmdir()
+    assert not container.fails_probe()
 
 
-def test_in_time(probe: Probe) -> None:
-    """The kubelet takes a probe that runs for too long as failed: this one ends before."""
-    words = " ".join(probe.command).split()
-    assert int(words[words.index("timeout") + 1]) < probe.timeout_s
+def test_probe_passes_again_when_the_marker_is_removed(container: Container) -> None:
+    container.start(STARTED)
+    container.mark(STARTED + 60)
+    assert container.fails_probe()
+    container.marker.unlink()
+    assert not container.fails_probe()
 
 
-def test_where_it_asks(probe: Probe) -> None:
-    """At the port that dns-watch listens at when nothing else is set."""
-    port = default_text(command_variables(DnsWatchSettings)["HEALTH_PORT"])
-    assert f"http://127.0.0.1:{port}/nodez" in " ".join(probe.command)
+def test_marker_of_a_dead_dns_watch_causes_one_restart(container: Container) -> None:
+    container.start(STARTED)
+    container.mark(STARTED + 60)
+    assert container.fails_probe()
+    container.start(STARTED + 120)
+    assert not container.fails_probe()
+
+
+def test_next_fresh_key_causes_another_restart(container: Container) -> None:
+    container.start(STARTED)
+    container.mark(STARTED + 60)
+    container.start(STARTED + 120)
+    container.mark(STARTED + 180)
+    assert container.fails_probe()
+
+
+@contextmanager
+def unavailable_on(port: int) -> Iterator[list[str]]:
+    """Return 503 to every request to the port, and yield the requested paths."""
+    requested: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.append(self.path)
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE)
+
+        def log_message(self, *_: object) -> None:
+            """Log nothing."""
+
+    def listen() -> HTTPServer | None:
+        # A dns-watch of another test can have the port for a moment.
+        try:
+            return HTTPServer(("127.0.0.1", port), Handler)
+        except OSError:
+            return None
+
+    server = eventually(listen, f"port {port}")
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield requested
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_application_on_the_health_port_does_not_affect_the_probe(container: Container) -> None:
+    container.start(STARTED)
+    with unavailable_on(command_variables(DnsWatchSettings)["HEALTH_PORT"].default) as requested:
+        assert not container.fails_probe()
+        container.mark(STARTED + 60)
+        assert container.fails_probe()
+    assert not requested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -65,6 +66,14 @@ def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
     return str(ip_address(address.removeprefix("[").removesuffix("]"))), int(port)
 
 
+def listen(path: Path) -> socket.socket:
+    """Replace the socket, as tailscaled does when it starts."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    return listener
+
+
 def main() -> None:
     """Run according to the environment variables."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -77,7 +86,8 @@ def main() -> None:
     Thread(target=server.serve_forever, daemon=True).start()
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))
     login_server = os.environ["TS_EXTRA_ARGS"].removeprefix("--login-server=")
-    join(login_server, key_file)
+    with listen(Path(os.environ["TS_SOCKET"])):
+        join(login_server, key_file)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ TAILSCALE_VARIABLES = {
     "TS_KUBERNETES_READ_API_SERVER_ADDRESS_FROM_ENV",
     "TS_KUBE_SECRET",
     "TS_LOCAL_ADDR_PORT",
+    "TS_SOCKET",
     "TS_TAILSCALED_EXTRA_ARGS",
     "TS_USERSPACE",
 }
@@ -369,7 +370,6 @@ def test_termination_message_falls_back_to_the_log(name: str, variant: Variant) 
 
 PROBES = {
     ("tailscale", "startupProbe"): "http://127.0.0.1:9002/healthz",
-    ("tailscale", "livenessProbe"): "http://127.0.0.1:9003/nodez",
     ("dns-watch", "livenessProbe"): "/livez",
     ("nginx-tls", "livenessProbe"): "/nginx",
     ("nginx-tls", "readinessProbe"): "/nginx",
@@ -377,7 +377,7 @@ PROBES = {
     ("application", "livenessProbe"): "/application",
     ("application", "readinessProbe"): "/application",
 }
-"""The path or URL of each probe. FreeIPA's application has other probes, which use systemctl."""
+"""The path or URL of each probe that sends a request. FreeIPA's application has other probes, which use systemctl."""
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
@@ -392,6 +392,42 @@ def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
         else:
             words = " ".join(probe["exec"]["command"]).split()
             assert [word for word in words if word.startswith("http://")] == [path]
+
+
+@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
+def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket(
+    workload: str, variant: Variant
+) -> None:
+    documents = rendered(workload, variant)
+    every = containers(pod_spec(documents))
+    variables = environment(every["dns-watch"], documents)
+    key_file = Path(
+        variables.get("AUTHKEY_OUTPUT_PATH", command_variables(DryRunSettings)["AUTHKEY_OUTPUT_PATH"].default)
+    )
+    socket = environment(every["tailscale"], documents)["TS_SOCKET"]
+    shell, option, script = every["tailscale"]["livenessProbe"]["exec"]["command"]
+    assert (shell, option, script.split()) == ("sh", "-c", ["!", "test", f"{key_file}.restart", "-nt", socket])
+    assert variables["SELF_HEAL"] == "true"
+    sources = {
+        (mount["name"], mount.get("readOnly", False))
+        for name in ("dns-watch", "tailscale")
+        for mount in every[name]["volumeMounts"]
+        if mount["mountPath"] == str(key_file.parent)
+    }
+    # dns-watch writes the marker, and tailscale only reads it.
+    assert sources == {("tailscale-auth", False), ("tailscale-auth", True)}
+
+
+@pytest.mark.parametrize(("workload", "variant"), VARIANTS)
+def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str, variant: Variant) -> None:
+    documents = rendered(workload, variant)
+    every = containers(pod_spec(documents))
+    socket = Path(environment(every["tailscale"], documents)["TS_SOCKET"])
+    (volume,) = {
+        mount["name"] for mount in every["tailscale"]["volumeMounts"] if mount["mountPath"] == str(socket.parent)
+    }
+    users = {name for name, each in every.items() for mount in each.get("volumeMounts", []) if mount["name"] == volume}
+    assert users == {"tailscale"}
 
 
 def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() -> None:

@@ -49,7 +49,7 @@ class Machine:
             [
                 self._release.tailscaled,
                 f"--tun={self._interface or 'userspace-networking'}",
-                f"--socket={self._socket}",
+                f"--socket={self.socket}",
                 f"--state={state}",
                 f"--statedir={self._folder}",
                 "--no-logs-no-support",
@@ -59,7 +59,7 @@ class Machine:
             environment=self._environment(),
             folder=self._folder,
         )
-        eventually(lambda: process.exit_status is not None or self._socket.exists(), "tailscaled's socket")
+        eventually(lambda: process.exit_status is not None or self.socket.exists(), "tailscaled's socket")
         assert process.exit_status is None, process.words()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -164,11 +164,12 @@ class Machine:
         return ipv4, ipv6
 
     @property
-    def _socket(self) -> Path:
+    def socket(self) -> Path:
+        """The socket of its LocalAPI."""
         return self._folder / "s"
 
     def _command(self, *arguments: str) -> list[str | Path]:
-        return [self._release.tailscale, f"--socket={self._socket}", *arguments]
+        return [self._release.tailscale, f"--socket={self.socket}", *arguments]
 
     def _environment(self) -> dict[str, str]:
         # The gateway is not asked to map a port.
