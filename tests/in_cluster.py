@@ -1,4 +1,4 @@
-"""A cluster in which Headscale runs, and the real clients on it."""
+"""A simulated cluster that runs Headscale, and the real clients for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.world import StopAt, World
 
 HEADSCALE_NAMESPACE: Final = "headscale"
 NAMESPACE: Final = "default"
-"""Where our own pod runs."""
+"""The namespace of the pod under test."""
 
 STATE_SECRET: Final = "grafana-tailscale"
 DESCRIPTION: Final = "a simulated cluster"
@@ -43,7 +43,7 @@ MAY_EXEC: Final = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["cre
 
 
 def may_read(*names: str) -> dict[str, Any]:
-    """The rule that lets these Secrets be read."""
+    """Return the rule that allows reading these Secrets."""
     return {"apiGroups": [""], "resources": ["secrets"], "resourceNames": list(names), "verbs": ["get"]}
 
 
@@ -66,21 +66,21 @@ def access_to(url: str, token: str, **changes: Any) -> Access:
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
-    """The way to Headscale through its pod, with the usual settings."""
+    """Return the transport to Headscale through its pod, with the usual settings."""
     names: dict[str, Any] = {"namespace": HEADSCALE_NAMESPACE, "selector": None, "container": None}
     return ExecTransport(HeadscalePod(cluster, **(names | settings)), now=now)
 
 
 def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str = "headscale-0") -> SimulatedPod:
-    """Let a pod run the command line."""
+    """Add a pod that has Headscale's command line."""
     return kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
 
 
 class ClusterWorld(World):
-    """A world whose Headscale is reached through its pod, and whose pod may keep its node.
+    """A world that reaches Headscale through its pod, and in which a pod can keep its node.
 
     Args:
-        url: where the Kubernetes API is served.
+        url: address of the Kubernetes API.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ClusterWorld(World):
         self.pod = add_headscale(kubernetes, self.cli)
         self.url = url
         self.kubernetes_timeout_s = 10.0
-        """For one request to it, by a real clock."""
+        """The timeout of one request, on the real clock."""
         kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
         self.environment |= {
@@ -108,7 +108,7 @@ class ClusterWorld(World):
         }
 
     def cluster(self) -> Cluster:
-        """The real client of its Kubernetes API."""
+        """Return the real client of the Kubernetes API."""
         return cluster_at(self.url, self.kubernetes, timeout_s=self.kubernetes_timeout_s)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
@@ -119,7 +119,7 @@ class ClusterWorld(World):
         return writers
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
-        """`cleanup`, which may read the state Secret."""
+        """Return `cleanup`, which can read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
@@ -138,7 +138,7 @@ class ClusterWorld(World):
 
 @contextmanager
 def cluster_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> Iterator[ClusterWorld]:
-    """Such a world, its Kubernetes API served until the block ends."""
+    """Create a world and serve its Kubernetes API until the block ends."""
     kubernetes = KubernetesSimulator()
     with serve(kubernetes) as url:
         yield ClusterWorld(monkeypatch, folder, version, kubernetes=kubernetes, url=url)

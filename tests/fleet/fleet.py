@@ -1,4 +1,4 @@
-"""Many pods of many services: one Cloudflare account with its limit, one Headscale that takes its time."""
+"""Many pods of different workloads, a Cloudflare account with a rate limit, and a slow Headscale."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
 from tests.world import ZONE, Clock, World
 
-# What one request costs Headscale: a bcrypt comparison of the API key.
+# Headscale compares the API key with bcrypt for each request.
 BCRYPT_S = 0.06
-# How many it makes at once.
+# The number of concurrent comparisons.
 CORES = 2
 
 CLOUDFLARE_S = 0.1
 HTTP_TIMEOUT_S = 10.0
 
-# Cloudflare's limit for all of a user's tokens, and of the dashboard.
+# Cloudflare's limit, shared by all tokens of a user and the dashboard.
 LIMIT = 1200
 WINDOW_S = 300.0
 
 
 class FleetWorld(World):
-    """A world whose commands each belong to another service."""
+    """A world in which each command belongs to a different workload."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, clock: Clock, **variables: str) -> None:
         super().__init__(monkeypatch, folder, clock=clock)
@@ -40,7 +40,7 @@ class FleetWorld(World):
         self.share(CloudflareSimulator(now=clock.true_now, plan="pro"), ZONE)
 
     def share(self, cloudflare: CloudflareSimulator, zone: str) -> None:
-        """Use this account, and a zone of its own in it."""
+        """Use a separate zone in this account."""
         cloudflare.keep_bodies = False
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone(zone)
@@ -51,7 +51,7 @@ class FleetWorld(World):
         }
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """One service's settings: those of the fleet, and TS_HOSTNAME."""
+        """Return the settings of one workload: those of the fleet, and TS_HOSTNAME."""
         hostname = variables.pop("TS_HOSTNAME")
         if command not in self._loaded:
             self._loaded[command] = super().settings(command, TS_HOSTNAME=hostname, **variables)
@@ -61,46 +61,46 @@ class FleetWorld(World):
         return settings
 
     def key_file_of(self, hostname: str) -> Path:
-        """Where a service's key goes."""
+        """Return the key file of one workload."""
         folder = self._folder / hostname
         folder.mkdir(exist_ok=True)
         return folder / "authkey"
 
 
-class Busy:
-    """A service that answers so many at a time, and notes when it was asked.
+class SlowUpstream:
+    """An upstream with limited concurrency that records the time of each request.
 
     Args:
-        cost_s: of each request; one that is not answered within HTTP_TIMEOUT is executed all the same.
-        at_once: how many it works on at a time; None = any number.
+        cost_s: duration of each request. A request that exceeds HTTP_TIMEOUT is executed, but its response is lost.
+        concurrency: number of concurrent requests; None = unlimited.
     """
 
-    def __init__(self, upstream: Upstream, clock: Clock, *, cost_s: float, at_once: int | None) -> None:
+    def __init__(self, upstream: Upstream, clock: Clock, *, cost_s: float, concurrency: int | None) -> None:
         self._upstream = upstream
         self._clock = clock
         self._cost_s = cost_s
-        self._free_at = [0.0] * at_once if at_once else None
-        self.asked_at: list[float] = []
+        self._free_at = [0.0] * concurrency if concurrency else None
+        self.requested_at: list[float] = []
         self.timed_out = 0
 
     def __call__(self, request: Request) -> Response:
-        asked_at = self._clock.elapsed_s
-        self.asked_at.append(asked_at)
-        done_at = asked_at + self._cost_s
+        requested_at = self._clock.elapsed_s
+        self.requested_at.append(requested_at)
+        done_at = requested_at + self._cost_s
         if self._free_at is not None and "authorization" in request.headers:
             worker = min(range(len(self._free_at)), key=self._free_at.__getitem__)
-            done_at = max(asked_at, self._free_at[worker]) + self._cost_s
+            done_at = max(requested_at, self._free_at[worker]) + self._cost_s
             self._free_at[worker] = done_at
-        self._clock.sleep(min(done_at - asked_at, HTTP_TIMEOUT_S))
-        answer = self._upstream.handle(request)
-        if done_at - asked_at > HTTP_TIMEOUT_S:
+        self._clock.sleep(min(done_at - requested_at, HTTP_TIMEOUT_S))
+        response = self._upstream.handle(request)
+        if done_at - requested_at > HTTP_TIMEOUT_S:
             self.timed_out += 1
             raise httpx.ReadTimeout("The read operation timed out")
-        return answer
+        return response
 
 
 def busiest(times: Iterable[float], window_s: float) -> int:
-    """The most that fell into any window of this length."""
+    """Return the maximum number of times within any window of this length."""
     ordered = sorted(times)
     most = first = 0
     for number, at in enumerate(ordered):
@@ -110,9 +110,9 @@ def busiest(times: Iterable[float], window_s: float) -> int:
     return most
 
 
-def in_front(*busy: tuple[Upstream, Busy]) -> Any:
-    """What stands between the clients and these services."""
-    by_upstream = {id(upstream): handler for upstream, handler in busy}
+def route_through(*slow: tuple[Upstream, SlowUpstream]) -> Any:
+    """Return a function that replaces each upstream by its slow handler."""
+    by_upstream = {id(upstream): handler for upstream, handler in slow}
 
     def between(upstream: Upstream) -> Handler:
         return by_upstream[id(upstream)]

@@ -1,4 +1,4 @@
-"""A clock for hundreds of programs that sleep: one at a time has the turn, and hands it on when it sleeps."""
+"""A simulated clock for hundreds of threads: one thread runs at a time, and yields when it sleeps."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from tests.world import Clock
 
 
 class Turns(Clock):
-    """Simulated time, shared by threads of which only one ever runs."""
+    """Simulated time, shared by threads of which only one runs at a time."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sleepers: list[tuple[float, int, Semaphore]] = []
         self._tickets = count()
-        self._handed_back = Semaphore(0)
+        self._yielded = Semaphore(0)
         self._own: dict[Thread, Semaphore] = {}
         self._errors: list[BaseException] = []
 
     def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
-        """Let time go by, and meanwhile the others."""
+        """Let other threads run until the simulated time has advanced."""
         own = self._own.get(current_thread())
         if own is None:
-            # Somebody who has no turn, such as a helper of the one who has it, takes no time.
+            # Threads that are not scheduled here, such as helper threads of a program, take no simulated time.
             return
         heappush(self._sleepers, (self.elapsed_s + seconds, next(self._tickets), own))
-        self._handed_back.release()
+        self._yielded.release()
         own.acquire()
 
     def run(self, programs: Iterable[Callable[[], None]]) -> None:
-        """Run all of them side by side until the last one ends; the first error is raised then."""
+        """Run all programs concurrently until the last one ends, then raise the first error."""
         for program in programs:
             thread = Thread(target=self._begin, args=(program,), daemon=True)
             own = self._own[thread] = Semaphore(0)
@@ -41,7 +41,7 @@ class Turns(Clock):
         while self._sleepers:
             self.elapsed_s, _, sleeper = heappop(self._sleepers)
             sleeper.release()
-            self._handed_back.acquire()
+            self._yielded.acquire()
         if self._errors:
             raise self._errors[0]
 
@@ -49,7 +49,7 @@ class Turns(Clock):
         self._own[current_thread()].acquire()
         try:
             program()
-        except BaseException as error:  # noqa: BLE001 - raised again where the test can see it
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the test
             self._errors.append(error)
         finally:
-            self._handed_back.release()
+            self._yielded.release()

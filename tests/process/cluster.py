@@ -1,4 +1,4 @@
-"""A pod that reaches Headscale through the Kubernetes API: its service account's files, TLS and all."""
+"""A pod that reaches Headscale through the Kubernetes API, with service account files and TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.process.commands import PROGRAM, Pod, Running
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
 
-# In a mount namespace of its own, the command finds its service account where the kubelet mounts it.
+# Run a command in a separate mount namespace, with its service account where the kubelet mounts it.
 _WITH_SERVICE_ACCOUNT = """
 mount -t tmpfs none /var/run
 mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
@@ -25,17 +25,17 @@ shift
 exec "$@"
 """
 
-# Also for somebody who is not root, where the machine lets everybody have namespaces.
+# Works without root if the machine allows unprivileged user namespaces.
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
 
 
 def with_service_account(folder: Path) -> list[str | Path]:
-    """What to put before a command that is to find these files where the kubelet mounts a service account's."""
+    """Return the prefix of a command that mounts this folder as the service account."""
     return [*_UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
 
 
-def needs_a_mount_namespace() -> None:
-    """Skip where there can be none, and say what to install."""
+def require_mount_namespace() -> None:
+    """Skip the test if a mount namespace cannot be created."""
     for program in ("openssl", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: install the packages openssl and util-linux")
@@ -44,10 +44,10 @@ def needs_a_mount_namespace() -> None:
 
 
 class Authority:
-    """A certificate for loopback that is its own authority.
+    """A self-signed certificate for loopback.
 
     Args:
-        folder: an empty one.
+        folder: an empty folder for the certificate and its key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,16 +68,16 @@ class Authority:
 
 
 class ClusterPod(Pod):
-    """A pod with no more than a namespace to find Headscale by.
+    """A pod that finds Headscale by its namespace.
 
     Args:
-        kubernetes: served at `kubernetes_url` with the certificate of `authority`.
+        kubernetes: the Kubernetes API, served at `kubernetes_url` with the certificate of `authority`.
     """
 
     def __init__(
-        self, *services: Any, kubernetes: KubernetesSimulator, kubernetes_url: str, authority: Authority, **pod: Any
+        self, *upstreams: Any, kubernetes: KubernetesSimulator, kubernetes_url: str, authority: Authority, **pod: Any
     ) -> None:
-        super().__init__(*services, **pod)
+        super().__init__(*upstreams, **pod)
         self.kubernetes = kubernetes
         self.cli = HeadscaleCli(self.headscale)
         add_headscale(kubernetes, self.cli)
@@ -89,12 +89,12 @@ class ClusterPod(Pod):
         self.mount_token()
         self.headscale_url = self.environment.pop("HEADSCALE_URL")
         del self.environment["HEADSCALE_API_KEY"]
-        # From the kubelet, too.
+        # The kubelet sets these.
         host, _, port = kubernetes_url.removeprefix("https://").partition(":")
         self.environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 
     def mount_token(self) -> None:
-        """Put the service account's token of now where it is read."""
+        """Write the current token of the service account."""
         (self._account / "token").write_text(self.kubernetes.token)
 
     def start(self, *arguments: str, **variables: str) -> Running:
@@ -103,11 +103,11 @@ class ClusterPod(Pod):
         return Running(command, environment=self.environment | variables, folder=self.folder)
 
     def outside(self, *arguments: str, **variables: str) -> Running:
-        """Start the program on a machine that is no pod."""
+        """Start the program outside the cluster."""
         environment: Mapping[str, str] = self.environment | {"KUBERNETES_SERVICE_HOST": ""} | variables
         return Running([PROGRAM, *arguments], environment=environment, folder=self.folder)
 
     def secrets_in(self, *texts: str) -> list[str]:
-        """Which secrets of anybody stand in what was said."""
+        """Return the secrets of all upstreams that these texts contain."""
         token = self.kubernetes.token
         return super().secrets_in(*texts) + [token for text in texts if token in text]

@@ -18,15 +18,15 @@ from tests.simulators.headscale import HeadscaleSimulator
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
-# Far more than anything here takes; a process that needs it hangs.
+# A process that takes longer than this hangs.
 HANGS_AFTER_S = 60.0
-# Far more lines than a command logs before what it is waited for.
+# More lines than a command logs before any expected event.
 MANY_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that ended by itself."""
+    """A process that has ended."""
 
     status: int
     out: str
@@ -34,7 +34,7 @@ class Ended:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """What it logged; each line of standard output is one event."""
+        """The logged events: one per line of standard output."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
@@ -43,12 +43,12 @@ class Ended:
         return self.events[-1]
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        """The events of one name."""
+        """Return the events with a name."""
         return [event for event in self.events if event["event"] == name]
 
 
 class Running:
-    """A process while it runs."""
+    """A running process."""
 
     def __init__(self, command: Iterable[str], *, environment: Mapping[str, str], folder: Path) -> None:
         self._process = subprocess.Popen(
@@ -60,55 +60,55 @@ class Running:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._said = ""
+        self._output = ""
 
     def kill(self) -> None:
-        """End it, should it still run."""
+        """Kill the process if it is still running."""
         with self._process:
             self._process.kill()
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def until(self, name: str) -> dict[str, Any]:
-        """Read on until it logs an event of this name."""
+        """Read the output until an event with this name is logged."""
         assert self._process.stdout is not None
         for _ in range(MANY_LINES):
             line = self._process.stdout.readline()
-            self._said += line
+            self._output += line
             if not line:
                 break
             event: dict[str, Any] = json.loads(line)
             if event["event"] == name:
                 return event
-        raise AssertionError(f"it never logged {name}:\n{self._said}{self.end().errors}")
+        raise AssertionError(f"the process did not log {name}:\n{self._output}{self.end().errors}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
-        """Ask it to stop, and wait until it has."""
+        """Send a signal and wait until the process has ended."""
         self._process.send_signal(number)
         return self.end()
 
     def end(self) -> Ended:
-        """Wait until it has ended."""
+        """Wait until the process has ended."""
         try:
             out, errors = self._process.communicate(timeout=HANGS_AFTER_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             out, errors = self._process.communicate()
-            raise AssertionError(f"it did not end:\n{self._said}{out}{errors}") from None
-        return Ended(self._process.returncode, self._said + out, errors)
+            raise AssertionError(f"the process did not end:\n{self._output}{out}{errors}") from None
+        return Ended(self._process.returncode, self._output + out, errors)
 
 
 class Pod:
-    """The environment of one pod, and both services that it can reach.
+    """The environment of one pod, and both upstreams that it can reach.
 
     Args:
         headscale: served at `headscale_url`.
         cloudflare: served at `cloudflare_url`, with the zone example.com.
-        base: what every process needs, such as PATH.
-        folder: for the key file, and to run in.
+        base: variables that every process needs, such as PATH.
+        folder: contains the key file, and is the working directory.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class Pod:
         self.key_file = self.volume / "authkey"
         self.environment = {
             **base,
-            # What manifests have that were there before this program.
+            # The settings of existing manifests.
             "HEADSCALE_NAMESPACE": "headscale",
             "CLOUDFLARE_API_TOKEN": cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
             "DOMAIN_NAME": "example.com",
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            # How Headscale is reached, and the simulator in Cloudflare's place.
+            # The addresses of the simulators.
             "HEADSCALE_URL": headscale_url,
             "HEADSCALE_API_KEY": headscale.api_key,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
@@ -156,16 +156,16 @@ class Pod:
         return running
 
     def end_all(self) -> None:
-        """End what still runs."""
+        """Kill the processes that are still running."""
         for running in self._started:
             running.kill()
 
     def run(self, *arguments: str, **variables: str) -> Ended:
-        """Run the program to its end."""
+        """Run the program and wait until it has ended."""
         return self.start(*arguments, **variables).end()
 
     def secrets_in(self, *texts: str) -> list[str]:
-        """Which secrets of either service stand in what was said."""
+        """Return the secrets of both upstreams that these texts contain."""
         return [
             secret
             for secret in (*self.headscale.secrets(), *self.cloudflare.secrets())
@@ -174,29 +174,29 @@ class Pod:
 
     @property
     def untouched(self) -> bool:
-        """Whether neither service was asked for any change, and no file was written."""
+        """True if no upstream received a write and no file was written."""
         return not self.headscale.writes and not self.cloudflare.writes and self.files == []
 
     @property
     def files(self) -> list[str]:
-        """What stands in the volume that is shared with the tailscale container."""
+        """The files in the volume that is shared with the tailscale container."""
         return sorted(path.name for path in self.volume.iterdir())
 
     def records(self, name: str = "grafana.example.com") -> dict[str, str]:
-        """Type and content of what stands at a name, and its comment."""
+        """Return the comment of each record of a name, by type and content."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
 
 
-class Doorbell:
-    """An application that rings when a request comes in."""
+class RequestDetector:
+    """An application that sets an event when it receives a request."""
 
     def __init__(self, application: WSGIApplication) -> None:
         self._application = application
-        self.rang = Event()
+        self.has_request = Event()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Ring, and pass the request on."""
-        self.rang.set()
+        """Set the event and forward the request."""
+        self.has_request.set()
         return self._application(environ, start_response)

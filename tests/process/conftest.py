@@ -1,4 +1,4 @@
-"""A pod beside both services, served on loopback."""
+"""A pod, and both upstreams on loopback."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ MakePod = Callable[..., Pod]
 
 @pytest.fixture
 def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[MakePod]:
-    """Makes a pod beside a Headscale of a version; a second application may stand before it."""
+    """Return a function that creates a pod and a Headscale of a version, optionally wrapped in another application."""
     with ExitStack() as stack:
 
         def make(
             version: str = "0.28.0",
             *,
-            before: Callable[[WSGIApplication], WSGIApplication] = lambda application: application,
+            wrap: Callable[[WSGIApplication], WSGIApplication] = lambda application: application,
         ) -> Pod:
             headscale, cloudflare = HeadscaleSimulator(version), CloudflareSimulator()
             pod = Pod(
                 headscale,
                 cloudflare,
-                headscale_url=stack.enter_context(serve(before(headscale))),
+                headscale_url=stack.enter_context(serve(wrap(headscale))),
                 cloudflare_url=stack.enter_context(serve(cloudflare)),
                 base=clean_environment,
                 folder=tmp_path,
             )
-            # Whoever hangs is let go first: the servers wait for their requests.
+            # Release hanging requests first, because the servers wait for them.
             stack.callback(headscale.faults.release)
             stack.callback(pod.end_all)
             return pod
@@ -46,7 +46,7 @@ def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[M
 
 @pytest.fixture
 def pod(make_pod: MakePod) -> Pod:
-    """A pod beside a Headscale with the user `svc`."""
+    """A pod with a Headscale that has the user `svc`."""
     pod = make_pod()
     pod.headscale.add_user("svc")
     return pod

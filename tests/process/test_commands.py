@@ -1,4 +1,4 @@
-"""Both commands and the dry run as processes, on every release of Headscale."""
+"""Commands and dry runs as processes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from tests.process.commands import Ended, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# What the sidecar's manifests have besides.
+# Further settings of the sidecar in usual manifests.
 SIDECAR = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
-def leave_behind(pod: Pod, *, user: str = "svc") -> None:
-    """What an earlier pod left: a node and a record."""
+def add_leftovers(pod: Pod, *, user: str = "svc") -> None:
+    """Add the node and the record of an earlier pod."""
     node = pod.headscale.add_node(NAME, user=user, online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
-def well_spoken(ended: Ended) -> bool:
-    """Whether it said nothing on standard error, and events alone on standard output."""
+def logs_events_only(ended: Ended) -> bool:
+    """Return True if standard error is empty and standard output has only events."""
     return not ended.errors and all(
         {"event", "level", "timestamp"} <= event.keys() and event["event"].count(".") == 1 for event in ended.events
     )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_pods_life_on_every_release(make_pod: Callable[..., Pod], version: str) -> None:
-    """Planned, cleaned up, joined, published: with the environment that manifests have."""
+def test_life_of_a_pod(make_pod: Callable[..., Pod], version: str) -> None:
+    """Dry run, cleanup, registration and publication, with the settings of usual manifests."""
     pod = make_pod(version)
     pod.headscale.add_user("svc")
-    leave_behind(pod)
+    add_leftovers(pod)
 
     planned = pod.run("--dry-run", "--output", "json", LOG_LEVEL="debug")
     assert planned.status == 0, planned.errors
@@ -62,11 +62,11 @@ def test_a_pods_life_on_every_release(make_pod: Callable[..., Pod], version: str
     assert pod.records() == {f"A {joined.addresses[0]}": MARK}
 
     assert pod.secrets_in(*(text for ended in (planned, cleaned, watched) for text in (ended.out, ended.errors))) == []
-    assert well_spoken(cleaned)
-    assert well_spoken(watched)
+    assert logs_events_only(cleaned)
+    assert logs_events_only(watched)
 
 
-def test_it_is_a_module_too(pod: Pod) -> None:
+def test_program_runs_as_a_module(pod: Pod) -> None:
     ended = pod.start_command(sys.executable, "-m", "lifecycle", "--dry-run", "--output", "json").end()
     assert ended.status == 0
     assert json.loads(ended.out)["context"]["name"] == NAME
@@ -76,8 +76,8 @@ def test_it_is_a_module_too(pod: Pod) -> None:
 # --- The dry run --------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_tells_a_person_what_it_looked_at_and_what_would_happen(pod: Pod) -> None:
-    leave_behind(pod)
+def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
+    add_leftovers(pod)
     ended = pod.run("--dry-run", HEADSCALE_USER="svc")
     assert (ended.status, ended.errors) == (0, "")
     for line in (
@@ -100,11 +100,13 @@ def test_a_dry_run_tells_a_person_what_it_looked_at_and_what_would_happen(pod: P
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_a_dry_run_of_one_command_tells_that_ones_plan(pod: Pod, command: str, output: str) -> None:
+def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: str) -> None:
     ended = pod.run(command, "--dry-run", "--output", output)
     assert ended.status == 0
-    told = [name for name in ("cleanup", "dns-watch") if (f'"{name}": {{' in ended.out or f"{name} would" in ended.out)]
-    assert told == [command]
+    printed = [
+        name for name in ("cleanup", "dns-watch") if (f'"{name}": {{' in ended.out or f"{name} would" in ended.out)
+    ]
+    assert printed == [command]
     assert pod.untouched
 
 
@@ -115,15 +117,13 @@ def test_a_dry_run_of_one_command_tells_that_ones_plan(pod: Pod, command: str, o
         ("dns-watch", {"NODE_POLICY": "keep", "DNS_CLEANUP": "perhaps"}),
     ],
 )
-def test_a_dry_run_of_one_command_asks_for_no_setting_of_the_other(
-    pod: Pod, command: str, others: dict[str, str]
-) -> None:
+def test_dry_run_of_one_command_ignores_settings_of_the_other(pod: Pod, command: str, others: dict[str, str]) -> None:
     ended = pod.run(command, "--dry-run", **others)
     assert ended.status == 0, ended.errors
     assert pod.run("--dry-run", **others).status == 2
 
 
-def test_a_dry_run_says_what_dns_watch_would_change(pod: Pod) -> None:
+def test_dry_run_of_dns_watch_prints_an_update(pod: Pod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=MARK)
     ended = pod.run("dns-watch", "--dry-run", "--output", "json")
@@ -135,7 +135,7 @@ def test_a_dry_run_says_what_dns_watch_would_change(pod: Pod) -> None:
 # --- One-liners ---------------------------------------------------------------------------------------
 
 
-def test_the_version_is_told(pod: Pod) -> None:
+def test_version_is_printed(pod: Pod) -> None:
     assert pod.run("--version").out == f"tailscale-lifecycle {lifecycle.__version__}\n"
 
 
@@ -146,32 +146,32 @@ def test_help_lists_every_setting(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
-def test_each_command_has_its_help(pod: Pod, command: str) -> None:
+def test_each_command_has_help(pod: Pod, command: str) -> None:
     assert pod.run(command, "--help").status == 0
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param([], id="nothing"),
-        pytest.param(["clean"], id="no-such-command"),
-        pytest.param(["cleanup", "--once"], id="another-commands-option"),
-        pytest.param(["cleanup", "--output", "json"], id="output-without-dry-run"),
-        pytest.param(["--dry-run", "--output", "yaml"], id="no-such-output"),
-        pytest.param(["cleanup", "extra"], id="one-too-many"),
+        pytest.param([], id="no command"),
+        pytest.param(["clean"], id="unknown command"),
+        pytest.param(["cleanup", "--once"], id="option of another command"),
+        pytest.param(["cleanup", "--output", "json"], id="output without dry run"),
+        pytest.param(["--dry-run", "--output", "yaml"], id="unknown output"),
+        pytest.param(["cleanup", "extra"], id="extra argument"),
     ],
 )
-def test_wrong_usage_is_2_and_told_on_standard_error(pod: Pod, arguments: list[str]) -> None:
+def test_invalid_arguments_are_reported_on_standard_error(pod: Pod, arguments: list[str]) -> None:
     ended = pod.run(*arguments)
     assert (ended.status, ended.out) == (2, "")
     assert "usage: lifecycle" in ended.errors
     assert pod.untouched
 
 
-# --- The watch ----------------------------------------------------------------------------------------
+# --- dns-watch ----------------------------------------------------------------------------------------
 
 
-def test_a_watch_publishes_follows_and_stops(pod: Pod) -> None:
+def test_dns_watch_publishes_updates_and_stops(pod: Pod) -> None:
     assert pod.run("cleanup").status == 0
     client = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME)
     client.start()
@@ -182,12 +182,12 @@ def test_a_watch_publishes_follows_and_stops(pod: Pod) -> None:
     command_line = Path(f"/proc/{watch.pid}/cmdline").read_text()
     ended = watch.stop()
     assert ended.status == 0
-    assert well_spoken(ended)
+    assert logs_events_only(ended)
     assert pod.records() == {f"A {client.addresses[0]}": MARK}
     assert pod.secrets_in(command_line, ended.out) == []
 
 
-def test_nothing_is_left_but_the_key_and_its_note(pod: Pod) -> None:
+def test_cleanup_writes_only_the_key_and_its_metadata(pod: Pod) -> None:
     before = sorted(pod.folder.iterdir())
     assert pod.run("cleanup").status == 0
     assert sorted(pod.folder.iterdir()) == before

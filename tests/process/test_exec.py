@@ -1,4 +1,4 @@
-"""Both commands as processes, with nothing but a namespace to find Headscale by: through its command line."""
+"""Commands as processes that reach Headscale through its command line in a pod."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
-from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
+from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
 from tests.process.commands import HANGS_AFTER_S
-from tests.process.test_commands import SIDECAR, leave_behind, well_spoken
+from tests.process.test_commands import SIDECAR, add_leftovers, logs_events_only
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
@@ -35,7 +35,7 @@ MakePod = Callable[..., ClusterPod]
 
 KEY_SECRET = "headscale-api-key"
 
-# What the manifests that were there before this program set, in either container.
+# The settings of existing manifests, in both containers.
 MANIFEST = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
@@ -49,7 +49,7 @@ MANIFEST = {
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    needs_a_mount_namespace()
+    require_mount_namespace()
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -57,7 +57,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def make_pod(
     authority: Authority, clean_environment: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MakePod]:
-    """Makes a pod in a cluster with a Headscale of a version, which has the user `svc`."""
+    """Return a function that creates a pod in a cluster with a Headscale of a version and the user `svc`."""
     with ExitStack() as stack:
 
         def make(version: str = "0.28.0") -> ClusterPod:
@@ -87,21 +87,21 @@ def pod(make_pod: MakePod) -> ClusterPod:
     return make_pod()
 
 
-def by_secret(pod: ClusterPod) -> None:
-    """Let the pod reach Headscale at its address, with a key from a Secret."""
+def use_key_secret(pod: ClusterPod) -> None:
+    """Configure the pod to reach Headscale by URL, with an API key from a Secret."""
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY_SECRET": KEY_SECRET}
     pod.kubernetes.allow(HEADSCALE_NAMESPACE, may_read(KEY_SECRET))
     pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": f"{pod.headscale.api_key}\n"})
 
 
-# --- The whole of it ----------------------------------------------------------------------------------
+# --- The life of a pod --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_pods_life_in_every_dialect(make_pod: MakePod, version: str) -> None:
-    """Planned, cleaned up, joined, published, with the environment that existing manifests have."""
+def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
+    """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
     pod = make_pod(version)
-    leave_behind(pod)
+    add_leftovers(pod)
 
     planned = pod.run("--dry-run", "--output", "json")
     assert planned.status == 0, planned.errors
@@ -128,22 +128,24 @@ def test_a_pods_life_in_every_dialect(make_pod: MakePod, version: str) -> None:
     assert (again.status, len(pod.cloudflare.writes)) == (0, writes)
 
     assert pod.headscale.requests
-    assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests), "only by its command line"
+    assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests), (
+        "only requests of its command line"
+    )
     assert (
         pod.secrets_in(*(text for ended in (planned, cleaned, watched, again) for text in (ended.out, ended.errors)))
         == []
     )
-    assert all(map(well_spoken, (cleaned, watched, again)))
+    assert all(map(logs_events_only, (cleaned, watched, again)))
 
 
-def test_the_environment_is_what_manifests_have(pod: ClusterPod) -> None:
-    """Beside what the kubelet sets, and the simulator that stands in Cloudflare's place."""
+def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> None:
+    """Apart from the variables of the kubelet and the address of the Cloudflare simulator."""
     ours = {name for name in pod.environment | SIDECAR if name in command_variables(DryRunSettings)}
     assert ours - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST
 
 
-def test_a_sidecar_without_the_key_volume_in_every_dialect(make_pod: MakePod) -> None:
-    """All at once, since each waits for a VPN interface before it believes that there is none."""
+def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
+    """The pods run concurrently, because each waits for a VPN interface."""
     pods = [make_pod(version) for version in VERSIONS]
     running = []
     for pod in pods:
@@ -154,7 +156,7 @@ def test_a_sidecar_without_the_key_volume_in_every_dialect(make_pod: MakePod) ->
         ended = process.end()
         assert ended.status == 0, ended.out
         assert pod.records() == {f"A {pod.headscale.nodes[0].address}": MARK}
-        assert well_spoken(ended)
+        assert logs_events_only(ended)
 
 
 # --- Faults -------------------------------------------------------------------------------------------
@@ -163,34 +165,34 @@ def test_a_sidecar_without_the_key_volume_in_every_dialect(make_pod: MakePod) ->
 @pytest.mark.parametrize(
     ("fault", "command"),
     [
-        pytest.param(ExecFault(cut_after=5), "nodes list", id="cut-in-a-list"),
-        pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="cut-in-a-new-key"),
-        pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage-before-a-new-key"),
-        pytest.param(ExecFault(instead=Finished()), "users list", id="success-without-a-word"),
-        pytest.param(ExecFault(unstarted="container is restarting"), "nodes delete", id="container-restarts"),
+        pytest.param(ExecFault(cut_after=5), "nodes list", id="truncated list"),
+        pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="truncated new key"),
+        pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage before a new key"),
+        pytest.param(ExecFault(instead=Finished()), "users list", id="success without output"),
+        pytest.param(ExecFault(unstarted="container is restarting"), "nodes delete", id="restarting container"),
     ],
 )
-def test_an_exec_that_goes_wrong_once_is_got_over(fault: ExecFault, command: str, pod: ClusterPod) -> None:
-    leave_behind(pod)
+def test_command_that_fails_once_is_retried(fault: ExecFault, command: str, pod: ClusterPod) -> None:
+    add_leftovers(pod)
     pod.kubernetes.spoil(fault, command)
     ended = pod.run("cleanup")
     assert ended.status == 0, ended.out
     assert pod.headscale.nodes == []
     usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
     assert pod.key_file.read_text() == usable[-1]
-    assert well_spoken(ended)
+    assert logs_events_only(ended)
 
 
-def test_garbage_instead_of_an_answer_deletes_nothing(pod: ClusterPod) -> None:
-    leave_behind(pod)
+def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
+    add_leftovers(pod)
     pod.kubernetes.spoil(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
     ended = pod.run("cleanup")
     assert (ended.status, ended.last["error_type"]) == (1, "ResponseError")
     assert pod.untouched
 
 
-def test_a_refused_exec_ends_at_once_and_names_the_rule(pod: ClusterPod) -> None:
-    leave_behind(pod)
+def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) -> None:
+    add_leftovers(pod)
     pod.kubernetes.allow_nothing()
     ended = pod.run("cleanup")
     assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
@@ -199,25 +201,25 @@ def test_a_refused_exec_ends_at_once_and_names_the_rule(pod: ClusterPod) -> None
     assert pod.untouched
 
 
-def test_an_exec_that_hangs_holds_up_no_stop(pod: ClusterPod) -> None:
-    asked = Event()
+def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
+    requested = Event()
 
-    def ringing(argv: Sequence[str]) -> Finished:
-        asked.set()
+    def detect(argv: Sequence[str]) -> Finished:
+        requested.set()
         return pod.cli(argv)
 
     [headscale] = pod.kubernetes.pods
-    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": ringing}})
+    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": detect}})
     pod.kubernetes.spoil(ExecFault(hang=True), times=None)
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
-        asked.clear()
+        requested.clear()
         running = pod.start(command, **SIDECAR)
-        assert asked.wait(HANGS_AFTER_S)
+        assert requested.wait(HANGS_AFTER_S)
         assert running.stop().status == status
 
 
-def test_the_pod_and_the_container_are_as_set(pod: ClusterPod) -> None:
-    """Beside them is what would be taken otherwise, and has no such program."""
+def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
+    """The default pod and the default container have no `headscale` program."""
     [other] = pod.kubernetes.pods
     pod.kubernetes.change_pod(other, containers={"headscale": {}})
     pod.kubernetes.add_pod(
@@ -231,14 +233,14 @@ def test_the_pod_and_the_container_are_as_set(pod: ClusterPod) -> None:
     assert pod.key_file.exists()
 
 
-def test_the_time_for_a_command_is_as_set(pod: ClusterPod) -> None:
+def test_configured_timeout_applies_to_a_command(pod: ClusterPod) -> None:
     pod.kubernetes.spoil(ExecFault(hang=True), "users list")
     ended = pod.run("cleanup", HTTP_TIMEOUT="2s")
     assert ended.status == 0, ended.out
     assert ["within 2 s" in event["error"] for event in ended.named("retry.scheduled")] == [True]
 
 
-def test_commands_are_counted_among_the_requests(pod: ClusterPod) -> None:
+def test_commands_are_counted_as_requests(pod: ClusterPod) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     running = pod.start("dns-watch", HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
@@ -248,7 +250,7 @@ def test_commands_are_counted_among_the_requests(pod: ClusterPod) -> None:
     assert re.search(r'requests_total\{outcome="ok",upstream="Headscale"\} [1-9]', metrics), metrics
 
 
-def test_without_its_modes_kubernetes_is_not_loaded(pod: ClusterPod) -> None:
+def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
     ended = pod.outside("--dry-run", PYTHONPROFILEIMPORTTIME="1").end()
     assert ended.status == 0, ended.errors
@@ -257,7 +259,7 @@ def test_without_its_modes_kubernetes_is_not_loaded(pod: ClusterPod) -> None:
     assert {"kubernetes", "websocket", "urllib3", "yaml"} & loaded == set()
 
 
-def test_a_service_accounts_token_is_rotated(pod: ClusterPod) -> None:
+def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
     pod.kubernetes.rotate_token()
     refused = pod.run("cleanup")
     assert (refused.status, refused.last["error_type"]) == (1, "AuthError")
@@ -269,17 +271,17 @@ def test_a_service_accounts_token_is_rotated(pod: ClusterPod) -> None:
 # --- The API key's Secret -----------------------------------------------------------------------------
 
 
-def test_the_api_keys_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
-    by_secret(pod)
+def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
+    use_key_secret(pod)
     ended = pod.run("cleanup")
     assert ended.status == 0, ended.out
     assert pod.kubernetes.commands == []
     assert pod.secrets_in(ended.out, ended.errors) == []
 
 
-def test_a_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
-    """The old one is refused, the Secret is read again, and the pass goes on as if nothing had been."""
-    by_secret(pod)
+def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
+    """Headscale refuses the old key, the Secret is read again, and the pass succeeds."""
+    use_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
     watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", **SIDECAR)
     watch.until("pass.finished")
@@ -293,9 +295,9 @@ def test_a_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     assert pod.secrets_in(ended.out, ended.errors) == []
 
 
-def test_a_key_that_is_rotated_in_headscale_first_is_waited_for(pod: ClusterPod) -> None:
-    """Until the Secret follows, each pass is an error and nothing else."""
-    by_secret(pod)
+def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> None:
+    """The key is rotated in Headscale before the Secret is updated."""
+    use_key_secret(pod)
     pod.headscale.add_node(NAME, user="svc")
     watch = pod.start("dns-watch", TAILSCALE_INTERFACE="", POLL_INTERVAL="1s", RETRY_INTERVAL="1s", HEALTH_PORT="0")
     watch.until("pass.finished")
@@ -306,26 +308,30 @@ def test_a_key_that_is_rotated_in_headscale_first_is_waited_for(pod: ClusterPod)
     assert watch.stop().status == 0
 
 
-@pytest.mark.parametrize("state", ["no-secret", "no-right"])
-def test_an_api_key_that_cannot_be_had_is_said_so(state: str, pod: ClusterPod) -> None:
-    by_secret(pod)
-    if state == "no-secret":
+@pytest.mark.parametrize("state", ["missing Secret", "missing permission"])
+def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
+    use_key_secret(pod)
+    if state == "missing Secret":
         pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, KEY_SECRET)
     else:
         pod.kubernetes.allow_nothing()
     ended = pod.run("cleanup")
-    told = "HEADSCALE_API_KEY_SECRET: there is no Secret" if state == "no-secret" else f"resourceNames: [{KEY_SECRET}]"
+    expected = (
+        "HEADSCALE_API_KEY_SECRET: there is no Secret"
+        if state == "missing Secret"
+        else f"resourceNames: [{KEY_SECRET}]"
+    )
     assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
-    assert told in ended.last["error"]
+    assert expected in ended.last["error"]
     assert pod.untouched
 
 
 # --- Keeping the node ---------------------------------------------------------------------------------
 
 
-def test_a_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
-    """The state Secret is in the pod's own namespace, as its service account's files tell."""
-    leave_behind(pod)
+def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
+    """The state Secret is in the namespace of the pod, which the service account names."""
+    add_leftovers(pod)
     [node] = pod.headscale.nodes
     pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
     pod.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id)})
@@ -339,12 +345,12 @@ def test_a_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> Non
     assert pod.cloudflare.writes == []
 
 
-# --- Which cluster ------------------------------------------------------------------------------------
+# --- Choice of the cluster ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
-    """An administrator's, with another context than the current one besides."""
+    """The kubeconfig of an administrator, with a second context that is not current."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
     path = pod.folder / "kubeconfig"
     clusters = {
@@ -368,10 +374,8 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
 
 
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_a_dry_run_from_a_laptop_shows_whose_cluster_it_looked_at(
-    output: str, pod: ClusterPod, kubeconfig: Path
-) -> None:
-    leave_behind(pod)
+def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
+    add_leftovers(pod)
     before = kubeconfig.read_bytes()
     ended = pod.outside("--dry-run", "--output", output).end()
     assert ended.status == 0, ended.errors
@@ -383,8 +387,8 @@ def test_a_dry_run_from_a_laptop_shows_whose_cluster_it_looked_at(
 
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
-def test_a_kubeconfig_serves_no_command_that_writes(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
-    leave_behind(pod)
+def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
+    add_leftovers(pod)
     ended = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").end()
     assert (ended.status, ended.last["event"]) == (2, "settings.invalid")
     assert "only --dry-run uses a kubeconfig" in ended.last["error"]
@@ -393,7 +397,7 @@ def test_a_kubeconfig_serves_no_command_that_writes(command: str, pod: ClusterPo
 
 
 @pytest.mark.parametrize("text", ["nonsense", "a: [", "contexts: 7", "[]"])
-def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
+def test_malformed_kubeconfig_is_a_settings_error(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text(text)
     ended = pod.outside("--dry-run").end()
     assert (ended.status, ended.out) == (2, "")
@@ -401,7 +405,7 @@ def test_a_kubeconfig_that_makes_no_sense_is_a_wrong_setting(text: str, pod: Clu
     assert "Traceback" not in ended.errors
 
 
-def test_a_kubeconfig_that_verifies_nobody_is_refused(pod: ClusterPod, kubeconfig: Path) -> None:
+def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubeconfig: Path) -> None:
     document = yaml.safe_load(kubeconfig.read_text())
     for cluster in document["clusters"]:
         cluster["cluster"].pop("certificate-authority", None)
@@ -413,9 +417,9 @@ def test_a_kubeconfig_that_verifies_nobody_is_refused(pod: ClusterPod, kubeconfi
     assert pod.kubernetes.requests == []
 
 
-def test_in_the_cluster_kubernetes_is_reached_directly(pod: ClusterPod) -> None:
-    """GET and exec alike, although blanks are around the entries of NO_PROXY."""
-    leave_behind(pod)
+def test_kubernetes_is_reached_directly_in_the_cluster(pod: ClusterPod) -> None:
+    """Both GET and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
+    add_leftovers(pod)
     proxy = ProxySimulator({})
     with proxy.serve() as url:
         ended = pod.run("cleanup", HTTPS_PROXY=url, ALL_PROXY=url, NO_PROXY="localhost, 10.43.0.1")
@@ -427,7 +431,7 @@ def test_in_the_cluster_kubernetes_is_reached_directly(pod: ClusterPod) -> None:
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "proxy-url"])
 def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
-    leave_behind(pod)
+    add_leftovers(pod)
     document = yaml.safe_load(kubeconfig.read_text())
     cluster = document["clusters"][0]["cluster"]
     proxy = ProxySimulator({"kubernetes.example.com:6443": cluster["server"].removeprefix("https://")})
@@ -443,22 +447,22 @@ def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod
     assert set(proxy.requested) == {"kubernetes.example.com:6443"}
 
 
-def test_in_a_pod_a_kubeconfig_is_not_looked_at(pod: ClusterPod, kubeconfig: Path) -> None:
+def test_kubeconfig_is_ignored_in_a_pod(pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text("nonsense")
     ended = pod.run("--dry-run")
     assert "in-cluster, https://127.0.0.1:" in ended.out
 
 
-def test_nowhere_to_ask_is_a_wrong_setting(pod: ClusterPod) -> None:
+def test_missing_way_to_headscale_is_a_settings_error(pod: ClusterPod) -> None:
     ended = pod.outside("--dry-run", HOME=str(pod.folder)).end()
     assert ended.status == 2
     assert "HEADSCALE_URL and HEADSCALE_API_KEY" in ended.errors
 
 
-def test_the_docs_dry_run_prints_the_plan_that_they_show(
+def test_dry_run_of_the_docs_prints_the_shown_plan(
     pod: ClusterPod, kubeconfig: Path, repository: Path, clean_environment: Mapping[str, str]
 ) -> None:
-    """Its commands run as written, with a kubeconfig and a token; the plan has the same steps and values."""
+    """The commands of the page run as written, with a kubeconfig and a token."""
     pod.headscale.add_user("services")
     node = pod.headscale.add_node(NAME, user="services", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)
@@ -471,9 +475,9 @@ def test_the_docs_dry_run_prints_the_plan_that_they_show(
     bootstrap = clone / "scripts" / "bootstrap"
     bootstrap.write_text(f"#!/bin/sh\nexec {repository}/scripts/bootstrap\n")
     bootstrap.chmod(0o755)
-    typed = steps.replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
+    script = steps.replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
     done = subprocess.run(
-        ["sh", "-ec", typed],
+        ["sh", "-ec", script],
         cwd=clone,
         env={
             **clean_environment,
@@ -493,6 +497,6 @@ def test_the_docs_dry_run_prints_the_plan_that_they_show(
 
 
 def _steps(report: str) -> list[tuple[str, list[str]]]:
-    """First word, and names, addresses and paths of each line of a report but the reasons."""
+    """Return the first word, names, addresses and paths of each line of a report, without the reasons."""
     lines = [line.split() for line in report.splitlines() if line.strip() and not line.startswith("      ")]
     return [(first, [word.strip("(),") for word in words if re.search(r"[\d_/.]", word)]) for first, *words in lines]

@@ -1,4 +1,4 @@
-"""How a command ends, by cause: each with its own words, and nothing written or deleted."""
+"""The exit status and error of each kind of failure, in which nothing is written or deleted."""
 
 from __future__ import annotations
 
@@ -15,56 +15,58 @@ from tests.simulators import faults
 from tests.simulators.serve import serve
 
 
-def leave_behind(pod: Pod) -> None:
+def add_leftovers(pod: Pod) -> None:
     node = pod.headscale.add_node(NAME, user="svc", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "expected"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, "CLOUDFLARE_API_TOKEN: is required", id="no-token"),
-        pytest.param({"CLOUDFLARE_API_TOKEN": "<token>"}, "CLOUDFLARE_API_TOKEN: is not a token", id="placeholder"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, "CLOUDFLARE_API_TOKEN: is required", id="no token"),
         pytest.param(
-            {"CLOUDFLARE_ZONE_ID": "example.com"}, "CLOUDFLARE_ZONE_ID: must be 32 hex digits", id="no-zone-id"
+            {"CLOUDFLARE_API_TOKEN": "<token>"}, "CLOUDFLARE_API_TOKEN: is not a token", id="placeholder token"
         ),
-        pytest.param({"HEADSCALE_API_KEY": ""}, "HEADSCALE_API_KEY: is required", id="no-key"),
-        pytest.param({"HEADSCALE_URL": "headscale:8080"}, "HEADSCALE_URL: must be an address", id="no-address"),
-        pytest.param({"DOMAIN_NAME": ""}, "DOMAIN_NAME: is required", id="no-domain"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, r"TS_HOSTNAME: .*72 characters.*63", id="long-name"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, r"TS_HOSTNAME: .*64 characters.*63", id="long-name-without-a-dot"),
-        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, r"TS_HOSTNAME: .*70 characters.*63", id="long-name-of-the-pod"),
-        pytest.param({"HOSTNAME": "grafana-1"}, "TS_HOSTNAME: set TS_HOSTNAME", id="another-ordinal"),
-        pytest.param({"HOSTNAME": ""}, "TS_HOSTNAME: set TS_HOSTNAME", id="no-pod"),
+        pytest.param(
+            {"CLOUDFLARE_ZONE_ID": "example.com"}, "CLOUDFLARE_ZONE_ID: must be 32 hex digits", id="domain as zone id"
+        ),
+        pytest.param({"HEADSCALE_API_KEY": ""}, "HEADSCALE_API_KEY: is required", id="no API key"),
+        pytest.param({"HEADSCALE_URL": "headscale:8080"}, "HEADSCALE_URL: must be an address", id="incomplete URL"),
+        pytest.param({"DOMAIN_NAME": ""}, "DOMAIN_NAME: is required", id="no domain"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, r"TS_HOSTNAME: .*72 characters.*63", id="long name"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, r"TS_HOSTNAME: .*64 characters.*63", id="long label"),
+        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, r"TS_HOSTNAME: .*70 characters.*63", id="long name of the pod"),
+        pytest.param({"HOSTNAME": "grafana-1"}, "TS_HOSTNAME: set TS_HOSTNAME", id="second replica"),
+        pytest.param({"HOSTNAME": ""}, "TS_HOSTNAME: set TS_HOSTNAME", id="no pod name"),
         pytest.param(
             {"DOMAIN_NAME": "", "CLOUDFLARE_ZONE_ID": "x", "HTTP_TIMEOUT": "soon"},
             r"(?s)CLOUDFLARE_ZONE_ID: .*DOMAIN_NAME: .*HTTP_TIMEOUT: ",
-            id="all-together",
+            id="several settings",
         ),
     ],
 )
-def test_settings_that_are_wrong_are_2(pod: Pod, variables: dict[str, str], told: str) -> None:
-    leave_behind(pod)
+def test_invalid_settings_are_2(pod: Pod, variables: dict[str, str], expected: str) -> None:
+    add_leftovers(pod)
     ended = pod.run("cleanup", **variables)
     assert (ended.status, ended.errors) == (2, "")
     assert (ended.last["event"], ended.last["level"]) == ("settings.invalid", "error")
-    assert re.search(told, ended.last["error"])
+    assert re.search(expected, ended.last["error"])
     assert pod.headscale.requests == pod.cloudflare.requests == []
     assert pod.untouched
     values = [value for value in variables.values() if len(value) > 8]
-    assert not [value for value in values if value in ended.out], "by name, never by value"
+    assert not [value for value in values if value in ended.out], "values are not shown"
 
 
-def test_settings_that_are_wrong_for_the_other_command_are_no_matter(pod: Pod) -> None:
+def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
     assert pod.run("cleanup", DNS_TTL="never").status == 0
 
 
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
-def test_settings_that_are_wrong_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
+def test_invalid_settings_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
     ended = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
     assert ended.status == 2
-    said = ended.errors if command == ["--dry-run"] else ended.out
-    [error] = [event["error"] for event in map(json.loads, said.splitlines()) if event["event"] == "settings.invalid"]
+    output = ended.errors if command == ["--dry-run"] else ended.out
+    [error] = [event["error"] for event in map(json.loads, output.splitlines()) if event["event"] == "settings.invalid"]
     assert error.splitlines() == [
         "CLOUDFLARE_ZONE_ID: must be 32 hex digits as on the zone's overview page, not the domain",
         "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic",
@@ -96,7 +98,7 @@ def missing_folder(pod: Pod) -> dict[str, str]:
 
 def unwritable_folder(pod: Pod) -> dict[str, str]:
     if not Path("/sys/kernel").is_dir():
-        pytest.skip("needs /sys, in which nobody may make a file")
+        pytest.skip("needs /sys, where no file can be created")
     return {"AUTHKEY_OUTPUT_PATH": "/sys/kernel/authkey"}
 
 
@@ -106,29 +108,29 @@ def taken_name(pod: Pod) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("harm", "kind", "told"),
+    ("harm", "kind", "expected"),
     [
-        pytest.param(wrong_user, "UserError", "no user called bob.*HEADSCALE_USER.*svc", id="user"),
-        pytest.param(several_users, "UserError", "HEADSCALE_USER.*ann.*svc", id="users"),
-        pytest.param(wrong_key, "AuthError", "refused the API key.*headscale apikeys create", id="key"),
-        pytest.param(web_page, "ResponseError", "is HEADSCALE_URL the address of Headscale", id="web-page"),
-        pytest.param(missing_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: .*does not exist", id="no-folder"),
-        pytest.param(unwritable_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: /sys/kernel", id="unwritable-folder"),
-        pytest.param(taken_name, "NameTakenError", "belongs to another owner.*TS_HOSTNAME", id="taken-name"),
+        pytest.param(wrong_user, "UserError", "no user called bob.*HEADSCALE_USER.*svc", id="unknown user"),
+        pytest.param(several_users, "UserError", "HEADSCALE_USER.*ann.*svc", id="several users"),
+        pytest.param(wrong_key, "AuthError", "refused the API key.*headscale apikeys create", id="wrong API key"),
+        pytest.param(web_page, "ResponseError", "is HEADSCALE_URL the address of Headscale", id="web page"),
+        pytest.param(missing_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: .*does not exist", id="missing folder"),
+        pytest.param(unwritable_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: /sys/kernel", id="unwritable folder"),
+        pytest.param(taken_name, "NameTakenError", "belongs to another owner.*TS_HOSTNAME", id="taken name"),
     ],
 )
-def test_a_cleanup_that_could_not_is_1(pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, told: str) -> None:
-    leave_behind(pod)
+def test_failed_cleanup_is_1(pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, expected: str) -> None:
+    add_leftovers(pod)
     ended = pod.run("cleanup", **harm(pod))
     assert (ended.status, ended.errors) == (1, "")
     assert (ended.last["event"], ended.last["level"], ended.last["error_type"]) == ("command.failed", "error", kind)
-    assert re.search(told, ended.last["error"])
+    assert re.search(expected, ended.last["error"])
     assert pod.untouched
     assert pod.secrets_in(ended.out) == []
 
 
 @pytest.mark.parametrize("arguments", [["cleanup"], ["--dry-run"]])
-def test_a_headscale_that_is_too_old_is_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
+def test_unsupported_headscale_is_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
     pod = make_pod("0.22.3")
     ended = pod.run(*arguments)
     assert ended.status == 1
@@ -136,27 +138,29 @@ def test_a_headscale_that_is_too_old_is_1(make_pod: Callable[..., Pod], argument
     assert pod.untouched
 
 
-def test_a_wrong_cloudflare_token_keeps_no_pod_from_starting_and_is_told(pod: Pod) -> None:
-    leave_behind(pod)
+def test_wrong_cloudflare_token_is_reported_and_does_not_fail_cleanup(pod: Pod) -> None:
+    add_leftovers(pod)
     ended = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
     assert (ended.status, ended.errors) == (0, "")
-    [told] = ended.named("zone.unreadable")
-    assert "CLOUDFLARE_API_TOKEN is not valid" in told["error"]
+    [unreadable] = ended.named("zone.unreadable")
+    assert "CLOUDFLARE_API_TOKEN is not valid" in unreadable["error"]
     assert pod.files == ["authkey", "authkey.id"]
     assert len(pod.records()) == 1
     assert "not-the-token" not in ended.out
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "expected"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN is not valid", id="token"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="zone-id"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "no zone for DOMAIN_NAME", id="domain"),
-        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN is not valid", id="wrong token"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="unknown zone id"),
+        pytest.param(
+            {"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "no zone for DOMAIN_NAME", id="unknown domain"
+        ),
+        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable upstream"),
     ],
 )
-def test_a_record_that_could_not_be_put_right_once_is_1(pod: Pod, variables: dict[str, str], told: str) -> None:
+def test_failed_update_with_once_is_1(pod: Pod, variables: dict[str, str], expected: str) -> None:
     pod.headscale.add_node("grafana.example.com", user="svc")
     variables = {"TS_HOSTNAME": ""} | variables
     if "DOMAIN_NAME" in variables:
@@ -164,11 +168,11 @@ def test_a_record_that_could_not_be_put_right_once_is_1(pod: Pod, variables: dic
     ended = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
     assert (ended.status, ended.errors) == (1, "")
     assert ended.last["event"] == "command.failed"
-    assert told in ended.last["error"]
+    assert expected in ended.last["error"]
     assert pod.untouched
 
 
-def test_a_node_that_does_not_come_is_1(pod: Pod) -> None:
+def test_unregistered_node_is_1(pod: Pod) -> None:
     ended = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
     assert (ended.status, ended.errors) == (1, "")
     assert ended.last["error_type"] == "NotRegisteredError"
@@ -176,27 +180,29 @@ def test_a_node_that_does_not_come_is_1(pod: Pod) -> None:
     assert pod.untouched
 
 
-def nowhere(pod: Pod) -> dict[str, str]:
+def unreachable(pod: Pod) -> dict[str, str]:
     with serve(pod.headscale) as url:
         pass
     return {"HEADSCALE_URL": url}
 
 
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("harm", "expected"),
     [
-        pytest.param(nowhere, "could not be reached.*Connection refused.*HEADSCALE_URL", id="unreachable"),
-        pytest.param(wrong_key, "refused the API key", id="key"),
-        pytest.param(wrong_user, "no user called bob", id="user"),
+        pytest.param(unreachable, "could not be reached.*Connection refused.*HEADSCALE_URL", id="unreachable upstream"),
+        pytest.param(wrong_key, "refused the API key", id="wrong API key"),
+        pytest.param(wrong_user, "no user called bob", id="unknown user"),
         pytest.param(
-            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN is not valid", id="cloudflare-token"
+            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"},
+            "CLOUDFLARE_API_TOKEN is not valid",
+            id="wrong Cloudflare token",
         ),
-        pytest.param(taken_name, "belongs to another owner", id="taken-name"),
+        pytest.param(taken_name, "belongs to another owner", id="taken name"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_a_dry_run_that_could_not_read_everything_is_1_and_says_why(
-    pod: Pod, harm: Callable[[Pod], dict[str, str]], told: str, output: str
+def test_incomplete_dry_run_is_1_and_reports_the_problem(
+    pod: Pod, harm: Callable[[Pod], dict[str, str]], expected: str, output: str
 ) -> None:
     ended = pod.run("--dry-run", "--output", output, **harm(pod))
     assert ended.status == 1
@@ -205,6 +211,6 @@ def test_a_dry_run_that_could_not_read_everything_is_1_and_says_why(
         if output == "json"
         else [line for line in ended.out.splitlines() if line.startswith("  problem:")]
     )
-    assert any(re.search(told, problem) for problem in problems)
+    assert any(re.search(expected, problem) for problem in problems)
     assert pod.untouched
     assert pod.secrets_in(ended.out, ended.errors) == []

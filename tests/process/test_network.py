@@ -1,4 +1,4 @@
-"""`dns-watch` beside a VPN interface, in a network of its own: what every container of a pod sees."""
+"""`dns-watch` with a VPN interface, in a separate network namespace as in a pod."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ INTERFACE = "tailscale0"
 
 
 def ip(*arguments: str) -> None:
-    """Run `ip` in this thread's network."""
+    """Run `ip` in the network namespace of this thread."""
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
-def enter_own_network() -> None:
-    """Leave the machine's network, this thread alone and the processes that it starts.
+def enter_new_network() -> None:
+    """Move this thread, and the processes that it starts, to a new network namespace.
 
-    The loopback interface plays the VPN's: no other kind can be made on every machine.
+    The loopback interface replaces the VPN interface, because other kinds are not available on every machine.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -41,37 +41,37 @@ def enter_own_network() -> None:
 
 
 @functools.cache
-def _why_not() -> str | None:
-    """Why no network can be made here; None when one can."""
+def _reason_to_skip() -> str | None:
+    """Return why no network namespace can be created, or None if it can."""
     if shutil.which("ip") is None:
         return "ip is not installed (iproute2)"
     with ThreadPoolExecutor(1) as thread:
         try:
-            thread.submit(enter_own_network).result()
+            thread.submit(enter_new_network).result()
         except (OSError, subprocess.CalledProcessError) as error:
-            return f"needs the right to make a network namespace, as root has it: {error}"
+            return f"needs the permission to create a network namespace, as root: {error}"
     return None
 
 
-Elsewhere = Callable[[Callable[[], Result]], Result]
+InNewNetwork = Callable[[Callable[[], Result]], Result]
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Elsewhere[object]]:
-    """Runs a function in a network of its own, the same one each time."""
-    if reason := _why_not():
+def in_new_network() -> Iterator[InNewNetwork[object]]:
+    """Return a function that runs another function in a new network namespace, the same for each call."""
+    if reason := _reason_to_skip():
         pytest.skip(reason)
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(enter_own_network).result()
+        thread.submit(enter_new_network).result()
         yield lambda function: thread.submit(function).result()
 
 
-def test_a_manifest_from_before_this_program_works_unchanged(
-    elsewhere: Elsewhere[None], make_pod: Callable[..., Pod]
+def test_existing_manifest_works_without_changes(
+    in_new_network: InNewNetwork[None], make_pod: Callable[..., Pod]
 ) -> None:
-    """No key volume in the sidecar, no setting but those it always had; the interface tells the rest."""
+    """The sidecar has no key volume and no new settings, and detects its address on the interface."""
 
-    def story() -> None:
+    def scenario() -> None:
         pod = make_pod()
         pod.headscale.add_user("svc")
         manifest = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "AUTHKEY_OUTPUT_PATH": ""}
@@ -91,13 +91,13 @@ def test_a_manifest_from_before_this_program_works_unchanged(
         assert pod.records() == {f"A {moved.address}": MARK}
         assert len(pod.headscale.nodes) == len(others) + 1
 
-    elsewhere(story)
+    in_new_network(scenario)
 
 
-def test_an_address_that_no_node_has_is_published_by_nobody(
-    elsewhere: Elsewhere[None], make_pod: Callable[..., Pod]
+def test_address_without_a_node_is_not_published(
+    in_new_network: InNewNetwork[None], make_pod: Callable[..., Pod]
 ) -> None:
-    def story() -> None:
+    def scenario() -> None:
         pod = make_pod()
         pod.headscale.add_user("svc")
         pod.headscale.add_node(NAME, user="svc")
@@ -107,4 +107,4 @@ def test_an_address_that_no_node_has_is_published_by_nobody(
         assert "no node with this pod's VPN address" in ended.last["error"]
         assert pod.untouched
 
-    elsewhere(story)
+    in_new_network(scenario)

@@ -1,4 +1,4 @@
-"""Standard output that is closed, broken, full or not read: no command ends or hangs for it."""
+"""Closed, broken, full or blocked standard output does not end or block a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threading import Event
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Doorbell, Pod
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
 from tests.simulators import faults
 
 DEVNULL = subprocess.DEVNULL
@@ -51,7 +51,7 @@ class Sink:
         return descriptor
 
     def close(self) -> None:
-        """Close what is open here."""
+        """Close the open descriptors."""
         for descriptor in self._descriptors:
             os.close(descriptor)
 
@@ -64,17 +64,17 @@ def sink(request: pytest.FixtureRequest) -> Iterator[Sink]:
 
 
 @pytest.fixture
-def ringing_pod(make_pod: Callable[..., Pod]) -> tuple[Pod, Event]:
+def pod_and_request(make_pod: Callable[..., Pod]) -> tuple[Pod, Event]:
     """A pod, and an event that is set by the first request to Headscale."""
-    bells: list[Doorbell] = []
+    detectors: list[RequestDetector] = []
 
-    def with_a_bell(application: Callable[..., object]) -> Doorbell:
-        bells.append(Doorbell(application))  # type: ignore[arg-type]
-        return bells[0]
+    def detect(application: Callable[..., object]) -> RequestDetector:
+        detectors.append(RequestDetector(application))  # type: ignore[arg-type]
+        return detectors[0]
 
-    pod = make_pod(before=with_a_bell)
+    pod = make_pod(wrap=detect)
     pod.headscale.add_user("svc")
-    return pod, bells[0].rang
+    return pod, detectors[0].has_request
 
 
 def start(pod: Pod, sink: Sink, *arguments: str, **variables: str) -> subprocess.Popen[str]:
@@ -127,8 +127,10 @@ def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
 )
-def test_signal_ends_the_command(ringing_pod: tuple[Pod, Event], sink: Sink, arguments: list[str], status: int) -> None:
-    pod, has_request = ringing_pod
+def test_signal_ends_the_command(
+    pod_and_request: tuple[Pod, Event], sink: Sink, arguments: list[str], status: int
+) -> None:
+    pod, has_request = pod_and_request
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     process = start(pod, sink, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="")
     assert has_request.wait(HANGS_AFTER_S)
@@ -153,8 +155,8 @@ def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, argumen
     assert pod.untouched
 
 
-def test_signal_ends_a_report_that_is_not_read(ringing_pod: tuple[Pod, Event]) -> None:
-    pod, has_request = ringing_pod
+def test_signal_ends_a_report_that_is_not_read(pod_and_request: tuple[Pod, Event]) -> None:
+    pod, has_request = pod_and_request
     sink = Sink("stuck")
     process = start(pod, sink, "--dry-run", HEADSCALE_USER="svc")
     assert has_request.wait(HANGS_AFTER_S)

@@ -18,7 +18,7 @@ CLOUDFLARE = "http://cloudflare.example.net"
 
 @pytest.fixture
 def proxy(pod: Pod) -> Iterator[ProxySimulator]:
-    """A proxy that alone resolves the names of both upstreams."""
+    """A proxy that resolves the names of both upstreams, which DNS does not."""
     headscale = pod.environment["HEADSCALE_URL"].removeprefix("http://")
     cloudflare = pod.environment["CLOUDFLARE_API_URL"].removeprefix("http://").partition("/")[0]
     proxy = ProxySimulator(
@@ -112,7 +112,7 @@ def test_unusable_value_is_a_settings_error(
     "variables",
     [
         pytest.param({"NO_PROXY": "127.0.0.1,fd00::/8"}, id="NO_PROXY"),
-        pytest.param({"SSLKEYLOGFILE": "/no/such/folder/keys"}, id="unusable-SSLKEYLOGFILE"),
+        pytest.param({"SSLKEYLOGFILE": "/no/such/folder/keys"}, id="unusable SSLKEYLOGFILE"),
         pytest.param({"SSLKEYLOGFILE": "keys"}, id="SSLKEYLOGFILE"),
     ],
 )

@@ -10,12 +10,12 @@ from typing import Any
 from tests.builders import NAME
 from tests.pages import blocks
 from tests.process.commands import Pod
-from tests.process.test_commands import SIDECAR, leave_behind
+from tests.process.test_commands import SIDECAR, add_leftovers
 from tests.simulators.vpn_client import VpnClient
 
 
 def shown(repository: Path, command: str) -> list[str]:
-    """The lines that the page shows below a command."""
+    """Return the lines that the page shows below a command."""
     (found,) = [
         block.text.splitlines()[1:]
         for block in blocks((repository / "docs/operations.md").read_text(), "console")
@@ -41,9 +41,9 @@ def compare(run: Iterable[str], shown: Iterable[str]) -> None:
 
 
 def test_both_commands_log_what_the_operations_page_shows(pod: Pod, repository: Path) -> None:
-    """For a pod whose predecessor left a node and a record."""
+    """The previous pod left a node and a record."""
     pod.environment["HEADSCALE_USER"] = pod.headscale.add_user("services").name
-    leave_behind(pod, user="services")
+    add_leftovers(pod, user="services")
     cleaned = pod.run("cleanup")
     VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end either command, whatever it is doing."""
+"""SIGTERM and SIGINT end a command, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, Doorbell, Pod
+from tests.process.commands import HANGS_AFTER_S, Pod, RequestDetector
 from tests.simulators import faults
 
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
@@ -15,17 +15,17 @@ SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGIN
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("arguments", "waits", "status"),
+    ("arguments", "event", "status"),
     [
         pytest.param(["cleanup"], "retry.scheduled", 1, id="cleanup"),
         pytest.param(["dns-watch"], "pass.failed", 0, id="dns-watch"),
-        pytest.param(["dns-watch", "--once"], "pass.failed", 0, id="dns-watch-once"),
+        pytest.param(["dns-watch", "--once"], "pass.failed", 0, id="dns-watch --once"),
     ],
 )
-def test_a_wait_is_ended(pod: Pod, number: signal.Signals, arguments: list[str], waits: str, status: int) -> None:
+def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[str], event: str, status: int) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     running = pod.start(*arguments, HEALTH_PORT="0")
-    running.until(waits)
+    running.until(event)
     ended = running.stop(number)
     assert (ended.status, ended.errors) == (status, "")
     assert [event["signal"] for event in ended.named("stop.requested")] == [number.name]
@@ -37,29 +37,29 @@ def test_a_wait_is_ended(pod: Pod, number: signal.Signals, arguments: list[str],
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
 )
-def test_a_request_that_hangs_is_left_behind(
+def test_signal_ends_a_command_with_a_hanging_request(
     make_pod: Callable[..., Pod], number: signal.Signals, arguments: list[str], status: int
 ) -> None:
-    """Its answer would come in an hour."""
-    bells: list[Doorbell] = []
+    """The response would arrive in an hour."""
+    detectors: list[RequestDetector] = []
 
-    def with_a_bell(application: Callable[..., object]) -> Doorbell:
-        bells.append(Doorbell(application))  # type: ignore[arg-type]
-        return bells[0]
+    def detect(application: Callable[..., object]) -> RequestDetector:
+        detectors.append(RequestDetector(application))  # type: ignore[arg-type]
+        return detectors[0]
 
-    pod = make_pod(before=with_a_bell)
+    pod = make_pod(wrap=detect)
     pod.headscale.add_user("svc")
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start(*arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
-    assert bells[0].rang.wait(HANGS_AFTER_S)
+    assert detectors[0].has_request.wait(HANGS_AFTER_S)
     ended = running.stop(number)
     assert (ended.status, ended.errors) == (status, "")
     assert [event["signal"] for event in ended.named("stop.requested")] == [number.name]
     assert pod.untouched
 
 
-def test_a_zone_that_hangs_holds_no_cleanup_up(pod: Pod) -> None:
-    """Its one request is left behind when HTTP_TIMEOUT is over, without a word on standard error."""
+def test_hanging_zone_delays_cleanup_by_one_timeout(pod: Pod) -> None:
+    """HTTP_TIMEOUT ends the request, and nothing is printed to standard error."""
     pod.cloudflare.faults.add(faults.hang(limit_s=3600), times=None)
     ended = pod.run("cleanup", HTTP_TIMEOUT="2")
     assert (ended.status, ended.errors) == (0, "")

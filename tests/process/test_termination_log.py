@@ -1,4 +1,4 @@
-"""The reason of an end stands where `kubectl describe pod` shows it, if there is such a place."""
+"""The termination message, which `kubectl describe pod` shows, contains the reason of a failure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wsgiref.types import WSGIApplication
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Doorbell, Ended, Pod, Running
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Ended, Pod, RequestDetector, Running
 from tests.simulators import faults
 
-# A /dev of its own, in a mount namespace of its own: the machine's stays as it is.
-IN_OWN_DEV = """
+# Run in a separate mount namespace, so that the machine's /dev does not change.
+WITH_PRIVATE_DEV = """
 out=$1 make=$2; shift 2
 mount -t tmpfs none /dev
 eval "$make"
@@ -27,74 +27,78 @@ exit "$status"
 
 FILE = ": >/dev/termination-log"
 NOTHING = ":"
-# One that is seen from outside, so that the program can take the shell's place and be asked to stop.
+# Visible from outside, so that the program can replace the shell and receive signals.
 SHARED = ': >"$out"; : >/dev/termination-log; mount --bind "$out" /dev/termination-log; exec "$@"'
 READ_ONLY = "echo before >/dev/file; : >/dev/termination-log; mount --bind -o ro /dev/file /dev/termination-log"
 
 
 @functools.cache
-def _why_not() -> str | None:
-    """Why no mount namespace can be made here; None when one can."""
+def _reason_to_skip() -> str | None:
+    """Return why no mount namespace can be created, or None if it can."""
     if shutil.which("unshare") is None:
         return "unshare is not installed (util-linux)"
-    tried = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev"], check=False, capture_output=True, text=True
     )
-    return None if tried.returncode == 0 else f"needs the right to mount, as root has it: {tried.stderr.strip()}"
+    return None if result.returncode == 0 else f"needs the permission to mount, as root: {result.stderr.strip()}"
 
 
 @pytest.fixture(autouse=True)
-def _own_dev() -> None:
-    if reason := _why_not():
+def _require_mount_namespace() -> None:
+    if reason := _reason_to_skip():
         pytest.skip(reason)
 
 
 def start(pod: Pod, *arguments: str, make: str, **variables: str) -> tuple[Running, Path]:
-    """A command, and where to find what it leaves in the termination log."""
-    out = pod.folder / "last-words"
-    command = ["unshare", "--mount", "sh", "-c", IN_OWN_DEV, "sh", str(out), make, PROGRAM, *arguments]
+    """Start a command, and return it with the file that gets its termination message."""
+    out = pod.folder / "termination-message"
+    command = ["unshare", "--mount", "sh", "-c", WITH_PRIVATE_DEV, "sh", str(out), make, PROGRAM, *arguments]
     return pod.start_command(*command, **variables), out
 
 
-def last_words(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[Ended, str | None]:
-    """How a command ended, and what stood in the termination log then; None = there was no such file."""
+def run_with_log(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[Ended, str | None]:
+    """Run a command and return its result and termination message, or None if the log file is missing."""
     running, out = start(pod, *arguments, make=make, **variables)
     ended = running.end()
     return ended, out.read_text() if out.exists() else None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "status", "told"),
+    ("arguments", "variables", "status", "expected"),
     [
-        pytest.param(["cleanup"], {"HEADSCALE_USER": "bob"}, 1, "no user called bob", id="could-not"),
+        pytest.param(["cleanup"], {"HEADSCALE_USER": "bob"}, 1, "no user called bob", id="failure"),
         pytest.param(
-            ["cleanup"], {"CLOUDFLARE_ZONE_ID": "x", "DOMAIN_NAME": ""}, 2, "CLOUDFLARE_ZONE_ID: must", id="settings"
+            ["cleanup"],
+            {"CLOUDFLARE_ZONE_ID": "x", "DOMAIN_NAME": ""},
+            2,
+            "CLOUDFLARE_ZONE_ID: must",
+            id="invalid settings",
         ),
-        pytest.param(["cleanup", "--once"], {}, 2, "unrecognized arguments: --once", id="usage"),
+        pytest.param(["cleanup", "--once"], {}, 2, "unrecognized arguments: --once", id="invalid arguments"),
         pytest.param(
             ["dns-watch"],
             {"TAILSCALE_INTERFACE": "", "MAX_RETRIES": "1", "HEALTH_PORT": "0"},
             1,
             "was not there in 1 looks",
-            id="not-registered",
+            id="unregistered node",
         ),
     ],
 )
-def test_the_reason_is_left_there(
-    pod: Pod, arguments: list[str], variables: dict[str, str], status: int, told: str
+def test_termination_message_contains_the_reason(
+    pod: Pod, arguments: list[str], variables: dict[str, str], status: int, expected: str
 ) -> None:
-    ended, words = last_words(pod, *arguments, **variables)
+    ended, message = run_with_log(pod, *arguments, **variables)
     assert ended.status == status
-    assert words is not None
-    assert told in words
-    assert status == 2 or words == ended.last["error"]
+    assert message is not None
+    assert expected in message
+    assert status == 2 or message == ended.last["error"]
 
 
-def test_a_dry_run_that_could_not_read_everything_leaves_why(pod: Pod) -> None:
-    ended, words = last_words(pod, "--dry-run", HEADSCALE_USER="bob")
+def test_incomplete_dry_run_writes_the_reason(pod: Pod) -> None:
+    ended, message = run_with_log(pod, "--dry-run", HEADSCALE_USER="bob")
     assert ended.status == 1
-    assert words is not None
-    assert "no user called bob" in words
+    assert message is not None
+    assert "no user called bob" in message
 
 
 @pytest.mark.parametrize(
@@ -102,23 +106,23 @@ def test_a_dry_run_that_could_not_read_everything_leaves_why(pod: Pod) -> None:
     [
         pytest.param(["cleanup"], ["settings.loaded", "stop.requested"], id="cleanup"),
         pytest.param(["prune", "--yes"], ["settings.loaded", "stop.requested"], id="prune"),
-        pytest.param(["--dry-run"], [], id="dry-run"),
-        pytest.param(["prune"], [], id="prune-without-yes"),
+        pytest.param(["--dry-run"], [], id="dry run"),
+        pytest.param(["prune"], [], id="prune without --yes"),
     ],
 )
-def test_a_stop_while_a_request_hangs_leaves_why(
+def test_stop_during_a_hanging_request_is_reported(
     make_pod: Callable[..., Pod], arguments: list[str], logged: list[str]
 ) -> None:
-    bells: list[Doorbell] = []
+    detectors: list[RequestDetector] = []
 
-    def with_a_bell(application: WSGIApplication) -> Doorbell:
-        bells.append(Doorbell(application))
-        return bells[0]
+    def detect(application: WSGIApplication) -> RequestDetector:
+        detectors.append(RequestDetector(application))
+        return detectors[0]
 
-    pod = make_pod(before=with_a_bell)
+    pod = make_pod(wrap=detect)
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running, out = start(pod, *arguments, make=SHARED, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
-    assert bells[0].rang.wait(HANGS_AFTER_S)
+    assert detectors[0].has_request.wait(HANGS_AFTER_S)
     ended = running.stop()
     assert ended.status == 1
     assert [event["event"] for event in ended.events] == logged
@@ -126,35 +130,35 @@ def test_a_stop_while_a_request_hangs_leaves_why(
     assert pod.untouched
 
 
-def test_a_reason_is_not_longer_than_the_kubelet_takes(pod: Pod) -> None:
+def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod) -> None:
     for number in range(400):
         pod.headscale.add_user(f"user-{number:04d}")
-    ended, words = last_words(pod, "cleanup")
+    ended, message = run_with_log(pod, "cleanup")
     assert ended.status == 1
-    assert words is not None
-    assert len(words.encode()) == 4096
-    assert ended.last["error"].startswith(words)
+    assert message is not None
+    assert len(message.encode()) == 4096
+    assert ended.last["error"].startswith(message)
 
 
-def test_done_leaves_no_words(pod: Pod) -> None:
-    ended, words = last_words(pod, "cleanup")
-    assert (ended.status, words) == (0, "")
+def test_success_writes_no_termination_message(pod: Pod) -> None:
+    ended, message = run_with_log(pod, "cleanup")
+    assert (ended.status, message) == (0, "")
 
 
-def test_no_such_file_is_made(pod: Pod) -> None:
-    ended, words = last_words(pod, "cleanup", make=NOTHING, HEADSCALE_USER="bob")
-    assert (ended.status, ended.errors, words) == (1, "", None)
+def test_missing_termination_log_is_not_created(pod: Pod) -> None:
+    ended, message = run_with_log(pod, "cleanup", make=NOTHING, HEADSCALE_USER="bob")
+    assert (ended.status, ended.errors, message) == (1, "", None)
 
 
-def test_a_file_that_cannot_be_written_is_left_as_it_is(pod: Pod) -> None:
-    ended, words = last_words(pod, "cleanup", make=READ_ONLY, HEADSCALE_USER="bob")
-    assert (ended.status, ended.errors, words) == (1, "", "before\n")
+def test_read_only_termination_log_is_not_changed(pod: Pod) -> None:
+    ended, message = run_with_log(pod, "cleanup", make=READ_ONLY, HEADSCALE_USER="bob")
+    assert (ended.status, ended.errors, message) == (1, "", "before\n")
 
 
-def test_no_secret_is_left_there(pod: Pod) -> None:
+def test_termination_message_contains_no_secret(pod: Pod) -> None:
     pod.headscale.faults.add(faults.answer(500, pod.headscale.api_key, content_type="text/plain"), path="/none")
-    ended, words = last_words(pod, "cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789")
+    ended, message = run_with_log(pod, "cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789")
     assert ended.status == 1
-    assert words is not None
-    assert "hskey-api-wrong-0123456789" not in words
+    assert message is not None
+    assert "hskey-api-wrong-0123456789" not in message
     assert not Path(pod.key_file).exists()

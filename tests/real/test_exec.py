@@ -18,7 +18,7 @@ from lifecycle.clients.headscale import dialect
 from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.domain.errors import NotFoundError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
-from tests.process.cluster import Authority, needs_a_mount_namespace, with_service_account
+from tests.process.cluster import Authority, require_mount_namespace, with_service_account
 from tests.real.command import named
 from tests.real.machine import Machine
 from tests.real.programs import PATIENCE_S, Release, eventually
@@ -70,7 +70,7 @@ def real_cli(server: HeadscaleServer) -> Program:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    needs_a_mount_namespace()
+    require_mount_namespace()
     return Authority(tmp_path_factory.mktemp("authority"))
 
 

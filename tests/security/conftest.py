@@ -1,4 +1,4 @@
-"""Both services on loopback, and a program that can be run a hundred times."""
+"""A fixture that runs the program many times."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.security.runs import Runs
 
 @pytest.fixture
 def runs(tmp_path: Path, clean_environment: Mapping[str, str]) -> Iterator[Runs]:
-    """Runs the program in forks of one process."""
+    """Return a runner that forks one process for each run."""
     with Runs(tmp_path, clean_environment) as runs:
         yield runs

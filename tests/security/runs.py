@@ -1,4 +1,4 @@
-"""Run the program many times, and keep everything that it told anybody."""
+"""Run the program many times and collect all its output."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ import httpx
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
-# What says that a command will go on like this until somebody stops it.
-GOES_ON = ("retry.scheduled", "pass.failed", "pass.skipped", "pass.finished")
+# After one of these events, a command would repeat the same steps until it is stopped.
+REPEATING_EVENTS = ("retry.scheduled", "pass.failed", "pass.skipped", "pass.finished")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What one run told.
+class Result:
+    """The result of one run.
 
     Attributes:
-        texts: by where it was told.
-        rss: the most memory that it had, in bytes.
+        status: the exit status.
+        texts: the output by place, such as `termination log`.
+        rss: the peak memory in bytes.
     """
 
     status: int
@@ -36,13 +37,13 @@ class Told:
     rss: int
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         """Standard output and standard error."""
         return self.texts["output"]
 
 
 class Runs:
-    """Runs the program in forks of one process."""
+    """Runs the program in forks of one process, which is faster than new processes."""
 
     def __init__(self, folder: Path, base: Mapping[str, str]) -> None:
         self._folder = folder
@@ -50,8 +51,8 @@ class Runs:
         self._number = 0
 
     def __enter__(self) -> Self:
-        self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "tests.security.zygote"],
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.security.forkserver"],
             cwd=REPOSITORY,
             env=dict(self._base),
             stdin=subprocess.PIPE,
@@ -61,21 +62,21 @@ class Runs:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        assert self._zygote.stdin is not None
-        assert self._zygote.stdout is not None
-        self._zygote.stdin.close()
-        self._zygote.wait()
-        self._zygote.stdout.close()
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
 
-    def run(self, *arguments: str, **variables: str) -> Told:
-        """Run one command: to its end, or until it would go on like this for ever."""
+    def run(self, *arguments: str, **variables: str) -> Result:
+        """Run one command until it ends or would repeat the same steps."""
         self._number += 1
         folder = self._folder / f"run-{self._number}"
         volume = folder / "volume"
         volume.mkdir(parents=True)
-        pipe, last_words = folder / "said", folder / "last-words"
+        pipe, termination_log = folder / "output", folder / "termination-log"
         os.mkfifo(pipe)
-        last_words.touch()
+        termination_log.touch()
         port = _free_port()
         environment = {
             "AUTHKEY_OUTPUT_PATH": str(volume / "authkey"),
@@ -89,51 +90,51 @@ class Runs:
             "arguments": arguments,
             "environment": {**self._base, **environment},
             "folder": str(folder),
-            "said": str(pipe),
-            "last_words": str(last_words),
+            "output": str(pipe),
+            "termination_log": str(termination_log),
         }
-        pid = self._ask(job)["pid"]
+        pid = self._send(job)["pid"]
         texts: dict[str, str] = {}
         lines = []
-        with pipe.open() as said:
-            for line in said:
+        with pipe.open() as output:
+            for line in output:
                 lines.append(line)
-                if any(f'"{event}"' in line for event in GOES_ON):
+                if any(f'"{event}"' in line for event in REPEATING_EVENTS):
                     if arguments == ("dns-watch",) and "metrics" not in texts:
                         texts |= _health(port)
                     if arguments[0] == "dns-watch" or '"retry.scheduled"' in line:
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGTERM)
-        ended = self._answer()
+        end = self._receive()
         texts["output"] = "".join(lines)
-        texts["termination log"] = last_words.read_text()
+        texts["termination log"] = termination_log.read_text()
         texts["files"] = "".join(
             f"{file.name}: {file.read_text()}" for file in volume.iterdir() if file.name != "authkey"
         )
-        return Told(ended["status"], texts, ended["rss"])
+        return Result(end["status"], texts, end["rss"])
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
-        assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps(job) + "\n")
-        self._zygote.stdin.flush()
-        return self._answer()
+    def _send(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        return self._receive()
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._zygote.stdout is not None
-        answer: dict[str, Any] = json.loads(self._zygote.stdout.readline())
-        return answer
+    def _receive(self) -> dict[str, Any]:
+        assert self._server.stdout is not None
+        message: dict[str, Any] = json.loads(self._server.stdout.readline())
+        return message
 
 
 def _health(port: int) -> dict[str, str]:
-    told = {}
+    responses = {}
     for path in ("metrics", "readyz", "nodez", "livez"):
         with suppress(httpx.TransportError):
-            told[path] = httpx.get(f"http://127.0.0.1:{port}/{path}").text
-    return told
+            responses[path] = httpx.get(f"http://127.0.0.1:{port}/{path}").text
+    return responses
 
 
 def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""What a process shows of itself, and what it tells where Headscale is reached by its command line."""
+"""No secrets in command lines, child processes, logs and exec requests."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.cluster import Authority, ClusterPod, needs_a_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, Doorbell, Pod
+from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
+from tests.process.commands import HANGS_AFTER_S, Pod, RequestDetector
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -27,32 +27,32 @@ COMMANDS = [
     ("prune", "--name", NAME, "--yes"),
 ]
 
-AS_SET = {"LOG_LEVEL": "debug", "DNS_OWNER": "default", "MAX_RETRIES": "1", "HEALTH_PORT": "0", "HTTP_TIMEOUT": "5s"}
+SETTINGS = {"LOG_LEVEL": "debug", "DNS_OWNER": "default", "MAX_RETRIES": "1", "HEALTH_PORT": "0", "HTTP_TIMEOUT": "5s"}
 
 FAULTS = {
     "none": None,
-    "cut off": ExecFault(cut_after=5),
-    "garbage": ExecFault(instead=Finished(stdout=b"garbage")),
-    "an error": ExecFault(instead=Finished(exit_status=1, stderr=b"Error: rpc error: code = Unavailable")),
-    "not started": ExecFault(unstarted="container is restarting"),
+    "truncated output": ExecFault(cut_after=5),
+    "malformed output": ExecFault(instead=Finished(stdout=b"garbage")),
+    "error": ExecFault(instead=Finished(exit_status=1, stderr=b"Error: rpc error: code = Unavailable")),
+    "restarting container": ExecFault(unstarted="container is restarting"),
 }
 
 
-def leave_behind(pod: Pod) -> None:
-    """A node with a key of its own, and its record."""
+def add_leftovers(pod: Pod) -> None:
+    """Add a node that has its own key, and its record."""
     user = pod.headscale.add_user("svc")
     node = pod.headscale.add_node(NAME, user=user, pre_auth_key=pod.headscale.create_key(user))
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_no_argument_tells_a_secret(
+def test_command_line_contains_no_secret(
     clean_environment: Mapping[str, str], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    """Of the process as the kernel shows it to everybody, while it asks; and it has no child that had any."""
+    """All users of a machine can read command lines; child processes would have their own."""
     headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
-    bell = Doorbell(headscale)
-    with serve(bell) as headscale_url, serve(cloudflare) as cloudflare_url:
+    detector = RequestDetector(headscale)
+    with serve(detector) as headscale_url, serve(cloudflare) as cloudflare_url:
         pod = Pod(
             headscale,
             cloudflare,
@@ -61,10 +61,10 @@ def test_no_argument_tells_a_secret(
             base=clean_environment,
             folder=tmp_path,
         )
-        leave_behind(pod)
+        add_leftovers(pod)
         headscale.faults.add(faults.hang())
-        running = pod.start(*command, **AS_SET)
-        assert bell.rang.wait(HANGS_AFTER_S)
+        running = pod.start(*command, **SETTINGS)
+        assert detector.has_request.wait(HANGS_AFTER_S)
         process = Path(f"/proc/{running.pid}")
         arguments = (process / "cmdline").read_text()
         children = [(task / "children").read_text() for task in (process / "task").iterdir()]
@@ -78,13 +78,13 @@ def test_no_argument_tells_a_secret(
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    needs_a_mount_namespace()
+    require_mount_namespace()
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture
 def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[ClusterPod]:
-    """Up to 0.27 a list of nodes shows every pre-auth key in plain."""
+    """A pod with Headscale 0.27, whose list of nodes contains complete pre-auth keys."""
     headscale, cloudflare, kubernetes = HeadscaleSimulator("0.27.1"), CloudflareSimulator(), KubernetesSimulator()
     with ExitStack() as stack:
         yield ClusterPod(
@@ -101,19 +101,19 @@ def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_no_failure_of_exec_tells_a_secret(cluster_pod: ClusterPod, kind: str) -> None:
-    """Nor do the addresses of the requests, which hold the arguments of the command and stand in an audit log."""
+def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
+    """The URLs of the requests contain the arguments of the commands, and audit logs store them."""
     pod, fault = cluster_pod, FAULTS[kind]
-    leave_behind(pod)
+    add_leftovers(pod)
     for command in COMMANDS[:3]:
         if fault is not None:
             pod.kubernetes.spoil(fault, "nodes list")
             pod.kubernetes.spoil(fault, "preauthkeys create")
-        ended = pod.run(*command, **AS_SET)
+        ended = pod.run(*command, **SETTINGS)
         count("runs of commands through failures", f"exec: {kind}")
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]
-        notes = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
+        metadata = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
         assert ended.out
         assert "Traceback" not in ended.out + ended.errors
         count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
-        assert pod.secrets_in(ended.out, ended.errors, *urls, *notes) == []
+        assert pod.secrets_in(ended.out, ended.errors, *urls, *metadata) == []

@@ -1,6 +1,6 @@
-"""Every command through every failure, at debug level: no secret is told to anybody.
+"""No output contains a secret, for each command, failure and log level.
 
-What `dns-watch` says while it heals, which takes minutes, is searched on a clock of its own: in tests/faults.
+tests/faults checks the output of self-healing, which takes minutes, on a simulated clock.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
 from tests.tally import count
 
-# Told as text when Headscale fails, and as JSON when Cloudflare does: what is told is the same.
+# Failures of Headscale are reported as text and those of Cloudflare as JSON; both have the same content.
 OUTPUT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
 
 
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
-def test_no_failure_tells_a_secret(runs: Runs, upstream: UpstreamName) -> None:
+def test_output_of_a_failure_contains_no_secret(runs: Runs, upstream: UpstreamName) -> None:
     for kind, make in FAULTS.items():
-        # Up to 0.27 a list of nodes shows every pre-auth key in plain.
+        # Up to 0.27, the list of nodes contains complete pre-auth keys.
         headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
         headscale.add_user("svc")
         headscale.add_node(NAME, user="svc")
@@ -42,9 +42,9 @@ def test_no_failure_tells_a_secret(runs: Runs, upstream: UpstreamName) -> None:
             for number, command in enumerate(commands):
                 cloudflare.add_record(zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=MARK)
                 simulator.faults.clear()
-                # From the first request on, or the second, or the third: also in the middle of the work.
+                # Faults start at the first, second or third request, to include partial work.
                 simulator.faults.add(make(upstream, Random(1)), times=None, after=number % 3)
-                told = runs.run(
+                result = runs.run(
                     *command,
                     HEADSCALE_URL=headscale_url,
                     HEADSCALE_API_KEY=headscale.api_key,
@@ -56,14 +56,14 @@ def test_no_failure_tells_a_secret(runs: Runs, upstream: UpstreamName) -> None:
                     HTTP_TIMEOUT="0.3",
                 )
                 count("runs of commands through failures", kind)
-                assert told.said, (command, kind)
-                assert ("metrics" in told.texts) == (command == ("dns-watch",))
-                assert "Traceback" not in told.said, told.said
+                assert result.output, (command, kind)
+                assert ("metrics" in result.texts) == (command == ("dns-watch",))
+                assert "Traceback" not in result.output, result.output
                 urls = "\n".join(
                     f"{request.path}?{request.query}" for request in headscale.requests + cloudflare.requests
                 )
                 for secret in headscale.secrets() + cloudflare.secrets():
                     count("secrets searched")
-                    for where, text in {**told.texts, "URLs": urls}.items():
-                        assert secret not in text, f"{' '.join(command)} with {kind} at {upstream}: in its {where}"
+                    for where, text in {**result.texts, "URLs": urls}.items():
+                        assert secret not in text, f"{' '.join(command)} with {kind} at {upstream}: secret in {where}"
             simulator.faults.clear()

@@ -1,4 +1,4 @@
-"""Whom the program believes, how much it takes, and what it follows: TLS, sizes, redirects, names in paths."""
+"""TLS verification, redirects, response sizes and ids in URLs."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from tests.tally import count
 from tests.world import World
 
 GIB = 1024**3
-# The interpreter, the libraries, 32 MiB of an answer and as much again to grow in.
-MOST_MEMORY = 250 * 1024**2
+# The interpreter, the libraries, a response of 32 MiB and a copy of it.
+MEMORY_LIMIT = 250 * 1024**2
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl: apt-get install openssl")
 
 
 class _Quiet(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002 - werkzeug's signature
-        """A handshake that fails is what is tested."""
+        """Log nothing, because failed handshakes are expected."""
 
 
 class Authority:
-    """A private certificate authority, and a server's certificate for this machine."""
+    """A private certificate authority, and a server certificate for this machine."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.file = folder / f"{name}.crt"
@@ -82,7 +82,7 @@ class Authority:
 
 
 class Pod:
-    """Both services, and the variables of a pod that is to reach them."""
+    """Both upstreams, and the settings of a pod that uses them."""
 
     def __init__(self) -> None:
         self.headscale, self.cloudflare = HeadscaleSimulator(), CloudflareSimulator()
@@ -90,7 +90,7 @@ class Pod:
         self.zone_id = self.cloudflare.add_zone("example.com")
 
     def variables(self, headscale_url: str, cloudflare_url: str, **more: str) -> dict[str, str]:
-        """What the pod is told."""
+        """Return the environment of the pod."""
         return {
             "HEADSCALE_URL": headscale_url,
             "HEADSCALE_API_KEY": self.headscale.api_key,
@@ -107,125 +107,126 @@ def pod() -> Pod:
     return Pod()
 
 
-# --- Whom it believes ---------------------------------------------------------------------------------
+# --- TLS verification ---------------------------------------------------------------------------------
 
 
 @needs_openssl
-def test_a_server_that_nobody_vouches_for_is_refused(runs: Runs, pod: Pod, tmp_path: Path) -> None:
-    """Before anything is sent; and no variable of the libraries changes that."""
+def test_untrusted_certificate_is_refused(runs: Runs, pod: Pod, tmp_path: Path) -> None:
+    """No request is sent, and variables of the libraries do not disable the verification."""
     authority = Authority(tmp_path, "private")
     with authority.serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
         for variables in (
             {},
             {"PYTHONHTTPSVERIFY": "0", "CURL_CA_BUNDLE": "", "REQUESTS_CA_BUNDLE": "", "SSL_VERIFY": "0"},
         ):
-            told = runs.run("--dry-run", **pod.variables(url, cloudflare_url, **variables))
-            assert told.status == 1
-            assert "certificate verify failed" in told.said.lower()
+            result = runs.run("--dry-run", **pod.variables(url, cloudflare_url, **variables))
+            assert result.status == 1
+            assert "certificate verify failed" in result.output.lower()
     assert not pod.headscale.requests
 
 
 @needs_openssl
-def test_a_private_authority_can_be_given(runs: Runs, pod: Pod, tmp_path: Path) -> None:
+def test_private_authority_is_trusted_if_configured(runs: Runs, pod: Pod, tmp_path: Path) -> None:
     authority, other = Authority(tmp_path, "private"), Authority(tmp_path, "other")
     with authority.serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
-        told = runs.run("--dry-run", **pod.variables(url, cloudflare_url, HEADSCALE_CA_FILE=str(other.file)))
-        assert (told.status, pod.headscale.requests) == (1, [])
-        told = runs.run("cleanup", **pod.variables(url, cloudflare_url, HEADSCALE_CA_FILE=str(authority.file)))
-        assert told.status == 0, told.said
-        # It vouches for Headscale alone.
-        told = runs.run("--dry-run", **pod.variables(url, url, HEADSCALE_CA_FILE=str(authority.file)))
-        assert "certificate verify failed" in told.said.lower()
+        result = runs.run("--dry-run", **pod.variables(url, cloudflare_url, HEADSCALE_CA_FILE=str(other.file)))
+        assert (result.status, pod.headscale.requests) == (1, [])
+        result = runs.run("cleanup", **pod.variables(url, cloudflare_url, HEADSCALE_CA_FILE=str(authority.file)))
+        assert result.status == 0, result.output
+        # It is trusted for Headscale only.
+        result = runs.run("--dry-run", **pod.variables(url, url, HEADSCALE_CA_FILE=str(authority.file)))
+        assert "certificate verify failed" in result.output.lower()
 
 
 @needs_openssl
-def test_a_certificate_for_another_name_is_refused(runs: Runs, pod: Pod, tmp_path: Path) -> None:
+def test_certificate_for_another_name_is_refused(runs: Runs, pod: Pod, tmp_path: Path) -> None:
     authority = Authority(tmp_path, "private")
     with authority.serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
         elsewhere = url.replace("localhost", "127.0.0.2")
-        told = runs.run("--dry-run", **pod.variables(elsewhere, cloudflare_url, HEADSCALE_CA_FILE=str(authority.file)))
-    assert told.status == 1
+        result = runs.run(
+            "--dry-run", **pod.variables(elsewhere, cloudflare_url, HEADSCALE_CA_FILE=str(authority.file))
+        )
+    assert result.status == 1
     assert not pod.headscale.requests
 
 
-def test_no_setting_switches_verification_off() -> None:
+def test_no_setting_disables_verification() -> None:
     names = " ".join(every_variable()).replace("VERIFY_INTERVAL", "")
     assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS", "SSL"))
 
 
-def test_no_line_switches_verification_off(repository: Path) -> None:
-    """Nor could it be: there is no code that would."""
+def test_no_code_disables_verification(repository: Path) -> None:
     words = ("CERT_NONE", "CERT_OPTIONAL", "verify=False", "check_hostname", "assert_hostname", "verify_mode")
     sources = {path: path.read_text() for path in (repository / "lifecycle").rglob("*.py")}
     assert [(path.name, word) for path, text in sources.items() for word in words if word in text] == []
 
 
-# --- What it follows ----------------------------------------------------------------------------------
+# --- Redirects ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["cleanup", "--dry-run"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(runs: Runs, pod: Pod, command: str, status: int) -> None:
-    """The credentials would go along."""
+def test_redirect_is_not_followed(runs: Runs, pod: Pod, command: str, status: int) -> None:
+    """The target would receive the credentials."""
     elsewhere = HeadscaleSimulator()
     with serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url, serve(elsewhere) as elsewhere_url:
         for simulator in (pod.headscale, pod.cloudflare):
             redirect = faults.answer(status, headers={"Location": f"{elsewhere_url}/api/v1/node"})
             simulator.faults.add(redirect, times=None)
-        told = runs.run(command, **pod.variables(url, cloudflare_url))
-    assert told.status == 1
-    assert "redirects" in told.said
+        result = runs.run(command, **pod.variables(url, cloudflare_url))
+    assert result.status == 1
+    assert "redirects" in result.output
     assert not elsewhere.requests
 
 
-# --- How much it takes --------------------------------------------------------------------------------
+# --- Sizes of responses --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "--dry-run"])
-def test_an_answer_of_a_gigabyte_is_cut_off(runs: Runs, pod: Pod, command: str, upstream: str) -> None:
+def test_response_of_a_gigabyte_is_rejected(runs: Runs, pod: Pod, command: str, upstream: str) -> None:
     with serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
         simulator = pod.headscale if upstream == "headscale" else pod.cloudflare
         simulator.faults.add(faults.oversize(GIB), times=None)
         node = pod.headscale.add_node("grafana.example.com", user="svc")
-        told = runs.run(
+        result = runs.run(
             command, **pod.variables(url, cloudflare_url, TAILSCALE_INTERFACE="", VPN_PREFIXES="100.64.0.0/10")
         )
-        count("bad inputs", "an answer of 1 GiB")
-    # Cloudflare keeps no pod from starting; dns-watch goes on until it is asked to stop.
-    good = command == "dns-watch" or (upstream, command) == ("cloudflare", "cleanup")
-    assert told.status == (0 if good else 1), told.said
-    assert "larger than 32 MiB" in told.said
-    assert told.rss < MOST_MEMORY
+        count("bad inputs", "response of 1 GiB")
+    # A failure of Cloudflare does not fail cleanup. dns-watch retries until it is stopped.
+    succeeds = command == "dns-watch" or (upstream, command) == ("cloudflare", "cleanup")
+    assert result.status == (0 if succeeds else 1), result.output
+    assert "larger than 32 MiB" in result.output
+    assert result.rss < MEMORY_LIMIT
     assert node is not None
 
 
-def test_an_answer_that_unfolds_is_cut_off_too(runs: Runs, pod: Pod) -> None:
-    """A quarter of a megabyte on the wire, and a quarter of a gigabyte out of it."""
-    packed = bytearray()
-    packer = zlib.compressobj(wbits=31)
+def test_large_compressed_response_is_rejected(runs: Runs, pod: Pod) -> None:
+    """The body is 256 KiB compressed and 256 MiB decompressed."""
+    compressed = bytearray()
+    compressor = zlib.compressobj(wbits=31)
     for _ in range(GIB // 4 // 2**22):
-        packed += packer.compress(bytes(2**22))
-    packed += packer.flush()
+        compressed += compressor.compress(bytes(2**22))
+    compressed += compressor.flush()
     with serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
-        bomb = faults.answer(200, bytes(packed), headers={"Content-Encoding": "gzip"})
+        bomb = faults.answer(200, bytes(compressed), headers={"Content-Encoding": "gzip"})
         pod.headscale.faults.add(bomb, times=None, path="/api/v1/")
-        told = runs.run("cleanup", **pod.variables(url, cloudflare_url))
-        count("bad inputs", "an answer that unfolds to 256 MiB")
-    assert told.status == 1
-    assert told.rss < MOST_MEMORY, told.rss >> 20
+        result = runs.run("cleanup", **pod.variables(url, cloudflare_url))
+        count("bad inputs", "compressed response of 256 MiB")
+    assert result.status == 1
+    assert result.rss < MEMORY_LIMIT, result.rss >> 20
 
 
-def test_a_deeply_nested_answer_crashes_nobody(runs: Runs, pod: Pod) -> None:
+def test_deeply_nested_response_is_an_error_without_traceback(runs: Runs, pod: Pod) -> None:
     with serve(pod.headscale) as url, serve(pod.cloudflare) as cloudflare_url:
         pod.headscale.faults.add(faults.answer(200, "[" * 1_000_000), times=None, path="/api/v1/")
-        told = runs.run("cleanup", **pod.variables(url, cloudflare_url))
-        count("bad inputs", "nested a million times")
-    assert told.status == 1
-    assert "Traceback" not in told.said
+        result = runs.run("cleanup", **pod.variables(url, cloudflare_url))
+        count("bad inputs", "deeply nested response")
+    assert result.status == 1
+    assert "Traceback" not in result.output
 
 
-# --- What enters a path -------------------------------------------------------------------------------
+# --- Ids in URLs --------------------------------------------------------------------------------------
 
 BAD_IDS: tuple[object, ...] = (
     *("../../user/tokens", "a/b", "", "1?x=y", "1#", "1%2f..", "-1", "1.5", " 1", "\u0000", "1\r\nX-Evil: 1"),
@@ -234,10 +235,10 @@ BAD_IDS: tuple[object, ...] = (
 
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
-def test_an_id_that_is_none_enters_no_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: object) -> None:
-    """An id from an answer is checked before it is sent back in an address."""
+def test_invalid_id_is_not_used_in_a_url(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: object) -> None:
+    """An id from a response is validated before it becomes part of a URL."""
     world = World(monkeypatch, tmp_path)
-    count("bad inputs", "an id that is none")
+    count("bad inputs", "invalid id")
     record = {
         "id": bad,
         "name": "grafana.example.com",
@@ -262,8 +263,8 @@ def test_an_id_that_is_none_enters_no_path(monkeypatch: pytest.MonkeyPatch, tmp_
         "ipAddresses": ["100.64.0.9"],
     }
     world.headscale.faults.add(faults.answer(200, json.dumps({"nodes": [node]})), path="/api/v1/node$")
-    seen = len(world.headscale.requests)
+    before = len(world.headscale.requests)
     with pytest.raises(ResponseError, match="Headscale"):
         world.cleanup().run()
-    asked = [request.path for request in world.headscale.requests[seen:]]
-    assert set(asked) <= {"/version", "/swagger/v1/openapiv2.json", "/api/v1/user", "/api/v1/node"}
+    requested = [request.path for request in world.headscale.requests[before:]]
+    assert set(requested) <= {"/version", "/swagger/v1/openapiv2.json", "/api/v1/user", "/api/v1/node"}

@@ -1,6 +1,7 @@
-"""A process that has imported the program, and forks once for each command: a run costs 20 ms instead of 600.
+"""A process that imports the program once and forks for each command, so that a run takes 20 ms instead of 600.
 
-Reads one job a line, as JSON, on standard input; answers `{"pid": …}`, and at its end `{"status": …, "rss": …}`.
+It reads one job per line as JSON from standard input. It writes `{"pid": …}` when the command starts, and
+`{"status": …, "rss": …}` when it ends.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from typing import Any
 
 def _child(job: dict[str, Any]) -> None:
     from lifecycle.__main__ import main  # noqa: PLC0415
-    from lifecycle.runtime import termination  # noqa: PLC0415 - imported by now
+    from lifecycle.runtime import termination  # noqa: PLC0415 - already imported by the parent
 
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    said = os.open(job["said"], os.O_WRONLY)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    # Those of before remember what kind of file they wrote to.
+    output = os.open(job["output"], os.O_WRONLY)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    # The inherited streams have cached properties of the previous files.
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    # Where the kubelet would put it; a test cannot have /dev.
-    termination.TERMINATION_LOG = Path(job["last_words"])
+    # The kubelet mounts it in /dev, which a test cannot change.
+    termination.TERMINATION_LOG = Path(job["termination_log"])
     sys.argv = ["lifecycle", *job["arguments"]]
     status = 70
     try:
         status = main()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 70
-    except BaseException:  # noqa: BLE001 - what the interpreter would show, the test is to see
+    except BaseException:  # noqa: BLE001 - tests check for the traceback, as the interpreter prints it
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -41,13 +42,13 @@ def _child(job: dict[str, Any]) -> None:
         os._exit(status)
 
 
-def _answer(**values: int) -> None:
+def _send(**values: int) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 
 
 def serve() -> None:
-    """Run the jobs, one after another."""
+    """Run the jobs sequentially."""
     import lifecycle.cleanup.run  # noqa: PLC0415
     import lifecycle.cli  # noqa: PLC0415
     import lifecycle.dns_watch.loop  # noqa: PLC0415
@@ -58,10 +59,10 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             _child(job)
-        _answer(pid=pid)
+        _send(pid=pid)
         _, status, usage = os.wait4(pid, 0)
-        # Linux counts it in KiB.
-        _answer(status=os.waitstatus_to_exitcode(status), rss=usage.ru_maxrss * 1024)
+        # Linux reports KiB.
+        _send(status=os.waitstatus_to_exitcode(status), rss=usage.ru_maxrss * 1024)
 
 
 if __name__ == "__main__":
