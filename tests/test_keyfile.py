@@ -286,7 +286,7 @@ class TestCannotBeWritten:
 
     @pytest.mark.parametrize("room", [0, 1, 40, 87])
     def test_disk_that_fills_up_leaves_the_old_key(self, old_key: KeyFileWriter, room: int) -> None:
-        """The key has 88 bytes, the metadata fewer or more."""
+        """The key has 88 bytes."""
         with disk_with_room_for(room), pytest.raises(KeyFileError):
             old_key.write(KEY, METADATA)
 
