@@ -624,6 +624,6 @@ def test_the_process_serves_the_configured_address(dns_watch: Callable[..., Path
     eventually(lambda: reachable(port, "127.0.0.1"), "the port")
     assert not reachable(port, "::1")
     assert get(port, "/livez").json() == {"alive": True}
-    eventually(lambda: "could not be reached" in get(port, "/readyz").json()["reason"], "the reason")
+    eventually(lambda: "HEADSCALE_URL" in get(port, "/readyz").json()["reason"], "the reason")
     assert get(port, "/nodez").status_code == 200
     assert "health_port.unavailable" not in names(events_of(log))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from lifecycle.clients.network import ResolutionError, ResolutionTimeoutError, UnreachableError
+from lifecycle.clients.network import ResolutionError, ResolutionTimeoutError, TlsExpectedError, UnreachableError
 from lifecycle.clients.text import quoted
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
@@ -16,9 +16,6 @@ from lifecycle.domain.proxy import Proxy
 
 # OpenSSL's reasons for a peer that does not speak TLS; they differ by version.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
-
-# How a TLS alert begins, as h11 quotes it. A server for TLS responds with one to plain HTTP.
-_TLS_ALERT = r"\x15\x03"
 
 # OpenSSL's results of verification.
 # Source: <openssl/x509_vfy.h>.
@@ -74,12 +71,12 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         match cause:
             case ResolutionError() | UnreachableError():
                 return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+            case TlsExpectedError():
+                return endpoint.needs_https(what)
             case ssl.SSLError():
                 return _no_tls(cause, what=what, endpoint=endpoint)
             case httpx.ProxyError() if endpoint.proxy is not None:
                 return _refused_by_proxy(quoted(str(cause)), what=what, endpoint=endpoint, proxy=endpoint.proxy)
-    if isinstance(error, httpx.RemoteProtocolError) and _TLS_ALERT in str(error):
-        return endpoint.needs_https(what)
     name = endpoint.upstream.name
     check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
     if isinstance(error, httpx.TimeoutException):

@@ -25,6 +25,10 @@ _ATTEMPT_DELAY_S = 0.25
 # The delay is shorter if the time budget would not suffice for all addresses otherwise.
 _SHARE_FOR_ATTEMPTS = 0.5
 
+# The start of a TLS record with an alert.
+# Source: RFC 8446, section 5.1.
+_TLS_ALERT = b"\x15\x03"
+
 Address = tuple[socket.AddressFamily, Any]
 
 
@@ -34,6 +38,10 @@ class ResolutionError(OSError):
 
 class ResolutionTimeoutError(ResolutionError, TimeoutError):
     """A host name was not resolved in time."""
+
+
+class TlsExpectedError(OSError):
+    """The peer responded to plain text with a TLS alert."""
 
 
 class UnreachableError(OSError):
@@ -75,12 +83,17 @@ class Stream(httpcore.NetworkStream):
     def __init__(self, connection: socket.socket, *, tls_server_name: str | None) -> None:
         self._socket = connection
         self._tls_server_name = tls_server_name
+        self._may_be_tls = not isinstance(connection, ssl.SSLSocket)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - see connect_tcp
         """Wait for data; b"" at the end."""
         with _httpcore_errors(httpcore.ReadTimeout, httpcore.ReadError):
             self._socket.settimeout(remaining_s())
-            return self._socket.recv(max_bytes)
+            data = self._socket.recv(max_bytes)
+            if self._may_be_tls and data.startswith(_TLS_ALERT):
+                raise TlsExpectedError
+            self._may_be_tls = False
+            return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see connect_tcp
         """Send all of it."""

@@ -57,6 +57,11 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 
 def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str:
     """Return what the operator can do about a foreign record at our name."""
+    if record.read_only:
+        return (
+            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
+            "the Worker's settings, Domains & Routes), or choose another TS_HOSTNAME."
+        )
     if record.type == "CNAME":
         return "A CNAME allows no address record beside it. Delete it, or give the workload another TS_HOSTNAME."
     if record.type == "NS":
@@ -137,9 +142,9 @@ def plan_records(
 def _blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
     if record.name != identity.name:
         return False
+    if record.read_only or record.type == "CNAME":
+        return True
     match record.type:
-        case "CNAME":
-            return True
         case "NS":
             return record.name != apex
         case "A":

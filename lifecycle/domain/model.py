@@ -187,6 +187,7 @@ class Record:
         content: an address in text form for A and AAAA.
         ttl_s: seconds; 1 = automatic.
         comment: "" if there is none.
+        read_only: managed by another Cloudflare product, such as a Workers custom domain.
     """
 
     id: str
@@ -196,6 +197,7 @@ class Record:
     ttl_s: int
     proxied: bool
     comment: str
+    read_only: bool = False
 
     @property
     def address(self) -> IpAddress | None:

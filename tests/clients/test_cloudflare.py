@@ -354,38 +354,98 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
         cloudflare.change(deletes=cloudflare.records(NAME))
 
 
-# --- Records created under another name ------------------------------------------------------------------------
+# --- Records created under another name ---------------------------------------------------------------
 
 
-def test_a_record_that_was_made_under_another_name_is_deleted_again(account: CloudflareSimulator) -> None:
-    """A full name that is not the zone's gets the zone's name appended."""
+@pytest.fixture
+def wrong_zone(account: CloudflareSimulator) -> str:
+    """A zone to which the name does not belong, and whose own name the token may not read."""
+    zone_id = account.add_zone("example.org")
+    account.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
+    return zone_id
+
+
+def test_nothing_is_created_in_the_zone_of_another_name(account: CloudflareSimulator) -> None:
+    """Cloudflare would append the zone's name to the record's."""
     wrong = account.add_zone("example.org")
-    with pytest.raises(ResponseError, match=r"made grafana\.example\.com\.example\.org of.*CLOUDFLARE_ZONE_ID"):
+    with pytest.raises(ResponseError, match=r"CLOUDFLARE_ZONE_ID.*example\.org.*grafana\.example\.com"):
         client_of(account, wrong).change(creates=[a_spec()])
-    assert account.records(wrong) == []
+    assert account.writes == []
 
 
-def test_all_records_that_were_made_under_another_name_are_deleted_again(account: CloudflareSimulator) -> None:
-    wrong = account.add_zone("example.org")
+def test_nothing_is_created_while_the_zone_is_unknown(account: CloudflareSimulator, zone_id: str) -> None:
+    account.faults.add(faults.html(502), path=r"/zones/[0-9a-f]+$")
+    cloudflare = client_of(account, zone_id)
+    with pytest.raises(TransientError):
+        cloudflare.change(creates=[a_spec()])
+    assert account.writes == []
+    cloudflare.change(creates=[a_spec()])
+    assert len(account.writes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "is_in_zone"),
+    [(ZONE, True), (NAME, True), (f"a.b.{ZONE}", True), (f"x{ZONE}", False), ("example.org", False), ("com", False)],
+)
+def test_zone_of_a_name(cloudflare: CloudflareWriter, name: str, is_in_zone: bool) -> None:
+    if is_in_zone:
+        cloudflare.check_zone(name)
+        return
+    with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
+        cloudflare.check_zone(name)
+
+
+def test_name_of_the_zone_is_read_once_for_all_changes(
+    account: CloudflareSimulator, cloudflare: CloudflareWriter
+) -> None:
+    cloudflare.change(creates=[a_spec("100.64.0.1")])
+    cloudflare.change(creates=[a_spec("100.64.0.2")])
+    assert [exchange.method for exchange in account.requests] == ["GET", "POST", "POST"]
+
+
+def test_record_under_another_name_is_deleted(account: CloudflareSimulator, wrong_zone: str) -> None:
+    with pytest.raises(ResponseError, match=r"grafana\.example\.com\.example\.org.*CLOUDFLARE_ZONE_ID"):
+        client_of(account, wrong_zone).change(creates=[a_spec()])
+    assert account.records(wrong_zone) == []
+
+
+def test_all_records_under_another_name_are_deleted(account: CloudflareSimulator, wrong_zone: str) -> None:
     six = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
     with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
-        client_of(account, wrong).change(creates=[a_spec(), six])
-    assert account.records(wrong) == []
+        client_of(account, wrong_zone).change(creates=[a_spec(), six])
+    assert account.records(wrong_zone) == []
+
+
+def test_record_under_another_name_is_created_once(account: CloudflareSimulator, wrong_zone: str) -> None:
+    cloudflare = client_of(account, wrong_zone)
+    for _ in range(3):
+        with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
+            cloudflare.change(creates=[a_spec()])
+    assert [write.method for write in account.writes] == ["POST", "DELETE"]
 
 
 @pytest.mark.parametrize("fault", [faults.html(502), faults.html(404), faults.drop()], ids=["502", "404", "lost"])
-def test_what_could_not_be_deleted_again_is_deleted_by_the_next_change(
-    fault: Fault, account: CloudflareSimulator
+def test_record_under_another_name_is_deleted_by_the_next_change(
+    fault: Fault, account: CloudflareSimulator, wrong_zone: str
 ) -> None:
-    wrong = account.add_zone("example.org")
-    cloudflare = client_of(account, wrong)
+    cloudflare = client_of(account, wrong_zone)
     account.faults.add(fault, method="DELETE")
     with pytest.raises(TransientError):
         cloudflare.change(creates=[a_spec()])
-    assert len(account.records(wrong)) == 1
+    assert len(account.records(wrong_zone)) == 1
     with pytest.raises(ResponseError, match="CLOUDFLARE_ZONE_ID"):
         cloudflare.change(creates=[a_spec()])
-    assert account.records(wrong) == []
+    assert account.records(wrong_zone) == []
+
+
+def test_name_of_a_workers_domain_is_a_conflict(
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
+) -> None:
+    account.add_workers_domain(zone_id, NAME)
+    [record] = cloudflare.records(NAME)
+    assert (record.type, record.content, record.read_only) == ("AAAA", "100::", True)
+    with pytest.raises(ConflictError, match=r"Workers.*81062"):
+        cloudflare.change(creates=[a_spec()])
 
 
 def test_renamed_record_is_not_deleted(
@@ -445,7 +505,7 @@ def test_create_with_a_lost_response_is_not_repeated(
     assert len(cloudflare.records(NAME)) == 1
 
 
-# --- Refusals -----------------------------------------------------------------------------
+# --- Refusals -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -495,7 +555,7 @@ def test_refusal_is_explained_by_its_code(
     kind: type[ApiError],
     named: str,
 ) -> None:
-    account.faults.add(fault)
+    account.faults.add(fault, method=method)
     call = partial(cloudflare.records, NAME) if method == "GET" else partial(cloudflare.change, creates=[a_spec()])
     with pytest.raises(kind, match=named) as raised:
         call()

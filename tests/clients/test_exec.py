@@ -135,7 +135,7 @@ def headscale(transport: ExecTransport, clock: Clock) -> HeadscaleWriter:
     return HeadscaleWriter(transport, retrying_on(clock))
 
 
-# --- Detecting the version ------------------------------------------------------------------------------
+# --- Detecting the version ----------------------------------------------------------------------------
 
 
 def test_version_is_read_once(server: HeadscaleSimulator, transport: ExecTransport, cli: HeadscaleCli) -> None:
@@ -249,7 +249,7 @@ def test_list_of_a_thousand_nodes_is_complete(clock: Clock, connect: Connect, se
     assert len(connect().nodes()) == 1000
 
 
-# --- Output -----------------------------------------------------------------------------------
+# --- Output -------------------------------------------------------------------------------------------
 
 LISTS: list[Any] = [
     pytest.param(lambda transport: transport.users(), id="users"),
@@ -349,7 +349,7 @@ def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: Exe
             error = error.__cause__ or error.__context__
 
 
-# --- Failures -------------------------------------------------------------------------------------
+# --- Failures -----------------------------------------------------------------------------------------
 
 
 def grpc(code: str, text: str = "no") -> str:
@@ -516,7 +516,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     assert [left.name for left in server.nodes] == ["laptop"]
 
 
-# --- Lost responses to a new key ------------------------------------------------------------------------
+# --- Lost responses to a new key ----------------------------------------------------------------------
 
 LOST = [
     pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
@@ -739,7 +739,7 @@ class TestWhichPod:
         assert headscale.nodes() == []
 
 
-# --- Observation ------------------------------------------------------------------------------------
+# --- Observation --------------------------------------------------------------------------------------
 
 
 @ONE_RELEASE

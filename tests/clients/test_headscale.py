@@ -100,7 +100,7 @@ def paths(server: HeadscaleSimulator) -> list[str]:
     return [exchange.path for exchange in server.requests]
 
 
-# --- Detecting the version ------------------------------------------------------------------------------
+# --- Detecting the version ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_user_of_a_provider_without_name(server: HeadscaleSimulator, headscale: 
     assert headscale.users()[-1] == User("3", shown, *details)
 
 
-# --- Creating keys --------------------------------------------------------------------------------------
+# --- Creating keys ------------------------------------------------------------------------------------
 
 
 def test_key_belongs_to_the_user_and_is_valid(
@@ -299,7 +299,7 @@ def test_clock_skew_is_known_after_a_response(skew: timedelta, server: Headscale
     assert headscale.clock_skew() == -skew
 
 
-# --- Lost responses -------------------------------------------------------------------------------------
+# --- Lost responses -----------------------------------------------------------------------------------
 
 CREATE = ("POST", "/api/v1/preauthkey$")
 LIST = ("GET", "/api/v1/preauthkey")
@@ -546,7 +546,7 @@ def test_malformed_list_is_an_error(fault: Fault, server: HeadscaleSimulator, he
         headscale.nodes()
 
 
-# --- Missing nodes ---------------------------------------------------------------------
+# --- Missing nodes ------------------------------------------------------------------------------------
 
 
 def test_missing_node_is_not_found(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
@@ -620,7 +620,7 @@ def test_too_many_nodes_for_one_response(server: HeadscaleSimulator, clock: Cloc
     assert clock.elapsed_s == 0
 
 
-# --- Retries -------------------------------------------------------------------------------------
+# --- Retries ------------------------------------------------------------------------------------------
 
 
 def test_reads_are_retried(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
@@ -714,7 +714,7 @@ def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale:
         headscale.delete_node(node, still_ours=ours)
 
 
-# --- Upgrades at run time --------------------------------------------------------------------------------
+# --- Upgrades at run time -----------------------------------------------------------------------------
 
 # In the form of 0.25 to 0.27. Keys of 0.23 and 0.24 are longer, and refused from 0.28 on.
 PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
@@ -767,7 +767,7 @@ def test_create_after_an_upgrade_uses_the_new_form(old: str, new: str, clock: Cl
     assert [key.user_id for key in server.keys] == [2]
 
 
-# --- Secrets ---------------------------------------------------------------------------------------
+# --- Secrets ------------------------------------------------------------------------------------------
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -185,7 +185,7 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
     assert error.throttled == (status == 429)
 
 
-# --- Broken responses -----------------------------------------------------------------------------------
+# --- Broken responses ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_token_that_was_never_readable_is_an_auth_error(api: Api) -> None:
     assert api.requests == []
 
 
-# --- Secrets ---------------------------------------------------------------------------------------
+# --- Secrets ------------------------------------------------------------------------------------------
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -347,7 +347,7 @@ def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulat
     assert not isinstance(error, NotFoundError)
 
 
-# --- Faults of any request -----------------------------------------------------------------
+# --- Faults of any request ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
@@ -478,7 +478,7 @@ def test_only_a_server_of_the_clusters_authority_gets_requests(
     assert bool(kubernetes.requests) is known
 
 
-# --- Permissions -------------------------------------------------------------------------------------------
+# --- Permissions --------------------------------------------------------------------------------------
 
 
 def refusal(call: Callable[[], object]) -> AuthError | None:
@@ -517,7 +517,7 @@ def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> Non
     assert given == [may_read("api-key"), MAY_LIST_PODS, MAY_EXEC | names]
 
 
-# --- Access ------------------------------------------------------------------------------------
+# --- Access -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -583,7 +583,7 @@ def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatc
     assert access().url == "https://[fd00::1]:443"
 
 
-# --- The kubeconfig -----------------------------------------------------------------------------
+# --- The kubeconfig -----------------------------------------------------------------------------------
 
 
 def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, path: Path, **changes: Any) -> None:
@@ -648,7 +648,7 @@ def access(*, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = F
     return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timedelta(seconds=SHORT_S))
 
 
-# --- Imports ------------------------------------------------------------------------------------
+# --- Imports ------------------------------------------------------------------------------------------
 
 
 def modules_after(code: str) -> set[str]:

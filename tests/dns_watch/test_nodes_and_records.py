@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
 from lifecycle.dns_watch.observation import Loss, Missing, Unidentified
-from lifecycle.dns_watch.records import RecordPlan, needs_successor_check, plan_records, published_successor
+from lifecycle.dns_watch.records import (
+    RecordPlan,
+    advice_on_foreign_record,
+    needs_successor_check,
+    plan_records,
+    published_successor,
+)
 from lifecycle.dns_watch.state import KnownNode
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
@@ -432,6 +438,13 @@ class TestRecords:
     def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, also: list[Record]) -> None:
         """Even if there is a record of ours, too."""
         assert planned(record, *also, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
+
+    @pytest.mark.parametrize("ipv6", [False, True])
+    def test_record_of_another_product_is_in_the_way(self, ipv6: bool) -> None:
+        """As of a Workers custom domain: Cloudflare allows no other record at the name."""
+        record = replace(a_record(type_="AAAA", content="100::", proxied=True, comment=""), read_only=True)
+        assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
+        assert "Workers" in advice_on_foreign_record(record, identity=RECORD_IDENTITY)
 
     def test_every_foreign_record_is_named(self) -> None:
         foreign = [a_record("b", comment="x"), a_record("a", comment="x"), a_record("c", type_="CNAME", content="x")]

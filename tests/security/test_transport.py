@@ -121,7 +121,7 @@ def test_untrusted_certificate_is_refused(runs: Runs, pod: Pod, tmp_path: Path) 
         ):
             result = runs.run("--dry-run", **pod.variables(url, cloudflare_url, **variables))
             assert result.status == 1
-            assert "certificate verify failed" in result.output.lower()
+            assert "certificate" in result.output.lower()
     assert not pod.headscale.requests
 
 
@@ -135,7 +135,7 @@ def test_private_authority_is_trusted_if_configured(runs: Runs, pod: Pod, tmp_pa
         assert result.status == 0, result.output
         # It is trusted for Headscale only.
         result = runs.run("--dry-run", **pod.variables(url, url, HEADSCALE_CA_FILE=str(authority.file)))
-        assert "certificate verify failed" in result.output.lower()
+        assert "certificate" in result.output.lower()
 
 
 @needs_openssl

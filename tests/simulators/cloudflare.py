@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
@@ -320,6 +320,13 @@ class CloudflareSimulator(Upstream):
         }
         with self.lock, self._changing(self._zones[zone_id]) as zone:
             return zone.create(self._new_id(), spec).id
+
+    def add_workers_domain(self, zone_id: str, name: str) -> str:
+        """Add the record that a custom domain of a Worker creates, and return its id."""
+        record_id = self.add_record(zone_id, type="AAAA", name=name, content="100::", proxied=True)
+        with self.lock:
+            self._records[record_id] = replace(self._records[record_id], read_only=True)
+        return record_id
 
     def change_record(self, record_id: str, **fields: Any) -> None:
         """Change a record's fields, as a person would in the dashboard."""

@@ -20,6 +20,7 @@ QUOTA: Final = 81045
 HOST_TAKEN: Final = 81053
 CNAME_TAKEN: Final = 81054
 IDENTICAL: Final = 81058
+MANAGED_ELSEWHERE: Final = 81062
 
 # Codes that no source names: no client may lean on them.
 VALIDATION: Final = 1004
@@ -123,6 +124,8 @@ class Record:
     tags: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
     priority: int | None = None
+    read_only: bool = False
+    """Managed by another product of Cloudflare."""
     created_on: datetime
     modified_on: datetime
     comment_modified_on: datetime | None = None
@@ -147,7 +150,7 @@ class Record:
             "proxied": self.proxied,
             "ttl": self.ttl,
             "settings": dict(self.settings or {}),
-            "meta": {},
+            "meta": {"read_only": True} if self.read_only else {},
             "comment": self.comment or None,
             "tags": list(self.tags),
             "created_on": time_text(self.created_on),
@@ -318,6 +321,8 @@ class ZoneRecords:
         ]
         if any((other.type, other.content) == (record.type, record.content) for other in beside):
             raise ApiError(400, IDENTICAL, "An identical record already exists.")
+        if any(other.read_only for other in beside):
+            raise ApiError(400, MANAGED_ELSEWHERE, "This record is managed by Workers.")
         types = {other.type for other in beside}
         if record.type == "CNAME" and types & PROXIED_TYPES:
             raise ApiError(400, HOST_TAKEN, "An A, AAAA, or CNAME record with that host already exists.")

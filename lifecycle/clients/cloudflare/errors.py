@@ -42,10 +42,10 @@ _WRONG_ZONE_ID = Meaning(
     "CLOUDFLARE_ZONE_ID is not a zone's id. The zone's overview page shows its 32 hex digits.",
 )
 _CONFLICTING_RECORD = Meaning(ConflictError, "Another record at the name conflicts with this one.")
-_MANAGED_ELSEWHERE = Meaning(
+_NAME_IN_USE = Meaning(
     ConflictError,
-    "The name is managed by another Cloudflare product, such as a Workers custom domain. Remove it there "
-    "(Workers & Pages, the Worker's settings, Domains & Routes), not in the zone's DNS records.",
+    "The name is in use: by another record, or by another Cloudflare product such as a Workers custom domain. The "
+    "latter is removed at the product (Workers & Pages, the Worker's settings, Domains & Routes), not in the zone.",
 )
 
 # What each group of codes means, the most specific first.
@@ -59,7 +59,7 @@ _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({81045}, Meaning(ConflictError, "The zone has as many records as its plan allows. Delete some.")),
     ({81053, 81054, 81057, 81058}, _CONFLICTING_RECORD),
     # The rest of the family; seen: 81062 for a Workers custom domain.
-    (range(81050, 81070), _MANAGED_ELSEWHERE),
+    (range(81050, 81070), _NAME_IN_USE),
 )
 
 # For a response with other codes, or with none.

@@ -19,7 +19,7 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[0-9a-f]{1,32}")
 
-# The API's default; the largest useful one is 5,000, and one name has a handful.
+# The API's default. The largest page that works has 5,000 items, and a name has a handful.
 _RECORDS_PER_PAGE = 100
 _ZONES_PER_PAGE = 50
 
@@ -29,8 +29,8 @@ class CloudflareReader:
 
     Args:
         client: its base address ends in `/client/v4`.
-        domain: the domain; the zone is the longest of its suffixes that Cloudflare has.
-        zone_id: the zone, when it is known; saves the search.
+        domain: the domain; its zone is the longest of its suffixes that is a zone at Cloudflare.
+        zone_id: the zone, if known; saves the search.
     """
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
@@ -40,13 +40,13 @@ class CloudflareReader:
         self._zone_name: str | None = None
 
     def records(self, name: str) -> list[Record]:
-        """Everything at exactly this name, of all types.
+        """Return everything at exactly this name, of all types.
 
         Args:
             name: the full name, lower case, no trailing dot.
 
         Raises:
-            ApiError: also when it cannot be told whether that was everything.
+            ApiError: also if the list may be incomplete.
 
         Source: GET /zones/{zone}/dns_records.
         """
@@ -54,18 +54,33 @@ class CloudflareReader:
         return [record for record in records if record.name == name]
 
     def records_commented(self, comment: str) -> list[Record]:
-        """Every record of the zone with this comment; Cloudflare compares without regard to case.
+        """Return every record of the zone with this comment, which Cloudflare compares case-insensitively.
 
         Raises:
-            ApiError: also when it cannot be told whether that was everything.
+            ApiError: also if the list may be incomplete.
 
         Source: GET /zones/{zone}/dns_records?comment.exact=.
         """
         path = f"{self.zone_path()}/dns_records"
         return self.pages(path, {"comment.exact": comment}, _RECORDS_PER_PAGE, parse_record)
 
+    def check_zone(self, name: str) -> None:
+        """Check that the zone is that of a name: Cloudflare would append the zone's name to a foreign one.
+
+        Raises:
+            ResponseError: it is another zone.
+            ApiError: the zone's name could not be read.
+        """
+        zone = self.zone_name()
+        if name != zone and not name.endswith(f".{zone}"):
+            raise ResponseError(
+                f"CLOUDFLARE_ZONE_ID is the zone {zone}, to which {name} does not belong. Set it to the zone of "
+                "DOMAIN_NAME, or leave it out.",
+                upstream=UPSTREAM,
+            )
+
     def zone_name(self) -> str:
-        """The zone's own name, which is its apex.
+        """Return the zone's own name, which is its apex. It is read once.
 
         Source: GET /zones/{zone}.
         """
@@ -75,13 +90,13 @@ class CloudflareReader:
         return self._zone_name
 
     def zone_path(self) -> str:
-        """Return the path of the zone, which is looked up first if no id was given."""
+        """Return the path of the zone, which is searched first if no id was given."""
         if self._zone_id is None:
             self._zone_id, self._zone_name = self._find_zone()
         return f"/zones/{self._zone_id}"
 
     def _find_zone(self) -> tuple[str, str]:
-        """Look for the zone from the whole domain upwards; an error ends the search.
+        """Search the zone from the whole domain upwards; an error ends the search.
 
         Source: GET /zones?name=.
         """
@@ -93,15 +108,15 @@ class CloudflareReader:
             ]
             if len(zones) > 1:
                 raise ResponseError(
-                    f"Cloudflare has {len(zones)} zones called {name}; set CLOUDFLARE_ZONE_ID to the one that is "
-                    f"meant: {', '.join(sorted(zone_id for zone_id, _ in zones))}",
+                    f"Cloudflare has {len(zones)} zones named {name}. Set CLOUDFLARE_ZONE_ID to one of: "
+                    f"{', '.join(sorted(zone_id for zone_id, _ in zones))}.",
                     upstream=UPSTREAM,
                 )
             if zones:
                 return zones[0]
         raise ResponseError(
-            f"Cloudflare shows this token no zone for DOMAIN_NAME {self._domain}; is the domain right, and does "
-            "the token cover its zone? Set CLOUDFLARE_ZONE_ID to save the search",
+            f"Cloudflare has no zone for DOMAIN_NAME {self._domain} that this token can access. Check the domain and "
+            "the token's zones, or set CLOUDFLARE_ZONE_ID.",
             upstream=UPSTREAM,
         )
 
@@ -116,8 +131,8 @@ class CloudflareReader:
         items: list[Parsed] = []
         page = 1
         while True:
-            answer = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
-            match answer.json:
+            response = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
+            match response.json:
                 case {
                     "success": True,
                     "result": list(results),
@@ -125,29 +140,30 @@ class CloudflareReader:
                 }:
                     items += _parsed(f"GET {path}", partial(_each, results, parse))
                 case _:
-                    raise no_sense(f"GET {path}")
+                    raise malformed_response(f"GET {path}")
             if page >= pages or not results:
                 break
             page += 1
         if len(items) != count:
             raise ResponseError(
-                f"Cloudflare says that GET {path} has {count} items and gave {len(items)}; nothing was changed",
+                f"Cloudflare reports {count} items for GET {path} and returned {len(items)}. Nothing was changed.",
                 upstream=UPSTREAM,
             )
         return items
 
     def one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         """Send one request and parse the `result` of the response."""
-        answer = self._client.send(method, path, body=body)
-        match answer.json:
+        response = self._client.send(method, path, body=body)
+        match response.json:
             case {"success": True, "result": dict(result)}:
                 return _parsed(f"{method} {path}", partial(parse, result))
-        raise no_sense(f"{method} {path}")
+        raise malformed_response(f"{method} {path}")
 
 
 def parse_record(payload: Any) -> Record:
     """Parse a record of any type."""
     ttl = payload.get("ttl")
+    meta = payload.get("meta")
     return Record(
         id=_identifier(payload["id"]),
         name=_plain_name(payload["name"]),
@@ -156,7 +172,13 @@ def parse_record(payload: Any) -> Record:
         ttl_s=ttl if isinstance(ttl, int) else 1,
         proxied=payload.get("proxied") is True,
         comment=_text(payload.get("comment") or ""),
+        read_only=isinstance(meta, dict) and meta.get("read_only") is True,
     )
+
+
+def malformed_response(what: str) -> ResponseError:
+    """Return the error for a response that is not Cloudflare's, or that lacks required values."""
+    return ResponseError(f"Malformed response to {what}. Check CLOUDFLARE_API_URL.", upstream=UPSTREAM)
 
 
 def _parse_zone(payload: Any) -> tuple[str, str]:
@@ -168,7 +190,7 @@ def _plain_name(value: Any) -> str:
 
 
 def _identifier(value: Any) -> str:
-    """An id as it may enter a path: nothing else is Cloudflare's."""
+    """Return an id, which becomes part of a path."""
     text = _text(value)
     if not _ID.fullmatch(text):
         raise ValueError("an id has up to 32 hex digits")
@@ -177,7 +199,7 @@ def _identifier(value: Any) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("text is text")
+        raise TypeError("not a string")
     return value
 
 
@@ -189,11 +211,4 @@ def _parsed(what: str, parse: Callable[[], Parsed]) -> Parsed:
     try:
         return parse()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise no_sense(what) from None
-
-
-def no_sense(what: str) -> ResponseError:
-    """Return the error for a malformed response."""
-    return ResponseError(
-        f"the answer to {what} is not what Cloudflare says; is CLOUDFLARE_API_URL right?", upstream=UPSTREAM
-    )
+        raise malformed_response(what) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
-from lifecycle.clients.cloudflare.reader import CloudflareReader, no_sense, parse_record
+from lifecycle.clients.cloudflare.reader import CloudflareReader, malformed_response, parse_record
 from lifecycle.clients.json_client import JsonClient
-from lifecycle.domain.errors import ConflictError, NotFoundError, ResponseError
+from lifecycle.domain.errors import AuthError, ConflictError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record, RecordSpec
 
 
@@ -17,14 +18,16 @@ class CloudflareWriter(CloudflareReader):
 
     Args:
         client: its base address ends in `/client/v4`.
-        domain: the domain; the zone is the longest of its suffixes that Cloudflare has.
-        zone_id: the zone, when it is known; saves the search.
+        domain: the domain; its zone is the longest of its suffixes that is a zone at Cloudflare.
+        zone_id: the zone, if known; saves the search.
     """
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Records that were created under another name than requested and are not deleted yet.
+        # Records that were created under another name than requested, and are not deleted yet.
         self._strays: list[Record] = []
+        # Why nothing more is created: the zone is that of another name.
+        self._wrong_zone: str | None = None
 
     def change(
         self,
@@ -33,22 +36,24 @@ class CloudflareWriter(CloudflareReader):
         updates: Sequence[tuple[Record, RecordSpec]] = (),
         creates: Sequence[RecordSpec] = (),
     ) -> None:
-        """Make all of these changes or none; several go as one transaction.
+        """Make all of these changes or none; several are one transaction.
 
         Raises:
-            ConflictError: something else stands at the name, or somebody changed a record first.
-            NotFoundError: a record to be changed, or one of several to be deleted, is gone.
-            ResponseError: what Cloudflare made of it is not what was asked for.
+            ConflictError: another record conflicts, or a record was changed since it was read.
+            NotFoundError: a record to update, or one of several to delete, does not exist.
+            ResponseError: the zone is that of another name, or a record is not as requested afterwards.
 
         Source: POST, PATCH and DELETE below /zones/{zone}/dns_records, and POST …/batch, which deletes,
-        then changes, then creates, and takes 200 records on every plan.
+        then updates, then creates, and accepts 200 records on every plan.
         """
         path = f"{self.zone_path()}/dns_records"
         patches = [(record, spec, spec.differences(record)) for record, spec in updates]
         bodies = [_create_body(spec) for spec in creates]
+        names = {spec.name for spec in creates}
         created: list[Record] = []
         changed: list[Record] = []
         self._delete_strays(path)
+        self._check_zone_of(names)
         match (deletes, patches, bodies):
             case ([], [], []):
                 return
@@ -70,31 +75,43 @@ class CloudflareWriter(CloudflareReader):
                     _parse_batch,
                     body={operation: items for operation, items in batch.items() if items},
                 )
-        self._take_back_strays(path, created, {spec.name for spec in creates})
+        self._revert_strays(path, created, names)
         _check(path, created, creates)
         _check(path, changed, [spec for _, spec, _ in patches])
 
-    def _delete(self, path: str, record_id: str) -> None:
-        try:
-            self.one("DELETE", f"{path}/{record_id}", lambda _result: None)
-        except NotFoundError:
-            # Somebody else did it.
-            return
+    def _check_zone_of(self, names: Collection[str]) -> None:
+        """Check that new records belong to the zone, before anything is written.
 
-    def _take_back_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
-        """Take back what was made under another name: the zone's is appended to a full name that is not its own."""
+        Raises:
+            ResponseError: they do not.
+        """
+        if self._wrong_zone is not None and names:
+            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
+        # A token that may edit records may not be allowed to read the zone.
+        with suppress(AuthError):
+            for name in names:
+                self.check_zone(name)
+
+    def _delete(self, path: str, record_id: str) -> None:
+        # It may have been deleted since it was read.
+        with suppress(NotFoundError):
+            self.one("DELETE", f"{path}/{record_id}", lambda _result: None)
+
+    def _revert_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
+        """Delete records that were created under another name: Cloudflare appends the zone's name to a foreign one."""
         strays = [record for record in created if record.name not in names]
+        if not strays:
+            return
+        self._wrong_zone = (
+            f"Cloudflare created {strays[0].name} instead of {', '.join(sorted(names))}, which belongs to another "
+            "zone. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out."
+        )
         self._strays += strays
         self._delete_strays(path)
-        if strays:
-            raise ResponseError(
-                f"Cloudflare made {strays[0].name} of {', '.join(sorted(names))}: the zone is not that name's; the "
-                "record was deleted again. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out",
-                upstream=UPSTREAM,
-            )
+        raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
 
     def _delete_strays(self, path: str) -> None:
-        """Delete them one by one; what fails is for the next change."""
+        """Delete them one by one; the next change continues after a failure."""
         while self._strays:
             self._delete(path, self._strays[0].id)
             del self._strays[0]
@@ -106,7 +123,7 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.address),
         "ttl": spec.ttl_s,
-        # Always said: where private routing is on, a proxied VPN address would go through a tunnel.
+        # Always sent: with private routing enabled, a proxied VPN address would be routed through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }
@@ -120,19 +137,18 @@ def _parse_batch(payload: Any) -> tuple[list[Record], list[Record]]:
 
 
 def _check(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
-    """Compare what Cloudflare says it did with what was asked for."""
+    """Compare the records in a response with the requested ones."""
     if len(records) != len(specs):
-        raise no_sense(f"a change of {path}")
+        raise malformed_response(f"a change of {path}")
     for record, spec in zip(records, specs, strict=True):
         if record.name != spec.name:
             raise ConflictError(
-                f"Cloudflare: the {record.type} record {spec.name} got another name, {record.name}, since it was read; "
-                "the next look will tell what stands there",
+                f"Cloudflare: the {record.type} record {spec.name} was renamed to {record.name} since it was read.",
                 upstream=UPSTREAM,
             )
-        if spec.differences(record):
+        if differences := spec.differences(record):
             raise ResponseError(
-                f"Cloudflare did not take all of a change to {record.type} {record.name}: "
-                f"{', '.join(sorted(spec.differences(record)))} still differ",
+                f"Cloudflare applied a change of {record.type} {record.name} only in part: "
+                f"{', '.join(sorted(differences))} still differ.",
                 upstream=UPSTREAM,
             )

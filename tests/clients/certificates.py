@@ -1,0 +1,51 @@
+"""Certificates for servers on loopback, issued by a private authority."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
+
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+class PrivateAuthority:
+    """A private certificate authority.
+
+    Args:
+        folder: an existing one.
+        has_key_usage: whether its certificate has the key usage extension, as RFC 5280 requires.
+    """
+
+    def __init__(self, folder: Path, *, has_key_usage: bool = True) -> None:
+        self._folder = folder
+        self.certificate = folder / "ca.crt"
+        usage = ("-addext", "keyUsage=critical,keyCertSign") if has_key_usage else ()
+        openssl(
+            *("req", "-x509", *_KEY, "-days", "2", "-subj", "/CN=private authority", *usage),
+            *("-keyout", folder / "ca.key", "-out", self.certificate),
+        )
+
+    def server(self, *, name: str = "IP:127.0.0.1", days: int = 2) -> ssl.SSLContext:
+        """Return the TLS context of a server.
+
+        Args:
+            name: that the certificate is for.
+            days: that the certificate is valid from now on; negative = expired.
+        """
+        key, request, certificate = (self._folder / f"server.{suffix}" for suffix in ("key", "csr", "crt"))
+        openssl("req", *_KEY, "-subj", "/CN=server", "-keyout", key, "-out", request)
+        extensions = self._folder / "extensions"
+        # The identifiers of keys are required by strict verification.
+        extensions.write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
+        openssl(
+            *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._folder / "ca.key"),
+            *("-days", str(days), "-extfile", extensions, "-out", certificate),
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        return context

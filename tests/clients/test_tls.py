@@ -1,0 +1,221 @@
+"""TLS: which servers are trusted, and what the errors advise, with real servers."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from lifecycle.clients.cloudflare.errors import CLOUDFLARE
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import add_authorities, private_trust, public_trust
+from lifecycle.clients.upstream import Upstream
+from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+from tests.clients.certificates import PrivateAuthority
+from tests.simulators.messages import Request, Response, json_response
+from tests.simulators.serve import serve
+from tests.simulators.upstream import Upstream as SimulatedUpstream
+
+UPSTREAMS = [
+    pytest.param(HEADSCALE, "HEADSCALE_URL", "HEADSCALE_CA_FILE", id="Headscale"),
+    pytest.param(CLOUDFLARE, "CLOUDFLARE_API_URL", "SSL_CERT_FILE", id="Cloudflare"),
+]
+
+
+class Api(SimulatedUpstream):
+    """An API that responds to everything."""
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        return json_response({"ok": True})
+
+
+def send(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> object:
+    with open_http(url, trust=trust) as http:
+        client = JsonClient(
+            http,
+            upstream=upstream,
+            credential=Credential(lambda: "token", name="TOKEN"),
+            timeout=timedelta(seconds=10),
+        )
+        return client.send("GET", "/thing").json
+
+
+def failure(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> ApiError:
+    with pytest.raises(ApiError) as raised:
+        send(url, trust, upstream)
+    return raised.value
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> PrivateAuthority:
+    return PrivateAuthority(tmp_path)
+
+
+# --- Trust ----------------------------------------------------------------------------------------------
+
+
+def test_private_authority_is_trusted_if_added(authority: PrivateAuthority) -> None:
+    trust = public_trust()
+    add_authorities(trust, authority.certificate)
+    with serve(Api(), tls=authority.server()) as url:
+        assert send(url, trust) == {"ok": True}
+        assert send(url, private_trust(authority.certificate)) == {"ok": True}
+
+
+@pytest.fixture
+def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify like Python 3.13, on every version."""
+    create = ssl.create_default_context
+
+    def strict(*args: object, **options: object) -> ssl.SSLContext:
+        context = create(*args, **options)  # type: ignore[arg-type]
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+
+
+@pytest.mark.usefixtures("_strict_by_default")
+def test_private_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
+    """The authorities of some Kubernetes clusters lack the extension."""
+    authority = PrivateAuthority(tmp_path, has_key_usage=False)
+    added = public_trust()
+    add_authorities(added, authority.certificate)
+    strict = ssl.create_default_context(cafile=authority.certificate)
+    with serve(Api(), tls=authority.server()) as url:
+        assert isinstance(failure(url, strict), TransientError), "the extension does not matter here"
+        assert send(url, added) == {"ok": True}
+        assert send(url, private_trust(authority.certificate)) == {"ok": True}
+
+
+@pytest.mark.usefixtures("_strict_by_default")
+def test_public_authorities_are_verified_strictly() -> None:
+    assert public_trust().verify_flags & ssl.VERIFY_X509_STRICT
+
+
+@pytest.mark.usefixtures("_strict_by_default")
+@pytest.mark.parametrize("kind", ["added", "private"])
+def test_relaxed_context_still_verifies(authority: PrivateAuthority, kind: str, tmp_path: Path) -> None:
+    trust = private_trust(authority.certificate) if kind == "private" else public_trust()
+    if kind == "added":
+        add_authorities(trust, authority.certificate)
+    (tmp_path / "other").mkdir()
+    for server in (
+        authority.server(name="IP:127.0.0.2"),
+        authority.server(name="DNS:localhost"),
+        authority.server(days=-1),
+        PrivateAuthority(tmp_path / "other").server(),
+    ):
+        api = Api()
+        with serve(api, tls=server) as url:
+            assert isinstance(failure(url, trust), TransientError)
+        assert api.requests == []
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.crt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(OSError):  # noqa: PT011 - callers catch this kind
+        private_trust(path)
+    with pytest.raises(OSError):  # noqa: PT011
+        add_authorities(public_trust(), path)
+
+
+# --- Advice ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
+def test_unknown_authority_names_the_setting_for_authorities(
+    authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
+) -> None:
+    with serve(Api(), tls=authority.server()) as url:
+        error = failure(url, public_trust(), upstream)
+    assert type(error) is TransientError
+    assert url in str(error)
+    assert ca_setting in str(error)
+
+
+@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
+def test_other_name_names_the_setting_for_the_url(
+    authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
+) -> None:
+    with serve(Api(), tls=authority.server(name="DNS:hs.example.com")) as url:
+        error = failure(url, private_trust(authority.certificate), upstream)
+    assert type(error) is TransientError
+    assert url_setting in str(error)
+
+
+def test_expired_certificate_is_named_as_such(authority: PrivateAuthority) -> None:
+    with serve(Api(), tls=authority.server(days=-1)) as url:
+        error = failure(url, private_trust(authority.certificate))
+    assert type(error) is TransientError
+    assert "expired" in str(error)
+    assert "HEADSCALE_CA_FILE" not in str(error)
+
+
+@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
+def test_https_on_an_http_port_advises_http(upstream: Upstream, url_setting: str, ca_setting: str) -> None:
+    with serve(Api()) as url:
+        error = failure(url.replace("http:", "https:"), public_trust(), upstream)
+    assert type(error) is ResponseError
+    assert url_setting in str(error)
+    assert "http://" in str(error)
+
+
+@contextmanager
+def responding(raw: bytes) -> Iterator[str]:
+    """Serve these bytes to one request, as TLS servers respond to plain HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve_one() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(raw)
+
+        thread = Thread(target=serve_one)
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+GO = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+NGINX = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
+    b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
+)
+ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
+
+
+@pytest.mark.parametrize("raw", [GO, NGINX, ALERT], ids=["go", "nginx", "tls-alert"])
+@pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
+def test_http_on_an_https_port_advises_https(upstream: Upstream, url_setting: str, ca_setting: str, raw: bytes) -> None:
+    with responding(raw) as url:
+        error = failure(url, public_trust(), upstream)
+    assert type(error) is ResponseError
+    assert url_setting in str(error)
+    assert "https://" in str(error)
+
+
+def test_http_on_the_port_of_a_real_tls_server(authority: PrivateAuthority) -> None:
+    """OpenSSL closes the connection, so the scheme can only be guessed."""
+    with serve(Api(), tls=authority.server()) as url:
+        error = failure(url.replace("https:", "http:"), public_trust())
+    assert "HEADSCALE_URL" in str(error)
+
+
+def test_connection_that_ends_during_the_handshake_is_transient() -> None:
+    with responding(b"") as url:
+        error = failure(url.replace("http:", "https:"), public_trust())
+    assert type(error) is TransientError
