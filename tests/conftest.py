@@ -133,7 +133,7 @@ def pytest_testnodedown(node: Any) -> None:
     node.config.stash[DESELECTED] = [SimpleNamespace(nodeid=nodeid) for nodeid in output.get("deselected", ())]
 
 
-DESELECTED = pytest.StashKey[list[SimpleNamespace]]()
+DESELECTED = pytest.StashKey[list[Any]]()
 """What the workers deselected; each of them deselects the same."""
 
 
@@ -153,7 +153,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("counts")
         for line in lines:
             terminalreporter.write_line(line)
-    deselected = config.stash.get(DESELECTED, None) or []
+    deselected: list[Any] = config.stash.get(DESELECTED, [])
     terminalreporter.stats.setdefault("deselected", []).extend(deselected)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import ssl
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,9 +15,11 @@ import tenacity
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
+from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
 from lifecycle.clients.kubernetes.api import Cluster
 from lifecycle.clients.kubernetes.state_secret import StateSecret
@@ -28,13 +30,14 @@ from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator, SimulatedPod
-from tests.simulators.serve import serve
+from tests.simulators.memory import MemoryClient
 from tests.world import StopAt, World
 
 HEADSCALE_NAMESPACE: Final = "headscale"
 NAMESPACE: Final = "default"
 """The namespace of the pod under test."""
 
+MEMORY_URL: Final = "http://kubernetes"
 STATE_SECRET: Final = "grafana-tailscale"
 DESCRIPTION: Final = "a simulated cluster"
 
@@ -59,10 +62,20 @@ def access_to(url: str, token: str, **changes: Any) -> Access:
         description=DESCRIPTION,
         credentials="simulated token",
         upstream=Upstream("Kubernetes", url_setting="KUBERNETES_SERVICE_HOST", ca_setting="ca.crt"),
-        trust=public_trust(),
+        trust=changes.pop("trust", None) or public_trust(),
         authorization=lambda: {"Authorization": f"Bearer {token}"},
     )
     return replace(access, **changes)
+
+
+class MemoryCluster(Cluster):
+    """A client of a simulator in this process."""
+
+    def __init__(self, kubernetes: KubernetesSimulator) -> None:
+        self._access = access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
+        endpoint = Endpoint.of(self._client, self._access.upstream)
+        self._http = HttpClient(self._client, endpoint=endpoint, timeout=timedelta(seconds=10))
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
@@ -77,28 +90,13 @@ def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str 
 
 
 class ClusterWorld(World):
-    """A world that reaches Headscale through its pod, and in which a pod can keep its node.
+    """A world whose Headscale is reached through its pod, and whose pod may keep its node."""
 
-    Args:
-        url: address of the Kubernetes API.
-    """
-
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        folder: Path,
-        version: str = "0.28.0",
-        *,
-        kubernetes: KubernetesSimulator,
-        url: str,
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
         super().__init__(monkeypatch, folder, version)
-        self.kubernetes = kubernetes
+        kubernetes = self.kubernetes = KubernetesSimulator()
         self.cli = HeadscaleCli(self.headscale, now=self.clock.true_now)
         self.pod = add_headscale(kubernetes, self.cli)
-        self.url = url
-        self.kubernetes_timeout_s = 10.0
-        """The timeout of one request, on the real clock."""
         kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
         self.environment |= {
@@ -108,8 +106,8 @@ class ClusterWorld(World):
         }
 
     def cluster(self) -> Cluster:
-        """Return the real client of the Kubernetes API."""
-        return cluster_at(self.url, self.kubernetes, timeout_s=self.kubernetes_timeout_s)
+        """Return a client of its Kubernetes API."""
+        return MemoryCluster(self.kubernetes)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
         """Return the real clients: Headscale through its pod, unless it has an address."""
@@ -134,11 +132,3 @@ class ClusterWorld(World):
             stop=stop,
             read_state=state.read if state else None,
         )
-
-
-@contextmanager
-def cluster_world(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> Iterator[ClusterWorld]:
-    """Create a world and serve its Kubernetes API until the block ends."""
-    kubernetes = KubernetesSimulator()
-    with serve(kubernetes) as url:
-        yield ClusterWorld(monkeypatch, folder, version, kubernetes=kubernetes, url=url)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cleanup import test_run as over_http
-from tests.in_cluster import ClusterWorld, cluster_world
+from tests.in_cluster import ClusterWorld
 
 NOT_HERE = {
     "test_leftovers_are_removed_and_a_fresh_key_is_written": "creates its own world; see tests/process",
@@ -25,9 +24,8 @@ globals().update({name: case for name, case in CASES.items() if name not in NOT_
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
-    with cluster_world(monkeypatch, tmp_path) as world:
-        yield world
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    return ClusterWorld(monkeypatch, tmp_path)
 
 
 def test_excluded_cases_exist() -> None:

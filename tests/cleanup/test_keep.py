@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
@@ -18,7 +17,7 @@ from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
 from tests.builders import ANN, EXPIRED, MARK, NAME, NODE_IDENTITY, NOW, a_node
-from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, cluster_world, may_read
+from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
@@ -108,9 +107,8 @@ def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
-    with cluster_world(monkeypatch, tmp_path) as world:
-        yield world
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    return ClusterWorld(monkeypatch, tmp_path)
 
 
 def a_kept_world(world: ClusterWorld) -> SimulatedNode:
@@ -138,16 +136,16 @@ def cleanup(world: ClusterWorld, **variables: str) -> Cleanup:
 def test_kept_node_and_its_record_stay_and_others_are_deleted(
     version: str, access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: Events
 ) -> None:
-    with cluster_world(monkeypatch, tmp_path, version) as world:
-        node = a_kept_world(world)
-        by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
-        cleanup(world, **(by_api if access == "api" else {})).run()
-        assert [left.id for left in world.headscale.nodes] == [node.id]
-        assert world.records() == {f"A {node.address}": MARK}
-        assert world.cloudflare.writes == []
-        assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(node.id), "3")
-        # The fresh key is for a node that was deleted in Headscale.
-        assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
+    world = ClusterWorld(monkeypatch, tmp_path, version)
+    node = a_kept_world(world)
+    by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
+    cleanup(world, **(by_api if access == "api" else {})).run()
+    assert [left.id for left in world.headscale.nodes] == [node.id]
+    assert world.records() == {f"A {node.address}": MARK}
+    assert world.cloudflare.writes == []
+    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(node.id), "3")
+    # The fresh key is for a node that was deleted in Headscale.
+    assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = named(events, "node.kept")
     assert event["node_id"] == str(node.id)
 
@@ -215,7 +213,6 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS)
 def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: ClusterWorld, events: Events) -> None:
     node = a_kept_world(world)
-    world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
     cleanup(world).run()
     assert [left.id for left in world.headscale.nodes] == [node.id]
@@ -225,7 +222,6 @@ def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: Cl
 @pytest.mark.parametrize("fault", FAULTS)
 def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
     a_kept_world(world)
-    world.kubernetes_timeout_s = 0.2
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
     with pytest.raises(TransientError):
         cleanup(world).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.builders import NAME
-from tests.in_cluster import ClusterWorld, cluster_world
+from tests.in_cluster import ClusterWorld
 from tests.simulators import faults
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
@@ -22,9 +22,8 @@ HOUR_S = 3600.0
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
-    with cluster_world(monkeypatch, tmp_path) as world:
-        yield world
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    return ClusterWorld(monkeypatch, tmp_path)
 
 
 def looks(world: ClusterWorld) -> list[float]:

@@ -6,7 +6,6 @@ list is the only evidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from tests.dns_watch import test_heal, test_standing_down
 from tests.dns_watch.pods import Pod
 from tests.dns_watch.test_heal import a_pod, delete_node, not_found_and_an_incomplete_list, published
-from tests.in_cluster import ClusterWorld, cluster_world
+from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
@@ -40,10 +39,10 @@ globals().update({name: getattr(test_standing_down, name) for name in SCENARIOS}
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
-    with cluster_world(monkeypatch, tmp_path) as world:
-        world.headscale.add_node("laptop", user="svc", registered_by="cli")
-        yield world
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    world = ClusterWorld(monkeypatch, tmp_path)
+    world.headscale.add_node("laptop", user="svc", registered_by="cli")
+    return world
 
 
 @pytest.mark.parametrize("version", test_heal.VERSIONS)
@@ -51,20 +50,20 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWo
 def test_a_lost_node_comes_back_over_exec(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, loss: str
 ) -> None:
-    with cluster_world(monkeypatch, tmp_path, version) as world:
-        world.headscale.add_node("laptop", user="svc", registered_by="cli")
-        pod = a_pod(world, tmp_path / "pod")
-        old_key = pod.key
-        if loss == "gone":
-            delete_node(pod)
-        else:
-            world.headscale.expire_node(pod.node_id)
-        pod.run_until((loss, True), within_s=600)
-        assert pod.key != old_key
-        pod.join()
-        pod.run_until(("registered", False), within_s=180)
-        pod.run(600)
-        assert published(world) == [pod.address]
+    world = ClusterWorld(monkeypatch, tmp_path, version)
+    world.headscale.add_node("laptop", user="svc", registered_by="cli")
+    pod = a_pod(world, tmp_path / "pod")
+    old_key = pod.key
+    if loss == "gone":
+        delete_node(pod)
+    else:
+        world.headscale.expire_node(pod.node_id)
+    pod.run_until((loss, True), within_s=600)
+    assert pod.key != old_key
+    pod.join()
+    pod.run_until(("registered", False), within_s=180)
+    pod.run(600)
+    assert published(world) == [pod.address]
 
 
 @pytest.mark.parametrize(

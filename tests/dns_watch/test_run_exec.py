@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.dns_watch import test_run as over_http
 from tests.dns_watch.test_run import node, pods, watch
-from tests.in_cluster import ClusterWorld, cluster_world
+from tests.in_cluster import ClusterWorld
 
 __all__ = ["node", "pods", "watch"]
 
@@ -43,6 +42,5 @@ globals().update({name: getattr(over_http, name) for name in SCENARIOS})
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ClusterWorld]:
-    with cluster_world(monkeypatch, tmp_path) as world:
-        yield world
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
+    return ClusterWorld(monkeypatch, tmp_path)

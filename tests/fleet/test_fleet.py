@@ -18,8 +18,8 @@ from tests.fleet.fleet import (
     CORES,
     LIMIT,
     WINDOW_S,
-    SlowUpstream,
     FleetWorld,
+    SlowUpstream,
     busiest,
     route_through,
 )

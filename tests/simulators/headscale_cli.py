@@ -237,7 +237,10 @@ class HeadscaleCli:
             raise self._unreachable(doing, "EOF") from None
         if response.status != httpx.codes.OK:
             raise self._refused(doing, response)
-        return json.loads(content)
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise self._unreachable(doing, "invalid character in JSON") from None
 
     def _unreachable(self, doing: str, reason: str) -> _FailedError:
         if self._minor <= 28 and self.stopped:
@@ -249,7 +252,7 @@ class HeadscaleCli:
 
     def _refused(self, doing: str, response: Response) -> _FailedError:
         status = f"{response.status} {HTTPStatus(response.status).phrase.upper()}"
-        said = json.loads(response.body) if "json" in response.content_type else {}
+        said = json.loads(response.body or b"{}") if "json" in response.content_type else {}
         if self._minor <= 29:
             code = _CODES.get(said.get("code", 0), "Unavailable")
             return self._error(doing, f"rpc error: code = {code} desc = {said.get('message', status)}")

@@ -17,11 +17,13 @@ from itertools import count
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qs
 
-from tests.simulators.faults import play, reset
+import httpx
+
+from tests.simulators.faults import TIMED_OUT, play, reset
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.messages import Request, Response, json_response
+from tests.simulators.messages import MemoryConnection, Request, Response, json_response
 from tests.simulators.upstream import Upstream
-from tests.simulators.websocket import PING, close, frame, pong, upgrade_answer
+from tests.simulators.websocket import CLOSING, PING, close, frame, pong, upgrade_headers
 
 V4: Final = "v4.channel.k8s.io"
 V5: Final = "v5.channel.k8s.io"
@@ -383,7 +385,7 @@ class KubernetesSimulator(Upstream):
                 raise _RefusedError(
                     400, f"cannot exec into a container in a completed pod; current phase is {pod.phase}"
                 )
-            if not (_asked(request, "stdout") or _asked(request, "stderr")):
+            if not (_is_requested(request, "stdout") or _is_requested(request, "stderr")):
                 raise _RefusedError(400, "you must specify at least one of stdin, stdout, stderr")
             container = request.parameters.get("container", next(iter(pod.containers)))
             if container not in pod.containers:
@@ -396,14 +398,46 @@ class KubernetesSimulator(Upstream):
             command = request.parameters.all("command")[0]
             return pod.containers[container].get(command), spoken[0]
 
-    def _run(self, request: Request, program: Program | None, subprotocol: str) -> NoReturn:
-        """Run the program, send what it writes, and end the connection."""
-        connection = request.connection
-        assert connection is not None, "a command needs a served simulator"
-        connection.sendall(upgrade_answer(request.headers["sec-websocket-key"], subprotocol))
+    def _run(self, request: Request, program: Program | None, subprotocol: str) -> Response:
+        """Run the program, and send its output over a websocket."""
         # The first message on each channel is empty.
-        for channel in (STDOUT, STDERR, ERROR):
-            connection.sendall(frame(bytes([channel])))
+        opening = b"".join(frame(bytes([channel])) for channel in (STDOUT, STDERR, ERROR)) + frame(_PING, PING)
+        written, failure = self._written(request, program, subprotocol)
+        upgrade = upgrade_headers(request.headers["sec-websocket-key"], subprotocol)
+        if request.connection is not None:
+            self._serve(request.connection, upgrade, opening, written, failure)
+        connection = MemoryConnection(opening + written + (b"" if failure else CLOSING), failure)
+        return Response(status=101, headers=upgrade, connection=connection)
+
+    def _serve(
+        self,
+        connection: socket.socket,
+        upgrade: Mapping[str, str],
+        opening: bytes,
+        written: bytes,
+        failure: httpx.TransportError | None,
+    ) -> NoReturn:
+        head = "".join(f"{name}: {value}\r\n" for name, value in upgrade.items())
+        connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{head}\r\n".encode() + opening)
+        if pong(connection) != _PING:
+            _end("the client did not answer the ping")
+        connection.sendall(written)
+        if isinstance(failure, httpx.ReadTimeout):
+            # Until the client is gone.
+            connection.settimeout(60)
+            while connection.recv(4096):
+                pass
+            _end("the client gave up")
+        if failure is not None:
+            reset(connection)
+            _end("the simulator reset the connection")
+        close(connection)
+        _end("the command has ended")
+
+    def _written(
+        self, request: Request, program: Program | None, subprotocol: str
+    ) -> tuple[bytes, httpx.TransportError | None]:
+        """Return what is sent after the ping, and how the connection fails then; None = it does not."""
         argv = request.parameters.all("command")
         fault = self._fault_of(" ".join(argv))
         if program is None:
@@ -411,34 +445,19 @@ class KubernetesSimulator(Upstream):
         finished = fault.instead or (program(argv) if program and not fault.unstarted else Finished())
         stdout = fault.before + finished.stdout
         if fault.hang or fault.stall:
-            if fault.stall:
-                connection.sendall(frame(bytes([STDOUT]) + stdout)[: len(stdout) // 2])
-            # Until the client is gone.
-            connection.settimeout(60)
-            while connection.recv(4096):
-                pass
-            _end("the client gave up")
+            half = frame(bytes([STDOUT]) + stdout)[: len(stdout) // 2]
+            return half if fault.stall else b"", httpx.ReadTimeout(TIMED_OUT)
         if fault.cut_after is not None:
-            self._send(connection, STDOUT, stdout[: fault.cut_after])
-            reset(connection)
-            _end("the simulator reset the connection")
-        connection.sendall(frame(_PING, PING))
-        if pong(connection) != _PING:
-            _end("the client did not answer the ping")
-        # What was not asked for is not sent.
-        self._send(connection, STDOUT, stdout if _asked(request, "stdout") else b"")
-        self._send(connection, STDERR, finished.stderr if _asked(request, "stderr") else b"")
+            return _messages(STDOUT, stdout[: fault.cut_after]), httpx.ReadError("[Errno 104] Connection reset by peer")
+        # Output that was not requested is not sent.
+        written = _messages(STDOUT, stdout) if _is_requested(request, "stdout") else b""
+        written += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""
         if subprotocol == V5:
-            connection.sendall(frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR])))
+            written += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
         if fault.status:
             status = _unstarted(fault.unstarted) if fault.unstarted else _ended(finished.exit_status)
-            self._send(connection, ERROR, json.dumps(status).encode())
-        close(connection)
-        _end("the command has ended")
-
-    def _send(self, connection: socket.socket, channel: int, data: bytes) -> None:
-        for start in range(0, len(data), _PIECE):
-            connection.sendall(frame(bytes([channel]) + data[start : start + _PIECE]))
+            written += _messages(ERROR, json.dumps(status).encode())
+        return written, None
 
     def _fault_of(self, command: str) -> ExecFault:
         with self.lock:
@@ -456,7 +475,12 @@ class KubernetesSimulator(Upstream):
         return ExecFault()
 
 
-def _asked(request: Request, stream: str) -> bool:
+def _messages(channel: int, data: bytes) -> bytes:
+    pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
+    return b"".join(frame(bytes([channel]) + piece) for piece in pieces)
+
+
+def _is_requested(request: Request, stream: str) -> bool:
     return request.parameters.get(stream) in ("true", "1")
 
 

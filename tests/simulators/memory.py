@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlencode, urlsplit
@@ -63,7 +63,7 @@ class MemoryClient(httpx.Client):
         method: str,
         url: str,
         *,
-        params: Mapping[str, str] | None = None,
+        params: Mapping[str, str | Sequence[str]] | None = None,
         content: bytes | None = None,
         headers: Mapping[str, str],
         **_options: Any,
@@ -75,7 +75,7 @@ class MemoryClient(httpx.Client):
                 Request(
                     method=method,
                     path=unquote(path) if "%" in path else path,
-                    query=urlencode(params) if params else "",
+                    query=urlencode(params, doseq=True) if params else "",
                     headers={name.lower(): value for name, value in headers.items()},
                     body=content or b"",
                 )
@@ -83,10 +83,19 @@ class MemoryClient(httpx.Client):
         )
 
 
+class _Headers(dict[str, str]):
+    """Headers by their names, in any case."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a header, or the default."""
+        return super().get(name.lower(), default)
+
+
 class _Received:
     """The part of `httpx.Response` that the program uses."""
 
     def __init__(self, response: Response) -> None:
         self.status_code = response.status
-        self.headers = response.all_headers()
+        self.headers = _Headers(response.all_headers())
         self.iter_raw = response.content
+        self.extensions = {"network_stream": response.connection}

@@ -78,7 +78,9 @@ class Response:
     Attributes:
         headers: names in lower case, without the content type.
         content_type: "" sends no such header.
-        chunks: what is sent instead of the body, whose length is announced; None sends the body.
+        chunks: what is sent instead of the body; None sends the body.
+        length: the announced length, if it is not that of the body.
+        connection: of a response with status 101 in this process.
     """
 
     body: bytes = b""
@@ -87,6 +89,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
     chunks: Iterable[bytes] | None = None
     length: int | None = None
+    connection: MemoryConnection | None = None
 
     def all_headers(self) -> dict[str, str]:
         """The headers with content type and length."""
@@ -101,6 +104,29 @@ class Response:
             yield self.body
         else:
             yield from self.chunks
+
+
+class MemoryConnection:
+    """An upgraded connection in this process: the part of httpcore's network stream that the program uses.
+
+    Args:
+        data: what the server sends.
+        failure: raised after that; None = the server closes.
+    """
+
+    def __init__(self, data: bytes, failure: Exception | None) -> None:
+        self._data = data
+        self._failure = failure
+
+    def read(self, size: int, timeout: float | None = None) -> bytes:
+        """Receive at most so many bytes."""
+        if not self._data and self._failure is not None:
+            raise self._failure
+        data, self._data = self._data[:size], self._data[size:]
+        return data
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        """Send bytes."""
 
 
 Handler = Callable[[Request], Response]

@@ -22,21 +22,19 @@ _SHORT: Final = 126
 _LONG: Final = 1 << 16
 
 
-def upgrade_answer(key: str, subprotocol: str) -> bytes:
-    """The answer that makes a connection a websocket.
+def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
+    """Return the headers of the response that makes a connection a websocket.
 
     Args:
         key: the client's `Sec-WebSocket-Key`.
-        subprotocol: the one that was chosen.
+        subprotocol: the chosen one.
     """
-    accept = base64.b64encode(hashlib.sha1((key + _MAGIC).encode()).digest()).decode()
-    return (
-        "HTTP/1.1 101 Switching Protocols\r\n"
-        "Upgrade: websocket\r\n"
-        "Connection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n"
-        f"Sec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
-    ).encode()
+    return {
+        "upgrade": "websocket",
+        "connection": "Upgrade",
+        "sec-websocket-accept": base64.b64encode(hashlib.sha1((key + _MAGIC).encode()).digest()).decode(),
+        "sec-websocket-protocol": subprotocol,
+    }
 
 
 def frame(data: bytes, opcode: int = BINARY) -> bytes:
@@ -48,6 +46,10 @@ def frame(data: bytes, opcode: int = BINARY) -> bytes:
     else:
         length = bytes([_SHORT + 1]) + struct.pack("!Q", len(data))
     return bytes([_FINAL | opcode]) + length + data
+
+
+CLOSING: Final = frame(struct.pack("!H", _NORMAL), CLOSE)
+"""The server has sent everything."""
 
 
 def pong(connection: socket.socket) -> bytes | None:
@@ -74,7 +76,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 def close(connection: socket.socket) -> None:
     """Say that all was sent, and wait for the client to say so too, or to be gone."""
-    connection.sendall(frame(struct.pack("!H", _NORMAL), CLOSE))
+    connection.sendall(CLOSING)
     connection.settimeout(5)
     while connection.recv(4096):
         pass
