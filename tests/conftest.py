@@ -37,6 +37,7 @@ FULL = ("tests/image/", "tests/monitoring/test_prometheus.py", "tests/pod/test_p
 """Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
 
 GROUPS = {
+    "tests/faults/test_mutants.py": "mutants",
     "tests/image/": "image",
     "tests/pod/test_pod.py": "image",
     "tests/pod/test_real.py": "image",

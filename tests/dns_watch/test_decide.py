@@ -22,6 +22,7 @@ from lifecycle.dns_watch.observation import (
     Registered,
     Unregistered,
 )
+from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import Applied, Decision, HealState, KnownNode, Moment, RecordState, State, WatchConfig
 from lifecycle.domain.changes import (
     CreateRecord,
@@ -152,6 +153,15 @@ def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Reco
     assert [type(change) for change in decision.changes] == changes
 
 
+@pytest.mark.parametrize(
+    "foreign", [a_record(content=V4, comment=OTHER_MARK), a_record(content="203.0.113.7", comment="")]
+)
+def test_a_foreign_record_is_reported_and_keeps_the_record_out_of_sync(foreign: Record) -> None:
+    decision = decide(KNOWN, found(records=[foreign]), config=CONFIG, now=at(0))
+    assert "record.foreign" in event_names(decision)
+    assert not decision.state.records.in_sync
+
+
 def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> None:
     decision = decide(KNOWN, found(records=[a_record(content=V4)]), config=CONFIG, now=at(0))
     records = decision.state.records
@@ -193,6 +203,8 @@ def test_a_rate_limit_is_obeyed_for_as_long_as_requested() -> None:
     decision = decide(KNOWN, found(records=Failed(RATE_LIMIT)), config=CONFIG, now=at(0))
     assert decision.state.records.not_before_s == 700
     assert decision.wait_s == POLL_S
+    due = [records_are_due(decision.state, NODE, (SPEC,), at(seconds)) for seconds in (0, 699, 700)]
+    assert due == [False, False, True]
 
 
 def test_an_outage_of_cloudflare_keeps_a_record_in_sync() -> None:

@@ -1,29 +1,32 @@
-"""The program with one of its promises broken, each by a line or two: what the schedules have to notice.
+"""The program with one guarantee broken by a line or two, each with the cheapest test that detects it.
 
-`python -m tests.faults.mutants` looks for the first seed that notices each one, for the table below.
+`python -m tests.faults.mutants` finds the first seed that detects each mutant of the schedules.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 
-# Far beyond the seeds that are known to notice.
+# Far beyond the seeds that are known to detect a mutant.
 SEEDS: Final = 500
 
-# Prints the first seed of a range that notices something, and what.
-PROGRAM: Final = """
-import sys
+# Prints the first seed of a range whose schedule fails, and the invariant.
+RUN_SCHEDULES: Final = """
 from tests.faults.engine import BrokenError, run
 from tests.faults.schedule import drawn
-for seed in range(int(sys.argv[1]), int(sys.argv[2])):
+for seed in range({start}, {stop}):
     try:
         run(drawn(seed))
     except BrokenError as error:
@@ -31,173 +34,315 @@ for seed in range(int(sys.argv[1]), int(sys.argv[2])):
         break
 """
 
+RUN_TABLES: Final = """
+import sys
+import pytest
+sys.exit(pytest.main(["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "tests/dns_watch/test_decide.py"]))
+"""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One promise, broken.
+    """One broken guarantee.
 
     Attributes:
-        promise: which one.
-        what: what the program does now, in words.
+        guarantee: which one.
+        name: what the program does instead.
         file: below lifecycle/.
-        old: stands there exactly once.
-        seed: the first that notices.
+        old: occurs exactly once in the file.
+        seed: the first schedule that detects it; None = the tables over `decide` do.
     """
 
-    promise: str
-    what: str
+    guarantee: str
+    name: str
     file: str
     old: str
     new: str
-    seed: int
+    seed: int | None = None
 
-    def noticed_by(self, seeds: range) -> str:
-        """Run schedules against this mutant.
-
-        Returns:
-            The first seed that notices something, and what; "" when none does.
-        """
+    @contextmanager
+    def program(self) -> Iterator[Path]:
+        """Yield a folder with this mutant and the tests."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            shutil.copytree(REPOSITORY / "lifecycle", folder / "lifecycle", ignore=shutil.ignore_patterns("*.pyc"))
+            # With the byte code: its time stamps stay those of the sources.
+            shutil.copytree(REPOSITORY / "lifecycle", folder / "lifecycle")
+            shutil.copy(REPOSITORY / "pyproject.toml", folder)
             (folder / "tests").symlink_to(REPOSITORY / "tests")
             source = folder / "lifecycle" / self.file
             text = source.read_text()
-            assert text.count(self.old) == 1, f"{self.file}: {self.old!r} is there {text.count(self.old)} times"
+            assert text.count(self.old) == 1, f"{self.file}: {self.old!r} occurs {text.count(self.old)} times"
             source.write_text(text.replace(self.old, self.new))
-            done = subprocess.run(
-                [sys.executable, "-B", "-c", PROGRAM, str(seeds.start), str(seeds.stop)],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+            yield folder
 
 
-MUTANTS: Final = (
+class Laboratory:
+    """Runs tests against mutants."""
+
+    def __enter__(self) -> Self:
+        # The plugins of pytest take longer than the tables.
+        environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("fork_server.py")],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.communicate()
+
+    def schedules(self, mutant: Mutant, seeds: range) -> str:
+        """Run schedules against a mutant.
+
+        Returns:
+            The first seed that detects it, and the invariant; "" if there is none.
+        """
+        status, output = self._run(mutant, RUN_SCHEDULES.format(start=seeds.start, stop=seeds.stop))
+        assert status == 0, output
+        return output.strip()
+
+    def tables(self, mutant: Mutant) -> str:
+        """Run the tables over `decide` against a mutant.
+
+        Returns:
+            The first failure; "" if there is none.
+        """
+        status, output = self._run(mutant, RUN_TABLES)
+        # Anything but a failed test, such as a syntax error, proves nothing.
+        assert status in {0, 1}, output
+        return output if status == 1 else ""
+
+    def _run(self, mutant: Mutant, code: str) -> tuple[int, str]:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with mutant.program() as folder:
+            self._server.stdin.write(json.dumps({"folder": str(folder), "code": code}) + "\n")
+            self._server.stdin.flush()
+            done = json.loads(self._server.stdout.readline())
+        return done["status"], done["output"]
+
+
+SCHEDULES: Final = (
     Mutant(
-        "Never 1",
-        "takes any mark of our kind for ours",
-        "domain/ownership.py",
-        "            return record.comment == self.mark\n",
-        "            return record.comment.startswith(_MARK_FAMILY)\n",
-        0,
+        guarantee="Never 1",
+        name="owns records with any mark of this program",
+        file="domain/ownership.py",
+        old="            return record.comment == self.mark\n",
+        new="            return record.comment.startswith(_MARK_FAMILY)\n",
+        seed=0,
     ),
     Mutant(
-        "Never 2",
-        "does not ask how a node was registered",
-        "domain/ownership.py",
-        " and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
-        " and self._is_our_users(node)",
-        0,
+        guarantee="Never 2",
+        name="ignores how a node registered",
+        file="domain/ownership.py",
+        old=" and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
+        new=" and self._is_our_users(node)",
+        seed=0,
     ),
     Mutant(
-        "Never 2",
-        "does not ask whose a node is",
-        "domain/ownership.py",
-        " and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
-        " and node.registered_by is RegisterMethod.AUTH_KEY",
-        0,
+        guarantee="Never 2",
+        name="ignores the owner of a node",
+        file="domain/ownership.py",
+        old=" and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)",
+        new=" and node.registered_by is RegisterMethod.AUTH_KEY",
+        seed=0,
     ),
     Mutant(
-        "Never 3",
-        "takes a page for whole that is not",
-        "clients/cloudflare/reader.py",
-        "        if len(items) != count:",
-        "        if False:",
-        4,
+        guarantee="Never 3",
+        name="accepts an incomplete list of records",
+        file="clients/cloudflare/reader.py",
+        old="        if len(items) != count:",
+        new="        if False:",
+        seed=4,
     ),
     Mutant(
-        "Never 3",
-        "believes a list that nobody is on",
-        "dns_watch/nodes.py",
-        "    if not nodes:\n        return None\n",
-        "",
-        39,
+        guarantee="Never 3",
+        name="trusts an empty list of nodes",
+        file="dns_watch/nodes.py",
+        old="    if not nodes:\n        return None\n",
+        new="",
+        seed=39,
     ),
     Mutant(
-        "Healing",
-        "takes any 404 for Headscale's word that a node is gone",
-        "clients/headscale/errors.py",
-        "if code == _GRPC_NOT_FOUND or _is_problem(response):",
-        "if True:",
-        2,
+        guarantee="Healing",
+        name="takes the 404 of a proxy for a deleted node",
+        file="clients/headscale/errors.py",
+        old="if code == _GRPC_NOT_FOUND or _is_problem(response):",
+        new="if True:",
+        seed=2,
     ),
     Mutant(
-        "Never 4",
-        "writes the key where it is read",
-        "keyfile/writer.py",
-        "    with _temporary(path, content, mode) as temporary:\n"
-        "        _check_replaceable(path)\n        temporary.replace(path)\n",
-        "    _write_new(path, content, mode)\n",
-        107,
+        guarantee="Never 4",
+        name="writes the key file in place",
+        file="keyfile/writer.py",
+        old="    with _temporary(path, content, mode) as temporary:\n        _check_replaceable(path)\n"
+        "        temporary.replace(path)\n",
+        new="    _write_new(path, content, mode)\n",
+        seed=107,
     ),
     Mutant(
-        "Never 5",
-        "logs the key instead of its id",
-        "apply.py",
-        "key_id=key.id, user=spec.user.label",
-        "key_id=key.secret.get_secret_value(), user=spec.user.name",
-        0,
+        guarantee="Never 5",
+        name="logs the pre-auth key",
+        file="apply.py",
+        old="key_id=key.id, user=spec.user.label",
+        new="key_id=key.secret.get_secret_value(), user=spec.user.label",
+        seed=0,
     ),
     Mutant(
-        "Never 6",
-        "does not stand down for a later pod that has the name",
-        "dns_watch/records.py",
-        "    for successor in successors:\n",
-        "    for successor in successors[:0]:\n",
-        45,
+        guarantee="Never 6",
+        name="does not stand down for a later pod",
+        file="dns_watch/records.py",
+        old="    for successor in successors:\n",
+        new="    for successor in successors[:0]:\n",
+        seed=45,
     ),
     Mutant(
-        "Never 7",
-        "finds that the TTL always differs",
-        "domain/model.py",
-        "        if record.ttl_s != self.ttl_s:",
-        "        if True:",
-        0,
+        guarantee="Never 7",
+        name="always updates the TTL",
+        file="domain/model.py",
+        old="        if record.ttl_s != self.ttl_s:",
+        new="        if True:",
+        seed=0,
     ),
     Mutant(
-        "Never 8",
-        "ends dns-watch with the first failure of Cloudflare",
-        "dns_watch/observe.py",
-        "        return RecordsRead(records, apex, tuple(later))\n    except ApiError as error:\n",
-        "        return RecordsRead(records, apex, tuple(later))\n    except ZeroDivisionError as error:\n",
-        4,
+        guarantee="Never 8",
+        name="ends dns-watch if Cloudflare fails",
+        file="dns_watch/observe.py",
+        old="        return RecordsRead(records, apex, tuple(later))\n    except ApiError as error:\n",
+        new="        return RecordsRead(records, apex, tuple(later))\n    except ZeroDivisionError as error:\n",
+        seed=4,
     ),
     Mutant(
-        "Never 8",
-        "ends cleanup when a stale record cannot be deleted",
-        "cleanup/run.py",
-        '        except ApiError as error:\n            log.warning("record.delete_failed"',
-        '        except ZeroDivisionError as error:\n            log.warning("record.delete_failed"',
-        90,
+        guarantee="Never 8",
+        name="ends cleanup if a stale record cannot be deleted",
+        file="cleanup/run.py",
+        old='        except ApiError as error:\n            log.warning("record.delete_failed"',
+        new='        except ZeroDivisionError as error:\n            log.warning("record.delete_failed"',
+        seed=90,
     ),
     Mutant(
-        "Healing",
-        "believes one look that a node is gone",
-        "dns_watch/healing.py",
-        "        and losses.observations >= CONFIRMING_OBSERVATIONS\n"
+        guarantee="Healing",
+        name="heals after one observation of a loss",
+        file="dns_watch/healing.py",
+        old="        and losses.observations >= CONFIRMING_OBSERVATIONS\n"
         "        and now.monotonic_s - losses.since_s >= CONFIRMING_S\n",
-        "",
-        83,
+        new="",
+        seed=83,
     ),
     Mutant(
-        "Healing",
-        "takes the noted key for the one in the file",
-        "dns_watch/healing.py",
-        " and check.is_in_file:\n",
-        ":\n",
-        107,
+        guarantee="Healing",
+        name="assumes that the key of the metadata is in the file",
+        file="dns_watch/healing.py",
+        old=" and check.is_in_file:\n",
+        new=":\n",
+        seed=107,
     ),
 )
 
+DECIDE: Final = "dns_watch/decide.py"
+PUBLISH: Final = "dns_watch/publish.py"
+SCHEDULE: Final = "dns_watch/schedule.py"
+
+DECISIONS: Final = (
+    Mutant(
+        guarantee="Never 1",
+        name="changes records next to a foreign one",
+        file=PUBLISH,
+        old="    if plan.in_the_way:\n",
+        new="    if False:\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="publishes a node without a publishable address",
+        file=DECIDE,
+        old="    if not specs:\n        reason = why_unpublishable(node, config)\n",
+        new="    if False:\n        reason = why_unpublishable(node, config)\n",
+    ),
+    Mutant(
+        guarantee="Never 3",
+        name="counts a failed lookup as an observation of a loss",
+        file=DECIDE,
+        old="        heal=inconclusive(state.heal),\n",
+        new="        heal=state.heal,\n",
+    ),
+    Mutant(
+        guarantee="Never 8",
+        name="gives up after its node was registered",
+        file=DECIDE,
+        old="    if state.node is not None or not 0 < config.max_retries <= state.lookups:\n",
+        new="    if not 0 < config.max_retries <= state.lookups:\n",
+    ),
+    Mutant(
+        guarantee="Never 8",
+        name="gives up one lookup too late",
+        file=DECIDE,
+        old="not 0 < config.max_retries <= state.lookups",
+        new="not 0 < config.max_retries < state.lookups",
+    ),
+    Mutant(
+        guarantee="Backoff",
+        name="does not count failures of Headscale",
+        file=DECIDE,
+        old="    failures = state.failures + 1\n",
+        new="    failures = 1\n",
+    ),
+    Mutant(
+        guarantee="Backoff",
+        name="ignores for how long Cloudflare asked to wait",
+        file=SCHEDULE,
+        old="    return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s\n",
+        new="    return is_outdated(records, specs, now)\n",
+    ),
+    Mutant(
+        guarantee="Backoff",
+        name="looks for its node every second",
+        file=SCHEDULE,
+        old="doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)",
+        new="1.0",
+    ),
+    Mutant(
+        guarantee="Backoff",
+        name="polls over exec as often as over the API",
+        file=SCHEDULE,
+        old="    return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)\n",
+        new="    return wait_s\n",
+    ),
+    Mutant(
+        guarantee="Health",
+        name="reports a record as in sync before its change is confirmed",
+        file=PUBLISH,
+        old="    state = replace(state, records=out_of_sync(pending, "
+        '"the record is out of sync and has not been updated yet"))\n',
+        new="    state = replace(state, records=replace(pending, in_sync=True))\n",
+    ),
+    Mutant(
+        guarantee="Health",
+        name="keeps what it compared when the node is another",
+        file=SCHEDULE,
+        old="    return replace(state.records, compared=None)\n",
+        new="    return state.records\n",
+    ),
+    Mutant(
+        guarantee="Never 6",
+        name="reads a created record again only after VERIFY_INTERVAL",
+        file=DECIDE,
+        old="verified(state.records, decision.specs, config, now, soon=created)",
+        new="verified(state.records, decision.specs, config, now)",
+    ),
+)
+
+MUTANTS: Final = (*SCHEDULES, *DECISIONS)
+
 
 def main() -> None:
-    """Print for each mutant what notices it first."""
-    for mutant in MUTANTS:
-        print(f"{mutant.promise}: {mutant.what}: {mutant.noticed_by(range(SEEDS)) or 'NOBODY'}", flush=True)  # noqa: T201
+    """Print the first seed that detects each mutant of the schedules."""
+    with Laboratory() as laboratory:
+        for mutant in SCHEDULES:
+            detected = laboratory.schedules(mutant, range(SEEDS)) or "NOT DETECTED"
+            print(f"{mutant.guarantee}: {mutant.name}: {detected}", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
