@@ -96,7 +96,7 @@ class SimultaneousStart:
         )
 
 
-def test_two_hundred_pods_concurrency(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_hundred_concurrent_pods_stay_below_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The zone id is set, and all other settings have their defaults."""
     start = SimultaneousStart(monkeypatch, tmp_path, 200, used=0)
     start.run(7 * MINUTE_S)
@@ -108,7 +108,7 @@ def test_two_hundred_pods_concurrency(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert busiest(start.cloudflare.requested_at, WINDOW_S) <= 200 * 4
 
 
-def test_two_hundred_pods_concurrency_meet_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_two_hundred_concurrent_pods_wait_when_rate_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After a 429, the pods honor Retry-After with jitter, and all get a key and a record without an exit."""
     start = SimultaneousStart(monkeypatch, tmp_path, 200, used=800, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m")
     start.run(15 * MINUTE_S)
