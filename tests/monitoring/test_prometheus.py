@@ -83,10 +83,10 @@ class Prometheus:
         self._client = stack.enter_context(
             httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30, trust_env=False)
         )
-        eventually(self._answers, "Prometheus", tell=self._process.words)
+        eventually(self._answers, "Prometheus", details=self._process.output)
 
     def _answers(self) -> bool:
-        assert self._process.exit_status is None, self._process.words()
+        assert self._process.exit_status is None, self._process.output()
         try:
             return self._client.get("/status/buildinfo").is_success
         except httpx.TransportError:
@@ -149,7 +149,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         eventually(
             lambda: [record.content for record in cloudflare.records(zone_id)] == [node.address],
             "the record",
-            tell=watch.words,
+            details=watch.output,
         )
         assert ip_address(node.address)
         running = Prometheus(folder, target=port, rules=rules, stack=stack)
@@ -159,7 +159,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
                 running.query('count(rate(tailscale_lifecycle_requests_total{outcome="ok"}[30s]) > 0) == 2') or None
             ),
             "two scrapes",
-            tell=lambda: watch.words() + str(running.get("/targets")),
+            details=lambda: watch.output() + str(running.get("/targets")),
         )
         yield running
 

@@ -1,1 +1,1 @@
-"""The commands against real Headscale servers and real Tailscale clients, where those are installed."""
+"""Tests of the commands with real Headscale servers and Tailscale clients, skipped if these are not installed."""

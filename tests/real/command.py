@@ -1,4 +1,4 @@
-"""The commands as processes: how they end, and what they say while they run."""
+"""The commands as processes: exit status and log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.programs import PATIENCE_S, Background, eventually
+from tests.real.programs import TIMEOUT_S, Background, eventually
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A command that ran to its end."""
+    """A command that has ended."""
 
     exit_status: int
     out: str
@@ -26,33 +26,33 @@ class Ended:
 
     @property
     def events(self) -> list[Event]:
-        """What it logged."""
+        """The logged events."""
         return events_in(self.out)
 
 
 def events_in(text: str) -> list[Event]:
-    """The events of a log; a line that is still being written is left out."""
+    """Return the events of a log, without an incomplete last line."""
     lines = text.split("\n")[:-1]
-    # A traceback, most likely: shown whole.
+    # Other lines are usually a traceback, so the message shows all of the text.
     assert all(line.startswith("{") for line in lines), text
     return [json.loads(line) for line in lines]
 
 
 def named(events: list[Event], name: str) -> list[Event]:
-    """The events of one name."""
+    """Return the events with a name."""
     return [event for event in events if event["event"] == name]
 
 
 def lifecycle(
     *arguments: str, environment: Mapping[str, str], folder: Path, within: Sequence[str | Path] = ()
 ) -> Ended:
-    """Run a command to its end.
+    """Run a command and wait until it has ended.
 
     Args:
-        arguments: as typed.
-        environment: all of it.
-        folder: where it runs; without an `.env` in it.
-        within: a command that runs it, such as one that makes a mount namespace.
+        arguments: arguments of the command.
+        environment: the complete environment.
+        folder: the working directory, without an `.env` file.
+        within: prefix of the command, such as one that creates a mount namespace.
     """
     done = subprocess.run(
         [*within, sys.executable, "-m", "lifecycle", *arguments],
@@ -61,14 +61,14 @@ def lifecycle(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
 class Watch(Background):
-    """`dns-watch` while it runs."""
+    """A running `dns-watch`."""
 
     def __init__(
         self, *, environment: Mapping[str, str], folder: Path, log: Path, within: Sequence[str | Path] = ()
@@ -78,34 +78,34 @@ class Watch(Background):
 
     @property
     def events(self) -> list[Event]:
-        """What it logged so far."""
-        return events_in(self.words())
+        """The events logged so far."""
+        return events_in(self.output())
 
     def named(self, name: str) -> list[Event]:
-        """What it logged so far under one name."""
+        """Return the events logged so far with a name."""
         return named(self.events, name)
 
-    def said(self, name: str, **keys: object) -> Event:
-        """Wait until it has logged an event with these values, and give the last such."""
+    def wait_for(self, name: str, **keys: object) -> Event:
+        """Wait until an event with these values has been logged, and return the latest."""
 
-        def look() -> Event | None:
-            assert self.exit_status is None, self.words()
+        def find() -> Event | None:
+            assert self.exit_status is None, self.output()
             found = [event for event in self.named(name) if keys.items() <= event.items()]
             return found[-1] if found else None
 
-        return eventually(look, f"{name} {keys}", tell=self.words)
+        return eventually(find, f"{name} {keys}", details=self.output)
 
-    def next(self, name: str, **keys: object) -> Event:
+    def wait_for_next(self, name: str, **keys: object) -> Event:
         """Wait for an event that has not been logged yet."""
         before = len(self.events)
 
-        def look() -> Event | None:
-            assert self.exit_status is None, self.words()
+        def find() -> Event | None:
+            assert self.exit_status is None, self.output()
             new = self.events[before:]
             return next((event for event in named(new, name) if keys.items() <= event.items()), None)
 
-        return eventually(look, f"another {name} {keys}", tell=self.words)
+        return eventually(find, f"another {name} {keys}", details=self.output)
 
-    def stopped(self) -> int:
-        """End it as the kubelet does, and give its exit status."""
+    def terminate(self) -> int:
+        """Send SIGTERM, as the kubelet does, and return the exit status."""
         return self.stop(signal.SIGTERM)

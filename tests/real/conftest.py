@@ -1,4 +1,4 @@
-"""A real server for each release that is installed, and one service on it for each test."""
+"""A real server for each installed release, and one workload on it for each test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.real.programs import Release, installed_releases
 from tests.real.server import HeadscaleServer
-from tests.real.service import OTHER_USER, USER, Service
+from tests.real.workload import OTHER_USER, USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
@@ -20,7 +20,7 @@ _numbers = count(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for a `release` on each of them; without any, skip it and say what to install."""
+    """Run a test with the fixture `release` on each installed release, or skip it if there is none."""
     if "release" not in metafunc.fixturenames:
         return
     releases = installed_releases()
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def releases() -> list[Release]:
-    """Every release that is installed, oldest first."""
+    """All installed releases, oldest first."""
     found = installed_releases()
     if isinstance(found, str):
         pytest.skip(found)
@@ -42,14 +42,14 @@ def releases() -> list[Release]:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose path is short enough for sockets."""
+    """A folder with a path that is short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server of this release, for all tests on it; `USER` owns what ours makes."""
+    """A running server of this release, shared by its tests. `USER` owns the nodes of the workloads."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         HeadscaleServer(release, Path(folder)) as running,
@@ -61,17 +61,17 @@ def server(release: Release) -> Iterator[HeadscaleServer]:
 
 @pytest.fixture
 def cloudflare() -> CloudflareSimulator:
-    """An account with the zone example.com; `service.zone_id` is its id."""
+    """An account with the zone example.com, whose id is `workload.zone_id`."""
     return CloudflareSimulator()
 
 
 @pytest.fixture
-def service(server: HeadscaleServer, cloudflare: CloudflareSimulator, short_folder: Path) -> Iterator[Service]:
-    """A service of its own name on the server; all that it started is gone afterwards."""
+def workload(server: HeadscaleServer, cloudflare: CloudflareSimulator, short_folder: Path) -> Iterator[Workload]:
+    """A workload with a unique name on the server. Its processes are stopped after the test."""
     with ExitStack() as stack:
         cloudflare_url = stack.enter_context(serve(cloudflare))
         yield stack.enter_context(
-            Service(
+            Workload(
                 f"app{next(_numbers)}.example.com",
                 server=server,
                 cloudflare=cloudflare,

@@ -1,4 +1,4 @@
-"""A real Tailscale client that joins as the one in the pod does."""
+"""A real Tailscale client that registers like the one in a pod."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.real.programs import PATIENCE_S, Background, Release, eventually
+from tests.real.programs import TIMEOUT_S, Background, Release, eventually
 
 LOGIN_TIMEOUT: Final = "20s"
 
-_LET_IN: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
+_AUTHORIZED: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
 _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
 
 class Machine:
-    """One tailscaled, with userspace networking as a rule: it needs no rights and leaves this machine's network alone.
+    """One tailscaled.
+
+    By default it uses userspace networking, which needs no permissions and does not change the network of the machine.
 
     Args:
-        release: whose client program to run.
+        release: contains the client programs.
         folder: for its state, socket and log; a short path.
-        hostname: what it calls itself.
-        url: the Headscale server's address.
-        interface: the kernel's interface that it makes; "" = none.
+        hostname: the hostname of its node.
+        url: the URL of the Headscale server.
+        interface: the network interface to create; "" = userspace networking.
     """
 
     def __init__(self, release: Release, folder: Path, *, hostname: str, url: str, interface: str = "") -> None:
@@ -42,7 +44,7 @@ class Machine:
         self.start()
 
     def start(self) -> None:
-        """Start it; with state from before it goes on as the same node."""
+        """Start the client. With existing state it remains the same node."""
         self._folder.mkdir(exist_ok=True)
         state = self._folder / "state"
         process = self._process = Background(
@@ -60,26 +62,26 @@ class Machine:
             folder=self._folder,
         )
         eventually(lambda: process.exit_status is not None or self.socket.exists(), "tailscaled's socket")
-        assert process.exit_status is None, process.words()
+        assert process.exit_status is None, process.output()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it; its state stays."""
+        """Stop the client and keep its state."""
         if self._process is not None:
             self._process.stop(number)
 
     def restart(self) -> None:
-        """Stop and start it, its state kept: what a container restart is."""
+        """Restart the client with its state, like a container restart."""
         self.stop()
         self.start()
 
     def restart_logged_in(self) -> None:
-        """Stop and start it, and wait until its kept state alone has brought it back."""
-        log = self._log_from_here()
+        """Restart the client, and wait until it has logged in with its existing state."""
+        log = self._new_log()
         self.restart()
-        eventually(lambda: _LET_IN.search(log()), "the client to be back", tell=log)
+        eventually(lambda: _AUTHORIZED.search(log()), "the client to log in", details=log)
 
-    def forget(self) -> None:
-        """Stop it and lose its state: what a new pod is."""
+    def reset(self) -> None:
+        """Restart the client without its state, like a new pod."""
         self.stop()
         shutil.rmtree(self._folder)
         self.start()
@@ -90,12 +92,12 @@ class Machine:
         assert error is None, error
 
     def login_error(self, key_file: Path) -> str | None:
-        """Log in with a key file, and give what the server has against it; None = nothing.
+        """Log in with a key file, and return the error of the server, or None if it accepts the login.
 
-        Told from the client's log: with state that was kept, `up` is content with what the client
-        remembers of the tailnet, before the server has said anything.
+        The result is read from the client's log. With existing state, `up` succeeds from cached data before the
+        server has responded.
         """
-        log = self._log_from_here()
+        log = self._new_log()
         login = Background(
             [*self._command(*self._up(LOGIN_TIMEOUT)), f"--auth-key=file:{key_file}"],
             log=self._folder / "up.log",
@@ -103,25 +105,27 @@ class Machine:
             folder=self._folder,
         )
         try:
-            verdict = eventually(lambda: _LET_IN.search(log()) or _REFUSED.search(log()), "a verdict", tell=log)
-            if verdict.re is _REFUSED:
-                return verdict[1]
-            eventually(lambda: login.exit_status is not None, "the login to end", tell=log)
-            # A key can be taken and its node be expired all the same.
+            result = eventually(
+                lambda: _AUTHORIZED.search(log()) or _REFUSED.search(log()), "the result of the login", details=log
+            )
+            if result.re is _REFUSED:
+                return result[1]
+            eventually(lambda: login.exit_status is not None, "the login to end", details=log)
+            # The server can accept a key although the node is expired.
             refused = _REFUSED.search(log())
-            return login.words() if login.exit_status else refused and refused[1]
+            return login.output() if login.exit_status else refused and refused[1]
         finally:
             login.stop()
 
-    def _log_from_here(self) -> Callable[[], str]:
-        """What its log says from now on."""
+    def _new_log(self) -> Callable[[], str]:
+        """Return a function that reads what has been logged since this call."""
         path = self._folder / "tailscaled.log"
         start = path.stat().st_size if path.exists() else 0
         return lambda: path.read_bytes()[start:].decode(errors="replace")
 
     @contextmanager
-    def asking_to_be_let_in(self) -> Iterator[str]:
-        """Log in without a key: yields the link for the administrator, and ends when the node is in."""
+    def login_link(self) -> Iterator[str]:
+        """Log in without a key: yield the link for the administrator, then wait until the node is registered."""
         waiting = Background(
             self._command(*self._up(LOGIN_TIMEOUT)),
             log=self._folder / "up.log",
@@ -131,7 +135,7 @@ class Machine:
         try:
             yield eventually(lambda: self.status()["AuthURL"] or None, "the link")
             eventually(lambda: waiting.exit_status is not None, "the login")
-            assert waiting.exit_status == 0, waiting.words()
+            assert waiting.exit_status == 0, waiting.output()
         finally:
             waiting.stop()
 
@@ -146,7 +150,7 @@ class Machine:
         ]
 
     def status(self) -> dict[str, Any]:
-        """What it knows of itself."""
+        """Return the status of the client."""
         done = self._tailscale("status", "--json", "--peers=false")
         assert done.returncode == 0, done.stdout + done.stderr
         status: dict[str, Any] = json.loads(done.stdout)
@@ -154,12 +158,12 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Its IPv4 address in the tailnet."""
+        """The IPv4 address in the tailnet."""
         return self.addresses[0]
 
     @property
     def addresses(self) -> tuple[str, str]:
-        """Its addresses in the tailnet, IPv4 first."""
+        """The addresses in the tailnet, IPv4 first."""
         ipv4, ipv6 = self.status()["TailscaleIPs"]
         return ipv4, ipv6
 
@@ -172,7 +176,7 @@ class Machine:
         return [self._release.tailscale, f"--socket={self.socket}", *arguments]
 
     def _environment(self) -> dict[str, str]:
-        # The gateway is not asked to map a port.
+        # Do not map a port on the gateway.
         return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1"}
 
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -183,6 +187,6 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )

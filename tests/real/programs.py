@@ -1,4 +1,4 @@
-"""The real programs that are installed, and processes that are gone when a test is over."""
+"""The installed programs, and background processes that end with a test."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ Found = TypeVar("Found")
 
 FOLDER_VARIABLE: Final = "HEADSCALE_BINARIES"
 
-PATIENCE_S: Final = 45.0
-"""How long anything may take on a machine that has other things to do."""
+TIMEOUT_S: Final = 45.0
+"""The time limit of each step, for a machine under load."""
 
-LOOK_EVERY_S: Final = 0.05
+POLL_INTERVAL_S: Final = 0.05
 
-# Below what the kernel gives to outgoing connections: a server finds its port free again after a restart.
+# Below the ephemeral ports of the kernel, so that the port of a server is still free when it restarts.
 _PORTS: Final = range(20000, 32000)
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release of Headscale, and the Tailscale client that joins it.
+    """One release of Headscale, and the Tailscale client for it.
 
     Attributes:
-        name: as the program's file is named, such as `0.28.0` or `head`; for a single one on PATH what it says.
-        minor: the middle number of its version; for `head` that of the release it becomes.
+        name: from the file name of the program, such as `0.28.0` or `head`, or the version of the program on PATH.
+        minor: minor version; for `head`, that of the next release.
     """
 
     name: str
@@ -48,24 +48,24 @@ class Release:
 
     @property
     def simulated(self) -> str:
-        """The version under which the simulator plays this release."""
+        """The version of the simulator that corresponds to this release."""
         exact = [version for version in VERSIONS if version == self.name]
         same_minor = [version for version in VERSIONS if version.split(".")[1] == str(self.minor)]
         return (exact or same_minor)[-1]
 
     @property
     def user_by_id(self) -> bool:
-        """Whether the CLI wants a user's id where it wanted a name before."""
+        """True if the CLI identifies users by id instead of name."""
         return self.minor >= 26
 
     @property
     def keys_by_id(self) -> bool:
-        """Whether pre-auth keys are expired and deleted by id, need no user if they have tags, and are masked."""
+        """True if pre-auth keys are masked, are expired and deleted by id, and need no user if they have tags."""
         return self.minor >= 28
 
 
 def installed_releases() -> list[Release] | str:
-    """Every release that is here, oldest first; or why there is none, and what to install."""
+    """Return the installed releases, oldest first, or a message about what to install."""
     folder = os.environ.get(FOLDER_VARIABLE)
     path = os.pathsep.join(filter(None, [folder, os.environ.get("PATH")]))
     tailscale, tailscaled = (shutil.which(name, path=path) for name in ("tailscale", "tailscaled"))
@@ -90,9 +90,9 @@ def installed_releases() -> list[Release] | str:
 
 
 def _version(headscale: Path) -> str:
-    """What the program says it is, without a `v`."""
-    said = subprocess.run([headscale, "version"], capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    match = re.search(r"\d+\.\d+\.\d\S*", said.stdout)
+    """Return the version that the program prints, without `v`."""
+    result = subprocess.run([headscale, "version"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    match = re.search(r"\d+\.\d+\.\d\S*", result.stdout)
     return match[0] if match else "head"
 
 
@@ -101,16 +101,16 @@ def _minor(name: str, headscale: Path) -> int:
     newest = int(VERSIONS[-1].split(".")[1])
     if match is not None:
         return min(int(match[1]), newest)
-    # A build from the main branch calls itself after the release before it.
+    # A build from the main branch has the version of the previous release.
     match = re.match(r"0\.(\d+)\.\d+$", _version(headscale))
     return int(match[1]) if match else newest
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens at, for TCP or UDP."""
+    """Return loopback ports that are free for TCP and UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        # Chance is the same in each test, and several run at a time.
+        # The default random generator has the same seed in all tests, and tests run in parallel.
         port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -122,34 +122,34 @@ def free_ports(count: int) -> list[int]:
 
 
 def eventually(
-    look: Callable[[], Found | None], what: str, *, tell: Callable[[], str] = str, patience_s: float = PATIENCE_S
+    condition: Callable[[], Found | None], what: str, *, details: Callable[[], str] = str, timeout_s: float = TIMEOUT_S
 ) -> Found:
-    """Look until something is there, and give it; when patience is over it is an AssertionError.
+    """Poll a condition until it is true, and return its value, or raise AssertionError after a timeout.
 
     Args:
-        look: gives None or False until then.
-        what: what is waited for, as in "waited for …".
-        tell: gives what else to say when it did not come.
-        patience_s: longer only for what is slow by design.
+        condition: returns None or False until it is true.
+        what: the expected state, for the error message.
+        details: returns more text for the error message.
+        timeout_s: the timeout; increase it only for what is slow by design.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
-        found = look()
+        found = condition()
         if found is not None and found is not False:
             return found
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience_s:g} s for {what}\n{tell()}")
-        time.sleep(LOOK_EVERY_S)
+            raise AssertionError(f"waited {timeout_s:g} s for {what}\n{details()}")
+        time.sleep(POLL_INTERVAL_S)
 
 
 class Background:
-    """A process in a group of its own, writing to a file.
+    """A process in its own process group that writes to a file.
 
     Args:
-        arguments: what to run.
-        log: file that its output is added to.
-        environment: all of it.
-        folder: where it runs.
+        arguments: the command.
+        log: the file to which the output is appended.
+        environment: the complete environment.
+        folder: the working directory.
     """
 
     def __init__(
@@ -169,25 +169,25 @@ class Background:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """The exit status, or None if the process is running."""
         return self._process.poll()
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to all of its group."""
+        """Send a signal to the process group."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it, by force if need be, and give its exit status."""
+        """Send a signal, kill the process after the timeout, and return the exit status."""
         if self._process.poll() is None:
             self.send(number)
         try:
-            self._process.wait(PATIENCE_S)
+            self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.send(signal.SIGKILL)
             self._process.wait()
         return self._process.returncode
 
-    def words(self) -> str:
-        """All that it said so far."""
+    def output(self) -> str:
+        """Return the output so far."""
         return self.log.read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""What the Headscale client does when an answer is lost, on real servers."""
+"""The Headscale client with lost and misleading responses, on real servers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from lifecycle.domain.model import KeySpec, User
 from lifecycle.domain.ownership import choose_user
 from lifecycle.runtime.retry import RetryBudget, retrying
 from tests.real.server import HeadscaleServer
-from tests.real.service import USER
+from tests.real.workload import USER
 
 
 class LosingTransport(Transport):
-    """The way to a server, on which the first answer to each of some requests is lost."""
+    """A transport that loses the first response to each of some requests."""
 
     def __init__(self, *lost: tuple[str, str]) -> None:
         super().__init__(public_trust())
@@ -42,22 +42,22 @@ class LosingTransport(Transport):
 
 
 class MisleadingTransport(Transport):
-    """The way to a server, on which something else answers the first four requests, in a way that means 0.28."""
+    """A transport on which another server responds to the first four requests, as version 0.28 does."""
 
     def __init__(self) -> None:
         super().__init__(public_trust())
-        self._left = 4
+        self._remaining = 4
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if not self._left:
+        if not self._remaining:
             return super().handle_request(request)
-        self._left -= 1
+        self._remaining -= 1
         return httpx.Response(200, json={"preAuthKeys": []})
 
 
 @pytest.fixture
 def headscale(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
-    """A client of the server whose first new key does not arrive."""
+    """A client that does not receive the response to its first new key."""
     with client_of(server, LosingTransport(("POST", "/api/v1/preauthkey"))) as headscale:
         yield headscale
 
@@ -79,9 +79,8 @@ def our_user(headscale: HeadscaleWriter) -> User:
     return choose_user(headscale.users(), USER)
 
 
-@pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no-tags", "tags"])
-def test_key_is_lost(headscale: HeadscaleWriter, tags: frozenset[str]) -> None:
-    """A key whose answer was lost is found, expired, and another one made."""
+@pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no tags", "tags"])
+def test_key_with_lost_response_is_expired_and_replaced(headscale: HeadscaleWriter, tags: frozenset[str]) -> None:
     user = our_user(headscale)
     before = {key.id for key in headscale.pre_auth_keys(user)}
     spec = KeySpec(user, timedelta(hours=1), tags=tags)
@@ -94,8 +93,7 @@ def test_key_is_lost(headscale: HeadscaleWriter, tags: frozenset[str]) -> None:
     assert (lost.tags, kept.tags) == (tags, tags)
 
 
-def test_key_is_expired(headscale: HeadscaleWriter) -> None:
-    """It is of no use any more; doing it again is no error."""
+def test_key_can_be_expired_twice(headscale: HeadscaleWriter) -> None:
     user = our_user(headscale)
     made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
     for _ in range(2):
@@ -104,14 +102,14 @@ def test_key_is_expired(headscale: HeadscaleWriter) -> None:
     assert not listed.usable(datetime.now(UTC))
 
 
-def test_no_such_node(headscale: HeadscaleWriter) -> None:
-    """Every release has its own way to say so."""
+def test_missing_node_is_not_found(headscale: HeadscaleWriter) -> None:
+    """The responses differ between releases."""
     with pytest.raises(NotFoundError):
         headscale.node("424242")
 
 
-def test_version_is_told_wrong(server: HeadscaleServer) -> None:
-    """Once asked for what makes no sense to it, the server is asked for its version again; it has several users."""
+def test_wrongly_detected_version_is_detected_again(server: HeadscaleServer) -> None:
+    """The version is detected again after the server has rejected a request as malformed."""
     with client_of(server, MisleadingTransport()) as headscale:
         assert headscale.version() == "0.28 or newer"
         user = our_user(headscale)

@@ -1,4 +1,4 @@
-"""Headscale's real command line, run in a pod that stands beside the real server: a pod's life, and the stand-in."""
+"""Headscale's real command line in a simulated pod: the life of a pod, and a comparison with the simulated one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, clust
 from tests.process.cluster import Authority, require_mount_namespace, with_service_account
 from tests.real.command import named
 from tests.real.machine import Machine
-from tests.real.programs import PATIENCE_S, Release, eventually
+from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
-from tests.real.service import NAMESPACE, OTHER_USER, USER, Service
-from tests.real.test_life import (  # the same life, through the command line
+from tests.real.test_life import (  # run again with this module's workload
     test_dry_run,
-    test_no_note,
-    test_node_of_a_person,
+    test_missing_key_metadata,
+    test_node_registered_by_cli,
     test_pod_is_replaced,
     test_unknown_user,
 )
+from tests.real.workload import NAMESPACE, OTHER_USER, USER, Workload
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished, HeadscaleCli
 from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
@@ -38,8 +38,8 @@ from tests.simulators.serve import serve
 
 __all__ = [
     "test_dry_run",
-    "test_no_note",
-    "test_node_of_a_person",
+    "test_missing_key_metadata",
+    "test_node_registered_by_cli",
     "test_pod_is_replaced",
     "test_unknown_user",
 ]
@@ -51,7 +51,7 @@ Program = Callable[[Sequence[str]], Finished]
 
 
 def real_cli(server: HeadscaleServer) -> Program:
-    """The server's own command line, on its own socket."""
+    """Return the server's command line, which uses the socket of the server."""
 
     def run(argv: Sequence[str]) -> Finished:
         done = subprocess.run(
@@ -60,7 +60,7 @@ def real_cli(server: HeadscaleServer) -> Program:
             cwd=server.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
         return Finished(done.returncode, done.stdout, done.stderr)
@@ -76,7 +76,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture
 def kubernetes(server: HeadscaleServer) -> KubernetesSimulator:
-    """A cluster in which the real server runs, as one pod of a StatefulSet."""
+    """A cluster that runs the real server as a pod."""
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"headscale": real_cli(server)}}, namespace=HEADSCALE_NAMESPACE)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -85,10 +85,10 @@ def kubernetes(server: HeadscaleServer) -> KubernetesSimulator:
 
 
 @pytest.fixture
-def service(
-    service: Service, kubernetes: KubernetesSimulator, authority: Authority, short_folder: Path
-) -> Iterator[Service]:
-    """A service that has nothing but a namespace to find Headscale by."""
+def workload(
+    workload: Workload, kubernetes: KubernetesSimulator, authority: Authority, short_folder: Path
+) -> Iterator[Workload]:
+    """A workload that finds Headscale by its namespace."""
     account = short_folder / "serviceaccount"
     account.mkdir()
     (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
@@ -97,25 +97,25 @@ def service(
     with serve(kubernetes, tls=authority.server) as url:
         host, _, port = url.removeprefix("https://").partition(":")
         for name in ("HEADSCALE_URL", "HEADSCALE_API_KEY"):
-            del service.environment[name]
-        service.environment |= {
+            del workload.environment[name]
+        workload.environment |= {
             "HEADSCALE_NAMESPACE": HEADSCALE_NAMESPACE,
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": port,
         }
-        service.within = with_service_account(account)
-        yield service
+        workload.within = with_service_account(account)
+        yield workload
 
 
 @pytest.fixture
 def transport(kubernetes: KubernetesSimulator) -> Iterator[ExecTransport]:
-    with serve(kubernetes) as url, cluster_at(url, kubernetes, timeout_s=PATIENCE_S) as cluster:
+    with serve(kubernetes) as url, cluster_at(url, kubernetes, timeout_s=TIMEOUT_S) as cluster:
         yield exec_transport(cluster, lambda: datetime.now(UTC))
 
 
-def publish(service: Service, **settings: str) -> None:
-    """Put the record right, once."""
-    ended = service.run("dns-watch", "--once", **settings)
+def publish(workload: Workload, **settings: str) -> None:
+    """Update the record once."""
+    ended = workload.run("dns-watch", "--once", **settings)
     assert (ended.exit_status, ended.errors) == (0, ""), ended.out + ended.errors
 
 
@@ -124,123 +124,123 @@ def publish(service: Service, **settings: str) -> None:
 
 @pytest.mark.parametrize(
     ("tags", "auth_once"),
-    [pytest.param("", True, id="key-not-shown-again"), pytest.param("tag:web", False, id="tagged-and-key-shown-again")],
+    [pytest.param("", True, id="no tags, key used once"), pytest.param("tag:web", False, id="tags, key used twice")],
 )
-def test_a_kept_node_comes_back_with_its_address_and_its_record_needs_no_write(
-    tags: str, auth_once: bool, service: Service, kubernetes: KubernetesSimulator
+def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
+    tags: str, auth_once: bool, workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """The pod is replaced, its state survives: the same node, the same address, nothing written to the zone."""
+    """The pod is replaced and keeps its state."""
     settings = KEEP | {"AUTHKEY_TAGS": tags}
-    [told] = named(service.cleanup(**settings).events, "node.not_kept")
-    assert "Secret does not exist" in told["reason"]
-    machine = service.machine()
-    # As tailscale's container notes it, once it runs.
+    [event] = named(workload.cleanup(**settings).events, "node.not_kept")
+    assert "Secret does not exist" in event["reason"]
+    machine = workload.machine()
+    # The tailscale container writes this when it runs.
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    publish(service, AUTHKEY_TAGS=tags)
-    ids, address, written = service.ids, machine.address, len(service.cloudflare.writes)
-    assert (service.contents, len(ids)) == ([address], 1)
+    publish(workload, AUTHKEY_TAGS=tags)
+    ids, address, written = workload.ids, machine.address, len(workload.cloudflare.writes)
+    assert (workload.contents, len(ids)) == ([address], 1)
     machine.stop()
 
-    [kept] = named(service.cleanup(**settings).events, "node.kept")
-    assert ([kept["node_id"]], service.ids) == (ids, ids)
+    [kept] = named(workload.cleanup(**settings).events, "node.kept")
+    assert ([kept["node_id"]], workload.ids) == (ids, ids)
     machine.start()
     if not auth_once:
-        machine.up(service.key_file)
-    publish(service, AUTHKEY_TAGS=tags)
-    assert (service.ids, machine.address) == (ids, address)
-    assert (service.contents, len(service.cloudflare.writes)) == ([address], written)
+        machine.up(workload.key_file)
+    publish(workload, AUTHKEY_TAGS=tags)
+    assert (workload.ids, machine.address) == (ids, address)
+    assert (workload.contents, len(workload.cloudflare.writes)) == ([address], written)
 
 
-def test_the_kept_nodes_double_goes(service: Service, kubernetes: KubernetesSimulator) -> None:
-    service.cleanup()
-    machine = service.machine()
+def test_duplicate_of_a_kept_node_is_deleted(workload: Workload, kubernetes: KubernetesSimulator) -> None:
+    workload.cleanup()
+    machine = workload.machine()
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [kept] = service.ids
-    service.machine(key_file=service.write_key(service.server.create_key(USER))).stop()
-    assert len(service.ids) == 2
-    service.cleanup(**KEEP)
-    assert service.ids == [kept]
+    [kept] = workload.ids
+    workload.machine(key_file=workload.write_key(workload.server.create_key(USER))).stop()
+    assert len(workload.ids) == 2
+    workload.cleanup(**KEEP)
+    assert workload.ids == [kept]
 
 
-def test_a_kept_node_that_was_deleted_comes_back_with_the_fresh_key(
-    service: Service, kubernetes: KubernetesSimulator
+def test_deleted_node_is_replaced_although_its_state_was_kept(
+    workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """Its Secret still names it: it is replaced, and the same state registers anew."""
-    service.cleanup()
-    machine = service.machine()
+    """The Secret still names the deleted node, and the client registers again with the same state."""
+    workload.cleanup()
+    machine = workload.machine()
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [old] = service.ids
+    [old] = workload.ids
     machine.stop()
-    service.server.delete_node(old)
-    [told] = named(service.cleanup(**KEEP).events, "node.not_kept")
-    assert f"no node {old} any more" in told["reason"]
+    workload.server.delete_node(old)
+    [event] = named(workload.cleanup(**KEEP).events, "node.not_kept")
+    assert f"no node {old} any more" in event["reason"]
     machine.start()
-    machine.up(service.key_file)
-    # A client that comes back believes in its old node until it was told otherwise.
-    [new] = eventually(lambda: service.ids or None, "the client to be let in")
+    machine.up(workload.key_file)
+    # A restarted client reports its old node until the server has responded.
+    [new] = eventually(lambda: workload.ids or None, "the client to register")
     assert new != old
 
 
-def test_a_node_with_a_key_of_tags_alone_stays_where_it_can_come_back(
-    service: Service, kubernetes: KubernetesSimulator
+def test_node_of_a_key_without_user_is_kept_if_it_can_return(
+    workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """Not on 0.28, which lets such a node never in again: there it is replaced."""
-    minor = service.server.release.minor
+    """Headscale 0.28 refuses the second login of such a node, so the node is replaced there."""
+    minor = workload.server.release.minor
     if minor < 28:
-        pytest.skip("every key has a user before 0.28: nothing to install, run it on 0.28 or newer")
-    key = service.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
-    machine = service.machine(key_file=service.write_key(key))
+        pytest.skip("needs Headscale 0.28 or newer: all keys of older releases have a user")
+    key = workload.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
+    machine = workload.machine(key_file=workload.write_key(key))
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [old] = service.ids
+    [old] = workload.ids
     machine.stop()
-    service.cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
-    assert service.ids == ([] if minor == 28 else [old])
+    workload.cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
+    assert workload.ids == ([] if minor == 28 else [old])
     machine.start()
-    machine.up(service.key_file)
-    [new] = eventually(lambda: service.ids or None, "the client to be let in")
+    machine.up(workload.key_file)
+    [new] = eventually(lambda: workload.ids or None, "the client to register")
     assert (new == old) is (minor != 28)
 
 
-# --- Lost answers -------------------------------------------------------------------------------------
+# --- Lost responses -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", [ExecFault(cut_after=7), ExecFault(status=False)], ids=["cut", "no-status"])
-def test_a_new_key_whose_answer_was_lost_is_made_useless(
-    fault: ExecFault, service: Service, kubernetes: KubernetesSimulator
-) -> None:
-    """From 0.28 on; before that the command line would want to be shown the key, and it is left to expire."""
-    before = _key_ids(service)
+@pytest.mark.parametrize(
+    "fault", [ExecFault(cut_after=7), ExecFault(status=False)], ids=["truncated output", "no status"]
+)
+def test_key_with_lost_output_is_expired(fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator) -> None:
+    """Before 0.28, the command line needs the lost secret to expire the key, so the key expires by itself."""
+    before = _key_ids(workload)
     kubernetes.spoil(fault, "preauthkeys create")
-    ended = service.cleanup()
-    hidden, made = sorted(_key_ids(service) - before, key=int)
-    by_id = service.server.release.minor >= 28
-    [told] = named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
-    assert told["key_id"] == hidden
-    keys = {key["id"]: key for key in service.server.keys()}  # noqa: SIM118 - no dictionary
+    ended = workload.cleanup()
+    hidden, made = sorted(_key_ids(workload) - before, key=int)
+    by_id = workload.server.release.minor >= 28
+    [event] = named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
+    assert event["key_id"] == hidden
+    keys = {key["id"]: key for key in workload.server.keys()}  # noqa: SIM118 - not a dictionary
     assert (keys[hidden]["expiration"] < keys[made]["createdAt"]) is by_id
-    service.machine()
+    workload.machine()
 
 
-def _key_ids(service: Service) -> set[str]:
-    return {key["id"] for key in service.server.keys()}  # noqa: SIM118 - no dictionary
+def _key_ids(workload: Workload) -> set[str]:
+    return {key["id"] for key in workload.server.keys()}  # noqa: SIM118 - not a dictionary
 
 
-def test_a_server_that_is_down_is_worth_another_try(service: Service, transport: ExecTransport) -> None:
-    """The command line is there, and the server behind its socket is not."""
-    service.server.stop()
+def test_stopped_server_is_a_transient_error(workload: Workload, transport: ExecTransport) -> None:
+    """The command line is available, but its server is not."""
+    workload.server.stop()
     try:
         with pytest.raises(TransientError, match="`headscale nodes list` failed"):
             transport.nodes()
     finally:
-        service.server.start()
+        workload.server.start()
     transport.nodes()
 
 
-# --- The stand-in -------------------------------------------------------------------------------------
+# --- The simulated command ----------------------------------------------------------------------------
 
 
 class CliTwins:
-    """The real command line and the stand-in, on servers that hold the same users, keys and nodes."""
+    """The real and the simulated command line, on servers with the same users, keys and nodes."""
 
     def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
         server = stack.enter_context(HeadscaleServer(release, folder))
@@ -248,7 +248,7 @@ class CliTwins:
         self.by_id = release.user_by_id
         self.minor = release.minor
         self.real = real_cli(server)
-        self.stand_in = HeadscaleCli(simulator)
+        self.simulated = HeadscaleCli(simulator)
         for name in (USER, OTHER_USER):
             server.create_user(name)
             simulator.add_user(name)
@@ -261,16 +261,16 @@ class CliTwins:
             simulator.connect(simulator.register(key=key.key, hostname=hostname).id)
 
     def user(self, name: str = USER) -> str:
-        """How a user is named on the command line."""
+        """Return how the command line identifies a user."""
         return {USER: "1", OTHER_USER: "2"}.get(name, "4242") if self.by_id else name
 
     def shapes(self, *arguments: str) -> list[Any]:
-        """What both write, as shapes."""
-        return [shape_of(run(["headscale", *arguments])) for run in (self.real, self.stand_in)]
+        """Return the shapes of the real and the simulated output."""
+        return [shape_of(run(["headscale", *arguments])) for run in (self.real, self.simulated)]
 
 
 def shape_of(finished: Finished) -> Any:
-    """Exit status, and the names and types of what was written; of an error only its kind."""
+    """Return the exit status, the names and types of the output, and the kind of error."""
     stdout = finished.stdout.decode()
     reason = finished.stderr.decode()
     kind = re.search(r"code = (\w+)|unexpected response status|unknown flag|invalid argument", reason)
@@ -280,9 +280,9 @@ def shape_of(finished: Finished) -> Any:
 def _shape(value: Any) -> Any:
     match value:
         case dict():
-            # A fraction of zero is left out; who is online is a matter of moments.
-            shown = {name: _shape(item) for name, item in sorted(value.items()) if name not in ("nanos", "online")}
-            return {name: shape for name, shape in shown.items() if name != "display_name"}
+            # A zero fraction is omitted, and `online` depends on timing.
+            fields = {name: _shape(item) for name, item in sorted(value.items()) if name not in ("nanos", "online")}
+            return {name: shape for name, shape in fields.items() if name != "display_name"}
         case list():
             shapes: list[Any] = []
             for item in value:
@@ -299,8 +299,8 @@ def twins(release: Release, short_folder: Path) -> Iterator[CliTwins]:
         yield CliTwins(release, short_folder, stack)
 
 
-def test_the_stand_in_writes_what_the_real_one_writes(twins: CliTwins) -> None:
-    """Command after command: exit status, field names, types, and what kind of error."""
+def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> None:
+    """Compare exit status, field names, types and kinds of errors of several commands."""
     named_user = ("--user", twins.user())
     listed = () if twins.minor >= 28 else named_user
     expire = ("--id", "424242") if twins.minor >= 28 else ("nothing", *named_user)
@@ -330,26 +330,26 @@ def test_the_stand_in_writes_what_the_real_one_writes(twins: CliTwins) -> None:
     ]
     different = []
     for command in commands:
-        real, stand_in = twins.shapes(*command, "-o", "json")
-        if real != stand_in:
-            different.append(f"headscale {' '.join(command)}\n  real     {real}\n  stand-in {stand_in}")
+        real, simulated = twins.shapes(*command, "-o", "json")
+        if real != simulated:
+            different.append(f"headscale {' '.join(command)}\n  real      {real}\n  simulated {simulated}")
     assert not different, "\n".join(different)
 
 
-def test_the_version_is_read(service: Service, transport: ExecTransport) -> None:
-    minor = service.server.release.minor
-    told = transport.version()
-    # A build from the main branch calls itself after the release before it.
-    assert int(told.split(".")[1]) in (minor, minor - 1)
-    asked = ["headscale", "preauthkeys", "list", "--help"]
-    stand_in = HeadscaleCli(HeadscaleSimulator(service.server.release.simulated))
-    real, simulated = (run(asked).stdout.decode() for run in (real_cli(service.server), stand_in))
+def test_version_is_detected(workload: Workload, transport: ExecTransport) -> None:
+    minor = workload.server.release.minor
+    version = transport.version()
+    # A build from the main branch has the version of the previous release.
+    assert int(version.split(".")[1]) in (minor, minor - 1)
+    command = ["headscale", "preauthkeys", "list", "--help"]
+    simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulated))
+    real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
     assert dialect.dialect_of_help(real) == dialect.dialect_of_help(simulated)
 
 
-def test_no_such_node_is_headscales_own_word(transport: ExecTransport) -> None:
+def test_missing_node_is_not_found(transport: ExecTransport) -> None:
     with pytest.raises(NotFoundError):
         transport.delete_node("424242")
-    # Once a deletion was tried, a list without any node counts, too.
+    # After an attempt to delete, an empty list is trusted, too.
     with pytest.raises(NotFoundError):
         transport.node("424242")

@@ -31,7 +31,7 @@ from tests.pod.rendering import containers, environment, of_kind, pod_spec, rend
 from tests.real.machine import Machine
 from tests.real.programs import Background, Release, eventually, installed_releases
 from tests.real.server import HeadscaleServer
-from tests.real.service import USER
+from tests.real.workload import USER
 
 CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
 
@@ -200,7 +200,10 @@ class Setup:
     def wait_until_connected(self, kind: str) -> None:
         """Wait until Headscale reports the client as online."""
         eventually(
-            lambda: self.is_connected(kind), f"{kind} to be connected", tell=self.log_of(kind), patience_s=RECONNECTED_S
+            lambda: self.is_connected(kind),
+            f"{kind} to be connected",
+            details=self.log_of(kind),
+            timeout_s=RECONNECTED_S,
         )
 
     def forced_connections(self, kind: str) -> int:
@@ -279,7 +282,7 @@ def test_clients_after_an_outage_of_headscale(setup: Setup, outage_s: int) -> No
     setup.server.stop()
     forced = setup.forced_connections("http-name")
     back_at = time.monotonic() + outage_s
-    eventually(lambda: time.monotonic() >= back_at, "the end of the outage", patience_s=outage_s + 1.0)
+    eventually(lambda: time.monotonic() >= back_at, "the end of the outage", timeout_s=outage_s + 1.0)
     setup.server.start()
     for kind in RECONNECTING:
         setup.wait_until_connected(kind)
@@ -287,8 +290,8 @@ def test_clients_after_an_outage_of_headscale(setup: Setup, outage_s: int) -> No
     eventually(
         lambda: setup.forced_connections("http-name") >= forced + 3,
         "further attempts of the client",
-        tell=setup.log_of("http-name"),
-        patience_s=RECONNECTED_S,
+        details=setup.log_of("http-name"),
+        timeout_s=RECONNECTED_S,
     )
     assert not setup.is_connected("http-name")
 

@@ -1,4 +1,4 @@
-"""Which key a client with kept state may show, on real servers and on the simulator."""
+"""Logins of a client with existing state and various keys, on real and simulated servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.real.machine import Machine
 from tests.real.programs import Release
 from tests.real.server import HeadscaleServer
-from tests.real.service import OTHER_USER, USER
+from tests.real.workload import OTHER_USER, USER
 from tests.simulators.headscale import HeadscaleSimulator, RegistrationRefusedError
 
 HOSTNAME = "app.example.com"
@@ -22,7 +22,7 @@ TAG = "tag:web"
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One pre-auth key on both servers: its secrets."""
+    """The secrets of a pre-auth key on both servers."""
 
     real: str
     simulated: str
@@ -30,12 +30,12 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How a login ended, and which nodes are there then.
+    """The result of a login, and the nodes after it.
 
     Attributes:
-        accepted: the client is in.
-        nodes: of each its id, address, owner, and the id of the key that the API shows in it.
-        error: what the client was told, for a person to read.
+        accepted: the server accepted the login.
+        nodes: id, address, owner and key id of each node, as in the API.
+        error: the message that the client received.
     """
 
     accepted: bool
@@ -43,8 +43,8 @@ class Login:
     error: str | None = field(default=None, compare=False)
 
 
-def _nodes(answer: httpx.Response) -> list[tuple[str, str, str | None, str | None]]:
-    nodes = answer.raise_for_status().json()["nodes"]
+def _nodes(response: httpx.Response) -> list[tuple[str, str, str | None, str | None]]:
+    nodes = response.raise_for_status().json()["nodes"]
     return [
         (
             node["id"],
@@ -57,10 +57,10 @@ def _nodes(answer: httpx.Response) -> list[tuple[str, str, str | None, str | Non
 
 
 class Twins:
-    """One machine on a real server, and the same on a simulator.
+    """The same client on a real server and a simulator.
 
     Args:
-        owner: `user`, `user and tags` or `tags`: what its keys give to its node.
+        owner: `user`, `user and tags` or `tags`: the owner of the keys.
     """
 
     def __init__(self, release: Release, owner: str, folder: Path, stack: ExitStack) -> None:
@@ -82,24 +82,24 @@ class Twins:
         stack.callback(self._machine.stop)
 
     def key(self, user: str = USER) -> Key:
-        """A fresh single-use key; tags alone belong to nobody."""
+        """Create a single-use key. A key with only tags has no user."""
         owner = None if self._owner == "tags" else user
         tags = () if self._owner == "user" else (TAG,)
         real = self._server.create_key(owner, *(f"--tags={tag}" for tag in tags))
         return Key(real, self._simulator.create_key(owner, tags=tags).key)
 
     def expire(self, key: Key) -> None:
-        """Expire a key on both."""
+        """Expire a key on both servers."""
         self._server.expire_key(key.real)
         self._simulator.expire_key(self._simulated_id(key))
 
     def delete(self, key: Key) -> None:
-        """Delete a key on both."""
+        """Delete a key on both servers."""
         self._server.delete_key(key.real)
         self._simulator.delete_key(self._simulated_id(key))
 
     def delete_nodes(self) -> None:
-        """Delete all nodes on both, and restart the client, which is not told."""
+        """Delete all nodes on both servers, and restart the client, which is not notified."""
         for node in self._server.nodes():
             self._server.delete_node(node["id"])
         for known in self._simulator.nodes:
@@ -107,37 +107,37 @@ class Twins:
         self._machine.restart()
 
     def expire_nodes(self) -> None:
-        """Expire all nodes on both, and restart the client."""
+        """Expire all nodes on both servers, and restart the client."""
         for node in self._server.nodes():
-            self._server.ask("POST", f"/api/v1/node/{node['id']}/expire").raise_for_status()
+            self._server.request("POST", f"/api/v1/node/{node['id']}/expire").raise_for_status()
         for known in self._simulator.nodes:
             self._simulator.expire_node(known.id)
         self._machine.restart()
 
     def restart_servers(self) -> None:
-        """Restart both, and the client, which comes back with its kept state."""
+        """Restart both servers and the client, which logs in with its existing state."""
         self._server.restart()
         self._simulator.restart()
         self._machine.restart_logged_in()
 
     def login(self, key: Key) -> tuple[Login, Login]:
-        """Show a key to both."""
+        """Log in to both servers with a key."""
         key_file = self._folder / "authkey"
         key_file.write_text(key.real)
         refused = self._machine.login_error(key_file)
-        real = Login(refused is None, _nodes(self._server.ask("GET", "/api/v1/node")), refused)
+        real = Login(refused is None, _nodes(self._server.request("GET", "/api/v1/node")), refused)
         try:
             self._simulator.register(
                 key=key.simulated, hostname=HOSTNAME, machine_key="mkey:" + "1" * 64, node_key="nodekey:" + "1" * 64
             )
-            # With a node of its own that is still expired the machine has to log in again, with a key that is used.
+            # If its node is still expired, the client has to log in again, with a key that is used.
             accepted = all(node.expires_at is None for node in self._simulator.nodes)
         except RegistrationRefusedError:
             accepted = False
         return real, Login(accepted, _nodes(self._http.get("/api/v1/node")))
 
-    def come_back(self) -> None:
-        """Restart the client after a refused key: with the state that it kept it is in, or not."""
+    def restart_client(self) -> None:
+        """Restart the client with its state after a refused key."""
         self._machine.restart()
 
     def _simulated_id(self, key: Key) -> int:
@@ -149,48 +149,48 @@ OWNERS = ("user", "user and tags", "tags")
 
 @pytest.fixture(params=OWNERS)
 def twins(request: pytest.FixtureRequest, release: Release, short_folder: Path) -> Iterator[Twins]:
-    """A machine on both servers, its keys a user's, a user's with tags, or from 0.28 on of tags alone."""
+    """A client on both servers, for each kind of owner. Keys without a user exist from 0.28 on."""
     if request.param == "tags" and not release.keys_by_id:
         pytest.skip(f"Headscale {release.name} has no keys without a user")
     with ExitStack() as stack:
         yield Twins(release, request.param, short_folder, stack)
 
 
-def test_same_logins(twins: Twins, release: Release) -> None:
-    """Key after key, both let the machine in, or refuse it, and show the same nodes then."""
+def test_real_and_simulated_server_accept_the_same_logins(twins: Twins, release: Release) -> None:
+    """After each login, the servers also have the same nodes."""
     different: list[str] = []
 
-    def show(key: Key, situation: str) -> None:
+    def check(key: Key, situation: str) -> None:
         real, simulated = twins.login(key)
         if real != simulated:
             different.append(f"{situation}\n  real      {real}\n  simulated {simulated}")
         if not real.accepted:
-            twins.come_back()
+            twins.restart_client()
 
     first = twins.key()
-    show(first, "a fresh key, a new machine")
-    show(first, "the same key, used")
+    check(first, "new key, new client")
+    check(first, "same key, used")
     second = twins.key()
-    show(second, "another fresh key")
+    check(second, "second new key")
     twins.expire(first)
-    show(first, "the first key, used and expired")
+    check(first, "first key, used and expired")
     twins.restart_servers()
-    show(second, "the second key, used, after a restart")
+    check(second, "second key, used, after a restart")
     if release.keys_by_id:
         twins.delete(first)
-        show(first, "a deleted key")
+        check(first, "deleted key")
     twins.expire_nodes()
-    show(second, "a used key, and the node has expired")
+    check(second, "used key, expired node")
     third = twins.key()
-    show(third, "a fresh key, and the node has expired")
+    check(third, "new key, expired node")
     twins.delete_nodes()
-    show(third, "a used key, and the node is gone")
+    check(third, "used key, deleted node")
     fourth = twins.key()
     twins.expire(fourth)
-    show(fourth, "an expired key, and the node is gone")
+    check(fourth, "expired key, deleted node")
     fifth = twins.key()
-    show(fifth, "a fresh key, and the node is gone")
-    show(twins.key(OTHER_USER), "another user's key")
+    check(fifth, "new key, deleted node")
+    check(twins.key(OTHER_USER), "key of another user")
     twins.restart_servers()
-    show(fifth, "the key before, after a restart")
+    check(fifth, "previous key, after a restart")
     assert not different, "\n".join(different)

@@ -1,4 +1,4 @@
-"""The simulated Headscale against the real one: the same requests, to two servers of the same state."""
+"""Comparison of the simulated with the real Headscale: the same requests to servers in the same state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import pytest
 
 from lifecycle.clients.headscale import dialect
 from tests.real.machine import Machine
-from tests.real.programs import PATIENCE_S, Release, eventually
+from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
-from tests.real.service import OTHER_USER, USER
+from tests.real.workload import OTHER_USER, USER
 from tests.simulators.headscale import HeadscaleSimulator
 
 EXPIRATION: Final = "2030-01-01T00:00:00Z"
@@ -25,7 +25,7 @@ UNKNOWN_ID: Final = "424242"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request of which both servers must think the same."""
+    """A request to both servers."""
 
     method: str
     path: str
@@ -33,12 +33,12 @@ class Request:
     content: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     key: str | None = "valid"
-    """Which API key is shown; None = none."""
+    """The API key to send; None = no key."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What of an answer has to be alike."""
+class Summary:
+    """The parts of a response that have to be equal."""
 
     status: int
     content_type: str
@@ -46,7 +46,7 @@ class Answer:
 
 
 class Twins:
-    """A real server and a simulator, made to hold the same users, keys and nodes."""
+    """A real server and a simulator with the same users, keys and nodes."""
 
     def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
         self._release = release
@@ -54,7 +54,7 @@ class Twins:
         self._stack = stack
         self._server = stack.enter_context(HeadscaleServer(release, folder))
         self._simulator = HeadscaleSimulator(release.simulated)
-        self._real = stack.enter_context(httpx.Client(base_url=self._server.url, timeout=PATIENCE_S))
+        self._real = stack.enter_context(httpx.Client(base_url=self._server.url, timeout=TIMEOUT_S))
         self._simulated = stack.enter_context(
             httpx.Client(transport=httpx.WSGITransport(app=self._simulator), base_url="http://headscale.test")
         )
@@ -75,8 +75,8 @@ class Twins:
         key = self._simulator.create_key(USER, tags=tags)
         self._simulator.connect(self._simulator.register(key=key.key, hostname=hostname).id)
 
-    def ask(self, request: Request) -> tuple[httpx.Response, httpx.Response]:
-        """What the real one and the simulated one answer."""
+    def send(self, request: Request) -> tuple[httpx.Response, httpx.Response]:
+        """Return the responses of the real and the simulated server."""
         return (
             _send(self._real, request, self._server.api_key),
             _send(self._simulated, request, self._simulator.api_key),
@@ -106,20 +106,20 @@ def twins(release: Release, short_folder: Path) -> Iterator[Twins]:
         yield Twins(release, short_folder, stack)
 
 
-def seen(response: httpx.Response) -> Answer:
-    """What of an answer has to be alike."""
+def summary(response: httpx.Response) -> Summary:
+    """Return the parts of a response that have to be equal."""
     kind = response.headers.get("content-type", "")
-    return Answer(response.status_code, kind, shape_of(response.json()) if "json" in kind else response.text)
+    return Summary(response.status_code, kind, shape_of(response.json()) if "json" in kind else response.text)
 
 
 def shape_of(value: Any) -> Any:
-    """Keys and types, and of a text what kind it is; alike items of a list count once, in any order."""
+    """Return the keys, types and kinds of text, and the distinct items of each list."""
     match value:
         case {"code": int(code), "message": str(message)}:
-            # The words are for people, but for these two; the code is for programs.
+            # Messages may differ, but clients depend on the code and on "not found".
             return {**value, "code": f"code {code}", "message": "not found" in message}
         case {"title": str(), "status": int()}:
-            return value | {"detail": "words", "errors": [sorted(error) for error in value.get("errors", ())]}
+            return value | {"detail": "text", "errors": [sorted(error) for error in value.get("errors", ())]}
         case dict():
             return {name: shape_of(item) for name, item in sorted(value.items())}
         case list():
@@ -301,32 +301,32 @@ REQUESTS: Final = [
 ]
 
 
-def test_same_answers(twins: Twins) -> None:
-    """Request after request, both think the same: status, content type, each member's name, type and kind."""
+def test_real_and_simulated_server_send_the_same_responses(twins: Twins) -> None:
+    """Compare status, content type, and the name, type and kind of each field."""
     different = []
     for request in REQUESTS:
-        real, simulated = map(seen, twins.ask(request))
+        real, simulated = map(summary, twins.send(request))
         if real != simulated:
             different.append(f"{request}\n  real      {real}\n  simulated {simulated}")
     assert not different, "\n".join(different)
 
 
-def test_same_fingerprints(server: HeadscaleServer) -> None:
-    """A client tells the release of both by the same documents; the simulated ones say nothing that is not so."""
+def test_version_documents_are_consistent(server: HeadscaleServer) -> None:
+    """Clients detect the same dialect from both, and the simulated documents are subsets of the real ones."""
     simulator = HeadscaleSimulator(server.release.simulated)
     transport = httpx.WSGITransport(app=simulator)
     with httpx.Client(transport=transport, base_url="http://headscale.test") as simulated:
         for path in ("/version", "/swagger/v1/openapiv2.json", "/api/v1/openapi.json"):
-            said, played = server.ask("GET", path), simulated.get(path, headers=_authorization(simulator.api_key))
-            assert (played.status_code, played.headers.get("content-type")) == (
-                said.status_code,
-                said.headers.get("content-type"),
+            real, response = server.request("GET", path), simulated.get(path, headers=_authorization(simulator.api_key))
+            assert (response.status_code, response.headers.get("content-type")) == (
+                real.status_code,
+                real.headers.get("content-type"),
             ), path
-            if said.is_error or "json" not in said.headers["content-type"]:
+            if real.is_error or "json" not in real.headers["content-type"]:
                 continue
             if path == "/version":
-                assert played.json().keys() == said.json().keys()
+                assert response.json().keys() == real.json().keys()
                 continue
-            assert played.json()["paths"].keys() <= said.json()["paths"].keys()
+            assert response.json()["paths"].keys() <= real.json()["paths"].keys()
             for read in (dialect.dialect_of_swagger, dialect.dialect_of_openapi):
-                assert read(played.json()) == read(said.json())
+                assert read(response.json()) == read(real.json())

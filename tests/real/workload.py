@@ -1,4 +1,4 @@
-"""One service as its pod has it: the two commands, the client between them, and the zone they keep."""
+"""One workload: the commands and the Tailscale client of its pod, and its DNS zone."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
 
 USER: Final = "services"
-"""The Headscale user that owns our nodes."""
+"""The Headscale user that owns the nodes of the workloads."""
 
 OTHER_USER: Final = "people"
-"""A user whose nodes are not ours, whatever they are called."""
+"""A user whose nodes have another owner, whatever their names."""
 
 NAMESPACE: Final = "apps"
 
 MARK: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
-"""The comment on a record of ours."""
+"""The comment of an owned record."""
 
 
-class Service:
-    """One service, named as its node and record are.
+class Workload:
+    """One workload.
 
     Args:
-        name: hostname and record in one.
-        server: where they are.
-        cloudflare: where its record is.
-        cloudflare_url: where that is served.
+        name: hostname of its node, and name of its record.
+        server: contains its node.
+        cloudflare: contains its record.
+        cloudflare_url: address of the Cloudflare simulator.
         folder: for its files.
 
     Attributes:
-        within: a command that runs each of ours, such as one that makes a mount namespace.
+        within: prefix of each command, such as one that creates a mount namespace.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Service:
             "TS_HOSTNAME": name,
             "POD_NAMESPACE": NAMESPACE,
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            # Userspace networking has no interface; and this machine may have one of its own.
+            # Userspace networking has no interface, and the machine may have an unrelated one.
             "TAILSCALE_INTERFACE": "",
             "MAX_RETRIES": "0",
             "RETRY_INTERVAL": "1s",
@@ -80,28 +80,28 @@ class Service:
             "HEALTH_PORT": "0",
             "LOG_LEVEL": "debug",
         }
-        self._cleared = ExitStack()
+        self._cleanup = ExitStack()
         self._started = 0
         self._watches: list[Watch] = []
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return the workload."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all that was started, the last first."""
-        self._cleared.close()
+        """Stop all processes in reverse order."""
+        self._cleanup.close()
 
     # --- The pod ------------------------------------------------------------------------------------
 
     def run(self, *arguments: str, **settings: str) -> Ended:
-        """Run a command to its end, some settings changed."""
+        """Run a command and wait until it has ended."""
         return lifecycle(*arguments, environment=self._with(settings), folder=self.folder, within=self.within)
 
     def cleanup(self, **settings: str) -> Ended:
-        """Run `cleanup`, which has to succeed."""
+        """Run `cleanup` and require its success."""
         ended = self.run("cleanup", **settings)
         assert (ended.exit_status, ended.errors) == (0, ""), ended.out + ended.errors
         return ended
@@ -110,12 +110,12 @@ class Service:
         """Start `dns-watch`."""
         log = self.folder / f"watch{self._number()}"
         watch = Watch(environment=self._with(settings), folder=self.folder, log=log, within=self.within)
-        self._cleared.callback(watch.stop)
+        self._cleanup.callback(watch.stop)
         self._watches.append(watch)
         return watch
 
     def new_machine(self) -> Machine:
-        """Start a client of the service's hostname that has not logged in."""
+        """Start a client with the hostname of the workload, without logging in."""
         folder = self.folder / f"ts{self._number()}"
         machine = Machine(
             self.server.release,
@@ -124,17 +124,17 @@ class Service:
             url=self.server.url,
             interface=self.environment["TAILSCALE_INTERFACE"],
         )
-        self._cleared.callback(machine.stop)
+        self._cleanup.callback(machine.stop)
         return machine
 
     def machine(self, *, key_file: Path | None = None) -> Machine:
-        """Start a client of the service's hostname and log it in with the key file, or with another one."""
+        """Start a client with the hostname of the workload, and log in with a key file."""
         machine = self.new_machine()
         machine.up(key_file or self.key_file)
         return machine
 
     def write_key(self, key: str) -> Path:
-        """Put a key into a file of its own."""
+        """Write a key to a new file."""
         path = self.folder / f"key{self._number()}"
         path.write_text(key)
         return path
@@ -146,37 +146,37 @@ class Service:
         self._started += 1
         return self._started
 
-    # --- What can be seen ---------------------------------------------------------------------------
+    # --- Observed state -----------------------------------------------------------------------------
 
-    def publishes(self, machine: Machine, *, ipv6: bool = False) -> None:
-        """Wait until the name says what the machine's addresses are, and nothing else."""
+    def wait_until_published(self, machine: Machine, *, ipv6: bool = False) -> None:
+        """Wait until the records are exactly the addresses of the client."""
 
-        def look() -> bool:
-            # Asked again each time: a client that comes back shows its old address until it has been let in.
+        def is_published() -> bool:
+            # A restarted client reports its old address until it has logged in, so the address is read each time.
             addresses = machine.addresses
             return sorted(self.contents) == sorted(addresses if ipv6 else addresses[:1])
 
-        eventually(look, "the record to follow the client", tell=self._story)
+        eventually(is_published, "the record to follow the client", details=self._state)
         assert {record.comment for record in self.records} == {MARK}
 
-    def _story(self) -> str:
-        """What is there and what was said, for a test that failed."""
+    def _state(self) -> str:
+        """Return records, nodes and logs, for the message of a failed test."""
         lines = [f"records: {self.contents}", f"nodes: {self.server.nodes(self.name)}"]
         for watch in self._watches:
-            lines += ["dns-watch:", watch.words()]
+            lines += ["dns-watch:", watch.output()]
         return "\n".join(lines)
 
     @property
     def records(self) -> list[Record]:
-        """The records at the service's name, oldest first."""
+        """The records of the workload, oldest first."""
         return self.cloudflare.records(self.zone_id, self.name)
 
     @property
     def contents(self) -> list[str]:
-        """Their contents."""
+        """The contents of the records."""
         return [record.content for record in self.records]
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the nodes that bear the service's name."""
+        """The ids of the nodes of the workload."""
         return self.server.ids(self.name)
