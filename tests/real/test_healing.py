@@ -158,6 +158,7 @@ def heal(release: Release, folder: Path, interface: str) -> None:
         for user in (USER, OTHER_USER):
             server.create_user(user)
         probe = Probe(folder / "bin")
+        # Two pods, because an empty list of nodes does not confirm that a node is deleted.
         deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
         expired = Pod("expired.example.com", stack=stack, server=server, folder=folder / "e")
         assert not deleted.fails(probe)

@@ -1,4 +1,4 @@
-"""No output contains a secret, for each command, failure and log level.
+"""No output contains a secret, for each command and failure, at debug level.
 
 tests/faults checks the output of self-healing, which takes minutes, on a simulated clock.
 """
