@@ -438,6 +438,18 @@ def test_record_under_another_name_is_deleted_by_the_next_change(
     assert account.records(wrong_zone) == []
 
 
+def test_record_under_another_name_that_changed_hands_stays(account: CloudflareSimulator, wrong_zone: str) -> None:
+    """The deletion failed at first, and another owner has changed the record since."""
+    cloudflare = client_of(account, wrong_zone)
+    account.faults.add(faults.html(503), method="DELETE")
+    with pytest.raises(TransientError):
+        cloudflare.change(creates=[a_spec()])
+    [record] = account.records(wrong_zone)
+    account.change_record(record.id, comment="managed by terraform")
+    cloudflare.change()
+    assert [record.comment for record in account.records(wrong_zone)] == ["managed by terraform"]
+
+
 def test_name_of_a_workers_domain_is_a_conflict(
     account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
 ) -> None:

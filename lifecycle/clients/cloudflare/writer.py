@@ -111,9 +111,14 @@ class CloudflareWriter(CloudflareReader):
         raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
 
     def _delete_strays(self, path: str) -> None:
-        """Delete them one by one; the next change continues after a failure."""
+        """Delete them one by one; the next change continues after a failure.
+
+        Another owner can have changed a record since it was created, and then it stays.
+        """
         while self._strays:
-            self._delete(path, self._strays[0].id)
+            stray = self._strays[0]
+            if stray in self.records(stray.name):
+                self._delete(path, stray.id)
             del self._strays[0]
 
 
