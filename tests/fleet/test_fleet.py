@@ -30,6 +30,9 @@ from tests.world import USER, Clock, Interface
 
 MINUTE_S = 60.0
 
+# A small fleet shows the same, with the rate limit scaled to it.
+pods_at_once = pytest.mark.parametrize("pods", [40, pytest.param(200, marks=pytest.mark.full)])
+
 
 class SimultaneousStart:
     """Pods that start at the same time.
@@ -96,43 +99,53 @@ class SimultaneousStart:
         )
 
 
-def test_two_hundred_concurrent_pods_stay_below_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pods_at_once
+def test_pods_that_start_together_stay_below_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pods: int
+) -> None:
     """The zone id is set, and all other settings have their defaults."""
-    start = SimultaneousStart(monkeypatch, tmp_path, 200, used=0)
+    start = SimultaneousStart(monkeypatch, tmp_path, pods, used=0)
     start.run(7 * MINUTE_S)
     start.report("zone id set")
-    assert len(start.key_at) == len(start.in_sync_at) == 200
+    assert len(start.key_at) == len(start.in_sync_at) == pods
     assert (start.exits, start.throttled) == (0, 0)
     assert max(start.in_sync_at.values()) < 2 * MINUTE_S
-    # One read in cleanup, then a read, a create and another read in dns-watch.
-    assert busiest(start.cloudflare.requested_at, WINDOW_S) <= 200 * 4
+    # One read in cleanup. In dns-watch a read, the zone's name, a create and another read.
+    assert busiest(start.cloudflare.requested_at, WINDOW_S) <= pods * 5
 
 
-def test_two_hundred_concurrent_pods_wait_when_rate_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pods_at_once
+def test_pods_that_start_together_wait_when_rate_limited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pods: int
+) -> None:
     """After a 429, the pods honor Retry-After with jitter, and all get a key and a record without an exit."""
-    start = SimultaneousStart(monkeypatch, tmp_path, 200, used=800, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m")
+    # Two requests per pod are left: too few for a start.
+    start = SimultaneousStart(
+        monkeypatch, tmp_path, pods, used=LIMIT - 2 * pods, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m"
+    )
     start.run(15 * MINUTE_S)
     start.report("zone id looked up, two thirds of the limit used")
     assert start.throttled > 0
-    assert len(start.key_at) == len(start.in_sync_at) == 200
+    assert len(start.key_at) == len(start.in_sync_at) == pods
     assert start.exits == 0
     # Each pod is rejected at most once in cleanup and twice in dns-watch, because it honors Retry-After.
-    assert start.throttled <= 200 * 3
+    assert start.throttled <= pods * 3
     after = [at for at in start.cloudflare.requested_at if at > WINDOW_S + 10]
-    assert busiest(after, 1) <= 20
+    assert busiest(after, 1) <= 25
 
 
-def test_thousand_sidecars_in_steady_state_leave_room_in_the_limit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("sidecars", [100, pytest.param(1000, marks=pytest.mark.full)])
+def test_sidecars_in_steady_state_leave_room_in_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sidecars: int
 ) -> None:
-    """A sixth of the limit is left for other users of the account, whatever the jitter."""
+    """Of a thousand sidecars, a sixth of the limit is left for other users of the account, whatever the jitter."""
     clock = Clock()
     cloudflare = CloudflareSimulator(now=clock.true_now, plan="pro")
     slow = SlowUpstream(cloudflare, clock, cost_s=0.0, concurrency=None)
     worlds = []
     watches: list[tuple[float, int, DnsWatch]] = []
     # Fifty nodes per zone and tailnet: lists of a thousand nodes take twenty times as long and test nothing more.
-    for group in range(20):
+    for group in range(sidecars // 50):
         (tmp_path / str(group)).mkdir()
         world = FleetWorld(monkeypatch, tmp_path / str(group), clock=clock, POLL_INTERVAL="5m")
         world.share(cloudflare, f"zone{group}.example.com")
@@ -155,12 +168,12 @@ def test_thousand_sidecars_in_steady_state_leave_room_in_the_limit(
     steady = [at for at in slow.requested_at if at >= WINDOW_S]
     most, mean = busiest(steady, WINDOW_S), len(steady) / 3
     figure(
-        f"fleet: 1000 sidecars in steady state, VERIFY_INTERVAL=5m: {mean:.0f} requests to Cloudflare in 5 min, at "
-        f"most {most}, which leaves {LIMIT - most} of {LIMIT}; at most {busiest(steady, 1)} in 1 s; no writes"
+        f"fleet: {sidecars} sidecars in steady state, VERIFY_INTERVAL=5m: {mean:.0f} requests to Cloudflare in 5 min, "
+        f"at most {most}, which leaves {LIMIT - most} of {LIMIT}; at most {busiest(steady, 1)} in 1 s; no writes"
     )
     assert all(watch.status.ready for _, _, watch in watches)
     assert not cloudflare.writes
     # The jitter only lengthens an interval, so no pod reads twice in five minutes.
-    assert most <= 1000 <= LIMIT - 200
-    assert mean < 920
+    assert most <= sidecars
+    assert mean < 0.92 * sidecars
     assert busiest(steady, 1) < 20
