@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event

@@ -1,4 +1,4 @@
-"""A week of `dns-watch`: right within the intervals that are promised, and no bigger at its end than at its start."""
+"""Days of `dns-watch`: the record is in sync within the promised intervals, and nothing accumulates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,13 +30,13 @@ from tests.world import USER, Interface, World
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
-# What is promised: the interface is looked at each second, the record every VERIFY_INTERVAL with its jitter, the node
-# every POLL_INTERVAL; after an outage the pause is a VERIFY_INTERVAL at most.
-SEEN_S = 2.0
-VERIFIED_S = 300.0 * 1.25 + SEEN_S
-POLLED_S = 300.0 * 1.25 + SEEN_S
+# The promises: the interface is polled each second, the record every VERIFY_INTERVAL with its jitter, the node every
+# POLL_INTERVAL. After an outage, the backoff is at most a VERIFY_INTERVAL.
+INTERFACE_S = 2.0
+VERIFIED_S = 300.0 * 1.25 + INTERFACE_S
+POLLED_S = 300.0 * 1.25 + INTERFACE_S
 
-# A few caches fill up in the second day still; a list that grew with each pass would be a thousand times as long.
+# Some caches still fill up in the second day. A list that grows with each pass would be a thousand times as long.
 TOLERATED_BYTES = 64 * 1024
 TOLERATED_OBJECTS = 500
 
@@ -45,8 +45,8 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number
 
 
-class Week:
-    """One pod's sidecar, and what happens around it day after day."""
+class Sidecar:
+    """One pod's sidecar, and what happens around it every day."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         world = self.world = World(monkeypatch, folder)
@@ -63,8 +63,8 @@ class Week:
         self.watch = world.watch(self.interface)
         self.due_s = 0.0
 
-    def go_on(self, seconds: float) -> None:
-        """Let time go by."""
+    def run(self, seconds: float) -> None:
+        """Run for so long; a pass that is due later stays due."""
         clock = self.world.clock
         until = clock.elapsed_s + seconds
         while self.due_s <= until:
@@ -72,92 +72,100 @@ class Week:
             self.due_s = clock.elapsed_s + max(self.watch.run_pass(), 0.001)
         clock.sleep(until - clock.elapsed_s)
 
-    def to(self, hour: float) -> None:
-        """Go on until this hour of the day."""
-        self.go_on(hour * HOUR_S - self.world.clock.elapsed_s % DAY_S)
+    def run_until(self, hour: float) -> None:
+        """Run until this hour of the day."""
+        self.run(hour * HOUR_S - self.world.clock.elapsed_s % DAY_S)
 
-    @property
-    def right(self) -> bool:
-        """Whether the record says what the node has."""
+    def assert_in_sync(self) -> None:
+        """The record has the node's address, and the status reports so."""
         node = self.world.headscale.node(self.node.id)
-        return (
-            node is not None and list(self.world.records()) == [f"A {node.address}"] and self.watch.status.view.in_sync
-        )
+        assert node is not None
+        assert [*self.world.records()] == [f"A {node.address}"]
+        assert self.watch.status.view.in_sync, self.watch.status.view.reason
 
-    def readdress(self) -> None:
-        """Give the node another address, which the loop sees within a second."""
+    def change_address(self) -> None:
+        """Give the node another address, which the loop detects within a second."""
         self.interface.show(*self.world.headscale.readdress(self.node.id).addresses)
         self.due_s = min(self.due_s, self.world.clock.elapsed_s + 1.0)
 
-    def edit(self) -> None:
-        """A person changes the record by hand."""
+    def edit_record(self) -> None:
+        """Change the record by hand."""
         record = self.world.cloudflare.records(self.world.zone_id, NAME)[0]
         self.world.cloudflare.change_record(record.id, content="100.64.99.99")
 
     def restart_headscale(self) -> None:
-        """Headscale answers nothing for a while, and knows nobody to be online after that."""
+        """Refuse two connections; after that, every node is offline but this one."""
         self.world.headscale.faults.add(faults.refuse(), times=2)
         self.world.headscale.restart()
         self.world.headscale.connect(self.node.id)
 
-    def day(self) -> None:
-        """Everything that happens in a day; after each thing, the record is right when it was promised."""
+    def run_day(self) -> None:
+        """Run through everything that happens in a day. After each event, the record is in sync in time."""
         world = self.world
         for hour, happen, within_s in (
-            (3.0, self.readdress, SEEN_S),
-            (6.0, self.edit, VERIFIED_S),
+            (3.0, self.change_address, INTERFACE_S),
+            (6.0, self.edit_record, VERIFIED_S),
             (9.0, self.restart_headscale, 2 * POLLED_S),
         ):
-            self.to(hour)
-            assert self.right
+            self.run_until(hour)
+            self.assert_in_sync()
             happen()
-            self.go_on(within_s)
-            assert self.right, (hour, self.watch.status.view.reason)
-        self.to(12.0)
+            self.run(within_s)
+            self.assert_in_sync()
+        self.run_until(12.0)
         world.cloudflare.faults.add(faults.html(503), times=None)
-        self.to(12.5)
-        self.readdress()
-        self.to(13.0)
+        self.run_until(12.5)
+        self.change_address()
+        self.run_until(13.0)
         assert not self.watch.status.ready
         world.cloudflare.faults.clear()
-        self.go_on(VERIFIED_S)
-        assert self.right
-        self.to(15.0)
+        self.run(VERIFIED_S)
+        self.assert_in_sync()
+        self.run_until(15.0)
         self.token_file.write_text(world.cloudflare.set_token())
-        self.to(16.0)
-        # What only the new token can put right.
-        self.edit()
-        self.go_on(VERIFIED_S)
-        assert self.right
-        self.to(23.0)
-        assert self.right
+        self.run_until(16.0)
+        # Only the new token can change the record.
+        self.edit_record()
+        self.run(VERIFIED_S)
+        self.assert_in_sync()
+        self.run_until(23.0)
+        self.assert_in_sync()
         render_metrics(self.watch.status, accept="")
-        self.go_on(HOUR_S)
-        # What the simulators remember is none of the program's.
+        self.run(HOUR_S)
+        # The memory of the simulators is not the program's.
         world.headscale.requests.clear()
         world.cloudflare.requests.clear()
+        count("simulated days of dns-watch")
 
 
-def test_a_week(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def sidecar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sidecar]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
+    yield Sidecar(monkeypatch, tmp_path)
+    structlog.reset_defaults()
+
+
+def test_record_is_in_sync_within_the_promised_intervals(sidecar: Sidecar) -> None:
+    sidecar.run_day()
+
+
+@pytest.mark.full
+def test_nothing_accumulates_in_a_week(sidecar: Sidecar) -> None:
+    sidecar.run_day()
+    tracemalloc.start()
     try:
-        week = Week(monkeypatch, tmp_path)
-        week.day()
-        tracemalloc.start()
-        week.day()
+        sidecar.run_day()
         gc.collect()
         files, threads = open_files(), threading.active_count()
         objects, size = len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
         for _ in range(5):
-            week.day()
+            sidecar.run_day()
         gc.collect()
         assert len(gc.get_objects()) - objects < TOLERATED_OBJECTS
         assert tracemalloc.get_traced_memory()[0] - size < TOLERATED_BYTES
         assert (open_files(), threading.active_count()) == (files, threads)
-        count("simulated days of dns-watch", by=7)
     finally:
         tracemalloc.stop()
-        structlog.reset_defaults()
 
 
 BROKEN: dict[str, Callable[[], faults.Fault]] = {
@@ -172,8 +180,8 @@ BROKEN: dict[str, Callable[[], faults.Fault]] = {
 }
 
 
-def test_broken_connections_leave_none_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However an answer ends, its connection is closed or used again: after two hundred, one is open."""
+def test_no_failure_leaks_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However a response ends, its connection is closed or used again."""
     world = World(monkeypatch, tmp_path)
     with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
@@ -187,10 +195,10 @@ def test_broken_connections_leave_none_open(monkeypatch: pytest.MonkeyPatch, tmp
         for round_ in range(200):
             fault = list(BROKEN.values())[round_ % (len(BROKEN) - (round_ > 16))]
             world.headscale.faults.add(fault())
-            # Some of them are answers all the same.
+            # Some faults are valid responses.
             with suppress(ApiError):
                 client.send("GET", "/api/v1/node")
             client.send("GET", "/api/v1/node")
         gc.collect()
-        # The client's end and the simulator's are both this process's.
+        # Both ends of a connection belong to this process.
         assert open_files() - files <= 2
