@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event
