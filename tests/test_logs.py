@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -236,6 +237,18 @@ def test_console_text_contains_no_terminal_escapes(run: Run, value: str) -> None
     lines = done.stdout.split("\n")
     assert len(lines) == len(ESCAPES) + 1
     assert all(line.isprintable() for line in lines)
+
+
+def test_json_contains_no_terminal_escapes(run: Run) -> None:
+    """Terminals obey the control characters beyond ASCII too."""
+    done = run(
+        "configure_logs(console=False)\n"
+        + "\n".join(f"log.warning('record.foreign', comment={text!r})" for text in [*ESCAPES, "a\x85b", "a\u2028b"])
+    )
+
+    controls = {character for character in done.stdout if unicodedata.category(character) in {"Cc", "Zl"}}
+    assert controls == {"\n"}
+    assert [event["comment"] for event in events_of(done.stdout)][: len(ESCAPES)] == ESCAPES
 
 
 @pytest.mark.parametrize("console", [True, False])

@@ -1,4 +1,4 @@
-"""Text from others, made safe to show."""
+"""Text from others, made safe to show on a terminal."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TextIO
 
+from lifecycle.domain.json_text import printable_json
+from lifecycle.domain.text import printable
 from lifecycle.report.plans import Report
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
@@ -28,27 +29,20 @@ def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
 
     width = max(len(name) for name in report.context)
     lines = [
-        f"{name.replace('_', ' '):<{width}}  {_visible(value or 'could not be read')}"
+        f"{name.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
         for name, value in report.context.items()
     ]
     for section in report.sections:
         lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
         for step in section.steps:
-            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {_visible(step.what)}")
-            lines.append(f"      because {_visible(step.reason)}")
+            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {printable(step.what)}")
+            lines.append(f"      because {printable(step.reason)}")
         if not section.steps and not section.problems:
             lines.append("  change nothing")
-        lines += [f"  note: {_visible(note)}" for note in section.notes]
-        lines += [f"  {painted(_RED, 'problem:')} {_visible(problem)}" for problem in section.problems]
+        lines += [f"  note: {printable(note)}" for note in section.notes]
+        lines += [f"  {painted(_RED, 'problem:')} {printable(problem)}" for problem in section.problems]
     lines += ["", "Nothing was changed."]
     out.write("\n".join(lines) + "\n")
-
-
-def _visible(text: str) -> str:
-    """Escape line breaks and terminal control sequences, which a record's comment can contain."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def print_json(report: Report, out: TextIO) -> None:
@@ -67,5 +61,4 @@ def print_json(report: Report, out: TextIO) -> None:
             for section in report.sections
         },
     }
-    json.dump(document, out, indent=2, ensure_ascii=False)
-    out.write("\n")
+    out.write(f"{printable_json(document, indent=2)}\n")

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from lifecycle.domain.events import Event
+from lifecycle.domain.json_text import printable_json
 from lifecycle.domain.text import printable
 from lifecycle.runtime.output import LineOutput, standard_stream
 
@@ -36,7 +37,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
             stream.reconfigure(errors="backslashreplace")
     name = "stderr" if to_stderr else "stdout"
     stream = standard_stream(name)
-    renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(ensure_ascii=False)]
+    renderers: list[structlog.typing.Processor] = [_render_json]
     if console:
         renderers = [_with_printable_traceback, _console_renderer(colors=stream is not None and stream.isatty())]
     if name not in _outputs:
@@ -85,6 +86,10 @@ def _with_printable_traceback(_logger: Any, _method: str, event: MutableMapping[
     if "exception" in event:
         event["exception"] = "\n".join(map(printable, event["exception"].splitlines()))
     return event
+
+
+def _render_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return printable_json(event)
 
 
 def _plain(value: Any) -> Any:

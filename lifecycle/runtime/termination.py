@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from lifecycle.domain.text import printable
+
 TERMINATION_LOG = Path("/dev/termination-log")
 """The kubelet's default `terminationMessagePath`."""
 
@@ -16,5 +18,6 @@ def write_termination_message(reason: str) -> None:
     """Write the reason to the termination log if the kubelet has created it."""
     if not TERMINATION_LOG.is_file():
         return
+    text = "\n".join(map(printable, reason.splitlines()))
     with suppress(OSError):
-        TERMINATION_LOG.write_bytes(reason.encode()[:_MAX_BYTES])
+        TERMINATION_LOG.write_bytes(text.encode()[:_MAX_BYTES])

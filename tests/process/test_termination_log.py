@@ -162,3 +162,14 @@ def test_termination_message_contains_no_secret(pod: Pod) -> None:
     assert message is not None
     assert "hskey-api-wrong-0123456789" not in message
     assert not Path(pod.key_file).exists()
+
+
+@pytest.mark.parametrize("user", ["bob\x9b2J", "caf\udce9"], ids=["terminal-escape", "undecodable"])
+def test_termination_message_is_printable(pod: Pod, user: str) -> None:
+    """`kubectl describe` prints it to a terminal."""
+    if user.startswith("bob"):
+        pod.headscale.add_user(user)
+    ended, message = run_with_log(pod, "cleanup", **({} if user.startswith("bob") else {"HEADSCALE_USER": user}))
+    assert ended.status == 1
+    assert message
+    assert message.isprintable()
