@@ -1,16 +1,15 @@
-"""The exit status and error of each kind of failure, in which nothing is written or deleted."""
+"""The exit status of a command by cause, with nothing written or deleted."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders import MARK, NAME, OTHER_MARK
-from tests.process.commands import Pod
+from tests.process.commands import Ended, Pod
 from tests.simulators import faults
 from tests.simulators.serve import serve
 
@@ -20,37 +19,40 @@ def add_leftovers(pod: Pod) -> None:
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
+def invalid_settings(ended: Ended) -> list[str]:
+    """Return the settings that are reported as invalid, in this order."""
+    events = [json.loads(line) for line in (ended.out + ended.errors).splitlines()]
+    return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
+
+
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("variables", "invalid"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, "CLOUDFLARE_API_TOKEN: is required", id="no token"),
-        pytest.param(
-            {"CLOUDFLARE_API_TOKEN": "<token>"}, "CLOUDFLARE_API_TOKEN: is not a token", id="placeholder token"
-        ),
-        pytest.param(
-            {"CLOUDFLARE_ZONE_ID": "example.com"}, "CLOUDFLARE_ZONE_ID: must be 32 hex digits", id="domain as zone id"
-        ),
-        pytest.param({"HEADSCALE_API_KEY": ""}, "HEADSCALE_API_KEY: is required", id="no API key"),
-        pytest.param({"HEADSCALE_URL": "headscale:8080"}, "HEADSCALE_URL: must be an address", id="incomplete URL"),
-        pytest.param({"DOMAIN_NAME": ""}, "DOMAIN_NAME: is required", id="no domain"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, r"TS_HOSTNAME: .*72 characters.*63", id="long name"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, r"TS_HOSTNAME: .*64 characters.*63", id="long label"),
-        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, r"TS_HOSTNAME: .*70 characters.*63", id="long name of the pod"),
-        pytest.param({"HOSTNAME": "grafana-1"}, "TS_HOSTNAME: set TS_HOSTNAME", id="second replica"),
-        pytest.param({"HOSTNAME": ""}, "TS_HOSTNAME: set TS_HOSTNAME", id="no pod name"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no-token"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "<token>"}, ["CLOUDFLARE_API_TOKEN"], id="placeholder"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="no-zone-id"),
+        pytest.param({"HEADSCALE_API_KEY": ""}, ["HEADSCALE_API_KEY"], id="no-key"),
+        pytest.param({"HEADSCALE_URL": "headscale:8080"}, ["HEADSCALE_URL"], id="no-URL"),
+        pytest.param({"DOMAIN_NAME": ""}, ["DOMAIN_NAME"], id="no-domain"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, ["TS_HOSTNAME"], id="long-name"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, ["TS_HOSTNAME"], id="long-label"),
+        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="long-name-of-the-pod"),
+        pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="another-ordinal"),
+        pytest.param({"HOSTNAME": ""}, ["TS_HOSTNAME"], id="no-pod"),
+        pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line-break"),
         pytest.param(
             {"DOMAIN_NAME": "", "CLOUDFLARE_ZONE_ID": "x", "HTTP_TIMEOUT": "soon"},
-            r"(?s)CLOUDFLARE_ZONE_ID: .*DOMAIN_NAME: .*HTTP_TIMEOUT: ",
-            id="several settings",
+            ["CLOUDFLARE_ZONE_ID", "DOMAIN_NAME", "HTTP_TIMEOUT"],
+            id="several",
         ),
     ],
 )
-def test_invalid_settings_are_2(pod: Pod, variables: dict[str, str], expected: str) -> None:
+def test_invalid_settings_are_2(pod: Pod, variables: dict[str, str], invalid: list[str]) -> None:
     add_leftovers(pod)
     ended = pod.run("cleanup", **variables)
     assert (ended.status, ended.errors) == (2, "")
-    assert (ended.last["event"], ended.last["level"]) == ("settings.invalid", "error")
-    assert re.search(expected, ended.last["error"])
+    assert invalid_settings(ended) == invalid
+    assert {event["level"] for event in ended.events} == {"error"}
     assert pod.headscale.requests == pod.cloudflare.requests == []
     assert pod.untouched
     values = [value for value in variables.values() if len(value) > 8]
@@ -65,13 +67,15 @@ def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
 def test_invalid_settings_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
     ended = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
     assert ended.status == 2
-    output = ended.errors if command == ["--dry-run"] else ended.out
-    [error] = [event["error"] for event in map(json.loads, output.splitlines()) if event["event"] == "settings.invalid"]
-    assert error.splitlines() == [
-        "CLOUDFLARE_ZONE_ID: must be 32 hex digits as on the zone's overview page, not the domain",
-        "DNS_TTL: must be 60 to 86400 seconds, or 1 for automatic",
-    ]
+    assert invalid_settings(ended) == ["CLOUDFLARE_ZONE_ID", "DNS_TTL"]
     assert pod.untouched
+
+
+def test_problems_are_one_line_each_on_a_console(pod: Pod) -> None:
+    ended = pod.run("cleanup", LOG_FORMAT="console", CLOUDFLARE_ZONE_ID="example.com", DOMAIN_NAME="")
+    assert ended.status == 2
+    assert len(ended.out.splitlines()) == 2
+    assert "\\n" not in ended.out
 
 
 def wrong_user(pod: Pod) -> dict[str, str]:
@@ -108,23 +112,25 @@ def taken_name(pod: Pod) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("harm", "kind", "expected"),
+    ("harm", "kind", "named"),
     [
-        pytest.param(wrong_user, "UserError", "bob.*HEADSCALE_USER.*svc", id="unknown user"),
-        pytest.param(several_users, "UserError", "HEADSCALE_USER.*ann.*svc", id="several users"),
-        pytest.param(wrong_key, "AuthError", "refused the API key.*headscale apikeys create", id="wrong API key"),
-        pytest.param(web_page, "ResponseError", "HEADSCALE_URL", id="web page"),
-        pytest.param(missing_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: .*does not exist", id="missing folder"),
-        pytest.param(unwritable_folder, "KeyFileError", "AUTHKEY_OUTPUT_PATH: /sys/kernel", id="unwritable folder"),
-        pytest.param(taken_name, "NameTakenError", "belongs to another owner.*TS_HOSTNAME", id="taken name"),
+        pytest.param(wrong_user, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="user"),
+        pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="users"),
+        pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="key"),
+        pytest.param(web_page, "ResponseError", ["HEADSCALE_URL"], id="web-page"),
+        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no-folder"),
+        pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable-folder"),
+        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", OTHER_MARK.split()[1]], id="taken-name"),
     ],
 )
-def test_failed_cleanup_is_1(pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, expected: str) -> None:
+def test_failed_cleanup_is_1_and_names_what_to_change(
+    pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, named: list[str]
+) -> None:
     add_leftovers(pod)
     ended = pod.run("cleanup", **harm(pod))
     assert (ended.status, ended.errors) == (1, "")
     assert (ended.last["event"], ended.last["level"], ended.last["error_type"]) == ("command.failed", "error", kind)
-    assert re.search(expected, ended.last["error"])
+    assert [name for name in named if name not in ended.last["error"]] == []
     assert pod.untouched
     assert pod.secrets_in(ended.out) == []
 
@@ -138,7 +144,7 @@ def test_unsupported_headscale_is_1(make_pod: Callable[..., Pod], arguments: lis
     assert pod.untouched
 
 
-def test_wrong_cloudflare_token_is_reported_and_does_not_fail_cleanup(pod: Pod) -> None:
+def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
     add_leftovers(pod)
     ended = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
     assert (ended.status, ended.errors) == (0, "")
@@ -150,15 +156,15 @@ def test_wrong_cloudflare_token_is_reported_and_does_not_fail_cleanup(pod: Pod) 
 
 
 @pytest.mark.parametrize(
-    ("variables", "expected"),
+    ("variables", "named"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong token"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="unknown zone id"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "DOMAIN_NAME", id="unknown domain"),
-        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable upstream"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="token"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="zone-id"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "DOMAIN_NAME", id="domain"),
+        pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable"),
     ],
 )
-def test_failed_update_with_once_is_1(pod: Pod, variables: dict[str, str], expected: str) -> None:
+def test_record_out_of_sync_is_1_with_once(pod: Pod, variables: dict[str, str], named: str) -> None:
     pod.headscale.add_node("grafana.example.com", user="svc")
     variables = {"TS_HOSTNAME": ""} | variables
     if "DOMAIN_NAME" in variables:
@@ -166,41 +172,36 @@ def test_failed_update_with_once_is_1(pod: Pod, variables: dict[str, str], expec
     ended = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
     assert (ended.status, ended.errors) == (1, "")
     assert ended.last["event"] == "command.failed"
-    assert expected in ended.last["error"]
+    assert named in ended.last["error"]
     assert pod.untouched
 
 
-def test_unregistered_node_is_1(pod: Pod) -> None:
+def test_node_that_is_not_registered_is_1(pod: Pod) -> None:
     ended = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
     assert (ended.status, ended.errors) == (1, "")
     assert ended.last["error_type"] == "NotRegisteredError"
-    assert "was not there in 2 looks" in ended.last["error"]
     assert pod.untouched
 
 
-def unreachable(pod: Pod) -> dict[str, str]:
+def nowhere(pod: Pod) -> dict[str, str]:
     with serve(pod.headscale) as url:
         pass
     return {"HEADSCALE_URL": url}
 
 
 @pytest.mark.parametrize(
-    ("harm", "expected"),
+    ("harm", "named"),
     [
-        pytest.param(unreachable, "Connection refused.*HEADSCALE_URL", id="unreachable upstream"),
-        pytest.param(wrong_key, "refused the API key", id="wrong API key"),
-        pytest.param(wrong_user, "no user called bob", id="unknown user"),
-        pytest.param(
-            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"},
-            "CLOUDFLARE_API_TOKEN",
-            id="wrong Cloudflare token",
-        ),
-        pytest.param(taken_name, "belongs to another owner", id="taken name"),
+        pytest.param(nowhere, "HEADSCALE_URL", id="unreachable"),
+        pytest.param(wrong_key, "HEADSCALE_API_KEY", id="key"),
+        pytest.param(wrong_user, "bob", id="user"),
+        pytest.param(lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="cloudflare-token"),
+        pytest.param(taken_name, OTHER_MARK.split()[1], id="taken-name"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_incomplete_dry_run_is_1_and_reports_the_problem(
-    pod: Pod, harm: Callable[[Pod], dict[str, str]], expected: str, output: str
+def test_incomplete_dry_run_is_1_and_has_the_reason(
+    pod: Pod, harm: Callable[[Pod], dict[str, str]], named: str, output: str
 ) -> None:
     ended = pod.run("--dry-run", "--output", output, **harm(pod))
     assert ended.status == 1
@@ -209,6 +210,6 @@ def test_incomplete_dry_run_is_1_and_reports_the_problem(
         if output == "json"
         else [line for line in ended.out.splitlines() if line.startswith("  problem:")]
     )
-    assert any(re.search(expected, problem) for problem in problems)
+    assert any(named in problem for problem in problems)
     assert pod.untouched
     assert pod.secrets_in(ended.out, ended.errors) == []
