@@ -46,6 +46,11 @@ class Endpoint:
         return cls(upstream, str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port)), proxy)
 
     @property
+    def via(self) -> str:
+        """The proxy, as an addition to a message; "" if there is none."""
+        return f" through the proxy {self.proxy.address} ({self.proxy.setting})" if self.proxy else ""
+
+    @property
     def is_plain_http(self) -> bool:
         """Whether requests are sent without TLS."""
         return self.url.startswith("http:")
@@ -81,10 +86,11 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
     if isinstance(error, httpx.TimeoutException):
         return TransientError(
-            f"{name} at {endpoint.url} did not respond to {what} within {timeout_s:g} s. {check}", upstream=name
+            f"{name} at {endpoint.url} did not respond to {what}{endpoint.via} within {timeout_s:g} s. {check}",
+            upstream=name,
         )
     return TransientError(
-        f"{name} at {endpoint.url} is unreachable for {what} ({_reason(error)}). {check}", upstream=name
+        f"{name} at {endpoint.url} is unreachable for {what}{endpoint.via} ({_reason(error)}). {check}", upstream=name
     )
 
 

@@ -22,7 +22,8 @@ Result = TypeVar("Result")
 
 _REDIRECTS = range(300, 400)
 _SERVER_ERRORS = range(500, 600)
-_PROXY_AUTHENTICATION_REQUIRED = 407
+# Of a proxy for plain HTTP, which responds in place of the upstream.
+_PROXY_REFUSALS = frozenset({403, 407})
 _TOO_MANY_REQUESTS = 429
 
 
@@ -184,10 +185,17 @@ class JsonClient:
         status = response.status
         if status in SUCCESS:
             return None
+        endpoint, name = self._http.endpoint, self._upstream.name
+        if endpoint.is_plain_http and endpoint.proxy and response.json is None and status in _PROXY_REFUSALS:
+            return ResponseError(
+                f"The proxy {endpoint.proxy.address} refused {what} ({status}). Check {endpoint.proxy.setting}."
+                f"{response.reason}",
+                upstream=name,
+                status=status,
+            )
         error = self._upstream.explain(what, response)
         if error is not None:
             return error
-        endpoint, name = self._http.endpoint, self._upstream.name
         if status == _TOO_MANY_REQUESTS:
             return TransientError(
                 f"{name}: {what} was rate-limited ({status}).{response.reason}",
@@ -198,8 +206,8 @@ class JsonClient:
             )
         if status in _SERVER_ERRORS:
             return TransientError(
-                f"{name}, or a proxy in front of it, returned {status} for {what}. Check its log or status page."
-                f"{response.reason}",
+                f"{name}, or a proxy in front of it, returned {status} for {what}{endpoint.via}. Check its log or "
+                f"status page.{response.reason}",
                 upstream=name,
                 status=status,
                 retry_after=response.retry_after,
@@ -208,11 +216,6 @@ class JsonClient:
             text = (
                 f"{name} at {endpoint.url} redirects {what} ({status}). Redirects are not followed, since the "
                 f"credentials would be sent along. Set {self._upstream.url_setting} to the new address."
-            )
-        elif status == _PROXY_AUTHENTICATION_REQUIRED and endpoint.proxy is not None:
-            text = (
-                f"The proxy {endpoint.proxy.address} requires credentials ({what}: {status}). "
-                f"Add them to {endpoint.proxy.setting}."
             )
         else:
             text = f"{name} refused {what} ({status}).{response.reason}"

@@ -1,0 +1,217 @@
+"""Requests through a proxy: what is sent, and that errors name the proxy and never its password."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from lifecycle.clients.credential import Credential
+from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.kubernetes.api import Cluster, Pod
+from lifecycle.clients.transport import open_http
+from lifecycle.clients.trust import private_trust, public_trust
+from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
+from lifecycle.domain.proxy import Proxy
+from tests.clients.certificates import PrivateAuthority
+from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, access_to
+from tests.simulators.headscale_cli import Finished
+from tests.simulators.kubernetes import KubernetesSimulator
+from tests.simulators.messages import Request, Response, json_response, text_response
+from tests.simulators.proxy import ProxySimulator
+from tests.simulators.serve import serve
+from tests.simulators.upstream import Upstream as SimulatedUpstream
+
+USER = "me:p@ss/word"
+QUOTED_USER = "me:p%40ss%2Fword"
+PASSWORDS = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
+
+
+class Api(SimulatedUpstream):
+    """An API that responds with a status, and remembers the credentials for proxies that reach it."""
+
+    def __init__(self, status: int = 200) -> None:
+        super().__init__()
+        self._status = status
+        self.proxy_authorizations: list[str | None] = []
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        self.proxy_authorizations.append(request.headers.get("proxy-authorization"))
+        if self._status != 200:
+            return text_response("no", self._status)
+        return json_response({"ok": True})
+
+
+def send(url: str, proxy: str, *, budget_s: float = 10.0, **http: Any) -> object:
+    configured = Proxy(proxy, "HTTPS_PROXY")
+    with open_http(url, proxy=configured, **({"trust": public_trust()} | http)) as client:
+        return (
+            JsonClient(
+                client,
+                upstream=HEADSCALE,
+                credential=Credential(lambda: "token", name="TOKEN"),
+                timeout=timedelta(seconds=budget_s),
+                proxy=configured,
+            )
+            .send("GET", "/thing")
+            .json
+        )
+
+
+def failure(*args: Any, **options: Any) -> ApiError:
+    """Return the error of a request, which has no password and names the proxy."""
+    with pytest.raises(ApiError) as raised:
+        send(*args, **options)
+    cause: BaseException | None = raised.value
+    while cause is not None:
+        assert not [password for password in PASSWORDS if password in f"{cause} {cause!r} {vars(cause)}"]
+        cause = cause.__cause__ or cause.__context__
+    assert "HTTPS_PROXY" in str(raised.value)
+    return raised.value
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def proxied(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[ProxySimulator, str]:
+    """Serve a proxy that alone resolves a name, and return it with its URL and credentials."""
+    proxy = ProxySimulator({name: url.partition("://")[2]}, user=USER, **settings)
+    return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{QUOTED_USER}@")
+
+
+# --- Requests -------------------------------------------------------------------------------------------
+
+
+def test_plain_http_is_forwarded(stack: ExitStack) -> None:
+    api = Api()
+    proxy, url = proxied(stack, stack.enter_context(serve(api)), "api.example:80")
+    assert send("http://api.example", url) == {"ok": True}
+    assert proxy.requested == ["api.example:80"]
+    assert api.proxy_authorizations == [None]
+
+
+def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: Path) -> None:
+    authority = PrivateAuthority(tmp_path)
+    server = authority.server(name="DNS:api.example")
+    proxy, url = proxied(stack, stack.enter_context(serve(Api(), tls=server)), "api.example:443")
+    assert send("https://api.example", url, trust=private_trust(authority.certificate)) == {"ok": True}
+    assert proxy.requested == ["api.example:443"]
+    with pytest.raises(TransientError, match="HEADSCALE_CA_FILE"):
+        send("https://api.example", url)
+
+
+def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Path) -> None:
+    """With the cluster's own name in its certificate."""
+    authority = PrivateAuthority(tmp_path)
+    kubernetes = KubernetesSimulator()
+    kubernetes.add_pod("headscale-0", {"headscale": {"echo": lambda _arguments: Finished(stdout=b"out")}})
+    kubernetes.allow(HEADSCALE_NAMESPACE, MAY_EXEC)
+    server = stack.enter_context(serve(kubernetes, tls=authority.server(name="DNS:kubernetes")))
+    proxy, url = proxied(stack, server, "10.0.0.1:443")
+    access = replace(
+        access_to("https://10.0.0.1", kubernetes.token, trust=private_trust(authority.certificate)),
+        proxy=Proxy(url, "HTTPS_PROXY"),
+        tls_server_name="kubernetes",
+    )
+    pod = Pod(HEADSCALE_NAMESPACE, "headscale-0", "uid", "2026-03-01T12:00:00Z", ("headscale",), True, True)
+    with Cluster(access, timeout=timedelta(seconds=10)) as cluster:
+        assert cluster.run(pod, "headscale", ["echo"]).stdout == b"out"
+    assert set(proxy.requested) == {"10.0.0.1:443"}
+
+
+# --- Errors ---------------------------------------------------------------------------------------------
+
+SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
+
+
+@SCHEMES
+def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    error = failure(f"{scheme}://api.example", f"http://{QUOTED_USER}@{address}")
+    assert type(error) is TransientError
+    assert f"http://{address}" in str(error)
+    assert "HEADSCALE_URL" not in str(error)
+
+
+@SCHEMES
+def test_unknown_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(host: str, *_args: Any, **_options: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = failure(f"{scheme}://api.example", f"http://{QUOTED_USER}@proxy.example:3128")
+    assert type(error) is TransientError
+    assert "proxy.example is unknown" in str(error)
+    assert "HEADSCALE_URL" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "user"),
+    [
+        pytest.param("http", "api.example:80", "me:wrong", id="http-credentials"),
+        pytest.param("https", "api.example:443", "me:wrong", id="https-credentials"),
+        pytest.param("http", "other.example:80", USER, id="http-target"),
+        pytest.param("https", "other.example:443", USER, id="https-target"),
+    ],
+)
+def test_refusal_by_the_proxy_is_permanent(stack: ExitStack, scheme: str, name: str, user: str) -> None:
+    proxy, url = proxied(stack, "http://127.0.0.1:1", name)
+    proxy.user = user
+    error = failure(f"{scheme}://api.example", url)
+    assert type(error) is ResponseError
+    assert proxy.url in str(error)
+
+
+def test_refusal_by_the_upstream_is_not_the_proxys(stack: ExitStack) -> None:
+    _, url = proxied(stack, stack.enter_context(serve(Api(401))), "api.example:80")
+    with pytest.raises(AuthError, match="API key"):
+        send("http://api.example", url)
+
+
+@pytest.fixture
+def respond(stack: ExitStack) -> Callable[[bytes], str]:
+    """Serve bytes to one request, and return the URL as a proxy's."""
+
+    def start(raw: bytes) -> str:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def serve_one() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(raw)
+                while connection.recv(65536):
+                    pass
+
+        Thread(target=serve_one, daemon=True).start()
+        return f"http://{QUOTED_USER}@127.0.0.1:{listener.getsockname()[1]}"
+
+    return start
+
+
+@SCHEMES
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_outage_behind_the_proxy_is_transient(respond: Callable[[bytes], str], scheme: str, status: int) -> None:
+    proxy = respond(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+    error = failure(f"{scheme}://api.example", proxy)
+    assert type(error) is TransientError
+    assert str(status) in str(error)
+
+
+@SCHEMES
+@pytest.mark.parametrize("raw", [b"", b"SSH-2.0-OpenSSH_10.0\r\n"], ids=["silent", "other-protocol"])
+def test_malfunctioning_proxy_is_named(respond: Callable[[bytes], str], scheme: str, raw: bytes) -> None:
+    error = failure(f"{scheme}://api.example", respond(raw), budget_s=0.5)
+    assert type(error) is TransientError
