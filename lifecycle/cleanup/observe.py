@@ -14,6 +14,7 @@ from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import RecordIdentity, choose_user
 from lifecycle.runtime.background import in_background
+from lifecycle.runtime.deadline import time_budget
 from lifecycle.settings.models import CleanupSettings
 
 ReadState = Callable[[], Mapping[str, bytes] | None]
@@ -77,8 +78,15 @@ class _ZoneReading:
     """
 
     def __init__(self, cloudflare: CloudflareReader, name: str, *, timeout: timedelta) -> None:
-        self._deadline = monotonic() + timeout.total_seconds()
-        self._records = in_background(lambda: tuple(cloudflare.records(name)), name="zone")
+        timeout_s = timeout.total_seconds()
+
+        def read() -> tuple[Record, ...]:
+            with time_budget(timeout_s):
+                return tuple(cloudflare.records(name))
+
+        self._deadline = monotonic() + timeout_s
+        # Reading the token's file can block, which no time budget ends.
+        self._records = in_background(read, name="zone")
 
     def result(self) -> tuple[tuple[Record, ...] | None, LifecycleError | None]:
         """Return the records, or None and why they could not be read."""

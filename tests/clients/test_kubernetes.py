@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -436,6 +437,45 @@ def test_refused_token_is_an_auth_error(
     error = failure(lambda: call(cluster))
     assert type(error) is AuthError
     assert DESCRIPTION in str(error)
+
+
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_token_refused_while_the_server_starts_is_transient(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
+    kubernetes.is_starting = True
+    assert type(failure(lambda: call(cluster))) is TransientError
+    kubernetes.is_starting = False
+    call(cluster)
+
+
+@pytest.mark.parametrize("fault", [faults.drop(), faults.html(503)], ids=["lost", "503"])
+def test_refused_token_is_transient_if_the_readiness_check_fails(
+    fault: Fault, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.rotate_token()
+    kubernetes.faults.add(fault, path="/readyz")
+    assert type(failure(lambda: the_pod(cluster))) is TransientError
+
+
+@pytest.mark.parametrize("fault", [faults.answer(401), faults.answer(403), faults.html(404)], ids=["401", "403", "404"])
+def test_refused_token_is_permanent_if_readiness_is_not_public(
+    fault: Fault, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.rotate_token()
+    kubernetes.faults.add(fault, path="/readyz")
+    assert type(failure(lambda: the_pod(cluster))) is AuthError
+
+
+@pytest.mark.parametrize(("call", "path"), CALLS)
+def test_compressed_response_is_refused(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
+    bomb = gzip.compress(gzip.compress(b" " * 1024 * 1024))
+    kubernetes.faults.add(faults.answer(200, bomb, headers={"content-encoding": "gzip, gzip"}), path=path)
+    assert type(failure(lambda: call(cluster))) is ResponseError
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)

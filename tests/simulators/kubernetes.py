@@ -21,7 +21,7 @@ import httpx
 
 from tests.simulators.faults import TIMED_OUT, play, reset
 from tests.simulators.headscale_cli import Finished, Program
-from tests.simulators.messages import MemoryConnection, Request, Response, json_response
+from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, pong, upgrade_headers
 
@@ -175,6 +175,8 @@ class KubernetesSimulator(Upstream):
         self.minor = minor
         self.subprotocols = subprotocols
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
+        self.is_starting = False
+        """Whether the server is not ready and refuses every token."""
         self.chosen: list[str] = []
         """The subprotocol of each command."""
         self._secrets: dict[tuple[str, str], Mapping[str, str]] = {}
@@ -299,6 +301,9 @@ class KubernetesSimulator(Upstream):
             return error.response()
 
     def _answer(self, request: Request) -> Response:
+        if request.path == "/readyz":
+            # Readable without credentials, by the ClusterRole system:public-info-viewer.
+            return text_response("readyz check failed", 500) if self.is_starting else text_response("ok", 200)
         self._check_token(request)
         match request.path.strip("/").split("/"):
             case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "GET":
@@ -311,7 +316,7 @@ class KubernetesSimulator(Upstream):
 
     def _check_token(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or token != self.token:
+        if self.is_starting or scheme.lower() != "bearer" or token != self.token:
             raise _RefusedError(401, "Unauthorized")
 
     def _check_right(self, verb: str, resource: str, namespace: str, name: str | None) -> None:
