@@ -17,6 +17,8 @@ from lifecycle.runtime.deadline import time_budget
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 
+_UNCOMPRESSED = frozenset({"", "identity"})
+
 _BAD_REQUEST = 400
 
 
@@ -131,7 +133,8 @@ class HttpClient:
                 time_budget(self.timeout_s),
                 self._http.stream(method, path, params=params, headers=headers, content=content) as streamed,
             ):
-                if streamed.headers.get("content-encoding", "identity").strip().lower() != "identity":
+                encodings = streamed.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
+                if not _UNCOMPRESSED.issuperset(encodings):
                     raise self._unusable(what, "is compressed, against the request", streamed.status_code)
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:

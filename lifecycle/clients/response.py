@@ -17,6 +17,9 @@ from lifecycle.clients.text import quoted
 # Longer than any upstream asks for; a larger number may not even fit a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
 
+# In JSON; a list of 20,000 nodes has about a million.
+_MAX_VALUES = 2_000_000
+
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 SUCCESS = range(200, 300)
@@ -90,12 +93,17 @@ def parse_response(
     text = body.decode(errors="replace")
     body.clear()
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json" or kind.endswith("+json"):
+    if (kind == "application/json" or kind.endswith("+json")) and _is_moderate(text):
         some = members is not None and status in SUCCESS
         with suppress(ValueError, RecursionError):
             value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
             return Response(status, headers, "", value, secret)
     return Response(status, headers, text, None, secret)
+
+
+def _is_moderate(text: str) -> bool:
+    """Return True unless parsing could take a multiple of the text's memory: `{},` becomes more than 64 bytes."""
+    return sum(map(text.count, ",[{")) <= _MAX_VALUES
 
 
 def _only(members: Collection[str], value: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import re
 
 _MAX_LENGTH = 300
 
+# The rest of a long text is not even processed.
+_MAX_PROCESSED = 10_000
+
 # Keys and tokens of all kinds are longer than any word.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
@@ -17,6 +20,7 @@ def quoted(text: str, *, secret: str | None = None) -> str:
         text: from an upstream.
         secret: removed wherever it occurs, in addition to all that looks like a secret.
     """
+    text = text[:_MAX_PROCESSED]
     if secret:
         text = text.replace(secret, "…")
     printable = "".join(character if character.isprintable() else " " for character in text)

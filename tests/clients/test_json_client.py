@@ -6,6 +6,7 @@ import gzip
 import json
 import select
 import socket
+import time
 import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -504,11 +505,25 @@ def test_compressed_response_is_refused_without_decompressing(client: JsonClient
     assert peak < 16 * 1024 * 1024
 
 
+@pytest.mark.parametrize("item", ["{}", '["ab"]', "1", '{"a":[]}'])
+def test_json_of_too_many_values_is_malformed(api: Api, item: str) -> None:
+    """Each of them takes much more memory than text."""
+    body = "[" + f"{item}," * (8_000_000 // (len(item) + 1)) + f"{item}]"
+    api.faults.add(faults.answer(200, body))
+    tracemalloc.start()
+    try:
+        assert client_of(api).send("GET", "/thing").json is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * len(body)
+
+
 def test_requests_ask_for_uncompressed_responses(client: JsonClient, api: Api) -> None:
     assert client.send("GET", "/thing").json["accept-encoding"] == "identity"
 
 
-@pytest.mark.parametrize("encoding", ["identity", "Identity"])
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "", "identity, identity"])
 def test_identity_encoding_is_accepted(client: JsonClient, api: Api, encoding: str) -> None:
     api.faults.add(faults.answer(200, '{"a": 1}', headers={"content-encoding": encoding}))
     assert client.send("GET", "/thing").json == {"a": 1}
@@ -549,6 +564,13 @@ def test_quoted_words_are_one_short_printable_line(client: JsonClient, api: Api,
     message = str(failure(client))
     assert message.isprintable()
     assert len(message) < 500
+
+
+def test_long_refusal_is_quoted_quickly(api: Api) -> None:
+    api.faults.add(faults.answer(502, "é " * 8_000_000, content_type="text/plain"))
+    started = time.process_time()
+    assert len(str(failure(client_of(api)))) < 500
+    assert time.process_time() - started < 2
 
 
 @pytest.mark.parametrize(
