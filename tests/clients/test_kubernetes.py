@@ -607,7 +607,7 @@ def test_unmounted_token_is_a_configuration_error() -> None:
         access()
 
 
-def test_unreadable_service_account_token_is_transient(service_account: Path) -> None:
+def test_token_of_the_service_account_is_used(service_account: Path) -> None:
     Authority(service_account).certificate.rename(service_account / "ca.crt")
     token = service_account / "token"
     token.write_text("first")

@@ -162,7 +162,7 @@ class TestTime:
         assert found.utcoffset() == timedelta()
 
     @given(JSON)
-    def test_garbage(self, value: Any) -> None:
+    def test_arbitrary_value(self, value: Any) -> None:
         understood, at = parsed(parse_time, value)
         if not understood:
             return
@@ -195,7 +195,7 @@ class TestId:
             parse_id(value)
 
     @given(JSON)
-    def test_garbage(self, value: Any) -> None:
+    def test_arbitrary_value(self, value: Any) -> None:
         understood, found = parsed(parse_id, value)
 
         assert not understood or found == (str(value) if is_id(value) else None)
@@ -253,7 +253,7 @@ class TestUser:
             parse_user(payload)
 
     @given(JSON)
-    def test_garbage(self, payload: Any) -> None:
+    def test_arbitrary_value(self, payload: Any) -> None:
         understood, user = parsed(parse_user, payload)
         if not understood:
             return
@@ -400,7 +400,7 @@ class TestNode:
         assert key not in repr(node)
 
     @given(st.sampled_from(sorted({*NODE, "forcedTags", "validTags"})), JSON)
-    def test_garbage_in_a_field(self, field: str, value: Any) -> None:
+    def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
         """The node is either refused, or every field has the value that was sent."""
         understood, node = parsed(parse_node, changed(**{field: value}))
         if not understood:
@@ -428,7 +428,7 @@ class TestNode:
             assert (node.expires_at if field == "expiry" else node.last_seen) == parse_time(value)
 
     @given(JSON)
-    def test_garbage(self, payload: Any) -> None:
+    def test_arbitrary_value(self, payload: Any) -> None:
         assert parsed(parse_node, payload) == (False, None)
 
     def test_command_line_form_gives_the_same_node(self) -> None:
@@ -506,7 +506,7 @@ class TestPreAuthKey:
             parse_pre_auth_key(KEY | fields)
 
     @given(st.sampled_from(sorted(KEY)), JSON)
-    def test_garbage_in_a_field(self, field: str, value: Any) -> None:
+    def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
         understood, key = parsed(parse_pre_auth_key, KEY | {field: value})
         if not understood:
             return
