@@ -75,8 +75,9 @@ def open_upstreams(
     Raises:
         ConfigError: a file of certificate authorities is malformed.
     """
+    trust = _trust(settings)
     proxy = settings.proxies.for_url(settings.cloudflare_api_url)
-    http = open_http(settings.cloudflare_api_url, trust=_trust(settings), proxy=proxy)
+    http = open_http(settings.cloudflare_api_url, trust=trust, proxy=proxy)
     cloudflare = JsonClient(
         stack.enter_context(http),
         upstream=CLOUDFLARE,
@@ -88,8 +89,9 @@ def open_upstreams(
     observe_headscale = partial(observe, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, observe_headscale), cloudflare
-    trust = _trust(settings)
     if settings.headscale_ca_file:
+        # Separate, since the private authority is not trusted for Cloudflare.
+        trust = _trust(settings)
         with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
     proxy = settings.proxy_of_headscale
