@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
 
-from lifecycle.clients.network import ResolutionError, ResolutionTimeoutError, TlsExpectedError, UnreachableError
+from lifecycle.clients.network import (
+    ResolutionError,
+    ResolutionTimeoutError,
+    TlsExpectedError,
+    UnreachableError,
+)
 from lifecycle.clients.text import quoted
+from lifecycle.clients.transport import network_error
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
@@ -67,21 +72,21 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     """Return the error for a request that got no whole response.
 
     Args:
-        error: of httpx, caused by one of `network` or ssl.
+        error: of httpx.
         what: the request.
         endpoint: the upstream.
         timeout_s: the time budget of the request.
     """
-    for cause in _causes(error):
-        match cause:
-            case ResolutionError() | UnreachableError():
-                return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
-            case TlsExpectedError():
-                return endpoint.needs_https(what)
-            case ssl.SSLError():
-                return _no_tls(cause, what=what, endpoint=endpoint)
-            case httpx.ProxyError() if endpoint.proxy is not None:
-                return _refused_by_proxy(quoted(str(cause)), what=what, endpoint=endpoint, proxy=endpoint.proxy)
+    cause = network_error(error)
+    match cause:
+        case ResolutionError() | UnreachableError():
+            return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+        case TlsExpectedError():
+            return endpoint.needs_https(what)
+        case ssl.SSLError():
+            return _no_tls(cause, what=what, endpoint=endpoint)
+    if isinstance(error, httpx.ProxyError) and endpoint.proxy is not None:
+        return _refused_by_proxy(quoted(str(error)), what=what, endpoint=endpoint, proxy=endpoint.proxy)
     name = endpoint.upstream.name
     check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
     if isinstance(error, httpx.TimeoutException):
@@ -89,8 +94,9 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
             f"{name} at {endpoint.url} did not respond to {what}{endpoint.via} within {timeout_s:g} s. {check}",
             upstream=name,
         )
+    reason = _reason(error, cause)
     return TransientError(
-        f"{name} at {endpoint.url} is unreachable for {what}{endpoint.via} ({_reason(error)}). {check}", upstream=name
+        f"{name} at {endpoint.url} is unreachable for {what}{endpoint.via} ({reason}). {check}", upstream=name
     )
 
 
@@ -101,9 +107,9 @@ def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: 
     setting = proxy.setting if proxy else upstream.url_setting
     match error:
         case ResolutionTimeoutError():
-            text = f"{error}: more than {timeout_s:g} s for {what}. Check DNS in the pod."
+            text = f"Resolving {error} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
         case ResolutionError():
-            text = f"{error} for {what}. Check {setting} and DNS in the pod."
+            text = f"{error}, for {what}. Check {setting} and DNS in the pod."
         case TimeoutError():
             text = (
                 f"{name} accepted no connection for {what} within {timeout_s:g} s. Check that it is running, that "
@@ -148,17 +154,8 @@ def _refused_by_proxy(reason: str, *, what: str, endpoint: Endpoint, proxy: Prox
     )
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost reason, such as "Connection refused"; of other errors only the kind, for it has no URL."""
-    for cause in reversed(list(_causes(error))):
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+def _reason(error: Exception, cause: OSError | None) -> str:
+    """Return a reason such as "Connection reset by peer". Texts of httpx are not quoted, for they can contain a URL."""
+    if cause is not None and cause.strerror:
+        return cause.strerror
     return "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Return the error and those that led to it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__

@@ -36,10 +36,6 @@ class HttpClient:
         self.timeout_s = timeout.total_seconds()
         self._http = http
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
-
     def send(
         self,
         method: str,

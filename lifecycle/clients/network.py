@@ -37,7 +37,7 @@ class ResolutionError(OSError):
 
 
 class ResolutionTimeoutError(ResolutionError, TimeoutError):
-    """A host name was not resolved in time."""
+    """The host name was not resolved in time."""
 
 
 class TlsExpectedError(OSError):
@@ -148,7 +148,7 @@ def resolve(host: str, port: int) -> Sequence[Address]:
         # The resolver of the C library cannot be interrupted.
         found = look_up() if _is_address(host) else run_bounded(look_up, name="resolve")
     except TimeoutError:
-        raise ResolutionTimeoutError(f"Resolving {host} took too long") from None
+        raise ResolutionTimeoutError(host) from None
     except socket.gaierror as error:
         raise ResolutionError(f"Resolving {host} failed ({error.strerror})") from None
     except UnicodeError:
@@ -219,9 +219,10 @@ def _is_address(host: str) -> bool:
 
 @contextmanager
 def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
+    """Turn errors into those of httpcore. The original is an argument, since httpcore resets the cause."""
     try:
         yield
     except TimeoutError as error:
-        raise timed_out from error
+        raise timed_out(error) from error
     except OSError as error:
-        raise failed from error
+        raise failed(error) from error

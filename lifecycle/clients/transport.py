@@ -96,6 +96,12 @@ def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
     return httpcore.Proxy(httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"), auth=auth)
 
 
+def network_error(error: Exception) -> OSError | None:
+    """Return the error of the network that caused one of httpx, if any."""
+    arguments = error.__cause__.args if error.__cause__ else ()
+    return next((argument for argument in arguments if isinstance(argument, OSError)), None)
+
+
 @contextmanager
 def httpx_errors() -> Iterator[None]:
     """Turn httpcore's exceptions into those of httpx, which have the same names."""

@@ -122,6 +122,13 @@ def test_one_budget_covers_several_requests() -> None:
 
 
 @pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.fixture
 def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
     """Replace the resolver of the C library."""
     return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
@@ -147,6 +154,22 @@ def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolve
     error = failure(client_of("http://api.example"))
     assert type(error) is TransientError
     assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
+
+
+def test_error_while_another_one_is_handled_has_its_own_reason(
+    resolve_to: Callable[[Resolver], None], closed_port: int
+) -> None:
+    def unknown(*_args: Any, **_options: Any) -> list[Any]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    resolve_to(unknown)
+    try:
+        client_of("http://api.example").send("GET", "/thing")
+    except TransientError:
+        resolve_to(lambda *_args, **_options: addresses(closed_port))
+        error = failure(client_of("http://other.example"))
+    assert "DNS" not in str(error)
+    assert "Connection refused" in str(error)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
@@ -176,13 +199,6 @@ def black_hole() -> Iterator[int]:
 def addresses(*ports: int) -> list[Any]:
     """Return what the resolver would for a host with these addresses; they differ by their port here."""
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
-
-
-@pytest.fixture
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def port_of(url: str) -> int:

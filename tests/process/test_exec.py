@@ -316,11 +316,7 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
     else:
         pod.kubernetes.allow_nothing()
     ended = pod.run("cleanup")
-    expected = (
-        "HEADSCALE_API_KEY_SECRET: there is no Secret"
-        if state == "missing Secret"
-        else f"resourceNames: [{KEY_SECRET}]"
-    )
+    expected = "HEADSCALE_API_KEY_SECRET: Secret" if state == "missing Secret" else f"resourceNames: [{KEY_SECRET}]"
     assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
     assert expected in ended.last["error"]
     assert pod.untouched

