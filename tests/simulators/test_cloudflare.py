@@ -1,0 +1,454 @@
+"""The simulated Cloudflare behaves as the API does."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.simulators.cloudflare import ApiError, CloudflareSimulator, refusal
+from tests.simulators.memory import MemoryTransport
+
+NOON = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
+
+
+class Account:
+    """A simulated account with one zone, and a client of it."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.sim = CloudflareSimulator(**settings)
+        self.zone = self.sim.add_zone("example.com")
+        self.records = f"/zones/{self.zone}/dns_records"
+        self.client = self.client_with(f"Bearer {self.sim.token}")
+
+    def client_with(self, authorization: str | None) -> httpx.Client:
+        return httpx.Client(
+            transport=MemoryTransport(self.sim.handle),
+            base_url="http://cloudflare.test/client/v4",
+            headers={} if authorization is None else {"Authorization": authorization},
+        )
+
+    def create(self, **fields: Any) -> httpx.Response:
+        spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.1", "ttl": 60, "proxied": False}
+        return self.client.post(self.records, json=spec | fields)
+
+    def created(self, **fields: Any) -> Any:
+        """Create a record, and return it."""
+        return self.create(**fields).json()["result"]
+
+    def url(self, record: Any) -> str:
+        return f"{self.records}/{record['id']}"
+
+
+@pytest.fixture
+def account() -> Account:
+    return Account()
+
+
+def error(response: httpx.Response) -> tuple[int, int]:
+    """Return the status and the first code of a refusal."""
+    body = response.json()
+    assert (body["success"], body["result"]) == (False, None)
+    return response.status_code, body["errors"][0]["code"]
+
+
+# --- Records ------------------------------------------------------------------------------------------
+
+
+def test_record_members(account: Account) -> None:
+    record = account.created(comment="mine")
+    assert set(record) == {
+        "id", "name", "type", "content", "proxiable", "proxied", "ttl", "settings", "meta", "comment",
+        "tags", "created_on", "modified_on", "comment_modified_on",
+    }  # fmt: skip
+    assert re.fullmatch("[0-9a-f]{32}", record["id"])
+    assert (record["proxiable"], record["settings"], record["meta"], record["tags"]) == (False, {}, {}, [])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{4,6}Z", record["created_on"])
+    other = account.created(content="100.64.0.2")
+    assert other["comment"] is None
+    assert "comment_modified_on" not in other
+
+
+def test_defaults_of_a_record(account: Account) -> None:
+    spec = {"type": "A", "name": "a.example.com", "content": "192.0.2.1"}
+    record = account.client.post(account.records, json=spec).json()["result"]
+    assert (record["ttl"], record["proxied"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("A.Example.COM", "a.example.com"),
+        ("a", "a.example.com"),
+        ("@", "example.com"),
+        ("mail.other.org", "mail.other.org.example.com"),
+        ("bücher.example.com", "xn--bcher-kva.example.com"),
+        ("*.example.com", "*.example.com"),
+        ("_acme-challenge.a.example.com", "_acme-challenge.a.example.com"),
+    ],
+)
+def test_name_is_normalized(account: Account, name: str, stored: str) -> None:
+    assert account.created(name=name)["name"] == stored
+
+
+@pytest.mark.parametrize("name", ["", None, "a..example.com", "a b.example.com", "x" * 64, "a.example.com."])
+def test_invalid_name_is_refused(account: Account, name: object) -> None:
+    assert error(account.create(name=name)) == (400, 9000)
+
+
+def test_ipv6_address_is_normalized(account: Account) -> None:
+    assert account.created(type="AAAA", content="FD7A:115C:A1E0:0::0001")["content"] == "fd7a:115c:a1e0::1"
+    assert error(account.create(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, 81058)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        pytest.param({"content": "fd7a::1"}, 9005, id="IPv6-in-an-A"),
+        pytest.param({"content": "100.64.0.300"}, 9005, id="invalid-IPv4"),
+        pytest.param({"proxied": True}, 9003, id="proxied-vpn-address"),
+        pytest.param({"proxied": True, "type": "AAAA", "content": "fd7a:115c:a1e0::1"}, 9003, id="proxied-ULA"),
+        pytest.param({"proxied": True, "content": "10.0.0.1"}, 9003, id="proxied-private-address"),
+        pytest.param({"tags": ["a:b"]}, 9300, id="tags-on-the-free-plan"),
+        pytest.param({"ttl": 2}, 9021, id="TTL-of-2"),
+        pytest.param({"ttl": 59}, 9021, id="TTL-below-a-minute"),
+        pytest.param({"ttl": 86401}, 9021, id="TTL-above-a-day"),
+        pytest.param({"ttl": "60"}, 1004, id="TTL-as-text"),
+        pytest.param({"proxied": "no"}, 1004, id="proxied-as-text"),
+        pytest.param({"comment": "x" * 101}, 1004, id="long-comment"),
+        pytest.param({"comment": "a\nb"}, 1004, id="newline-in-comment"),
+        pytest.param({"type": "a"}, 1004, id="type-in-lower-case"),
+    ],
+)
+def test_invalid_record_is_refused(account: Account, fields: dict[str, Any], code: int) -> None:
+    assert error(account.create(**fields)) == (400, code)
+    assert account.sim.records(account.zone) == []
+
+
+def test_paid_plan_has_higher_limits() -> None:
+    assert Account(plan="enterprise").created(comment="x" * 500, tags=["a:b"], ttl=30)["tags"] == ["a:b"]
+
+
+def test_proxied_record_has_an_automatic_ttl(account: Account) -> None:
+    record = account.created(content="198.51.100.7", proxied=True)
+    assert (record["proxiable"], record["proxied"], record["ttl"]) == (True, True, 1)
+
+
+def test_only_an_identical_record_is_a_duplicate(account: Account) -> None:
+    account.create()
+    assert error(account.create(ttl=300, comment="other")) == (400, 81058)
+    other = account.created(content="100.64.0.2")
+    assert len(account.sim.records(account.zone, "a.example.com")) == 2
+    response = account.client.patch(account.url(other), json={"content": "100.64.0.1"})
+    assert error(response) == (400, 81058)
+
+
+@pytest.mark.parametrize(
+    ("existing", "wanted", "code"),
+    [
+        (("CNAME", "b.example.com"), ("A", "100.64.0.1"), 81054),
+        (("CNAME", "b.example.com"), ("AAAA", "fd7a::1"), 81054),
+        (("A", "100.64.0.1"), ("CNAME", "b.example.com"), 81053),
+        (("CNAME", "b.example.com"), ("CNAME", "c.example.com"), 81053),
+        (("NS", "ns.example.org"), ("A", "100.64.0.1"), 81056),
+        (("TXT", "hello"), ("NS", "ns.example.org"), 81056),
+    ],
+)
+def test_conflicting_types(account: Account, existing: tuple[str, str], wanted: tuple[str, str], code: int) -> None:
+    account.create(type=existing[0], content=existing[1])
+    assert error(account.create(type=wanted[0], content=wanted[1])) == (400, code)
+
+
+def test_txt_conflicts_with_nothing(account: Account) -> None:
+    account.create(type="CNAME", content="b.example.com")
+    assert account.created(type="TXT", content="Hello")["content"] == "Hello"
+
+
+def test_custom_domain_of_a_worker_holds_its_name(account: Account) -> None:
+    account.sim.add_workers_domain(account.zone, "a.example.com")
+    assert error(account.create()) == (400, 81062)
+    [record] = account.client.get(account.records).json()["result"]
+    assert record["meta"] == {"read_only": True}
+
+
+def test_quota() -> None:
+    account = Account(quota=1)
+    account.create()
+    assert error(account.create(name="b")) == (400, 81045)
+    usage = account.client.get(f"{account.records}/usage").json()["result"]
+    assert usage == {"record_quota": 1, "record_usage": 1}
+
+
+def test_patch_keeps_other_members_and_put_resets_them(account: Account) -> None:
+    record = account.created(comment="mine")
+    url = account.url(record)
+    patched = account.client.patch(url, json={"content": "100.64.0.2"}).json()["result"]
+    assert (patched["content"], patched["comment"], patched["ttl"]) == ("100.64.0.2", "mine", 60)
+    spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.3"}
+    put = account.client.put(url, json=spec).json()["result"]
+    assert (put["id"], put["comment"], put["ttl"]) == (record["id"], None, 1)
+    assert error(account.client.put(url, json={"content": "100.64.0.4"}))[0] == 400
+    account.client.patch(url, json={"comment": "again"})
+    assert account.client.patch(url, json={"comment": ""}).json()["result"]["comment"] is None
+
+
+@pytest.mark.parametrize("method", ["PATCH", "PUT"])
+def test_type_cannot_be_changed(account: Account, method: str) -> None:
+    url = account.url(account.created())
+    spec = {"type": "AAAA", "name": "a.example.com", "content": "fd7a::1"}
+    assert error(account.client.request(method, url, json=spec))[0] == 400
+
+
+def test_delete(account: Account) -> None:
+    record = account.created()
+    url = account.url(record)
+    assert account.client.delete(url).json()["result"] == {"id": record["id"]}
+    assert error(account.client.delete(url))[1] == 81044
+    assert error(account.client.get(url))[1] == 81044
+
+
+def test_changes_in_the_dashboard(account: Account) -> None:
+    record_id = account.sim.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="hers")
+    account.sim.change_record(record_id, content="100.64.0.9")
+    assert account.client.get(f"{account.records}/{record_id}").json()["result"]["content"] == "100.64.0.9"
+    with pytest.raises(ApiError, match="81058"):
+        account.sim.add_record(account.zone, type="A", name="a", content="100.64.0.9")
+    account.sim.remove_record(record_id)
+    assert account.sim.records(account.zone) == []
+    assert account.sim.writes == []
+
+
+# --- Lists --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled() -> Account:
+    account = Account()
+    account.create(name="a", comment="Mark one")
+    account.create(name="b", comment="mark two")
+    account.create(name="c", type="TXT", content="Text")
+    account.create(name="d", content="198.51.100.1", proxied=True)
+    return account
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("name=A.example.com", "a"),
+        ("name=a", ""),
+        ("name=contains:a", ""),
+        ("match=any&name=a.example.com&name=b.example.com", "ab"),
+        ("name.exact=b.example.com", "b"),
+        ("name.contains=.EXAMPLE.", "abcd"),
+        ("name.startswith=c.", "c"),
+        ("name.endswith=example.com", "abcd"),
+        ("type=TXT", "c"),
+        ("content=text", "c"),
+        ("content.startswith=100.64.", "ab"),
+        ("comment.exact=MARK ONE", "a"),
+        ("comment.startswith=mark", "ab"),
+        ("comment.present=", "ab"),
+        ("comment.absent=true", "cd"),
+        ("proxied=true", "d"),
+        ("type=A&comment.endswith=two", "b"),
+        ("match=any&type=TXT&comment.endswith=two", "bc"),
+        ("tag.present=x", ""),
+    ],
+)
+def test_filter(filled: Account, query: str, found: str) -> None:
+    records = filled.client.get(f"{filled.records}?{query}").json()["result"]
+    assert "".join(sorted(record["name"][0] for record in records)) == found
+
+
+def test_pages(filled: Account) -> None:
+    pages = [
+        filled.client.get(filled.records, params={"per_page": "3", "page": page, "order": "name"}).json()
+        for page in (1, 2, 3)
+    ]
+    assert ["".join(record["name"][0] for record in page["result"]) for page in pages] == ["abc", "d", ""]
+    assert pages[0]["result_info"] == {"page": 1, "per_page": 3, "count": 3, "total_count": 4, "total_pages": 2}
+    empty = filled.client.get(filled.records, params={"name": "none"}).json()["result_info"]
+    assert empty == {"page": 1, "per_page": 100, "count": 0, "total_count": 0, "total_pages": 1}
+
+
+@pytest.mark.parametrize("query", ["per_page=0", "per_page=5001", "page=0", "page=x", "order=date", "match=some"])
+def test_invalid_query_is_refused(filled: Account, query: str) -> None:
+    assert error(filled.client.get(f"{filled.records}?{query}&name=a"))[0] == 400
+
+
+# --- Batches ------------------------------------------------------------------------------------------
+
+
+def test_batch_deletes_first(account: Account) -> None:
+    """A new record may have the name of the deleted one."""
+    old = account.created(type="CNAME", content="b.example.com")["id"]
+    kept = account.created(name="k")["id"]
+    put = account.created(name="p")["id"]
+    body = {
+        "posts": [{"type": "A", "name": "a.example.com", "content": "100.64.0.1"}],
+        "puts": [{"id": put, "type": "A", "name": "p", "content": "100.64.0.8"}],
+        "patches": [{"id": kept, "content": "100.64.0.9"}],
+        "deletes": [{"id": old}],
+    }
+    result = account.client.post(f"{account.records}/batch", json=body).json()["result"]
+    assert {key: [record["content"] for record in records] for key, records in result.items()} == {
+        "deletes": ["b.example.com"],
+        "patches": ["100.64.0.9"],
+        "puts": ["100.64.0.8"],
+        "posts": ["100.64.0.1"],
+    }
+
+
+def test_batch_is_all_or_nothing(account: Account) -> None:
+    old = account.created()["id"]
+    before = account.sim.records(account.zone)
+    body = {"deletes": [{"id": old}, {"id": "0" * 32}], "posts": [{"type": "A", "name": "b", "content": "nonsense"}]}
+    response = account.client.post(f"{account.records}/batch", json=body)
+    assert error(response)[1] == 81044
+    assert len(response.json()["errors"]) == 1
+    assert account.sim.records(account.zone) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"deletes": [{}]},
+        {"patches": [{"id": "x"}]},
+        {"posts": {}, "puts": [1]},
+        [],
+        {"posts": [{"type": "A", "name": f"a{number}", "content": "192.0.2.1"} for number in range(201)]},
+    ],
+    ids=["no-id", "invalid-id", "no-list", "no-object", "too-many"],
+)
+def test_malformed_batch_is_refused(account: Account, body: object) -> None:
+    assert error(account.client.post(f"{account.records}/batch", json=body))[0] == 400
+    assert account.sim.records(account.zone) == []
+
+
+# --- Tokens and zones ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "header", ["Bearer", "Bearer ", "Bearer a b", "Bearer a\tb", "Basic abc", "Bearer <token>", 'Bearer "abc"']
+)
+def test_malformed_header(account: Account, header: str) -> None:
+    response = account.client_with(header).get(account.records)
+    assert error(response) == (400, 6003)
+    assert response.json()["errors"][0]["error_chain"][0]["code"] == 6111
+
+
+def test_missing_header(account: Account) -> None:
+    assert error(account.client_with(None).get(account.records)) == (400, 9106)
+
+
+@pytest.mark.parametrize("path", ["/zones", "/zones/{zone}/dns_records"])
+def test_unknown_token(account: Account, path: str) -> None:
+    assert error(account.client_with("Bearer abcdef").get(path.format(zone=account.zone))) == (403, 9109)
+
+
+@pytest.mark.parametrize("status", ["disabled", "expired"])
+def test_token_that_is_no_longer_valid(account: Account, status: Any) -> None:
+    client = account.client_with(f"Bearer {account.sim.set_token(status=status)}")
+    assert error(client.get(account.records)) == (403, 9109)
+    assert client.get("/user/tokens/verify").json()["result"]["status"] == status
+
+
+def test_permissions(account: Account) -> None:
+    account.client = account.client_with(f"Bearer {account.sim.set_token(permission='read')}")
+    assert account.client.get(account.records).status_code == 200
+    assert error(account.create()) == (403, 10000)
+    assert error(account.client.post(f"{account.records}/batch", json={})) == (403, 10000)
+    client = account.client_with(f"Bearer {account.sim.set_token(permission='none')}")
+    assert error(client.get(account.records)) == (403, 10000)
+
+
+def test_zones_that_the_token_cannot_access(account: Account) -> None:
+    other = account.sim.add_zone("other.org", account_owned=False)
+    for zone in (other, "0" * 32):
+        assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, 10000)
+    assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []
+    ours = account.sim.add_zone("ours.org")
+    client = account.client_with(f"Bearer {account.sim.set_token(zones=[account.zone])}")
+    assert [zone["name"] for zone in client.get("/zones").json()["result"]] == ["example.com"]
+    assert error(client.get(f"/zones/{ours}/dns_records")) == (403, 10000)
+
+
+def test_valid_token_can_be_refused_once(account: Account) -> None:
+    """Such refusals were observed."""
+    account.sim.faults.add(refusal(403, 10000, "Authentication error"))
+    assert error(account.create()) == (403, 10000)
+    assert account.create().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/zones/example.com/dns_records", "/zones/{zone}/dns_records/abc"])
+def test_malformed_id(account: Account, path: str) -> None:
+    assert error(account.client.get(path.format(zone=account.zone))) == (400, 7003)
+
+
+def test_zone_by_name(account: Account) -> None:
+    account.sim.add_zone("sub.example.com", status="pending")
+    (zone,) = account.client.get("/zones", params={"name": "Example.com"}).json()["result"]
+    assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.sim.account_id)
+    both = account.client.get("/zones", params={"name": "ends_with:example.com"}).json()["result"]
+    assert len(both) == 2
+    assert account.client.get("/zones", params={"name": "example"}).json()["result"] == []
+    assert account.client.get(f"/zones/{account.zone}").json()["result"]["name"] == "example.com"
+    for per_page in ("4", "51"):
+        assert error(account.client.get("/zones", params={"per_page": per_page}))[0] == 400
+
+
+@pytest.mark.parametrize("account_owned", [False, True])
+def test_each_kind_of_token_has_its_own_verification(account_owned: bool) -> None:
+    account = Account(account_owned=account_owned)
+    assert account.create().status_code == 200
+    assert account.sim.token.startswith("cfat_") == account_owned
+    user = account.client.get("/user/tokens/verify")
+    owned = account.client.get(f"/accounts/{account.sim.account_id}/tokens/verify")
+    assert (user.status_code, owned.status_code) == ((401, 200) if account_owned else (200, 401))
+
+
+# --- Rate limit ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that only a test advances."""
+
+    def __init__(self) -> None:
+        self.now = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.mark.parametrize("code", [971, 10429])
+@pytest.mark.parametrize("retry_after", [False, True])
+def test_rate_limit(code: Any, retry_after: bool) -> None:
+    clock = Clock()
+    account = Account(now=clock)
+    account.sim.limit(2, timedelta(minutes=5), retry_after=retry_after, code=code)
+    assert [account.client.get(account.records).status_code for _ in range(3)] == [200, 200, 429]
+    clock.now += timedelta(seconds=100.5)
+    response = account.client.get(account.records)
+    assert response.json()["errors"][0]["code"] == code
+    assert ("result" in response.json()) == (code == 971)
+    assert response.headers.get("retry-after") == ("200" if retry_after else None)
+    clock.now += timedelta(seconds=199.5)
+    assert account.client.get(account.records).status_code == 200
+    account.sim.limit(0)
+    assert account.client.get(account.records).status_code == 429
+    account.sim.unlimit()
+    assert account.client.get(account.records).status_code == 200
+
+
+def test_window_of_the_rate_limit() -> None:
+    clock = Clock()
+    account = Account(now=clock)
+    account.sim.limit(1, timedelta(minutes=5))
+    for _ in range(3):
+        response = account.client.get(account.records)
+        assert response.headers["ratelimit"] == '"default";r=0;t=300'
+        assert response.headers["ratelimit-policy"] == '"default";q=1;w=300'
+        clock.now += timedelta(minutes=5)

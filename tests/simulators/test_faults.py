@@ -1,0 +1,141 @@
+"""Faults have the same effect in this process and over loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.simulators import faults
+from tests.simulators.memory import MemoryTransport
+from tests.simulators.messages import Request, Response, json_response
+from tests.simulators.serve import serve
+from tests.simulators.upstream import Upstream
+
+
+class Counter(Upstream):
+    """Counts what is posted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.before = 0
+
+    def answer(self, request: Request, *, stale: bool) -> Response:
+        if request.method == "POST":
+            self.before, self.count = self.count, self.count + 1
+        return json_response({"count": self.before if stale else self.count, "path": request.path})
+
+
+@pytest.fixture
+def counter() -> Counter:
+    return Counter()
+
+
+@pytest.fixture(params=["in-process", "loopback"])
+def client(request: pytest.FixtureRequest, counter: Counter) -> Iterator[httpx.Client]:
+    if request.param == "in-process":
+        yield httpx.Client(transport=MemoryTransport(counter.handle), base_url="http://counter.test")
+        return
+    with serve(counter) as url, httpx.Client(base_url=url, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """A fault is not an error of the simulator: nothing is printed."""
+    yield
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        pytest.param(faults.refuse(), (httpx.ConnectError, httpx.ReadError), id="refuse"),
+        pytest.param(faults.drop(), httpx.ReadError, id="drop"),
+        pytest.param(faults.drop(committed=True), httpx.ReadError, id="drop-after-commit"),
+        pytest.param(faults.hang(), httpx.ReadTimeout, id="hang"),
+        pytest.param(faults.hang(committed=True), httpx.ReadTimeout, id="hang-after-commit"),
+        pytest.param(faults.truncate(), httpx.RemoteProtocolError, id="truncate"),
+    ],
+)
+def test_connection_fails(
+    counter: Counter, client: httpx.Client, fault: faults.Fault, error: type[Exception] | tuple[type[Exception], ...]
+) -> None:
+    counter.faults.add(fault)
+    with pytest.raises(error):
+        client.post("/", timeout=httpx.Timeout(None, read=0.2 if fault.kind is faults.Kind.HANG else None))
+    counter.faults.release()
+    assert counter.count == fault.committed
+    assert client.get("/").status_code == 200
+    assert counter.faults.pending == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "content_type"),
+    [
+        pytest.param(faults.html(503), 503, "text/html; charset=UTF-8", id="html"),
+        pytest.param(faults.garbage(), 200, "application/json", id="garbage"),
+        pytest.param(faults.wrong_content_type(), 200, "text/html; charset=UTF-8", id="wrong-content-type"),
+        pytest.param(faults.too_many_requests(30), 429, "application/json", id="429"),
+        pytest.param(faults.oversize(300_000), 200, "application/json", id="oversize"),
+    ],
+)
+def test_response_is_replaced(
+    counter: Counter, client: httpx.Client, fault: faults.Fault, status: int, content_type: str
+) -> None:
+    counter.faults.add(fault)
+    response = client.post("/")
+    assert (response.status_code, response.headers["content-type"]) == (status, content_type)
+    assert len(response.content) == (fault.size or len(fault.body))
+    assert response.headers.get("retry-after") == fault.headers.get("retry-after")
+    assert counter.count == 0
+
+
+def test_stale_response_is_older_than_the_last_change(counter: Counter, client: httpx.Client) -> None:
+    client.post("/")
+    counter.faults.add(faults.stale(), method="GET")
+    assert [client.get("/").json()["count"] for _ in range(2)] == [0, 1]
+
+
+def test_dripping_body_times_out_in_process_and_arrives_over_loopback(counter: Counter) -> None:
+    counter.faults.add(faults.drip(interval_s=0.001, limit_s=0.02), times=2)
+    with serve(counter) as url:
+        assert httpx.get(url, trust_env=False).json()["count"] == 0
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.Client(transport=MemoryTransport(counter.handle)).get("http://counter.test/")
+
+
+def test_serving_ends_while_a_request_hangs(counter: Counter) -> None:
+    counter.faults.add(faults.hang())
+    with pytest.raises(httpx.ReadTimeout), serve(counter) as url:
+        httpx.get(url, timeout=httpx.Timeout(None, read=0.05), trust_env=False)
+
+
+def test_fault_hits_the_selected_requests(counter: Counter, client: httpx.Client) -> None:
+    counter.faults.add(faults.html(503), method="GET", path=r"[?&]page=2", times=2, after=1)
+    assert [client.get("/", params={"page": page}).status_code for page in (1, 2, 2, 2, 2)] == [200, 200, 503, 503, 200]
+    assert client.post("/", params={"page": 2}).status_code == 200
+    counter.faults.add(faults.html(), times=None)
+    assert {client.get("/").status_code for _ in range(3)} == {502}
+    counter.faults.clear()
+    assert client.get("/").status_code == 200
+
+
+def test_traffic_is_recorded(counter: Counter, client: httpx.Client) -> None:
+    """Also a request whose response is lost."""
+    client.get("/a b", params={"name": "a"})
+    counter.faults.add(faults.drop(committed=True))
+    with pytest.raises(httpx.ReadError):
+        client.post("/", content=b"text")
+    read, write = counter.requests
+    assert (read.method, read.path, read.query, read.status) == ("GET", "/a b", "name=a", 200)
+    assert json.loads(read.response) == {"count": 0, "path": "/a b"}
+    assert (write.is_write, write.body, write.status) == (True, b"text", None)
+    assert json.loads(write.response)["count"] == 1
+    assert counter.writes == [write]
+    counter.keep_bodies = False
+    response = client.get("/")
+    last = counter.requests[-1]
+    assert (last.body, last.response, last.size) == (b"", b"", len(response.content))

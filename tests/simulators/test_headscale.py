@@ -1,0 +1,752 @@
+"""The simulated Headscale behaves as each release does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.simulators import faults
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.headscale import HeadscaleSimulator, Node, NodeGoneError, PreAuthKey, RegistrationRefusedError
+from tests.simulators.memory import MemoryTransport
+
+NOON: Final = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
+LATER: Final = "2026-09-01T00:00:00Z"
+ZERO: Final = "0001-01-01T00:00:00Z"
+TAG: Final = ("tag:svc",)
+
+each_release = pytest.mark.parametrize("version", VERSIONS)
+
+
+def at(version: str, since: Mapping[str, Any]) -> Any:
+    """Return the value of the newest release that is not newer than this one."""
+    return since[max(release for release in since if release <= version)]
+
+
+class Server(HeadscaleSimulator):
+    """A server with one user, on a clock that only a test advances."""
+
+    def __init__(self, version: str = "0.28.0", **settings: Any) -> None:
+        self.clock = NOON
+        super().__init__(version, now=lambda: self.clock, **settings)
+        self.add_user("svc")
+
+    def api(self, authorization: str | None = None) -> httpx.Client:
+        """Return a client in this process."""
+        header = f"Bearer {self.api_key}" if authorization is None else authorization
+        return httpx.Client(
+            transport=MemoryTransport(self.handle),
+            base_url="http://headscale.test",
+            headers={"Authorization": header} if header else {},
+        )
+
+    def get(self, path: str) -> Any:
+        """Return the JSON of a GET."""
+        return self.api().get(path).json()
+
+    def post(self, path: str, json: Any = None) -> Any:
+        """Return the JSON of a POST."""
+        return self.api().post(path, json=json).json()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return the nodes as the list shows them."""
+        nodes: list[dict[str, Any]] = self.get("/api/v1/node")["nodes"]
+        return nodes
+
+    def key_request(self, **fields: Any) -> dict[str, Any]:
+        """Return the body that creates a pre-auth key; a member that is `...` is left out."""
+        body = {"user": "svc" if self.version < "0.26" else "1", "expiration": "2026-08-01T13:00:00Z", **fields}
+        return {name: value for name, value in body.items() if value is not ...}
+
+    def expire_request(self, key: PreAuthKey | None) -> dict[str, str]:
+        """Return the body that expires a pre-auth key; None = one that does not exist."""
+        if self.version >= "0.28":
+            return {"id": str(key.id) if key else "99"}
+        return {"user": "svc" if self.version < "0.26" else "1", "key": key.key if key else "none"}
+
+    def registered(self, **key: Any) -> Node:
+        """Register a new machine with a new key."""
+        return self.register(key=self.create_key("svc", **key).key, hostname="a1")
+
+    def register_again(self, node: Node, key: str | None, hostname: str = "a1") -> Node | str:
+        """Register a machine that kept its state; return the server's text if it refuses."""
+        try:
+            return self.register(key=key, hostname=hostname, machine_key=node.machine_key, node_key=node.node_key)
+        except RegistrationRefusedError as error:
+            return str(error)
+
+
+Fact = tuple[Callable[[Server], Any], Mapping[str, Any]]
+FACTS: Final[dict[str, Fact]] = {}
+
+
+def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
+    """Register what a function of a new server returns since each release."""
+
+    def register(function: Callable[[Server], Any]) -> None:
+        assert function.__name__ not in FACTS
+        FACTS[function.__name__] = (function, since)
+
+    return register
+
+
+@each_release
+def test_facts(version: str) -> None:
+    expected = {name: at(version, since) for name, (_, since) in FACTS.items()}
+    assert {name: function(Server(version)) for name, (function, _) in FACTS.items()} == expected
+
+
+# --- Statuses: method, path, body, and the status since each release ------------------------------------
+
+ALWAYS_400: Final = {"0.23": 400}
+STRICT: Final = {"0.23": 400, "0.30": 422}
+# In two releases, the only user is the default.
+ONLY_USER: Final = {"0.23": 500, "0.24": 200, "0.26": 500}
+KEYS: Final = "/api/v1/preauthkey"
+
+REQUESTS: Final[list[tuple[str, str, Any, Mapping[str, int]]]] = [
+    ("GET", "/nowhere", None, {"0.23": 404, "0.28": 200, "0.29": 404}),
+    ("GET", "/api/v1/health", None, {"0.23": 404, "0.27": 200}),
+    ("DELETE", "/api/v1/node", None, {"0.23": 501, "0.30": 405}),
+    ("GET", "/api/v1/node/99", None, {"0.23": 500, "0.27": 404}),
+    ("DELETE", "/api/v1/node/99", None, {"0.23": 500, "0.27": 404}),
+    ("POST", "/api/v1/node/99/expire", None, {"0.23": 500, "0.30": 404}),
+    ("POST", "/api/v1/node/99/rename/b", None, {"0.23": 500, "0.30": 404}),
+    ("GET", "/api/v1/node/abc", None, ALWAYS_400),
+    ("DELETE", "/api/v1/node/1%20", None, ALWAYS_400),
+    ("POST", "/api/v1/node/-1/expire", None, ALWAYS_400),
+    ("GET", "/api/v1/node?user=bob", None, {"0.23": 500, "0.30": 404}),
+    ("GET", "/api/v1/node?user=tagged-devices", None, {"0.23": 500, "0.30": 404}),
+    ("POST", "/api/v1/node/1/expire", {"expiry": LATER, "disableExpiry": True}, {"0.23": 200, "0.30": 400}),
+    ("POST", "/api/v1/node/1/rename/UPPER", None, {"0.23": 500, "0.29": 200}),
+    ("POST", "/api/v1/node/1/rename/a_b", None, {"0.23": 500, "0.30": 400}),
+    ("POST", f"/api/v1/node/1/rename/{'x' * 64}", None, {"0.23": 500, "0.30": 400}),
+    ("POST", "/api/v1/node/1/rename/a.b", None, {"0.23": 200, "0.29": 500, "0.30": 400}),
+    ("POST", "/api/v1/node/1/rename/a1", None, {"0.23": 500, "0.27": 200}),
+    ("GET", "/api/v1/user?id=x", None, {"0.23": 200, "0.24": 400}),
+    ("POST", "/api/v1/user", {"name": "svc"}, {"0.23": 500, "0.30": 409}),
+    ("DELETE", f"{KEYS}?id=1", None, {"0.23": 501, "0.28": 200}),
+    ("POST", KEYS, None, {**ONLY_USER, "0.30": 400}),
+]
+"""To a server with one node."""
+
+NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
+    ({}, {"0.23": 200}),
+    ({"user": "svc"}, {"0.23": 200, "0.26": 400}),
+    ({"user": "1"}, {"0.23": 500, "0.26": 200}),
+    ({"user": 1}, {"0.23": 400, "0.26": 200, "0.30": 422}),
+    ({"user": "99"}, {"0.23": 500, "0.30": 404}),
+    ({"user": ...}, {**ONLY_USER, "0.30": 400}),
+    ({"user": ..., "aclTags": TAG}, {**ONLY_USER, "0.28": 200}),
+    *(({"aclTags": [tag]}, ALWAYS_400) for tag in ("svc", "tag:Svc", "tag:a b")),
+    *(({"expiration": text}, STRICT) for text in ("2026-08-01T13:00:00", "tomorrow", "2026-08-01", 5)),
+    ({"reusable": "yes"}, STRICT),
+    ({"aclTags": "tag:a"}, STRICT),
+    ({"aclTags": [1]}, STRICT),
+    ({"colour": "blue"}, {"0.23": 200, "0.30": 422}),
+    ({"acl_tags": TAG}, {"0.23": 200, "0.30": 422}),
+]
+"""Members of a request for a pre-auth key."""
+
+
+@each_release
+def test_statuses(version: str) -> None:
+    def status(method: str, path: str, body: Any) -> int:
+        server = Server(version)
+        server.add_node("a1", user="svc")
+        return server.api().request(method, path, json=body).status_code
+
+    got = [(method, path, status(method, path, body)) for method, path, body, _ in REQUESTS]
+    assert got == [(method, path, at(version, since)) for method, path, _, since in REQUESTS]
+    keys = [(fields, status("POST", KEYS, Server(version).key_request(**fields))) for fields, _ in NEW_KEYS]
+    assert keys == [(fields, at(version, since)) for fields, since in NEW_KEYS]
+
+
+@fact({"0.23": [400, 200], "0.30": [400, 415]})
+def malformed_body_and_other_content_type(server: Server) -> list[int]:
+    bodies = ((b"{", "application/json"), (b'{"user": "svc"}', "text/plain"))
+    if server.version >= "0.26":
+        bodies = (bodies[0], (b'{"user": "1"}', "text/plain"))
+    return [
+        server.api().post(KEYS, content=content, headers={"Content-Type": content_type}).status_code
+        for content, content_type in bodies
+    ]
+
+
+@fact(
+    {
+        "0.23": {"code": 2, "message": "record not found", "details": []},
+        "0.27": {"code": 5, "message": "node not found", "details": []},
+        "0.30": {"title": "Not Found", "status": 404, "detail": "node not found"},
+    }
+)
+def error_of_an_unknown_node(server: Server) -> Any:
+    return server.get("/api/v1/node/99")
+
+
+# --- Detection of the release -------------------------------------------------------------------------
+
+
+@fact({"0.23": (404, ""), "0.28": (200, "<html"), "0.29": (404, "404 page not found")})
+def unknown_path(server: Server) -> tuple[int, str]:
+    response = server.api().get("/nowhere")
+    assert "json" not in response.headers.get("content-type", "")
+    match = re.search("<html|404 page not found|^$", response.text)
+    assert match is not None
+    return response.status_code, match[0]
+
+
+@each_release
+def test_version(version: str) -> None:
+    server = Server(version)
+    response = server.api("none").get("/version")
+    if version < "0.27":
+        assert (response.status_code, response.content) == (404, b"")
+    else:
+        assert response.json()["version"] == f"v{version}"
+        server.reported_version = "dev"
+        assert server.get("/version")["version"] == "dev"
+
+
+@each_release
+def test_description_of_the_api(version: str) -> None:
+    client = Server(version).api("none")
+    response = client.get("/swagger/v1/openapiv2.json")
+    if version >= "0.30":
+        assert response.status_code == 404
+        assert "json" in client.get("/api/v1/openapi.json").headers["content-type"]
+        return
+    paths, definitions = response.json()["paths"], response.json()["definitions"]
+    create = definitions["v1CreatePreAuthKeyRequest"]["properties"]
+    assert "/api/v1/machine" not in paths
+    assert (definitions["v1User"]["properties"]["id"].get("format") == "uint64") == (version >= "0.24")
+    assert (create["user"].get("format") == "uint64") == (version >= "0.26")
+    assert ("/api/v1/routes" in paths) == (version < "0.26")
+    assert ("/api/v1/health" in paths) == (version >= "0.27")
+    assert ("delete" in paths[KEYS]) == (version >= "0.28")
+    assert ("tags" in definitions["v1Node"]["properties"]) == (version >= "0.28")
+    assert ("/api/v1/auth/register" in paths) == (version >= "0.29")
+
+
+def test_oldest_api_is_about_machines() -> None:
+    server = Server("0.22.3")
+    assert "/api/v1/machine" in server.get("/swagger/v1/openapiv2.json")["paths"]
+    assert server.get("/api/v1/machine") == {"machines": []}
+    assert server.api().get("/api/v1/node").status_code == 404
+
+
+# --- API keys, and the database -----------------------------------------------------------------------
+
+
+@fact({"0.23": [401, 401, 500], "0.27": [401, 401, 401]})
+def request_without_a_valid_key(server: Server) -> list[int]:
+    responses = [server.api(header).get("/api/v1/node") for header in ("", "Basic abc", "Bearer abc.def")]
+    strict = {"title": "Unauthorized", "status": 401, "detail": "Unauthorized"}
+    for response in responses:
+        assert response.json() == strict if server.version >= "0.30" else response.text == "Unauthorized"
+    return [response.status_code for response in responses]
+
+
+@fact({"0.23": [200, 401, 200, 500], "0.27": [200, 401, 200, 401]})
+def rotated_then_deleted_key(server: Server) -> list[int]:
+    old = server.api()
+    statuses = [old.get("/api/v1/node").status_code]
+    server.rotate_api_key()
+    new = server.api()
+    statuses += [client.get("/api/v1/node").status_code for client in (old, new)]
+    server.revoke_api_key(delete=True)
+    return [*statuses, new.get("/api/v1/node").status_code]
+
+
+@fact({"0.23": False, "0.28": True})
+def list_of_api_keys_is_masked(server: Server) -> bool:
+    (shown,) = server.get("/api/v1/apikey")["apiKeys"]
+    assert server.api_key not in shown["prefix"]
+    return bool(shown["prefix"].endswith("***"))
+
+
+@each_release
+@pytest.mark.parametrize(("created", "refused_since"), [("0.24.3", "0.28"), ("0.25.1", "9")])
+def test_old_api_key_after_an_upgrade(version: str, created: str, refused_since: str) -> None:
+    server = Server(created)
+    client = server.api()
+    server.upgrade(version)
+    refused = version >= refused_since
+    assert (client.get("/api/v1/node").status_code == 401) == refused
+    assert server.takes_api_key != refused
+
+
+@fact({"0.23": [200, 500, 500, 200], "0.27": [200, 500, 401, 200]})
+def outage_of_the_database(server: Server) -> list[int]:
+    client = server.api()
+    assert client.get("/health").json() == {"status": "pass"}
+    server.database_is_down = True
+    assert client.get("/health").json() == {"status": "fail"}
+    statuses = [200, client.get("/health").status_code, client.get("/api/v1/node").status_code]
+    server.database_is_down = False
+    return [*statuses, client.get("/api/v1/node").status_code]
+
+
+# --- Nodes --------------------------------------------------------------------------------------------
+
+
+@each_release
+def test_node_members(version: str) -> None:
+    server = Server(version)
+    created = server.add_node("grafana.example.com", user="svc").created_at
+    (node,) = server.listed()
+    tags = {"forcedTags", "validTags", "invalidTags"} if version < "0.28" else {"tags"}
+    routes = {"approvedRoutes", "availableRoutes", "subnetRoutes"} if version >= "0.26" else set()
+    assert set(node) == tags | routes | {
+        "id", "machineKey", "nodeKey", "discoKey", "ipAddresses", "name", "user", "lastSeen", "expiry",
+        "preAuthKey", "createdAt", "registerMethod", "givenName", "online",
+    }  # fmt: skip
+    assert (node["id"], node["name"], node["online"]) == ("1", "grafana.example.com", True)
+    assert node["registerMethod"] == "REGISTER_METHOD_AUTH_KEY"
+    assert node["ipAddresses"] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
+    assert re.fullmatch("mkey:[0-9a-f]{64}", node["machineKey"])
+    assert datetime.fromisoformat(node["createdAt"]) == created
+    zone, digits = (r"\+02:00", range(1, 10)) if version >= "0.30" else ("Z", (3, 6, 9))
+    match = re.fullmatch(rf"[^.]*\.(\d+){zone}", node["createdAt"])
+    assert match is not None
+    assert len(match[1]) in digits
+
+
+@each_release
+def test_user_members(version: str) -> None:
+    server = Server(version)
+    server.add_user("", "ann@example.com", provider="oidc")
+    user, nameless = server.get("/api/v1/user")["users"]
+    details = {"displayName", "email", "providerId", "provider", "profilePicUrl"}
+    assert set(user) == {"id", "name", "createdAt"} | (details if version >= "0.24" else set())
+    assert (user["id"], nameless["name"]) == ("1", at(version, {"0.23": "", "0.28": "ann@example.com"}))
+
+
+@fact({"0.23": [ZERO] * 2, "0.25": [None] * 2, "0.27": [ZERO] * 2, "0.28": [ZERO, None], "0.29": [None] * 2})
+def expiry_of_nodes_that_never_expire(server: Server) -> list[str | None]:
+    for tags in ((), TAG):
+        server.add_node("a1", user="svc", tags=tags)
+    return [node["expiry"] for node in server.listed()]
+
+
+@fact({"0.23": ("svc", "svc"), "0.28": ("tagged-devices", "svc"), "0.29": ("tagged-devices", None)})
+def user_of_a_tagged_node_in_a_list_and_alone(server: Server) -> tuple[Any, Any]:
+    server.add_node("a1", user="svc", tags=TAG)
+    (in_list,), alone = server.listed(), server.get("/api/v1/node/1")["node"]
+    tags = at(server.version, {"0.23": "forcedTags", "0.28": "tags"})
+    assert in_list[tags] == alone[tags] == [*TAG]
+    if server.version < "0.28":
+        assert (in_list["validTags"], alone["validTags"]) == ([*TAG] if server.version >= "0.24" else [], [])
+    else:
+        server.add_node("b1", user=None, tags=TAG)
+        assert server.listed()[1]["preAuthKey"]["user"] is None
+    return in_list["user"]["name"], (alone["user"] or {}).get("name")
+
+
+@fact({"0.23": ["a1", "b1"], "0.29": ["a1"]})
+def nodes_of_a_user(server: Server) -> list[str]:
+    server.add_user("ann")
+    for name, user, tags in (("a1", "svc", ()), ("b1", "svc", TAG), ("c1", "ann", ())):
+        server.add_node(name, user=user, tags=tags)
+    return [node["name"] for node in server.get("/api/v1/node?user=svc")["nodes"]]
+
+
+@fact({"0.23": ("svc", True), "0.24": ("svc@example.com", True), "0.26": ("svc", True), "0.28": ("svc", False)})
+def user_of_a_nodes_key_and_whether_its_secret_is_shown(server: Server) -> tuple[str, bool]:
+    user = server.add_user("svc2", "svc@example.com")
+    key = server.create_key(user)
+    server.add_node("a1", user=user, pre_auth_key=key)
+    server.add_node("b1", user=user, registered_by="cli")
+    by_key, by_cli = server.listed()
+    assert (by_cli["preAuthKey"], by_cli["registerMethod"]) == (None, "REGISTER_METHOD_CLI")
+    shown = by_key["preAuthKey"]
+    assert (shown["id"], shown["used"]) == ("1", True)
+    assert shown["key"] in {key.key, f"{key.key[:23]}-***"}
+    name = shown["user"] if server.version < "0.26" else shown["user"]["name"]
+    return name.replace("svc2", "svc"), shown["key"] == key.key
+
+
+@fact({"0.23": [], "0.27": ["a1"]})
+def nodes_after_deleting_id_0(server: Server) -> list[str]:
+    server.add_node("a1", user="svc")
+    server.api().delete("/api/v1/node/0")
+    return [node.name for node in server.nodes]
+
+
+@fact({"0.23": False, "0.27": True})
+def session_of_a_deleted_node_stays_open(server: Server) -> bool:
+    server.add_node("a1", user="svc")
+    assert server.api().delete("/api/v1/node/1").json() == {}
+    assert server.listed() == []
+    is_open = server.session_open(1)
+    with pytest.raises(NodeGoneError):
+        server.connect(1)
+    return is_open
+
+
+def test_list_larger_than_a_grpc_message_is_refused() -> None:
+    server = Server("0.26.1")
+    for number in range(6001):
+        address = f"100.65.{number >> 8}.{number & 255}"
+        server.add_node(f"n{number}", user="svc", registered_by="cli", addresses=(address,))
+    response = server.api().get("/api/v1/node")
+    assert (response.status_code, response.json()["code"]) == (429, 8)
+
+
+@fact(
+    {"0.23": (False, False), "0.27.0": (True, False), "0.27.1": (True, True), "0.29": (True, False)},
+)
+def expired_node_is_shown_online_and_a_restart_loses_its_expiry(server: Server) -> tuple[bool, bool]:
+    server.add_node("a1", user="svc")
+    node = server.post("/api/v1/node/1/expire")["node"]
+    assert datetime.fromisoformat(node["expiry"]).replace(microsecond=0) == NOON
+    assert server.online(1), "expiring disconnects nobody"
+    server.restart()
+    return node["online"], server.nodes[0].expires_at is None
+
+
+@fact({"0.23": NOON, "0.27": datetime.fromisoformat(LATER)})
+def node_expired_at_a_later_time(server: Server) -> datetime | None:
+    """A parameter or member that the release does not know is ignored."""
+    server.add_node("a1", user="svc")
+    query, body = ("", LATER) if server.version >= "0.30" else (f"?expiry={LATER}", "2026-10-01T00:00:00Z")
+    server.post(f"/api/v1/node/1/expire{query}", {"expiry": body})
+    return server.nodes[0].expires_at
+
+
+@fact({"0.23": NOON, "0.29": None})
+def node_whose_expiry_was_removed(server: Server) -> datetime | None:
+    server.add_node("a1", user="svc", expires_at=NOON + timedelta(days=1))
+    query, body = ("", {"disableExpiry": True}) if server.version >= "0.30" else ("?disableExpiry=true", None)
+    server.post(f"/api/v1/node/1/expire{query}", body)
+    return server.nodes[0].expires_at
+
+
+# --- Pre-auth keys ------------------------------------------------------------------------------------
+
+
+@each_release
+def test_created_key(version: str) -> None:
+    server = Server(version)
+    key = server.post(KEYS, server.key_request(aclTags=TAG))["preAuthKey"]
+    assert set(key) == {
+        "user", "id", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags",
+    }  # fmt: skip
+    assert datetime.fromisoformat(key["expiration"]) == NOON + timedelta(hours=1)
+    assert key["aclTags"] == at(version, {"0.23": [], "0.24": [*TAG]})
+    assert server.keys[0].tags == TAG
+    forms = {"0.23": "[0-9a-f]{48}", "0.28": "hskey-auth-[-_0-9A-Za-z]{12}-[-_0-9A-Za-z]{64}"}
+    assert re.fullmatch(at(version, forms), key["key"])
+    assert key["key"] in server.secrets()
+    dead = server.post(KEYS, server.key_request(expiration=...))["preAuthKey"]
+    assert dead["expiration"] == ZERO
+    with pytest.raises(RegistrationRefusedError, match="expired"):
+        server.register(key=dead["key"], hostname="a1")
+
+
+@fact({"0.23": (["1"], True), "0.28": (["1", "2"], False)})
+def ids_of_listed_keys_and_whether_secrets_are_shown(server: Server) -> tuple[list[str], bool]:
+    key = server.create_key("svc")
+    server.add_user("ann")
+    server.create_key("ann")
+    if server.version < "0.28":
+        assert server.api().get(KEYS).status_code == 500, "without a user"
+    shown = server.get(f"{KEYS}?user={'svc' if server.version < '0.26' else '1'}")["preAuthKeys"]
+    return [item["id"] for item in shown], shown[0]["key"] == key.key
+
+
+def test_key_of_an_older_release_is_never_masked() -> None:
+    server = Server("0.27.1")
+    key = server.create_key("svc")
+    server.upgrade("0.28.0")
+    assert server.get(KEYS)["preAuthKeys"][0]["key"] == key.key
+
+
+@fact({"0.23": [200, 500, 500], "0.25": [200, 200, 500], "0.28": [200, 200, 200], "0.30": [200, 200, 404]})
+def expiring_a_key_once_again_and_an_unknown_one(server: Server) -> list[int]:
+    key = server.create_key("svc")
+    bodies = [server.expire_request(each) for each in (key, key, None)]
+    statuses = [server.api().post(f"{KEYS}/expire", json=body).status_code for body in bodies]
+    with pytest.raises(RegistrationRefusedError, match="expired"):
+        server.register(key=key.key, hostname="a1")
+    if server.version < "0.28":
+        server.add_user("ann")
+        other = server.expire_request(server.create_key("ann"))
+        assert server.api().post(f"{KEYS}/expire", json=other).status_code == 500
+    return statuses
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
+def test_restart_loses_a_deleted_key_and_a_second_key(version: str) -> None:
+    server = Server(version)
+    node = server.registered()
+    server.register_again(node, server.create_key("svc").key)
+    assert server.listed()[0]["preAuthKey"]["id"] == "2"
+    server.restart()
+    assert server.listed()[0]["preAuthKey"]["id"] == "1"
+    server.api().delete(f"{KEYS}?id=1")
+    assert server.listed()[0]["preAuthKey"]["id"] == "1"
+    server.restart()
+    assert server.listed()[0]["preAuthKey"] is None
+
+
+@fact({"0.23": ["svc", "ann"], "0.24": ["ann"]})
+def users_by_name_and_id(server: Server) -> list[str]:
+    """The name takes precedence."""
+    server.add_user("ann", "ann@example.com")
+    return [user["name"] for user in server.get("/api/v1/user?name=ann&id=1")["users"]]
+
+
+# --- Names --------------------------------------------------------------------------------------------
+
+
+@fact(
+    {
+        "0.23": ["Grafana.Example.com", "grafana.example.com", "My_Host", "my-host", "app.local", "app.local"],
+        "0.24": ["Grafana.Example.com", "grafana.example.com", "My_Host", "myhost", "app.local", "app.local"],
+        "0.27": ["grafana.example.com", "grafana.example.com", "invalid-", "invalid-", "app.local", "app.local"],
+        "0.29": ["Grafana.Example.com", "grafana-example-com", "My_Host", "my-host", "app.local", "app"],
+    }
+)
+def names_and_given_names(server: Server) -> list[str]:
+    nodes = [server.add_node(name, user="svc") for name in ("Grafana.Example.com", "My_Host", "app.local")]
+    return [re.sub("(?<=invalid-).*", "", name) for node in nodes for name in (node.name, node.given_name)]
+
+
+@fact({"0.23": "aaa", "0.24": "refused", "0.27": "inv", "0.29": "aaa"})
+def hostname_of_more_than_63_characters(server: Server) -> str:
+    with suppress(RegistrationRefusedError):
+        return server.register(key=server.create_key("svc").key, hostname=f"{'a' * 40}.{'b' * 40}").name[:3]
+    assert (server.nodes, server.keys[0].used) == ([], False)
+    return "refused"
+
+
+@fact({"0.23": "a.example.com-xxxxxxxx", "0.29": "a-example-com-1"})
+def given_name_of_a_second_node(server: Server) -> str:
+    first, second, third = (server.add_node("a.example.com", user="svc") for _ in range(3))
+    assert first.name == second.name == third.name
+    assert len({first.given_name, second.given_name, third.given_name}) == 3
+    server.delete_node(first.id)
+    assert server.node(second.id) == second
+    return re.sub("-[a-z0-9]{8}$", "-xxxxxxxx", second.given_name)
+
+
+@each_release
+def test_rename_changes_the_given_name_only(version: str) -> None:
+    server = Server(version)
+    server.add_node("a1", user="svc")
+    server.add_node("bb", user="svc")
+    assert server.post("/api/v1/node/1/rename/cc")["node"]["givenName"] == "cc"
+    assert server.listed()[0]["name"] == "a1"
+    assert server.api().post("/api/v1/node/1/rename/bb").is_error
+
+
+# --- Registration -------------------------------------------------------------------------------------
+
+
+@each_release
+def test_new_machine(version: str) -> None:
+    server = Server(version)
+    node = server.registered(tags=TAG)
+    assert (node.name, node.tags) == ("a1", TAG)
+    assert not server.online(node.id)
+    server.connect(node.id)
+    assert server.online(node.id)
+    for key, reason in ((server.keys[0].key, "used"), ("none", "AuthKey not found|invalid pre auth key")):
+        with pytest.raises(RegistrationRefusedError, match=reason):
+            server.register(key=key, hostname="a1")
+
+
+@fact({"0.23": True, "0.25": False})
+def reusable_key_becomes_used(server: Server) -> bool:
+    key = server.create_key("svc", reusable=True)
+    first, second = (server.register(key=key.key, hostname="a1") for _ in range(2))
+    server.delete_node(second.id)
+    again = server.register_again(second, key.key)
+    assert isinstance(again, Node)
+    assert (first.id, again.id, again.machine_key) == (second.id - 1, second.id + 1, second.machine_key)
+    assert again.addresses != second.addresses
+    return server.keys[0].used
+
+
+REFUSED: Final = {"used": "authkey already used", "expired": "authkey expired", "unknown": "invalid pre auth key"}
+
+
+@fact(
+    {
+        "0.23": {"used": 1, "expired": 1, "unknown": 1},
+        "0.27.0": REFUSED,
+        "0.27.1": {**REFUSED, "used": 1},
+        "0.28": {"used": 1, "expired": 1, "unknown": REFUSED["unknown"]},
+    }
+)
+def known_machine_with_its_used_another_expired_or_an_unknown_key(server: Server) -> dict[str, int | str]:
+    node = server.registered()
+    keys = {
+        "used": server.keys[0].key,
+        "expired": server.create_key("svc", expires_in=timedelta(0)).key,
+        "unknown": "x",
+    }
+    again = {kind: server.register_again(node, key) for kind, key in keys.items()}
+    return {kind: result.id if isinstance(result, Node) else result for kind, result in again.items()}
+
+
+@fact({"0.23": "a1", "0.24": "b1"})
+def hostname_of_a_known_machine_that_was_renamed(server: Server) -> str:
+    node = server.registered()
+    again = server.register_again(node, None, hostname="b1")
+    assert isinstance(again, Node)
+    server.delete_node(node.id)
+    assert server.register_again(node, None) == "node must log in"
+    return again.name
+
+
+@fact({"0.23": 1, "0.25": 2})
+def expired_machine_with_the_key_of_another_user(server: Server) -> int:
+    server.add_user("ann")
+    node = server.registered()
+    server.expire_node(node.id)
+    again = server.register_again(node, server.create_key("ann").key)
+    assert isinstance(again, Node)
+    assert again.user_id == 2
+    return again.id
+
+
+@fact({"0.23": [False, False], "0.28": [False, True]})
+def expired_node_stays_expired_after_a_login_without_and_with_tags(server: Server) -> list[bool]:
+    stays = []
+    for tags in ((), TAG):
+        node = server.registered(tags=tags)
+        server.expire_node(node.id)
+        again = server.register_again(node, server.create_key("svc", tags=tags).key)
+        assert isinstance(again, Node)
+        assert again.id == node.id
+        assert server.keys[-1].used
+        stays.append(again.expires_at is not None)
+    return stays
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
+def test_key_with_tags_and_no_user(version: str) -> None:
+    """With it, 0.28 creates another node at every restart. Later it can convert a node."""
+    server = Server(version)
+    key = server.create_key(None, tags=TAG, reusable=True)
+    node = server.register(key=key.key, hostname="a1")
+    again = server.register_again(node, key.key)
+    assert isinstance(again, Node)
+    assert again.id == at(version, {"0.28": 2, "0.29": 1})
+    used = server.create_key(None, tags=TAG).key
+    refused = server.register_again(server.register(key=used, hostname="b1"), used)
+    assert (refused == "authkey already used") == (version < "0.29")
+    if version >= "0.29":
+        untagged = server.registered()
+        converted = server.register_again(untagged, server.create_key(None, tags=TAG).key)
+        assert isinstance(converted, Node)
+        assert (converted.id, converted.tags, converted.user_id) == (untagged.id, TAG, None)
+
+
+@fact({"0.23": (NOON, 2), "0.25": (None, 3), "0.27": (NOON, 2)})
+def login_resets_the_creation_time_and_takes_an_address(server: Server) -> tuple[datetime | None, int]:
+    node = server.registered()
+    server.expire_node(node.id)
+    again = server.register_again(node, server.create_key("svc").key)
+    assert isinstance(again, Node)
+    assert again.addresses == node.addresses
+    created = server.listed()[0]["createdAt"]
+    created_at = None if created == ZERO else datetime.fromisoformat(created).replace(microsecond=0)
+    return created_at, int(server.add_node("b1", user="svc").address.rpartition(".")[2])
+
+
+# --- Sessions and addresses ---------------------------------------------------------------------------
+
+
+@fact({"0.23": False, "0.27": True})
+def node_is_online_right_after_it_disconnected(server: Server) -> bool:
+    server.add_node("a1", user="svc")
+    server.disconnect(1)
+    is_online = server.online(1)
+    server.clock += timedelta(seconds=10)
+    assert not server.listed()[0]["online"]
+    return is_online
+
+
+def test_node_that_vanishes_is_offline_after_a_quarter_of_an_hour() -> None:
+    server = Server()
+    server.add_node("a1", user="svc")
+    server.disconnect(1, silently=True)
+    server.clock += timedelta(minutes=14)
+    assert server.online(1)
+    server.clock += timedelta(minutes=2)
+    assert not server.online(1)
+
+
+@each_release
+def test_restart_frees_addresses(version: str) -> None:
+    server = Server(version)
+    first, _, third = (server.add_node(f"a{number}", user="svc") for number in range(3))
+    server.delete_node(first.id)
+    server.delete_node(third.id)
+    assert server.add_node("b1", user="svc").address == "100.64.0.4"
+    server.restart()
+    assert not any(node["online"] for node in server.listed())
+    assert server.add_node("b2", user="svc").address == first.address
+    assert server.add_node("b3", user="svc").address == third.address
+    assert [node.id for node in server.nodes] == [2, 4, 5, 6]
+
+
+def test_restored_database_assigns_ids_again() -> None:
+    server = Server()
+    backup = server.backup()
+    lost = server.add_node("a1", user="svc")
+    server.restore(backup)
+    assert server.nodes == []
+    other = server.add_node("b1", user="svc")
+    assert other.id == lost.id
+    assert other.machine_key != lost.machine_key
+
+
+@each_release
+def test_ephemeral_node_is_deleted_when_it_is_offline(version: str) -> None:
+    server = Server(version)
+    node = server.registered(ephemeral=True)
+    server.connect(node.id)
+    server.clock += timedelta(days=1)
+    assert len(server.listed()) == 1
+    server.disconnect(node.id)
+    server.clock += timedelta(seconds=131)
+    assert server.listed() == []
+
+
+@fact({"0.23": 2026, "0.25": 1970, "0.29": 2026})
+def year_of_the_expiry_of_a_node_that_logged_out(server: Server) -> int:
+    server.logout(server.add_node("a1", user="svc").id)
+    return datetime.fromisoformat(server.listed()[0]["expiry"]).year
+
+
+def test_one_address_family() -> None:
+    assert Server(families=("v6",)).add_node("a1", user="svc").addresses == ("fd7a:115c:a1e0::1",)
+
+
+def test_upgrade_changes_the_dialect() -> None:
+    server = Server("0.25.1")
+    server.add_node("a1", user="svc", tags=TAG)
+    assert server.api().get("/version").status_code == 404
+    server.upgrade("0.29.2")
+    assert server.get("/version")["version"] == "v0.29.2"
+    assert server.listed()[0]["tags"] == [*TAG]
+    assert server.get("/api/v1/node/1")["node"]["user"] is None
+
+
+def test_stale_response() -> None:
+    server = Server()
+    server.add_node("a1", user="svc")
+    server.api().delete("/api/v1/node/1")
+    server.faults.add(faults.stale())
+    assert [node["id"] for node in server.listed()] == ["1"]
+    assert server.listed() == []
