@@ -230,19 +230,18 @@ def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[b
     Args:
         fault: what happens.
         queue: where the fault came from; its release ends a hang.
-        request: a served one carries its socket.
+        request: a served one has its socket.
         execute: executes the request; True = from the state before the last change.
 
     Raises:
-        httpx.TransportError: the connection fails; for a call in this process.
-        ConnectionAbortedError: the connection was broken here; for a served request.
+        httpx.TransportError: the connection fails.
     """
     if fault.kind in {Kind.REFUSE, Kind.DROP, Kind.HANG}:
         if fault.committed:
             execute(False)
         if fault.kind is Kind.HANG and request.connection is not None:
             queue.wait(fault.limit_s)
-        raise _broken(request, fault.kind)
+        raise _failure(fault.kind)
     if fault.kind is Kind.ANSWER:
         if fault.committed:
             execute(False)
@@ -259,18 +258,14 @@ def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[b
     return response
 
 
-def _broken(request: Request, kind: Kind) -> Exception:
-    """Return what a broken connection raises; that of a served request is reset."""
-    if request.connection is None:
-        match kind:
-            case Kind.REFUSE:
-                return httpx.ConnectError("[Errno 111] Connection refused")
-            case Kind.HANG:
-                return httpx.ReadTimeout(TIMED_OUT)
-            case _:
-                return httpx.ReadError("[Errno 104] Connection reset by peer")
-    reset(request.connection)
-    return ConnectionAbortedError("the simulator reset the connection")
+def _failure(kind: Kind) -> httpx.TransportError:
+    match kind:
+        case Kind.REFUSE:
+            return httpx.ConnectError("[Errno 111] Connection refused")
+        case Kind.HANG:
+            return httpx.ReadTimeout(TIMED_OUT)
+        case _:
+            return httpx.ReadError("[Errno 104] Connection reset by peer")
 
 
 def reset(connection: socket.socket) -> None:

@@ -10,7 +10,9 @@ from http import HTTPStatus
 from typing import Final
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from tests.simulators.faults import FaultQueue, play
+import httpx
+
+from tests.simulators.faults import FaultQueue, play, reset
 from tests.simulators.messages import READS, Request, Response
 
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -78,8 +80,7 @@ class Upstream(ABC):
         """Execute one request, or let it fail.
 
         Raises:
-            httpx.TransportError: the connection fails; only for calls in this process.
-            ConnectionAbortedError: the connection was broken here; only for served requests.
+            httpx.TransportError: the connection fails.
         """
         answered = b""
 
@@ -116,7 +117,15 @@ class Upstream(ABC):
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request over HTTP."""
-        response = self.handle(from_wsgi(environ))
+        request = from_wsgi(environ)
+        try:
+            response = self.handle(request)
+        except httpx.TransportError as error:
+            # After the request was recorded, so that the client does not see the effect first.
+            if request.connection is None:
+                raise
+            reset(request.connection)
+            raise ConnectionAbortedError("the simulator reset the connection") from error
         start_response(
             f"{response.status} {REASONS.get(response.status, 'Unknown')}", [*response.all_headers().items()]
         )
