@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from documented_events import EVENTS
 from prometheus_client.parser import text_string_to_metric_families
 
 from lifecycle.domain import errors
-from lifecycle.events import EVENTS
 from lifecycle.health.metrics import render_metrics
 from lifecycle.health.server import ENDPOINTS
 from lifecycle.health.status import Status, View

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented_events import EVENTS
 
 from lifecycle.domain import errors
-from lifecycle.events import EVENTS
 from lifecycle.health.server import ENDPOINTS
 from lifecycle.settings.models import every_variable
 from tests.logged_events import Logged, logged_events
