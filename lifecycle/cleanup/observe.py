@@ -58,7 +58,7 @@ def observe(
     nodes = tuple(headscale.nodes())
     state = saved_state(read_state()) if read_state is not None else None
     records, error = zone.result()
-    return Observation(version, user, nodes, records, error, state, headscale.clock_skew() or timedelta())
+    return Observation(version, user, nodes, records, error, state)
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:

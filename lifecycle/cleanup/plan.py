@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import LifecycleError, NameTakenError
@@ -61,7 +61,6 @@ class Observation:
         records: everything at our name; None if Cloudflare could not be read.
         records_error: why the records could not be read.
         state: None if the state Secret does not exist or is not needed.
-        clock_skew: how far Headscale's clock is ahead of ours.
     """
 
     version: str
@@ -70,11 +69,6 @@ class Observation:
     records: tuple[Record, ...] | None
     records_error: LifecycleError | None = None
     state: SavedState | None = None
-    clock_skew: timedelta = timedelta()
-
-    def server_time(self, now: datetime) -> datetime:
-        """Return the time by Headscale's clock, which the expiry of a node is compared with."""
-        return now + self.clock_skew
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +103,7 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     Args:
         seen: what was read, in any order.
         config: the settings.
-        now: aware UTC, by our clock.
+        now: aware UTC, by Headscale's clock.
 
     Raises:
         NameTakenError: another owner of this program uses the name.
@@ -118,9 +112,7 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     identity = config.node_identity(seen.user)
     kept = None
     if config.keep_node:
-        kept = choose_kept(
-            seen.nodes, identity=identity, state=seen.state, version=seen.version, now=seen.server_time(now)
-        )
+        kept = choose_kept(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
     kept_node = kept if isinstance(kept, Node) else None
     deletions = plan_nodes(seen.nodes, identity=identity, kept=kept_node.id if kept_node else None)
     deleted = {change.node.id for change in deletions}

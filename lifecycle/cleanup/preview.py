@@ -34,4 +34,4 @@ def preview(
         LifecycleError: Headscale could not be read, or the run would refuse to change anything.
     """
     seen = observe(settings, headscale=headscale, cloudflare=cloudflare, read_state=read_state)
-    return Preview(seen, plan_cleanup(seen, config=cleanup_config(settings), now=now))
+    return Preview(seen, plan_cleanup(seen, config=cleanup_config(settings), now=headscale.server_time(now)))

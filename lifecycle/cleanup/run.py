@@ -60,7 +60,7 @@ class Cleanup:
             self._settings, headscale=headscale, cloudflare=self._writers.cloudflare, read_state=self._read_state
         )
         self._warn_of_settings(seen)
-        plan = plan_cleanup(seen, config=self._config, now=self._now())
+        plan = plan_cleanup(seen, config=self._config, now=headscale.server_time(self._now()))
         self._log_plan(plan, seen)
 
         self._check_stop()
@@ -69,7 +69,7 @@ class Cleanup:
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self._now())
         deleted = self._delete_records(plan, seen)
-        self._warn_of_expiry(plan, seen)
+        self._warn_of_expiry(plan)
         log.info(
             "pass.finished",
             nodes_deleted=len(plan.nodes),
@@ -94,8 +94,8 @@ class Cleanup:
             return 0
         return len(changes)
 
-    def _warn_of_expiry(self, plan: Plan, seen: Observation) -> None:
-        now = seen.server_time(self._now())
+    def _warn_of_expiry(self, plan: Plan) -> None:
+        now = self._writers.headscale.server_time(self._now())
         expiring = [node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None]
         try:
             expiring.append(api_key_warning(self._writers.headscale.api_key_expires_at(), now))

@@ -87,7 +87,7 @@ class DnsWatch:
         started_s = self._monotonic()
         self.status.pass_began()
         interface = self._interface()
-        seen = observe(self.state, self._writers, interface, config=self._config, now=self._moment())
+        seen = observe(self.state, self._writers, interface, config=self._config, clock=self._moment)
         decision = decide(self.state, seen, config=self._config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
@@ -180,7 +180,8 @@ class DnsWatch:
         return tuple(sorted(self._config.records.vpn_addresses(tuple(addresses)), key=str))
 
     def _moment(self) -> Moment:
-        return Moment(self._now(), self._monotonic(), random.random())  # noqa: S311 - spreads load, hides nothing
+        utc = self._writers.headscale.server_time(self._now())
+        return Moment(utc, self._monotonic(), random.random())  # noqa: S311 - spreads load, hides nothing
 
 
 def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,7 +62,9 @@ class _Lookup:
     metadata: KeyMetadata | None = None
 
 
-def observe(state: State, sources: Sources, interface: Interface, *, config: WatchConfig, now: Moment) -> Observation:
+def observe(
+    state: State, sources: Sources, interface: Interface, *, config: WatchConfig, clock: Callable[[], Moment]
+) -> Observation:
     """Read what is due to be read. A failed read is part of the result, never taken for "nothing".
 
     Args:
@@ -70,14 +72,15 @@ def observe(state: State, sources: Sources, interface: Interface, *, config: Wat
         sources: where to read from.
         interface: the VPN addresses of this pod's interface now.
         config: the settings.
-        now: the current time.
+        clock: returns the current time, which is that of Headscale's clock after its first response.
     """
-    state = with_interface(state, interface, now)
+    state = with_interface(state, interface, clock())
     headscale = sources.headscale
     try:
-        lookup = _look_up(state, sources, config=config, now=now)
+        lookup = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
         return Observation(interface, Failed(error))
+    now = clock()
     version = ""
     # Only for people: the node was found without it.
     with suppress(ApiError):
@@ -97,7 +100,7 @@ def observe(state: State, sources: Sources, interface: Interface, *, config: Wat
     return Observation(interface, node, lookup.identity, metadata, key, version=version, api_key=api_key)
 
 
-def _look_up(state: State, sources: Sources, *, config: WatchConfig, now: Moment) -> _Lookup:
+def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> _Lookup:
     """Find this pod's node: by its id if it is known, because a list is expensive, else in the list of all nodes.
 
     Raises:
@@ -105,7 +108,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, now: Moment
     """
     headscale = sources.headscale
     node, is_gone = _read_known(headscale, state.node) if state.node and state.identity else (None, False)
-    if node is not None and _is_still_ours(node, state, now):
+    if node is not None and _is_still_ours(node, state, clock()):
         return _Lookup(Registered(node, from_list=False))
     try:
         identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
@@ -113,6 +116,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, now: Moment
     except (UserError, KeyFileError) as error:
         return _Lookup(Unregistered(str(error), error=error))
     nodes = headscale.nodes()
+    now = clock()
     hints = Hints(state.interface, metadata, waited=interface_wait_is_over(state, config, now))
     found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
     if isinstance(found, Node) and state.node is not None and not hints.distinctive:

@@ -37,14 +37,17 @@ def preview(settings: DnsWatchSettings, sources: Sources, interface: Interface, 
         ApiError: an upstream could not be read.
     """
     config = watch_config(settings)
+
     # No time passes: everything is due, and the wait for an interface is over.
-    moment = Moment(now, monotonic_s=0.0, jitter=0.0)
+    def clock() -> Moment:
+        return Moment(sources.headscale.server_time(now), monotonic_s=0.0, jitter=0.0)
+
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
-    seen = observe(state, sources, interface, config=config, now=moment)
+    seen = observe(state, sources, interface, config=config, clock=clock)
     for read in (seen.node, seen.records):
         if isinstance(read, Failed):
             raise read.error
-    decision = decide(state, seen, config=config, now=moment)
+    decision = decide(state, seen, config=config, now=clock())
     if not isinstance(seen.node, Registered):
         return Preview(Unidentified(decision.state.records.reason), decision.changes, events=decision.events)
     reason = "" if decision.changes else decision.state.records.reason

@@ -60,7 +60,7 @@ class Moment:
     """The current time.
 
     Attributes:
-        utc: aware UTC, corrected to Headscale's clock if that is known.
+        utc: aware UTC, by Headscale's clock if that is known.
         monotonic_s: seconds that never go back.
         jitter: a random number from 0 to 1, so that decisions can be spread and stay pure.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.ownership import choose_user, is_marked
@@ -34,4 +32,4 @@ def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: 
     nodes = tuple(headscale.nodes())
     mark = settings.mark
     records = tuple(record for record in cloudflare.records_commented(mark) if is_marked(record, mark))
-    return Observation(user, nodes, records, headscale.clock_skew() or timedelta())
+    return Observation(user, nodes, records)

@@ -40,13 +40,11 @@ class Observation:
         user: the owner of our nodes.
         nodes: every node of the tailnet.
         records: the zone's records with our mark.
-        clock_skew: how far Headscale's clock is ahead of ours.
     """
 
     user: User
     nodes: tuple[Node, ...]
     records: tuple[Record, ...]
-    clock_skew: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +82,13 @@ def plan_prune(seen: Observation, *, config: PruneConfig, now: datetime) -> list
     Args:
         seen: what was read, in any order.
         config: the settings.
-        now: aware UTC, by our clock.
+        now: aware UTC, by Headscale's clock.
 
     Raises:
         LifecycleError: the workload that was named has no record of ours.
     """
     if config.name is None:
-        # `last_seen` is a time by Headscale's clock.
-        return _plan_gone(seen, config=config, now=now + seen.clock_skew)
+        return _plan_gone(seen, config=config, now=now)
     workload = _plan_named(seen, config.name, config=config)
     if workload is None:
         raise LifecycleError(

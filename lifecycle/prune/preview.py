@@ -40,7 +40,7 @@ def preview(
     """
     config = prune_config(settings, name=name)
     seen = observe(settings, headscale=headscale, cloudflare=cloudflare)
-    workloads = plan_prune(seen, config=config, now=now)
+    workloads = plan_prune(seen, config=config, now=headscale.server_time(now))
     try:
         check_limit(workloads, config=config)
     except PruneLimitError as error:

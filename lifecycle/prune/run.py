@@ -115,4 +115,4 @@ class Prune:
         return observe(self._settings, headscale=self._writers.headscale, cloudflare=self._writers.cloudflare)
 
     def _plan(self, seen: Observation) -> list[PruneWorkload]:
-        return plan_prune(seen, config=self._config, now=self._now())
+        return plan_prune(seen, config=self._config, now=self._writers.headscale.server_time(self._now()))

@@ -291,12 +291,14 @@ def test_small_clock_skew_is_tolerated(server: HeadscaleSimulator, clock: Clock)
 
 
 @pytest.mark.parametrize("skew", [timedelta(), *SKEWS])
-def test_clock_skew_is_known_after_a_response(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
+def test_time_of_the_server_is_known_after_a_response(
+    skew: timedelta, server: HeadscaleSimulator, clock: Clock
+) -> None:
     clock.skew = skew
     headscale = client_of(server, now=clock.now)
-    assert headscale.clock_skew() is None
+    assert headscale.server_time(clock.now()) == clock.now()
     headscale.users()
-    assert headscale.clock_skew() == -skew
+    assert headscale.server_time(clock.now()) == clock.true_now()
 
 
 # --- Lost responses -----------------------------------------------------------------------------------

@@ -155,6 +155,31 @@ def test_an_expired_node_comes_back_as_itself(
     assert len(world.cloudflare.writes) == writes
 
 
+@pytest.mark.parametrize(("skew", "nodez"), [(400, ("registered", False)), (-400, ("expired", True))])
+def test_expiry_is_compared_with_the_clock_of_headscale(
+    world: World, tmp_path: Path, skew: int, nodez: tuple[str, bool]
+) -> None:
+    """This machine's clock is wrong by 400 days; by Headscale's, the node has 30 days left, or expired 30 days ago."""
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"})
+    pod.start()
+    world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew > 0 else -30))
+    world.clock.skew = timedelta(days=skew)
+    pod.run(130)
+    assert (pod.nodez, keys(world)) == (nodez, 1 + nodez[1])
+    pod.new_watch()
+    pod.watch.run_pass()
+    assert pod.watch.state.is_registered is not nodez[1]
+
+
+@pytest.mark.parametrize("skew", [400, -400])
+def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew: int) -> None:
+    pod = a_pod(world, tmp_path / "pod")
+    world.clock.skew = timedelta(days=skew)
+    delete_node(pod)
+    pod.run(300)
+    assert (pod.nodez, keys(world)) == (("gone", True), 2)
+
+
 def test_a_key_that_was_never_stored_is_replaced(world: World, tmp_path: Path) -> None:
     """The process died between writing the metadata and the key: the file still contains the used key."""
     pod = a_pod(world, tmp_path / "pod")

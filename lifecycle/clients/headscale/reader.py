@@ -22,9 +22,9 @@ class HeadscaleReader:
         self._transport = transport
         self._retrying = retrying
 
-    def clock_skew(self) -> timedelta | None:
-        """Return how far the server's clock was ahead of ours at its last response; None if unknown."""
-        return self._transport.clock_skew()
+    def server_time(self, now: datetime) -> datetime:
+        """Return the time by the server's clock, which expiry is compared with; ours until its first response."""
+        return now + (self._transport.clock_skew() or timedelta())
 
     def version(self) -> str:
         """Return the server's version as it reports it, or the range of releases that its API belongs to."""

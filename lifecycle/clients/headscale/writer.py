@@ -91,10 +91,8 @@ class HeadscaleWriter(HeadscaleReader):
         Raises:
             ResponseError: the created key is unusable. It was expired again if possible.
         """
-        # The server compares the expiry with its own clock.
-        server_now = now + (self.clock_skew() or timedelta())
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
-        expires_at = server_now.replace(microsecond=0) + spec.life + spread
+        expires_at = self.server_time(now).replace(microsecond=0) + spec.life + spread
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
