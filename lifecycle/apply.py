@@ -155,7 +155,12 @@ def write_fresh_key(
     log.info(
         "pre_auth_key.created", key_id=key.id, user=spec.user.label, expires_at=key.expires_at, reason=change.reason
     )
-    metadata = KeyMetadata(key.id, kept_node_id=change.kept_node_id, kept_machine_key=change.kept_machine_key)
+    metadata = KeyMetadata(
+        key.id,
+        kept_node_id=change.kept_node_id,
+        kept_machine_key=change.kept_machine_key,
+        key_created_at=key.created_at,
+    )
     try:
         key_file.write(key.secret, metadata)
     except KeyFileError:

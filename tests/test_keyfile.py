@@ -30,6 +30,7 @@ from lifecycle.domain.model import KeyMetadata
 from lifecycle.keyfile.mounts import is_mount_point
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.background import in_background
+from tests.builders import NOW
 
 KEY = SecretStr("hskey-auth-abcdefghijkl-" + "Ab_-" * 16)
 OLD = SecretStr("0123456789abcdef" * 3)
@@ -161,7 +162,13 @@ class TestWrite:
         key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
 
         digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
-        expected = {"pre_auth_key_id": "12", "kept_node_id": "4", "kept_machine_key": None, "key_sha256": digest}
+        expected = {
+            "pre_auth_key_id": "12",
+            "kept_node_id": "4",
+            "kept_machine_key": None,
+            "key_sha256": digest,
+            "key_created_at": None,
+        }
         assert json.loads(key_file.metadata_path.read_bytes()) == expected
         assert KEY.get_secret_value() not in key_file.metadata_path.read_text()
 
@@ -482,6 +489,7 @@ class TestReadMetadata:
             pytest.param(KeyMetadata("7", "4"), id="key-and-kept-node"),
             pytest.param(KeyMetadata(None, "4"), id="kept-node"),
             pytest.param(KeyMetadata("7", "4", kept_machine_key="mkey:00"), id="machine-key"),
+            pytest.param(KeyMetadata("7", key_created_at=NOW), id="creation-time"),
             pytest.param(KeyMetadata("18446744073709551615"), id="largest-id"),
         ],
     )
@@ -530,6 +538,10 @@ class TestReadMetadata:
             pytest.param(b'{"pre_auth_key_id": "x7", "kept_node_id": null}', id="not-decimal"),
             pytest.param(b'{"pre_auth_key_id": "-7", "kept_node_id": null}', id="negative"),
             pytest.param(b'{"pre_auth_key_id": true, "kept_node_id": null}', id="boolean"),
+            pytest.param(
+                b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": "2026-03-01T12:00:00"}', id="no-zone"
+            ),
+            pytest.param(b'{"pre_auth_key_id": "7", "kept_node_id": null, "key_created_at": 7}', id="time-as-number"),
             pytest.param(b'["7", null]', id="list"),
             pytest.param(b"7", id="bare-number"),
             pytest.param(b"null", id="null"),

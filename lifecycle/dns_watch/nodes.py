@@ -50,9 +50,7 @@ class Hints:
     def used_our_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
         return (
-            self.metadata is not None
-            and node.pre_auth_key is not None
-            and node.pre_auth_key.id == self.metadata.pre_auth_key_id
+            self.metadata is not None and node.pre_auth_key is not None and self.metadata.names_key(node.pre_auth_key)
         )
 
 

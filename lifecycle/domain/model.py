@@ -12,6 +12,8 @@ from pydantic import SecretStr
 
 IpAddress: TypeAlias = IPv4Address | IPv6Address
 
+_TIME_TOLERANCE = timedelta(seconds=1)
+
 
 class RegisterMethod(StrEnum):
     """How a node was registered."""
@@ -103,11 +105,14 @@ class KeySpec:
 class KeyMetadata:
     """The content of the metadata file beside the key: which node belongs to this pod.
 
+    An id alone identifies neither a key nor a node: Headscale assigns it again after its database was restored.
+
     Attributes:
         pre_auth_key_id: the key that was written; decimal text.
+        key_created_at: when Headscale created it; None if it is unknown.
         kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will come back as;
             decimal text.
-        kept_machine_key: the machine key of that node. Headscale assigns an id again after its database was restored.
+        kept_machine_key: the machine key of that node.
         key_sha256: digest of the key that was written after the metadata; None if it is unknown.
     """
 
@@ -115,6 +120,14 @@ class KeyMetadata:
     kept_node_id: str | None = None
     kept_machine_key: str | None = None
     key_sha256: str | None = None
+    key_created_at: datetime | None = None
+
+    def names_key(self, key: PreAuthKey | KeyOrigin) -> bool:
+        """Return True if the key is the one that was written."""
+        ours, listed = self.key_created_at, key.created_at
+        # A database can round what the response to the creation contained.
+        is_same_time = ours is None or listed is None or abs(listed - ours) < _TIME_TOLERANCE
+        return key.id == self.pre_auth_key_id and is_same_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +136,7 @@ class KeyOrigin:
 
     id: str
     user: User | None
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def _parse(values: Any) -> KeyMetadata:
         kept_node_id=_optional_id(values["kept_node_id"]),
         kept_machine_key=_optional_text(values.get("kept_machine_key")),
         key_sha256=_optional_text(values.get("key_sha256")),
+        key_created_at=_optional_time(values.get("key_created_at")),
     )
 
 
@@ -106,6 +108,13 @@ def _optional_id(value: object) -> str | None:
     if value is None or (isinstance(value, str) and _ID.fullmatch(value)):
         return value
     raise ValueError("an id is decimal text")
+
+
+def _optional_time(value: object) -> datetime | None:
+    at = None if value is None else datetime.fromisoformat(str(value))
+    if at is not None and at.tzinfo is None:
+        raise ValueError("an instant has a zone")
+    return at
 
 
 def _optional_text(value: object) -> str | None:

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -76,7 +77,7 @@ class KeyFileWriter(KeyFileReader):
         Raises:
             KeyFileError: it was not replaced.
         """
-        text = json.dumps(asdict(metadata))
+        text = json.dumps(asdict(metadata), default=datetime.isoformat)
         try:
             _replace(self.metadata_path, text.encode() + b"\n", METADATA_MODE)
         except OSError as error:

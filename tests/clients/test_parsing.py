@@ -342,6 +342,12 @@ class TestNode:
             pytest.param(
                 {"preAuthKey": {"id": 7, "user": None}}, "pre_auth_key", KeyOrigin("7", None), id="key-of-tags-alone"
             ),
+            pytest.param(
+                {"preAuthKey": {"id": "7", "createdAt": "2026-03-01T12:00:00.123456789Z"}},
+                "pre_auth_key",
+                KeyOrigin("7", None, AT),
+                id="creation-time-of-the-key",
+            ),
             pytest.param({"online": False}, "online", False, id="offline"),
             pytest.param({"online": ...}, "online", False, id="offline-on-the-command-line"),
             pytest.param({"online": None}, "online", False, id="online-null"),

@@ -129,6 +129,33 @@ def test_a_node_whose_id_belongs_to_another_machine_comes_back(
     assert [node.name for node in world.headscale.nodes] == ["laptop", "printer", NAME]
 
 
+def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp_path: Path) -> None:
+    """The database was restored from a backup, and another pod's key got the id of this pod's."""
+    world = any_world
+    backup = world.headscale.backup()
+    pod = a_pod(world, tmp_path / "pod")
+    old_key = pod.key
+    world.headscale.restore(backup)
+    other = world.headscale.create_key("svc")
+    assert (other.id, other.key) == (1, world.headscale.keys[0].key)
+
+    pod.run_until(("gone", True), within_s=200)
+    assert pod.key != old_key
+    assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
+
+
+def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> None:
+    """As above, and the process died between writing the metadata and the key."""
+    backup = world.headscale.backup()
+    pod = a_pod(world, tmp_path / "pod")
+    pod.key_file.write_text("an earlier key")
+    world.headscale.restore(backup)
+    other = world.headscale.create_key("svc")
+
+    pod.run_until(("gone", True), within_s=200)
+    assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
+
+
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 def test_an_expired_node_comes_back_as_itself(
     any_world: World, tmp_path: Path, events: list[Any], kernel: bool

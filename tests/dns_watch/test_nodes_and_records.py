@@ -73,6 +73,12 @@ class TestChooseNode:
             pytest.param([a_node(1)], Hints(interface=addresses(V4)), "1", id="IPv4-alone"),
             pytest.param([a_node(1)], Hints(interface=addresses(V6)), "1", id="IPv6-alone"),
             pytest.param([a_node(1), a_node(2)], UP, "1", id="not-the-newest"),
+            pytest.param(
+                [a_node(1, key_created_at=NOW), a_node(2, key_created_at=EXPIRED)],
+                Hints(interface=None, metadata=KeyMetadata("7", key_created_at=NOW)),
+                "1",
+                id="not-by-the-id-of-the-key-alone",
+            ),
             pytest.param([a_node(1, online=False), a_node(2)], UP, "1", id="not-the-one-that-is-online"),
             pytest.param(
                 [a_node(1, key_id="3"), a_node(2)], replace(UP, metadata=KeyMetadata("7")), "1", id="not-by-the-key"

@@ -81,7 +81,7 @@ def parse_listed_user(payload: Any) -> User:
 NODE_MEMBERS = frozenset(
     {
         *("nodes", "id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
-        *("tags", "forcedTags", "validTags", "online", "expiry", "lastSeen"),
+        *("tags", "forcedTags", "validTags", "online", "expiry", "lastSeen", "createdAt"),
     }
 )
 """The members of a list of nodes that `parse_node` reads. The rest is most of the list, and has keys up to 0.27."""
@@ -124,7 +124,7 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
         return None
     key_id, user = parse_id(payload.get("id")), parse_user(payload.get("user"))
     if key_id is not None:
-        return KeyOrigin(key_id, user)
+        return KeyOrigin(key_id, user, parse_time(payload.get("createdAt")))
     if user is not None:
         raise ValueError("a pre-auth key needs an id")
     return None
