@@ -30,7 +30,7 @@ from lifecycle.settings.models import (
 from lifecycle.settings.reference import changed, help_text
 
 if TYPE_CHECKING:
-    from lifecycle.report.plans import Report
+    from lifecycle.report import Report
 
 log = structlog.get_logger()
 
@@ -78,19 +78,21 @@ def _run_command(options: argparse.Namespace, stop: Stop) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Report:
-    from lifecycle.dry_run import plan_commands, plan_prune  # noqa: PLC0415 - the commands do not use it
+    from lifecycle.dry_run import plan_commands  # noqa: PLC0415 - the commands do not use it
 
-    if options.command == "prune":
-        return plan_prune(_loaded(PruneSettings, is_logged=False), name=options.name)
-    return plan_commands(_loaded(COMMANDS.get(options.command, DryRunSettings), is_logged=False))
+    settings = _loaded(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
+    return plan_commands(settings, name=options.name if options.command == "prune" else None)
 
 
 def _show(report: Report, *, as_json: bool) -> int:
     """Write a report to standard output, and return the exit status."""
-    from lifecycle.report.output import show  # noqa: PLC0415 - see above
+    from lifecycle import report as reports  # noqa: PLC0415 - see above
 
     text = io.StringIO()
-    show(report, text, as_json=as_json, colours=_is_terminal("stdout"))
+    if as_json:
+        reports.print_json(report, text)
+    else:
+        reports.print_text(report, text, colours=_is_terminal("stdout"))
     # Warnings come before the report, also if both go to one terminal.
     flush_logs(_FLUSH_S)
     try:

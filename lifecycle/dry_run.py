@@ -2,65 +2,163 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from datetime import datetime
 
-from lifecycle.cleanup.preview import preview as preview_cleanup
+from lifecycle.cleanup.observe import ReadState, cleanup_config
+from lifecycle.cleanup.observe import observe as observe_cleanup
+from lifecycle.cleanup.plan import NothingKept, plan_cleanup
 from lifecycle.clients.interface import interface_addresses
-from lifecycle.dns_watch.preview import preview as preview_watch
-from lifecycle.prune.preview import preview as preview_prune
-from lifecycle.report.plans import Report, dry_run, prune_report
+from lifecycle.dns_watch.config import watch_config
+from lifecycle.dns_watch.decide import decide
+from lifecycle.dns_watch.observation import Failed, Interface, Registered
+from lifecycle.dns_watch.observe import Sources
+from lifecycle.dns_watch.observe import observe as observe_watch
+from lifecycle.dns_watch.state import Moment, RecordState, State
+from lifecycle.domain.changes import DeleteNode, DeleteRecord
+from lifecycle.domain.errors import AuthError, LifecycleError
+from lifecycle.domain.model import Node, describe
+from lifecycle.domain.ownership import choose_user
+from lifecycle.prune.observe import observe as observe_prune
+from lifecycle.prune.observe import prune_config
+from lifecycle.prune.plan import check_limit, plan_prune
+from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings
 from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
 
-def plan_commands(settings: Settings) -> Report:
-    """Return the plans of the commands whose settings these are: `cleanup`, `dns-watch` or both."""
+def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
+    """Return the plans of the commands whose settings these are.
+
+    Args:
+        name: the only workload that `prune` would remove; None = every workload that has been gone for long.
+    """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
         readers = connect_readers(settings, once(), stack, cluster)
-        cleanup = watch = None
+        sections = []
         if isinstance(settings, CleanupSettings):
-            cleanup = partial(
-                preview_cleanup,
-                settings,
-                headscale=readers.headscale,
-                cloudflare=readers.cloudflare,
-                read_state=state_reader(settings, once(), cluster),
-                now=utc_now(),
-            )
+            read_state = state_reader(settings, once(), cluster)
+            sections.append(cleanup_section(settings, readers, read_state, now=utc_now()))
         if isinstance(settings, DnsWatchSettings):
             interface = interface_addresses(settings.tailscale_interface)
-            watch = partial(preview_watch, settings, readers, interface, now=utc_now())
-        return dry_run(
-            settings,
-            kubernetes=cluster.description if cluster else None,
-            headscale=readers.headscale,
-            cloudflare=readers.cloudflare,
-            cleanup=cleanup,
-            watch=watch,
-        )
+            sections.append(watch_section(settings, readers, interface, now=utc_now()))
+        if isinstance(settings, PruneSettings):
+            sections.append(_prune_section(settings, readers, name, now=utc_now()))
+        return Report(context(settings, readers, cluster.description if cluster else None), sections)
 
 
-def plan_prune(settings: PruneSettings, *, name: str | None) -> Report:
-    """Return the plan of `prune`."""
-    with ExitStack() as stack:
-        cluster = connect_cluster(settings, stack, only_reads=True)
-        readers = connect_readers(settings, once(), stack, cluster)
-        prune = partial(
-            preview_prune,
-            settings,
-            name=name,
-            headscale=readers.headscale,
-            cloudflare=readers.cloudflare,
-            now=utc_now(),
+def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
+    """Return what the plans are based on; None for a value that could not be read."""
+    headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
+    values = {
+        "kubernetes": kubernetes or "not used (no setting needs it)",
+        "headscale": settings.headscale_address if settings.access == "api" else headscale,
+        "headscale_version": _read(sources.headscale.version),
+        "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
+        "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,
+    }
+    name = {} if isinstance(settings, PruneSettings) else {"name": settings.record_name}
+    return {**values, **name, "owner": settings.mark}
+
+
+def _read(read: Callable[[], str]) -> str | None:
+    # The plans need the same value and report the reason.
+    with suppress(LifecycleError):
+        return read()
+    return None
+
+
+def cleanup_section(
+    settings: CleanupSettings, sources: Sources, read_state: ReadState | None, *, now: datetime
+) -> Section:
+    """Return what cleanup would change."""
+    section = Section("cleanup")
+    try:
+        seen = observe_cleanup(
+            settings, headscale=sources.headscale, cloudflare=sources.cloudflare, read_state=read_state
         )
-        return prune_report(
-            settings,
-            kubernetes=cluster.description if cluster else None,
-            headscale=readers.headscale,
-            cloudflare=readers.cloudflare,
-            prune=prune,
-        )
+        plan = plan_cleanup(seen, config=cleanup_config(settings), now=sources.headscale.server_time(now))
+        section.add([*plan.nodes, plan.key, *plan.records], key_path=settings.authkey_output_path)
+        match plan.kept:
+            case NothingKept(reason):
+                section.notes.append(f"no node is kept: {reason}")
+            case Node() as node:
+                section.notes.append(f"node {node.id} is kept: the state Secret names it")
+        section.notes += [
+            f"node {node.id} stays: it has the name and is not ours ({describe(node)})" for node in plan.foreign
+        ]
+        if seen.records_error is not None:
+            raise seen.records_error
+        _check_zone(sources, settings.record_name)
+    except LifecycleError as error:
+        section.problems.append(str(error))
+    return section
+
+
+def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Interface, *, now: datetime) -> Section:
+    """Return what a pass of dns-watch would change in a pod that has waited for its interface long enough."""
+    section = Section("dns-watch")
+    config = watch_config(settings)
+    # No time passes: everything is due, and the wait for an interface is over.
+    state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
+
+    def clock() -> Moment:
+        return Moment(sources.headscale.server_time(now), monotonic_s=0.0, jitter=0.0)
+
+    try:
+        _check_zone(sources, settings.record_name)
+        seen = observe_watch(state, sources, interface, config=config, clock=clock)
+        for read in (seen.node, seen.records):
+            if isinstance(read, Failed):
+                raise read.error
+    except LifecycleError as error:
+        section.problems.append(str(error))
+        return section
+    decision = decide(state, seen, config=config, now=clock())
+    section.add(decision.changes, key_path=settings.authkey_output_path)
+    reason = decision.state.records.reason
+    if not isinstance(seen.node, Registered):
+        section.notes.append(f"it would wait: {reason}")
+        return section
+    node = seen.node.node
+    section.notes.append(f"this pod's node is {node.id} ({describe(node)})")
+    foreign = [event.fields for event in decision.events if event.name == "record.foreign"]
+    section.notes += [
+        f"{record['type']} {record['record']} -> {record['content']} is in the way "
+        f"(comment: {record['comment'] or 'none'}): {record['advice']}"
+        for record in foreign
+    ]
+    if reason and not decision.changes and not foreign:
+        section.notes.append(reason)
+    return section
+
+
+def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, *, now: datetime) -> Section:
+    section = Section("prune")
+    config = prune_config(settings, name=name)
+    try:
+        _check_zone(sources, settings.domain_name)
+        seen = observe_prune(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
+        workloads = plan_prune(seen, config=config, now=sources.headscale.server_time(now))
+        for workload in workloads:
+            section.add(
+                [
+                    *(DeleteNode(node, workload.reason) for node in workload.nodes),
+                    *(DeleteRecord(record, workload.reason) for record in workload.records),
+                ],
+                key_path=settings.authkey_output_path,
+            )
+        check_limit(workloads, config=config)
+    except LifecycleError as error:
+        section.problems.append(str(error))
+    return section
+
+
+def _check_zone(sources: Sources, name: str) -> None:
+    # A token that may edit records may not be allowed to read the zone.
+    with suppress(AuthError):
+        sources.cloudflare.check_zone(name)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lifecycle import dry_run
-from lifecycle.dry_run import plan_commands, plan_prune
-from lifecycle.report.plans import Report
+from lifecycle.dry_run import plan_commands
+from lifecycle.report import Report
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings
 from tests.builders import MARK, NAME
@@ -24,8 +24,8 @@ DRY_RUNS: dict[str, Callable[[], Report]] = {
     "all": lambda: plan_commands(load(DryRunSettings)),
     "cleanup": lambda: plan_commands(load(CleanupSettings)),
     "dns-watch": lambda: plan_commands(load(DnsWatchSettings)),
-    "prune": lambda: plan_prune(load(PruneSettings), name=None),
-    "prune --name": lambda: plan_prune(load(PruneSettings), name=NAME),
+    "prune": lambda: plan_commands(load(PruneSettings)),
+    "prune --name": lambda: plan_commands(load(PruneSettings), name=NAME),
 }
 
 Variables = dict[str, str]
@@ -150,6 +150,13 @@ def everything(world: World) -> tuple[Any, ...]:
         len(world.headscale.writes),
         len(world.cloudflare.writes),
     )
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_zone_of_another_name_is_a_problem(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world = World(monkeypatch, tmp_path)
+    with served(world, monkeypatch, {"CLOUDFLARE_ZONE_ID": world.cloudflare.add_zone("example.org")}):
+        assert any("CLOUDFLARE_ZONE_ID" in problem for problem in DRY_RUNS[name]().problems)
 
 
 @pytest.mark.parametrize("state", STATES)

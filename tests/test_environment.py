@@ -14,7 +14,7 @@ import yaml
 
 from lifecycle import commands
 from lifecycle.domain.errors import LifecycleError
-from lifecycle.dry_run import plan_commands, plan_prune
+from lifecycle.dry_run import plan_commands
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings
 from tests.conftest import FakeStop
@@ -109,7 +109,7 @@ RUNS: dict[str, Callable[[], Any]] = {
     "dns-watch": lambda: commands.dns_watch(load(DnsWatchSettings), FakeStop(after=1), only_once=False),
     "prune": lambda: commands.prune(load(PruneSettings), FakeStop(after=1), name=None),
     "dry run": lambda: plan_commands(load(DryRunSettings)),
-    "dry run of prune": lambda: plan_prune(load(PruneSettings), name=None),
+    "dry run of prune": lambda: plan_commands(load(PruneSettings)),
 }
 
 

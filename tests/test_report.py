@@ -5,20 +5,18 @@ from __future__ import annotations
 import io
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lifecycle.cleanup.preview import preview as preview_cleanup
-from lifecycle.dns_watch.preview import preview as preview_watch
-from lifecycle.report.output import print_json, print_text, show
-from lifecycle.report.plans import Report, Section, Step, dry_run
+from lifecycle.dry_run import cleanup_section, context, watch_section
+from lifecycle.report import Report, Section, Step, print_json, print_text
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
+from tests.simulators.cloudflare import refusal
 from tests.world import USER, Interface, World
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -128,14 +126,6 @@ class TestOutput:
             },
         }
 
-    @pytest.mark.parametrize("as_json", [True, False])
-    def test_format_is_selected(self, as_json: bool) -> None:
-        out = io.StringIO()
-        show(REPORT, out, as_json=as_json, colours=False)
-
-        assert out.getvalue().startswith("{") is as_json
-        assert out.getvalue().endswith("\n")
-
     def test_problems_of_all_sections_are_collected(self) -> None:
         assert REPORT.problems
         assert not Report({}, REPORT.sections[:1]).problems
@@ -171,21 +161,12 @@ def dry_run_in(world: World, interface: Interface | None = None, **variables: st
     """Return a dry run in the world, and check that it changed nothing."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, once())
-    report = dry_run(
-        settings,
-        kubernetes=None,
-        headscale=writers.headscale,
-        cloudflare=writers.cloudflare,
-        cleanup=partial(
-            preview_cleanup,
-            settings,
-            headscale=writers.headscale,
-            cloudflare=writers.cloudflare,
-            read_state=None,
-            now=world.clock.now(),
-        ),
-        watch=partial(preview_watch, settings, writers, (interface or Interface(None))(), now=world.clock.now()),
-    )
+    now = world.clock.now()
+    sections = [
+        cleanup_section(settings, writers, None, now=now),
+        watch_section(settings, writers, (interface or Interface(None))(), now=now),
+    ]
+    report = Report(context(settings, writers, None), sections)
     shown = text_of(report) + json.dumps(json_of(report))
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
         assert secret not in shown
@@ -373,6 +354,27 @@ class TestDryRun:
         assert ("delete", "node") in steps(report, "cleanup")
         for command in ("cleanup", "dns-watch"):
             assert "Cloudflare" in section(report, command).problems[0]
+
+    def test_zone_of_another_name_is_a_problem(self, world: World) -> None:
+        node = world.headscale.add_node(NAME, user=USER)
+
+        report = dry_run_in(world, Interface(node.address), CLOUDFLARE_ZONE_ID=world.cloudflare.add_zone("example.org"))
+
+        assert steps(report, "dns-watch") == []
+        assert ("create", "pre_auth_key") in steps(report, "cleanup")
+        for command in ("cleanup", "dns-watch"):
+            [problem] = section(report, command).problems
+            assert "CLOUDFLARE_ZONE_ID is the zone example.org" in problem
+
+    def test_unreadable_name_of_the_zone_is_no_problem(self, world: World) -> None:
+        """A token that may edit records may not be allowed to read the zone."""
+        node = world.headscale.add_node(NAME, user=USER)
+        world.cloudflare.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
+
+        report = dry_run_in(world, Interface(node.address))
+
+        assert not report.problems
+        assert steps(report, "dns-watch") == [("create", "record")]
 
     def test_unreachable_headscale_is_a_problem(self, world: World) -> None:
         world.add_record("100.64.0.99", comment=MARK)

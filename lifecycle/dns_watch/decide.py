@@ -34,7 +34,6 @@ from lifecycle.dns_watch.schedule import (
 )
 from lifecycle.dns_watch.state import (
     Applied,
-    Change,
     Decision,
     Failure,
     KnownNode,
@@ -43,7 +42,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import backoff_s, lengthened
-from lifecycle.domain.changes import CreateRecord, WriteKeyMetadata, WriteRestartMarker
+from lifecycle.domain.changes import Change, CreateRecord, WriteKeyMetadata, WriteRestartMarker
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, is_near, node_warning

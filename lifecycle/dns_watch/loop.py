@@ -17,8 +17,9 @@ from lifecycle.dns_watch.decide import conclude, decide
 from lifecycle.dns_watch.healing import restart_helps
 from lifecycle.dns_watch.observation import Interface
 from lifecycle.dns_watch.observe import observe
-from lifecycle.dns_watch.state import Applied, Change, Decision, Moment, State, WatchConfig
+from lifecycle.dns_watch.state import Applied, Decision, Moment, State, WatchConfig
 from lifecycle.domain.changes import (
+    Change,
     CreateRecord,
     DeleteRecord,
     RecordChange,

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeAlias
 
 from lifecycle.dns_watch.observation import Interface, Missing
-from lifecycle.domain.changes import RecordChange, WriteFreshKey, WriteKeyMetadata, WriteRestartMarker
+from lifecycle.domain.changes import Change, WriteRestartMarker
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeySpec, Node, PreAuthKey, RecordSpec, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
-
-Change: TypeAlias = WriteKeyMetadata | WriteFreshKey | RecordChange
 
 
 @dataclass(frozen=True, slots=True)

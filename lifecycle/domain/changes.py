@@ -79,3 +79,6 @@ class WriteKeyMetadata:
 
     metadata: KeyMetadata
     reason: str
+
+
+Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange

@@ -52,7 +52,7 @@ def serve() -> None:
     import lifecycle.cleanup.run  # noqa: PLC0415
     import lifecycle.cli  # noqa: PLC0415
     import lifecycle.dns_watch.loop  # noqa: PLC0415
-    import lifecycle.report.output  # noqa: F401, PLC0415
+    import lifecycle.report  # noqa: F401, PLC0415
 
     for line in sys.stdin:
         job = json.loads(line)

@@ -1,0 +1,153 @@
+"""The report of a dry run, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO, assert_never
+
+from lifecycle.domain.changes import (
+    Change,
+    CreateRecord,
+    DeleteNode,
+    DeleteRecord,
+    UpdateRecord,
+    WriteFreshKey,
+    WriteKeyMetadata,
+)
+from lifecycle.domain.json_text import printable_json
+from lifecycle.domain.model import describe
+from lifecycle.domain.text import printable
+from lifecycle.keyfile.reader import KeyFileReader
+
+_BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+
+_COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change that a command would make.
+
+    Attributes:
+        action: `create`, `update`, `delete` or `write`.
+        kind: `node`, `pre_auth_key`, `file` or `record`.
+        what: what is changed, for people.
+        details: what is changed, for programs; JSON values.
+    """
+
+    action: str
+    kind: str
+    what: str
+    reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Section:
+    """The plan of one command.
+
+    Attributes:
+        notes: further information for people.
+        problems: why the plan is incomplete.
+    """
+
+    command: str
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, changes: Iterable[Change], *, key_path: Path) -> None:
+        """Add the steps of these changes."""
+        for change in changes:
+            self.steps += _steps(change, key_path)
+
+
+@dataclass(slots=True)
+class Report:
+    """The result of a dry run.
+
+    Attributes:
+        context: what the plans are based on; None for a value that could not be read.
+    """
+
+    context: dict[str, str | None]
+    sections: list[Section]
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the plans are incomplete."""
+        return [problem for section in self.sections for problem in section.problems]
+
+
+def _steps(change: Change, key_path: Path) -> Iterator[Step]:
+    match change:
+        case DeleteNode(node, reason):
+            what = f"node {node.id} ({describe(node)}, {'online' if node.online else 'offline'})"
+            yield Step("delete", "node", what, reason, {"node_id": node.id})
+        case WriteFreshKey(spec, reason):
+            user, path = spec.user.label, str(key_path)
+            what = f"a pre-auth key for user {user}, valid for {spec.life}"
+            yield Step("create", "pre_auth_key", what, reason, {"user": user})
+            yield Step("write", "file", path, "the tailscale container reads the key from it", {"path": path})
+        case WriteKeyMetadata(_, reason):
+            path = str(KeyFileReader(key_path).metadata_path)
+            yield Step("write", "file", path, reason, {"path": path})
+        case CreateRecord(spec, reason):
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
+            yield Step("create", "record", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
+        case UpdateRecord(record, spec, reason):
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
+            what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
+            if record.address == spec.address:
+                what = f"{spec.type} {spec.name} -> {spec.address}: {', '.join(spec.differences(record))}"
+            yield Step("update", "record", what, reason, details)
+        case DeleteRecord(record, reason):
+            details = {"record": record.name, "type": record.type, "content": record.content}
+            yield Step("delete", "record", f"{record.type} {record.name} -> {record.content}", reason, details)
+        case _:
+            assert_never(change)
+
+
+def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
+    """Write the report as text."""
+
+    def painted(colour: str, text: str) -> str:
+        return f"{colour}{text}{_PLAIN}" if colours and colour else text
+
+    width = max(len(name) for name in report.context)
+    lines = [
+        f"{name.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
+        for name, value in report.context.items()
+    ]
+    for section in report.sections:
+        lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
+        for step in section.steps:
+            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {printable(step.what)}")
+            lines.append(f"      because {printable(step.reason)}")
+        if not section.steps and not section.problems:
+            lines.append("  change nothing")
+        lines += [f"  note: {printable(note)}" for note in section.notes]
+        lines += [f"  {painted(_RED, 'problem:')} {printable(problem)}" for problem in section.problems]
+    lines += ["", "Nothing was changed."]
+    out.write("\n".join(lines) + "\n")
+
+
+def print_json(report: Report, out: TextIO) -> None:
+    """Write the report as one JSON object."""
+    document = {
+        "context": report.context,
+        "plans": {
+            section.command: {
+                "changes": [
+                    {"action": step.action, "kind": step.kind, "what": step.what, "reason": step.reason, **step.details}
+                    for step in section.steps
+                ],
+                "notes": section.notes,
+                "problems": section.problems,
+            }
+            for section in report.sections
+        },
+    }
+    out.write(f"{printable_json(document, indent=2)}\n")
