@@ -10,12 +10,10 @@ from lifecycle.cleanup.observe import ReadState, cleanup_config
 from lifecycle.cleanup.observe import observe as observe_cleanup
 from lifecycle.cleanup.plan import NothingKept, plan_cleanup
 from lifecycle.clients.interface import interface_addresses
-from lifecycle.dns_watch.config import watch_config
 from lifecycle.dns_watch.decide import decide
-from lifecycle.dns_watch.observation import Failed, Interface, Registered
-from lifecycle.dns_watch.observe import Sources
+from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.state import Moment, RecordState, State
+from lifecycle.dns_watch.state import Failed, Interface, Moment, RecordState, Registered, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe

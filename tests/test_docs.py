@@ -15,7 +15,7 @@ import pytest
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
-from lifecycle.dns_watch.observation import Missing
+from lifecycle.dns_watch.state import Missing
 from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.health.status import View
 from lifecycle.prune.run import OBSERVATION_S

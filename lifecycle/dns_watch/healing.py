@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from lifecycle.dns_watch.observation import KeyCheck, Loss, Missing
-from lifecycle.dns_watch.state import HealState, LossCount, Moment, State, WatchConfig
+from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, Missing, Moment, State, WatchConfig
 from lifecycle.domain.backoff import doubled, lengthened
 from lifecycle.domain.changes import WriteFreshKey
-from lifecycle.domain.events import Event, error, info
+from lifecycle.domain.events import Event, error
 from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 
 # A Headscale that restarts, or an incomplete list, can report a node as gone for a few seconds.
@@ -26,29 +25,9 @@ _REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Healing:
-    """What follows from a lookup that did not find our node.
-
-    Attributes:
-        change: the key to create; None if no key is needed or due.
-    """
-
-    heal: HealState
-    events: tuple[Event, ...] = ()
-    change: WriteFreshKey | None = None
-    reported_no_metadata: bool = False
-
-
 def inconclusive(heal: HealState) -> HealState:
     """Reset the count: a failed or uncertain lookup interrupts consecutive observations."""
     return replace(heal, losses=None)
-
-
-def node_found(heal: HealState) -> tuple[HealState, tuple[Event, ...]]:
-    """Forget the loss: our node exists."""
-    events = (info("node.returned", after=str(heal.lost)),) if heal.lost is not None else ()
-    return HealState(), events
 
 
 def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
@@ -103,46 +82,61 @@ def heal_loss(
     check: KeyCheck | None,
     config: WatchConfig,
     now: Moment,
-) -> Healing:
+) -> tuple[HealState, tuple[Event, ...], WriteFreshKey | None]:
     """Report a confirmed loss, and decide whether a fresh key is needed.
 
     Args:
         heal: as `count_loss` returned it.
-        loss: the observed loss.
         state: what was remembered before this pass.
-        user: the owner of our keys.
-        metadata: the key metadata; None if there is none.
         check: the key in the file; None if it was not due to be checked.
-        config: the settings.
-        now: the current time.
+
+    Returns:
+        What to remember, what to log, and the key to create; None if no key is needed or due.
     """
     events: tuple[Event, ...] = ()
     if heal.lost is not None and heal.lost is not state.heal.lost:
         advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
         events = (error("node.lost", node_id=loss.node_id, reason=_REASONS[heal.lost], advice=advice),)
     if check is None:
-        return Healing(heal, events)
+        return heal, events, None
     due = _is_renewal_due(heal, now)
     if due:
         heal = replace(heal, not_before_s=now.monotonic_s + lengthened(_FIRST_PAUSE_S, now.jitter))
     if check.error is not None:
-        return Healing(heal, (*events, error("key_file.unwritable", error=str(check.error))))
+        return heal, (*events, error("key_file.unwritable", error=str(check.error))), None
     if metadata is None or metadata.pre_auth_key_id is None:
-        report = config.self_heal and not state.reported_no_metadata
-        return Healing(heal, events + _no_metadata(config) * report, reported_no_metadata=report)
+        if config.self_heal and not heal.reported_no_metadata:
+            problem = (
+                "SELF_HEAL needs the key metadata, which does not exist. Mount the volume that cleanup writes to in "
+                f"this container too, at the folder of {config.key_path}."
+            )
+            events = (*events, error("key_file.unwritable", error=problem))
+            heal = replace(heal, reported_no_metadata=True)
+        return heal, events, None
     key = check.key
-    if key is not None and key.usable(now.utc) and check.is_in_file:
+    is_usable = key is not None and key.usable(now.utc)
+    if is_usable and check.is_in_file:
         # A stranded pod with an unused key: its tailscale container may use another Headscale.
         stays_unknown = loss.kind is Missing.STRANDED and heal.key is None
-        return Healing(replace(heal, key=None if stays_unknown else key), events)
+        return replace(heal, key=None if stays_unknown else key), events, None
     heal = replace(heal, key=None)
     if not due or not config.self_heal or (loss.kind is Missing.STRANDED and key is None):
-        return Healing(heal, events)
+        return heal, events, None
     # Counted before the first request, so that a failing creation is retried more and more rarely too.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
     heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + lengthened(pause_s, now.jitter))
-    return Healing(heal, events, _fresh_key(loss, user, metadata, key, state, config, now))
+    known = state.node if state.node is not None and state.node.id == loss.node_id else None
+    change = WriteFreshKey(
+        spec=config.key_spec(user),
+        reason=f"the node is {loss.kind}",
+        # An expired node comes back as itself.
+        kept_node_id=loss.node_id or metadata.kept_node_id,
+        kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
+        # A process that died between writing the metadata and the key left a usable key that is in no file.
+        replaces=key if is_usable else None,
+    )
+    return heal, events, change
 
 
 def key_written(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> HealState:
@@ -151,27 +145,6 @@ def key_written(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> 
         check is not None and check.key is not None and check.key.used
     )
     return replace(heal, key=key if was_registered else None)
-
-
-def _fresh_key(
-    loss: Loss,
-    user: User,
-    metadata: KeyMetadata,
-    key: PreAuthKey | None,
-    state: State,
-    config: WatchConfig,
-    now: Moment,
-) -> WriteFreshKey:
-    known = state.node if state.node is not None and state.node.id == loss.node_id else None
-    return WriteFreshKey(
-        spec=config.key_spec(user),
-        reason=f"the node is {loss.kind}",
-        # An expired node comes back as itself.
-        kept_node_id=loss.node_id or metadata.kept_node_id,
-        kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
-        # A process that died between writing the metadata and the key left a usable key that is in no file.
-        replaces=key if key is not None and key.usable(now.utc) else None,
-    )
 
 
 def _is_confirmed(heal: HealState, now: Moment) -> bool:
@@ -185,13 +158,3 @@ def _is_confirmed(heal: HealState, now: Moment) -> bool:
 
 def _is_renewal_due(heal: HealState, now: Moment) -> bool:
     return _is_confirmed(heal, now) and now.monotonic_s >= heal.not_before_s
-
-
-def _no_metadata(config: WatchConfig) -> tuple[Event, ...]:
-    return (
-        error(
-            "key_file.unwritable",
-            error="SELF_HEAL needs the key metadata, which does not exist. Mount the volume that cleanup writes to "
-            f"in this container too, at the folder of {config.key_path}.",
-        ),
-    )

@@ -12,22 +12,12 @@ from time import monotonic as system_monotonic
 import structlog
 
 from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata, write_restart_marker
-from lifecycle.dns_watch.config import watch_config
-from lifecycle.dns_watch.decide import conclude, decide
+from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import restart_helps
-from lifecycle.dns_watch.observation import Interface
-from lifecycle.dns_watch.observe import observe
-from lifecycle.dns_watch.state import Applied, Decision, Moment, State, WatchConfig
-from lifecycle.domain.changes import (
-    Change,
-    CreateRecord,
-    DeleteRecord,
-    RecordChange,
-    UpdateRecord,
-    WriteFreshKey,
-    WriteKeyMetadata,
-)
-from lifecycle.domain.errors import ApiError, KeyFileError, NotRegisteredError, TransientError
+from lifecycle.dns_watch.observe import observe, watch_config
+from lifecycle.dns_watch.state import Applied, Decision, Failed, Interface, Moment, Observation, RecordsRead, State
+from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.errors import ApiError, KeyFileError, LifecycleError, NotRegisteredError, TransientError
 from lifecycle.domain.model import IpAddress, PreAuthKey
 from lifecycle.health.status import Status, View
 from lifecycle.runtime.logs import log_event
@@ -42,15 +32,10 @@ class DnsWatch:
     Its only memory is `state`. Logs, metrics and health are derived from decisions, and no decision reads them.
 
     Args:
-        settings: of the command.
-        writers: both upstreams and the key file.
         interface: returns the addresses of this pod's VPN interface; None if there is no such interface.
         now: returns aware UTC.
         monotonic: returns seconds that never go back.
         status: receives what the health port reports; a new one if omitted.
-
-    Attributes:
-        state: what the passes so far found; replaced by each pass.
     """
 
     def __init__(
@@ -63,7 +48,7 @@ class DnsWatch:
         monotonic: Callable[[], float] = system_monotonic,
         status: Status | None = None,
     ) -> None:
-        self._config: WatchConfig = watch_config(settings)
+        self._config = watch_config(settings)
         self._writers = writers
         self._read_interface = interface
         self._now = now
@@ -71,6 +56,12 @@ class DnsWatch:
         self.status = status or new_status(settings, monotonic=monotonic)
         start_s = monotonic()
         self.state = State(interface_seen_s=start_s, interface_changed_s=start_s)
+        if settings.access == "exec":
+            reason = (
+                "each poll runs a command in Headscale's pod and lists every node; HEADSCALE_ACCESS=api with an API "
+                "key is cheaper and polls at POLL_INTERVAL"
+            )
+            log.info("poll.slowed", interval_s=self._config.poll_interval.total_seconds(), reason=reason)
 
     def interface_changed(self) -> bool:
         """Return True if this pod's VPN addresses differ from those at the last pass; sends no request."""
@@ -87,15 +78,29 @@ class DnsWatch:
         """
         started_s = self._monotonic()
         self.status.pass_began()
-        interface = self._interface()
-        seen = observe(self.state, self._writers, interface, config=self._config, clock=self._moment)
-        decision = decide(self.state, seen, config=self._config, now=self._moment())
+        config = self._config
+        seen = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
+        self._count_successes(seen)
+        decision = decide(self.state, seen, config=config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
-        conclusion = conclude(decision, applied, seen=seen, config=self._config, now=self._moment())
+        conclusion = conclude(decision, applied, seen=seen, config=config, now=self._moment())
         self._report(conclusion)
         self.state = self._with_restart_marker(conclusion)
-        self._finish(decision, conclusion, applied, duration_s=self._monotonic() - started_s)
+        self.status.view = _view(self.state, self._moment())
+        failed = bool(decision.failures or conclusion.failures)
+        duration_s = self._monotonic() - started_s
+        self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
+        if self.state.is_registered and not self.state.failures:
+            made = () if applied.records_error else decision.changes
+            log.info(
+                "pass.finished",
+                node_id=self.state.node.id if self.state.node else None,
+                content=",".join(map(str, self.state.records.addresses)),
+                changes=sum(isinstance(change, RECORD_CHANGES) for change in made),
+                in_sync=self.state.records.in_sync,
+                duration_s=round(duration_s, 3),
+            )
         if decision.give_up is not None:
             raise NotRegisteredError(decision.give_up)
         return conclusion.wait_s
@@ -103,26 +108,20 @@ class DnsWatch:
     def _apply(self, changes: tuple[Change, ...]) -> Applied:
         """Make the changes, and return what became of them."""
         key: PreAuthKey | None = None
-        key_error: ApiError | KeyFileError | None = None
-        records: list[RecordChange] = []
+        key_error: LifecycleError | None = None
         for change in changes:
             match change:
-                case CreateRecord() | UpdateRecord() | DeleteRecord():
-                    records.append(change)
                 case WriteFreshKey():
+                    headscale, key_file = self._writers.headscale, self._writers.key_file
                     try:
-                        key = write_fresh_key(
-                            change,
-                            headscale=self._writers.headscale,
-                            key_file=self._writers.key_file,
-                            now=self._now(),
-                        )
+                        key = write_fresh_key(change, headscale=headscale, key_file=key_file, now=self._now())
                     except (ApiError, KeyFileError) as error:
                         key_error = error
                 case WriteKeyMetadata():
                     # The volume may be read-only here; then the metadata stays as cleanup wrote it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
+        records = [change for change in changes if isinstance(change, RECORD_CHANGES)]
         try:
             if records:
                 change_records(records, self._writers.cloudflare)
@@ -142,37 +141,20 @@ class DnsWatch:
             return replace(conclusion.state, restart_marker="")
         return conclusion.state
 
+    def _count_successes(self, seen: Observation) -> None:
+        if not isinstance(seen.node, Failed):
+            self.status.succeeded("Headscale")
+        if isinstance(seen.records, RecordsRead):
+            self.status.succeeded("Cloudflare")
+
     def _report(self, decision: Decision) -> None:
         """Log and count what was decided."""
-        for event in decision.events:
+        for event in (*decision.events, *map(failure_event, decision.failures)):
             log_event(event)
-        for upstream in decision.succeeded:
-            self.status.succeeded(upstream)
         for failure in decision.failures:
             error = failure.error
             throttled = isinstance(error, TransientError) and error.throttled
             self.status.failed(error.upstream, throttled_s=failure.wait_s if throttled else 0.0)
-
-    def _finish(self, decision: Decision, conclusion: Decision, applied: Applied, *, duration_s: float) -> None:
-        """Publish the state to the health port, and log the pass."""
-        state = conclusion.state
-        moment = self._moment()
-        self.status.view = _view(state, moment)
-        failed = bool(decision.failures or conclusion.failures)
-        self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
-        if not state.is_registered or state.failures:
-            return
-        records = [
-            change for change in decision.changes if isinstance(change, CreateRecord | UpdateRecord | DeleteRecord)
-        ]
-        log.info(
-            "pass.finished",
-            node_id=state.node.id if state.node else None,
-            content=",".join(map(str, state.records.addresses)),
-            changes=0 if applied.records_error else len(records),
-            in_sync=state.records.in_sync,
-            duration_s=round(duration_s, 3),
-        )
 
     def _interface(self) -> Interface:
         addresses = self._read_interface()

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.observation import Interface, Loss, Missing, Unidentified
-from lifecycle.dns_watch.state import KnownNode
-from lifecycle.domain.model import KeyMetadata, Node, describe
+from lifecycle.dns_watch.state import Interface, KnownNode, Loss, Missing, Unidentified
+from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeIdentity
 
 
@@ -17,14 +16,15 @@ class Hints:
     """What distinguishes this pod's node from others of the same name.
 
     Attributes:
-        interface: see `Interface`.
         metadata: the key metadata; None if there is none.
         waited: the grace period in which an interface may appear is over.
+        known: this pod's node when it was last found; None = never.
     """
 
     interface: Interface
     metadata: KeyMetadata | None = None
     waited: bool = False
+    known: KnownNode | None = None
 
     @property
     def kept(self) -> KnownNode | None:
@@ -33,64 +33,27 @@ class Hints:
             return None
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
 
-    @property
-    def has_metadata(self) -> bool:
-        """Return True if the metadata names a key or a node."""
-        return self.metadata is not None and (self.metadata.pre_auth_key_id is not None or self.kept is not None)
-
-    @property
-    def distinctive(self) -> bool:
-        """Return True if there is anything that only this pod can have."""
-        return self.interface is not None or self.has_metadata
-
     def metadata_names(self, node: Node) -> bool:
         """Return True if the node is this pod's according to the metadata."""
         return (self.kept is not None and self.kept.is_same(node)) or self.used_our_key(node)
 
     def used_our_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
-        return (
-            self.metadata is not None and node.pre_auth_key is not None and self.metadata.names_key(node.pre_auth_key)
-        )
+        key = node.pre_auth_key
+        return self.metadata is not None and key is not None and self.metadata.names_key(key)
 
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
-    """Determine this pod's node by what only this pod can have, never by age.
-
-    Args:
-        nodes: every node of the tailnet, in any order.
-        identity: criteria for owning a node.
-        hints: what is known of this pod.
-        now: aware UTC.
-    """
+    """Determine this pod's node, among all nodes of the tailnet, by what only this pod can have, never by age."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
-    if hints.has_metadata:
+    if hints.kept is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
         return _by_metadata(ours, hints)
     if not hints.waited:
         return Unidentified("the VPN interface has not appeared yet")
-    online = [node for node in ours if node.online]
-    match online:
-        case [node]:
-            return node
-        case []:
-            return Unidentified("no node of ours is online")
-    ids = ", ".join(node.id for node in online)
-    return Unidentified(f"several nodes of ours are online ({ids}), and nothing identifies this pod's")
-
-
-def without_successor(found: Node, *, known: KnownNode) -> Node | Unidentified:
-    """Reject a later pod's node if the only evidence for it is that it is the only one online.
-
-    Args:
-        found: the only node of ours that is online.
-        known: this pod's node when it was last known.
-    """
-    if known.is_same(found) or found.sequence < int(known.id):
-        return found
-    return Unidentified(f"this pod's node was {known.id}, and the later node {found.id} may be another pod's")
+    return _the_only_one_online(ours, hints.known)
 
 
 def why_missing(
@@ -102,18 +65,11 @@ def why_missing(
     own: KnownNode | None,
     not_found: bool,
 ) -> Loss | None:
-    """Return why `choose_node` found none.
+    """Return why `choose_node` found none; None if that is uncertain.
 
     Args:
-        nodes: every node of the tailnet, in any order.
-        identity: criteria for owning a node.
-        hints: what is known of this pod.
-        now: aware UTC.
         own: this pod's node when it was last known; None = never.
         not_found: Headscale itself reports that there is no such node, or another machine has its id.
-
-    Returns:
-        None if the reason is uncertain.
     """
     # Headscale may just have started: an empty list proves nothing.
     if not nodes:
@@ -147,14 +103,13 @@ def successors(nodes: Iterable[Node], *, node_id: str, identity: NodeIdentity, n
     ]
 
 
-def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[object]) -> Node | Unidentified:
+def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequence[IpAddress]) -> Node | Unidentified:
     if not interface:
         return Unidentified("the VPN interface has no address inside VPN_PREFIXES yet")
-    holding = [node for node in ours if set(node.addresses) & set(interface)]
-    match holding:
+    match [node for node in ours if set(node.addresses) & set(interface)]:
         case [node]:
             return node
-        case [_, *_]:
+        case [_, *_] as holding:
             ids = ", ".join(node.id for node in holding)
             return Unidentified(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
     for node in ordered:
@@ -165,6 +120,19 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
                 "the node's user"
             )
     return Unidentified("Headscale has no node with this pod's VPN address yet")
+
+
+def _the_only_one_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unidentified:
+    match [node for node in ours if node.online]:
+        case [node]:
+            if known is None or known.is_same(node) or node.sequence < int(known.id):
+                return node
+            return Unidentified(f"this pod's node was {known.id}, and the later node {node.id} may be another pod's")
+        case []:
+            return Unidentified("no node of ours is online")
+        case online:
+            ids = ", ".join(node.id for node in online)
+            return Unidentified(f"several nodes of ours are online ({ids}), and nothing identifies this pod's")
 
 
 def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Protocol
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.headscale.errors import UPSTREAM as HEADSCALE
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.dns_watch.decide import HEADSCALE
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
-from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing, without_successor
-from lifecycle.dns_watch.observation import (
+from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
+from lifecycle.dns_watch.records import desired_records, needs_successor_check
+from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
+from lifecycle.dns_watch.state import (
     ApiKeyRead,
     Failed,
     Interface,
     KeyCheck,
+    KnownNode,
     Missing,
+    Moment,
     Observation,
     RecordsRead,
     Registered,
+    State,
     Unregistered,
+    WatchConfig,
 )
-from lifecycle.dns_watch.records import desired_records, needs_successor_check
-from lifecycle.dns_watch.schedule import interface_wait_is_over, is_api_key_check_due, records_are_due, with_interface
-from lifecycle.dns_watch.state import KnownNode, Moment, State, WatchConfig
-from lifecycle.domain.errors import (
-    ApiError,
-    AuthError,
-    KeyFileError,
-    NotFoundError,
-    TransientError,
-    UserError,
-)
+from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, Node, User
-from lifecycle.domain.ownership import NodeIdentity, choose_user
+from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
 from lifecycle.keyfile.reader import KeyFileReader
+from lifecycle.settings.models import DnsWatchSettings
 
 
 class Sources(Protocol):
@@ -55,11 +52,25 @@ class Sources(Protocol):
         """The key and its metadata."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    node: Registered | Unregistered
-    identity: NodeIdentity | None = None
-    metadata: KeyMetadata | None = None
+def watch_config(settings: DnsWatchSettings) -> WatchConfig:
+    """Return the settings as a value that pure functions can take."""
+    return WatchConfig(
+        records=RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes),
+        hostname=settings.node_hostname,
+        user=settings.headscale_user,
+        tags=settings.authkey_tags,
+        ttl_s=settings.dns_ttl,
+        ipv6=settings.dns_ipv6,
+        key_spec=settings.key_spec,
+        key_path=str(settings.authkey_output_path),
+        self_heal=settings.self_heal,
+        retry_interval=settings.retry_interval,
+        max_retries=settings.max_retries,
+        poll_interval=settings.node_poll_interval,
+        min_interval=settings.least_poll_interval,
+        verify_interval=settings.verify_interval,
+        has_interface=bool(settings.tailscale_interface),
+    )
 
 
 def observe(
@@ -69,60 +80,54 @@ def observe(
 
     Args:
         state: what was remembered after the last pass; it determines what is due.
-        sources: where to read from.
-        interface: the VPN addresses of this pod's interface now.
-        config: the settings.
         clock: returns the current time, which is that of Headscale's clock after its first response.
     """
     state = with_interface(state, interface, clock())
-    headscale = sources.headscale
     try:
-        lookup = _look_up(state, sources, config=config, clock=clock)
+        seen = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
         return Observation(interface, Failed(error))
     now = clock()
-    version = ""
     # Only for people: the node was found without it.
     with suppress(ApiError):
-        version = headscale.version()
-    api_key = _read_api_key(headscale) if is_api_key_check_due(state, now) else None
-    identity, metadata, node = lookup.identity or state.identity, lookup.metadata, lookup.node
+        seen = replace(seen, version=sources.headscale.version())
+    if now.monotonic_s >= state.expiry.read_at_s:
+        seen = replace(seen, api_key=_read_api_key(sources.headscale))
+    identity, node = seen.identity or state.identity, seen.node
+    if identity is None:
+        return seen
     if isinstance(node, Registered):
         records = _read_records(state, node.node, sources, identity=identity, config=config, now=now)
-        return Observation(
-            interface, node, lookup.identity, metadata, records=records, version=version, api_key=api_key
-        )
-    key = None
-    if node.loss is not None and identity is not None:
+        return replace(seen, records=records)
+    if isinstance(node, Unregistered) and node.loss is not None:
         heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
         if is_key_check_due(heal, state, now):
             metadata, key = _check_key(sources, identity.user)
-    return Observation(interface, node, lookup.identity, metadata, key, version=version, api_key=api_key)
+            return replace(seen, metadata=metadata, key=key)
+    return seen
 
 
-def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> _Lookup:
+def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
     """Find this pod's node: by its id if it is known, because a list is expensive, else in the list of all nodes.
 
     Raises:
         ApiError: Headscale could not be read.
     """
-    headscale = sources.headscale
+    headscale, interface = sources.headscale, state.interface
     node, is_gone = _read_known(headscale, state.node) if state.node and state.identity else (None, False)
     if node is not None and _is_still_ours(node, state, clock()):
-        return _Lookup(Registered(node, from_list=False))
+        return Observation(interface, Registered(node, from_list=False))
     try:
         identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
-        metadata = _read_metadata(sources.key_file, is_needed=state.interface is None)
+        metadata = _read_metadata(sources.key_file, is_needed=interface is None)
     except (UserError, KeyFileError) as error:
-        return _Lookup(Unregistered(str(error), error=error))
+        return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
     now = clock()
-    hints = Hints(state.interface, metadata, waited=interface_wait_is_over(state, config, now))
+    hints = Hints(interface, metadata, waited=interface_wait_is_over(state, config, now), known=state.node)
     found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
-    if isinstance(found, Node) and state.node is not None and not hints.distinctive:
-        found = without_successor(found, known=state.node)
     if isinstance(found, Node):
-        return _Lookup(Registered(found, from_list=True), identity, metadata)
+        return Observation(interface, Registered(found, from_list=True), identity, metadata)
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # Only an answer about this one node proves that it is gone.
@@ -133,7 +138,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         # A node that registered with this pod's own key is this pod's: its address has yet to appear here.
         later = successors(nodes, node_id=loss.node_id, identity=identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
-    return _Lookup(Unregistered(found.reason, loss, successor), identity, metadata)
+    return Observation(interface, Unregistered(found.reason, loss, successor), identity, metadata)
 
 
 def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | None, bool]:
@@ -182,22 +187,21 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 
 
 def _read_records(
-    state: State, node: Node, sources: Sources, *, identity: NodeIdentity | None, config: WatchConfig, now: Moment
+    state: State, node: Node, sources: Sources, *, identity: NodeIdentity, config: WatchConfig, now: Moment
 ) -> RecordsRead | Failed | None:
     """Read everything at our name, and the nodes of later pods if a record may be theirs."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
-    name = config.records.name
     try:
-        records = tuple(sources.cloudflare.records(name))
+        records = tuple(sources.cloudflare.records(config.records.name))
         apex = None
         if any(record.type == "NS" for record in records):
             # Without the permission to read the zone its name is unknown, and the record is treated as foreign.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
-        later: Sequence[Node] = ()
-        if identity is not None and needs_successor_check(records, identity=config.records, node=node):
+        later: list[Node] = []
+        if needs_successor_check(records, identity=config.records, node=node):
             later = _read_successors(sources.headscale, node, identity, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:

@@ -1,13 +1,27 @@
-"""Decide what the records at our name should be; pure."""
+"""Decide what the records at our name should be, what to change, and what to remember of them; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
-from lifecycle.dns_watch.observation import Interface
-from lifecycle.dns_watch.state import WatchConfig
+from lifecycle.dns_watch.schedule import is_outdated
+from lifecycle.dns_watch.state import (
+    Decision,
+    Failed,
+    Failure,
+    Interface,
+    Moment,
+    Observation,
+    RecordState,
+    State,
+    WatchConfig,
+)
+from lifecycle.domain.backoff import backoff_s, lengthened
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.errors import ApiError
+from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.model import Node, Record, RecordSpec, record_type
 from lifecycle.domain.ownership import RecordIdentity
 
@@ -173,3 +187,119 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
         changes.append(UpdateRecord(kept, spec, reason=reason))
     changes += [DeleteRecord(record, reason="duplicate") for record in rest]
     return changes
+
+
+def with_records(
+    state: State, node: Node, specs: tuple[RecordSpec, ...], seen: Observation, config: WatchConfig, now: Moment
+) -> Decision:
+    """Decide what to change at our name, from the records that this pass read if they were due.
+
+    The caller decides when the next pass is due.
+    """
+    addresses = tuple(spec.address for spec in specs)
+    if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
+        stale = out_of_sync(state.records, "the record has not been updated since the address changed")
+        state = replace(state, records=stale)
+    read = seen.records
+    if isinstance(read, Failed):
+        state, failure = cloudflare_failed(state, read.error, config, now)
+        return Decision(state, failures=(failure,))
+    if read is None:
+        return Decision(state)
+    identity = config.records
+    successor = published_successor(read.records, read.successors, identity=identity, node=node)
+    state, events = with_successor(state, successor)
+    done = _read(state.records, specs, config.verify_interval, now)
+    if successor is not None:
+        state = replace(state, records=out_of_sync(done, f"node {successor.id} of a later pod has the name"))
+        return Decision(state, events=events)
+    plan = plan_records(
+        read.records,
+        specs,
+        identity=identity,
+        ipv6=config.ipv6,
+        apex=read.apex,
+        undecided=undecided_types(node, specs, config),
+    )
+    if plan.in_the_way:
+        for record in plan.in_the_way:
+            advice = advice_on_foreign_record(record, identity=identity)
+            foreign = error(
+                "record.foreign",
+                record=record.name,
+                type=record.type,
+                content=record.content,
+                comment=record.comment,
+                advice=advice,
+            )
+            events = (*events, foreign)
+            done = out_of_sync(done, f"a {record.type} record that is not ours exists at {record.name}. {advice}")
+        state = replace(state, records=done)
+        return Decision(state, events=events)
+    if not plan.changes:
+        state = replace(state, records=verified(state.records, specs, config, now))
+        return Decision(state, events=events)
+    # Not compared until the change is confirmed.
+    pending = replace(state.records, compared=None)
+    state = replace(state, records=out_of_sync(pending, "the record is out of sync and has not been updated yet"))
+    return Decision(state, plan.changes, specs, events=events)
+
+
+def _read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
+    wait_s = lengthened(interval.total_seconds(), now.jitter)
+    return replace(records, compared=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
+
+
+def verified(
+    records: RecordState, specs: tuple[RecordSpec, ...], config: WatchConfig, now: Moment, *, soon: bool = False
+) -> RecordState:
+    """Remember that the records are right.
+
+    Args:
+        soon: a record was created, and another pod may have created one in the same second: read them again soon.
+    """
+    interval = min(config.poll_interval, config.verify_interval) if soon else config.verify_interval
+    return replace(
+        _read(records, specs, interval, now),
+        in_sync=True,
+        reason="",
+        addresses=tuple(spec.address for spec in specs),
+        verified_at_s=now.monotonic_s,
+    )
+
+
+def out_of_sync(records: RecordState, reason: str) -> RecordState:
+    """Remember that the record is not right, or not known to be right."""
+    return replace(records, in_sync=False, reason=reason)
+
+
+def explained(records: RecordState, failure: ApiError) -> RecordState:
+    """Name the failure as the reason if the record is not in sync anyway."""
+    return records if records.in_sync else replace(records, reason=str(failure))
+
+
+def cloudflare_failed(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:
+    """Leave Cloudflare alone for a while, or for as long as it requested."""
+    failures = state.records.failures + 1
+    max_s = config.verify_interval.total_seconds()
+    wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
+    records = replace(
+        explained(state.records, failure),
+        compared=None,
+        failures=failures,
+        not_before_s=now.monotonic_s + wait_s,
+    )
+    return replace(state, records=records), Failure(failure, failures, wait_s)
+
+
+def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
+    """Remember for which later pod's node this pod stands down, and report a change."""
+    successor_id = successor.id if successor else None
+    if successor_id == state.superseded_by:
+        return state, ()
+    node_id = state.node.id if state.node else None
+    state = replace(state, superseded_by=successor_id)
+    if successor_id is None:
+        return state, (info("node.reinstated", node_id=node_id),)
+    reason = "a later pod of this workload has the name; this pod leaves the record alone"
+    return state, (warning("node.superseded", node_id=node_id, successor_id=successor_id, reason=reason),)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lifecycle.dns_watch.healing import restart_helps
-from lifecycle.dns_watch.observation import Interface
-from lifecycle.dns_watch.state import Moment, RecordState, State, WatchConfig
+from lifecycle.dns_watch.state import Interface, Moment, RecordState, State, WatchConfig
 from lifecycle.domain.backoff import doubled, lengthened, shortened
 from lifecycle.domain.model import Node, RecordSpec
 
@@ -43,11 +42,6 @@ def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: 
     """Return True if the records have to be read, and Cloudflare may be contacted."""
     records = records_for(state, node)
     return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s
-
-
-def is_api_key_check_due(state: State, now: Moment) -> bool:
-    """Return True if the list of API keys has to be read."""
-    return now.monotonic_s >= state.expiry.read_at_s
 
 
 def records_for(state: State, node: Node) -> RecordState:

@@ -1,17 +1,21 @@
-"""What dns-watch is configured with, remembers and decides, as frozen values."""
+"""What dns-watch is configured with, observes, remembers and decides, as frozen values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias
 
-from lifecycle.dns_watch.observation import Interface, Missing
 from lifecycle.domain.changes import Change, WriteRestartMarker
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.events import Event
-from lifecycle.domain.model import IpAddress, KeySpec, Node, PreAuthKey, RecordSpec, User
+from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+
+Interface: TypeAlias = tuple[IpAddress, ...] | None
+"""The VPN addresses of this pod's interface, sorted; None if there is no such interface."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +23,7 @@ class WatchConfig:
     """The settings that decisions depend on.
 
     Attributes:
-        records: criteria for owning a record.
-        hostname: the node's hostname.
         user: the configured Headscale user; None = the only one.
-        tags: tags of our pre-auth keys.
         key_spec: the pre-auth key to create for healing, by its user.
         key_path: the key file, for messages.
         retry_interval: longest interval between lookups of an unregistered node.
@@ -31,7 +32,6 @@ class WatchConfig:
         min_interval: shortest interval between polls once the node was registered.
         verify_interval: interval between reads of the record if nothing changed.
         has_interface: a VPN interface is expected in this pod.
-        warns_of_slow_polling: Headscale is reached through exec.
     """
 
     records: RecordIdentity
@@ -49,7 +49,6 @@ class WatchConfig:
     min_interval: timedelta
     verify_interval: timedelta
     has_interface: bool
-    warns_of_slow_polling: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,124 @@ class Moment:
     utc: datetime
     monotonic_s: float
     jitter: float
+
+
+# --- What is observed -------------------------------------------------------------------------------
+
+
+class Missing(StrEnum):
+    """Why a complete answer of Headscale contains no node of this pod."""
+
+    GONE = "gone"
+    """Headscale reports the node as not found, and its list contains other nodes."""
+    EXPIRED = "expired"
+    """The node exists and has to log in again."""
+    STRANDED = "stranded"
+    """This pod's interface has a VPN address that no node has, and no other node has its name."""
+    UNREGISTERED = "unregistered"
+    """No node of this pod has been seen, and no other node has its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A node of ours that was not found; its id is None if it is not known."""
+
+    kind: Missing
+    node_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unidentified:
+    """This pod's node cannot be determined; nothing is changed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """This pod's node was found: in the list of all nodes, or by its id."""
+
+    node: Node
+    from_list: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unregistered:
+    """This pod's node was not found.
+
+    Attributes:
+        loss: why it is missing; None if that is uncertain.
+        successor: the latest node of a later pod, if our node is gone or expired.
+        error: the configuration or file problem that prevents identification.
+    """
+
+    reason: str
+    loss: Loss | None = None
+    successor: Node | None = None
+    error: LifecycleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A read failed; nothing follows from it."""
+
+    error: ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyCheck:
+    """The key in the key file, as Headscale lists it.
+
+    Attributes:
+        key: the listed key that the metadata names; None if there is none.
+        is_in_file: the key file contains the key that the metadata describes.
+        error: the metadata or the key file could not be read.
+    """
+
+    key: PreAuthKey | None = None
+    is_in_file: bool = False
+    error: LifecycleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyRead:
+    """When the API key in use expires; None = never, or it cannot be determined."""
+
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsRead:
+    """Everything at our name.
+
+    Attributes:
+        apex: the zone's own name; None if it is not known.
+        successors: nodes of later pods; empty if no record made it necessary to check.
+    """
+
+    records: tuple[Record, ...]
+    apex: str | None = None
+    successors: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that one pass read; None = it was not due, or not needed.
+
+    Attributes:
+        identity: criteria for owning a node; also None if no user is ours.
+        metadata: the key metadata; also None if there is none.
+        version: Headscale's version; "" if it could not be read.
+    """
+
+    interface: Interface
+    node: Registered | Unregistered | Failed
+    identity: NodeIdentity | None = None
+    metadata: KeyMetadata | None = None
+    key: KeyCheck | Failed | None = None
+    records: RecordsRead | Failed | None = None
+    version: str = ""
+    api_key: ApiKeyRead | Failed | None = None
 
 
 # --- What is remembered -----------------------------------------------------------------------------
@@ -84,12 +201,7 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class LossCount:
-    """Consecutive observations of the same loss.
-
-    Attributes:
-        is_superseded: a later pod has the name.
-        since_s: monotonic time of the first one.
-    """
+    """Consecutive observations of the same loss, the first one at monotonic time `since_s`."""
 
     kind: Missing
     is_superseded: bool
@@ -108,6 +220,7 @@ class HealState:
         key: the usable key with which the node can register again; None if there is none.
         attempts: keys that were created since the node was last found.
         not_before_s: monotonic time before which the key is left alone.
+        reported_no_metadata: the missing key metadata was reported.
     """
 
     losses: LossCount | None = None
@@ -116,21 +229,22 @@ class HealState:
     key: PreAuthKey | None = None
     attempts: int = 0
     not_before_s: float = 0.0
+    reported_no_metadata: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RecordState:
-    """Memory of the DNS record.
+    """Memory of the DNS record; the times are monotonic.
 
     Attributes:
         compared: what the records were last compared with; None = they have to be read.
-        verify_at_s: monotonic time of the next read if nothing changes.
-        not_before_s: monotonic time before which Cloudflare is left alone.
+        verify_at_s: time of the next read if nothing changes.
+        not_before_s: time before which Cloudflare is left alone.
         failures: consecutive failures.
         in_sync: the record was right when it was last read.
         reason: why it is not; "" if it is.
         addresses: what was published last.
-        verified_at_s: monotonic time when it was last right; None = never.
+        verified_at_s: time when it was last right; None = never.
     """
 
     compared: tuple[RecordSpec, ...] | None = None
@@ -145,12 +259,10 @@ class RecordState:
 
 @dataclass(frozen=True, slots=True)
 class ExpiryState:
-    """Memory of expiry warnings.
+    """Memory of expiry warnings; the times are monotonic, and None = there was no warning yet.
 
     Attributes:
-        read_at_s: monotonic time when the list of API keys is read next.
-        api_key_warned_at_s: monotonic time of the last warning; None = none yet.
-        node_warned_at_s: the same for the node.
+        read_at_s: time when the list of API keys is read next.
     """
 
     read_at_s: float = 0.0
@@ -161,24 +273,20 @@ class ExpiryState:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that dns-watch remembers between passes.
+    """Everything that dns-watch remembers between passes; the times are monotonic.
 
     Attributes:
         node: this pod's node when it was last found; None = never yet.
         is_registered: the last conclusive lookup found it.
-        node_expires_at: when it has to log in again.
         identity: criteria for owning a node; None until the users were read.
         superseded_by: the id of the later pod's node for which this pod stands down.
-        interface: the VPN addresses at the last pass.
-        interface_seen_s: monotonic time when the pod last had an interface, or started.
-        interface_changed_s: monotonic time of the last change.
+        interface_seen_s: time when the pod last had an interface, or started.
         lookups: consecutive conclusive lookups without a match.
         lookups_at_change: their number when the interface last changed.
         failures: consecutive failures of Headscale.
         assumed_user: the name of the user that was assumed and reported.
         reported_problem: the identification problem that was reported.
         restart_marker: the content of the restart marker; None = there is none, "" = it is not known.
-        reported_slow_polling, reported_no_metadata: reported once.
     """
 
     node: KnownNode | None = None
@@ -199,8 +307,6 @@ class State:
     assumed_user: str = ""
     reported_problem: str = ""
     restart_marker: str | None = ""
-    reported_slow_polling: bool = False
-    reported_no_metadata: bool = False
 
 
 # --- What is decided --------------------------------------------------------------------------------
@@ -208,12 +314,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failed exchange with an upstream, and the backoff after it.
-
-    Attributes:
-        failures: consecutive failures of this upstream.
-        wait_s: seconds until its next request.
-    """
+    """A failed exchange with an upstream: how many in a row, and the seconds until its next request."""
 
     error: ApiError
     failures: int
@@ -225,13 +326,11 @@ class Decision:
     """The result of one decision.
 
     Attributes:
-        state: what to remember.
         changes: what to change, in this order; record changes are one transaction.
         specs: what the records are after the record changes; None if there are none.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
-        succeeded: the upstreams that returned what was requested.
-        failures: the upstreams that did not.
+        failures: the upstreams that did not return what was requested.
         give_up: why the command ends; None = it does not.
         marker: the change of the restart marker, after all other changes; None = it stays as it is.
     """
@@ -241,7 +340,6 @@ class Decision:
     specs: tuple[RecordSpec, ...] | None = None
     wait_s: float = 0.0
     events: tuple[Event, ...] = ()
-    succeeded: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     give_up: str | None = None
     marker: WriteRestartMarker | None = None
@@ -249,13 +347,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a decision's changes.
-
-    Attributes:
-        key: the pre-auth key that was written.
-        key_error: why no key was written.
-        records_error: why the records were not changed.
-    """
+    """What became of a decision's changes: the key that was written, or why it was not; why the records were not."""
 
     key: PreAuthKey | None = None
     key_error: LifecycleError | None = None

@@ -41,17 +41,12 @@ class DeleteRecord:
     reason: str
 
 
-RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
-
-
 @dataclass(frozen=True, slots=True)
 class WriteFreshKey:
     """Create a pre-auth key and replace the one in the key file with it.
 
     Attributes:
-        spec: the key to create.
         kept_node_id: the node that this pod is expected to come back as, for the key metadata; None if it is unknown.
-        kept_machine_key: the machine key of that node.
         replaces: an unused key to expire first; a failure to expire it is ignored.
     """
 
@@ -60,6 +55,14 @@ class WriteFreshKey:
     kept_node_id: str | None = None
     kept_machine_key: str | None = None
     replaces: PreAuthKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteKeyMetadata:
+    """Replace the metadata beside the key; the key stays as it is."""
+
+    metadata: KeyMetadata
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,7 @@ class WriteRestartMarker:
     key_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class WriteKeyMetadata:
-    """Replace the metadata beside the key; the key stays as it is."""
-
-    metadata: KeyMetadata
-    reason: str
-
-
+RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
 Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange
+
+RECORD_CHANGES = (CreateRecord, UpdateRecord, DeleteRecord)

@@ -9,21 +9,28 @@ from itertools import pairwise
 
 import pytest
 
-from lifecycle.dns_watch.decide import conclude, decide
+from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, restart_helps
-from lifecycle.dns_watch.observation import (
+from lifecycle.dns_watch.schedule import records_are_due
+from lifecycle.dns_watch.state import (
     ApiKeyRead,
+    Applied,
+    Decision,
     Failed,
+    HealState,
     KeyCheck,
+    KnownNode,
     Loss,
     Missing,
+    Moment,
     Observation,
     RecordsRead,
+    RecordState,
     Registered,
+    State,
     Unregistered,
+    WatchConfig,
 )
-from lifecycle.dns_watch.schedule import records_are_due
-from lifecycle.dns_watch.state import Applied, Decision, HealState, KnownNode, Moment, RecordState, State, WatchConfig
 from lifecycle.domain.changes import (
     CreateRecord,
     DeleteRecord,
@@ -83,7 +90,6 @@ CONFIG = WatchConfig(
     min_interval=timedelta(),
     verify_interval=timedelta(seconds=VERIFY_S),
     has_interface=True,
-    warns_of_slow_polling=False,
 )
 
 
@@ -221,8 +227,8 @@ def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
 @pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
 def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
     decision = decide(KNOWN, found(records=Failed(error)), config=CONFIG, now=at(0))
-    [event] = [event for event in decision.events if event.name == "pass.failed"]
-    assert (event.level, event.fields["upstream"]) == (level, "Cloudflare")
+    [event] = map(failure_event, decision.failures)
+    assert (event.name, event.level, event.fields["upstream"]) == ("pass.failed", level, "Cloudflare")
 
 
 def test_a_moved_address_is_out_of_sync_before_the_record_can_be_read() -> None:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
-from lifecycle.dns_watch.observation import Loss, Missing, Unidentified
 from lifecycle.dns_watch.records import (
     RecordPlan,
     advice_on_foreign_record,
@@ -20,7 +19,7 @@ from lifecycle.dns_watch.records import (
     plan_records,
     published_successor,
 )
-from lifecycle.dns_watch.state import KnownNode
+from lifecycle.dns_watch.state import KnownNode, Loss, Missing, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
 from tests.builders import (
