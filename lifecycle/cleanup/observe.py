@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from time import monotonic
 
 from lifecycle.cleanup.machine_key import public_machine_key
@@ -40,25 +39,37 @@ def observe(
     cloudflare: CloudflareReader,
     read_state: ReadState | None,
 ) -> Observation:
-    """Read Headscale and Cloudflare concurrently.
+    """Read Headscale, with retries, and concurrently Cloudflare, once and for at most HTTP_TIMEOUT.
 
     Args:
-        settings: of the command.
-        headscale: is read with retries.
-        cloudflare: is read once, for at most HTTP_TIMEOUT.
         read_state: None unless a node is to be kept.
 
     Raises:
         ApiError: Headscale or the state Secret could not be read, after all retries.
         UserError: our Headscale user cannot be determined.
     """
-    zone = _ZoneReading(cloudflare, settings.record_name, timeout=settings.http_timeout)
+    timeout_s = settings.http_timeout.total_seconds()
+    deadline = monotonic() + timeout_s
+
+    def read_zone() -> tuple[Record, ...]:
+        with time_budget(timeout_s):
+            return tuple(cloudflare.records(settings.record_name))
+
+    # Reading the token's file can block, which no time budget ends.
+    zone = in_background(read_zone, name="zone")
     version = headscale.version()
     user = choose_user(headscale.users(), settings.headscale_user)
     nodes = tuple(headscale.nodes())
     state = saved_state(read_state()) if read_state is not None else None
-    records, error = zone.result()
-    return Observation(version, user, nodes, records, error, state)
+    records: tuple[Record, ...] | None = None
+    problem: LifecycleError | None = None
+    try:
+        records = zone.result(max(0.0, deadline - monotonic()))
+    except TimeoutError:
+        problem = LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
+    except LifecycleError as error:
+        problem = error
+    return Observation(version, user, nodes, records, problem, state)
 
 
 def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
@@ -68,31 +79,3 @@ def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
     # Not `device_ips`, which may be those of an earlier pod. `device_id` is Headscale's own decimal id.
     node_id = values.get("device_id", b"").decode(errors="replace")
     return SavedState(node_id, public_machine_key(values.get("_machinekey", b"")))
-
-
-class _ZoneReading:
-    """Everything at one name, read in a background thread.
-
-    Args:
-        timeout: for the whole reading, from now on.
-    """
-
-    def __init__(self, cloudflare: CloudflareReader, name: str, *, timeout: timedelta) -> None:
-        timeout_s = timeout.total_seconds()
-
-        def read() -> tuple[Record, ...]:
-            with time_budget(timeout_s):
-                return tuple(cloudflare.records(name))
-
-        self._deadline = monotonic() + timeout_s
-        # Reading the token's file can block, which no time budget ends.
-        self._records = in_background(read, name="zone")
-
-    def result(self) -> tuple[tuple[Record, ...] | None, LifecycleError | None]:
-        """Return the records, or None and why they could not be read."""
-        try:
-            return self._records.result(max(0.0, self._deadline - monotonic())), None
-        except TimeoutError:
-            return None, LifecycleError("Cloudflare did not respond within HTTP_TIMEOUT")
-        except LifecycleError as error:
-            return None, error

@@ -17,9 +17,7 @@ class CleanupConfig:
     """The settings that the plan depends on.
 
     Attributes:
-        hostname: the node's hostname.
         tags: tags of our pre-auth keys.
-        records: criteria for owning a record.
         key_spec: returns the pre-auth key to create for a user.
         keep_node: the node that the state Secret names is kept.
         leave_one_record: one stale record of each type stays, so that the name keeps resolving.
@@ -52,14 +50,12 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read from the upstreams.
+    """What was read from the upstreams: all nodes of the tailnet, and all records at our name.
 
     Attributes:
         version: of Headscale.
         user: the owner of our nodes and keys.
-        nodes: every node of the tailnet.
-        records: everything at our name; None if Cloudflare could not be read.
-        records_error: why the records could not be read.
+        records: None if Cloudflare could not be read.
         state: None if the state Secret does not exist or is not needed.
     """
 
@@ -83,11 +79,9 @@ class Plan:
     """What cleanup changes, in this order.
 
     Attributes:
-        nodes: ascending order of id.
-        key: the key to create and write.
-        records: ascending order of id; planned again from a new list of nodes directly before it is applied.
+        records: planned again from a new list of nodes directly before it is applied.
         kept: the node that stays or the reason why none does; None if none is to be kept.
-        foreign: nodes with our hostname that are not ours; they stay. Ascending order of id.
+        foreign: nodes with our hostname that are not ours; they stay.
     """
 
     nodes: tuple[DeleteNode, ...]
@@ -98,12 +92,7 @@ class Plan:
 
 
 def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> Plan:
-    """Decide what is to be changed.
-
-    Args:
-        seen: what was read, in any order.
-        config: the settings.
-        now: aware UTC, by Headscale's clock.
+    """Decide what is to be changed; the time is by Headscale's clock.
 
     Raises:
         NameTakenError: another owner of this program uses the name.
@@ -134,15 +123,7 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
 def choose_kept(
     nodes: Iterable[Node], *, identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
 ) -> Node | NothingKept:
-    """Choose the node that comes back with the state that tailscale saved in a Secret.
-
-    Args:
-        nodes: every node of the tailnet, in any order.
-        identity: criteria for owning a node.
-        state: None if the Secret does not exist.
-        version: of Headscale.
-        now: aware UTC, by Headscale's clock.
-    """
+    """Choose the node that comes back with the state that tailscale saved in a Secret, if the Secret exists."""
     if state is None:
         return NothingKept("the Secret does not exist")
     if not state.node_id:
@@ -170,16 +151,7 @@ def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: date
 
 
 def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
-    """Find the nodes that earlier pods of this workload left behind.
-
-    Args:
-        nodes: every node of the tailnet, in any order.
-        identity: criteria for owning a node.
-        kept: the id of the node that stays.
-
-    Returns:
-        Deletions in ascending order of id.
-    """
+    """Find the nodes that earlier pods of this workload left behind, except the kept one, in ascending order of id."""
     return [
         DeleteNode(node, reason="left by an earlier pod")
         for node in sorted(nodes, key=lambda node: node.sequence)
@@ -218,9 +190,7 @@ def plan_stale_records(
     """Find the records of ours that do not point to a node of ours.
 
     Args:
-        records: everything at our name, in any order.
-        remaining: every node of the tailnet that is not deleted, in any order.
-        config: the settings.
+        remaining: every node of the tailnet that is not deleted.
         user: the owner of our nodes.
     """
     identity = config.node_identity(user)
@@ -241,18 +211,13 @@ def plan_records(
     others: Iterable[IpAddress],
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Find the records of ours that do not point to an address that stays.
+    """Find the records of ours that do not point to an address that stays, in ascending order of id.
 
     Args:
-        records: everything at our name, in any order.
-        identity: criteria for owning a record.
         staying: addresses of our nodes that stay.
         others: addresses of other nodes.
         leave_one: leave one stale record of each type for dns-watch to update, so that the name keeps resolving.
             A record whose address belongs to another node is never left.
-
-    Returns:
-        Deletions in ascending order of id.
     """
     taken = set(others)
     ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
@@ -260,13 +225,12 @@ def plan_records(
     left = {record.type for record in ours if record.address in staying}
     changes = []
     for record in ours:
+        is_taken = record.address in taken
         if record.address in staying:
             continue
-        if leave_one and record.type not in left and record.address not in taken:
+        if leave_one and record.type not in left and not is_taken:
             left.add(record.type)
             continue
-        is_taken = record.address in taken
-        changes.append(
-            DeleteRecord(record, reason="its address belongs to another node" if is_taken else "its node is gone")
-        )
+        reason = "its address belongs to another node" if is_taken else "its node is gone"
+        changes.append(DeleteRecord(record, reason))
     return changes

@@ -14,7 +14,7 @@ from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
 from lifecycle.cleanup.plan import NothingKept, Observation, Plan, plan_cleanup, plan_stale_records
 from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.expiry import api_key_warning, node_warning
-from lifecycle.domain.model import Node, User
+from lifecycle.domain.model import Node
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import CleanupSettings
 
@@ -59,10 +59,8 @@ class Cleanup:
         seen = observe(
             self._settings, headscale=headscale, cloudflare=self._writers.cloudflare, read_state=self._read_state
         )
-        self._warn_of_settings(seen)
         plan = plan_cleanup(seen, config=self._config, now=headscale.server_time(self._now()))
         self._log_plan(plan, seen)
-
         self._check_stop()
         is_still_ours = self._config.node_identity(seen.user).owns_node
         apply.delete_nodes(plan.nodes, headscale, is_still_ours=is_still_ours)
@@ -105,13 +103,11 @@ class Cleanup:
             if event is not None:
                 log_event(event)
 
-    def _warn_of_settings(self, seen: Observation) -> None:
+    def _log_plan(self, plan: Plan, seen: Observation) -> None:
         if seen.records_error is not None:
             log.warning("zone.unreadable", error=str(seen.records_error))
         if self._settings.headscale_user is None:
             log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
-
-    def _log_plan(self, plan: Plan, seen: Observation) -> None:
         secret = self._settings.ts_kube_secret
         match plan.kept:
             case NothingKept(reason):
@@ -119,24 +115,21 @@ class Cleanup:
             case Node() as node:
                 log.info("node.kept", node_id=node.id, hostname=node.hostname, reason=f"Secret {secret} names it")
         for node in plan.foreign:
-            _warn_of_foreign_node(node, user=seen.user)
+            log.warning(
+                "node.foreign",
+                node_id=node.id,
+                hostname=node.hostname,
+                user=node.user.label if node.user else None,
+                tags=sorted(node.tags),
+                registered_by=str(node.registered_by),
+                advice=(
+                    f"the node stays, because it does not belong to user {seen.user.label} or was not registered with "
+                    "a pre-auth key. If it is a leftover of this workload, run "
+                    f"`headscale nodes delete --identifier {node.id}`"
+                ),
+            )
         log.info("plan.made", headscale=seen.version, nodes=len(seen.nodes), deletions=len(plan.nodes))
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise StoppedError("stopped on request before the work was done; nothing needs to be undone")
-
-
-def _warn_of_foreign_node(node: Node, *, user: User) -> None:
-    log.warning(
-        "node.foreign",
-        node_id=node.id,
-        hostname=node.hostname,
-        user=node.user.label if node.user else None,
-        tags=sorted(node.tags),
-        registered_by=str(node.registered_by),
-        advice=(
-            f"the node stays, because it does not belong to user {user.label} or was not registered with a pre-auth "
-            f"key. If it is a leftover of this workload, run `headscale nodes delete --identifier {node.id}`"
-        ),
-    )
