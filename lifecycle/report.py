@@ -16,9 +16,8 @@ from lifecycle.domain.changes import (
     WriteFreshKey,
     WriteKeyMetadata,
 )
-from lifecycle.domain.json_text import printable_json
 from lifecycle.domain.model import describe
-from lifecycle.domain.text import printable
+from lifecycle.domain.text import printable, printable_json
 from lifecycle.keyfile.reader import KeyFileReader
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"

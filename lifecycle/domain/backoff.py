@@ -33,28 +33,14 @@ def doubled(seconds: float, times: int, *, max_s: float) -> float:
 
 
 def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseException | None = None) -> float:
-    """Return the delay after consecutive failures. A Retry-After takes precedence, however long it is.
-
-    Args:
-        failures: consecutive failures, at least 1.
-        max_s: the longest exponential delay, in seconds.
-        jitter: 0 to 1.
-        error: the last failure.
-    """
+    """Return the delay after consecutive failures, at least 1. A Retry-After takes precedence, however long it is."""
     if isinstance(error, TransientError) and error.retry_after is not None:
         return lengthened(max(error.retry_after.total_seconds(), _FIRST_DELAY_S), jitter)
     return lengthened(doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s), jitter)
 
 
 def backoff_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
-    """Return the delay of an endless loop: the longer of the exponential delay and what the upstream requested.
-
-    Args:
-        failures: consecutive failures, at least 1.
-        max_s: the longest exponential delay, in seconds.
-        jitter: 0 to 1.
-        error: the last failure.
-    """
+    """Return the delay of an endless loop: the longer of the exponential delay and what the upstream requested."""
     own_s = retry_delay_s(failures, max_s=max_s, jitter=jitter)
     if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
         own_s = max(own_s, lengthened(_RATE_LIMIT_DELAY_S, jitter))

@@ -1,20 +1,4 @@
-"""Every error of this program.
-
-LifecycleError
-├── ConfigError           a setting is missing or invalid                       exit 2
-├── KeyFileError          the key or its metadata cannot be read or written     exit 1
-├── NotRegisteredError    this pod's node did not appear in time                exit 1
-├── UserError             our Headscale user cannot be determined               exit 1
-├── NameTakenError        another owner uses the name                           exit 1
-├── PruneLimitError       the plan contains more workloads than is allowed      exit 1
-├── StoppedError          the command was stopped before its work was done      exit 1
-└── ApiError              an upstream refused a request or did not respond      exit 1
-    ├── TransientError    can be retried: timeout, connection lost, 429, 5xx
-    ├── AuthError         credentials were refused, or a permission is missing
-    ├── NotFoundError     the upstream itself reports that the object does not exist
-    ├── ConflictError     another object is in the way, or the object was changed
-    └── ResponseError     a malformed or unexpected response
-"""
+"""Every error of this program, and its exit status."""
 
 from __future__ import annotations
 

@@ -59,7 +59,6 @@ class PreAuthKey:
     Attributes:
         id: decimal text.
         user: the owner of nodes that register with it; None for a key that only has tags.
-        used: a node has registered with it.
         key: the secret; None where Headscale masks it (lists from 0.28 on).
     """
 

@@ -17,7 +17,6 @@ ADDRESS_TYPES = frozenset({"A", "AAAA"})
 # The marks of all owners and versions of this program begin like this.
 _MARK_FAMILY = "tailscale-lifecycle/"
 
-
 _ID_SELECTOR = "id:"
 
 
@@ -30,7 +29,6 @@ def choose_user(users: Iterable[User], selector: str | None) -> User:
     """Choose the Headscale user that owns our keys and nodes.
 
     Args:
-        users: every user, in any order.
         selector: a name, an e-mail address or `id:N`; None = the only user. A name takes precedence over an address.
 
     Raises:
@@ -75,13 +73,7 @@ def _describe_user(user: User) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Criteria for owning a node: hostname, user, and tags if the node has no user.
-
-    Attributes:
-        hostname: the hostname that this pod registers with.
-        user: the Headscale user that owns our keys and nodes.
-        tags: the tags of our keys; can be empty.
-    """
+    """Criteria for owning a node: hostname, user, and the tags of our keys if the node has no user."""
 
     hostname: str
     user: User
@@ -113,7 +105,6 @@ class RecordIdentity:
     Attributes:
         name: the full name in lower case, without a trailing dot.
         mark: the comment of our records.
-        vpn_prefixes: the networks of VPN addresses.
     """
 
     name: str

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from typing import Any
+
+# JSON escapes only the control characters of ASCII. Terminals obey these too, and some readers end a line at them.
+_UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
+
 
 def printable(text: str) -> str:
     """Return the text on one line, with control characters and terminal escapes spelled out."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def printable_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON in which every control character is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -18,8 +18,6 @@ class PruneConfig:
     Attributes:
         name: the only workload to remove, whatever its state; None = every workload that has been gone for long.
         domain: is appended to a hostname without a dot.
-        mark: the comment of our records.
-        tags: tags of our pre-auth keys.
         after: a node counts as gone if it has been offline for longer than this.
         limit: the largest number of workloads that one run may remove.
     """
@@ -34,13 +32,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read from the upstreams.
-
-    Attributes:
-        user: the owner of our nodes.
-        nodes: every node of the tailnet.
-        records: the zone's records with our mark.
-    """
+    """What was read: the owner of our nodes, all nodes of the tailnet, and the zone's records with our mark."""
 
     user: User
     nodes: tuple[Node, ...]
@@ -51,11 +43,10 @@ class Observation:
 class PruneWorkload:
     """Remove what one workload left behind: its nodes, then its records.
 
+    The records are removed last, so that the next run finds a workload again whose removal was interrupted.
+
     Attributes:
-        name: the full name of its records.
-        records: all records of this name with our mark; at least one. They are removed last, so that the next run
-            finds a workload again whose removal was interrupted.
-        nodes: our nodes of this name.
+        name: the full name of its records, of which there is at least one.
     """
 
     name: str
@@ -68,34 +59,33 @@ class PruneWorkload:
 
         Headscale assigns a node's id again after its database was restored.
         """
-        return (
-            self.name == other.name
-            and set(self.records) == set(other.records)
-            and {(node.id, node.machine_key) for node in self.nodes}
-            == {(node.id, node.machine_key) for node in other.nodes}
-        )
+        return self._identity == other._identity
+
+    @property
+    def _identity(self) -> tuple[str, frozenset[Record], frozenset[tuple[str, str]]]:
+        machines = frozenset((node.id, node.machine_key) for node in self.nodes)
+        return self.name, frozenset(self.records), machines
 
 
 def plan_prune(seen: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
-    """Find the workloads to remove, in order of names.
-
-    Args:
-        seen: what was read, in any order.
-        config: the settings.
-        now: aware UTC, by Headscale's clock.
+    """Find the workloads to remove, in order of names; the time is by Headscale's clock.
 
     Raises:
         LifecycleError: the workload that was named has no record of ours.
     """
     if config.name is None:
         return _plan_gone(seen, config=config, now=now)
-    workload = _plan_named(seen, config.name, config=config)
-    if workload is None:
+    wanted = config.name.lower()
+    full_name = wanted if "." in wanted else f"{wanted}.{config.domain}"
+    records = dict(_by_name(seen.records)).get(full_name)
+    if records is None:
         raise LifecycleError(
             f'no record named {config.name} has the comment "{config.mark}". Check that DNS_OWNER is that of the '
             "workload. Nothing was removed"
         )
-    return [workload]
+    named = [node for node in seen.nodes if _has_name(node, full_name, config.domain)]
+    nodes = tuple(node for node in named if _owns(node, seen.user, config))
+    return [PruneWorkload(full_name, records, nodes, reason="it was named")]
 
 
 def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> None:
@@ -114,11 +104,6 @@ def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> N
     )
 
 
-def find_again(workload: PruneWorkload, planned: Iterable[PruneWorkload]) -> PruneWorkload | None:
-    """Return the workload as a later plan has it; None if the plan does not have it, or it changed."""
-    return next((later for later in planned if later.is_same(workload)), None)
-
-
 def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
     """Find the workloads whose node is gone or has been offline for long.
 
@@ -135,18 +120,6 @@ def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list
             reason = f"its node has been offline for more than {config.after}" if candidates else "its node is gone"
             found.append(PruneWorkload(name, records, nodes, reason))
     return found
-
-
-def _plan_named(seen: Observation, wanted: str, *, config: PruneConfig) -> PruneWorkload | None:
-    """Find one workload by its full name, or by its hostname without the domain; None if it has no record of ours."""
-    full_name = wanted.lower() if "." in wanted else f"{wanted.lower()}.{config.domain}"
-    records = dict(_by_name(seen.records)).get(full_name)
-    if records is None:
-        return None
-    nodes = tuple(
-        node for node in seen.nodes if _has_name(node, full_name, config.domain) and _owns(node, seen.user, config)
-    )
-    return PruneWorkload(full_name, records, nodes, reason="it was named")
 
 
 def _by_name(records: Iterable[Record]) -> list[tuple[str, tuple[Record, ...]]]:

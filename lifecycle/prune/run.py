@@ -14,7 +14,7 @@ from lifecycle.domain.errors import ConflictError, StoppedError
 from lifecycle.domain.model import Node, User
 from lifecycle.domain.ownership import NodeIdentity
 from lifecycle.prune.observe import observe, prune_config
-from lifecycle.prune.plan import Observation, PruneWorkload, check_limit, find_again, plan_prune
+from lifecycle.prune.plan import PruneWorkload, check_limit, plan_prune
 from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
@@ -62,13 +62,12 @@ class Prune:
             ConflictError: the workload that was named changed while it was removed.
             LifecycleError: an upstream could not be read, or a deletion could not be confirmed.
         """
-        seen = self._observe()
-        workloads = self._plan(seen)
+        user, workloads = self._plan()
         check_limit(workloads, config=self._config)
         names = [workload.name for workload in workloads]
         if self._config.name is not None:
             for workload in workloads:
-                self._remove(workload, seen.user)
+                self._remove(workload, user)
         elif workloads:
             log.info("prune.observing", workloads=names, wait_s=OBSERVATION_S)
             if self._stop.wait(OBSERVATION_S):
@@ -82,24 +81,19 @@ class Prune:
 
         The plan is made again for each workload, because removing another one can have taken minutes of retries.
         """
-        seen = self._observe()
-        confirmed = find_again(workload, self._plan(seen))
+        user, planned = self._plan()
+        confirmed = next((later for later in planned if later.is_same(workload)), None)
         if confirmed is None:
             log.info("workload.skipped", workload=workload.name, reason="it has changed since it was planned")
             return False
         try:
-            self._remove(confirmed, seen.user)
+            self._remove(confirmed, user)
         except ConflictError as error:
             log.warning("workload.skipped", workload=workload.name, reason=str(error))
             return False
         return True
 
     def _remove(self, workload: PruneWorkload, user: User) -> None:
-        self._delete_nodes(workload, user)
-        records = [DeleteRecord(record, workload.reason) for record in workload.records]
-        apply.change_records(records, self._writers.cloudflare)
-
-    def _delete_nodes(self, workload: PruneWorkload, user: User) -> None:
         for node in workload.nodes:
             identity = NodeIdentity(node.hostname, user, self._config.tags)
 
@@ -107,12 +101,13 @@ class Prune:
                 # A node that is online again stays, unless its workload was named.
                 return identity.owns_node(now) and (self._config.name is not None or not now.online)
 
-            apply.delete_nodes(
-                [DeleteNode(node, workload.reason)], self._writers.headscale, is_still_ours=is_still_ours
-            )
+            change = DeleteNode(node, workload.reason)
+            apply.delete_nodes([change], self._writers.headscale, is_still_ours=is_still_ours)
+        records = [DeleteRecord(record, workload.reason) for record in workload.records]
+        apply.change_records(records, self._writers.cloudflare)
 
-    def _observe(self) -> Observation:
-        return observe(self._settings, headscale=self._writers.headscale, cloudflare=self._writers.cloudflare)
-
-    def _plan(self, seen: Observation) -> list[PruneWorkload]:
-        return plan_prune(seen, config=self._config, now=self._writers.headscale.server_time(self._now()))
+    def _plan(self) -> tuple[User, list[PruneWorkload]]:
+        """Read both upstreams; return the owner of our nodes, and the workloads to remove."""
+        headscale = self._writers.headscale
+        seen = observe(self._settings, headscale=headscale, cloudflare=self._writers.cloudflare)
+        return seen.user, plan_prune(seen, config=self._config, now=headscale.server_time(self._now()))

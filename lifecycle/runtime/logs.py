@@ -12,8 +12,7 @@ from typing import Any
 import structlog
 
 from lifecycle.domain.events import Event
-from lifecycle.domain.json_text import printable_json
-from lifecycle.domain.text import printable
+from lifecycle.domain.text import printable, printable_json
 from lifecycle.runtime.output import LineOutput, standard_stream
 
 # Text that is readable without quotes.
