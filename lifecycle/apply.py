@@ -44,9 +44,9 @@ def delete_nodes(
 ) -> None:
     """Delete the nodes in order; the first failure ends it.
 
+    Each node is read again before it is deleted, and its deletion is confirmed.
+
     Args:
-        changes: the nodes as they were when the deletion was planned.
-        headscale: each node is read again before it is deleted, and its deletion is confirmed.
         is_still_ours: called with the node as it is now; the node is deleted only if it returns true.
 
     Raises:
@@ -135,13 +135,7 @@ def check_key_file(key_file: KeyFileWriter) -> None:
 def write_fresh_key(
     change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: datetime
 ) -> PreAuthKey:
-    """Create a pre-auth key and replace the one in the key file with it.
-
-    Args:
-        change: the key to create.
-        headscale: the server that creates it.
-        key_file: keeps the old key until the new one is complete.
-        now: aware UTC.
+    """Create a pre-auth key and replace the one in the key file with it; the time is by our clock.
 
     Raises:
         ApiError: no usable key was created.

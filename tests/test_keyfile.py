@@ -27,8 +27,7 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.mounts import is_mount_point
-from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.keyfile.writer import KeyFileWriter, is_mount_point
 from lifecycle.runtime.background import in_background
 from tests.builders import NOW
 

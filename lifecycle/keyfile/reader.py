@@ -24,12 +24,7 @@ _ID = re.compile(r"[1-9][0-9]{0,19}")
 
 @dataclass(frozen=True, slots=True)
 class KeyFileReader:
-    """The key file, and `<path>.id` beside it.
-
-    Attributes:
-        path: the key file; its folder has to exist.
-        mode: permission bits of the key file.
-    """
+    """The key file with its permission bits, and `<path>.id` beside it."""
 
     path: Path
     mode: int = 0o640
@@ -45,10 +40,7 @@ class KeyFileReader:
         return self.path.with_name(self.path.name + ".restart")
 
     def read_metadata(self) -> KeyMetadata | None:
-        """Read the key metadata.
-
-        Returns:
-            None if there is none: no volume is mounted, or `cleanup` has not run.
+        """Read the key metadata; None if there is none: no volume is mounted, or `cleanup` has not run.
 
         Raises:
             KeyFileError: the file is malformed, or cannot be read.

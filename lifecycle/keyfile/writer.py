@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,10 +16,11 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.mounts import is_mount_point
 from lifecycle.keyfile.reader import KeyFileReader, digest_of
 
-METADATA_MODE = 0o644
+_METADATA_MODE = 0o644
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -43,7 +45,7 @@ class KeyFileWriter(KeyFileReader):
                 mount point or no regular file.
         """
         folder = self.path.parent
-        try:
+        with _explained(self.path):
             if not folder.is_dir():
                 raise KeyFileError(
                     f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist. Mount the volume that is shared with "
@@ -55,8 +57,6 @@ class KeyFileWriter(KeyFileReader):
                 # It has a name of its own, so that the key stays as it is.
                 temporary.replace(temporary.with_suffix(".check"))
                 temporary.with_suffix(".check").unlink()
-        except OSError as error:
-            raise _write_failed(self.path, error) from error
 
     def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
         """Replace the metadata, then the key, each atomically. The key is written exactly as given.
@@ -66,10 +66,7 @@ class KeyFileWriter(KeyFileReader):
         """
         content = key.get_secret_value().encode()
         self.write_metadata(replace(metadata, key_sha256=digest_of(content)))
-        try:
-            _replace(self.path, content, self.mode)
-        except OSError as error:
-            raise _write_failed(self.path, error) from error
+        _replace(self.path, content, self.mode)
 
     def write_metadata(self, metadata: KeyMetadata) -> None:
         """Replace the metadata atomically; the key stays as it is.
@@ -78,34 +75,22 @@ class KeyFileWriter(KeyFileReader):
             KeyFileError: it was not replaced.
         """
         text = json.dumps(asdict(metadata), default=datetime.isoformat)
-        try:
-            _replace(self.metadata_path, text.encode() + b"\n", METADATA_MODE)
-        except OSError as error:
-            raise _write_failed(self.metadata_path, error) from error
+        _replace(self.metadata_path, text.encode() + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, content: str | None) -> bool:
-        """Create the restart marker again, or remove it.
-
-        Args:
-            content: of the new marker; None = remove it.
-
-        Returns:
-            True if anything was changed.
+        """Create the restart marker again, or remove it if there is no content; return True if anything changed.
 
         Raises:
             KeyFileError: it was neither written nor removed.
         """
         path = self.restart_marker_path
-        try:
-            if content is not None:
-                _replace(path, content.encode() + b"\n", METADATA_MODE)
-                return True
+        if content is not None:
+            _replace(path, content.encode() + b"\n", _METADATA_MODE)
+            return True
+        with _explained(path), suppress(FileNotFoundError):
             path.unlink()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _write_failed(path, error) from error
-        return True
+            return True
+        return False
 
 
 def _check_replaceable(path: Path) -> None:
@@ -133,8 +118,24 @@ def _check_replaceable(path: Path) -> None:
         )
 
 
+def is_mount_point(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Return True if something is mounted at the path; False if the mounts cannot be read."""
+    # Path.is_mount() does not detect a file that is mounted from the same file system.
+    target = os.fsencode(path.parent.resolve() / path.name)
+    try:
+        lines = mounts.read_bytes().splitlines()
+    except OSError:
+        return False
+    # Source: proc_pid_mountinfo(5). The fifth field is the mount point, with some characters as octal escapes.
+    return any(_ESCAPE.sub(_unescape, line.split(b" ")[4]) == target for line in lines)
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    return bytes([int(match[1], 8)])
+
+
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    with _temporary(path, content, mode) as temporary:
+    with _explained(path), _temporary(path, content, mode) as temporary:
         _check_replaceable(path)
         temporary.replace(path)
     # The file is complete and in place. It stays so if the folder cannot be opened or synced.
@@ -170,8 +171,12 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
         os.fsync(descriptor)
 
 
-def _write_failed(path: Path, error: OSError) -> KeyFileError:
-    return KeyFileError(
-        f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}). The folder must be writable "
-        f"for uid {os.getuid()}; an emptyDir with the pod's fsGroup is"
-    )
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KeyFileError(
+            f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}). The folder must be writable "
+            f"for uid {os.getuid()}; an emptyDir with the pod's fsGroup is"
+        ) from error

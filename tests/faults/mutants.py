@@ -178,8 +178,8 @@ SCHEDULES: Final = (
         guarantee="Never 4",
         name="writes the key file in place",
         file="keyfile/writer.py",
-        old="    with _temporary(path, content, mode) as temporary:\n        _check_replaceable(path)\n"
-        "        temporary.replace(path)\n",
+        old="    with _explained(path), _temporary(path, content, mode) as temporary:\n"
+        "        _check_replaceable(path)\n        temporary.replace(path)\n",
         new="    _write_new(path, content, mode)\n",
         seed=107,
     ),
