@@ -17,12 +17,7 @@ _MAX_VERSION_LENGTH = 64
 
 
 def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
-    """Return the metrics in the format that the scraper requests, as content type and body.
-
-    Args:
-        status: what to report.
-        accept: the request's Accept header; "" = the plain text format.
-    """
+    """Return the metrics in the format that the Accept header requests, as content type and body."""
     # Imported by the first scrape: many pods are never scraped.
     from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
@@ -65,36 +60,35 @@ def _metrics(status: Status) -> Iterator[Metric]:
         count_value=sum(status.passes.values()),
         sum_value=status.passes_s,
     )
-    passes = CounterMetricFamily(prefix + "passes", "Passes by outcome.", labels=["outcome"])
-    for outcome, number in sorted(status.passes.items()):
-        passes.add_metric([outcome], number)
-    yield passes
-    requests = CounterMetricFamily(
-        prefix + "requests", "Completed requests by upstream and outcome.", labels=["upstream", "outcome"]
-    )
-    for (upstream, outcome), number in sorted(status.requests.items()):
-        requests.add_metric([upstream, outcome], number)
-    yield requests
-    retries = CounterMetricFamily(prefix + "retries", "Retries after a failure, by upstream.", labels=["upstream"])
-    for upstream, number in sorted(status.retries.items()):
-        retries.add_metric([upstream], number)
-    yield retries
-    throttled = CounterMetricFamily(
-        prefix + "rate_limit_wait_seconds",
-        "Seconds of backoff after rate limiting (429), by upstream.",
-        labels=["upstream"],
-    )
-    for upstream, seconds in sorted(status.throttled_s.items()):
-        throttled.add_metric([upstream], seconds)
-    yield throttled
-    succeeded = GaugeMetricFamily(
-        prefix + "last_success_timestamp_seconds",
-        "When an upstream last returned what was requested, in seconds since 1970; 0 = not since the start.",
-        labels=["upstream"],
-    )
-    for upstream, at in sorted(status.succeeded_at.items()):
-        succeeded.add_metric([upstream], at)
-    yield succeeded
+    for family, name, meaning, labels, values in (
+        (CounterMetricFamily, "passes", "Passes by outcome.", ["outcome"], status.passes),
+        (
+            CounterMetricFamily,
+            "requests",
+            "Completed requests by upstream and outcome.",
+            ["upstream", "outcome"],
+            status.requests,
+        ),
+        (CounterMetricFamily, "retries", "Retries after a failure, by upstream.", ["upstream"], status.retries),
+        (
+            CounterMetricFamily,
+            "rate_limit_wait_seconds",
+            "Seconds of backoff after rate limiting (429), by upstream.",
+            ["upstream"],
+            status.throttled_s,
+        ),
+        (
+            GaugeMetricFamily,
+            "last_success_timestamp_seconds",
+            "When an upstream last returned what was requested, in seconds since 1970; 0 = not since the start.",
+            ["upstream"],
+            status.succeeded_at,
+        ),
+    ):
+        labelled = family(prefix + name, meaning, labels=labels)
+        for key, number in sorted(values.items()):
+            labelled.add_metric([key] if isinstance(key, str) else key, number)
+        yield labelled
     for name, meaning, expires_at in (
         ("node", "When the pod's node has to log in again, in seconds since 1970.", view.node_expires_at),
         ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", view.api_key_expires_at),

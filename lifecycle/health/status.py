@@ -27,21 +27,16 @@ _TOLERATED_INTERVALS = 3
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the last pass found.
+    """What the last pass found; None = not known, not yet, or never.
 
     Attributes:
-        node_id: this pod's node, where it was last seen; None until then.
-        is_registered: the last conclusive lookup found it.
-        lost: the confirmed loss: gone, expired or stranded; None if there is none.
+        lost: the confirmed loss: gone, expired or stranded.
         restart_helps: a restart of the tailscale container brings the node back.
         superseded_by: the id of the later pod's node for which this pod stands down.
         in_sync: the record was right when it was last read.
         reason: why it is not; "" if it is.
         addresses: what was published last.
-        verified_at_s: monotonic time when the record was last right; None = never.
-        node_expires_at: when the node has to log in again; None = never, or there is no node.
-        api_key_expires_at: when Headscale will refuse the API key; None = never, or it is not known.
-        headscale_version: "" until it was read.
+        verified_at_s: monotonic time when the record was last right.
     """
 
     node_id: str | None = None
@@ -71,17 +66,13 @@ class Status:
 
     Attributes:
         longest_interval: the longest wait between two passes.
-        verify_interval: the interval between reads of the record if nothing changed.
         monotonic: returns seconds that never go back.
         clock: returns seconds since 1970.
-        view: what the last pass found.
         silent_since_s: monotonic time of the last progress, or the end of the wait after it.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
-        retries: retries after a failure, by upstream.
-        passes: finished and failed passes.
-        passes_s: their total duration in seconds.
+        passes_s: the total duration of all passes in seconds.
     """
 
     longest_interval: timedelta
@@ -116,11 +107,7 @@ class Status:
         self.succeeded_at[upstream] = self.clock()
 
     def failed(self, upstream: str, *, throttled_s: float) -> None:
-        """Count a retry after a failure.
-
-        Args:
-            throttled_s: seconds of backoff after rate limiting; 0 for any other failure.
-        """
+        """Count a retry after a failure, and the seconds of backoff if it was rate limiting."""
         self.retries[upstream] += 1
         self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s
 
