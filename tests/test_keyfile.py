@@ -531,7 +531,7 @@ class TestReadMetadata:
         [
             pytest.param(b"", id="empty"),
             pytest.param(b'{"pre_auth_key_id": "7"', id="incomplete"),
-            pytest.param(b'{"pre_auth_key_id": "7"}', id="missing-field"),
+            pytest.param(b'{"kept_node_id": "4"}', id="missing-field"),
             pytest.param(b'{"pre_auth_key_id": 7, "kept_node_id": null}', id="number"),
             pytest.param(b'{"pre_auth_key_id": "", "kept_node_id": null}', id="empty-id"),
             pytest.param(b'{"pre_auth_key_id": "x7", "kept_node_id": null}', id="not-decimal"),

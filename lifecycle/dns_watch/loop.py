@@ -32,7 +32,7 @@ class DnsWatch:
     Its only memory is `state`. Logs, metrics and health are derived from decisions, and no decision reads them.
 
     Args:
-        interface: returns the addresses of this pod's VPN interface; None if there is no such interface.
+        interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
         now: returns aware UTC.
         monotonic: returns seconds that never go back.
         status: receives what the health port reports; a new one if omitted.
@@ -136,7 +136,7 @@ class DnsWatch:
         try:
             write_restart_marker(conclusion.marker, self._writers.key_file)
         except KeyFileError as error:
-            # The volume may be read-only here; then there is no fresh key either.
+            # The volume may be read-only here. Then no fresh key is written either.
             log.debug("restart.marker_failed", error=str(error))
             return replace(conclusion.state, restart_marker="")
         return conclusion.state

@@ -44,7 +44,7 @@ class Hints:
 
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
-    """Determine this pod's node, among all nodes of the tailnet, by what only this pod can have, never by age."""
+    """Determine this pod's node among all nodes of the tailnet: by what only this pod can have, and not by age."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
     if hints.interface is not None:
@@ -69,7 +69,7 @@ def why_missing(
 
     Args:
         own: this pod's node when it was last known; None = never.
-        not_found: Headscale itself reports that there is no such node, or another machine has its id.
+        not_found: Headscale itself reports that the node does not exist, or another machine has its id.
     """
     # Headscale may just have started: an empty list proves nothing.
     if not nodes:

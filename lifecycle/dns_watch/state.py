@@ -15,7 +15,7 @@ from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAut
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
 
 Interface: TypeAlias = tuple[IpAddress, ...] | None
-"""The VPN addresses of this pod's interface, sorted; None if there is no such interface."""
+"""The VPN addresses of this pod's interface, sorted; None if the interface does not exist."""
 
 
 @dataclass(frozen=True, slots=True)

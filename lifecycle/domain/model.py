@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from pydantic import SecretStr
+from pydantic import AwareDatetime, Field, SecretStr
 
 IpAddress: TypeAlias = IPv4Address | IPv6Address
+
+DecimalId: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,19}$")]
 
 _TIME_TOLERANCE = timedelta(seconds=1)
 
@@ -107,19 +109,18 @@ class KeyMetadata:
     An id alone identifies neither a key nor a node: Headscale assigns it again after its database was restored.
 
     Attributes:
-        pre_auth_key_id: the key that was written; decimal text.
+        pre_auth_key_id: the key that was written.
         key_created_at: when Headscale created it; None if it is unknown.
-        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will come back as;
-            decimal text.
+        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will come back as.
         kept_machine_key: the machine key of that node.
         key_sha256: digest of the key that was written after the metadata; None if it is unknown.
     """
 
-    pre_auth_key_id: str | None
-    kept_node_id: str | None = None
+    pre_auth_key_id: DecimalId | None
+    kept_node_id: DecimalId | None = None
     kept_machine_key: str | None = None
     key_sha256: str | None = None
-    key_created_at: datetime | None = None
+    key_created_at: AwareDatetime | None = None
 
     def names_key(self, key: PreAuthKey | KeyOrigin) -> bool:
         """Return True if the key is the one that was written."""

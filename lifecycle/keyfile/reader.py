@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
-import re
 import stat
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
@@ -19,7 +17,7 @@ from lifecycle.domain.model import KeyMetadata
 _MAX_BYTES = 64 * 1024
 """Far more than a key or its metadata has."""
 
-_ID = re.compile(r"[1-9][0-9]{0,19}")
+METADATA = TypeAdapter(KeyMetadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +44,13 @@ class KeyFileReader:
             KeyFileError: the file is malformed, or cannot be read.
         """
         try:
-            return _parse(json.loads(_read(self.metadata_path)))
+            return METADATA.validate_json(_read(self.metadata_path), strict=True)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise KeyFileError(f"{self.metadata_path} cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise KeyFileError(
-                f"{self.metadata_path} is malformed ({type(error).__name__}). Run cleanup again to replace it"
-            ) from error
+        except ValueError as error:
+            raise KeyFileError(f"{self.metadata_path} is malformed. Run cleanup again to replace it") from error
 
     def holds(self, metadata: KeyMetadata) -> bool:
         """Return True if the key in the file is the one that the metadata describes.
@@ -84,32 +80,3 @@ def _read(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         return file.read(_MAX_BYTES)
-
-
-def _parse(values: Any) -> KeyMetadata:
-    return KeyMetadata(
-        pre_auth_key_id=_optional_id(values["pre_auth_key_id"]),
-        kept_node_id=_optional_id(values["kept_node_id"]),
-        kept_machine_key=_optional_text(values.get("kept_machine_key")),
-        key_sha256=_optional_text(values.get("key_sha256")),
-        key_created_at=_optional_time(values.get("key_created_at")),
-    )
-
-
-def _optional_id(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and _ID.fullmatch(value)):
-        return value
-    raise ValueError("an id is decimal text")
-
-
-def _optional_time(value: object) -> datetime | None:
-    at = None if value is None else datetime.fromisoformat(str(value))
-    if at is not None and at.tzinfo is None:
-        raise ValueError("an instant has a zone")
-    return at
-
-
-def _optional_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    raise TypeError("not a string")

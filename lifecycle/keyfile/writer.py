@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.reader import KeyFileReader, digest_of
+from lifecycle.keyfile.reader import METADATA, KeyFileReader, digest_of
 
 _METADATA_MODE = 0o644
 
@@ -74,8 +72,7 @@ class KeyFileWriter(KeyFileReader):
         Raises:
             KeyFileError: it was not replaced.
         """
-        text = json.dumps(asdict(metadata), default=datetime.isoformat)
-        _replace(self.metadata_path, text.encode() + b"\n", _METADATA_MODE)
+        _replace(self.metadata_path, METADATA.dump_json(metadata) + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, content: str | None) -> bool:
         """Create the restart marker again, or remove it if there is no content; return True if anything changed.

@@ -122,7 +122,7 @@ def test_key_and_metadata_are_written(world: World) -> None:
         "kept_node_id": None,
         "kept_machine_key": None,
         "key_sha256": hashlib.sha256(key.key.encode()).hexdigest(),
-        "key_created_at": key.created_at.isoformat(),
+        "key_created_at": key.created_at.isoformat().replace("+00:00", "Z"),
     }
     assert sorted(path.name for path in world.key_file.parent.iterdir()) == ["authkey", "authkey.id"]
 
