@@ -13,7 +13,7 @@ from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.state import Failed, Interface, Moment, RecordState, Registered, State
+from lifecycle.dns_watch.state import Failed, Interface, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe
@@ -119,10 +119,10 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
     decision = decide(state, seen, config=config, now=clock())
     section.add(decision.changes, key_path=settings.authkey_output_path)
     reason = decision.state.records.reason
-    if not isinstance(seen.node, Registered):
+    if not isinstance(seen.node, Node):
         section.notes.append(f"it would wait: {reason}")
         return section
-    node = seen.node.node
+    node = seen.node
     section.notes.append(f"this pod's node is {node.id} ({describe(node)})")
     foreign = [event.fields for event in decision.events if event.name == "record.foreign"]
     section.notes += [

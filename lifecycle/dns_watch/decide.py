@@ -37,7 +37,6 @@ from lifecycle.dns_watch.state import (
     KnownNode,
     Moment,
     Observation,
-    Registered,
     State,
     Unregistered,
     WatchConfig,
@@ -60,7 +59,7 @@ def decide(state: State, seen: Observation, *, config: WatchConfig, now: Moment)
         return _headscale_failed(state, seen.node.error, config, now)
     state, events = _with_identity(state, seen, config)
     state, expiring = _with_api_key_expiry(state, seen, now)
-    if isinstance(seen.node, Registered):
+    if isinstance(seen.node, Node):
         decision = _registered(state, seen.node, seen, config, now)
     else:
         decision = _unregistered(state, seen.node, seen, config, now)
@@ -225,8 +224,7 @@ def _why_give_up(state: State, reason: str, config: WatchConfig) -> str | None:
     )
 
 
-def _registered(state: State, found: Registered, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
-    node = found.node
+def _registered(state: State, node: Node, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
     addresses = [str(address) for address in node.addresses]
     events: list[Event] = []
     if state.node is None or not state.node.is_same(node):
@@ -250,7 +248,7 @@ def _registered(state: State, found: Registered, seen: Observation, config: Watc
         records=records_for(state, node),
         expiry=expiry,
     )
-    changes = _metadata_change(node, seen.metadata) if found.from_list else ()
+    changes = _metadata_change(node, seen.metadata)
     specs = desired_records(node, seen.interface, config)
     if not specs:
         reason = why_unpublishable(node, config)

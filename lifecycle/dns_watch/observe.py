@@ -24,7 +24,6 @@ from lifecycle.dns_watch.state import (
     Moment,
     Observation,
     RecordsRead,
-    Registered,
     State,
     Unregistered,
     WatchConfig,
@@ -96,8 +95,8 @@ def observe(
     identity, node = seen.identity or state.identity, seen.node
     if identity is None:
         return seen
-    if isinstance(node, Registered):
-        records = _read_records(state, node.node, sources, identity=identity, config=config, now=now)
+    if isinstance(node, Node):
+        records = _read_records(state, node, sources, identity=identity, config=config, now=now)
         return replace(seen, records=records)
     if isinstance(node, Unregistered) and node.loss is not None:
         heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
@@ -116,7 +115,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     headscale, interface = sources.headscale, state.interface
     node, is_gone = _read_known(headscale, state.node) if state.node and state.identity else (None, False)
     if node is not None and _is_still_ours(node, state, clock()):
-        return Observation(interface, Registered(node, from_list=False))
+        return Observation(interface, node)
     try:
         identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
         metadata = _read_metadata(sources.key_file, is_needed=interface is None)
@@ -127,7 +126,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     hints = Hints(interface, metadata, waited=interface_wait_is_over(state, config, now), known=state.node)
     found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
     if isinstance(found, Node):
-        return Observation(interface, Registered(found, from_list=True), identity, metadata)
+        return Observation(interface, found, identity, metadata)
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # Only an answer about this one node proves that it is gone.

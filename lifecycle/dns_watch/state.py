@@ -98,14 +98,6 @@ class Unidentified:
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
-    """This pod's node was found: in the list of all nodes, or by its id."""
-
-    node: Node
-    from_list: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Unregistered:
     """This pod's node was not found.
 
@@ -169,13 +161,14 @@ class Observation:
     """Everything that one pass read; None = it was not due, or not needed.
 
     Attributes:
+        node: this pod's node.
         identity: criteria for owning a node; also None if no user is ours.
         metadata: the key metadata; also None if there is none.
         version: Headscale's version; "" if it could not be read.
     """
 
     interface: Interface
-    node: Registered | Unregistered | Failed
+    node: Node | Unregistered | Failed
     identity: NodeIdentity | None = None
     metadata: KeyMetadata | None = None
     key: KeyCheck | Failed | None = None

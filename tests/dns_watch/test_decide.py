@@ -26,7 +26,6 @@ from lifecycle.dns_watch.state import (
     Observation,
     RecordsRead,
     RecordState,
-    Registered,
     State,
     Unregistered,
     WatchConfig,
@@ -104,10 +103,10 @@ def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) 
     return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
 
 
-def found(node: Node = NODE, *, records: Iterable[Record] | Failed | None = (), from_list: bool = False) -> Observation:
+def found(node: Node = NODE, *, records: Iterable[Record] | Failed | None = ()) -> Observation:
     """The node was found; everything at our name was read, or not, or could not be."""
     read = records if records is None or isinstance(records, Failed) else RecordsRead(tuple(records))
-    return Observation(INTERFACE, Registered(node, from_list), NODE_IDENTITY, METADATA, records=read)
+    return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
 
 
 def missing(kind: Missing | None = Missing.GONE, *, successor: Node | None = None, **fields: object) -> Observation:
@@ -371,20 +370,17 @@ def test_an_assumed_user_is_reported_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metadata", "from_list", "changes"),
+    ("metadata", "changes"),
     [
-        pytest.param(KeyMetadata("7"), True, 1, id="no node noted"),
-        pytest.param(METADATA, True, 0, id="this node noted"),
-        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), True, 1, id="another machine with its id noted"),
-        pytest.param(KeyMetadata("7"), False, 0, id="read by id"),
-        pytest.param(KeyMetadata(None), True, 0, id="no key"),
-        pytest.param(None, True, 0, id="no metadata"),
+        pytest.param(KeyMetadata("7"), 1, id="no node noted"),
+        pytest.param(METADATA, 0, id="this node noted"),
+        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="another machine with its id noted"),
+        pytest.param(KeyMetadata(None), 0, id="no key"),
+        pytest.param(None, 0, id="no metadata"),
     ],
 )
-def test_a_node_that_registers_is_stored_in_the_metadata(
-    metadata: KeyMetadata | None, from_list: bool, changes: int
-) -> None:
-    seen = replace(found(records=None, from_list=from_list), metadata=metadata)
+def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, changes: int) -> None:
+    seen = replace(found(records=None), metadata=metadata)
     written = decide(KNOWN, seen, config=CONFIG, now=at(0)).changes
     assert len(written) == changes
     for change in written:
