@@ -21,7 +21,6 @@ from lifecycle.domain.changes import (
     UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
-    WriteRestartMarker,
 )
 from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey, User
@@ -174,16 +173,16 @@ def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
     log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
 
 
-def write_restart_marker(change: WriteRestartMarker, key_file: KeyFileWriter) -> None:
-    """Make the probe of the tailscale container fail, or pass again.
+def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
+    """Make the probe of the tailscale container fail, or pass again if no key makes a restart help.
 
     Raises:
         KeyFileError: the marker was neither written nor removed.
     """
-    if not key_file.write_restart_marker(change.key_id):
+    if not key_file.write_restart_marker(key_id):
         return
-    event = "restart.requested" if change.key_id is not None else "restart.withdrawn"
-    log.info(event, path=str(key_file.restart_marker_path), key_id=change.key_id)
+    event = "restart.requested" if key_id is not None else "restart.withdrawn"
+    log.info(event, path=str(key_file.restart_marker_path), key_id=key_id)
 
 
 def _expire_key(key: PreAuthKey, user: User, headscale: HeadscaleWriter, *, reason: str) -> None:

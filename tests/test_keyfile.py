@@ -478,6 +478,30 @@ class TestMounts:
         assert not is_mount_point(tmp_path / "authkey", tmp_path / "missing")
 
 
+class TestRestartMarker:
+    """The file with which dns-watch makes the probe of the tailscale container fail."""
+
+    def test_marker_is_written_and_removed(self, key_file: KeyFileWriter) -> None:
+        assert not key_file.write_restart_marker(None)
+        assert key_file.write_restart_marker("8")
+        assert key_file.restart_marker_path.read_text() == "8"
+        assert key_file.write_restart_marker(None)
+        assert not key_file.restart_marker_path.exists()
+
+    def test_marker_is_replaced_only_for_another_key(self, key_file: KeyFileWriter) -> None:
+        """The probe compares its time with that of the client's last start."""
+        key_file.write_restart_marker("8")
+        first = key_file.restart_marker_path.stat().st_ino
+        assert not key_file.write_restart_marker("8")
+        assert key_file.restart_marker_path.stat().st_ino == first
+        assert key_file.write_restart_marker("9")
+        assert key_file.restart_marker_path.read_text() == "9"
+
+    def test_marker_that_cannot_be_written_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyFileError, match=r"authkey\.restart"):
+            KeyFileWriter(tmp_path / "volume" / "authkey").write_restart_marker("8")
+
+
 class TestReadMetadata:
     """What dns-watch reads beside the key."""
 

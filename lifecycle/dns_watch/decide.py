@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key_written, restart_helps
+from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key_written
 from lifecycle.dns_watch.records import (
     cloudflare_failed,
     desired_records,
@@ -42,7 +42,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import backoff_s, lengthened
-from lifecycle.domain.changes import Change, CreateRecord, WriteKeyMetadata, WriteRestartMarker
+from lifecycle.domain.changes import Change, CreateRecord, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, is_near, node_warning
@@ -68,16 +68,6 @@ def decide(state: State, seen: Observation, *, config: WatchConfig, now: Moment)
 
 def conclude(decision: Decision, applied: Applied, *, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to remember, and when to poll again, after a decision's changes were applied."""
-    concluded = _concluded(decision, applied, seen, config, now)
-    state = concluded.state
-    key = state.heal.key if restart_helps(state.heal, state, now) else None
-    marker = key.id if key is not None else None
-    if marker == state.restart_marker:
-        return concluded
-    return replace(concluded, state=replace(state, restart_marker=marker), marker=WriteRestartMarker(marker))
-
-
-def _concluded(decision: Decision, applied: Applied, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
     state = decision.state
     if isinstance(applied.key_error, ApiError):
         return _headscale_failed(state, applied.key_error, config, now)

@@ -72,6 +72,12 @@ def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
     )
 
 
+def fresh_key_id(state: State, now: Moment) -> str | None:
+    """Return the fresh key with which a restart helps; None if a restart does not help."""
+    key = state.heal.key
+    return key.id if key is not None and restart_helps(state.heal, state, now) else None
+
+
 def heal_loss(
     heal: HealState,
     loss: Loss,

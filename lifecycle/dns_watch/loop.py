@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from time import monotonic as system_monotonic
 
@@ -13,7 +12,7 @@ import structlog
 
 from lifecycle.apply import Writers, change_records, write_fresh_key, write_metadata, write_restart_marker
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
-from lifecycle.dns_watch.healing import restart_helps
+from lifecycle.dns_watch.healing import fresh_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.state import Applied, Decision, Failed, Interface, Moment, Observation, RecordsRead, State
 from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
@@ -86,8 +85,14 @@ class DnsWatch:
         applied = self._apply(decision.changes)
         conclusion = conclude(decision, applied, seen=seen, config=config, now=self._moment())
         self._report(conclusion)
-        self.state = self._with_restart_marker(conclusion)
-        self.status.view = _view(self.state, self._moment())
+        self.state = conclusion.state
+        key_id = fresh_key_id(self.state, self._moment())
+        try:
+            write_restart_marker(key_id, self._writers.key_file)
+        except KeyFileError as error:
+            # The volume may be read-only here. Then no fresh key is written either.
+            log.debug("restart.marker_failed", error=str(error))
+        self.status.view = _view(self.state, restart_helps=key_id is not None)
         failed = bool(decision.failures or conclusion.failures)
         duration_s = self._monotonic() - started_s
         self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
@@ -129,18 +134,6 @@ class DnsWatch:
             return Applied(key, key_error, records_error=error)
         return Applied(key, key_error)
 
-    def _with_restart_marker(self, conclusion: Decision) -> State:
-        """Write the restart marker if it has changed, and return what to remember."""
-        if conclusion.marker is None:
-            return conclusion.state
-        try:
-            write_restart_marker(conclusion.marker, self._writers.key_file)
-        except KeyFileError as error:
-            # The volume may be read-only here. Then no fresh key is written either.
-            log.debug("restart.marker_failed", error=str(error))
-            return replace(conclusion.state, restart_marker="")
-        return conclusion.state
-
     def _count_successes(self, seen: Observation) -> None:
         if not isinstance(seen.node, Failed):
             self.status.succeeded("Headscale")
@@ -173,13 +166,13 @@ def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = s
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)
 
 
-def _view(state: State, now: Moment) -> View:
+def _view(state: State, *, restart_helps: bool) -> View:
     records = state.records
     return View(
         node_id=state.node.id if state.node else None,
         is_registered=state.is_registered,
         lost=str(state.heal.lost) if state.heal.lost else None,
-        restart_helps=restart_helps(state.heal, state, now),
+        restart_helps=restart_helps,
         superseded_by=state.superseded_by,
         in_sync=records.in_sync,
         reason=records.reason,

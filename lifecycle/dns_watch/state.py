@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias
 
-from lifecycle.domain.changes import Change, WriteRestartMarker
+from lifecycle.domain.changes import Change
 from lifecycle.domain.errors import ApiError, LifecycleError
 from lifecycle.domain.events import Event
 from lifecycle.domain.model import IpAddress, KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
@@ -279,7 +279,6 @@ class State:
         failures: consecutive failures of Headscale.
         assumed_user: the name of the user that was assumed and reported.
         reported_problem: the identification problem that was reported.
-        restart_marker: the content of the restart marker; None = there is none, "" = it is not known.
     """
 
     node: KnownNode | None = None
@@ -299,7 +298,6 @@ class State:
     expiry: ExpiryState = field(default_factory=ExpiryState)
     assumed_user: str = ""
     reported_problem: str = ""
-    restart_marker: str | None = ""
 
 
 # --- What is decided --------------------------------------------------------------------------------
@@ -325,7 +323,6 @@ class Decision:
         events: what to log, in this order.
         failures: the upstreams that did not return what was requested.
         give_up: why the command ends; None = it does not.
-        marker: the change of the restart marker, after all other changes; None = it stays as it is.
     """
 
     state: State
@@ -335,7 +332,6 @@ class Decision:
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     give_up: str | None = None
-    marker: WriteRestartMarker | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,17 +65,6 @@ class WriteKeyMetadata:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class WriteRestartMarker:
-    """Create or remove the file beside the key that makes the tailscale container's probe fail.
-
-    Attributes:
-        key_id: the fresh key with which a restart helps; None = a restart does not help, so remove the file.
-    """
-
-    key_id: str | None
-
-
 RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
 Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange
 

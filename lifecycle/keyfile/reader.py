@@ -44,7 +44,7 @@ class KeyFileReader:
             KeyFileError: the file is malformed, or cannot be read.
         """
         try:
-            return METADATA.validate_json(_read(self.metadata_path), strict=True)
+            return METADATA.validate_json(read_file(self.metadata_path), strict=True)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -61,7 +61,7 @@ class KeyFileReader:
             KeyFileError: the key file cannot be read.
         """
         try:
-            return metadata.key_sha256 in (None, digest_of(_read(self.path)))
+            return metadata.key_sha256 in (None, digest_of(read_file(self.path)))
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -73,7 +73,7 @@ def digest_of(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """Read a regular file: opening a FIFO blocks, and a device has no end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:

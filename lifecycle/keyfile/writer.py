@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.reader import METADATA, KeyFileReader, digest_of
+from lifecycle.keyfile.reader import METADATA, KeyFileReader, digest_of, read_file
 
 _METADATA_MODE = 0o644
 
@@ -75,19 +75,23 @@ class KeyFileWriter(KeyFileReader):
         _replace(self.metadata_path, METADATA.dump_json(metadata) + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, content: str | None) -> bool:
-        """Create the restart marker again, or remove it if there is no content; return True if anything changed.
+        """Write the restart marker, or remove it if the content is None; return True if this changed anything.
 
         Raises:
             KeyFileError: it was neither written nor removed.
         """
         path = self.restart_marker_path
-        if content is not None:
-            _replace(path, content.encode() + b"\n", _METADATA_MODE)
-            return True
-        with _explained(path), suppress(FileNotFoundError):
-            path.unlink()
-            return True
-        return False
+        if content is None:
+            with _explained(path), suppress(FileNotFoundError):
+                path.unlink()
+                return True
+            return False
+        # The probe compares the time of the file, which stays the same for the same key.
+        with suppress(OSError):
+            if read_file(path) == content.encode():
+                return False
+        _replace(path, content.encode(), _METADATA_MODE)
+        return True
 
 
 def _check_replaceable(path: Path) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
-from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, restart_helps
+from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, fresh_key_id, restart_helps
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
@@ -36,7 +36,6 @@ from lifecycle.domain.changes import (
     UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
-    WriteRestartMarker,
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
@@ -542,32 +541,19 @@ def test_missing_metadata_is_reported_once() -> None:
 # --- The restart marker -----------------------------------------------------------------------------
 
 
-def marker(state: State, seen: Observation, seconds: float) -> WriteRestartMarker | None:
-    """The change of the restart marker after a pass."""
+def marker(state: State, seen: Observation, seconds: float) -> str | None:
+    """The content of the restart marker after a pass."""
     decision = decide(state, seen, config=CONFIG, now=at(seconds))
-    return conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(seconds)).marker
-
-
-FRESH_8 = KeyCheck(a_key("8"), is_in_file=True)
-
-
-def test_a_stale_marker_is_removed_at_the_start() -> None:
-    assert marker(KNOWN, found(records=None), 0) == WriteRestartMarker(None)
-    assert marker(replace(KNOWN, restart_marker=None), found(records=None), 0) is None
+    done = conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(seconds))
+    return fresh_key_id(done.state, at(seconds))
 
 
 def test_the_marker_exists_while_a_restart_helps() -> None:
     state = healed()
-    assert state.restart_marker == "8"
-    assert marker(state, missing(key=FRESH_8), 70) is None
-    assert marker(state, found(records=None), 70) == WriteRestartMarker(None)
-    assert marker(state, Observation(INTERFACE, Failed(OUTAGE)), 70) == WriteRestartMarker(None)
-
-
-def test_another_key_replaces_the_marker() -> None:
-    """The probe compares its time with that of the client's last start."""
-    state = replace(healed(), restart_marker="7")
-    assert marker(state, missing(key=FRESH_8), 70) == WriteRestartMarker("8")
+    assert fresh_key_id(state, at(61)) == "8"
+    assert marker(state, missing(key=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
+    assert marker(state, found(records=None), 70) is None
+    assert marker(state, Observation(INTERFACE, Failed(OUTAGE)), 70) is None
 
 
 # --- Expiry -----------------------------------------------------------------------------------------

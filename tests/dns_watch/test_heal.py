@@ -601,6 +601,13 @@ def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_pa
     assert pod.nodez == ("gone", True)
 
 
+def test_a_restart_marker_of_an_earlier_process_is_removed(world: World, tmp_path: Path) -> None:
+    pod = a_pod(world, tmp_path / "pod")
+    pod.restart_marker.write_text("8")
+    pod.new_watch().run_pass()
+    assert not pod.restart_marker.exists()
+
+
 def test_no_restart_is_requested_while_headscale_is_down(world: World, tmp_path: Path) -> None:
     """A restart helps only after Headscale responds again."""
     pod = a_pod(world, tmp_path / "pod")
