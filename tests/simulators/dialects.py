@@ -1,7 +1,7 @@
 """What differs between the releases of Headscale, as data.
 
 Each release is the one before with the changes it made. Facts come from the source of the named tags;
-0.30 is the unreleased state of July 2026.
+0.30 is the unreleased state of July 2026, which does not have the changes of 0.29.3.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class KeyCheck(Enum):
     UNLESS_SAME_KEY = auto()
     UNLESS_KNOWN = auto()
     UNLESS_LIVE = auto()
+    UNLESS_LIVE_OR_TAGGED = auto()
+    """A tagged node counts as live. A tagged node's login with another key that has tags is always checked."""
 
 
 class LoginTags(Enum):
@@ -83,6 +85,8 @@ class LoginTags(Enum):
     IF_ANY = auto()
     ALWAYS = auto()
     NEVER = auto()
+    IF_ANOTHER_KEY = auto()
+    """If the key has tags, and is not the one that the node came with."""
 
 
 class KeyForm(Enum):
@@ -251,6 +255,8 @@ class Dialect:
     login_loses_created_at: bool = False
     logout_in_1970: bool = False
     """A client that logs out expires in 1970, not now."""
+    tagged_logs_out: bool = True
+    """A tagged node expires when its client logs out. If it does not, an upgrade removes the expiry of tagged nodes."""
     offline_grace_s: int = 0
     deleted_session_stays: bool = False
 
@@ -361,7 +367,7 @@ V0_28 = replace(
     tagged_revives=False,
 )
 
-V0_29 = replace(
+V0_29_2 = replace(
     V0_28,
     version="0.29.2",
     unmatched=Unmatched.TEXT_404,
@@ -382,8 +388,18 @@ V0_29 = replace(
     logout_in_1970=False,
 )
 
+V0_29_3 = replace(
+    V0_29_2,
+    version="0.29.3",
+    second_key_until_restart=False,
+    key_check=KeyCheck.UNLESS_LIVE_OR_TAGGED,
+    login_tags=LoginTags.IF_ANOTHER_KEY,
+    tagged_revives=True,
+    tagged_logs_out=False,
+)
+
 V0_30 = replace(
-    V0_29,
+    V0_29_2,
     version="0.30.0",
     swagger=False,
     all_of_api_needs_key=False,
@@ -395,7 +411,10 @@ V0_30 = replace(
 )
 
 DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
-    {dialect.version: dialect for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27, V0_28, V0_29, V0_30)}
+    {
+        dialect.version: dialect
+        for dialect in (V0_22, V0_23, V0_24, V0_25, V0_26, V0_27_0, V0_27, V0_28, V0_29_2, V0_29_3, V0_30)
+    }
 )
 
 VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not dialect.machine_api)

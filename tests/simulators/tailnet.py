@@ -468,6 +468,10 @@ class Tailnet:
         """Restart as another release, with the same database."""
         with self.lock:
             self.dialect = DIALECTS[version]
+            if not self.dialect.tagged_logs_out:
+                for node in self.nodes:
+                    if node.tags:
+                        self._change(node.id, stored_expires_at=None)
             self.restart()
 
     def restart(self) -> None:
@@ -585,7 +589,8 @@ class Tailnet:
                 self._sessions.forget(node_id)
                 self.delete_node(node_id)
                 return
-            self.expire_node(node_id, LOGOUT_IN_1970 if self.dialect.logout_in_1970 else None)
+            if self.dialect.tagged_logs_out or not self._state.nodes[node_id].tags:
+                self.expire_node(node_id, LOGOUT_IN_1970 if self.dialect.logout_in_1970 else None)
             self.disconnect(node_id)
 
     # --- Rows ---------------------------------------------------------------------------------------
@@ -831,12 +836,20 @@ class Tailnet:
             case KeyCheck.ALWAYS:
                 return False
             case KeyCheck.UNLESS_SAME_KEY:
-                return known.pre_auth_key is not None and known.pre_auth_key.id == key.id
+                return self._is_its_key(known, key)
             case KeyCheck.UNLESS_KNOWN:
                 return True
             case KeyCheck.UNLESS_LIVE:
                 converts = bool(key.tags) and not known.tags
                 return not self._is_expired(known) and not converts
+            case KeyCheck.UNLESS_LIVE_OR_TAGGED:
+                changes_tags = bool(key.tags) and not (known.tags and self._is_its_key(known, key))
+                return (bool(known.tags) or not self._is_expired(known)) and not changes_tags
+
+    @staticmethod
+    def _is_its_key(node: Node, key: PreAuthKey) -> bool:
+        """Return True if the key is the one that the node registered with last."""
+        return node.pre_auth_key is not None and node.pre_auth_key.id == key.id
 
     def _names(self, known: Node, hostname: str) -> dict[str, Any]:
         """What a machine that comes back is called."""
@@ -872,7 +885,13 @@ class Tailnet:
         taken_over = dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags
         if taken_over:
             changes |= {"tags": key.tags, "user_id": None}
-        if dialect.login_tags is LoginTags.ALWAYS or (dialect.login_tags is LoginTags.IF_ANY and key.tags):
+        takes_tags = {
+            LoginTags.ALWAYS: True,
+            LoginTags.IF_ANY: bool(key.tags),
+            LoginTags.IF_ANOTHER_KEY: bool(key.tags) and not self._is_its_key(known, key),
+            LoginTags.NEVER: False,
+        }
+        if takes_tags[dialect.login_tags]:
             changes["tags"] = key.tags
         if dialect.tagged_revives or not known.tags:
             changes |= {"expires_at": None, "stored_expires_at": None}

@@ -484,14 +484,16 @@ def expiring_a_key_once_again_and_an_unknown_one(server: Server) -> list[int]:
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
 def test_restart_loses_a_deleted_key_and_a_second_key(version: str) -> None:
+    """0.29.3 stores the second key."""
     server = Server(version)
     node = server.registered()
     server.register_again(node, server.create_key("svc").key)
     assert server.listed()[0]["preAuthKey"]["id"] == "2"
     server.restart()
-    assert server.listed()[0]["preAuthKey"]["id"] == "1"
-    server.api().delete(f"{KEYS}?id=1")
-    assert server.listed()[0]["preAuthKey"]["id"] == "1"
+    shown = at(version, {"0.28": "1", "0.29.3": "2", "0.30": "1"})
+    assert server.listed()[0]["preAuthKey"]["id"] == shown
+    server.api().delete(f"{KEYS}?id={shown}")
+    assert server.listed()[0]["preAuthKey"]["id"] == shown
     server.restart()
     assert server.listed()[0]["preAuthKey"] is None
 
@@ -618,7 +620,7 @@ def expired_machine_with_the_key_of_another_user(server: Server) -> int:
     return again.id
 
 
-@fact({"0.23": [False, False], "0.28": [False, True]})
+@fact({"0.23": [False, False], "0.28": [False, True], "0.29.3": [False, False], "0.30": [False, True]})
 def expired_node_stays_expired_after_a_login_without_and_with_tags(server: Server) -> list[bool]:
     stays = []
     for tags in ((), TAG):
@@ -630,6 +632,46 @@ def expired_node_stays_expired_after_a_login_without_and_with_tags(server: Serve
         assert server.keys[-1].used
         stays.append(again.expires_at is not None)
     return stays
+
+
+@fact({"0.23": "", "0.27.0": "used", "0.28": "", "0.29.3": "used", "0.30": ""})
+def refusal_of_a_tagged_machine_with_another_used_key(server: Server) -> str:
+    node = server.registered(tags=TAG)
+    other = server.create_key("svc", tags=TAG)
+    server.register(key=other.key, hostname="b1")
+    again = server.register_again(node, other.key)
+    return "" if isinstance(again, Node) else again.removeprefix("authkey already ")
+
+
+@fact({"0.23": False, "0.27.1": True, "0.28": False, "0.29.3": True, "0.30": False})
+def expired_tagged_machine_is_registered_again_with_its_used_key(server: Server) -> bool:
+    node = server.registered(tags=TAG)
+    server.expire_node(node.id)
+    again = server.register_again(node, server.keys[-1].key)
+    return isinstance(again, Node) and again.expires_at is None
+
+
+@fact({"0.23": ("tag:new",), "0.28": TAG, "0.29.3": ("tag:new",), "0.30": TAG})
+def tags_after_a_login_with_another_key(server: Server) -> tuple[str, ...]:
+    node = server.registered(tags=TAG)
+    server.expire_node(node.id)
+    again = server.register_again(node, server.create_key("svc", tags=("tag:new",)).key)
+    assert isinstance(again, Node)
+    return again.tags
+
+
+@fact({"0.23": True, "0.29.3": False, "0.30": True})
+def tagged_node_expires_when_it_logs_out(server: Server) -> bool:
+    server.logout(server.add_node("a1", user="svc", tags=TAG).id)
+    return server.nodes[0].expires_at is not None
+
+
+def test_upgrade_to_0_29_3_removes_the_expiry_of_tagged_nodes() -> None:
+    server = Server("0.29.2")
+    for tags in ((), TAG):
+        server.expire_node(server.add_node("a1", user="svc", tags=tags).id)
+    server.upgrade("0.29.3")
+    assert [node.expires_at is None for node in server.nodes] == [False, True]
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
