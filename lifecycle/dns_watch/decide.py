@@ -28,7 +28,6 @@ from lifecycle.dns_watch.schedule import (
     with_interface,
 )
 from lifecycle.dns_watch.state import (
-    ApiKeyRead,
     Applied,
     Decision,
     Failed,
@@ -42,7 +41,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import backoff_s, lengthened
-from lifecycle.domain.changes import Change, CreateRecord, WriteKeyMetadata
+from lifecycle.domain.changes import RECORD_CHANGES, Change, CreateRecord, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, is_near, node_warning
@@ -84,9 +83,10 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
     if applied.records_error is not None:
         state, failure = cloudflare_failed(state, applied.records_error, config, now)
         failures = (failure,)
-    elif decision.specs is not None:
+    elif isinstance(seen.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
-        state = replace(state, records=verified(state.records, decision.specs, config, now, soon=created))
+        specs = desired_records(seen.node, seen.interface, config)
+        state = replace(state, records=verified(state.records, specs, config, now, soon=created))
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
     return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
 
@@ -138,25 +138,21 @@ def _with_identity(state: State, seen: Observation, config: WatchConfig) -> tupl
 
 def _with_api_key_expiry(state: State, seen: Observation, now: Moment) -> tuple[State, tuple[Event, ...]]:
     """Remember when the API key expires, and warn once a day if that is soon."""
-    expiry = state.expiry
     events: tuple[Event, ...] = ()
-    match seen.api_key:
-        case ApiKeyRead(expires_at):
+    if seen.api_key is not None:
+        wait_s = _HOUR_S
+        if isinstance(seen.api_key, Failed):
+            events = (debug("api_key.unreadable", error=str(seen.api_key.error)),)
+        else:
+            state = replace(state, api_key_expires_at=seen.api_key.expires_at)
             # A new key may soon be in place.
-            wait_s = _HOUR_S if is_near(expires_at, now.utc) else _DAY_S
-            expiry = replace(expiry, api_key_expires_at=expires_at, read_at_s=_spread_s(wait_s, now))
-        case Failed(failure):
-            events = (debug("api_key.unreadable", error=str(failure)),)
-            expiry = replace(expiry, read_at_s=_spread_s(_HOUR_S, now))
-    expiring = api_key_warning(expiry.api_key_expires_at, now.utc)
-    if expiring is not None and _is_day_over(expiry.api_key_warned_at_s, now):
+            wait_s = _HOUR_S if is_near(seen.api_key.expires_at, now.utc) else _DAY_S
+        state = replace(state, api_keys_due_s=now.monotonic_s + lengthened(wait_s, now.jitter))
+    expiring = api_key_warning(state.api_key_expires_at, now.utc)
+    if expiring is not None and _is_day_over(state.api_key_warned_at_s, now):
         events = (*events, expiring)
-        expiry = replace(expiry, api_key_warned_at_s=now.monotonic_s)
-    return replace(state, expiry=expiry), events
-
-
-def _spread_s(wait_s: float, now: Moment) -> float:
-    return now.monotonic_s + lengthened(wait_s, now.jitter)
+        state = replace(state, api_key_warned_at_s=now.monotonic_s)
+    return state, events
 
 
 def _is_day_over(since_s: float | None, now: Moment) -> bool:
@@ -222,10 +218,9 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
     if state.heal.lost is not None:
         events.append(info("node.returned", after=str(state.heal.lost)))
     expiring = node_warning(node, now.utc)
-    expiry = state.expiry
-    if expiring is not None and _is_day_over(expiry.node_warned_at_s, now):
+    if expiring is not None and _is_day_over(state.node_warned_at_s, now):
         events.append(expiring)
-        expiry = replace(expiry, node_warned_at_s=now.monotonic_s)
+        state = replace(state, node_warned_at_s=now.monotonic_s)
     state = replace(
         state,
         node=KnownNode(node.id, node.machine_key),
@@ -236,7 +231,6 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
         failures=0,
         heal=HealState(),
         records=records_for(state, node),
-        expiry=expiry,
     )
     changes = _metadata_change(node, seen.metadata)
     specs = desired_records(node, seen.interface, config)

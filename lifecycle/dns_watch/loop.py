@@ -179,6 +179,6 @@ def _view(state: State, *, restart_helps: bool) -> View:
         addresses=records.addresses,
         verified_at_s=records.verified_at_s,
         node_expires_at=state.node_expires_at,
-        api_key_expires_at=state.expiry.api_key_expires_at,
+        api_key_expires_at=state.api_key_expires_at,
         headscale_version=state.headscale_version,
     )

@@ -90,7 +90,7 @@ def observe(
     # Only for people: the node was found without it.
     with suppress(ApiError):
         seen = replace(seen, version=sources.headscale.version())
-    if now.monotonic_s >= state.expiry.read_at_s:
+    if now.monotonic_s >= state.api_keys_due_s:
         seen = replace(seen, api_key=_read_api_key(sources.headscale))
     identity, node = seen.identity or state.identity, seen.node
     if identity is None:

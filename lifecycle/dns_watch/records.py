@@ -242,7 +242,7 @@ def with_records(
     # Not compared until the change is confirmed.
     pending = replace(state.records, compared=None)
     state = replace(state, records=out_of_sync(pending, "the record is out of sync and has not been updated yet"))
-    return Decision(state, plan.changes, specs, events=events)
+    return Decision(state, plan.changes, events=events)
 
 
 def _read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:

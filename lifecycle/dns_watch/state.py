@@ -251,26 +251,14 @@ class RecordState:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpiryState:
-    """Memory of expiry warnings; the times are monotonic, and None = there was no warning yet.
-
-    Attributes:
-        read_at_s: time when the list of API keys is read next.
-    """
-
-    read_at_s: float = 0.0
-    api_key_expires_at: datetime | None = None
-    api_key_warned_at_s: float | None = None
-    node_warned_at_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class State:
     """Everything that dns-watch remembers between passes; the times are monotonic.
 
     Attributes:
         node: this pod's node when it was last found; None = never yet.
         is_registered: the last conclusive lookup found it.
+        node_warned_at_s: time of the last warning that it expires soon.
+        api_keys_due_s: time when the list of API keys is read next.
         identity: criteria for owning a node; None until the users were read.
         superseded_by: the id of the later pod's node for which this pod stands down.
         interface_seen_s: time when the pod last had an interface, or started.
@@ -284,6 +272,10 @@ class State:
     node: KnownNode | None = None
     is_registered: bool = False
     node_expires_at: datetime | None = None
+    node_warned_at_s: float | None = None
+    api_key_expires_at: datetime | None = None
+    api_key_warned_at_s: float | None = None
+    api_keys_due_s: float = 0.0
     identity: NodeIdentity | None = None
     superseded_by: str | None = None
     interface: Interface = None
@@ -295,7 +287,6 @@ class State:
     headscale_version: str = ""
     heal: HealState = field(default_factory=HealState)
     records: RecordState = field(default_factory=RecordState)
-    expiry: ExpiryState = field(default_factory=ExpiryState)
     assumed_user: str = ""
     reported_problem: str = ""
 
@@ -318,7 +309,6 @@ class Decision:
 
     Attributes:
         changes: what to change, in this order; record changes are one transaction.
-        specs: what the records are after the record changes; None if there are none.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
         failures: the upstreams that did not return what was requested.
@@ -327,7 +317,6 @@ class Decision:
 
     state: State
     changes: tuple[Change, ...] = ()
-    specs: tuple[RecordSpec, ...] | None = None
     wait_s: float = 0.0
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()

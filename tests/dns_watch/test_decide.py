@@ -563,7 +563,7 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
     expiring = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
     decision = after(KNOWN, (0, expiring))
     assert "api_key.expiring" in event_names(decision)
-    assert decision.state.expiry.read_at_s == 3600
+    assert decision.state.api_keys_due_s == 3600
     assert "api_key.expiring" not in event_names(after(decision.state, (86_000, found(records=None))))
     assert "api_key.expiring" in event_names(after(decision.state, (86_400, found(records=None))))
 
@@ -571,15 +571,15 @@ def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
 def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
     valid = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
     decision = after(KNOWN, (0, valid))
-    assert decision.state.expiry.read_at_s == 86_400
+    assert decision.state.api_keys_due_s == 86_400
     assert decision.events == ()
 
 
 def test_an_unreadable_list_of_api_keys_keeps_what_is_known() -> None:
-    state = replace(KNOWN, expiry=replace(KNOWN.expiry, api_key_expires_at=NOW + timedelta(days=60)))
+    state = replace(KNOWN, api_key_expires_at=NOW + timedelta(days=60))
     decision = after(state, (0, replace(found(records=None), api_key=Failed(OUTAGE))))
-    assert decision.state.expiry.api_key_expires_at == NOW + timedelta(days=60)
-    assert decision.state.expiry.read_at_s == 3600
+    assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
+    assert decision.state.api_keys_due_s == 3600
 
 
 def test_an_expired_node_is_no_longer_current() -> None:

@@ -329,8 +329,8 @@ DECISIONS: Final = (
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
         file=DECIDE,
-        old="verified(state.records, decision.specs, config, now, soon=created)",
-        new="verified(state.records, decision.specs, config, now)",
+        old="verified(state.records, specs, config, now, soon=created)",
+        new="verified(state.records, specs, config, now)",
     ),
 )
 
