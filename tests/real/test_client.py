@@ -52,7 +52,9 @@ class MisleadingTransport(Transport):
         if not self._remaining:
             return super().handle_request(request)
         self._remaining -= 1
-        return httpx.Response(200, json={"preAuthKeys": []})
+        # A response with `json` has been read, which the client does not expect of a transport.
+        body = httpx.ByteStream(b'{"preAuthKeys": []}')
+        return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=body)
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ def test_deleted_node_is_replaced_although_its_state_was_kept(
     machine.stop()
     workload.server.delete_node(old)
     [event] = named(workload.cleanup(**KEEP).events, "node.not_kept")
-    assert f"no node {old} any more" in event["reason"]
+    assert f"no node {old}" in event["reason"]
     machine.start()
     machine.up(workload.key_file)
     # A restarted client reports its old node until the server has responded.
@@ -229,7 +229,7 @@ def test_stopped_server_is_a_transient_error(workload: Workload, transport: Exec
     """The command line is available, but its server is not."""
     workload.server.stop()
     try:
-        with pytest.raises(TransientError, match="`headscale nodes list` failed"):
+        with pytest.raises(TransientError, match="`headscale nodes list`"):
             transport.nodes()
     finally:
         workload.server.start()
@@ -340,7 +340,7 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
     minor = workload.server.release.minor
     version = transport.version()
     # A build from the main branch has the version of the previous release.
-    assert int(version.split(".")[1]) in (minor, minor - 1)
+    assert {int(found) for found in re.findall(r"0\.(\d+)", version)} & {minor, minor - 1}
     command = ["headscale", "preauthkeys", "list", "--help"]
     simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulated))
     real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
