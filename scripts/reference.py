@@ -12,10 +12,11 @@ from pathlib import Path
 from documented_events import EVENTS
 from prometheus_client.parser import text_string_to_metric_families
 
+from lifecycle.dns_watch.state import State
+from lifecycle.dns_watch.status import Status
 from lifecycle.domain import errors
 from lifecycle.health.metrics import render_metrics
 from lifecycle.health.server import ENDPOINTS
-from lifecycle.health.status import Status, View
 from lifecycle.settings.reference import groups, table
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
@@ -108,7 +109,7 @@ def _events() -> Iterator[tuple[str, ...]]:
 def _metrics() -> Iterator[tuple[str, ...]]:
     # With everything known: a metric whose value is not known is left out.
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    status = Status(timedelta(), timedelta(), view=View(node_expires_at=now, api_key_expires_at=now))
+    status = Status(timedelta(), timedelta(), state=State(node_expires_at=now, api_key_expires_at=now))
     _, text = render_metrics(status, accept="")
     for family in text_string_to_metric_families(text.decode()):
         if family.name.startswith("process_"):

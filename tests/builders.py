@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from lifecycle.dns_watch.state import KnownNode, Missing
+from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
-from lifecycle.health.status import Status
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
@@ -90,4 +91,13 @@ def addresses(*texts: str) -> tuple[IpAddress, ...]:
 
 def publish(status: Status, **changes: Any) -> None:
     """Change what the health port reports."""
-    status.view = replace(status.view, **changes)
+    state = status.state
+    if "lost" in changes:
+        changes["heal"] = replace(state.heal, lost=Missing(changes.pop("lost")))
+    if "node_id" in changes:
+        changes["node"] = KnownNode(changes.pop("node_id"), None)
+    records = {
+        name: changes.pop(name) for name in ("in_sync", "reason", "addresses", "verified_at_s") if name in changes
+    }
+    status.restart_helps = changes.pop("restart_helps", status.restart_helps)
+    status.state = replace(state, records=replace(state.records, **records), **changes)

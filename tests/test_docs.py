@@ -15,9 +15,9 @@ import pytest
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
-from lifecycle.dns_watch.state import Missing
+from lifecycle.dns_watch.state import HealState, Missing, State
+from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
-from lifecycle.health.status import View
 from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
@@ -147,9 +147,10 @@ def test_docs_match_constants() -> None:
 
 def test_operations_lists_the_states_of_nodez() -> None:
     losses = (kind for kind in Missing if kind is not Missing.UNREGISTERED)
-    views = [View(), View(is_registered=True), View(superseded_by="2"), *(View(lost=kind) for kind in losses)]
+    lost = [State(heal=HealState(lost=kind)) for kind in losses]
+    states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
     named = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
-    assert named == {view.node_state for view in views}
+    assert named == {Status(timedelta(), timedelta(), state=state).node_state for state in states}
 
 
 def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.headscale.parsing import parse_api_key
+from lifecycle.dns_watch.status import Status
 from lifecycle.health.metrics import render_metrics
-from lifecycle.health.status import Status
 from tests.dns_watch.pods import Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import answer, drop, garbage, html, oversize
@@ -152,7 +152,7 @@ def test_an_unreadable_list_is_not_an_error(world: World, tmp_path: Path, events
     pod = Pod(world, tmp_path / "pod")
     pod.start()
     pod.run(60)
-    assert pod.watch.status.view.in_sync
+    assert pod.watch.state.records.in_sync
     assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*names(events)}
     assert all(event["log_level"] not in {"warning", "error"} for event in events if event["event"] != "user.assumed")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") is None

@@ -24,9 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import lifecycle
 from lifecycle.clients.kubernetes import access
+from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import ENDPOINTS, serve
-from lifecycle.health.status import Status
 from tests.builders import NOW, addresses, publish
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports

@@ -421,7 +421,7 @@ def test_never_6_the_later_of_two_pods_has_the_name(make_world: MakeWorld, versi
     world.run_together(*pair, seconds=2 * LONG_S)
     assert len(world.cloudflare.writes) == settled
     assert world.records() == {f"A {nodes[1].address}": MARK}
-    assert (earlier.status.view.superseded_by, later.status.view.superseded_by) == (str(nodes[1].id), None)
+    assert (earlier.state.superseded_by, later.state.superseded_by) == (str(nodes[1].id), None)
 
 
 def test_never_6_pod_whose_node_is_gone_stands_down_for_its_successor(world: World, tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_never_6_pod_whose_node_is_gone_stands_down_for_its_successor(world: Wor
     assert world.records() == {f"A {node.address}": MARK}
     # By the first pod, by `cleanup`, and by the second pod.
     assert [write.method for write in world.cloudflare.writes] == ["POST", "DELETE", "POST"]
-    assert earlier.status.view.superseded_by == str(node.id)
+    assert earlier.state.superseded_by == str(node.id)
 
 
 # --- 7: no write without a difference -----------------------------------------------------------------
@@ -523,8 +523,8 @@ def test_never_8_no_outage_ends_dns_watch(world: World, fault: Fault, upstream: 
     down.faults.clear()
     # Longer than every Retry-After but the endless one.
     world.run(watch, 2 * LONG_S)
-    assert watch.status.view.is_registered
-    assert upstream == "cloudflare" or watch.status.view.in_sync
+    assert watch.state.is_registered
+    assert upstream == "cloudflare" or watch.state.records.in_sync
 
 
 @pytest.mark.parametrize("fault", OUTAGES)
@@ -538,7 +538,7 @@ def test_never_8_failed_lookups_do_not_count_towards_max_retries(world: World, f
     watch.run_pass()
     interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
     world.run(watch, LONG_S)
-    assert watch.status.view.in_sync
+    assert watch.state.records.in_sync
 
 
 @pytest.mark.parametrize("name", ["HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"])
@@ -554,5 +554,5 @@ def test_never_8_missing_secret_file_does_not_end_dns_watch(
     world.run(watch, LONG_S)
     secret.write_text(rotated)
     world.run(watch, LONG_S)
-    assert watch.status.view.is_registered
-    assert watch.status.view.in_sync
+    assert watch.state.is_registered
+    assert watch.state.records.in_sync

@@ -15,10 +15,10 @@ from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import fresh_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.state import Applied, Decision, Failed, Interface, Moment, Observation, RecordsRead, State
+from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, KeyFileError, LifecycleError, NotRegisteredError, TransientError
 from lifecycle.domain.model import IpAddress, PreAuthKey
-from lifecycle.health.status import Status, View
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -92,7 +92,7 @@ class DnsWatch:
         except KeyFileError as error:
             # The volume may be read-only here. Then no fresh key is written either.
             log.debug("restart.marker_failed", error=str(error))
-        self.status.view = _view(self.state, restart_helps=key_id is not None)
+        self.status.state, self.status.restart_helps = self.state, key_id is not None
         failed = bool(decision.failures or conclusion.failures)
         duration_s = self._monotonic() - started_s
         self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
@@ -164,21 +164,3 @@ def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = s
     """Return the status of a loop that has not started."""
     longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval)
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)
-
-
-def _view(state: State, *, restart_helps: bool) -> View:
-    records = state.records
-    return View(
-        node_id=state.node.id if state.node else None,
-        is_registered=state.is_registered,
-        lost=str(state.heal.lost) if state.heal.lost else None,
-        restart_helps=restart_helps,
-        superseded_by=state.superseded_by,
-        in_sync=records.in_sync,
-        reason=records.reason,
-        addresses=records.addresses,
-        verified_at_s=records.verified_at_s,
-        node_expires_at=state.node_expires_at,
-        api_key_expires_at=state.api_key_expires_at,
-        headscale_version=state.headscale_version,
-    )

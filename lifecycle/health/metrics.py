@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import lifecycle
-from lifecycle.health.status import Status
+from lifecycle.dns_watch.status import Status
 from lifecycle.runtime.logs import dropped_lines
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ def _metrics(status: Status) -> Iterator[Metric]:
         SummaryMetricFamily,
     )
 
-    view = status.view
+    state = status.state
     prefix = "tailscale_lifecycle_"
     for name, meaning, value in (
-        ("node_registered", "1 while the pod's node is registered in Headscale.", view.is_registered),
-        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", view.lost is not None),
-        ("node_superseded", "1 while a later pod of the workload has the name.", view.superseded_by is not None),
-        ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", view.restart_helps),
+        ("node_registered", "1 while the pod's node is registered in Headscale.", state.is_registered),
+        ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", state.heal.lost is not None),
+        ("node_superseded", "1 while a later pod of the workload has the name.", state.superseded_by is not None),
+        ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
     ):
         yield GaugeMetricFamily(prefix + name, meaning, value=float(value))
@@ -90,8 +90,8 @@ def _metrics(status: Status) -> Iterator[Metric]:
             labelled.add_metric([key] if isinstance(key, str) else key, number)
         yield labelled
     for name, meaning, expires_at in (
-        ("node", "When the pod's node has to log in again, in seconds since 1970.", view.node_expires_at),
-        ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", view.api_key_expires_at),
+        ("node", "When the pod's node has to log in again, in seconds since 1970.", state.node_expires_at),
+        ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", state.api_key_expires_at),
     ):
         if expires_at is not None:
             metric = prefix + name + "_expiration_timestamp_seconds"
@@ -104,6 +104,6 @@ def _metrics(status: Status) -> Iterator[Metric]:
         "Versions of this program and of Headscale.",
         value={
             "version": lifecycle.__version__,
-            "headscale": view.headscale_version[:_MAX_VERSION_LENGTH] or "unknown",
+            "headscale": state.headscale_version[:_MAX_VERSION_LENGTH] or "unknown",
         },
     )

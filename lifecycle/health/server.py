@@ -15,8 +15,8 @@ from typing import Any
 
 import structlog
 
+from lifecycle.dns_watch.status import Status
 from lifecycle.health.metrics import render_metrics
-from lifecycle.health.status import Status
 
 log = structlog.get_logger()
 
@@ -138,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "/readyz":
                 self._respond_json(status.ready, status.readiness())
             case "/nodez":
-                self._respond_json(not status.view.restart_helps, status.node())
+                self._respond_json(not status.restart_helps, status.node())
             case "/metrics":
                 kind, body = render_metrics(status, accept=self.headers.get("Accept", ""))
                 self._respond(HTTPStatus.OK, kind, body)

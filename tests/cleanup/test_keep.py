@@ -157,7 +157,7 @@ def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world
     world.headscale.connect(node.id)
     watch = world.watch(Interface(*node.addresses) if interface else Interface(None))
     world.run(watch, 200)
-    assert (watch.status.view.node_id, watch.status.view.in_sync) == (str(node.id), True)
+    assert (watch.status.node()["node_id"], watch.state.records.in_sync) == (str(node.id), True)
     assert world.cloudflare.writes == []
 
 

@@ -89,4 +89,4 @@ class Pod:
     def nodez(self) -> tuple[str, bool]:
         """Return what `/nodez` reports: the state, and whether a restart of the client helps."""
         status = self.watch.status
-        return status.view.node_state, status.view.restart_helps
+        return status.node_state, status.restart_helps

@@ -52,7 +52,7 @@ def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> N
     times = looks(world)
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
-    assert watch.status.view.in_sync
+    assert watch.state.records.in_sync
     assert least_pause(times) >= 60
     assert 45 <= len(times) <= 61
 
@@ -74,7 +74,7 @@ def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) 
     world.cloudflare.faults.add(faults.html(503), times=None)
     watch = world.watch(a_registered_world(world))
     world.run(watch, HOUR_S)
-    assert not watch.status.view.in_sync
+    assert not watch.state.records.in_sync
     assert least_pause(times) >= 60
 
 
@@ -88,7 +88,7 @@ def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) 
     assert least_pause(times) >= 60
     world.cli.stopped = False
     world.run(watch, 200)
-    assert watch.status.view.is_registered
+    assert watch.state.is_registered
 
 
 def test_a_lost_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
@@ -106,7 +106,7 @@ def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
     world.clock.at(20, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 100)
-    assert watch.status.view.in_sync
+    assert watch.state.records.in_sync
     assert len([at for at in times if at <= 20]) >= 5
 
 
@@ -162,7 +162,7 @@ def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) ->
     world.kubernetes.spoil(fault, times=None)
     world.run(watch, HOUR_S)
     assert (world.records(), len(world.cloudflare.writes)) == (before, written)
-    assert watch.status.view.lost is None
+    assert watch.state.heal.lost is None
 
 
 def test_a_refused_exec_is_logged_and_does_not_exit(world: ClusterWorld, events: Events) -> None:

@@ -389,7 +389,7 @@ class Steps:
         """Make a pass after so long; give what is confirmed then."""
         self._pod.world.clock.sleep(after_s)
         self._pod.watch.run_pass()
-        return self._pod.watch.status.view.lost
+        return self._pod.watch.state.heal.lost
 
     def look_in_vain(self, *, after_s: float, path: str) -> str | None:
         """Make a pass that fails at a path."""
@@ -710,7 +710,7 @@ def test_the_loss_is_reported_even_if_keys_cannot_be_listed(world: World, tmp_pa
     assert [steps.look(after_s=31) for _ in range(3)] == [None, None, "gone"]
     assert world.headscale.faults.pending == 0
     assert pod.nodez == ("gone", False)
-    assert pod.watch.status.view.is_registered is False
+    assert pod.watch.state.is_registered is False
 
 
 def test_a_fresh_key_has_the_configured_lifetime(world: World, tmp_path: Path) -> None:

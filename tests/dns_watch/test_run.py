@@ -56,7 +56,7 @@ def watch(world: World, node: Node) -> DnsWatch:
 
 def in_sync(watch: DnsWatch) -> bool:
     """Return True if the record is reported as in sync."""
-    return watch.status.view.in_sync
+    return watch.state.records.in_sync
 
 
 def writes(world: World) -> list[tuple[str, Any]]:
@@ -337,7 +337,7 @@ def test_an_address_outside_the_vpn_is_never_published(world: World, events: Eve
     world.run(watch, LONG)
     assert world.cloudflare.writes == []
     assert not in_sync(watch)
-    assert "VPN_PREFIXES" in watch.status.view.reason
+    assert "VPN_PREFIXES" in watch.state.records.reason
 
 
 def test_a_configured_prefix_is_published(world: World) -> None:
@@ -444,7 +444,7 @@ def test_a_conflicting_record_is_one_error_and_no_write(
     assert (event["log_level"], event["record"], event["content"]) == ("error", NAME, fields["content"])
     assert advice in event["advice"]
     assert not in_sync(watch)
-    assert advice in watch.status.view.reason
+    assert advice in watch.state.records.reason
     world.run(watch, LONG)
     assert world.records() == there
     assert world.cloudflare.writes == []
@@ -486,7 +486,7 @@ def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node
     watch = world.watch(Interface(node.address), CLOUDFLARE_ZONE_ID=wrong)
     world.run(watch, LONG)
     assert world.cloudflare.records(wrong) == []
-    assert "CLOUDFLARE_ZONE_ID" in watch.status.view.reason
+    assert "CLOUDFLARE_ZONE_ID" in watch.state.records.reason
     assert not named(events, "record.created")
     assert world.cloudflare.writes == []
 
@@ -592,7 +592,7 @@ def test_a_stale_record_that_cannot_be_updated_is_out_of_sync(
     world.cloudflare.faults.add(fault, method="PATCH", times=None)
     world.run(watch, 10 * MINUTE)
     assert not in_sync(watch)
-    assert watch.status.view.reason
+    assert watch.state.records.reason
 
 
 def test_a_record_stays_in_sync_while_cloudflare_is_down(world: World, watch: DnsWatch) -> None:
@@ -654,7 +654,7 @@ def test_an_unreadable_token_file_does_not_end_the_command(
     token.write_text(new)
     world.run(watch, VERIFY_S * SPREAD)
     assert in_sync(watch)
-    assert watch.status.view.is_registered
+    assert watch.state.is_registered
 
 
 # --- Headscale fails --------------------------------------------------------------------------
@@ -685,7 +685,7 @@ def test_headscale_failures_change_no_record_and_do_not_exit(
     assert len(world.headscale.requests) - before <= 4 * (HOUR / POLL_S + 8)
     world.headscale.faults.clear()
     world.run(watch, POLL_S * SPREAD)
-    assert watch.status.view.is_registered
+    assert watch.state.is_registered
 
 
 def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -696,7 +696,7 @@ def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp
         world.headscale.upgrade(version)
         world.headscale.connect(node.id)
         world.run(watch, 10 * MINUTE)
-        assert watch.status.view.is_registered
+        assert watch.state.is_registered
         assert in_sync(watch)
     assert len(world.cloudflare.writes) == 1
 
@@ -780,9 +780,9 @@ def test_the_later_pod_keeps_the_name_and_neither_flaps(pods: TwoPods, first: st
     pods.run(HOUR)
     assert pods.published == [pods.nodes[1].address]
     assert len(pods.world.cloudflare.writes) == settled
-    assert pods.later.status.view.in_sync
-    assert not pods.earlier.status.view.in_sync
-    assert pods.earlier.status.view.superseded_by == "2"
+    assert pods.later.state.records.in_sync
+    assert not pods.earlier.state.records.in_sync
+    assert pods.earlier.state.superseded_by == "2"
     assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [("1", "2")]
 
 
@@ -805,7 +805,7 @@ def test_a_restarted_pod_still_stands_down(pods: TwoPods) -> None:
     again = pods.world.watch(Interface(*pods.nodes[0].addresses))
     pods.world.run_together(again, pods.later, seconds=LONG)
     assert len(pods.world.cloudflare.writes) == settled
-    assert again.status.view.superseded_by == "2"
+    assert again.state.superseded_by == "2"
 
 
 @pytest.mark.parametrize("end", ["deleted", "expired", "offline"])
@@ -822,8 +822,8 @@ def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPo
             headscale.disconnect(later)
     pods.world.run(pods.earlier, VERIFY_S * SPREAD + POLL_S)
     assert pods.published == [pods.nodes[0].address]
-    assert pods.earlier.status.view.in_sync
-    assert pods.earlier.status.view.superseded_by is None
+    assert pods.earlier.state.records.in_sync
+    assert pods.earlier.state.superseded_by is None
     assert [event["node_id"] for event in named(events, "node.reinstated")] == ["1"]
 
 
@@ -835,7 +835,7 @@ def test_a_pod_without_a_node_does_not_change_its_successors_record(pods: TwoPod
     assert pods.published == [pods.nodes[1].address]
     assert len(pods.world.cloudflare.writes) == 2
     assert [event["successor_id"] for event in named(events, "node.superseded")] == ["2"]
-    assert pods.earlier.status.view.superseded_by == "2"
+    assert pods.earlier.state.superseded_by == "2"
 
 
 def test_a_later_foreign_node_is_not_a_successor(world: World, node: Node, watch: DnsWatch) -> None:
@@ -855,4 +855,4 @@ def test_the_last_of_three_pods_keeps_the_name(world: World) -> None:
     settled = len(world.cloudflare.writes)
     world.run_together(*watches, seconds=HOUR)
     assert len(world.cloudflare.writes) == settled
-    assert [one.status.view.in_sync for one in watches] == [False, False, True]
+    assert [one.state.records.in_sync for one in watches] == [False, False, True]

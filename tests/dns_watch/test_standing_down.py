@@ -290,7 +290,7 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
     world.run_together(old, new, seconds=HOUR_S)
     assert published(world) == [later.addresses[0]]
     assert len(world.cloudflare.writes) == writes
-    assert not old.status.view.is_registered
+    assert not old.state.is_registered
 
 
 def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path: Path) -> None:
@@ -302,9 +302,9 @@ def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path:
     # It was last looked at up to 10 s ago, and may be looked at up to 10 s late.
     interface.show(None)
     world.run(watch, 18)
-    assert not watch.status.view.is_registered
+    assert not watch.state.is_registered
     world.run(watch, 25)
-    assert watch.status.view.is_registered
+    assert watch.state.is_registered
 
 
 def test_a_node_that_was_moved_to_another_user_is_not_published(
@@ -322,4 +322,4 @@ def test_a_node_that_was_moved_to_another_user_is_not_published(
     world.cloudflare.remove_record(record.id)
     world.run(watch, HOUR_S)
     assert published(world) == []
-    assert not watch.status.view.is_registered
+    assert not watch.state.is_registered

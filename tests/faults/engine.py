@@ -469,7 +469,7 @@ class Engine:
     def _tailscale(self, pod: Pod) -> None:
         """The tailscale container: register when it has not, restart when the probe says so."""
         headscale = self.world.headscale
-        if pod.watch is not None and pod.watch.status.view.restart_helps:
+        if pod.watch is not None and pod.watch.status.restart_helps:
             self._restart_helps(pod)
             if pod.node_id is not None:
                 headscale.disconnect(pod.node_id)
@@ -771,7 +771,7 @@ class Engine:
 
     def _says_what_is_in_the_way(self) -> None:
         for pod in self.living:
-            if pod.watch is not None and pod.watch.status.view.in_sync:
+            if pod.watch is not None and pod.watch.state.records.in_sync:
                 raise BrokenError(f"pod {pod.number} calls the record right, and {self.world.blocking} is in the way")
 
     @property
@@ -806,7 +806,7 @@ class Engine:
             states = [(each.number, each.node_id, each.watch and each.watch.status.readiness()) for each in self.living]
             return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
-            reason = pod.watch.status.view.reason if pod.watch else "no sidecar"
+            reason = pod.watch.state.records.reason if pod.watch else "no sidecar"
             return f"the record is right, and pod {pod.number} does not say so: {reason}"
         return ""
 
@@ -841,8 +841,8 @@ class Engine:
             this.disturbed = True
         # Whose node was seen once is not misled by a list alone: Headscale itself has to say that the node is gone.
         # Where it says so, the list is all that tells of the node that came in its place.
-        known = this.pod.watch.status.view.node_id if this.pod.watch else None
-        knows = known is not None and self.world.headscale.node(int(known)) is not None
+        known = this.pod.watch.state.node if this.pod.watch else None
+        knows = known is not None and self.world.headscale.node(int(known.id)) is not None
         if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
             this.pod.misled_at = self.clock.elapsed_s
         if request.is_write:

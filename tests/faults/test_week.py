@@ -81,7 +81,7 @@ class Sidecar:
         node = self.world.headscale.node(self.node.id)
         assert node is not None
         assert [*self.world.records()] == [f"A {node.address}"]
-        assert self.watch.status.view.in_sync, self.watch.status.view.reason
+        assert self.watch.state.records.in_sync, self.watch.state.records.reason
 
     def change_address(self) -> None:
         """Give the node another address, which the loop detects within a second."""

@@ -78,7 +78,7 @@ class SimultaneousStart:
         watch = world.watch(Interface(*node.addresses), TS_HOSTNAME=hostname)
         while clock.elapsed_s < until_s:
             wait_s = watch.run_pass()
-            if watch.status.view.in_sync:
+            if watch.state.records.in_sync:
                 self.in_sync_at.setdefault(hostname, clock.elapsed_s)
             clock.sleep(max(wait_s, 0.001))
 

@@ -1,16 +1,16 @@
-"""What the process reports about itself, for people, probes and Prometheus."""
+"""What dns-watch reports about itself, for people, probes and Prometheus."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from time import monotonic as system_monotonic
 from time import time
 from typing import Any
 
-from lifecycle.domain.model import IpAddress
+from lifecycle.dns_watch.state import State
 
 UPSTREAMS = ("Headscale", "Cloudflare")
 """The upstreams that dns-watch sends requests to."""
@@ -25,49 +25,15 @@ _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 _TOLERATED_INTERVALS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What the last pass found; None = not known, not yet, or never.
-
-    Attributes:
-        lost: the confirmed loss: gone, expired or stranded.
-        restart_helps: a restart of the tailscale container brings the node back.
-        superseded_by: the id of the later pod's node for which this pod stands down.
-        in_sync: the record was right when it was last read.
-        reason: why it is not; "" if it is.
-        addresses: what was published last.
-        verified_at_s: monotonic time when the record was last right.
-    """
-
-    node_id: str | None = None
-    is_registered: bool = False
-    lost: str | None = None
-    restart_helps: bool = False
-    superseded_by: str | None = None
-    in_sync: bool = False
-    reason: str = "no pass has finished yet"
-    addresses: tuple[IpAddress, ...] = ()
-    verified_at_s: float | None = None
-    node_expires_at: datetime | None = None
-    api_key_expires_at: datetime | None = None
-    headscale_version: str = ""
-
-    @property
-    def node_state(self) -> str:
-        """One word: waiting, registered, superseded, gone, expired or stranded."""
-        if self.superseded_by is not None:
-            return "superseded"
-        return "registered" if self.is_registered else self.lost or "waiting"
-
-
 @dataclass(slots=True)
 class Status:
-    """The last view, and counters since the start. No decision reads it.
+    """The state after the last pass, and counters since the start. No decision reads it.
 
     Attributes:
         longest_interval: the longest wait between two passes.
         monotonic: returns seconds that never go back.
         clock: returns seconds since 1970.
+        restart_helps: a restart of the tailscale container brings the node back.
         silent_since_s: monotonic time of the last progress, or the end of the wait after it.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
@@ -79,7 +45,8 @@ class Status:
     verify_interval: timedelta
     monotonic: Callable[[], float] = system_monotonic
     clock: Callable[[], float] = time
-    view: View = field(default_factory=View)
+    state: State = field(default_factory=State)
+    restart_helps: bool = False
     silent_since_s: float = 0.0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     succeeded_at: dict[str, float] = field(default_factory=dict)
@@ -130,29 +97,36 @@ class Status:
     @property
     def ready(self) -> bool:
         """Return True if the record was right when it was last read, and that is recent."""
-        return self.view.in_sync and not self._is_outdated
+        return self.state.records.in_sync and not self._is_outdated
 
     @property
     def _is_outdated(self) -> bool:
-        if self.view.verified_at_s is None:
+        verified_at_s = self.state.records.verified_at_s
+        if verified_at_s is None:
             return True
-        age_s = self.monotonic() - self.view.verified_at_s
+        age_s = self.monotonic() - verified_at_s
         return age_s > _TOLERATED_INTERVALS * self.verify_interval.total_seconds()
 
     def readiness(self) -> dict[str, Any]:
         """Return the body of `/readyz`."""
-        view = self.view
-        reason = view.reason
-        if view.in_sync and self._is_outdated:
+        records = self.state.records
+        reason = records.reason
+        if records.in_sync and self._is_outdated:
             reason = "the record was right when it was last read, but that is too long ago"
-        return {"ready": self.ready, "reason": reason, "addresses": [str(address) for address in view.addresses]}
+        return {"ready": self.ready, "reason": reason, "addresses": [str(address) for address in records.addresses]}
+
+    @property
+    def node_state(self) -> str:
+        """One word: waiting, registered, superseded, gone, expired or stranded."""
+        if self.state.superseded_by is not None:
+            return "superseded"
+        return "registered" if self.state.is_registered else self.state.heal.lost or "waiting"
 
     def node(self) -> dict[str, Any]:
         """Return the body of `/nodez`."""
-        view = self.view
         return {
-            "state": view.node_state,
-            "node_id": view.node_id,
-            "superseded_by": view.superseded_by,
-            "restart_helps": view.restart_helps,
+            "state": self.node_state,
+            "node_id": self.state.node.id if self.state.node else None,
+            "superseded_by": self.state.superseded_by,
+            "restart_helps": self.restart_helps,
         }
