@@ -60,6 +60,7 @@ def test_promtool_accepts_the_rules(rule_file: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.full
 @needs_promtool
 def test_alerts_fire_as_expected(rule_file: Path, alerts: dict[str, Any], cases: Any) -> None:
     for case in cases["tests"]:
