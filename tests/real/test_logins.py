@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -40,7 +40,7 @@ class Login:
 
     accepted: bool
     nodes: list[tuple[str, str, str | None, str | None]]
-    error: str | None = field(default=None, compare=False)
+    error: str | None = None
 
 
 def _nodes(response: httpx.Response) -> list[tuple[str, str, str | None, str | None]]:
@@ -64,7 +64,7 @@ class Twins:
     """
 
     def __init__(self, release: Release, owner: str, folder: Path, stack: ExitStack) -> None:
-        self._owner = owner
+        self.owner = owner
         self._folder = folder
         self._server = stack.enter_context(HeadscaleServer(release, folder))
         self._simulator = HeadscaleSimulator(release.simulated)
@@ -83,8 +83,8 @@ class Twins:
 
     def key(self, user: str = USER) -> Key:
         """Create a single-use key. A key with only tags has no user."""
-        owner = None if self._owner == "tags" else user
-        tags = () if self._owner == "user" else (TAG,)
+        owner = None if self.owner == "tags" else user
+        tags = () if self.owner == "user" else (TAG,)
         real = self._server.create_key(owner, *(f"--tags={tag}" for tag in tags))
         return Key(real, self._simulator.create_key(owner, tags=tags).key)
 
@@ -127,11 +127,11 @@ class Twins:
         refused = self._machine.login_error(key_file)
         real = Login(refused is None, _nodes(self._server.request("GET", "/api/v1/node")), refused)
         try:
-            self._simulator.register(
+            node = self._simulator.register(
                 key=key.simulated, hostname=HOSTNAME, machine_key="mkey:" + "1" * 64, node_key="nodekey:" + "1" * 64
             )
             # If its node is still expired, the client has to log in again, with a key that is used.
-            accepted = all(node.expires_at is None for node in self._simulator.nodes)
+            accepted = node.expires_at is None
         except RegistrationRefusedError:
             accepted = False
         return real, Login(accepted, _nodes(self._http.get("/api/v1/node")))
@@ -160,9 +160,9 @@ def test_real_and_simulated_server_accept_the_same_logins(twins: Twins, release:
     """After each login, the servers also have the same nodes."""
     different: list[str] = []
 
-    def check(key: Key, situation: str) -> None:
+    def check(key: Key, situation: str, *, is_random: bool = False) -> None:
         real, simulated = twins.login(key)
-        if real != simulated:
+        if real.nodes != simulated.nodes or (real.accepted != simulated.accepted and not is_random):
             different.append(f"{situation}\n  real      {real}\n  simulated {simulated}")
         if not real.accepted:
             twins.restart_client()
@@ -182,7 +182,9 @@ def test_real_and_simulated_server_accept_the_same_logins(twins: Twins, release:
     twins.expire_nodes()
     check(second, "used key, expired node")
     third = twins.key()
-    check(third, "new key, expired node")
+    # The machine has three nodes with one node key, and 0.28.0 selects one of them at random.
+    has_several_nodes = twins.owner == "tags" and release.name.startswith("0.28.")
+    check(third, "new key, expired node", is_random=has_several_nodes)
     twins.delete_nodes()
     check(third, "used key, deleted node")
     fourth = twins.key()
