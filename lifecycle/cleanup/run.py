@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from threading import Event
 from time import monotonic
@@ -11,7 +12,7 @@ import structlog
 
 from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
-from lifecycle.cleanup.plan import NothingKept, Observation, Plan, plan_cleanup, plan_stale_records
+from lifecycle.cleanup.plan import CleanupConfig, NothingKept, Observation, Plan, plan_cleanup, plan_stale_records
 from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.expiry import api_key_warning, node_warning
 from lifecycle.domain.model import Node
@@ -21,30 +22,26 @@ from lifecycle.settings.models import CleanupSettings
 log = structlog.get_logger()
 
 
+@dataclass(slots=True)
 class Cleanup:
     """The cleanup of one workload.
 
-    Args:
+    Attributes:
         now: returns aware UTC.
         stop: no further step starts once it is set.
         read_state: None unless NODE_POLICY=keep.
     """
 
-    def __init__(
-        self,
-        settings: CleanupSettings,
-        *,
-        writers: apply.Writers,
-        now: Callable[[], datetime],
-        stop: Event,
-        read_state: ReadState | None = None,
-    ) -> None:
-        self._settings = settings
-        self._config = cleanup_config(settings)
-        self._writers = writers
-        self._now = now
-        self._stop = stop
-        self._read_state = read_state
+    settings: CleanupSettings
+    _: KW_ONLY
+    writers: apply.Writers
+    now: Callable[[], datetime]
+    stop: Event
+    read_state: ReadState | None = None
+
+    @property
+    def _config(self) -> CleanupConfig:
+        return cleanup_config(self.settings)
 
     def run(self) -> None:
         """Remove what earlier pods left behind and write a fresh key; stop at the first failure that matters.
@@ -53,19 +50,19 @@ class Cleanup:
             LifecycleError: the pod has no fresh key; the message gives the reason.
         """
         started = monotonic()
-        headscale, key_file = self._writers.headscale, self._writers.key_file
+        headscale, key_file = self.writers.headscale, self.writers.key_file
         # If the key cannot be written, nothing may be deleted.
         apply.check_key_file(key_file)
         seen = observe(
-            self._settings, headscale=headscale, cloudflare=self._writers.cloudflare, read_state=self._read_state
+            self.settings, headscale=headscale, cloudflare=self.writers.cloudflare, read_state=self.read_state
         )
-        plan = plan_cleanup(seen, config=self._config, now=headscale.server_time(self._now()))
+        plan = plan_cleanup(seen, config=self._config, now=headscale.server_time(self.now()))
         self._log_plan(plan, seen)
         self._check_stop()
         is_still_ours = self._config.node_identity(seen.user).owns_node
         apply.delete_nodes(plan.nodes, headscale, is_still_ours=is_still_ours)
         self._check_stop()
-        key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self._now())
+        key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
         deleted = self._delete_records(plan, seen)
         self._warn_of_expiry(plan)
         log.info(
@@ -84,19 +81,19 @@ class Cleanup:
         if not plan.records or seen.records is None:
             return 0
         try:
-            nodes = self._writers.headscale.nodes()
+            nodes = self.writers.headscale.nodes()
             changes = plan_stale_records(seen.records, nodes, config=self._config, user=seen.user)
-            apply.change_records(changes, self._writers.cloudflare)
+            apply.change_records(changes, self.writers.cloudflare)
         except ApiError as error:
             log.warning("record.delete_failed", error=str(error), reason="dns-watch will correct the records")
             return 0
         return len(changes)
 
     def _warn_of_expiry(self, plan: Plan) -> None:
-        now = self._writers.headscale.server_time(self._now())
+        now = self.writers.headscale.server_time(self.now())
         expiring = [node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None]
         try:
-            expiring.append(api_key_warning(self._writers.headscale.api_key_expires_at(), now))
+            expiring.append(api_key_warning(self.writers.headscale.api_key_expires_at(), now))
         except ApiError as error:
             log.debug("api_key.unreadable", error=str(error))
         for event in expiring:
@@ -106,9 +103,9 @@ class Cleanup:
     def _log_plan(self, plan: Plan, seen: Observation) -> None:
         if seen.records_error is not None:
             log.warning("zone.unreadable", error=str(seen.records_error))
-        if self._settings.headscale_user is None:
+        if self.settings.headscale_user is None:
             log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
-        secret = self._settings.ts_kube_secret
+        secret = self.settings.ts_kube_secret
         match plan.kept:
             case NothingKept(reason):
                 log.warning("node.not_kept", secret=secret, reason=reason, advice="the pod will get another address")
@@ -131,5 +128,5 @@ class Cleanup:
         log.info("plan.made", headscale=seen.version, nodes=len(seen.nodes), deletions=len(plan.nodes))
 
     def _check_stop(self) -> None:
-        if self._stop.is_set():
+        if self.stop.is_set():
             raise StoppedError("stopped on request before the work was done; nothing needs to be undone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from threading import Event
 
@@ -14,7 +15,7 @@ from lifecycle.domain.errors import ConflictError, StoppedError
 from lifecycle.domain.model import Node, User
 from lifecycle.domain.ownership import NodeIdentity
 from lifecycle.prune.observe import observe, prune_config
-from lifecycle.prune.plan import PruneWorkload, check_limit, plan_prune
+from lifecycle.prune.plan import PruneConfig, PruneWorkload, check_limit, plan_prune
 from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
@@ -27,32 +28,28 @@ node that was always connected it can be as old as the registration.
 """
 
 
+@dataclass(slots=True)
 class Prune:
     """The removal of workloads that are gone for good.
 
-    Args:
+    Attributes:
         name: the only workload to remove, without waiting; None = every workload that has been gone for long.
         now: returns aware UTC.
         stop: no further step starts once it is set.
         renew_budget: is called after the wait, which is longer than the retry budget.
     """
 
-    def __init__(
-        self,
-        settings: PruneSettings,
-        *,
-        writers: apply.Writers,
-        name: str | None,
-        now: Callable[[], datetime],
-        stop: Event,
-        renew_budget: Callable[[], None],
-    ) -> None:
-        self._settings = settings
-        self._config = prune_config(settings, name=name)
-        self._writers = writers
-        self._now = now
-        self._stop = stop
-        self._renew_budget = renew_budget
+    settings: PruneSettings
+    _: KW_ONLY
+    writers: apply.Writers
+    name: str | None
+    now: Callable[[], datetime]
+    stop: Event
+    renew_budget: Callable[[], None]
+
+    @property
+    def _config(self) -> PruneConfig:
+        return prune_config(self.settings, name=self.name)
 
     def run(self) -> None:
         """Remove what is planned; only a workload that was named is removed without waiting.
@@ -65,14 +62,14 @@ class Prune:
         user, workloads = self._plan()
         check_limit(workloads, config=self._config)
         names = [workload.name for workload in workloads]
-        if self._config.name is not None:
+        if self.name is not None:
             for workload in workloads:
                 self._remove(workload, user)
         elif workloads:
             log.info("prune.observing", workloads=names, wait_s=OBSERVATION_S)
-            if self._stop.wait(OBSERVATION_S):
+            if self.stop.wait(OBSERVATION_S):
                 raise StoppedError("stopped on request before anything was removed")
-            self._renew_budget()
+            self.renew_budget()
             names = [workload.name for workload in workloads if self._remove_if_confirmed(workload)]
         log.info("pass.finished", workloads=names)
 
@@ -95,19 +92,19 @@ class Prune:
 
     def _remove(self, workload: PruneWorkload, user: User) -> None:
         for node in workload.nodes:
-            identity = NodeIdentity(node.hostname, user, self._config.tags)
+            identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
 
             def is_still_ours(now: Node, identity: NodeIdentity = identity) -> bool:
                 # A node that is online again stays, unless its workload was named.
-                return identity.owns_node(now) and (self._config.name is not None or not now.online)
+                return identity.owns_node(now) and (self.name is not None or not now.online)
 
             change = DeleteNode(node, workload.reason)
-            apply.delete_nodes([change], self._writers.headscale, is_still_ours=is_still_ours)
+            apply.delete_nodes([change], self.writers.headscale, is_still_ours=is_still_ours)
         records = [DeleteRecord(record, workload.reason) for record in workload.records]
-        apply.change_records(records, self._writers.cloudflare)
+        apply.change_records(records, self.writers.cloudflare)
 
     def _plan(self) -> tuple[User, list[PruneWorkload]]:
         """Read both upstreams; return the owner of our nodes, and the workloads to remove."""
-        headscale = self._writers.headscale
-        seen = observe(self._settings, headscale=headscale, cloudflare=self._writers.cloudflare)
-        return seen.user, plan_prune(seen, config=self._config, now=headscale.server_time(self._now()))
+        headscale = self.writers.headscale
+        seen = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
+        return seen.user, plan_prune(seen, config=self._config, now=headscale.server_time(self.now()))
