@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from threading import Event
@@ -33,7 +34,17 @@ The default tier has unit tests, scenarios in memory, one Headscale release per 
 statuses and signals, and twenty fault schedules. Tests outside the tier are reported as deselected. A path on the
 command line selects every test in it, and so does -m."""
 
-FULL = ("tests/image/", "tests/monitoring/test_prometheus.py", "tests/pod/test_pod.py", "tests/real/")
+FULL = (
+    "tests/faults/test_processes.py",
+    "tests/image/",
+    "tests/monitoring/test_prometheus.py",
+    "tests/pod/test_pod.py",
+    "tests/pod/test_real.py",
+    "tests/process/test_demo.py",
+    "tests/real/",
+    "tests/security/test_processes.py",
+    "tests/security/test_secrets.py",
+)
 """Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
 
 GROUPS = {
@@ -61,16 +72,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: the test is not in the default tier")
+    config.addinivalue_line("markers", "sample(count): only the first cases of the test are in the default tier")
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True
 
 
-def is_full(item: pytest.Item) -> bool:
-    """Return True if a test is not in the default tier."""
+def is_full(item: pytest.Item, earlier_cases: int) -> bool:
+    """Return True if a test is not in the default tier.
+
+    Args:
+        item: the test, or one case of it.
+        earlier_cases: how many cases of the same test are in the default tier.
+    """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     return (
         item.nodeid.startswith(FULL)
         or item.get_closest_marker("full") is not None
+        or any(earlier_cases >= sample.args[0] for sample in item.iter_markers("sample"))
         or releases.needs_full_tier(parameters)
     )
 
@@ -82,8 +100,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
     if config.option.full:
         return
-    deselected = [item for item in items if is_full(item)]
-    items[:] = [item for item in items if not is_full(item)]
+    selected: list[pytest.Item] = []
+    deselected: list[pytest.Item] = []
+    cases: Counter[str] = Counter()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        if is_full(item, cases[test]):
+            deselected.append(item)
+        else:
+            cases[test] += 1
+            selected.append(item)
+    items[:] = selected
     config.hook.pytest_deselected(items=deselected)
     output: dict[str, Any] | None = getattr(config, "workeroutput", None)
     if output is not None:

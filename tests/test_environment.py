@@ -133,6 +133,7 @@ def test_each_value_alone(base: dict[str, str], command: str) -> None:
         assert PASSWORD not in messages(RUNS[command], base | {name: value}), (name, value)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("base", [BASE, BY_KUBECONFIG], ids=["REST", "kubeconfig"])
 def test_pairs_of_values(base: dict[str, str]) -> None:

@@ -91,6 +91,7 @@ def test_every_applicable_folder_is_tested() -> None:
     assert found - parts == {*OTHERS, *(f"services/{name}" for name in SHIPPED)}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHERS), *VARIANTS])
 @pytest.mark.parametrize("newest", [True, False], ids=["newest", "oldest"])
 def test_manifests_match_the_schemas(name: str, variant: Variant, newest: bool) -> None:

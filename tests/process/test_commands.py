@@ -33,7 +33,8 @@ def logs_events_only(ended: Ended) -> bool:
     )
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_life_of_a_pod(make_pod: Callable[..., Pod], version: str) -> None:
     """Dry run, cleanup, registration and publication, with the settings of usual manifests."""
     pod = make_pod(version)
@@ -98,6 +99,7 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
     assert pod.untouched
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: str) -> None:
@@ -150,6 +152,7 @@ def test_each_command_has_help(pod: Pod, command: str) -> None:
     assert pod.run(command, "--help").status == 0
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "arguments",
     [

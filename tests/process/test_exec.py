@@ -97,7 +97,8 @@ def use_key_secret(pod: ClusterPod) -> None:
 # --- The life of a pod --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
     """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
     pod = make_pod(version)
@@ -144,6 +145,7 @@ def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> 
     assert ours - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST
 
 
+@pytest.mark.full
 def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
     """The pods run concurrently, because each waits for a VPN interface."""
     pods = [make_pod(version) for version in VERSIONS]
@@ -162,6 +164,7 @@ def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
 # --- Faults -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("fault", "command"),
     [
@@ -233,6 +236,7 @@ def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
     assert pod.key_file.exists()
 
 
+@pytest.mark.full
 def test_configured_timeout_applies_to_a_command(pod: ClusterPod) -> None:
     pod.kubernetes.spoil(ExecFault(hang=True), "users list")
     ended = pod.run("cleanup", HTTP_TIMEOUT="2s")
@@ -279,6 +283,7 @@ def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
     assert pod.secrets_in(ended.out, ended.errors) == []
 
 
+@pytest.mark.full
 def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     """Headscale refuses the old key, the Secret is read again, and the pass succeeds."""
     use_key_secret(pod)
@@ -295,6 +300,7 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     assert pod.secrets_in(ended.out, ended.errors) == []
 
 
+@pytest.mark.full
 def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> None:
     """The key is rotated in Headscale before the Secret is updated."""
     use_key_secret(pod)
@@ -308,6 +314,7 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
     assert watch.stop().status == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("state", ["missing Secret", "missing permission"])
 def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
     use_key_secret(pod)
@@ -369,6 +376,7 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
     return path
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
     add_leftovers(pod)
@@ -382,6 +390,7 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
     assert kubeconfig.read_bytes() == before
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     add_leftovers(pod)
@@ -392,6 +401,7 @@ def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: Cluste
     assert pod.kubernetes.requests == []
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("text", ["nonsense", "a: [", "contexts: 7", "[]"])
 def test_malformed_kubeconfig_is_a_settings_error(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text(text)
@@ -425,6 +435,7 @@ def test_kubernetes_is_reached_directly_in_the_cluster(pod: ClusterPod) -> None:
     assert proxy.requested == []
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "proxy-url"])
 def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
     add_leftovers(pod)

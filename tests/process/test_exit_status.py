@@ -25,6 +25,7 @@ def invalid_settings(ended: Ended) -> list[str]:
     return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("variables", "invalid"),
     [
@@ -111,6 +112,7 @@ def taken_name(pod: Pod) -> dict[str, str]:
     return {}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("harm", "kind", "named"),
     [
@@ -155,6 +157,7 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
     assert "not-the-token" not in ended.out
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("variables", "named"),
     [
@@ -189,6 +192,7 @@ def nowhere(pod: Pod) -> dict[str, str]:
     return {"HEADSCALE_URL": url}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("harm", "named"),
     [

@@ -45,6 +45,7 @@ def dry_run(pod: Pod, **variables: str) -> Ended:
     return pod.run("--dry-run", "--output", "json", HTTP_TIMEOUT="30s", **variables)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_both_upstreams_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
     ended = pod.run("cleanup", HEADSCALE_URL=HEADSCALE, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
@@ -92,6 +93,7 @@ INVALID: list[Callable[[str], dict[str, str]]] = [
 ]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("variables", INVALID)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
 def test_unusable_value_is_a_settings_error(

@@ -32,6 +32,7 @@ def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[st
     assert pod.untouched
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "status"),

@@ -101,6 +101,7 @@ def test_incomplete_dry_run_writes_the_reason(pod: Pod) -> None:
     assert "bob" in message
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("arguments", "logged"),
     [
