@@ -59,6 +59,7 @@ def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("volume", "mounts"),
     [

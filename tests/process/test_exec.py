@@ -263,6 +263,7 @@ def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
     assert {"kubernetes", "websocket", "urllib3", "yaml"} & loaded == set()
 
 
+@pytest.mark.full
 def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
     pod.kubernetes.rotate_token()
     refused = pod.run("cleanup")
@@ -332,6 +333,7 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
 # --- Keeping the node ---------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
     """The state Secret is in the namespace of the pod, which the service account names."""
     add_leftovers(pod)

@@ -64,6 +64,7 @@ def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
     assert pod.run("cleanup", DNS_TTL="never").status == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
 def test_invalid_settings_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
     ended = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")

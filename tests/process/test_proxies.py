@@ -110,6 +110,7 @@ def test_unusable_value_is_a_settings_error(
     assert pod.untouched
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "variables",
     [

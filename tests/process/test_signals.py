@@ -13,6 +13,7 @@ from tests.simulators import faults
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "event", "status"),

@@ -63,6 +63,7 @@ def run_with_log(pod: Pod, *arguments: str, make: str = FILE, **variables: str) 
     return ended, out.read_text() if out.exists() else None
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "expected"),
     [

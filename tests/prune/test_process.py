@@ -51,6 +51,7 @@ def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
     assert pod.records() == {}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "names"),
     [
