@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
-from tests.process.commands import PROGRAM, Pod, Running
+from tests.process.commands import Pod, Running
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
 
@@ -99,13 +98,11 @@ class ClusterPod(Pod):
 
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start the program with its service account mounted; "" unsets a variable."""
-        command = [*map(str, with_service_account(self._account)), PROGRAM, *arguments]
-        return Running(command, environment=self.environment | variables, folder=self.folder)
+        return self.fork(arguments, variables, service_account=self._account)
 
     def outside(self, *arguments: str, **variables: str) -> Running:
         """Start the program outside the cluster."""
-        environment: Mapping[str, str] = self.environment | {"KUBERNETES_SERVICE_HOST": ""} | variables
-        return Running([PROGRAM, *arguments], environment=environment, folder=self.folder)
+        return self.fork(arguments, {"KUBERNETES_SERVICE_HOST": "", **variables})
 
     def secrets_in(self, *texts: str) -> list[str]:
         """Return the secrets of all upstreams that these texts contain."""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from threading import Event
-from typing import Any
+from threading import Event, Timer
+from typing import Any, Self
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -47,19 +53,87 @@ class Ended:
         return [event for event in self.events if event["event"] == name]
 
 
+class Fork:
+    """The program in a fork of a process that has imported it. The interface is that of `subprocess.Popen`."""
+
+    def __init__(self, **job: Any) -> None:
+        output, its_output = os.pipe()
+        result, its_result = os.pipe()
+        self.stdout, self._result = os.fdopen(output), os.fdopen(result)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
+        files = [its_output, self._errors.fileno(), its_result]
+        socket.send_fds(fork_server(), [json.dumps(job).encode()], files)
+        os.close(its_output)
+        os.close(its_result)
+        self.pid = int(self._result.readline())
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if not self.stdout.closed:
+            with suppress(subprocess.TimeoutExpired):
+                self.communicate()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = HANGS_AFTER_S) -> tuple[str, str]:
+        """Wait until the process has ended, and return its output. A process that hangs is killed."""
+        timer = Timer(timeout, self.kill)
+        timer.start()
+        out = self.stdout.read()
+        self.returncode = int(self._result.readline())
+        timer.cancel()
+        self._errors.seek(0)
+        errors = self._errors.read()
+        for file in (self.stdout, self._result, self._errors):
+            file.close()
+        if self.returncode == -signal.SIGKILL:
+            raise subprocess.TimeoutExpired("lifecycle", timeout)
+        return out, errors
+
+
+@cache
+def fork_server() -> socket.socket:
+    """Start the server that forks for this test process. It ends when the socket is closed."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.process.fork_server", str(its.fileno())],
+            cwd=Path(__file__).parents[2],
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    atexit.register(server.wait)
+    atexit.register(ours.close)
+    return ours
+
+
+def popen(command: Iterable[str], *, environment: Mapping[str, str], folder: Path) -> subprocess.Popen[str]:
+    """Start any program."""
+    return subprocess.Popen(
+        list(command),
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 class Running:
     """A running process."""
 
-    def __init__(self, command: Iterable[str], *, environment: Mapping[str, str], folder: Path) -> None:
-        self._process = subprocess.Popen(
-            list(command),
-            env=dict(environment),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, process: subprocess.Popen[str] | Fork) -> None:
+        self._process = process
         self._output = ""
 
     def kill(self) -> None:
@@ -98,6 +172,7 @@ class Running:
             self._process.kill()
             out, errors = self._process.communicate()
             raise AssertionError(f"the process did not end:\n{self._output}{out}{errors}") from None
+        assert self._process.returncode is not None
         return Ended(self._process.returncode, self._output + out, errors)
 
 
@@ -147,13 +222,25 @@ class Pod:
 
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start the program; "" unsets a variable."""
-        return self.start_command(PROGRAM, *arguments, **variables)
+        return self.fork(arguments, variables)
+
+    def fork(
+        self, arguments: Iterable[str], variables: Mapping[str, str], *, service_account: Path | None = None
+    ) -> Running:
+        """Start the program, optionally with a folder mounted as its service account."""
+        environment = {**self.environment, **variables}
+        mounted = str(service_account or "")
+        return self._keep(
+            Fork(arguments=list(arguments), environment=environment, folder=str(self.folder), service_account=mounted)
+        )
 
     def start_command(self, *command: str, **variables: str) -> Running:
         """Start any program in this environment."""
-        running = Running(command, environment=self.environment | variables, folder=self.folder)
-        self._started.append(running)
-        return running
+        return self._keep(popen(command, environment=self.environment | variables, folder=self.folder))
+
+    def _keep(self, process: subprocess.Popen[str] | Fork) -> Running:
+        self._started.append(Running(process))
+        return self._started[-1]
 
     def end_all(self) -> None:
         """Kill the processes that are still running."""

@@ -12,7 +12,7 @@ import pytest
 import lifecycle
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
-from tests.process.commands import Ended, Pod
+from tests.process.commands import PROGRAM, Ended, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
@@ -178,7 +178,7 @@ def test_dns_watch_publishes_updates_and_stops(pod: Pod) -> None:
     assert pod.run("cleanup").status == 0
     client = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME)
     client.start()
-    watch = pod.start("dns-watch", HEALTH_PORT="0", POLL_INTERVAL="1s", LOG_LEVEL="debug")
+    watch = pod.start_command(PROGRAM, "dns-watch", HEALTH_PORT="0", POLL_INTERVAL="1s", LOG_LEVEL="debug")
     assert watch.until("record.created")["content"] == client.addresses[0]
     client.change_address()
     assert watch.until("record.updated")["content"] == client.addresses[0]

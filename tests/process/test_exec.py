@@ -16,11 +16,12 @@ import pytest
 import yaml
 
 from lifecycle.settings.models import DryRunSettings, command_variables
+from tests import releases
 from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S
+from tests.process.commands import HANGS_AFTER_S, PROGRAM
 from tests.process.test_commands import SIDECAR, add_leftovers, logs_events_only
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dialects import VERSIONS
@@ -148,7 +149,7 @@ def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> 
 @pytest.mark.full
 def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
     """The pods run concurrently, because each waits for a VPN interface."""
-    pods = [make_pod(version) for version in VERSIONS]
+    pods = [make_pod(version) for version in releases.DEFAULT]
     running = []
     for pod in pods:
         pod.headscale.add_node(NAME, user="svc")
@@ -256,7 +257,8 @@ def test_commands_are_counted_as_requests(pod: ClusterPod) -> None:
 
 def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
-    ended = pod.outside("--dry-run", PYTHONPROFILEIMPORTTIME="1").end()
+    pod.environment |= {"KUBERNETES_SERVICE_HOST": "", "PYTHONPROFILEIMPORTTIME": "1"}
+    ended = pod.start_command(PROGRAM, "--dry-run").end()
     assert ended.status == 0, ended.errors
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.errors.splitlines()}
     assert "httpx" in loaded

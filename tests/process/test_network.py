@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.commands import Pod
+from tests.process.commands import PROGRAM, Pod
 
 Result = TypeVar("Result")
 
@@ -75,7 +75,7 @@ def test_existing_manifest_works_without_changes(
         pod = make_pod()
         pod.headscale.add_user("svc")
         manifest = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "AUTHKEY_OUTPUT_PATH": ""}
-        watch = pod.start("dns-watch", **manifest)
+        watch = pod.start_command(PROGRAM, "dns-watch", **manifest)
         watch.until("pass.skipped")
         others = [pod.headscale.add_node(NAME, user="svc") for _ in range(2)]
         ours = pod.headscale.add_node(NAME, user="svc")
@@ -102,7 +102,8 @@ def test_address_without_a_node_is_not_published(
         pod.headscale.add_user("svc")
         pod.headscale.add_node(NAME, user="svc")
         ip("address", "add", "100.64.7.7/32", "dev", INTERFACE)
-        ended = pod.run("dns-watch", "--once", MAX_RETRIES="2", RETRY_INTERVAL="1")
+        watch = pod.start_command(PROGRAM, "dns-watch", "--once", MAX_RETRIES="2", RETRY_INTERVAL="1")
+        ended = watch.end()
         assert (ended.status, ended.errors) == (1, "")
         assert "no node with this pod's VPN address" in ended.last["error"]
         assert pod.untouched

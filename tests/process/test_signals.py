@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, Pod, RequestDetector
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
 from tests.simulators import faults
 
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
@@ -25,7 +25,7 @@ SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGIN
 )
 def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[str], event: str, status: int) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
-    running = pod.start(*arguments, HEALTH_PORT="0")
+    running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0")
     running.until(event)
     ended = running.stop(number)
     assert (ended.status, ended.errors) == (status, "")
@@ -52,7 +52,7 @@ def test_signal_ends_a_command_with_a_hanging_request(
     pod = make_pod(wrap=detect)
     pod.headscale.add_user("svc")
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
-    running = pod.start(*arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
+    running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
     assert detectors[0].has_request.wait(HANGS_AFTER_S)
     ended = running.stop(number)
     assert (ended.status, ended.errors) == (status, "")

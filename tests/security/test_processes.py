@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import MARK, NAME
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, Pod, RequestDetector
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -63,7 +63,7 @@ def test_command_line_contains_no_secret(
         )
         add_leftovers(pod)
         headscale.faults.add(faults.hang())
-        running = pod.start(*command, **SETTINGS)
+        running = pod.start_command(PROGRAM, *command, **SETTINGS)
         assert detector.has_request.wait(HANGS_AFTER_S)
         process = Path(f"/proc/{running.pid}")
         arguments = (process / "cmdline").read_text()

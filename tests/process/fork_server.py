@@ -1,0 +1,119 @@
+"""Run the program in forks of one process that has imported it, because the imports take longer than most commands.
+
+Each message on the socket is a job as JSON, with three files: standard output, standard error, and a pipe to which the
+process id and the exit status are written, one per line.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+# What commands import when they need it.
+MODULES = (
+    "lifecycle.cleanup.run",
+    "lifecycle.cli",
+    "lifecycle.clients.headscale.exec",
+    "lifecycle.clients.interface",
+    "lifecycle.clients.kubernetes.access",
+    "lifecycle.dns_watch.loop",
+    "lifecycle.dry_run",
+    "lifecycle.health.server",
+    "lifecycle.prune.run",
+    "lifecycle.report",
+)
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+LONGEST_JOB = 1 << 17
+
+# Source: <linux/sched.h> and <linux/mount.h>.
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+
+
+def _mount_service_account(folder: str) -> None:
+    """Enter a mount namespace in which a folder is where the kubelet mounts the service account."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: Any) -> None:
+        if getattr(libc, name)(*arguments) != 0:
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+    # Without root, this works if the machine allows unprivileged user namespaces.
+    ids = {"uid_map": f"0 {os.getuid()} 1", "gid_map": f"0 {os.getgid()} 1"}
+    call("unshare", CLONE_NEWUSER | CLONE_NEWNS)
+    for name, text in {"setgroups": "deny", **ids}.items():
+        Path("/proc/self", name).write_text(text)
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    call("mount", b"none", b"/var/run", b"tmpfs", 0, None)
+    SERVICE_ACCOUNT.mkdir(parents=True)
+    call("mount", folder.encode(), str(SERVICE_ACCOUNT).encode(), None, MS_BIND, None)
+
+
+def _program(job: dict[str, Any]) -> int:
+    """Run the program and return its exit status."""
+    from lifecycle.__main__ import main  # noqa: PLC0415 - the parent has imported it
+
+    try:
+        if job["service_account"]:
+            _mount_service_account(job["service_account"])
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        os.chdir(job["folder"])
+        sys.argv = ["lifecycle", *job["arguments"]]
+        return main()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _run(job: dict[str, Any], output: int, errors: int, result: int) -> None:
+    """Run the program as a child, and write its process id and exit status."""
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+        os.closerange(3, 256)
+        # The inherited streams have cached properties of the previous files.
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os._exit(_program(job))
+    os.close(output)
+    os.close(errors)
+    os.write(result, f"{pid}\n".encode())
+    _, status = os.waitpid(pid, 0)
+    os.write(result, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def serve(descriptor: int) -> None:
+    """Run the jobs concurrently until the socket is closed."""
+    for module in MODULES:
+        importlib.import_module(module)
+    jobs = socket.socket(fileno=descriptor)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        text, files, _, _ = socket.recv_fds(jobs, LONGEST_JOB, 3)
+        if not text:
+            return
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _run(json.loads(text), *files)
+        for file in files:
+            os.close(file)
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
