@@ -1,1 +1,1 @@
-"""Small stand-ins for the services that the lifecycle commands talk to."""
+"""Simulators of the upstreams of the lifecycle commands."""

@@ -37,7 +37,7 @@ __all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 
 PREFIX: Final = "/client/v4"
 
-# Codes that Cloudflare is known to answer.
+# Codes that Cloudflare is known to return.
 VERIFY_REFUSED: Final = 1000
 MALFORMED_HEADERS: Final = 6003
 MALFORMED_AUTHORIZATION: Final = 6111
@@ -53,7 +53,7 @@ TOKEN_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 MAX_PAGE: Final = 10**9
 MAX_RECORDS_PER_PAGE: Final = 5000
-"""What is known to work; the schema names a thousand times more."""
+"""A value that is known to work. The schema allows a thousand times as much."""
 
 Permission = Literal["edit", "read", "none"]
 TokenStatus = Literal["active", "disabled", "expired"]
@@ -93,7 +93,7 @@ class Zone:
     name: str
     status: str
     account_owned: bool
-    """Whether it is in the token's account."""
+    """True if the zone is in the token's account."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,17 +106,17 @@ class Token:
     account_owned: bool
     status: TokenStatus
     zones: frozenset[str] | None
-    """Ids of the zones it is for; None = all of the account."""
+    """Ids of the zones it is valid for; None = all zones of the account."""
 
 
 def _seconds(duration: timedelta) -> int:
-    """Whole seconds, rounded up."""
+    """In whole seconds, rounded up."""
     return -(-duration // timedelta(seconds=1))
 
 
 @dataclass(slots=True, kw_only=True)
 class _Limit:
-    """So many requests in so long, then none for as long."""
+    """A rate limit: after too many requests in the window, all are refused for the same time."""
 
     requests: int
     per: timedelta
@@ -127,7 +127,7 @@ class _Limit:
     blocked_until: datetime | None = None
 
     def blocks(self, now: datetime) -> bool:
-        """Count a request; tell whether it is one too many."""
+        """Count a request, and return True if it exceeds the limit."""
         over = self.since + self.per if self.blocked_until is None else self.blocked_until
         if now >= over:
             self.blocked_until, self.since, self.count = None, now, 0
@@ -137,7 +137,7 @@ class _Limit:
         return self.blocked_until is not None
 
     def headers(self, now: datetime) -> dict[str, str]:
-        """What every answer says about the limit."""
+        """The rate limit headers of every response."""
         left = max(0, self.requests - self.count)
         over = self.since + self.per if self.blocked_until is None else self.blocked_until
         return {
@@ -146,12 +146,12 @@ class _Limit:
         }
 
     def answer(self, now: datetime) -> Response:
-        """What a request too many is answered."""
+        """The response to a request that exceeds the limit."""
         body: Body = {
             "success": False,
             "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
         }
-        if self.code == THROTTLED:  # of the two bodies that were seen, the whole one
+        if self.code == THROTTLED:  # Two bodies have been seen. This is the complete one.
             body |= {"messages": [], "result": None}
         response = json_response(body, 429)
         if self.retry_after and self.blocked_until is not None:
@@ -175,9 +175,9 @@ class CloudflareSimulator(Upstream):
         """Start an account without zones.
 
         Args:
-            token: the token it accepts; made up when left out.
+            token: the token it accepts; generated if omitted.
             plan: of all zones.
-            now: the clock, aware UTC; the real one when left out.
+            now: the clock, aware UTC; the real one if omitted.
             quota: records a zone may have; the plan's when left out.
             account_owned: whether the token belongs to the account, not to a user.
             seed: of everything random.
@@ -195,7 +195,7 @@ class CloudflareSimulator(Upstream):
         self.account_id = self._new_id()
         self.token = self.set_token(token, account_owned=account_owned)
 
-    # --- What a test or the demo does ---------------------------------------------------------------
+    # --- Actions of a test or of the demo -----------------------------------------------------------
 
     def set_token(
         self,
@@ -206,10 +206,10 @@ class CloudflareSimulator(Upstream):
         status: TokenStatus = "active",
         zones: Iterable[str] | None = None,
     ) -> str:
-        """Replace the token; the old one is unknown from now on.
+        """Replace the token. The old one becomes invalid.
 
         Args:
-            value: the token; made up when left out.
+            value: the token; generated if omitted.
             permission: on DNS.
             account_owned: whether it belongs to the account, not to a user.
             status: other than `active` is refused.
@@ -235,7 +235,7 @@ class CloudflareSimulator(Upstream):
             return value
 
     def secrets(self) -> list[str]:
-        """Every token that was ever accepted."""
+        """All tokens that were accepted at any time."""
         with self.lock:
             return list(self._secrets)
 
@@ -247,7 +247,7 @@ class CloudflareSimulator(Upstream):
         retry_after: bool = True,
         code: Literal[971, 10429] = 10429,
     ) -> None:
-        """Allow so many requests in so long; past it answer 429 for as long again.
+        """Limit the number of requests in a window. Further requests get a 429 for the same time.
 
         Args:
             requests: how many; 0 = refuse at once.
@@ -260,7 +260,7 @@ class CloudflareSimulator(Upstream):
             self._limit = _Limit(requests=requests, per=per, retry_after=retry_after, code=code, since=now)
 
     def unlimit(self) -> None:
-        """Lift the limit."""
+        """Remove the rate limit."""
         with self.lock:
             self._limit = None
 
@@ -276,7 +276,7 @@ class CloudflareSimulator(Upstream):
 
         Args:
             name: such as `example.com`; may be that of another zone.
-            zone_id: 32 hex digits; made up when left out.
+            zone_id: 32 hex digits; generated if omitted.
             status: such as `pending`.
             account_owned: whether it is in the token's account; the token cannot see another's.
 
@@ -303,10 +303,10 @@ class CloudflareSimulator(Upstream):
         tags: tuple[str, ...] = (),
         priority: int | None = None,
     ) -> str:
-        """Add a record, as a person would in the dashboard; give its id.
+        """Add a record, as in the dashboard, and return its id.
 
         Raises:
-            ApiError: the zone would refuse it too.
+            ApiError: the zone refuses it.
         """
         spec = {
             "type": type,
@@ -329,17 +329,17 @@ class CloudflareSimulator(Upstream):
         return record_id
 
     def change_record(self, record_id: str, **fields: Any) -> None:
-        """Change a record's fields, as a person would in the dashboard."""
+        """Change a record's fields, as in the dashboard."""
         with self.lock, self._changing(self._zones[self._records[record_id].zone_id]) as zone:
             zone.patch(record_id, fields)
 
     def remove_record(self, record_id: str) -> None:
-        """Remove a record, as a person would in the dashboard."""
+        """Remove a record, as in the dashboard."""
         with self.lock, self._changing(self._zones[self._records[record_id].zone_id]) as zone:
             zone.delete(record_id)
 
     def records(self, zone_id: str, name: str | None = None) -> list[Record]:
-        """The records of a zone, or of one full name, oldest first."""
+        """Return the records of a zone, or of one full name, oldest first."""
         with self.lock:
             return [
                 record
@@ -347,7 +347,7 @@ class CloudflareSimulator(Upstream):
                 if record.zone_id == zone_id and (name is None or record.name == name.lower())
             ]
 
-    # --- From request to answer ---------------------------------------------------------------------
+    # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
@@ -470,7 +470,7 @@ class CloudflareSimulator(Upstream):
         return f"{self._random.getrandbits(128):032x}"
 
     def _zone(self, request: Request, arguments: Mapping[str, str], *, write: bool) -> Zone:
-        """The zone, if the token may do that with its records."""
+        """Return the zone if the token is permitted to do this with its records."""
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
         allowed = {"edit": True, "read": not write, "none": False}[self._token.permission]
@@ -490,7 +490,7 @@ class CloudflareSimulator(Upstream):
 
     @contextmanager
     def _changing(self, zone: Zone) -> Iterator[ZoneRecords]:
-        """One transaction: what the block did is kept if it raised nothing."""
+        """Run a block as a transaction, which is rolled back if it raises an exception."""
         records = dict(self._records)
         yield self._zone_records(zone, records)
         self._before, self._records = self._records, records
@@ -547,7 +547,7 @@ class CloudflareSimulator(Upstream):
 
 
 def refusal(status: int, code: int, message: str = "refused") -> Fault:
-    """A fault that answers one of Cloudflare's errors, whatever was asked."""
+    """Return a fault that responds to any request with one of Cloudflare's errors."""
     return fault_answer(status, json.dumps(_refused([{"code": code, "message": message}])))
 
 
@@ -574,7 +574,7 @@ def _read_body(request: Request) -> dict[str, Any]:
 
 
 def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """One list of a batch; all but new records need an id."""
+    """Return one list of a batch. All records but new ones need an id."""
     items = body.get(key) or []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ApiError(400, VALIDATION, f"{key} must be a list of objects.")
@@ -630,7 +630,7 @@ MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     ".startswith": str.startswith,
     ".endswith": str.endswith,
 }
-"""By the ending of a parameter's name; letter case does not count."""
+"""Comparisons by the suffix of a parameter's name, ignoring case."""
 
 ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "equal": _equals,
@@ -639,7 +639,7 @@ ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "starts_with": str.startswith,
     "ends_with": str.endswith,
 }
-"""By what stands before the colon of a zone's name."""
+"""Comparisons by the prefix of the parameter `name`, before its colon."""
 
 
 def _zone_wanted(zone: Zone, query: Parameters) -> bool:

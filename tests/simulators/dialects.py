@@ -24,7 +24,7 @@ class HostnameRefusedError(Exception):
 
 
 class Unmatched(Enum):
-    """What a path that no route matches is answered, outside `/api/v1/`."""
+    """The response to an unknown path outside `/api/v1/`."""
 
     EMPTY_404 = auto()
     BLANK_PAGE_200 = auto()
@@ -32,7 +32,7 @@ class Unmatched(Enum):
 
 
 class KeyUser(Enum):
-    """How a request names the user of a pre-auth key."""
+    """How a request identifies the user of a pre-auth key."""
 
     NAME = auto()
     ID = auto()
@@ -40,7 +40,7 @@ class KeyUser(Enum):
 
 
 class Shown(Enum):
-    """How an answer names the user of a pre-auth key."""
+    """How a response identifies the user of a pre-auth key."""
 
     NAME = auto()
     EMAIL_OR_NAME = auto()
@@ -48,7 +48,7 @@ class Shown(Enum):
 
 
 class Never(Enum):
-    """How "does not expire" is written in a node."""
+    """How a node that does not expire is serialized."""
 
     ZERO = auto()
     NULL = auto()
@@ -56,7 +56,7 @@ class Never(Enum):
 
 
 class LoginMatch(Enum):
-    """How a machine that registers again is recognised."""
+    """How the node of a machine that registers again is found."""
 
     MACHINE_OR_NODE_KEY = auto()
     """The node keeps its id and moves to the key's user."""
@@ -65,7 +65,7 @@ class LoginMatch(Enum):
     MACHINE_AND_USER = auto()
     """The machine's node of the key's user; a key without a user matches nothing."""
     MACHINE_AND_OWNERSHIP = auto()
-    """As before, or the machine's tagged node; a tagged key takes its only node over."""
+    """As before, or the machine's tagged node. A tagged key takes over its only node."""
 
 
 class KeyCheck(Enum):
@@ -80,17 +80,17 @@ class KeyCheck(Enum):
 
 
 class LoginTags(Enum):
-    """Whether a known machine takes the tags of the key it comes back with."""
+    """When a known machine gets the tags of the key that it registers again with."""
 
     IF_ANY = auto()
     ALWAYS = auto()
     NEVER = auto()
     IF_ANOTHER_KEY = auto()
-    """If the key has tags, and is not the one that the node came with."""
+    """If the key has tags and is not the key that the node first registered with."""
 
 
 class KeyForm(Enum):
-    """What a new pre-auth key looks like."""
+    """The format of a new pre-auth key."""
 
     HEX = auto()
     PREFIXED_BASE64 = auto()
@@ -149,15 +149,15 @@ class Dialect:
 
     version: str
 
-    # Finding out
+    # Detection
     machine_api: bool = False
-    """Only the older API, about machines."""
+    """Serves only the older API, whose objects are machines."""
     version_path: bool = False
     api_health: bool = False
     swagger: bool = True
     unmatched: Unmatched = Unmatched.EMPTY_404
     all_of_api_needs_key: bool = False
-    """A path below /api that does not exist asks for the key first, also outside /api/v1/."""
+    """An unknown path below /api requires the API key, also outside /api/v1/."""
     strict_json: bool = False
     """Huma instead of the gRPC gateway: unknown fields, numbers for ids, other content types refused;
     errors as problem+json; its own times; the OpenAPI document instead of swagger's."""
@@ -167,7 +167,7 @@ class Dialect:
     unknown_node_code: int = 2
     unknown_node_text: str = "record not found"
     changed_unknown_node_text: str = "record not found"
-    """When an unknown node is to be expired or renamed."""
+    """The error if an unknown node is to be expired or renamed."""
     duplicate_user_code: int = 2
     duplicate_user_text: str = "user already exists"
 
@@ -179,31 +179,31 @@ class Dialect:
     user_name_falls_back: bool = False
     user_name_pattern: str = r"[a-z0-9.-]{0,63}"
     node_filter_checks_name: bool = True
-    """The list filter refuses what is no DNS name."""
+    """The list filter rejects a value that is not a DNS name."""
     sole_user_by_default: bool = False
-    """No name at all means the only user there is."""
+    """A request without a name means the only user."""
 
     # Pre-auth keys
     key_user: KeyUser = KeyUser.NAME
     key_user_shown: Shown = Shown.NAME
     key_form: KeyForm = KeyForm.HEX
     api_key_lengths: tuple[int, int] = (7, 32)
-    """Of its two parts, as made up to 0.27."""
+    """Whether both parts of a key created by 0.27 or older are shown."""
     api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
-    """Of keys made up to 0.27 only those are taken whose first part is so long."""
+    """The length of the first part that a key created by 0.27 or older needs to be accepted."""
     key_tags_everywhere: bool = True
-    """Not in lists of keys alone."""
+    """Shown in other objects than lists of keys."""
     keys_masked: bool = False
     keys_by_id: bool = False
-    """Listed all together, expired and deleted by id."""
+    """Keys of all users are in one list, and are expired and deleted by id."""
     keys_unknown_is_404: bool = False
     keys_expire_once: bool = True
-    """To expire a used or expired one is an error."""
+    """Expiring a used or expired key is an error."""
     reusable_becomes_used: bool = True
     key_snapshot_in_node: bool = False
-    """A node shows its key as it was at registration, until the server restarts."""
+    """Until the server restarts, a node shows its key as it was at registration."""
     second_key_until_restart: bool = False
-    """The key of a re-registration is kept in memory only."""
+    """The key of a later registration is kept in memory only."""
     unknown_key_text: str = "AuthKey not found"
     expired_key_text: str = "AuthKey expired"
     used_key_text: str = "AuthKey has already been used"
@@ -217,7 +217,7 @@ class Dialect:
     tagged_pseudo_user: bool = False
     """Lists show the user tagged-devices."""
     tagged_user_hidden: bool = False
-    """A single tagged node has no user, and no user's list has it."""
+    """A tagged node has no user when it is read alone, and is in no user's list."""
     never: Never = Never.ZERO
     zero_id_hits_first: bool = True
 
@@ -238,20 +238,20 @@ class Dialect:
 
     # Registration and sessions
     live_needs_no_key: bool = True
-    """A live node is let in before anybody looks at its key."""
+    """A live node is accepted before its key is checked."""
     login_match: LoginMatch = LoginMatch.MACHINE_OR_NODE_KEY
     key_check: KeyCheck = KeyCheck.ALWAYS
     login_tags: LoginTags = LoginTags.IF_ANY
     login_resets_online: bool = False
     tagged_keeps_user: bool = True
-    """A node with tags remembers whose key it came with."""
+    """A node with tags keeps the user of the key that it registered with."""
     tagged_revives: bool = True
-    """A tagged node that expired comes back to life."""
+    """An expired tagged node can be used again after a login."""
     login_takes_an_address: bool = False
     login_keeps_first_key: bool = True
-    """A node that comes back with another key still shows the one it came with."""
+    """A node that registers again with another key still shows its first key."""
     frees_addresses: bool = False
-    """A deleted node's address can be given out before the server restarts."""
+    """The address of a deleted node can be assigned before the server restarts."""
     login_loses_created_at: bool = False
     logout_in_1970: bool = False
     """A client that logs out expires in 1970, not now."""
@@ -418,10 +418,10 @@ DIALECTS: Final[Mapping[str, Dialect]] = MappingProxyType(
 )
 
 VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not dialect.machine_api)
-"""The releases that speak of nodes, oldest first."""
+"""The releases whose API has nodes, oldest first."""
 
 
-# --- The documents by which a client tells releases apart ------------------------------------------
+# --- The API documents, by which a client detects the release --------------------------------------
 
 
 def swagger(dialect: Dialect) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What Cloudflare accepts as the DNS records of a zone."""
+"""The DNS records that Cloudflare accepts in a zone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-# Codes that Cloudflare is known to answer.
+# Codes that Cloudflare is known to return.
 INVALID_NAME: Final = 9000
 NOT_PROXIABLE: Final = 9003
 TYPE_NOT_PROXIABLE: Final = 9004
@@ -22,7 +22,7 @@ CNAME_TAKEN: Final = 81054
 IDENTICAL: Final = 81058
 MANAGED_ELSEWHERE: Final = 81062
 
-# Codes that no source names: no client may lean on them.
+# Codes without a source. Clients must not depend on them.
 VALIDATION: Final = 1004
 INVALID_IPV6: Final = 9006
 INVALID_TTL: Final = 9021
@@ -59,7 +59,7 @@ Plan = Literal["free", "pro", "business", "enterprise"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a plan allows."""
+    """The limits of a plan."""
 
     comment: int
     tags: int
@@ -88,13 +88,13 @@ class ApiError(Exception):
         chain: tuple[int, str] | None = None,
         beside: tuple[int, str] | None = None,
     ) -> None:
-        """Remember the error.
+        """Create the error.
 
         Args:
             status: HTTP status.
             code: Cloudflare's.
-            message: its words, on which nobody should rely.
-            chain: what is nested below it.
+            message: for people; clients must not depend on it.
+            chain: the errors nested in it.
             beside: a second error of the same answer.
         """
         super().__init__(f"{code}: {message}")
@@ -110,7 +110,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A DNS record, as it was when it was asked for."""
+    """A snapshot of a DNS record."""
 
     id: str
     zone_id: str
@@ -133,14 +133,14 @@ class Record:
 
     @property
     def proxiable(self) -> bool:
-        """Whether Cloudflare could put itself in front."""
+        """True if the record can be proxied."""
         if self.type in ADDRESS_TYPES:
             address = ipaddress.ip_address(self.content)
             return not any(address in network for network in NEVER_PROXIED)
         return self.type in PROXIED_TYPES
 
     def json(self) -> dict[str, Any]:
-        """The record as it is really returned."""
+        """Return the record as the API returns it."""
         shown: dict[str, Any] = {
             "id": self.id,
             "name": self.name,
@@ -165,7 +165,7 @@ class Record:
         return shown
 
     def spec(self) -> dict[str, Any]:
-        """What a request would have to say to make it."""
+        """Return the request body that creates this record."""
         return {
             "type": self.type,
             "name": self.name,
@@ -218,7 +218,7 @@ class ZoneRecords:
         return self._keep(self._built(old.spec() | dict(spec), old))
 
     def put(self, record_id: str, spec: Mapping[str, Any]) -> Record:
-        """Overwrite; what is not given takes its default."""
+        """Replace a record. Missing fields get their defaults."""
         return self._keep(self._built(spec, self.existing(record_id)))
 
     def delete(self, record_id: str) -> Record:
@@ -228,7 +228,7 @@ class ZoneRecords:
         return record
 
     def existing(self, record_id: str) -> Record:
-        """A record of this zone."""
+        """Return a record of this zone."""
         record = self.records.get(record_id)
         if record is None or record.zone_id != self.zone_id:
             raise ApiError(404, RECORD_GONE, "Record does not exist.")
@@ -240,7 +240,7 @@ class ZoneRecords:
         return record
 
     def _built(self, spec: Mapping[str, Any], old: Record) -> Record:
-        """Check a record spec and make the record of it."""
+        """Validate a record specification, and return the record."""
         kind = spec.get("type")
         if kind not in TYPES:
             raise ApiError(400, VALIDATION, "DNS record type is invalid.")

@@ -34,7 +34,7 @@ TITLES = {
 
 
 class Kind(Enum):
-    """How a fault shows."""
+    """What a fault does to a request."""
 
     ANSWER = auto()
     REFUSE = auto()
@@ -49,7 +49,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong; the functions of this module build them."""
+    """One fault, as created by the functions of this module."""
 
     kind: Kind
     committed: bool = False
@@ -70,77 +70,77 @@ def answer(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> Fault:
-    """Answer this, and execute nothing."""
+    """Send this response without executing the request."""
     data = body.encode() if isinstance(body, str) else body
     lowered = {name.lower(): value for name, value in (headers or {}).items()}
     return Fault(kind=Kind.ANSWER, status=status, body=data, content_type=content_type, headers=lowered)
 
 
 def html(status: int = 502) -> Fault:
-    """Answer an HTML page, as a proxy in front of a service that is down does."""
+    """Send an HTML page, as a proxy does if its upstream is down."""
     page = HTML_PAGE.format(title=TITLES.get(status, str(status)))
     return answer(status, page, content_type="text/html; charset=UTF-8")
 
 
 def wrong_content_type(*, committed: bool = False) -> Fault:
-    """Answer 200 with an HTML page, as a captive portal does; or, once executed, as a proxy that lost the answer."""
+    """Send an HTML page with status 200, like a captive portal, or after execution a proxy that lost the response."""
     return replace(html(200), committed=committed)
 
 
 def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
-    """Answer 429, with `Retry-After` when one is given (seconds, or an HTTP date)."""
+    """Send a 429, with `Retry-After` if one is given (seconds, or an HTTP date)."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return answer(429, body, headers=headers)
 
 
 def garbage() -> Fault:
-    """Answer 200 and JSON by its content type, which is no JSON."""
+    """Send status 200 and the content type of JSON, with a body that is not JSON."""
     return answer(200, b'{"nodes": [{"id": ')
 
 
 def refuse() -> Fault:
-    """Refuse the connection; over loopback, where it is open already, reset it."""
+    """Refuse the connection. Over loopback, where it is already open, reset it."""
     return Fault(kind=Kind.REFUSE)
 
 
 def drop(*, committed: bool = False) -> Fault:
-    """Reset the connection before executing the request, or after (`committed`): the answer is lost."""
+    """Reset the connection before the request is executed, or afterwards (`committed`), which loses the response."""
     return Fault(kind=Kind.DROP, committed=committed)
 
 
 def hang(*, committed: bool = False, limit_s: float = 60.0) -> Fault:
-    """Answer nothing until the client gives up, the queue is released or `limit_s` is over."""
+    """Send nothing until the client gives up, the queue is released or `limit_s` has passed."""
     return Fault(kind=Kind.HANG, committed=committed, limit_s=limit_s)
 
 
 def truncate() -> Fault:
-    """Execute, announce the whole body, send half of it and close."""
+    """Execute the request, announce the whole body, send half of it and close the connection."""
     return Fault(kind=Kind.TRUNCATE, committed=True)
 
 
 def drip(*, interval_s: float = 0.2, limit_s: float = 60.0) -> Fault:
-    """Execute, then send the body byte by byte; what is left after `limit_s` comes at once."""
+    """Execute the request, then send the body byte by byte. After `limit_s`, the rest is sent in one piece."""
     return Fault(kind=Kind.DRIP, committed=True, interval_s=interval_s, limit_s=limit_s)
 
 
 def oversize(size: int) -> Fault:
-    """Answer 200 with a body of `size` bytes (white space, which JSON allows), without executing."""
+    """Send status 200 and `size` bytes of white space, which JSON allows, without executing the request."""
     return Fault(kind=Kind.OVERSIZE, size=size)
 
 
 def stale() -> Fault:
-    """Answer from the state before the last change."""
+    """Respond from the state before the last change."""
     return Fault(kind=Kind.STALE)
 
 
 def lacking(text: str) -> Fault:
-    """Answer as it should be, but for what mentions this text in any case: it is left out of every list."""
+    """Omit list items that contain this text, ignoring case, from an otherwise correct response."""
     return Fault(kind=Kind.LACKING, lacks=text.casefold())
 
 
 @dataclass(slots=True, kw_only=True)
 class _Order:
-    """A fault, what it hits and how often it still does."""
+    """A fault, the requests it applies to, and how often."""
 
     fault: Fault
     method: str | None
@@ -155,10 +155,10 @@ class _Order:
 
 
 class FaultQueue:
-    """The faults that wait for their requests; the first that matches fires."""
+    """The faults to inject. The first that matches a request is used."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Create an empty queue."""
         self._orders: list[_Order] = []
         self._lock = threading.Lock()
         self._released = threading.Event()
@@ -172,11 +172,11 @@ class FaultQueue:
         times: int | None = 1,
         after: int = 0,
     ) -> None:
-        """Order a fault.
+        """Add a fault.
 
         Args:
             fault: what happens.
-            method: HTTP method it hits; any when left out.
+            method: HTTP method it applies to; any if omitted.
             path: regular expression searched in the path, followed by `?` and the query where there is
                 one (`[?&]page=2` hits the second page).
             times: how often it fires; None = until cleared.
@@ -188,7 +188,7 @@ class FaultQueue:
             self._orders.append(_Order(fault=fault, method=method, path=pattern, times=times, after=after))
 
     def take(self, method: str, target: str) -> Fault | None:
-        """Give the fault that this request meets, and count it."""
+        """Return the fault for this request, and count its use."""
         with self._lock:
             for order in self._orders:
                 if not order.matches(method, target):
@@ -205,27 +205,27 @@ class FaultQueue:
 
     @property
     def pending(self) -> int:
-        """How many orders have not fired for the last time."""
+        """The number of faults that are not used up."""
         with self._lock:
             return len(self._orders)
 
     def clear(self) -> None:
-        """Drop every order and let go of whoever hangs."""
+        """Remove all faults, and release the requests that hang."""
         with self._lock:
             self._orders.clear()
         self.release()
 
     def release(self) -> None:
-        """Let go of the requests that hang or drip."""
+        """Release the requests that hang or send slowly."""
         self._released.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until released, at most so long; tell whether it was."""
+        """Wait until released or timed out, and return True if released."""
         return self._released.wait(seconds)
 
 
 def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[bool], Response]) -> Response:
-    """Let a request meet a fault.
+    """Apply a fault to a request.
 
     Args:
         fault: what happens.

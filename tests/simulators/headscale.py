@@ -48,7 +48,7 @@ __all__ = ["HeadscaleSimulator", "Node", "NodeGoneError", "PreAuthKey", "Registr
 TAGGED_DEVICES: Final = User(id=2147455555, name="tagged-devices", email="", provider="", created_at=ZERO)
 
 TOO_MANY_NODES: Final = 6000
-"""About so many fill a gRPC message of 4 MiB."""
+"""About this many fill a gRPC message of 4 MiB."""
 
 BLANK_PAGE: Final = (
     '<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><link href="/favicon.ico" rel="icon"></head>'
@@ -62,7 +62,7 @@ REGISTER_METHODS: Final = {
 }
 
 Where = Literal["list", "get", "change"]
-"""The kinds of answer in which a node or a key looks different."""
+"""The kinds of response in which a node or a key is serialized differently."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
 Exists = Callable[[Dialect], bool]
@@ -81,13 +81,13 @@ PUBLIC: Final[tuple[tuple[str, str, str, Exists], ...]] = (
     ("GET", "/version", "_version", lambda dialect: dialect.version_path),
     ("GET", "/swagger/v1/openapiv2.json", "_swagger", lambda dialect: dialect.swagger),
     ("GET", "/api/v1/openapi.json", "_openapi", lambda dialect: dialect.strict_json),
-    # For a simulated machine in another process; no Headscale has these.
+    # For a simulated machine in another process. Headscale does not have these.
     ("POST", "/sim/register", "_sim_register", _always),
     ("POST", "/sim/connect", "_sim_connect", _always),
     ("POST", "/sim/disconnect", "_sim_disconnect", _always),
     ("POST", "/sim/readdress", "_sim_readdress", _always),
 )
-"""Method, path, handler, and in which releases; no key needed."""
+"""Method, path, handler and releases of the endpoints without an API key."""
 
 GUARDED: Final[tuple[tuple[str, str, str, Exists], ...]] = (
     ("GET", "/api/v1/machine", "_list_machines", lambda dialect: dialect.machine_api),
@@ -106,12 +106,12 @@ GUARDED: Final[tuple[tuple[str, str, str, Exists], ...]] = (
     ("POST", "/api/v1/preauthkey/expire", "_expire_key", _about_nodes),
     ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_by_id),
 )
-"""The same, for what wants an API key."""
+"""The same for the endpoints that require an API key."""
 
 
 @cache
 def _routes(version: str) -> Router[tuple[str, bool]]:
-    """What a release serves."""
+    """Return the routes of a release."""
     dialect = DIALECTS[version]
     return Router(
         (method, path, (handler, guarded))
@@ -122,7 +122,7 @@ def _routes(version: str) -> Router[tuple[str, bool]]:
 
 
 class _AnsweredError(Exception):
-    """A request that is over before a handler saw it."""
+    """A request that is answered before a handler is called."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(str(response.status))
@@ -132,10 +132,10 @@ class _AnsweredError(Exception):
 class HeadscaleSimulator(Tailnet, Upstream):
     """One Headscale server.
 
-    Everything of `Tailnet` can be done to it from Python, at any time and from any thread.
+    All methods of `Tailnet` can be called at any time and from any thread.
 
     Attributes:
-        database_is_down: the server answers every API key like a wrong one, and is unhealthy.
+        database_is_down: the server refuses every API key and reports that it is unhealthy.
     """
 
     def __init__(
@@ -153,8 +153,8 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
         Args:
             version: one of `DIALECTS`.
-            now: the clock, aware UTC; the real one when left out.
-            api_key: the API key that it accepts; made up in the release's form when left out.
+            now: the clock, aware UTC; the real one if omitted.
+            api_key: the API key that it accepts; generated in the release's format if omitted.
             reported_version: what /version says instead of the version, such as `dev`.
             families: address families it hands out, of `v4` and `v6`.
             offline_grace: how long a node stays online after it disconnected; the release's when left out.
@@ -180,7 +180,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             super().upgrade(version)
             self._router = _routes(version)
 
-    # --- From request to answer ---------------------------------------------------------------------
+    # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
@@ -208,11 +208,11 @@ class HeadscaleSimulator(Tailnet, Upstream):
             return error.response
 
     def _handler(self, request: Request) -> tuple[Handler, Mapping[str, str]]:
-        """Who answers this request; the key is asked for before or after, as the release does.
+        """Return the handler of this request. The API key is checked before or after routing, as in the release.
 
         Raises:
-            RefusedError: nobody.
-            _AnsweredError: nobody, which is told in another form than an error's.
+            RefusedError: there are no handlers for it.
+            _AnsweredError: the same, with a response in another format than errors.
         """
         dialect = self.dialect
         gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
@@ -244,7 +244,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
                 return text_response("404 page not found\n", 404)
 
     def _check_key(self, request: Request) -> None:
-        # Whoever is on the server's own socket needs none: its command line.
+        # The CLI uses the server's socket, which needs no API key.
         if request.on_unix_socket:
             return
         header = request.headers.get("authorization", "")
@@ -263,7 +263,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Rows as JSON -------------------------------------------------------------------------------
 
     def _time(self, instant: datetime, *, row: int | None = None) -> str:
-        """An instant; one that the server's own clock gave has digits below the microsecond."""
+        """Serialize an instant. One of the server's own clock has digits below the microsecond."""
         return time_text(self.dialect, instant, nanos=0 if row is None else row * 37 % 1000)
 
     def _user_json(self, user: User) -> dict[str, Any]:
@@ -350,7 +350,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             return None
         return self._time(ZERO)
 
-    # --- Finding out --------------------------------------------------------------------------------
+    # --- Detection ----------------------------------------------------------------------------------
 
     def _health(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
         status, code = ("fail", 500) if self.database_is_down else ("pass", 200)
@@ -475,7 +475,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"node": self._node_json(node, "change")})
 
     def _expiry_wanted(self, request: Request) -> Body:
-        """What a request to expire a node asks for; nothing means now."""
+        """Return the requested expiry of a node; now if omitted."""
         dialect = self.dialect
         if dialect.expire_body:
             fields = {"expiry": Field.TIME, "disableExpiry": Field.FLAG}
@@ -503,11 +503,11 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"node": self._node_json(self.rename_node(node.id, name), "change")})
 
     def _requested_node(self, arguments: Mapping[str, str], *, change: str = "") -> Node:
-        """The node that a path names.
+        """Return the node of a path.
 
         Args:
             arguments: of the path.
-            change: what is about to be done to it; empty for reading and deleting.
+            change: the operation; empty for reading and deleting.
         """
         dialect = self.dialect
         node_id = parse_id(arguments["node_id"], parameter="node_id")
@@ -557,7 +557,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             None if user is None else user.id,
             reusable=body.flag("reusable"),
             ephemeral=body.flag("ephemeral"),
-            # What is left out is year 1: the key is expired at birth.
+            # An omitted expiry is year 1: the new key has already expired.
             expires_at=body.time("expiration") or ZERO,
             tags=tags,
         )
@@ -589,7 +589,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return False
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
-        """The key that an older release is asked to expire, by its secret."""
+        """Return the key to expire, which older releases identify by its secret."""
         key = next((key for key in self.keys if key.key == body.text("key")), None)
         once = self.dialect.keys_expire_once
         if key is None:
@@ -639,7 +639,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
 
 def _check_tags(tags: tuple[str, ...]) -> None:
-    """Refuse what is no tag."""
+    """Refuse a value that is not a tag."""
     for tag in tags:
         message = ""
         if not tag.startswith("tag:"):

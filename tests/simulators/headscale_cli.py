@@ -1,6 +1,6 @@
 """The command line in Headscale's pod, in every release's dialect, on top of the simulated server.
 
-What real ones wrote is the pattern: those of 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
+Modelled on the output of real releases: 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
 main branch that becomes 0.30.
 """
 
@@ -50,7 +50,7 @@ _NOBODY: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a program ended, and what it wrote."""
+    """The exit status and output of a program."""
 
     exit_status: int = 0
     stdout: bytes = b""
@@ -58,27 +58,27 @@ class Finished:
 
 
 class _FailedError(Exception):
-    """A command that ends with exit status 1 and this on its standard error."""
+    """A command that ends with exit status 1 and this text on standard error."""
 
 
 class HeadscaleCli:
-    """`headscale` beside its server, which asks a caller on its socket for no key.
+    """The `headscale` CLI on the host of its server, whose socket needs no API key.
 
     Args:
-        server: whose release it is of.
-        now: the container's clock, aware UTC; the real one when left out.
+        server: determines the release.
+        now: the container's clock, aware UTC; the real one if omitted.
     """
 
     def __init__(self, server: HeadscaleSimulator, *, now: Callable[[], datetime] | None = None) -> None:
         self._server = server
         self._now = now or (lambda: datetime.now(UTC))
         self.stopped = False
-        """Whether the server is down, so that its socket does not answer."""
+        """True if the server is down and its socket does not respond."""
         self.calls: list[tuple[str, ...]] = []
-        """The arguments of each run."""
+        """The arguments of each call."""
 
     def __call__(self, argv: Sequence[str]) -> Finished:
-        """Run it.
+        """Run a command.
 
         Args:
             argv: with the program's own name.
@@ -141,7 +141,7 @@ class HeadscaleCli:
         path = f"/api/v1/node/{options['--identifier']}"
         self._ask("GET", path, "getting node")
         if "--force" not in options:
-            # It asks, and nobody is there to say yes.
+            # The CLI asks for confirmation and gets none.
             return _json_text({"Result": "Node not deleted"})
         try:
             self._ask("DELETE", path, "deleting node")
@@ -169,7 +169,7 @@ class HeadscaleCli:
         }
         key = self._ask("POST", "/api/v1/preauthkey", "creating preauthkey", body=body)["preAuthKey"]
         if self._minor == 23:
-            # Only its list shows the tags.
+            # Only the list shows the tags.
             key = key | {"aclTags": []}
         return self._shown(key)
 
@@ -184,7 +184,7 @@ class HeadscaleCli:
         self._ask("POST", "/api/v1/preauthkey/expire", "expiring preauthkey", body=body)
         return _json_text({})
 
-    # --- What differs between releases --------------------------------------------------------------
+    # --- Differences between releases ---------------------------------------------------------------
 
     @property
     def _minor(self) -> int:
@@ -207,7 +207,7 @@ class HeadscaleCli:
             raise _FailedError(f'Error: invalid argument "{user}" for "-u, --user" flag: {reason}\n')
         return user
 
-    # --- From the server's answer to what is written -------------------------------------------------
+    # --- From the server's response to the output ----------------------------------------------------
 
     def _ask(
         self, method: str, path: str, doing: str, *, query: Mapping[str, str] | None = None, body: Any = None
@@ -215,7 +215,7 @@ class HeadscaleCli:
         """Call the server over its socket.
 
         Raises:
-            _FailedError: it refused, or did not answer.
+            _FailedError: the server refused the request or did not respond.
         """
         if self.stopped:
             raise self._unreachable(doing, "context deadline exceeded")
@@ -271,7 +271,7 @@ class HeadscaleCli:
         return _json_text(_filled(value) if self._minor >= 30 else self._protobuf(value))
 
     def _protobuf(self, value: Any) -> Any:
-        """The structs behind the API, as Go's own JSON encoder writes them: snake_case, nothing that is empty."""
+        """Encode the structs behind the API as Go's JSON encoder does: in snake_case, without empty members."""
         if isinstance(value, list):
             return [self._protobuf(item) for item in value]
         if not isinstance(value, dict):
@@ -314,7 +314,7 @@ def _options(given: Sequence[str], known: Mapping[str, bool]) -> dict[str, str]:
         known: those of this release, and whether a value follows.
 
     Raises:
-        _FailedError: an option that there is not.
+        _FailedError: an option is unknown.
     """
     options: dict[str, str] = {}
     rest = iter(given)
@@ -371,4 +371,4 @@ def _filled(value: Any) -> Any:
 
 
 Program = Callable[[Sequence[str]], Finished]
-"""What a container's command runs: from its arguments, its own name first, to its end."""
+"""Runs a container's command: takes the arguments, starting with its name, and returns the result."""

@@ -1,6 +1,6 @@
 """A small Kubernetes API: Secrets, pods, and commands in their containers, guarded by RBAC.
 
-To be served on loopback: a command's output comes over a real websocket.
+It has to be served on loopback, because a command's output is sent over a real websocket.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CLOSE_CHANNEL: Final = 255
 SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
 
 _PIECE: Final = 32 * 1024
-"""What the kubelet copies at a time."""
+"""The buffer size of the kubelet."""
 
 _PING: Final = b"are you there"
 
@@ -56,8 +56,8 @@ class SimulatedPod:
     """A pod.
 
     Attributes:
-        containers: the programs of each, by its name and theirs.
-        owner: kind of what made it, such as `StatefulSet`.
+        containers: programs by container name and program name.
+        owner: kind of its controller, such as `StatefulSet`.
     """
 
     namespace: str
@@ -72,7 +72,7 @@ class SimulatedPod:
     leaving: bool
 
     def shown(self) -> dict[str, Any]:
-        """Its JSON, in outline."""
+        """Return the essential part of its JSON."""
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
@@ -96,10 +96,10 @@ class SimulatedPod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecFault:
-    """What goes wrong with a command whose connection stands.
+    """A fault of a command after its connection is established.
 
     Attributes:
-        before: written to standard output before the command's own.
+        before: precedes the command's standard output.
         instead: this, and the command is not run.
         cut_after: bytes of standard output after which the connection is reset; None = it is not.
         status: whether it is said how the command ended.
@@ -137,7 +137,7 @@ class _Rule:
             self.namespace == namespace
             and resource in self.resources
             and verb in self.verbs
-            # A rule for some names allows no list, which names none.
+            # A rule with resource names does not allow lists.
             and (not self.names or name in self.names)
         )
 
@@ -163,11 +163,11 @@ class _RefusedError(Exception):
 
 
 class KubernetesSimulator(Upstream):
-    """One API server, and one service account that talks to it.
+    """One API server and one service account.
 
     Args:
-        minor: the middle number of its version: from 35 on a websocket needs the right to create, too.
-        subprotocols: of a command's websocket, that it speaks.
+        minor: minor version; from 35 on, a websocket also needs the verb create.
+        subprotocols: supported for the websocket of a command.
     """
 
     def __init__(self, *, minor: int = 35, subprotocols: Sequence[str] = (V5, V4)) -> None:
@@ -176,7 +176,7 @@ class KubernetesSimulator(Upstream):
         self.subprotocols = subprotocols
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
         self.is_starting = False
-        """Whether the server is not ready and refuses every token."""
+        """True if the server is not ready and refuses every token."""
         self.chosen: list[str] = []
         """The subprotocol of each command."""
         self._secrets: dict[tuple[str, str], Mapping[str, str]] = {}
@@ -186,16 +186,16 @@ class KubernetesSimulator(Upstream):
         self._numbers = count(1)
         self._abandoned = threading.Event()
 
-    # --- What a test does ---------------------------------------------------------------------------
+    # --- Actions of a test --------------------------------------------------------------------------
 
     def rotate_token(self) -> str:
-        """Accept another token from now on, and give it."""
+        """Replace the accepted token, and return the new one."""
         with self.lock:
             self.token = f"eyJhbGciOiJSUzI1NiJ9.token-{next(self._numbers)}.signature"
             return self.token
 
     def put_secret(self, namespace: str, name: str, values: Mapping[str, str]) -> None:
-        """Make or replace a Secret."""
+        """Create or replace a Secret."""
         with self.lock:
             self._secrets[namespace, name] = dict(values)
 
@@ -217,7 +217,7 @@ class KubernetesSimulator(Upstream):
         leaving: bool = False,
         age: timedelta = timedelta(hours=1),
     ) -> SimulatedPod:
-        """Add a pod; without other labels it is called headscale in the recommended way."""
+        """Add a pod. By default it has the recommended labels of Headscale."""
         pod = SimulatedPod(
             namespace=namespace,
             name=name,
@@ -235,7 +235,7 @@ class KubernetesSimulator(Upstream):
         return pod
 
     def change_pod(self, pod: SimulatedPod, **changes: Any) -> SimulatedPod:
-        """Change a pod, such as its readiness."""
+        """Change attributes of a pod, such as its readiness."""
         changed = replace(pod, **changes)
         with self.lock:
             self._pods[self._pods.index(pod)] = changed
@@ -255,16 +255,16 @@ class KubernetesSimulator(Upstream):
                     self._rules.append(_Rule(namespace, rule["resources"], rule["verbs"], names))
 
     def allow_nothing(self) -> None:
-        """Take every right away."""
+        """Remove all permissions."""
         with self.lock:
             self._rules.clear()
 
     def spoil(self, fault: ExecFault, command: str = "", *, times: int | None = 1, after: int = 0) -> None:
-        """Let something go wrong with a command.
+        """Inject a fault into a command.
 
         Args:
-            fault: what.
-            command: regular expression searched in the command, its words joined by blanks.
+            fault: the fault.
+            command: regular expression searched in the command, whose words are joined by spaces.
             times: how often; None = always.
             after: how many such commands pass unharmed before.
         """
@@ -279,7 +279,7 @@ class KubernetesSimulator(Upstream):
 
     @property
     def commands(self) -> list[str]:
-        """Every command that was asked for, its words joined by blanks."""
+        """All requested commands, with their words joined by spaces."""
         with self.lock:
             return [
                 " ".join(parse_qs(exchange.query)["command"])
@@ -287,10 +287,10 @@ class KubernetesSimulator(Upstream):
                 if exchange.path.endswith("/exec")
             ]
 
-    # --- From request to answer ---------------------------------------------------------------------
+    # --- From request to response -------------------------------------------------------------------
 
     def handle(self, request: Request) -> Response:
-        """Serve one request; one for a command becomes a websocket."""
+        """Serve one request. A request for a command is upgraded to a websocket."""
         return self._serve_exec(request) if request.path.endswith("/exec") else super().handle(request)
 
     def answer(self, request: Request, *, stale: bool) -> Response:
@@ -372,10 +372,10 @@ class KubernetesSimulator(Upstream):
         return self._run(request, program, subprotocol)
 
     def _accept(self, request: Request) -> tuple[Program | None, str]:
-        """The program to run, None when the image has none of that name, and the subprotocol to speak.
+        """Return the program to run, which is None if the image does not have it, and the subprotocol.
 
         Raises:
-            _RefusedError: as the API server refuses.
+            _RefusedError: the API server refuses the request.
         """
         with self.lock:
             self._check_token(request)
@@ -428,7 +428,7 @@ class KubernetesSimulator(Upstream):
             _end("the client did not answer the ping")
         connection.sendall(written)
         if isinstance(failure, httpx.ReadTimeout):
-            # Until the client is gone.
+            # Until the client has closed the connection.
             connection.settimeout(60)
             while connection.recv(4096):
                 pass
@@ -490,7 +490,7 @@ def _is_requested(request: Request, stream: str) -> bool:
 
 
 def _end(reason: str) -> NoReturn:
-    """Let the server do nothing more with this connection."""
+    """Detach the server from this connection."""
     raise ConnectionAbortedError(reason)
 
 

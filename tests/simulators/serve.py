@@ -15,29 +15,29 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from tests.simulators.upstream import Upstream
 
 POLL_S = 0.02
-"""How long shutting down may take at most."""
+"""The maximum duration of a shutdown."""
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Logs errors only, and ends with a connection that was broken on purpose."""
+    """Logs errors only, and ends if a fault has broken the connection."""
 
     protocol_version = "HTTP/1.1"
-    # As servers in Go do: a small frame does not wait until the one before it was acknowledged.
+    # As servers in Go do: a small frame is sent before the previous one is acknowledged.
     disable_nagle_algorithm = True
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's signature
-        """Let errors pass, which are bugs of a simulator."""
+        """Log errors only, which are bugs of a simulator."""
         if type == "error":
             super().log(type, message, *args)
 
     def connection_dropped(self, error: BaseException, environ: dict[str, Any] | None = None) -> None:
-        """Read no further request from a socket that is gone."""
+        """Read no further request from a closed socket."""
         super().connection_dropped(error, environ)
         self.close_connection = True
 
 
 class _Server(ThreadedWSGIServer):
-    """Knows its open connections, so that it can end them."""
+    """A server that can close its open connections."""
 
     daemon_threads = False
 
@@ -57,7 +57,7 @@ class _Server(ThreadedWSGIServer):
         super().shutdown_request(request)
 
     def hang_up(self) -> None:
-        """End the connections that are still open."""
+        """Close the open connections."""
         with self._guard:
             for connection in self._open:
                 with suppress(OSError):
@@ -71,7 +71,7 @@ def serve(
     """Serve an application until the block ends.
 
     Args:
-        app: any WSGI application; the hanging requests of a simulator are let go at the end.
+        app: any WSGI application; hanging requests of a simulator are released at the end.
         host: address to listen on.
         port: 0 = a free one.
         tls: a server's, with its certificate; None = no TLS.

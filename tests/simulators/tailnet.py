@@ -1,4 +1,4 @@
-"""What a Headscale server knows, and what happens when a machine registers, connects and leaves."""
+"""The state of a Headscale server, and how machines register, connect and leave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.simulators.dialects import (
 from tests.simulators.wire import ZERO
 
 SILENT_LOSS: Final = timedelta(minutes=15)
-"""About how long the kernel retransmits to a client that vanished."""
+"""About how long the kernel retransmits to a client that has disappeared."""
 
 EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
 
@@ -35,20 +35,20 @@ BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234567
 HEX: Final = "0123456789abcdef"
 
 LEGACY_API_KEY: Final = re.compile(r"([-_A-Za-z0-9]{7}|[-_A-Za-z0-9]{10})\.[-_A-Za-z0-9]{32,43}")
-"""An API key as made up to 0.27; one that a test made up itself is taken by every release."""
+"""An API key as created by 0.27 and older. Every release accepts one that a test chose."""
 
 MAX_RANDOM_BASE: Final = 53
-"""How much of a given name is kept before a random suffix."""
+"""The length of a given name before its random suffix."""
 
 RegisteredBy = Literal["auth_key", "cli", "oidc"]
 
 
 class RegistrationRefusedError(Exception):
-    """A machine was not let in; the text is the server's."""
+    """A registration was refused; the text is the server's."""
 
 
 class NodeGoneError(Exception):
-    """A machine that polls was told that its node does not exist."""
+    """The server reports to a polling machine that its node does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class PreAuthKey:
 
     @property
     def masked(self) -> str:
-        """What lists show of it from 0.28 on: one made before, all of it."""
+        """The part that lists show from 0.28 on: all of it if the key is older."""
         prefix = "hskey-auth-"
         return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else self.key
 
@@ -94,19 +94,19 @@ class ApiKey:
 
     @property
     def prefix(self) -> str:
-        """The part that is no secret."""
+        """The part that is not secret."""
         return self.key.partition(".")[0][:10]
 
     @property
     def masked(self) -> str:
-        """What lists show of it from 0.28 on."""
+        """The part that lists show from 0.28 on."""
         prefix = "hskey-api-"
         return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.prefix}***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A member of the tailnet, as it was when it was asked for."""
+    """A snapshot of a node."""
 
     id: int
     machine_key: str
@@ -116,28 +116,28 @@ class Node:
     name: str
     given_name: str
     user_id: int | None
-    """Its owner; of a tagged node who made the key, if the release remembers."""
+    """Its owner. For a tagged node, the creator of the key if the release stores it."""
     tags: tuple[str, ...]
     registered_by: RegisteredBy
     stored_key_id: int | None
-    """Which key it came with, as the database has it."""
+    """The id in the database of the key that it registered with."""
     pre_auth_key: PreAuthKey | None
-    """That key as it was then, or the one it came back with: what the memory has."""
+    """The in-memory copy of that key as it was then, or of the key of a later registration."""
     created_at: datetime
     last_seen: datetime | None
     expires_at: datetime | None
     stored_expires_at: datetime | None
-    """What a restart makes of `expires_at`."""
+    """The value of `expires_at` after a restart."""
 
     @property
     def address(self) -> str:
-        """The first of its addresses."""
+        """The first address."""
         return self.addresses[0]
 
 
 @dataclass(slots=True, kw_only=True)
 class Database:
-    """The tables; rows are immutable, so a copy of the tables is a snapshot."""
+    """The database tables. Rows are immutable, so a copy of the tables is a snapshot."""
 
     users: dict[int, User] = field(default_factory=dict)
     keys: dict[int, PreAuthKey] = field(default_factory=dict)
@@ -160,7 +160,7 @@ class Database:
 
 
 class _Sessions:
-    """Who holds a long poll open, and who did."""
+    """The nodes with an open long poll, and those that had one."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -176,7 +176,7 @@ class _Sessions:
         return closed_at is not None and now < closed_at + grace
 
     def closed_since(self, node_id: int) -> datetime | None:
-        """When the server noticed that a session was over."""
+        """When the server detected the end of each session."""
         if node_id in self.open:
             return None
         lost_at = self.lost_at.get(node_id)
@@ -209,10 +209,10 @@ class _Addresses:
         self.restart()
 
     def restart(self, held: Iterable[str] = ()) -> None:
-        """Count from the lowest again.
+        """Start again from the lowest address.
 
         Args:
-            held: addresses that are not given out before the next restart.
+            held: addresses that are not assigned before the next restart.
         """
         self._last = dict.fromkeys(self.families, 0)
         self._held = frozenset(held)
@@ -230,7 +230,7 @@ class _Addresses:
 
 
 class Tailnet:
-    """One server's users, keys and nodes; each public method is one transaction."""
+    """The users, keys and nodes of one server. Each public method is one transaction."""
 
     def __init__(
         self,
@@ -246,8 +246,8 @@ class Tailnet:
 
         Args:
             version: one of `DIALECTS`.
-            now: the clock, aware UTC; the real one when left out.
-            api_key: the API key that it accepts; made up in the release's form when left out.
+            now: the clock, aware UTC; the real one if omitted.
+            api_key: the API key that it accepts; generated in the release's format if omitted.
             families: address families it hands out, of `v4` and `v6`.
             offline_grace: how long a node stays online after it disconnected; the release's when left out.
             seed: of everything random.
@@ -264,7 +264,7 @@ class Tailnet:
         self._addresses = _Addresses(families)
         self._api_key_id = self._add_api_key(api_key).id
 
-    # --- What it knows ------------------------------------------------------------------------------
+    # --- State --------------------------------------------------------------------------------------
 
     def now(self) -> datetime:
         """Return the server's time."""
@@ -272,18 +272,18 @@ class Tailnet:
 
     @property
     def version(self) -> str:
-        """The release it speaks."""
+        """The release."""
         return self.dialect.version
 
     @property
     def api_key(self) -> str:
-        """The API key made last."""
+        """The newest API key."""
         with self.lock:
             return self._state.api_keys[self._api_key_id].key
 
     @property
     def takes_api_key(self) -> bool:
-        """Whether this release takes the API key made last: 0.28 and newer refuse those of 0.24 and older."""
+        """True if this release accepts the newest API key: 0.28 and newer refuse keys of 0.24 and older."""
         with self.lock:
             return self._known_api_key(self.api_key) is not None
 
@@ -306,29 +306,29 @@ class Tailnet:
             return list(self._state.nodes.values())
 
     def node(self, node_id: int) -> Node | None:
-        """One node as it is now; None = no such node."""
+        """Return a snapshot of a node; None if it does not exist."""
         with self.lock:
             return self._state.nodes.get(node_id)
 
     def online(self, node_id: int) -> bool:
-        """What the API says about a node."""
+        """Return True if the API reports the node as online."""
         with self.lock:
             return self._sessions.online(node_id, self._now(), self._offline_grace)
 
     def session_open(self, node_id: int) -> bool:
-        """Whether a client still has its long poll; from 0.27 on also that of a deleted node."""
+        """Return True if the node's client has a long poll. From 0.27 on, also for a deleted node."""
         with self.lock:
             return node_id in self._sessions.open
 
     def secrets(self) -> list[str]:
-        """Every API key and pre-auth key that was ever handed out or accepted."""
+        """Return every API key and pre-auth key that was created or accepted at any time."""
         with self.lock:
             return list(self._secrets)
 
-    # --- What a person does -------------------------------------------------------------------------
+    # --- Actions of an administrator ----------------------------------------------------------------
 
     def add_user(self, name: str, email: str = "", *, provider: str = "") -> User:
-        """Make a user; only a provider's (`oidc`) may have no name, or one that is taken."""
+        """Create a user. Only users of a provider (`oidc`) can have no name, or the name of another user."""
         with self.lock:
             taken = any(user.name == name and user.provider == provider for user in self.users)
             if not provider and (taken or not name):
@@ -353,7 +353,7 @@ class Tailnet:
         expires_in: timedelta = timedelta(hours=1),
         tags: tuple[str, ...] = (),
     ) -> PreAuthKey:
-        """Make a pre-auth key, as the command line in the server's pod does."""
+        """Create a pre-auth key, as the CLI does."""
         with self.lock:
             self._remember()
             return self._add_key(
@@ -371,7 +371,7 @@ class Tailnet:
             self._state.keys[key_id] = replace(self._state.keys[key_id], expires_at=self._now())
 
     def delete_key(self, key_id: int) -> None:
-        """Delete a pre-auth key; nodes that came with it lose the link at the next restart."""
+        """Delete a pre-auth key. Nodes that registered with it lose the link at the next restart."""
         with self.lock:
             self._remember()
             self._state.keys.pop(key_id, None)
@@ -392,11 +392,11 @@ class Tailnet:
         machine_key: str | None = None,
         addresses: tuple[str, ...] | None = None,
     ) -> Node:
-        """Put a node there, as if it had registered some time ago.
+        """Add a node, as if it had registered some time ago.
 
         Args:
-            hostname: what the machine calls itself; named by the release's rules.
-            user: owner, or who made the key of a tagged node; None only with tags, from 0.28 on.
+            hostname: reported by the machine; the name follows from it by the release's rules.
+            user: owner, or creator of the key of a tagged node; None only with tags, from 0.28 on.
             tags: with `tag:`.
             online: whether it holds a session.
             registered_by: how it came in.
@@ -427,7 +427,7 @@ class Tailnet:
             return node
 
     def delete_node(self, node_id: int) -> None:
-        """Delete a node; from 0.27 on a client that is connected is not told."""
+        """Delete a node. From 0.27 on, a connected client is not notified."""
         with self.lock:
             self._remember()
             del self._state.nodes[node_id]
@@ -435,7 +435,7 @@ class Tailnet:
                 self._sessions.forget(node_id)
 
     def expire_node(self, node_id: int, expires_at: datetime | None = None, *, never: bool = False) -> Node:
-        """Expire a node, now when no instant is given; `never` takes its expiry away."""
+        """Expire a node, by default now. `never` removes its expiry."""
         with self.lock:
             self._remember()
             instant = None if never else expires_at or self._now()
@@ -445,13 +445,13 @@ class Tailnet:
             return self._change(node_id, **changes)
 
     def rename_node(self, node_id: int, given_name: str) -> Node:
-        """Give a node another given name."""
+        """Rename a node."""
         with self.lock:
             self._remember()
             return self._change(node_id, given_name=given_name)
 
     def move_node(self, node_id: int, user: str) -> Node:
-        """Give a node to another user, as can be done up to 0.27."""
+        """Move a node to another user, which is possible up to 0.27."""
         if self.dialect.key_user is KeyUser.ID_OR_TAGS:
             raise ValueError(f"{self.version} moves no node")
         with self.lock:
@@ -459,7 +459,7 @@ class Tailnet:
             return self._change(node_id, user_id=self._owner_id(user, ()))
 
     def readdress(self, node_id: int) -> Node:
-        """Give a node the next free addresses."""
+        """Assign the next free addresses to a node."""
         with self.lock:
             self._remember()
             return self._change(node_id, addresses=self._next_addresses())
@@ -475,12 +475,12 @@ class Tailnet:
             self.restart()
 
     def restart(self) -> None:
-        """Restart: everybody offline, what was only in memory lost, addresses counted from the lowest."""
+        """Restart: all nodes are offline, in-memory state is lost, addresses start from the lowest."""
         with self.lock:
             self._remember()
             self._sessions = _Sessions()
             known = [address for node in self.nodes for address in node.addresses]
-            # Up to 0.27 an address is not free again when its node is deleted.
+            # Up to 0.27, deleting a node does not free its address.
             self._addresses.restart(() if self.dialect.frees_addresses else known)
             for node in self.nodes:
                 key = self._state.keys.get(node.stored_key_id or 0)
@@ -500,7 +500,7 @@ class Tailnet:
             self.restart()
 
     def revoke_api_key(self, *, delete: bool = False) -> None:
-        """Make the API key useless: expire it, or delete it so that it is unknown."""
+        """Invalidate the API key: expire it, or delete it so that it is unknown."""
         with self.lock:
             self._remember()
             key = self._state.api_keys[self._api_key_id]
@@ -508,19 +508,19 @@ class Tailnet:
             self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
 
     def add_api_key(self) -> str:
-        """Make another API key, which is good beside the one that is there, and give it."""
+        """Create a second API key, and return it. The first one stays valid."""
         with self.lock:
             self._remember()
             return self._add_api_key(None).key
 
     def rotate_api_key(self, api_key: str | None = None) -> str:
-        """Expire the API key and give the new one."""
+        """Expire the API key, and return a new one."""
         with self.lock:
             self.revoke_api_key()
             self._api_key_id = self._add_api_key(api_key).id
             return self.api_key
 
-    # --- What a machine does ------------------------------------------------------------------------
+    # --- Actions of a machine -----------------------------------------------------------------------
 
     def register(
         self,
@@ -533,9 +533,9 @@ class Tailnet:
         """Register a machine, as the control protocol does.
 
         Args:
-            key: pre-auth key; None = the client shows none.
-            hostname: what the machine calls itself.
-            machine_key: with `mkey:`; a new machine's when left out.
+            key: pre-auth key; None = none is presented.
+            hostname: reported by the machine.
+            machine_key: with `mkey:`; a new machine's if omitted.
             node_key: with `nodekey:`; a new one when left out.
 
         Returns:
@@ -558,7 +558,7 @@ class Tailnet:
         """Open a node's long poll.
 
         Raises:
-            NodeGoneError: there is no such node.
+            NodeGoneError: the node does not exist.
         """
         with self.lock:
             self._sweep()
@@ -571,8 +571,8 @@ class Tailnet:
         """Close a node's long poll.
 
         Args:
-            node_id: the node; one that is gone is no error.
-            silently: the machine vanished: the server goes on believing in it for a quarter of an hour.
+            node_id: the node; it need not exist.
+            silently: the machine disappeared without closing it; the server detects that after 15 minutes.
         """
         with self.lock:
             if node_id not in self._state.nodes:
@@ -583,7 +583,7 @@ class Tailnet:
                 self._change(node_id, last_seen=self._now())
 
     def logout(self, node_id: int) -> None:
-        """Log a node out: an ephemeral one is deleted, any other expires."""
+        """Log a node out. An ephemeral node is deleted, any other expires."""
         with self.lock:
             if self._is_ephemeral(self._state.nodes[node_id]):
                 self._sessions.forget(node_id)
@@ -737,7 +737,7 @@ class Tailnet:
         return node.expires_at is not None and node.expires_at <= self._now()
 
     def _shown_key(self, node: Node) -> PreAuthKey | None:
-        """The key that the API shows in a node."""
+        """Return the key that the API shows in a node."""
         if self.dialect.key_snapshot_in_node:
             return node.pre_auth_key
         return self._state.keys.get(node.stored_key_id or 0)
@@ -747,7 +747,7 @@ class Tailnet:
         return key is not None and key.ephemeral
 
     def _sweep(self) -> None:
-        """Delete the ephemeral nodes that have been away for too long."""
+        """Delete the ephemeral nodes that have been offline for too long."""
         for node in self.nodes:
             since = self._sessions.closed_since(node.id)
             if since is None or not self._is_ephemeral(node):
@@ -795,7 +795,7 @@ class Tailnet:
             raise RegistrationRefusedError(self.dialect.used_key_text)
 
     def _known_without_key(self, secret: str | None, machine_key: str, node_key: str) -> Node | None:
-        """The live node that is let in without a look at the key."""
+        """Return the live node that is accepted without a check of the key."""
         if secret is not None and not self.dialect.live_needs_no_key:
             return None
         by_machine = self.dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY
@@ -809,7 +809,7 @@ class Tailnet:
         return None
 
     def _known_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
-        """The node as which this machine comes back with this key; None = a new one."""
+        """Return the node that this machine registers again as, with this key; None = a new one."""
         own = [node for node in self.nodes if node.machine_key == machine_key]
         users = [node for node in own if key.user_id is not None and node.user_id == key.user_id]
         match self.dialect.login_match:
@@ -829,7 +829,7 @@ class Tailnet:
         return found[0] if found else None
 
     def _may_skip_check(self, known: Node, key: PreAuthKey, node_key: str) -> bool:
-        """Whether a known machine is let in although its key may be used or expired."""
+        """Return True if a known machine is accepted although its key may be used or expired."""
         if known.node_key != node_key:
             return False
         match self.dialect.key_check:
@@ -852,7 +852,7 @@ class Tailnet:
         return node.pre_auth_key is not None and node.pre_auth_key.id == key.id
 
     def _names(self, known: Node, hostname: str) -> dict[str, Any]:
-        """What a machine that comes back is called."""
+        """Return the name of a machine that registers again."""
         if not self.dialect.hostname_follows:
             return {}
         try:
@@ -865,7 +865,7 @@ class Tailnet:
         return {"name": name}
 
     def _log_in(self, known: Node, hostname: str, node_key: str, key: PreAuthKey) -> Node:
-        """Take a known machine in again."""
+        """Register a known machine again."""
         dialect = self.dialect
         changes: dict[str, Any] = {
             "node_key": node_key,

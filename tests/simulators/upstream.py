@@ -1,4 +1,4 @@
-"""What every simulated upstream has: faults, a record of its traffic, one lock."""
+"""The base of all simulated upstreams: faults, a record of the traffic, and a lock."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Upstream(ABC):
     `handle` is the server itself. Called as a WSGI application, it serves HTTP.
 
     Attributes:
-        faults: what fails next.
+        faults: the faults to inject.
         requests: the traffic, oldest first.
         keep_bodies: whether the bodies of requests and responses are kept; off for long runs.
     """
 
     def __init__(self, *, lock: threading.RLock | None = None) -> None:
-        """Start without faults and without traffic, guarded by this lock or by a new one."""
+        """Start without faults and traffic, and with this lock or a new one."""
         self.lock = lock or threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
@@ -77,7 +77,7 @@ class Upstream(ABC):
         """
 
     def handle(self, request: Request) -> Response:
-        """Execute one request, or let it fail.
+        """Execute one request, or inject a fault.
 
         Raises:
             httpx.TransportError: the connection fails.

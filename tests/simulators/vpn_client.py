@@ -1,4 +1,4 @@
-"""Stands in for the tailscale container: reads the key file, registers, connects, shows its address."""
+"""Simulates the tailscale container: reads the key file, registers, connects and assigns the address."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ TIMEOUT_S = 10.0
 
 
 class KeyFileUnusableError(Exception):
-    """The key file is missing or empty: the container exits, or waits in vain."""
+    """The key file is missing or empty. The container exits or waits forever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What the client keeps in its state."""
+    """The persistent state of the client."""
 
     machine_key: str
     node_key: str
@@ -44,7 +44,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """What the server said about this node."""
+    """The server's response about this node."""
 
     node_id: int
     addresses: tuple[str, ...]
@@ -101,7 +101,7 @@ class _Remote:
         self._post("connect", {"nodeId": node_id})
 
     def disconnect(self, node_id: int, *, silently: bool) -> None:
-        with suppress(httpx.TransportError):  # the server went first
+        with suppress(httpx.TransportError):  # the server closed it first
             self._post("disconnect", {"nodeId": node_id, "silently": silently})
 
     def readdress(self, node_id: int) -> Registered:
@@ -126,11 +126,11 @@ class VpnClient:
         interface: str | None = None,
         netns: str | None = None,
     ) -> None:
-        """Describe the container; nothing happens before `start`.
+        """Configure the container. `start` starts it.
 
         Args:
             control: a simulator in this process, or the URL of one.
-            key_file: what `TS_AUTHKEY=file:` names.
+            key_file: the path in `TS_AUTHKEY=file:`.
             hostname: `TS_HOSTNAME`.
             state_dir: where the state survives; None = it is lost with the process.
             auth_once: `TS_AUTH_ONCE`: a node with state shows no key as long as the server knows it.
@@ -149,7 +149,7 @@ class VpnClient:
 
     @property
     def node_id(self) -> int | None:
-        """The node it is registered as."""
+        """The id of its node."""
         return self._identity.node_id
 
     @property
@@ -158,11 +158,11 @@ class VpnClient:
         return self._identity.machine_key
 
     def start(self) -> Registered:
-        """Start the container: log in where needed, connect, show the addresses.
+        """Start the container: log in if needed, connect, assign the addresses.
 
         Raises:
-            KeyFileUnusableError: a key is needed and the file has none.
-            RegistrationRefusedError: the server did not let it in.
+            KeyFileUnusableError: a key is needed, and the file does not contain one.
+            RegistrationRefusedError: the server refused the registration.
         """
         self._identity = self._load()
         node = self._logged_in()
@@ -175,7 +175,7 @@ class VpnClient:
         return node
 
     def change_address(self) -> Registered:
-        """Get other addresses from the server and show them.
+        """Get new addresses from the server, and assign them.
 
         Raises:
             NodeGoneError: the node was deleted.
@@ -187,7 +187,7 @@ class VpnClient:
         return node
 
     def die(self, *, cleanly: bool = True) -> None:
-        """Stop the container; uncleanly, the server believes in it for a quarter of an hour."""
+        """Stop the container. If not cleanly, the server reports it online for another 15 minutes."""
         if self.node_id is not None:
             self._control.disconnect(self.node_id, silently=not cleanly)
         if self._interface is not None:
@@ -195,12 +195,12 @@ class VpnClient:
         self.addresses = ()
 
     def _logged_in(self) -> Registered:
-        """Log in, first without the key where the container would."""
+        """Log in, first without the key if the container does that."""
         if self._auth_once and self._identity.node_id is not None:
             try:
                 return self._control.register(None, self._hostname, self._identity)
             except RegistrationRefusedError:
-                pass  # NeedsLogin: the key is shown after all
+                pass  # NeedsLogin: the key is presented now
         return self._control.register(self._key(), self._hostname, self._identity)
 
     def _key(self) -> str:
@@ -236,14 +236,14 @@ def _ip(netns: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 KINDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add name {} type bridge")
-"""Ways to make an interface, the likest to the real one first; kernels differ in what they have."""
+"""Ways to create an interface, the most realistic first. Not every kernel supports all."""
 
 
 def put_address(interface: str, address: str, netns: str | None = None) -> None:
-    """Make this the interface's only address of its family; needs the right to, and `ip`.
+    """Make this the interface's only address of its family. Requires CAP_NET_ADMIN and `ip`.
 
     Raises:
-        OSError: `ip` could not.
+        OSError: `ip` failed.
     """
     _make_interface(interface, netns)
     if ":" in address:
@@ -274,7 +274,7 @@ def _run_ip(netns: str | None, *arguments: str) -> None:
 
 
 def remove_interface(interface: str, netns: str | None = None) -> None:
-    """Take the interface away; one that is gone is no error."""
+    """Delete the interface, if it exists."""
     _ip(netns, "link", "delete", interface)
 
 

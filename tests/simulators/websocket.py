@@ -1,4 +1,4 @@
-"""The server's end of a websocket, as far as the Kubernetes API needs it (RFC 6455)."""
+"""The server side of a websocket, with the features that the Kubernetes API uses (RFC 6455)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
 
 
 def frame(data: bytes, opcode: int = BINARY) -> bytes:
-    """One whole message; a server's are not masked."""
+    """Return one whole message. Messages of a server are not masked."""
     if len(data) < _SHORT:
         length = bytes([len(data)])
     elif len(data) < _LONG:
@@ -53,7 +53,7 @@ CLOSING: Final = frame(struct.pack("!H", _NORMAL), CLOSE)
 
 
 def pong(connection: socket.socket) -> bytes | None:
-    """What the client's next frame answers to a ping; None when it is no such answer, or the client is gone.
+    """Return the payload of the client's pong; None if it sent something else or closed the connection.
 
     A client's frames are masked, and one that answers a short ping is short.
     """
@@ -67,7 +67,7 @@ def pong(connection: socket.socket) -> bytes | None:
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
-    """So many bytes; fewer when the client is gone."""
+    """Read this many bytes; fewer if the client has closed the connection."""
     data = b""
     while len(data) < size and (piece := connection.recv(size - len(data))):
         data += piece
@@ -75,7 +75,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def close(connection: socket.socket) -> None:
-    """Say that all was sent, and wait for the client to say so too, or to be gone."""
+    """Send a close frame, and wait for the client's close frame or the end of the connection."""
     connection.sendall(CLOSING)
     connection.settimeout(5)
     while connection.recv(4096):

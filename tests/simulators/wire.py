@@ -15,7 +15,7 @@ from tests.simulators.dialects import Dialect
 from tests.simulators.messages import Request, Response, json_response
 
 ZERO: Final = datetime(1, 1, 1, tzinfo=UTC)
-"""Go's zero time, which stands for "not set"."""
+"""Go's zero time, which means "not set"."""
 
 MAX_UINT64: Final = 2**64 - 1
 
@@ -56,10 +56,10 @@ class RefusedError(Exception):
         operation: str = "",
         errors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Remember both forms.
+        """Create the error in both formats.
 
         Args:
-            message: the cause, in the server's words.
+            message: the server's message.
             code: gRPC code, up to 0.29; the HTTP status follows from it.
             status: HTTP status, from 0.30 on.
             operation: what failed, from 0.30 on; the status' own title when empty.
@@ -73,7 +73,7 @@ class RefusedError(Exception):
         self.errors = errors
 
     def response(self, dialect: Dialect) -> Response:
-        """The answer, in the form of this release."""
+        """Return the response in the format of this release."""
         if not dialect.strict_json:
             body: dict[str, Any] = {"code": self.code, "message": self.message, "details": []}
             return json_response(body, STATUS_OF_CODE[self.code])
@@ -86,12 +86,12 @@ class RefusedError(Exception):
 
 
 def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
-    """Write an instant as this release does.
+    """Serialize an instant as this release does.
 
     Args:
         dialect: the release.
         instant: aware; to the microsecond.
-        nanos: 0 to 999, what Go keeps below that.
+        nanos: 0 to 999, the digits below that.
     """
     if instant == ZERO:
         return "0001-01-01T00:00:00Z"
@@ -117,7 +117,7 @@ class Field(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The fields of a request, checked; an absent one reads as its zero value."""
+    """The validated fields of a request. An absent one has its zero value."""
 
     values: Mapping[str, Any]
 
@@ -144,7 +144,7 @@ class Body:
 
 
 def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *, required: bool = True) -> Body:
-    """Read a request's JSON as strictly as this release does.
+    """Parse a request's JSON as strictly as this release does.
 
     Args:
         request: the request.
@@ -249,7 +249,7 @@ EXPECTED: Final = {
 
 
 def _invalid(status: int, *errors: Mapping[str, Any]) -> RefusedError:
-    """The refusal of a request as such; it holds what was sent."""
+    """Return the refusal of an invalid request, which contains what was sent."""
     return RefusedError(str(errors[0]["message"]), status=status, operation="validation failed", errors=errors)
 
 
@@ -283,7 +283,7 @@ def _huma_value(field: Field, value: Any) -> Any:
 
 
 def parse_time(text: str) -> datetime | None:
-    """Read an RFC 3339 instant with its zone; None when it is none."""
+    """Parse an RFC 3339 instant with its zone; None if it is invalid."""
     if RFC3339.fullmatch(text) is None:
         return None
     try:
@@ -293,7 +293,7 @@ def parse_time(text: str) -> datetime | None:
 
 
 def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
-    """Read an id from a path, a query or, from 0.30 on, a body; empty = 0.
+    """Parse an id of a path, a query or, from 0.30 on, a body; empty = 0.
 
     Args:
         text: as given.
@@ -301,7 +301,7 @@ def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
         operation: what 0.30 says of one that is not in a path.
 
     Raises:
-        RefusedError: 400, it is no unsigned 64-bit number.
+        RefusedError: 400, it is not an unsigned 64-bit number.
     """
     if not text:
         return 0
