@@ -1,4 +1,4 @@
-"""Values with sensible defaults, so that a case names only what it is about."""
+"""Values with defaults, so that a test names only what matters to it."""
 
 from __future__ import annotations
 
@@ -75,22 +75,22 @@ def a_record(
     proxied: bool = False,
     comment: str = MARK,
 ) -> Record:
-    """A record of ours: marked, DNS-only, as it should be."""
+    """A correct record of ours: marked and DNS-only."""
     return Record(record_id, name, type_, content, ttl_s, proxied, comment)
 
 
 def a_spec(address: str = "100.64.0.1", *, ttl_s: int = 60) -> RecordSpec:
-    """What the record of node 1 should say."""
+    """The desired record of node 1."""
     return RecordSpec(NAME, ip_address(address), ttl_s, MARK)
 
 
 def addresses(*texts: str) -> tuple[IpAddress, ...]:
-    """Addresses from their texts."""
+    """Parse addresses."""
     return tuple(map(ip_address, texts))
 
 
 def publish(status: Status, **changes: Any) -> None:
-    """Change what the health port reports."""
+    """Change the status that the health port reports."""
     state = status.state
     if "lost" in changes:
         changes["heal"] = replace(state.heal, lost=Missing(changes.pop("lost")))

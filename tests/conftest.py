@@ -1,4 +1,4 @@
-"""What every test shares: no network beyond loopback, no settings but its own, no sleeping, tiers."""
+"""The setup of every test: no network beyond loopback, only its own settings, no sleeping, tiers."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Start one process more than there are cores: many tests wait for a container or a process."""
+    """Start one process more than the number of cores, because many tests wait for a container or a process."""
     return len(os.sched_getaffinity(0)) + 1
 
 

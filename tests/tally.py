@@ -1,4 +1,4 @@
-"""What the tests counted, for the end of a run."""
+"""Counts of what the tests did, shown at the end of a run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ def count(what: str, kind: str = "", *, by: int = 1) -> None:
 
 
 def figure(text: str) -> None:
-    """Remember a figure to show."""
+    """Record a figure to show."""
     FIGURES.append(text)
 
 
 def counted() -> tuple[dict[str, int], list[str]]:
-    """All of it, in a form that passes from process to process."""
+    """Return all counts, in a form that can be sent to another process."""
     return dict(COUNTS), FIGURES
 
 
 def take_over(counts: tuple[dict[str, int], list[str]] | None) -> None:
-    """Add what another process counted."""
+    """Add the counts of another process."""
     if counts is not None:
         COUNTS.update(counts[0])
         FIGURES.extend(counts[1])
 
 
 def lines() -> list[str]:
-    """Everything that was counted, a line for each kind of thing."""
+    """Return all counts, one line per kind."""
     grouped: dict[str, list[str]] = {}
     for name, number in sorted(COUNTS.items(), key=lambda item: (-item[1], item[0])):
         what, _, kind = name.partition(": ")

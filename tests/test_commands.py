@@ -113,7 +113,7 @@ def test_lifecycle_accepts_the_arguments(command: str) -> None:
 
 @pytest.mark.parametrize("command", of("scripts/"))
 def test_a_script_exists_and_documents_the_options(command: str) -> None:
-    """Its options are in its usage comment; what follows them names what it works on."""
+    """The usage comment lists the options. The other arguments are names."""
     script, *words = command.split()
     usage = "\n".join(line for line in (ROOT / script).read_text().splitlines() if line.startswith("#"))
     options = [word for word in words if word.startswith("--")]

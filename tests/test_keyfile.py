@@ -105,7 +105,7 @@ class TestWrite:
     """A key that can be written."""
 
     def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
-        """There is no line break, because a reader takes every byte for the key."""
+        """The file ends without a line break, because a reader uses every byte as the key."""
         key_file.write(KEY, METADATA)
 
         assert key_file.path.read_bytes() == KEY.get_secret_value().encode()

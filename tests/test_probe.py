@@ -21,7 +21,7 @@ STARTED = 1_800_000_000
 
 
 class Container:
-    """The probe, and the files that it reads. A regular file stands in for the socket."""
+    """The probe, and the files that it reads. A regular file replaces the socket."""
 
     def __init__(self, folder: Path) -> None:
         self._probe = Probe(folder / "bin")

@@ -43,10 +43,10 @@ ZONE = "example.com"
 
 
 class Clock:
-    """Time that goes by only while somebody sleeps; what is due by then happens on the way.
+    """A clock that advances only during sleeps, and runs the actions that become due.
 
     Attributes:
-        skew: how far this machine's wall clock is ahead of everybody else's.
+        skew: how far this machine's wall clock is ahead of the upstreams' clock.
     """
 
     def __init__(self) -> None:
@@ -56,23 +56,23 @@ class Clock:
         self._order = count()
 
     def now(self) -> datetime:
-        """Aware UTC, as this machine has it."""
+        """Return aware UTC by this machine's clock."""
         return self.true_now() + self.skew
 
     def true_now(self) -> datetime:
-        """Aware UTC, as the services have it."""
+        """Return aware UTC by the upstreams' clock."""
         return NOW + timedelta(seconds=self.elapsed_s)
 
     def monotonic(self) -> float:
-        """Seconds that never go back."""
+        """Return monotonic seconds."""
         return self.elapsed_s
 
     def at(self, elapsed_s: float, action: Callable[[], object]) -> None:
-        """Let something happen so many seconds after the start."""
+        """Schedule an action this many seconds after the start."""
         heappush(self._due, (elapsed_s, next(self._order), action))
 
     def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
-        """Let time go by, until something that happened awakes the sleeper."""
+        """Advance the clock, until an action ends the sleep."""
         until = self.elapsed_s + seconds
         while self._due and self._due[0][0] <= until:
             at, _, action = heappop(self._due)
@@ -84,11 +84,11 @@ class Clock:
 
 
 class StopAt(Event):
-    """A stop that sleeps on a clock, and is set when its time has come.
+    """A stop that sleeps on a clock, and is set at a given time.
 
     Args:
-        clock: what it sleeps on.
-        elapsed_s: when it is set; None = never by itself.
+        clock: for its sleeps.
+        elapsed_s: seconds until it is set; None = never.
     """
 
     def __init__(self, clock: Clock, elapsed_s: float | None = None) -> None:
@@ -108,17 +108,17 @@ class StopAt(Event):
 
 
 class Interface:
-    """A pod's VPN interface, as the kernel would show it.
+    """A pod's VPN interface.
 
     Args:
-        texts: its addresses; None = there is no such interface.
+        texts: its addresses; None = the interface does not exist.
     """
 
     def __init__(self, *texts: str | None) -> None:
         self.show(*texts)
 
     def show(self, *texts: str | None) -> None:
-        """Have these addresses from now on; one None = vanish."""
+        """Set the addresses; a single None removes the interface."""
         self.addresses = None if texts == (None,) else addresses(*(text for text in texts if text is not None))
 
     def __call__(self) -> tuple[IpAddress, ...] | None:
@@ -133,7 +133,7 @@ class World:
 
     Args:
         version: of Headscale.
-        clock: of everything; a new one when left out.
+        clock: shared by all; a new one if omitted.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class World:
     # --- The commands -------------------------------------------------------------------------------
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """A command's settings from the environment of a pod; "" unsets a variable."""
+        """Return a command's settings from the environment of a pod; "" unsets a variable."""
         with self._monkeypatch.context() as patch:
             for name, value in (self.environment | variables).items():
                 patch.setenv(name, value)
@@ -192,14 +192,14 @@ class World:
         )
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
-        """`cleanup`, which waits on this world's clock."""
+        """Return `cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:
-        """`dns-watch`, on this world's clock."""
+        """Return `dns-watch`, on this world's clock."""
         settings = self.settings(DnsWatchSettings, **variables)
         return DnsWatch(
             settings,
@@ -210,49 +210,49 @@ class World:
         )
 
     def run(self, watch: DnsWatch, seconds: float) -> None:
-        """Run one `dns-watch` for so long. An error of a pass is raised."""
+        """Run one `dns-watch` for this long. An error of a pass is raised."""
         until = self.clock.elapsed_s + seconds
         while self.clock.elapsed_s < until:
-            # At least a little time passes: a loop without waits would never end.
+            # The clock always advances a little: a loop without waits would never end.
             wait_s = max(watch.run_pass(), 0.001)
             if not watch.interface_changed():
                 self.clock.sleep(min(wait_s, until - self.clock.elapsed_s), awoken=watch.interface_changed)
 
     def run_together(self, *watches: DnsWatch, seconds: float) -> None:
-        """Let several run side by side for so long, each pass when it is due."""
+        """Run several concurrently for this long, each pass when it is due."""
         until = self.clock.elapsed_s + seconds
         order = count()
         due = [(self.clock.elapsed_s, next(order), watch) for watch in watches]
         while due and due[0][0] < until:
             at, _, watch = heappop(due)
             self.clock.sleep(max(0.0, at - self.clock.elapsed_s))
-            # Never without time going by, which would be for ever.
+            # The clock always advances, or this would never end.
             heappush(due, (self.clock.elapsed_s + max(watch.run_pass(), 0.001), next(order), watch))
         self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
 
-    # --- What is there ------------------------------------------------------------------------------
+    # --- State -------------------------------------------------------------------------------------
 
     @property
     def key(self) -> str | None:
-        """What the key file holds; None when there is none."""
+        """Return the content of the key file; None if it does not exist."""
         return self.key_file.read_text() if self.key_file.exists() else None
 
     @property
     def hostnames(self) -> list[str]:
-        """Of every node, by id."""
+        """Return the hostname of every node, by id."""
         return [node.name for node in self.headscale.nodes]
 
     def usable_keys(self) -> list[str]:
-        """The secrets of the keys with which a node could register now."""
+        """Return the secrets of the keys with which a node can register now."""
         now = self.clock.now()
         return [key.key for key in self.headscale.keys if key.expires_at > now and (key.reusable or not key.used)]
 
     def add_record(self, content: str, *, name: str = NAME, type_: str = "A", **fields: Any) -> str:
-        """Add a record to the zone; give its id."""
+        """Add a record to the zone, and return its id."""
         return self.cloudflare.add_record(self.zone_id, type=type_, name=name, content=content, **fields)
 
     def records(self, name: str = NAME) -> dict[str, str]:
-        """Type and content of what stands at a name, and its comment."""
+        """Return type, content and comment of the records of a name."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }

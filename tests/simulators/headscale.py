@@ -211,7 +211,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         """Return the handler of this request. The API key is checked before or after routing, as in the release.
 
         Raises:
-            RefusedError: there are no handlers for it.
+            RefusedError: no handler exists.
             _AnsweredError: the same, with a response in another format than errors.
         """
         dialect = self.dialect

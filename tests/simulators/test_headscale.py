@@ -406,7 +406,7 @@ def expired_node_is_shown_online_and_a_restart_loses_its_expiry(server: Server) 
     server.add_node("a1", user="svc")
     node = server.post("/api/v1/node/1/expire")["node"]
     assert datetime.fromisoformat(node["expiry"]).replace(microsecond=0) == NOON
-    assert server.online(1), "expiring disconnects nobody"
+    assert server.online(1), "expired nodes stay connected"
     server.restart()
     return node["online"], server.nodes[0].expires_at is None
 
