@@ -168,6 +168,11 @@ class Background:
             )
 
     @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """The exit status, or None if the process is running."""
         return self._process.poll()

@@ -1,11 +1,13 @@
-"""Restart a real Headscale under real tailscale clients that use different login server URLs.
+"""Restart a real Headscale under a real tailscale container, as rendered from deploy/.
 
-With http and a host name, tailscale connects to the given port once. Later connections use TLS on port 443 of that
-host, and a Kubernetes Service for Headscale has no such port. These tests show that such a client does not reconnect.
-Clients with the URL of deploy/base/tailscale.env or with a private IP address do.
+The container is the entry point of the image (containerboot) with the rendered environment, paths and probes. It finds
+Headscale by name. With http and a host name, tailscale connects to the given port once. Later connections use TLS on
+port 443 of that host, and a Kubernetes Service for Headscale has no such port: one test shows that such a client does
+not reconnect.
 
-Needs root, nginx, openssl and ip, and the programs that tests/real/conftest.py looks for. `TAILSCALE_BINARIES=<folder>`
-adds clients: it has one folder per version, with tailscale and tailscaled. The tests run in a network namespace.
+Needs root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/conftest.py looks for.
+`TAILSCALE_BINARIES=<folder>` has one folder per version of the client, with containerboot, tailscale and tailscaled.
+Each test runs in its own network namespace.
 """
 
 from __future__ import annotations
@@ -13,12 +15,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -27,13 +28,21 @@ import pytest
 
 from tests.pod.certificates import issue
 from tests.pod.network import host
-from tests.pod.rendering import containers, environment, of_kind, pod_spec, rendered
+from tests.pod.rendering import environment, of_kind, rendered
+from tests.probe import BUSYBOX
+from tests.process.cluster import Authority, with_service_account
+from tests.real.command import Watch
+from tests.real.container import DOCUMENTS, LIFECYCLE, PROGRAMS, RENDERED, TailscaleContainer
 from tests.real.machine import Machine
 from tests.real.programs import Background, Release, eventually, installed_releases
 from tests.real.server import HeadscaleServer
-from tests.real.workload import USER
+from tests.real.workload import USER, Workload
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.serve import serve
 
 CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
+CLIENTS: Final = (RENDERED["image"].rpartition(":v")[2], "1.86.2")
+"""The rendered version, and an old one."""
 
 SERVICE_NAME: Final = "headscale.headscale.svc.cluster.local"
 CLUSTER_IP: Final = "10.96.0.20"
@@ -45,6 +54,9 @@ FORCED: Final = "forcing port 443 dial due to recent noise dial"
 
 With https or a private IP address, the message has no consequence.
 """
+
+CONFIRMED_S: Final = 150.0
+"""How long `dns-watch` may take to confirm that a node is deleted: a minute by design."""
 
 RECONNECTED_S: Final = 150.0
 """How long a client may take after an outage. Its longest backoff is about half a minute."""
@@ -100,10 +112,9 @@ exec unshare --mount --propagation private \
 """
 
 
-def shipped_url() -> str:
+def rendered_url() -> str:
     """Return the login server of the rendered manifests."""
-    documents = rendered("ollama")
-    options = environment(containers(pod_spec(documents))["tailscale"], documents)["TS_EXTRA_ARGS"].split()
+    options = environment(RENDERED, DOCUMENTS)["TS_EXTRA_ARGS"].split()
     (url,) = [option.removeprefix("--login-server=") for option in options if option.startswith("--login-server=")]
     return str(url)
 
@@ -119,45 +130,38 @@ def published_locations(headscale: str) -> str:
     )
 
 
-URLS: Final = {
-    "http-name": f"http://{SERVICE_NAME}:8080",
-    "http-address": f"http://{CLUSTER_IP}:8080",
-    "shipped": shipped_url(),
-}
-RECONNECTING: Final = ("http-address", "shipped")
+INGRESS_NAME: Final = rendered_url().removeprefix("https://")
+
+URLS: Final = {"http-name": f"http://{SERVICE_NAME}:8080", "http-address": f"http://{CLUSTER_IP}:8080"}
+"""Login servers other than the rendered one."""
 
 
-def client_releases() -> list[Release] | str:
-    """Return the newest Headscale with each client that is installed, or what to install."""
+def client(version: str) -> Release | str:
+    """Return the newest Headscale with a version of the client, or what to install."""
     releases = installed_releases()
     if isinstance(releases, str):
         return releases
-    missing = [name for name in ("ip", "nginx", "openssl", "unshare") if shutil.which(name) is None]
-    if os.geteuid() != 0 or missing:
-        return f"needs root and {', '.join(missing or ['ip'])}: as root, scripts/bootstrap --system"
-    folder = os.environ.get(CLIENTS_VARIABLE)
-    if folder is None:
-        return releases[-1:]
-    clients = sorted(path.parent for path in Path(folder).glob("*/tailscaled"))
-    if not clients:
-        return f"needs folders with tailscale and tailscaled in {CLIENTS_VARIABLE}={folder}"
-    return [replace(releases[-1], tailscale=path / "tailscale", tailscaled=path / "tailscaled") for path in clients]
-
-
-def client_name(release: Release) -> str:
-    """Return the version that a client reports."""
-    done = subprocess.run([release.tailscale, "version"], capture_output=True, text=True, check=True, timeout=60)
-    return f"tailscale-{done.stdout.split()[0]}"
+    missing = [name for name in ("ip", "nginx", "nsenter", "openssl", "unshare", "wget") if shutil.which(name) is None]
+    if os.geteuid() != 0 or missing or BUSYBOX is None:
+        return f"needs root and {', '.join(missing or ['busybox'])}: as root, scripts/bootstrap --system"
+    if not Path("/dev/net/tun").exists():
+        return "needs /dev/net/tun: modprobe tun"
+    folder = Path(os.environ.get(CLIENTS_VARIABLE, "/nonexistent"), version)
+    if not all((folder / program).is_file() for program in PROGRAMS):
+        return f"needs {', '.join(PROGRAMS)} in the folder {version} of {CLIENTS_VARIABLE}"
+    # A build from the main branch may have errors of its own.
+    newest = [release for release in releases if release.name != "head"][-1]
+    return replace(newest, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with every client, or skip it with the reason."""
     if "setup" in metafunc.fixturenames:
-        found = client_releases()
-        if isinstance(found, str):
-            parameters = [pytest.param(None, marks=pytest.mark.skip(reason=found), id="none")]
-        else:
-            parameters = [pytest.param(release, id=client_name(release)) for release in found]
+        found = {version: client(version) for version in CLIENTS}
+        parameters = [
+            pytest.param(release, marks=pytest.mark.skipif(isinstance(release, str), reason=str(release)), id=version)
+            for version, release in found.items()
+        ]
         metafunc.parametrize("setup", parameters, indirect=True)
 
 
@@ -167,42 +171,35 @@ class Setup:
 
     Attributes:
         release: the programs, with tailscaled in the wrapper.
+        client: the programs without the wrapper.
         stack: stops the clients.
     """
 
     release: Release
+    client: Release
     server: HeadscaleServer
     folder: Path
     stack: ExitStack
-    keys: int = 0
-    machines: dict[str, Machine] = field(default_factory=dict)
 
-    def new_key(self) -> Path:
-        """Create a pre-auth key and return the file that contains it."""
-        self.keys += 1
-        path = self.folder / f"key{self.keys}"
-        path.write_text(self.server.create_key(USER))
-        return path
-
-    def join(self, kind: str) -> Machine:
+    def join(self, kind: str) -> None:
         """Start a client with a kind of URL, and log it in."""
-        machine = Machine(self.release, self.folder / kind, hostname=f"{kind}.example.com", url=URLS[kind])
+        machine = Machine(self.release, self.folder / kind, hostname=kind, url=URLS[kind])
         self.stack.callback(machine.stop)
-        machine.up(self.new_key())
-        self.machines[kind] = machine
-        self.wait_until_connected(kind)
-        return machine
+        key = self.folder / f"{kind}.key"
+        key.write_text(self.server.create_key(USER))
+        machine.up(key)
+        self.wait_until_connected(kind, self.log_of(kind))
 
-    def is_connected(self, kind: str) -> bool:
-        """Return True if Headscale reports the client's only node as online."""
-        return [node["online"] for node in self.server.nodes(f"{kind}.example.com")] == [True]
+    def is_connected(self, hostname: str) -> bool:
+        """Return True if Headscale reports the only node with this hostname as online."""
+        return [node["online"] for node in self.server.nodes(hostname)] == [True]
 
-    def wait_until_connected(self, kind: str) -> None:
-        """Wait until Headscale reports the client as online."""
+    def wait_until_connected(self, hostname: str, log: Callable[[], str]) -> None:
+        """Wait until Headscale reports the node as online."""
         eventually(
-            lambda: self.is_connected(kind),
-            f"{kind} to be connected",
-            details=self.log_of(kind),
+            lambda: self.is_connected(hostname),
+            f"{hostname} to be connected",
+            details=log,
             timeout_s=RECONNECTED_S,
         )
 
@@ -213,6 +210,78 @@ class Setup:
     def log_of(self, kind: str) -> Callable[[], str]:
         """Return a function that reads the client's log."""
         return partial((self.folder / kind / "tailscaled.log").read_text, errors="replace")
+
+    def stop_headscale(self, outage_s: float) -> None:
+        """Stop Headscale for some time."""
+        self.server.stop()
+        back_at = time.monotonic() + outage_s
+        eventually(lambda: time.monotonic() >= back_at, "the end of the outage", timeout_s=outage_s + 1.0)
+        self.server.start()
+
+
+@dataclass
+class Pod:
+    """The rendered pod: both commands, and the tailscale container."""
+
+    workload: Workload
+    container: TailscaleContainer
+    watch: Watch
+
+    @property
+    def name(self) -> str:
+        """The hostname of its node, and the name of its record."""
+        return self.workload.name
+
+    @property
+    def address(self) -> str:
+        """The address of its only node."""
+        (node,) = self.workload.server.nodes(self.name)
+        address: str = node["ipAddresses"][0]
+        return address
+
+    def wait_until_published(self) -> None:
+        """Wait until the record is the address of the only node."""
+        eventually(
+            lambda: len(self.workload.ids) == 1 and self.workload.contents == [self.address],
+            "the record to follow the node",
+            details=lambda: self.container.output() + self.watch.output(),
+            timeout_s=RECONNECTED_S,
+        )
+
+
+def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
+    """Run `cleanup`, the tailscale container and `dns-watch`, with the rendered settings."""
+    authority = Authority(setup.folder)
+    (setup.folder / "root").mkdir()
+    container = TailscaleContainer(
+        setup.client,
+        setup.folder / "root",
+        hosts=(setup.folder / "hosts").read_text(),
+        trust=(setup.folder / "trust/ca.pem").read_text(),
+        authority=(authority.certificate, authority.server),
+        stack=setup.stack,
+    )
+    workload = setup.stack.enter_context(
+        Workload(
+            LIFECYCLE["TS_HOSTNAME"],
+            server=setup.server,
+            cloudflare=cloudflare,
+            cloudflare_url=setup.stack.enter_context(serve(cloudflare)),
+            folder=setup.folder,
+        )
+    )
+    workload.key_file = container.key_file
+    workload.within = with_service_account(container.account)
+    names = ("DNS_CLEANUP", "HEADSCALE_USER", "NODE_POLICY", "SELF_HEAL", "TS_KUBE_SECRET")
+    workload.environment |= {name: LIFECYCLE[name] for name in names} | container.api
+    workload.environment["AUTHKEY_OUTPUT_PATH"] = str(container.key_file)
+    del workload.environment["TAILSCALE_INTERFACE"]
+    workload.cleanup()
+    container.start()
+    pod = Pod(workload, container, workload.watch())
+    setup.wait_until_connected(pod.name, container.output)
+    pod.wait_until_published()
+    return pod
 
 
 def wrapped_client(release: Release, folder: Path) -> Release:
@@ -243,20 +312,19 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
         server = stack.enter_context(HeadscaleServer(release, folder / "server"))
         server.create_user(USER)
         start_proxy(server.url, folder, stack)
-        yield Setup(wrapped_client(release, folder), server, folder, stack)
+        yield Setup(wrapped_client(release, folder), release, server, folder, stack)
 
 
 def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
     """Run nginx as the Service and the ingress, and write what clients need to reach it."""
-    ingress_name = URLS["shipped"].removeprefix("https://")
     proxy, trust = folder / "proxy", folder / "trust"
     proxy.mkdir()
     trust.mkdir()
-    certificate, key = issue(ingress_name)
+    certificate, key = issue(INGRESS_NAME)
     (proxy / "tls.crt").write_text(certificate)
     (proxy / "tls.key").write_text(key)
     (trust / "ca.pem").write_text(certificate)
-    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{CLUSTER_IP} {SERVICE_NAME}\n{INGRESS_IP} {ingress_name}\n")
+    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{CLUSTER_IP} {SERVICE_NAME}\n{INGRESS_IP} {INGRESS_NAME}\n")
     (proxy / "nginx.conf").write_text(
         NGINX.format(
             cluster_ip=CLUSTER_IP,
@@ -275,17 +343,49 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize("outage_s", [5, 25, 150])
-def test_clients_after_an_outage_of_headscale(setup: Setup, outage_s: int) -> None:
-    """Only a client whose URL has http and a host name does not reconnect."""
+def test_rendered_pod_reconnects_after_an_outage_of_headscale(
+    setup: Setup, cloudflare: CloudflareSimulator, outage_s: int
+) -> None:
+    """The container is not restarted, and node, address and record remain."""
+    pod = start_pod(setup, cloudflare)
+    before = pod.workload.ids, pod.address, pod.workload.contents
+    setup.stop_headscale(outage_s)
+    assert not setup.is_connected(pod.name)
+    setup.wait_until_connected(pod.name, pod.container.output)
+    pod.watch.wait_for_next("pass.finished")
+    assert (pod.workload.ids, pod.address, pod.workload.contents) == before
+    assert pod.container.passes("livenessProbe")
+    assert pod.container.starts == 1
+
+
+def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, cloudflare: CloudflareSimulator) -> None:
+    """The liveness probe fails after `dns-watch` has written a fresh key, and the container is restarted."""
+    # An empty list of nodes does not confirm that a node is deleted.
+    setup.join("http-address")
+    pod = start_pod(setup, cloudflare)
+    (deleted,) = pod.workload.ids
+    setup.server.delete_node(deleted)
+    container = pod.container
+    eventually(
+        lambda: not container.passes("livenessProbe"), "the probe", details=pod.watch.output, timeout_s=CONFIRMED_S
+    )
+    container.stop()
+    container.start()
+    setup.wait_until_connected(pod.name, container.output)
+    pod.watch.wait_for("node.returned")
+    pod.wait_until_published()
+    assert int(pod.workload.ids[0]) > int(deleted)
+    assert container.passes("livenessProbe")
+    assert len(pod.watch.named("pre_auth_key.created")) == 1
+
+
+def test_client_with_http_and_a_name_does_not_reconnect(setup: Setup) -> None:
+    """A client with http and a private IP address does."""
     for kind in URLS:
         setup.join(kind)
-    setup.server.stop()
     forced = setup.forced_connections("http-name")
-    back_at = time.monotonic() + outage_s
-    eventually(lambda: time.monotonic() >= back_at, "the end of the outage", timeout_s=outage_s + 1.0)
-    setup.server.start()
-    for kind in RECONNECTING:
-        setup.wait_until_connected(kind)
+    setup.stop_headscale(5)
+    setup.wait_until_connected("http-address", setup.log_of("http-address"))
     # Attempts after the outage fail too, because nothing listens on port 443 of the Service.
     eventually(
         lambda: setup.forced_connections("http-name") >= forced + 3,
@@ -294,20 +394,3 @@ def test_clients_after_an_outage_of_headscale(setup: Setup, outage_s: int) -> No
         timeout_s=RECONNECTED_S,
     )
     assert not setup.is_connected("http-name")
-
-
-def test_fresh_key_after_the_node_was_deleted(setup: Setup) -> None:
-    """A restarted client connects twice, first with its old state, so its login with the key is forced to port 443."""
-    for kind in URLS:
-        machine = setup.join(kind)
-        (deleted,) = setup.server.ids(f"{kind}.example.com")
-        setup.server.delete_node(deleted)
-        machine.restart()
-        error = machine.login_error(setup.new_key())
-        if kind in RECONNECTING:
-            assert error is None
-            setup.wait_until_connected(kind)
-        else:
-            assert error is not None
-            assert ":443: connect: connection refused" in error
-            assert setup.server.ids(f"{kind}.example.com") == []

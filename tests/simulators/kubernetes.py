@@ -179,7 +179,7 @@ class KubernetesSimulator(Upstream):
         """True if the server is not ready and refuses every token."""
         self.chosen: list[str] = []
         """The subprotocol of each command."""
-        self._secrets: dict[tuple[str, str], Mapping[str, str]] = {}
+        self._secrets: dict[tuple[str, str], dict[str, str]] = {}
         self._pods: list[SimulatedPod] = []
         self._rules: list[_Rule] = []
         self._orders: list[_Order] = []
@@ -309,6 +309,15 @@ class KubernetesSimulator(Upstream):
             case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "GET":
                 self._check_right("get", "secrets", namespace, name)
                 return self._secret(namespace, name)
+            case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "PATCH":
+                self._check_right("patch", "secrets", namespace, name)
+                self._patch_secret(self._secrets.get((namespace, name)), json.loads(request.body))
+                return self._secret(namespace, name)
+            case ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] if request.method == "POST":
+                wanted = json.loads(request.body)["spec"]["resourceAttributes"]
+                right = wanted["verb"], wanted["resource"], wanted["namespace"], wanted.get("name")
+                allowed = any(rule.allows(*right) for rule in self._rules)
+                return json_response({"status": {"allowed": allowed}}, 201)
             case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
                 self._check_right("list", "pods", namespace, None)
                 return self._list_pods(namespace, request.parameters.get("labelSelector", ""))
@@ -342,6 +351,23 @@ class KubernetesSimulator(Upstream):
         if values:
             body["data"] = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
         return json_response(body)
+
+    @staticmethod
+    def _patch_secret(values: dict[str, str] | None, patch: Any) -> None:
+        """Apply a strategic merge patch or a JSON patch, as the tailscale container sends them."""
+        if values is None:
+            raise _RefusedError(404, "secret not found")
+        if isinstance(patch, dict):
+            changes = patch.get("data") or {}
+        else:
+            changes = {}
+            for step in patch:
+                _, _, key = step["path"].removeprefix("/data").partition("/")
+                changes |= {key: step.get("value")} if key else step["value"]
+        for key, value in changes.items():
+            values.pop(key, None)
+            if value is not None:
+                values[key] = base64.b64decode(value).decode()
 
     def _list_pods(self, namespace: str, selector: str) -> Response:
         wanted = dict(part.split("=", 1) for part in selector.split(",") if part)

@@ -1,0 +1,150 @@
+"""The rendered tailscale container of deploy/: its image's entry point, environment, files and probes."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from tests.pod.rendering import containers, environment, of_kind, pod_spec, rendered
+from tests.probe import BUSYBOX
+from tests.real.programs import TIMEOUT_S, Background, Release, eventually
+from tests.real.workload import NAMESPACE
+from tests.simulators.kubernetes import KubernetesSimulator
+from tests.simulators.serve import serve
+
+DOCUMENTS: Final = rendered("ollama")
+RENDERED: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
+LIFECYCLE: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
+"""The rendered settings of `cleanup` and `dns-watch`."""
+
+POD: Final = {"POD_NAME": "ollama-0", "POD_UID": "11111111-2222-4333-8444-555555555555"}
+
+STARTED_S: Final = 180.0
+"""The limit of the startup probe: 60 failures, every 3 s."""
+
+PROGRAMS: Final = ("containerboot", "tailscale", "tailscaled")
+
+# Run the entry point with a root folder that has the paths of the image and of the pod's volumes.
+ENTRY_POINT: Final = """
+mount --rbind /dev "$1/dev"
+mount -t proc proc "$1/proc"
+mount --rbind /sys "$1/sys"
+mount --rbind /usr "$1/usr"
+exec chroot "$1" /bin/containerboot
+"""
+
+
+class TailscaleContainer:
+    """The tailscale container of a pod, in the network namespace of this thread.
+
+    Args:
+        release: contains the client; `containerboot` is in the same folder.
+        folder: an empty folder, the root of the container.
+        hosts: the content of /etc/hosts.
+        trust: the certificates that the image trusts.
+        authority: the certificate of the Kubernetes API, and its TLS settings.
+        stack: stops the container and the Kubernetes API.
+
+    Attributes:
+        kubernetes: the API with the state Secret. The container has the rights of the rendered Role.
+        starts: how many times the container was started.
+    """
+
+    def __init__(
+        self,
+        release: Release,
+        folder: Path,
+        *,
+        hosts: str,
+        trust: str,
+        authority: tuple[Path, ssl.SSLContext],
+        stack: ExitStack,
+    ) -> None:
+        self.root = folder
+        self.log = folder.with_name(f"{folder.name}.log")
+        self.starts = 0
+        self._process: Background | None = None
+        for name in ("bin", "dev", "proc", "sys", "usr", "root", "run", "tmp", "var", "tailscale-auth"):
+            (folder / name).mkdir()
+        for name in ("lib", "lib64"):
+            (folder / name).symlink_to(f"usr/{name}")
+        (folder / "var/run").symlink_to("../run")
+        for program in PROGRAMS:
+            shutil.copy2(release.tailscaled.with_name(program), folder / "bin" / program)
+        # Not wget: that of Debian's busybox 1.35 crashes with -T. The machine's wget has the same options.
+        for applet in ("sh", "test"):
+            shutil.copy2(BUSYBOX or "", folder / "bin" / applet)
+        (folder / "etc/ssl/certs").mkdir(parents=True)
+        (folder / "etc/ssl/certs/ca-certificates.crt").write_text(trust)
+        (folder / "etc/hosts").write_text(hosts)
+        self._environment = self._with_kubernetes(*authority, stack)
+        stack.callback(self.stop)
+
+    def _with_kubernetes(self, certificate: Path, tls: ssl.SSLContext, stack: ExitStack) -> dict[str, str]:
+        """Serve the Kubernetes API and return the environment of the container."""
+        variables = {name: value for name, value in environment(RENDERED, DOCUMENTS).items() if value is not None}
+        self.kubernetes = KubernetesSimulator()
+        self.kubernetes.put_secret(NAMESPACE, variables["TS_KUBE_SECRET"], {})
+        (role,) = of_kind(DOCUMENTS, "Role")
+        self.kubernetes.allow(NAMESPACE, *role["rules"])
+        account = self.account = self.root / "run/secrets/kubernetes.io/serviceaccount"
+        account.mkdir(parents=True)
+        (account / "ca.crt").write_bytes(certificate.read_bytes())
+        (account / "token").write_text(self.kubernetes.token)
+        (account / "namespace").write_text(NAMESPACE)
+        url = stack.enter_context(serve(self.kubernetes, tls=tls))
+        host, _, port = url.removeprefix("https://").partition(":")
+        self.api = {
+            "KUBERNETES_SERVICE_HOST": host,
+            "KUBERNETES_SERVICE_PORT": port,
+            "KUBERNETES_SERVICE_PORT_HTTPS": port,
+        }
+        return {"PATH": "/bin", "HOME": "/root", **self.api, **POD, **variables}
+
+    @property
+    def key_file(self) -> Path:
+        """The pre-auth key's file, outside of the container."""
+        return self.root / "tailscale-auth/authkey"
+
+    def start(self) -> None:
+        """Start the container, and wait until its startup probe passes."""
+        self._run()
+        eventually(lambda: self.passes("startupProbe"), "the startup probe", details=self.output, timeout_s=STARTED_S)
+
+    def _run(self) -> None:
+        self.starts += 1
+        unshare = ("unshare", "--mount", "--propagation", "private")
+        self._process = Background(
+            [*unshare, "sh", "-ec", ENTRY_POINT, "sh", self.root],
+            log=self.log,
+            environment=self._environment | {"PATH": "/bin:/usr/sbin:/usr/bin"},
+            folder=self.root,
+        )
+
+    def stop(self) -> None:
+        """Stop the container. Its volumes and the state Secret remain."""
+        if self._process is not None:
+            self._process.stop()
+
+    def passes(self, probe: str) -> bool:
+        """Run a rendered probe in the container, and restart a container that has ended, like the kubelet."""
+        assert self._process is not None
+        if self._process.exit_status is not None:
+            self._run()
+        within = ("nsenter", f"--target={self._process.pid}", "--mount", "--root", "--wd")
+        done = subprocess.run(
+            [*within, *RENDERED[probe]["exec"]["command"]],
+            env={"PATH": "/bin:/usr/bin"},
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        return done.returncode == 0
+
+    def output(self) -> str:
+        """Return the log of the container."""
+        return self.log.read_text(errors="replace")
