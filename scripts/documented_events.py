@@ -75,7 +75,7 @@ EVENTS = {
     ),
     "node.online": _event("warning", "node_id hostname reason", "a node to delete is reported as online"),
     "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node of the state Secret is kept"),
-    "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: there is no node to keep"),
+    "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: no node can be kept"),
     "node.deleted": _event("info", "node_id hostname reason", "a node was deleted"),
     # The key
     "pre_auth_key.created": _event("info", "key_id user expires_at reason", "a key was created"),
