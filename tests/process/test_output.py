@@ -108,7 +108,6 @@ def test_cleanup_does_its_work(pod: Pod, sink: Sink) -> None:
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
 
 
-@pytest.mark.sample(1)
 @pytest.mark.sample(2)
 def test_failed_cleanup_has_its_exit_status(pod: Pod, sink: Sink) -> None:
     assert end_of(start(pod, sink, "cleanup", HEADSCALE_USER="nobody")) == (1, "")
