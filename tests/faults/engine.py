@@ -1,6 +1,6 @@
-"""Run a schedule: a service's pods in a world where things go wrong, and the invariants after every step.
+"""Run a schedule: the pods of a workload, faults and events around them, and invariants after every step.
 
-What must never happen is judged here anew, from the simulators' own tables, not by the program's rules.
+The invariants are evaluated on the simulators' tables, independently of the program's rules.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from lifecycle.settings.models import Command
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.faults.schedule import (
     BELIEVABLE,
+    EMPTY_NODE_LIST,
     FAULTS,
     KILLED_WRITING,
-    NOBODY_LISTED,
     OUT_OF_SIGHT,
     Schedule,
     Step,
@@ -55,27 +55,27 @@ from tests.world import USER, Clock, Interface, StopAt, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
-# So long until the world has to be right again: some of the longest pauses of either loop.
+# The time until the world has to be in sync again: several of the longest waits of either loop.
 SETTLED_S: Final = 1800.0
-# How often that is looked at.
+# How often this is checked.
 CHUNK_S: Final = 60.0
 
-# What writes the key, and more lines than it has.
+# The module that writes the key, and an upper limit for its lines.
 WRITERS: Final = frozenset({"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"})
 LINES: Final = 80
 
-# More looks for a node that is not seen than are made in the minute after which it would be believed that it is gone.
-LOOKS: Final = 20
-# So long after an answer that nobody could tell from a right one nobody is blamed for what it made them believe.
+# More polls than are made in the minute after which a missing node counts as lost.
+POLLS: Final = 20
+# The time after an undetectably wrong response in which its consequences are not counted as failures.
 MISLED_S: Final = 600.0
 
 MEMORY: Final = Path("/dev/shm")
 
 RECONNECT_S: Final = 5.0
-"""How soon a tailscale client is back after its server restarted."""
+"""How soon a tailscale client reconnects after its server has restarted."""
 
 RESTART_S: Final = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
-"""The kubelet's pauses before a container that exited is started again."""
+"""The kubelet's backoff before it restarts a container."""
 
 
 class BrokenError(AssertionError):
@@ -84,11 +84,11 @@ class BrokenError(AssertionError):
 
 @dataclass(slots=True)
 class Pod:
-    """One pod of the service: a key volume, a tailscale container, one of our two commands at a time.
+    """One pod of the workload: a key volume, a tailscale container, and one of our two commands at a time.
 
     Attributes:
         watch: the sidecar; None while the init container runs, or before its next start.
-        due_s: when something of it runs next.
+        due_s: when one of its containers runs next.
         node_id: what its tailscale container registered as; None until then.
         cut_off: it reaches neither service.
         misled_at: when it last got an answer that it could not tell from a right one.
@@ -116,22 +116,22 @@ class Pod:
 
     @property
     def noted_node(self) -> str | None:
-        """The node that a sidecar has seen and noted beside the key; None = none, or there is no note."""
+        """The node in the key metadata; None if it has none, or the metadata is missing."""
         note = self.key_file.with_suffix(".id")
         return json.loads(note.read_text())["kept_node_id"] if note.exists() else None
 
     def show(self, *addresses: str | None) -> None:
-        """Have these addresses on the VPN interface."""
+        """Set the addresses of the VPN interface."""
         if self.shows_interface:
             self.interface.show(*addresses)
 
 
 @dataclass(slots=True)
 class _Pass:
-    """What one run of a command met.
+    """What happened during one run of a command.
 
     Attributes:
-        disturbed: the world changed in the middle of it, or it was told old news.
+        disturbed: the world changed during the run, or a response was stale.
     """
 
     pod: Pod
@@ -141,7 +141,7 @@ class _Pass:
 
 
 class FaultWorld(World):
-    """A world in which things go wrong."""
+    """The upstreams, the clock and the pods of one run."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, schedule: Schedule, version: str) -> None:
         super().__init__(monkeypatch, folder, version)
@@ -165,11 +165,11 @@ class FaultWorld(World):
         self.environment.update(variables)
 
     def upstream(self, name: UpstreamName) -> Upstream:
-        """A simulator by its name."""
+        """Return a simulator by its name."""
         return self.headscale if name == "headscale" else self.cloudflare
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """A command's settings; read once for all pods, which differ in their folder alone."""
+        """Return a command's settings. All pods share them, apart from their folder."""
         path = Path(variables.pop("AUTHKEY_OUTPUT_PATH"))
         if command not in self._loaded:
             self._loaded[command] = super().settings(command, **variables)
@@ -177,13 +177,13 @@ class FaultWorld(World):
         return loaded
 
     def renew(self, name: str, value: str) -> None:
-        """Put another secret into the file that a setting names."""
+        """Replace the secret in the file that a setting refers to."""
         self.key_files[name].write_text(value)
 
-    # --- What is whose, judged without the program -----------------------------------------------------
+    # --- Ownership, evaluated independently of the program ---------------------------------------------
 
     def is_our_record(self, record: Record) -> bool:
-        """Whether the program may touch a record."""
+        """Return True if the program may change a record."""
         if record.name != NAME or record.type not in {"A", "AAAA"}:
             return False
         if record.comment:
@@ -191,7 +191,7 @@ class FaultWorld(World):
         return any(ip_address(record.content) in prefix for prefix in VPN)
 
     def is_our_node(self, node: headscale_simulator.Node) -> bool:
-        """Whether the program may touch a node."""
+        """Return True if the program may change a node."""
         if node.name.casefold() != NAME or node.registered_by != "auth_key":
             return False
         key_user = node.pre_auth_key.user_id if node.pre_auth_key else None
@@ -200,26 +200,26 @@ class FaultWorld(World):
 
     @property
     def all_records(self) -> dict[str, Record]:
-        """Every record of the zone, by id."""
+        """Return every record of the zone, by id."""
         return {record.id: record for record in self.cloudflare.records(self.zone_id)}
 
     @property
     def our_records(self) -> list[Record]:
-        """Those at our name that are ours."""
+        """Return our records of our name."""
         return [record for record in self.cloudflare.records(self.zone_id, NAME) if self.is_our_record(record)]
 
     @property
     def our_nodes(self) -> list[headscale_simulator.Node]:
-        """Those that are ours and have not expired."""
+        """Return our keys that have not expired."""
         return [node for node in self.headscale.nodes if self.is_our_node(node) and not self.is_expired(node)]
 
     def is_expired(self, node: headscale_simulator.Node) -> bool:
-        """Whether a node has to log in again."""
+        """Return True if a node has to log in again."""
         return node.expires_at is not None and node.expires_at <= self.clock.true_now()
 
     @property
     def blocking(self) -> list[Record]:
-        """What stands at our name and keeps the record from being right."""
+        """Return the foreign record of our name that blocks ours, if one exists."""
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
         return [
@@ -239,7 +239,7 @@ class Engine:
         self.world = FaultWorld(monkeypatch, folder, schedule, schedule.version)
         self.clock: Clock = self.world.clock
         self.interruptions: list[Interruption] = []
-        # For each process that is to be killed while it writes a key: at which line.
+        # For each process to be killed while it writes a key: the line.
         self.last_lines: list[int] = []
         self.pods: list[Pod] = []
         self.actor: Pod | None = None
@@ -253,7 +253,7 @@ class Engine:
         self._furnish()
 
     def run(self) -> None:
-        """Everything that goes wrong, then the recovery."""
+        """Run all steps, then the recovery."""
         self.start_pod()
         for step in self.schedule.steps:
             self._make(step)
@@ -267,10 +267,10 @@ class Engine:
             raise BrokenError(f"after a clean restart there are {len(nodes)} nodes of ours")
         self._no_secret_is_told()
 
-    # --- The world around ------------------------------------------------------------------------------
+    # --- Foreign objects -------------------------------------------------------------------------------
 
     def _furnish(self) -> None:
-        """Things that are not ours, some of which look as if they were."""
+        """Add foreign objects, some of which resemble ours."""
         world, headscale = self.world, self.world.headscale
         if world.environment["HEADSCALE_USER"]:
             headscale.add_user("ann")
@@ -295,7 +295,7 @@ class Engine:
         self._protect()
 
     def _protect(self) -> None:
-        """Whatever is not ours now has to stay as it is, until somebody else changes it."""
+        """Remember the foreign objects, which the program must not change."""
         world = self.world
         self.protected_records = {
             record.id: record for record in world.all_records.values() if not world.is_our_record(record)
@@ -306,27 +306,27 @@ class Engine:
         records, world = self.world.all_records, self.world
         for record_id, record in self.protected_records.items():
             if records.get(record_id) != record:
-                raise BrokenError(f"Never 1: {record} was not ours and is now {records.get(record_id)}")
+                raise BrokenError(f"Never 1: {record} was foreign and is now {records.get(record_id)}")
         for node_id, node in self.protected_nodes.items():
             now = world.headscale.node(node_id)
             if now is None or (now.expires_at, now.user_id) != (node.expires_at, node.user_id):
-                raise BrokenError(f"Never 2: node {node_id} of {node.name} was not ours and is now {now}")
+                raise BrokenError(f"Never 2: node {node_id} of {node.name} was foreign and is now {now}")
 
     # --- Pods --------------------------------------------------------------------------------------------
 
     @property
     def living(self) -> list[Pod]:
-        """Pods that the kubelet has not ended, oldest first."""
+        """Return the running pods, oldest first."""
         return [pod for pod in self.pods if pod.lives]
 
     @property
     def between_passes(self) -> list[Pod]:
-        """Living pods that are not in the middle of a pass: each runs one process at a time."""
+        """Return the running pods that are not in the middle of a pass."""
         busy = [this.pod for this in self.passes]
         return [pod for pod in self.living if pod not in busy]
 
     def start_pod(self) -> Pod:
-        """Start another pod of the service."""
+        """Start another pod of the workload."""
         number = len(self.pods)
         folder = self.folder / f"pod-{number}"
         folder.mkdir()
@@ -336,13 +336,13 @@ class Engine:
         return pod
 
     def end_pod(self, pod: Pod, *, silently: bool = False) -> None:
-        """End a pod as the kubelet does, or with its cluster node."""
+        """Stop a pod, as the kubelet does or together with its cluster node."""
         pod.lives = False
         if pod.node_id is not None:
             self.world.headscale.disconnect(pod.node_id, silently=silently)
 
     def go_on(self, seconds: float) -> None:
-        """Let the pods live for so long."""
+        """Run the pods for this long."""
         until = self.clock.elapsed_s + seconds
         while True:
             pod = min(self.between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
@@ -353,7 +353,7 @@ class Engine:
         self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
 
     def act(self, pod: Pod) -> None:
-        """Let what is due in a pod happen, once."""
+        """Run what is due in a pod, once."""
         outer, self.actor = self.actor, pod
         self.passes.append(_Pass(pod, superseded_at_start=self._published_successors(pod)))
         try:
@@ -364,14 +364,14 @@ class Engine:
         finally:
             self.actor = outer
             self.passes.pop()
-        # Never without time going by, which would be for ever.
+        # The clock always advances, or this would never end.
         pod.due_s = self.clock.elapsed_s + max(wait_s, 0.001)
         if not self.passes:
             self._after_step()
 
     @contextmanager
     def _killed_writing(self, pod: Pod) -> Iterator[None]:
-        """Kill the process at a line of what writes the key, when that is due; until then, look at each line."""
+        """Kill the process at the chosen line of the module that writes the key. Until then, trace each line."""
         if not self.last_lines or len(self.passes) > 1:
             yield
             return
@@ -384,7 +384,7 @@ class Engine:
                 self._key_files_are_whole()
                 lines_left -= 1
                 if lines_left == 0:
-                    # What cleans up after an exception runs for this one too: it is undone below.
+                    # Exception handlers run for this exception too. Their effects are undone below.
                     if pod.folder.exists():
                         shutil.copytree(pod.folder, as_it_was)
                     raise KilledError
@@ -428,7 +428,7 @@ class Engine:
         return wait_s
 
     def _commands(self, pod: Pod) -> FaultWorld:
-        """The world whose commands send their requests as this pod does."""
+        """Return a world whose commands send their requests as this pod."""
 
         def between(upstream: Upstream) -> Handler:
             return Tap(upstream, watcher=self, interruptions=self.interruptions, cut_off=lambda: pod.cut_off)
@@ -448,7 +448,7 @@ class Engine:
             headscale_was_well = world.queues["headscale"].fired == fired and not pod.cut_off
             self_made = isinstance(error, StoppedError | KeyFileError | NameTakenError)
             if headscale_was_well and not this.disturbed and not self_made and self._can_be_fulfilled:
-                raise BrokenError(f"Never 8: cleanup failed, and Headscale was well: {error}") from error
+                raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error
             return self._container_ended(pod)
         pod.initialized = True
         pod.restarts = 0
@@ -457,7 +457,7 @@ class Engine:
 
     @property
     def _can_be_fulfilled(self) -> bool:
-        """Whether nothing of the settings is refused now."""
+        """Return True if no upstream refuses the settings now."""
         return self.token_is_right and not self.clock.skew
 
     def _container_ended(self, pod: Pod) -> float:
@@ -467,7 +467,7 @@ class Engine:
         return RESTART_S[min(pod.restarts - 1, len(RESTART_S) - 1)]
 
     def _tailscale(self, pod: Pod) -> None:
-        """The tailscale container: register when it has not, restart when the probe says so."""
+        """Run the tailscale container: register if needed, and restart if the probe fails."""
         headscale = self.world.headscale
         if pod.watch is not None and pod.watch.status.restart_helps:
             self._restart_helps(pod)
@@ -492,17 +492,17 @@ class Engine:
         if step.kind in FAULTS:
             self._order(step)
         elif step.kind == OUT_OF_SIGHT:
-            # Without an interface the list is all that a pod has to tell by: what was never on it is taken to have
-            # used its key in vain, and gets another.
+            # Without an interface, the list is a pod's only source: a node that was never on it is assumed to have
+            # used its key without success, and gets another.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.queues["headscale"]
             for path, fault in ((r"/node(\?|$)", faults.lacking(NAME)), (r"/node/\d", faults.html(404))):
-                queue.order(step.kind, fault, method="GET", path=path, times=LOOKS, after=0)
-        elif step.kind == NOBODY_LISTED:
-            nobody = faults.answer(200, '{"nodes":[]}')
+                queue.order(step.kind, fault, method="GET", path=path, times=POLLS, after=0)
+        elif step.kind == EMPTY_NODE_LIST:
+            empty = faults.answer(200, '{"nodes":[]}')
             queue = self.world.queues["headscale"]
-            queue.order(step.kind, nobody, method="GET", path=r"/node(\?|$)", times=LOOKS, after=0)
+            queue.order(step.kind, empty, method="GET", path=r"/node(\?|$)", times=POLLS, after=0)
             for pod in self.living:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
@@ -517,11 +517,11 @@ class Engine:
             self._happen(step)
 
     def _happen(self, step: Step) -> None:
-        # What was not ours until now is not looked at any more after this.
+        # Objects that were foreign until now are no longer checked after this.
         self._foreign_is_whole()
         count("events in the middle of a pass" if step.meanwhile else "events", step.kind)
         happening: Callable[[Step], None] = getattr(self, "_" + step.kind.lower().replace(" ", "_"))
-        # What cannot happen now does not.
+        # Events that are impossible now are skipped.
         with suppress(ApiError, NodeGoneError):
             happening(step)
         self._protect()
@@ -530,8 +530,8 @@ class Engine:
         fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.page_two else None
         method = "GET" if step.kind == "stale read" else step.method
-        # One that is short for one look only misleads nobody.
-        times = LOOKS if step.kind == "short list" and step.times > 1 else step.times
+        # A list that is incomplete for one poll has no effect.
+        times = POLLS if step.kind == "short list" and step.times > 1 else step.times
         self.world.queues[step.upstream].order(
             step.kind, fault, method=method, path=path, times=times, after=step.after
         )
@@ -548,12 +548,12 @@ class Engine:
                     self.actor.stop = self.actor.stop or StopAt(self.clock)
                     self.actor.stop.set()
             case "SIGSTOP":
-                # Time goes by for everybody else.
+                # The clock advances for all other processes.
                 self.go_on(step.random.choice((5.0, 100.0, 3700.0)))
             case "another pod's pass":
                 self._others_act()
             case "volume gone":
-                # Not where the note in it is all that tells two pods apart: nobody could, then.
+                # Not if the metadata is the only thing that distinguishes two pods.
                 pod = self.actor
                 if pod is not None and pod.shows_interface and pod.folder.exists():
                     count("faults injected", "volume gone")
@@ -608,7 +608,7 @@ class Engine:
         self._last_change_is_another()
 
     def _last_change_is_another(self) -> None:
-        """So that an answer from before the last change shows what is foreign as foreign: nobody could tell else."""
+        """Make the change twice, so that a stale response also shows the foreign owner."""
         self.world.add_record("later", name="later.example.com", type_="TXT")
         later = self.world.cloudflare.records(self.world.zone_id, "later.example.com")
         self.world.cloudflare.remove_record(later[0].id)
@@ -634,7 +634,7 @@ class Engine:
         for pod in self.living:
             if pod.node_id is not None and self.world.headscale.node(pod.node_id) is not None:
                 pod.show(*self.world.headscale.readdress(pod.node_id).addresses)
-                # The loop looks at the interface every second.
+                # The loop polls the interface every second.
                 pod.due_s = min(pod.due_s, self.clock.elapsed_s + 1.0)
 
     def _headscale_restarted(self, step: Step) -> None:
@@ -662,7 +662,7 @@ class Engine:
         self.world.renew("HEADSCALE_API_KEY", self.world.headscale.rotate_api_key())
 
     def _token_refused(self, step: Step) -> None:
-        """The file lags behind: the tokens in it are refused for a while."""
+        """Update the file late: the tokens in it are refused for a while."""
         self.token_is_right = False
         self.world.cloudflare.set_token()
         self.world.headscale.rotate_api_key()
@@ -701,7 +701,7 @@ class Engine:
                 self.world.headscale.connect(pod.node_id)
 
     def _node_vanishes_silently(self, step: Step) -> None:
-        """A cluster node dies: another takes its pod over, and Headscale does not notice."""
+        """A cluster node fails: another gets its pod, and Headscale still shows the old node online."""
         self.end_pod(step.random.choice(self.living), silently=True)
         self.start_pod()
 
@@ -732,20 +732,20 @@ class Engine:
         self.start_pod()
         self.go_on(2.0)
         if not self.pods[before].initialized:
-            raise BrokenError("cleanup did not succeed although nothing was wrong any more")
+            raise BrokenError("cleanup failed although all faults were over")
 
     def _clear_the_way(self) -> None:
-        """A person removes what stands in the way."""
+        """An operator removes the record that blocks ours."""
         for record in self.world.blocking:
             self.world.cloudflare.remove_record(record.id)
         self._protect()
 
     def _has_to_settle(self, *, quiet: bool = True) -> None:
-        """Within a bounded time the world is right, and then stays so and nobody writes any more."""
+        """Within a bounded time the world is in sync. It then stays in sync without further writes."""
         until = self.clock.elapsed_s + SETTLED_S
         self.go_on(CHUNK_S)
         if self.world.blocking:
-            # Long enough for the longest pause after a failure, and a look.
+            # Long enough for the longest wait after a failure, and a poll.
             self.go_on(2 * self._quiet_s)
             self._says_what_is_in_the_way()
             self._clear_the_way()
@@ -757,7 +757,7 @@ class Engine:
             if not wrong:
                 self.go_on(self._quiet_s)
                 late = [(write.method, write.body) for write in self.world.cloudflare.writes[writes:]]
-                wrong = f"Never 7: all was right, and somebody wrote {late}" if late else self._wrong()
+                wrong = f"Never 7: a write although all was in sync: {late}" if late else self._wrong()
                 if not wrong:
                     return
             if self.clock.elapsed_s > until:
@@ -766,32 +766,34 @@ class Engine:
 
     @property
     def _quiet_s(self) -> float:
-        """A VERIFY_INTERVAL with its jitter, and then some."""
+        """A VERIFY_INTERVAL with its jitter, and a margin."""
         return 400.0 if self.world.environment["VERIFY_INTERVAL"] == "5m" else 160.0
 
     def _says_what_is_in_the_way(self) -> None:
         for pod in self.living:
             if pod.watch is not None and pod.watch.state.records.in_sync:
-                raise BrokenError(f"pod {pod.number} calls the record right, and {self.world.blocking} is in the way")
+                raise BrokenError(
+                    f"pod {pod.number} reports the record in sync although {self.world.blocking} blocks it"
+                )
 
     @property
     def rightful(self) -> Pod | None:
-        """The pod whose record it is: the latest by its node."""
+        """Return the owner of the record: the pod with the newest node."""
         world = self.world
         alive = {node.id for node in world.our_nodes}
         registered = [pod for pod in self.living if pod.node_id in alive and pod.initialized]
         return max(registered, key=lambda pod: pod.node_id or 0, default=None)
 
     def _wrong(self) -> str:
-        """What is wrong with the world; "" when all is right."""
+        """Return what is out of sync; "" if all is in sync."""
         pod, world = self.rightful, self.world
         if pod is None:
-            # Nobody is registered; without a key to come in with, only a restart of the pod helps.
+            # No pod is registered. Without a valid key, only a restart of the pod helps.
             if self._has_to_heal():
-                return "no pod is registered, and none was healed"
+                return "no pod is registered, and none has healed"
             count("settlements without a node")
             untrue = [each.number for each in self.living if each.watch is not None and each.watch.status.ready]
-            return f"pods {untrue} call the record right, and have no node" if untrue else ""
+            return f"pods {untrue} report the record in sync without a node" if untrue else ""
         node = next(node for node in world.our_nodes if node.id == pod.node_id)
         wanted = {node.addresses[0]}
         if world.environment["DNS_IPV6"] == "true":
@@ -807,14 +809,14 @@ class Engine:
             return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
             reason = pod.watch.state.records.reason if pod.watch else "no sidecar"
-            return f"the record is right, and pod {pod.number} does not say so: {reason}"
+            return f"the record is in sync, but pod {pod.number} does not report it: {reason}"
         return ""
 
     def _has_to_heal(self) -> bool:
-        """Whether a living pod has all it needs to come back by itself.
+        """Return True if a running pod can recover by itself.
 
-        Not a sidecar that started after its node was gone and sees no interface: it cannot know that there was one.
-        Nor one whose node no sidecar has ever seen: it does not know which it was, and asks a person.
+        Not a sidecar that started after its node was lost and sees no interface: it cannot know that the node existed.
+        Nor one whose node no sidecar has ever seen: it cannot identify the node, and reports that to the operator.
         """
         return self.world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None
@@ -826,21 +828,21 @@ class Engine:
     # --- Invariants --------------------------------------------------------------------------------------------
 
     def before(self, upstream: Upstream, method: str, path: str) -> None:
-        """Note the world as it is before a request."""
+        """Record the state before a request."""
         if upstream is self.world.cloudflare:
             self._before = self.world.all_records
         else:
             self._nodes_before = {node.id: node for node in self.world.headscale.nodes}
 
     def after(self, request: Request) -> None:
-        """Judge what a request did."""
+        """Check the effect of a request."""
         if not self.passes:
             return
         this = self.passes[-1]
         if request.fault in BELIEVABLE:
             this.disturbed = True
-        # Whose node was seen once is not misled by a list alone: Headscale itself has to say that the node is gone.
-        # Where it says so, the list is all that tells of the node that came in its place.
+        # After the node was seen once, a list is no evidence: Headscale has to report the node as missing.
+        # In that case, the list is the only source for the node that replaced it.
         known = this.pod.watch.state.node if this.pod.watch else None
         knows = known is not None and self.world.headscale.node(int(known.id)) is not None
         if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
@@ -855,25 +857,25 @@ class Engine:
         this.requests.append(request)
 
     def _was_told_enough(self, this: _Pass, request: Request) -> None:
-        """Never 3: a change follows from whole answers alone."""
+        """Never 3: a change is based on complete responses only."""
         looks = [read for read in this.requests if read.method == "GET"]
         nodes = [read for read in looks if read.path == "/api/v1/node"]
         if request.upstream is self.world.cloudflare:
             records = [read for read in looks if read.path.endswith("/dns_records")]
             self._was_told(request, _last_list(records))
             if not this.pod.initialized and nodes and nodes[-1].fault == "short list":
-                # Nobody is on it, as on that of a Headscale without nodes: who has just started goes by it.
+                # An empty list, as of a Headscale without nodes: a sidecar that has just started relies on it.
                 return
             if this.pod.initialized:
-                # Once it is known, a look at the node itself is enough.
+                # A known node is read directly.
                 nodes = [read for read in looks if read.path.startswith("/api/v1/node")]
         elif request.method != "DELETE":
             return
         self._was_told(request, nodes[-1:])
 
     def _was_told(self, request: Request, reads: list[Request]) -> None:
-        if not reads or not all(read.told for read in reads):
-            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no look at all'}")
+        if not reads or not all(read.is_genuine for read in reads):
+            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no read'}")
 
     def _record_change_is_good(self, this: _Pass, request: Request) -> None:
         before, now = self._before, self.world.all_records
@@ -886,8 +888,8 @@ class Engine:
             moved = old is None or old.content != record.content
             if not moved:
                 continue
-            # Not that of its own node alone: addresses are handed out again, and whose interface bears one has it.
-            # An expired one counts: whose clock is behind cannot know.
+            # Other addresses count too: addresses are reassigned, and the interface shows the current one.
+            # An expired node counts, because a pod whose clock is behind cannot know.
             ours = [node for node in self.world.headscale.nodes if self.world.is_our_node(node)]
             addresses = {address for node in ours for address in node.addresses}
             shown = pod.interface.addresses
@@ -899,7 +901,7 @@ class Engine:
                 raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) wrote over nodes {overwritten}")
 
     def _asks_for_nothing(self, request: Request, before: dict[str, Record]) -> bool:
-        """Whether a request asks for what is so already, whatever became of it."""
+        """Return True if a request asks for the existing state, whatever its result."""
         body: dict[str, Any] = json.loads(request.body or b"{}")
         patches = body.get("patches", [])
         if request.method == "PATCH":
@@ -920,30 +922,30 @@ class Engine:
                 raise BrokenError(f"Never 2: {node} is not ours")
 
     def _key_is_needed(self, pod: Pod, request: Request) -> None:
-        """The sidecar makes no key while its node is there, and none while the one in its file is good."""
+        """The sidecar creates no key while its node exists or the key in its file is valid."""
         if request.path != "/api/v1/preauthkey" or not pod.initialized:
             return
         count("keys made by dns-watch")
         if self.world.environment["SELF_HEAL"] != "true":
-            raise BrokenError(f"pod {pod.number} makes a key, and SELF_HEAL is off")
+            raise BrokenError(f"pod {pod.number} creates a key although SELF_HEAL is off")
         if self.clock.skew or self._is_misled(pod):
             return
         node = self.world.headscale.node(pod.node_id or 0)
         if node is not None and not self.world.is_expired(node):
-            raise BrokenError(f"Never 3: pod {pod.number} makes a key, and its node {node.id} is there")
+            raise BrokenError(f"Never 3: pod {pod.number} creates a key although its node {node.id} exists")
         held = pod.key_file.read_text() if pod.key_file.exists() else ""
         if any(
             key.key == held and not key.used and key.expires_at > self.clock.true_now()
             for key in self.world.headscale.keys
         ):
-            raise BrokenError(f"pod {pod.number} makes a key, and the one in its file is good")
+            raise BrokenError(f"pod {pod.number} creates a key although the one in its file is valid")
 
     def _is_misled(self, pod: Pod) -> bool:
-        """Whether a pod may still act on what it could not know to be wrong."""
+        """Return True if a pod may still act on an undetectably wrong response."""
         return self.clock.elapsed_s - pod.misled_at < MISLED_S
 
     def _published_successors(self, pod: Pod, records: dict[str, Record] | None = None) -> frozenset[int]:
-        """Nodes of later pods whose address stands in a marked record, and that are online."""
+        """Return the online nodes of later pods whose address is in a marked record."""
         world = self.world
         contents = {
             record.content
@@ -964,7 +966,7 @@ class Engine:
         self._key_files_are_whole()
 
     def _key_files_are_whole(self) -> None:
-        """Never 4."""
+        """Never 4: the key file is absent or complete."""
         keys = {key.key for key in self.world.headscale.keys}
         for pod in self.pods:
             if not pod.key_file.exists():
@@ -979,50 +981,50 @@ class Engine:
         if self.world.environment["MAX_RETRIES"] == "0":
             raise BrokenError("Never 8: dns-watch gave up with MAX_RETRIES=0")
         if pod.watch is not None and pod.watch.state.node is not None:
-            raise BrokenError("Never 8: dns-watch gave up after its node was there")
+            raise BrokenError("Never 8: dns-watch gave up after its node had registered")
 
     def _watch_is_sane(self, pod: Pod, watch: DnsWatch) -> None:
         status = watch.status
         if not status.alive:
-            raise BrokenError(f"pod {pod.number}: /livez fails although the loop goes round")
+            raise BrokenError(f"pod {pod.number}: /livez fails although the loop makes progress")
 
     def _restart_helps(self, pod: Pod) -> None:
-        """The probe restarts a VPN only when it is useless, and when there is a key to come back with."""
+        """The probe restarts a VPN only if it does not work and a valid key exists."""
         node = self.world.headscale.node(pod.node_id or 0)
         if node is not None and not self.world.is_expired(node) and not self._is_misled(pod):
-            raise BrokenError(f"pod {pod.number}: /nodez is 503, and node {node.id} is there")
+            raise BrokenError(f"pod {pod.number}: /nodez is 503 although node {node.id} exists")
         now = self.clock.true_now()
         held = [key for key in self.world.headscale.keys if key.key == pod.key_file.read_text()]
         if not self.clock.skew and not any(key.expires_at > now and not key.used for key in held):
-            raise BrokenError(f"pod {pod.number}: /nodez is 503, and the key in the file is of no use: {held}")
+            raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {held}")
 
     def _no_secret_is_told(self) -> None:
-        """Never 5."""
+        """Never 5: no output contains a secret."""
         world = self.world
-        told = [repr(self.events)]
+        shown = [repr(self.events)]
         for pod in self.pods:
             if pod.watch is not None:
-                told += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
-            # The key, and what a kill has left of one, are where keys belong.
-            told += [file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}]
-        told += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
-        everything = "\n".join(told)
+                shown += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
+            # The key file and its temporary file may contain the key.
+            shown += [file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}]
+        shown += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
+        everything = "\n".join(shown)
         for secret in world.headscale.secrets() + world.cloudflare.secrets():
             count("secrets searched")
             if secret in everything:
                 at = everything.index(secret)
-                raise BrokenError(f"Never 5: a secret is told: {everything[max(0, at - 200) : at]}…")
+                raise BrokenError(f"Never 5: the output contains a secret: {everything[max(0, at - 200) : at]}…")
 
 
 def _last_list(reads: list[Request]) -> list[Request]:
-    """The last answer to each page of the last list that was begun."""
+    """Return the last response to each page of the last list."""
     begun = max((number for number, read in enumerate(reads) if read.page == "1"), default=len(reads))
     return list({read.page: read for read in reads[begun:]}.values())
 
 
 @contextmanager
 def captured() -> Iterator[list[Any]]:
-    """What is logged meanwhile, at every level."""
+    """Capture all log events of the block."""
     capture = LogCapture()
     structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
     try:
@@ -1038,7 +1040,7 @@ def run(schedule: Schedule) -> None:
         BrokenError: an invariant did not hold.
     """
     count("schedules")
-    # In memory where that can be had: each key is synced to the disk.
+    # In memory if possible, because each key is synced to the disk.
     folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
     chance = random.getstate()
     random.seed(schedule.seed)
@@ -1051,7 +1053,7 @@ def run(schedule: Schedule) -> None:
 
 
 def shrunk(schedule: Schedule, fails: Callable[[Schedule], bool]) -> Schedule:
-    """Leave out every step without which the schedule still fails."""
+    """Omit every step without which the schedule still fails."""
     number = 0
     while number < len(schedule.steps):
         shorter = schedule.without(number)

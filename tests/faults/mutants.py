@@ -46,7 +46,7 @@ class Mutant:
     """One broken guarantee.
 
     Attributes:
-        guarantee: which one.
+        guarantee: the broken one.
         name: what the program does instead.
         file: below lifecycle/.
         old: occurs exactly once in the file.

@@ -1,4 +1,4 @@
-"""What goes wrong and when: drawn from a seed, or read from the file of those that once failed."""
+"""The faults and events of one run: drawn from a seed, or read from the file of schedules that once failed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
-"""How many steps a schedule has when it is drawn."""
+"""The number of steps of a random schedule."""
 
 UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
-# Headscale's own, as its gateway tells them.
+# Headscale's own errors, as its gateway returns them.
 EXHAUSTED: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
 THROTTLED_971: Final = json.dumps(
     {"success": False, "errors": [{"code": 971, "message": "wait"}], "messages": [], "result": None}
@@ -71,16 +71,16 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "redirect": lambda _upstream, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
     "stale read": lambda _upstream, _random: faults.stale(),
 }
-"""Everything that can happen to a request."""
+"""All faults of a request."""
 
 OUT_OF_SIGHT: Final = "out of sight"
-"""A proxy answers 404 for each node, and the list is whole but for those of our name: nobody is gone for that."""
+"""A proxy returns 404 for each node, and the list lacks the nodes of our name. This must not count as a loss."""
 
-NOBODY_LISTED: Final = "nobody listed"
-"""Everything was just started: Headscale's list is empty for a while, and each sidecar knows what its note says."""
+EMPTY_NODE_LIST: Final = "nobody listed"
+"""All have just started: Headscale's list is empty for a while, and each sidecar has only its key metadata."""
 
-BELIEVABLE: Final = frozenset({"stale read", OUT_OF_SIGHT, NOBODY_LISTED})
-"""What nobody can tell from an answer that is right."""
+BELIEVABLE: Final = frozenset({"stale read", OUT_OF_SIGHT, EMPTY_NODE_LIST})
+"""Faults that a client cannot distinguish from a correct response."""
 
 EVENTS: Final = (
     "record edited",
@@ -103,7 +103,7 @@ EVENTS: Final = (
     "partition",
     "partition over",
 )
-"""What happens to the world between two passes."""
+"""Events between two passes."""
 
 ALSO_MEANWHILE: Final = frozenset(
     {
@@ -117,15 +117,15 @@ ALSO_MEANWHILE: Final = frozenset(
         "clock jumps",
     }
 )
-"""What of that happens in the middle of a pass too.
+"""Events that also happen in the middle of a pass.
 
-Not what makes a record somebody else's: Cloudflare changes nothing on a condition, so nobody could tell in time.
+Without changes of a record's owner: Cloudflare has no conditional writes, so this cannot be detected in time.
 """
 
 KILLED_WRITING: Final = "kill -9 while a key is written"
 
 INTERRUPTIONS: Final = ("kill -9", KILLED_WRITING, "SIGTERM", "SIGSTOP", "another pod's pass", "volume gone")
-"""What happens in the middle of a pass, around a request; or at a line of what writes the key."""
+"""Interruptions in the middle of a pass, around a request or at a line of the code that writes the key."""
 
 POD_EVENTS: Final = (
     "pod restarted",
@@ -138,13 +138,13 @@ POD_EVENTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that goes wrong, and how long is waited after it.
+    """One fault or event, and the wait after it.
 
     Attributes:
         kind: a key of `FAULTS`, or one of the other lists.
-        meanwhile: in the middle of a pass, not between two.
-        upstream: what a fault hits.
-        method: which requests a fault hits; None = any.
+        meanwhile: in the middle of a pass instead of between two.
+        upstream: of the requests with the fault.
+        method: of the requests with the fault; None = any.
         page_two: it hits second pages only.
         times: how many requests a fault hits.
         after: how many requests pass before.
@@ -164,16 +164,16 @@ class Step:
 
     @property
     def random(self) -> Random:
-        """Always the same numbers for the same step."""
+        """Return a random generator that is the same for the same step."""
         return Random(self.draw)
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """What goes wrong in one run.
+    """The steps of one run.
 
     Attributes:
-        seed: of what chance there is in the program itself.
+        seed: for the random values of the program itself.
         version: Headscale's, at the start.
         variables: settings that differ from the defaults.
         crowded: the records at our name fill more than one page.
@@ -189,11 +189,11 @@ class Schedule:
     steps: tuple[Step, ...]
 
     def without(self, number: int) -> Schedule:
-        """The same without one of its steps."""
+        """Return the schedule without one of its steps."""
         return replace(self, steps=self.steps[:number] + self.steps[number + 1 :])
 
     def text(self) -> str:
-        """It as JSON, which says the same whatever is drawn in times to come."""
+        """Return the schedule as JSON, which does not depend on how later versions draw schedules."""
         return json.dumps(asdict(self))
 
 
@@ -226,21 +226,21 @@ def drawn(seed: int) -> Schedule:
 
 
 def parsed(values: Mapping[str, Any]) -> Schedule:
-    """Read what `Schedule.text` gave."""
+    """Parse the result of `Schedule.text`."""
     return Schedule(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})
 
 
 def _step(random: Random, *, crowded: bool) -> Step:
     kind = random.choice(
         random.choices(
-            ((*FAULTS, OUT_OF_SIGHT, NOBODY_LISTED), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
+            ((*FAULTS, OUT_OF_SIGHT, EMPTY_NODE_LIST), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
         )[0]
     )
     upstream: UpstreamName = random.choice(("headscale", "cloudflare"))
     method = random.choice((None, None, "GET", "POST", "PATCH", "DELETE"))
     if kind == "short list":
         method = "GET"
-    # Only Cloudflare has pages, and only where there is much at one name.
+    # Only Cloudflare has pages, and only if a name has many records.
     page_two = crowded and kind in FAULTS and random.random() < 0.4
     return Step(
         kind=kind,

@@ -1,4 +1,4 @@
-"""Between a client and a simulator: notes what each request met, and lets things happen around it."""
+"""Sits between a client and a simulator: records each request, and runs actions around it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SECOND_PAGE: Final = re.compile("[?&]page=2")
 
 
 class KilledError(BaseException):
-    """The process is no more: not even what cleans up after an exception is told."""
+    """The process was killed. Even handlers that clean up after an exception do not run."""
 
 
 class NamedFaults(FaultQueue):
-    """A queue that knows what its faults are called, and counts those that fire."""
+    """A queue of faults with names, which counts their uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +35,12 @@ class NamedFaults(FaultQueue):
         self.fired = 0
 
     def order(self, name: str, fault: Fault, *, method: str | None, path: str | None, times: int, after: int) -> None:
-        """Order a fault by its name."""
+        """Add a fault by its name."""
         self._names[id(fault)] = (name, fault)
         self.add(fault, method=method, path=path, times=times, after=after)
 
     def take(self, method: str, target: str) -> Fault | None:
-        """Give the fault that this request meets, and count it."""
+        """Return the fault for this request, and count its use."""
         fault = super().take(method, target)
         self.taken = None
         if fault is not None:
@@ -54,12 +54,12 @@ class NamedFaults(FaultQueue):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as its sender met it.
+    """One request from the sender's point of view.
 
     Attributes:
         query: without the question mark.
-        fault: by its name; None = it was answered as it should be.
-        status: what was answered; None = nothing whole.
+        fault: its name; None = a correct response.
+        status: of the response; None = no complete response.
     """
 
     upstream: Upstream
@@ -72,29 +72,29 @@ class Request:
 
     @property
     def is_write(self) -> bool:
-        """Whether it asked for a change."""
+        """True if it is a write."""
         return self.method not in READS
 
     @property
-    def told(self) -> bool:
-        """Whether its sender got the service's own answer, be it an old one."""
+    def is_genuine(self) -> bool:
+        """True if the sender received the upstream's own response, even a stale one."""
         return self.fault in {None, *BELIEVABLE} and self.status == 200
 
     @property
     def page(self) -> str:
-        """Which page of a list it asked for; decimal text."""
+        """The requested page of a list, as decimal text."""
         return parse_qs(self.query).get("page", ["1"])[0]
 
 
 @dataclass(slots=True)
 class Interruption:
-    """Something that happens around a request.
+    """An action around a request.
 
     Attributes:
-        action: what.
-        service: to which service the request goes.
-        after: how many requests pass before.
-        committed: after the request was executed, not before.
+        action: what to run.
+        service: the upstream of the request.
+        after: the number of earlier requests.
+        committed: run after the request is executed instead of before.
     """
 
     action: Callable[[], None]
@@ -104,21 +104,21 @@ class Interruption:
 
 
 class Watcher(Protocol):
-    """Who is told of every request."""
+    """Is called for every request."""
 
     def before(self, upstream: Upstream, method: str, path: str) -> None:
-        """A request is about to be executed."""
+        """Called before a request is executed."""
 
     def after(self, request: Request) -> None:
-        """A request is over."""
+        """Called after a request."""
 
 
 class Tap:
     """A WSGI application in front of a simulator, for one sender.
 
     Args:
-        interruptions: shared by all senders; each is removed when it happens.
-        cut_off: whether the sender reaches nobody now.
+        interruptions: shared by all senders; each is removed when it runs.
+        cut_off: returns True while the sender has no network.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class Tap:
                 due.action()
 
     def _due(self) -> Interruption | None:
-        # What is read in a thread of its own is interrupted by nobody: it has no clock of its own.
+        # Reads in a separate thread are not interrupted, because they have no clock of their own.
         if threading.current_thread() is not threading.main_thread():
             return None
         for interruption in self._interruptions:
@@ -170,7 +170,7 @@ class Tap:
 
 
 def _one_after_another() -> None:
-    """Let the zone be read first of the two things that `cleanup` reads side by side: no seed may depend on luck."""
+    """Order the two concurrent reads of `cleanup`, so that a seed always gives the same run: the zone is first."""
     for thread in threading.enumerate():
         if thread.name == "zone" and thread is not threading.current_thread():
             thread.join()

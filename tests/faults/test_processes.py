@@ -1,4 +1,4 @@
-"""The program as a process: killed at each of its requests, frozen, asked to stop, its volume full or read-only."""
+"""The program as a process: killed at each request, frozen, stopped, and with a full or read-only volume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tally import count
 PROGRAM = [sys.executable, "-m", "lifecycle"]
 HANGS_AFTER_S = 60.0
 
-# The version, the users, the nodes, the node, its deletion, the look after it, the key; and none after that.
+# Version, users, nodes, the node, its deletion, the read after it, the key.
 REQUESTS = 7
 
 # What dns-watch asks, and whether it is done by then, which makes a difference for the one write alone: the users, the
@@ -38,11 +38,11 @@ WATCH_REQUESTS = [
 
 
 class Gate:
-    """In front of a service: a certain request waits there until it is let through.
+    """A gate in front of an upstream: one request waits until the gate is opened.
 
     Args:
-        number: which request, from 0.
-        committed: it is executed before it waits.
+        number: of the request that waits, from 0.
+        committed: the request is executed before it waits.
     """
 
     def __init__(self, application: WSGIApplication, number: int, *, committed: bool) -> None:
@@ -73,7 +73,7 @@ class Gate:
 
 
 class Place:
-    """Both services with what an earlier pod left there, and a volume."""
+    """Both upstreams with what an earlier pod left behind, and a volume."""
 
     def __init__(self, base: Mapping[str, str], folder: Path) -> None:
         self.headscale, self.cloudflare = HeadscaleSimulator(), CloudflareSimulator()
@@ -101,13 +101,13 @@ class Place:
         self._stack = ExitStack()
 
     def close(self) -> None:
-        """End what is served."""
+        """Stop the servers."""
         self._stack.close()
 
     def start(
         self, *command: str, headscale: WSGIApplication | None = None, cloudflare: WSGIApplication | None = None
     ) -> subprocess.Popen[str]:
-        """Start a command; its requests to a service go through another application when one is given."""
+        """Start a command. Its requests to an upstream can be sent through another application."""
         headscale_url = self._stack.enter_context(serve(headscale or self.headscale))
         cloudflare_url = self._stack.enter_context(serve(cloudflare or self.cloudflare))
         urls = {"HEADSCALE_URL": headscale_url, "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4"}
@@ -121,7 +121,7 @@ class Place:
         )
 
     def join(self) -> Node:
-        """Start the pod up to where its node is registered."""
+        """Start the pod until its node is registered."""
         said, status = ended(self.start("cleanup"))
         assert status == 0, said
         node = self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
@@ -129,18 +129,18 @@ class Place:
         return node
 
     def records(self) -> list[tuple[str, str]]:
-        """Type and content of what stands at the name."""
+        """Return type and content of the records of the name."""
         return [(record.type, record.content) for record in self.cloudflare.records(self.zone_id, NAME)]
 
     def has_to_be_whole(self) -> None:
-        """What is not ours is there, and the key file is absent or one whole key."""
+        """Check that foreign objects exist, and that the key file is absent or complete."""
         assert self.headscale.node(self.foreign.id) is not None
         if self.key_file.exists():
             assert self.key_file.read_text() in {key.key for key in self.headscale.keys}
             assert stat.S_IMODE(self.key_file.stat().st_mode) == 0o640
 
     def has_to_come_right(self) -> None:
-        """The next start finds nothing to stumble over."""
+        """The next start succeeds."""
         said, status = ended(self.start("cleanup"))
         assert status == 0, said
         self.has_to_be_whole()
@@ -151,7 +151,7 @@ class Place:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """What a process said, and its exit status."""
+    """Return the output and exit status of a process."""
     said, _ = process.communicate(timeout=HANGS_AFTER_S)
     return said, process.returncode
 
@@ -166,7 +166,7 @@ def place(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Plac
 @pytest.mark.parametrize("committed", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("number", range(REQUESTS))
 def test_killed_at_each_request(place: Place, number: int, committed: bool) -> None:
-    """kill -9 while a request is under way, before or after the server has done it."""
+    """kill -9 during a request, before or after the server has executed it."""
     gate = Gate(place.headscale, number, committed=committed)
     process = place.start("cleanup", headscale=gate)
     assert gate.reached.wait(HANGS_AFTER_S)
@@ -180,8 +180,8 @@ def test_killed_at_each_request(place: Place, number: int, committed: bool) -> N
 
 
 @pytest.mark.parametrize(("upstream", "number", "committed"), WATCH_REQUESTS)
-def test_a_watch_killed_at_each_request(place: Place, upstream: str, number: int, committed: bool) -> None:
-    """The next one finds its node by the same note, and writes what is missing: once, or not at all."""
+def test_dns_watch_killed_at_each_request(place: Place, upstream: str, number: int, committed: bool) -> None:
+    """The next process finds its node by the same metadata, and writes what is missing at most once."""
     node = place.join()
     gate = Gate(getattr(place, upstream), number, committed=committed)
     process = place.start("dns-watch", **{upstream: gate})
@@ -201,8 +201,8 @@ def test_a_watch_killed_at_each_request(place: Place, upstream: str, number: int
     place.has_to_be_whole()
 
 
-def test_a_watch_frozen_while_somebody_takes_the_name(place: Place) -> None:
-    """SIGSTOP after its look at Headscale; what it then finds in the zone is not its to change."""
+def test_frozen_dns_watch_does_not_change_a_record_taken_over_meanwhile(place: Place) -> None:
+    """SIGSTOP after a read from Headscale. The records that it reads then belong to another owner."""
     place.join()
     gate = Gate(place.cloudflare, 0, committed=False)
     process = place.start("dns-watch", "--once", cloudflare=gate)
@@ -221,7 +221,7 @@ def test_a_watch_frozen_while_somebody_takes_the_name(place: Place) -> None:
 
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
-def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None:
+def test_stop_during_a_hanging_request(place: Place, command: str) -> None:
     gate = Gate(place.headscale, 2, committed=False)
     process = place.start(command, headscale=gate)
     assert gate.reached.wait(HANGS_AFTER_S)
@@ -235,13 +235,13 @@ def test_asked_to_stop_while_a_request_hangs(place: Place, command: str) -> None
 
 
 def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
-    """SIGSTOP while somebody else cleans up; then it goes on with what it had read, and harms nothing."""
+    """SIGSTOP while another pod cleans up. It then continues with stale data and changes nothing foreign."""
     gate = Gate(place.headscale, 3, committed=True)
     process = place.start("cleanup", headscale=gate)
     assert gate.reached.wait(HANGS_AFTER_S)
     os.kill(process.pid, signal.SIGSTOP)
     count("interruptions", "SIGSTOP to processes")
-    # The other pod of the service: it removes the same node, and writes to a volume of its own.
+    # The other pod of the workload removes the same node, and writes to its own volume.
     place.headscale.delete_node(place.old.id)
     newer = place.headscale.add_node(NAME, user="svc")
     gate.opened.set()
@@ -257,7 +257,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a
 
 @contextmanager
 def mounted(volume: Path, options: str) -> Iterator[None]:
-    """A volume in memory, for as long as the block lasts."""
+    """A volume in memory that exists during the block."""
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(volume)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
@@ -269,8 +269,8 @@ def mounted(volume: Path, options: str) -> Iterator[None]:
 
 @needs_root
 @pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"], ids=["full", "read-only"])
-def test_a_volume_that_takes_no_key(place: Place, options: str) -> None:
-    """Found out before anything is deleted; no key is left behind that nobody has."""
+def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(place: Place, options: str) -> None:
+    """The failure is detected before anything is deleted. No unused key is left behind."""
     with mounted(place.volume, options):
         if options != "ro":
             (place.volume / "filler").write_bytes(bytes(4096))
@@ -286,8 +286,8 @@ def test_a_volume_that_takes_no_key(place: Place, options: str) -> None:
 
 @needs_root
 @pytest.mark.parametrize("kind", ["full volume", "read-only volume"])
-def test_a_volume_that_takes_no_note_of_a_watch(place: Place, kind: str) -> None:
-    """The record is right all the same, and the key that is there stays whole."""
+def test_dns_watch_works_without_a_writable_volume(place: Place, kind: str) -> None:
+    """The record is in sync nevertheless, and the existing key stays complete."""
     with mounted(place.volume, "size=16k,nr_inodes=8"):
         node = place.join()
         if kind == "full volume":

@@ -46,7 +46,7 @@ def open_files() -> int:
 
 
 class Sidecar:
-    """One pod's sidecar, and what happens around it every day."""
+    """One pod's sidecar, and the daily events around it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         world = self.world = World(monkeypatch, folder)
@@ -64,7 +64,7 @@ class Sidecar:
         self.due_s = 0.0
 
     def run(self, seconds: float) -> None:
-        """Run for so long; a pass that is due later stays due."""
+        """Run for this long. A pass that is due later is kept."""
         clock = self.world.clock
         until = clock.elapsed_s + seconds
         while self.due_s <= until:
@@ -100,7 +100,7 @@ class Sidecar:
         self.world.headscale.connect(self.node.id)
 
     def run_day(self) -> None:
-        """Run through everything that happens in a day. After each event, the record is in sync in time."""
+        """Run all events of a day. After each of them, the record is in sync in time."""
         world = self.world
         for hour, happen, within_s in (
             (3.0, self.change_address, INTERFACE_S),
