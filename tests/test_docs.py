@@ -43,12 +43,14 @@ OF_OTHERS = {
     "NET_ADMIN",
     "NET_RAW",
     "PYTHON",
+    "TAILSCALE_BINARIES",
     "TS_ACCEPT_DNS",
     "TS_AUTHKEY",
     "TS_AUTH_ONCE",
     "TS_EXTRA_ARGS",
     "TS_STATE_DIR",
     "TS_USERSPACE",
+    "TS_USE_CACHED_NETMAP",
 }
 """Names in capitals that are not settings of this program."""
 

@@ -349,8 +349,8 @@ def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     """The container is not restarted, and node, address and record remain."""
     pod = start_pod(setup, cloudflare)
     before = pod.workload.ids, pod.address, pod.workload.contents
+    # A restarted server reports a node as offline until it connects again.
     setup.stop_headscale(outage_s)
-    assert not setup.is_connected(pod.name)
     setup.wait_until_connected(pod.name, pod.container.output)
     pod.watch.wait_for_next("pass.finished")
     assert (pod.workload.ids, pod.address, pod.workload.contents) == before
