@@ -14,7 +14,7 @@ def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
     """Return every address of a network interface, in no particular order.
 
     Returns:
-        None if there is no such interface, or no name is given.
+        None if the interface does not exist, or no name is given.
     """
     if not name or name not in (interface for _, interface in socket.if_nameindex()):
         return None

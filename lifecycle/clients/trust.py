@@ -30,7 +30,7 @@ def private_trust(cafile: Path | None = None, *, cadata: str | None = None) -> s
     """Return a context for the authorities in a file, or in PEM text, alone.
 
     Raises:
-        OSError: the file is missing, or there is no certificate.
+        OSError: the file is missing, or contains no certificate.
     """
     context = ssl.create_default_context(cafile=cafile, cadata=cadata)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -35,7 +35,7 @@ def remaining_s() -> float:
 
     Raises:
         TimeoutError: none are left.
-        LookupError: there is no time budget, which is a bug.
+        LookupError: no time budget is set, which is a bug.
     """
     left_s = _ends_at.get() - monotonic()
     if left_s <= 0:

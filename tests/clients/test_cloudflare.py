@@ -575,6 +575,12 @@ def test_refusal_is_explained_by_its_code(
     assert method in str(raised.value)
 
 
+def test_unknown_path_without_an_id_is_a_wrong_api_url(account: CloudflareSimulator) -> None:
+    account.faults.add(refusal(404, 7003), path=r"/zones\?")
+    with pytest.raises(ResponseError, match="CLOUDFLARE_API_URL"):
+        client_of(account, None).records(NAME)
+
+
 def test_code_in_the_chain_is_used(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
     errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))

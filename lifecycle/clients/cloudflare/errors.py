@@ -1,6 +1,6 @@
 """What a refusal by Cloudflare means.
 
-There is no official list of error codes. These come from public issue trackers and recorded responses.
+Cloudflare publishes no list of error codes. These come from public issue trackers and recorded responses.
 Messages change over the years, codes do not.
 """
 
@@ -41,6 +41,9 @@ _WRONG_ZONE_ID = Meaning(
     ResponseError,
     "CLOUDFLARE_ZONE_ID is not a zone's id. The zone's overview page shows its 32 hex digits.",
 )
+_WRONG_API_URL = Meaning(
+    ResponseError, "CLOUDFLARE_API_URL is not the URL of the API, which ends in /client/v4 at Cloudflare."
+)
 _CONFLICTING_RECORD = Meaning(ConflictError, "Another record at the name conflicts with this one.")
 _NAME_IN_USE = Meaning(
     ConflictError,
@@ -48,12 +51,15 @@ _NAME_IN_USE = Meaning(
     "latter is removed at the product (Workers & Pages, the Worker's settings, Domains & Routes), not in the zone.",
 )
 
+# No endpoint has the path of the request.
+_NO_ROUTE = frozenset({7000, 7003})
+
 # What each group of codes means, the most specific first.
 _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({6003, 9106}, _MALFORMED_TOKEN),
     ({9109, 10001}, _INVALID_TOKEN),
     ({10000}, _MISSING_PERMISSION),
-    ({7000, 7003}, _WRONG_ZONE_ID),
+    (_NO_ROUTE, _WRONG_ZONE_ID),
     ({1038}, Meaning(ResponseError, "Zones under this top-level domain cannot be changed through the API.")),
     ({81044}, Meaning(NotFoundError, "The record no longer exists.")),
     ({81045}, Meaning(ConflictError, "The zone has as many records as its plan allows. Delete some.")),
@@ -100,7 +106,7 @@ def explain(what: str, response: Response) -> ApiError | None:
     if status == _TOO_MANY_REQUESTS or status not in _CLIENT_ERRORS:
         return None
     codes = sorted(set(_codes(response.json)))
-    kind, meaning = _meaning(status, codes)
+    kind, meaning = _WRONG_API_URL if _is_unknown_path(what, codes) else _meaning(status, codes)
     details = f"{what}: {status}, code {', '.join(map(str, codes)) or 'none'}"
     if ray := response.headers.get("cf-ray"):
         details += f", cf-ray {ray}"
@@ -114,6 +120,11 @@ def _meaning(status: int, codes: list[int]) -> Meaning:
     if not codes and status in _BY_STATUS_ALONE:
         return _BY_STATUS_ALONE[status]
     return _BY_STATUS.get(status, _OTHERWISE)
+
+
+def _is_unknown_path(what: str, codes: list[int]) -> bool:
+    """Return True if even the list of zones, whose path contains no id, does not exist."""
+    return what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
 
 
 def _codes(body: Any) -> list[int]:

@@ -51,7 +51,7 @@ class HeadscalePod:
         """Run a command.
 
         Raises:
-            ApiError: there is no ready pod, or the command did not run to its end.
+            ApiError: no pod is ready, or the command did not run to its end.
         """
         target = self._find()
         try:

@@ -42,7 +42,7 @@ class Access:
         url: of the server.
         description: which cluster it is, for messages.
         credentials: whose they are, for messages.
-        upstream: names what configures the access, for messages.
+        upstream: names the settings of the access, for messages.
         trust: the authority of the server's certificate, and our certificate if we have one.
         authorization: returns the header with the current token; empty if we authenticate with a certificate.
         tls_server_name: the name that the server's certificate has to be for; None = the host of the URL.
@@ -77,7 +77,7 @@ def find_access(
         public_authorities: returns the authorities for a kubeconfig without one.
 
     Raises:
-        ConfigError: there is no access.
+        ConfigError: neither a kubeconfig nor a service account exists.
     """
     try:
         return _in_cluster(needed_for=needed_for)
@@ -114,7 +114,7 @@ def _kubeconfig(
     """Return the access of the current context of the kubeconfig.
 
     Raises:
-        ConfigException: there is no kubeconfig.
+        ConfigException: the kubeconfig does not exist.
         ConfigError: it cannot be used.
     """
     try:

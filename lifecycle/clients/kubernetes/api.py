@@ -111,7 +111,7 @@ class Cluster:
             reference: its `name`, if it has one value, or `name/key`.
 
         Raises:
-            AuthError: there is no such token.
+            AuthError: the token does not exist.
         """
         name, _, key = reference.partition("/")
         values = self.secret(namespace, name)
