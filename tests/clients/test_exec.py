@@ -418,9 +418,10 @@ def test_kind_of_error_for_each_failure(
         pytest.param(CONFIGURATION_ELSEWHERE, "HEADSCALE_CONFIG", id="configuration"),
         pytest.param(NO_ACCESS, "unix_socket_permission", id="permission"),
         pytest.param("unknown flag: --identifier", "HEADSCALE_POD_SELECTOR", id="usage"),
+        pytest.param(grpc("Unknown", "expected exactly one user, found 2"), "users rename", id="ambiguous-user"),
     ],
 )
-def test_failure_of_the_command_line_itself_is_not_retried(
+def test_permanent_failure_is_not_retried(
     stderr: str, setting: str, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     kubernetes.spoil(ExecFault(instead=Finished(1, stderr=stderr.encode())), "list", times=None)

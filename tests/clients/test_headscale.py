@@ -253,6 +253,22 @@ def test_expiration_is_sent_in_whole_seconds_of_utc(
     assert "." not in body["expiration"]
 
 
+@pytest.mark.parametrize("version", [version for version in VERSIONS if "0.24" <= version < "0.26"])
+def test_ambiguous_user_name_is_not_retried(version: str, clock: Clock) -> None:
+    """Up to 0.25 the owner of a key is identified by name only."""
+    server = server_of(version, clock)
+    user = the_user(client_of(server))
+    server.add_user("svc", provider="oidc")
+    headscale = client_of(server, policy=retrying_on(clock))
+    for request in (
+        headscale.pre_auth_keys,
+        lambda owner: headscale.create_pre_auth_key(KeySpec(owner, HOUR), now=clock.now()),
+    ):
+        with pytest.raises(ResponseError, match="users rename"):
+            request(user)
+    assert clock.elapsed_s == 0
+
+
 def test_numeric_user_name_is_not_used_as_an_id(clock: Clock, server: HeadscaleSimulator) -> None:
     server.add_user("1")
     headscale = client_of(server)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from lifecycle.clients.headscale.errors import UPSTREAM, cli_refusal, is_missing
+from lifecycle.clients.headscale.errors import CHECK_NAMES, UPSTREAM, cli_refusal, is_ambiguous, is_missing
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
 from lifecycle.clients.kubernetes.exec import Output
 from lifecycle.clients.text import quoted
@@ -67,6 +67,8 @@ def explain_failure(arguments: Sequence[str], target: Target, output: Output) ->
         )
     failed += f": {text}"
     code, message = cli_refusal(text)
+    if is_ambiguous(message):
+        return ResponseError(f"{failed}. {CHECK_NAMES}", upstream=UPSTREAM)
     return _explain_own_failure(failed, text) if code is None else _kind(code, message)(failed, upstream=UPSTREAM)
 
 

@@ -22,6 +22,13 @@ _MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 # 0.23 and 0.24 refuse to expire such a key with a server error.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
+# 0.24 and 0.25 find users by name only. Keys cannot be listed or created for one of two users with the same name.
+_AMBIGUOUS_USER = "expected exactly one user"
+CHECK_NAMES: Final = (
+    "Another user has the same name, and Headscale finds users by name up to 0.25, HEADSCALE_USER=id:N or not. "
+    "List them with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
+)
+
 _CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 
@@ -83,6 +90,10 @@ def _explain_unknown(what: str, text: str) -> ApiError | None:
         return ConflictError(
             f"Headscale: {what}: the key is already used or expired", upstream=UPSTREAM, status=_SERVER_ERROR
         )
+    if is_ambiguous(text):
+        return ResponseError(
+            f"Headscale refused {what} ({text}). {CHECK_NAMES}", upstream=UPSTREAM, status=_SERVER_ERROR
+        )
     return None
 
 
@@ -111,6 +122,11 @@ def cli_refusal(text: str) -> tuple[str | None, str]:
 def is_missing(text: str) -> bool:
     """Return True if Headscale's text reports a missing object."""
     return _MISSING.search(text) is not None
+
+
+def is_ambiguous(text: str) -> bool:
+    """Return True if Headscale's text reports that several users have the requested name."""
+    return _AMBIGUOUS_USER in text
 
 
 def _grpc_error(body: Any) -> tuple[int | None, str]:

@@ -26,12 +26,9 @@ _ID = re.compile(r"[1-9][0-9]*")
 
 _BAD_REQUEST = 400
 
-# A release that forms the request in another way refuses it with one of these.
-_OTHER_FORM = frozenset({400, 404, 405, 415, 422})
-
-# None = the connection was lost, as when a server is replaced. 0.24 and 0.25 answer 500 to a list of keys that
-# names none of several users.
-_MAY_BE_UPGRADED = frozenset({None, 500})
+# A release that forms the request in another way refuses it with one of these. 0.24 and 0.25 answer 500 to a list of
+# keys that names none of several users.
+_OTHER_FORM = frozenset({400, 404, 405, 415, 422, 500})
 
 # Where the release can be read without an API key, in this order; each path exists in some releases only.
 _FINGERPRINTS: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
@@ -201,7 +198,7 @@ class HttpTransport:
             return self._client.send(method, path, **request).json
         except ApiError as error:
             # The server may have been upgraded: the next request detects its release again.
-            is_lost = isinstance(error, TransientError) and error.status in _MAY_BE_UPGRADED
+            is_lost = isinstance(error, TransientError) and error.status is None
             is_refused = isinstance(error, ResponseError) and error.status in _OTHER_FORM
             if is_lost or is_refused:
                 self._dialect = None
