@@ -11,8 +11,9 @@ import shutil
 import stat
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -32,12 +33,15 @@ from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import Command
 from tests.builders import MARK, NAME, OTHER_MARK
+from tests.faults.attacks import DECODED_BYTES, compressed_response, failing_output
 from tests.faults.schedule import (
     BELIEVABLE,
+    COMPRESSED,
     EMPTY_NODE_LIST,
     FAULTS,
     KILLED_WRITING,
     OUT_OF_SIGHT,
+    OUTPUT_FAILS,
     Schedule,
     Step,
     UpstreamName,
@@ -70,6 +74,12 @@ POLLS: Final = 20
 MISLED_S: Final = 600.0
 
 MEMORY: Final = Path("/dev/shm")
+
+MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
+"""More memory than a pass needs, unless it decodes the whole response."""
+
+LOST_NODE: Final = 0
+"""The node id of a pod whose node is not in a restored database. No node has this id."""
 
 RECONNECT_S: Final = 5.0
 """How soon a tailscale client reconnects after its server has restarted."""
@@ -132,11 +142,13 @@ class _Pass:
 
     Attributes:
         disturbed: the world changed during the run, or a response was stale.
+        unread_changes: ids of records that another owner changed after the last time that this pass read the zone.
     """
 
     pod: Pod
     requests: list[Request] = field(default_factory=list)
     disturbed: bool = False
+    unread_changes: set[str] = field(default_factory=set)
     superseded_at_start: frozenset[int] = frozenset()
 
 
@@ -251,9 +263,18 @@ class Engine:
         self._before: dict[str, Record] = {}
         self._nodes_before: dict[int, headscale_simulator.Node] = {}
         self._furnish()
+        self._backup = self.world.headscale.backup()
+        self._output = ExitStack()
 
     def run(self) -> None:
         """Run all steps, then the recovery."""
+        try:
+            self._run()
+        finally:
+            self._output.close()
+            tracemalloc.stop()
+
+    def _run(self) -> None:
         self.start_pod()
         for step in self.schedule.steps:
             self._make(step)
@@ -265,7 +286,7 @@ class Engine:
         nodes = self.world.our_nodes
         if len(nodes) != 1:
             raise BrokenError(f"after a clean restart there are {len(nodes)} nodes of ours")
-        self._no_secret_is_told()
+        self._no_secret_is_shown()
 
     # --- Foreign objects -------------------------------------------------------------------------------
 
@@ -359,8 +380,11 @@ class Engine:
         try:
             with self._killed_writing(pod):
                 wait_s = self._act(pod)
+            self._check_memory()
         except KilledError:
             wait_s = self._container_ended(pod)
+        except OSError as error:
+            raise BrokenError(f"Never 8: pod {pod.number} ended with a traceback: {error!r}") from error
         finally:
             self.actor = outer
             self.passes.pop()
@@ -489,8 +513,11 @@ class Engine:
     # --- Steps -------------------------------------------------------------------------------------------
 
     def _make(self, step: Step) -> None:
-        if step.kind in FAULTS:
+        if step.kind in FAULTS or step.kind == COMPRESSED:
             self._order(step)
+        elif step.kind == OUTPUT_FAILS:
+            count("faults injected", step.kind)
+            self._output.enter_context(failing_output(step.random, self.events))
         elif step.kind == OUT_OF_SIGHT:
             # Without an interface, the list is a pod's only source: a node that was never on it is assumed to have
             # used its key without success, and gets another.
@@ -527,7 +554,10 @@ class Engine:
         self._protect()
 
     def _order(self, step: Step) -> None:
-        fault = FAULTS[step.kind](step.upstream, step.random)
+        if step.kind == COMPRESSED:
+            fault = compressed_response(twice=step.random.random() < 0.5)
+        else:
+            fault = FAULTS[step.kind](step.upstream, step.random)
         path = SECOND_PAGE.pattern if step.page_two else None
         method = "GET" if step.kind == "stale read" else step.method
         # A list that is incomplete for one poll has no effect.
@@ -700,6 +730,40 @@ class Engine:
             with suppress(NodeGoneError):
                 self.world.headscale.connect(pod.node_id)
 
+    def _database_restored(self, step: Step) -> None:
+        """The backup is from before the first pod."""
+        headscale = self.world.headscale
+        current, backup = headscale.backup(), self._backup.copy()
+        # The API key of the settings stays valid.
+        backup.api_keys = current.api_keys
+        backup.last_ids["api_keys"] = current.last_ids["api_keys"]
+        headscale.restore(backup)
+        for pod in self.pods:
+            node = headscale.node(pod.node_id or 0)
+            if pod.node_id is not None and (node is None or node.machine_key != pod.machine_key):
+                pod.node_id = LOST_NODE
+        for _ in range(current.last_ids["nodes"] - backup.last_ids["nodes"]):
+            if step.random.random() < 0.5:
+                headscale.add_node("laptop.example.com", user=USER)
+            else:
+                headscale.add_node(NAME, user=USER, registered_by="oidc")
+        while headscale.backup().last_ids["keys"] < current.last_ids["keys"]:
+            headscale.create_key(USER)
+
+    def _record_changed_during_a_pass(self, step: Step) -> None:
+        """Take a record over, or point it at a live node."""
+        record = self._some_record(step)
+        if record is None:
+            return
+        live = [node for node in self.world.our_nodes if self.world.headscale.online(node.id)]
+        if live and step.draw % 2:
+            self.world.cloudflare.change_record(record.id, content=step.random.choice(live).addresses[0], ttl=120)
+        else:
+            self.world.cloudflare.change_record(record.id, comment="mine now")
+        self._last_change_is_another()
+        for this in self.passes:
+            this.unread_changes.add(record.id)
+
     def _node_vanishes_silently(self, step: Step) -> None:
         """A cluster node fails: another gets its pod, and Headscale still shows the old node online."""
         self.end_pod(step.random.choice(self.living), silently=True)
@@ -829,6 +893,7 @@ class Engine:
 
     def before(self, upstream: Upstream, method: str, path: str) -> None:
         """Record the state before a request."""
+        self._check_memory()
         if upstream is self.world.cloudflare:
             self._before = self.world.all_records
         else:
@@ -839,6 +904,10 @@ class Engine:
         if not self.passes:
             return
         this = self.passes[-1]
+        if request.fault == COMPRESSED:
+            tracemalloc.start()
+        if request.is_genuine and request.fault != "stale read" and request.path.endswith("/dns_records"):
+            this.unread_changes.clear()
         if request.fault in BELIEVABLE:
             this.disturbed = True
         # After the node was seen once, a list is no evidence: Headscale has to report the node as missing.
@@ -848,7 +917,7 @@ class Engine:
         if request.fault == "stale read" or (request.fault == OUT_OF_SIGHT and not knows):
             this.pod.misled_at = self.clock.elapsed_s
         if request.is_write:
-            self._was_told_enough(this, request)
+            self._check_reads_before(this, request)
             if request.upstream is self.world.cloudflare:
                 self._record_change_is_good(this, request)
             else:
@@ -856,13 +925,22 @@ class Engine:
                 self._key_is_needed(this.pod, request)
         this.requests.append(request)
 
-    def _was_told_enough(self, this: _Pass, request: Request) -> None:
+    def _check_memory(self) -> None:
+        """Check how much memory the last response took, if it was one that decodes to a large one."""
+        if not tracemalloc.is_tracing():
+            return
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        if peak > MAX_TRACED_BYTES:
+            raise BrokenError(f"Decoded: a compressed response took {peak >> 20} MiB")
+
+    def _check_reads_before(self, this: _Pass, request: Request) -> None:
         """Never 3: a change is based on complete responses only."""
         looks = [read for read in this.requests if read.method == "GET"]
         nodes = [read for read in looks if read.path == "/api/v1/node"]
         if request.upstream is self.world.cloudflare:
             records = [read for read in looks if read.path.endswith("/dns_records")]
-            self._was_told(request, _last_list(records))
+            self._check_genuine(request, _last_list(records))
             if not this.pod.initialized and nodes and nodes[-1].fault == "short list":
                 # An empty list, as of a Headscale without nodes: a sidecar that has just started relies on it.
                 return
@@ -871,15 +949,17 @@ class Engine:
                 nodes = [read for read in looks if read.path.startswith("/api/v1/node")]
         elif request.method != "DELETE":
             return
-        self._was_told(request, nodes[-1:])
+        self._check_genuine(request, nodes[-1:])
 
-    def _was_told(self, request: Request, reads: list[Request]) -> None:
+    def _check_genuine(self, request: Request, reads: list[Request]) -> None:
         if not reads or not all(read.is_genuine for read in reads):
             raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no read'}")
 
     def _record_change_is_good(self, this: _Pass, request: Request) -> None:
         before, now = self._before, self.world.all_records
         changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        if unread := changed & this.unread_changes:
+            raise BrokenError(f"Never 1: {request.method} of records {unread}, which changed after they were read")
         if not this.disturbed and self._asks_for_nothing(request, before):
             raise BrokenError(f"Never 7: a write without a difference: {request}")
         pod = this.pod
@@ -967,7 +1047,8 @@ class Engine:
 
     def _key_files_are_whole(self) -> None:
         """Never 4: the key file is absent or complete."""
-        keys = {key.key for key in self.world.headscale.keys}
+        # The keys of a database that was replaced by a backup count, too.
+        keys = set(self.world.headscale.secrets())
         for pod in self.pods:
             if not pod.key_file.exists():
                 continue
@@ -998,7 +1079,7 @@ class Engine:
         if not self.clock.skew and not any(key.expires_at > now and not key.used for key in held):
             raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {held}")
 
-    def _no_secret_is_told(self) -> None:
+    def _no_secret_is_shown(self) -> None:
         """Never 5: no output contains a secret."""
         world = self.world
         shown = [repr(self.events)]

@@ -14,7 +14,10 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
-"""The number of steps of a random schedule."""
+"""The number of steps of a random schedule, without the added one."""
+
+ADDED_SHARE: Final = 0.5
+"""The share of random schedules with an added step."""
 
 UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
@@ -127,6 +130,21 @@ KILLED_WRITING: Final = "kill -9 while a key is written"
 INTERRUPTIONS: Final = ("kill -9", KILLED_WRITING, "SIGTERM", "SIGSTOP", "another pod's pass", "volume gone")
 """Interruptions in the middle of a pass, around a request or at a line of the code that writes the key."""
 
+DATABASE_RESTORED: Final = "database restored"
+"""Headscale's database is restored from a backup, and other machines get the ids of nodes and keys created since."""
+
+OUTPUT_FAILS: Final = "output fails"
+"""Standard output is a broken pipe, a full disk, a full pipe without a reader, or closed."""
+
+COMPRESSED: Final = "compressed"
+"""A response decodes to more than the size limit: gzip, or gzip within gzip."""
+
+RECORD_CHANGED_DURING_PASS: Final = "record changed during a pass"
+"""Another owner takes over or repoints a record during a request to Headscale, after the program read the zone."""
+
+ADDED_KINDS: Final = (DATABASE_RESTORED, OUTPUT_FAILS, COMPRESSED, RECORD_CHANGED_DURING_PASS)
+"""Kinds of the additional step. They are not drawn with the others, so that a seed keeps its other steps."""
+
 POD_EVENTS: Final = (
     "pod restarted",
     "sidecar restarted",
@@ -205,6 +223,10 @@ def drawn(seed: int) -> Schedule:
 
     settings = draw("settings")
     crowded = draw("crowd").random() < 0.12
+    steps = [_step(draw(str(number)), crowded=crowded) for number in range(STEPS)]
+    added = draw("added")
+    if added.random() < ADDED_SHARE:
+        steps.insert(added.randrange(STEPS // 2), _added_step(added))
     return Schedule(
         seed=seed,
         version=draw("version").choice(VERSIONS),
@@ -221,7 +243,7 @@ def drawn(seed: int) -> Schedule:
         },
         crowded=crowded,
         kept_state=draw("state").random() < 0.5,
-        steps=tuple(_step(draw(str(number)), crowded=crowded) for number in range(STEPS)),
+        steps=tuple(steps),
     )
 
 
@@ -251,5 +273,21 @@ def _step(random: Random, *, crowded: bool) -> Step:
         times=random.choice((1, 1, 1, 2, 3, 12)),
         after=random.choice((0, 0, 0, 1, 2, 4)),
         wait_s=random.choice((0.0, 1.0, 20.0, 70.0, 200.0, 400.0)),
+        draw=random.getrandbits(32),
+    )
+
+
+def _added_step(random: Random) -> Step:
+    kind = random.choice(ADDED_KINDS)
+    during_pass = kind == RECORD_CHANGED_DURING_PASS
+    return Step(
+        kind=kind,
+        meanwhile=during_pass,
+        upstream="headscale" if during_pass else random.choice(("headscale", "cloudflare")),
+        method="GET" if kind == COMPRESSED else None,
+        page_two=False,
+        times=random.choice((1, 3, 12)),
+        after=random.choice((0, 1, 2, 4)),
+        wait_s=random.choice((20.0, 70.0, 400.0)),
         draw=random.getrandbits(32),
     )
