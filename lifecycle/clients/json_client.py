@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _REDIRECTS = range(300, 400)
 _SERVER_ERRORS = range(500, 600)
 # Of a proxy for plain HTTP, which responds in place of the upstream.
-_PROXY_REFUSALS = frozenset({403, 407})
+_PROXY_REFUSALS = frozenset({401, 403, 407})
 _TOO_MANY_REQUESTS = 429
 
 
@@ -186,10 +186,11 @@ class JsonClient:
         if status in SUCCESS:
             return None
         endpoint, name = self._http.endpoint, self._upstream.name
-        if endpoint.is_plain_http and endpoint.proxy and response.json is None and status in _PROXY_REFUSALS:
+        may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_own(response)
+        if endpoint.is_plain_http and endpoint.proxy and may_be_proxy:
             return ResponseError(
-                f"The proxy {endpoint.proxy.address} refused {what} ({status}). Check {endpoint.proxy.setting}."
-                f"{response.reason}",
+                f"The proxy {endpoint.proxy.address}, or one between it and {name}, refused {what} ({status}). "
+                f"Check {endpoint.proxy.setting}.{response.reason}",
                 upstream=name,
                 status=status,
             )

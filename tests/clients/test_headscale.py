@@ -608,6 +608,14 @@ def test_wrong_key_differs_from_a_missing_node(server: HeadscaleSimulator, clock
     assert clock.elapsed_s == 0, "it must not be retried"
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_refusal_by_a_reverse_proxy_does_not_blame_the_key(status: int, server: HeadscaleSimulator) -> None:
+    server.faults.add(faults.html(status), times=None)
+    with pytest.raises(AuthError, match="in front of Headscale") as raised:
+        client_of(server).users()
+    assert "apikeys" not in str(raised.value)
+
+
 def test_expired_api_key_is_an_auth_error(server: HeadscaleSimulator) -> None:
     headscale = client_of(server)
     server.revoke_api_key()

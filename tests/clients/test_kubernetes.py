@@ -379,6 +379,16 @@ def test_kind_of_error_for_each_failure(
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
+def test_refusal_by_a_proxy_does_not_blame_a_permission(
+    call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
+    kubernetes.faults.add(faults.html(403), path=path)
+    error = failure(lambda: call(cluster))
+    assert "in front of Kubernetes" in str(error)
+    assert "permission" not in str(error)
+
+
+@pytest.mark.parametrize(("call", "path"), CALLS)
 def test_refused_connection_is_transient(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
     with serve(kubernetes) as url:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 from tests.clients.certificates import PrivateAuthority
@@ -46,17 +49,17 @@ class Api(SimulatedUpstream):
     def answer(self, request: Request, *, stale: bool) -> Response:
         self.proxy_authorizations.append(request.headers.get("proxy-authorization"))
         if self._status != 200:
-            return text_response("no", self._status)
+            return text_response("Unauthorized", self._status)
         return json_response({"ok": True})
 
 
-def send(url: str, proxy: str, *, budget_s: float = 10.0, **http: Any) -> object:
+def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, budget_s: float = 10.0, **http: Any) -> object:
     configured = Proxy(proxy, "HTTPS_PROXY")
     with open_http(url, proxy=configured, **({"trust": public_trust()} | http)) as client:
         return (
             JsonClient(
                 client,
-                upstream=HEADSCALE,
+                upstream=upstream,
                 credential=Credential(lambda: "token", name="TOKEN"),
                 timeout=timedelta(seconds=budget_s),
                 proxy=configured,
@@ -178,6 +181,26 @@ def test_refusal_by_the_upstream_is_not_the_proxys(stack: ExitStack) -> None:
     _, url = proxied(stack, stack.enter_context(serve(Api(401))), "api.example:80")
     with pytest.raises(AuthError, match="API key"):
         send("http://api.example", url)
+
+
+@pytest.mark.parametrize("upstream", [HEADSCALE, CLOUDFLARE], ids=["headscale", "cloudflare"])
+@pytest.mark.parametrize("status", [401, 403, 407])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        pytest.param("text/html", "<title>Access denied</title>", id="page"),
+        pytest.param("text/plain", "denied", id="text"),
+        pytest.param("application/json", '{"error": "denied", "code": 403, "message": "denied"}', id="json"),
+    ],
+)
+def test_refusal_that_is_not_the_upstreams_names_the_proxy(
+    respond: Callable[[bytes], str], upstream: Upstream, status: int, kind: str, body: str
+) -> None:
+    raw = f"HTTP/1.1 {status} No\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    error = failure("http://api.example", respond(raw.encode()), upstream=upstream)
+    assert type(error) is ResponseError
+    assert "denied" in str(error)
+    assert not re.search("API key|token|TOKEN", str(error))
 
 
 @pytest.fixture

@@ -76,12 +76,15 @@ _BY_STATUS: dict[int, Meaning] = {
 }
 _OTHERWISE = Meaning(ResponseError, "The request was refused.")
 
+_BLOCKED = Meaning(
+    ResponseError,
+    "Something in front of the API blocked the request: a proxy, or Cloudflare's edge, which blocks IP addresses.",
+)
+
 # For a response that is not of Cloudflare's API.
 _BY_STATUS_ALONE: dict[int, Meaning] = {
-    403: Meaning(
-        ResponseError,
-        "Something in front of the API blocked the request: a proxy, or Cloudflare's edge, which blocks IP addresses.",
-    ),
+    401: _BLOCKED,
+    403: _BLOCKED,
     404: Meaning(
         TransientError,
         "The 404 is not Cloudflare's own. It is a proxy's, or CLOUDFLARE_API_URL points elsewhere.",
@@ -139,4 +142,10 @@ def _list(value: Any, member: str) -> list[Any]:
     return items if isinstance(items, list) else []
 
 
-CLOUDFLARE: Final = Upstream(UPSTREAM, url_setting="CLOUDFLARE_API_URL", ca_setting="SSL_CERT_FILE", explain=explain)
+CLOUDFLARE: Final = Upstream(
+    UPSTREAM,
+    url_setting="CLOUDFLARE_API_URL",
+    ca_setting="SSL_CERT_FILE",
+    explain=explain,
+    is_own=lambda response: bool(_codes(response.json)),
+)

@@ -15,6 +15,10 @@ UPSTREAM: Final = "Headscale"
 _GRPC_UNKNOWN = 2
 _GRPC_NOT_FOUND = 5
 _GRPC_RESOURCE_EXHAUSTED = 8
+_GRPC_CODES = range(1, 17)
+
+# The body of a refused API key up to 0.29.
+_UNAUTHORIZED_TEXT = "Unauthorized"
 
 # Only these mean that an object is missing: a database that is down has texts of its own.
 _MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
@@ -53,14 +57,19 @@ def explain(what: str, response: Response) -> ApiError | None:
     status = response.status
     if status in (_UNAUTHORIZED, _FORBIDDEN) or (
         # Up to 0.26, a wrong API key gets a server error with this word as its body.
-        status == _SERVER_ERROR and response.text.strip() == "Unauthorized"
+        status == _SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
     ):
-        return AuthError(
-            f"Headscale refused the API key ({what}: {status}). Create one with "
-            "`headscale apikeys create --expiration 90d` and store it where HEADSCALE_API_KEY is read from.",
-            upstream=UPSTREAM,
-            status=status,
-        )
+        if is_own(response):
+            text = (
+                f"Headscale refused the API key ({what}: {status}). Create one with "
+                "`headscale apikeys create --expiration 90d` and store it where HEADSCALE_API_KEY is read from."
+            )
+        else:
+            text = (
+                f"Something in front of Headscale refused {what} ({status}), such as a proxy or an ingress. Check that "
+                f"it admits this pod, and HEADSCALE_URL.{response.reason}"
+            )
+        return AuthError(text, upstream=UPSTREAM, status=status)
     if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
         return _explain_unknown(what, text)
     if status == _NOT_FOUND:
@@ -129,6 +138,15 @@ def is_ambiguous(text: str) -> bool:
     return _AMBIGUOUS_USER in text
 
 
+def is_own(response: Response) -> bool:
+    """Return True if a refusal has a form of Headscale's own."""
+    return (
+        response.text.strip() == _UNAUTHORIZED_TEXT
+        or _grpc_error(response.json)[0] in _GRPC_CODES
+        or _is_problem(response)
+    )
+
+
 def _grpc_error(body: Any) -> tuple[int | None, str]:
     match body:
         case {"code": int(code), "message": str(message)}:
@@ -151,5 +169,6 @@ HEADSCALE: Final = Upstream(
     url_setting="HEADSCALE_URL",
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
+    is_own=is_own,
     health_path="/health",
 )

@@ -205,11 +205,12 @@ class Cluster:
                 status=status,
             )
         if status == _FORBIDDEN:
-            return AuthError(
-                f"Kubernetes refused {what}: a permission is missing. {rule.advice(message)}",
-                upstream=UPSTREAM,
-                status=status,
-            )
+            if _status(response):
+                text = f"Kubernetes refused {what}: a permission is missing. {rule.advice(message)}"
+            else:
+                via = self._http.endpoint.via
+                text = f"Something in front of Kubernetes refused {what}{via} ({status}).{response.reason}"
+            return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
         ended = status == _BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if ended or status in (_NOT_FOUND, _TOO_MANY_REQUESTS) or status >= _SERVER_ERROR:
