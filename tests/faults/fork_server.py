@@ -51,6 +51,8 @@ def main() -> None:
         if os.fork() == 0:
             os.dup2(its, 1)
             os.dup2(its, 2)
+            # The inherited streams assume that their descriptors are still the same files.
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(run(json.loads(line)))
         os.close(its)
         with os.fdopen(ours) as output:

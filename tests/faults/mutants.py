@@ -221,7 +221,7 @@ SCHEDULES: Final = (
         file="cleanup/run.py",
         old='        except ApiError as error:\n            log.warning("record.delete_failed"',
         new='        except ZeroDivisionError as error:\n            log.warning("record.delete_failed"',
-        seed=90,
+        seed=52,
     ),
     Mutant(
         guarantee="Healing",
@@ -239,6 +239,45 @@ SCHEDULES: Final = (
         old=" and check.is_in_file:\n",
         new=":\n",
         seed=107,
+    ),
+    # How the program was before the schedules had these faults: a restored database, a failing output, a response that
+    # decodes to more than the limit, and a record changed by another owner.
+    Mutant(
+        guarantee="Identity",
+        name="identifies its node by the id alone",
+        file="dns_watch/state.py",
+        old="        return node.id == self.id and self.machine_key in (None, node.machine_key)\n",
+        new="        return node.id == self.id\n",
+        seed=51,
+    ),
+    Mutant(
+        guarantee="Never 8",
+        name="writes the log in the thread of the loop",
+        file="runtime/output.py",
+        old='        """Queue a line."""\n',
+        new="        os.write(-1 if self._descriptor is None else self._descriptor, line.encode())\n",
+        seed=16,
+    ),
+    Mutant(
+        guarantee="Decoded size",
+        name="decodes a response before it checks the size",
+        file="clients/http.py",
+        old="                if not _UNCOMPRESSED.issuperset(encodings):\n",
+        new="                import gzip\n"
+        "                body = b''.join(streamed.iter_raw())\n"
+        "                for _ in range(encodings.count('gzip')):\n"
+        "                    body = gzip.decompress(body)\n"
+        "                streamed.iter_raw = lambda: [body]\n"
+        "                if False:\n",
+        seed=13,
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="changes records without reading them again",
+        file="apply.py",
+        old="    changes = _without_done(changes, cloudflare)\n",
+        new="",
+        seed=137,
     ),
 )
 
