@@ -26,6 +26,7 @@ from lifecycle.clients.kubernetes.state_secret import StateSecret
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import CleanupSettings, Settings
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -71,11 +72,11 @@ def access_to(url: str, token: str, **changes: Any) -> Access:
 class MemoryCluster(Cluster):
     """A client of a simulator in this process."""
 
-    def __init__(self, kubernetes: KubernetesSimulator) -> None:
+    def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
         self._access = access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
         endpoint = Endpoint.of(self._client, self._access.upstream)
-        self._http = HttpClient(self._client, endpoint=endpoint, timeout=timedelta(seconds=10))
+        self._http = HttpClient(self._client, endpoint=endpoint, timeout=timedelta(seconds=10), now=now)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
@@ -94,7 +95,7 @@ class ClusterWorld(World):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
         super().__init__(monkeypatch, folder, version)
-        kubernetes = self.kubernetes = KubernetesSimulator()
+        kubernetes = self.kubernetes = KubernetesSimulator(now=self.clock.true_now)
         self.cli = HeadscaleCli(self.headscale, now=self.clock.true_now)
         self.pod = add_headscale(kubernetes, self.cli)
         kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -107,7 +108,7 @@ class ClusterWorld(World):
 
     def cluster(self) -> Cluster:
         """Return a client of its Kubernetes API."""
-        return MemoryCluster(self.kubernetes)
+        return MemoryCluster(self.kubernetes, self.clock.now)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
         """Return the real clients: Headscale through its pod, unless it has an address."""

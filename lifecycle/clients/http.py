@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import httpx
@@ -12,6 +12,7 @@ import httpx
 from lifecycle.clients.failure import Endpoint, explain_failure
 from lifecycle.clients.response import Response, parse_response
 from lifecycle.domain.errors import ResponseError
+from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.deadline import time_budget
 
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
@@ -29,9 +30,22 @@ class HttpClient:
         http: has the base address; follows no redirects.
         endpoint: the same, for messages.
         timeout: for one whole request, the body of its response included.
+        now: returns aware UTC.
+
+    Attributes:
+        clock_skew: how far the upstream's clock was ahead of ours at its last response; None if unknown.
     """
 
-    def __init__(self, http: httpx.Client, *, endpoint: Endpoint, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        http: httpx.Client,
+        *,
+        endpoint: Endpoint,
+        timeout: timedelta,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.clock_skew: timedelta | None = None
+        self._now = now
         self.endpoint = endpoint
         self.timeout_s = timeout.total_seconds()
         self._http = http
@@ -94,6 +108,8 @@ class HttpClient:
             if len(body) > MAX_RESPONSE_BYTES:
                 raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
         response = parse_response(streamed.status_code, streamed.headers, body, members=members, secret=secret)
+        if response.date is not None:
+            self.clock_skew = response.date - self._now()
         if response.status == _BAD_REQUEST and self.endpoint.is_plain_http and "https" in response.text.lower():
             raise self.endpoint.needs_https(what)
         return response

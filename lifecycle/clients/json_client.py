@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from lifecycle.clients.response import SUCCESS, Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
+from lifecycle.runtime.clock import utc_now
 
 Result = TypeVar("Result")
 
@@ -49,19 +50,17 @@ class JsonClient:
         timeout: timedelta,
         proxy: Proxy | None = None,
         observe: Callable[[str], None] = lambda _outcome: None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._http = HttpClient(http, endpoint=Endpoint.of(http, upstream, proxy), timeout=timeout)
+        self._http = HttpClient(http, endpoint=Endpoint.of(http, upstream, proxy), timeout=timeout, now=now)
         self._upstream = upstream
         self._credential = credential
         self._observe = observe
-        self._now = now
-        self._clock_skew: timedelta | None = None
 
     @property
     def clock_skew(self) -> timedelta | None:
         """How far the upstream's clock was ahead of ours at its last response; None if unknown."""
-        return self._clock_skew
+        return self._http.clock_skew
 
     def reload_token(self) -> None:
         """Read the token again."""
@@ -172,8 +171,6 @@ class JsonClient:
         except ApiError:
             self._observe("no_answer")
             raise
-        if response.date is not None:
-            self._clock_skew = response.date - self._now()
         error = self._error(f"{method} {path}", response)
         if error is None:
             self._observe("ok")

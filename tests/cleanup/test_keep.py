@@ -270,13 +270,14 @@ def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorl
     assert "node.not_kept" in names(events)
 
 
+@pytest.mark.parametrize("access", ["url", "exec"])
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
-def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, skew: timedelta) -> None:
+def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, skew: timedelta, access: str) -> None:
     node = a_kept_world(world)
     world.headscale.expire_node(node.id, world.clock.true_now() + timedelta(days=30 if skew > timedelta() else -30))
     world.clock.skew = skew
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
-    cleanup(world, **by_api).run()
+    cleanup(world, **(by_api if access == "url" else {})).run()
     assert (metadata(world)["kept_node_id"] == str(node.id)) is (skew > timedelta())
 
 

@@ -49,6 +49,7 @@ from tests.in_cluster import (
     HEADSCALE_NAMESPACE,
     MAY_EXEC,
     MAY_LIST_PODS,
+    MemoryCluster,
     add_headscale,
     cluster_at,
     exec_transport,
@@ -586,6 +587,21 @@ def test_lost_response_is_resolved_despite_clock_skew(
     kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert usable(server, clock) == [key.secret.get_secret_value()]
+
+
+@ONE_RELEASE
+@pytest.mark.parametrize("skew", over_http.SKEWS)
+def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
+    kubernetes = KubernetesSimulator(now=clock.true_now)
+    add_headscale(kubernetes, HeadscaleCli(server, now=clock.true_now))
+    kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
+    headscale = HeadscaleWriter(exec_transport(MemoryCluster(kubernetes, clock.now), clock.now), retrying_on(clock))
+    clock.skew = skew
+    user = the_user(headscale)
+    assert headscale.server_time(clock.now()) == clock.true_now()
+    headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
+    [made] = server.keys
+    assert HOUR <= made.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)

@@ -10,9 +10,10 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import count
 from typing import Any, Final, NoReturn
 from urllib.parse import parse_qs
@@ -168,10 +169,18 @@ class KubernetesSimulator(Upstream):
     Args:
         minor: minor version; from 35 on, a websocket also needs the verb create.
         subprotocols: supported for the websocket of a command.
+        now: returns the server's time, which is sent with each response; None = it is not sent in memory.
     """
 
-    def __init__(self, *, minor: int = 35, subprotocols: Sequence[str] = (V5, V4)) -> None:
+    def __init__(
+        self,
+        *,
+        minor: int = 35,
+        subprotocols: Sequence[str] = (V5, V4),
+        now: Callable[[], datetime] | None = None,
+    ) -> None:
         super().__init__()
+        self._now = now
         self.minor = minor
         self.subprotocols = subprotocols
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
@@ -296,9 +305,12 @@ class KubernetesSimulator(Upstream):
     def answer(self, request: Request, *, stale: bool) -> Response:
         """Execute one request, with the lock held."""
         try:
-            return self._answer(request)
+            response = self._answer(request)
         except _RefusedError as error:
-            return error.response()
+            response = error.response()
+        if self._now is not None:
+            response.headers["date"] = format_datetime(self._now(), usegmt=True)
+        return response
 
     def _answer(self, request: Request) -> Response:
         if request.path == "/readyz":

@@ -53,8 +53,8 @@ class ExecTransport:
         self._deleted: set[str] = set()
 
     def clock_skew(self) -> timedelta | None:
-        """Return None: the command line does not report the server's time, and takes a key's life."""
-        return None
+        """Return how far the cluster's clock was ahead of ours; the command line does not report the server's."""
+        return self._pod.clock_skew
 
     def version(self) -> str:
         """Return the server's version as its command line reports it, or the range that its options belong to."""
@@ -98,7 +98,8 @@ class ExecTransport:
     ) -> PreAuthKey:
         """Create a key. The command line takes its life, not its expiry."""
         # An odd number of milliseconds identifies our key if the output is lost.
-        milliseconds = (expires_at - self._now()) // timedelta(milliseconds=1)
+        server_time = self._now() + (self.clock_skew() or timedelta())
+        milliseconds = (expires_at - server_time) // timedelta(milliseconds=1)
         self._requested_life = timedelta(milliseconds=milliseconds)
 
         def create(dialect: Dialect) -> PreAuthKey:

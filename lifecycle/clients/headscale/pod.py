@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.kubernetes.api import Cluster, Pod
@@ -46,6 +47,11 @@ class HeadscalePod:
         self._namespace = namespace
         self._selectors = (selector,) if selector else _SELECTORS
         self._container = container
+
+    @property
+    def clock_skew(self) -> timedelta | None:
+        """How far the cluster's clock was ahead of ours at the last response; None if unknown."""
+        return self._cluster.clock_skew
 
     def run(self, command: Sequence[str]) -> tuple[Target, Output]:
         """Run a command.

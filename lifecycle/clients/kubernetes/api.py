@@ -81,6 +81,11 @@ class Cluster:
         """Which cluster it is, for messages."""
         return self._access.description
 
+    @property
+    def clock_skew(self) -> timedelta | None:
+        """How far the server's clock was ahead of ours at its last response; None if unknown."""
+        return self._http.clock_skew
+
     def secret(self, namespace: str, name: str) -> dict[str, bytes] | None:
         """Return a Secret's values by their keys; None if the Secret does not exist.
 
