@@ -9,9 +9,6 @@ import pytest
 from tests.faults.mutants import DECISIONS, MUTANTS, SCHEDULES, Laboratory, Mutant
 from tests.tally import count
 
-# They check the schedules and tables of the default tier, not the program.
-pytestmark = pytest.mark.full
-
 
 @pytest.fixture(scope="module")
 def laboratory() -> Iterator[Laboratory]:
