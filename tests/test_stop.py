@@ -248,6 +248,37 @@ def test_signal_during_a_slow_import_ends_the_program(
         assert end_of(child) == (status, "", "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [pytest.param(["dns-watch"], 0, id="dns-watch"), pytest.param(["cleanup"], 1, id="cleanup")],
+)
+def test_signal_before_the_handlers_exist_is_not_lost(
+    start: Start, tmp_path: Path, arguments: list[str], status: int
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    child = start(
+        f"""
+        import sys
+
+        class SlowImport:
+            def find_spec(self, name, path=None, target=None):
+                if name == "lifecycle.runtime.stop":
+                    open({str(fifo)!r}).read()
+
+        sys.meta_path.insert(0, SlowImport())
+        del sys.modules["lifecycle.runtime.stop"]
+        from lifecycle.__main__ import main
+        sys.argv = ["lifecycle", *{arguments}]
+        sys.exit(main())
+        """,
+        is_ready=False,
+    )
+    with fifo.open("wb", buffering=0):
+        child.terminate()
+    assert end_of(child) == (status, "", "")
+
+
 def test_process_ends_within_two_seconds() -> None:
     assert GRACE_S < 2
     assert REPORT_S < GRACE_S

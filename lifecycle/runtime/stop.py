@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from threading import Event, Thread
 from types import FrameType
 
@@ -22,10 +22,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOPPED_EARLY = "stopped by {} before the work was done; nothing needs undoing"
 
 
-def exit_on_stop_signals(exit_status: int, signals: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
-    """End the process at once when one of these signals arrives, until a `Stop` handles them.
+def exit_on_stop_signals(exit_status: int) -> None:
+    """End the process at once when a stop signal arrives, or is pending, until a `Stop` handles them.
 
-    Call it before slow imports. The kernel drops a signal without a handler for process number 1 of a container.
+    Call it before slow imports.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -33,12 +33,13 @@ def exit_on_stop_signals(exit_status: int, signals: Iterable[signal.Signals] = S
             write_termination_message(STOPPED_EARLY.format(signal.Signals(number).name))
         os._exit(exit_status)
 
-    for number in signals:
+    for number in STOP_SIGNALS:
         signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 class Stop(Event):
-    """Set by the first of the signals.
+    """Set by the first stop signal.
 
     Create it before any other thread. A process that has not ended `GRACE_S` after the signal is ended: every command
     can be interrupted at any point.
@@ -48,17 +49,11 @@ class Stop(Event):
         on_stop: called with the signal's name, once, after the event is set.
     """
 
-    def __init__(
-        self,
-        exit_status: int,
-        on_stop: Callable[[str], None],
-        signals: Iterable[signal.Signals] = STOP_SIGNALS,
-    ) -> None:
+    def __init__(self, exit_status: int, on_stop: Callable[[str], None]) -> None:
         super().__init__()
         self._exit_status = exit_status
         self._on_stop = on_stop
-        self._signals = tuple(signals)
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         # Threads instead of a handler: a handler runs inside the main thread, where Event.set() inside Event.wait()
         # can deadlock. Both are started now, since a thread may be refused when the process has to stop.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
@@ -71,7 +66,7 @@ class Stop(Event):
             self._reporter.join(REPORT_S)
 
     def _wait_for_signal(self) -> None:
-        number = signal.sigwait(self._signals)
+        number = signal.sigwait(STOP_SIGNALS)
         self.set()
         self._on_stop(signal.Signals(number).name)
 
