@@ -56,7 +56,7 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
     stdout, outputs = sys.stdout, dict(opened)
     config = structlog.get_config()
     stream = os.fdopen(writer, "w", closefd=False)
-    sys.stdout = None if kind == "closed" else stream  # type: ignore[assignment]
+    sys.stdout = None if kind == "closed" else stream
     opened.clear()
     try:
         logs.configure_logs(console=False, level="debug")
