@@ -81,7 +81,7 @@ def test_the_pages_patch_for_exec_gives_dns_watch_the_token(tmp_path: Path, monk
     starts = [container["name"] for container in pod_spec(documents)["initContainers"]]
     assert starts == ["cleanup", "tailscale", "dns-watch"]
     mounts = {mount["name"] for mount in containers(pod_spec(documents))["dns-watch"]["volumeMounts"]}
-    assert "service-account-token" in mounts
+    assert "tailscale-lifecycle-token" in mounts
     for name, value in configuration(documents, "lifecycle").items():
         monkeypatch.setenv(name, "" if name.endswith("_FILE") else value)
     monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "made-up")

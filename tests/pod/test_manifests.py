@@ -132,20 +132,14 @@ def test_variants_have_the_same_containers() -> None:
     assert native == plain
 
 
-@pytest.mark.parametrize("variant", ["native", "plain"])
-@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment"])
-def test_component_works_without_the_base(kind: str, variant: str, tmp_path: Path) -> None:
-    """Apply the component to a workload with a tailscale container of its own."""
-    copied(tmp_path)
-    folder = tmp_path / "deploy/theirs"
+TAILSCALE_IMAGE = "docker.io/tailscale/tailscale:v1.102.3"
+
+
+def rendered_with_component(pod: Document, folder: Path, *, kind: str, variant: str) -> list[Document]:
+    """Apply the component to a workload with this pod, and validate the result."""
+    copied(folder)
+    folder = folder / "deploy/theirs"
     folder.mkdir()
-    pod = {
-        "initContainers": [{"name": "prepare", "image": "docker.io/a/prepare:1"}],
-        "containers": [
-            {"name": "wiki", "image": "docker.io/a/wiki:1"},
-            {"name": "tailscale", "image": "docker.io/tailscale/tailscale:v1.102.3"},
-        ],
-    }
     theirs = {
         "apiVersion": "apps/v1",
         "kind": kind,
@@ -163,7 +157,21 @@ def test_component_works_without_the_base(kind: str, variant: str, tmp_path: Pat
     documents = render(folder)
     for document in documents:
         kubernetes_validate.validate(document, NEWEST, strict=True)
-    spec = pod_spec(documents)
+    return documents
+
+
+@pytest.mark.parametrize("variant", ["native", "plain"])
+@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment"])
+def test_component_works_without_the_base(kind: str, variant: str, tmp_path: Path) -> None:
+    """Apply the component to a workload with a tailscale container of its own."""
+    pod = {
+        "initContainers": [{"name": "prepare", "image": "docker.io/a/prepare:1"}],
+        "containers": [
+            {"name": "wiki", "image": "docker.io/a/wiki:1"},
+            {"name": "tailscale", "image": TAILSCALE_IMAGE},
+        ],
+    }
+    spec = pod_spec(rendered_with_component(pod, tmp_path, kind=kind, variant=variant))
     starts = [container["name"] for container in spec["initContainers"]]
     assert starts == (
         ["cleanup", "tailscale", "dns-watch", "prepare"] if variant == "native" else ["cleanup", "prepare"]
@@ -172,6 +180,49 @@ def test_component_works_without_the_base(kind: str, variant: str, tmp_path: Pat
     assert containers(spec)["tailscale"]["image"] == "docker.io/tailscale/tailscale:v1.102.3"
     # cleanup and dns-watch do not get the token by default.
     assert containers_with_mount(spec, TOKEN) == {"tailscale"}
+
+
+FROM_SECRET = {"secretKeyRef": {"name": "tailscale-auth", "key": "TS_AUTHKEY"}}
+FROM_CONFIG_MAP = {"configMapKeyRef": {"name": "settings", "key": "value"}}
+CHANGED_VARIABLES = (
+    *("TS_AUTHKEY", "TS_AUTH_ONCE", "TS_USERSPACE", "TS_ENABLE_HEALTH_CHECK", "TS_LOCAL_ADDR_PORT", "TS_SOCKET"),
+    "TS_USE_CACHED_NETMAP",
+)
+HANDLERS: dict[str, Document] = {
+    "exec": {"exec": {"command": ["true"]}},
+    "httpGet": {"httpGet": {"path": "/healthz", "port": 9002}},
+    "tcpSocket": {"tcpSocket": {"port": 9002}},
+    "grpc": {"grpc": {"port": 9002}},
+}
+VOLUME_NAMES = ("tailscale-auth", "lifecycle-secrets", "service-account-token")
+
+
+@pytest.mark.parametrize("variant", ["native", "plain"])
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=list(HANDLERS))
+def test_component_replaces_other_sources_and_handlers(handler: Document, variant: str, tmp_path: Path) -> None:
+    """The tailscale container is like those in Tailscale's examples: values from Secrets, and probes of its own."""
+    tailscale = {
+        "name": "tailscale",
+        "image": TAILSCALE_IMAGE,
+        "env": [
+            {"name": name, "valueFrom": FROM_SECRET if name == "TS_AUTHKEY" else FROM_CONFIG_MAP}
+            for name in CHANGED_VARIABLES
+        ],
+        **{probe: handler | {"periodSeconds": 9} for probe in ("livenessProbe", "readinessProbe", "startupProbe")},
+        "lifecycle": {"preStop": {"exec": {"command": ["tailscale", "logout"]}}},
+        "volumeMounts": [{"name": name, "mountPath": f"/theirs/{name}"} for name in VOLUME_NAMES],
+    }
+    volumes = [{"name": name, "secret": {"secretName": name}} for name in VOLUME_NAMES]
+    pod = {"containers": [{"name": "wiki", "image": "docker.io/a/wiki:1"}, tailscale], "volumes": volumes}
+    spec = pod_spec(rendered_with_component(pod, tmp_path, kind="Deployment", variant=variant))
+    every = containers(spec)
+    assert all(container.get("image") for container in every.values())
+    for variable in every["tailscale"]["env"]:
+        assert variable.keys() == {"name", "value"}
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        assert len(every["tailscale"][probe].keys() & HANDLERS.keys()) == 1
+    assert [len(volume) for volume in spec["volumes"]] == [2] * len(spec["volumes"])
+    assert [volume for volume in spec["volumes"] if volume["name"] in VOLUME_NAMES] == volumes
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
@@ -247,13 +298,13 @@ def test_only_containers_that_need_the_token_mount_it(workload: str, variant: Va
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str, variant: Variant) -> None:
     spec = pod_spec(rendered(workload, variant))
-    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tailscale-auth"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tailscale-lifecycle-auth"]
     assert volume["emptyDir"]["medium"] == "Memory"
     mounts = {
         name: mount
         for name, container in containers(spec).items()
         for mount in container.get("volumeMounts", [])
-        if mount["name"] == "tailscale-auth"
+        if mount["name"] == "tailscale-lifecycle-auth"
     }
     assert set(mounts) == {"cleanup", "dns-watch", "tailscale"}
     assert all("subPath" not in mount for mount in mounts.values())
@@ -417,7 +468,7 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
         if mount["mountPath"] == str(key_file.parent)
     }
     # dns-watch writes the marker, and tailscale only reads it.
-    assert sources == {("tailscale-auth", False), ("tailscale-auth", True)}
+    assert sources == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
