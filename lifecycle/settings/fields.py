@@ -35,6 +35,8 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KUBERNETES_NAME = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 _SECRET_REFERENCE = re.compile(_KUBERNETES_NAME.pattern + r"(/[-._a-zA-Z0-9]+)?")
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+# Unicode categories: control and format characters, line and paragraph separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
 _UNEXPANDED = re.compile(r"\$\([A-Z_][A-Z0-9_]*\)")
 
 _CERTIFICATE = re.compile(rb"-----BEGIN (TRUSTED |X509 )?CERTIFICATE-----")
@@ -48,10 +50,11 @@ def checked_text(value: str) -> str:
     """Return a stripped value of any setting.
 
     Raises:
-        ValueError: it contains a control character, or a reference that Kubernetes did not expand.
+        ValueError: it contains an invisible character, or a reference that Kubernetes did not expand.
     """
-    if any(unicodedata.category(character) == "Cc" for character in value):
-        raise ValueError("contains a control character, such as a line break")
+    invisible = next((character for character in value if unicodedata.category(character) in _INVISIBLE), None)
+    if invisible is not None:
+        raise ValueError(f"contains an invisible character, such as a line break (U+{ord(invisible):04X})")
     reference = _UNEXPANDED.search(value)
     if reference:
         raise ValueError(
@@ -217,6 +220,12 @@ def _secret_reference(value: str) -> str:
     return value
 
 
+def _file_path(value: Path) -> Path:
+    if value.name in {"", ".."}:
+        raise ValueError("is a folder; set the path of a file")
+    return value
+
+
 def _existing_file(value: Path) -> Path:
     try:
         is_file = value.is_file()
@@ -270,6 +279,7 @@ Domain = Annotated[str, AfterValidator(_domain)]
 ZoneId = Annotated[str, AfterValidator(_zone_id)]
 Owner = Annotated[str, AfterValidator(_owner)]
 SecretReference = Annotated[str, AfterValidator(_secret_reference)]
+FilePath = Annotated[Path, AfterValidator(_file_path)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
 CertificateFolders = Annotated[str, AfterValidator(_certificate_folders)]

@@ -25,6 +25,7 @@ from lifecycle.settings.fields import (
     Duration,
     ExistingFile,
     FileMode,
+    FilePath,
     KubernetesName,
     Namespace,
     Owner,
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
     )
     cloudflare_zone_id: ZoneId | None = Field(None, description="zone ID; unset: looked up from DOMAIN_NAME")
     domain_name: Domain = Field(description="required; the zone's domain or a domain below it, such as example.com")
-    authkey_output_path: Path = Field(
+    authkey_output_path: FilePath = Field(
         Path("/tailscale-auth/authkey"), description="key file, in the volume shared with the tailscale container"
     )
     ts_hostname: str | None = Field(
