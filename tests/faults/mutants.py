@@ -240,8 +240,8 @@ SCHEDULES: Final = (
         new=":\n",
         seed=107,
     ),
-    # How the program was before the schedules had these faults: a restored database, a failing output, a response that
-    # decodes to more than the limit, and a record changed by another owner.
+    # Bugs that the program had until the schedules included these faults: a restored database, a failing output, a
+    # response that decodes to more than the limit, and a record changed by another owner.
     Mutant(
         guarantee="Identity",
         name="identifies its node by the id alone",
@@ -249,6 +249,14 @@ SCHEDULES: Final = (
         old="        return node.id == self.id and self.machine_key in (None, node.machine_key)\n",
         new="        return node.id == self.id\n",
         seed=51,
+    ),
+    Mutant(
+        guarantee="Healing",
+        name="identifies its key by the id alone",
+        file="domain/model.py",
+        old="return key.id == self.pre_auth_key_id and is_same_time",
+        new="return key.id == self.pre_auth_key_id",
+        seed=10,
     ),
     Mutant(
         guarantee="Never 8",
