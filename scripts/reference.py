@@ -78,7 +78,7 @@ def page() -> str:
             HEAD,
             SETTINGS,
             *(
-                f"### {f'Of `{command}` only' if command else 'Of all commands'}\n\n{table(v)}\n"
+                f"### {f'Settings of `{command}` only' if command else 'Settings of all commands'}\n\n{table(v)}\n"
                 for command, v in groups()
             ),
             LOG_EVENTS,
@@ -107,7 +107,7 @@ def _events() -> Iterator[tuple[str, ...]]:
 
 
 def _metrics() -> Iterator[tuple[str, ...]]:
-    # With everything known: a metric whose value is not known is left out.
+    # Every optional value is set, because a metric without a value is left out.
     now = datetime(2026, 1, 1, tzinfo=UTC)
     status = Status(timedelta(), timedelta(), state=State(node_expires_at=now, api_key_expires_at=now))
     _, text = render_metrics(status, accept="")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-# Each under "what: of which kind"; read by tests/conftest.py.
+# The keys are "what: kind" or "what". tests/conftest.py prints the counts.
 COUNTS: Counter[str] = Counter()
 # Figures of the simulated fleets, one line each.
 FIGURES: list[str] = []

@@ -259,7 +259,7 @@ def test_malformed_list_of_pods_is_an_error(
 
 @pytest.mark.parametrize("spoken", [(V5, V4), (V4,), (V5,)], ids=["both", "v4", "v5"])
 def test_arguments_are_passed_unchanged_in_either_subprotocol(spoken: tuple[str, ...]) -> None:
-    """There is no shell."""
+    """The image has no shell."""
     arguments = ["a b", "*", "$HOME", "--expiration=1h", "ä&b=c", ""]
     kubernetes = KubernetesSimulator(subprotocols=spoken)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}})

@@ -49,12 +49,12 @@ class Pod:
             self.interface.show(*registered.addresses)
 
     def start(self) -> None:
-        """Start the pod up to where its node is registered."""
+        """Run cleanup, and start the client. dns-watch does not run yet."""
         self.cleanup()
         self.join()
 
     def run(self, seconds: float) -> None:
-        """Run its dns-watch for so long."""
+        """Run dns-watch for this long."""
         self.world.run(self.watch, seconds)
 
     def run_until(self, nodez: tuple[str, bool], *, within_s: float) -> None:

@@ -453,7 +453,7 @@ def test_without_self_heal_no_key_is_written(world: World, tmp_path: Path, event
 
 
 def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -> None:
-    """The key in the file counts, whoever created it."""
+    """The key in the file counts, even if another process created it."""
     pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", AUTHKEY_REUSABLE="true")
     key = pod.key
     delete_node(pod)

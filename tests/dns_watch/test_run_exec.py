@@ -1,4 +1,4 @@
-"""dns-watch over exec: the scenarios of the HTTP transport that depend on Headscale's responses."""
+"""Scenarios of test_run.py with Headscale's command line, run by `exec` in its pod, instead of its HTTP API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.in_cluster import ClusterWorld
 
 __all__ = ["node", "pods", "watch"]
 
-# The others are about the record, the interface, an API key, or the number of requests over HTTP.
+# The other scenarios do not depend on how Headscale is reached, or only exist over HTTP.
 SCENARIOS = (
     "test_the_node_with_the_interfaces_address_is_published",
     "test_without_an_interface_the_node_that_used_our_key_is_published",

@@ -1,6 +1,8 @@
-"""The program with one guarantee broken by a line or two, each with the cheapest test that detects it.
+"""Mutants: small changes to the program that each break one guarantee, with the fastest test that detects each.
 
-`python -m tests.faults.mutants` finds the first seed that detects each mutant of the schedules.
+The guarantees "Never 1" to "Never 8" are described in tests/test_nevers.py.
+
+`python -m tests.faults.mutants` finds the first random schedule that detects each mutant in SCHEDULES.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Mutant:
         name: what the program does instead.
         file: below lifecycle/.
         old: occurs exactly once in the file.
-        seed: the first schedule that detects it; None = the tables over `decide` do.
+        seed: the first schedule that detects it; None = the tests of `decide` do.
     """
 
     guarantee: str
@@ -65,7 +67,7 @@ class Mutant:
         """Yield a folder with this mutant and the tests."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            # With the byte code: its time stamps stay those of the sources.
+            # The copied .pyc files stay valid, because copytree keeps modification times.
             shutil.copytree(REPOSITORY / "lifecycle", folder / "lifecycle")
             shutil.copy(REPOSITORY / "pyproject.toml", folder)
             (folder / "tests").symlink_to(REPOSITORY / "tests")
@@ -80,7 +82,7 @@ class Laboratory:
     """Runs tests against mutants."""
 
     def __enter__(self) -> Self:
-        # The plugins of pytest take longer than the tables.
+        # Loading the plugins of pytest takes longer than the tests.
         environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._server = subprocess.Popen(
             [sys.executable, Path(__file__).with_name("fork_server.py")],
@@ -105,7 +107,7 @@ class Laboratory:
         return output.strip()
 
     def tables(self, mutant: Mutant) -> str:
-        """Run the tables over `decide` against a mutant.
+        """Run the tests of `decide` against a mutant.
 
         Returns:
             The first failure; "" if there is none.
@@ -193,7 +195,7 @@ SCHEDULES: Final = (
     ),
     Mutant(
         guarantee="Never 6",
-        name="does not stand down for a later pod",
+        name="keeps writing the record although a later pod owns the name",
         file="dns_watch/records.py",
         old="    for successor in successors:\n",
         new="    for successor in successors[:0]:\n",
@@ -225,7 +227,7 @@ SCHEDULES: Final = (
     ),
     Mutant(
         guarantee="Healing",
-        name="heals after one observation of a loss",
+        name="replaces the key after one report that the node is missing",
         file="dns_watch/healing.py",
         old="        and losses.observations >= CONFIRMING_OBSERVATIONS\n"
         "        and now.monotonic_s - losses.since_s >= CONFIRMING_S\n",
@@ -234,7 +236,7 @@ SCHEDULES: Final = (
     ),
     Mutant(
         guarantee="Healing",
-        name="assumes that the key of the metadata is in the file",
+        name="assumes that the key file contains the key that the metadata names",
         file="dns_watch/healing.py",
         old=" and check.is_in_file:\n",
         new=":\n",
@@ -345,7 +347,7 @@ DECISIONS: Final = (
     ),
     Mutant(
         guarantee="Backoff",
-        name="looks for its node every second",
+        name="polls for its node every second",
         file=SCHEDULE,
         old="doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)",
         new="1.0",
@@ -359,7 +361,7 @@ DECISIONS: Final = (
     ),
     Mutant(
         guarantee="Health",
-        name="reports a record as in sync before its change is confirmed",
+        name="reports a record as in sync before Cloudflare has accepted the change",
         file=RECORDS,
         old="    state = replace(state, records=out_of_sync(pending, "
         '"the record is out of sync and has not been updated yet"))\n',
@@ -367,7 +369,7 @@ DECISIONS: Final = (
     ),
     Mutant(
         guarantee="Health",
-        name="keeps what it compared when the node is another",
+        name="keeps the comparison of the records after a change of node",
         file=SCHEDULE,
         old="    return replace(state.records, compared=None)\n",
         new="    return state.records\n",

@@ -27,8 +27,8 @@ HANGS_AFTER_S = 60.0
 # Version, users, nodes, the node, its deletion, the read after it, the key.
 REQUESTS = 7
 
-# What dns-watch asks, and whether it is done by then, which makes a difference for the one write alone: the users, the
-# nodes, the version and the API keys; the records, and the one that is missing.
+# The requests of dns-watch, and if they are executed before the kill, which matters for the write only: users,
+# nodes, version and API keys; the records, and the missing one.
 WATCH_REQUESTS = [
     *(("headscale", number, True) for number in range(4)),
     ("cloudflare", 0, True),

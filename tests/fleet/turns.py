@@ -11,7 +11,7 @@ from tests.world import Clock
 
 
 class Turns(Clock):
-    """Simulated time, shared by threads of which only one runs at a time."""
+    """A clock shared by threads of which only one runs at a time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A small Headscale: its admin API in every release's dialect, over a tailnet that tests can shape."""
+"""Simulates Headscale's admin API in the dialect of each release. Tests control its objects through `Tailnet`."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _routes(version: str) -> Router[tuple[str, bool]]:
 
 
 class _AnsweredError(Exception):
-    """A request that is answered before a handler is called."""
+    """A request whose response is not in the format of Headscale's errors."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(str(response.status))
@@ -212,7 +212,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
         Raises:
             RefusedError: no handler exists.
-            _AnsweredError: the same, with a response in another format than errors.
+            _AnsweredError: no handler exists, or the API key is wrong, and the release responds in another format.
         """
         dialect = self.dialect
         gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
@@ -263,7 +263,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Rows as JSON -------------------------------------------------------------------------------
 
     def _time(self, instant: datetime, *, row: int | None = None) -> str:
-        """Serialize an instant. One of the server's own clock has digits below the microsecond."""
+        """Serialize an instant. A time that the server set itself has nanoseconds, which depend on the row."""
         return time_text(self.dialect, instant, nanos=0 if row is None else row * 37 % 1000)
 
     def _user_json(self, user: User) -> dict[str, Any]:
