@@ -62,7 +62,7 @@ VALUES = {
     "REQUESTS_CA_BUNDLE": ("/no/such/file",),
     "CURL_CA_BUNDLE": ("/no/such/file",),
     "WEBSOCKET_CLIENT_CA_BUNDLE": ("/no/such/file",),
-    "KUBECONFIG": ("/no/such/file", "empty", "socks.yaml", "malformed-proxy.yaml", "proxy.yaml"),
+    "KUBECONFIG": ("/no/such/file", "/", "empty", "socks.yaml", "malformed-proxy.yaml", "proxy.yaml"),
     "KUBERNETES_SERVICE_HOST": ("nonsense",),
     "NETRC": ("/no/such/file",),
 }

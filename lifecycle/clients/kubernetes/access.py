@@ -128,6 +128,10 @@ def _kubeconfig(
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
         # Not chained: the exception can contain parts of the file, such as keys.
         raise ConfigError("The kubeconfig (KUBECONFIG, or ~/.kube/config) is malformed.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"The kubeconfig (KUBECONFIG, or ~/.kube/config) cannot be read ({error.strerror})."
+        ) from None
     name, user = context["name"], context["context"].get("user", "")
     if not configuration.verify_ssl:
         raise ConfigError(
