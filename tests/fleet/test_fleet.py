@@ -131,7 +131,8 @@ def test_pods_that_start_together_wait_when_rate_limited(
     # Each pod is rejected at most once in cleanup and twice in dns-watch, because it honors Retry-After.
     assert start.throttled <= pods * 3
     after = [at for at in start.cloudflare.requested_at if at > WINDOW_S + 10]
-    assert busiest(after, 1) <= 25
+    # Without jitter, all of them would return in the same second.
+    assert busiest(after, 1) <= pods // 3
 
 
 @pytest.mark.parametrize("sidecars", [100, pytest.param(1000, marks=pytest.mark.full)])
