@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.certificates import PrivateAuthority
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.commands import Pod, Running
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -43,27 +43,18 @@ def require_mount_namespace() -> None:
 
 
 class Authority:
-    """A self-signed certificate for loopback.
+    """An authority without a key usage extension, as some clusters have, and a server on loopback.
+
+    Python 3.13, which the image has, refuses such an authority by default.
 
     Args:
-        folder: an empty folder for the certificate and its key.
+        folder: for the certificates and keys.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.certificate = folder / "ca.crt"
-        key = folder / "tls.key"
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-                *("-days", "2", "-subj", "/CN=kubernetes", "-addext", "subjectAltName=IP:127.0.0.1"),
-                *("-addext", "keyUsage=critical,digitalSignature,keyCertSign"),
-                *("-keyout", str(key), "-out", str(self.certificate)),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.server.load_cert_chain(self.certificate, key)
+        authority = PrivateAuthority(folder, has_key_usage=False)
+        self.certificate = authority.certificate
+        self.server = authority.server()
 
 
 class ClusterPod(Pod):
