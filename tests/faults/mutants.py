@@ -1,6 +1,6 @@
 """Mutants: small changes to the program that each break one guarantee, with the fastest test that detects each.
 
-The guarantees "Never 1" to "Never 8" are described in tests/test_nevers.py.
+The glossary in docs/architecture.md describes the guarantees "Never 1" to "Never 8".
 
 `python -m tests.faults.mutants` finds the first random schedule that detects each mutant in SCHEDULES.
 """
