@@ -19,8 +19,8 @@ class CleanupConfig:
     Attributes:
         tags: tags of our pre-auth keys.
         key_spec: returns the pre-auth key to create for a user.
-        keep_node: the node that the state Secret names is kept.
-        leave_one_record: one stale record of each type stays, so that the name keeps resolving.
+        keep_node: keep the node that the state Secret names.
+        leave_one_record: leave one stale record of each type, so that the name keeps resolving.
     """
 
     hostname: str
@@ -68,8 +68,8 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class NothingKept:
-    """No node is kept, although the settings ask for it; every node of ours is deleted."""
+class NoKeptNode:
+    """Why no node is kept although NODE_POLICY is keep. Every node of ours is deleted."""
 
     reason: str
 
@@ -80,14 +80,14 @@ class Plan:
 
     Attributes:
         records: planned again from a new list of nodes directly before it is applied.
-        kept: the node that stays or the reason why none does; None if none is to be kept.
+        kept: the kept node, or why there is none; None unless NODE_POLICY=keep.
         foreign: nodes with our hostname that are not ours; they stay.
     """
 
     nodes: tuple[DeleteNode, ...]
     key: WriteFreshKey
     records: tuple[DeleteRecord, ...]
-    kept: Node | NothingKept | None
+    kept: Node | NoKeptNode | None
     foreign: tuple[Node, ...]
 
 
@@ -95,13 +95,13 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     """Decide what is to be changed; the time is by Headscale's clock.
 
     Raises:
-        NameTakenError: another owner of this program uses the name.
+        NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
     """
     refuse_taken_name(seen.records or (), identity=config.records)
     identity = config.node_identity(seen.user)
     kept = None
     if config.keep_node:
-        kept = choose_kept(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
+        kept = find_kept_node(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
     kept_node = kept if isinstance(kept, Node) else None
     deletions = plan_nodes(seen.nodes, identity=identity, kept=kept_node.id if kept_node else None)
     deleted = {change.node.id for change in deletions}
@@ -120,22 +120,22 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     )
 
 
-def choose_kept(
+def find_kept_node(
     nodes: Iterable[Node], *, identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
-) -> Node | NothingKept:
-    """Choose the node that comes back with the state that tailscale saved in a Secret, if the Secret exists."""
+) -> Node | NoKeptNode:
+    """Find the node that tailscale will use again, because its state Secret contains the node's id and keys."""
     if state is None:
-        return NothingKept("the Secret does not exist")
+        return NoKeptNode("the Secret does not exist")
     if not state.node_id:
-        return NothingKept("the Secret contains no device_id: no node has registered with it, or its last start failed")
+        return NoKeptNode("the Secret contains no device_id: no node has registered with it, or its last start failed")
     node = next((node for node in nodes if node.id == state.node_id), None)
     if node is None:
-        return NothingKept(f"Headscale has no node {state.node_id}")
+        return NoKeptNode(f"Headscale has no node {state.node_id}")
     if state.machine_key not in (None, node.machine_key):
         # Headscale assigns an id again after its database was restored from a backup.
-        return NothingKept(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
+        return NoKeptNode(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
     reason = _why_not_kept(node, identity=identity, version=version, now=now)
-    return NothingKept(f"node {node.id} {reason}") if reason else node
+    return NoKeptNode(f"node {node.id} {reason}") if reason else node
 
 
 def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: datetime) -> str:
@@ -169,10 +169,10 @@ def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node
 
 
 def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) -> None:
-    """Stop before anything is changed if another owner of this program uses the name.
+    """Stop before anything is changed if another instance of this program, with another DNS_OWNER, uses the name.
 
     Raises:
-        NameTakenError: naming the record and the other owner.
+        NameTakenError: the message names the record and the other owner.
     """
     for record in sorted(records, key=lambda record: record.id):
         if identity.is_marked_by_another(record):
@@ -187,19 +187,23 @@ def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) ->
 def plan_stale_records(
     records: Iterable[Record], remaining: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find the records of ours that do not point to a node of ours.
+    """Find our stale records: those whose address none of our remaining nodes has.
 
     Args:
         remaining: every node of the tailnet that is not deleted.
         user: the owner of our nodes.
     """
     identity = config.node_identity(user)
-    staying: list[IpAddress] = []
-    others: list[IpAddress] = []
+    our_addresses: list[IpAddress] = []
+    other_addresses: list[IpAddress] = []
     for node in remaining:
-        (staying if identity.owns_node(node) else others).extend(node.addresses)
+        (our_addresses if identity.owns_node(node) else other_addresses).extend(node.addresses)
     return plan_records(
-        records, identity=config.records, staying=staying, others=others, leave_one=config.leave_one_record
+        records,
+        identity=config.records,
+        our_addresses=our_addresses,
+        other_addresses=other_addresses,
+        leave_one=config.leave_one_record,
     )
 
 
@@ -207,26 +211,26 @@ def plan_records(
     records: Iterable[Record],
     *,
     identity: RecordIdentity,
-    staying: Sequence[IpAddress],
-    others: Iterable[IpAddress],
+    our_addresses: Sequence[IpAddress],
+    other_addresses: Iterable[IpAddress],
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Find the records of ours that do not point to an address that stays, in ascending order of id.
+    """Find our stale records, whose address none of our nodes has, in ascending order of id.
 
     Args:
-        staying: addresses of our nodes that stay.
-        others: addresses of other nodes.
+        our_addresses: addresses of our nodes that are not deleted.
+        other_addresses: addresses of other nodes.
         leave_one: leave one stale record of each type for dns-watch to update, so that the name keeps resolving.
             A record whose address belongs to another node is never left.
     """
-    taken = set(others)
+    taken = set(other_addresses)
     ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
     # If a valid record stays, the name resolves without a stale one.
-    left = {record.type for record in ours if record.address in staying}
+    left = {record.type for record in ours if record.address in our_addresses}
     changes = []
     for record in ours:
         is_taken = record.address in taken
-        if record.address in staying:
+        if record.address in our_addresses:
             continue
         if leave_one and record.type not in left and not is_taken:
             left.add(record.type)

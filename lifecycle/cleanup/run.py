@@ -12,7 +12,7 @@ import structlog
 
 from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
-from lifecycle.cleanup.plan import CleanupConfig, NothingKept, Observation, Plan, plan_cleanup, plan_stale_records
+from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_stale_records
 from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.expiry import api_key_warning, node_warning
 from lifecycle.domain.model import Node
@@ -107,7 +107,7 @@ class Cleanup:
             log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
         secret = self.settings.ts_kube_secret
         match plan.kept:
-            case NothingKept(reason):
+            case NoKeptNode(reason):
                 log.warning("node.not_kept", secret=secret, reason=reason, advice="the pod will get another address")
             case Node() as node:
                 log.info("node.kept", node_id=node.id, hostname=node.hostname, reason=f"Secret {secret} names it")

@@ -1,4 +1,4 @@
-"""NODE_POLICY=keep: which node stays, and that nothing is deleted if that is uncertain."""
+"""NODE_POLICY=keep: the node in tailscale's state Secret is not deleted. If it cannot be read, nothing is deleted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.observe import saved_state
-from lifecycle.cleanup.plan import NothingKept, choose_kept
+from lifecycle.cleanup.plan import NoKeptNode, find_kept_node
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
@@ -31,11 +31,11 @@ Events = list[Any]
 
 
 def kept(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **state: str) -> str:
-    """Return the id of the node that stays, or the reason why none does."""
+    """Return the id of the kept node, or the reason why there is none."""
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    found = choose_kept(nodes, identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
+    found = find_kept_node(nodes, identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
     return found.id if isinstance(found, Node) else found.reason
 
 
@@ -79,8 +79,8 @@ def test_id_is_compared_as_a_whole(device_id: str) -> None:
 
 
 def test_missing_secret_names_no_node() -> None:
-    found = choose_kept([a_node(3)], identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
-    assert isinstance(found, NothingKept)
+    found = find_kept_node([a_node(3)], identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
+    assert isinstance(found, NoKeptNode)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_missing_secret_names_no_node() -> None:
 def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
     version: str, key_user: User | None, stays: bool
 ) -> None:
-    """Real servers of 0.28 never accept a node again whose key has tags and no user."""
+    """Headscale 0.28 does not let a node log in again if its key has tags and no user."""
     node = a_node(3, user=None, tags=["tag:svc"], key_user=key_user)
     assert (kept(node, version=version) == "3") is stays
 
@@ -111,7 +111,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterWorld:
     return ClusterWorld(monkeypatch, tmp_path)
 
 
-def a_kept_world(world: ClusterWorld) -> SimulatedNode:
+def add_kept_node(world: ClusterWorld) -> SimulatedNode:
     """Add the node, record and state of a workload, and one older node."""
     world.headscale.add_node(NAME, user=USER, online=False)
     node = world.headscale.add_node(NAME, user=USER, online=False)
@@ -137,22 +137,22 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     version: str, access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: Events
 ) -> None:
     world = ClusterWorld(monkeypatch, tmp_path, version)
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     cleanup(world, **(by_api if access == "api" else {})).run()
     assert [left.id for left in world.headscale.nodes] == [node.id]
     assert world.records() == {f"A {node.address}": MARK}
     assert world.cloudflare.writes == []
     assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(node.id), "3")
-    # The fresh key is for a node that was deleted in Headscale.
+    # The fresh key works if the kept node is deleted in Headscale later.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = named(events, "node.kept")
     assert event["node_id"] == str(node.id)
 
 
-@pytest.mark.parametrize("interface", [True, False], ids=["with-an-interface", "without"])
+@pytest.mark.parametrize("interface", [True, False], ids=["with-an-interface", "without-an-interface"])
 def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world: ClusterWorld) -> None:
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     cleanup(world).run()
     world.headscale.connect(node.id)
     watch = world.watch(Interface(*node.addresses) if interface else Interface(None))
@@ -163,7 +163,7 @@ def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world
 
 def test_stale_duplicate_of_the_kept_nodes_record_is_deleted(world: ClusterWorld) -> None:
     """DNS_CLEANUP=keep leaves no stale record beside a valid one."""
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     world.add_record("100.64.99.1", ttl=60, comment=MARK)
     cleanup(world, DNS_CLEANUP="keep").run()
     assert world.records() == {f"A {node.address}": MARK}
@@ -179,7 +179,7 @@ def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
 
 
 def test_replace_does_not_read_the_secret(world: ClusterWorld) -> None:
-    a_kept_world(world)
+    add_kept_node(world)
     world.cleanup(TS_KUBE_SECRET=STATE_SECRET).run()
     assert world.hostnames == []
     assert not [exchange.path for exchange in world.kubernetes.requests if "/secrets/" in exchange.path]
@@ -191,7 +191,7 @@ def test_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
 
 
 def test_only_the_one_secret_is_read(world: ClusterWorld) -> None:
-    a_kept_world(world)
+    add_kept_node(world)
     cleanup(world).run()
     read = {exchange.path for exchange in world.kubernetes.requests if "/secrets" in exchange.path}
     assert read == {f"/api/v1/namespaces/{NAMESPACE}/secrets/{STATE_SECRET}"}
@@ -212,7 +212,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: ClusterWorld, events: Events) -> None:
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
     cleanup(world).run()
     assert [left.id for left in world.headscale.nodes] == [node.id]
@@ -221,7 +221,7 @@ def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: Cl
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
-    a_kept_world(world)
+    add_kept_node(world)
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
     with pytest.raises(TransientError):
         cleanup(world).run()
@@ -230,7 +230,7 @@ def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world:
 
 
 def test_missing_permission_is_reported_with_its_rule(world: ClusterWorld) -> None:
-    a_kept_world(world)
+    add_kept_node(world)
     world.kubernetes.allow_nothing()
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     with pytest.raises(TransientError) as raised:
@@ -243,7 +243,7 @@ def test_missing_permission_is_reported_with_its_rule(world: ClusterWorld) -> No
 
 def test_permission_that_is_granted_late_is_enough(world: ClusterWorld) -> None:
     """The RoleBinding is often applied after the pod."""
-    a_kept_world(world)
+    add_kept_node(world)
     world.kubernetes.allow_nothing()
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     world.clock.at(20, lambda: world.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET)))
@@ -254,7 +254,7 @@ def test_permission_that_is_granted_late_is_enough(world: ClusterWorld) -> None:
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
 def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> None:
     """It must not be treated like an empty Secret, which means a first start."""
-    a_kept_world(world)
+    add_kept_node(world)
     world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
     with pytest.raises(ResponseError, match="Kubernetes"):
         cleanup(world).run()
@@ -262,7 +262,7 @@ def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> Non
 
 
 def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorld, events: Events) -> None:
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     command = cleanup(world)
     world.headscale.delete_node(node.id)
     command.run()
@@ -273,7 +273,7 @@ def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorl
 @pytest.mark.parametrize("access", ["url", "exec"])
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
 def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, skew: timedelta, access: str) -> None:
-    node = a_kept_world(world)
+    node = add_kept_node(world)
     world.headscale.expire_node(node.id, world.clock.true_now() + timedelta(days=30 if skew > timedelta() else -30))
     world.clock.skew = skew
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
@@ -281,7 +281,7 @@ def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, ske
     assert (metadata(world)["kept_node_id"] == str(node.id)) is (skew > timedelta())
 
 
-# --- Ids that are assigned again ----------------------------------------------------------------------
+# --- Node ids that Headscale assigns again ----------------------------------------------------------------------
 
 # Source: RFC 7748, section 6.1.
 PRIVATE_KEY = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"
