@@ -71,14 +71,14 @@ class Clock:
         """Schedule an action this many seconds after the start."""
         heappush(self._due, (elapsed_s, next(self._order), action))
 
-    def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
-        """Advance the clock, until an action ends the sleep."""
+    def sleep(self, seconds: float, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
+        """Advance the clock by this long, or until a scheduled action interrupts the sleep."""
         until = self.elapsed_s + seconds
         while self._due and self._due[0][0] <= until:
             at, _, action = heappop(self._due)
             self.elapsed_s = max(self.elapsed_s, at)
             action()
-            if awoken():
+            if is_interrupted():
                 return
         self.elapsed_s = until
 
@@ -101,7 +101,7 @@ class StopAt(Event):
         """Sleep, at most until it is set."""
         seconds = timeout or 0.0
         self.waits.append(seconds)
-        self._clock.sleep(seconds, awoken=self.is_set)
+        self._clock.sleep(seconds, is_interrupted=self.is_set)
         if self._at is not None and self._clock.elapsed_s >= self._at:
             self.set()
         return self.is_set()
@@ -216,7 +216,7 @@ class World:
             # The clock always advances a little: a loop without waits would never end.
             wait_s = max(watch.run_pass(), 0.001)
             if not watch.interface_changed():
-                self.clock.sleep(min(wait_s, until - self.clock.elapsed_s), awoken=watch.interface_changed)
+                self.clock.sleep(min(wait_s, until - self.clock.elapsed_s), is_interrupted=watch.interface_changed)
 
     def run_together(self, *watches: DnsWatch, seconds: float) -> None:
         """Run several concurrently for this long, each pass when it is due."""

@@ -675,7 +675,7 @@ class Engine:
         later = VERSIONS[VERSIONS.index(self.world.headscale.version) :][1:2]
         if later:
             self.world.headscale.upgrade(later[0])
-            if not self.world.headscale.takes_api_key:
+            if not self.world.headscale.accepts_api_key:
                 self._api_key_renewed(step)
             self.clock.at(self.clock.elapsed_s + RECONNECT_S, self._reconnect)
 

@@ -12,6 +12,7 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import TransientError
+from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import (
     BCRYPT_S,
     CLOUDFLARE_S,
@@ -23,7 +24,6 @@ from tests.fleet.fleet import (
     busiest,
     route_through,
 )
-from tests.fleet.turns import Turns
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.tally import figure
 from tests.world import USER, Clock, Interface
@@ -45,7 +45,7 @@ class SimultaneousStart:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, folder: Path, pods: int, *, used: int, **variables: str
     ) -> None:
-        self.clock = Turns()
+        self.clock = CooperativeClock()
         self.world = FleetWorld(monkeypatch, folder, clock=self.clock, **variables)
         world = self.world
         world.cloudflare.limit(LIMIT - used, timedelta(seconds=WINDOW_S))

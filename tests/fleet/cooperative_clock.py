@@ -1,4 +1,4 @@
-"""A simulated clock for hundreds of threads: one thread runs at a time, and yields when it sleeps."""
+"""A simulated clock for hundreds of threads, scheduled cooperatively: only one runs, until it sleeps."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from threading import Semaphore, Thread, current_thread
 from tests.world import Clock
 
 
-class Turns(Clock):
-    """A clock shared by threads of which only one runs at a time."""
+class CooperativeClock(Clock):
+    """A simulated clock that wakes one thread at a time, in the order of their due times."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sleepers: list[tuple[float, int, Semaphore]] = []
-        self._tickets = count()
+        self._order = count()
         self._yielded = Semaphore(0)
-        self._own: dict[Thread, Semaphore] = {}
+        self._semaphores: dict[Thread, Semaphore] = {}
         self._errors: list[BaseException] = []
 
-    def sleep(self, seconds: float, *, awoken: Callable[[], bool] = lambda: False) -> None:
+    def sleep(self, seconds: float, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
         """Let other threads run until the simulated time has advanced."""
-        own = self._own.get(current_thread())
-        if own is None:
-            # Threads that are not scheduled here, such as helper threads of a program, take no simulated time.
+        semaphore = self._semaphores.get(current_thread())
+        if semaphore is None:
+            # A thread that `run` did not start, such as a background thread of a program, does not wait.
             return
-        heappush(self._sleepers, (self.elapsed_s + seconds, next(self._tickets), own))
+        heappush(self._sleepers, (self.elapsed_s + seconds, next(self._order), semaphore))
         self._yielded.release()
-        own.acquire()
+        semaphore.acquire()
 
     def run(self, programs: Iterable[Callable[[], None]]) -> None:
         """Run all programs concurrently until the last one ends, then raise the first error."""
         for program in programs:
             thread = Thread(target=self._begin, args=(program,), daemon=True)
-            own = self._own[thread] = Semaphore(0)
-            heappush(self._sleepers, (self.elapsed_s, next(self._tickets), own))
+            semaphore = self._semaphores[thread] = Semaphore(0)
+            heappush(self._sleepers, (self.elapsed_s, next(self._order), semaphore))
             thread.start()
         while self._sleepers:
-            self.elapsed_s, _, sleeper = heappop(self._sleepers)
-            sleeper.release()
+            self.elapsed_s, _, semaphore = heappop(self._sleepers)
+            semaphore.release()
             self._yielded.acquire()
         if self._errors:
             raise self._errors[0]
 
     def _begin(self, program: Callable[[], None]) -> None:
-        self._own[current_thread()].acquire()
+        self._semaphores[current_thread()].acquire()
         try:
             program()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread of the test
