@@ -1,8 +1,8 @@
-"""Mutants: small changes to the program that each break one guarantee, with the fastest test that detects each.
+"""Mutants: small changes to the program that each break one guarantee. The tests have to detect every one.
 
 The glossary in docs/architecture.md describes the guarantees "Never 1" to "Never 8".
 
-`python -m tests.faults.mutants` finds the first random schedule that detects each mutant in SCHEDULES.
+`python -m tests.faults.mutants` finds the first random schedule that detects each mutant in SCHEDULE_MUTANTS.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final, Self
 
 REPOSITORY: Final = Path(__file__).parent.parent.parent
 
-# Far beyond the seeds that are known to detect a mutant.
+# Many more than the seeds that are known to detect a mutant.
 SEEDS: Final = 500
 
 # Prints the first seed of a range whose schedule fails, and the invariant.
@@ -36,7 +36,7 @@ for seed in range({start}, {stop}):
         break
 """
 
-RUN_TABLES: Final = """
+RUN_DECISION_TESTS: Final = """
 import sys
 import pytest
 sys.exit(pytest.main(["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "tests/dns_watch/test_decide.py"]))
@@ -45,14 +45,15 @@ sys.exit(pytest.main(["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "tes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One broken guarantee.
+    """One change to the program, which breaks one guarantee.
 
     Attributes:
-        guarantee: the broken one.
-        name: what the program does instead.
+        guarantee: the guarantee that it breaks.
+        name: what the changed program does.
         file: below lifecycle/.
-        old: occurs exactly once in the file.
-        seed: the first schedule that detects it; None = the tests of `decide` do.
+        old: the text to replace, which occurs exactly once in the file.
+        new: the replacement.
+        seed: the first random schedule that detects it; None if the tests of `decide` detect it.
     """
 
     guarantee: str
@@ -63,8 +64,8 @@ class Mutant:
     seed: int | None = None
 
     @contextmanager
-    def program(self) -> Iterator[Path]:
-        """Yield a folder with this mutant and the tests."""
+    def applied(self) -> Iterator[Path]:
+        """Yield a folder with the changed program and the tests."""
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             # The copied .pyc files stay valid, because copytree keeps modification times.
@@ -78,8 +79,8 @@ class Mutant:
             yield folder
 
 
-class Laboratory:
-    """Runs tests against mutants."""
+class MutantRunner:
+    """Runs tests against mutants, in forks of one process that has imported the libraries."""
 
     def __enter__(self) -> Self:
         # Loading the plugins of pytest takes longer than the tests.
@@ -96,7 +97,7 @@ class Laboratory:
     def __exit__(self, *_error: object) -> None:
         self._server.communicate()
 
-    def schedules(self, mutant: Mutant, seeds: range) -> str:
+    def run_schedules(self, mutant: Mutant, seeds: range) -> str:
         """Run schedules against a mutant.
 
         Returns:
@@ -106,28 +107,28 @@ class Laboratory:
         assert status == 0, output
         return output.strip()
 
-    def tables(self, mutant: Mutant) -> str:
+    def run_decision_tests(self, mutant: Mutant) -> str:
         """Run the tests of `decide` against a mutant.
 
         Returns:
             The first failure; "" if there is none.
         """
-        status, output = self._run(mutant, RUN_TABLES)
-        # Anything but a failed test, such as a syntax error, proves nothing.
+        status, output = self._run(mutant, RUN_DECISION_TESTS)
+        # Only a failed test counts as detection. A syntax error, for example, does not.
         assert status in {0, 1}, output
         return output if status == 1 else ""
 
     def _run(self, mutant: Mutant, code: str) -> tuple[int, str]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        with mutant.program() as folder:
+        with mutant.applied() as folder:
             self._server.stdin.write(json.dumps({"folder": str(folder), "code": code}) + "\n")
             self._server.stdin.flush()
             done = json.loads(self._server.stdout.readline())
         return done["status"], done["output"]
 
 
-SCHEDULES: Final = (
+SCHEDULE_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
         name="owns records with any mark of this program",
@@ -291,78 +292,78 @@ SCHEDULES: Final = (
     ),
 )
 
-DECIDE: Final = "dns_watch/decide.py"
-RECORDS: Final = "dns_watch/records.py"
-SCHEDULE: Final = "dns_watch/schedule.py"
+DECIDE_FILE: Final = "dns_watch/decide.py"
+RECORDS_FILE: Final = "dns_watch/records.py"
+SCHEDULE_FILE: Final = "dns_watch/schedule.py"
 
-DECISIONS: Final = (
+DECISION_MUTANTS: Final = (
     Mutant(
         guarantee="Never 1",
         name="changes records next to a foreign one",
-        file=RECORDS,
+        file=RECORDS_FILE,
         old="    if plan.in_the_way:\n",
         new="    if False:\n",
     ),
     Mutant(
         guarantee="Never 1",
         name="publishes a node without a publishable address",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="    if not specs:\n        reason = why_unpublishable(node, config)\n",
         new="    if False:\n        reason = why_unpublishable(node, config)\n",
     ),
     Mutant(
         guarantee="Never 3",
         name="counts a failed lookup as an observation of a loss",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="        heal=inconclusive(state.heal),\n",
         new="        heal=state.heal,\n",
     ),
     Mutant(
         guarantee="Never 8",
         name="gives up after its node was registered",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="    if state.node is not None or not 0 < config.max_retries <= state.lookups:\n",
         new="    if not 0 < config.max_retries <= state.lookups:\n",
     ),
     Mutant(
         guarantee="Never 8",
         name="gives up one lookup too late",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="not 0 < config.max_retries <= state.lookups",
         new="not 0 < config.max_retries < state.lookups",
     ),
     Mutant(
         guarantee="Backoff",
         name="does not count failures of Headscale",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="    failures = state.failures + 1\n",
         new="    failures = 1\n",
     ),
     Mutant(
         guarantee="Backoff",
         name="ignores for how long Cloudflare asked to wait",
-        file=SCHEDULE,
+        file=SCHEDULE_FILE,
         old="    return is_outdated(records, specs, now) and now.monotonic_s >= records.not_before_s\n",
         new="    return is_outdated(records, specs, now)\n",
     ),
     Mutant(
         guarantee="Backoff",
         name="polls for its node every second",
-        file=SCHEDULE,
+        file=SCHEDULE_FILE,
         old="doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)",
         new="1.0",
     ),
     Mutant(
         guarantee="Backoff",
         name="polls over exec as often as over the API",
-        file=SCHEDULE,
+        file=SCHEDULE_FILE,
         old="    return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)\n",
         new="    return wait_s\n",
     ),
     Mutant(
         guarantee="Health",
         name="reports a record as in sync before Cloudflare has accepted the change",
-        file=RECORDS,
+        file=RECORDS_FILE,
         old="    state = replace(state, records=out_of_sync(pending, "
         '"the record is out of sync and has not been updated yet"))\n',
         new="    state = replace(state, records=replace(pending, in_sync=True))\n",
@@ -370,27 +371,27 @@ DECISIONS: Final = (
     Mutant(
         guarantee="Health",
         name="keeps the comparison of the records after a change of node",
-        file=SCHEDULE,
+        file=SCHEDULE_FILE,
         old="    return replace(state.records, compared=None)\n",
         new="    return state.records\n",
     ),
     Mutant(
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
-        file=DECIDE,
+        file=DECIDE_FILE,
         old="verified(state.records, specs, config, now, soon=created)",
         new="verified(state.records, specs, config, now)",
     ),
 )
 
-MUTANTS: Final = (*SCHEDULES, *DECISIONS)
+MUTANTS: Final = (*SCHEDULE_MUTANTS, *DECISION_MUTANTS)
 
 
 def main() -> None:
-    """Print the first seed that detects each mutant of the schedules."""
-    with Laboratory() as laboratory:
-        for mutant in SCHEDULES:
-            detected = laboratory.schedules(mutant, range(SEEDS)) or "NOT DETECTED"
+    """Print the first seed that detects each mutant in SCHEDULE_MUTANTS."""
+    with MutantRunner() as runner:
+        for mutant in SCHEDULE_MUTANTS:
+            detected = runner.run_schedules(mutant, range(SEEDS)) or "NOT DETECTED"
             print(f"{mutant.guarantee}: {mutant.name}: {detected}", flush=True)  # noqa: T201
 
 
