@@ -1,9 +1,10 @@
-"""One service's pod on a simulated world: its volume, its client, its interface and its `dns-watch`."""
+"""A pod with simulated upstreams: its volume, its tailscale client, its VPN interface and its `dns-watch`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from lifecycle.dns_watch.loop import DnsWatch
 from tests.builders import NAME
@@ -11,14 +12,26 @@ from tests.simulators.vpn_client import VpnClient
 from tests.world import Interface, World
 
 
+class Nodez(NamedTuple):
+    """What `/nodez` reports.
+
+    Attributes:
+        state: the state of the node.
+        restart_helps: whether a restart of the tailscale container brings the node back.
+    """
+
+    state: str
+    restart_helps: bool
+
+
 class Pod:
-    """A pod of the workload; nothing happens before `start`.
+    """A pod of the workload. Nothing runs before `start`.
 
     Args:
-        world: where it lives.
-        folder: holds its volume and its client's state; not there yet.
+        world: its upstreams and its clock.
+        folder: for its volume and its client's state; it is created.
         settings: of both commands.
-        kernel: whether its client has an interface; in user space it has none.
+        kernel: whether the client creates a VPN interface; in userspace mode it does not.
     """
 
     def __init__(
@@ -34,7 +47,7 @@ class Pod:
         self.watch = self.new_watch()
 
     def new_watch(self, **settings: str) -> DnsWatch:
-        """Replace its dns-watch with one that remembers nothing."""
+        """Replace its dns-watch with a new process, which has no state."""
         self.watch = self.world.watch(self.interface, **(self.settings | settings))
         return self.watch
 
@@ -43,13 +56,13 @@ class Pod:
         self.world.cleanup(**self.settings).run()
 
     def join(self) -> None:
-        """Start the client, or start it again."""
+        """Start or restart the tailscale client, which registers a node."""
         registered = self.client.start()
         if self._kernel:
             self.interface.show(*registered.addresses)
 
     def start(self) -> None:
-        """Run cleanup, and start the client. dns-watch does not run yet."""
+        """Run cleanup and start the tailscale client. dns-watch does not run yet."""
         self.cleanup()
         self.join()
 
@@ -57,8 +70,8 @@ class Pod:
         """Run dns-watch for this long."""
         self.world.run(self.watch, seconds)
 
-    def run_until(self, nodez: tuple[str, bool], *, within_s: float) -> None:
-        """Run it until `/nodez` reports this."""
+    def run_until(self, nodez: Nodez, *, within_s: float) -> None:
+        """Run dns-watch until `/nodez` reports this."""
         until = self.world.clock.elapsed_s + within_s
         while self.nodez != nodez:
             assert self.world.clock.elapsed_s < until, self.nodez
@@ -66,13 +79,13 @@ class Pod:
 
     @property
     def node_id(self) -> int:
-        """Its client's node."""
+        """The id of its node."""
         assert self.client.node_id is not None
         return self.client.node_id
 
     @property
     def address(self) -> str:
-        """Its client's IPv4 address."""
+        """The IPv4 address of its node."""
         return self.client.addresses[0]
 
     @property
@@ -86,7 +99,7 @@ class Pod:
         return self.key_file.read_text()
 
     @property
-    def nodez(self) -> tuple[str, bool]:
-        """Return what `/nodez` reports: the state, and whether a restart of the client helps."""
+    def nodez(self) -> Nodez:
+        """Return what `/nodez` reports."""
         status = self.watch.status
-        return status.node_state, status.restart_helps
+        return Nodez(status.node_state, status.restart_helps)

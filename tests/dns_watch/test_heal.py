@@ -15,7 +15,7 @@ from lifecycle.dns_watch.nodes import Hints, why_missing
 from lifecycle.dns_watch.state import KnownNode
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
-from tests.dns_watch.pods import Pod
+from tests.dns_watch.pods import Nodez, Pod
 from tests.simulators.faults import answer, drop, garbage, html, lacking, refuse
 from tests.world import World, named, names
 
@@ -84,9 +84,9 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     delete_node(pod)
 
     pod.run(55)
-    assert (pod.nodez, pod.key, keys(world)) == (("waiting", False), old_key, 1)
+    assert (pod.nodez, pod.key, keys(world)) == (Nodez("waiting", restart_helps=False), old_key, 1)
     pod.run(60)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
     assert pod.restart_marker.exists()
     assert pod.key != old_key
     assert world.usable_keys().count(pod.key) == 1
@@ -98,7 +98,7 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     pod.join()
     pod.run(60)
     assert pod.node_id != old_id
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
     assert not pod.restart_marker.exists()
     assert [event["after"] for event in named(events, "node.returned")] == ["gone"]
     assert keys(world) == 2
@@ -119,12 +119,12 @@ def test_a_node_whose_id_belongs_to_another_machine_comes_back(
     assert other.id == old_id
 
     pod.run(130)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
     assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
     assert pod.key != old_key
     pod.join()
     pod.run(60)
-    assert pod.nodez == ("registered", False)
+    assert pod.nodez == Nodez("registered", restart_helps=False)
     assert published(world) == [pod.address] != [other.address]
     assert [node.name for node in world.headscale.nodes] == ["laptop", "printer", NAME]
 
@@ -139,7 +139,7 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp
     other = world.headscale.create_key("svc")
     assert (other.id, other.key) == (1, world.headscale.keys[0].key)
 
-    pod.run_until(("gone", True), within_s=200)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
     assert pod.key != old_key
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
@@ -152,7 +152,7 @@ def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> 
     world.headscale.restore(backup)
     other = world.headscale.create_key("svc")
 
-    pod.run_until(("gone", True), within_s=200)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
 
@@ -171,31 +171,31 @@ def test_an_expired_node_comes_back_as_itself(
         # A client that has to log in shows no address.
         pod.interface.show()
     pod.run(130)
-    assert pod.nodez == ("expired", True)
+    assert pod.nodez == Nodez("expired", restart_helps=True)
     assert pod.key != old_key
     assert json.loads(pod.key_file.with_name("authkey.id").read_text())["kept_node_id"] == str(old_id)
 
     pod.join()
     assert (pod.node_id, pod.address) == (old_id, old_address)
     pod.run(60)
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
     assert len(world.cloudflare.writes) == writes
 
 
-@pytest.mark.parametrize(("skew", "nodez"), [(400, ("registered", False)), (-400, ("expired", True))])
-def test_expiry_is_compared_with_the_clock_of_headscale(
-    world: World, tmp_path: Path, skew: int, nodez: tuple[str, bool]
-) -> None:
+@pytest.mark.parametrize(
+    ("skew", "nodez"), [(400, Nodez("registered", restart_helps=False)), (-400, Nodez("expired", restart_helps=True))]
+)
+def test_expiry_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew: int, nodez: Nodez) -> None:
     """This machine's clock is wrong by 400 days; by Headscale's, the node has 30 days left, or expired 30 days ago."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"})
     pod.start()
     world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew > 0 else -30))
     world.clock.skew = timedelta(days=skew)
     pod.run(130)
-    assert (pod.nodez, keys(world)) == (nodez, 1 + nodez[1])
+    assert (pod.nodez, keys(world)) == (nodez, 1 + nodez.restart_helps)
     pod.new_watch()
     pod.watch.run_pass()
-    assert pod.watch.state.is_registered is not nodez[1]
+    assert pod.watch.state.is_registered is not nodez.restart_helps
 
 
 @pytest.mark.parametrize("skew", [400, -400])
@@ -204,7 +204,7 @@ def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, t
     world.clock.skew = timedelta(days=skew)
     delete_node(pod)
     pod.run(300)
-    assert (pod.nodez, keys(world)) == (("gone", True), 2)
+    assert (pod.nodez, keys(world)) == (Nodez("gone", restart_helps=True), 2)
 
 
 def test_a_key_that_was_never_stored_is_replaced(world: World, tmp_path: Path) -> None:
@@ -212,14 +212,14 @@ def test_a_key_that_was_never_stored_is_replaced(world: World, tmp_path: Path) -
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
-    pod.run_until(("gone", True), within_s=200)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
     pod.key_file.write_text(old_key)
     pod.new_watch()
-    pod.run_until(("gone", True), within_s=200)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
     pod.join()
-    pod.run_until(("registered", False), within_s=60)
+    pod.run_until(Nodez("registered", restart_helps=False), within_s=60)
 
 
 def test_a_restarted_dns_watch_recognises_the_loss_from_the_metadata(
@@ -231,11 +231,11 @@ def test_a_restarted_dns_watch_recognises_the_loss_from_the_metadata(
     delete_node(pod)
     pod.new_watch()
     pod.run(130)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
     assert pod.key != old_key
     pod.join()
     pod.run(60)
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
 
 
 def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Pat
     fresh = pod.key
     pod.new_watch()
     pod.run(130)
-    assert (pod.nodez, pod.key) == (("gone", True), fresh)
+    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=True), fresh)
     assert keys(world) == 2
 
 
@@ -260,10 +260,10 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     delete_node(pod)
     pod.run(130)
     assert pod.key != old_key
-    assert pod.nodez == ("waiting", False)
+    assert pod.nodez == Nodez("waiting", restart_helps=False)
     pod.join()
     pod.run(5)
-    assert pod.nodez == ("registered", False)
+    assert pod.nodez == Nodez("registered", restart_helps=False)
 
 
 def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_pat
     assert pod.key != old_key
     pod.join()
     pod.run(5)
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
 
 
 # --- Not healed -------------------------------------------------------------------------------------
@@ -353,10 +353,10 @@ def test_a_headscale_failure_is_not_a_lost_node(
     key, writes, number = pod.key, len(world.cloudflare.writes), keys(world)
     happen(world)
     pod.run(for_s)
-    assert pod.nodez[1] is False
+    assert pod.nodez.restart_helps is False
     world.headscale.faults.clear()
     pod.run(120)
-    assert pod.nodez == ("registered", False)
+    assert pod.nodez == Nodez("registered", restart_helps=False)
     assert (pod.key, keys(world), len(world.cloudflare.writes)) == (key, number, writes)
     assert "node.lost" not in names(events)
 
@@ -447,7 +447,7 @@ def test_without_self_heal_no_key_is_written(world: World, tmp_path: Path, event
     delete_node(pod)
     pod.run(8 * HOUR_S)
     assert (pod.key, keys(world)) == (key, number)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     (lost,) = named(events, "node.lost")
     assert "SELF_HEAL=true" in lost["advice"]
 
@@ -458,9 +458,9 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
     key = pod.key
     delete_node(pod)
     pod.run(120)
-    assert (pod.nodez, pod.key) == (("gone", True), key)
+    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=True), key)
     pod.run(HOUR_S)
-    assert (pod.nodez, pod.key) == (("gone", False), key)
+    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=False), key)
 
 
 def test_a_missing_key_volume_is_reported_once(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -471,7 +471,7 @@ def test_a_missing_key_volume_is_reported_once(world: World, tmp_path: Path, eve
     pod.run(30)
     delete_node(pod)
     pod.run(4 * HOUR_S)
-    assert (pod.nodez, keys(world)) == (("gone", False), number)
+    assert (pod.nodez, keys(world)) == (Nodez("gone", restart_helps=False), number)
     (complaint,) = named(events, "key_file.unwritable")
     assert "SELF_HEAL" in complaint["error"]
     assert not (tmp_path / "no-volume").exists()
@@ -483,7 +483,7 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
     pod.cleanup()
     pod.interface.show("100.64.99.1")
     pod.run(2 * HOUR_S)
-    assert pod.nodez == ("stranded", False)
+    assert pod.nodez == Nodez("stranded", restart_helps=False)
 
 
 def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World, tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World,
     pod.interface.show("100.64.99.1")
     pod.new_watch()
     pod.run(2 * HOUR_S)
-    assert (pod.nodez, pod.key) == (("waiting", False), key)
+    assert (pod.nodez, pod.key) == (Nodez("waiting", restart_helps=False), key)
 
 
 # --- One key at a time ------------------------------------------------------------------------------
@@ -551,7 +551,7 @@ def test_a_key_whose_response_was_lost_is_expired(
     assert world.headscale.faults.pending == 0
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
 
 
 def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -560,11 +560,11 @@ def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Pa
     delete_node(pod)
     world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
     pod.run(6 * HOUR_S)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     tries = [exchange for exchange in world.headscale.writes if exchange.path == "/api/v1/preauthkey"]
     assert 4 <= len(tries) <= 12
     world.headscale.faults.clear()
-    pod.run_until(("gone", True), within_s=2 * HOUR_S)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=2 * HOUR_S)
 
 
 def test_no_key_is_created_for_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -576,10 +576,10 @@ def test_no_key_is_created_for_an_unwritable_folder(world: World, tmp_path: Path
     blocked = pod.key_file.with_name(".authkey.tmp")
     blocked.mkdir()
     pod.run(HOUR_S)
-    assert (pod.nodez, pod.key, keys(world)) == (("gone", False), old_key, number)
+    assert (pod.nodez, pod.key, keys(world)) == (Nodez("gone", restart_helps=False), old_key, number)
     assert 2 <= len(named(events, "key_file.unwritable")) <= 8
     blocked.rmdir()
-    pod.run_until(("gone", True), within_s=2 * HOUR_S)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=2 * HOUR_S)
 
 
 # --- While it is healed -----------------------------------------------------------------------------
@@ -590,15 +590,15 @@ def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_pa
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
     pod.interface.show(None)
     pod.run(1)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     pod.interface.show()
     pod.run(45)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     pod.run(60)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
 
 
 def test_a_restart_marker_of_an_earlier_process_is_removed(world: World, tmp_path: Path) -> None:
@@ -613,13 +613,13 @@ def test_no_restart_is_requested_while_headscale_is_down(world: World, tmp_path:
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    assert pod.nodez == ("gone", True)
+    assert pod.nodez == Nodez("gone", restart_helps=True)
     key = pod.key
     world.headscale.faults.add(refuse(), times=None)
     pod.run(600)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     world.headscale.faults.clear()
-    pod.run_until(("gone", True), within_s=60)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=60)
     assert pod.key == key
 
 
@@ -628,12 +628,12 @@ def test_no_restart_is_requested_after_an_uncertain_lookup(world: World, tmp_pat
     pod = a_pod(world, tmp_path / "pod")
     world.headscale.expire_node(pod.node_id)
     pod.run(130)
-    assert pod.nodez == ("expired", True)
+    assert pod.nodez == Nodez("expired", restart_helps=True)
     world.headscale.faults.add(answer(200, json.dumps({"users": []})), method="GET", path=USERS)
     pod.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert pod.nodez == ("expired", False)
-    pod.run_until(("expired", True), within_s=60)
+    assert pod.nodez == Nodez("expired", restart_helps=False)
+    pod.run_until(Nodez("expired", restart_helps=True), within_s=60)
 
 
 def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -644,10 +644,10 @@ def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path,
     pod.interface.show()
     new = pod.client.start()
     pod.run(10)
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     pod.interface.show(*new.addresses)
     pod.run(10)
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
     assert "node.superseded" not in names(events)
 
 
@@ -661,8 +661,8 @@ def test_no_restart_is_requested_with_an_expired_key(world: World, tmp_path: Pat
     pod.run(2 * HOUR_S)
     world.headscale.faults.clear()
     pod.watch.run_pass()
-    assert (pod.nodez, pod.key) == (("gone", False), key)
-    pod.run_until(("gone", True), within_s=300)
+    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=False), key)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=300)
     assert pod.key != key
     assert world.usable_keys() == [pod.key]
 
@@ -673,14 +673,14 @@ def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -
     pod.start()
     pod.run(30)
     delete_node(pod)
-    pod.run_until(("gone", True), within_s=130)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=130)
     pod.client.start()
     world.headscale.faults.add(lacking(NAME), method="GET", path=NODES, times=1)
     pod.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     pod.run(30)
-    assert (pod.nodez, published(world)) == (("registered", False), [pod.address])
+    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
     assert keys(world) == 2
 
 
@@ -709,7 +709,7 @@ def test_the_loss_is_reported_even_if_keys_cannot_be_listed(world: World, tmp_pa
     steps = Steps(pod)
     assert [steps.look(after_s=31) for _ in range(3)] == [None, None, "gone"]
     assert world.headscale.faults.pending == 0
-    assert pod.nodez == ("gone", False)
+    assert pod.nodez == Nodez("gone", restart_helps=False)
     assert pod.watch.state.is_registered is False
 
 

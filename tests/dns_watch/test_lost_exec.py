@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
-from tests.dns_watch.pods import Pod
+from tests.dns_watch.pods import Nodez, Pod
 from tests.dns_watch.test_heal import a_pod, delete_node, not_found_and_an_incomplete_list, published
 from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
@@ -58,10 +58,10 @@ def test_a_lost_node_comes_back_over_exec(
         delete_node(pod)
     else:
         world.headscale.expire_node(pod.node_id)
-    pod.run_until((loss, True), within_s=600)
+    pod.run_until(Nodez(loss, restart_helps=True), within_s=600)
     assert pod.key != old_key
     pod.join()
-    pod.run_until(("registered", False), within_s=180)
+    pod.run_until(Nodez("registered", restart_helps=False), within_s=180)
     pod.run(600)
     assert published(world) == [pod.address]
 
@@ -82,7 +82,7 @@ def test_an_inconclusive_list_heals_nothing(
     key, writes = pod.key, len(world.cloudflare.writes)
     world.kubernetes.spoil(ExecFault(instead=Finished(stdout=written)), "nodes list", times=None)
     pod.run(3600)
-    assert pod.nodez[1] is False
+    assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)
     assert "node.lost" not in names(events)
 
@@ -92,11 +92,11 @@ def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Pa
     pod = a_pod(world, tmp_path / "pod")
     writes = len(world.cloudflare.writes)
     not_found_and_an_incomplete_list(world)
-    pod.run_until(("gone", True), within_s=600)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=600)
     assert (published(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()
     pod.run(600)
-    assert pod.nodez == ("registered", False)
+    assert pod.nodez == Nodez("registered", restart_helps=False)
     assert len(world.headscale.nodes) == 2
 
 
@@ -112,4 +112,4 @@ def test_of_two_records_created_together_the_later_pods_stays(world: ClusterWorl
     world.run_together(earlier.watch, later.watch, seconds=150)
     assert published(world) == [later.address]
     world.run_together(earlier.watch, later.watch, seconds=3600)
-    assert (earlier.nodez[0], later.nodez[0]) == ("superseded", "registered")
+    assert (earlier.nodez.state, later.nodez.state) == ("superseded", "registered")

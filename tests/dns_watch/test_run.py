@@ -770,7 +770,7 @@ def pods(world: World) -> TwoPods:
 
 
 @pytest.mark.parametrize("first", ["earlier", "later", "both"])
-def test_the_later_pod_keeps_the_name_and_neither_flaps(pods: TwoPods, first: str, events: Events) -> None:
+def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods, first: str, events: Events) -> None:
     if first != "both":
         pods.world.run(getattr(pods, first), 10 * MINUTE)
     pods.run(VERIFY_S * SPREAD)

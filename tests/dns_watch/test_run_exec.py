@@ -32,7 +32,7 @@ SCENARIOS = (
     "test_our_record_is_updated_in_place",
     "test_a_changed_address_updates_the_same_record",
     "test_headscale_failures_change_no_record_and_do_not_exit",
-    "test_the_later_pod_keeps_the_name_and_neither_flaps",
+    "test_the_later_pod_keeps_the_name_and_neither_pod_writes_again",
     "test_a_restarted_pod_still_stands_down",
     "test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone",
     "test_a_later_foreign_node_is_not_a_successor",

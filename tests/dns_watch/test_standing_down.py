@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
-from tests.dns_watch.pods import Pod
+from tests.dns_watch.pods import Nodez, Pod
 from tests.simulators.faults import answer, html, lacking, refuse, stale
 from tests.world import Interface, World, named
 
@@ -65,7 +65,10 @@ def test_a_partitioned_pod_stands_down_for_its_successor(
         (str(old.node_id), str(new.node_id))
     ]
     assert not named(events, "node.reinstated")
-    assert (old.nodez, new.nodez) == (("superseded", False), ("registered", False))
+    assert (old.nodez, new.nodez) == (
+        Nodez("superseded", restart_helps=False),
+        Nodez("registered", restart_helps=False),
+    )
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "metadata"])
@@ -95,7 +98,10 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
     writes = len(world.cloudflare.writes)
     world.run_together(*order, seconds=HOUR_S)
     assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
-    assert (earlier.nodez, later.nodez) == (("superseded", False), ("registered", False))
+    assert (earlier.nodez, later.nodez) == (
+        Nodez("superseded", restart_helps=False),
+        Nodez("registered", restart_helps=False),
+    )
     assert len(named(events, "node.superseded")) == 1
 
 
@@ -107,7 +113,7 @@ def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     for pod in (earlier, later):
         pod.join()
     world.run_together(earlier.watch, later.watch, seconds=900)
-    assert (published(world), earlier.nodez[0]) == ([later.address], "superseded")
+    assert (published(world), earlier.nodez.state) == ([later.address], "superseded")
     return earlier, later
 
 
@@ -117,7 +123,7 @@ def test_standing_down_ends_when_the_successor_is_gone(world: World, tmp_path: P
     world.headscale.delete_node(later.node_id)
     world.run_together(earlier.watch, seconds=900)
     assert published(world) == [earlier.address]
-    assert earlier.nodez == ("registered", False)
+    assert earlier.nodez == Nodez("registered", restart_helps=False)
     assert len(named(events, "node.reinstated")) == 1
 
 
@@ -164,10 +170,10 @@ def test_standing_down_continues_while_headscale_fails(
     path = r"/api/v1/user$" if b"users" in fault.body else r"/api/v1/node(\?|$)"
     world.headscale.faults.add(fault, method="GET", path=path, times=None)
     old.run(600)
-    assert old.nodez == ("superseded", False)
+    assert old.nodez == Nodez("superseded", restart_helps=False)
     world.headscale.faults.clear()
     old.run(600)
-    assert old.nodez == ("superseded", False)
+    assert old.nodez == Nodez("superseded", restart_helps=False)
     assert len(named(events, "node.superseded")) == 1
     assert not named(events, "node.reinstated")
     assert published(world) == [new.address]
@@ -179,7 +185,7 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
     new = Pod(world, folder / "new")
     new.cleanup()
     old.run(120)
-    assert old.nodez == ("gone", True)
+    assert old.nodez == Nodez("gone", restart_helps=True)
     new.join()
     old.run(60)
     return old, new
@@ -188,9 +194,9 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
 def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
     """The old pod was about to be healed."""
     old, new = superseded_while_it_heals(world, tmp_path)
-    assert old.nodez == ("superseded", False)
+    assert old.nodez == Nodez("superseded", restart_helps=False)
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert old.nodez == ("superseded", False)
+    assert old.nodez == Nodez("superseded", restart_helps=False)
     assert published(world) == [new.address]
 
 
@@ -206,10 +212,10 @@ def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_pat
     for _ in range(looks):
         world.clock.sleep(600)
         old.watch.run_pass()
-        assert (old.nodez[1], old.key) == (False, key)
+        assert (old.nodez.restart_helps, old.key) == (False, key)
     assert world.headscale.faults.pending == 0
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert (old.nodez, old.key) == (("superseded", False), key)
+    assert (old.nodez, old.key) == (Nodez("superseded", restart_helps=False), key)
     assert published(world) == [new.address]
 
 
@@ -220,11 +226,11 @@ def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_
     world.clock.sleep(60)
     old.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert old.nodez == ("gone", False)
+    assert old.nodez == Nodez("gone", restart_helps=False)
     new.client.die()
     world.headscale.delete_node(new.node_id)
     old.run(120)
-    assert old.nodez == ("gone", True)
+    assert old.nodez == Nodez("gone", restart_helps=True)
 
 
 def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Path) -> None:
@@ -235,7 +241,7 @@ def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Pat
     new.start()
     old.new_watch()
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert (old.nodez, old.key) == (("superseded", False), key)
+    assert (old.nodez, old.key) == (Nodez("superseded", restart_helps=False), key)
     assert published(world) == [new.address]
 
 
@@ -246,7 +252,7 @@ def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: P
     earlier.run(30)
     world.headscale.expire_node(earlier.node_id)
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
-    assert (earlier.nodez, earlier.key) == (("superseded", False), key)
+    assert (earlier.nodez, earlier.key) == (Nodez("superseded", restart_helps=False), key)
     assert published(world) == [later.address]
 
 
