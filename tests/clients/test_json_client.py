@@ -54,7 +54,7 @@ class Api(Upstream):
         self.health = 200
         self.authorizations: list[str | None] = []
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         if request.path == "/health":
             self.authorizations.append(request.headers.get("authorization"))
             return Response(status=self.health)

@@ -67,7 +67,7 @@ class Api(SimulatedUpstream):
         super().__init__()
         self._delay_s = delay_s
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         time.sleep(self._delay_s)
         return json_response({"ok": True})
 

@@ -46,7 +46,7 @@ class Api(SimulatedUpstream):
         self._status = status
         self.proxy_authorizations: list[str | None] = []
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         self.proxy_authorizations.append(request.headers.get("proxy-authorization"))
         if self._status != 200:
             return text_response("Unauthorized", self._status)

@@ -34,7 +34,7 @@ UPSTREAMS = [
 class Api(SimulatedUpstream):
     """An API that responds to everything."""
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         return json_response({"ok": True})
 
 

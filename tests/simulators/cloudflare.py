@@ -187,7 +187,7 @@ class CloudflareSimulator(Upstream):
         self._random = random.Random(seed)
         self._zones: dict[str, Zone] = {}
         self._records: dict[str, Record] = {}
-        self._before: dict[str, Record] = {}
+        self._previous_records: dict[str, Record] = {}
         self._secrets: list[str] = []
         self._limit: _Limit | None = None
         self.plan: Plan = plan
@@ -349,15 +349,15 @@ class CloudflareSimulator(Upstream):
 
     # --- From request to response -------------------------------------------------------------------
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         """Execute one request, with the lock held."""
-        if not stale:
+        if not from_previous_state:
             return self._answer(request)
-        present, self._records = self._records, self._before
+        current, self._records = self._records, self._previous_records
         try:
             return self._answer(request)
         finally:
-            self._records = present
+            self._records = current
 
     def _answer(self, request: Request) -> Response:
         now = self._now()
@@ -493,7 +493,7 @@ class CloudflareSimulator(Upstream):
         """Run a block as a transaction, which is rolled back if it raises an exception."""
         records = dict(self._records)
         yield self._zone_records(zone, records)
-        self._before, self._records = self._records, records
+        self._previous_records, self._records = self._records, records
 
     def _list_records(self, request: Request, arguments: Mapping[str, str]) -> Body:
         zone = self._zone(request, arguments, write=False)

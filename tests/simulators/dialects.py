@@ -47,8 +47,8 @@ class Shown(Enum):
     OBJECT = auto()
 
 
-class Never(Enum):
-    """How a node that does not expire is serialized."""
+class NoExpiry(Enum):
+    """How a response shows that a node does not expire."""
 
     ZERO = auto()
     NULL = auto()
@@ -218,7 +218,7 @@ class Dialect:
     """Lists show the user tagged-devices."""
     tagged_user_hidden: bool = False
     """A tagged node has no user when it is read alone, and is in no user's list."""
-    never: Never = Never.ZERO
+    no_expiry: NoExpiry = NoExpiry.ZERO
     zero_id_hits_first: bool = True
 
     # Nodes as expired
@@ -291,7 +291,7 @@ V0_25 = replace(
     unknown_key_text="invalid pre auth key",
     expired_key_text="authkey expired",
     used_key_text="authkey already used",
-    never=Never.NULL,
+    no_expiry=NoExpiry.NULL,
     rename_pattern=r"[a-z0-9.-]{2,63}",
     user_name_pattern=r"[a-z0-9.-]{2,63}",
     login_match=LoginMatch.LOWEST_ID_OF_MACHINE,
@@ -325,7 +325,7 @@ V0_27_0 = replace(
     duplicate_user_text="failed to create user: creating user: UNIQUE constraint failed: users.name",
     key_snapshot_in_node=True,
     online_everywhere=True,
-    never=Never.ZERO,
+    no_expiry=NoExpiry.ZERO,
     zero_id_hits_first=False,
     expire_query=True,
     hostname=_validated,
@@ -361,7 +361,7 @@ V0_28 = replace(
     forced_tags=False,
     tagged_pseudo_user=True,
     frees_addresses=True,
-    never=Never.NULL_IF_TAGGED,
+    no_expiry=NoExpiry.NULL_IF_TAGGED,
     key_check=KeyCheck.UNLESS_KNOWN,
     login_tags=LoginTags.NEVER,
     tagged_revives=False,
@@ -373,7 +373,7 @@ V0_29_2 = replace(
     unmatched=Unmatched.TEXT_404,
     all_of_api_needs_key=True,
     tagged_user_hidden=True,
-    never=Never.NULL,
+    no_expiry=NoExpiry.NULL,
     expire_disable=True,
     expiry_survives_restart=True,
     hostname=_raw,

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from functools import cache
 from typing import Any, Final, Literal
 
-from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, Never, Shown, Unmatched, openapi, swagger
+from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, NoExpiry, Shown, Unmatched, openapi, swagger
 from tests.simulators.messages import (
     NoRouteError,
     Request,
@@ -48,7 +48,7 @@ __all__ = ["HeadscaleSimulator", "Node", "NodeGoneError", "PreAuthKey", "Registr
 TAGGED_DEVICES: Final = User(id=2147455555, name="tagged-devices", email="", provider="", created_at=ZERO)
 
 TOO_MANY_NODES: Final = 6000
-"""About this many fill a gRPC message of 4 MiB."""
+"""A list of about this many nodes exceeds the limit of a gRPC message, 4 MiB."""
 
 BLANK_PAGE: Final = (
     '<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><link href="/favicon.ico" rel="icon"></head>'
@@ -61,52 +61,53 @@ REGISTER_METHODS: Final = {
     "oidc": "REGISTER_METHOD_OIDC",
 }
 
-Where = Literal["list", "get", "change"]
-"""The kinds of response in which a node or a key is serialized differently."""
+ResponseKind = Literal["list", "get", "change"]
+"""Kinds of response in which the same node or key is serialized differently."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
-Exists = Callable[[Dialect], bool]
+InRelease = Callable[[Dialect], bool]
+"""Returns True if a release has an endpoint."""
 
 
-def _always(_dialect: Dialect) -> bool:
+def _in_every_release(_dialect: Dialect) -> bool:
     return True
 
 
-def _about_nodes(dialect: Dialect) -> bool:
+def _has_node_api(dialect: Dialect) -> bool:
     return not dialect.machine_api
 
 
-PUBLIC: Final[tuple[tuple[str, str, str, Exists], ...]] = (
-    ("GET", "/health", "_health", _always),
+UNAUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
+    ("GET", "/health", "_health", _in_every_release),
     ("GET", "/version", "_version", lambda dialect: dialect.version_path),
     ("GET", "/swagger/v1/openapiv2.json", "_swagger", lambda dialect: dialect.swagger),
     ("GET", "/api/v1/openapi.json", "_openapi", lambda dialect: dialect.strict_json),
-    # For a simulated machine in another process. Headscale does not have these.
-    ("POST", "/sim/register", "_sim_register", _always),
-    ("POST", "/sim/connect", "_sim_connect", _always),
-    ("POST", "/sim/disconnect", "_sim_disconnect", _always),
-    ("POST", "/sim/readdress", "_sim_readdress", _always),
+    # For simulated Tailscale clients in other processes. The real Headscale does not have these.
+    ("POST", "/sim/register", "_sim_register", _in_every_release),
+    ("POST", "/sim/connect", "_sim_connect", _in_every_release),
+    ("POST", "/sim/disconnect", "_sim_disconnect", _in_every_release),
+    ("POST", "/sim/readdress", "_sim_readdress", _in_every_release),
 )
-"""Method, path, handler and releases of the endpoints without an API key."""
+"""Endpoints that require no API key: method, path, handler, and which releases have them."""
 
-GUARDED: Final[tuple[tuple[str, str, str, Exists], ...]] = (
+AUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
     ("GET", "/api/v1/machine", "_list_machines", lambda dialect: dialect.machine_api),
     ("GET", "/api/v1/health", "_api_health", lambda dialect: dialect.api_health),
-    ("GET", "/api/v1/apikey", "_list_api_keys", _about_nodes),
-    ("GET", "/api/v1/user", "_list_users", _about_nodes),
-    ("POST", "/api/v1/user", "_create_user", _about_nodes),
-    ("GET", "/api/v1/user/<name>", "_get_user", lambda dialect: dialect.user_by_name and _about_nodes(dialect)),
-    ("GET", "/api/v1/node", "_list_nodes", _about_nodes),
-    ("GET", "/api/v1/node/<node_id>", "_get_node", _about_nodes),
-    ("DELETE", "/api/v1/node/<node_id>", "_delete_node", _about_nodes),
-    ("POST", "/api/v1/node/<node_id>/expire", "_expire_node", _about_nodes),
-    ("POST", "/api/v1/node/<node_id>/rename/<new_name>", "_rename_node", _about_nodes),
-    ("GET", "/api/v1/preauthkey", "_list_keys", _about_nodes),
-    ("POST", "/api/v1/preauthkey", "_create_key", _about_nodes),
-    ("POST", "/api/v1/preauthkey/expire", "_expire_key", _about_nodes),
+    ("GET", "/api/v1/apikey", "_list_api_keys", _has_node_api),
+    ("GET", "/api/v1/user", "_list_users", _has_node_api),
+    ("POST", "/api/v1/user", "_create_user", _has_node_api),
+    ("GET", "/api/v1/user/<name>", "_get_user", lambda dialect: dialect.user_by_name and _has_node_api(dialect)),
+    ("GET", "/api/v1/node", "_list_nodes", _has_node_api),
+    ("GET", "/api/v1/node/<node_id>", "_get_node", _has_node_api),
+    ("DELETE", "/api/v1/node/<node_id>", "_delete_node", _has_node_api),
+    ("POST", "/api/v1/node/<node_id>/expire", "_expire_node", _has_node_api),
+    ("POST", "/api/v1/node/<node_id>/rename/<new_name>", "_rename_node", _has_node_api),
+    ("GET", "/api/v1/preauthkey", "_list_keys", _has_node_api),
+    ("POST", "/api/v1/preauthkey", "_create_key", _has_node_api),
+    ("POST", "/api/v1/preauthkey/expire", "_expire_key", _has_node_api),
     ("DELETE", "/api/v1/preauthkey", "_delete_key", lambda dialect: dialect.keys_by_id),
 )
-"""The same for the endpoints that require an API key."""
+"""Endpoints that require an API key."""
 
 
 @cache
@@ -114,15 +115,15 @@ def _routes(version: str) -> Router[tuple[str, bool]]:
     """Return the routes of a release."""
     dialect = DIALECTS[version]
     return Router(
-        (method, path, (handler, guarded))
-        for guarded, table in ((False, PUBLIC), (True, GUARDED))
-        for method, path, handler, exists in table
-        if exists(dialect)
+        (method, path, (handler, needs_key))
+        for needs_key, table in ((False, UNAUTHENTICATED), (True, AUTHENTICATED))
+        for method, path, handler, in_release in table
+        if in_release(dialect)
     )
 
 
-class _AnsweredError(Exception):
-    """A request whose response is not in the format of Headscale's errors."""
+class _OtherFormatError(Exception):
+    """An error response that is not in the format of Headscale's API errors."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(str(response.status))
@@ -155,10 +156,10 @@ class HeadscaleSimulator(Tailnet, Upstream):
             version: one of `DIALECTS`.
             now: the clock, aware UTC; the real one if omitted.
             api_key: the API key that it accepts; generated in the release's format if omitted.
-            reported_version: what /version says instead of the version, such as `dev`.
-            families: address families it hands out, of `v4` and `v6`.
-            offline_grace: how long a node stays online after it disconnected; the release's when left out.
-            seed: of everything random.
+            reported_version: the version that /version returns, such as `dev`; the real one if omitted.
+            families: address families that nodes get, of `v4` and `v6`.
+            offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
+            seed: for all random values.
         """
         Tailnet.__init__(
             self,
@@ -182,29 +183,29 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
     # --- From request to response -------------------------------------------------------------------
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         """Execute one request, with the lock held."""
-        if not stale:
-            return self._dated(self._answer(request))
-        present, self._state = self._state, self._before.copy()
+        if not from_previous_state:
+            return self._with_date(self._answer(request))
+        current, self._state = self._state, self._previous_state.copy()
         try:
-            return self._dated(self._answer(request))
+            return self._with_date(self._answer(request))
         finally:
-            self._state = present
+            self._state = current
 
-    def _dated(self, response: Response) -> Response:
+    def _with_date(self, response: Response) -> Response:
         """Add the server's time, as Go's HTTP server does."""
         response.headers["date"] = format_datetime(self._now(), usegmt=True)
         return response
 
     def _answer(self, request: Request) -> Response:
-        self._sweep()
+        self._delete_ephemeral()
         try:
             handler, arguments = self._handler(request)
             return handler(request, arguments)
         except RefusedError as error:
             return error.response(self.dialect)
-        except _AnsweredError as error:
+        except _OtherFormatError as error:
             return error.response
 
     def _handler(self, request: Request) -> tuple[Handler, Mapping[str, str]]:
@@ -212,7 +213,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
         Raises:
             RefusedError: no handler exists.
-            _AnsweredError: no handler exists, or the API key is wrong, and the release responds in another format.
+            _OtherFormatError: no handler exists, or the API key is wrong, and the release responds in another format.
         """
         dialect = self.dialect
         gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
@@ -220,16 +221,16 @@ class HeadscaleSimulator(Tailnet, Upstream):
         if gateway or (dialect.all_of_api_needs_key and below_api):
             self._check_key(request)
         try:
-            (name, guarded), arguments = self._router.match(request.method, request.path)
+            (name, needs_key), arguments = self._router.match(request.method, request.path)
         except WrongMethodError as error:
             if gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error
-            raise _AnsweredError(Response(status=405)) from error
+            raise _OtherFormatError(Response(status=405)) from error
         except NoRouteError as error:
             if gateway:
                 raise RefusedError("Not Found", code=NOT_FOUND) from error
-            raise _AnsweredError(self._unmatched()) from error
-        if guarded:
+            raise _OtherFormatError(self._unmatched()) from error
+        if needs_key:
             self._check_key(request)
         handler: Handler = getattr(self, name)
         return handler, arguments
@@ -258,7 +259,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
                 status = self.dialect.wrong_key_status
         if self.dialect.strict_json:
             raise RefusedError("Unauthorized", status=401)
-        raise _AnsweredError(text_response("Unauthorized", status))
+        raise _OtherFormatError(text_response("Unauthorized", status))
 
     # --- Rows as JSON -------------------------------------------------------------------------------
 
@@ -281,17 +282,17 @@ class HeadscaleSimulator(Tailnet, Upstream):
             "profilePicUrl": "",
         }
 
-    def _key_json(self, key: PreAuthKey, where: Where) -> dict[str, Any]:
+    def _key_json(self, key: PreAuthKey, kind: ResponseKind) -> dict[str, Any]:
         return {
             "user": self._key_user_json(key),
             "id": str(key.id),
-            "key": key.key if where == "change" or not self.dialect.keys_masked else key.masked,
+            "key": key.key if kind == "change" or not self.dialect.keys_masked else key.masked,
             "reusable": key.reusable,
             "ephemeral": key.ephemeral,
             "used": key.used,
             "expiration": self._time(key.expires_at),
             "createdAt": self._time(key.created_at, row=key.id),
-            "aclTags": list(key.tags) if where == "list" or self.dialect.key_tags_everywhere else [],
+            "aclTags": list(key.tags) if kind == "list" or self.dialect.key_tags_everywhere else [],
         }
 
     def _key_user_json(self, key: PreAuthKey) -> str | dict[str, Any] | None:
@@ -306,7 +307,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             case Shown.OBJECT:
                 return self._user_json(user)
 
-    def _node_json(self, node: Node, where: Where) -> dict[str, Any]:
+    def _node_json(self, node: Node, kind: ResponseKind) -> dict[str, Any]:
         dialect = self.dialect
         key = self._shown_key(node)
         shown: dict[str, Any] = {
@@ -316,17 +317,17 @@ class HeadscaleSimulator(Tailnet, Upstream):
             "discoKey": node.disco_key,
             "ipAddresses": list(node.addresses),
             "name": node.name,
-            "user": self._node_user_json(node, where),
+            "user": self._node_user_json(node, kind),
             "lastSeen": None if node.last_seen is None else self._time(node.last_seen, row=node.id),
             "expiry": self._expiry_json(node),
             "preAuthKey": None if key is None else self._key_json(key, "get"),
             "createdAt": self._time(node.created_at, row=node.id),
             "registerMethod": REGISTER_METHODS[node.registered_by],
             "givenName": node.given_name,
-            "online": (where != "change" or dialect.online_everywhere) and self.online(node.id),
+            "online": (kind != "change" or dialect.online_everywhere) and self.online(node.id),
         }
         if dialect.forced_tags:
-            valid = list(node.tags) if where == "list" and dialect.valid_tags_in_list else []
+            valid = list(node.tags) if kind == "list" and dialect.valid_tags_in_list else []
             shown |= {"forcedTags": list(node.tags), "invalidTags": [], "validTags": valid}
         else:
             shown["tags"] = list(node.tags)
@@ -334,8 +335,8 @@ class HeadscaleSimulator(Tailnet, Upstream):
             shown |= {"approvedRoutes": [], "availableRoutes": [], "subnetRoutes": []}
         return shown
 
-    def _node_user_json(self, node: Node, where: Where) -> dict[str, Any] | None:
-        if node.tags and self.dialect.tagged_pseudo_user and where == "list":
+    def _node_user_json(self, node: Node, kind: ResponseKind) -> dict[str, Any] | None:
+        if node.tags and self.dialect.tagged_pseudo_user and kind == "list":
             return self._user_json(TAGGED_DEVICES)
         if node.tags and self.dialect.tagged_user_hidden:
             return None
@@ -345,8 +346,8 @@ class HeadscaleSimulator(Tailnet, Upstream):
     def _expiry_json(self, node: Node) -> str | None:
         if node.expires_at is not None:
             return self._time(node.expires_at, row=node.id)
-        never = self.dialect.never
-        if never is Never.NULL or (never is Never.NULL_IF_TAGGED and node.tags):
+        no_expiry = self.dialect.no_expiry
+        if no_expiry is NoExpiry.NULL or (no_expiry is NoExpiry.NULL_IF_TAGGED and node.tags):
             return None
         return self._time(ZERO)
 
@@ -466,15 +467,15 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
     def _expire_node(self, request: Request, arguments: Mapping[str, str]) -> Response:
         parse_id(arguments["node_id"])
-        wanted = self._expiry_wanted(request)
-        expiry, never = wanted.time("expiry"), wanted.flag("disableExpiry")
-        if expiry is not None and never:
+        body = self._requested_expiry(request)
+        expiry, disable = body.time("expiry"), body.flag("disableExpiry")
+        if expiry is not None and disable:
             raise RefusedError("cannot set both disable_expiry and expiry", code=INVALID, status=400)
         node = self._requested_node(arguments, change="expiring node")
-        node = self.expire_node(node.id, expiry, never=never)
+        node = self.expire_node(node.id, expiry, disable=disable)
         return json_response({"node": self._node_json(node, "change")})
 
-    def _expiry_wanted(self, request: Request) -> Body:
+    def _requested_expiry(self, request: Request) -> Body:
         """Return the requested expiry of a node; now if omitted."""
         dialect = self.dialect
         if dialect.expire_body:
@@ -507,7 +508,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
 
         Args:
             arguments: of the path.
-            change: the operation; empty for reading and deleting.
+            change: the operation, for the error message; empty for reads and deletions.
         """
         dialect = self.dialect
         node_id = parse_id(arguments["node_id"], parameter="node_id")
@@ -552,12 +553,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
             user = self._user_by_id(body.number("user"), operation=operation)
         elif not tags:
             raise RefusedError("auth-key must be either tagged or owned by user", status=400, operation=operation)
-        self._remember()
+        self._save_previous_state()
         key = self._add_key(
             None if user is None else user.id,
             reusable=body.flag("reusable"),
             ephemeral=body.flag("ephemeral"),
-            # An omitted expiry is year 1: the new key has already expired.
+            # Headscale reads an omitted expiry as the year 1, so the new key has already expired.
             expires_at=body.time("expiration") or ZERO,
             tags=tags,
         )
@@ -589,7 +590,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return False
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
-        """Return the key to expire, which older releases identify by its secret."""
+        """Return the key to expire. Older releases identify it by its secret."""
         key = next((key for key in self.keys if key.key == body.text("key")), None)
         once = self.dialect.keys_expire_once
         if key is None:
@@ -604,16 +605,16 @@ class HeadscaleSimulator(Tailnet, Upstream):
             raise RefusedError("user mismatch" if by_name else "preauth key does not belong to user")
         return key
 
-    # --- For a simulated machine in another process -------------------------------------------------
+    # --- Endpoints for simulated Tailscale clients in other processes -------------------------------------------------
 
     def _sim_register(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        asked: dict[str, Any] = request.json()
+        body: dict[str, Any] = request.json()
         try:
             node = self.register(
-                key=asked.get("key"),
-                hostname=asked["hostname"],
-                machine_key=asked.get("machineKey"),
-                node_key=asked.get("nodeKey"),
+                key=body.get("key"),
+                hostname=body["hostname"],
+                machine_key=body.get("machineKey"),
+                node_key=body.get("nodeKey"),
             )
         except RegistrationRefusedError as error:
             return text_response(str(error), 401)
@@ -627,8 +628,8 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({})
 
     def _sim_disconnect(self, request: Request, _arguments: Mapping[str, str]) -> Response:
-        asked: dict[str, Any] = request.json()
-        self.disconnect(int(asked["nodeId"]), silently=bool(asked.get("silently")))
+        body: dict[str, Any] = request.json()
+        self.disconnect(int(body["nodeId"]), silently=bool(body.get("silently")))
         return json_response({})
 
     def _sim_readdress(self, request: Request, _arguments: Mapping[str, str]) -> Response:

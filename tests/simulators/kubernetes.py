@@ -302,7 +302,7 @@ class KubernetesSimulator(Upstream):
         """Serve one request. A request for a command is upgraded to a websocket."""
         return self._serve_exec(request) if request.path.endswith("/exec") else super().handle(request)
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         """Execute one request, with the lock held."""
         try:
             response = self._answer(request)

@@ -44,7 +44,7 @@ RegisteredBy = Literal["auth_key", "cli", "oidc"]
 
 
 class RegistrationRefusedError(Exception):
-    """A registration was refused; the text is the server's."""
+    """A registration was refused; the message is the server's."""
 
 
 class NodeGoneError(Exception):
@@ -248,9 +248,9 @@ class Tailnet:
             version: one of `DIALECTS`.
             now: the clock, aware UTC; the real one if omitted.
             api_key: the API key that it accepts; generated in the release's format if omitted.
-            families: address families it hands out, of `v4` and `v6`.
-            offline_grace: how long a node stays online after it disconnected; the release's when left out.
-            seed: of everything random.
+            families: address families that nodes get, of `v4` and `v6`.
+            offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
+            seed: for all random values.
         """
         self.lock = threading.RLock()
         self.dialect: Dialect = DIALECTS[version]
@@ -259,7 +259,7 @@ class Tailnet:
         self._grace = offline_grace
         self._secrets: list[str] = []
         self._state = Database()
-        self._before = self._state
+        self._previous_state = self._state
         self._sessions = _Sessions()
         self._addresses = _Addresses(families)
         self._api_key_id = self._add_api_key(api_key).id
@@ -282,7 +282,7 @@ class Tailnet:
             return self._state.api_keys[self._api_key_id].key
 
     @property
-    def takes_api_key(self) -> bool:
+    def accepts_api_key(self) -> bool:
         """True if this release accepts the newest API key: 0.28 and newer refuse keys of 0.24 and older."""
         with self.lock:
             return self._known_api_key(self.api_key) is not None
@@ -333,7 +333,7 @@ class Tailnet:
             taken = any(user.name == name and user.provider == provider for user in self.users)
             if not provider and (taken or not name):
                 raise ValueError(f"user {name!r} cannot be added")
-            self._remember()
+            self._save_previous_state()
             user = User(
                 id=self._state.next_id("users"),
                 name=name,
@@ -355,7 +355,7 @@ class Tailnet:
     ) -> PreAuthKey:
         """Create a pre-auth key, as the CLI does."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             return self._add_key(
                 self._owner_id(user, tags),
                 reusable=reusable,
@@ -367,13 +367,13 @@ class Tailnet:
     def expire_key(self, key_id: int) -> None:
         """Expire a pre-auth key."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             self._state.keys[key_id] = replace(self._state.keys[key_id], expires_at=self._now())
 
     def delete_key(self, key_id: int) -> None:
         """Delete a pre-auth key. Nodes that registered with it lose the link at the next restart."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             self._state.keys.pop(key_id, None)
             for node in self.nodes:
                 if node.stored_key_id == key_id:
@@ -395,19 +395,19 @@ class Tailnet:
         """Add a node, as if it had registered some time ago.
 
         Args:
-            hostname: reported by the machine; the name follows from it by the release's rules.
-            user: owner, or creator of the key of a tagged node; None only with tags, from 0.28 on.
-            tags: with `tag:`.
-            online: whether it holds a session.
-            registered_by: how it came in.
+            hostname: as reported by the machine. The release derives the node's name from it.
+            user: owner, or for a tagged node the creator of its key; None only with tags, from 0.28 on.
+            tags: including the prefix `tag:`.
+            online: whether the node is connected.
+            registered_by: the register method.
             expires_at: None = never.
-            pre_auth_key: the key it came with; for `auth_key` one is made up when left out.
-            machine_key: with `mkey:`; made up when left out.
-            addresses: its addresses; the next free ones when left out.
+            pre_auth_key: the key that it registered with; if omitted, a new one for `auth_key`.
+            machine_key: including the prefix `mkey:`; a random one if omitted.
+            addresses: its addresses; the next free ones if omitted.
         """
         with self.lock:
             owner_id = self._owner_id(user, tags)
-            self._remember()
+            self._save_previous_state()
             key = None
             if registered_by == "auth_key":
                 key = self._use(pre_auth_key or self._add_key(owner_id, tags=tags))
@@ -429,16 +429,16 @@ class Tailnet:
     def delete_node(self, node_id: int) -> None:
         """Delete a node. From 0.27 on, a connected client is not notified."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             del self._state.nodes[node_id]
             if not (self.dialect.deleted_session_stays and node_id in self._sessions.open):
                 self._sessions.forget(node_id)
 
-    def expire_node(self, node_id: int, expires_at: datetime | None = None, *, never: bool = False) -> Node:
-        """Expire a node, by default now. `never` removes its expiry."""
+    def expire_node(self, node_id: int, expires_at: datetime | None = None, *, disable: bool = False) -> Node:
+        """Expire a node, by default now. `disable` removes its expiry."""
         with self.lock:
-            self._remember()
-            instant = None if never else expires_at or self._now()
+            self._save_previous_state()
+            instant = None if disable else expires_at or self._now()
             changes: dict[str, Any] = {"expires_at": instant}
             if self.dialect.expiry_survives_restart:
                 changes["stored_expires_at"] = instant
@@ -447,21 +447,21 @@ class Tailnet:
     def rename_node(self, node_id: int, given_name: str) -> Node:
         """Rename a node."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             return self._change(node_id, given_name=given_name)
 
     def move_node(self, node_id: int, user: str) -> Node:
         """Move a node to another user, which is possible up to 0.27."""
         if self.dialect.key_user is KeyUser.ID_OR_TAGS:
-            raise ValueError(f"{self.version} moves no node")
+            raise ValueError(f"{self.version} cannot move nodes")
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             return self._change(node_id, user_id=self._owner_id(user, ()))
 
     def readdress(self, node_id: int) -> Node:
         """Assign the next free addresses to a node."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             return self._change(node_id, addresses=self._next_addresses())
 
     def upgrade(self, version: str) -> None:
@@ -477,7 +477,7 @@ class Tailnet:
     def restart(self) -> None:
         """Restart: all nodes are offline, in-memory state is lost, addresses start from the lowest."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             self._sessions = _Sessions()
             known = [address for node in self.nodes for address in node.addresses]
             # Up to 0.27, deleting a node does not free its address.
@@ -502,7 +502,7 @@ class Tailnet:
     def revoke_api_key(self, *, delete: bool = False) -> None:
         """Invalidate the API key: expire it, or delete it so that it is unknown."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             key = self._state.api_keys[self._api_key_id]
             expired = replace(key, expires_at=self._now())
             self._state.api_keys[key.id] = replace(expired, key="deleted." + key.key) if delete else expired
@@ -510,7 +510,7 @@ class Tailnet:
     def add_api_key(self) -> str:
         """Create a second API key, and return it. The first one stays valid."""
         with self.lock:
-            self._remember()
+            self._save_previous_state()
             return self._add_api_key(None).key
 
     def rotate_api_key(self, api_key: str | None = None) -> str:
@@ -535,18 +535,18 @@ class Tailnet:
         Args:
             key: pre-auth key; None = none is presented.
             hostname: reported by the machine.
-            machine_key: with `mkey:`; a new machine's if omitted.
-            node_key: with `nodekey:`; a new one when left out.
+            machine_key: including the prefix `mkey:`; a random one if omitted.
+            node_key: including the prefix `nodekey:`; a random one if omitted.
 
         Returns:
             The node, new or known; not connected yet.
 
         Raises:
-            RegistrationRefusedError: with the server's text.
+            RegistrationRefusedError: the message is the server's.
         """
         with self.lock:
-            self._sweep()
-            self._remember()
+            self._delete_ephemeral()
+            self._save_previous_state()
             return self._register(
                 key,
                 hostname,
@@ -561,7 +561,7 @@ class Tailnet:
             NodeGoneError: the node does not exist.
         """
         with self.lock:
-            self._sweep()
+            self._delete_ephemeral()
             if node_id not in self._state.nodes:
                 raise NodeGoneError("node not found")
             self._sessions.connect(node_id)
@@ -595,8 +595,8 @@ class Tailnet:
 
     # --- Rows ---------------------------------------------------------------------------------------
 
-    def _remember(self) -> None:
-        self._before = self._state.copy()
+    def _save_previous_state(self) -> None:
+        self._previous_state = self._state.copy()
 
     def _text(self, alphabet: str, length: int) -> str:
         return "".join(self._random.choices(alphabet, k=length))
@@ -716,16 +716,16 @@ class Tailnet:
         self._state.nodes[node.id] = node
         return node
 
-    def _free_given_name(self, wanted: str) -> str:
+    def _free_given_name(self, name: str) -> str:
         taken = {node.given_name for node in self.nodes}
-        if wanted not in taken:
-            return wanted
+        if name not in taken:
+            return name
         if not self.dialect.given_name_numbered:
-            return f"{wanted[:MAX_RANDOM_BASE]}-{self._text(LETTERS, 8)}"
+            return f"{name[:MAX_RANDOM_BASE]}-{self._text(LETTERS, 8)}"
         number = 1
-        while f"{wanted}-{number}" in taken:
+        while f"{name}-{number}" in taken:
             number += 1
-        return f"{wanted}-{number}"
+        return f"{name}-{number}"
 
     # --- Sessions -----------------------------------------------------------------------------------
 
@@ -746,7 +746,7 @@ class Tailnet:
         key = self._shown_key(node)
         return key is not None and key.ephemeral
 
-    def _sweep(self) -> None:
+    def _delete_ephemeral(self) -> None:
         """Delete the ephemeral nodes that have been offline for too long."""
         for node in self.nodes:
             since = self._sessions.closed_since(node.id)
@@ -785,7 +785,7 @@ class Tailnet:
                 addresses=addresses,
             )
         except HostnameRefusedError as error:
-            self._state = self._before.copy()
+            self._state = self._previous_state.copy()
             raise RegistrationRefusedError(str(error)) from error
 
     def _check(self, key: PreAuthKey) -> None:

@@ -22,10 +22,10 @@ class Counter(Upstream):
         super().__init__()
         self.count = self.before = 0
 
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         if request.method == "POST":
             self.before, self.count = self.count, self.count + 1
-        return json_response({"count": self.before if stale else self.count, "path": request.path})
+        return json_response({"count": self.before if from_previous_state else self.count, "path": request.path})
 
 
 @pytest.fixture

@@ -279,7 +279,7 @@ def test_old_api_key_after_an_upgrade(version: str, created: str, refused_since:
     server.upgrade(version)
     refused = version >= refused_since
     assert (client.get("/api/v1/node").status_code == 401) == refused
-    assert server.takes_api_key != refused
+    assert server.accepts_api_key != refused
 
 
 @fact({"0.23": [200, 500, 500, 200], "0.27": [200, 500, 401, 200]})

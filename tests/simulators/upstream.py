@@ -68,12 +68,12 @@ class Upstream(ABC):
             return [exchange for exchange in self.requests if exchange.is_write]
 
     @abstractmethod
-    def answer(self, request: Request, *, stale: bool) -> Response:
+    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         """Execute one request; called with the lock held.
 
         Args:
             request: the request.
-            stale: respond from the state before the last change.
+            from_previous_state: respond with the state before the last change.
         """
 
     def handle(self, request: Request) -> Response:
@@ -84,10 +84,10 @@ class Upstream(ABC):
         """
         answered = b""
 
-        def execute(stale: bool) -> Response:
+        def execute(from_previous_state: bool) -> Response:
             nonlocal answered
             with self.lock:
-                response = self.answer(request, stale=stale)
+                response = self.answer(request, from_previous_state=from_previous_state)
             answered = response.body
             return response
 
