@@ -26,7 +26,8 @@ SEEDS: Final = 500
 
 # Prints the first seed of a range whose schedule fails, and the invariant.
 RUN_SCHEDULES: Final = """
-from tests.faults.engine import BrokenError, run
+from tests.faults.engine import run
+from tests.faults.invariants import BrokenError
 from tests.faults.schedule import drawn
 for seed in range({start}, {stop}):
     try:

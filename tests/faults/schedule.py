@@ -1,4 +1,4 @@
-"""The faults and events of one run: drawn from a seed, or read from the file of schedules that once failed."""
+"""The faults and events of one run, which are drawn from a seed or read from once_failed.json."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
 }
 """All faults of a request."""
 
-OUT_OF_SIGHT: Final = "out of sight"
-"""A proxy returns 404 for each node, and the list lacks the nodes of our name. This must not count as a loss."""
+HIDDEN_NODES: Final = "our nodes hidden"
+"""A proxy returns 404 for each node, and the list lacks the nodes of our name. No node must count as lost."""
 
-EMPTY_NODE_LIST: Final = "nobody listed"
-"""All have just started: Headscale's list is empty for a while, and each sidecar has only its key metadata."""
+EMPTY_NODE_LIST: Final = "node list empty"
+"""Headscale and all sidecars have just started: the list is empty, and the sidecars have only the key metadata."""
 
-BELIEVABLE: Final = frozenset({"stale read", OUT_OF_SIGHT, EMPTY_NODE_LIST})
+UNDETECTABLE: Final = frozenset({"stale read", HIDDEN_NODES, EMPTY_NODE_LIST})
 """Faults that a client cannot distinguish from a correct response."""
 
 EVENTS: Final = (
@@ -122,7 +122,8 @@ ALSO_MEANWHILE: Final = frozenset(
 )
 """Events that also happen in the middle of a pass.
 
-Without changes of a record's owner: Cloudflare has no conditional writes, so this cannot be detected in time.
+Changes of a record's owner are not among them: the program cannot detect those in time, because Cloudflare has no
+conditional writes.
 """
 
 KILLED_WRITING: Final = "kill -9 while a key is written"
@@ -160,14 +161,14 @@ class Step:
 
     Attributes:
         kind: a key of `FAULTS`, or one of the other lists.
-        meanwhile: in the middle of a pass instead of between two.
-        upstream: of the requests with the fault.
-        method: of the requests with the fault; None = any.
-        page_two: it hits second pages only.
-        times: how many requests a fault hits.
-        after: how many requests pass before.
-        wait_s: how long the world goes on after it.
-        draw: more chance, for what needs it.
+        meanwhile: it happens in the middle of a pass instead of between two passes.
+        upstream: the upstream of the affected requests.
+        method: the method of the affected requests; None = any.
+        page_two: the fault affects only second pages.
+        times: the number of requests that the fault affects.
+        after: the number of requests before the first one that it affects.
+        wait_s: how long the pods run before the next step.
+        draw: seed for the random choices of this step.
     """
 
     kind: str
@@ -192,10 +193,10 @@ class Schedule:
 
     Attributes:
         seed: for the random values of the program itself.
-        version: Headscale's, at the start.
+        version: Headscale's release at the start.
         variables: settings that differ from the defaults.
-        crowded: the records at our name fill more than one page.
-        kept_state: a tailscale container that restarts is the same machine.
+        crowded: our name has more than one page of records.
+        kept_state: tailscale keeps its machine key when it restarts.
         steps: in order.
     """
 
@@ -216,7 +217,7 @@ class Schedule:
 
 
 def drawn(seed: int) -> Schedule:
-    """Draw a schedule. The same seed always gives the same schedule."""
+    """Generate a schedule. The same seed always gives the same schedule."""
 
     def draw(what: str) -> Random:
         return Random(f"{seed}/{what}")
@@ -255,7 +256,7 @@ def parsed(values: Mapping[str, Any]) -> Schedule:
 def _step(random: Random, *, crowded: bool) -> Step:
     kind = random.choice(
         random.choices(
-            ((*FAULTS, OUT_OF_SIGHT, EMPTY_NODE_LIST), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
+            ((*FAULTS, HIDDEN_NODES, EMPTY_NODE_LIST), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
         )[0]
     )
     upstream: UpstreamName = random.choice(("headscale", "cloudflare"))

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from tests.faults.schedule import BELIEVABLE
+from tests.faults.schedule import UNDETECTABLE
 from tests.simulators import messages
 from tests.simulators.faults import Fault, FaultQueue
 from tests.simulators.messages import READS, Response
@@ -78,7 +78,7 @@ class Request:
     @property
     def is_genuine(self) -> bool:
         """True if the sender received the upstream's own response, even a stale one."""
-        return self.fault in {None, *BELIEVABLE} and self.status == 200
+        return self.fault in {None, *UNDETECTABLE} and self.status == 200
 
     @property
     def page(self) -> str:
@@ -92,7 +92,7 @@ class Interruption:
 
     Attributes:
         action: what to run.
-        service: the upstream of the request.
+        upstream: the upstream of the request.
         after: the number of earlier requests.
         committed: run after the request is executed instead of before.
     """
@@ -135,7 +135,7 @@ class Tap:
         self._cut_off = cut_off
 
     def __call__(self, request: messages.Request) -> Response:
-        _one_after_another()
+        _wait_for_zone_thread()
         if self._cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
         due = self._due()
@@ -169,7 +169,7 @@ class Tap:
         return None
 
 
-def _one_after_another() -> None:
+def _wait_for_zone_thread() -> None:
     """Order the two concurrent reads of `cleanup`, so that a seed always gives the same run: the zone is first."""
     for thread in threading.enumerate():
         if thread.name == "zone" and thread is not threading.current_thread():

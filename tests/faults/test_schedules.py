@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.engine import BrokenError, run, shrunk
+from tests.faults.engine import run, shrunk
+from tests.faults.invariants import BrokenError
 from tests.faults.schedule import Schedule, drawn, parsed
 
 SCHEDULES = 504

@@ -1,0 +1,217 @@
+"""The events of a schedule: what other owners, operators, Headscale, the kubelet and the network do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Final
+
+from tests.builders import MARK, NAME, OTHER_MARK
+from tests.faults.schedule import Step
+from tests.faults.workload import Workload
+from tests.simulators.cloudflare import ApiError, Record
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.headscale import Node, NodeGoneError
+from tests.world import USER
+
+LOST_NODE: Final = 0
+"""The node id of a pod whose node is not in a restored database. No node has this id."""
+
+RECONNECT_S: Final = 5.0
+"""How soon a tailscale client reconnects after its server has restarted."""
+
+
+class Events:
+    """Plays events. The event "node deleted" is the method `node_deleted`.
+
+    Args:
+        workload: the pods and upstreams that the events affect. Its Headscale is backed up for `database_restored`.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._world = workload.world
+        self._clock = workload.clock
+        self._backup = workload.world.headscale.backup()
+
+    def play(self, step: Step) -> None:
+        """Play the event of a step, unless it is impossible now."""
+        event: Callable[[Step], None] = getattr(self, step.kind.lower().replace(" ", "_"))
+        with suppress(ApiError, NodeGoneError):
+            event(step)
+
+    # --- Records -----------------------------------------------------------------------------------------
+
+    def record_edited(self, step: Step) -> None:
+        record = self._choose_record(step)
+        if record is not None:
+            change = step.random.choice(({"content": "100.64.77.7"}, {"ttl": 600}, {"ttl": 1}))
+            self._world.cloudflare.change_record(record.id, **change)
+
+    def record_cleared_of_its_mark(self, step: Step) -> None:
+        record = self._choose_record(step)
+        if record is not None:
+            self._world.cloudflare.change_record(record.id, comment="")
+
+    def record_deleted(self, step: Step) -> None:
+        record = self._choose_record(step)
+        if record is not None:
+            self._world.cloudflare.remove_record(record.id)
+
+    def second_record_added(self, step: Step) -> None:
+        self._world.add_record("100.64.88.8", comment=step.random.choice((None, MARK)))
+
+    def record_taken_over(self, step: Step) -> None:
+        record = self._choose_record(step)
+        if record is not None:
+            self._world.cloudflare.change_record(record.id, comment="mine now")
+        self._change_zone_again()
+
+    def name_taken_by_another_owner(self, _step: Step) -> None:
+        self._world.add_record("100.64.99.9", comment=OTHER_MARK)
+        self._change_zone_again()
+
+    def cname_in_the_way(self, _step: Step) -> None:
+        for record in self._world.our_records:
+            self._world.cloudflare.remove_record(record.id)
+        self._world.add_record("elsewhere.example.org", type_="CNAME")
+        self._change_zone_again()
+
+    def record_changed_during_a_pass(self, step: Step) -> None:
+        """Take a record over, or point it at another online node."""
+        record = self._choose_record(step)
+        if record is None:
+            return
+        online = [node for node in self._world.our_nodes if self._world.headscale.online(node.id)]
+        if online and step.draw % 2:
+            self._world.cloudflare.change_record(record.id, content=step.random.choice(online).addresses[0], ttl=120)
+        else:
+            self._world.cloudflare.change_record(record.id, comment="mine now")
+        self._change_zone_again()
+        for current in self._workload.passes:
+            current.unread_changes.add(record.id)
+
+    def _choose_record(self, step: Step) -> Record | None:
+        ours = self._world.our_records
+        return step.random.choice(ours) if ours else None
+
+    def _change_zone_again(self) -> None:
+        """Change another name, so that even a stale response shows the new owner of ours."""
+        self._world.add_record("later", name="later.example.com", type_="TXT")
+        later = self._world.cloudflare.records(self._world.zone_id, "later.example.com")
+        self._world.cloudflare.remove_record(later[0].id)
+
+    # --- Nodes and addresses -----------------------------------------------------------------------------
+
+    def foreign_node_joins(self, step: Step) -> None:
+        self._world.headscale.add_node(NAME, user=USER, registered_by=step.random.choice(("oidc", "cli")))
+
+    def node_deleted(self, step: Step) -> None:
+        node = self._choose_node(step)
+        if node is not None:
+            self._world.headscale.delete_node(node.id)
+
+    def node_expired(self, step: Step) -> None:
+        node = self._choose_node(step)
+        if node is not None:
+            self._world.headscale.expire_node(node.id)
+
+    def address_changed(self, _step: Step) -> None:
+        for pod in self._workload.running:
+            if pod.node_id is not None and self._world.headscale.node(pod.node_id) is not None:
+                pod.show(*self._world.headscale.readdress(pod.node_id).addresses)
+                # The loop polls the interface every second.
+                pod.due_s = min(pod.due_s, self._clock.elapsed_s + 1.0)
+
+    def _choose_node(self, step: Step) -> Node | None:
+        ours = self._world.our_nodes
+        return step.random.choice(ours) if ours else None
+
+    # --- Headscale ---------------------------------------------------------------------------------------
+
+    def headscale_restarted(self, _step: Step) -> None:
+        self._world.headscale.restart()
+        self._clock.at(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
+
+    def headscale_upgraded(self, step: Step) -> None:
+        later = VERSIONS[VERSIONS.index(self._world.headscale.version) :][1:2]
+        if later:
+            self._world.headscale.upgrade(later[0])
+            if not self._world.headscale.accepts_api_key:
+                self.api_key_renewed(step)
+            self._clock.at(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
+
+    def database_restored(self, step: Step) -> None:
+        """Restore the backup, which is from before the first pod."""
+        headscale = self._world.headscale
+        current, backup = headscale.backup(), self._backup.copy()
+        # The API key of the settings stays valid.
+        backup.api_keys = current.api_keys
+        backup.last_ids["api_keys"] = current.last_ids["api_keys"]
+        headscale.restore(backup)
+        for pod in self._workload.pods:
+            node = headscale.node(pod.node_id or 0)
+            if pod.node_id is not None and (node is None or node.machine_key != pod.machine_key):
+                pod.node_id = LOST_NODE
+        for _ in range(current.last_ids["nodes"] - backup.last_ids["nodes"]):
+            if step.random.random() < 0.5:
+                headscale.add_node("laptop.example.com", user=USER)
+            else:
+                headscale.add_node(NAME, user=USER, registered_by="oidc")
+        while headscale.backup().last_ids["keys"] < current.last_ids["keys"]:
+            headscale.create_key(USER)
+
+    # --- Credentials, clock and network ------------------------------------------------------------------
+
+    def token_renewed(self, _step: Step) -> None:
+        self._world.write_secret("CLOUDFLARE_API_TOKEN", self._world.cloudflare.set_token())
+
+    def api_key_renewed(self, _step: Step) -> None:
+        self._world.write_secret("HEADSCALE_API_KEY", self._world.headscale.rotate_api_key())
+
+    def token_refused(self, _step: Step) -> None:
+        """Replace both secrets in the upstreams, but not in the files until the faults end."""
+        self._workload.credentials_are_valid = False
+        self._world.cloudflare.set_token()
+        self._world.headscale.rotate_api_key()
+
+    def clock_jumps(self, step: Step) -> None:
+        self._clock.skew = timedelta(seconds=step.random.choice((-7200, -300, 300, 7200, 400 * 86_400)))
+
+    def partition(self, step: Step) -> None:
+        pod = step.random.choice(self._workload.running)
+        pod.cut_off = True
+        if pod.node_id is not None:
+            self._world.headscale.disconnect(pod.node_id, silently=True)
+
+    def partition_over(self, _step: Step) -> None:
+        for pod in self._workload.running:
+            pod.cut_off = False
+        self._workload.reconnect()
+
+    # --- Pods --------------------------------------------------------------------------------------------
+
+    def pod_restarted(self, step: Step) -> None:
+        for pod in self._workload.running:
+            self._workload.end_pod(pod, silently=bool(step.draw % 2))
+        self._workload.start_pod()
+
+    def sidecar_restarted(self, _step: Step) -> None:
+        for pod in self._workload.running:
+            pod.watch = None
+
+    def second_pod(self, _step: Step) -> None:
+        if len(self._workload.running) < 3:
+            self._workload.start_pod()
+
+    def tailscale_restarted(self, step: Step) -> None:
+        pod = step.random.choice(self._workload.running)
+        if self._workload.schedule.kept_state and pod.node_id is not None:
+            with suppress(NodeGoneError):
+                self._world.headscale.connect(pod.node_id)
+
+    def node_vanishes_silently(self, step: Step) -> None:
+        """A cluster node fails. Its pod is replaced, and Headscale still reports the old node as online."""
+        self._workload.end_pod(step.random.choice(self._workload.running), silently=True)
+        self._workload.start_pod()

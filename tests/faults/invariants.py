@@ -1,0 +1,314 @@
+"""The invariants of a run, checked at every request and after every step.
+
+They are evaluated on the simulators' tables, independently of the program's rules. docs/architecture.md describes the
+guarantees "Never 1" to "Never 8".
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import tracemalloc
+from ipaddress import ip_address
+from typing import Any, Final
+
+from lifecycle.dns_watch.loop import DnsWatch
+from lifecycle.health.metrics import render_metrics
+from tests.builders import MARK
+from tests.faults.attacks import DECODED_BYTES
+from tests.faults.schedule import COMPRESSED, HIDDEN_NODES, UNDETECTABLE
+from tests.faults.tap import Request
+from tests.faults.workload import MISLED_S, Pass, Pod, Workload
+from tests.simulators.cloudflare import Record
+from tests.simulators.headscale import Node
+from tests.simulators.upstream import Upstream
+from tests.tally import count
+
+MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
+"""More memory than a pass needs, unless it decodes the whole response."""
+
+
+class BrokenError(AssertionError):
+    """An invariant does not hold."""
+
+
+class Invariants:
+    """Checks the invariants of a workload. It is called before and after each request.
+
+    Args:
+        workload: the pods and upstreams to check.
+        log_events: everything that the program logged.
+    """
+
+    def __init__(self, workload: Workload, log_events: list[Any]) -> None:
+        self._workload = workload
+        self._world = workload.world
+        self._clock = workload.clock
+        self._log_events = log_events
+        self._foreign_records: dict[str, Record] = {}
+        self._foreign_nodes: dict[int, Node] = {}
+        self._records_before: dict[str, Record] = {}
+        self._nodes_before: dict[int, Node] = {}
+
+    # --- Foreign objects ---------------------------------------------------------------------------------
+
+    def remember_foreign_objects(self) -> None:
+        """Remember the foreign objects, which the program must not change."""
+        world = self._world
+        self._foreign_records = {
+            record.id: record for record in world.all_records.values() if not world.is_our_record(record)
+        }
+        self._foreign_nodes = {node.id: node for node in world.headscale.nodes if not world.is_our_node(node)}
+
+    def check_foreign_objects(self) -> None:
+        """Never 1 and 2: no foreign record or node has changed."""
+        records = self._world.all_records
+        for record_id, record in self._foreign_records.items():
+            if records.get(record_id) != record:
+                raise BrokenError(f"Never 1: {record} was foreign and is now {records.get(record_id)}")
+        for node_id, node in self._foreign_nodes.items():
+            now = self._world.headscale.node(node_id)
+            if now is None or (now.expires_at, now.user_id) != (node.expires_at, node.user_id):
+                raise BrokenError(f"Never 2: node {node_id} of {node.name} was foreign and is now {now}")
+
+    # --- Requests ----------------------------------------------------------------------------------------
+
+    def before(self, upstream: Upstream, method: str, path: str) -> None:
+        """Record the state before a request."""
+        self.check_memory()
+        if upstream is self._world.cloudflare:
+            self._records_before = self._world.all_records
+        else:
+            self._nodes_before = {node.id: node for node in self._world.headscale.nodes}
+
+    def after(self, request: Request) -> None:
+        """Check the effect of a request."""
+        if not self._workload.passes:
+            return
+        current = self._workload.passes[-1]
+        if request.fault == COMPRESSED:
+            tracemalloc.start()
+        if request.is_genuine and request.fault != "stale read" and request.path.endswith("/dns_records"):
+            current.unread_changes.clear()
+        if request.fault in UNDETECTABLE:
+            current.disturbed = True
+        # A list without a node that dns-watch has already found proves nothing: Headscale also has to report that the
+        # node does not exist. Only if it does, or if no node is known, an incomplete list misleads the pod.
+        known = current.pod.watch.state.node if current.pod.watch else None
+        is_known = known is not None and self._world.headscale.node(int(known.id)) is not None
+        if request.fault == "stale read" or (request.fault == HIDDEN_NODES and not is_known):
+            current.pod.misled_at_s = self._clock.elapsed_s
+        if request.is_write:
+            self._check_reads_before(current, request)
+            if request.upstream is self._world.cloudflare:
+                self._check_record_change(current, request)
+            else:
+                self._check_node_change(current, request)
+                self._check_key_creation(current.pod, request)
+        current.requests.append(request)
+
+    def check_memory(self) -> None:
+        """Check how much memory the last response took, if it was a small one that decodes to a large one."""
+        if not tracemalloc.is_tracing():
+            return
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        if peak > MAX_TRACED_BYTES:
+            raise BrokenError(f"Decoded: a compressed response took {peak >> 20} MiB")
+
+    def _check_reads_before(self, current: Pass, request: Request) -> None:
+        """Never 3: a change is based on complete responses only."""
+        reads = [read for read in current.requests if read.method == "GET"]
+        nodes = [read for read in reads if read.path == "/api/v1/node"]
+        if request.upstream is self._world.cloudflare:
+            records = [read for read in reads if read.path.endswith("/dns_records")]
+            self._check_genuine(request, _last_list(records))
+            if not current.pod.initialized and nodes and nodes[-1].fault == "short list":
+                # A Headscale without nodes returns the same, and a sidecar that has just started trusts it.
+                return
+            if current.pod.initialized:
+                # A known node is read directly.
+                nodes = [read for read in reads if read.path.startswith("/api/v1/node")]
+        elif request.method != "DELETE":
+            return
+        self._check_genuine(request, nodes[-1:])
+
+    def _check_genuine(self, request: Request, reads: list[Request]) -> None:
+        if not reads or not all(read.is_genuine for read in reads):
+            raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no read'}")
+
+    def _check_record_change(self, current: Pass, request: Request) -> None:
+        before, now = self._records_before, self._world.all_records
+        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        if unread := changed & current.unread_changes:
+            raise BrokenError(f"Never 1: {request.method} of records {unread}, which changed after they were read")
+        if not current.disturbed and self._requests_no_change(request, before):
+            raise BrokenError(f"Never 7: a write without a difference: {request}")
+        pod = current.pod
+        for key in changed & now.keys():
+            record, old = now[key], before.get(key)
+            if old is not None and old.content == record.content:
+                continue
+            # The address can be that of any node of ours, because addresses are reassigned. An expired node counts too,
+            # because a pod whose clock is behind cannot know that it has expired.
+            ours = [node for node in self._world.headscale.nodes if self._world.is_our_node(node)]
+            addresses = {address for node in ours for address in node.addresses}
+            shown = pod.interface.addresses
+            is_own = shown is None or ip_address(record.content) in shown
+            if not current.disturbed and not (is_own and record.content in addresses):
+                raise BrokenError(f"pod {pod.number}, node {pod.node_id}, {shown}, published {record.content}")
+            overwritten = current.superseded_at_start & self._workload.published_successors(pod, before)
+            if overwritten and not current.disturbed:
+                raise BrokenError(f"Never 6: pod {pod.number} (node {pod.node_id}) wrote over nodes {overwritten}")
+
+    def _requests_no_change(self, request: Request, before: dict[str, Record]) -> bool:
+        """Return True if a request would change nothing, even if it failed."""
+        body: dict[str, Any] = json.loads(request.body or b"{}")
+        patches = body.get("patches", [])
+        if request.method == "PATCH":
+            patches = [body | {"id": request.path.rpartition("/")[2]}]
+        return any(
+            patch["id"] in before
+            and all(getattr(before[patch["id"]], name) == value for name, value in patch.items() if name != "id")
+            for patch in patches
+        )
+
+    def _check_node_change(self, current: Pass, request: Request) -> None:
+        now = {node.id for node in self._world.headscale.nodes}
+        deleted = [node for node in self._nodes_before.values() if node.id not in now]
+        if deleted and current.pod.initialized:
+            raise BrokenError(f"dns-watch deleted {deleted}")
+        for node in deleted:
+            if not self._world.is_our_node(node):
+                raise BrokenError(f"Never 2: {node} is not ours")
+
+    def _check_key_creation(self, pod: Pod, request: Request) -> None:
+        """Check that the sidecar creates a key only if its node is lost and the key in its file is invalid."""
+        if request.path != "/api/v1/preauthkey" or not pod.initialized:
+            return
+        count("keys made by dns-watch")
+        if self._world.environment["SELF_HEAL"] != "true":
+            raise BrokenError(f"pod {pod.number} creates a key although SELF_HEAL is off")
+        if self._clock.skew or self._is_misled(pod):
+            return
+        node = self._world.headscale.node(pod.node_id or 0)
+        if node is not None and not self._world.is_expired(node):
+            raise BrokenError(f"Never 3: pod {pod.number} creates a key although its node {node.id} exists")
+        held = pod.key_file.read_text() if pod.key_file.exists() else ""
+        if any(
+            key.key == held and not key.used and key.expires_at > self._clock.true_now()
+            for key in self._world.headscale.keys
+        ):
+            raise BrokenError(f"pod {pod.number} creates a key although the one in its file is valid")
+
+    def _is_misled(self, pod: Pod) -> bool:
+        """Return True if a pod may still act on an undetectably wrong response."""
+        return self._clock.elapsed_s - pod.misled_at_s < MISLED_S
+
+    # --- Pods --------------------------------------------------------------------------------------------
+
+    def check_key_files(self) -> None:
+        """Never 4: the key file is absent or complete."""
+        # Keys from before a backup was restored are complete keys too.
+        keys = set(self._world.headscale.secrets())
+        for pod in self._workload.pods:
+            if not pod.key_file.exists():
+                continue
+            if pod.key_file.read_text() not in keys:
+                raise BrokenError(f"Never 4: the key file holds {pod.key_file.read_text()!r}")
+            mode = stat.S_IMODE(pod.key_file.stat().st_mode)
+            if mode != 0o640:
+                raise BrokenError(f"Never 4: the key file has mode {mode:o}")
+
+    def check_may_give_up(self, pod: Pod) -> None:
+        """Never 8: dns-watch ends only because of MAX_RETRIES, before its node has registered."""
+        if self._world.environment["MAX_RETRIES"] == "0":
+            raise BrokenError("Never 8: dns-watch gave up with MAX_RETRIES=0")
+        if pod.watch is not None and pod.watch.state.node is not None:
+            raise BrokenError("Never 8: dns-watch gave up after its node had registered")
+
+    def check_progress(self, pod: Pod, watch: DnsWatch) -> None:
+        """Check that /livez succeeds after a pass."""
+        if not watch.status.alive:
+            raise BrokenError(f"pod {pod.number}: /livez fails although the loop makes progress")
+
+    def check_restart_helps(self, pod: Pod) -> None:
+        """Check that tailscale is restarted only if its node is lost and a valid key is in the file."""
+        node = self._world.headscale.node(pod.node_id or 0)
+        if node is not None and not self._world.is_expired(node) and not self._is_misled(pod):
+            raise BrokenError(f"pod {pod.number}: /nodez is 503 although node {node.id} exists")
+        now = self._clock.true_now()
+        held = [key for key in self._world.headscale.keys if key.key == pod.key_file.read_text()]
+        if not self._clock.skew and not any(key.expires_at > now and not key.used for key in held):
+            raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {held}")
+
+    def check_secrets(self) -> None:
+        """Never 5: no output contains a secret."""
+        world = self._world
+        shown = [repr(self._log_events)]
+        for pod in self._workload.pods:
+            if pod.watch is not None:
+                shown += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
+            # The key file and its temporary file may contain the key.
+            shown += [file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}]
+        shown += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
+        everything = "\n".join(shown)
+        for secret in world.headscale.secrets() + world.cloudflare.secrets():
+            count("secrets searched")
+            if secret in everything:
+                at = everything.index(secret)
+                raise BrokenError(f"Never 5: the output contains a secret: {everything[max(0, at - 200) : at]}…")
+
+    # --- Recovery ----------------------------------------------------------------------------------------
+
+    def out_of_sync(self) -> str:
+        """Return what is out of sync; "" if everything is in sync."""
+        pod, world = self._workload.record_owner, self._world
+        if pod is None:
+            # No pod is registered. Without a valid key, only a restart of the pod helps.
+            if self._must_heal():
+                return "no pod is registered, and none has healed"
+            count("recoveries without a node")
+            wrong = [
+                each.number for each in self._workload.running if each.watch is not None and each.watch.status.ready
+            ]
+            return f"pods {wrong} report the record in sync without a node" if wrong else ""
+        node = next(node for node in world.our_nodes if node.id == pod.node_id)
+        wanted = {node.addresses[0]}
+        if world.environment["DNS_IPV6"] == "true":
+            wanted.update(node.addresses)
+        ours = world.our_records
+        good = (
+            {record.content for record in ours} == wanted
+            and len(ours) == len(wanted)
+            and all((record.comment, record.ttl, record.proxied) == (MARK, 60, False) for record in ours)
+        )
+        if not good:
+            states = [
+                (each.number, each.node_id, each.watch and each.watch.status.readiness())
+                for each in self._workload.running
+            ]
+            return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
+        if pod.watch is None or not pod.watch.status.ready:
+            reason = pod.watch.state.records.reason if pod.watch else "no sidecar"
+            return f"the record is in sync, but pod {pod.number} does not report it: {reason}"
+        return ""
+
+    def _must_heal(self) -> bool:
+        """Return True if the running pods can recover by themselves.
+
+        A sidecar cannot if it started after its node was lost and has no interface, because nothing shows that the node
+        existed. It cannot either if no sidecar has ever found the node. It then reports that to the operator.
+        """
+        return self._world.environment["SELF_HEAL"] == "true" and all(
+            pod.watch is not None
+            and pod.key_file.exists()
+            and (pod.watch.state.node is not None or (pod.has_interface and pod.kept_node_id is not None))
+            for pod in self._workload.running
+        )
+
+
+def _last_list(reads: list[Request]) -> list[Request]:
+    """Return the last response to each page of the last list."""
+    start = max((number for number, read in enumerate(reads) if read.page == "1"), default=len(reads))
+    return list({read.page: read for read in reads[start:]}.values())
