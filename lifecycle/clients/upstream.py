@@ -17,13 +17,11 @@ class Upstream:
 
     Attributes:
         name: as in messages.
-        url_setting: the setting that its address comes from.
-        ca_setting: the setting that names a file with further certificate authorities.
-        explain: explains a response without success; it gets the request, for the message. None = the status is
-            sufficient.
-        is_own: returns True if a refusal has the form of the upstream's own, and not that of a proxy's.
-        health_path: below the base address; answers without credentials whether the upstream works. None = there
-            is no such path.
+        url_setting: the setting with its address.
+        ca_setting: the setting with the path of a file of additional certificate authorities.
+        explain: returns the error for a request and its response; None if the status is enough.
+        is_own: returns True if an error response is the upstream's own, and not a proxy's.
+        health_path: path of the health endpoint, which needs no credentials; None if the upstream has none.
     """
 
     name: str

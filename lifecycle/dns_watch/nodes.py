@@ -44,7 +44,7 @@ class Hints:
 
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
-    """Determine this pod's node among all nodes of the tailnet: by what only this pod can have, and not by age."""
+    """Find this pod's node by its VPN address, its pre-auth key or its online state, never by its age."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
     if hints.interface is not None:

@@ -83,14 +83,14 @@ def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str
     if not record.comment:
         return (
             "It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
-            "or choose another TS_HOSTNAME. To hand it over, set its comment to "
-            f'"{identity.mark}": it then points to this pod and is no longer proxied.'
+            "or choose another TS_HOSTNAME. To let this program manage it, set its comment to "
+            f'"{identity.mark}". It will then point to this pod and will not be proxied.'
         )
     is_vpn_address = record.address is not None and identity.is_vpn_address(record.address)
-    hand_over = "clear its comment or change it" if is_vpn_address else "change its comment"
+    comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
-        f'To hand it over, {hand_over} to "{identity.mark}". If it belongs to another instance of this program, set '
-        "DNS_OWNER to that owner. Otherwise delete it, or choose another TS_HOSTNAME."
+        f'To let this program manage it, {comment_change} to "{identity.mark}". If it belongs to another instance of '
+        "this program, set DNS_OWNER to that owner. Otherwise delete it, or choose another TS_HOSTNAME."
     )
 
 

@@ -1,4 +1,4 @@
-"""The choice of this pod's node, and the plan of its records."""
+"""`dns-watch` identifies this pod's node, and plans its records: tables and properties of the pure functions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 OUTSIDE = "203.0.113.7"
 APEX = "example.com"
 
-# Hints of every kind.
+# Hints of every kind, about the pod of node 1.
 UP = Hints(interface=addresses(V4, V6))
 BARE = Hints(interface=())
 WITH_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
@@ -63,7 +63,7 @@ def chosen(*nodes: Node, hints: Hints) -> str | None:
 
 
 class TestChooseNode:
-    """This pod's node is identified by what only this pod can have."""
+    """This pod's node is identified by its VPN address, its pre-auth key or its online state."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
@@ -137,13 +137,13 @@ class TestChooseNode:
         [
             pytest.param([a_node(1)], WAITED, "1", id="the-only-one"),
             pytest.param([a_node(1, online=False), a_node(2)], WAITED, "2", id="the-only-one-online"),
-            pytest.param([a_node(1), a_node(2, online=False)], WAITED, "1", id="the older one"),
+            pytest.param([a_node(1), a_node(2, online=False)], WAITED, "1", id="the-older-one-is-online"),
             pytest.param([a_node(1), a_node(2, user=ANN)], WAITED, "1", id="the-only-one-of-ours"),
-            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WAITED, "1", id="the-only-one-unexpired"),
+            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WAITED, "1", id="the-only-unexpired-one"),
             pytest.param([a_node(1), a_node(2)], WAITED, None, id="two-online"),
             pytest.param([a_node(1, online=False)], WAITED, None, id="none-online"),
             pytest.param([], WAITED, None, id="empty-list"),
-            pytest.param([a_node(1)], WAITING, None, id="too early"),
+            pytest.param([a_node(1)], WAITING, None, id="during-the-grace-period"),
         ],
     )
     def test_by_being_the_only_online_node(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
@@ -172,7 +172,7 @@ class TestChooseNode:
             pytest.param([a_node(2), a_node(10)], WITH_KEY, ["2, 10"], id="nodes with the key"),
             pytest.param([a_node(2), a_node(10)], WAITED, ["2, 10"], id="nodes online"),
             pytest.param([], WAITED, ["no node of ours is online"], id="none-online"),
-            pytest.param([], WAITING, ["interface"], id="too early"),
+            pytest.param([], WAITING, ["interface"], id="during-the-grace-period"),
         ],
     )
     def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
@@ -195,21 +195,21 @@ class TestChooseNode:
 
 
 class TestWhyMissing:
-    """What a list without our node mentions, and what it does not."""
+    """What is concluded if this pod's node is not among the nodes of the tailnet."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "own_id", "not_found", "loss"),
         [
-            # Headscale itself mentions that it is gone, and the list has others.
+            # Headscale reports that the node does not exist, and the list contains other nodes.
             pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(Missing.GONE, "1"), id="gone"),
             pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-interface"),
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone, with metadata"
+                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone-with-metadata"
             ),
             pytest.param([a_node(2)], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-later-pod"),
-            pytest.param([], UP, "1", True, None, id="not-by-an-empty-list"),
-            pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="not-while-the-list-has-it"),
-            # It exists and has to log in again.
+            pytest.param([], UP, "1", True, None, id="empty-list-proves-nothing"),
+            pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="still-in-the-list"),
+            # The node exists and has to log in again.
             pytest.param(
                 [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-interface"
             ),
@@ -219,7 +219,7 @@ class TestWhyMissing:
                 None,
                 False,
                 Loss(Missing.EXPIRED, "1"),
-                id="expired, by metadata",
+                id="expired-by-metadata",
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED, key_id="3")],
@@ -235,21 +235,36 @@ class TestWhyMissing:
                 None,
                 False,
                 Loss(Missing.UNREGISTERED),
-                id="another-one-expired",
+                id="other-node-expired",
             ),
             # This pod has an address that no node has.
-            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="unknown address"),
-            pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="a-short-list-and-a-node-that-is-there"),
-            pytest.param([a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="a-short-list-and-no-interface"),
-            pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address of a foreign node"),
-            pytest.param([a_node(2)], UP, None, False, None, id="unknown address with a node of ours"),
-            pytest.param([], UP, None, False, None, id="unknown address in an empty list"),
-            # It may still register.
-            pytest.param([a_node(5, hostname="x")], WITH_KEY, None, False, Loss(Missing.UNREGISTERED), id="not-yet"),
-            pytest.param([a_node(5, hostname="x")], WAITED, None, False, Loss(Missing.UNREGISTERED), id="never-yet"),
-            pytest.param([a_node(5, hostname="x")], BARE, None, False, Loss(Missing.UNREGISTERED), id="no-address-yet"),
-            pytest.param([a_node(2, key_id="8")], WITH_KEY, None, False, None, id="not-yet-but-another-pod's"),
-            pytest.param([], WITH_KEY, None, False, None, id="nothing-by-an-empty-list"),
+            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="unknown-address"),
+            pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="incomplete-list-and-an-existing-node"),
+            pytest.param(
+                [a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="incomplete-list-without-an-interface"
+            ),
+            pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address-of-a-foreign-node"),
+            pytest.param([a_node(2)], UP, None, False, None, id="unknown-address-with-another-node-of-ours"),
+            pytest.param([], UP, None, False, None, id="unknown-address-with-an-empty-list"),
+            # The pod may still register its node.
+            pytest.param(
+                [a_node(5, hostname="x")], WITH_KEY, None, False, Loss(Missing.UNREGISTERED), id="key-not-used-yet"
+            ),
+            pytest.param(
+                [a_node(5, hostname="x")], WAITED, None, False, Loss(Missing.UNREGISTERED), id="no-node-known"
+            ),
+            pytest.param(
+                [a_node(5, hostname="x")],
+                BARE,
+                None,
+                False,
+                Loss(Missing.UNREGISTERED),
+                id="interface-without-an-address",
+            ),
+            pytest.param(
+                [a_node(2, key_id="8")], WITH_KEY, None, False, None, id="key-not-used-yet-and-another-pod's-node"
+            ),
+            pytest.param([], WITH_KEY, None, False, None, id="key-not-used-and-an-empty-list"),
         ],
     )
     def test_reason_of_a_missing_node(
@@ -337,7 +352,7 @@ class TestStandingDown:
         ],
     )
     def test_a_list_is_read_only_if_a_successor_is_possible(self, records: list[Record], needed: bool) -> None:
-        """A list of 1,000 nodes is 1 MB."""
+        """Listing is expensive: a list of 1,000 nodes has 1 MB."""
         assert needs_successor_check(records, identity=RECORD_IDENTITY, node=a_node(1)) is needed
 
 
@@ -441,12 +456,12 @@ class TestRecords:
     @pytest.mark.parametrize("ipv6", [True, False])
     @pytest.mark.parametrize("also", [[], [a_record("0", content="100.64.0.2")]])
     def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, also: list[Record]) -> None:
-        """Even if there is a record of ours, too."""
+        """A record of ours beside it is not changed either."""
         assert planned(record, *also, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
 
     @pytest.mark.parametrize("ipv6", [False, True])
     def test_record_of_another_product_is_in_the_way(self, ipv6: bool) -> None:
-        """As of a Workers custom domain: Cloudflare allows no other record at the name."""
+        """Cloudflare allows no other record at the name of a Workers custom domain."""
         record = replace(a_record(type_="AAAA", content="100::", proxied=True, comment=""), read_only=True)
         assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
         assert "Workers" in advice_on_foreign_record(record, identity=RECORD_IDENTITY)
@@ -483,7 +498,7 @@ class TestRecords:
 
         assert in_the_way(APEX) == ()
         assert in_the_way("com") == (record,)
-        # "Could not find out" is not "it is at home".
+        # An unknown apex does not count as the apex of this record.
         assert in_the_way(None) == (record,)
 
     @pytest.mark.parametrize(
@@ -561,7 +576,7 @@ class TestRecords:
         assert planned(a_record(), record, specs=(a_spec(), a_spec(V6)), ipv6=True) == RecordPlan(in_the_way=(record,))
 
 
-# Nodes whose ids, keys and addresses meet one another in every way.
+# Nodes that share ids, keys and addresses in every combination.
 USERS = st.one_of(st.none(), st.sampled_from([SVC, SVC, User(None, "svc"), ANN]))
 
 SOME_V4 = [f"100.64.0.{number}" for number in range(1, 5)]
@@ -602,7 +617,7 @@ HINTS = st.builds(
 
 
 class TestChooseNodeProperties:
-    """Properties for every tailnet and all hints."""
+    """Properties that hold for all nodes and all hints."""
 
     @given(NODES, HINTS)
     def test_only_a_valid_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
@@ -618,11 +633,11 @@ class TestChooseNodeProperties:
 
     @given(NODES, HINTS, st.randoms(use_true_random=False))
     def test_the_age_of_nodes_does_not_matter(self, nodes: list[Node], hints: Hints, random: Random) -> None:
-        """With their ids dealt out renumbered, so that old is young, the same machine is chosen."""
+        """If the ids are shuffled among the nodes, the same machine is chosen."""
         ids = [node.id for node in nodes]
-        dealt = ids[:]
-        random.shuffle(dealt)
-        renumbered = dict(zip(ids, dealt, strict=True))
+        shuffled = ids[:]
+        random.shuffle(shuffled)
+        renumbered = dict(zip(ids, shuffled, strict=True))
         kept = hints.kept.id if hints.kept else None
         metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
@@ -695,7 +710,7 @@ RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 
-# Records among which nothing is in the way, so that there is something to plan.
+# Records without a foreign one that blocks the name, so that changes are planned.
 OWN_RECORDS = RECORDS.map(
     lambda records: [
         record
@@ -739,7 +754,7 @@ def made(record_id: str, spec: RecordSpec) -> Record:
 
 
 class TestRecordProperties:
-    """Properties for every zone."""
+    """Properties that hold for all records."""
 
     @given(st.one_of(RECORDS, OWN_RECORDS), SPECS, st.booleans(), st.sampled_from([APEX, NAME, None]))
     def test_only_our_records_are_changed(
@@ -795,7 +810,7 @@ class TestRecordProperties:
     def test_the_order_of_records_does_not_matter(
         self, records: list[Record], specs: list[RecordSpec], ipv6: bool, random: Random
     ) -> None:
-        """Nor does the order of the specs."""
+        """The order of the specs does not matter either."""
         shuffled = records[:]
         random.shuffle(shuffled)
         wanted = specs_for(specs, ipv6=ipv6)
@@ -816,24 +831,24 @@ class TestRecordProperties:
         st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=12),
         st.sampled_from([None, *SOME_V4, "100.64.0.9"]),
     )
-    def test_of_simultaneous_pods_the_later_one_wins(self, turns: list[int], before: str | None) -> None:
-        """In any order of passes."""
+    def test_of_simultaneous_pods_the_later_one_wins(self, passes: list[int], before: str | None) -> None:
+        """The order of the passes does not matter."""
         nodes = [a_node(number, online=True, addresses=[f"100.64.0.{number}"]) for number in (1, 2, 3)]
         records = [a_record(content=before)] if before else []
         latest = 0
-        for turn in turns:
-            own = nodes[turn - 1]
+        for number in passes:
+            own = nodes[number - 1]
             if not stands_down(own, nodes, records):
                 spec = a_spec(str(own.addresses[0]))
                 records = applied(records, planned(*records, specs=[spec]).changes)
-            latest = max(latest, turn)
+            latest = max(latest, number)
             holder = records[0].address if records else None
-            already = [number for number in (1, 2, 3) if before == f"100.64.0.{number}"]
+            already = [other for other in (1, 2, 3) if before == f"100.64.0.{other}"]
 
             assert len(records) == 1
             assert holder == ip_address(f"100.64.0.{max([latest, *already])}")
 
-        # A later pod that has died gives the name back.
+        # When the later pods are gone, the first pod owns the name again.
         survivors = [node for node in nodes if node.id == "1"]
         assert not stands_down(nodes[0], survivors, records)
 
