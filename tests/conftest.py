@@ -1,4 +1,4 @@
-"""The setup of every test: no network beyond loopback, only its own settings, no sleeping, tiers."""
+"""The setup of all tests: network access to loopback only, no inherited settings, no sleeps, and the tiers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests import releases, tally
 # Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
 pytest_plugins = ["tests.image.fixtures"]
 
-# A busy machine does not make a property false. The examples are the same in each run.
+# No deadline, because the machine can be busy. The examples are the same in each run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -148,7 +148,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Hand the counts of a worker to the process that reports them."""
+    """Send the counts of a worker to the process that reports them."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tally"] = tally.counted()
@@ -163,7 +163,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 DESELECTED = pytest.StashKey[list[Any]]()
-"""What the workers deselected; each of them deselects the same."""
+"""The deselected tests, which are the same in each worker."""
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,7 @@
-"""The eight guarantees that hold in every state: whole commands against both upstreams."""
+"""The guarantees "Never 1" to "Never 8", with whole commands against both upstreams.
+
+The glossary in docs/architecture.md describes them.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ from tests.world import USER, Interface, World
 
 Events = list[Any]
 
-# Two reads of the record at least.
+# The record is read at least twice.
 LONG_S = 700.0
-# A loss is confirmed, and a fresh key is created.
+# The time in which a loss is confirmed and a new key is created.
 HEALED_S = 300.0
 TAG = "tag:web"
 
@@ -72,7 +75,7 @@ def join(world: World) -> Node:
 
 
 def delete_node(world: World, node: Node) -> None:
-    """Delete a node; the list is not empty after that, as an empty one proves nothing."""
+    """Delete a node, but keep the list from being empty, because an empty list is not accepted as proof."""
     world.headscale.add_node("other", user=USER)
     world.headscale.delete_node(node.id)
 
@@ -92,7 +95,7 @@ FOREIGN_RECORDS = [
     pytest.param({"content": "100.64.0.1", "comment": f"{MARK}-2"}, id="longer-owner"),
     pytest.param({"content": "100.64.0.1", "comment": MARK[:-1]}, id="shorter-owner"),
     pytest.param({"content": "100.64.0.1", "comment": MARK.upper()}, id="mark-in-capitals"),
-    pytest.param({"content": "100.64.0.1", "comment": f" {MARK}"}, id="mark-after-a-blank"),
+    pytest.param({"content": "100.64.0.1", "comment": f" {MARK}"}, id="mark-after-a-space"),
     pytest.param({"content": "100.64.0.1", "comment": f"was {MARK}"}, id="mark-in-a-sentence"),
     pytest.param({"content": "198.51.100.7"}, id="public-address-without-a-comment"),
     pytest.param({"content": "100.128.0.1"}, id="address-next-to-the-vpn-without-a-comment"),
@@ -187,7 +190,7 @@ def test_every_node_of_ours_is_deleted_by_cleanup(make_world: MakeWorld, version
     assert world.headscale.nodes == []
 
 
-# --- 3: unknown is never taken for absent -------------------------------------------------------------
+# --- 3: nothing is changed because of a failed, incomplete or malformed response ------------------------
 
 UNUSABLE = [
     pytest.param(faults.html(502), id="502"),
@@ -262,7 +265,7 @@ OLD_KEY = "hskey-auth-of-an-earlier-start"
 
 @contextmanager
 def before_each_line_of(module: Any, check: Callable[[], None]) -> Iterator[None]:
-    """Check the state before each line of a module: a kill -9 could leave it."""
+    """Check the state before each line of a module, because a kill -9 could leave that state."""
 
     def line_by_line(_frame: Any, event: str, _argument: Any) -> Any:
         if event in {"line", "return"}:
@@ -324,7 +327,7 @@ def test_never_4_key_file_is_complete_while_healing_replaces_it(world: World) ->
 
 # --- 5: no secret leaves the program ------------------------------------------------------------------
 
-TROUBLE = [
+FAULTS = [
     pytest.param(None, id="none"),
     pytest.param(faults.drop(committed=True), id="response-lost"),
     pytest.param(faults.truncate(), id="truncated"),
@@ -343,7 +346,7 @@ def texts_of(error: BaseException | None) -> Iterator[str]:
 
 
 @each_dialect
-@pytest.mark.parametrize("fault", TROUBLE)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_never_5_no_output_contains_a_secret(
     make_world: MakeWorld, version: str, fault: Fault | None, events: Events
 ) -> None:
@@ -405,12 +408,12 @@ def test_never_5_error_about_a_malformed_response_contains_no_secret(
     assert [text for text in (*texts_of(raised.value), *map(repr, events)) if key["key"] in text] == []
 
 
-# --- 6: two pods never fight over one name ------------------------------------------------------------
+# --- 6: two pods never keep overwriting each other's record ---------------------------------------------
 
 
 @each_dialect
 @pytest.mark.parametrize("order", ["earlier-first", "later-first"])
-def test_never_6_the_later_of_two_pods_has_the_name(make_world: MakeWorld, version: str, order: str) -> None:
+def test_never_6_the_later_of_two_pods_owns_the_name(make_world: MakeWorld, version: str, order: str) -> None:
     world = make_world(version)
     nodes = [world.headscale.add_node(NAME, user=USER) for _ in range(2)]
     earlier, later = (world.watch(Interface(*node.addresses)) for node in nodes)
@@ -434,7 +437,7 @@ def test_never_6_pod_whose_node_is_gone_stands_down_for_its_successor(world: Wor
     later = world.watch(Interface(*node.addresses))
     world.run_together(earlier, later, seconds=2 * LONG_S)
     assert world.records() == {f"A {node.address}": MARK}
-    # By the first pod, by `cleanup`, and by the second pod.
+    # By the earlier pod, by `cleanup`, and by the later pod.
     assert [write.method for write in world.cloudflare.writes] == ["POST", "DELETE", "POST"]
     assert earlier.state.superseded_by == str(node.id)
 

@@ -405,7 +405,7 @@ def test_metrics_have_known_labels_and_no_secrets(
 
 
 def test_an_html_page_is_not_a_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A proxy can respond with 200, too."""
+    """A proxy can respond with 200 too."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -426,7 +426,7 @@ def serving_threads() -> list[threading.Thread]:
 
 
 def silent_clients(stack: ExitStack, port: int, number: int, request_data: bytes) -> None:
-    """Open connections that send this much and wait."""
+    """Open connections that send these bytes and then wait."""
     for _ in range(number):
         client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
         client.sendall(request_data)
@@ -471,7 +471,7 @@ def test_disconnected_clients_are_not_logged(port: int, capfd: pytest.CaptureFix
 
 
 def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """And the next request is served."""
+    """The next request is served."""
     for request_data in (
         b"\0" * 1000,
         b"GET " + b"/" * 70_000,
@@ -486,7 +486,7 @@ def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixtu
                 while client.recv(65536):
                     pass
             except OSError:
-                pass  # hung up on
+                pass  # The server closed the connection.
     assert get(port, "/livez").status_code == 200
     assert capfd.readouterr() == ("", "")
 
@@ -494,7 +494,7 @@ def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixtu
 def test_a_bug_keeps_its_traceback(
     status: Status, served: Port, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And the server continues."""
+    """The server keeps serving requests."""
     seen: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
     port = served(status)
@@ -618,7 +618,7 @@ def test_the_loop_continues_without_its_port(dns_watch: Callable[..., Path]) -> 
 
 
 def test_the_process_serves_the_configured_address(dns_watch: Callable[..., Path]) -> None:
-    """Even if no upstream is reachable."""
+    """This holds even if no upstream is reachable."""
     (port,) = free_ports(1)
     log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     eventually(lambda: reachable(port, "127.0.0.1"), "the port")

@@ -1,4 +1,4 @@
-"""The key file is whole or absent, whatever happens while it is written."""
+"""The key file is complete or absent, whatever fails while it is written."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ SPECIAL_FILES = [make_folder, make_fifo, make_socket, make_device, make_link, ma
 
 
 class TestSpecialFiles:
-    """Only a regular file is ever replaced."""
+    """Only a regular file is replaced."""
 
     @pytest.mark.parametrize("make", SPECIAL_FILES)
     @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
@@ -600,7 +600,7 @@ class TestReadMetadata:
                 )
 
 
-# Their lengths differ, so that a mixture of two is neither.
+# Their lengths differ, so that parts of two keys never form a valid one.
 KEYS = [f"hskey-auth-{number:012d}-{chr(ord('A') + number) * (40 + 997 * number)}" for number in range(12)]
 
 # It forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child writes keys
@@ -619,8 +619,8 @@ WRITER = """
 
     def write_until_killed(key_file):
         print(os.getpid(), flush=True)
-        for turn in itertools.count():
-            write(key_file, turn % len(KEYS))
+        for number in itertools.count():
+            write(key_file, number % len(KEYS))
             # A single system call, because it can be killed here, too.
             os.write(1, b"written\\n")
 

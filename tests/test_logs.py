@@ -1,4 +1,4 @@
-"""Log lines, in a process of its own."""
+"""Log lines, which a separate process writes."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ ODD = [r"a\ud800b", r"/a\udcff", r"k\u00e9y \u2192 \U0001f600"]
 @pytest.mark.parametrize("console", [True, False])
 @pytest.mark.parametrize("to_stderr", [True, False])
 def test_any_character_can_be_logged(run: Run, console: bool, to_stderr: bool, encoding: str) -> None:
-    """Others decide what is in a record's comment."""
+    """A record's comment can contain any characters."""
     done = run(
         f"configure_logs(console={console}, to_stderr={to_stderr})\n"
         + "\n".join(f"log.error('record.foreign', comment='{text}')" for text in ODD),
@@ -228,7 +228,7 @@ ESCAPES = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "a\rb", "a\nb", "a\bb", "\u
 
 @pytest.mark.parametrize("value", ["{!r}", "[{!r}]", "dict(key={!r})"])
 def test_console_text_contains_no_terminal_escapes(run: Run, value: str) -> None:
-    """Others decide what is in hostnames, comments and user names."""
+    """Hostnames, comments and user names can contain any characters."""
     done = run(
         "configure_logs(console=True)\n"
         + "\n".join(f"log.warning('record.foreign', comment={value.format(text)})" for text in ESCAPES)
@@ -240,7 +240,7 @@ def test_console_text_contains_no_terminal_escapes(run: Run, value: str) -> None
 
 
 def test_json_contains_no_terminal_escapes(run: Run) -> None:
-    """Terminals obey the control characters beyond ASCII too."""
+    """Terminals also interpret the control characters beyond ASCII."""
     done = run(
         "configure_logs(console=False)\n"
         + "\n".join(f"log.warning('record.foreign', comment={text!r})" for text in [*ESCAPES, "a\x85b", "a\u2028b"])

@@ -1,4 +1,4 @@
-"""Which nodes and records are ours, and which only resemble ours."""
+"""Nodes and records that are ours, and others that only resemble ours."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ WITH_THAT_ADDRESS = User("7", "ann", email="ann@example.com")
 
 
 class TestChooseUser:
-    """Which Headscale user is ours."""
+    """The choice of the Headscale user that owns our nodes."""
 
     def test_configured_name_is_chosen(self) -> None:
         assert choose_user([ANN, SVC], "svc") == SVC

@@ -1,4 +1,4 @@
-"""Stop signals, in a process of its own that receives real ones."""
+"""Stop signals, which are sent to a separate process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ HANGS_AFTER_S = 60
 
 SAYS_READY = "print('ready', flush=True)"
 
-# As on a terminal: a process in the background ignores SIGINT, and one under nohup SIGHUP; children inherit that.
+# The signal handling of a terminal. A background process ignores SIGINT, one under nohup SIGHUP, and children inherit
+# that.
 HEAD = """
 import signal
 for number in (signal.SIGTERM, signal.SIGHUP):

@@ -1,4 +1,4 @@
-"""cleanup against both upstreams: what it removes, in which order, and when it refuses."""
+"""cleanup against both upstreams: what it deletes, in which order, and when it fails instead."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_record_with_another_comment_stays(world: World, comment: str) -> None:
     world.headscale.add_node(NAME, user=USER)
     world.add_record("100.64.0.1", comment=comment)
     if comment == f"{MARK} ":
-        # It has the form of a mark, so it counts as another owner's.
+        # It has the form of a mark, so it counts as the mark of another owner.
         with pytest.raises(NameTakenError):
             world.cleanup().run()
         return
@@ -326,7 +326,7 @@ def test_stale_record_with_the_address_of_another_node_is_not_left(world: World,
 
 
 def while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
-    """Run an action after the upstreams were read and the nodes deleted, and before the records are."""
+    """Run an action after the upstreams were read and the nodes deleted, but before the records are deleted."""
     world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
     world.clock.at(world.clock.elapsed_s + 0.1, action)
 

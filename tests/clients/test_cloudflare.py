@@ -1,4 +1,4 @@
-"""The client of a Cloudflare zone, on the simulator."""
+"""The Cloudflare client, against the simulator."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_two_zones_of_one_name_are_listed_by_id(account: CloudflareSimulator) ->
     "fault", [faults.html(502), faults.drop(), faults.html(200), faults.too_many_requests(5), refusal(403, 9109)]
 )
 def test_error_ends_the_search(account: CloudflareSimulator, fault: Fault) -> None:
-    """Otherwise the parent's zone would be used although the child's exists."""
+    """If it were, the parent's zone would be used although the child's zone exists."""
     account.add_zone(ZONE)
     child = account.add_zone("eu.example.com")
     cloudflare = client_of(account, None, domain="eu.example.com")
@@ -359,7 +359,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
 
 @pytest.fixture
 def wrong_zone(account: CloudflareSimulator) -> str:
-    """A zone to which the name does not belong, and whose own name the token may not read."""
+    """The name is not in the zone, and the token may not read the zone's name."""
     zone_id = account.add_zone("example.org")
     account.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
     return zone_id

@@ -1,4 +1,4 @@
-"""Headscale through its command line, on every release: the cases of the HTTP transport, and its own."""
+"""The Headscale client over exec, against every release: the tests of the HTTP transport, and further ones."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ __all__ = [
 ]
 
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
-"""For behaviour that all releases share."""
+"""For behavior that all releases share."""
 
 EXPIRES_BY_ID = [version for version in VERSIONS if version >= "0.28"]
 EXPIRES_BY_SECRET = [version for version in VERSIONS if version < "0.28"]
@@ -103,13 +103,13 @@ def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
 
 @pytest.fixture
 def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
-    """Its command line."""
+    """The command line of that server."""
     return HeadscaleCli(server, now=clock.now)
 
 
 @pytest.fixture
 def kubernetes(cli: HeadscaleCli) -> KubernetesSimulator:
-    """The cluster that runs it in a StatefulSet's pod."""
+    """A cluster in which a StatefulSet's pod runs that server."""
     kubernetes = KubernetesSimulator()
     add_headscale(kubernetes, cli)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -181,7 +181,7 @@ def test_version_is_detected_again_in_another_pod(
     headscale: HeadscaleWriter,
     clock: Clock,
 ) -> None:
-    """Headscale was upgraded: its pod was replaced."""
+    """An upgrade of Headscale replaces its pod."""
     before = headscale.version()
     [pod] = kubernetes.pods
     kubernetes.delete_pod(pod)
@@ -485,7 +485,7 @@ def test_failure_of_kubernetes_does_not_mean_a_missing_node(
 
 
 def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
-    """Up to 0.28, the output is `null` and the exit status 0."""
+    """Up to 0.28, a refused deletion prints `null` and exits with 0."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
@@ -497,7 +497,7 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
 def test_empty_list_does_not_mean_a_missing_node(
     listed: bytes, server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
-    """Otherwise the deletion would count as done."""
+    """If it did, the deletion would count as done."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     for _ in range(20):
@@ -608,7 +608,7 @@ def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulato
 def test_key_of_another_pod_is_not_expired(
     server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """Ours was never created. The other pod's key has almost the same life."""
+    """Our key was never created. The other pod's key has almost the same lifetime."""
     user = the_user(headscale)
     kubernetes.spoil(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
     created: list[timedelta] = []
@@ -626,12 +626,12 @@ def test_key_of_another_pod_is_not_expired(
     assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
 
 
-# --- Which pod ----------------------------------------------------------------------------------------
+# --- Selecting the pod ----------------------------------------------------------------------------------------
 
 
 @ONE_RELEASE
-class TestWhichPod:
-    """Label selectors, readiness and containers."""
+class TestPodSelection:
+    """The pod is selected by labels, readiness and age, and then the container."""
 
     def test_default_labels_are_tried_in_order(
         self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
@@ -726,7 +726,7 @@ class TestWhichPod:
     def test_newest_of_several_pods_is_used(
         self, kubernetes: KubernetesSimulator, clock: Clock, connect: Connect
     ) -> None:
-        """In a rolling update the older pod ends, and its changes can be lost."""
+        """In a rolling update, the older pod is terminated, and its changes can be lost."""
         newer = server_of("0.28.0", clock)
         newer.add_node("new.example.com", user="svc")
         cli = HeadscaleCli(newer, now=clock.now)

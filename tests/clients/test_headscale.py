@@ -1,4 +1,4 @@
-"""The client of Headscale over HTTP, on the simulator of every release."""
+"""The Headscale client over HTTP, against the simulator of every release."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_version_behind_a_proxy_is_detected_by_the_api(server: HeadscaleSimulato
 
 
 def test_wrong_version_is_detected_again(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
-    """Something in front of the server responded like release 0.28."""
+    """A proxy responds to the version detection like release 0.28."""
     key = a_key(client_of(server), clock)
     server.faults.add(faults.answer(200, '{"preAuthKeys": []}'), path=DETECTION, times=4)
     assert headscale.version() == "0.28 or newer"
@@ -237,7 +237,7 @@ def test_key_has_the_requested_properties(server: HeadscaleSimulator, headscale:
     key = a_key(headscale, clock, life=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [made] = server.keys
     assert (made.reusable, made.ephemeral, made.user_id, set(made.tags)) == (True, True, 2, set(tags))
-    # 0.23 shows a key's tags in lists alone.
+    # Release 0.23 shows a key's tags only in lists.
     assert (key.reusable, key.ephemeral, key.tags or tags) == (True, True, tags)
     assert made.expires_at - clock.now() >= timedelta(days=3)
 
@@ -288,8 +288,10 @@ def test_key_has_the_requested_life_despite_clock_skew(
 
 
 @pytest.mark.parametrize("skew", SKEWS)
-def test_key_of_another_life_is_expired_and_refused(skew: timedelta, server: HeadscaleSimulator, clock: Clock) -> None:
-    """The skew is unknown, as behind a proxy that removes the server's time."""
+def test_key_with_another_lifetime_is_expired_and_refused(
+    skew: timedelta, server: HeadscaleSimulator, clock: Clock
+) -> None:
+    """The client cannot compensate for the skew, because a proxy removed the server's time."""
     headscale = client_of(server)
     user = the_user(headscale)
     with pytest.raises(ResponseError, match="clock"):
@@ -390,7 +392,7 @@ def test_lost_response_does_not_prevent_a_later_key(
 def test_lost_response_is_resolved_for_a_user_with_an_email(
     email: str, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """Releases 0.24 and 0.25 list a key's user by the email, if there is one."""
+    """Releases 0.24 and 0.25 list the email of a key's user instead of the name, if the user has one."""
     user = server.add_user("web", email)
     spoil(server, CREATE, faults.drop(committed=True))
     spec = KeySpec(User(str(user.id), "web"), HOUR)
@@ -401,7 +403,7 @@ def test_lost_response_is_resolved_for_a_user_with_an_email(
 def test_other_keys_are_not_expired_after_a_lost_response(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    """They belong to other users, live longer or are used."""
+    """They belong to other users, have a longer lifetime or are used."""
     kept = [
         server.create_key("ann", expires_in=HOUR),
         server.create_key("svc", expires_in=HOUR, reusable=True),
@@ -525,7 +527,7 @@ def test_tagged_node_has_tags_and_key(server: HeadscaleSimulator, headscale: Hea
         assert node.pre_auth_key is not None
         assert node.pre_auth_key.user is not None
         assert node.pre_auth_key.user.is_same(User("2", "svc"))
-        # From 0.28 on, a list shows a user that is none.
+        # From 0.28 on, lists show a pseudo-user for tagged nodes, which the client ignores.
         assert node.user in (User("2", "svc"), None)
 
 
@@ -600,7 +602,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_node(fault: Fault, server: Heads
 
 
 def test_wrong_key_differs_from_a_missing_node(server: HeadscaleSimulator, clock: Clock) -> None:
-    """Up to 0.26 both have the status 500."""
+    """Up to 0.26, both responses have the status 500."""
     headscale = client_of(server, policy=retrying_on(clock), api_key="hskey-api-wrong")
     for call in (headscale.nodes, lambda: headscale.node("7")):
         with pytest.raises(AuthError, match="headscale apikeys create"):
@@ -624,7 +626,7 @@ def test_expired_api_key_is_an_auth_error(server: HeadscaleSimulator) -> None:
 
 
 def test_refused_api_key_is_transient_while_the_database_is_down(server: HeadscaleSimulator, clock: Clock) -> None:
-    """The server answers a valid API key like a wrong one."""
+    """The server then refuses a valid API key like a wrong one."""
     server.database_is_down = True
     clock.at(30, lambda: setattr(server, "database_is_down", False))
     headscale = client_of(server, policy=retrying_on(clock))
@@ -760,7 +762,7 @@ def test_api_key_that_is_invalid_after_an_upgrade(clock: Clock) -> None:
 )
 @pytest.mark.parametrize("is_visible", [True, False], ids=["connection-lost", "between-two-requests"])
 def test_client_adapts_to_an_upgrade(old: str, new: str, is_visible: bool, clock: Clock) -> None:
-    """Even if no connection breaks."""
+    """It does so even if no connection breaks."""
     server = server_of(old, clock, api_key=PORTABLE_KEY)
     headscale = client_of(server, policy=retrying_on(clock))
     user = the_user(headscale)

@@ -1,4 +1,4 @@
-"""JSON requests: each way in which they can end, and that no error contains the token."""
+"""Every outcome of a JSON request. No error contains the token."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def client(request: pytest.FixtureRequest, api: Api) -> Iterator[JsonClient]:
 
 
 def statuses(api: Api) -> list[int | None]:
-    """Return the statuses of the requests, health checks apart."""
+    """Return the statuses of the requests, without health checks."""
     return [exchange.status for exchange in api.requests if exchange.path != "/health"]
 
 
@@ -147,7 +147,7 @@ def test_explanation_by_the_upstream_has_precedence(api: Api) -> None:
 
 
 def test_redirect_is_not_followed(client: JsonClient, api: Api) -> None:
-    """The token would be sent along."""
+    """The client would send the token to the new address."""
     api.faults.add(faults.answer(302, headers={"location": "/elsewhere"}))
     error = failure(client)
     assert isinstance(error, ResponseError)
@@ -229,7 +229,7 @@ def dripping_server() -> Iterator[tuple[str, Event]]:
                 connection.recv(65536)
                 for piece in dripping_head():
                     connection.sendall(piece)
-                    # More often than a time-out for each read would detect.
+                    # Too often for a time-out of a single read.
                     if select.select([connection], [], [], 0.01)[0]:
                         break
             closed.set()
@@ -239,7 +239,7 @@ def dripping_server() -> Iterator[tuple[str, Event]]:
 
 
 def test_slow_headers_end_with_the_time_budget(dripping_server: tuple[str, Event]) -> None:
-    """Each read is quick. All of them would never end."""
+    """Each read is quick, but the response never ends."""
     url, closed = dripping_server
     with pytest.raises(TransientError, match=r"0\.3 s"):
         client_of(url, timeout=timedelta(seconds=0.3)).send("GET", "/thing")

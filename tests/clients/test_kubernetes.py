@@ -1,4 +1,4 @@
-"""The Kubernetes API: Secrets, pods, commands, and each way in which a request can end."""
+"""The Kubernetes client: Secrets, pods, exec, and every outcome of a request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "N
 
 SHORT_S = 1.5
 
-# More than any frame, and not a multiple of one.
+# Larger than a frame, and not a multiple of its size.
 MEGABYTES = 5 * 1024 * 1024 + 7
 
 
@@ -193,7 +193,7 @@ def test_token_is_the_only_value_or_the_named_one(
 def test_missing_token_is_an_auth_error(
     values: dict[str, str] | None, reference: str, named: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """It is not a NotFoundError, which would mean that a node is gone."""
+    """It must not be a NotFoundError, which means that a node is gone."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
@@ -401,7 +401,7 @@ def test_refused_connection_is_transient(call: Call, path: str, kubernetes: Kube
 def test_slow_body_ends_with_the_time_budget(
     call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster
 ) -> None:
-    """Each read is quick. All of them would take minutes."""
+    """Each read is quick, but the response takes minutes."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x" * 1000})
     kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
     error = failure(lambda: call(quick_cluster))
@@ -424,7 +424,7 @@ def test_response_beyond_the_limit_is_refused(
 def test_redirect_is_not_followed(
     call: Call, path: str, scheme: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """The credentials would be sent along."""
+    """The client would send the credentials to the new address."""
     elsewhere = KubernetesSimulator()
     with serve(elsewhere) as url:
         target = url.replace("http", scheme, 1) + "/elsewhere"
@@ -507,7 +507,7 @@ def test_no_error_contains_the_token(
 def test_only_a_server_of_the_clusters_authority_gets_requests(
     request_: str, known: bool, kubernetes: KubernetesSimulator, tmp_path: Path
 ) -> None:
-    """Any other server would get the service account's token."""
+    """The client would send the service account's token to another server."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     own, other = (tmp_path / name for name in ("own", "other"))
     for folder in (own, other):

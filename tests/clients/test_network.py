@@ -30,7 +30,7 @@ from tests.simulators.serve import serve
 from tests.simulators.upstream import Upstream as SimulatedUpstream
 
 BUDGET_S = 0.4
-# Far below what any library's own time-out would add up to.
+# Much less than the time-outs of a library would add up to.
 LATEST_S = 3.0
 
 API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
@@ -48,7 +48,7 @@ def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float 
 
 
 def failure(client: JsonClient, **request: Any) -> ApiError:
-    """Return the error of a request, which must come in time."""
+    """Return the error of a request, which has to fail in time."""
     started = time.monotonic()
     with pytest.raises(ApiError) as raised:
         client.send("POST", "/thing", **request)
@@ -135,7 +135,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
 
 
 def test_hanging_resolver_is_reported_as_such(resolve_to: Callable[[Resolver], None]) -> None:
-    """The upstream is not to blame: it is DNS that does not respond."""
+    """The message names DNS, which does not respond, and not the upstream."""
     never = Event()
     resolve_to(lambda *_args, **_options: [never.wait()])
     error = failure(client_of("http://api.example"))
@@ -185,7 +185,7 @@ def test_addresses_need_no_thread(host: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """A port of loopback that drops connection attempts: its queue of connections is full."""
+    """A loopback port that drops connection attempts, because its backlog is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
         port = listener.getsockname()[1]
         for _ in range(8):
@@ -197,7 +197,7 @@ def black_hole() -> Iterator[int]:
 
 
 def addresses(*ports: int) -> list[Any]:
-    """Return what the resolver would for a host with these addresses; they differ by their port here."""
+    """Return what the resolver returns for a host with these addresses, which differ only by their port here."""
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
 

@@ -1,4 +1,4 @@
-"""What dns-watch decides, as tables over a pure function: no simulator, no clock, no waiting."""
+"""Table tests of the pure function `decide`, which need no simulator and no waiting."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ CONFIG = WatchConfig(
 
 
 def at(seconds: float, *, jitter: float = 0.0) -> Moment:
-    """A moment so many seconds after the start."""
+    """Return the time this many seconds after the start."""
     return Moment(NOW + timedelta(seconds=seconds), seconds, jitter)
 
 
@@ -103,13 +103,13 @@ def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) 
 
 
 def found(node: Node = NODE, *, records: Iterable[Record] | Failed | None = ()) -> Observation:
-    """The node was found; everything at our name was read, or not, or could not be."""
+    """Return an observation of a found node, with the records if they were read, or the error."""
     read = records if records is None or isinstance(records, Failed) else RecordsRead(tuple(records))
     return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
 
 
 def missing(kind: Missing | None = Missing.GONE, *, successor: Node | None = None, **fields: object) -> Observation:
-    """The node was not found, for this reason; None = the reason is uncertain."""
+    """Return an observation without a node, for this reason; None = the reason is uncertain."""
     loss = None if kind is None else Loss(kind, None if kind in (Missing.STRANDED, Missing.UNREGISTERED) else "1")
     seen = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
     return replace(seen, **fields)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def event_names(decision: Decision) -> list[str]:
 
 
 def after(state: State, *steps: tuple[float, Observation], config: WatchConfig = CONFIG) -> Decision:
-    """The last of several decisions, each applied successfully."""
+    """Return the last of several decisions, each of which was applied successfully."""
     decision = Decision(state)
     for seconds, seen in steps:
         decision = decide(decision.state, seen, config=config, now=at(seconds))
@@ -294,7 +294,7 @@ def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
 
 
 def waits_of(state: State, seen: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
-    """The wait after each of several observations, one directly after the other."""
+    """Return the wait after each of several consecutive observations."""
     waits = []
     seconds = 0.0
     for one in seen:

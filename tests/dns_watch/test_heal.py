@@ -1,4 +1,4 @@
-"""Our node is really gone: noticed without a doubt, healed with one fresh key, and nothing else touched."""
+"""A lost node is detected reliably and registers again with one new key. Nothing else is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
 
 HOUR_S = 3600.0
 
-# For simulated nights, which would otherwise take thousands of polls.
+# For tests of many simulated hours, which would otherwise need thousands of polls.
 RARE_POLLS = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
 
 NODE = r"/api/v1/node/\d+$"
@@ -92,7 +92,7 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     assert world.usable_keys().count(pod.key) == 1
     (lost,) = named(events, "node.lost")
     assert (lost["node_id"], lost["log_level"]) == (str(old_id), "error")
-    # The record stays as it is, and Cloudflare is not even asked.
+    # The record stays as it is, and no request is sent to Cloudflare.
     assert (published(world), len(world.cloudflare.writes)) == ([old_address], writes)
 
     pod.join()
@@ -145,7 +145,7 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp
 
 
 def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> None:
-    """As above, and the process died between writing the metadata and the key."""
+    """The same, but the process died between writing the metadata and the key."""
     backup = world.headscale.backup()
     pod = a_pod(world, tmp_path / "pod")
     pod.key_file.write_text("an earlier key")
@@ -251,7 +251,7 @@ def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Pat
 
 
 def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
-    """The client fails with it repeatedly, and registers with a fresh one without any restart by a probe."""
+    """The client fails with it repeatedly, and registers with the new key without a restart by the probe."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
@@ -305,7 +305,7 @@ def not_found_and_an_empty_list(world: World) -> None:
 
 
 def not_found_and_still_listed(world: World) -> None:
-    """Report the node as not found, and list it."""
+    """Report the node as not found, although the list contains it."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
     world.headscale.faults.add(answer(404, text), path=NODE, times=None)
 
@@ -376,23 +376,23 @@ def test_a_renamed_node_is_not_reported_as_gone() -> None:
 
 
 class Steps:
-    """Passes at moments of a test's choosing.
+    """Runs passes of `dns-watch` at given times.
 
     Args:
-        pod: whose node is gone.
+        pod: a pod whose node is gone.
     """
 
     def __init__(self, pod: Pod) -> None:
         self._pod = pod
 
     def look(self, *, after_s: float) -> str | None:
-        """Make a pass after so long; give what is confirmed then."""
+        """Run a pass after this time, and return the confirmed loss."""
         self._pod.world.clock.sleep(after_s)
         self._pod.watch.run_pass()
         return self._pod.watch.state.heal.lost
 
     def look_in_vain(self, *, after_s: float, path: str) -> str | None:
-        """Make a pass that fails at a path."""
+        """Run a pass in which requests for a path fail."""
         self._pod.world.headscale.faults.add(html(502), path=path)
         found = self.look(after_s=after_s)
         assert self._pod.world.headscale.faults.pending == 0
@@ -400,7 +400,7 @@ class Steps:
 
 
 def test_two_observations_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
-    """However far apart they are."""
+    """The time between them does not matter."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     steps = Steps(pod)
@@ -408,7 +408,7 @@ def test_two_observations_do_not_confirm_a_loss(world: World, tmp_path: Path) ->
 
 
 def test_observations_within_a_minute_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
-    """However many there are."""
+    """Their number does not matter."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     steps = Steps(pod)
@@ -441,7 +441,7 @@ def test_an_empty_list_restarts_the_confirmation(world: World, tmp_path: Path) -
 
 
 def test_without_self_heal_no_key_is_written(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """For a whole night; the loss is logged with advice."""
+    """This holds for a whole night. The loss is logged with advice."""
     pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", **RARE_POLLS)
     key, number = pod.key, keys(world)
     delete_node(pod)
@@ -464,7 +464,7 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
 
 
 def test_a_missing_key_volume_is_reported_once(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The sidecar continues without it."""
+    """The sidecar keeps running without it."""
     pod = a_pod(world, tmp_path / "pod")
     number = keys(world)
     pod.new_watch(AUTHKEY_OUTPUT_PATH=str(tmp_path / "no-volume" / "authkey"))
@@ -487,7 +487,7 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
 
 
 def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World, tmp_path: Path) -> None:
-    """The other node may be this pod's, with a new address."""
+    """The other node can be this pod's, with a new address."""
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
     pod.interface.show("100.64.99.1")
@@ -509,7 +509,7 @@ def run_and_check(pod: Pod, seconds: float) -> None:
 
 
 def test_at_most_one_unexpired_key_exists(any_world: World, tmp_path: Path) -> None:
-    """While no client uses a key, the next is created only after it has expired."""
+    """If no client uses the key, the next one is created only after the first has expired."""
     pod = a_pod(any_world, tmp_path / "pod", **RARE_POLLS)
     before = keys(any_world)
     delete_node(pod)
@@ -529,7 +529,7 @@ def test_keys_that_do_not_help_are_created_more_and_more_rarely(world: World, tm
         if keys(world) > number:
             number = keys(world)
             made.append(world.clock.elapsed_s)
-            # Burnt, as a tagged node that expired does it.
+            # The key is used up without a login, as by an expired tagged node.
             world.headscale.delete_node(world.headscale.register(key=pod.key, hostname="other").id)
         world.clock.sleep(wait_s)
     pauses = [later - earlier for earlier, later in pairwise(made)]
@@ -555,7 +555,7 @@ def test_a_key_whose_response_was_lost_is_expired(
 
 
 def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """For six hours; the health port keeps reporting the loss."""
+    """This lasts for six hours, in which the health port keeps reporting the loss."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
@@ -572,7 +572,7 @@ def test_no_key_is_created_for_an_unwritable_folder(world: World, tmp_path: Path
     pod = a_pod(world, tmp_path / "pod")
     old_key, number = pod.key, keys(world)
     delete_node(pod)
-    # What the probe for writing is called; a folder of that name cannot be replaced by a file.
+    # The name of the file with which it is checked that the volume is writable. A folder of that name blocks it.
     blocked = pod.key_file.with_name(".authkey.tmp")
     blocked.mkdir()
     pod.run(HOUR_S)

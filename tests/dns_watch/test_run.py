@@ -74,7 +74,7 @@ def by_key(world: World, *, others: int = 0) -> Node:
     return registered
 
 
-# --- Which node ---------------------------------------------------------------------------------------
+# --- Identifying the node ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -352,7 +352,7 @@ def test_the_domain_is_appended_to_a_hostname_without_a_dot(world: World) -> Non
     assert world.records() == {f"A {node.address}": MARK}
 
 
-# --- Changes from outside ----------------------------------------------------------------------------
+# --- Changes by others ----------------------------------------------------------------------------
 
 
 def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> None:
@@ -527,7 +527,7 @@ def test_cloudflare_failures_are_retried_with_exponential_backoff(
 
 
 def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, node: Node) -> None:
-    """The address disappeared before the record could be updated."""
+    """The address disappears before the record is updated."""
     interface = Interface(*node.addresses)
     watch = world.watch(interface)
     world.cloudflare.faults.add(faults.html(502))
@@ -547,7 +547,7 @@ def test_a_retry_after_is_obeyed(world: World, node: Node, watch: DnsWatch) -> N
 
 
 def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
-    """The limit blocks every client of the account, and each request counts."""
+    """The limit applies to all clients of the account, and every request counts."""
     world.cloudflare.limit(0, per=timedelta(minutes=5), retry_after=False)
     world.run(watch, MINUTE - 1)
     assert len(world.cloudflare.requests) == 1
@@ -681,7 +681,7 @@ def test_headscale_failures_change_no_record_and_do_not_exit(
     world.headscale.faults.add(fault, times=None)
     world.run(watch, HOUR)
     assert len(world.cloudflare.writes) == 1
-    # Some requests of one look, each: which version is it by now?
+    # Each poll also detects the version again, which takes a few requests.
     assert len(world.headscale.requests) - before <= 4 * (HOUR / POLL_S + 8)
     world.headscale.faults.clear()
     world.run(watch, POLL_S * SPREAD)
@@ -741,14 +741,14 @@ def test_each_pass_logs_one_line(world: World, watch: DnsWatch, events: Events) 
     assert named(events, "pass.finished")[-1]["in_sync"] is True
 
 
-# --- Two pods at once ---------------------------------------------------------------------------------
+# --- Two simultaneous pods ---------------------------------------------------------------------------------
 
 
 class TwoPods:
     """An earlier and a later pod of one workload, both running.
 
     Args:
-        world: theirs.
+        world: the upstreams and the clock.
     """
 
     def __init__(self, world: World) -> None:
@@ -788,7 +788,7 @@ def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods
 
 def test_two_records_created_simultaneously_become_one(pods: TwoPods) -> None:
     pods.earlier.run_pass()
-    # The later pod's look was answered before the earlier one's record was there.
+    # The later pod reads the zone as it was before the earlier pod created its record.
     pods.world.cloudflare.faults.add(faults.stale(), method="GET")
     pods.later.run_pass()
     assert len(pods.published) == 2

@@ -1,4 +1,4 @@
-"""Two pods of one service live at once: the later one has the name, and neither takes it back and forth."""
+"""If two pods of one workload run at the same time, the later one owns the record, and the earlier one stands down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
 
-# The API dialect is a subject of other tests.
+# Other tests cover the API dialects.
 VERSIONS = ("0.28.0", pytest.param("0.23.0", marks=pytest.mark.full), pytest.param("0.30.0", marks=pytest.mark.full))
 
 
@@ -50,7 +50,7 @@ def test_a_partitioned_pod_stands_down_for_its_successor(
 
     new = Pod(world, tmp_path / "new", {"SELF_HEAL": self_heal})
     new.cleanup()
-    # The new pod's image has to be pulled: for that long the old one only knows that its node is gone.
+    # The new pod's image is pulled first. Until then, the old pod can only detect that its node is gone.
     world.run_together(old.watch, seconds=45)
     new.join()
     world.run_together(new.watch, old.watch, seconds=10)
@@ -85,12 +85,12 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
         pod.join()
     assert later.node_id > earlier.node_id
     if race:
-        # The second one to look sees the zone as it was before the first one wrote.
+        # The second pod reads the zone as it was before the first pod's write.
         world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     order = [earlier.watch, later.watch] if first == "earlier" else [later.watch, earlier.watch]
     world.run_together(*order, seconds=2)
     assert len(published(world)) == (2 if race else 1)
-    # What was just made is looked at again after POLL_INTERVAL.
+    # A new record is read again after POLL_INTERVAL.
     world.run_together(*order, seconds=45)
     assert published(world) == [later.address]
 
@@ -192,7 +192,7 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
 
 
 def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
-    """The old pod was about to be healed."""
+    """Without the new pod, the old pod would have healed."""
     old, new = superseded_while_it_heals(world, tmp_path)
     assert old.nodez == Nodez("superseded", restart_helps=False)
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
@@ -257,7 +257,7 @@ def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: P
 
 
 def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> None:
-    """`/nodez` and a metric."""
+    """`/nodez` and a metric report it."""
     earlier, later = two_pods(world, tmp_path)
     assert earlier.watch.status.node() == {
         "state": "superseded",
@@ -301,12 +301,12 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
 
 
 def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path: Path) -> None:
-    """Only then is the only online node assumed to be this pod's."""
+    """After the grace period, the only online node is assumed to be this pod's."""
     interface = Interface()
     watch = world.watch(interface, AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey"))
     world.run(watch, 120)
     world.headscale.add_node(NAME, user="svc")
-    # It was last looked at up to 10 s ago, and may be looked at up to 10 s late.
+    # Its last poll can be 10 s old, and the next one can be 10 s late.
     interface.show(None)
     world.run(watch, 18)
     assert not watch.state.is_registered

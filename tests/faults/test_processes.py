@@ -24,7 +24,7 @@ from tests.tally import count
 PROGRAM = [sys.executable, "-m", "lifecycle"]
 HANGS_AFTER_S = 60.0
 
-# Version, users, nodes, the node, its deletion, the read after it, the key.
+# The requests of cleanup: version, users, nodes, the node, its deletion, the read after it, the key.
 REQUESTS = 7
 
 # The requests of dns-watch, and if they are executed before the kill, which matters for the write only: users,
@@ -107,7 +107,7 @@ class Place:
     def start(
         self, *command: str, headscale: WSGIApplication | None = None, cloudflare: WSGIApplication | None = None
     ) -> subprocess.Popen[str]:
-        """Start a command. Its requests to an upstream can be sent through another application."""
+        """Start a command. A gate can be placed in front of an upstream."""
         headscale_url = self._stack.enter_context(serve(headscale or self.headscale))
         cloudflare_url = self._stack.enter_context(serve(cloudflare or self.cloudflare))
         urls = {"HEADSCALE_URL": headscale_url, "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4"}

@@ -1,4 +1,4 @@
-"""prune against both upstreams: what it removes, and when it refuses."""
+"""prune against both upstreams: what it deletes, and when it fails instead."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_workload_that_is_gone_for_long_is_removed_and_others_stay(world: World,
 
 
 def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
-    """Every node comes back some time after a restart of Headscale."""
+    """After a restart of Headscale, every node is offline until it reconnects."""
     lives = a_workload(world, "grafana")
     slow = a_workload(world, "redmine")
     world.headscale.disconnect(slow)
@@ -194,7 +194,7 @@ READS = [
 
 
 def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a workload that is gone and things that are not ours; return a function that lists what is left of them."""
+    """Add a removed workload and foreign objects. Return a function that lists which of them are left."""
     a_workload(world, "grafana")
     gone = a_workload(world, "redmine")
     world.headscale.add_user("ann")
@@ -316,7 +316,7 @@ def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
 )
 @pytest.mark.parametrize("name", [None, "redmine"])
 def test_record_that_resembles_ours_stays(world: World, type_: str, content: str, mark: str, name: str | None) -> None:
-    """Cloudflare returns both for our mark, and no node has their name."""
+    """Cloudflare returns both in a search for our mark, and no node has their name."""
     a_workload(world, "grafana")
     world.add_record(content, name="redmine.example.com", type_=type_, comment=mark)
     if name is None:

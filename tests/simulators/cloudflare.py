@@ -106,7 +106,7 @@ class Token:
     account_owned: bool
     status: TokenStatus
     zones: frozenset[str] | None
-    """Ids of the zones it is valid for; None = all zones of the account."""
+    """Ids of the zones that it is valid for; None = all zones of the account."""
 
 
 def _seconds(duration: timedelta) -> int:
@@ -151,7 +151,7 @@ class _Limit:
             "success": False,
             "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
         }
-        if self.code == THROTTLED:  # Two bodies have been seen. This is the complete one.
+        if self.code == THROTTLED:  # Cloudflare is known to return two bodies. This is the complete one.
             body |= {"messages": [], "result": None}
         response = json_response(body, 429)
         if self.retry_after and self.blocked_until is not None:
@@ -175,12 +175,12 @@ class CloudflareSimulator(Upstream):
         """Start an account without zones.
 
         Args:
-            token: the token it accepts; generated if omitted.
-            plan: of all zones.
+            token: the valid token; generated if omitted.
+            plan: the plan of all zones.
             now: the clock, aware UTC; the real one if omitted.
-            quota: records a zone may have; the plan's when left out.
+            quota: maximum number of records in a zone; the plan's if omitted.
             account_owned: whether the token belongs to the account, not to a user.
-            seed: of everything random.
+            seed: for all random values.
         """
         super().__init__()
         self._now = now or (lambda: datetime.now(UTC))
@@ -210,10 +210,10 @@ class CloudflareSimulator(Upstream):
 
         Args:
             value: the token; generated if omitted.
-            permission: on DNS.
+            permission: the token's permission for DNS records.
             account_owned: whether it belongs to the account, not to a user.
-            status: other than `active` is refused.
-            zones: ids of the zones it is for; None = all of the account.
+            status: the token's status; it is refused unless it is `active`.
+            zones: ids of the zones that it is valid for; None = all zones of the account.
 
         Returns:
             The token.
@@ -250,10 +250,10 @@ class CloudflareSimulator(Upstream):
         """Limit the number of requests in a window. Further requests get a 429 for the same time.
 
         Args:
-            requests: how many; 0 = refuse at once.
-            per: the window, and how long a client is locked out.
-            retry_after: whether the answer says so in a header.
-            code: which of the two bodies that were seen.
+            requests: the allowed number; 0 = refuse every request.
+            per: the length of the window, and how long requests are refused after it is exceeded.
+            retry_after: whether the response has a Retry-After header.
+            code: the error code, which selects one of the two bodies that Cloudflare is known to return.
         """
         with self.lock:
             now = self._now()
@@ -275,10 +275,10 @@ class CloudflareSimulator(Upstream):
         """Add a zone.
 
         Args:
-            name: such as `example.com`; may be that of another zone.
+            name: such as `example.com`; several zones can have the same name.
             zone_id: 32 hex digits; generated if omitted.
-            status: such as `pending`.
-            account_owned: whether it is in the token's account; the token cannot see another's.
+            status: the zone's status, such as `pending`.
+            account_owned: whether it is in the token's account. The token cannot see zones of other accounts.
 
         Returns:
             Its id.

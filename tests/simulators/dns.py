@@ -92,10 +92,10 @@ class ApiError(Exception):
 
         Args:
             status: HTTP status.
-            code: Cloudflare's.
-            message: for people; clients must not depend on it.
+            code: Cloudflare's error code.
+            message: the message, on which clients must not depend.
             chain: the errors nested in it.
-            beside: a second error of the same answer.
+            beside: a second error in the same response.
         """
         super().__init__(f"{code}: {message}")
         self.status = status
@@ -120,12 +120,12 @@ class Record:
     ttl: int = 1
     proxied: bool = False
     comment: str = ""
-    """Empty = none."""
+    """Empty if there is none."""
     tags: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
     priority: int | None = None
     read_only: bool = False
-    """Managed by another product of Cloudflare."""
+    """True if another Cloudflare product manages it."""
     created_on: datetime
     modified_on: datetime
     comment_modified_on: datetime | None = None
@@ -271,7 +271,7 @@ class ZoneRecords:
         return record
 
     def _name(self, value: object) -> str:
-        """The full name: what does not end in the zone's name gets it added, a foreign full name too."""
+        """Return the full name. The zone's name is appended to a name that does not end in it, even a full one."""
         invalid = ApiError(400, INVALID_NAME, "DNS name is invalid.")
         if not isinstance(value, str) or not value:
             raise invalid
@@ -354,7 +354,7 @@ def _priority(kind: str, value: object) -> int | None:
 
 
 def _content(kind: str, value: object) -> str:
-    """The content as it is kept: IPv6 in its shortest form, host names in lower case."""
+    """Return the content as Cloudflare stores it: IPv6 in its shortest form, host names in lower case."""
     text = value if isinstance(value, str) else ""
     try:
         if kind == "A":

@@ -1,7 +1,7 @@
 """Faults between a client and an upstream.
 
-A fault is an effect (`html(502)`, `drop()`, `hang()`). A `FaultQueue` decides which requests it hits. In this process
-a fault raises the matching exception of httpx. Over loopback the connection really breaks.
+A fault is an effect (`html(502)`, `drop()`, `hang()`). A `FaultQueue` selects the requests that it affects. In this
+process, a fault raises the matching exception of httpx. Over loopback, it breaks the connection.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def oversize(size: int) -> Fault:
 
 
 def stale() -> Fault:
-    """Respond from the state before the last change."""
+    """Respond with the state before the last change."""
     return Fault(kind=Kind.STALE)
 
 

@@ -1,6 +1,6 @@
-"""The command line in Headscale's pod, in every release's dialect, on top of the simulated server.
+"""Simulates the `headscale` command line of every release, on top of the simulated server.
 
-Modelled on the output of real releases: 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
+Modeled on the output of real releases: 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
 main branch that becomes 0.30.
 """
 
@@ -81,7 +81,7 @@ class HeadscaleCli:
         """Run a command.
 
         Args:
-            argv: with the program's own name.
+            argv: including the program's name.
         """
         _, *arguments = argv
         self.calls.append(tuple(arguments))
@@ -310,8 +310,8 @@ def _options(given: Sequence[str], known: Mapping[str, bool]) -> dict[str, str]:
     """The options of a command line.
 
     Args:
-        given: everything behind the command.
-        known: those of this release, and whether a value follows.
+        given: the arguments after the command.
+        known: the options of this release, and whether a value follows each.
 
     Raises:
         _FailedError: an option is unknown.
@@ -336,7 +336,7 @@ def _duration(text: str) -> timedelta:
 
 
 def _seconds(text: str) -> dict[str, int]:
-    """An instant as the protobuf message is written: whole seconds, and nanoseconds where there are some."""
+    """Serialize an instant like the protobuf message: whole seconds, and nanoseconds unless they are zero."""
     match = re.fullmatch(r"(.*?)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", text)
     assert match is not None
     at = datetime.fromisoformat(match[1] + match[3])
@@ -346,7 +346,7 @@ def _seconds(text: str) -> dict[str, int]:
 
 
 def _filled(value: Any) -> Any:
-    """From 0.30 on: the API's own JSON, with empty objects where that has null."""
+    """Return the JSON of 0.30 and newer: that of the API, with empty objects instead of null."""
     if isinstance(value, list):
         return [_filled(item) for item in value]
     if not isinstance(value, dict):

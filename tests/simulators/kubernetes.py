@@ -1,4 +1,4 @@
-"""A small Kubernetes API: Secrets, pods, and commands in their containers, guarded by RBAC.
+"""A small Kubernetes API with RBAC: Secrets, pods, and exec in their containers.
 
 It has to be served on loopback, because a command's output is sent over a real websocket.
 """
@@ -100,13 +100,13 @@ class ExecFault:
     """A fault of a command after its connection is established.
 
     Attributes:
-        before: precedes the command's standard output.
-        instead: this, and the command is not run.
-        cut_after: bytes of standard output after which the connection is reset; None = it is not.
-        status: whether it is said how the command ended.
-        hang: the command is run, and nothing is sent, until the client gives up.
-        stall: half of a frame is sent, and nothing more.
-        unstarted: why the container runtime could not run it; "" = it could.
+        before: bytes to send before the command's standard output.
+        instead: the result to send instead of running the command.
+        cut_after: bytes of standard output after which the connection is reset; None = it is not reset.
+        status: whether the exit status is sent.
+        hang: run the command, but send nothing until the client closes the connection.
+        stall: send half of a frame, and nothing more.
+        unstarted: why the container runtime could not start the command; "" = it could.
     """
 
     before: bytes = b""
@@ -274,8 +274,8 @@ class KubernetesSimulator(Upstream):
         Args:
             fault: the fault.
             command: regular expression searched in the command, whose words are joined by spaces.
-            times: how often; None = always.
-            after: how many such commands pass unharmed before.
+            times: the number of commands with the fault; None = all.
+            after: the number of earlier commands without the fault.
         """
         with self.lock:
             self._orders.append(_Order(fault=fault, command=re.compile(command), times=times, after=after))

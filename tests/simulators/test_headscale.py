@@ -1,4 +1,4 @@
-"""The simulated Headscale behaves as each release does."""
+"""The simulated Headscale behaves like each release of Headscale."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Server(HeadscaleSimulator):
         return nodes
 
     def key_request(self, **fields: Any) -> dict[str, Any]:
-        """Return the body that creates a pre-auth key; a member that is `...` is left out."""
+        """Return the body that creates a pre-auth key; a field that is `...` is omitted."""
         body = {"user": "svc" if self.version < "0.26" else "1", "expiration": "2026-08-01T13:00:00Z", **fields}
         return {name: value for name, value in body.items() if value is not ...}
 
@@ -75,7 +75,7 @@ class Server(HeadscaleSimulator):
         return self.register(key=self.create_key("svc", **key).key, hostname="a1")
 
     def register_again(self, node: Node, key: str | None, hostname: str = "a1") -> Node | str:
-        """Register a machine that kept its state; return the server's text if it refuses."""
+        """Register a machine that kept its state; return the error message if the server refuses it."""
         try:
             return self.register(key=key, hostname=hostname, machine_key=node.machine_key, node_key=node.node_key)
         except RegistrationRefusedError as error:
@@ -87,7 +87,7 @@ FACTS: Final[dict[str, Fact]] = {}
 
 
 def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
-    """Register what a function of a new server returns since each release."""
+    """Register a fact: what a function of a new server returns from each release on."""
 
     def register(function: Callable[[Server], Any]) -> None:
         assert function.__name__ not in FACTS
@@ -134,7 +134,7 @@ REQUESTS: Final[list[tuple[str, str, Any, Mapping[str, int]]]] = [
     ("DELETE", f"{KEYS}?id=1", None, {"0.23": 501, "0.28": 200}),
     ("POST", KEYS, None, {**ONLY_USER, "0.30": 400}),
 ]
-"""To a server with one node."""
+"""Requests to a server with one node: method, path, body, and the expected status from each release on."""
 
 NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
     ({}, {"0.23": 200}),
@@ -152,7 +152,7 @@ NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
     ({"colour": "blue"}, {"0.23": 200, "0.30": 422}),
     ({"acl_tags": TAG}, {"0.23": 200, "0.30": 422}),
 ]
-"""Members of a request for a pre-auth key."""
+"""Fields of a request for a pre-auth key, and the expected status from each release on."""
 
 
 @each_release
@@ -413,7 +413,7 @@ def expired_node_is_shown_online_and_a_restart_loses_its_expiry(server: Server) 
 
 @fact({"0.23": NOON, "0.27": datetime.fromisoformat(LATER)})
 def node_expired_at_a_later_time(server: Server) -> datetime | None:
-    """A parameter or member that the release does not know is ignored."""
+    """A parameter or field that the release does not know is ignored."""
     server.add_node("a1", user="svc")
     query, body = ("", LATER) if server.version >= "0.30" else (f"?expiry={LATER}", "2026-10-01T00:00:00Z")
     server.post(f"/api/v1/node/1/expire{query}", {"expiry": body})
@@ -484,7 +484,7 @@ def expiring_a_key_once_again_and_an_unknown_one(server: Server) -> list[int]:
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
 def test_restart_loses_a_deleted_key_and_a_second_key(version: str) -> None:
-    """0.29.3 stores the second key."""
+    """Only 0.29.3 stores the second key in its database."""
     server = Server(version)
     node = server.registered()
     server.register_again(node, server.create_key("svc").key)
@@ -500,7 +500,7 @@ def test_restart_loses_a_deleted_key_and_a_second_key(version: str) -> None:
 
 @fact({"0.23": ["svc", "ann"], "0.24": ["ann"]})
 def users_by_name_and_id(server: Server) -> list[str]:
-    """The name takes precedence."""
+    """The parameter `name` takes precedence."""
     server.add_user("ann", "ann@example.com")
     return [user["name"] for user in server.get("/api/v1/user?name=ann&id=1")["users"]]
 
@@ -676,7 +676,7 @@ def test_upgrade_to_0_29_3_removes_the_expiry_of_tagged_nodes() -> None:
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
 def test_key_with_tags_and_no_user(version: str) -> None:
-    """With it, 0.28 creates another node at every restart. Later it can convert a node."""
+    """Release 0.28 creates another node at every login with such a key. Later releases can convert a node with it."""
     server = Server(version)
     key = server.create_key(None, tags=TAG, reusable=True)
     node = server.register(key=key.key, hostname="a1")

@@ -36,7 +36,7 @@ class Identity:
 
     @classmethod
     def new(cls) -> Identity:
-        """A machine that never registered."""
+        """Return the state of a machine that never registered."""
         source = random.SystemRandom()
         machine_key, node_key = (f"{source.getrandbits(256):064x}" for _ in range(2))
         return cls(machine_key=f"mkey:{machine_key}", node_key=f"nodekey:{node_key}")
@@ -101,7 +101,7 @@ class _Remote:
         self._post("connect", {"nodeId": node_id})
 
     def disconnect(self, node_id: int, *, silently: bool) -> None:
-        with suppress(httpx.TransportError):  # the server closed it first
+        with suppress(httpx.TransportError):  # The server has closed the connection.
             self._post("disconnect", {"nodeId": node_id, "silently": silently})
 
     def readdress(self, node_id: int) -> Registered:
@@ -187,7 +187,7 @@ class VpnClient:
         return node
 
     def die(self, *, cleanly: bool = True) -> None:
-        """Stop the container. If not cleanly, the server reports it online for another 15 minutes."""
+        """Stop the container. If it is killed, the server reports its node as online for another 15 minutes."""
         if self.node_id is not None:
             self._control.disconnect(self.node_id, silently=not cleanly)
         if self._interface is not None:
@@ -200,7 +200,7 @@ class VpnClient:
             try:
                 return self._control.register(None, self._hostname, self._identity)
             except RegistrationRefusedError:
-                pass  # NeedsLogin: the key is presented now
+                pass  # The client is in the state NeedsLogin, so it sends the key.
         return self._control.register(self._key(), self._hostname, self._identity)
 
     def _key(self) -> str:
