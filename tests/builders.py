@@ -1,4 +1,4 @@
-"""Values with defaults, so that a test names only what matters to it."""
+"""Nodes, records and other values with defaults, so that a test sets only the fields it depends on."""
 
 from __future__ import annotations
 

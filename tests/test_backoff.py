@@ -1,4 +1,4 @@
-"""How long a failed request is not repeated."""
+"""The time until a failed request is repeated."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def record_out_of_sync(world: World) -> Variables:
 
 
 def lost(world: World) -> Variables:
-    """The noted node was deleted, and another node is online."""
+    """The node in the metadata was deleted, and another node is online."""
     node = registered(world)
     note(world, node)
     world.headscale.delete_node(node.id)
@@ -87,7 +87,7 @@ def lost(world: World) -> Variables:
 
 
 def healing_due(world: World) -> Variables:
-    """The noted node was deleted, and its key is used."""
+    """The node in the metadata was deleted, and its key is used."""
     return lost(world) | {"SELF_HEAL": "true"}
 
 

@@ -21,7 +21,7 @@ DAY_S = 86_400.0
 
 API_KEYS = "/api/v1/apikey"
 
-# For simulated weeks, which would otherwise take thousands of polls.
+# For tests of simulated weeks, which would otherwise need thousands of polls.
 RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
 
@@ -83,7 +83,7 @@ def test_a_valid_api_key_is_reported_from_14_days_before(world: World, tmp_path:
 
 
 def test_an_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """And read once an hour, so that a new key is noticed soon."""
+    """After that, it is read once an hour, so that a new key is detected soon."""
     set_api_key_expiry(world, timedelta(days=10))
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -171,7 +171,7 @@ def test_a_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, e
 
 
 def test_an_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """And shown as a metric."""
+    """The expiry is also a metric."""
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
     expires_at = world.clock.now() + timedelta(days=16)

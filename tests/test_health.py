@@ -304,7 +304,7 @@ def test_the_scraper_chooses_the_format(port: int, accept: str, kind: str) -> No
 def test_every_metric_has_a_name_and_a_help_text(status: Status, port: int) -> None:
     publish(status, node_expires_at=NOW, api_key_expires_at=NOW)
     found = families(get(port, "/metrics").text)
-    # In the plain format an info is a gauge whose name ends so.
+    # In the plain text format, an info metric is a gauge with this suffix.
     assert {name.removesuffix("_info") for name in found} == set(METRICS)
     assert all(family.documentation.endswith(".") for family in found.values())
     assert all(family.type != "unknown" for family in found.values())
@@ -366,7 +366,7 @@ def test_a_long_version_is_cut(status: Status, port: int) -> None:
 def test_metrics_have_known_labels_and_no_secrets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port
 ) -> None:
-    """After hours of failures of all kinds."""
+    """This is so even after hours of failures of all kinds."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})

@@ -30,7 +30,7 @@ class Pipe:
         self.writer = os.fdopen(descriptor, "w", encoding="utf-8")
 
     def fill(self) -> int:
-        """Write until nothing fits any more; return the number of bytes."""
+        """Write until the pipe is full, and return the number of bytes."""
         written = 0
         os.set_blocking(self.writer.fileno(), False)
         with suppress(BlockingIOError):
@@ -40,7 +40,7 @@ class Pipe:
         return written
 
     def read(self, size: int) -> bytes:
-        """Wait for so many bytes."""
+        """Wait for this many bytes."""
         received = b""
         while len(received) < size:
             received += os.read(self.reader, size - len(received))
@@ -128,7 +128,7 @@ def test_non_blocking_pipe_loses_nothing(pipe: Pipe) -> None:
 
 
 def test_line_after_a_partial_line_begins_anew(tmp_path: Path, repository: Path) -> None:
-    """A disk that is full in the middle of a line, and then is not."""
+    """The disk is full in the middle of a line, and later has space again."""
     program = """
         import resource, sys
         from lifecycle.runtime.output import LineOutput

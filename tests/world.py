@@ -1,4 +1,4 @@
-"""A tailnet, a zone and a clock, and the real commands' classes on them, in one process."""
+"""`World`: simulated upstreams, a simulated clock, and the real commands, in one process."""
 
 from __future__ import annotations
 
