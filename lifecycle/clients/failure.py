@@ -14,7 +14,6 @@ from lifecycle.clients.network import (
     UnreachableError,
 )
 from lifecycle.clients.text import quoted
-from lifecycle.clients.transport import network_error
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
@@ -77,7 +76,9 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         endpoint: the upstream.
         timeout_s: the time budget of the request.
     """
-    cause = network_error(error)
+    # The network's own error, if one is the cause: see `network.Network`.
+    arguments = error.__cause__.args if error.__cause__ else ()
+    cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
     match cause:
         case ResolutionError() | UnreachableError():
             return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from urllib.parse import unquote
 
 import httpcore
@@ -38,8 +36,8 @@ def open_http(
     )
 
 
-class Transport(httpx.BaseTransport):
-    """Send the requests of an httpx client; the network uses the caller's time budget."""
+class Transport(httpx.HTTPTransport):
+    """httpx's transport over our connections. Only its pool is ours, since httpx does not let a client choose it."""
 
     def __init__(
         self, trust: ssl.SSLContext, *, proxy: Proxy | None = None, tls_server_name: str | None = None
@@ -51,67 +49,8 @@ class Transport(httpx.BaseTransport):
             network_backend=Network(tls_server_name=tls_server_name),
         )
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
-        url = request.url
-        with httpx_errors():
-            response = self._pool.handle_request(
-                httpcore.Request(
-                    method=request.method,
-                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-                    headers=request.headers.raw,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
-            )
-        return httpx.Response(
-            response.status,
-            headers=response.headers,
-            stream=_Body(response),
-            extensions=response.extensions,
-        )
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._pool.close()
-
-
-class _Body(httpx.SyncByteStream):
-    """The body of a response, as it arrives."""
-
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        with httpx_errors():
-            yield from self._response.iter_stream()
-
-    def close(self) -> None:
-        self._response.close()
-
 
 def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
     url = httpx.URL(proxy.url)
     auth = (unquote(url.username), unquote(url.password)) if url.userinfo else None
     return httpcore.Proxy(httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"), auth=auth)
-
-
-def network_error(error: Exception) -> OSError | None:
-    """Return the error of the network that caused one of httpx, if any."""
-    arguments = error.__cause__.args if error.__cause__ else ()
-    return next((argument for argument in arguments if isinstance(argument, OSError)), None)
-
-
-@contextmanager
-def httpx_errors() -> Iterator[None]:
-    """Turn httpcore's exceptions into those of httpx, which have the same names."""
-    try:
-        yield
-    except (
-        httpcore.TimeoutException,
-        httpcore.NetworkError,
-        httpcore.ProtocolError,
-        httpcore.ProxyError,
-        httpcore.UnsupportedProtocol,
-    ) as error:
-        raise getattr(httpx, type(error).__name__)(str(error)) from error
