@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ssl
-from urllib.parse import unquote
 
 import httpcore
 import httpx
@@ -51,6 +50,8 @@ class Transport(httpx.HTTPTransport):
 
 
 def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
-    url = httpx.URL(proxy.url)
-    auth = (unquote(url.username), unquote(url.password)) if url.userinfo else None
-    return httpcore.Proxy(httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"), auth=auth)
+    """Return a proxy as httpcore takes it; httpx decodes its credentials."""
+    parsed = httpx.Proxy(proxy.url)
+    url = parsed.url
+    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/")
+    return httpcore.Proxy(target, auth=parsed.raw_auth)

@@ -104,6 +104,17 @@ def test_plain_http_is_forwarded(stack: ExitStack) -> None:
     assert api.proxy_authorizations == [None]
 
 
+@pytest.mark.parametrize(
+    ("quoted", "user"),
+    [("me:100%2541", "me:100%41"), ("m%C3%A4:p%C3%A4ss", "mä:päss")],
+    ids=["percent sign", "other letters"],
+)
+def test_credentials_are_decoded_once(stack: ExitStack, quoted: str, user: str) -> None:
+    proxy = ProxySimulator({"api.example:80": stack.enter_context(serve(Api())).partition("://")[2]}, user=user)
+    url = stack.enter_context(proxy.serve()).replace("http://", f"http://{quoted}@")
+    assert send("http://api.example", url) == {"ok": True}
+
+
 def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: Path) -> None:
     authority = PrivateAuthority(tmp_path)
     server = authority.server(name="DNS:api.example")
