@@ -20,8 +20,6 @@ MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
 
-_BAD_REQUEST = 400
-
 
 class HttpClient:
     """An upstream, reached over HTTP.
@@ -110,7 +108,11 @@ class HttpClient:
         response = parse_response(streamed.status_code, streamed.headers, body, members=members, secret=secret)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
-        if response.status == _BAD_REQUEST and self.endpoint.is_plain_http and "https" in response.text.lower():
+        if (
+            response.status == httpx.codes.BAD_REQUEST
+            and self.endpoint.is_plain_http
+            and "https" in response.text.lower()
+        ):
             raise self.endpoint.needs_https(what)
         return response
 

@@ -13,7 +13,7 @@ import httpx
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.response import SUCCESS, Response
+from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
@@ -21,11 +21,8 @@ from lifecycle.runtime.clock import utc_now
 
 Result = TypeVar("Result")
 
-_REDIRECTS = range(300, 400)
-_SERVER_ERRORS = range(500, 600)
 # Of a proxy for plain HTTP, which responds in place of the upstream.
 _PROXY_REFUSALS = frozenset({401, 403, 407})
-_TOO_MANY_REQUESTS = 429
 
 
 class JsonClient:
@@ -127,7 +124,7 @@ class JsonClient:
         try:
             self._send("GET", self._upstream.health_path, token=None)
         except TransientError as error:
-            if error.status is not None and error.status not in _SERVER_ERRORS:
+            if error.status is not None and not httpx.codes.is_server_error(error.status):
                 return
             raise TransientError(
                 f"{self._upstream.name} refused the credentials, but is unhealthy, so this can be wrong. {error}",
@@ -180,7 +177,7 @@ class JsonClient:
 
     def _error(self, what: str, response: Response) -> ApiError | None:
         status = response.status
-        if status in SUCCESS:
+        if httpx.codes.is_success(status):
             return None
         endpoint, name = self._http.endpoint, self._upstream.name
         may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_own(response)
@@ -194,7 +191,7 @@ class JsonClient:
         error = self._upstream.explain(what, response)
         if error is not None:
             return error
-        if status == _TOO_MANY_REQUESTS:
+        if status == httpx.codes.TOO_MANY_REQUESTS:
             return TransientError(
                 f"{name}: {what} was rate-limited ({status}).{response.reason}",
                 upstream=name,
@@ -202,7 +199,7 @@ class JsonClient:
                 retry_after=response.retry_after,
                 throttled=True,
             )
-        if status in _SERVER_ERRORS:
+        if httpx.codes.is_server_error(status):
             return TransientError(
                 f"{name}, or a proxy in front of it, returned {status} for {what}{endpoint.via}. Check its log or "
                 f"status page.{response.reason}",
@@ -210,7 +207,7 @@ class JsonClient:
                 status=status,
                 retry_after=response.retry_after,
             )
-        if status in _REDIRECTS:
+        if httpx.codes.is_redirect(status):
             text = (
                 f"{name} at {endpoint.url} redirects {what} ({status}). Redirects are not followed, since the "
                 f"credentials would be sent along. Set {self._upstream.url_setting} to the new address."

@@ -12,6 +12,8 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
+import httpx
+
 from lifecycle.clients.text import quoted
 
 # Longer than any upstream asks for; a larger number may not even fit a timedelta.
@@ -21,8 +23,6 @@ _MAX_RETRY_AFTER = timedelta(days=1)
 _MAX_VALUES = 2_000_000
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-
-SUCCESS = range(200, 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def parse_response(
     body.clear()
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if (kind == "application/json" or kind.endswith("+json")) and _is_moderate(text):
-        some = members is not None and status in SUCCESS
+        some = members is not None and httpx.codes.is_success(status)
         with suppress(ValueError, RecursionError):
             value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
             return Response(status, headers, "", value, secret)

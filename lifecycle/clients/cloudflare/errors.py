@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any, Final, NamedTuple
 
+import httpx
+
 from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
@@ -91,9 +93,6 @@ _BY_STATUS_ALONE: dict[int, Meaning] = {
     ),
 }
 
-_TOO_MANY_REQUESTS = 429
-_CLIENT_ERRORS = range(400, 500)
-
 
 def explain(what: str, response: Response) -> ApiError | None:
     """Explain a refusal by its codes.
@@ -106,7 +105,7 @@ def explain(what: str, response: Response) -> ApiError | None:
         None if the status is sufficient: rate-limited, or a server error.
     """
     status = response.status
-    if status == _TOO_MANY_REQUESTS or status not in _CLIENT_ERRORS:
+    if status == httpx.codes.TOO_MANY_REQUESTS or not httpx.codes.is_client_error(status):
         return None
     codes = sorted(set(_codes(response.json)))
     kind, meaning = _WRONG_API_URL if _is_unknown_path(what, codes) else _meaning(status, codes)

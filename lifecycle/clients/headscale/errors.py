@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+import httpx
+
 from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
@@ -36,12 +38,6 @@ CHECK_NAMES: Final = (
 _CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)
 _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 
-_UNAUTHORIZED = 401
-_FORBIDDEN = 403
-_NOT_FOUND = 404
-_TOO_MANY_REQUESTS = 429
-_SERVER_ERROR = 500
-
 
 def explain(what: str, response: Response) -> ApiError | None:
     """Explain a refusal; up to 0.29 the HTTP status alone is ambiguous.
@@ -53,11 +49,18 @@ def explain(what: str, response: Response) -> ApiError | None:
     Returns:
         None if the status is sufficient.
     """
+    match _meaning(what, response):
+        case kind, text:
+            return kind(text, upstream=UPSTREAM, status=response.status)
+    return None
+
+
+def _meaning(what: str, response: Response) -> tuple[type[ApiError], str] | None:
     code, text = _grpc_error(response.json)
     status = response.status
-    if status in (_UNAUTHORIZED, _FORBIDDEN) or (
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN) or (
         # Up to 0.26, a wrong API key gets a server error with this word as its body.
-        status == _SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
+        status == httpx.codes.INTERNAL_SERVER_ERROR and response.text.strip() == _UNAUTHORIZED_TEXT
     ):
         if is_own(response):
             text = (
@@ -69,40 +72,32 @@ def explain(what: str, response: Response) -> ApiError | None:
                 f"Something in front of Headscale refused {what} ({status}), such as a proxy or an ingress. Check that "
                 f"it admits this pod, and HEADSCALE_URL.{response.reason}"
             )
-        return AuthError(text, upstream=UPSTREAM, status=status)
-    if status == _SERVER_ERROR and code == _GRPC_UNKNOWN:
-        return _explain_unknown(what, text)
-    if status == _NOT_FOUND:
+        return AuthError, text
+    if status == httpx.codes.INTERNAL_SERVER_ERROR and code == _GRPC_UNKNOWN:
+        return _meaning_of_unknown(what, text)
+    if status == httpx.codes.NOT_FOUND:
         if code == _GRPC_NOT_FOUND or _is_problem(response):
-            return NotFoundError(f"Headscale: {what}: not found", upstream=UPSTREAM, status=status)
-        return TransientError(
+            return NotFoundError, f"Headscale: {what}: not found"
+        return TransientError, (
             f"The response to {what} is a 404 that is not Headscale's own. Headscale may be starting behind a proxy, "
-            "or HEADSCALE_URL points elsewhere.",
-            upstream=UPSTREAM,
-            status=status,
+            "or HEADSCALE_URL points elsewhere."
         )
-    if status == _TOO_MANY_REQUESTS and code == _GRPC_RESOURCE_EXHAUSTED:
-        return ResponseError(
+    if status == httpx.codes.TOO_MANY_REQUESTS and code == _GRPC_RESOURCE_EXHAUSTED:
+        return ResponseError, (
             f"Headscale has more nodes than it can return in one response ({what}: {status}). Delete old nodes, or "
-            "upgrade Headscale to 0.30.",
-            upstream=UPSTREAM,
-            status=status,
+            "upgrade Headscale to 0.30."
         )
     return None
 
 
-def _explain_unknown(what: str, text: str) -> ApiError | None:
-    """Explain a server error of the gRPC code "unknown", by its text."""
+def _meaning_of_unknown(what: str, text: str) -> tuple[type[ApiError], str] | None:
+    """Return the meaning of a server error of the gRPC code "unknown", by its text."""
     if is_missing(text):
-        return NotFoundError(f"Headscale: {what}: not found", upstream=UPSTREAM, status=_SERVER_ERROR)
+        return NotFoundError, f"Headscale: {what}: not found"
     if text in _UNUSABLE_KEY:
-        return ConflictError(
-            f"Headscale: {what}: the key is already used or expired", upstream=UPSTREAM, status=_SERVER_ERROR
-        )
+        return ConflictError, f"Headscale: {what}: the key is already used or expired"
     if is_ambiguous(text):
-        return ResponseError(
-            f"Headscale refused {what} ({text}). {CHECK_NAMES}", upstream=UPSTREAM, status=_SERVER_ERROR
-        )
+        return ResponseError, f"Headscale refused {what} ({text}). {CHECK_NAMES}"
     return None
 
 

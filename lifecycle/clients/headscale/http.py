@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+import httpx
+
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
 from lifecycle.clients.headscale.parsing import (
@@ -23,8 +25,6 @@ from lifecycle.domain.model import Node, PreAuthKey, User
 Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[1-9][0-9]*")
-
-_BAD_REQUEST = 400
 
 # A release that forms the request in another way refuses it with one of these. 0.24 and 0.25 answer 500 to a list of
 # keys that names none of several users.
@@ -185,7 +185,7 @@ class HttpTransport:
         except NotFoundError:
             return Dialect.of_minor(23, "0.23 to 0.25")
         except ResponseError as error:
-            if error.status != _BAD_REQUEST:
+            if error.status != httpx.codes.BAD_REQUEST:
                 raise
             return Dialect.of_minor(26, "0.26 or 0.27")
         match response.json:

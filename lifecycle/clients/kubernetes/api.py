@@ -11,6 +11,8 @@ from datetime import timedelta
 from typing import Any, Self
 from urllib.parse import quote
 
+import httpx
+
 from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes import rbac
@@ -20,15 +22,6 @@ from lifecycle.clients.kubernetes.rbac import RbacRule
 from lifecycle.clients.response import Response
 from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
-
-_OK = 200
-_SWITCHING_PROTOCOLS = 101
-_BAD_REQUEST = 400
-_UNAUTHORIZED = 401
-_FORBIDDEN = 403
-_NOT_FOUND = 404
-_TOO_MANY_REQUESTS = 429
-_SERVER_ERROR = 500
 
 # The characters that a header can have.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -174,7 +167,7 @@ class Cluster:
         authorization = self._access.authorization()
         headers = {**upgrade.headers, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
-            if streamed.status_code == _SWITCHING_PROTOCOLS:
+            if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return run(streamed, upgrade, what=what)
             response = self._http.read(streamed, what, secret=_secret(authorization))
         rule = rbac.exec_in_pod(pod.namespace, pod.name if pod.keeps_its_name else None)
@@ -191,25 +184,25 @@ class Cluster:
             headers={"Accept": "application/json", **authorization},
             secret=_secret(authorization),
         )
-        if response.status == _OK:
+        if response.status == httpx.codes.OK:
             if not isinstance(response.json, dict):
                 raise _malformed(what)
             return response.json
-        if response.status == _NOT_FOUND and _status(response).get("reason") == "NotFound":
+        if response.status == httpx.codes.NOT_FOUND and _status(response).get("reason") == "NotFound":
             return None
         raise self._refused(what, response, rule)
 
     def _refused(self, what: str, response: Response, rule: RbacRule) -> ApiError:
         status = response.status
         message = str(_status(response).get("message") or "")
-        if status == _UNAUTHORIZED:
+        if status == httpx.codes.UNAUTHORIZED:
             return self._unhealthy(what) or AuthError(
                 f"Kubernetes does not accept the credentials ({self.description}; {what}: {status}). Check that the "
                 f"{self._access.credentials} belongs to this cluster.",
                 upstream=UPSTREAM,
                 status=status,
             )
-        if status == _FORBIDDEN:
+        if status == httpx.codes.FORBIDDEN:
             if _status(response):
                 text = f"Kubernetes refused {what}: a permission is missing. {rule.advice(message)}"
             else:
@@ -217,15 +210,19 @@ class Cluster:
                 text = f"Something in front of Kubernetes refused {what}{via} ({status}).{response.reason}"
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
-        ended = status == _BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
-        if ended or status in (_NOT_FOUND, _TOO_MANY_REQUESTS) or status >= _SERVER_ERROR:
+        ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
+        if (
+            ended
+            or status in (httpx.codes.NOT_FOUND, httpx.codes.TOO_MANY_REQUESTS)
+            or status >= httpx.codes.INTERNAL_SERVER_ERROR
+        ):
             # A 404 is a pod that was replaced since it was listed, or a proxy's. A 400 is a pod that has ended.
             return TransientError(
                 text,
                 upstream=UPSTREAM,
                 status=status,
                 retry_after=response.retry_after,
-                throttled=status == _TOO_MANY_REQUESTS,
+                throttled=status == httpx.codes.TOO_MANY_REQUESTS,
             )
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
@@ -235,7 +232,7 @@ class Cluster:
             status = self._http.send("GET", "/readyz").status
         except ApiError as error:
             return TransientError(f"Kubernetes refused {what}, but is unhealthy. {error}", upstream=UPSTREAM)
-        if status < _SERVER_ERROR:
+        if status < httpx.codes.INTERNAL_SERVER_ERROR:
             return None
         return TransientError(
             f"Kubernetes refused {what}, but is not ready (GET /readyz: {status}).", upstream=UPSTREAM, status=status
