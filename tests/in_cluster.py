@@ -15,7 +15,6 @@ import tenacity
 
 from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
-from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.clients.headscale.pod import HeadscalePod
 from lifecycle.clients.headscale.writer import HeadscaleWriter
@@ -75,8 +74,7 @@ class MemoryCluster(Cluster):
     def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
         self._access = access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
-        endpoint = Endpoint.of(self._client, self._access.upstream)
-        self._http = HttpClient(self._client, endpoint=endpoint, timeout=timedelta(seconds=10), now=now)
+        self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10), now=now)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:

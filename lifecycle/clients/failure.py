@@ -79,51 +79,53 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     # The network's own error, if one is the cause: see `network.Network`.
     arguments = error.__cause__.args if error.__cause__ else ()
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
+    kind: type[ApiError] = TransientError
+    name, proxy = endpoint.upstream.name, endpoint.proxy
     match cause:
         case ResolutionError() | UnreachableError():
-            return _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+            text = _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
         case TlsExpectedError():
             return endpoint.needs_https(what)
         case ssl.SSLError():
-            return _no_tls(cause, what=what, endpoint=endpoint)
-    if isinstance(error, httpx.ProxyError) and endpoint.proxy is not None:
-        return _refused_by_proxy(quoted(str(error)), what=what, endpoint=endpoint, proxy=endpoint.proxy)
-    name = endpoint.upstream.name
-    check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
-    if isinstance(error, httpx.TimeoutException):
-        return TransientError(
-            f"{name} at {endpoint.url} did not respond to {what}{endpoint.via} within {timeout_s:g} s. {check}",
-            upstream=name,
-        )
-    reason = _reason(error, cause)
-    return TransientError(
-        f"{name} at {endpoint.url} is unreachable for {what}{endpoint.via} ({reason}). {check}", upstream=name
-    )
+            kind, text = _no_tls(cause, what=what, endpoint=endpoint)
+        case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
+            # The reason begins with the proxy's status.
+            reason = quoted(str(error))
+            kind = ResponseError if reason.startswith(_PERMANENT_PROXY_STATUS) else TransientError
+            text = (
+                f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "
+                f"Check {proxy.setting}."
+            )
+        case _:
+            failed = (
+                f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
+                if isinstance(error, httpx.TimeoutException)
+                else f"is unreachable for {what}{endpoint.via} ({_reason(error, cause)})"
+            )
+            check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
+            text = f"{name} at {endpoint.url} {failed}. {check}"
+    return kind(text, upstream=name)
 
 
-def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> TransientError:
+def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> str:
     """Explain a connection that could not be opened, to the proxy if there is one."""
     proxy, upstream = endpoint.proxy, endpoint.upstream
     name = f"The proxy {proxy.address}" if proxy else f"{upstream.name} at {endpoint.url}"
     setting = proxy.setting if proxy else upstream.url_setting
     match error:
         case ResolutionTimeoutError():
-            text = f"Resolving {error} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
+            return f"Resolving {error} took longer than {timeout_s:g} s ({what}). Check DNS in the pod."
         case ResolutionError():
-            text = f"{error}, for {what}. Check {setting} and DNS in the pod."
+            return f"{error}, for {what}. Check {setting} and DNS in the pod."
         case TimeoutError():
-            text = (
+            return (
                 f"{name} accepted no connection for {what} within {timeout_s:g} s. Check that it is running, that "
                 f"{setting} is correct, and that no network policy drops the packets."
             )
-        case _:
-            text = (
-                f"{name} is unreachable for {what} ({error}). Check that it is running and that {setting} is correct."
-            )
-    return TransientError(text, upstream=upstream.name)
+    return f"{name} is unreachable for {what} ({error}). Check that it is running and that {setting} is correct."
 
 
-def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> ApiError:
+def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple[type[ApiError], str]:
     upstream = endpoint.upstream
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"The certificate of {upstream.name} at {endpoint.url} could not be verified ({error.verify_message}). "
@@ -133,26 +135,14 @@ def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> ApiError:
             text += f"Use a name that the certificate is for in {upstream.url_setting}."
         else:
             text += "Check the certificate, and the clock of this machine."
-        return TransientError(text, upstream=upstream.name)
+        return TransientError, text
     if error.reason in _NOT_TLS:
-        return ResponseError(
+        return ResponseError, (
             f"{endpoint.url} does not speak TLS on this port ({what}). Write http:// instead of https:// in "
-            f"{upstream.url_setting}, or set the port of HTTPS.",
-            upstream=upstream.name,
+            f"{upstream.url_setting}, or set the port of HTTPS."
         )
-    return TransientError(
-        f"TLS with {upstream.name} at {endpoint.url} failed for {what} ({error.reason or type(error).__name__}).",
-        upstream=upstream.name,
-    )
-
-
-def _refused_by_proxy(reason: str, *, what: str, endpoint: Endpoint, proxy: Proxy) -> ApiError:
-    """Explain a proxy's refusal to connect, which begins with its status."""
-    kind = ResponseError if reason.startswith(_PERMANENT_PROXY_STATUS) else TransientError
-    return kind(
-        f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). Check {proxy.setting}.",
-        upstream=endpoint.upstream.name,
-    )
+    reason = error.reason or type(error).__name__
+    return TransientError, f"TLS with {upstream.name} at {endpoint.url} failed for {what} ({reason})."
 
 
 def _reason(error: Exception, cause: OSError | None) -> str:

@@ -11,7 +11,9 @@ import httpx
 
 from lifecycle.clients.failure import Endpoint, explain_failure
 from lifecycle.clients.response import Response, parse_response
+from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ResponseError
+from lifecycle.domain.proxy import Proxy
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.deadline import time_budget
 
@@ -26,11 +28,13 @@ class HttpClient:
 
     Args:
         http: has the base address; follows no redirects.
-        endpoint: the same, for messages.
+        upstream: names the upstream and its settings, for messages.
         timeout: for one whole request, the body of its response included.
+        proxy: the proxy that `http` uses, for messages.
         now: returns aware UTC.
 
     Attributes:
+        endpoint: where the upstream is reached, for messages.
         clock_skew: how far the upstream's clock was ahead of ours at its last response; None if unknown.
     """
 
@@ -38,15 +42,16 @@ class HttpClient:
         self,
         http: httpx.Client,
         *,
-        endpoint: Endpoint,
+        upstream: Upstream,
         timeout: timedelta,
+        proxy: Proxy | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self.endpoint = Endpoint.of(http, upstream, proxy)
         self.clock_skew: timedelta | None = None
-        self._now = now
-        self.endpoint = endpoint
-        self.timeout_s = timeout.total_seconds()
         self._http = http
+        self._timeout_s = timeout.total_seconds()
+        self._now = now
 
     def send(
         self,
@@ -91,12 +96,6 @@ class HttpClient:
     ) -> Response:
         """Read and parse the body of a response.
 
-        Args:
-            streamed: as `stream` returned it.
-            what: the request, for messages.
-            members: see `parse_response`.
-            secret: see `parse_response`.
-
         Raises:
             ResponseError: the response is too large, or the upstream expects HTTPS.
         """
@@ -130,12 +129,8 @@ class HttpClient:
         """Send a request, and close the response at the end of the block; the time budget is for both.
 
         Args:
-            method: see `send`.
-            path: see `send`.
             what: the request, for messages.
-            params: see `send`; a sequence is a parameter that occurs several times.
-            headers: see `send`.
-            content: see `send`.
+            params: the query; a sequence is a parameter that occurs several times.
 
         Raises:
             TransientError, ResponseError: as `send`, also for what fails within the block.
@@ -144,7 +139,7 @@ class HttpClient:
         headers = {**(headers or {}), "Accept-Encoding": "identity"}
         try:
             with (
-                time_budget(self.timeout_s),
+                time_budget(self._timeout_s),
                 self._http.stream(method, path, params=params, headers=headers, content=content) as streamed,
             ):
                 encodings = streamed.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
@@ -153,7 +148,7 @@ class HttpClient:
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             # The exception's text can have a URL with a password in it.
-            raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=self.timeout_s) from None
+            raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=self._timeout_s) from None
 
     def _unusable(self, what: str, reason: str, status: int) -> ResponseError:
         name = self.endpoint.upstream.name

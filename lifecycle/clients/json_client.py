@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import httpx
 
 from lifecycle.clients.credential import Credential
-from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
@@ -49,7 +48,7 @@ class JsonClient:
         observe: Callable[[str], None] = lambda _outcome: None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._http = HttpClient(http, endpoint=Endpoint.of(http, upstream, proxy), timeout=timeout, now=now)
+        self._http = HttpClient(http, upstream=upstream, timeout=timeout, proxy=proxy, now=now)
         self._upstream = upstream
         self._credential = credential
         self._observe = observe
@@ -169,45 +168,40 @@ class JsonClient:
             self._observe("no_answer")
             raise
         error = self._error(f"{method} {path}", response)
-        if error is None:
-            self._observe("ok")
-            return response
         self._observe(_outcome(error))
-        raise error
+        if error is not None:
+            raise error
+        return response
 
     def _error(self, what: str, response: Response) -> ApiError | None:
-        status = response.status
+        """Return the error for a refusal; None for a status of success."""
+        status, endpoint, name = response.status, self._http.endpoint, self._upstream.name
         if httpx.codes.is_success(status):
             return None
-        endpoint, name = self._http.endpoint, self._upstream.name
         may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_own(response)
         if endpoint.is_plain_http and endpoint.proxy and may_be_proxy:
-            return ResponseError(
+            text = (
                 f"The proxy {endpoint.proxy.address}, or one between it and {name}, refused {what} ({status}). "
-                f"Check {endpoint.proxy.setting}.{response.reason}",
-                upstream=name,
-                status=status,
+                f"Check {endpoint.proxy.setting}.{response.reason}"
             )
-        error = self._upstream.explain(what, response)
-        if error is not None:
+        elif error := self._upstream.explain(what, response):
             return error
-        if status == httpx.codes.TOO_MANY_REQUESTS:
+        elif status == httpx.codes.TOO_MANY_REQUESTS or httpx.codes.is_server_error(status):
+            is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
+            text = (
+                f"{name}: {what} was rate-limited ({status})."
+                if is_throttled
+                else f"{name}, or a proxy in front of it, returned {status} for {what}{endpoint.via}. Check its log or "
+                "status page."
+            )
             return TransientError(
-                f"{name}: {what} was rate-limited ({status}).{response.reason}",
+                f"{text}{response.reason}",
                 upstream=name,
                 status=status,
                 retry_after=response.retry_after,
-                throttled=True,
+                throttled=is_throttled,
             )
-        if httpx.codes.is_server_error(status):
-            return TransientError(
-                f"{name}, or a proxy in front of it, returned {status} for {what}{endpoint.via}. Check its log or "
-                f"status page.{response.reason}",
-                upstream=name,
-                status=status,
-                retry_after=response.retry_after,
-            )
-        if httpx.codes.is_redirect(status):
+        elif httpx.codes.is_redirect(status):
             text = (
                 f"{name} at {endpoint.url} redirects {what} ({status}). Redirects are not followed, since the "
                 f"credentials would be sent along. Set {self._upstream.url_setting} to the new address."
@@ -217,7 +211,9 @@ class JsonClient:
         return ResponseError(text, upstream=name, status=status)
 
 
-def _outcome(error: ApiError) -> str:
+def _outcome(error: ApiError | None) -> str:
+    if error is None:
+        return "ok"
     if isinstance(error, TransientError):
         return "throttled" if error.throttled else "server_error"
     return "refused"

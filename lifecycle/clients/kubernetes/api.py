@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import httpx
 
-from lifecycle.clients.failure import Endpoint
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes import rbac
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
@@ -60,8 +59,7 @@ class Cluster:
         self._client = open_http(
             access.url, trust=access.trust, proxy=access.proxy, tls_server_name=access.tls_server_name
         )
-        endpoint = Endpoint.of(self._client, access.upstream, access.proxy)
-        self._http = HttpClient(self._client, endpoint=endpoint, timeout=timeout)
+        self._http = HttpClient(self._client, upstream=access.upstream, timeout=timeout, proxy=access.proxy)
 
     def __enter__(self) -> Self:
         return self
