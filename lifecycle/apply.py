@@ -22,8 +22,8 @@ from lifecycle.domain.changes import (
     WriteFreshKey,
     WriteKeyMetadata,
 )
-from lifecycle.domain.errors import ApiError, ConflictError, KeyFileError
-from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey, User
+from lifecycle.domain.errors import ConflictError, KeyFileError
+from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey
 from lifecycle.keyfile.writer import KeyFileWriter
 
 log = structlog.get_logger()
@@ -143,7 +143,7 @@ def write_fresh_key(
     check_key_file(key_file)
     spec = change.spec
     if change.replaces is not None:
-        _expire_key(change.replaces, spec.user, headscale, reason="it is replaced by a fresh key")
+        headscale.discard_pre_auth_key(change.replaces, spec.user, reason="it is replaced by a fresh key")
     key = headscale.create_pre_auth_key(spec, now=now)
     log.info(
         "pre_auth_key.created", key_id=key.id, user=spec.user.label, expires_at=key.expires_at, reason=change.reason
@@ -157,7 +157,7 @@ def write_fresh_key(
     try:
         key_file.write(key.secret, metadata)
     except KeyFileError:
-        _expire_key(key, spec.user, headscale, reason="it could not be written")
+        headscale.discard_pre_auth_key(key, spec.user, reason="it could not be written")
         raise
     log.info("key_file.written", path=str(key_file.path), key_id=key.id)
     return key
@@ -183,13 +183,3 @@ def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
         return
     event = "restart.requested" if key_id is not None else "restart.withdrawn"
     log.info(event, path=str(key_file.restart_marker_path), key_id=key_id)
-
-
-def _expire_key(key: PreAuthKey, user: User, headscale: HeadscaleWriter, *, reason: str) -> None:
-    """Expire a key whose secret is stored in no other place; it expires by itself if that fails."""
-    try:
-        headscale.expire_pre_auth_key(key, user)
-    except ApiError as error:
-        log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
-    else:
-        log.info("pre_auth_key.expired", key_id=key.id, reason=reason)

@@ -50,33 +50,20 @@ class HeadscaleWriter(HeadscaleReader):
             ConflictError: the id belongs to another machine now, or the node is no longer ours.
             ResponseError: the node still exists afterwards.
         """
-        if self._is_missing(node.id, expected=node, still_ours=still_ours):
-            return
-        try:
+        # At each step, the node can be missing.
+        with suppress(NotFoundError):
+            current = self.node(node.id)
+            is_same_machine = current.machine_key == node.machine_key
+            if not is_same_machine or not still_ours(current):
+                raise ConflictError(
+                    f"Node {node.id} is {'no longer ours' if is_same_machine else 'another machine now'}. It was not "
+                    "deleted; the next pass plans again.",
+                    upstream=UPSTREAM,
+                )
             self._retrying(self._writes.delete_node, node.id)
-        except NotFoundError:
-            return
-        # Not every release reports whether the deletion succeeded.
-        if not self._is_missing(node.id):
+            # Not every release reports whether the deletion succeeded.
+            self.node(node.id)
             raise ResponseError(f"Headscale still has node {node.id} after its deletion.", upstream=UPSTREAM)
-
-    def _is_missing(
-        self, node_id: str, *, expected: Node | None = None, still_ours: Callable[[Node], bool] | None = None
-    ) -> bool:
-        try:
-            current = self.node(node_id)
-        except NotFoundError:
-            return True
-        if expected is not None and current.machine_key != expected.machine_key:
-            raise ConflictError(
-                f"Node {node_id} is another machine now. It was not deleted; the next pass plans again.",
-                upstream=UPSTREAM,
-            )
-        if still_ours is not None and not still_ours(current):
-            raise ConflictError(
-                f"Node {node_id} is no longer ours. It was not deleted; the next pass plans again.", upstream=UPSTREAM
-            )
-        return False
 
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
@@ -120,7 +107,7 @@ class HeadscaleWriter(HeadscaleReader):
         if key.key is None:
             raise ResponseError("Headscale created a pre-auth key, but returned no secret.", upstream=UPSTREAM)
         if not _has_requested_life(key, spec.life):
-            self._expire_created(key, spec.user)
+            self.discard_pre_auth_key(key, spec.user, reason="its life differs from the requested one")
             raise ResponseError(
                 f"Headscale created pre-auth key {key.id} with another life than requested: it expires at "
                 f"{key.expires_at}. Synchronize the clocks of this machine and of Headscale.",
@@ -133,13 +120,14 @@ class HeadscaleWriter(HeadscaleReader):
         with suppress(NotFoundError, ConflictError):
             self._retrying(self._writes.expire_pre_auth_key, key, user)
 
-    def _expire_created(self, key: PreAuthKey, user: User) -> None:
+    def discard_pre_auth_key(self, key: PreAuthKey, user: User, *, reason: str) -> None:
+        """Expire a key whose secret is stored in no other place; it expires by itself if that fails."""
         try:
             self.expire_pre_auth_key(key, user)
         except ApiError as error:
             log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
         else:
-            log.info("pre_auth_key.expired", key_id=key.id, reason="its life differs from the requested one")
+            log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
 
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
         """Expire the key of a lost response, unless several keys match the request."""
