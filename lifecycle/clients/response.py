@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from lifecycle.clients.text import quoted
+from lifecycle.domain.errors import ApiError
 
 # Longer than any upstream asks for; a larger number may not even fit a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
@@ -99,6 +100,18 @@ def parse_response(
             value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
             return Response(status, headers, "", value, secret)
     return Response(status, headers, text, None, secret)
+
+
+@contextmanager
+def well_formed(malformed: ApiError) -> Iterator[None]:
+    """Raise this error if a payload cannot be parsed in the block: a value that is half understood is not used.
+
+    The error is not chained: the payload, which can contain a secret, stays out of the traceback.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise malformed from None
 
 
 def _is_moderate(text: str) -> bool:

@@ -6,12 +6,12 @@ Source: Cloudflare API v4, "DNS Records for a Zone" and "Zone".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.model import Record
 
@@ -132,15 +132,16 @@ class CloudflareReader:
         page = 1
         while True:
             response = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
-            match response.json:
-                case {
-                    "success": True,
-                    "result": list(results),
-                    "result_info": {"total_pages": int(pages), "total_count": int(count)},
-                }:
-                    items += _parsed(f"GET {path}", partial(_each, results, parse))
-                case _:
-                    raise malformed_response(f"GET {path}")
+            with well_formed(malformed_response(f"GET {path}")):
+                match response.json:
+                    case {
+                        "success": True,
+                        "result": list(results),
+                        "result_info": {"total_pages": int(pages), "total_count": int(count)},
+                    }:
+                        items += [parse(item) for item in results]
+                    case _:
+                        raise ValueError("not a page of a list")
             if page >= pages or not results:
                 break
             page += 1
@@ -154,10 +155,11 @@ class CloudflareReader:
     def one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         """Send one request and parse the `result` of the response."""
         response = self._client.send(method, path, body=body)
-        match response.json:
-            case {"success": True, "result": dict(result)}:
-                return _parsed(f"{method} {path}", partial(parse, result))
-        raise malformed_response(f"{method} {path}")
+        with well_formed(malformed_response(f"{method} {path}")):
+            match response.json:
+                case {"success": True, "result": dict(result)}:
+                    return parse(result)
+            raise ValueError("no result")
 
 
 def parse_record(payload: Any) -> Record:
@@ -201,14 +203,3 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("not a string")
     return value
-
-
-def _each(items: Sequence[Any], parse: Callable[[Any], Parsed]) -> list[Parsed]:
-    return [parse(item) for item in items]
-
-
-def _parsed(what: str, parse: Callable[[], Parsed]) -> Parsed:
-    try:
-        return parse()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise malformed_response(what) from None

@@ -18,6 +18,7 @@ from lifecycle.clients.headscale.dialect import Dialect, dialect_of_help, dialec
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.headscale.parsing import camelised, parse_listed_user, parse_node, parse_pre_auth_key
 from lifecycle.clients.headscale.pod import HeadscalePod, Target
+from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Node, PreAuthKey, User
 
@@ -108,7 +109,9 @@ class ExecTransport:
             if tags:
                 options += ["--tags", ",".join(sorted(tags))]
             command = ("preauthkeys", "create")
-            return self._parsed(command, parse_pre_auth_key, self._json(*command, *options))
+            payload = self._json(*command, *options)
+            with well_formed(malformed_output(command, self._target)):
+                return parse_pre_auth_key(payload)
 
         return self._in_dialect(create)
 
@@ -189,18 +192,12 @@ class ExecTransport:
 
     def _list(self, command: Sequence[str], parse: Callable[[Any], Parsed]) -> list[Parsed]:
         output = self._json(*command)
-        # Up to 0.29, an empty list is null.
-        items = [] if output is None else output
-        if not isinstance(items, list):
-            raise malformed_output(command, self._target)
-        return [self._parsed(command, parse, item) for item in items]
-
-    def _parsed(self, command: Sequence[str], parse: Callable[[Any], Parsed], payload: Any) -> Parsed:
-        try:
-            return parse(payload)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            # Not chained: the payload, which can contain the secret of a key, stays out of the traceback.
-            raise malformed_output(command, self._target) from None
+        with well_formed(malformed_output(command, self._target)):
+            # Up to 0.29, an empty list is null.
+            items = [] if output is None else output
+            if not isinstance(items, list):
+                raise TypeError("not a list")
+            return [parse(item) for item in items]
 
     def _json(self, *arguments: str) -> Any:
         """Run a command and return its JSON, with the names of the API."""
@@ -208,10 +205,8 @@ class ExecTransport:
         output = self._run(*arguments, "-o", "json")
         if not output.strip():
             raise TransientError(f"{describe(arguments)} in {self._target} wrote no output.", upstream=UPSTREAM)
-        try:
+        with well_formed(malformed_output(arguments, self._target)):
             return camelised(last_json(output))
-        except (ValueError, RecursionError):
-            raise malformed_output(arguments, self._target) from None
 
     def _run(self, *arguments: str) -> str:
         """Run a command and return its output.

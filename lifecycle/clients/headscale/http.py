@@ -19,6 +19,7 @@ from lifecycle.clients.headscale.parsing import (
     parse_pre_auth_key,
 )
 from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Node, PreAuthKey, User
 
@@ -206,11 +207,8 @@ class HttpTransport:
 
     def _one(self, method: str, path: str, member: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         payload = self._send(method, path, body=body)
-        try:
+        with well_formed(malformed_response(f"{method} {path}")):
             return parse(payload[member])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            # Not chained: the payload, which can contain the secret of a key, stays out of the traceback.
-            raise malformed_response(f"{method} {path}") from None
 
     def _list(
         self,
@@ -222,13 +220,11 @@ class HttpTransport:
         members: Collection[str] | None = None,
     ) -> list[Parsed]:
         payload = self._send("GET", path, params=params, members=members)
-        try:
+        with well_formed(malformed_response(f"GET {path}")):
             items = payload[member]
             if not isinstance(items, list):
                 raise TypeError("not a list")
             return [parse(item) for item in items]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise malformed_response(f"GET {path}") from None
 
 
 def _node_path(node_id: str) -> str:

@@ -1,7 +1,7 @@
 """Parse users, nodes and keys, as every release of Headscale and its command line writes them.
 
 Each function raises ValueError, KeyError, TypeError or AttributeError for a value that lacks what this code relies
-on. The transports turn these into "malformed response": a value that is half understood is not used.
+on. The transports turn these into "malformed response".
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from lifecycle.clients.kubernetes import rbac
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
 from lifecycle.clients.kubernetes.exec import Output, handshake, run
 from lifecycle.clients.kubernetes.rbac import RbacRule
-from lifecycle.clients.response import Response
+from lifecycle.clients.response import Response, well_formed
 from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 
@@ -86,7 +85,7 @@ class Cluster:
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
         found = self._get(path, {}, rbac.read_secret(namespace, name))
-        try:
+        with well_formed(_malformed(f"Secret {namespace}/{name}")):
             match found:
                 case None:
                     return None
@@ -94,10 +93,7 @@ class Cluster:
                 case {"kind": "Secret", "metadata": {"name": found_name}} if found_name == name:
                     data = found.get("data") or {}
                     return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
-        except (AttributeError, TypeError, binascii.Error):
-            pass
-        # Not chained: the exception contains a value.
-        raise _malformed(f"Secret {namespace}/{name}")
+            raise ValueError("not this Secret")
 
     def token(self, namespace: str, reference: str) -> str:
         """Return a token that is stored in a Secret.
@@ -132,13 +128,11 @@ class Cluster:
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
         found = self._get(path, {"labelSelector": selector}, rbac.list_pods(namespace))
-        try:
+        with well_formed(_malformed(f"the pods in namespace {namespace}")):
             match found:
                 case {"kind": "PodList", "items": [*items]}:
                     return [_parse_pod(item) for item in items]
-        except (AttributeError, KeyError, TypeError):
-            pass
-        raise _malformed(f"the pods in namespace {namespace}")
+            raise ValueError("not a list of pods")
 
     def run(self, pod: Pod, container: str, command: Sequence[str], *, where: str | None = None) -> Output:
         """Run a command in a container, without a shell, and wait for its end.
