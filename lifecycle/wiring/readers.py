@@ -16,8 +16,7 @@ from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.clients.headscale.transport import Transport
+from lifecycle.clients.headscale.reader import HeadscaleReader, Transport
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
 
 import tenacity
 
-from lifecycle.clients.headscale.transport import ReadTransport
 from lifecycle.domain.model import Node, PreAuthKey, User
+
+if TYPE_CHECKING:
+    # At run time, most pods import only one of them: `scripts/bench` shows the cost of the other.
+    from lifecycle.clients.headscale.exec import ExecTransport
+    from lifecycle.clients.headscale.http import HttpTransport
+
+# Both have the same methods: one request per call, without retries or checks.
+Transport: TypeAlias = "HttpTransport | ExecTransport"
 
 
 class HeadscaleReader:
@@ -18,7 +26,7 @@ class HeadscaleReader:
         retrying: the policy for every request that is safe to send twice.
     """
 
-    def __init__(self, transport: ReadTransport, retrying: tenacity.Retrying) -> None:
+    def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
         self._transport = transport
         self._retrying = retrying
 

@@ -11,8 +11,7 @@ import structlog
 import tenacity
 
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.reader import HeadscaleReader, is_users
-from lifecycle.clients.headscale.transport import Transport
+from lifecycle.clients.headscale.reader import HeadscaleReader, Transport, is_users
 from lifecycle.domain.errors import ApiError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
@@ -28,14 +27,11 @@ _LIFE_TOLERANCE = timedelta(minutes=5)
 class HeadscaleWriter(HeadscaleReader):
     """A Headscale server that may be changed. Only `lifecycle.apply` calls the methods defined here.
 
-    Args:
-        transport: sends the requests.
-        retrying: the policy for every request that is safe to send twice.
+    The arguments are those of `HeadscaleReader`.
     """
 
     def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
-        self._writes = transport
         # The last requested key, if its response was lost: it can exist all the same.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
@@ -60,7 +56,7 @@ class HeadscaleWriter(HeadscaleReader):
                     "deleted; the next pass plans again.",
                     upstream=UPSTREAM,
                 )
-            self._retrying(self._writes.delete_node, node.id)
+            self._retrying(self._transport.delete_node, node.id)
             # Not every release reports whether the deletion succeeded.
             self.node(node.id)
             raise ResponseError(f"Headscale still has node {node.id} after its deletion.", upstream=UPSTREAM)
@@ -86,7 +82,7 @@ class HeadscaleWriter(HeadscaleReader):
                 self._expire_lost(*self._unconfirmed)
                 self._unconfirmed = None
             try:
-                return self._writes.create_pre_auth_key(
+                return self._transport.create_pre_auth_key(
                     spec.user,
                     expires_at=expires_at,
                     reusable=spec.reusable,
@@ -118,7 +114,7 @@ class HeadscaleWriter(HeadscaleReader):
     def expire_pre_auth_key(self, key: PreAuthKey, user: User) -> None:
         """Expire a key. A key that is missing, used or expired counts as expired."""
         with suppress(NotFoundError, ConflictError):
-            self._retrying(self._writes.expire_pre_auth_key, key, user)
+            self._retrying(self._transport.expire_pre_auth_key, key, user)
 
     def discard_pre_auth_key(self, key: PreAuthKey, user: User, *, reason: str) -> None:
         """Expire a key whose secret is stored in no other place; it expires by itself if that fails."""
@@ -144,7 +140,7 @@ class HeadscaleWriter(HeadscaleReader):
             (key,) = matching
             reason = "the response with its secret was lost"
             try:
-                self._writes.expire_pre_auth_key(key, spec.user)
+                self._transport.expire_pre_auth_key(key, spec.user)
             except (NotFoundError, ConflictError) as error:
                 log.info("pre_auth_key.expired", key_id=key.id, reason=f"{reason}; {error}")
             except ResponseError as error:
