@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Final
@@ -21,7 +22,7 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import Access
 from lifecycle.clients.kubernetes.api import Cluster
-from lifecycle.clients.kubernetes.state_secret import StateSecret
+from lifecycle.clients.kubernetes.state_secret import read_state
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
@@ -123,11 +124,11 @@ class ClusterWorld(World):
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""
-            state = StateSecret(self.cluster(), namespace=settings.namespace, name=name, retrying=policy)
+            state = partial(read_state, self.cluster(), namespace=settings.namespace, name=name, retrying=policy)
         return Cleanup(
             settings,
             writers=self.writers(settings, policy),
             now=self.clock.now,
             stop=stop,
-            read_state=state.read if state else None,
+            read_state=state,
         )

@@ -184,6 +184,6 @@ def state_reader(
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None
-    from lifecycle.clients.kubernetes.state_secret import StateSecret  # noqa: PLC0415 - see above
+    from lifecycle.clients.kubernetes.state_secret import read_state  # noqa: PLC0415 - see above
 
-    return StateSecret(cluster, namespace=settings.namespace, name=name, retrying=policy).read
+    return partial(read_state, cluster, namespace=settings.namespace, name=name, retrying=policy)

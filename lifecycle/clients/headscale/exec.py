@@ -55,7 +55,7 @@ class ExecTransport:
 
     def clock_skew(self) -> timedelta | None:
         """Return how far the cluster's clock was ahead of ours; the command line does not report the server's."""
-        return self._pod.clock_skew
+        return self._pod.cluster.clock_skew
 
     def version(self) -> str:
         """Return the server's version as its command line reports it, or the range that its options belong to."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.kubernetes.api import Cluster, Pod
@@ -38,20 +37,16 @@ class HeadscalePod:
     """The pod in which Headscale runs; it is selected for each command, since pods are replaced.
 
     Args:
+        cluster: runs the commands.
         selector: label selector of its pods; None = the usual ones.
         container: name of its container; None = the one called headscale, or else the only one.
     """
 
     def __init__(self, cluster: Cluster, *, namespace: str, selector: str | None, container: str | None) -> None:
-        self._cluster = cluster
+        self.cluster = cluster
         self._namespace = namespace
         self._selectors = (selector,) if selector else _SELECTORS
         self._container = container
-
-    @property
-    def clock_skew(self) -> timedelta | None:
-        """How far the cluster's clock was ahead of ours at the last response; None if unknown."""
-        return self._cluster.clock_skew
 
     def run(self, command: Sequence[str]) -> tuple[Target, Output]:
         """Run a command.
@@ -61,14 +56,14 @@ class HeadscalePod:
         """
         target = self._find()
         try:
-            return target, self._cluster.run(target.pod, target.container, command, where=str(target))
+            return target, self.cluster.run(target.pod, target.container, command, where=str(target))
         except ResponseError as error:
             raise ResponseError(f"{error} {CHECK_SETTINGS}", upstream=error.upstream, status=error.status) from error
 
     def _find(self) -> Target:
         found: list[Pod] = []
         for selector in self._selectors:
-            pods = self._cluster.pods(self._namespace, selector)
+            pods = self.cluster.pods(self._namespace, selector)
             candidates = self._candidates(pods)
             ready = [(pod, container) for pod, container in candidates if pod.ready]
             if ready:

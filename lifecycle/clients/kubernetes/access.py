@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from logging.handlers import BufferingHandler
 from typing import Any, Final
 
 import httpx
@@ -172,27 +173,15 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
     configuration.proxy = None
     # The file is not written, as it would be with a refreshed token.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
-    with _captured_errors() as problems:
-        in_background(load, name="kubeconfig").result(timeout.total_seconds())
-    return configuration, problems
-
-
-@contextmanager
-def _captured_errors() -> Iterator[list[str]]:
-    """Collect what is logged as an error: the library reports a failed plugin only there, through the root logger."""
-    messages: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    handler = Collect(logging.ERROR)
-    root = logging.getLogger()
-    root.addHandler(handler)
+    # The library reports a failed plugin only here, through the root logger.
+    logged = BufferingHandler(capacity=sys.maxsize)
+    logged.setLevel(logging.ERROR)
+    logging.getLogger().addHandler(logged)
     try:
-        yield messages
+        in_background(load, name="kubeconfig").result(timeout.total_seconds())
     finally:
-        root.removeHandler(handler)
+        logging.getLogger().removeHandler(logged)
+    return configuration, [record.getMessage() for record in logged.buffer]
 
 
 def _kubeconfig_proxy(url: Any) -> Proxy | None:

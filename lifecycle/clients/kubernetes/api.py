@@ -13,7 +13,6 @@ from urllib.parse import quote
 import httpx
 
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.kubernetes import rbac
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
 from lifecycle.clients.kubernetes.exec import Output, handshake, run
 from lifecycle.clients.kubernetes.rbac import RbacRule
@@ -84,7 +83,7 @@ class Cluster:
             TransientError: it is unknown whether it exists.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
-        found = self._get(path, {}, rbac.read_secret(namespace, name))
+        found = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
         with well_formed(_malformed(f"Secret {namespace}/{name}")):
             match found:
                 case None:
@@ -127,7 +126,8 @@ class Cluster:
             AuthError: the permission is missing.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
-        found = self._get(path, {"labelSelector": selector}, rbac.list_pods(namespace))
+        # A list cannot be limited to some pods.
+        found = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
         with well_formed(_malformed(f"the pods in namespace {namespace}")):
             match found:
                 case {"kind": "PodList", "items": [*items]}:
@@ -157,13 +157,14 @@ class Cluster:
         query = {"container": container, "stdout": "true", "stderr": "true", "command": list(command)}
         upgrade = handshake()
         authorization = self._access.authorization()
-        headers = {**upgrade.headers, **authorization}
+        headers = {**upgrade, **authorization}
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return run(streamed, upgrade, what=what)
             response = self._http.read(streamed, what, secret=_secret(authorization))
-        rule = rbac.exec_in_pod(pod.namespace, pod.name if pod.keeps_its_name else None)
-        raise self._refused(what, response, rule)
+        # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
+        names = (pod.name,) if pod.keeps_its_name else ()
+        raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
 
     def _get(self, path: str, query: Mapping[str, str], rule: RbacRule) -> dict[str, Any] | None:
         """Return the JSON of a GET; None if Kubernetes itself reports that the object does not exist."""

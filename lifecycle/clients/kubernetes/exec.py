@@ -38,34 +38,18 @@ class Output:
     stderr: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Handshake:
-    """A request to upgrade a connection to a websocket.
-
-    Attributes:
-        headers: to be sent.
-        accept: the value that proves that the server speaks websocket.
-    """
-
-    headers: Mapping[str, str]
-    accept: str
-
-
-def handshake() -> Handshake:
-    """Return a new handshake."""
-    key = base64.b64encode(secrets.token_bytes(16)).decode()
-    headers = {
+def handshake() -> dict[str, str]:
+    """Return the headers of a request to upgrade a connection to a websocket."""
+    return {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
         "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": key,
+        "Sec-WebSocket-Key": base64.b64encode(secrets.token_bytes(16)).decode(),
         "Sec-WebSocket-Protocol": ", ".join(_SUBPROTOCOLS),
     }
-    accept = hashlib.sha1(f"{key}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
-    return Handshake(headers, base64.b64encode(accept).decode())
 
 
-def run(response: httpx.Response, upgrade: Handshake, *, what: str) -> Output:
+def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> Output:
     """Read all output of a command, until the server closes the connection.
 
     Args:
@@ -77,8 +61,10 @@ def run(response: httpx.Response, upgrade: Handshake, *, what: str) -> Output:
         ApiError: the command did not run to its end.
         httpx.HTTPError: nor did the connection last.
     """
+    # This value proves that the server speaks websocket.
+    digest = hashlib.sha1(f"{upgrade['Sec-WebSocket-Key']}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
     if (
-        response.headers.get("Sec-WebSocket-Accept") != upgrade.accept
+        response.headers.get("Sec-WebSocket-Accept") != base64.b64encode(digest).decode()
         or response.headers.get("Sec-WebSocket-Protocol") not in _SUBPROTOCOLS
     ):
         raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
@@ -98,12 +84,7 @@ def run(response: httpx.Response, upgrade: Handshake, *, what: str) -> Output:
 
 
 def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
-    """Read everything until the server closes, by channel.
-
-    Args:
-        connection: a network stream of httpcore.
-        what: the command, for messages.
-    """
+    """Read everything from a network stream of httpcore until the server closes it, by channel."""
     received = 0
 
     def receive(size: int) -> bytes:

@@ -37,19 +37,3 @@ class RbacRule:
         user = _USER.search(refusal)
         account = user[1] if user else "this account"
         return f"Give {account} a Role in namespace {self.namespace} with this rule: {self.text}"
-
-
-def read_secret(namespace: str, name: str) -> RbacRule:
-    """Return the rule for reading one Secret."""
-    return RbacRule(namespace, "secrets", ("get",), (name,))
-
-
-def list_pods(namespace: str) -> RbacRule:
-    """Return the rule for listing pods, which cannot be limited to some."""
-    return RbacRule(namespace, "pods", ("list",))
-
-
-def exec_in_pod(namespace: str, pod: str | None) -> RbacRule:
-    """Return the rule for running a command in a pod; None = in every pod."""
-    # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
-    return RbacRule(namespace, "pods/exec", ("create", "get"), (pod,) if pod else ())
