@@ -21,6 +21,7 @@ from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.upstream import Upstream as UpstreamApi
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
@@ -268,11 +269,8 @@ def json_client(
 ) -> JsonClient:
     """Return a JSON client whose requests are calls in this process."""
     return JsonClient(
-        MemoryClient(handler, base_url),
-        upstream=upstream,
+        HttpClient(MemoryClient(handler, base_url), upstream=upstream, timeout=timedelta(seconds=10), now=now),
         credential=credential,
-        timeout=timedelta(seconds=10),
-        now=now,
     )
 
 

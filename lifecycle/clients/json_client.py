@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,10 +13,7 @@ import httpx
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.response import Response
-from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
-from lifecycle.domain.proxy import Proxy
-from lifecycle.runtime.clock import utc_now
 
 Result = TypeVar("Result")
 
@@ -28,28 +25,16 @@ class JsonClient:
     """A JSON API with a bearer token.
 
     Args:
-        http: has the base address; follows no redirects.
-        upstream: the API.
+        http: the API.
         credential: the bearer token.
-        timeout: for one whole request.
-        proxy: the proxy that `http` uses, for messages.
         observe: called after each request with its outcome: ok, no_answer, throttled, server_error or refused.
-        now: returns aware UTC.
     """
 
     def __init__(
-        self,
-        http: httpx.Client,
-        *,
-        upstream: Upstream,
-        credential: Credential,
-        timeout: timedelta,
-        proxy: Proxy | None = None,
-        observe: Callable[[str], None] = lambda _outcome: None,
-        now: Callable[[], datetime] = utc_now,
+        self, http: HttpClient, *, credential: Credential, observe: Callable[[str], None] = lambda _outcome: None
     ) -> None:
-        self._http = HttpClient(http, upstream=upstream, timeout=timeout, proxy=proxy, now=now)
-        self._upstream = upstream
+        self._http = http
+        self._upstream = http.endpoint.upstream
         self._credential = credential
         self._observe = observe
 

@@ -17,6 +17,7 @@ from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader, Transport
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
@@ -78,12 +79,9 @@ def open_upstreams(
     proxy = settings.proxies.for_url(settings.cloudflare_api_url)
     http = open_http(settings.cloudflare_api_url, trust=trust, proxy=proxy)
     cloudflare = JsonClient(
-        stack.enter_context(http),
-        upstream=CLOUDFLARE,
+        HttpClient(stack.enter_context(http), upstream=CLOUDFLARE, timeout=settings.http_timeout, proxy=proxy),
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
-        timeout=settings.http_timeout,
         observe=partial(observe, CLOUDFLARE.name),
-        proxy=proxy,
     )
     observe_headscale = partial(observe, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
@@ -94,13 +92,11 @@ def open_upstreams(
         with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
     proxy = settings.proxy_of_headscale
+    http = open_http(settings.headscale_address, trust=trust, proxy=proxy)
     headscale = JsonClient(
-        stack.enter_context(open_http(settings.headscale_address, trust=trust, proxy=proxy)),
-        upstream=HEADSCALE,
+        HttpClient(stack.enter_context(http), upstream=HEADSCALE, timeout=settings.http_timeout, proxy=proxy),
         credential=_headscale_credential(settings, cluster),
-        timeout=settings.http_timeout,
         observe=observe_headscale,
-        proxy=proxy,
     )
     return HttpTransport(headscale), cloudflare
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.credential import Credential
-from lifecycle.clients.http import MAX_RESPONSE_BYTES
+from lifecycle.clients.http import MAX_RESPONSE_BYTES, HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import Response as ApiResponse
 from lifecycle.clients.transport import open_http
@@ -77,11 +77,18 @@ def api() -> Api:
     return Api()
 
 
-def client_of(api: Api | str, *, read: Callable[[], str] = lambda: TOKEN, **settings: Any) -> JsonClient:
+def client_of(
+    api: Api | str,
+    *,
+    read: Callable[[], str] = lambda: TOKEN,
+    observe: Callable[[str], None] = lambda _outcome: None,
+    **settings: Any,
+) -> JsonClient:
     """Return a client of an API, in this process or at a URL."""
     http = open_http(api, trust=public_trust()) if isinstance(api, str) else MemoryClient(api.handle, "http://api")
     defaults: dict[str, Any] = {"upstream": API, "timeout": timedelta(seconds=10)}
-    return JsonClient(http, credential=Credential(read, name="API_TOKEN"), **(defaults | settings))
+    credential = Credential(read, name="API_TOKEN")
+    return JsonClient(HttpClient(http, **(defaults | settings)), credential=credential, observe=observe)
 
 
 @pytest.fixture(params=["in-process", "over-loopback"])

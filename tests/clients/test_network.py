@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.credential import Credential
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.network import UnreachableError, connect
 from lifecycle.clients.transport import open_http
@@ -40,10 +41,8 @@ Resolver = Callable[..., list[Any]]
 
 def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float = BUDGET_S) -> JsonClient:
     return JsonClient(
-        open_http(url, trust=trust or public_trust()),
-        upstream=API,
+        HttpClient(open_http(url, trust=trust or public_trust()), upstream=API, timeout=timedelta(seconds=budget_s)),
         credential=Credential(lambda: "token", name="API_TOKEN"),
-        timeout=timedelta(seconds=budget_s),
     )
 
 

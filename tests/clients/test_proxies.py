@@ -17,6 +17,7 @@ import pytest
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.transport import open_http
@@ -58,11 +59,8 @@ def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, budget_s: floa
     with open_http(url, proxy=configured, **({"trust": public_trust()} | http)) as client:
         return (
             JsonClient(
-                client,
-                upstream=upstream,
+                HttpClient(client, upstream=upstream, timeout=timedelta(seconds=budget_s), proxy=configured),
                 credential=Credential(lambda: "token", name="TOKEN"),
-                timeout=timedelta(seconds=budget_s),
-                proxy=configured,
             )
             .send("GET", "/thing")
             .json

@@ -15,6 +15,7 @@ import pytest
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, private_trust, public_trust
@@ -41,10 +42,8 @@ class Api(SimulatedUpstream):
 def send(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> object:
     with open_http(url, trust=trust) as http:
         client = JsonClient(
-            http,
-            upstream=upstream,
+            HttpClient(http, upstream=upstream, timeout=timedelta(seconds=10)),
             credential=Credential(lambda: "token", name="TOKEN"),
-            timeout=timedelta(seconds=10),
         )
         return client.send("GET", "/thing").json
 

@@ -16,6 +16,7 @@ import structlog
 
 from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
@@ -185,10 +186,8 @@ def test_no_failure_leaks_a_connection(monkeypatch: pytest.MonkeyPatch, tmp_path
     world = World(monkeypatch, tmp_path)
     with serve(world.headscale) as url, open_http(url, trust=public_trust()) as http:
         client = JsonClient(
-            http,
-            upstream=HEADSCALE,
+            HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
             credential=Credential(lambda: world.headscale.api_key, name="HEADSCALE_API_KEY"),
-            timeout=timedelta(seconds=10),
         )
         client.send("GET", "/api/v1/node")
         files = open_files()

@@ -14,6 +14,7 @@ from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.transport import Transport
 from lifecycle.clients.trust import public_trust
@@ -68,10 +69,8 @@ def headscale(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
 def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterator[HeadscaleWriter]:
     with httpx.Client(transport=transport, base_url=server.url) as http:
         client = JsonClient(
-            http,
-            upstream=HEADSCALE,
+            HttpClient(http, upstream=HEADSCALE, timeout=timedelta(seconds=10)),
             credential=Credential(lambda: server.api_key, name="HEADSCALE_API_KEY"),
-            timeout=timedelta(seconds=10),
         )
         policy = retrying(budget=RetryBudget(timedelta(minutes=1)), stop=Event(), sleep=lambda _s: None)
         yield HeadscaleWriter(HttpTransport(client), policy)
