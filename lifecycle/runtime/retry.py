@@ -58,9 +58,8 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
         StoppedError: from a call that waits for its next attempt.
     """
 
-    class Exhausted(tenacity.stop.stop_base):
-        def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-            return not budget.allows(retry_state.upcoming_sleep)
+    def is_over(state: tenacity.RetryCallState) -> bool:
+        return stop.is_set() or not budget.allows(state.upcoming_sleep)
 
     # Tenacity's own wait on an event would send once more after the stop.
     def wait(seconds: float) -> None:
@@ -69,7 +68,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(TransientError),
-        stop=tenacity.stop_any(Exhausted(), tenacity.stop_when_event_set(stop)),
+        stop=is_over,
         wait=_wait_s,
         sleep=sleep or wait,
         before_sleep=_log_retry,
