@@ -72,9 +72,8 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
 
     Args:
         error: of httpx.
-        what: the request.
-        endpoint: the upstream.
-        timeout_s: the time budget of the request.
+        what: the request, for the message.
+        timeout_s: its time budget.
     """
     # The network's own error, if one is the cause: see `network.Network`.
     arguments = error.__cause__.args if error.__cause__ else ()

@@ -67,11 +67,8 @@ class HttpClient:
         """Send a request once.
 
         Args:
-            method: GET, POST and so on.
             path: below the base address; with a slash.
-            params: the query.
             headers: in addition to the usual ones.
-            content: the body.
             members: see `parse_response`.
             secret: see `parse_response`.
 

@@ -64,12 +64,10 @@ class JsonClient:
         """Send a request once, and again if its token was refused and has been rotated.
 
         Args:
-            method: GET, POST and so on.
             path: below the base address; with a slash.
-            params: the query.
             body: a JSON value; None = none.
             authorized: whether the token is sent.
-            members: of JSON objects in the response, keep only these, at any depth; None = all.
+            members: see `parse_response`.
 
         Returns:
             The response, with a status of success; its `json` may be None.

@@ -26,13 +26,13 @@ def public_trust(*, cafile: Path | None = None, capath: Path | None = None) -> s
     return ssl.create_default_context(cafile=cafile, capath=capath)
 
 
-def private_trust(cafile: Path | None = None, *, cadata: str | None = None) -> ssl.SSLContext:
-    """Return a context for the authorities in a file, or in PEM text, alone.
+def private_trust(cafile: Path | None) -> ssl.SSLContext:
+    """Return a context for the authorities in a file alone.
 
     Raises:
         OSError: the file is missing, or contains no certificate.
     """
-    context = ssl.create_default_context(cafile=cafile, cadata=cadata)
+    context = ssl.create_default_context(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from lifecycle.clients.response import Response
 from lifecycle.domain.errors import ApiError
 
-Explain = Callable[[str, Response], ApiError | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
@@ -27,6 +25,6 @@ class Upstream:
     name: str
     url_setting: str
     ca_setting: str
-    explain: Explain = lambda _what, _response: None
+    explain: Callable[[str, Response], ApiError | None] = lambda _what, _response: None
     is_own: Callable[[Response], bool] = lambda response: response.json is not None
     health_path: str | None = None

@@ -1,4 +1,7 @@
-"""Clients that can only read, and what readers and writers share."""
+"""Clients that can only read, and what readers and writers share.
+
+The functions take the command's settings, a stack that closes the connections, and the Kubernetes API if it is needed.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,7 @@ def connect_readers(
     """Return what a dry run needs; no request is sent yet.
 
     Args:
-        settings: of the command.
         policy: the retry policy for Headscale.
-        stack: closes the connections.
-        cluster: the Kubernetes API, if it is needed.
 
     Raises:
         ConfigError: a file of certificate authorities is malformed.
@@ -67,9 +67,6 @@ def open_upstreams(
     """Open Headscale and Cloudflare; no request is sent yet.
 
     Args:
-        settings: of the command.
-        stack: closes the connections.
-        cluster: the Kubernetes API, if it is needed.
         observe: called after each request with the upstream and the outcome.
 
     Raises:
@@ -127,8 +124,6 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     """Return a client of the Kubernetes API if a setting needs it.
 
     Args:
-        settings: of the command.
-        stack: closes the connections.
         only_reads: allow a kubeconfig. A command that writes must not use a laptop's current context.
 
     Raises:
@@ -170,13 +165,7 @@ def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str
 def state_reader(
     settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
 ) -> Callable[[], Mapping[str, bytes] | None] | None:
-    """Return a function that reads tailscale's state Secret; None unless NODE_POLICY=keep.
-
-    Args:
-        settings: of the command.
-        policy: the retry policy.
-        cluster: the Kubernetes API, if it is needed.
-    """
+    """Return a function that reads tailscale's state Secret; None unless NODE_POLICY=keep."""
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None

@@ -30,10 +30,7 @@ def connect_writers(
     """Return clients that can read and write; no request is sent yet.
 
     Args:
-        settings: of the command.
         policy: the retry policy for Headscale.
-        stack: closes the connections.
-        cluster: the Kubernetes API, if it is needed.
         observe: called after each request with the upstream and the outcome.
 
     Raises:

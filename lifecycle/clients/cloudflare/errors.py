@@ -95,15 +95,7 @@ _BY_STATUS_ALONE: dict[int, Meaning] = {
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Explain a refusal by its codes.
-
-    Args:
-        what: the request, for the message.
-        response: without success.
-
-    Returns:
-        None if the status is sufficient: rate-limited, or a server error.
-    """
+    """Explain a refusal by its codes, as `Upstream.explain` requires."""
     status = response.status
     if status == httpx.codes.TOO_MANY_REQUESTS or not httpx.codes.is_client_error(status):
         return None

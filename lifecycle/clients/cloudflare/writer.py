@@ -16,10 +16,7 @@ from lifecycle.domain.model import Record, RecordSpec
 class CloudflareWriter(CloudflareReader):
     """A zone whose records may be changed. Only `lifecycle.apply` calls the methods defined here.
 
-    Args:
-        client: its base address ends in `/client/v4`.
-        domain: the domain; its zone is the longest of its suffixes that is a zone at Cloudflare.
-        zone_id: the zone, if known; saves the search.
+    The arguments are those of `CloudflareReader`.
     """
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:

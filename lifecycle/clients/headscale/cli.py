@@ -46,13 +46,7 @@ def describe(arguments: Sequence[str]) -> str:
 
 
 def explain_failure(arguments: Sequence[str], target: Target, output: Output) -> ApiError:
-    """Explain a failed command; the exit status alone is ambiguous.
-
-    Args:
-        arguments: of the command.
-        target: where it ran.
-        output: what it wrote.
-    """
+    """Explain a failed command; the exit status alone is ambiguous."""
     text = _reason(output.stderr)
     failed = f"Headscale: {describe(arguments)} in {target} failed"
     if output.exit_status in _NO_PROGRAM:

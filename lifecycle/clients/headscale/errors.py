@@ -40,15 +40,7 @@ _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Explain a refusal; up to 0.29 the HTTP status alone is ambiguous.
-
-    Args:
-        what: the request, for the message.
-        response: without success.
-
-    Returns:
-        None if the status is sufficient.
-    """
+    """Explain a refusal, as `Upstream.explain` requires; up to 0.29 the HTTP status alone is ambiguous."""
     match _meaning(what, response):
         case kind, text:
             return kind(text, upstream=UPSTREAM, status=response.status)

@@ -48,7 +48,6 @@ class Cluster:
     """A Kubernetes API server.
 
     Args:
-        access: how to reach it.
         timeout: for one whole request, or one command.
     """
 
@@ -138,8 +137,6 @@ class Cluster:
         """Run a command in a container, without a shell, and wait for its end.
 
         Args:
-            pod: the pod.
-            container: in this pod.
             command: the program and its arguments.
             where: the container and pod, for messages.
 
