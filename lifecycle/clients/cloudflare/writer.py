@@ -50,7 +50,12 @@ class CloudflareWriter(CloudflareReader):
         created: list[Record] = []
         changed: list[Record] = []
         self._delete_strays(path)
-        self._check_zone_of(names)
+        if self._wrong_zone is not None and names:
+            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
+        # Before anything is written. A token that may edit records may not be allowed to read the zone.
+        with suppress(AuthError):
+            for name in names:
+                self.check_zone(name)
         match (deletes, patches, bodies):
             case ([], [], []):
                 return
@@ -75,19 +80,6 @@ class CloudflareWriter(CloudflareReader):
         self._revert_strays(path, created, names)
         _check(path, created, creates)
         _check(path, changed, [spec for _, spec, _ in patches])
-
-    def _check_zone_of(self, names: Collection[str]) -> None:
-        """Check that new records belong to the zone, before anything is written.
-
-        Raises:
-            ResponseError: they do not.
-        """
-        if self._wrong_zone is not None and names:
-            raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
-        # A token that may edit records may not be allowed to read the zone.
-        with suppress(AuthError):
-            for name in names:
-                self.check_zone(name)
 
     def _delete(self, path: str, record_id: str) -> None:
         # It may have been deleted since it was read.

@@ -20,7 +20,7 @@ from lifecycle.clients.headscale.parsing import camelised, parse_listed_user, pa
 from lifecycle.clients.headscale.pod import HeadscalePod, Target
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
-from lifecycle.domain.model import Node, PreAuthKey, User
+from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
@@ -94,9 +94,7 @@ class ExecTransport:
             # Up to 0.28, only this output differs from that of a successful deletion.
             raise TransientError(f"Headscale did not delete node {node_id}, and gave no reason.", upstream=UPSTREAM)
 
-    def create_pre_auth_key(
-        self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]
-    ) -> PreAuthKey:
+    def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. The command line takes its life, not its expiry."""
         # An odd number of milliseconds identifies our key if the output is lost.
         server_time = self._now() + (self.clock_skew() or timedelta())
@@ -104,10 +102,10 @@ class ExecTransport:
         self._requested_life = timedelta(milliseconds=milliseconds)
 
         def create(dialect: Dialect) -> PreAuthKey:
-            options = ["--user", dialect.user_reference(user), "--expiration", f"{milliseconds}ms"]
-            options += ["--reusable"] * reusable + ["--ephemeral"] * ephemeral
-            if tags:
-                options += ["--tags", ",".join(sorted(tags))]
+            options = ["--user", dialect.user_reference(spec.user), "--expiration", f"{milliseconds}ms"]
+            options += ["--reusable"] * spec.reusable + ["--ephemeral"] * spec.ephemeral
+            if spec.tags:
+                options += ["--tags", ",".join(sorted(spec.tags))]
             command = ("preauthkeys", "create")
             payload = self._json(*command, *options)
             with well_formed(malformed_output(command, self._target)):

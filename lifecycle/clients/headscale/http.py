@@ -21,7 +21,7 @@ from lifecycle.clients.headscale.parsing import (
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
-from lifecycle.domain.model import Node, PreAuthKey, User
+from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
@@ -74,9 +74,7 @@ class HttpTransport:
         """Delete a node. Source: DELETE /api/v1/node/{id}."""
         self._send("DELETE", _node_path(node_id))
 
-    def create_pre_auth_key(
-        self, user: User, *, expires_at: datetime, reusable: bool, ephemeral: bool, tags: frozenset[str]
-    ) -> PreAuthKey:
+    def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. Source: POST /api/v1/preauthkey.
 
         The expiration is always sent: without one, every release creates a key that is already expired.
@@ -84,11 +82,11 @@ class HttpTransport:
 
         def create(dialect: Dialect) -> PreAuthKey:
             body = {
-                "user": dialect.user_reference(user),
-                "reusable": reusable,
-                "ephemeral": ephemeral,
+                "user": dialect.user_reference(spec.user),
+                "reusable": spec.reusable,
+                "ephemeral": spec.ephemeral,
                 "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                "aclTags": sorted(tags),
+                "aclTags": sorted(spec.tags),
             }
             return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parse_pre_auth_key, body=body)
 

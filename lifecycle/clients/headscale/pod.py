@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lifecycle.clients.headscale.errors import UPSTREAM
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.kubernetes.exec import Output
-from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+from lifecycle.domain.errors import ResponseError, TransientError
 
 _CONTAINER = "headscale"
 _SELECTORS = ("app.kubernetes.io/name=headscale", "app=headscale")
@@ -74,7 +74,17 @@ class HeadscalePod:
                 names = ", ".join(pod.name for pod, _ in candidates)
                 raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names}).", upstream=UPSTREAM)
             found += pods
-        raise self._missing(found)
+        if found:
+            raise ResponseError(
+                f"Pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}. Set "
+                f"HEADSCALE_CONTAINER to one of: {', '.join(found[0].containers)}.",
+                upstream=UPSTREAM,
+            )
+        raise TransientError(
+            f"There is no Headscale pod in namespace {self._namespace} (labels {' or '.join(self._selectors)}). Set "
+            "HEADSCALE_NAMESPACE and HEADSCALE_POD_SELECTOR, or use HEADSCALE_URL and HEADSCALE_API_KEY.",
+            upstream=UPSTREAM,
+        )
 
     def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
         """Return the pods that can be Headscale's, ready or not, each with its container."""
@@ -84,17 +94,3 @@ class HeadscalePod:
         if named or self._container is not None:
             return named
         return [(pod, pod.containers[0]) for pod in pods if len(pod.containers) == 1]
-
-    def _missing(self, found: Sequence[Pod]) -> ApiError:
-        if found:
-            names = ", ".join(found[0].containers)
-            return ResponseError(
-                f"Pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}. Set "
-                f"HEADSCALE_CONTAINER to one of: {names}.",
-                upstream=UPSTREAM,
-            )
-        return TransientError(
-            f"There is no Headscale pod in namespace {self._namespace} (labels {' or '.join(self._selectors)}). Set "
-            "HEADSCALE_NAMESPACE and HEADSCALE_POD_SELECTOR, or use HEADSCALE_URL and HEADSCALE_API_KEY.",
-            upstream=UPSTREAM,
-        )

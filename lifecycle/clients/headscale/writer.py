@@ -82,13 +82,7 @@ class HeadscaleWriter(HeadscaleReader):
                 self._expire_lost(*self._unconfirmed)
                 self._unconfirmed = None
             try:
-                return self._transport.create_pre_auth_key(
-                    spec.user,
-                    expires_at=expires_at,
-                    reusable=spec.reusable,
-                    ephemeral=spec.ephemeral,
-                    tags=spec.tags,
-                )
+                return self._transport.create_pre_auth_key(spec, expires_at)
             except (TransientError, ResponseError) as error:
                 if _may_have_succeeded(error):
                     self._unconfirmed = (spec, expires_at)

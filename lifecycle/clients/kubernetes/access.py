@@ -98,7 +98,11 @@ def _in_cluster(*, needed_for: str) -> Access:
         load_incluster_config(client_configuration=configuration)
         trust = private_trust(configuration.ssl_ca_cert)
     except (ConfigException, OSError) as error:
-        raise _unavailable(str(error), needed_for) from error
+        raise ConfigError(
+            f"{needed_for} needs the Kubernetes API, which is not available here ({error}). In a pod, mount its "
+            "service account's token (automountServiceAccountToken). Elsewhere, only --dry-run works, with a "
+            f"kubeconfig. Alternatively, {_ALTERNATIVES[needed_for]}."
+        ) from error
     return Access(
         url=configuration.host,
         description=f"in-cluster, {configuration.host}",
@@ -208,11 +212,3 @@ def _authorization(configuration: Configuration) -> Mapping[str, str]:
         return {setting["key"]: setting["value"] for setting in settings.values()}
     except (ConfigException, OSError) as error:
         raise TransientError(f"The token for Kubernetes cannot be read: {error}", upstream=UPSTREAM) from error
-
-
-def _unavailable(reason: str, needed_for: str) -> ConfigError:
-    return ConfigError(
-        f"{needed_for} needs the Kubernetes API, which is not available here ({reason}). In a pod, mount its service "
-        "account's token (automountServiceAccountToken). Elsewhere, only --dry-run works, with a kubeconfig. "
-        f"Alternatively, {_ALTERNATIVES[needed_for]}."
-    )

@@ -17,7 +17,7 @@ from websocket import ABNF, WebSocketException, frame_buffer
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
 from lifecycle.clients.text import quoted
-from lifecycle.domain.errors import ApiError, ResponseError, TransientError
+from lifecycle.domain.errors import ResponseError, TransientError
 
 # Source: k8s.io/apimachinery/pkg/util/remotecommand: the subprotocols and the channel in each message's first byte.
 _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
@@ -138,11 +138,8 @@ def _exit_status(text: bytearray, what: str) -> int:
                 match cause:
                     case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
                         return int(number)
-    raise _not_run(quoted(str(status.get("message", ""))) if isinstance(status, dict) else "", what)
-
-
-def _not_run(message: str, what: str) -> ApiError:
+    message = quoted(str(status.get("message", ""))) if isinstance(status, dict) else ""
     # A retry cannot add a program to the image. Anything else, such as a container that is being replaced, may be
     # temporary.
     kind = ResponseError if "executable file not found" in message else TransientError
-    return kind(f"Kubernetes could not run {what}: {message or 'no reason given'}", upstream=UPSTREAM)
+    raise kind(f"Kubernetes could not run {what}: {message or 'no reason given'}", upstream=UPSTREAM)

@@ -22,18 +22,14 @@ class RbacRule:
     verbs: tuple[str, ...]
     names: tuple[str, ...] = ()
 
-    @property
-    def text(self) -> str:
-        """The rule of a Role, as one line of YAML."""
-        names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
-        return f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
-
     def advice(self, refusal: str) -> str:
-        """Return the sentence that asks for the rule.
+        """Return the sentence that asks for the rule, as one line of a Role's YAML.
 
         Args:
             refusal: Kubernetes' message, which names the account.
         """
+        names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
+        rule = f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
         user = _USER.search(refusal)
         account = user[1] if user else "this account"
-        return f"Give {account} a Role in namespace {self.namespace} with this rule: {self.text}"
+        return f"Give {account} a Role in namespace {self.namespace} with this rule: {rule}"
