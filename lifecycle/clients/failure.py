@@ -41,13 +41,7 @@ class Endpoint:
 
     upstream: Upstream
     url: str
-    proxy: Proxy | None = None
-
-    @classmethod
-    def of(cls, http: httpx.Client, upstream: Upstream, proxy: Proxy | None = None) -> Endpoint:
-        """Return the endpoint of a client."""
-        url = http.base_url
-        return cls(upstream, str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port)), proxy)
+    proxy: Proxy | None
 
     @property
     def via(self) -> str:

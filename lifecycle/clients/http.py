@@ -47,7 +47,8 @@ class HttpClient:
         proxy: Proxy | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self.endpoint = Endpoint.of(http, upstream, proxy)
+        url = http.base_url
+        self.endpoint = Endpoint(upstream, str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port)), proxy)
         self.clock_skew: timedelta | None = None
         self._http = http
         self._timeout_s = timeout.total_seconds()

@@ -126,16 +126,7 @@ class JsonClient:
             # It could be read at the start. A Secret that is being remounted comes back, and must not end a loop.
             raise AuthError(str(error), upstream=self._upstream.name) from error
 
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        token: str | None,
-        params: Mapping[str, str] | None = None,
-        body: Any = None,
-        members: Collection[str] | None = None,
-    ) -> Response:
+    def _send(self, method: str, path: str, *, token: str | None, body: Any = None, **options: Any) -> Response:
         headers = {"Accept": "application/json"}
         content = None
         if token is not None:
@@ -144,9 +135,7 @@ class JsonClient:
             headers["Content-Type"] = "application/json"
             content = json.dumps(body).encode()
         try:
-            response = self._http.send(
-                method, path, params=params, headers=headers, content=content, members=members, secret=token
-            )
+            response = self._http.send(method, path, headers=headers, content=content, secret=token, **options)
         except ApiError:
             self._observe("no_answer")
             raise

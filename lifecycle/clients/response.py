@@ -85,11 +85,10 @@ def parse_response(
     """Parse a response.
 
     Args:
-        status: the HTTP status.
         headers: of the response; names are case-insensitive.
         body: is cleared: each copy of a list of a thousand nodes is a megabyte, which the process would keep.
         members: of JSON objects, keep only these, at any depth. A refusal is kept whole.
-        secret: the credentials of the request.
+        secret: see `Response`.
     """
     text = body.decode(errors="replace")
     body.clear()

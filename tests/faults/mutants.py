@@ -158,7 +158,7 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 3",
         name="accepts an incomplete list of records",
         file="clients/cloudflare/reader.py",
-        old="        if len(items) != count:",
+        old="        if len(items) != total:",
         new="        if False:",
         seed=12,
     ),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any, TypeVar
 
 from lifecycle.clients.cloudflare.errors import UPSTREAM
@@ -129,25 +130,23 @@ class CloudflareReader:
             ApiError: a page could not be read, or the pages do not add up to the reported total.
         """
         items: list[Parsed] = []
-        page = 1
-        while True:
+        for page in count(1):
             response = self._client.send("GET", path, params={**params, "page": str(page), "per_page": str(per_page)})
             with well_formed(malformed_response(f"GET {path}")):
                 match response.json:
                     case {
                         "success": True,
                         "result": list(results),
-                        "result_info": {"total_pages": int(pages), "total_count": int(count)},
+                        "result_info": {"total_pages": int(pages), "total_count": int(total)},
                     }:
                         items += [parse(item) for item in results]
                     case _:
                         raise ValueError("not a page of a list")
             if page >= pages or not results:
                 break
-            page += 1
-        if len(items) != count:
+        if len(items) != total:
             raise ResponseError(
-                f"Cloudflare reports {count} items for GET {path} and returned {len(items)}. Nothing was changed.",
+                f"Cloudflare reports {total} items for GET {path} and returned {len(items)}. Nothing was changed.",
                 upstream=UPSTREAM,
             )
         return items

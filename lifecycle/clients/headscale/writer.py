@@ -68,7 +68,6 @@ class HeadscaleWriter(HeadscaleReader):
         this call or a later one.
 
         Args:
-            spec: the key to create.
             now: aware UTC, by our clock.
 
         Raises:

@@ -40,7 +40,6 @@ class Access:
     """How to reach a Kubernetes API server.
 
     Attributes:
-        url: of the server.
         description: which cluster it is, for messages.
         credentials: whose they are, for messages.
         upstream: names the settings of the access, for messages.

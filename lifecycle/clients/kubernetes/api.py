@@ -97,7 +97,6 @@ class Cluster:
         """Return a token that is stored in a Secret.
 
         Args:
-            namespace: of the Secret.
             reference: its `name`, if it has one value, or `name/key`.
 
         Raises:
