@@ -8,7 +8,7 @@ import selectors
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -53,7 +53,7 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 
 
 class Network(httpcore.NetworkBackend):
-    """Opens connections within the caller's time budget.
+    """Opens connections within the caller's time budget, which takes the place of every time-out of httpcore.
 
     Args:
         tls_server_name: the name that certificates have to be for; None = the host of the URL.
@@ -62,14 +62,7 @@ class Network(httpcore.NetworkBackend):
     def __init__(self, *, tls_server_name: str | None = None) -> None:
         self._tls_server_name = tls_server_name
 
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ARG002 - the time budget takes its place
-        local_address: str | None = None,  # noqa: ARG002 - never given
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - never given
-    ) -> httpcore.NetworkStream:
+    def connect_tcp(self, host: str, port: int, *_args: Any, **_options: Any) -> httpcore.NetworkStream:
         """Connect to the first address of the host that accepts."""
         with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
             connection = connect(resolve(host, port))
@@ -85,7 +78,7 @@ class Stream(httpcore.NetworkStream):
         self._tls_server_name = tls_server_name
         self._may_be_tls = not isinstance(connection, ssl.SSLSocket)
 
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002 - see connect_tcp
+    def read(self, max_bytes: int, *_args: Any, **_options: Any) -> bytes:
         """Wait for data; b"" at the end."""
         with _httpcore_errors(httpcore.ReadTimeout, httpcore.ReadError):
             self._socket.settimeout(remaining_s())
@@ -95,7 +88,7 @@ class Stream(httpcore.NetworkStream):
             self._may_be_tls = False
             return data
 
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002 - see connect_tcp
+    def write(self, buffer: bytes, *_args: Any, **_options: Any) -> None:
         """Send all of it."""
         with _httpcore_errors(httpcore.WriteTimeout, httpcore.WriteError):
             unsent = memoryview(buffer)
@@ -108,10 +101,7 @@ class Stream(httpcore.NetworkStream):
         self._socket.close()
 
     def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ARG002 - see connect_tcp
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, *_args: Any, **_options: Any
     ) -> httpcore.NetworkStream:
         """Continue this connection with TLS."""
         with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
