@@ -169,8 +169,7 @@ class ExecTransport:
 
     def _current_dialect(self) -> Dialect:
         if self._dialect is None:
-            dialect = self._detect()
-            self._dialect = dialect
+            self._dialect = self._detect()
         return self._dialect
 
     def _detect(self) -> Dialect:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -203,21 +203,13 @@ class HttpTransport:
                 self._dialect = None
             raise
 
-    def _one(self, method: str, path: str, member: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
-        payload = self._send(method, path, body=body)
+    def _one(self, method: str, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> Parsed:
+        payload = self._send(method, path, **request)
         with well_formed(malformed_response(f"{method} {path}")):
             return parse(payload[member])
 
-    def _list(
-        self,
-        path: str,
-        member: str,
-        parse: Callable[[Any], Parsed],
-        *,
-        params: dict[str, str] | None = None,
-        members: Collection[str] | None = None,
-    ) -> list[Parsed]:
-        payload = self._send("GET", path, params=params, members=members)
+    def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
+        payload = self._send("GET", path, **request)
         with well_formed(malformed_response(f"GET {path}")):
             items = payload[member]
             if not isinstance(items, list):

@@ -15,13 +15,41 @@ import httpx
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.kubernetes.access import UPSTREAM, Access
 from lifecycle.clients.kubernetes.exec import Output, handshake, run
-from lifecycle.clients.kubernetes.rbac import RbacRule
 from lifecycle.clients.response import Response, well_formed
 from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 
 # The characters that a header can have.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+
+# In Kubernetes' message about a missing permission.
+_USER = re.compile(r'User "([^"]+)"')
+
+
+@dataclass(frozen=True, slots=True)
+class RbacRule:
+    """The rule of RBAC that one request needs.
+
+    Attributes:
+        names: the objects that it is limited to; empty = all.
+    """
+
+    namespace: str
+    resource: str
+    verbs: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    def advice(self, refusal: str) -> str:
+        """Return the sentence that asks for the rule, as one line of a Role's YAML.
+
+        Args:
+            refusal: Kubernetes' message, which names the account.
+        """
+        names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
+        rule = f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
+        user = _USER.search(refusal)
+        account = user[1] if user else "this account"
+        return f"Give {account} a Role in namespace {self.namespace} with this rule: {rule}"
 
 
 @dataclass(frozen=True, slots=True)
