@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import httpx
 
@@ -59,19 +59,17 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        content: bytes | None = None,
         members: Collection[str] | None = None,
         secret: str | None = None,
+        **request: Any,
     ) -> Response:
         """Send a request once.
 
         Args:
             path: below the base address; with a slash.
-            headers: in addition to the usual ones.
             members: see `parse_response`.
             secret: see `parse_response`.
+            request: `params`, `headers` and `content`, as for `stream`.
 
         Returns:
             The response, whatever its status.
@@ -81,7 +79,7 @@ class HttpClient:
             ResponseError: what responded is not the upstream's HTTP server, or the response is too large.
         """
         what = f"{method} {path}"
-        with self.stream(method, path, what=what, params=params, headers=headers, content=content) as streamed:
+        with self.stream(method, path, what=what, **request) as streamed:
             return self.read(streamed, what, members=members, secret=secret)
 
     def read(
@@ -129,6 +127,7 @@ class HttpClient:
         Args:
             what: the request, for messages.
             params: the query; a sequence is a parameter that occurs several times.
+            headers: in addition to the usual ones.
 
         Raises:
             TransientError, ResponseError: as `send`, also for what fails within the block.

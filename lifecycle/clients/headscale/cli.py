@@ -48,22 +48,40 @@ def describe(arguments: Sequence[str]) -> str:
 def explain_failure(arguments: Sequence[str], target: Target, output: Output) -> ApiError:
     """Explain a failed command; the exit status alone is ambiguous."""
     text = _reason(output.stderr)
-    failed = f"Headscale: {describe(arguments)} in {target} failed"
+    kind: type[ApiError] = TransientError
     if output.exit_status in _NO_PROGRAM:
-        return ResponseError(
-            f"{failed}: there is no such program ({text or output.exit_status}). {CHECK_SETTINGS}", upstream=UPSTREAM
+        kind, why = ResponseError, f": there is no such program ({text or output.exit_status}). {CHECK_SETTINGS}"
+    elif not text:
+        why = (
+            f" with exit status {output.exit_status} and gave no reason. Run it in this container without `-o json`, "
+            "which hides the reason."
         )
-    if not text:
-        return TransientError(
-            f"{failed} with exit status {output.exit_status} and gave no reason. Run it in this container without "
-            "`-o json`, which hides the reason.",
-            upstream=UPSTREAM,
-        )
-    failed += f": {text}"
+    else:
+        kind, advice = _meaning(text)
+        why = f": {text}{advice}"
+    return kind(f"Headscale: {describe(arguments)} in {target} failed{why}", upstream=UPSTREAM)
+
+
+def _meaning(text: str) -> tuple[type[ApiError], str]:
+    """Return the kind of a failure and the advice: of a refusal by the server, or of the command line itself."""
     code, message = cli_refusal(text)
     if is_ambiguous(message):
-        return ResponseError(f"{failed}. {CHECK_NAMES}", upstream=UPSTREAM)
-    return _explain_own_failure(failed, text) if code is None else _kind(code, message)(failed, upstream=UPSTREAM)
+        return ResponseError, f". {CHECK_NAMES}"
+    if code is not None:
+        return _kind(code, message), ""
+    if _USAGE.search(text):
+        return UsageError, f". {CHECK_SETTINGS}"
+    if _NO_CONFIGURATION.search(text):
+        return ResponseError, (
+            ". The command does not find the server's configuration. Set HEADSCALE_CONFIG to its path in the "
+            "environment of Headscale's container, which commands in it inherit."
+        )
+    if _NO_PERMISSION.search(text):
+        return ResponseError, (
+            ". The container's user has no access to Headscale's socket or configuration. Check unix_socket_permission "
+            "in Headscale's configuration and the user of its container."
+        )
+    return TransientError, ""
 
 
 def _kind(code: str, message: str) -> type[ApiError]:
@@ -76,29 +94,9 @@ def _kind(code: str, message: str) -> type[ApiError]:
     return ResponseError if code in _INVALID_REQUEST else TransientError
 
 
-def _explain_own_failure(failed: str, text: str) -> ApiError:
-    """Explain a failure of the command line that is not a refusal by the server."""
-    if _USAGE.search(text):
-        return UsageError(f"{failed}. {CHECK_SETTINGS}", upstream=UPSTREAM)
-    if _NO_CONFIGURATION.search(text):
-        return ResponseError(
-            f"{failed}. The command does not find the server's configuration. Set HEADSCALE_CONFIG to its path in the "
-            "environment of Headscale's container, which commands in it inherit.",
-            upstream=UPSTREAM,
-        )
-    if _NO_PERMISSION.search(text):
-        return ResponseError(
-            f"{failed}. The container's user has no access to Headscale's socket or configuration. Check "
-            "unix_socket_permission in Headscale's configuration and the user of its container.",
-            upstream=UPSTREAM,
-        )
-    return TransientError(failed, upstream=UPSTREAM)
-
-
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
     """Return the error for output that is not that of Headscale's command line."""
-    where = f" in {target}" if target else ""
-    return ResponseError(f"Malformed output of {describe(arguments)}{where}. {CHECK_SETTINGS}", upstream=UPSTREAM)
+    return ResponseError(f"Malformed output of {describe(arguments)} in {target}. {CHECK_SETTINGS}", upstream=UPSTREAM)
 
 
 def last_json(text: str) -> Any:

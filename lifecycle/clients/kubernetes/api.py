@@ -227,19 +227,12 @@ class Cluster:
                 text = f"Something in front of Kubernetes refused {what}{via} ({status}).{response.reason}"
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
-        ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
-        if (
-            ended
-            or status in (httpx.codes.NOT_FOUND, httpx.codes.TOO_MANY_REQUESTS)
-            or status >= httpx.codes.INTERNAL_SERVER_ERROR
-        ):
-            # A 404 is a pod that was replaced since it was listed, or a proxy's. A 400 is a pod that has ended.
+        is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
+        # A 400 is a pod that has ended. A 404 is a pod that was replaced since it was listed, or a proxy's.
+        has_ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
+        if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return TransientError(
-                text,
-                upstream=UPSTREAM,
-                status=status,
-                retry_after=response.retry_after,
-                throttled=status == httpx.codes.TOO_MANY_REQUESTS,
+                text, upstream=UPSTREAM, status=status, retry_after=response.retry_after, throttled=is_throttled
             )
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
