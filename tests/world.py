@@ -17,12 +17,11 @@ from lifecycle.apply import Writers
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.upstream import Upstream as UpstreamApi
 from lifecycle.commands import HEADSCALE_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch

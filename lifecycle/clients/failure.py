@@ -90,10 +90,13 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
                 f"Check {proxy.setting}."
             )
         case _:
+            # Texts of httpx are not quoted, for they can contain a URL.
+            broken = "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
+            reason = (cause and cause.strerror) or broken
             failed = (
                 f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
                 if isinstance(error, httpx.TimeoutException)
-                else f"is unreachable for {what}{endpoint.via} ({_reason(error, cause)})"
+                else f"is unreachable for {what}{endpoint.via} ({reason})"
             )
             check = f"Check that it is running and that {endpoint.upstream.url_setting} is correct."
             text = f"{name} at {endpoint.url} {failed}. {check}"
@@ -136,10 +139,3 @@ def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple[type
         )
     reason = error.reason or type(error).__name__
     return TransientError, f"TLS with {upstream.name} at {endpoint.url} failed for {what} ({reason})."
-
-
-def _reason(error: Exception, cause: OSError | None) -> str:
-    """Return a reason such as "Connection reset by peer". Texts of httpx are not quoted, for they can contain a URL."""
-    if cause is not None and cause.strerror:
-        return cause.strerror
-    return "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__

@@ -16,12 +16,11 @@ import tenacity
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.reader import HeadscaleReader, Transport
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, public_trust
 from lifecycle.domain.errors import ConfigError

@@ -11,7 +11,7 @@ import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
-from lifecycle.clients.credential import Credential
+from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Record, RecordSpec
 from tests.builders import MARK, NAME, OTHER_MARK, a_record, a_spec

@@ -13,10 +13,10 @@ from threading import Event
 import pytest
 import tenacity
 
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
 from lifecycle.runtime.retry import RetryBudget, once, retrying

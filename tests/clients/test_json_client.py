@@ -20,9 +20,8 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.http import MAX_RESPONSE_BYTES, HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.response import Response as ApiResponse
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.network import UnreachableError, connect
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust

@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import private_trust, public_trust

@@ -13,10 +13,9 @@ from threading import Thread
 import pytest
 
 from lifecycle.clients.cloudflare.errors import CLOUDFLARE
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import add_authorities, private_trust, public_trust
 from lifecycle.clients.upstream import Upstream

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import open_http
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import ApiError

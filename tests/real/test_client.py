@@ -10,12 +10,11 @@ from threading import Event
 import httpx
 import pytest
 
-from lifecycle.clients.credential import Credential
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
-from lifecycle.clients.json_client import JsonClient
+from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import Transport
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import NotFoundError
