@@ -36,7 +36,6 @@ class Endpoint:
 
     Attributes:
         url: without credentials.
-        proxy: on the way there.
     """
 
     upstream: Upstream

@@ -17,7 +17,6 @@ def quoted(text: str, *, secret: str | None = None) -> str:
     """Return one line of printable text, without secrets and cut.
 
     Args:
-        text: from an upstream.
         secret: removed wherever it occurs, in addition to all that looks like a secret.
     """
     text = text[:_MAX_PROCESSED]

@@ -22,7 +22,6 @@ def open_http(
     """Return a client of one upstream; no connection is opened yet.
 
     Args:
-        trust: the certificate authorities.
         proxy: used for every request, if given.
         tls_server_name: the name that the upstream's certificate has to be for; None = the host of the address.
     """

@@ -33,7 +33,6 @@ class ExecTransport:
     """A Headscale server through the command line in its pod; one command per call, or two to read a node.
 
     Args:
-        pod: runs the commands.
         now: returns aware UTC.
         observe: called after each command with its outcome: ok, no_answer, server_error or refused.
     """

@@ -37,7 +37,6 @@ class HeadscalePod:
     """The pod in which Headscale runs; it is selected for each command, since pods are replaced.
 
     Args:
-        cluster: runs the commands.
         selector: label selector of its pods; None = the usual ones.
         container: name of its container; None = the one called headscale, or else the only one.
     """

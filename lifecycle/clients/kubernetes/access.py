@@ -46,7 +46,6 @@ class Access:
         trust: the authority of the server's certificate, and our certificate if we have one.
         authorization: returns the header with the current token; empty if we authenticate with a certificate.
         tls_server_name: the name that the server's certificate has to be for; None = the host of the URL.
-        proxy: on the way to the server.
     """
 
     url: str

@@ -40,11 +40,7 @@ class RbacRule:
     names: tuple[str, ...] = ()
 
     def advice(self, refusal: str) -> str:
-        """Return the sentence that asks for the rule, as one line of a Role's YAML.
-
-        Args:
-            refusal: Kubernetes' message, which names the account.
-        """
+        """Return the sentence that asks for the rule; the message of Kubernetes about the refusal names the account."""
         names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
         rule = f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
         user = _USER.search(refusal)

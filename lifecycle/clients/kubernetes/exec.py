@@ -55,7 +55,6 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     Args:
         response: with status 101; its connection is used.
         upgrade: the handshake of its request.
-        what: the command, for messages.
 
     Raises:
         ApiError: the command did not run to its end.
