@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 
 import lifecycle
-from lifecycle import cleanup, commands, dns_watch, prune
-from lifecycle.domain.errors import EXIT_FAILED, ConfigError, LifecycleError
+from lifecycle import cleanup, commands, dns_watch, inject, prune
+from lifecycle.domain.errors import EXIT_FAILED, ConfigError, LifecycleError, ManifestError
 from lifecycle.runtime.logs import configure_logs, flush_logs
 from lifecycle.runtime.output import print_text, standard_stream
 from lifecycle.runtime.stop import STOPPED_EARLY, Stop
@@ -25,6 +25,7 @@ from lifecycle.settings.models import (
     Command,
     DnsWatchSettings,
     DryRunSettings,
+    InjectSettings,
     PruneSettings,
 )
 from lifecycle.settings.reference import changed, help_text
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit status: 0 done or stopped on request, 1 failed, 2 usage or settings.
     """
     options = arguments_of(arguments)
-    configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run)
+    configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
     is_watching = options.command == "dns-watch" and not options.is_dry_run
     stop = Stop(
         0 if is_watching else EXIT_FAILED,
@@ -75,6 +76,8 @@ def _run_command(options: argparse.Namespace, stop: Stop) -> None:
             commands.dns_watch(_loaded(DnsWatchSettings), stop, only_once=options.once)
         case "prune":
             commands.prune(_loaded(PruneSettings), stop, name=options.name)
+        case "inject":
+            _print(commands.inject(_loaded(InjectSettings, is_logged=False), options.files, options.state_secret))
 
 
 def _plan(options: argparse.Namespace) -> Report:
@@ -95,24 +98,31 @@ def _show(report: Report, *, as_json: bool) -> int:
         reports.print_text(report, text, colours=_is_terminal("stdout"))
     # Warnings come before the report, also if both go to one terminal.
     flush_logs(_FLUSH_S)
-    try:
-        print_text(text.getvalue())
-    except BrokenPipeError:
-        # As with `| head`: the reader has seen enough.
+    if not _print(text.getvalue()):
         return EXIT_FAILED
-    except OSError as error:
-        raise LifecycleError(f"Standard output cannot be written ({error.strerror or error}).") from error
     if not report.problems:
         return 0
     write_termination_message("\n".join(report.problems))
     return EXIT_FAILED
 
 
+def _print(text: str) -> bool:
+    """Write a result to standard output. Return False if its reader has seen enough, as with `| head`."""
+    try:
+        print_text(text)
+    except BrokenPipeError:
+        return False
+    except OSError as error:
+        raise LifecycleError(f"Standard output cannot be written ({error.strerror or error}).") from error
+    return True
+
+
 def _failed(error: LifecycleError) -> int:
     """Log why a command failed, and return its exit status."""
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | ManifestError):
+        event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
         for problem in str(error).splitlines():
-            log.error("settings.invalid", error=problem)
+            log.error(event, error=problem)
     else:
         log.error("command.failed", error=str(error), error_type=type(error).__name__)
     write_termination_message(str(error))
@@ -181,8 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
     _add_dry_run(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch), ("prune", prune)):
+    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch), ("prune", prune), ("inject", inject)):
         command = subparsers.add_parser(name, help=package.__doc__, description=package.__doc__)
+        if package is inject:
+            command.add_argument("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
+            command.add_argument(
+                "--state-secret",
+                action="store_true",
+                help="also write each state Secret, with its Role and RoleBinding",
+            )
+            continue
         # The option before the command stays in effect.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
@@ -216,7 +234,9 @@ def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.dry_run and options.command is None:
-        parser.error("one of these is required: cleanup, dns-watch, prune, --dry-run")
+        parser.error("one of these is required: cleanup, dns-watch, prune, inject, --dry-run")
+    if options.command == "inject" and options.dry_run:
+        parser.error("inject writes to standard output only; omit --dry-run")
     if options.command == "prune" and options.dry_run and options.yes:
         parser.error("--yes and --dry-run exclude each other")
     options.is_dry_run = options.dry_run or (options.command == "prune" and not options.yes)

@@ -1,7 +1,8 @@
-"""The commands that change something: clients from the settings, then the work."""
+"""The commands, except a dry run: clients from the settings, then the work."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
@@ -12,7 +13,7 @@ from lifecycle.domain.errors import LifecycleError
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryBudget, once, retrying
-from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers
 
@@ -72,3 +73,11 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
         cluster = connect_cluster(settings, stack)
         writers = connect_writers(settings, retrying(budget=budget, stop=stop), stack, cluster)
         Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()
+
+
+def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: bool) -> str:  # noqa: FBT001 - an option
+    """Return manifests with the containers added to the labelled workloads."""
+    from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - see above
+    from lifecycle.inject.run import read, site_of  # noqa: PLC0415
+
+    return add_containers(read(files), site_of(settings), with_state_secrets=with_state_secrets)

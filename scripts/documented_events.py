@@ -34,6 +34,9 @@ EVENTS = {
         "warning", "variable advice", "a variable was set by Kubernetes for a Service and is not a setting"
     ),
     "settings.invalid": _event("error", "error", "a setting is invalid; one event per problem, then exit status 2"),
+    "manifest.refused": _event(
+        "error", "error", "`inject` cannot add the containers; one event per problem, then exit status 2"
+    ),
     "stop.requested": _event("info", "signal", "SIGTERM or SIGINT was received"),
     "command.failed": _event("error", "error error_type", "the command failed; exit status 1"),
     "command.crashed": _event(

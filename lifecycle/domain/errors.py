@@ -10,7 +10,7 @@ EXIT_USAGE = 2
 EXIT_STATUSES = {
     0: "done; for `dns-watch` also: stopped by a signal",
     EXIT_FAILED: "failed, or stopped by a signal before the work was done",
-    EXIT_USAGE: "invalid arguments or settings; every problem is reported",
+    EXIT_USAGE: "invalid arguments, settings or manifests; every problem is reported",
 }
 """The meaning of each exit status of every command."""
 
@@ -23,6 +23,12 @@ class LifecycleError(Exception):
 
 class ConfigError(LifecycleError):
     """A setting is missing or invalid; a retry cannot help."""
+
+    exit_status = EXIT_USAGE
+
+
+class ManifestError(LifecycleError):
+    """A manifest is malformed, or asks for something that `inject` cannot do."""
 
     exit_status = EXIT_USAGE
 

@@ -258,6 +258,17 @@ def _certificate_folders(value: str) -> str:
     return value
 
 
+def is_login_server(url: str) -> bool:
+    """Return True if tailscale can connect to the URL again after Headscale was restarted.
+
+    For http with the name of a host, its client uses TLS on port 443 after the first connection. Source:
+    tailscale.com/control/controlhttp.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "https" or host == "localhost" or _NUMERIC_HOST.fullmatch(host) is not None
+
+
 def is_dns_name(name: str) -> bool:
     """Return True if each label has 1 to 63 letters, digits and inner hyphens."""
     return all(_LABEL.fullmatch(label) for label in name.split("."))

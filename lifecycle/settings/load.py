@@ -17,7 +17,7 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.fields import checked_text
 from lifecycle.settings.models import (
     NOT_A_SETTING,
-    PLACEHOLDER_DOMAIN,
+    PLACEHOLDERS,
     Command,
     command_variables,
     every_variable,
@@ -57,7 +57,7 @@ def load(command: type[Command]) -> Command:
             wrong.setdefault(name, _message(problem))
             given.pop(name, None)
             if command_variables(command)[name].is_required():
-                given[name] = PLACEHOLDER_DOMAIN
+                given[name] = PLACEHOLDERS[name]
         settings = command.model_validate(given)
     # A secret is not reported as missing if its file is invalid, nor a hostname if the pod's name is.
     reported = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
@@ -93,12 +93,7 @@ def environment() -> dict[str, str]:
     Raises:
         ConfigError: `.env` exists and cannot be read.
     """
-    path = _env_file()
-    try:
-        from_file = dotenv_values(path) if path else {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
-    variables = {name: (value or "").strip() for name, value in from_file.items()}
+    variables = _variables_of_file()
     for name, value in os.environ.items():
         text = value.strip()
         if text or name not in variables or name == _MAY_BE_EMPTY:
@@ -106,6 +101,32 @@ def environment() -> dict[str, str]:
     for name in _ALSO_LOWER_CASE:
         variables[name] = variables.get(name) or variables.get(name.lower(), "")
     return variables
+
+
+def _variables_of_file() -> dict[str, str]:
+    path = _env_file()
+    try:
+        from_file = dotenv_values(path) if path else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{ENV_FILE}: cannot be read as UTF-8 text ({type(error).__name__})") from None
+    return {name: (value or "").strip() for name, value in from_file.items()}
+
+
+def passed_on(names: Iterable[str]) -> dict[str, str]:
+    """Return the text of the settings that `inject` passes to other pods.
+
+    Proxies and certificate authorities are passed on only from `.env`: in the environment, they are those of this
+    machine.
+
+    Args:
+        names: of the settings.
+
+    Raises:
+        ConfigError: see `environment`.
+    """
+    here, from_file = environment(), _variables_of_file()
+    given = {name: (from_file if name in _NOT_OURS_ALONE else here).get(name, "") for name in names}
+    return {name: value for name, value in given.items() if value}
 
 
 def _env_file() -> Path | None:

@@ -37,6 +37,7 @@ from lifecycle.settings.fields import (
     Url,
     ZoneId,
     is_dns_name,
+    is_login_server,
     parse_token,
 )
 from lifecycle.settings.proxies import Proxies
@@ -50,8 +51,9 @@ _ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
-# Replaces an invalid DOMAIN_NAME, so that the other settings can be checked.
+# They replace invalid values of required settings, so that the other settings can be checked.
 PLACEHOLDER_DOMAIN = "domain.invalid"
+PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PLACEHOLDER_DOMAIN}"}
 
 Command = TypeVar("Command", bound="Settings")
 
@@ -471,12 +473,46 @@ class DryRunSettings(CleanupSettings, DnsWatchSettings):
     """Settings of a dry run of both commands."""
 
 
+class InjectSettings(CleanupSettings, DnsWatchSettings):
+    """Settings of `inject`: its own, and those that it passes to cleanup and dns-watch."""
+
+    login_server: Url = Field(description="required; Headscale's https URL for the tailscale containers")
+    lifecycle_image: str = Field(
+        "localhost/tailscale-lifecycle:latest", min_length=1, description="image of cleanup and dns-watch"
+    )
+    tailscale_image: str = Field(
+        "docker.io/tailscale/tailscale:v1.102.3", min_length=1, description="image of the tailscale container"
+    )
+    # These files are in the pod, not here.
+    cloudflare_api_token_file: FilePath | None = None
+    headscale_api_key_file: FilePath | None = None
+    headscale_ca_file: FilePath | None = None
+    ssl_cert_file: FilePath | None = None
+    ssl_cert_dir: str | None = None
+
+    def problems(self) -> Iterable[str]:
+        """Check combinations of settings; each problem begins with the variable's name."""
+        # The secrets and the name are those of a pod.
+        if not is_login_server(self.login_server):
+            yield (
+                "LOGIN_SERVER: must be an https URL. With http and a host name, tailscale stays offline after "
+                "Headscale restarts"
+            )
+
+
 # By the name on the command line.
 COMMANDS: dict[str, type[Settings]] = {
     "cleanup": CleanupSettings,
     "dns-watch": DnsWatchSettings,
     "prune": PruneSettings,
+    "inject": InjectSettings,
 }
+
+# What differs between pods, or is fixed where the containers are added.
+_OF_ONE_POD = frozenset(
+    {"AUTHKEY_FILE_MODE", "AUTHKEY_OUTPUT_PATH", "HEALTH_ADDRESS", "HEALTH_PORT", "NODE_POLICY", "ORDINALS_START"}
+    | {"POD_NAME", "POD_NAMESPACE", "TAILSCALE_INTERFACE", "TS_HOSTNAME", "TS_KUBE_SECRET"}
+)
 
 NOT_A_SETTING = frozenset({"HOSTNAME"})
 
@@ -484,6 +520,11 @@ NOT_A_SETTING = frozenset({"HOSTNAME"})
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
     """Return a command's settings by variable name, in the order of the documentation."""
     return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NOT_A_SETTING}
+
+
+def site_variables() -> list[str]:
+    """Return the settings of cleanup and dns-watch that all workloads of a cluster can share."""
+    return [name for name in command_variables(DryRunSettings) if name not in {*_OF_ONE_POD, *SECRETS}]
 
 
 def every_variable() -> set[str]:

@@ -23,14 +23,13 @@ def default_text(field: FieldInfo) -> str:
 
 
 def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
-    """Yield the settings of all commands under None, then each command with the settings that only it reads."""
-    shared = command_variables(Settings)
-    yield None, shared
+    """Yield the settings of all commands under None, then each command with those that it adds."""
+    known = command_variables(Settings)
+    yield None, known
     for name, command in COMMANDS.items():
-        yield (
-            name,
-            {variable: field for variable, field in command_variables(command).items() if variable not in shared},
-        )
+        added = {variable: field for variable, field in command_variables(command).items() if variable not in known}
+        known = known | added
+        yield name, added
 
 
 def help_text() -> str:

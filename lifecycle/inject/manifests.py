@@ -1,0 +1,211 @@
+"""Add the containers to the workloads in a text of Kubernetes manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import yaml
+
+from lifecycle.domain.errors import ManifestError
+from lifecycle.inject.documents import join_documents, parse_document, split_documents, to_yaml, write_document
+from lifecycle.inject.nodes import add_items, field_of, node_of, resolve_aliases, text_of, values_of_node
+from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals, starts_after_own, values_of
+from lifecycle.inject.state import state_objects
+from lifecycle.inject.template import DOMAIN, filled
+
+# How deep a pod template is in each kind, and the field with the number of its pods.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "Pod": (),
+    "Deployment": ("spec", "template"),
+    "StatefulSet": ("spec", "template"),
+    "ReplicaSet": ("spec", "template"),
+    "ReplicationController": ("spec", "template"),
+    "DaemonSet": ("spec", "template"),
+    "Job": ("spec", "template"),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One Kubernetes object: its nodes, which can be changed, and its values."""
+
+    node: yaml.MappingNode
+    data: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.data.get("kind", "object"))
+
+    @property
+    def name(self) -> str:
+        metadata = self.data.get("metadata")
+        known = metadata if isinstance(metadata, dict) else {}
+        return str(known.get("name") or known.get("generateName") or "without a name")
+
+
+def inject(text: str, site: Site, *, with_state_secrets: bool = False) -> str:
+    """Add the containers to each labelled workload.
+
+    A document without a labelled workload is returned as it is. In another one, every value keeps its spelling, but
+    comments and the layout are lost.
+
+    Args:
+        text: YAML documents, or one JSON document.
+        site: what is the same for all workloads.
+        with_state_secrets: append each state Secret that is missing, with the Role that lets its pod use it.
+
+    Raises:
+        ManifestError: lists every object that cannot be changed, and why.
+    """
+    problems: list[str] = []
+    results: list[str] = []
+    roots: list[yaml.Node] = []
+    objects: list[_Object] = []
+    for number, document in enumerate(split_documents(text.removeprefix("\ufeff")), 1):
+        try:
+            root, is_json = parse_document(document)
+            # With a backslash, the label can be written in many ways.
+            is_ours = root is not None and (DOMAIN in document or "\\" in document)
+            found = list(_objects(root)) if root is not None and is_ours else []
+            changed = [_changed(item, site, problems) for item in found]
+        except ManifestError as error:
+            problems.append(f"document {number}: {error}")
+            continue
+        if root is not None:
+            roots.append(root)
+        objects += found
+        results.append(
+            write_document(document, root, is_json=is_json) if root is not None and any(changed) else document
+        )
+    if with_state_secrets and not problems:
+        results += _state_documents(objects, roots, problems)
+    if problems:
+        raise ManifestError("\n".join(problems))
+    return join_documents(results)
+
+
+def _objects(root: yaml.Node) -> Iterator[_Object]:
+    """Yield the objects of a document, also those inside lists."""
+    if DOMAIN not in text_of(root):
+        return
+    resolve_aliases(root)
+    yield from _members(root)
+
+
+def _members(node: yaml.Node) -> Iterator[_Object]:
+    if not isinstance(node, yaml.MappingNode):
+        raise ManifestError("is not an object")
+    kind = field_of(node, "kind")
+    items = field_of(node, "items")
+    if isinstance(kind, yaml.ScalarNode) and str(kind.value).endswith("List") and isinstance(items, yaml.SequenceNode):
+        for item in items.value:
+            yield from _members(item)
+    else:
+        yield _Object(node, values_of_node(node))
+
+
+def _changed(item: _Object, site: Site, problems: list[str]) -> bool:
+    """Add the containers to one object if they are wanted. Return True if they were added."""
+    workload = _workload(item)
+    if workload is None:
+        return False
+    reasons = list(refusals(workload, site))
+    problems += [f"{item.kind} {item.name}: {reason}" for reason in reasons]
+    if reasons or not workload.is_wanted or workload.is_injected:
+        return False
+    containers, volumes = filled(values_of(workload, site))
+    spec = cast("yaml.MappingNode", field_of(item.node, *TEMPLATES[item.kind], "spec"))
+    add_items(spec, "initContainers", containers, at_end=starts_after_own(workload))
+    add_items(spec, "volumes", volumes, at_end=True)
+    return True
+
+
+def _workload(item: _Object) -> Workload | None:
+    """Return an object's pod template; None if it has none, or is of a kind that is never changed."""
+    data = item.data
+    if item.kind not in TEMPLATES:
+        metadata = _at(data, "spec", "template", "metadata")
+        if LABEL in (metadata.get("labels") or {}):
+            raise ManifestError(
+                f"{item.kind} {item.name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
+                "the admission policy of deploy/inject, which works with pods of every kind"
+            )
+        return None
+    template = _at(data, *TEMPLATES[item.kind])
+    workload = Workload(
+        kind=item.kind,
+        pods=_pods(item),
+        metadata=_at(template, "metadata"),
+        spec=_at(template, "spec"),
+    )
+    _check_shape(item, workload)
+    return workload
+
+
+def _check_shape(item: _Object, workload: Workload) -> None:
+    """Raise an error if a field that is read has another type than in Kubernetes."""
+    wrong = [name for name in ("labels", "annotations") if not isinstance(workload.metadata.get(name) or {}, dict)]
+    for group in ("containers", "initContainers", "volumes"):
+        members = workload.spec.get(group)
+        if not _is_list_of_objects(members):
+            wrong.append(group)
+        elif not all(_is_list_of_objects(member.get("ports")) for member in members or []):
+            wrong.append("ports")
+    if wrong:
+        raise ManifestError(f"{item.kind} {item.name}: {', '.join(wrong)} of the pod template are malformed")
+    if LABEL in workload.labels and not workload.spec.get("containers"):
+        raise ManifestError(f"{item.kind} {item.name}: the pod template has no containers")
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(member, dict) for member in value))
+
+
+def _pods(item: _Object) -> int | None:
+    if item.kind == "DaemonSet":
+        return None
+    spec = _at(item.data, *(("spec", "jobTemplate", "spec") if item.kind == "CronJob" else ("spec",)))
+    count = spec.get("parallelism" if item.kind in ("Job", "CronJob") else "replicas", 1)
+    return count if isinstance(count, int) else 1
+
+
+def _at(data: Any, *path: str) -> dict[str, Any]:
+    """Return the object at a path; {} if there is none."""
+    for name in path:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], problems: list[str]) -> list[str]:
+    """Return the state Secrets that are missing, with their Roles and RoleBindings."""
+    present = {identity for root in roots for identity in _identities(root)}
+    documents = []
+    for item in objects:
+        workload = _workload(item)
+        if workload is None or not workload.is_wanted or not workload.annotations.get(STATE_SECRET):
+            continue
+        try:
+            found = list(state_objects(workload, name=item.name, owner=item.data))
+        except ManifestError as error:
+            problems.append(f"{item.kind} {item.name}: {error}")
+            continue
+        documents += [
+            f"---\n{to_yaml(node_of(content))}"
+            for content in found
+            if (content["kind"], content["metadata"]["name"]) not in present
+        ]
+    return documents
+
+
+def _identities(node: yaml.Node) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of each object of a document."""
+    items = field_of(node, "items")
+    if isinstance(items, yaml.SequenceNode):
+        for item in items.value:
+            yield from _identities(item)
+    kind, name = field_of(node, "kind"), field_of(node, "metadata", "name")
+    if isinstance(kind, yaml.ScalarNode) and isinstance(name, yaml.ScalarNode):
+        yield str(kind.value), str(name.value)

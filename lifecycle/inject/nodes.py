@@ -1,0 +1,159 @@
+"""The values of a document as nodes of PyYAML, which keep the order of fields and the spelling of values."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, cast
+
+import yaml
+
+from lifecycle.domain.errors import ManifestError
+
+# More nodes than any real manifest has. Aliases that contain aliases can multiply without limit.
+_MAX_NODES = 200_000
+# Tags of the values that a manifest can have; others would start a constructor or have no JSON form.
+STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
+_NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_KNOWN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
+)
+_CONSTRUCTED = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))
+_TAGS = {bool: "tag:yaml.org,2002:bool", type(None): "tag:yaml.org,2002:null"}
+_CONSTRUCTOR = yaml.constructor.SafeConstructor()
+_LIKE_NUMBER = re.compile(r"[-+.]?[0-9]")
+
+
+class Fields(list[tuple[str, Any]]):
+    """The fields of a JSON object, in order."""
+
+
+class Number(str):
+    """A number as it is written."""
+
+    __slots__ = ()
+
+
+def node_of(value: Any, style: str | None = None) -> yaml.Node:
+    """Return a value's nodes.
+
+    Args:
+        value: JSON.
+        style: of every text; None = only texts that need quotes have them.
+    """
+    if isinstance(value, Fields | dict):
+        fields = value if isinstance(value, Fields) else value.items()
+        pairs = [(yaml.ScalarNode(STRING, key, style=style), node_of(member, style)) for key, member in fields]
+        return yaml.MappingNode(_MAPPING, pairs, flow_style=style is not None)
+    if isinstance(value, list):
+        return yaml.SequenceNode(_SEQUENCE, [node_of(member, style) for member in value], flow_style=style is not None)
+    if isinstance(value, str) and not isinstance(value, Number):
+        # Without quotes, Kubernetes reads 1e3 or 0o14 as a number, unlike PyYAML.
+        return yaml.ScalarNode(STRING, value, style=style or ("'" if _LIKE_NUMBER.match(value) else None))
+    text = str(value) if isinstance(value, Number) else json.dumps(value)
+    return yaml.ScalarNode(_TAGS.get(type(value), _NUMBER if text.lstrip("-").isdigit() else _FLOAT), text)
+
+
+def values_of_node(node: yaml.Node) -> Any:
+    """Return a node's values. What is not a number, a boolean or null is text, as in Kubernetes."""
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): values_of_node(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [values_of_node(item) for item in node.value]
+    return _CONSTRUCTOR.construct_object(node) if node.tag in _CONSTRUCTED else node.value
+
+
+def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
+    """Return the node of a field, or None if it does not exist."""
+    for name in path:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        node = next((value for key, value in node.value if key.value == name), None)
+    return node
+
+
+def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> None:
+    """Add items to a list of an object, which gets the list if it has none."""
+    nodes = [node_of(value) for value in values]
+    existing = field_of(spec, name)
+    if isinstance(existing, yaml.SequenceNode) and existing.value:
+        existing.value = [*existing.value, *nodes] if at_end else [*nodes, *existing.value]
+        existing.flow_style = spec.flow_style
+        return
+    # The field does not exist, or is null or an empty list.
+    sequence = yaml.SequenceNode(_SEQUENCE, nodes, flow_style=spec.flow_style)
+    spec.value = [(key, value) for key, value in spec.value if key.value != name]
+    spec.value.append((yaml.ScalarNode(STRING, name), sequence))
+
+
+def resolve_aliases(root: yaml.Node) -> None:
+    """Replace aliases and merge keys by copies, so that a change has one place.
+
+    Raises:
+        ManifestError: they cannot be resolved, or a value is not one of a manifest.
+    """
+    copy = _copied(root, [_MAX_NODES], ())
+    root.value, root.tag = copy.value, copy.tag
+
+
+def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yaml.Node:
+    budget[0] -= 1
+    if budget[0] < 0 or id(node) in parents:
+        raise ManifestError("its aliases cannot be resolved, because there are too many or one contains itself")
+    if node.tag not in _KNOWN_TAGS:
+        raise ManifestError(f"contains the tag {node.tag}, which is not a value of a manifest")
+    parents = (*parents, id(node))
+    if isinstance(node, yaml.MappingNode):
+        return yaml.MappingNode(node.tag, _pairs(node, budget, parents), flow_style=node.flow_style)
+    if isinstance(node, yaml.SequenceNode):
+        items = [_copied(item, budget, parents) for item in node.value]
+        return yaml.SequenceNode(node.tag, items, flow_style=node.flow_style)
+    # PyYAML reads 12:30 as a number of seconds, Kubernetes as text.
+    is_time = node.tag in (_NUMBER, _FLOAT) and ":" in node.value
+    return yaml.ScalarNode(
+        STRING if is_time else node.tag, node.value, style="'" if is_time else cast("yaml.ScalarNode", node).style
+    )
+
+
+def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
+    own: list[tuple[yaml.Node, yaml.Node]] = []
+    merged: list[tuple[yaml.Node, yaml.Node]] = []
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise ManifestError("contains a key that is not a text")
+        if key.tag == _MERGE:
+            sources = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for source in sources:
+                if not isinstance(source, yaml.MappingNode):
+                    raise ManifestError("merges (<<) something that has no fields")
+                merged += _pairs(source, budget, (*parents, id(value)))
+        elif any(key.value == name.value for name, _ in own):
+            raise ManifestError(f"contains the field {key.value} twice in one place")
+        else:
+            own.append((_copied(key, budget, parents), _copied(value, budget, parents)))
+    names = {key.value for key, _ in own}
+    inherited = []
+    for key, value in merged:
+        if key.value not in names:
+            names.add(key.value)
+            inherited.append((key, value))
+    return [*inherited, *own]
+
+
+def text_of(root: yaml.Node) -> str:
+    """Return all text of a document once, whatever its aliases."""
+    seen: set[int] = set()
+    waiting, texts = [root], []
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            waiting += [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        else:
+            texts.append(str(node.value))
+    return "\n".join(texts)

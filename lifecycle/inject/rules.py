@@ -1,0 +1,291 @@
+"""What a workload may ask for, and what is refused. The admission policy is generated from the same texts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lifecycle.inject.template import (
+    CONTAINERS,
+    DEFAULTS,
+    DOMAIN,
+    MARKER,
+    PORTS,
+    WITHOUT_KEY_FILE,
+    Values,
+)
+
+LABEL = f"{DOMAIN}/inject"
+HOSTNAME = f"{DOMAIN}/hostname"
+TAGS = f"{DOMAIN}/tags"
+STATE_SECRET = f"{DOMAIN}/state-secret"
+SELF_HEAL = f"{DOMAIN}/self-heal"
+LOG_LEVEL = f"{DOMAIN}/log-level"
+TAILSCALE_ARGS = f"{DOMAIN}/tailscale-args"
+INIT_CONTAINERS = f"{DOMAIN}/init-containers"
+ANNOTATIONS = (HOSTNAME, TAGS, STATE_SECRET, SELF_HEAL, LOG_LEVEL, TAILSCALE_ARGS, INIT_CONTAINERS)
+
+HOSTNAME_LENGTH = 63
+
+REFERENCE = r"\$\((POD_NAME|POD_NAMESPACE|NODE_NAME)\)"
+"""References that Kubernetes replaces in the hostname and in the name of the state Secret."""
+
+# Letters, digits and references, with hyphens between them.
+_LABEL = rf"([a-z0-9]|{REFERENCE})((-|[a-z0-9]|{REFERENCE})*([a-z0-9]|{REFERENCE}))?"
+
+PATTERNS = {
+    HOSTNAME: rf"{_LABEL}(\.{_LABEL})*",
+    TAGS: r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
+    STATE_SECRET: rf"{_LABEL}(\.{_LABEL})*",
+    SELF_HEAL: r"true|false",
+    LOG_LEVEL: r"debug|info|warning|error",
+    TAILSCALE_ARGS: r"[^\x00-\x1f\x7f]*",
+    INIT_CONTAINERS: r"before|after",
+}
+"""The whole value of each annotation, in the syntax that Python and RE2 have in common."""
+
+EXAMPLES = {
+    HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
+    "$(NODE_NAME) are replaced",
+    TAGS: "tags separated by commas, such as tag:web,tag:prod",
+    STATE_SECRET: "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced",
+    SELF_HEAL: '"true" or "false"',
+    LOG_LEVEL: "debug, info, warning or error",
+    TAILSCALE_ARGS: 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"',
+    INIT_CONTAINERS: '"after" (the pod\'s own init containers start after the VPN is up) or "before"',
+}
+
+RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
+"""Flags that cleanup, the hostname and LOGIN_SERVER define."""
+
+REFUSALS = {
+    "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
+    "unknown": f"{{value}} is not known. The annotations are {', '.join(ANNOTATIONS)}; the label is {LABEL}.",
+    "hostname-missing": f"The annotation {HOSTNAME} is missing. Set it in the pod template to the workload's name, "
+    'such as "wiki" for wiki.{domain}.',
+    "value": 'The annotation {name} is "{value}". It must be {example}.',
+    "hostname-length": f"The annotation {HOSTNAME} gives the hostname {{value}}, which is longer than "
+    f"{HOSTNAME_LENGTH} characters. Choose a shorter one.",
+    "hostname-domain": f'The annotation {HOSTNAME} is "{{value}}", which is outside the domain {{domain}}. Use a name '
+    "without dots, or one that ends in .{domain}.",
+    "args": f'The annotation {TAILSCALE_ARGS} is "{{value}}". Remove --login-server, --hostname and --auth-key: they '
+    f"come from LOGIN_SERVER, {HOSTNAME} and cleanup.",
+    "host-network": "The pod uses hostNetwork, so tailscale would change the routes of the cluster node. Remove "
+    f"hostNetwork, or the label {LABEL}.",
+    "container": 'The pod already has a container named "{value}". Rename it. If it is your own tailscale container, '
+    f"remove the label {LABEL} and use deploy/components/lifecycle.",
+    "partial": f"The pod has only a part of the containers and volumes of {DOMAIN}: {{value}}. Remove them from the "
+    "manifest. They are added together.",
+    "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {DOMAIN} exists, "
+    "and that the API server has it enabled (by default from Kubernetes 1.36).",
+    "port": "The container {name} declares the port {value}, which tailscale (9002) or dns-watch (9003) uses. Choose "
+    "another port.",
+    "replicas": "{value} pods would share one hostname. Use one replica, or a StatefulSet with $(POD_NAME) in the "
+    f"annotation {HOSTNAME}.",
+    "state-shared": f"{{value}} pods would share one state Secret. Use $(POD_NAME) in the annotation "
+    f"{STATE_SECRET}, too.",
+    "daemon-set": f"A DaemonSet has one pod on each cluster node. Use $(NODE_NAME) in the annotations {HOSTNAME} and "
+    f"{STATE_SECRET}.",
+    "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), which changes with each pod of this kind. Only the "
+    "pods of a StatefulSet keep their names.",
+}
+"""The messages. A name in braces is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is the same for all workloads.
+
+    Attributes:
+        domain: DOMAIN_NAME.
+        login_server: URL of Headscale for tailscale.
+        settings: variables of cleanup and dns-watch, DOMAIN_NAME included.
+        lifecycle_image: image of cleanup and dns-watch.
+        tailscale_image: image of tailscale.
+    """
+
+    domain: str
+    login_server: str
+    settings: Mapping[str, str]
+    lifecycle_image: str
+    tailscale_image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One object with a pod template.
+
+    Attributes:
+        kind: such as Deployment.
+        pods: how many of its pods run at a time; None for one on each cluster node.
+        metadata: of the pod template.
+        spec: of the pod template.
+    """
+
+    kind: str
+    pods: int | None
+    metadata: Mapping[str, Any]
+    spec: Mapping[str, Any]
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The labels of its pods."""
+        return self.metadata.get("labels") or {}
+
+    @property
+    def annotations(self) -> Mapping[str, Any]:
+        """The annotations of its pods."""
+        return self.metadata.get("annotations") or {}
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the containers are to be added."""
+        return self.labels.get(LABEL) == "true"
+
+    @property
+    def containers(self) -> list[str]:
+        """The names of all containers."""
+        return [
+            container.get("name", "")
+            for group in ("initContainers", "containers")
+            for container in self.spec.get(group) or []
+        ]
+
+    @property
+    def has_marker(self) -> bool:
+        """Whether a volume of ours is there."""
+        return any(volume.get("name") == MARKER for volume in self.spec.get("volumes") or [])
+
+    @property
+    def is_injected(self) -> bool:
+        """Whether the containers were added before."""
+        return self.has_marker and set(CONTAINERS) <= set(self.containers)
+
+
+def refusals(workload: Workload, site: Site) -> Iterator[str]:
+    """Return why the containers cannot be added; nothing if they can."""
+    yield from _name_refusals(workload)
+    if not workload.is_wanted:
+        return
+    yield from _hostname_refusals(workload, site)
+    yield from _pod_refusals(workload)
+    yield from _count_refusals(workload)
+
+
+def _name_refusals(workload: Workload) -> Iterator[str]:
+    value = workload.labels.get(LABEL, "false")
+    if value not in ("true", "false"):
+        yield _text("label", value=str(value).lower() if isinstance(value, bool) else value)
+    for place, names, known in (
+        ("label", workload.labels, (LABEL,)),
+        ("annotation", workload.annotations, ANNOTATIONS),
+    ):
+        for name in names:
+            if name.startswith(f"{DOMAIN}/") and name not in known:
+                near = difflib.get_close_matches(name, (*ANNOTATIONS, LABEL), n=1)
+                hint = f" (near {near[0]})" if near and near[0] != name else ""
+                yield _text("unknown", value=f"The {place} {name}{hint}")
+
+
+def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
+    annotations = workload.annotations
+    for name, pattern in PATTERNS.items():
+        value = annotations.get(name)
+        if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
+            yield _text("value", name=name, value=value, example=EXAMPLES[name])
+    hostname = annotations.get(HOSTNAME)
+    if not hostname:
+        yield _text("hostname-missing", domain=site.domain)
+    elif isinstance(hostname, str):
+        if is_outside(hostname, site.domain):
+            yield _text("hostname-domain", value=hostname, domain=site.domain)
+        # The length of a reference is known only in the pod, where cleanup checks it.
+        elif len(re.sub(REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
+            yield _text("hostname-length", value=full_hostname(hostname, site.domain))
+    args = annotations.get(TAILSCALE_ARGS, "")
+    if isinstance(args, str) and re.search(RESERVED_ARGS, args):
+        yield _text("args", value=args)
+
+
+def _pod_refusals(workload: Workload) -> Iterator[str]:
+    if workload.spec.get("hostNetwork"):
+        yield _text("host-network")
+    taken = [name for name in CONTAINERS if name in workload.containers]
+    if workload.has_marker and not workload.is_injected:
+        yield _text("partial", value=", ".join([MARKER, *taken]))
+    elif not workload.is_injected:
+        for name in taken:
+            yield _text("container", value=name)
+    for container in workload.spec.get("containers") or []:
+        for port in container.get("ports") or []:
+            if port.get("containerPort") in PORTS:
+                yield _text("port", name=container.get("name"), value=port["containerPort"])
+
+
+def _count_refusals(workload: Workload) -> Iterator[str]:
+    hostname, secret = (str(workload.annotations.get(name, "")) for name in (HOSTNAME, STATE_SECRET))
+    if workload.kind == "DaemonSet":
+        if "$(NODE_NAME)" not in hostname or (secret and "$(NODE_NAME)" not in secret):
+            yield _text("daemon-set")
+    elif "$(POD_NAME)" in hostname and workload.kind not in ("StatefulSet", "Pod"):
+        yield _text("pod-name")
+    elif (workload.pods or 0) > 1:
+        if "$(POD_NAME)" not in hostname:
+            yield _text("replicas", value=workload.pods)
+        elif secret and "$(POD_NAME)" not in secret:
+            yield _text("state-shared", value=workload.pods)
+
+
+def _text(refusal: str, **values: Any) -> str:
+    return REFUSALS[refusal].format(**values)
+
+
+def is_outside(hostname: str, domain: str) -> bool:
+    """Return True if the hostname has dots, and is neither the domain nor below it."""
+    return "." in hostname and hostname != domain and not hostname.endswith(f".{domain}")
+
+
+def full_hostname(hostname: str, domain: str) -> str:
+    """Return the hostname of the node: the annotation, and the domain if it has no dots."""
+    return hostname if "." in hostname else f"{hostname}.{domain}"
+
+
+def values_of(workload: Workload, site: Site) -> Values:
+    """Return what the containers of a workload are filled in with."""
+    annotations = workload.annotations
+    hostname = full_hostname(annotations[HOSTNAME], site.domain)
+    secret: str = annotations.get(STATE_SECRET, "")
+    args: str = annotations.get(TAILSCALE_ARGS, "").strip()
+    from_annotations = {
+        "TS_HOSTNAME": hostname,
+        "AUTHKEY_TAGS": annotations.get(TAGS),
+        "SELF_HEAL": annotations.get(SELF_HEAL),
+        "LOG_LEVEL": annotations.get(LOG_LEVEL),
+        "NODE_POLICY": "keep" if secret else "",
+        "TS_KUBE_SECRET": secret,
+    }
+    settings = {**_defaults(site), **site.settings}
+    settings |= {name: value for name, value in from_annotations.items() if value}
+    return Values(
+        hostname=hostname,
+        tailscale_args=f"--login-server={site.login_server} {args}".rstrip(),
+        state_secret=secret,
+        # An empty value counts as unset.
+        settings={name: value for name, value in sorted(settings.items()) if value},
+        lifecycle_image=site.lifecycle_image,
+        tailscale_image=site.tailscale_image,
+    )
+
+
+def _defaults(site: Site) -> dict[str, str]:
+    secret, access = WITHOUT_KEY_FILE
+    has_key_file = secret not in site.settings and site.settings.get(access) != "exec"
+    return {name: value for name, value in DEFAULTS.items() if has_key_file or name != "HEADSCALE_API_KEY_FILE"}
+
+
+def starts_after_own(workload: Workload) -> bool:
+    """Return True if the pod's own init containers start before the added ones."""
+    return workload.annotations.get(INIT_CONTAINERS) == "before"

@@ -1,0 +1,49 @@
+"""Read the manifests and the settings of `inject`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lifecycle.domain.errors import ManifestError
+from lifecycle.inject.rules import Site
+from lifecycle.settings.load import passed_on
+from lifecycle.settings.models import InjectSettings, site_variables
+
+_STANDARD_INPUT = "-"
+
+
+def read(files: Sequence[str]) -> str:
+    """Return the text of all files, or of standard input.
+
+    Raises:
+        ManifestError: a file cannot be read as UTF-8 text.
+    """
+    first, *others = [_text(file) for file in files or [_STANDARD_INPUT]]
+    return "".join([first, *(f"\n---\n{text}" for text in others)])
+
+
+def _text(file: str) -> str:
+    try:
+        if file == _STANDARD_INPUT:
+            # None if it was closed before the start.
+            content = sys.stdin.buffer.read() if sys.stdin is not None else b""
+        else:
+            content = Path(file).read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ManifestError(f"{file}: is not UTF-8 text") from None
+
+
+def site_of(settings: InjectSettings) -> Site:
+    """Return what is the same for all workloads."""
+    return Site(
+        domain=settings.domain_name,
+        login_server=settings.login_server,
+        settings={**passed_on(site_variables()), "DOMAIN_NAME": settings.domain_name},
+        lifecycle_image=settings.lifecycle_image,
+        tailscale_image=settings.tailscale_image,
+    )

@@ -1,0 +1,76 @@
+"""The Secret with tailscale's state, and the Role that lets a pod use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lifecycle.domain.errors import ManifestError
+from lifecycle.inject.rules import STATE_SECRET, Workload
+
+
+def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the Secrets, Role and RoleBinding of one workload.
+
+    Args:
+        workload: with the annotation for a state Secret.
+        name: of the object with the pod template.
+        owner: that object.
+
+    Raises:
+        ManifestError: the names of the Secrets cannot be known before the pods run.
+    """
+    secrets = list(_secret_names(workload, name=name, owner=owner))
+    namespace = {key: value for key, value in (owner.get("metadata") or {}).items() if key == "namespace"}
+    role = secrets[0] if len(secrets) == 1 else f"{name}-tailscale"
+    for secret in secrets:
+        yield {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": secret, **namespace},
+            "type": "Opaque",
+        }
+    yield {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "Role",
+        "metadata": {"name": role, **namespace},
+        "rules": [
+            # RBAC cannot limit "create" to a name, so the Secret is created empty.
+            {
+                "apiGroups": [""],
+                "resources": ["secrets"],
+                "resourceNames": secrets,
+                "verbs": ["get", "update", "patch"],
+            },
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "create", "patch"]},
+        ],
+    }
+    yield {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": role, **namespace},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+        "subjects": [
+            {
+                "kind": "ServiceAccount",
+                "name": workload.spec.get("serviceAccountName") or "default",
+                **namespace,
+            }
+        ],
+    }
+
+
+def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> Iterator[str]:
+    secret = str(workload.annotations[STATE_SECRET])
+    if "$(" not in secret:
+        yield secret
+        return
+    if workload.kind != "StatefulSet" or "$(NODE_NAME)" in secret or "$(POD_NAMESPACE)" in secret:
+        raise ManifestError(
+            f"The annotation {STATE_SECRET} is {secret}, so the names of its Secrets are known only when the pods run. "
+            "Create the Secrets yourself, without --state-secret."
+        )
+    ordinals = owner["spec"].get("ordinals") or {}
+    first = ordinals.get("start", 0)
+    for number in range(first, first + (workload.pods or 0)):
+        yield secret.replace("$(POD_NAME)", f"{name}-{number}")

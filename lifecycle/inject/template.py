@@ -1,0 +1,144 @@
+"""The containers and volumes of one workload, filled in from containers.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+DOMAIN = "tailscale-lifecycle"
+"""Prefix of the label and annotations, and of the names of volumes."""
+
+CONTAINERS = ("cleanup", "tailscale", "dns-watch")
+"""The containers that are added, in the order in which they start."""
+
+PORTS = (9002, 9003)
+"""The ports of the pod that tailscale and dns-watch use."""
+
+MARKER = f"{DOMAIN}-auth"
+"""The volume that every pod with the containers has."""
+
+KEY_FOLDER = "/run/secrets/lifecycle"
+"""Where the Secret "lifecycle" is mounted."""
+
+DEFAULTS = {
+    "HEADSCALE_API_KEY_FILE": f"{KEY_FOLDER}/HEADSCALE_API_KEY",
+    "CLOUDFLARE_API_TOKEN_FILE": f"{KEY_FOLDER}/CLOUDFLARE_API_TOKEN",
+    "SELF_HEAL": "true",
+}
+"""Settings of cleanup and dns-watch that differ from the program's own defaults."""
+
+WITHOUT_KEY_FILE = ("HEADSCALE_API_KEY_SECRET", "HEADSCALE_ACCESS")
+"""Settings that replace the default of HEADSCALE_API_KEY_FILE; the second one if it is "exec"."""
+
+_PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What differs between the pods of two workloads.
+
+    Attributes:
+        hostname: of the node; can contain references such as $(POD_NAME).
+        tailscale_args: arguments of `tailscale up`.
+        state_secret: the Secret with tailscale's state; "" = the state ends with the pod.
+        settings: the variables of cleanup and dns-watch.
+        lifecycle_image: image of cleanup and dns-watch.
+        tailscale_image: image of tailscale.
+    """
+
+    hostname: str
+    tailscale_args: str
+    state_secret: str
+    settings: Mapping[str, str]
+    lifecycle_image: str
+    tailscale_image: str
+
+    @property
+    def uses_kubernetes(self) -> bool:
+        """Whether both commands need the service account's token."""
+        return self.settings.get("HEADSCALE_ACCESS") == "exec" or "HEADSCALE_API_KEY_SECRET" in self.settings
+
+    def resolve(self) -> dict[str, Json]:
+        """Return the value of each placeholder in containers.yaml."""
+        token = [template()["token-mount"]]
+        refers_to_node = "$(NODE_NAME)" in f"{self.hostname} {self.state_secret}"
+        return {
+            "hostname": self.hostname,
+            "tailscale_args": self.tailscale_args,
+            "state_secret": self.state_secret,
+            "settings": [{"name": name, "value": value} for name, value in self.settings.items()],
+            "node_name": [template()["node-name"]] if refers_to_node else [],
+            "cleanup_token": token if self.uses_kubernetes or self.state_secret else [],
+            "dns_watch_token": token if self.uses_kubernetes else [],
+            "lifecycle_image": self.lifecycle_image,
+            "tailscale_image": self.tailscale_image,
+        }
+
+
+@cache
+def template() -> dict[str, Json]:
+    """Return the content of containers.yaml; do not change it."""
+    text = files(__package__).joinpath("containers.yaml").read_text("utf-8")
+    content: dict[str, Json] = yaml.safe_load(text)
+    return content
+
+
+def added_containers() -> list[Json]:
+    """Return the three containers with placeholders, as native sidecars, in the order in which they start."""
+    parts = template()
+    sidecar = {"restartPolicy": "Always"}
+    return [parts["cleanup"], added_tailscale() | sidecar, parts["dns-watch"] | sidecar]
+
+
+def added_tailscale() -> dict[str, Json]:
+    """Return a complete tailscale container with placeholders."""
+    required, added = template()["tailscale"], template()["added-tailscale"]
+    lists = {name: [*added[name], *required[name]] for name in ("env", "volumeMounts")}
+    context = {"securityContext": added["securityContext"] | required["securityContext"]}
+    container: dict[str, Json] = required | added | lists | context
+    return container
+
+
+def added_volumes() -> list[Json]:
+    """Return all volumes of the added containers."""
+    return [*template()["volumes"], *template()["added-volumes"]]
+
+
+def filled(values: Values) -> tuple[list[Json], list[Json]]:
+    """Return the containers and the volumes of one workload."""
+    resolved = values.resolve()
+    return [_fill(container, resolved) for container in added_containers()], added_volumes()
+
+
+def _fill(part: Json, values: Mapping[str, Json]) -> Json:
+    match part:
+        case dict():
+            return {key: _fill(value, values) for key, value in part.items()}
+        case list():
+            filled_items: list[Json] = []
+            for item in part:
+                reference = placeholder(item)
+                if reference and isinstance(values[reference], list):
+                    filled_items += values[reference]
+                else:
+                    filled_items.append(_fill(item, values))
+            return filled_items
+        case str():
+            reference = placeholder(part)
+            return values[reference] if reference else part
+        case _:
+            return part
+
+
+def placeholder(part: Json) -> str | None:
+    """Return the name in "${name}", or None for anything else."""
+    match = _PLACEHOLDER.fullmatch(part) if isinstance(part, str) else None
+    return match[1] if match else None

@@ -1,0 +1,198 @@
+"""Workloads that are refused, each with the refusal. The API server and `lifecycle inject` must agree on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lifecycle.inject.rules import (
+    HOSTNAME,
+    INIT_CONTAINERS,
+    LABEL,
+    LOG_LEVEL,
+    SELF_HEAL,
+    STATE_SECRET,
+    TAGS,
+    TAILSCALE_ARGS,
+)
+
+Document = dict[str, Any]
+
+
+def deployment(**spec: Any) -> Document:
+    """Return a Deployment that is accepted, unless the arguments change that."""
+    return _workload("apps/v1", "Deployment", **spec)
+
+
+def stateful_set(**spec: Any) -> Document:
+    """Return a StatefulSet that is accepted, unless the arguments change that."""
+    return _workload("apps/v1", "StatefulSet", serviceName="web", **spec)
+
+
+def daemon_set() -> Document:
+    """Return a DaemonSet whose hostname lacks the name of the cluster node."""
+    return _workload("apps/v1", "DaemonSet")
+
+
+def job(**spec: Any) -> Document:
+    """Return a Job that is accepted, unless the arguments change that."""
+    document = _workload("batch/v1", "Job", **spec)
+    del document["spec"]["selector"]
+    document["spec"]["template"]["spec"]["restartPolicy"] = "Never"
+    return document
+
+
+def cron_job(**spec: Any) -> Document:
+    """Return a CronJob that is accepted, unless the arguments change that."""
+    inner = job(**spec)["spec"]
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {"name": "web", "namespace": "services"},
+        "spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": inner}},
+    }
+
+
+def pod() -> Document:
+    """Return a Pod that is accepted."""
+    template = deployment()["spec"]["template"]
+    metadata = {"name": "web", "namespace": "services", **template["metadata"]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+def _workload(version: str, kind: str, **spec: Any) -> Document:
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": "web", "namespace": "services"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web", LABEL: "true"}, "annotations": {HOSTNAME: "web"}},
+                "spec": {"containers": [{"name": "web", "image": "docker.io/library/web:1"}]},
+            },
+            **spec,
+        },
+    }
+
+
+def _template(document: Document) -> Document:
+    if document["kind"] == "Pod":
+        return document
+    spec = document["spec"]
+    template: Document = (spec["jobTemplate"]["spec"] if document["kind"] == "CronJob" else spec)["template"]
+    return template
+
+
+def annotated(document: Document, **annotations: str | None) -> Document:
+    """Change annotations; None removes one. `state_secret` stands for tailscale-lifecycle/state-secret, and so on."""
+    metadata = _template(document)["metadata"]
+    for name, value in annotations.items():
+        key = f"tailscale-lifecycle/{name.replace('_', '-')}"
+        if value is None:
+            del metadata["annotations"][key]
+        else:
+            metadata["annotations"][key] = value
+    return document
+
+
+def labelled(document: Document, **labels: str) -> Document:
+    """Set labels; `inject` stands for tailscale-lifecycle/inject."""
+    metadata = _template(document)["metadata"]
+    metadata["labels"] |= {f"tailscale-lifecycle/{name}": value for name, value in labels.items()}
+    return document
+
+
+def changed(document: Document, **fields: Any) -> Document:
+    """Set fields of the pod's spec."""
+    _template(document)["spec"] |= fields
+    return document
+
+
+def _containers(*names: str, **fields: Any) -> list[Document]:
+    return [{"name": name, "image": "docker.io/library/web:1", **fields} for name in names]
+
+
+KINDS: dict[str, Callable[[], Document]] = {
+    "deployment": deployment,
+    "stateful-set": stateful_set,
+    "job": job,
+    "cron-job": cron_job,
+    "pod": pod,
+}
+
+_AUTH = {"name": "tailscale-lifecycle-auth", "emptyDir": {}}
+_KNOWN = "are tailscale-lifecycle/hostname, "
+
+REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
+    "label-yes": (labelled(deployment(), inject="yes"), (LABEL, "yes")),
+    "label-upper-case": (labelled(pod(), inject="True"), (LABEL, "True")),
+    "unknown-label": (labelled(deployment(), hostname="web"), ("label tailscale-lifecycle/hostname", _KNOWN)),
+    "unknown-annotation": (annotated(deployment(), ttl="60"), ("tailscale-lifecycle/ttl", _KNOWN)),
+    "near-miss": (annotated(deployment(), host_name="web"), ("host-name (near tailscale-lifecycle/hostname)",)),
+    "label-as-annotation": (annotated(deployment(), inject="true"), ("annotation tailscale-lifecycle/inject",)),
+    "no-hostname": (annotated(deployment(), hostname=None), (HOSTNAME, "wiki.example.com")),
+    "empty-hostname": (annotated(deployment(), hostname=""), (HOSTNAME,)),
+    "upper-case-hostname": (annotated(deployment(), hostname="Web"), (HOSTNAME, "Web")),
+    "underscore": (annotated(deployment(), hostname="my_web"), (HOSTNAME, "my_web")),
+    "outer-hyphen": (annotated(pod(), hostname="-web"), (HOSTNAME, "-web")),
+    "empty-part": (annotated(pod(), hostname="web..example.com"), (HOSTNAME, "web..example.com")),
+    "unknown-reference": (annotated(deployment(), hostname="web-$(OTHER)"), (HOSTNAME, "web-$(OTHER)")),
+    "other-domain": (annotated(deployment(), hostname="web.example.org"), (HOSTNAME, "web.example.org", "example.com")),
+    "suffix-only": (annotated(deployment(), hostname="webexample.com"), (HOSTNAME, "webexample.com")),
+    "partial-domain": (annotated(deployment(), hostname="docs.web"), (HOSTNAME, "docs.web")),
+    "long-hostname": (annotated(deployment(), hostname="w" * 52), (HOSTNAME, f"{'w' * 52}.example.com")),
+    "tags": (annotated(deployment(), tags="web"), (TAGS, "web")),
+    "tags-with-blank": (annotated(deployment(), tags="tag:a, tag:b"), (TAGS,)),
+    "state-secret": (annotated(deployment(), state_secret="Web_Secret"), (STATE_SECRET, "Web_Secret")),
+    "self-heal": (annotated(deployment(), self_heal="on"), (SELF_HEAL, '"on"')),
+    "log-level": (annotated(deployment(), log_level="trace"), (LOG_LEVEL, "trace")),
+    "init-containers": (annotated(deployment(), init_containers="first"), (INIT_CONTAINERS, "first")),
+    "login-server-argument": (annotated(deployment(), tailscale_args="--login-server=http://x"), (TAILSCALE_ARGS,)),
+    "auth-key-argument": (annotated(deployment(), tailscale_args="--ssh --authkey x"), (TAILSCALE_ARGS,)),
+    "line-break-in-arguments": (annotated(deployment(), tailscale_args="--ssh\n--qr"), (TAILSCALE_ARGS,)),
+    "host-network": (changed(deployment(), hostNetwork=True), ("hostNetwork",)),
+    "host-network-pod": (changed(pod(), hostNetwork=True), ("hostNetwork",)),
+    "own-tailscale": (changed(deployment(), containers=_containers("web", "tailscale")), ('"tailscale"',)),
+    "own-cleanup": (changed(pod(), initContainers=_containers("cleanup")), ('"cleanup"',)),
+    "own-dns-watch": (changed(stateful_set(), containers=_containers("dns-watch")), ('"dns-watch"',)),
+    "only-volume": (changed(deployment(), volumes=[_AUTH]), ("tailscale-lifecycle-auth", "part")),
+    "volume-and-container": (
+        changed(pod(), volumes=[_AUTH], initContainers=_containers("cleanup")),
+        ("tailscale-lifecycle-auth, cleanup",),
+    ),
+    "port": (
+        changed(deployment(), containers=_containers("metrics", ports=[{"containerPort": 9003}])),
+        ("metrics", "9003"),
+    ),
+    "two-replicas": (deployment(replicas=2), ("2 pods", HOSTNAME)),
+    "three-replicas": (stateful_set(replicas=3), ("3 pods", HOSTNAME)),
+    "parallel-job": (job(parallelism=4), ("4 pods",)),
+    "parallel-cron-job": (cron_job(parallelism=4), ("4 pods",)),
+    "pod-name-of-deployment": (annotated(deployment(), hostname="$(POD_NAME)"), (HOSTNAME, "$(POD_NAME)")),
+    "shared-state": (
+        annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="web"),
+        (STATE_SECRET, "2 pods"),
+    ),
+    "daemon-set": (daemon_set(), ("DaemonSet", "$(NODE_NAME)")),
+    "daemon-set-with-shared-state": (
+        annotated(daemon_set(), hostname="web-$(NODE_NAME)", state_secret="web"),
+        ("DaemonSet", STATE_SECRET),
+    ),
+}
+"""The document, and texts that its refusal contains: the annotation and the value."""
+
+ACCEPTED: dict[str, Document] = {
+    "deployment": deployment(),
+    "ordinal": annotated(stateful_set(replicas=2), hostname="$(POD_NAME)"),
+    "ordinal-and-state": annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state"),
+    "daemon-set": annotated(daemon_set(), hostname="web-$(NODE_NAME)"),
+    "daemon-set-with-state": annotated(daemon_set(), hostname="web-$(NODE_NAME)", state_secret="web-$(NODE_NAME)"),
+    "job": job(),
+    "cron-job": cron_job(),
+    "pod": pod(),
+    "no-replicas": deployment(replicas=0),
+    "longest-hostname": annotated(deployment(), hostname="w" * 51),
+    "label-false": labelled(changed(deployment(replicas=2), hostNetwork=True), inject="false"),
+    "arguments": annotated(deployment(), tailscale_args="--ssh --hostname-like=x"),
+}

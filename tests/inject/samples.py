@@ -1,0 +1,170 @@
+"""Workloads to add the containers to, and the pods that result."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from functools import cache
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lifecycle.inject.manifests import inject
+from lifecycle.inject.rules import STATE_SECRET, Site
+from lifecycle.inject.template import CONTAINERS
+from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
+from tests.pod.rendering import render
+
+Document = dict[str, Any]
+
+SETTINGS = {"DOMAIN_NAME": "example.com", "HEADSCALE_USER": "services", "HEADSCALE_URL": "http://10.96.0.20:8080"}
+LOGIN_SERVER = "https://headscale.example.com"
+SITE = Site(
+    domain="example.com",
+    login_server=LOGIN_SERVER,
+    settings=SETTINGS,
+    lifecycle_image=InjectSettings.model_fields["lifecycle_image"].default,
+    tailscale_image=InjectSettings.model_fields["tailscale_image"].default,
+)
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+COMPONENTS = DEPLOY / "components/lifecycle"
+
+
+@cache
+def _workloads() -> tuple[Document, ...]:
+    return tuple(yaml.safe_load_all(Path(__file__).with_name("workloads.yaml").read_text()))
+
+
+def workloads() -> dict[str, Document]:
+    """Return the twenty workloads by name."""
+    return {document["metadata"]["name"]: deepcopy(document) for document in _workloads()}
+
+
+NAMES = sorted(workloads())
+
+
+def injected(document: Document, site: Site = SITE) -> Document:
+    """Return a manifest with the containers added."""
+    changed: Document = json.loads(inject(json.dumps(document), site))
+    return changed
+
+
+def template_of(document: Document) -> Document:
+    """Return the pod template of a Deployment or StatefulSet."""
+    template: Document = document["spec"]["template"]
+    return template
+
+
+def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:
+    """Render a workload with a variant of the Kustomize component.
+
+    Args:
+        document: the workload.
+        folder: an empty folder.
+        variant: folder name of the component.
+        literals: content of the ConfigMap "lifecycle".
+    """
+    (folder / "workload.yaml").write_text(json.dumps(document))
+    (folder / "components").symlink_to(COMPONENTS)
+    kustomization = {
+        "resources": ["workload.yaml"],
+        "components": [f"components/{variant}"],
+        "configMapGenerator": [
+            {"name": "lifecycle", "literals": [f"{name}={value}" for name, value in literals.items()]}
+        ],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return render(folder)
+
+
+def effective(spec: Document, config: dict[str, str] | None = None) -> Document:
+    """Return a pod's spec in a form in which equal pods compare equal.
+
+    Variables from a ConfigMap are resolved as the kubelet does, and only those that the programs read are kept. The
+    order of variables, mounts and volumes has no effect and is removed. The order of containers is kept.
+
+    Args:
+        spec: of a pod or pod template.
+        config: the content of the ConfigMap "lifecycle".
+    """
+    spec = deepcopy(spec)
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        if container["name"] in CONTAINERS:
+            container["env"] = _variables(container, config or {})
+            container.pop("envFrom", None)
+        for name, key in (("env", "name"), ("volumeMounts", "mountPath")):
+            if container.get(name):
+                container[name] = sorted(container[name], key=itemgetter(key))
+            else:
+                container.pop(name, None)
+    spec["volumes"] = sorted(spec.get("volumes") or [], key=lambda volume: str(volume["name"]))
+    return spec
+
+
+def _variables(container: Document, config: dict[str, str]) -> list[Document]:
+    known = command_variables(DryRunSettings)
+    variables: dict[str, Document] = {}
+    for source in container.get("envFrom", []):
+        assert source["configMapRef"]["name"].startswith("lifecycle")
+        # An empty variable counts as unset.
+        variables |= {name: {"value": value} for name, value in config.items() if name in known and value}
+    for variable in container.get("env", []):
+        reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+        content = {"value": config[reference["key"]]} if reference else dict(variable)
+        content.pop("name", None)
+        variables[variable["name"]] = content or {"value": ""}
+    return [{"name": name, **(content or {"value": ""})} for name, content in sorted(variables.items())]
+
+
+def literals_of(document: Document) -> dict[str, str]:
+    """Return the ConfigMap that gives a component the same values as the annotations."""
+    annotations = template_of(document)["metadata"]["annotations"]
+    given = {name.partition("/")[2]: value for name, value in annotations.items() if name.startswith("tailscale-")}
+    hostname = given["hostname"]
+    hostname = hostname if "." in hostname else f"{hostname}.example.com"
+    literals = {
+        **SETTINGS,
+        "HEADSCALE_API_KEY_FILE": "/run/secrets/lifecycle/HEADSCALE_API_KEY",
+        "CLOUDFLARE_API_TOKEN_FILE": "/run/secrets/lifecycle/CLOUDFLARE_API_TOKEN",
+        "SELF_HEAL": given.get("self-heal", "true"),
+        "TS_HOSTNAME": hostname,
+        "TS_EXTRA_ARGS": f"--login-server={LOGIN_SERVER} {given.get('tailscale-args', '')}".strip(),
+        "TS_KUBE_SECRET": given.get("state-secret", ""),
+    }
+    optional = {
+        "AUTHKEY_TAGS": given.get("tags"),
+        "LOG_LEVEL": given.get("log-level"),
+        "NODE_POLICY": "keep" if "state-secret" in given else None,
+    }
+    return literals | {name: value for name, value in optional.items() if value}
+
+
+def prepared_for_component(document: Document) -> Document:
+    """Return a workload as its owner prepares it for the component.
+
+    The component adds the containers before the pod's own, and mounts the service account's token in cleanup only if
+    the owner does (docs/add-a-service.md).
+    """
+    annotations = template_of(document)["metadata"]["annotations"]
+    if STATE_SECRET in annotations:
+        mount = {
+            "name": "tailscale-lifecycle-token",
+            "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount",
+            "readOnly": True,
+        }
+        spec = template_of(document)["spec"]
+        spec["initContainers"] = [{"name": "cleanup", "volumeMounts": [mount]}, *spec.get("initContainers", [])]
+    return document
+
+
+def own_first(document: Document, spec: Document) -> Document:
+    """Return a component's result with the order that the annotation of the workload asks for."""
+    annotations = template_of(document)["metadata"]["annotations"]
+    if annotations.get("tailscale-lifecycle/init-containers") == "before":
+        added = [container for container in spec["initContainers"] if container["name"] in CONTAINERS]
+        own = [container for container in spec["initContainers"] if container["name"] not in CONTAINERS]
+        spec["initContainers"] = [*own, *added]
+    return spec

@@ -1,0 +1,155 @@
+"""Test the command line of `lifecycle inject`."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lifecycle import cli
+from lifecycle.domain.errors import EXIT_USAGE
+from lifecycle.inject.template import CONTAINERS
+from tests.inject.refused import annotated, deployment
+from tests.inject.samples import LOGIN_SERVER, Document, template_of
+
+ENV = f"DOMAIN_NAME=example.com\nLOGIN_SERVER={LOGIN_SERVER}\nHEADSCALE_USER=services\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with settings in `.env` and a manifest."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text(ENV)
+    (tmp_path / "web.yaml").write_text(yaml.safe_dump(deployment()))
+    return tmp_path
+
+
+def variables(document: Document, container: str) -> dict[str, str]:
+    (found,) = [item for item in template_of(document)["spec"]["initContainers"] if item["name"] == container]
+    return {variable["name"]: variable.get("value", "") for variable in found["env"]}
+
+
+def written(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
+    assert cli.run(["inject", *arguments]) == 0
+    return list(yaml.safe_load_all(capfd.readouterr().out))
+
+
+def test_files_are_written_one_after_the_other(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "other.yaml").write_text("kind: ConfigMap")
+    first, second, third = written(capfd, "web.yaml", "other.yaml", "web.yaml")
+    assert [item["name"] for item in template_of(first)["spec"]["initContainers"]] == list(CONTAINERS)
+    assert second == {"kind": "ConfigMap"}
+    assert third == first
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]], ids=["none", "dash"])
+def test_standard_input_is_read(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = json.dumps(deployment()).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    (document,) = written(capfd, *arguments)
+    assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
+
+
+def test_settings_are_passed_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AUTHKEY_TAGS", "tag:from-environment")
+    monkeypatch.setenv("LIFECYCLE_IMAGE", "registry.example.com/lifecycle:1")
+    monkeypatch.setenv("HEADSCALE_API_KEY_FILE", "/run/secrets/lifecycle/other")
+    (document,) = written(capfd, "web.yaml")
+    for name in ("cleanup", "dns-watch"):
+        given = variables(document, name)
+        assert given["HEADSCALE_USER"] == "services"
+        assert given["AUTHKEY_TAGS"] == "tag:from-environment"
+        assert given["HEADSCALE_API_KEY_FILE"] == "/run/secrets/lifecycle/other"
+    assert variables(document, "tailscale")["TS_EXTRA_ARGS"] == f"--login-server={LOGIN_SERVER}"
+    images = {item["name"]: item["image"] for item in template_of(document)["spec"]["initContainers"]}
+    assert images["cleanup"] == images["dns-watch"] == "registry.example.com/lifecycle:1"
+
+
+def test_secrets_and_proxies_of_this_machine_are_not_passed_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLOUDFLARE_API_TOKEN", "made-up-token")
+    monkeypatch.setenv("HEADSCALE_API_KEY", "made-up-key")
+    monkeypatch.setenv("HTTPS_PROXY", "http://laptop:3128")
+    monkeypatch.setenv("TS_HOSTNAME", "laptop.example.com")
+    (document,) = written(capfd, "web.yaml")
+    assert not {"CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY", "HTTPS_PROXY"} & variables(document, "cleanup").keys()
+    assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
+    (folder / ".env").write_text(f"{ENV}HTTPS_PROXY=http://cluster:3128\n")
+    (document,) = written(capfd, "web.yaml")
+    assert variables(document, "cleanup")["HTTPS_PROXY"] == "http://cluster:3128"
+
+
+@pytest.mark.parametrize("access", ["HEADSCALE_ACCESS=exec", "HEADSCALE_API_KEY_SECRET=headscale-key"])
+def test_access_through_kubernetes_needs_the_token_and_no_key_file(
+    access: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ".env").write_text(f"{ENV}{access}\n")
+    (document,) = written(capfd, "web.yaml")
+    for container in template_of(document)["spec"]["initContainers"]:
+        assert "tailscale-lifecycle-token" in {mount["name"] for mount in container["volumeMounts"]}
+    assert "HEADSCALE_API_KEY_FILE" not in variables(document, "dns-watch")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("LOGIN_SERVER", ""),
+        ("LOGIN_SERVER", "http://headscale.headscale.svc:8080"),
+        ("LOGIN_SERVER", "headscale.example.com"),
+        ("DOMAIN_NAME", "example"),
+        ("POLL_INTERVAL", "soon"),
+        ("VPN_PREFIXES", "100.64.0.1/10"),
+    ],
+)
+def test_invalid_setting_is_reported(name: str, value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [line for line in ENV.splitlines() if not line.startswith(name)]
+    (folder / ".env").write_text("\n".join([*lines, f"{name}={value}"]))
+    assert cli.run(["inject", "web.yaml"]) == EXIT_USAGE
+    output = capfd.readouterr()
+    assert output.out == ""
+    (problem,) = [json.loads(line) for line in output.err.splitlines()]
+    assert (problem["event"], problem["error"].partition(":")[0]) == ("settings.invalid", name)
+
+
+def test_refusal_names_the_workload_and_nothing_is_written(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.yaml").write_text(yaml.safe_dump(annotated(deployment(), hostname="Web")))
+    assert cli.run(["inject", "web.yaml", "bad.yaml"]) == EXIT_USAGE
+    output = capfd.readouterr()
+    assert output.out == ""
+    (problem,) = [json.loads(line) for line in output.err.splitlines()]
+    assert problem["event"] == "manifest.refused"
+    assert "Deployment web" in problem["error"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "binary"])
+def test_file_that_cannot_be_read_is_named(kind: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if kind == "folder":
+        (folder / "x.yaml").mkdir()
+    elif kind == "binary":
+        (folder / "x.yaml").write_bytes(b"\xff\xfe\xfa")
+    assert cli.run(["inject", "x.yaml"]) == EXIT_USAGE
+    assert "x.yaml" in json.loads(capfd.readouterr().err)["error"]
+
+
+def test_dry_run_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        cli.run(["--dry-run", "inject", "web.yaml"])
+    assert exit_status.value.code == EXIT_USAGE
+    assert "inject" in capfd.readouterr().err
+
+
+def test_process_works_in_a_pipe(folder: Path) -> None:
+    command = [sys.executable, "-m", "lifecycle", "inject"]
+    text = (folder / "web.yaml").read_text()
+    once = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=folder).stdout
+    twice = subprocess.run(command, input=once, capture_output=True, text=True, check=True, cwd=folder).stdout
+    assert "name: dns-watch" in once
+    assert twice == once

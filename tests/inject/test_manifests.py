@@ -1,0 +1,277 @@
+"""Test how manifests are read and written: what is not changed stays as it is, and bad input is reported."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifecycle.domain.errors import ManifestError
+from lifecycle.inject.manifests import inject
+from lifecycle.inject.rules import HOSTNAME, LABEL
+from lifecycle.inject.template import CONTAINERS
+from tests.inject.refused import annotated, deployment, pod, stateful_set
+from tests.inject.samples import NAMES, SITE, Document, injected, template_of, workloads
+
+TEXT = Path(__file__).with_name("workloads.yaml").read_text()
+
+PLAIN = """\
+# A comment
+kind:   ConfigMap   # and another
+data: {a: yes,  b: 0o14,
+  c: 1e3}
+---
+# Source: chart/templates/empty.yaml
+---
+apiVersion: v1
+kind: Service
+metadata:
+    name: "x"
+"""
+
+LABELLED = f"""\
+---
+# Source: chart/templates/deployment.yaml
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 1
+  template:
+    metadata:
+      labels: {{app: web, {LABEL}: "true"}}
+      annotations: {{{HOSTNAME}: web}}
+    spec:
+      containers:
+      - name: web
+        image: docker.io/library/web:1
+"""
+
+
+def test_text_without_labelled_workloads_is_returned_as_it_is() -> None:
+    assert inject(PLAIN, SITE) == PLAIN
+
+
+def test_other_documents_keep_every_byte() -> None:
+    changed = inject(PLAIN + LABELLED + "---\n" + PLAIN, SITE)
+    assert changed.startswith(PLAIN + "---\n# Source: chart/templates/deployment.yaml\n")
+    assert changed.endswith("---\n" + PLAIN)
+
+
+def test_values_keep_their_spelling() -> None:
+    odd = {"1": "yes", "2": "0o14", "3": "012", "4": "1e3", "5": "~", "6": '"2026-01-01"', "7": "'x'"}
+    lines = "".join(f"        - {{name: A{name}, value: {value}}}\n" for name, value in odd.items())
+    changed = inject(f"{LABELLED}        env:\n{lines}", SITE)
+    assert lines in changed
+
+
+def test_time_of_day_stays_text() -> None:
+    changed = inject(f"{LABELLED}        env: [{{name: A, value: 12:30:45}}]\n", SITE)
+    assert "value: '12:30:45'" in changed
+
+
+@cache
+def from_yaml() -> dict[str, Document]:
+    return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject(TEXT, SITE))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_and_json_give_the_same(name: str) -> None:
+    assert from_yaml()[name] == injected(workloads()[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_containers_and_volumes_are_added(name: str) -> None:
+    before, after = workloads()[name], injected(workloads()[name])
+    spec, old = template_of(after)["spec"], template_of(before)["spec"]
+    for group, is_ours in (
+        ("initContainers", lambda item: item["name"] in CONTAINERS),
+        ("volumes", lambda item: item["name"].startswith("tailscale-lifecycle-")),
+    ):
+        spec[group] = [item for item in spec[group] if not is_ours(item)]
+        if not spec[group] and group not in old:
+            del spec[group]
+    assert after == before
+
+
+def test_second_run_changes_nothing() -> None:
+    once = inject(TEXT, SITE)
+    assert inject(once, SITE) == once
+
+
+def test_lists_are_changed_in_place() -> None:
+    document = {"apiVersion": "v1", "kind": "List", "items": [deployment(), {"kind": "Secret"}, pod()]}
+    first, secret, second = json.loads(inject(json.dumps(document), SITE))["items"]
+    assert (first, secret, second) == (injected(deployment()), {"kind": "Secret"}, injected(pod()))
+
+
+def test_aliases_and_merge_keys_are_resolved() -> None:
+    text = f"""\
+base: &labels {{app: web, {LABEL}: "true"}}
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  template:
+    metadata:
+      labels: {{<<: *labels, tier: one}}
+      annotations: {{{HOSTNAME}: web}}
+    spec:
+      containers: &containers [{{name: web, image: x}}]
+      initContainers: &first
+      - {{name: own, image: x}}
+  copy: *containers
+  other: *first
+"""
+    changed = yaml.safe_load(inject(text, SITE))
+    template = changed["spec"]["template"]
+    assert template["metadata"]["labels"] == {"app": "web", LABEL: "true", "tier": "one"}
+    assert [container["name"] for container in template["spec"]["initContainers"]] == [*CONTAINERS, "own"]
+    assert changed["spec"]["other"] == [{"name": "own", "image": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kind: [", "not valid YAML"),
+        (f"kind: X\n{LABEL}: [", "line"),
+        (f"- {LABEL}", "not an object"),
+        (f"x: &a [*a, {LABEL}]", "aliases"),
+        (f"kind: X\nspec: !!python/object:os.system {{{LABEL}: x}}", "tag"),
+        (LABELLED.replace("kind: Deployment", "kind: Rollout"), "Rollout web"),
+        (LABELLED.replace("replicas: 1", "replicas: 1\n  replicas: 1"), "replicas twice"),
+        (LABELLED.replace("labels: {app: web,", "labels: {? [a] : web,"), "key"),
+        (LABELLED.replace('"true"', "true"), "in quotes"),
+        (
+            LABELLED.replace("      - name: web\n        image: docker.io/library/web:1\n", "        name: web\n"),
+            "containers",
+        ),
+        (LABELLED.partition("      containers:")[0] + "      nodeName: x\n", "no containers"),
+        (LABELLED.replace(f"annotations: {{{HOSTNAME}: web}}", f"annotations: [{HOSTNAME}]"), "annotations"),
+    ],
+    ids=[
+        *("cut-off", "cut-off-later", "list", "recursive", "python-object", "unknown-kind", "field-twice", "key-list"),
+        *("boolean-label", "containers-no-list", "no-containers", "annotations-list"),
+    ],
+)
+def test_malformed_text_is_reported(text: str, expected: str) -> None:
+    with pytest.raises(ManifestError, match=expected):
+        inject(text, SITE)
+
+
+def test_document_that_multiplies_is_refused() -> None:
+    lines = [f"a0: &a0 [{LABEL}]"]
+    lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 30)]
+    with pytest.raises(ManifestError, match="aliases"):
+        inject("\n".join(lines), SITE)
+
+
+def test_deep_document_is_refused() -> None:
+    with pytest.raises(ManifestError):
+        inject(f"{'[' * 100_000}{LABEL}", SITE)
+
+
+# --- Properties ---------------------------------------------------------------------------------------
+
+_SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=20)
+)
+_NAMES = st.text(min_size=1, max_size=10)
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3), max_leaves=10
+)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Document:
+    """Return a labelled workload with arbitrary further fields."""
+    document = draw(st.sampled_from([deployment(), stateful_set()]))
+    document = deepcopy(document)
+    template = template_of(document)
+    extra: dict[str, Any] = draw(st.dictionaries(_NAMES, _VALUES, max_size=3))
+    document["metadata"]["annotations"] = draw(st.dictionaries(_NAMES, st.text(max_size=20), max_size=2))
+    document["status"] = extra
+    template["spec"]["containers"][0]["args"] = draw(st.lists(st.text(max_size=30), max_size=3))
+    template["spec"]["x-extra"] = draw(_VALUES)
+    if draw(st.booleans()):
+        template["spec"]["volumes"] = draw(st.sampled_from([[], [{"name": "data", "emptyDir": {}}]]))
+    if draw(st.booleans()):
+        template["spec"]["initContainers"] = draw(st.sampled_from([[], [{"name": "own", "image": "x"}]]))
+    return document
+
+
+@settings(max_examples=30)
+@given(manifests(), st.sampled_from(["block", "flow", "json"]))
+def test_round_trip_and_second_run(document: Document, style: str) -> None:
+    if style == "json":
+        text = json.dumps(document)
+    else:
+        text = yaml.safe_dump(document, default_flow_style=style == "flow", allow_unicode=True)
+    once = inject(text, SITE)
+    assert inject(once, SITE) == once
+    load = json.loads if style == "json" else yaml.safe_load
+    after = load(once)
+    assert after["status"] == load(text)["status"]
+    assert after["metadata"] == load(text)["metadata"]
+    spec, before = template_of(after)["spec"], template_of(load(text))["spec"]
+    assert [container["name"] for container in spec["initContainers"]][:3] == list(CONTAINERS)
+    added = {"initContainers", "volumes"}
+    assert {name: value for name, value in spec.items() if name not in added} == {
+        name: value for name, value in before.items() if name not in added
+    }
+    for name in added:
+        assert [item for item in spec[name] if item in (before.get(name) or [])] == (before.get(name) or [])
+
+
+@settings(max_examples=60)
+@given(st.text(max_size=60))
+def test_any_text_is_returned_or_reported(text: str) -> None:
+    try:
+        assert inject(text, SITE) == text.removeprefix("\ufeff")
+    except ManifestError as error:
+        assert str(error)  # noqa: PT017 - both outcomes are valid
+
+
+def test_annotation_for_a_state_secret_keeps_the_node() -> None:
+    containers = template_of(injected(annotated(deployment(), state_secret="web-state")))["spec"]["initContainers"]
+    variables = {
+        container["name"]: {variable["name"]: variable.get("value") for variable in container["env"]}
+        for container in containers
+    }
+    assert variables["tailscale"]["TS_KUBE_SECRET"] == "web-state"
+    assert (variables["cleanup"]["NODE_POLICY"], variables["cleanup"]["TS_KUBE_SECRET"]) == ("keep", "web-state")
+
+
+@pytest.mark.parametrize("kind", ["Secret", "Role", "RoleBinding"])
+def test_state_secret_and_its_role_are_appended_once(kind: str) -> None:
+    text = json.dumps(annotated(deployment(), state_secret="web-state"))
+    once = inject(text, SITE, with_state_secrets=True)
+    assert inject(once, SITE, with_state_secrets=True) == once
+    (found,) = [document for document in yaml.safe_load_all(once) if document["kind"] == kind]
+    assert found["metadata"] == {"name": "web-state", "namespace": "services"}
+    if kind == "Role":
+        assert found["rules"][0]["resourceNames"] == ["web-state"]
+    if kind == "RoleBinding":
+        assert found["subjects"] == [{"kind": "ServiceAccount", "name": "default", "namespace": "services"}]
+
+
+def test_each_ordinal_gets_a_state_secret() -> None:
+    document = annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state")
+    document["spec"]["ordinals"] = {"start": 5}
+    documents = list(yaml.safe_load_all(inject(json.dumps(document), SITE, with_state_secrets=True)))
+    names = [found["metadata"]["name"] for found in documents if found["kind"] == "Secret"]
+    assert names == ["web-5-state", "web-6-state"]
+    (role,) = [found for found in documents if found["kind"] == "Role"]
+    assert role["rules"][0]["resourceNames"] == names
+
+
+def test_state_secrets_of_unknown_names_are_refused() -> None:
+    document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
+    with pytest.raises(ManifestError, match="StatefulSet web"):
+        inject(json.dumps(document), SITE, with_state_secrets=True)
