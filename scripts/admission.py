@@ -1,0 +1,410 @@
+"""The admission policies, in the expression language CEL, made from the containers and rules of lifecycle.inject."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from lifecycle.inject.rules import (
+    ANNOTATIONS,
+    EXAMPLES,
+    HOSTNAME,
+    HOSTNAME_LENGTH,
+    INIT_CONTAINERS,
+    LABEL,
+    LOG_LEVEL,
+    PATTERNS,
+    REFERENCE,
+    REFUSALS,
+    RESERVED_ARGS,
+    SELF_HEAL,
+    STATE_SECRET,
+    TAGS,
+    TAILSCALE_ARGS,
+)
+from lifecycle.inject.template import (
+    CONTAINERS,
+    DEFAULTS,
+    DOMAIN,
+    MARKER,
+    PORTS,
+    WITHOUT_KEY_FILE,
+    added_containers,
+    added_volumes,
+    placeholder,
+    template,
+)
+from lifecycle.settings.models import site_variables
+
+Document = dict[str, Any]
+
+NAMESPACE = f"{DOMAIN}-inject"
+"""The namespace of the ConfigMap with the settings."""
+
+API = "admissionregistration.k8s.io/v1"
+
+# Settings of injection itself; all others are variables of cleanup and dns-watch.
+OWN_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
+
+# Fields of the Kubernetes API that contain any names, unlike the fields of an object.
+_MAPS = frozenset({"requests", "limits"})
+
+# CEL expressions for what containers.yaml calls ${name}.
+_VALUES = {
+    "hostname": "variables.hostname",
+    "tailscale_args": "variables.args",
+    "state_secret": "variables.secret",
+    "lifecycle_image": "variables.lifecycleImage",
+    "tailscale_image": "variables.tailscaleImage",
+}
+_LISTS = {
+    "settings": "variables.settings.map(s, {type}{{name: s[0], value: s[1]}})",
+    "node_name": "((variables.hostname + variables.secret).contains('$(NODE_NAME)') ? [{node}] : [])",
+    "cleanup_token": "(variables.kubernetes || variables.secret != '' ? [{token}] : [])",
+    "dns_watch_token": "(variables.kubernetes ? [{token}] : [])",
+}
+
+_POD = "object.kind == 'Pod'"
+_TEMPLATE = (
+    f"{_POD} ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
+    "dyn(object.spec.template)"
+)
+
+
+def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
+    """Yield the policy that adds the containers, and its binding.
+
+    Args:
+        images: the default of each image, by its placeholder.
+    """
+    yield {
+        "apiVersion": API,
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": DOMAIN},
+        "spec": {
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "IfNeeded",
+            "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+            "matchConstraints": {
+                "resourceRules": [_rule("", ["pods"], ["CREATE"])],
+                "objectSelector": {"matchLabels": {LABEL: "true"}},
+            },
+            # The validating policy refuses the other pods, with a reason.
+            "matchConditions": [
+                {"name": "has-hostname", "expression": f"{_q(HOSTNAME)} in object.metadata.?annotations.orValue({{}})"},
+                {
+                    "name": "has-no-such-container",
+                    "expression": f"!({_names('object.spec')}.exists(n, n in {_q(CONTAINERS)}))",
+                },
+                {"name": "has-no-such-volume", "expression": f"!{_has_marker('object.spec')}"},
+            ],
+            "variables": _list(_variables("object", images)),
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": _patch()}}],
+        },
+    }
+    yield _binding("MutatingAdmissionPolicyBinding")
+
+
+def validating_policy() -> Iterator[Document]:
+    """Yield the policy that refuses what cannot be added, and its binding."""
+    yield {
+        "apiVersion": API,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": DOMAIN},
+        "spec": {
+            "failurePolicy": "Fail",
+            "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+            "matchConstraints": {
+                "resourceRules": [
+                    _rule("", ["pods"], ["CREATE"]),
+                    _rule("apps", ["deployments", "statefulsets", "daemonsets"], ["CREATE", "UPDATE"]),
+                    _rule("batch", ["jobs", "cronjobs"], ["CREATE", "UPDATE"]),
+                ]
+            },
+            "matchConditions": [
+                {
+                    "name": "names-us",
+                    "expression": f"[{_TEMPLATE}].exists(t, t.?metadata.?labels.orValue({{}}).exists(k, "
+                    f"k.startsWith('{DOMAIN}/')) || t.?metadata.?annotations.orValue({{}}).exists(k, "
+                    f"k.startsWith('{DOMAIN}/')))",
+                }
+            ],
+            "variables": _list(
+                {
+                    "template": _TEMPLATE,
+                    "pod": "variables.template.spec",
+                    "labels": "variables.template.?metadata.?labels.orValue({})",
+                    "wanted": f"variables.labels[?{_q(LABEL)}].orValue('') == 'true'",
+                    **_shared("variables.template"),
+                    "names": _names("variables.pod"),
+                    "injected": f"{_has_marker('variables.pod')} && {_q(CONTAINERS)}.all(n, n in variables.names)",
+                    "pods": _COUNT,
+                }
+            ),
+            "validations": list(_validations()),
+        },
+    }
+    yield _binding("ValidatingAdmissionPolicyBinding")
+
+
+_COUNT = (
+    "object.kind == 'Job' ? dyn(object.spec).?parallelism.orValue(1) : "
+    "object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec).?parallelism.orValue(1) : "
+    "object.kind in ['Deployment', 'StatefulSet'] ? dyn(object.spec).?replicas.orValue(1) : 1"
+)
+
+
+def _shared(template_of: str) -> dict[str, str]:
+    short = f"variables.annotations[?{_q(HOSTNAME)}].orValue('')"
+    return {
+        "annotations": f"{template_of}.?metadata.?annotations.orValue({{}})",
+        "site": "params.?data.orValue({})",
+        "domain": "variables.site[?'DOMAIN_NAME'].orValue('')",
+        "hostname": f"{short} + ({short}.contains('.') ? '' : '.' + variables.domain)",
+        "secret": f"variables.annotations[?{_q(STATE_SECRET)}].orValue('')",
+    }
+
+
+def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
+    secret, access = WITHOUT_KEY_FILE
+    # Without optional entries ({?name: value}): with them, the API server of 1.36 panics when it checks the policy.
+    defaults = {name: _q(value) for name, value in DEFAULTS.items()}
+    defaults["HEADSCALE_API_KEY_FILE"] = f"variables.kubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
+    annotated = {"AUTHKEY_TAGS": TAGS, "SELF_HEAL": SELF_HEAL, "LOG_LEVEL": LOG_LEVEL}
+    own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in annotated.items()}
+    own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.secret"}
+    own["NODE_POLICY"] = "variables.secret != '' ? 'keep' : ''"
+    args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"
+    return {
+        **_shared(pod),
+        "kubernetes": f"{_q(secret)} in variables.site || variables.site[?{_q(access)}].orValue('') == 'exec'",
+        "args": f"('--login-server=' + variables.site[?'LOGIN_SERVER'].orValue('') + ' ' + {args}).trim()",
+        "lifecycleImage": f"variables.site[?'LIFECYCLE_IMAGE'].orValue({_q(images['lifecycle_image'])})",
+        "tailscaleImage": f"variables.site[?'TAILSCALE_IMAGE'].orValue({_q(images['tailscale_image'])})",
+        "defaults": _map(defaults),
+        "own": _map(own),
+        # An empty value counts as unset.
+        "settings": (
+            f"[\n{_lines(map(_q, sorted({*site_variables(), *defaults, *own})))}\n]\n"
+            ".map(n, [n, variables.own[?n].orValue('') != '' ? variables.own[n] : "
+            "variables.site[?n].orValue(variables.defaults[?n].orValue(''))])\n"
+            ".filter(s, s[1] != '')"
+        ),
+        "before": f"variables.annotations[?{_q(INIT_CONTAINERS)}].orValue('') == 'before'",
+    }
+
+
+def _map(entries: dict[str, str]) -> str:
+    return f"{{\n{_lines(f'{_q(name)}: {value}' for name, value in entries.items())}\n}}"
+
+
+def _lines(items: Iterable[str]) -> str:
+    return ",\n".join(f"  {item}" for item in items)
+
+
+def _patch() -> str:
+    """Return the expression of the JSON patch: the containers first, or behind the pod's own init containers."""
+    steps = [
+        _add(
+            _object(part, "Object.spec.initContainers"),
+            f"variables.before ? {_q(_INIT + '-')} : {_q(_INIT + str(place))}",
+        )
+        for place, part in enumerate(added_containers())
+    ]
+    steps += [_add(_object(part, "Object.spec.volumes"), "'/spec/volumes/-'") for part in added_volumes()]
+    return " +\n".join([_ensure("initContainers"), _ensure("volumes"), f"[\n{', '.join(steps)}\n]"])
+
+
+_INIT = "/spec/initContainers/"
+
+
+def _add(value: str, path: str) -> str:
+    return f"JSONPatch{{\n  op: 'add',\n  path: {path},\n  value: {value}\n}}"
+
+
+def _ensure(name: str) -> str:
+    return f"(has(object.spec.{name}) ? [] : [JSONPatch{{op: 'add', path: '/spec/{name}', value: []}}])"
+
+
+def _object(part: Any, path: str, indent: str = "  ") -> str:
+    """Return a value as an expression with the types of the API, over several lines."""
+    match part:
+        case dict():
+            inner = f"{indent}  "
+            fields = [f"{inner}{name}: {_field(name, value, f'{path}.{name}', inner)}" for name, value in part.items()]
+            return f"{path}{{\n" + ",\n".join(fields) + f"\n{indent}}}"
+        case bool():
+            return str(part).lower()
+        case int():
+            return str(part)
+        case _:
+            return _VALUES.get(placeholder(part) or "", _q(part))
+
+
+def _field(name: str, value: Any, path: str, indent: str) -> str:
+    if name in _MAPS:
+        return f"{{{', '.join(f'{_q(key)}: {_q(quantity)}' for key, quantity in value.items())}}}"
+    if not isinstance(value, list):
+        return _object(value, path, indent)
+    fixed = [_object(item, path, indent) for item in value if placeholder(item) not in _LISTS]
+    variable = [_LISTS[placeholder(item) or ""] for item in value if placeholder(item) in _LISTS]
+    token, node = (_object(template()[part], path, indent) for part in ("token-mount", "node-name"))
+    return " + ".join([f"[{', '.join(fixed)}]", *(item.format(token=token, node=node, type=path) for item in variable)])
+
+
+def _names(spec: str) -> str:
+    return f"({spec}.?initContainers.orValue([]) + {spec}.containers).map(c, c.name)"
+
+
+def _has_marker(spec: str) -> str:
+    return f"{spec}.?volumes.orValue([]).exists(v, v.name == {_q(MARKER)})"
+
+
+def _rule(group: str, resources: list[str], operations: list[str]) -> Document:
+    return {"apiGroups": [group], "apiVersions": ["v1"], "operations": operations, "resources": resources}
+
+
+def _binding(kind: str) -> Document:
+    actions = {"validationActions": ["Deny"]} if kind.startswith("Validating") else {}
+    return {
+        "apiVersion": API,
+        "kind": kind,
+        "metadata": {"name": DOMAIN},
+        "spec": {
+            "policyName": DOMAIN,
+            **actions,
+            "matchResources": {"namespaceSelector": {"matchLabels": {LABEL: "enabled"}}},
+            "paramRef": {"name": DOMAIN, "namespace": NAMESPACE, "parameterNotFoundAction": "Deny"},
+        },
+    }
+
+
+def _list(expressions: dict[str, str]) -> list[Document]:
+    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _q(value: Any) -> str:
+    """Return a text or list of texts as a CEL literal."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return f"[{', '.join(map(_q, value))}]"
+
+
+# --- Validation ---------------------------------------------------------------------------------------
+
+
+def _validations() -> Iterator[Document]:
+    wanted = "!variables.wanted || "
+    annotations = "variables.annotations"
+    label = f"variables.labels[?{_q(LABEL)}].orValue('false')"
+    yield _validation(f"{label} in ['true', 'false']", "label", value=label)
+    for place, known in (("label", (LABEL,)), ("annotation", ANNOTATIONS)):
+        unknown = f"variables.{place}s.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_q(known)}))"
+        near = f"{_q((*ANNOTATIONS, LABEL))}.filter(n, {_plain('n')} == {_plain(unknown + '[0]')} && n != {unknown}[0])"
+        hint = f"({near}.size() > 0 ? ' (near ' + {near}[0] + ')' : '')"
+        yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {place} ' + {unknown}[0] + {hint}")
+    yield from _site_validations()
+    yield _validation(f"{wanted}{_q(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
+    for name, pattern in PATTERNS.items():
+        value = f"{annotations}[{_q(name)}]"
+        yield _validation(
+            f"{wanted}!({_q(name)} in {annotations}) || {value}.matches({_regex(f'^({pattern})$')})",
+            "value",
+            name=_q(name),
+            value=value,
+            example=_q(EXAMPLES[name]),
+        )
+    short = f"{annotations}[{_q(HOSTNAME)}]"
+    yield _validation(
+        f"{wanted}!{short}.contains('.') || {short} == variables.domain || {short}.endsWith('.' + variables.domain)",
+        "hostname-domain",
+        value=short,
+        domain="variables.domain",
+    )
+    references = "".join(f".replace({_q(f'$({name})')}, '')" for name in re.findall(r"[A-Z_]{3,}", REFERENCE))
+    yield _validation(
+        f"{wanted}variables.hostname{references}.size() <= {HOSTNAME_LENGTH}",
+        "hostname-length",
+        value="variables.hostname",
+    )
+    args = f"{annotations}[?{_q(TAILSCALE_ARGS)}].orValue('')"
+    yield _validation(f"{wanted}!{args}.matches({_regex(RESERVED_ARGS)})", "args", value=args)
+    yield from _pod_validations(wanted)
+
+
+def _pod_validations(wanted: str) -> Iterator[Document]:
+    yield _validation(f"{wanted}!variables.pod.?hostNetwork.orValue(false)", "host-network")
+    taken = f"{_q(CONTAINERS)}.filter(n, n in variables.names)"
+    marker = _has_marker("variables.pod")
+    yield _validation(
+        f"{wanted}variables.injected || !{marker}", "partial", value=f"([{_q(MARKER)}] + {taken}).join(', ')"
+    )
+    yield _validation(f"{wanted}variables.injected || {taken}.size() == 0", "container", value=f"{taken}[0]")
+    port = f"variables.pod.containers.filter(c, c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
+    yield _validation(
+        f"{wanted}{port}.size() == 0",
+        "port",
+        name=f"{port}[0].name",
+        value=f"string({port}[0].ports.filter(p, p.containerPort in {list(PORTS)})[0].containerPort)",
+    )
+    short, secret = f"variables.annotations[{_q(HOSTNAME)}]", "variables.secret"
+    by_node = [f"{text}.contains('$(NODE_NAME)')" for text in (short, secret)]
+    by_pod = [f"{text}.contains('$(POD_NAME)')" for text in (short, secret)]
+    yield _validation(
+        f"{wanted}object.kind != 'DaemonSet' || ({by_node[0]} && ({secret} == '' || {by_node[1]}))", "daemon-set"
+    )
+    yield _validation(f"{wanted}object.kind in ['Pod', 'StatefulSet', 'DaemonSet'] || !{by_pod[0]}", "pod-name")
+    count = "string(variables.pods)"
+    yield _validation(f"{wanted}variables.pods < 2 || {by_pod[0]}", "replicas", value=count)
+    yield _validation(f"{wanted}variables.pods < 2 || {secret} == '' || {by_pod[1]}", "state-shared", value=count)
+    yield _validation(f"{wanted}{_POD} == false || variables.injected", "missing")
+
+
+def _site_validations() -> Iterator[Document]:
+    place = f"the ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
+    wanted = "!variables.wanted || "
+    known = sorted({*site_variables(), *OWN_SETTINGS})
+    unknown = f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))"
+    yield _message(
+        f"{wanted}{unknown}.size() == 0",
+        f"'In {place}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",
+    )
+    domain = _regex(r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")
+    yield _message(
+        f"{wanted}variables.domain.matches({domain})",
+        f"'DOMAIN_NAME in {place} must be a domain such as example.com. Set it.'",
+    )
+    server = "variables.site[?'LOGIN_SERVER'].orValue('')"
+    safe = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
+    yield _message(
+        f"{wanted}{server}.matches({_regex(safe)})",
+        f"'LOGIN_SERVER in {place} must be an https URL of Headscale. With http and a host name, tailscale stays "
+        "offline after Headscale restarts.'",
+    )
+
+
+def _validation(expression: str, refusal: str, **values: str) -> Document:
+    """Return a validation with the message of a refusal.
+
+    Args:
+        expression: true if the object is valid.
+        refusal: key of REFUSALS.
+        values: an expression for each name in the message.
+    """
+    parts = re.split(r"\{(\w+)\}", REFUSALS[refusal])
+    pieces = [values[part] if index % 2 else _q(part) for index, part in enumerate(parts) if part]
+    return _message(expression, " + ".join(pieces))
+
+
+def _message(expression: str, text: str) -> Document:
+    return {"expression": expression, "messageExpression": text}
+
+
+def _plain(text: str) -> str:
+    """Return an expression for a name without what is often mistyped."""
+    return f"{text}.lowerAscii().replace('-', '').replace('_', '')"
+
+
+def _regex(pattern: str) -> str:
+    return f"r'{pattern}'"

@@ -1,0 +1,29 @@
+"""Test that the Kustomize components add the same containers as `lifecycle inject`, to pods of any shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.inject.samples import (
+    NAMES,
+    effective,
+    injected,
+    literals_of,
+    own_first,
+    prepared_for_component,
+    template_of,
+    with_component,
+    workloads,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path) -> None:
+    workload = workloads()[name]
+    literals = literals_of(workload)
+    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
+    (built,) = [document for document in rendered if document["kind"] == workload["kind"]]
+    spec = own_first(workload, template_of(built)["spec"])
+    assert effective(spec, literals) == effective(template_of(injected(workload))["spec"])
