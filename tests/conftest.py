@@ -36,6 +36,7 @@ statuses and signals, and twenty fault schedules. Tests outside the tier are rep
 command line selects every test in it, and so does -m."""
 
 FULL = (
+    "tests/cluster/",
     "tests/faults/test_processes.py",
     "tests/image/",
     "tests/monitoring/test_prometheus.py",
@@ -49,6 +50,7 @@ FULL = (
 """Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
 
 GROUPS = {
+    "tests/cluster/": "cluster",
     "tests/faults/test_mutants.py": "mutants",
     "tests/image/": "image",
     "tests/pod/test_pod.py": "image",

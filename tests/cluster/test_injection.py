@@ -1,0 +1,171 @@
+"""Test the admission policies on a real API server, against `lifecycle inject` and the Kustomize component."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lifecycle.inject.rules import LABEL
+from lifecycle.inject.template import CONTAINERS
+from tests.cluster.api_server import ApiServer, Refused
+from tests.cluster.conftest import set_settings
+from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod
+from tests.inject.samples import (
+    NAMES,
+    SETTINGS,
+    SITE,
+    effective,
+    injected,
+    literals_of,
+    own_first,
+    prepared_for_component,
+    template_of,
+    with_component,
+    workloads,
+)
+from tests.real.programs import eventually
+
+Document = dict[str, Any]
+
+
+def pod_of(workload: Document) -> Document:
+    """Return a pod as the controller of a workload creates it."""
+    template = template_of(workload)
+    metadata = {"name": f"{workload['metadata']['name']}-0", "namespace": "services", **template["metadata"]}
+    spec = dict(template["spec"])
+    claims = [claim["metadata"]["name"] for claim in workload["spec"].get("volumeClaimTemplates", [])]
+    spec["volumes"] = [
+        *(spec.get("volumes") or []),
+        *({"name": name, "persistentVolumeClaim": {"claimName": name}} for name in claims),
+    ]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def admitted(server: ApiServer, document: Document, config: dict[str, str] | None = None) -> Document:
+    """Return the spec of a pod as the API server admits it, in comparable form."""
+    spec = server.create(document)["spec"]
+    # The API server adds the service account's token to every container that has none, under a random name.
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        mounts = (
+            [mount for mount in container["volumeMounts"] if not mount["name"].startswith("kube-api-access-")]
+            if ("volumeMounts" in container)
+            else []
+        )
+        container["volumeMounts"] = mounts
+    spec["volumes"] = [volume for volume in spec["volumes"] if not volume["name"].startswith("kube-api-access-")]
+    return effective(spec, config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_ways_give_the_same_pod(api_server: ApiServer, name: str, tmp_path: Path) -> None:
+    workload, literals = workloads()[name], literals_of(workloads()[name])
+    by_policy = admitted(api_server, pod_of(workload))
+    by_inject = admitted(api_server, pod_of(injected(workload)))
+    rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
+    (built,) = [document for document in rendered if document["kind"] == workload["kind"]]
+    own_first(workload, template_of(built)["spec"])
+    by_component = admitted(api_server, pod_of(built), literals)
+
+    assert [c["name"] for c in by_policy["initContainers"] if c["name"] in CONTAINERS] == list(CONTAINERS)
+    assert by_policy == by_inject
+    assert by_component == by_inject
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workload_itself_is_accepted_with_the_containers(api_server: ApiServer, name: str) -> None:
+    api_server.create(workloads()[name])
+    api_server.create(injected(workloads()[name]))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer, name: str) -> None:
+    document, texts = REFUSED[name]
+    with pytest.raises(Refused) as refused:
+        api_server.create(document)
+    message = str(refused.value)
+    assert document["metadata"]["name"] in message
+    assert [text for text in texts if text not in message] == []
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_workload_is_accepted(api_server: ApiServer, name: str) -> None:
+    api_server.create(ACCEPTED[name])
+
+
+def test_pods_of_workloads_are_refused_too(api_server: ApiServer) -> None:
+    """A workload that was created before the policies is caught when it creates a pod."""
+    document = annotated(deployment(), hostname="Web")
+    with pytest.raises(Refused, match="Web"):
+        api_server.create(pod_of(document))
+
+
+def test_namespace_without_the_label_is_left_alone(api_server: ApiServer) -> None:
+    document = pod()
+    document["metadata"]["namespace"] = "elsewhere"
+    assert "initContainers" not in api_server.create(document)["spec"]
+
+
+def test_pod_without_the_label_is_left_alone(api_server: ApiServer) -> None:
+    document = pod()
+    del document["metadata"]["labels"][LABEL]
+    created = api_server.create(document)
+    assert "initContainers" not in created["spec"]
+
+
+def test_settings_reach_the_containers(api_server: ApiServer) -> None:
+    settings = {"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all", "LIFECYCLE_IMAGE": "registry.example.com/l:1"}
+    set_settings(api_server, **settings)
+    try:
+        wanted = replace(
+            SITE,
+            settings=SETTINGS | {name: settings[name] for name in ("HEADSCALE_ACCESS", "AUTHKEY_TAGS")},
+            lifecycle_image=settings["LIFECYCLE_IMAGE"],
+        )
+        workload = deployment()
+        expected = admitted(api_server, pod_of(injected(workload, wanted)))
+        eventually(lambda: admitted(api_server, pod_of(workload)) == expected or None, "the new settings")
+    finally:
+        set_settings(api_server)
+        default = admitted(api_server, pod_of(injected(deployment())))
+        eventually(lambda: admitted(api_server, pod_of(deployment())) == default or None, "the old settings")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"DOMAIN_NAME": None}, "DOMAIN_NAME"),
+        ({"LOGIN_SERVER": None}, "LOGIN_SERVER"),
+        ({"LOGIN_SERVER": "http://headscale.headscale.svc:8080"}, "LOGIN_SERVER"),
+        ({"HEADSCALE_USR": "x"}, "HEADSCALE_USR"),
+        ({"TS_HOSTNAME": "x"}, "TS_HOSTNAME"),
+    ],
+    ids=["no-domain", "no-login-server", "http-by-name", "unknown", "of-one-pod"],
+)
+def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str, str | None], text: str) -> None:
+    def refusal() -> str | None:
+        try:
+            api_server.create(pod())
+        except Refused as refused:
+            return str(refused)
+        return None
+
+    set_settings(api_server, **settings)
+    try:
+        message = eventually(refusal, "a refusal")
+        assert text in message
+        assert "tailscale-lifecycle-inject" in message
+    finally:
+        set_settings(api_server)
+        eventually(lambda: refusal() is None or None, "acceptance")
+
+
+def test_policies_are_valid_for_every_kind(api_server: ApiServer) -> None:
+    """The API server checks the types of the expressions, and reports what it doubts in the status."""
+    for kind in ("mutatingadmissionpolicies", "validatingadmissionpolicies"):
+        policy = json.loads(api_server.kubectl("get", kind, "tailscale-lifecycle", "-o", "json"))
+        assert not policy.get("status", {}).get("typeChecking", {}).get("expressionWarnings"), yaml.safe_dump(policy)
