@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from lifecycle.inject.rules import (
@@ -247,10 +248,15 @@ def _field(name: str, value: Any, path: str, indent: str) -> str:
         return f"{{{', '.join(f'{_q(key)}: {_q(quantity)}' for key, quantity in value.items())}}}"
     if not isinstance(value, list):
         return _object(value, path, indent)
-    fixed = [_object(item, path, indent) for item in value if placeholder(item) not in _LISTS]
-    variable = [_LISTS[placeholder(item) or ""] for item in value if placeholder(item) in _LISTS]
     token, node = (_object(template()[part], path, indent) for part in ("token-mount", "node-name"))
-    return " + ".join([f"[{', '.join(fixed)}]", *(item.format(token=token, node=node, type=path) for item in variable)])
+    # The order matters: a variable can refer only to those before it.
+    lists = []
+    for is_list, items in groupby(value, key=lambda item: placeholder(item) in _LISTS):
+        if is_list:
+            lists += [_LISTS[placeholder(item) or ""].format(token=token, node=node, type=path) for item in items]
+        else:
+            lists.append(f"[{', '.join(_object(item, path, indent) for item in items)}]")
+    return " + ".join(lists)
 
 
 def _names(spec: str) -> str:

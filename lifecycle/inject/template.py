@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from lifecycle.settings.models import SECRET_FOLDER
+
 DOMAIN = "tailscale-lifecycle"
 """Prefix of the label and annotations, and of the names of volumes."""
 
@@ -23,12 +25,9 @@ PORTS = (9002, 9003)
 MARKER = f"{DOMAIN}-auth"
 """The volume that every pod with the containers has."""
 
-KEY_FOLDER = "/run/secrets/lifecycle"
-"""Where the Secret "lifecycle" is mounted."""
-
 DEFAULTS = {
-    "HEADSCALE_API_KEY_FILE": f"{KEY_FOLDER}/HEADSCALE_API_KEY",
-    "CLOUDFLARE_API_TOKEN_FILE": f"{KEY_FOLDER}/CLOUDFLARE_API_TOKEN",
+    "HEADSCALE_API_KEY_FILE": str(SECRET_FOLDER / "HEADSCALE_API_KEY"),
+    "CLOUDFLARE_API_TOKEN_FILE": str(SECRET_FOLDER / "CLOUDFLARE_API_TOKEN"),
     "SELF_HEAL": "true",
 }
 """Settings of cleanup and dns-watch that differ from the program's own defaults."""

@@ -18,6 +18,7 @@ from lifecycle.settings.fields import checked_text
 from lifecycle.settings.models import (
     NOT_A_SETTING,
     PLACEHOLDERS,
+    SECRET_FOLDER,
     Command,
     command_variables,
     every_variable,
@@ -54,8 +55,7 @@ def load(command: type[Command]) -> Command:
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_context=False, include_input=False):
             name = str(problem["loc"][0])
-            wrong.setdefault(name, _message(problem))
-            given.pop(name, None)
+            wrong.setdefault(name, _message(problem) + _advice(given.pop(name, ""), given))
             if command_variables(command)[name].is_required():
                 given[name] = PLACEHOLDERS[name]
         settings = command.model_validate(given)
@@ -164,6 +164,15 @@ def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
         for variable in sorted(set(variables) - variables_read())
         for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_NEARNESS)
     ]
+
+
+def _advice(value: str, given: Mapping[str, str]) -> str:
+    """Return what to do about an invalid value: for a file of the Secret "lifecycle", which key is missing there."""
+    path = Path(value)
+    if path.parent != SECRET_FOLDER or path.exists():
+        return ""
+    namespace = given.get("POD_NAMESPACE", "the pod's namespace")
+    return f". Create the Secret lifecycle in {namespace}, with the key {path.name}"
 
 
 def _message(problem: Any) -> str:

@@ -49,6 +49,9 @@ _HOSTNAME_LENGTHS = range(2, 64)
 
 _ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
 
+SECRET_FOLDER = Path("/run/secrets/lifecycle")
+"""Where the manifests mount the Secret "lifecycle"."""
+
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
 # They replace invalid values of required settings, so that the other settings can be checked.

@@ -35,6 +35,8 @@ Document = dict[str, Any]
 
 def pod_of(workload: Document) -> Document:
     """Return a pod as the controller of a workload creates it."""
+    if workload["kind"] == "Pod":
+        return workload
     template = template_of(workload)
     metadata = {"name": f"{workload['metadata']['name']}-0", "namespace": "services", **template["metadata"]}
     spec = dict(template["spec"])
@@ -95,6 +97,12 @@ def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer,
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_workload_is_accepted(api_server: ApiServer, name: str) -> None:
     api_server.create(ACCEPTED[name])
+
+
+@pytest.mark.parametrize("name", [name for name in ACCEPTED if name != "label-false"])
+def test_pod_of_each_kind_is_the_same_by_policy_and_by_inject(api_server: ApiServer, name: str) -> None:
+    by_policy = admitted(api_server, pod_of(ACCEPTED[name]))
+    assert by_policy == admitted(api_server, pod_of(injected(ACCEPTED[name])))
 
 
 def test_pods_of_workloads_are_refused_too(api_server: ApiServer) -> None:

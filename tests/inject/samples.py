@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from functools import cache
 from operator import itemgetter
@@ -53,8 +54,9 @@ def injected(document: Document, site: Site = SITE) -> Document:
 
 
 def template_of(document: Document) -> Document:
-    """Return the pod template of a Deployment or StatefulSet."""
-    template: Document = document["spec"]["template"]
+    """Return the pod template of any workload except a Pod."""
+    spec = document["spec"]
+    template: Document = (spec["jobTemplate"]["spec"] if document["kind"] == "CronJob" else spec)["template"]
     return template
 
 
@@ -115,6 +117,8 @@ def _variables(container: Document, config: dict[str, str]) -> list[Document]:
         reference = variable.get("valueFrom", {}).get("configMapKeyRef")
         content = {"value": config[reference["key"]]} if reference else dict(variable)
         content.pop("name", None)
+        unknown = set(re.findall(r"\$\((\w+)\)", content.get("value") or "")) - variables.keys()
+        assert not unknown, f"{variable['name']} refers to {unknown}, which no variable before it defines"
         variables[variable["name"]] = content or {"value": ""}
     return [{"name": name, **(content or {"value": ""})} for name, content in sorted(variables.items())]
 
