@@ -43,6 +43,7 @@ TESTED_IN = {
     ("docs/architecture.md", ""): "tests/test_docs.py",
     ("docs/dry-run.md", "text"): "tests/process/test_exec.py",
     ("docs/image.md", "yaml"): "tests/pod/test_docs.py",
+    ("docs/inject.md", "yaml"): "tests/inject/test_docs.py",
     ("docs/move-from-terraform.md", "hcl"): "tests/pod/test_docs.py",
     ("docs/operations.md", "console"): "tests/process/test_readme.py",
 }
@@ -101,7 +102,7 @@ def test_kubectl_is_given_names_that_the_manifests_have(command: str) -> None:
 
 @pytest.mark.parametrize("command", [*of("lifecycle "), *of("python -m lifecycle")])
 def test_lifecycle_accepts_the_arguments(command: str) -> None:
-    words = shlex.split(command.removeprefix("python -m "))[1:]
+    words = shlex.split(command.removeprefix("python -m ").partition(" | ")[0])[1:]
     with contextlib.redirect_stdout(io.StringIO()):
         if {"--help", "--version"} & set(words):
             with pytest.raises(SystemExit) as exit_:

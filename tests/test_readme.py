@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,8 +12,17 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from lifecycle.inject.manifests import inject
+from lifecycle.inject.run import site_of
 from lifecycle.settings.load import load
-from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings, every_variable
+from lifecycle.settings.models import (
+    CleanupSettings,
+    DnsWatchSettings,
+    DryRunSettings,
+    InjectSettings,
+    PruneSettings,
+    every_variable,
+)
 from tests.pages import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
@@ -20,14 +30,19 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture
 def manifest() -> dict[str, Any]:
+    """The first manifest, as it is created when the containers have been added with the shipped settings."""
     (found,) = [
         document
         for block in blocks(README, "yaml")
         for document in yaml.safe_load_all(block.text)
-        if document["kind"] == "StatefulSet"
+        if document["kind"] == "Deployment"
     ]
-    kubernetes_validate.validate(found, kubernetes_validate.latest_version().rpartition(".")[0], strict=True)
-    return dict(found)
+    Path(".env").write_text((ROOT / "deploy/inject/settings.env").read_text())
+    created = json.loads(inject(json.dumps(found), site_of(load(InjectSettings))))
+    Path(".env").unlink()
+    for document in (found, created):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version().rpartition(".")[0], strict=True)
+    return dict(created)
 
 
 @pytest.fixture
@@ -63,15 +78,24 @@ def test_every_mount_of_the_first_manifest_is_a_volume_of_the_pod(pod: dict[str,
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-def test_the_first_manifest_reads_only_secrets_that_readme_creates(pod: dict[str, Any]) -> None:
-    made = secret_keys()
-    for name in ("cleanup", "dns-watch"):
-        container = containers(pod)[name]
-        for source in container.get("envFrom", ()):
-            assert source["secretRef"]["name"] in made
-        for variable in container["env"]:
-            reference = variable.get("valueFrom", {}).get("secretKeyRef")
-            assert reference is None or reference["key"] in made[reference["name"]]
+def secret_files(pod: dict[str, Any], container: str) -> dict[str, str]:
+    """The settings that name a file of a mounted Secret: variable, key."""
+    mounts = {mount["name"]: mount["mountPath"] for mount in containers(pod)[container]["volumeMounts"]}
+    (folder,) = [
+        Path(mounts[volume["name"]])
+        for volume in pod["volumes"]
+        if volume.get("secret", {}).get("secretName") in secret_keys()
+    ]
+    files = {
+        name: Path(value) for name, value in variables(containers(pod)[container]).items() if name.endswith("_FILE")
+    }
+    assert {file.parent for file in files.values()} == {folder}
+    return {name: file.name for name, file in files.items()}
+
+
+@pytest.mark.parametrize("container", ["cleanup", "dns-watch"])
+def test_the_first_manifest_reads_only_secrets_that_readme_creates(pod: dict[str, Any], container: str) -> None:
+    assert set(secret_files(pod, container).values()) == secret_keys()["lifecycle"]
 
 
 @pytest.mark.parametrize(("container", "command"), [("cleanup", CleanupSettings), ("dns-watch", DnsWatchSettings)])
@@ -84,20 +108,16 @@ def test_the_settings_of_the_first_manifest_load(
 ) -> None:
     ours = containers(pod)[container]
     given = variables(ours)
-    for source in ours.get("envFrom", ()):
-        given |= dict.fromkeys(secret_keys()[source["secretRef"]["name"]], "a-token")
+    for name, key in secret_files(pod, container).items():
+        del given[name]
+        given[key] = "a-token"
     assert given.keys() <= every_variable()
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("POD_NAME", f"{manifest['metadata']['name']}-0")
+    monkeypatch.setenv("POD_NAME", f"{manifest['metadata']['name']}-5d4c-x7k2p")
     settings = load(command)
     assert settings.access == "api"
     assert settings.node_hostname == variables(containers(pod)["tailscale"])["TS_HOSTNAME"]
-
-
-def test_no_service_link_becomes_a_setting(pod: dict[str, Any]) -> None:
-    """A Service called `health` would set HEALTH_PORT to an address."""
-    assert pod["enableServiceLinks"] is False
 
 
 def test_the_tailscale_container_keeps_its_state_over_a_restart(pod: dict[str, Any]) -> None:
@@ -115,7 +135,7 @@ def test_no_page_ships_a_login_server_that_strands_clients() -> None:
     """`http` with a name and a port is shown as a warning only, outside code that readers copy."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     copied = [block.text for page in pages for block in blocks(page.read_text())]
-    servers = {server for text in copied for server in re.findall(r"--login-server=([^\s\"]+)", text)}
+    servers = {server for text in copied for server in re.findall(r"(?:--login-server|LOGIN_SERVER)=([^\s\"]+)", text)}
     assert servers
     assert [server for server in servers if not re.match(r"https://|http://\d+(\.\d+){3}\b", server)] == []
 
