@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpcore
 import httpx
@@ -33,8 +35,8 @@ def open_http(
     )
 
 
-class Transport(httpx.HTTPTransport):
-    """httpx's transport over our connections. Only its pool is ours, since httpx does not let a client choose it."""
+class Transport(httpx.BaseTransport):
+    """Sends the requests of an httpx client over a pool of connections whose network is ours."""
 
     def __init__(
         self, trust: ssl.SSLContext, *, proxy: Proxy | None = None, tls_server_name: str | None = None
@@ -46,10 +48,61 @@ class Transport(httpx.HTTPTransport):
             network_backend=Network(tls_server_name=tls_server_name),
         )
 
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request, and return its response before the body has arrived."""
+        with httpx_errors():
+            response = self._pool.handle_request(
+                httpcore.Request(
+                    request.method,
+                    _core_url(request.url),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(
+            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """The body of a response, as it arrives."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with httpx_errors():
+            yield from self._response.iter_stream()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextmanager
+def httpx_errors() -> Iterator[None]:
+    """Turn httpcore's exceptions into those of httpx, which have the same names."""
+    try:
+        yield
+    except (
+        httpcore.TimeoutException,
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.ProxyError,
+        httpcore.UnsupportedProtocol,
+    ) as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
+
+
+def _core_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
 
 def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
     """Return a proxy as httpcore takes it; httpx decodes its credentials."""
     parsed = httpx.Proxy(proxy.url)
-    url = parsed.url
-    target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/")
-    return httpcore.Proxy(target, auth=parsed.raw_auth)
+    return httpcore.Proxy(_core_url(parsed.url), auth=parsed.raw_auth)

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import httpcore
 import httpx
 from websocket import ABNF, WebSocketException, frame_buffer
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
 from lifecycle.clients.text import quoted
+from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
 # Source: k8s.io/apimachinery/pkg/util/remotecommand: the subprotocols and the channel in each message's first byte.
@@ -68,10 +68,8 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     ):
         raise ResponseError(f"Malformed response of Kubernetes to the request for {what}.", upstream=UPSTREAM)
     try:
-        output = _read(response.extensions["network_stream"], what)
-    except (httpcore.TimeoutException, httpcore.NetworkError) as error:
-        # The stream of an upgraded connection raises httpcore's exceptions; those of httpx have the same names.
-        raise getattr(httpx, type(error).__name__)(str(error)) from error
+        with httpx_errors():
+            output = _read(response.extensions["network_stream"], what)
     except WebSocketException as error:
         raise TransientError(f"The connection to {what} broke ({quoted(str(error))}).", upstream=UPSTREAM) from error
     return Output(
