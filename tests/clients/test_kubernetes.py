@@ -147,6 +147,7 @@ A_SECRET = {"kind": "Secret", "metadata": {"name": "api-key"}}
     "body",
     [
         pytest.param(json.dumps(A_SECRET | {"data": {"key": "not base64!"}}), id="invalid-base64"),
+        pytest.param(json.dumps(A_SECRET | {"data": {"key": "ääää"}}, ensure_ascii=False), id="not-ascii"),
         pytest.param(json.dumps(A_SECRET | {"data": ["a"]}), id="list-of-values"),
         pytest.param(json.dumps(A_SECRET | {"data": {"key": 7}}), id="number"),
         pytest.param(json.dumps(A_SECRET | {"metadata": {"name": "other"}}), id="other-secret"),
@@ -159,8 +160,9 @@ A_SECRET = {"kind": "Secret", "metadata": {"name": "api-key"}}
     ],
 )
 def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
-    kubernetes.faults.add(faults.answer(200, body))
+    kubernetes.faults.add(faults.answer(200, body), times=None)
     assert type(failure(lambda: cluster.secret(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
+    assert type(failure(lambda: cluster.token(HEADSCALE_NAMESPACE, "api-key"))) is ResponseError
 
 
 @pytest.mark.parametrize(
