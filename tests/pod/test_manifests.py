@@ -27,7 +27,6 @@ from tests.pod.rendering import (
     Variant,
     configuration,
     containers,
-    copied,
     environment,
     images,
     of_kind,
@@ -130,99 +129,6 @@ def test_variants_have_the_same_containers() -> None:
     for spec in (native, plain):
         del spec["initContainers"], spec["containers"]
     assert native == plain
-
-
-TAILSCALE_IMAGE = "docker.io/tailscale/tailscale:v1.102.3"
-
-
-def rendered_with_component(pod: Document, folder: Path, *, kind: str, variant: str) -> list[Document]:
-    """Apply the component to a workload with this pod, and validate the result."""
-    copied(folder)
-    folder = folder / "deploy/theirs"
-    folder.mkdir()
-    theirs = {
-        "apiVersion": "apps/v1",
-        "kind": kind,
-        "metadata": {"name": "wiki"},
-        "spec": {
-            "selector": {"matchLabels": {"app": "wiki"}},
-            "template": {"metadata": {"labels": {"app": "wiki"}}, "spec": pod},
-            **({"serviceName": "wiki"} if kind == "StatefulSet" else {"strategy": {"type": "Recreate"}}),
-        },
-    }
-    (folder / "wiki.yaml").write_text(yaml.safe_dump(theirs))
-    (folder / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": ["wiki.yaml"], "components": [f"../components/lifecycle/{variant}"]})
-    )
-    documents = render(folder)
-    for document in documents:
-        kubernetes_validate.validate(document, NEWEST, strict=True)
-    return documents
-
-
-@pytest.mark.parametrize("variant", ["native", "plain"])
-@pytest.mark.parametrize("kind", ["StatefulSet", "Deployment"])
-def test_component_works_without_the_base(kind: str, variant: str, tmp_path: Path) -> None:
-    """Apply the component to a workload with a tailscale container of its own."""
-    pod = {
-        "initContainers": [{"name": "prepare", "image": "docker.io/a/prepare:1"}],
-        "containers": [
-            {"name": "wiki", "image": "docker.io/a/wiki:1"},
-            {"name": "tailscale", "image": TAILSCALE_IMAGE},
-        ],
-    }
-    spec = pod_spec(rendered_with_component(pod, tmp_path, kind=kind, variant=variant))
-    starts = [container["name"] for container in spec["initContainers"]]
-    assert starts == (
-        ["cleanup", "tailscale", "dns-watch", "prepare"] if variant == "native" else ["cleanup", "prepare"]
-    )
-    assert set(containers(spec)) == {"cleanup", "dns-watch", "prepare", "tailscale", "wiki"}
-    assert containers(spec)["tailscale"]["image"] == "docker.io/tailscale/tailscale:v1.102.3"
-    # cleanup and dns-watch do not get the token by default.
-    assert containers_with_mount(spec, TOKEN) == {"tailscale"}
-
-
-FROM_SECRET = {"secretKeyRef": {"name": "tailscale-auth", "key": "TS_AUTHKEY"}}
-FROM_CONFIG_MAP = {"configMapKeyRef": {"name": "settings", "key": "value"}}
-CHANGED_VARIABLES = (
-    *("TS_AUTHKEY", "TS_AUTH_ONCE", "TS_USERSPACE", "TS_ENABLE_HEALTH_CHECK", "TS_LOCAL_ADDR_PORT", "TS_SOCKET"),
-    "TS_USE_CACHED_NETMAP",
-)
-HANDLERS: dict[str, Document] = {
-    "exec": {"exec": {"command": ["true"]}},
-    "httpGet": {"httpGet": {"path": "/healthz", "port": 9002}},
-    "tcpSocket": {"tcpSocket": {"port": 9002}},
-    "grpc": {"grpc": {"port": 9002}},
-}
-VOLUME_NAMES = ("tailscale-auth", "lifecycle-secrets", "service-account-token")
-
-
-@pytest.mark.parametrize("variant", ["native", "plain"])
-@pytest.mark.parametrize("handler", HANDLERS.values(), ids=list(HANDLERS))
-def test_component_replaces_other_sources_and_handlers(handler: Document, variant: str, tmp_path: Path) -> None:
-    """The tailscale container is like those in Tailscale's examples: values from Secrets, and probes of its own."""
-    tailscale = {
-        "name": "tailscale",
-        "image": TAILSCALE_IMAGE,
-        "env": [
-            {"name": name, "valueFrom": FROM_SECRET if name == "TS_AUTHKEY" else FROM_CONFIG_MAP}
-            for name in CHANGED_VARIABLES
-        ],
-        **{probe: handler | {"periodSeconds": 9} for probe in ("livenessProbe", "readinessProbe", "startupProbe")},
-        "lifecycle": {"preStop": {"exec": {"command": ["tailscale", "logout"]}}},
-        "volumeMounts": [{"name": name, "mountPath": f"/theirs/{name}"} for name in VOLUME_NAMES],
-    }
-    volumes = [{"name": name, "secret": {"secretName": name}} for name in VOLUME_NAMES]
-    pod = {"containers": [{"name": "wiki", "image": "docker.io/a/wiki:1"}, tailscale], "volumes": volumes}
-    spec = pod_spec(rendered_with_component(pod, tmp_path, kind="Deployment", variant=variant))
-    every = containers(spec)
-    assert all(container.get("image") for container in every.values())
-    for variable in every["tailscale"]["env"]:
-        assert variable.keys() == {"name", "value"}
-    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
-        assert len(every["tailscale"][probe].keys() & HANDLERS.keys()) == 1
-    assert [len(volume) for volume in spec["volumes"]] == [2] * len(spec["volumes"])
-    assert [volume for volume in spec["volumes"] if volume["name"] in VOLUME_NAMES] == volumes
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)

@@ -1,0 +1,74 @@
+"""Workloads with a tailscale container of their own, rendered with the Kustomize components."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.inject.samples import COMPONENTS, template_of
+from tests.pod.rendering import containers, render
+
+Document = dict[str, Any]
+
+
+@cache
+def _shapes() -> tuple[Document, ...]:
+    return tuple(yaml.safe_load_all(Path(__file__).with_name("shapes.yaml").read_text()))
+
+
+def shapes() -> dict[str, Document]:
+    """Return the workloads by name."""
+    return {document["metadata"]["name"]: deepcopy(document) for document in _shapes()}
+
+
+def is_native(document: Document) -> bool:
+    """Return True if the tailscale container is a native sidecar."""
+    return containers(template_of(document)["spec"])["tailscale"].get("restartPolicy") == "Always"
+
+
+def _fitting(document: Document) -> tuple[str, ...]:
+    if is_native(document):
+        return ("sidecar",)
+    # A pod needs a container that is no init container.
+    return ("plain",) if len(template_of(document)["spec"]["containers"]) == 1 else ("native", "plain")
+
+
+CASES = [(name, variant) for name, document in shapes().items() for variant in _fitting(document)]
+"""Each workload with each variant of the component that fits it."""
+
+
+def write_kustomization(folder: Path, documents: list[Document], variant: str) -> None:
+    """Write a kustomization of workloads with a variant of the component, below a folder with link_components()."""
+    folder.mkdir()
+    (folder / "workloads.yaml").write_text("---\n".join(json.dumps(document) + "\n" for document in documents))
+    kustomization = {"resources": ["workloads.yaml"], "components": [f"../components/{variant}"]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+
+
+def link_components(folder: Path) -> None:
+    """Make the components available below a folder."""
+    (folder / "components").symlink_to(COMPONENTS)
+
+
+@cache
+def _rendered(variant: str) -> str:
+    names = [name for name, fitting in CASES if fitting == variant]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        link_components(folder)
+        for name in names:
+            write_kustomization(folder / name, [shapes()[name]], variant)
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": names}))
+        return json.dumps({document["metadata"]["name"]: document for document in render(folder)})
+
+
+def rendered_shape(name: str, variant: str) -> Document:
+    """Return a workload with the component. All workloads of a variant are rendered as parts of one kustomization."""
+    document: Document = json.loads(_rendered(variant))[name]
+    return document

@@ -1,0 +1,256 @@
+"""Test that the Kustomize components work for pods that have a tailscale container of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from lifecycle.inject.template import DOMAIN, template
+from tests.inject.refused import deployment, stateful_set
+from tests.inject.samples import SITE, template_of, with_component
+from tests.inject.shapes import CASES, is_native, link_components, rendered_shape, shapes, write_kustomization
+from tests.pod.rendering import NEWEST, containers, render
+
+Document = dict[str, Any]
+
+PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+PROBE_HANDLERS = {"exec", "grpc", "httpGet", "tcpSocket"}
+HANDLERS = {"exec", "httpGet", "sleep", "tcpSocket"}
+VARIANTS = ("native", "plain", "sidecar")
+TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+REQUIRED = template()["tailscale"]
+"""What cleanup and dns-watch rely on in the tailscale container."""
+
+CHANGED = {"env", "securityContext", "volumeMounts", *PROBES}
+"""Fields of the tailscale container that the component may change."""
+
+CONFLICTING = {"TS_AUDIENCE", "TS_CLIENT_ID", "TS_CLIENT_SECRET", "TS_HEALTHCHECK_ADDR_PORT", "TS_ID_TOKEN"}
+"""Variables with which the container refuses to start, if those of the component are set."""
+
+each_case = pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
+
+
+def spec_of(document: Document) -> Document:
+    """Return the spec of a workload's pods."""
+    spec: Document = template_of(document)["spec"]
+    return spec
+
+
+def own_and_result(name: str, variant: str) -> tuple[Document, Document]:
+    """Return the tailscale container without and with the component."""
+    own, result = shapes()[name], rendered_shape(name, variant)
+    return containers(spec_of(own))["tailscale"], containers(spec_of(result))["tailscale"]
+
+
+def by(key: str, items: list[Document] | None) -> dict[str, Document]:
+    """Return the items of a list by a field that no two of them share."""
+    found = {item[key]: item for item in items or []}
+    assert len(found) == len(items or [])
+    return found
+
+
+def others(items: list[Document] | None, *names: str) -> list[Document]:
+    """Return the items of a list that have other names."""
+    return [item for item in items or [] if item["name"] not in names]
+
+
+def test_shapes_are_of_both_kinds_and_forms() -> None:
+    assert len(shapes()) >= 22
+    found = {(document["kind"], is_native(document)) for document in shapes().values()}
+    assert found == {(kind, native) for kind in ("Deployment", "StatefulSet") for native in (True, False)}
+
+
+@each_case
+def test_result_matches_the_schema(name: str, variant: str) -> None:
+    kubernetes_validate.validate(rendered_shape(name, variant), NEWEST, strict=True)
+
+
+@each_case
+def test_unions_have_one_member(name: str, variant: str) -> None:
+    spec = spec_of(rendered_shape(name, variant))
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        assert container["image"]
+        for variable in container.get("env", []):
+            assert len(variable.keys() & {"value", "valueFrom"}) == 1, variable
+            assert variable.keys() <= {"name", "value", "valueFrom"}
+            assert len(variable.get("valueFrom", ["value"])) == 1, variable
+        for probe in (container[field] for field in PROBES if field in container):
+            assert len(probe.keys() & PROBE_HANDLERS) == 1, probe
+        for handler in container.get("lifecycle", {}).values():
+            assert len(handler.keys() & HANDLERS) == 1, handler
+    for volume in spec["volumes"]:
+        assert len(volume) == 2, volume
+
+
+@each_case
+def test_names_and_paths_are_unique(name: str, variant: str) -> None:
+    spec = spec_of(rendered_shape(name, variant))
+    every = [*spec["initContainers"], *spec["containers"]]
+    assert len(by("name", every)) == len(containers(spec))
+    volumes = by("name", spec["volumes"]).keys()
+    claims = rendered_shape(name, variant)["spec"].get("volumeClaimTemplates", [])
+    for container in every:
+        by("name", container.get("env"))
+        mounts = by("mountPath", container.get("volumeMounts"))
+        assert {mount["name"] for mount in mounts.values()} <= {
+            *volumes,
+            *(claim["metadata"]["name"] for claim in claims),
+        }
+
+
+@each_case
+def test_tailscale_keeps_its_fields(name: str, variant: str) -> None:
+    """Such as its image, command, arguments, ports and handlers."""
+    own, result = own_and_result(name, variant)
+    kept = {field: value for field, value in result.items() if field not in CHANGED}
+    expected = {field: value for field, value in own.items() if field not in CHANGED}
+    if variant != "plain":
+        expected["restartPolicy"] = "Always"
+    assert kept == expected
+
+
+@each_case
+def test_variables_are_set_and_the_others_kept(name: str, variant: str) -> None:
+    """The others include the hostname, the arguments of `tailscale up` and the state Secret."""
+    own, result = own_and_result(name, variant)
+    required = by("name", REQUIRED["env"])
+    kept = others(own.get("env"), *required, *CONFLICTING)
+    assert by("name", result["env"]) == by("name", kept) | required
+    # A variable can refer to those before it.
+    assert others(result["env"], *required) == kept
+
+
+@each_case
+def test_probes_are_replaced(name: str, variant: str) -> None:
+    """Times of a probe that the component does not set are kept."""
+    own, result = own_and_result(name, variant)
+    for probe in ("livenessProbe", "startupProbe"):
+        times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
+        assert result[probe] == times | REQUIRED[probe]
+    # It would request the health endpoint, whose address is a loopback address, and never succeed.
+    assert "readinessProbe" not in result
+
+
+@each_case
+def test_only_the_group_of_the_security_context_is_set(name: str, variant: str) -> None:
+    own, result = own_and_result(name, variant)
+    assert result["securityContext"] == (own.get("securityContext") or {}) | REQUIRED["securityContext"]
+
+
+@each_case
+def test_mounts_are_added_or_replace_those_at_their_paths(name: str, variant: str) -> None:
+    """Kustomize merges two mounts at one path into one, which must have no option of the other, such as subPath."""
+    own, result = own_and_result(name, variant)
+    mounts = by("mountPath", result["volumeMounts"])
+    assert mounts == by("mountPath", own.get("volumeMounts")) | by("mountPath", REQUIRED["volumeMounts"])
+    assert mounts["/tailscale-auth"] == {
+        "name": "tailscale-lifecycle-auth",
+        "mountPath": "/tailscale-auth",
+        "readOnly": True,
+    }
+
+
+@each_case
+def test_containers_start_in_order(name: str, variant: str) -> None:
+    own = spec_of(shapes()[name])
+    names = [container["name"] for container in spec_of(rendered_shape(name, variant))["initContainers"]]
+    first = ["cleanup"] if variant == "plain" else ["cleanup", "tailscale", "dns-watch"]
+    assert names == [*first, *(container["name"] for container in others(own.get("initContainers"), "tailscale"))]
+
+
+@each_case
+def test_cleanup_and_dns_watch_are_complete(name: str, variant: str) -> None:
+    every = containers(spec_of(rendered_shape(name, variant)))
+    for command in ("cleanup", "dns-watch"):
+        ours, expected = every[command], template()[command]
+        assert ours["image"] == SITE.lifecycle_image
+        assert ours["envFrom"] == [{"configMapRef": {"name": "lifecycle"}}]
+        assert ours["env"] == [variable for variable in expected["env"] if isinstance(variable, dict)]
+        assert ours["volumeMounts"] == [mount for mount in expected["volumeMounts"] if isinstance(mount, dict)]
+        is_sidecar = command == "dns-watch" and variant != "plain"
+        assert ours.get("restartPolicy") == ("Always" if is_sidecar else None)
+        compared = expected.keys() - {"image", "env", "volumeMounts"}
+        assert {field: ours[field] for field in compared} == {field: expected[field] for field in compared}
+
+
+@each_case
+def test_only_tailscale_gets_the_token(name: str, variant: str) -> None:
+    """cleanup and dns-watch do not need it by default."""
+    every = containers(spec_of(rendered_shape(name, variant)))
+    mounting = {
+        each
+        for each, container in every.items()
+        if any(mount["mountPath"] == TOKEN for mount in container.get("volumeMounts", []))
+    }
+    assert mounting == {"tailscale"}
+
+
+@each_case
+def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
+    """Such as the group of the pod's files, other containers, volumes and the number of replicas."""
+    own, result = shapes()[name], rendered_shape(name, variant)
+    added = [volume["name"] for volume in template()["volumes"]]
+    assert [volume for volume in spec_of(result)["volumes"] if volume["name"] in added] == template()["volumes"]
+    assert all(volume.startswith(f"{DOMAIN}-") for volume in added)
+    for document in (own, result):
+        spec = spec_of(document)
+        for group in ("initContainers", "containers"):
+            spec[group] = others(spec.get(group), "cleanup", "tailscale", "dns-watch")
+        spec["volumes"] = others(spec.get("volumes"), *added)
+    assert result == own
+
+
+def with_container_named(name: str) -> Document:
+    """Return a Deployment whose tailscale container has another name."""
+    document = shapes()["documented-sidecar"]
+    containers(spec_of(document))["tailscale"]["name"] = name
+    return document
+
+
+UNFIT = {
+    "another-name": with_container_named("ts-sidecar"),
+    "no-container": deployment(),
+    "no-container-in-a-statefulset": stateful_set(),
+}
+FIT = {"plain": "documented-sidecar", "native": "documented-sidecar", "sidecar": "native"}
+"""A shape for each variant."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("document", UNFIT.values(), ids=list(UNFIT))
+def test_workload_without_the_container_fails_the_build(document: Document, variant: str, tmp_path: Path) -> None:
+    refuses_to_render(document, tmp_path, variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("native", "plain"), ("native", "native"), ("key-as-value", "sidecar")])
+def test_variant_for_the_other_form_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
+    refuses_to_render(shapes()[name], tmp_path, variant)
+
+
+def refuses_to_render(document: Document, folder: Path, variant: str) -> None:
+    """Check that kubectl fails, and names the field that is missing."""
+    group = "initContainers" if variant == "sidecar" else "containers"
+    with pytest.raises(AssertionError, match="does not render") as failure:
+        with_component(document, folder, variant, {})
+    assert f"spec.template.spec.{group}.[name=tailscale].name" in str(failure.value)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_workloads_with_the_label_off_are_left_alone(variant: str, tmp_path: Path) -> None:
+    """They are in the same kustomization as a workload that has a tailscale container."""
+    excluded = [deployment(), stateful_set(), with_container_named("ts-sidecar"), with_container_named("tailscale")]
+    for number, document in enumerate(excluded):
+        document["metadata"] |= {"name": f"excluded-{number}", "labels": {"tailscale-lifecycle": "off"}}
+    link_components(tmp_path)
+    write_kustomization(tmp_path / "together", [*excluded, shapes()[FIT[variant]]], variant)
+    documents = by_name(render(tmp_path / "together"))
+    assert documents == by_name(excluded) | {FIT[variant]: rendered_shape(FIT[variant], variant)}
+
+
+def by_name(documents: list[Document]) -> dict[str, Document]:
+    """Return workloads by name."""
+    return {document["metadata"]["name"]: document for document in documents}
