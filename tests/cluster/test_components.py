@@ -1,0 +1,17 @@
+"""Test that a real API server accepts pods with their own tailscale container and a Kustomize component."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.cluster.api_server import ApiServer
+from tests.inject.samples import template_of
+from tests.inject.shapes import CASES, rendered_shape, shapes
+from tests.pod.rendering import containers
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES, ids=["-".join(case) for case in CASES])
+def test_workload_is_accepted_with_the_component(api_server: ApiServer, name: str, variant: str) -> None:
+    created = api_server.create(rendered_shape(name, variant))
+    expected = {"cleanup", "dns-watch", *containers(template_of(shapes()[name])["spec"])}
+    assert containers(template_of(created)["spec"]).keys() == expected
