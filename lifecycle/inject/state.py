@@ -18,10 +18,15 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
         owner: that object.
 
     Raises:
-        ManifestError: the names of the Secrets cannot be known before the pods run.
+        ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.
     """
+    metadata = owner.get("metadata") or {}
+    if not metadata.get("namespace"):
+        raise ManifestError(
+            "It has no metadata.namespace, which its RoleBinding needs. Set it, or omit --state-secret."
+        )
     secrets = list(_secret_names(workload, name=name, owner=owner))
-    namespace = {key: value for key, value in (owner.get("metadata") or {}).items() if key == "namespace"}
+    namespace = {"namespace": metadata["namespace"]}
     role = secrets[0] if len(secrets) == 1 else f"{name}-tailscale"
     for secret in secrets:
         yield {

@@ -110,6 +110,11 @@ class ApiServer:
         for process in reversed(self._processes):
             process.stop()
 
+    @property
+    def policy_version(self) -> str:
+        """The API version of MutatingAdmissionPolicy."""
+        return f"admissionregistration.k8s.io/{'v1' if self.version >= (1, 36) else 'v1beta1'}"
+
     def _beta_options(self) -> list[str]:
         """Enable MutatingAdmissionPolicy, which is off by default before 1.36."""
         if self.version >= (1, 36):

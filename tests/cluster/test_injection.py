@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tests.inject.samples import (
     with_component,
     workloads,
 )
+from tests.pages import ROOT
 from tests.real.programs import eventually
 
 Document = dict[str, Any]
@@ -177,3 +180,55 @@ def test_policies_are_valid_for_every_kind(api_server: ApiServer) -> None:
     for kind in ("mutatingadmissionpolicies", "validatingadmissionpolicies"):
         policy = json.loads(api_server.kubectl("get", kind, "tailscale-lifecycle", "-o", "json"))
         assert not policy.get("status", {}).get("typeChecking", {}).get("expressionWarnings"), yaml.safe_dump(policy)
+
+
+def test_another_policy_does_not_add_them_twice(api_server: ApiServer) -> None:
+    """A policy that changes the pod afterwards lets the API server call ours again."""
+    policy = {
+        "apiVersion": api_server.policy_version,
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": "zz-other"},
+        "spec": {
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                ]
+            },
+            "mutations": [
+                {
+                    "patchType": "ApplyConfiguration",
+                    "applyConfiguration": {
+                        "expression": "Object{metadata: Object.metadata{labels: {'other': 'policy'}}}"
+                    },
+                }
+            ],
+        },
+    }
+    binding = {
+        "apiVersion": api_server.policy_version,
+        "kind": "MutatingAdmissionPolicyBinding",
+        "metadata": {"name": "zz-other"},
+        "spec": {"policyName": "zz-other"},
+    }
+    for item in (policy, binding):
+        api_server.kubectl("create", "-f", "-", text=json.dumps(item))
+    try:
+        created = eventually(
+            lambda: found if "other" in (found := api_server.create(pod()))["metadata"]["labels"] else None,
+            "the other policy in force",
+        )
+        assert [container["name"] for container in created["spec"]["initContainers"]] == list(CONTAINERS)
+    finally:
+        for kind in ("mutatingadmissionpolicybinding", "mutatingadmissionpolicy"):
+            api_server.kubectl("delete", kind, "zz-other")
+
+
+def test_the_image_build_is_accepted(api_server: ApiServer, tmp_path: Path) -> None:
+    """The ConfigMap with the sources is too large for the annotation of a client-side apply."""
+    folder = tmp_path / "build"
+    shutil.copytree(ROOT / "build", folder)
+    subprocess.run([ROOT / "scripts/image", "--sources", folder / "sources.tar.gz"], check=True)
+    api_server.create_namespace("tailscale-lifecycle", {})
+    api_server.kubectl("apply", "--server-side", "-k", folder)

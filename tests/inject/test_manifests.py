@@ -271,6 +271,13 @@ def test_each_ordinal_gets_a_state_secret() -> None:
     assert role["rules"][0]["resourceNames"] == names
 
 
+def test_state_secret_needs_a_namespace() -> None:
+    document = annotated(deployment(), state_secret="web-state")
+    del document["metadata"]["namespace"]
+    with pytest.raises(ManifestError, match=r"Deployment web: .*metadata\.namespace"):
+        inject(json.dumps(document), SITE, with_state_secrets=True)
+
+
 def test_state_secrets_of_unknown_names_are_refused() -> None:
     document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
     with pytest.raises(ManifestError, match="StatefulSet web"):
