@@ -35,6 +35,8 @@ LIBRARIES = "httpx, dotenv, pydantic, structlog, tenacity"
 INTERFACE = "tailscale0"
 LATENCIES_S = (0.0, 0.02, 0.15)
 
+INJECTED = 200
+
 # Maximum requests of `dns-watch` per hour with POLL_INTERVAL=30s and VERIFY_INTERVAL=5m. Jitter only adds to them.
 POLLS_AN_HOUR, READS_AN_HOUR = 120, 12
 
@@ -63,6 +65,7 @@ class Bench:
         yield from self._long_life()
         yield from self._exec()
         yield from self._stopping()
+        yield from self._injection()
         yield from self._image()
 
     def _start_up(self) -> Iterator[Figure]:
@@ -220,6 +223,19 @@ class Bench:
                 world.headscale.faults.clear()
         text = f"longest {max(times):.2f} s of {len(times)}"
         yield Figure("stop during a hanging request", text, max(times))
+
+    def _injection(self) -> Iterator[Figure]:
+        """Measure the CPU time of `inject` for 200 workloads beyond that of one."""
+        one = (REPOSITORY / "tests/inject/workloads.yaml").read_text().partition("\n---\n")[0]
+        costs: dict[int, list[float]] = {1: [], INJECTED: []}
+        settings = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
+        for _ in range(self._runs):
+            for count, taken in costs.items():
+                file = self._folder / f"{count}.yaml"
+                file.write_text("\n---\n".join([one] * count))
+                taken.append(measure(["-m", "lifecycle", "inject", str(file)], **settings).cpu_s)
+        cpu_s = statistics.median(costs[INJECTED]) - statistics.median(costs[1])
+        yield Figure(f"inject, CPU of {INJECTED} workloads after start", f"{cpu_s:.2f} s", cpu_s)
 
     def _image(self) -> Iterator[Figure]:
         """Read the size of the image from `scripts/image --report`."""

@@ -11,14 +11,18 @@ from typing import Any, cast
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import STRING, Fields, Number, node_of
+from lifecycle.inject.nodes import STRING, Fields, Items, Number, node_of
 
-_MAX_DEPTH = 100
+_MAX_DEPTH = 200
 # A line that begins with --- always starts a document, also within a block of text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
+_START = re.compile(r"^[-? ]+", re.MULTILINE)
 _DIRECTIVES = re.compile(r"(?:\s*(?:[%#].*)?\n)*\s*%.*\n(?:\s*(?:[%#].*)?\n)*")
 # What is kept before a document that is written again: its marker and comments, such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
+# Texts that are texts without quotes, whatever reads the YAML.
+_PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][-\w./]*", re.ASCII | re.IGNORECASE)
+
 _RESOLVER: Any = yaml.resolver.Resolver()
 # The variants of PyYAML that use libyaml, if it is installed.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,6 +85,10 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
 
 def _check_depth(document: str) -> None:
     """Raise an error for nesting that would exhaust the stack of the parser."""
+    # Each level needs a bracket, or a column at the start of a line, where a list can begin in its parent's column.
+    columns = max(map(len, _START.findall(document)), default=0)
+    if document.count("[") + document.count("{") + 2 * columns < _MAX_DEPTH:
+        return
     depth = 0
     for event in yaml.parse(document, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -88,21 +96,53 @@ def _check_depth(document: str) -> None:
             raise ManifestError(f"is nested in more than {_MAX_DEPTH} levels")
 
 
-def write_document(document: str, root: yaml.Node, *, is_json: bool) -> str:
-    """Write a document again, after its nodes were changed."""
+def write_document(document: str, root: yaml.Node, added: Sequence[Items], *, is_json: bool) -> str:
+    """Write a document again, after its nodes were changed.
+
+    Args:
+        document: its old text.
+        root: its new nodes.
+        added: the items that have one node in their place.
+        is_json: write JSON.
+    """
     if is_json:
         return f"{_json(root, '')}\n"
+    text = _to_yaml(root)
+    for items in added:
+        before, _, after = text.partition(f"- {items.name}\n")
+        indent = before.rpartition("\n")[2]
+        text = f"{before.removesuffix(indent)}{block_of(items.values, indent)}{after}"
     head = _HEAD.match(document)
     prefix = head[0] if head else ""
     if document.startswith("---") and not prefix:
         prefix = "---\n"
-    return f"{prefix}{to_yaml(root)}"
+    return f"{prefix}{text}"
 
 
-def to_yaml(node: yaml.Node) -> str:
-    """Return a document as YAML, with each text on one line unless it was a block of lines."""
+def _to_yaml(node: yaml.Node) -> str:
     text: str = yaml.serialize(node, Dumper=_Dumper, width=2**31 - 1, allow_unicode=True)
     return text
+
+
+def block_of(value: Any, indent: str = "") -> str:
+    """Return an object or a list as YAML, over several lines."""
+    if isinstance(value, dict):
+        return "".join(
+            f"{indent}{key}: {_scalar(member)}\n"
+            if not isinstance(member, dict | list)
+            else f"{indent}{key}:\n{block_of(member, indent if isinstance(member, list) else indent + '  ')}"
+            for key, member in value.items()
+        )
+    return "".join(
+        f"{indent}- {block_of(item, indent + '  ').lstrip(' ')}"
+        if isinstance(item, dict)
+        else f"{indent}- {_scalar(item)}\n"
+        for item in value
+    )
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value)
 
 
 def _json(node: yaml.Node, indent: str) -> str:

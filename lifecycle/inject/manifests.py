@@ -9,8 +9,8 @@ from typing import Any, cast
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.documents import join_documents, parse_document, split_documents, to_yaml, write_document
-from lifecycle.inject.nodes import add_items, field_of, node_of, resolve_aliases, text_of, values_of_node
+from lifecycle.inject.documents import block_of, join_documents, parse_document, split_documents, write_document
+from lifecycle.inject.nodes import Items, add_items, field_of, resolve_aliases, text_of, values_of_node
 from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals, starts_after_own, values_of
 from lifecycle.inject.state import state_objects
 from lifecycle.inject.template import DOMAIN, filled
@@ -70,16 +70,16 @@ def inject(text: str, site: Site, *, with_state_secrets: bool = False) -> str:
             # With a backslash, the label can be written in many ways.
             is_ours = root is not None and (DOMAIN in document or "\\" in document)
             found = list(_objects(root)) if root is not None and is_ours else []
-            changed = [_changed(item, site, problems) for item in found]
+            changes = [_changed(item, site, problems) for item in found]
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
         if root is not None:
             roots.append(root)
         objects += found
-        results.append(
-            write_document(document, root, is_json=is_json) if root is not None and any(changed) else document
-        )
+        added = [items for change in changes if change is not None for items in change]
+        is_changed = root is not None and any(change is not None for change in changes)
+        results.append(write_document(document, root, added, is_json=is_json) if root and is_changed else document)
     if with_state_secrets and not problems:
         results += _state_documents(objects, roots, problems)
     if problems:
@@ -107,20 +107,26 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
         yield _Object(node, values_of_node(node))
 
 
-def _changed(item: _Object, site: Site, problems: list[str]) -> bool:
-    """Add the containers to one object if they are wanted. Return True if they were added."""
+def _changed(item: _Object, site: Site, problems: list[str]) -> list[Items] | None:
+    """Add the containers to one object if they are wanted.
+
+    Returns:
+        The additions that have one node in their place; None if nothing was added.
+    """
     workload = _workload(item)
     if workload is None:
-        return False
+        return None
     reasons = list(refusals(workload, site))
     problems += [f"{item.kind} {item.name}: {reason}" for reason in reasons]
     if reasons or not workload.is_wanted or workload.is_injected:
-        return False
+        return None
     containers, volumes = filled(values_of(workload, site))
     spec = cast("yaml.MappingNode", field_of(item.node, *TEMPLATES[item.kind], "spec"))
-    add_items(spec, "initContainers", containers, at_end=starts_after_own(workload))
-    add_items(spec, "volumes", volumes, at_end=True)
-    return True
+    added = [
+        add_items(spec, "initContainers", containers, at_end=starts_after_own(workload)),
+        add_items(spec, "volumes", volumes, at_end=True),
+    ]
+    return [items for items in added if items is not None]
 
 
 def _workload(item: _Object) -> Workload | None:
@@ -193,7 +199,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
             problems.append(f"{item.kind} {item.name}: {error}")
             continue
         documents += [
-            f"---\n{to_yaml(node_of(content))}"
+            f"---\n{block_of(content)}"
             for content in found
             if (content["kind"], content["metadata"]["name"]) not in present
         ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any, cast
 
 import yaml
@@ -73,18 +75,37 @@ def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
     return node
 
 
-def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> None:
-    """Add items to a list of an object, which gets the list if it has none."""
-    nodes = [node_of(value) for value in values]
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items of a list that are written as text, because PyYAML needs most of its time to write nodes.
+
+    Attributes:
+        values: the items.
+        name: text of the node in their place.
+    """
+
+    values: list[Any]
+    name: str = field(default_factory=lambda: f"items-{token_hex(8)}")
+
+
+def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> Items | None:
+    """Add items to a list of an object, which gets the list if it has none.
+
+    Returns:
+        The items, which have one node in their place; None in a list on one line, which has a node for each.
+    """
+    items = None if spec.flow_style else Items(values)
+    nodes = [yaml.ScalarNode(STRING, items.name)] if items else [node_of(value) for value in values]
     existing = field_of(spec, name)
     if isinstance(existing, yaml.SequenceNode) and existing.value:
         existing.value = [*existing.value, *nodes] if at_end else [*nodes, *existing.value]
         existing.flow_style = spec.flow_style
-        return
+        return items
     # The field does not exist, or is null or an empty list.
     sequence = yaml.SequenceNode(_SEQUENCE, nodes, flow_style=spec.flow_style)
     spec.value = [(key, value) for key, value in spec.value if key.value != name]
     spec.value.append((yaml.ScalarNode(STRING, name), sequence))
+    return items
 
 
 def resolve_aliases(root: yaml.Node) -> None:

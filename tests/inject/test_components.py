@@ -19,6 +19,7 @@ from tests.inject.samples import (
 )
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path) -> None:
     workload = workloads()[name]

@@ -14,6 +14,8 @@ from tests.inject.samples import SITE, template_of, with_component
 from tests.inject.shapes import CASES, is_native, link_components, rendered_shape, shapes, write_kustomization
 from tests.pod.rendering import NEWEST, containers, render
 
+pytestmark = pytest.mark.sample(10)
+
 Document = dict[str, Any]
 
 PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
