@@ -30,7 +30,6 @@ from lifecycle.inject.template import (
     DOMAIN,
     MARKER,
     PORTS,
-    WITHOUT_KEY_FILE,
     added_containers,
     added_volumes,
     placeholder,
@@ -62,8 +61,8 @@ _VALUES = {
 _LISTS = {
     "settings": "variables.settings.map(s, {type}{{name: s[0], value: s[1]}})",
     "node_name": "((variables.hostname + variables.secret).contains('$(NODE_NAME)') ? [{node}] : [])",
-    "cleanup_token": "(variables.kubernetes || variables.secret != '' ? [{token}] : [])",
-    "dns_watch_token": "(variables.kubernetes ? [{token}] : [])",
+    "cleanup_token": "(variables.needsKubernetesAPI || variables.secret != '' ? [{token}] : [])",
+    "dns_watch_token": "(variables.needsKubernetesAPI ? [{token}] : [])",
 }
 
 _POD = "object.kind == 'Pod'"
@@ -109,6 +108,7 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
 
 def validating_policy() -> Iterator[Document]:
     """Yield the policy that refuses what cannot be added, and its binding."""
+    known = sorted({*site_variables(), *OWN_SETTINGS})
     yield {
         "apiVersion": API,
         "kind": "ValidatingAdmissionPolicy",
@@ -125,8 +125,8 @@ def validating_policy() -> Iterator[Document]:
             },
             "matchConditions": [
                 {
-                    "name": "names-us",
-                    "expression": f"[{_TEMPLATE}].exists(t, t.?metadata.?labels.orValue({{}}).exists(k, "
+                    "name": "has-our-label-or-annotation",
+                    "expression": f"[{_TEMPLATE}, dyn(object)].exists(t, t.?metadata.?labels.orValue({{}}).exists(k, "
                     f"k.startsWith('{DOMAIN}/')) || t.?metadata.?annotations.orValue({{}}).exists(k, "
                     f"k.startsWith('{DOMAIN}/')))",
                 }
@@ -139,6 +139,15 @@ def validating_policy() -> Iterator[Document]:
                     "wanted": f"variables.labels[?{_q(LABEL)}].orValue('') == 'true'",
                     **_shared("variables.template"),
                     "names": _names("variables.pod"),
+                    "unknownLabels": _unknown("variables.labels", (LABEL,)),
+                    "unknownAnnotations": _unknown("variables.annotations", ANNOTATIONS),
+                    "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))",
+                    "taken": f"{_q(CONTAINERS)}.filter(n, n in variables.names)",
+                    "withReservedPort": (
+                        "(variables.pod.?initContainers.orValue([]) + variables.pod.containers)"
+                        f".filter(c, !(c.name in {_q(CONTAINERS)}) && "
+                        f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
+                    ),
                     "injected": f"{_has_marker('variables.pod')} && {_q(CONTAINERS)}.all(n, n in variables.names)",
                     "pods": _COUNT,
                 }
@@ -168,10 +177,9 @@ def _shared(template_of: str) -> dict[str, str]:
 
 
 def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
-    secret, access = WITHOUT_KEY_FILE
     # Without optional entries ({?name: value}): with them, the API server of 1.36 panics when it checks the policy.
     defaults = {name: _q(value) for name, value in DEFAULTS.items()}
-    defaults["HEADSCALE_API_KEY_FILE"] = f"variables.kubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
+    defaults["HEADSCALE_API_KEY_FILE"] = f"variables.needsKubernetesAPI ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     annotated = {"AUTHKEY_TAGS": TAGS, "SELF_HEAL": SELF_HEAL, "LOG_LEVEL": LOG_LEVEL}
     own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in annotated.items()}
     own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.secret"}
@@ -179,21 +187,30 @@ def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
     args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"
     return {
         **_shared(pod),
-        "kubernetes": f"{_q(secret)} in variables.site || variables.site[?{_q(access)}].orValue('') == 'exec'",
+        "needsKubernetesAPI": (
+            f"{_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_setting('HEADSCALE_ACCESS')} == 'exec'"
+        ),
         "args": f"('--login-server=' + variables.site[?'LOGIN_SERVER'].orValue('') + ' ' + {args}).trim()",
-        "lifecycleImage": f"variables.site[?'LIFECYCLE_IMAGE'].orValue({_q(images['lifecycle_image'])})",
-        "tailscaleImage": f"variables.site[?'TAILSCALE_IMAGE'].orValue({_q(images['tailscale_image'])})",
+        "lifecycleImage": _setting("LIFECYCLE_IMAGE", images["lifecycle_image"]),
+        "tailscaleImage": _setting("TAILSCALE_IMAGE", images["tailscale_image"]),
         "defaults": _map(defaults),
-        "own": _map(own),
+        "fromAnnotations": _map(own),
         # An empty value counts as unset.
         "settings": (
             f"[\n{_lines(map(_q, sorted({*site_variables(), *defaults, *own})))}\n]\n"
-            ".map(n, [n, variables.own[?n].orValue('') != '' ? variables.own[n] : "
-            "variables.site[?n].orValue(variables.defaults[?n].orValue(''))])\n"
+            ".map(n, [n, variables.fromAnnotations[?n].orValue('') != '' ? variables.fromAnnotations[n] : "
+            "variables.site[?n].orValue('') != '' ? variables.site[?n].orValue('') : "
+            "variables.defaults[?n].orValue('')])\n"
             ".filter(s, s[1] != '')"
         ),
         "before": f"variables.annotations[?{_q(INIT_CONTAINERS)}].orValue('') == 'before'",
     }
+
+
+def _setting(name: str, default: str = "") -> str:
+    """Return an expression for a setting of all workloads. An empty value counts as unset."""
+    value = f"variables.site[?{_q(name)}].orValue('')"
+    return f"({value} != '' ? {value} : {_q(default)})" if default else value
 
 
 def _map(entries: dict[str, str]) -> str:
@@ -263,6 +280,10 @@ def _names(spec: str) -> str:
     return f"({spec}.?initContainers.orValue([]) + {spec}.containers).map(c, c.name)"
 
 
+def _unknown(names: str, known: tuple[str, ...]) -> str:
+    return f"{names}.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_q(known)}))"
+
+
 def _has_marker(spec: str) -> str:
     return f"{spec}.?volumes.orValue([]).exists(v, v.name == {_q(MARKER)})"
 
@@ -305,11 +326,14 @@ def _validations() -> Iterator[Document]:
     annotations = "variables.annotations"
     label = f"variables.labels[?{_q(LABEL)}].orValue('false')"
     yield _validation(f"{label} in ['true', 'false']", "label", value=label)
-    for place, known in (("label", (LABEL,)), ("annotation", ANNOTATIONS)):
-        unknown = f"variables.{place}s.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_q(known)}))"
-        near = f"{_q((*ANNOTATIONS, LABEL))}.filter(n, {_plain('n')} == {_plain(unknown + '[0]')} && n != {unknown}[0])"
+    for place, variable in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
+        near = (
+            f"{_q((*ANNOTATIONS, LABEL))}.filter(n, {_plain('n')} == {_plain(variable + '[0]')} && n != {variable}[0])"
+        )
         hint = f"({near}.size() > 0 ? ' (near ' + {near}[0] + ')' : '')"
-        yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {place} ' + {unknown}[0] + {hint}")
+        yield _validation(f"{variable}.size() == 0", "unknown", value=f"'The {place} ' + {variable}[0] + {hint}")
+    at_object = f"{_q(LABEL)} in object.metadata.?labels.orValue({{}})"
+    yield _validation(f"object.kind == 'Pod' || !({at_object}) || {_q(LABEL)} in variables.labels", "label-place")
     yield from _site_validations()
     yield _validation(f"{wanted}{_q(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
     for name, pattern in PATTERNS.items():
@@ -341,13 +365,14 @@ def _validations() -> Iterator[Document]:
 
 def _pod_validations(wanted: str) -> Iterator[Document]:
     yield _validation(f"{wanted}!variables.pod.?hostNetwork.orValue(false)", "host-network")
-    taken = f"{_q(CONTAINERS)}.filter(n, n in variables.names)"
     marker = _has_marker("variables.pod")
     yield _validation(
-        f"{wanted}variables.injected || !{marker}", "partial", value=f"([{_q(MARKER)}] + {taken}).join(', ')"
+        f"{wanted}variables.injected || !{marker}", "partial", value=f"([{_q(MARKER)}] + variables.taken).join(', ')"
     )
-    yield _validation(f"{wanted}variables.injected || {taken}.size() == 0", "container", value=f"{taken}[0]")
-    port = f"variables.pod.containers.filter(c, c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
+    yield _validation(
+        f"{wanted}variables.injected || variables.taken.size() == 0", "container", value="variables.taken[0]"
+    )
+    port = "variables.withReservedPort"
     yield _validation(
         f"{wanted}{port}.size() == 0",
         "port",
@@ -364,14 +389,13 @@ def _pod_validations(wanted: str) -> Iterator[Document]:
     count = "string(variables.pods)"
     yield _validation(f"{wanted}variables.pods < 2 || {by_pod[0]}", "replicas", value=count)
     yield _validation(f"{wanted}variables.pods < 2 || {secret} == '' || {by_pod[1]}", "state-shared", value=count)
-    yield _validation(f"{wanted}{_POD} == false || variables.injected", "missing")
+    yield _validation(f"{wanted}object.kind != 'Pod' || variables.injected", "missing")
 
 
 def _site_validations() -> Iterator[Document]:
     place = f"the ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
     wanted = "!variables.wanted || "
-    known = sorted({*site_variables(), *OWN_SETTINGS})
-    unknown = f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))"
+    unknown = "variables.unknownSettings"
     yield _message(
         f"{wanted}{unknown}.size() == 0",
         f"'In {place}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",

@@ -15,7 +15,7 @@ from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals
 from lifecycle.inject.state import state_objects
 from lifecycle.inject.template import DOMAIN, filled
 
-# How deep a pod template is in each kind, and the field with the number of its pods.
+# Where each kind has its pod template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "Pod": (),
     "Deployment": ("spec", "template"),
@@ -144,6 +144,7 @@ def _workload(item: _Object) -> Workload | None:
     workload = Workload(
         kind=item.kind,
         pods=_pods(item),
+        labels_of_object=_at(data, "metadata", "labels") if TEMPLATES[item.kind] else {},
         metadata=_at(template, "metadata"),
         spec=_at(template, "spec"),
     )
@@ -170,9 +171,7 @@ def _is_list_of_objects(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(member, dict) for member in value))
 
 
-def _pods(item: _Object) -> int | None:
-    if item.kind == "DaemonSet":
-        return None
+def _pods(item: _Object) -> int:
     spec = _at(item.data, *(("spec", "jobTemplate", "spec") if item.kind == "CronJob" else ("spec",)))
     count = spec.get("parallelism" if item.kind in ("Job", "CronJob") else "replicas", 1)
     return count if isinstance(count, int) else 1
@@ -188,6 +187,7 @@ def _at(data: Any, *path: str) -> dict[str, Any]:
 def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], problems: list[str]) -> list[str]:
     """Return the state Secrets that are missing, with their Roles and RoleBindings."""
     present = {identity for root in roots for identity in _identities(root)}
+    owners: dict[tuple[str, str], str] = {}
     documents = []
     for item in objects:
         workload = _workload(item)
@@ -195,23 +195,27 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
             continue
         try:
             found = list(state_objects(workload, name=item.name, owner=item.data))
+            for content in found:
+                secret = (content["metadata"]["namespace"], content["metadata"]["name"])
+                if content["kind"] == "Secret" and owners.setdefault(secret, item.name) != item.name:
+                    raise ManifestError(f"The state Secret {secret[1]} is that of {owners[secret]}, too. Name another.")
         except ManifestError as error:
             problems.append(f"{item.kind} {item.name}: {error}")
             continue
         documents += [
             f"---\n{block_of(content)}"
             for content in found
-            if (content["kind"], content["metadata"]["name"]) not in present
+            if (content["kind"], content["metadata"]["namespace"], content["metadata"]["name"]) not in present
         ]
     return documents
 
 
-def _identities(node: yaml.Node) -> Iterator[tuple[str, str]]:
-    """Yield kind and name of each object of a document."""
+def _identities(node: yaml.Node) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, namespace and name of each object of a document."""
     items = field_of(node, "items")
     if isinstance(items, yaml.SequenceNode):
         for item in items.value:
             yield from _identities(item)
-    kind, name = field_of(node, "kind"), field_of(node, "metadata", "name")
-    if isinstance(kind, yaml.ScalarNode) and isinstance(name, yaml.ScalarNode):
-        yield str(kind.value), str(name.value)
+    fields = (field_of(node, "kind"), field_of(node, "metadata", "namespace"), field_of(node, "metadata", "name"))
+    kind, namespace, name = (str(found.value) if isinstance(found, yaml.ScalarNode) else "" for found in fields)
+    yield kind, namespace, name

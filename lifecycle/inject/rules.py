@@ -14,8 +14,8 @@ from lifecycle.inject.template import (
     DOMAIN,
     MARKER,
     PORTS,
-    WITHOUT_KEY_FILE,
     Values,
+    needs_kubernetes_api,
 )
 
 LABEL = f"{DOMAIN}/inject"
@@ -64,6 +64,8 @@ RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
 REFUSALS = {
     "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
     "unknown": f"{{value}} is not known. The annotations are {', '.join(ANNOTATIONS)}; the label is {LABEL}.",
+    "label-place": f"The label {LABEL} is set at the object itself, not in its pod template. Move it there: pods get "
+    "their labels from the template.",
     "hostname-missing": f"The annotation {HOSTNAME} is missing. Set it in the pod template to the workload's name, "
     'such as "wiki" for wiki.{domain}.',
     "value": 'The annotation {name} is "{value}". It must be {example}.',
@@ -120,13 +122,15 @@ class Workload:
 
     Attributes:
         kind: such as Deployment.
-        pods: how many of its pods run at a time; None for one on each cluster node.
+        pods: how many of its pods run at a time, on each cluster node for a DaemonSet.
+        labels_of_object: the labels of the object itself, if it is not a Pod.
         metadata: of the pod template.
         spec: of the pod template.
     """
 
     kind: str
-    pods: int | None
+    pods: int
+    labels_of_object: Mapping[str, Any]
     metadata: Mapping[str, Any]
     spec: Mapping[str, Any]
 
@@ -176,6 +180,8 @@ def refusals(workload: Workload, site: Site) -> Iterator[str]:
 
 
 def _name_refusals(workload: Workload) -> Iterator[str]:
+    if LABEL in workload.labels_of_object and LABEL not in workload.labels:
+        yield _text("label-place")
     value = workload.labels.get(LABEL, "false")
     if value not in ("true", "false"):
         yield _text("label", value=str(value).lower() if isinstance(value, bool) else value)
@@ -197,7 +203,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
         if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
             yield _text("value", name=name, value=value, example=EXAMPLES[name])
     hostname = annotations.get(HOSTNAME)
-    if not hostname:
+    if hostname is None:
         yield _text("hostname-missing", domain=site.domain)
     elif isinstance(hostname, str):
         if is_outside(hostname, site.domain):
@@ -219,7 +225,9 @@ def _pod_refusals(workload: Workload) -> Iterator[str]:
     elif not workload.is_injected:
         for name in taken:
             yield _text("container", value=name)
-    for container in workload.spec.get("containers") or []:
+    for container in [*(workload.spec.get("initContainers") or []), *(workload.spec.get("containers") or [])]:
+        if container.get("name") in CONTAINERS:
+            continue
         for port in container.get("ports") or []:
             if port.get("containerPort") in PORTS:
                 yield _text("port", name=container.get("name"), value=port["containerPort"])
@@ -232,7 +240,7 @@ def _count_refusals(workload: Workload) -> Iterator[str]:
             yield _text("daemon-set")
     elif "$(POD_NAME)" in hostname and workload.kind not in ("StatefulSet", "Pod"):
         yield _text("pod-name")
-    elif (workload.pods or 0) > 1:
+    elif workload.pods > 1:
         if "$(POD_NAME)" not in hostname:
             yield _text("replicas", value=workload.pods)
         elif secret and "$(POD_NAME)" not in secret:
@@ -281,9 +289,8 @@ def values_of(workload: Workload, site: Site) -> Values:
 
 
 def _defaults(site: Site) -> dict[str, str]:
-    secret, access = WITHOUT_KEY_FILE
-    has_key_file = secret not in site.settings and site.settings.get(access) != "exec"
-    return {name: value for name, value in DEFAULTS.items() if has_key_file or name != "HEADSCALE_API_KEY_FILE"}
+    needs_file = not needs_kubernetes_api(site.settings)
+    return {name: value for name, value in DEFAULTS.items() if needs_file or name != "HEADSCALE_API_KEY_FILE"}
 
 
 def starts_after_own(workload: Workload) -> bool:

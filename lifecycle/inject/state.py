@@ -77,5 +77,5 @@ def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
         )
     ordinals = owner["spec"].get("ordinals") or {}
     first = ordinals.get("start", 0)
-    for number in range(first, first + (workload.pods or 0)):
+    for number in range(first, first + workload.pods):
         yield secret.replace("$(POD_NAME)", f"{name}-{number}")

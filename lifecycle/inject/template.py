@@ -32,9 +32,6 @@ DEFAULTS = {
 }
 """Settings of cleanup and dns-watch that differ from the program's own defaults."""
 
-WITHOUT_KEY_FILE = ("HEADSCALE_API_KEY_SECRET", "HEADSCALE_ACCESS")
-"""Settings that replace the default of HEADSCALE_API_KEY_FILE; the second one if it is "exec"."""
-
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 
 Json = Any
@@ -60,14 +57,10 @@ class Values:
     lifecycle_image: str
     tailscale_image: str
 
-    @property
-    def uses_kubernetes(self) -> bool:
-        """Whether both commands need the service account's token."""
-        return self.settings.get("HEADSCALE_ACCESS") == "exec" or "HEADSCALE_API_KEY_SECRET" in self.settings
-
     def resolve(self) -> dict[str, Json]:
         """Return the value of each placeholder in containers.yaml."""
         token = [template()["token-mount"]]
+        needs_token = needs_kubernetes_api(self.settings)
         refers_to_node = "$(NODE_NAME)" in f"{self.hostname} {self.state_secret}"
         return {
             "hostname": self.hostname,
@@ -75,11 +68,16 @@ class Values:
             "state_secret": self.state_secret,
             "settings": [{"name": name, "value": value} for name, value in self.settings.items()],
             "node_name": [template()["node-name"]] if refers_to_node else [],
-            "cleanup_token": token if self.uses_kubernetes or self.state_secret else [],
-            "dns_watch_token": token if self.uses_kubernetes else [],
+            "cleanup_token": token if needs_token or self.state_secret else [],
+            "dns_watch_token": token if needs_token else [],
             "lifecycle_image": self.lifecycle_image,
             "tailscale_image": self.tailscale_image,
         }
+
+
+def needs_kubernetes_api(settings: Mapping[str, str]) -> bool:
+    """Return True if cleanup and dns-watch reach Headscale through the Kubernetes API, without a key file."""
+    return settings.get("HEADSCALE_ACCESS") == "exec" or bool(settings.get("HEADSCALE_API_KEY_SECRET"))
 
 
 @cache

@@ -128,6 +128,19 @@ def test_pod_without_the_label_is_left_alone(api_server: ApiServer) -> None:
     assert "initContainers" not in created["spec"]
 
 
+def test_empty_settings_count_as_unset(api_server: ApiServer) -> None:
+    names = ("SELF_HEAL", "HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY_FILE", "TAILSCALE_IMAGE", "LIFECYCLE_IMAGE")
+    set_settings(api_server, **dict.fromkeys(names, ""), AUTHKEY_TAGS="tag:now")
+    try:
+        site = replace(SITE, settings=SETTINGS | {"AUTHKEY_TAGS": "tag:now"})
+        expected = admitted(api_server, pod_of(injected(deployment(), site)))
+        eventually(lambda: admitted(api_server, pod_of(deployment())) == expected or None, "the new settings")
+    finally:
+        set_settings(api_server)
+        default = admitted(api_server, pod_of(injected(deployment())))
+        eventually(lambda: admitted(api_server, pod_of(deployment())) == default or None, "the old settings")
+
+
 def test_settings_reach_the_containers(api_server: ApiServer) -> None:
     settings = {"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all", "LIFECYCLE_IMAGE": "registry.example.com/l:1"}
     set_settings(api_server, **settings)

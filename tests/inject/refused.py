@@ -109,6 +109,12 @@ def changed(document: Document, **fields: Any) -> Document:
     return document
 
 
+def at_the_object(document: Document) -> Document:
+    """Move the label from the pod template to the object itself."""
+    document["metadata"]["labels"] = {LABEL: _template(document)["metadata"]["labels"].pop(LABEL)}
+    return document
+
+
 def _containers(*names: str, **fields: Any) -> list[Document]:
     return [{"name": name, "image": "docker.io/library/web:1", **fields} for name in names]
 
@@ -131,6 +137,10 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "unknown-annotation": (annotated(deployment(), ttl="60"), ("tailscale-lifecycle/ttl", _KNOWN)),
     "near-miss": (annotated(deployment(), host_name="web"), ("host-name (near tailscale-lifecycle/hostname)",)),
     "label-as-annotation": (annotated(deployment(), inject="true"), ("annotation tailscale-lifecycle/inject",)),
+    "label-of-the-object": (
+        at_the_object(deployment()),
+        (LABEL, "pod template"),
+    ),
     "no-hostname": (annotated(deployment(), hostname=None), (HOSTNAME, "wiki.example.com")),
     "empty-hostname": (annotated(deployment(), hostname=""), (HOSTNAME,)),
     "upper-case-hostname": (annotated(deployment(), hostname="Web"), (HOSTNAME, "Web")),
@@ -164,6 +174,13 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "port": (
         changed(deployment(), containers=_containers("metrics", ports=[{"containerPort": 9003}])),
         ("metrics", "9003"),
+    ),
+    "port-of-a-sidecar": (
+        changed(
+            deployment(),
+            initContainers=_containers("proxy", restartPolicy="Always", ports=[{"containerPort": 9002}]),
+        ),
+        ("proxy", "9002"),
     ),
     "two-replicas": (deployment(replicas=2), ("2 pods", HOSTNAME)),
     "three-replicas": (stateful_set(replicas=3), ("3 pods", HOSTNAME)),

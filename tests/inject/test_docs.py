@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import yaml
 from dotenv import dotenv_values
@@ -36,7 +37,9 @@ def test_every_annotation_has_a_row() -> None:
 def test_settings_of_the_page_are_those_of_the_shipped_file() -> None:
     shipped = dotenv_values(DEPLOY / "inject/settings.env")
     (shown,) = [
-        dotenv_values(stream=io.StringIO(block.text)) for block in blocks(PAGE, "sh") if "LOGIN_SERVER" in block.text
+        dotenv_values(stream=io.StringIO(text))
+        for block in blocks(PAGE, "sh")
+        for text in re.findall(r"<<'END'\n(.*?)^END$", block.text, flags=re.MULTILINE | re.DOTALL)
     ]
     assert shown == shipped
     assert shipped.keys() <= command_variables(InjectSettings).keys()
