@@ -30,6 +30,7 @@ from lifecycle.inject.template import (
     DOMAIN,
     MARKER,
     PORTS,
+    VOLUMES,
     added_containers,
     added_volumes,
     placeholder,
@@ -97,7 +98,10 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
                     "name": "has-no-such-container",
                     "expression": f"!({_names('object.spec')}.exists(n, n in {_q(CONTAINERS)}))",
                 },
-                {"name": "has-no-such-volume", "expression": f"!{_has_marker('object.spec')}"},
+                {
+                    "name": "has-no-such-volume",
+                    "expression": f"!object.spec.?volumes.orValue([]).exists(v, v.name in {_q(VOLUMES)})",
+                },
             ],
             "variables": _list(_variables("object", images)),
             "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": _patch()}}],
@@ -129,7 +133,13 @@ def validating_policy() -> Iterator[Document]:
                     "expression": f"[{_TEMPLATE}, dyn(object)].exists(t, t.?metadata.?labels.orValue({{}}).exists(k, "
                     f"k.startsWith('{DOMAIN}/')) || t.?metadata.?annotations.orValue({{}}).exists(k, "
                     f"k.startsWith('{DOMAIN}/')))",
-                }
+                },
+                # An object that became invalid can still be deleted, annotated and scaled down.
+                {"name": "is-not-deleted", "expression": "!has(object.metadata.deletionTimestamp)"},
+                {
+                    "name": "is-new-or-changed",
+                    "expression": "request.operation == 'CREATE' || object.spec != oldObject.spec",
+                },
             ],
             "variables": _list(
                 {
@@ -142,9 +152,10 @@ def validating_policy() -> Iterator[Document]:
                     "unknownLabels": _unknown("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown("variables.annotations", ANNOTATIONS),
                     "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))",
+                    "ourVolumes": (f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_q(VOLUMES)})"),
                     "taken": f"{_q(CONTAINERS)}.filter(n, n in variables.names)",
                     "withReservedPort": (
-                        "(variables.pod.?initContainers.orValue([]) + variables.pod.containers)"
+                        "(variables.pod.?initContainers.orValue([]) + variables.pod.?containers.orValue([]))"
                         f".filter(c, !(c.name in {_q(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
@@ -277,7 +288,7 @@ def _field(name: str, value: Any, path: str, indent: str) -> str:
 
 
 def _names(spec: str) -> str:
-    return f"({spec}.?initContainers.orValue([]) + {spec}.containers).map(c, c.name)"
+    return f"({spec}.?initContainers.orValue([]) + {spec}.?containers.orValue([])).map(c, c.name)"
 
 
 def _unknown(names: str, known: tuple[str, ...]) -> str:
@@ -302,7 +313,13 @@ def _binding(kind: str) -> Document:
             "policyName": DOMAIN,
             **actions,
             "matchResources": {"namespaceSelector": {"matchLabels": {LABEL: "enabled"}}},
-            "paramRef": {"name": DOMAIN, "namespace": NAMESPACE, "parameterNotFoundAction": "Deny"},
+            # Without the ConfigMap, the mutating policy refuses labelled pods. The validating policy has no selector
+            # and would refuse every pod of the namespace.
+            "paramRef": {
+                "name": DOMAIN,
+                "namespace": NAMESPACE,
+                "parameterNotFoundAction": "Allow" if kind.startswith("Validating") else "Deny",
+            },
         },
     }
 
@@ -365,9 +382,10 @@ def _validations() -> Iterator[Document]:
 
 def _pod_validations(wanted: str) -> Iterator[Document]:
     yield _validation(f"{wanted}!variables.pod.?hostNetwork.orValue(false)", "host-network")
-    marker = _has_marker("variables.pod")
     yield _validation(
-        f"{wanted}variables.injected || !{marker}", "partial", value=f"([{_q(MARKER)}] + variables.taken).join(', ')"
+        f"{wanted}variables.injected || variables.ourVolumes.size() == 0",
+        "partial",
+        value="(variables.ourVolumes + variables.taken).join(', ')",
     )
     yield _validation(
         f"{wanted}variables.injected || variables.taken.size() == 0", "container", value="variables.taken[0]"
@@ -423,8 +441,16 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
         values: an expression for each name in the message.
     """
     parts = re.split(r"\{(\w+)\}", REFUSALS[refusal])
-    pieces = [values[part] if index % 2 else _q(part) for index, part in enumerate(parts) if part]
+    pieces = [_shown(values[part]) if index % 2 else _q(part) for index, part in enumerate(parts) if part]
     return _message(expression, " + ".join(pieces))
+
+
+def _shown(text: str) -> str:
+    """Return an expression for a text in a message, which must be one line and not too long."""
+    if text.startswith("'") or text == "variables.domain":
+        return text
+    line = f"({text}).replace('\\n', ' ').replace('\\r', ' ')"
+    return f"({line}.size() > 100 ? {line}.substring(0, 100) + '...' : {line})"
 
 
 def _message(expression: str, text: str) -> Document:

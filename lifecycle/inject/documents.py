@@ -11,13 +11,12 @@ from typing import Any, cast
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import STRING, Fields, Items, Number, node_of
+from lifecycle.inject.nodes import MAX_DEPTH, STRING, Fields, Items, Number, node_of
 
-_MAX_DEPTH = 200
 # A line that begins with --- always starts a document, also within a block of text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
 _START = re.compile(r"^[-? ]+", re.MULTILINE)
-_DIRECTIVES = re.compile(r"(?:\s*(?:[%#].*)?\n)*\s*%.*\n(?:\s*(?:[%#].*)?\n)*")
+_DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
 # What is kept before a document that is written again: its marker and comments, such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
 # Texts that are texts without quotes, whatever reads the YAML.
@@ -68,11 +67,12 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
         try:
             # YAML does not read every escape of JSON.
             pairs = json.loads(document, object_pairs_hook=Fields, parse_int=Number, parse_float=Number)
-            return node_of(pairs, style='"'), True
         except RecursionError:
-            raise ManifestError("is nested too deeply") from None
+            raise ManifestError(f"is nested in more than {MAX_DEPTH} levels") from None
         except ValueError:
             pass
+        else:
+            return node_of(pairs, style='"'), True
     try:
         _check_depth(document)
         return yaml.compose(document, Loader=_Loader), False
@@ -87,13 +87,13 @@ def _check_depth(document: str) -> None:
     """Raise an error for nesting that would exhaust the stack of the parser."""
     # Each level needs a bracket, or a column at the start of a line, where a list can begin in its parent's column.
     columns = max(map(len, _START.findall(document)), default=0)
-    if document.count("[") + document.count("{") + 2 * columns < _MAX_DEPTH:
+    if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
         return
     depth = 0
     for event in yaml.parse(document, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_DEPTH:
-            raise ManifestError(f"is nested in more than {_MAX_DEPTH} levels")
+        if depth > MAX_DEPTH:
+            raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
 
 
 def write_document(document: str, root: yaml.Node, added: Sequence[Items], *, is_json: bool) -> str:

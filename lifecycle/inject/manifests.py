@@ -28,6 +28,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+_VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
+
+# How many lists contain each other in a manifest; an alias can make a list contain itself.
+_LISTS = 3
+
+
 @dataclass(frozen=True, slots=True)
 class _Object:
     """One Kubernetes object: its nodes, which can be changed, and its values."""
@@ -46,14 +52,14 @@ class _Object:
         return str(known.get("name") or known.get("generateName") or "without a name")
 
 
-def inject(text: str, site: Site, *, with_state_secrets: bool = False) -> str:
+def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
     """Add the containers to each labelled workload.
 
     A document without a labelled workload is returned as it is. In another one, every value keeps its spelling, but
     comments and the layout are lost.
 
     Args:
-        text: YAML documents, or one JSON document.
+        text: YAML documents or one JSON document, of one file or of several.
         site: what is the same for all workloads.
         with_state_secrets: append each state Secret that is missing, with the Role that lets its pod use it.
 
@@ -64,7 +70,8 @@ def inject(text: str, site: Site, *, with_state_secrets: bool = False) -> str:
     results: list[str] = []
     roots: list[yaml.Node] = []
     objects: list[_Object] = []
-    for number, document in enumerate(split_documents(text.removeprefix("\ufeff")), 1):
+    texts = [text] if isinstance(text, str) else text
+    for number, (document, separator) in enumerate(_separated(texts), 1):
         try:
             root, is_json = parse_document(document)
             # With a backslash, the label can be written in many ways.
@@ -79,12 +86,22 @@ def inject(text: str, site: Site, *, with_state_secrets: bool = False) -> str:
         objects += found
         added = [items for change in changes if change is not None for items in change]
         is_changed = root is not None and any(change is not None for change in changes)
-        results.append(write_document(document, root, added, is_json=is_json) if root and is_changed else document)
+        written = write_document(document, root, added, is_json=is_json) if root and is_changed else document
+        results.append(separator + written)
     if with_state_secrets and not problems:
         results += _state_documents(objects, roots, problems)
     if problems:
         raise ManifestError("\n".join(problems))
     return join_documents(results)
+
+
+def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each document of several files, and the separator that it needs after the file before."""
+    for index, text in enumerate(texts):
+        for place, document in enumerate(split_documents(text)):
+            is_first = index > 0 and place == 0
+            separator = "...\n" if document.startswith("%") else "---\n"
+            yield document, separator if is_first and not document.startswith("---") else ""
 
 
 def _objects(root: yaml.Node) -> Iterator[_Object]:
@@ -102,6 +119,8 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
     items = field_of(node, "items")
     if isinstance(kind, yaml.ScalarNode) and str(kind.value).endswith("List") and isinstance(items, yaml.SequenceNode):
         for item in items.value:
+            if field_of(item, "kind") is None and kind.value != "List":
+                raise ManifestError(f"is a {kind.value} whose items have no kind. Use a List")
             yield from _members(item)
     else:
         yield _Object(node, values_of_node(node))
@@ -132,9 +151,8 @@ def _changed(item: _Object, site: Site, problems: list[str]) -> list[Items] | No
 def _workload(item: _Object) -> Workload | None:
     """Return an object's pod template; None if it has none, or is of a kind that is never changed."""
     data = item.data
-    if item.kind not in TEMPLATES:
-        metadata = _at(data, "spec", "template", "metadata")
-        if LABEL in (metadata.get("labels") or {}):
+    if item.kind not in TEMPLATES or data.get("apiVersion", "v1") not in _VERSIONS:
+        if any(_has_label(value) for name, value in data.items() if name != "metadata"):
             raise ManifestError(
                 f"{item.kind} {item.name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
                 "the admission policy of deploy/inject, which works with pods of every kind"
@@ -152,6 +170,15 @@ def _workload(item: _Object) -> Workload | None:
     return workload
 
 
+def _has_label(data: Any) -> bool:
+    """Return True if any labels below a value ask for the containers."""
+    if isinstance(data, list):
+        return any(map(_has_label, data))
+    if not isinstance(data, dict):
+        return False
+    return LABEL in _at(data, "labels") or any(map(_has_label, data.values()))
+
+
 def _check_shape(item: _Object, workload: Workload) -> None:
     """Raise an error if a field that is read has another type than in Kubernetes."""
     wrong = [name for name in ("labels", "annotations") if not isinstance(workload.metadata.get(name) or {}, dict)]
@@ -161,6 +188,8 @@ def _check_shape(item: _Object, workload: Workload) -> None:
             wrong.append(group)
         elif not all(_is_list_of_objects(member.get("ports")) for member in members or []):
             wrong.append("ports")
+        elif not all(isinstance(member.get("name", ""), str) for member in members or []):
+            wrong.append(f"the names of {group}")
     if wrong:
         raise ManifestError(f"{item.kind} {item.name}: {', '.join(wrong)} of the pod template are malformed")
     if LABEL in workload.labels and not workload.spec.get("containers"):
@@ -173,8 +202,11 @@ def _is_list_of_objects(value: Any) -> bool:
 
 def _pods(item: _Object) -> int:
     spec = _at(item.data, *(("spec", "jobTemplate", "spec") if item.kind == "CronJob" else ("spec",)))
-    count = spec.get("parallelism" if item.kind in ("Job", "CronJob") else "replicas", 1)
-    return count if isinstance(count, int) else 1
+    field = "parallelism" if item.kind in ("Job", "CronJob") else "replicas"
+    count = spec.get(field)
+    if count is not None and not isinstance(count, int):
+        raise ManifestError(f"{item.kind} {item.name}: {field} is {count}, which is not an integer")
+    return 1 if count is None else count
 
 
 def _at(data: Any, *path: str) -> dict[str, Any]:
@@ -210,12 +242,12 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
     return documents
 
 
-def _identities(node: yaml.Node) -> Iterator[tuple[str, str, str]]:
-    """Yield kind, namespace and name of each object of a document."""
+def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str]]:
+    """Yield kind, namespace and name of each object of a document, also in lists within lists."""
     items = field_of(node, "items")
-    if isinstance(items, yaml.SequenceNode):
+    if isinstance(items, yaml.SequenceNode) and depth < _LISTS:
         for item in items.value:
-            yield from _identities(item)
+            yield from _identities(item, depth + 1)
     fields = (field_of(node, "kind"), field_of(node, "metadata", "namespace"), field_of(node, "metadata", "name"))
     kind, namespace, name = (str(found.value) if isinstance(found, yaml.ScalarNode) else "" for found in fields)
     yield kind, namespace, name

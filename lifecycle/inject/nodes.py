@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, cast
@@ -14,17 +15,20 @@ from lifecycle.domain.errors import ManifestError
 
 # More nodes than any real manifest has. Aliases that contain aliases can multiply without limit.
 _MAX_NODES = 200_000
+MAX_DEPTH = 200
+"""How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
 # Tags of the values that a manifest can have; others would start a constructor or have no JSON form.
 STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_KNOWN_TAGS = frozenset(
+_VALUE = "tag:yaml.org,2002:value"
+_KNOWN_TAGS = {_VALUE} | frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
 )
 _CONSTRUCTED = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))
 _TAGS = {bool: "tag:yaml.org,2002:bool", type(None): "tag:yaml.org,2002:null"}
 _CONSTRUCTOR = yaml.constructor.SafeConstructor()
-_LIKE_NUMBER = re.compile(r"[-+.]?[0-9]")
+_AMBIGUOUS = re.compile(r"[-+]?\.?[0-9]|(?:y|n)$", re.IGNORECASE)
 
 
 class Fields(list[tuple[str, Any]]):
@@ -37,22 +41,32 @@ class Number(str):
     __slots__ = ()
 
 
-def node_of(value: Any, style: str | None = None) -> yaml.Node:
+def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
     """Return a value's nodes.
 
     Args:
         value: JSON.
         style: of every text; None = only texts that need quotes have them.
+        depth: how many values contain this one.
+
+    Raises:
+        ManifestError: the value is nested too deeply.
     """
+    if depth > MAX_DEPTH:
+        raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
     if isinstance(value, Fields | dict):
         fields = value if isinstance(value, Fields) else value.items()
-        pairs = [(yaml.ScalarNode(STRING, key, style=style), node_of(member, style)) for key, member in fields]
+        pairs = [
+            (yaml.ScalarNode(STRING, key, style=style), node_of(member, style, depth + 1)) for key, member in fields
+        ]
         return yaml.MappingNode(_MAPPING, pairs, flow_style=style is not None)
     if isinstance(value, list):
-        return yaml.SequenceNode(_SEQUENCE, [node_of(member, style) for member in value], flow_style=style is not None)
+        return yaml.SequenceNode(
+            _SEQUENCE, [node_of(member, style, depth + 1) for member in value], flow_style=style is not None
+        )
     if isinstance(value, str) and not isinstance(value, Number):
-        # Without quotes, Kubernetes reads 1e3 or 0o14 as a number, unlike PyYAML.
-        return yaml.ScalarNode(STRING, value, style=style or ("'" if _LIKE_NUMBER.match(value) else None))
+        # Without quotes, Kubernetes reads 1e3 or 0o14 as a number and y as a boolean, unlike PyYAML.
+        return yaml.ScalarNode(STRING, value, style=style or ("'" if _AMBIGUOUS.match(value) else None))
     text = str(value) if isinstance(value, Number) else json.dumps(value)
     return yaml.ScalarNode(_TAGS.get(type(value), _NUMBER if text.lstrip("-").isdigit() else _FLOAT), text)
 
@@ -63,7 +77,10 @@ def values_of_node(node: yaml.Node) -> Any:
         return {str(key.value): values_of_node(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
         return [values_of_node(item) for item in node.value]
-    return _CONSTRUCTOR.construct_object(node) if node.tag in _CONSTRUCTED else node.value
+    if node.tag in _CONSTRUCTED:
+        with suppress(ValueError, KeyError):
+            return _CONSTRUCTOR.construct_object(node)
+    return node.value
 
 
 def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
@@ -130,11 +147,10 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
     if isinstance(node, yaml.SequenceNode):
         items = [_copied(item, budget, parents) for item in node.value]
         return yaml.SequenceNode(node.tag, items, flow_style=node.flow_style)
-    # PyYAML reads 12:30 as a number of seconds, Kubernetes as text.
-    is_time = node.tag in (_NUMBER, _FLOAT) and ":" in node.value
-    return yaml.ScalarNode(
-        STRING if is_time else node.tag, node.value, style="'" if is_time else cast("yaml.ScalarNode", node).style
-    )
+    # PyYAML reads 12:30 as a number of seconds and = as a default value, Kubernetes as text.
+    if node.tag == _VALUE or (node.tag in (_NUMBER, _FLOAT) and ":" in node.value):
+        return yaml.ScalarNode(STRING, node.value, style="'")
+    return yaml.ScalarNode(node.tag, node.value, style=cast("yaml.ScalarNode", node).style)
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:

@@ -14,6 +14,7 @@ from lifecycle.inject.template import (
     DOMAIN,
     MARKER,
     PORTS,
+    VOLUMES,
     Values,
     needs_kubernetes_api,
 )
@@ -137,12 +138,12 @@ class Workload:
     @property
     def labels(self) -> Mapping[str, Any]:
         """The labels of its pods."""
-        return self.metadata.get("labels") or {}
+        return _texts(self.metadata.get("labels"))
 
     @property
     def annotations(self) -> Mapping[str, Any]:
         """The annotations of its pods."""
-        return self.metadata.get("annotations") or {}
+        return _texts(self.metadata.get("annotations"))
 
     @property
     def is_wanted(self) -> bool:
@@ -159,14 +160,19 @@ class Workload:
         ]
 
     @property
-    def has_marker(self) -> bool:
-        """Whether a volume of ours is there."""
-        return any(volume.get("name") == MARKER for volume in self.spec.get("volumes") or [])
+    def our_volumes(self) -> list[str]:
+        """The volumes that have names of ours."""
+        return [volume["name"] for volume in self.spec.get("volumes") or [] if volume.get("name") in VOLUMES]
 
     @property
     def is_injected(self) -> bool:
         """Whether the containers were added before."""
-        return self.has_marker and set(CONTAINERS) <= set(self.containers)
+        return MARKER in self.our_volumes and set(CONTAINERS) <= set(self.containers)
+
+
+def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return labels or annotations; Kubernetes reads null as an empty text."""
+    return {name: "" if value is None else value for name, value in (values or {}).items()}
 
 
 def refusals(workload: Workload, site: Site) -> Iterator[str]:
@@ -212,7 +218,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
         elif len(re.sub(REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
             yield _text("hostname-length", value=full_hostname(hostname, site.domain))
     args = annotations.get(TAILSCALE_ARGS, "")
-    if isinstance(args, str) and re.search(RESERVED_ARGS, args):
+    if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):
         yield _text("args", value=args)
 
 
@@ -220,8 +226,8 @@ def _pod_refusals(workload: Workload) -> Iterator[str]:
     if workload.spec.get("hostNetwork"):
         yield _text("host-network")
     taken = [name for name in CONTAINERS if name in workload.containers]
-    if workload.has_marker and not workload.is_injected:
-        yield _text("partial", value=", ".join([MARKER, *taken]))
+    if workload.our_volumes and not workload.is_injected:
+        yield _text("partial", value=", ".join([*workload.our_volumes, *taken]))
     elif not workload.is_injected:
         for name in taken:
             yield _text("container", value=name)
@@ -266,7 +272,7 @@ def values_of(workload: Workload, site: Site) -> Values:
     annotations = workload.annotations
     hostname = full_hostname(annotations[HOSTNAME], site.domain)
     secret: str = annotations.get(STATE_SECRET, "")
-    args: str = annotations.get(TAILSCALE_ARGS, "").strip()
+    args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
     from_annotations = {
         "TS_HOSTNAME": hostname,
         "AUTHKEY_TAGS": annotations.get(TAGS),

@@ -14,14 +14,13 @@ from lifecycle.settings.models import InjectSettings, site_variables
 _STANDARD_INPUT = "-"
 
 
-def read(files: Sequence[str]) -> str:
-    """Return the text of all files, or of standard input.
+def read(files: Sequence[str]) -> list[str]:
+    """Return the text of each file, or of standard input.
 
     Raises:
         ManifestError: a file cannot be read as UTF-8 text.
     """
-    first, *others = [_text(file) for file in files or [_STANDARD_INPUT]]
-    return "".join([first, *(f"\n---\n{text}" for text in others)])
+    return [_text(file) for file in files or [_STANDARD_INPUT]]
 
 
 def _text(file: str) -> str:

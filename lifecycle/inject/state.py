@@ -20,8 +20,8 @@ def state_objects(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
     Raises:
         ManifestError: the namespace is missing, or the names of the Secrets are known only when the pods run.
     """
-    metadata = owner.get("metadata") or {}
-    if not metadata.get("namespace"):
+    metadata = owner.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("namespace"):
         raise ManifestError(
             "It has no metadata.namespace, which its RoleBinding needs. Set it, or omit --state-secret."
         )
@@ -75,7 +75,8 @@ def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
             f"The annotation {STATE_SECRET} is {secret}, so the names of its Secrets are known only when the pods run. "
             "Create the Secrets yourself, without --state-secret."
         )
-    ordinals = owner["spec"].get("ordinals") or {}
-    first = ordinals.get("start", 0)
+    ordinals = owner["spec"].get("ordinals")
+    start = ordinals.get("start") if isinstance(ordinals, dict) else None
+    first = start if isinstance(start, int) else 0
     for number in range(first, first + workload.pods):
         yield secret.replace("$(POD_NAME)", f"{name}-{number}")

@@ -25,6 +25,9 @@ PORTS = (9002, 9003)
 MARKER = f"{DOMAIN}-auth"
 """The volume that every pod with the containers has."""
 
+VOLUMES = tuple(f"{DOMAIN}-{name}" for name in ("auth", "secrets", "token", "state"))
+"""The volumes that are added."""
+
 DEFAULTS = {
     "HEADSCALE_API_KEY_FILE": str(SECRET_FOLDER / "HEADSCALE_API_KEY"),
     "CLOUDFLARE_API_TOKEN_FILE": str(SECRET_FOLDER / "CLOUDFLARE_API_TOKEN"),

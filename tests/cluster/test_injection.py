@@ -95,6 +95,7 @@ def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer,
     message = str(refused.value)
     assert document["metadata"]["name"] in message
     assert [text for text in texts if text not in message] == []
+    assert "expression" not in message
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
@@ -113,6 +114,41 @@ def test_pods_of_workloads_are_refused_too(api_server: ApiServer) -> None:
     document = annotated(deployment(), hostname="Web")
     with pytest.raises(Refused, match="Web"):
         api_server.create(pod_of(document))
+
+
+def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiServer) -> None:
+    """Scaling is not checked. Afterwards, only a change of the workload's spec is refused."""
+    document = deployment()
+    document["metadata"]["name"] = "scaled"
+    api_server.kubectl("create", "-f", "-", text=json.dumps(document))
+    api_server.kubectl("-n", "services", "scale", "deployment", "scaled", "--replicas=3")
+    api_server.kubectl("-n", "services", "annotate", "deployment", "scaled", "a=b")
+    with pytest.raises(Refused, match="3 pods"):
+        api_server.kubectl("-n", "services", "set", "image", "deployment/scaled", "web=docker.io/library/web:2")
+    api_server.kubectl("-n", "services", "delete", "deployment", "scaled", "--cascade=foreground", "--wait=false")
+    api_server.kubectl("-n", "services", "patch", "deployment", "scaled", "-p", '{"metadata":{"finalizers":null}}')
+    assert api_server.kubectl("-n", "services", "get", "deployment", "scaled", "--ignore-not-found") == ""
+
+
+def test_without_the_settings_only_labelled_pods_are_refused(api_server: ApiServer) -> None:
+    unlabelled = pod()
+    del unlabelled["metadata"]["labels"][LABEL]
+    del unlabelled["metadata"]["annotations"]
+    api_server.kubectl("delete", "configmap", "-n", "tailscale-lifecycle-inject", "tailscale-lifecycle")
+    try:
+        eventually(lambda: not _is_accepted(api_server, pod()) or None, "a refusal of the labelled pod")
+        assert _is_accepted(api_server, unlabelled)
+    finally:
+        set_settings(api_server)
+        eventually(lambda: _is_accepted(api_server, pod()) or None, "acceptance")
+
+
+def _is_accepted(server: ApiServer, document: Document) -> bool:
+    try:
+        server.create(document)
+    except Refused:
+        return False
+    return True
 
 
 def test_namespace_without_the_label_is_left_alone(api_server: ApiServer) -> None:

@@ -160,13 +160,22 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "init-containers": (annotated(deployment(), init_containers="first"), (INIT_CONTAINERS, "first")),
     "login-server-argument": (annotated(deployment(), tailscale_args="--login-server=http://x"), (TAILSCALE_ARGS,)),
     "auth-key-argument": (annotated(deployment(), tailscale_args="--ssh --authkey x"), (TAILSCALE_ARGS,)),
-    "line-break-in-arguments": (annotated(deployment(), tailscale_args="--ssh\n--qr"), (TAILSCALE_ARGS,)),
+    "line-break-in-arguments": (annotated(deployment(), tailscale_args="--ssh\n--qr"), (TAILSCALE_ARGS, "must be")),
+    "line-break-in-hostname": (annotated(deployment(), hostname="web\n"), (HOSTNAME, "must be")),
+    "long-arguments": (
+        annotated(deployment(), tailscale_args=f"--hostname=x {'a' * 6000}"),
+        (TAILSCALE_ARGS, "Remove"),
+    ),
     "host-network": (changed(deployment(), hostNetwork=True), ("hostNetwork",)),
     "host-network-pod": (changed(pod(), hostNetwork=True), ("hostNetwork",)),
     "own-tailscale": (changed(deployment(), containers=_containers("web", "tailscale")), ('"tailscale"',)),
     "own-cleanup": (changed(pod(), initContainers=_containers("cleanup")), ('"cleanup"',)),
     "own-dns-watch": (changed(stateful_set(), containers=_containers("dns-watch")), ('"dns-watch"',)),
     "only-volume": (changed(deployment(), volumes=[_AUTH]), ("tailscale-lifecycle-auth", "part")),
+    "only-token-volume": (
+        changed(deployment(), volumes=[{"name": "tailscale-lifecycle-token", "emptyDir": {}}]),
+        ("tailscale-lifecycle-token", "part"),
+    ),
     "volume-and-container": (
         changed(pod(), volumes=[_AUTH], initContainers=_containers("cleanup")),
         ("tailscale-lifecycle-auth, cleanup",),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,64 @@ spec:
 def test_malformed_text_is_reported(text: str, expected: str) -> None:
     with pytest.raises(ManifestError, match=expected):
         inject(text, SITE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LABELLED.replace("Deployment", "PodTemplate").replace("spec:\n  replicas: 1\n  template:", "template:\n  x:"),
+        LABELLED.replace("apps/v1", "apps.example.com/v1"),
+        LABELLED.replace("replicas: 1", "replicas: 3.0"),
+        LABELLED.replace("replicas: 1", "replicas: '3'"),
+        LABELLED.replace("name: web\n        image", "name: [a]\n        image"),
+        LABELLED.replace("kind: Deployment", "kind: Other").replace("labels: {", "labels: 5\n      other: {"),
+    ],
+    ids=["other-kind", "other-group", "float", "text", "name-list", "labels-number"],
+)
+def test_odd_workload_is_refused_or_left_alone(text: str) -> None:
+    try:
+        assert inject(text, SITE) == text
+        assert "labels: 5" in text
+    except ManifestError as error:
+        assert "web" in str(error)  # noqa: PT017 - both outcomes are valid
+
+
+def test_null_annotations_count_as_empty() -> None:
+    document = annotated(deployment(), tailscale_args="")
+    expected = injected(document)
+    text = json.dumps(document).replace(
+        '"tailscale-lifecycle/tailscale-args": ""', '"tailscale-lifecycle/tailscale-args": null'
+    )
+    changed = json.loads(inject(text, SITE))
+    assert template_of(changed)["spec"] == template_of(expected)["spec"]
+
+
+def test_values_that_kubernetes_reads_as_other_types_have_quotes() -> None:
+    odd = ["y", "N", "1e3", "0o14", "-.5", "on", "~", "null"]
+    site = replace(SITE, settings={f"A{number}": value for number, value in enumerate(odd)})
+    for text in (LABELLED, json.dumps(deployment()), yaml.safe_dump(deployment(), default_flow_style=True)):
+        changed = inject(text, site)
+        for value in odd:
+            assert re.search(rf"""value"?: ['"]{re.escape(value)}['"]""", changed), value
+
+
+def test_blank_lines_before_the_first_document_take_no_time() -> None:
+    text = "\n" * 5000 + LABELLED
+    assert inject(text, SITE).startswith("\n" * 5000 + "---\n")
+
+
+def test_files_are_read_one_by_one() -> None:
+    texts = [
+        '{"kind": "ConfigMap", "data": {"a": "\\ud83d\\ude00"}}',
+        "%YAML 1.1\n---\nkind: Secret",
+        "kind: Service\n",
+    ]
+    assert inject(texts, SITE) == f"{texts[0]}\n...\n{texts[1]}\n---\n{texts[2]}"
+
+
+def test_value_of_an_equals_sign_is_text() -> None:
+    changed = inject(f"{LABELLED}        args: [a, =]\n", SITE)
+    assert "args: [a, '=']" in changed
 
 
 def test_document_that_multiplies_is_refused() -> None:
