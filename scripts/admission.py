@@ -149,6 +149,7 @@ def validating_policy() -> Iterator[Document]:
                     "wanted": f"variables.labels[?{_q(LABEL)}].orValue('') == 'true'",
                     **_shared("variables.template"),
                     "names": _names("variables.pod"),
+                    "known": _q((*ANNOTATIONS, LABEL)),
                     "unknownLabels": _unknown("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown("variables.annotations", ANNOTATIONS),
                     "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))",
@@ -196,12 +197,14 @@ def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
     own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.secret"}
     own["NODE_POLICY"] = "variables.secret != '' ? 'keep' : ''"
     args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"
+    server = _setting("LOGIN_SERVER")
     return {
         **_shared(pod),
         "needsKubernetesAPI": (
             f"{_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_setting('HEADSCALE_ACCESS')} == 'exec'"
         ),
-        "args": f"('--login-server=' + variables.site[?'LOGIN_SERVER'].orValue('') + ' ' + {args}).trim()",
+        "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
+        "args": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
         "lifecycleImage": _setting("LIFECYCLE_IMAGE", images["lifecycle_image"]),
         "tailscaleImage": _setting("TAILSCALE_IMAGE", images["tailscale_image"]),
         "defaults": _map(defaults),
@@ -344,10 +347,8 @@ def _validations() -> Iterator[Document]:
     label = f"variables.labels[?{_q(LABEL)}].orValue('false')"
     yield _validation(f"{label} in ['true', 'false']", "label", value=label)
     for place, variable in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
-        near = (
-            f"{_q((*ANNOTATIONS, LABEL))}.filter(n, {_plain('n')} == {_plain(variable + '[0]')} && n != {variable}[0])"
-        )
-        hint = f"({near}.size() > 0 ? ' (near ' + {near}[0] + ')' : '')"
+        near = f"variables.known.filter(n, {_plain('n')} == {_plain(variable + '[0]')} && n != {variable}[0])"
+        hint = f"{near}.map(n, ' (near ' + n + ')').join('')"
         yield _validation(f"{variable}.size() == 0", "unknown", value=f"'The {place} ' + {variable}[0] + {hint}")
     at_object = f"{_q(LABEL)} in object.metadata.?labels.orValue({{}})"
     yield _validation(f"object.kind == 'Pod' || !({at_object}) || {_q(LABEL)} in variables.labels", "label-place")
@@ -442,7 +443,8 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
     """
     parts = re.split(r"\{(\w+)\}", REFUSALS[refusal])
     pieces = [_shown(values[part]) if index % 2 else _q(part) for index, part in enumerate(parts) if part]
-    return _message(expression, " + ".join(pieces))
+    # Adjacent literals are one.
+    return _message(expression, " + ".join(pieces).replace("' + '", ""))
 
 
 def _shown(text: str) -> str:
@@ -450,7 +452,7 @@ def _shown(text: str) -> str:
     if text.startswith("'") or text == "variables.domain":
         return text
     line = f"({text}).replace('\\n', ' ').replace('\\r', ' ')"
-    return f"({line}.size() > 100 ? {line}.substring(0, 100) + '...' : {line})"
+    return f"[{line}].map(t, t.size() > 100 ? t.substring(0, 100) + '...' : t)[0]"
 
 
 def _message(expression: str, text: str) -> Document:

@@ -18,6 +18,7 @@ from tests.cluster.api_server import ApiServer, Refused
 from tests.cluster.conftest import set_settings
 from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod
 from tests.inject.samples import (
+    LOGIN_SERVER,
     NAMES,
     SETTINGS,
     SITE,
@@ -166,7 +167,7 @@ def test_pod_without_the_label_is_left_alone(api_server: ApiServer) -> None:
 
 def test_empty_settings_count_as_unset(api_server: ApiServer) -> None:
     names = ("SELF_HEAL", "HEADSCALE_API_KEY_SECRET", "HEADSCALE_API_KEY_FILE", "TAILSCALE_IMAGE", "LIFECYCLE_IMAGE")
-    set_settings(api_server, **dict.fromkeys(names, ""), AUTHKEY_TAGS="tag:now")
+    set_settings(api_server, **dict.fromkeys(names, ""), AUTHKEY_TAGS="tag:now", LOGIN_SERVER=f"{LOGIN_SERVER}/")
     try:
         site = replace(SITE, settings=SETTINGS | {"AUTHKEY_TAGS": "tag:now"})
         expected = admitted(api_server, pod_of(injected(deployment(), site)))
