@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -80,4 +81,9 @@ def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: b
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - see above
     from lifecycle.inject.run import read, site_of  # noqa: PLC0415
 
-    return add_containers(read(files), site_of(settings), with_state_secrets=with_state_secrets)
+    # Nearly all objects live until the end, so looking for garbage only takes time.
+    gc.disable()
+    try:
+        return add_containers(read(files), site_of(settings), with_state_secrets=with_state_secrets)
+    finally:
+        gc.enable()

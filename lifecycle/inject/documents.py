@@ -6,12 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import MAX_DEPTH, STRING, Fields, Items, Number, node_of
+from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, Items, Number, node_of
 
 # A line that begins with --- always starts a document, also within a block of text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
@@ -23,21 +23,32 @@ _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][-\w./]*", re.ASCII | re.IGNORECASE)
 
 _RESOLVER: Any = yaml.resolver.Resolver()
+
 # The variants of PyYAML that use libyaml, if it is installed.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @cache
 def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
-    return cast("str", _RESOLVER.resolve(kind, value, implicit))
+    tag: str = _RESOLVER.resolve(kind, value, implicit)
+    # PyYAML reads 12:30 as a number of seconds and = as a default value, Kubernetes as text.
+    return STRING if tag == VALUE or (tag in NUMBERS and ":" in value) else tag
 
 
-class _Dumper(_Base):  # type: ignore[misc] # one of two classes
-    """Writes nodes. It resolves each text once, which is most of the work with many workloads."""
+class _Resolver:
+    """Resolves each text once, which takes most of the time otherwise."""
 
     def resolve(self, kind: Any, value: str | None, implicit: tuple[bool, bool]) -> str:
         return _resolved(kind, value if kind is yaml.ScalarNode else "", implicit)
+
+
+class _Loader(_Resolver, _BaseLoader):  # type: ignore[misc] # one of two classes
+    """Reads nodes."""
+
+
+class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # see above
+    """Writes nodes."""
 
 
 def split_documents(text: str) -> list[str]:

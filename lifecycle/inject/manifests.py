@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,6 +28,9 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
 }
 
+
+# The prefix of our label and annotations, not in a comment.
+_CONTENT = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
@@ -74,9 +78,7 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     for number, (document, separator) in enumerate(_separated(texts), 1):
         try:
             root, is_json = parse_document(document)
-            # With a backslash, the label can be written in many ways.
-            is_ours = root is not None and (DOMAIN in document or "\\" in document)
-            found = list(_objects(root)) if root is not None and is_ours else []
+            found = list(_objects(root, document)) if root is not None else []
             changes = [_changed(item, site, problems) for item in found]
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
@@ -104,9 +106,11 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield document, separator if is_first and not document.startswith("---") else ""
 
 
-def _objects(root: yaml.Node) -> Iterator[_Object]:
-    """Yield the objects of a document, also those inside lists."""
-    if DOMAIN not in text_of(root):
+def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
+    """Yield the objects of a document, also those inside lists; none if it has no label or annotation of ours."""
+    # With a backslash, a name can be written in many ways; behind a #, it can be a comment.
+    is_possible = DOMAIN in document or "\\" in document
+    if not _CONTENT.search(document) and not (is_possible and DOMAIN in text_of(root)):
         return
     resolve_aliases(root)
     yield from _members(root)

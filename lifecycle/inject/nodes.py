@@ -21,8 +21,9 @@ MAX_DEPTH = 200
 STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_VALUE = "tag:yaml.org,2002:value"
-_KNOWN_TAGS = {_VALUE} | frozenset(
+NUMBERS = (_NUMBER, _FLOAT)
+VALUE = "tag:yaml.org,2002:value"
+_KNOWN_TAGS = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge")
 )
 _CONSTRUCTED = frozenset(f"tag:yaml.org,2002:{name}" for name in ("int", "bool", "null"))
@@ -147,9 +148,6 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
     if isinstance(node, yaml.SequenceNode):
         items = [_copied(item, budget, parents) for item in node.value]
         return yaml.SequenceNode(node.tag, items, flow_style=node.flow_style)
-    # PyYAML reads 12:30 as a number of seconds and = as a default value, Kubernetes as text.
-    if node.tag == _VALUE or (node.tag in (_NUMBER, _FLOAT) and ":" in node.value):
-        return yaml.ScalarNode(STRING, node.value, style="'")
     return yaml.ScalarNode(node.tag, node.value, style=cast("yaml.ScalarNode", node).style)
 
 
