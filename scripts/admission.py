@@ -16,7 +16,7 @@ from lifecycle.inject.rules import (
     LABEL,
     LOG_LEVEL,
     PATTERNS,
-    REFERENCE,
+    REFERENCES,
     REFUSALS,
     RESERVED_ARGS,
     SELF_HEAL,
@@ -66,9 +66,8 @@ _LISTS = {
     "dns_watch_token": "(variables.needsKubernetesAPI ? [{token}] : [])",
 }
 
-_POD = "object.kind == 'Pod'"
 _TEMPLATE = (
-    f"{_POD} ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
+    "object.kind == 'Pod' ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
     "dyn(object.spec.template)"
 )
 
@@ -153,14 +152,16 @@ def validating_policy() -> Iterator[Document]:
                     "unknownLabels": _unknown("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown("variables.annotations", ANNOTATIONS),
                     "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))",
-                    "ourVolumes": (f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_q(VOLUMES)})"),
+                    "ourVolumes": f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_q(VOLUMES)})",
                     "taken": f"{_q(CONTAINERS)}.filter(n, n in variables.names)",
                     "withReservedPort": (
                         "(variables.pod.?initContainers.orValue([]) + variables.pod.?containers.orValue([]))"
                         f".filter(c, !(c.name in {_q(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
-                    "injected": f"{_has_marker('variables.pod')} && {_q(CONTAINERS)}.all(n, n in variables.names)",
+                    "injected": (
+                        f"{_q(MARKER)} in variables.ourVolumes && {_q(CONTAINERS)}.all(n, n in variables.names)"
+                    ),
                     "pods": _COUNT,
                 }
             ),
@@ -298,10 +299,6 @@ def _unknown(names: str, known: tuple[str, ...]) -> str:
     return f"{names}.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_q(known)}))"
 
 
-def _has_marker(spec: str) -> str:
-    return f"{spec}.?volumes.orValue([]).exists(v, v.name == {_q(MARKER)})"
-
-
 def _rule(group: str, resources: list[str], operations: list[str]) -> Document:
     return {"apiGroups": [group], "apiVersions": ["v1"], "operations": operations, "resources": resources}
 
@@ -370,7 +367,7 @@ def _validations() -> Iterator[Document]:
         value=short,
         domain="variables.domain",
     )
-    references = "".join(f".replace({_q(f'$({name})')}, '')" for name in re.findall(r"[A-Z_]{3,}", REFERENCE))
+    references = "".join(f".replace({_q(f'$({name})')}, '')" for name in REFERENCES)
     yield _validation(
         f"{wanted}variables.hostname{references}.size() <= {HOSTNAME_LENGTH}",
         "hostname-length",

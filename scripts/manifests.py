@@ -132,13 +132,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if a file is stale")
     options = parser.parse_args()
-    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
+    files = generated()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if options.check:
             print(f"{path.relative_to(DEPLOY.parent)} is stale: run scripts/manifests", file=sys.stderr)
         else:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(generated()[path])
+            path.write_text(files[path])
     return 1 if stale and options.check else 0
 
 

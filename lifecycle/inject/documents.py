@@ -64,12 +64,8 @@ def split_documents(text: str) -> list[str]:
 
 def join_documents(documents: Sequence[str]) -> str:
     """Put documents together, each after the first on a line of its own."""
-    text = ""
-    for document in documents:
-        if text and not text.endswith("\n"):
-            text += "\n"
-        text += document
-    return text
+    lines = [document if document.endswith("\n") else f"{document}\n" for document in documents[:-1]]
+    return "".join([*lines, *documents[-1:]])
 
 
 def parse_document(document: str) -> tuple[yaml.Node | None, bool]:

@@ -31,11 +31,13 @@ ANNOTATIONS = (HOSTNAME, TAGS, STATE_SECRET, SELF_HEAL, LOG_LEVEL, TAILSCALE_ARG
 
 HOSTNAME_LENGTH = 63
 
-REFERENCE = r"\$\((POD_NAME|POD_NAMESPACE|NODE_NAME)\)"
-"""References that Kubernetes replaces in the hostname and in the name of the state Secret."""
+REFERENCES = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME")
+"""Variables that the hostname and the name of the state Secret can refer to."""
+
+_REFERENCE = rf"\$\(({'|'.join(REFERENCES)})\)"
 
 # Letters, digits and references, with hyphens between them.
-_LABEL = rf"([a-z0-9]|{REFERENCE})((-|[a-z0-9]|{REFERENCE})*([a-z0-9]|{REFERENCE}))?"
+_LABEL = rf"([a-z0-9]|{_REFERENCE})((-|[a-z0-9]|{_REFERENCE})*([a-z0-9]|{_REFERENCE}))?"
 
 PATTERNS = {
     HOSTNAME: rf"{_LABEL}(\.{_LABEL})*",
@@ -215,7 +217,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
         if is_outside(hostname, site.domain):
             yield _text("hostname-domain", value=hostname, domain=site.domain)
         # The length of a reference is known only in the pod, where cleanup checks it.
-        elif len(re.sub(REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
+        elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
             yield _text("hostname-length", value=full_hostname(hostname, site.domain))
     args = annotations.get(TAILSCALE_ARGS, "")
     if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):

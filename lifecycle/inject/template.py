@@ -25,9 +25,6 @@ PORTS = (9002, 9003)
 MARKER = f"{DOMAIN}-auth"
 """The volume that every pod with the containers has."""
 
-VOLUMES = tuple(f"{DOMAIN}-{name}" for name in ("auth", "secrets", "token", "state"))
-"""The volumes that are added."""
-
 DEFAULTS = {
     "HEADSCALE_API_KEY_FILE": str(SECRET_FOLDER / "HEADSCALE_API_KEY"),
     "CLOUDFLARE_API_TOKEN_FILE": str(SECRET_FOLDER / "CLOUDFLARE_API_TOKEN"),
@@ -110,6 +107,10 @@ def added_tailscale() -> dict[str, Json]:
 def added_volumes() -> list[Json]:
     """Return all volumes of the added containers."""
     return [*template()["volumes"], *template()["added-volumes"]]
+
+
+VOLUMES = tuple(volume["name"] for volume in added_volumes())
+"""The names of the added volumes."""
 
 
 def filled(values: Values) -> tuple[list[Json], list[Json]]:

@@ -12,8 +12,8 @@ import yaml
 
 from lifecycle.inject.rules import LABEL
 from tests.cluster.api_server import ApiServer, Refused, missing
-from tests.inject.refused import labelled, pod
-from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, template_of, workloads
+from tests.inject.refused import labelled, pod, template_of
+from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
 from tests.pod.rendering import render
 from tests.real.programs import eventually
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.api_server import ApiServer
-from tests.inject.samples import template_of
+from tests.inject.refused import template_of
 from tests.inject.shapes import CASES, rendered_shape, shapes
 from tests.pod.rendering import containers
 

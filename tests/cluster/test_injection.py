@@ -16,7 +16,7 @@ from lifecycle.inject.rules import LABEL
 from lifecycle.inject.template import CONTAINERS
 from tests.cluster.api_server import ApiServer, Refused
 from tests.cluster.conftest import set_settings
-from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod
+from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod, template_of
 from tests.inject.samples import (
     LOGIN_SERVER,
     NAMES,
@@ -27,7 +27,6 @@ from tests.inject.samples import (
     literals_of,
     own_first,
     prepared_for_component,
-    template_of,
     with_component,
     workloads,
 )

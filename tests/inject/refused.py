@@ -76,7 +76,8 @@ def _workload(version: str, kind: str, **spec: Any) -> Document:
     }
 
 
-def _template(document: Document) -> Document:
+def template_of(document: Document) -> Document:
+    """Return the pod template of a workload; a Pod is its own."""
     if document["kind"] == "Pod":
         return document
     spec = document["spec"]
@@ -85,8 +86,8 @@ def _template(document: Document) -> Document:
 
 
 def annotated(document: Document, **annotations: str | None) -> Document:
-    """Change annotations; None removes one. `state_secret` stands for tailscale-lifecycle/state-secret, and so on."""
-    metadata = _template(document)["metadata"]
+    """Change annotations; None removes one. `state_secret` means tailscale-lifecycle/state-secret."""
+    metadata = template_of(document)["metadata"]
     for name, value in annotations.items():
         key = f"tailscale-lifecycle/{name.replace('_', '-')}"
         if value is None:
@@ -97,21 +98,21 @@ def annotated(document: Document, **annotations: str | None) -> Document:
 
 
 def labelled(document: Document, **labels: str) -> Document:
-    """Set labels; `inject` stands for tailscale-lifecycle/inject."""
-    metadata = _template(document)["metadata"]
+    """Set labels; `inject` means tailscale-lifecycle/inject."""
+    metadata = template_of(document)["metadata"]
     metadata["labels"] |= {f"tailscale-lifecycle/{name}": value for name, value in labels.items()}
     return document
 
 
 def changed(document: Document, **fields: Any) -> Document:
     """Set fields of the pod's spec."""
-    _template(document)["spec"] |= fields
+    template_of(document)["spec"] |= fields
     return document
 
 
 def at_the_object(document: Document) -> Document:
     """Move the label from the pod template to the object itself."""
-    document["metadata"]["labels"] = {LABEL: _template(document)["metadata"]["labels"].pop(LABEL)}
+    document["metadata"]["labels"] = {LABEL: template_of(document)["metadata"]["labels"].pop(LABEL)}
     return document
 
 

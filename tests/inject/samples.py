@@ -16,6 +16,7 @@ from lifecycle.inject.manifests import inject
 from lifecycle.inject.rules import STATE_SECRET, Site
 from lifecycle.inject.template import CONTAINERS
 from lifecycle.settings.models import DryRunSettings, InjectSettings, command_variables
+from tests.inject.refused import template_of
 from tests.pod.rendering import render
 
 Document = dict[str, Any]
@@ -51,13 +52,6 @@ def injected(document: Document, site: Site = SITE) -> Document:
     """Return a manifest with the containers added."""
     changed: Document = json.loads(inject(json.dumps(document), site))
     return changed
-
-
-def template_of(document: Document) -> Document:
-    """Return the pod template of any workload except a Pod."""
-    spec = document["spec"]
-    template: Document = (spec["jobTemplate"]["spec"] if document["kind"] == "CronJob" else spec)["template"]
-    return template
 
 
 def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:

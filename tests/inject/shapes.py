@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from tests.inject.samples import COMPONENTS, template_of
+from tests.inject.refused import template_of
+from tests.inject.samples import COMPONENTS
 from tests.pod.rendering import containers, render
 
 Document = dict[str, Any]
@@ -35,7 +36,7 @@ def is_native(document: Document) -> bool:
 def _fitting(document: Document) -> tuple[str, ...]:
     if is_native(document):
         return ("sidecar",)
-    # A pod needs a container that is no init container.
+    # A pod needs a container that is not an init container.
     return ("plain",) if len(template_of(document)["spec"]["containers"]) == 1 else ("native", "plain")
 
 

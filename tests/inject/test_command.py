@@ -14,8 +14,8 @@ import yaml
 from lifecycle import cli
 from lifecycle.domain.errors import EXIT_USAGE
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.refused import annotated, deployment
-from tests.inject.samples import LOGIN_SERVER, Document, template_of
+from tests.inject.refused import annotated, deployment, template_of
+from tests.inject.samples import LOGIN_SERVER, Document
 
 ENV = f"DOMAIN_NAME=example.com\nLOGIN_SERVER={LOGIN_SERVER}\nHEADSCALE_USER=services\n"
 

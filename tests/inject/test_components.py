@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.inject.refused import template_of
 from tests.inject.samples import (
     NAMES,
     effective,
@@ -13,7 +14,6 @@ from tests.inject.samples import (
     literals_of,
     own_first,
     prepared_for_component,
-    template_of,
     with_component,
     workloads,
 )

@@ -10,8 +10,8 @@ from dotenv import dotenv_values
 
 from lifecycle.inject.rules import ANNOTATIONS
 from lifecycle.settings.models import InjectSettings, command_variables
-from tests.inject.refused import deployment
-from tests.inject.samples import DEPLOY, injected, template_of
+from tests.inject.refused import deployment, template_of
+from tests.inject.samples import DEPLOY, injected
 from tests.pages import ROOT, blocks, quoted, rows
 
 PAGE = (ROOT / "docs/inject.md").read_text()

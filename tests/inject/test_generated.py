@@ -8,8 +8,8 @@ import pytest
 from manifests import generated
 
 from lifecycle.inject.template import CONTAINERS
-from tests.inject.refused import deployment
-from tests.inject.samples import injected, template_of
+from tests.inject.refused import deployment, template_of
+from tests.inject.samples import injected
 from tests.pod.rendering import containers, pod_spec, rendered
 
 FILES = generated()

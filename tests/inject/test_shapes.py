@@ -9,8 +9,8 @@ import kubernetes_validate
 import pytest
 
 from lifecycle.inject.template import DOMAIN, template
-from tests.inject.refused import deployment, stateful_set
-from tests.inject.samples import SITE, template_of, with_component
+from tests.inject.refused import deployment, stateful_set, template_of
+from tests.inject.samples import SITE, with_component
 from tests.inject.shapes import CASES, is_native, link_components, rendered_shape, shapes, write_kustomization
 from tests.pod.rendering import NEWEST, containers, render
 
