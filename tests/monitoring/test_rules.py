@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.pages import anchors
 from tests.test_health import METRICS
 
 PROMTOOL = shutil.which("promtool")
@@ -88,8 +90,15 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not(alerts: dict[st
 
 def test_every_alert_has_a_severity_and_a_description(alerts: dict[str, Any]) -> None:
     for alert in alerts.values():
-        assert alert["annotations"].keys() == {"summary", "description"}
+        assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert alert["labels"]["severity"] in {"warning", "critical"}
+
+
+def test_every_runbook_is_a_section_of_the_documentation(alerts: dict[str, Any], repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    sections = anchors((repository / "docs/operations.md").read_text())
+    expected = {f"{project['urls']['Documentation']}/operations.md#{section}" for section in sections}
+    assert {alert["annotations"]["runbook_url"] for alert in alerts.values()} <= expected
 
 
 def metrics_in(query: str) -> set[str]:
