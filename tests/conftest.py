@@ -57,6 +57,7 @@ GROUPS = {
     "tests/pod/test_real.py": "image",
     "tests/pod/test_security.py": "scanner",
     "tests/monitoring/test_prometheus.py": "prometheus",
+    "tests/terraform/": "terraform",
 }
 """Tests that run in one process, because they share what is expensive to create or cannot exist twice."""
 

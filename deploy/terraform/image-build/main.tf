@@ -1,0 +1,53 @@
+# The objects of build/: a DaemonSet that builds the image on every cluster node and imports it into containerd. The
+# module reads the files of that folder, so it needs the repository around it. A git source contains the repository.
+# The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
+
+terraform {
+  # Also OpenTofu 1.7 or newer.
+  required_version = ">= 1.7"
+}
+
+locals {
+  build     = "${path.module}/../../../build"
+  sources   = coalesce(var.sources, "${local.build}/sources.tar.gz")
+  generator = one(yamldecode(file("${local.build}/kustomization.yaml")).configMapGenerator)
+
+  content = {
+    data       = { for name in local.generator.files : name => file("${local.build}/${name}") if name != "sources.tar.gz" }
+    binaryData = { "sources.tar.gz" = filebase64(local.sources) }
+  }
+  configuration = merge(local.content, {
+    apiVersion = "v1"
+    kind       = "ConfigMap"
+    metadata = {
+      # With a hash of the content in the name, the DaemonSet is rolled out if sources or scripts have changed.
+      name      = "${local.generator.name}-${substr(sha256(jsonencode(local.content)), 0, 10)}"
+      namespace = local.generator.namespace
+    }
+  })
+
+  documents = [
+    for document in split("\n---\n", file("${local.build}/daemonset.yaml")) :
+    yamldecode(replace(document, "name: ${local.generator.name}\n", "name: ${local.configuration.metadata.name}\n"))
+  ]
+  daemonset = one([for document in local.documents : document.spec if document.kind == "DaemonSet"])
+  pod = merge(local.daemonset.template.spec, {
+    for field in ["initContainers", "containers"] : field => [
+      for container in local.daemonset.template.spec[field] : merge(container, {
+        env = concat(
+          [for variable in container.env : variable if !contains(keys(var.environment), variable.name)],
+          [for name, value in var.environment : { name = name, value = value }],
+        )
+      })
+    ]
+  })
+
+  manifests = merge({ "ConfigMap/${local.generator.name}" = local.configuration }, {
+    for document in local.documents : "${document.kind}/${document.metadata.name}" => merge(
+      document,
+      { for kind in ["DaemonSet"] : "spec" => merge(local.daemonset, {
+        template = merge(local.daemonset.template, { spec = local.pod })
+      }) if kind == document.kind },
+    )
+  })
+}

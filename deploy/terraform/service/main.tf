@@ -1,0 +1,121 @@
+# The pod of one workload, as scripts/new-service creates it for Kustomize: cleanup, tailscale, dns-watch, nginx with TLS
+# and the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
+
+terraform {
+  # Also OpenTofu 1.7 or newer.
+  required_version = ">= 1.7"
+}
+
+locals {
+  state_secret = coalesce(var.state_secret, "${var.name}-tailscale")
+
+  # The inputs are validated, so none of these values can end its quotes in the templates.
+  values = {
+    name                = var.name
+    namespace           = var.namespace
+    domain              = var.domain
+    image               = var.image
+    lifecycle_image     = var.lifecycle_image
+    port                = var.port
+    probe_path          = var.probe_path
+    data_path           = var.data_path != null ? var.data_path : ""
+    claim_name          = var.claim_name
+    storage_size        = var.storage_size
+    state_secret        = local.state_secret
+    login_server        = var.login_server
+    headscale_namespace = var.headscale_namespace
+    headscale_user      = var.headscale_user
+    vpn_prefixes        = join("", [for prefix in var.vpn_prefixes : "${prefix} 1;\\n"])
+  }
+
+  # --- ConfigMaps -----------------------------------------------------------------------------------------------------
+
+  settings = merge(
+    { for name, value in { HEADSCALE_URL = var.headscale_url } : name => value if value != null },
+    var.settings,
+  )
+  data = {
+    for name, manifest in yamldecode(templatefile("${path.module}/configuration.yaml.tftpl", local.values)) :
+    name => merge(manifest, { data = merge(manifest.data, name == "lifecycle" ? local.settings : {}) })
+  }
+
+  # With a hash of the content in the name, Kubernetes replaces the pod when a setting changes. The new pod cannot start
+  # before the new ConfigMap exists, in whatever order Terraform applies the two.
+  names = {
+    for name, manifest in local.data :
+    name => "${manifest.metadata.name}-${substr(sha256(jsonencode(manifest.data)), 0, 10)}"
+  }
+  configuration = {
+    for name, manifest in local.data :
+    "ConfigMap/${manifest.metadata.name}" => merge(manifest, {
+      metadata = merge(manifest.metadata, { name = local.names[name] })
+    }) if var.tailscale_enabled || name == "nginx"
+  }
+
+  # --- Other objects --------------------------------------------------------------------------------------------------
+
+  template = yamldecode(templatefile(
+    "${path.module}/manifests.yaml.tftpl", merge(local.values, { configuration = local.names })
+  ))
+
+  workload = one([for manifest in local.template : manifest.spec if manifest.kind == "StatefulSet"])
+  pod      = local.workload.template.spec
+
+  # The names of containers and the kinds of objects. The Role gives tailscale access to the state Secret.
+  only_with_tailscale = ["cleanup", "tailscale", "dns-watch", "Role", "RoleBinding"]
+
+  template_application = one([for container in local.pod.containers : container if container.name == "application"])
+  application = merge(var.application, {
+    env = concat(
+      [for variable in try(local.template_application.env, []) : variable if var.environment == null],
+      [for name, value in coalesce(var.environment, {}) : { name = name, value = value }],
+      try(var.application.env, []),
+    )
+    securityContext = merge(
+      local.template_application.securityContext,
+      { for name, id in { runAsUser = var.run_as_user, runAsGroup = var.run_as_group } : name => id if id != null },
+      try(var.application.securityContext, {}),
+    )
+    volumeMounts = concat(
+      [for mount in local.template_application.volumeMounts : mount if mount.mountPath != ""],
+      try(var.application.volumeMounts, []),
+    )
+  })
+  changed_pod = merge(local.pod, {
+    initContainers = [
+      for container in try(local.pod.initContainers, []) : container
+      if var.tailscale_enabled || !contains(local.only_with_tailscale, container.name)
+    ]
+    containers = [
+      for container in local.pod.containers :
+      merge(container, [for fields in [local.application] : fields if container.name == "application"]...)
+      if var.tailscale_enabled || !contains(local.only_with_tailscale, container.name)
+    ]
+    volumes = concat(
+      [for volume in local.pod.volumes : volume if var.tailscale_enabled || !startswith(volume.name, "tailscale-")],
+      var.volumes,
+    )
+  })
+
+  # The specs that the inputs change.
+  specs = {
+    for manifest in local.template : manifest.kind => merge(manifest.spec, {
+      StatefulSet = {
+        template = merge(local.workload.template, {
+          spec = { for name, value in local.changed_pod : name => value if value != [] }
+        })
+        volumeClaimTemplates = [for claim in local.workload.volumeClaimTemplates : claim if var.data_path != null]
+      }
+      # Both rules are for containers of the VPN. Without a rule, all ingress is denied.
+      NetworkPolicy = { ingress = [for rule in try(manifest.spec.ingress, []) : rule if var.tailscale_enabled] }
+    }[manifest.kind]) if contains(["StatefulSet", "NetworkPolicy"], manifest.kind)
+  }
+
+  manifests = merge(local.configuration, {
+    for manifest in local.template : "${manifest.kind}/${manifest.metadata.name}" => merge(
+      manifest,
+      # Without empty lists, which the API server leaves out, too.
+      { for kind, spec in local.specs : "spec" => { for name, value in spec : name => value if value != [] } if kind == manifest.kind },
+    ) if var.tailscale_enabled || !contains(local.only_with_tailscale, manifest.kind)
+  })
+}

@@ -1,0 +1,14 @@
+output "manifests" {
+  description = "Kubernetes objects by kind and name, such as \"StatefulSet/grafana\". Empty with enabled = false. The state Secret is not among them."
+  value       = { for key, manifest in local.manifests : key => manifest if var.enabled }
+
+  precondition {
+    condition     = length("${var.name}.${var.domain}") <= 63
+    error_message = "\"${var.name}.${var.domain}\" is longer than 63 characters, which Headscale does not accept. Use a shorter name."
+  }
+}
+
+output "state_secret" {
+  description = "Namespace and name of the Secret that must exist before the pod starts, empty at first. tailscale writes the node's private key into it. null if there is no Tailscale container."
+  value       = var.enabled && var.tailscale_enabled ? { namespace = var.namespace, name = local.state_secret } : null
+}

@@ -1,0 +1,156 @@
+"""The Terraform module of a workload gives the same objects as Kustomize, and refuses what the script refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.pod.rendering import NEWEST, copied, new_service, render
+from tests.terraform.modules import (
+    MODULES,
+    Manifests,
+    applied,
+    comparable,
+    errors,
+    keyed,
+    needs_terraform,
+    root_module,
+    variables,
+)
+
+INPUTS: dict[str, Any] = {
+    "name": "wiki",
+    "domain": "example.com",
+    "image": "registry.example.com:5000/a_team/wiki:v1.2.3-alpine",
+    "port": 8080,
+    "data_path": "/srv/wiki",
+    "login_server": "https://headscale.example.com",
+}
+
+
+# --- Objects ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kustomized(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
+    """Return what Kustomize makes of the same values."""
+    copy = copied(tmp_path_factory.mktemp("kustomize"))
+    done = new_service(copy, INPUTS["name"], INPUTS["image"], str(INPUTS["port"]), INPUTS["data_path"])
+    assert done.returncode == 0, done.stderr
+    return comparable(keyed(render(copy / "deploy/services" / INPUTS["name"])), INPUTS["name"])
+
+
+@needs_terraform
+def test_objects_are_those_of_kustomize(kustomized: Manifests, tmp_path: Path) -> None:
+    state = applied(root_module(tmp_path, {"wiki": INPUTS}))
+    manifests: Manifests = state["outputs"]["wiki"]["value"]
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, NEWEST, strict=True)
+    assert comparable(manifests, "wiki") == kustomized
+
+
+def test_templates_are_the_rendering_of_kustomize(kustomized: Manifests) -> None:
+    """Without Terraform: the placeholders are replaced here. With these inputs, the module changes nothing else."""
+    defaults = {name: block["default"] for name, block in variables("service").items() if "default" in block}
+    values = defaults | INPUTS
+    values["state_secret"] = f"{values['name']}-tailscale"
+    values["vpn_prefixes"] = "".join(rf"{prefix} 1;\n" for prefix in values["vpn_prefixes"])
+    configuration = filled("configuration", values)
+    for manifest in configuration.values():
+        manifest["metadata"]["name"] += "-hash"
+    names = {f"configuration.{name}": manifest["metadata"]["name"] for name, manifest in configuration.items()}
+    manifests = [*configuration.values(), *filled("manifests", values | names)]
+    assert comparable(keyed(manifests), values["name"]) == kustomized
+
+
+def filled(template: str, values: dict[str, Any]) -> Any:
+    """Return a template's content with the values of its placeholders."""
+    text = (MODULES / "service" / f"{template}.yaml.tftpl").read_text()
+    return yaml.safe_load(re.sub(r"\$\{([a-z_.]+)\}", lambda found: str(values[found[1]]), text))
+
+
+# --- Inputs -------------------------------------------------------------------------------------------
+
+INVALID: list[tuple[str, Any]] = [
+    ("name", "Wiki"),
+    ("name", "wiki-"),
+    ("name", "4wiki"),
+    ("name", "w" * 53),
+    ("name", ""),
+    ("image", "docker.io/a/wiki"),
+    ("image", "docker.io/a/wiki:latest"),
+    ("image", "docker.io/a/wiki:"),
+    ("image", "wiki:1.2"),
+    ("image", "a/wiki:1.2"),
+    ("image", "docker.io/a/wiki:1|2"),
+    ("image", "docker.io/a/wiki:1.2\ndocker.io/a/wiki:1.2"),
+    ("port", 443),
+    ("port", 9003),
+    ("port", 0),
+    ("port", 70000),
+    ("port", 80.5),
+    ("data_path", "data"),
+    ("data_path", "/"),
+    ("data_path", "/data/"),
+    ("data_path", "/tmp"),
+    ("data_path", "/data/../tmp"),
+    ("data_path", '/da"ta'),
+]
+"""Values that scripts/new-service refuses, too."""
+
+INVALID_HERE: list[tuple[str, Any]] = [
+    ("application", ["not", "an", "object"]),
+    ("application", {"image": "docker.io/a/other:1"}),
+    ("claim_name", "Data"),
+    ("domain", "example"),
+    ("domain", 'example.com"'),
+    ("environment", {"1NAME": ""}),
+    ("headscale_namespace", "head scale"),
+    ("headscale_url", "headscale.example.com"),
+    ("headscale_user", "a b"),
+    ("lifecycle_image", "tailscale lifecycle"),
+    ("login_server", "headscale.example.com"),
+    ("login_server", "http://headscale.headscale.svc.cluster.local:8080"),
+    ("namespace", "a/b"),
+    ("probe_path", "health"),
+    ("probe_path", "/;return 200"),
+    ("run_as_group", 1.5),
+    ("run_as_user", 0),
+    ("settings", {"CLOUDFLARE_API_TOKEN": "secret"}),
+    ("settings", {"HEADSCALE_USER": "other"}),
+    ("settings", {"poll_interval": "1m"}),
+    ("state_secret", "Grafana"),
+    ("storage_size", "10"),
+    ("volumes", {"name": "data"}),
+    ("volumes", ["data"]),
+    ("vpn_prefixes", ["100.64.0.0"]),
+    ("vpn_prefixes", []),
+]
+
+
+@needs_terraform
+def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Path) -> None:
+    cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_HERE])}
+    calls = {call: INPUTS | {name: value} for call, (name, value) in cases.items()}
+    messages = errors(root_module(tmp_path, calls))
+    assert sorted(call for call, _ in messages) == sorted(cases)
+    assert [text for call, text in messages if not text.startswith(f"{cases[call][0]} must")] == []
+
+
+def test_script_refuses_the_same_inputs(tmp_path: Path) -> None:
+    copied(tmp_path)
+    for name, value in INVALID:
+        inputs = {"name": "wiki", "image": "docker.io/a/wiki:1.2", "port": 8080, "data_path": "/data"} | {name: value}
+        assert new_service(tmp_path, *map(str, inputs.values())).returncode == 2, (name, value)
+
+
+def test_every_input_has_a_description_and_every_value_is_checked() -> None:
+    for module in ("service", "image-build"):
+        for name, block in variables(module).items():
+            assert block["description"].endswith("."), name
+            assert block["type"] == "bool" or block["validation"], name
