@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import statistics
 import subprocess
@@ -15,30 +14,29 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench_figures import Bar, Figure, chart, outside_limits, page, table
-from bench_passes import resident_mib
+from bench_figures import Figure, outside_limits, page, table
+from bench_passes import Usage, usage
 from bench_world import (
+    PYTHON,
     REPOSITORY,
     TIMEOUT_S,
     Cost,
     World,
     measure,
     memory_of_passes,
-    run_in_network_namespace,
     through_the_cluster,
     wait_until,
 )
 
 from tests.simulators import faults
 
-LIBRARIES = "httpx, dotenv, pydantic, structlog, tenacity"
+LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
 INTERFACE = "tailscale0"
-LATENCIES_S = (0.0, 0.02, 0.15)
-
+LATENCY_S = 0.15
 INJECTED = 200
 
-# Maximum requests of `dns-watch` per hour with POLL_INTERVAL=30s and VERIFY_INTERVAL=5m. Jitter only adds to them.
-POLLS_AN_HOUR, READS_AN_HOUR = 120, 12
+# In docs/bench.md, what a person wrote begins with this heading.
+NOTES = "\n## "
 
 
 class Bench:
@@ -52,124 +50,141 @@ class Bench:
     def __init__(self, folder: Path, *, quick: bool) -> None:
         self._folder = folder
         self._quick = quick
-        self._runs = 3 if quick else 9
-        self.bars: list[Bar] = []
+        self._runs = 3 if quick else 21
 
     def figures(self) -> Iterator[Figure]:
         """Run the measurements one after another."""
         yield Figure("machine", f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
+        yield Figure("the imports", LIBRARIES)
         yield from self._start_up()
-        yield from self._latency()
+        yield from self._many_nodes()
+        yield from self._series()
         yield from self._publishing()
-        yield from self._traffic()
+        yield from self._idle()
         yield from self._long_life()
+        yield from self._traffic()
         yield from self._exec()
         yield from self._stopping()
         yield from self._injection()
-        yield from self._image()
+
+    def _in_turn(self, measured: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
+        """Run each command several times, one after the other, so that the load of the machine affects all alike."""
+        costs: dict[str, list[Cost]] = {name: [] for name in measured}
+        for _ in range(runs):
+            for name, run in measured.items():
+                costs[name].append(run())
+        return costs
 
     def _start_up(self) -> Iterator[Figure]:
-        """Measure each command without latency, and the import of its libraries, in turn."""
+        """Compare each command without latency with the import of its libraries."""
         world = World(self._folder)
-        costs: dict[str, list[Cost]] = {}
-        with world.served():
-            measured: dict[str, Callable[[], Cost]] = {
-                "imports": lambda: measure(["-c", f"import {LIBRARIES}"], **world.environment),
-                "lifecycle --version": lambda: world.run("--version"),
-                "lifecycle cleanup": lambda: world.run("cleanup"),
-                "lifecycle dns-watch --once": lambda: world.run("dns-watch", "--once"),
-                "lifecycle --dry-run": lambda: world.run("--dry-run"),
-                "lifecycle prune": lambda: world.run("prune"),
-            }
-            for _ in range(self._runs):
-                world.add_stale()
-                for name, run in measured.items():
-                    client = world.join() if name.endswith("--once") else None
-                    costs.setdefault(name, []).append(run())
-                    if client is not None:
-                        client.die()
-        imports = costs["imports"]
-        for name, taken in costs.items():
-            wall_s, cpu_s, peak_mib = (
-                statistics.median(values)
-                for values in zip(*((c.wall_s, c.cpu_s, c.peak_mib) for c in taken), strict=True)
-            )
-            by_wall, by_cpu = (
-                statistics.median(ratios)
-                for ratios in zip(
-                    *((c.wall_s / bare.wall_s, c.cpu_s / bare.cpu_s) for c, bare in zip(taken, imports, strict=True)),
-                    strict=True,
-                )
-            )
-            text = f"{wall_s * 1000:.0f} ms, CPU {cpu_s * 1000:.0f} ms, peak {peak_mib:.1f} MiB"
-            if name == "imports":
-                yield Figure(f"imports of {LIBRARIES}", text)
-            else:
-                # The limits apply to the ratio of CPU times, which depends least on the load of the machine.
-                yield Figure(f"{name}, ratio to imports", f"{text}: {by_wall:.2f} x, CPU {by_cpu:.2f} x", by_cpu)
-            self.bars.append(Bar("Start-up", name, wall_s, f"{wall_s * 1000:.0f} ms"))
 
-    def _latency(self) -> Iterator[Figure]:
-        """Compare `cleanup` with the latency of its requests: the longer of its two chains, and both."""
+        def once_joined(*arguments: str) -> Cost:
+            client = world.join()
+            cost = world.run(*arguments)
+            client.die()
+            return cost
+
+        def with_stale(*arguments: str) -> Cost:
+            world.add_stale()
+            return world.run(*arguments)
+
+        with world.served():
+            costs = self._in_turn(
+                {
+                    "imports": lambda: measure(["-c", f"import {LIBRARIES}"], **world.environment),
+                    "cleanup": lambda: with_stale("cleanup"),
+                    "dns-watch --once": lambda: once_joined("dns-watch", "--once"),
+                    "--dry-run": lambda: with_stale("--dry-run"),
+                    "prune": lambda: world.run("prune"),
+                },
+                self._runs,
+            )
+        imports = costs.pop("imports")
+        for name, taken in costs.items():
+            ratio = _ratio(taken, imports)
+            beside = f"the imports: {_medians(imports)}"
+            yield Figure(f"lifecycle {name}, CPU", f"{_medians(taken)}: {ratio:.2f} x", beside, ratio)
+
+    def _many_nodes(self) -> Iterator[Figure]:
+        """Compare `cleanup` beside thousands of nodes with `cleanup` beside none."""
+        none, many = World(self._folder), World(self._folder, nodes=5000)
+        with none.served(), many.served():
+            costs = self._in_turn(
+                {"none": lambda: none.run("cleanup"), "many": lambda: many.run("cleanup")}, max(3, self._runs // 2)
+            )
+        ratio, peak_mib = _ratio(costs["many"], costs["none"]), statistics.median(c.peak_mib for c in costs["many"])
+        beside = f"no other node: {_medians(costs['none'])}"
+        yield Figure("cleanup, 5000 nodes, CPU", f"{_medians(costs['many'])}: {ratio:.2f} x", beside, ratio)
+        yield Figure("cleanup, 5000 nodes, peak memory", f"{peak_mib:.1f} MiB", beside, peak_mib)
+
+    def _series(self) -> Iterator[Figure]:
+        """Measure how many requests of `cleanup` are in series: what latency adds, start-up excluded."""
         world = World(self._folder)
-        taken: dict[float, list[float]] = {delay_s: [] for delay_s in LATENCIES_S}
-        requests: tuple[int, int] = (0, 0)
-        for _ in range(self._runs):
-            for delay_s in LATENCIES_S:
+        times: dict[float, list[float]] = {0.0: [], LATENCY_S: []}
+        requests: list[int] = []
+        for _ in range(max(3, self._runs // 3)):
+            for delay_s, taken in times.items():
                 world.add_stale()
-                with world.served(delay_s) as (headscale, cloudflare):
-                    taken[delay_s].append(world.run("cleanup").wall_s)
-                requests = (headscale.requests, cloudflare.requests)
-        for delay_s, times in taken.items():
-            longer, both = (
-                statistics.median(s / (near + count * delay_s) for s, near in zip(times, taken[0.0], strict=True))
-                for count in (max(requests), sum(requests))
-            )
-            name = f"cleanup, {delay_s * 1000:.0f} ms per request"
-            wall_s = statistics.median(times)
-            chains = f"{requests[0]} requests to Headscale, {requests[1]} to Cloudflare"
-            text = f"{wall_s:.2f} s: {longer:.2f} x the longer chain, {both:.2f} x both ({chains})"
-            yield Figure(name, text, longer if delay_s else None)
-            self.bars.append(
-                Bar("cleanup, by latency", f"{delay_s * 1000:.0f} ms per request", wall_s, f"{wall_s:.2f} s")
-            )
+                with world.served(delay_s) as upstreams:
+                    taken.append(world.run("cleanup").wall_s)
+                    requests = [upstream.requests for upstream in upstreams]
+        none_s, late_s = map(min, times.values())
+        series = (late_s - none_s) / LATENCY_S
+        text = f"{series:.1f}; {late_s:.2f} s at {LATENCY_S * 1000:.0f} ms per request, {none_s:.2f} s at 0 ms"
+        beside = "{} requests to Headscale, {} to Cloudflare".format(*requests)
+        yield Figure("cleanup, requests in series", text, beside, series)
 
     def _publishing(self) -> Iterator[Figure]:
-        """Measure the time from a new address on the interface to the DNS record, in a network namespace."""
-        name = "delay from interface address to DNS record"
-        if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
-            yield Figure(name, "not measured: needs root, unshare and ip")
-            return
-        printed = run_in_network_namespace(__file__, "--publishing", str(self._folder), "2" if self._quick else "9")
-        times = [float(line) for line in printed]
-        text = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s of {len(times)}"
-        yield Figure(name, text, max(times))
-
-    def _traffic(self) -> Iterator[Figure]:
-        """Measure the traffic of `dns-watch` per hour, by the number of nodes in Headscale."""
-        for nodes in (10, 1000) if self._quick else (10, 100, 1000, 5000):
-            world = World(self._folder, nodes=nodes)
-            with world.served() as (headscale, _):
+        """Measure the time from a new address on the interface to the DNS record."""
+        times = []
+        runs = 3 if self._quick else 9
+        for run in range(runs):
+            world = World(self._folder)
+            with world.served():
                 world.run("cleanup")
-                with world.watching(POLL_INTERVAL="1s", VERIFY_INTERVAL="1s") as process:
-                    client = world.join()
-                    wait_until(partial(world.published, client))
-                    before, read_before = len(world.headscale.requests), len(world.cloudflare.requests)
-                    wait_until(partial(headscale.received, headscale.requests + 3))
-                    if nodes == 1000:  # noqa: PLR2004
-                        time.sleep(5 if self._quick else 60)
-                        memory = resident_mib(str(process.pid))
-                poll = max(exchange.size for exchange in world.headscale.requests[before:])
-                read = max(exchange.size for exchange in world.cloudflare.requests[read_before:])
-            hour = (POLLS_AN_HOUR * poll + READS_AN_HOUR * read) / 1024
-            yield Figure(
-                f"dns-watch traffic per hour, {nodes} nodes",
-                f"at most {POLLS_AN_HOUR + READS_AN_HOUR} requests, {hour:.0f} KiB; {poll} bytes per poll",
-                poll / 1024,
-            )
-            if nodes == 1000:  # noqa: PLR2004
-                after = "5 s" if self._quick else "1 min"
-                yield Figure(f"dns-watch resident memory, {nodes} nodes", f"{memory:.1f} MiB after {after}", memory)
+                with world.watching(TAILSCALE_INTERFACE=INTERFACE):
+                    # The runs start at different points of an interval of one second.
+                    time.sleep(1.5 + run / runs)
+                    client = world.join(INTERFACE)
+                    times.append(wait_until(partial(world.published, client)))
+                    client.die()
+            _delete_interface()
+        text = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s of {len(times)}"
+        yield Figure("delay from interface address to DNS record", text, "promised: 1.5 s", max(times))
+
+    def _idle(self) -> Iterator[Figure]:
+        """Measure `dns-watch` while nothing happens: with default settings, and without interface and health port."""
+        seconds = 20 if self._quick else 120
+        world = World(self._folder, nodes=1000)
+        sleeper = [PYTHON, "-c", f"import {LIBRARIES}\ninput()"]
+        with world.served():
+            world.run("cleanup")
+            client = world.join(INTERFACE)
+            with (
+                subprocess.Popen(sleeper, env=world.environment, stdin=subprocess.PIPE) as imports,
+                world.watching(TAILSCALE_INTERFACE=INTERFACE, HEALTH_PORT="9003") as default,
+                world.watching() as bare,
+            ):
+                wait_until(partial(world.published, client))
+                time.sleep(5)
+                before, bare_before = usage(default.pid), usage(bare.pid)
+                time.sleep(seconds)
+                after, bare_after, alone = usage(default.pid), usage(bare.pid), usage(imports.pid)
+                imports.kill()
+            client.die()
+        _delete_interface()
+        cpu_s, wakes = _per_hour(before, after, seconds)
+        bare_cpu_s, bare_wakes = _per_hour(bare_before, bare_after, seconds)
+        without = "without interface and health port"
+        yield Figure("dns-watch idle, CPU s per hour", f"{cpu_s:.1f}", f"{without}: {bare_cpu_s:.1f}", cpu_s)
+        yield Figure("dns-watch idle, wake-ups per hour", f"{wakes:.0f}", f"{without}: {bare_wakes:.0f}", wakes)
+        for name, has, least in (
+            ("resident memory", after.resident_mib, alone.resident_mib),
+            ("memory of its own", after.unique_mib, alone.unique_mib),
+        ):
+            beside = f"the imports: {least:.1f} MiB"
+            yield Figure(f"dns-watch {name}, 1000 nodes", f"{has:.1f} MiB after {seconds + 5} s", beside, has)
 
     def _long_life(self) -> Iterator[Figure]:
         """Measure the memory after many passes without pauses."""
@@ -180,32 +195,38 @@ class Bench:
             client = world.join()
             early, late = memory_of_passes(world, number)
             client.die()
-        text = f"{late:.1f} MiB after {number} passes, {late - early:+.1f} since the first {number // 10}"
-        yield Figure("dns-watch memory growth", text, late - early)
+        text = f"{late - early:+.1f} MiB, to {late:.1f} after {number} passes"
+        yield Figure("dns-watch memory growth", text, f"{early:.1f} MiB after {number // 10}", late - early)
+
+    def _traffic(self) -> Iterator[Figure]:
+        """Compare the size of a poll of `dns-watch` beside thousands of nodes with one beside ten."""
+        sizes = []
+        for nodes in (10, 5000):
+            world = World(self._folder, nodes=nodes)
+            with world.served() as (headscale, _):
+                world.run("cleanup")
+                with world.watching(POLL_INTERVAL="1s", VERIFY_INTERVAL="1s"):
+                    client = world.join()
+                    wait_until(partial(world.published, client))
+                    before = len(world.headscale.requests)
+                    wait_until(partial(headscale.received, headscale.requests + 3))
+                sizes.append(max(exchange.size for exchange in world.headscale.requests[before:]))
+        yield Figure("dns-watch, bytes per poll, 5000 nodes", str(sizes[1]), f"10 nodes: {sizes[0]}", sizes[1])
 
     def _exec(self) -> Iterator[Figure]:
-        """Compare access over exec with access over HTTP, with 1000 nodes."""
-        if shutil.which("unshare") is None or shutil.which("openssl") is None:
-            yield Figure("cleanup over exec, 1000 nodes, ratio to HTTP", "not measured: needs unshare and openssl")
-            return
+        """Compare access over exec with access over HTTP."""
         world = World(self._folder, nodes=1000)
-        over_http: list[Cost] = []
-        over_exec: list[Cost] = []
         with (
             tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder,
             world.served(),
-            through_the_cluster(world, Path(folder)) as (cli, run),
+            through_the_cluster(world, Path(folder)) as run,
         ):
-            for _ in range(self._runs):
-                over_http.append(world.run("cleanup"))
-                over_exec.append(run("cleanup"))
-            largest = max(cli.output_sizes)
-        ratio = statistics.median(e.wall_s / h.wall_s for e, h in zip(over_exec, over_http, strict=True))
-        wall_s, peak_mib = (
-            statistics.median(values) for values in zip(*((c.wall_s, c.peak_mib) for c in over_exec), strict=True)
-        )
-        text = f"{wall_s * 1000:.0f} ms, peak {peak_mib:.1f} MiB: {ratio:.2f} x; {largest / 1024:.0f} KiB per list"
-        yield Figure("cleanup over exec, 1000 nodes, ratio to HTTP", text, ratio)
+            costs = self._in_turn(
+                {"HTTP": lambda: world.run("cleanup"), "exec": lambda: run("cleanup")}, max(3, self._runs // 3)
+            )
+        ratio = _ratio(costs["exec"], costs["HTTP"])
+        beside = f"over HTTP: {_medians(costs['HTTP'])}"
+        yield Figure("cleanup over exec, 1000 nodes, CPU", f"{_medians(costs['exec'])}: {ratio:.2f} x", beside, ratio)
 
     def _stopping(self) -> Iterator[Figure]:
         """Measure the time from SIGTERM to the exit while a request hangs."""
@@ -222,78 +243,58 @@ class Bench:
                     times.append(time.monotonic() - started)
                 world.headscale.faults.clear()
         text = f"longest {max(times):.2f} s of {len(times)}"
-        yield Figure("stop during a hanging request", text, max(times))
+        yield Figure("stop during a hanging request", text, "promised: 2 s", max(times))
 
     def _injection(self) -> Iterator[Figure]:
-        """Measure the CPU time of `inject` for 200 workloads beyond that of one."""
+        """Compare the CPU time of `inject` for many workloads with that for one."""
         one = (REPOSITORY / "tests/inject/workloads.yaml").read_text().partition("\n---\n")[0]
-        costs: dict[int, list[float]] = {1: [], INJECTED: []}
         settings = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
-        for _ in range(self._runs):
-            for count, taken in costs.items():
-                file = self._folder / f"{count}.yaml"
-                file.write_text("\n---\n".join([one] * count))
-                taken.append(measure(["-m", "lifecycle", "inject", str(file)], **settings).cpu_s)
-        cpu_s = statistics.median(costs[INJECTED]) - statistics.median(costs[1])
-        yield Figure(f"inject, CPU of {INJECTED} workloads after start", f"{cpu_s:.2f} s", cpu_s)
-
-    def _image(self) -> Iterator[Figure]:
-        """Read the size of the image from `scripts/image --report`."""
-        name = "image size"
-        if self._quick:
-            yield Figure(name, "not measured: --quick")
-            return
-        done = subprocess.run(
-            [REPOSITORY / "scripts" / "image", "--report"], capture_output=True, text=True, check=False
-        )
-        lines = dict(
-            line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith(("compressed", "layers"))
-        )
-        if done.returncode != 0 or not lines:
-            yield Figure(name, "not measured: scripts/image --report needs Buildah and a registry")
-        else:
-            yield Figure(
-                name,
-                f"{lines['compressed']} compressed, layers {lines['layers']}",
-                float(lines["compressed"].split()[0]),
-            )
+        measured: dict[str, Callable[[], Cost]] = {}
+        for count in (1, INJECTED):
+            file = self._folder / f"{count}.yaml"
+            file.write_text("\n---\n".join([one] * count))
+            measured[str(count)] = partial(measure, ["-m", "lifecycle", "inject", str(file)], **settings)
+        costs = self._in_turn(measured, max(3, self._runs // 3))
+        few, many = (statistics.median(c.cpu_s for c in taken) for taken in costs.values())
+        yield Figure(f"inject, {INJECTED} workloads, CPU", f"{many:.2f} s", f"1 workload: {few:.2f} s", many - few)
 
 
-def publish_in_namespace(folder: Path, runs: int) -> None:
-    """Print the delay of each run. The network namespace must be empty."""
-    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
-    for run in range(runs):
-        world = World(folder)
-        with world.served():
-            world.run("cleanup")
-            with world.watching(TAILSCALE_INTERFACE=INTERFACE):
-                # The runs start at different points of the polling interval of one second.
-                time.sleep(1.5 + run / runs)
-                client = world.join(INTERFACE)
-                print(wait_until(partial(world.published, client)))
-                client.die()
-        subprocess.run(["ip", "link", "delete", INTERFACE], check=False, stderr=subprocess.DEVNULL)  # noqa: S607
+def _ratio(costs: Sequence[Cost], references: Sequence[Cost]) -> float:
+    """Return the ratio of the CPU times. The least time depends least on the load of the machine."""
+    return min(c.cpu_s for c in costs) / min(c.cpu_s for c in references)
+
+
+def _medians(costs: Sequence[Cost]) -> str:
+    cpu_s, peak_mib = (
+        statistics.median(values) for values in zip(*((c.cpu_s, c.peak_mib) for c in costs), strict=True)
+    )
+    return f"{cpu_s * 1000:.0f} ms, peak {peak_mib:.1f} MiB"
+
+
+def _per_hour(before: Usage, after: Usage, seconds: float) -> tuple[float, float]:
+    scale = 3600 / seconds
+    return (after.cpu_s - before.cpu_s) * scale, (after.wake_ups - before.wake_ups) * scale
+
+
+def _delete_interface() -> None:
+    subprocess.run(["ip", "link", "delete", INTERFACE], check=False, stderr=subprocess.DEVNULL)  # noqa: S607
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table and the figures outside their limits, which do not change the exit status."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
-    parser.add_argument("--save", type=Path, metavar="FILE.svg", help="write a chart, and the table beside it as .md")
-    parser.add_argument("--publishing", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table into this page")
     options = parser.parse_args(arguments)
-    if options.publishing:
-        publish_in_namespace(Path(options.publishing[0]), int(options.publishing[1]))
-        return 0
+    # The network namespace is new and empty: see scripts/bench.
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
     with tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder:
-        bench = Bench(Path(folder), quick=options.quick)
-        figures = list(bench.figures())
+        figures = list(Bench(Path(folder), quick=options.quick).figures())
     print(table(figures))
-    for line in outside_limits(figures):
-        print(line)
+    print(*outside_limits(figures), sep="\n")
     if options.save:
-        options.save.write_text(chart(bench.bars))
-        options.save.with_suffix(".md").write_text(page(figures, chart_file=options.save.name))
+        _, heading, notes = options.save.read_text().partition(NOTES)
+        options.save.write_text(page(figures, heading + notes))
     return 0
 
 

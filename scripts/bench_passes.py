@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from lifecycle.dns_watch.loop import DnsWatch, new_status
@@ -15,12 +16,32 @@ from lifecycle.settings.models import DnsWatchSettings
 from lifecycle.wiring.writers import connect_writers
 
 
-def resident_mib(process: str = "self") -> float:
-    """Return the resident memory of a process."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise ValueError("the process has ended")
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process uses: memory now, the others since its start.
+
+    Attributes:
+        resident_mib: RSS.
+        unique_mib: USS, the part of it that no other process shares.
+        wake_ups: voluntary context switches of all threads.
+    """
+
+    resident_mib: float
+    unique_mib: float
+    cpu_s: float
+    wake_ups: int
+
+
+def usage(process: int | str) -> Usage:
+    """Return what a process uses, from /proc."""
+    folder = Path("/proc", str(process))
+    kib = dict(line.split()[:2] for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
+    cpu_ns = wake_ups = 0
+    for task in (folder / "task").iterdir():
+        cpu_ns += int((task / "schedstat").read_text().split()[0])
+        wake_ups += int((task / "status").read_text().partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    unique_kib = int(kib["Private_Clean:"]) + int(kib["Private_Dirty:"])
+    return Usage(int(kib["Rss:"]) / 1024, unique_kib / 1024, cpu_ns / 1e9, wake_ups)
 
 
 def main(passes: int) -> None:
@@ -34,7 +55,7 @@ def main(passes: int) -> None:
         for number in range(1, passes + 1):
             watch.run_pass()
             if number in (passes // 10, passes):
-                print(resident_mib(), file=sys.stderr)
+                print(usage("self").resident_mib, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS
 from tests.process.cluster import Authority, with_service_account
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.headscale_cli import Finished, HeadscaleCli
+from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.serve import serve
 from tests.simulators.vpn_client import VpnClient
@@ -175,26 +174,12 @@ class World:
         return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [client.addresses[0]]
 
 
-class CountedCli:
-    """Headscale's command line, which records the size of its output."""
-
-    def __init__(self, headscale: HeadscaleSimulator) -> None:
-        self._cli = HeadscaleCli(headscale)
-        self.output_sizes: list[int] = []
-
-    def __call__(self, argv: Sequence[str]) -> Finished:
-        """Run a command."""
-        finished = self._cli(argv)
-        self.output_sizes.append(len(finished.stdout))
-        return finished
-
-
 @contextmanager
-def through_the_cluster(world: World, folder: Path) -> Iterator[tuple[CountedCli, Callable[[str], Cost]]]:
+def through_the_cluster(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
     """Serve Headscale's command line through the Kubernetes API, and return a function that runs commands in a pod."""
     authority = Authority(folder)
     kubernetes = KubernetesSimulator()
-    cli = CountedCli(world.headscale)
+    cli = HeadscaleCli(world.headscale)
     kubernetes.add_pod("headscale-0", {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
     account = folder / "serviceaccount"
@@ -211,7 +196,7 @@ def through_the_cluster(world: World, folder: Path) -> Iterator[tuple[CountedCli
             "KUBERNETES_SERVICE_PORT": port,
         }
         wrapper = [str(word) for word in with_service_account(account)]
-        yield cli, lambda command: measure(["-m", "lifecycle", *command.split()], wrapper=wrapper, **environment)
+        yield lambda command: measure(["-m", "lifecycle", *command.split()], wrapper=wrapper, **environment)
 
 
 def memory_of_passes(world: World, number: int) -> list[float]:
@@ -225,15 +210,3 @@ def memory_of_passes(world: World, number: int) -> list[float]:
         check=True,
     )
     return [float(line) for line in done.stderr.split()]
-
-
-def run_in_network_namespace(script: str, *arguments: str) -> list[str]:
-    """Run a script of this folder in a new network namespace, where it can create interfaces; return its output."""
-    done = subprocess.run(
-        ["unshare", "--net", sys.executable, script, *arguments],  # noqa: S607
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.split()
