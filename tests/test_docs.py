@@ -45,6 +45,7 @@ OF_OTHERS = {
     "NODE_NAME",
     "NET_RAW",
     "PYTHON",
+    "SYS_ADMIN",
     "TAILSCALE_BINARIES",
     "TS_ACCEPT_DNS",
     "TS_AUDIENCE",
@@ -188,6 +189,13 @@ def test_readme_supports_the_releases_that_were_tested() -> None:
     releases = [release for row in tested for release in re.findall(r"0\.\d+", row["Headscale"])]
     (supported,) = [row for row in rows((ROOT / "README.md").read_text()) if row.get("component") == "Headscale"]
     assert re.findall(r"0\.\d+", supported["supported"]) == [releases[0], releases[-1]]
+
+
+def test_readme_names_the_kubernetes_versions_that_were_tested() -> None:
+    ran = rows(section((ROOT / "docs/compatibility.md").read_text(), "## Kubernetes"))
+    versions = {version for row in ran for version in re.findall(r"1\.\d+\.\d+", row.get("Kubernetes", ""))}
+    (supported,) = [row for row in rows((ROOT / "README.md").read_text()) if row.get("component") == "Kubernetes"]
+    assert set(re.findall(r"1\.\d+\.\d+", supported["tested with real servers"])) == versions
 
 
 # --- Architecture -------------------------------------------------------------------------------------
