@@ -37,13 +37,17 @@ OF_OTHERS = {
     "CHECK_INTERVAL",
     "CONTAINERD_ADDRESS",
     "CONTAINERD_SNAPSHOTTER",
+    "GF_SERVER_HTTP_ADDR",
+    "GF_SERVER_ROOT_URL",
     "HEADSCALE_BINARIES",
+    "IPA_SERVER_HOSTNAME",
     "KUBERNETES_BINARIES",
     "MALLOC_ARENA_MAX",
     "MALLOC_TRIM_THRESHOLD_",
     "NET_ADMIN",
     "NODE_NAME",
     "NET_RAW",
+    "OLLAMA_BASE_URL",
     "PYTHON",
     "SYS_ADMIN",
     "TAILSCALE_BINARIES",
@@ -60,6 +64,7 @@ OF_OTHERS = {
     "TS_STATE_DIR",
     "TS_USERSPACE",
     "TS_USE_CACHED_NETMAP",
+    "WEBUI_SECRET_KEY",
 }
 """Names in capitals that are not settings of this program."""
 

@@ -20,10 +20,8 @@ from tests.pod.rendering import (
     configuration,
     containers,
     copied,
-    of_kind,
     pod_spec,
     render,
-    rendered,
 )
 
 
@@ -39,16 +37,6 @@ def kustomizations(page: str) -> list[dict[str, Any]]:
 def test_every_workload_that_a_page_names_is_shipped_or_made() -> None:
     named = {found for page in PAGES for found in re.findall(r"deploy/services/([\w-]+)", page.read_text())}
     assert named <= {*SHIPPED, "_template", "wiki"}
-
-
-def test_terraform_applies_no_secret() -> None:
-    """The loop leaves Secrets out, and the page creates each of them."""
-    page = text("move-from-terraform.md")
-    (loop,) = blocks(page, "hcl")
-    assert 'document.kind != "Secret"' in loop.text
-    for secret in of_kind(rendered("grafana"), "Secret"):
-        metadata = secret["metadata"]
-        assert f"kubectl -n {metadata['namespace']} create secret generic {metadata['name']}\n" in page
 
 
 def test_the_pages_command_sets_the_operators_domain_everywhere(tmp_path: Path) -> None:
