@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import structlog
 
 import lifecycle
-from lifecycle import cleanup, commands, dns_watch, inject, prune
+from lifecycle import cleanup, commands, dns_watch, inject, prune, status
 from lifecycle.domain.errors import EXIT_FAILED, ConfigError, LifecycleError, ManifestError
+from lifecycle.domain.text import printable_json
 from lifecycle.runtime.logs import configure_logs, flush_logs
 from lifecycle.runtime.output import print_text, standard_stream
 from lifecycle.runtime.stop import STOPPED_EARLY, Stop
@@ -27,6 +28,7 @@ from lifecycle.settings.models import (
     DryRunSettings,
     InjectSettings,
     PruneSettings,
+    StatusSettings,
 )
 from lifecycle.settings.reference import changed, help_text
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from lifecycle.report import Report
 
 log = structlog.get_logger()
+
+_PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status": status, "inject": inject}
 
 # How long the end of the process waits for a slow reader of the log.
 _FLUSH_S = 0.5
@@ -47,20 +51,25 @@ def run(arguments: Sequence[str]) -> int:
     """
     options = arguments_of(arguments)
     configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
+    # Beside dns-watch, the termination message is not ours.
+    is_container = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
     stop = Stop(
         0 if is_watching else EXIT_FAILED,
-        partial(_report_stop, is_logged=not options.is_dry_run, is_failure=not is_watching),
+        partial(_report_stop, is_logged=not options.is_dry_run, is_failure=is_container and not is_watching),
     )
     try:
+        if options.command == "status":
+            return _show_status(options)
         if options.is_dry_run:
             return _show(_plan(options), as_json=options.output == "json")
         _run_command(options, stop)
     except LifecycleError as error:
-        return _failed(error)
+        return _failed(error, is_container=is_container)
     except Exception as error:
         log.exception("command.crashed", error_type=type(error).__name__)
-        write_termination_message(f"This is a bug ({type(error).__name__}); the log has the traceback.")
+        if is_container:
+            write_termination_message(f"This is a bug ({type(error).__name__}); the log has the traceback.")
         return EXIT_FAILED
     finally:
         stop.finish()
@@ -85,6 +94,18 @@ def _plan(options: argparse.Namespace) -> Report:
 
     settings = _loaded(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     return plan_commands(settings, name=options.name if options.command == "prune" else None)
+
+
+def _show_status(options: argparse.Namespace) -> int:
+    """Write the state of every workload to standard output, and return the exit status."""
+    from lifecycle.dry_run import status as read_status  # noqa: PLC0415 - see above
+    from lifecycle.status import report as reports  # noqa: PLC0415
+
+    report = read_status(_loaded(StatusSettings, is_logged=False), redact=options.redact)
+    as_json = options.output == "json"
+    flush_logs(_FLUSH_S)
+    is_shown = _print(f"{printable_json(report, indent=2)}\n" if as_json else reports.text(report))
+    return EXIT_FAILED if reports.needs_person(report) or not is_shown else 0
 
 
 def _show(report: Report, *, as_json: bool) -> int:
@@ -117,15 +138,21 @@ def _print(text: str) -> bool:
     return True
 
 
-def _failed(error: LifecycleError) -> int:
-    """Log why a command failed, and return its exit status."""
+def _failed(error: LifecycleError, *, is_container: bool) -> int:
+    """Log why a command failed, and return its exit status.
+
+    Args:
+        error: the reason.
+        is_container: the command is a container's; else the termination message is that of another command.
+    """
     if isinstance(error, ConfigError | ManifestError):
         event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
         for problem in str(error).splitlines():
             log.error(event, error=problem)
     else:
         log.error("command.failed", error=str(error), error_type=type(error).__name__)
-    write_termination_message(str(error))
+    if is_container:
+        write_termination_message(str(error))
     return error.exit_status
 
 
@@ -191,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")
     _add_dry_run(parser, default=False)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, package in (("cleanup", cleanup), ("dns-watch", dns_watch), ("prune", prune), ("inject", inject)):
+    for name, package in _PACKAGES.items():
         command = subparsers.add_parser(name, help=package.__doc__, description=package.__doc__)
         if package is inject:
             command.add_argument("files", nargs="*", metavar="FILE", help="manifests; none or - for standard input")
@@ -200,6 +227,10 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="also write each state Secret, with its Role and RoleBinding",
             )
+            continue
+        if package is status:
+            _add_output(command, default="text")
+            command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
         # The option before the command stays in effect.
         _add_dry_run(command, default=argparse.SUPPRESS)
@@ -217,29 +248,31 @@ def _add_dry_run(parser: argparse.ArgumentParser, *, default: object) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", default=default, help="read everything, write nothing, print the plan"
     )
-    parser.add_argument(
-        "--output",
-        choices=("text", "json"),
-        default="text" if default is False else default,
-        help="format of the plan (default: text)",
-    )
+    _add_output(parser, default="text" if default is False else default)
+
+
+def _add_output(parser: argparse.ArgumentParser, *, default: object) -> None:
+    parser.add_argument("--output", choices=("text", "json"), default=default, help="format of the report")
 
 
 def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with status 2 if it is invalid.
 
     Returns:
-        The options; `is_dry_run` is true for `prune` without --yes, too.
+        The options; `is_dry_run` is true for `status` and for `prune` without --yes, too.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
     if not options.dry_run and options.command is None:
-        parser.error("one of these is required: cleanup, dns-watch, prune, inject, --dry-run")
+        parser.error("one of these is required: cleanup, dns-watch, prune, status, inject, --dry-run")
     if options.command == "inject" and options.dry_run:
         parser.error("inject writes to standard output only; omit --dry-run")
     if options.command == "prune" and options.dry_run and options.yes:
         parser.error("--yes and --dry-run exclude each other")
-    options.is_dry_run = options.dry_run or (options.command == "prune" and not options.yes)
+    if options.command == "status" and options.dry_run:
+        parser.error("status changes nothing; omit --dry-run")
+    is_only_shown = options.command == "status" or (options.command == "prune" and not options.yes)
+    options.is_dry_run = options.dry_run or is_only_shown
     if options.output != "text" and not options.is_dry_run:
         parser.error("--output requires --dry-run")
     return options

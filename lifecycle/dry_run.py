@@ -1,11 +1,13 @@
-"""Dry runs: read everything with clients that cannot write, and return the plans."""
+"""Dry runs and status: read everything with clients that cannot write, and return what was found."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime
+from typing import Any
 
+from lifecycle import __version__
 from lifecycle.cleanup.observe import ReadState, cleanup_config
 from lifecycle.cleanup.observe import observe as observe_cleanup
 from lifecycle.cleanup.plan import NoKeptNode, plan_cleanup
@@ -18,13 +20,18 @@ from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe
 from lifecycle.domain.ownership import choose_user
+from lifecycle.domain.text import timestamp
 from lifecycle.prune.observe import observe as observe_prune
 from lifecycle.prune.observe import prune_config
 from lifecycle.prune.plan import check_limit, plan_prune
 from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import once
-from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings, StatusSettings
+from lifecycle.status.observe import observe as observe_status
+from lifecycle.status.observe import status_config
+from lifecycle.status.plan import plan_status
+from lifecycle.status.report import document, shortener
 from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
 
@@ -49,6 +56,41 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
         return Report(context(settings, readers, cluster.description if cluster else None), sections)
 
 
+def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
+    """Return the state of every workload of the owner, as JSON values.
+
+    Args:
+        redact: shorten names and addresses.
+    """
+    with ExitStack() as stack:
+        cluster = connect_cluster(settings, stack, only_reads=True)
+        readers = connect_readers(settings, once(), stack, cluster)
+        return status_report(settings, readers, cluster.description if cluster else None, now=utc_now(), redact=redact)
+
+
+def status_report(
+    settings: StatusSettings, sources: Sources, kubernetes: str | None, *, now: datetime, redact: bool
+) -> dict[str, Any]:
+    """Return the state of every workload of the owner, as JSON values."""
+    seen = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
+    server_time = sources.headscale.server_time(now)
+    rows, problems = plan_status(seen, config=status_config(settings), now=server_time)
+    expires_at = seen.api_key_expires_at
+    unknown = "never, or unknown" if seen.nodes is not None else None
+    head = {
+        "version": __version__,
+        "clock": f"{timestamp(now)}, by Headscale {timestamp(server_time)}",
+        **context(settings, sources, kubernetes),
+        "api_key_expires_at": timestamp(expires_at) if expires_at else unknown,
+    }
+    if not redact:
+        return document(head, rows, problems)
+    owner = settings.mark.partition(" ")[2]
+    words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in seen.users)]
+    # What others wrote can contain anything.
+    return document(head, rows, problems, shorten=shortener([*words, *(row.in_the_way for row in rows)]))
+
+
 def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
     """Return what the plans are based on; None for a value that could not be read."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
@@ -59,7 +101,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
         "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
         "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
-    name = {} if isinstance(settings, PruneSettings) else {"name": settings.record_name}
+    name = {} if isinstance(settings, PruneSettings | StatusSettings) else {"name": settings.record_name}
     return {**values, **name, "owner": settings.mark}
 
 

@@ -61,7 +61,7 @@ EXIT_STATUSES = """\
 ## Exit statuses
 
 SIGTERM and SIGINT end each command within two seconds. For 1 and 2, the reason is also the container's termination
-message, which `kubectl describe pod` shows.
+message, which `kubectl describe pod` shows. `status` writes none, because it runs beside `dns-watch`.
 """
 
 ERROR_TYPES = """\

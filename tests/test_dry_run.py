@@ -1,4 +1,4 @@
-"""No dry run changes anything, in any state of the pod."""
+"""Neither a dry run nor status changes anything, in any state of the pod."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lifecycle import dry_run
 from lifecycle.dry_run import plan_commands
 from lifecycle.report import Report
 from lifecycle.settings.load import load
-from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings
+from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings, StatusSettings
 from tests.builders import MARK, NAME
 from tests.simulators.serve import serve
 from tests.simulators.tailnet import Node
@@ -176,3 +176,6 @@ def test_dry_run_changes_nothing(
 
             assert everything(world) == before, name
             assert report.sections, name
+
+        assert dry_run.status(load(StatusSettings), redact=False)["context"]
+        assert everything(world) == before

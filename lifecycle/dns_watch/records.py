@@ -22,6 +22,7 @@ from lifecycle.domain.backoff import backoff_s, lengthened
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, error, info, warning
+from lifecycle.domain.foreign import advice_on_foreign_record, blocks
 from lifecycle.domain.model import Node, Record, RecordSpec, record_type
 from lifecycle.domain.ownership import RecordIdentity
 
@@ -69,31 +70,6 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
     return "the node has no address that this pod's interface has"
 
 
-def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str:
-    """Return what the operator can do about a foreign record at our name."""
-    if record.read_only:
-        return (
-            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
-            "the Worker's settings, Domains & Routes), or choose another TS_HOSTNAME."
-        )
-    if record.type == "CNAME":
-        return "A CNAME allows no address record beside it. Delete it, or give the workload another TS_HOSTNAME."
-    if record.type == "NS":
-        return "The name is delegated to other name servers. Publish it there, or choose another TS_HOSTNAME."
-    if not record.comment:
-        return (
-            "It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
-            "or choose another TS_HOSTNAME. To let this program manage it, set its comment to "
-            f'"{identity.mark}". It will then point to this pod and will not be proxied.'
-        )
-    is_vpn_address = record.address is not None and identity.is_vpn_address(record.address)
-    comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
-    return (
-        f'To let this program manage it, {comment_change} to "{identity.mark}". If it belongs to another instance of '
-        "this program, set DNS_OWNER to that owner. Otherwise delete it, or choose another TS_HOSTNAME."
-    )
-
-
 def published_successor(
     records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity, node: Node
 ) -> Node | None:
@@ -138,7 +114,7 @@ def plan_records(
         undecided: types without a spec that may still get one; their records stay as they are.
     """
     here = sorted(records, key=lambda record: record.id)
-    in_the_way = tuple(record for record in here if _blocks(record, identity=identity, ipv6=ipv6, apex=apex))
+    in_the_way = tuple(record for record in here if blocks(record, identity=identity, ipv6=ipv6, apex=apex))
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
     changes: list[RecordChange] = []
@@ -151,21 +127,6 @@ def plan_records(
             continue
         changes += _plan_type(ours, spec, identity)
     return RecordPlan(changes=tuple(changes))
-
-
-def _blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
-    if record.name != identity.name:
-        return False
-    if record.read_only or record.type == "CNAME":
-        return True
-    match record.type:
-        case "NS":
-            return record.name != apex
-        case "A":
-            return not identity.owns_record(record)
-        case "AAAA":
-            return ipv6 and not identity.owns_record(record)
-    return False
 
 
 def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[RecordChange]:

@@ -25,6 +25,18 @@ def mark_of(owner: str) -> str:
     return f"{_MARK_FAMILY}1 {owner}"
 
 
+def record_name(hostname: str, domain: str) -> str:
+    """Return the name of the record of a node, in lower case."""
+    name = hostname.casefold()
+    return name if "." in name else f"{name}.{domain}"
+
+
+def may_have_name(node: Node, name: str) -> bool:
+    """Return True if the record can belong to the node, whatever domain its pod appends to a hostname without a dot."""
+    hostname = node.hostname.casefold()
+    return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
+
+
 def choose_user(users: Iterable[User], selector: str | None) -> User:
     """Choose the Headscale user that owns our keys and nodes.
 

@@ -1,9 +1,10 @@
-"""Text from others, made safe to show on a terminal."""
+"""Values as text, and text from others made safe to show on a terminal."""
 
 from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 # JSON escapes only the control characters of ASCII. Terminals obey these too, and some readers end a line at them.
@@ -21,3 +22,8 @@ def printable_json(value: Any, *, indent: int | None = None) -> str:
     """Return a value as JSON in which every control character is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def timestamp(instant: datetime) -> str:
+    """Return an aware instant as RFC 3339 in UTC, to the second."""
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeIdentity
+from lifecycle.domain.ownership import NodeIdentity, may_have_name, record_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,14 @@ def plan_prune(seen: Observation, *, config: PruneConfig, now: datetime) -> list
     """
     if config.name is None:
         return _plan_gone(seen, config=config, now=now)
-    wanted = config.name.lower()
-    full_name = wanted if "." in wanted else f"{wanted}.{config.domain}"
+    full_name = record_name(config.name, config.domain)
     records = dict(_by_name(seen.records)).get(full_name)
     if records is None:
         raise LifecycleError(
             f'no record named {config.name} has the comment "{config.mark}". Check that DNS_OWNER is that of the '
             "workload. Nothing was removed"
         )
-    named = [node for node in seen.nodes if _has_name(node, full_name, config.domain)]
+    named = [node for node in seen.nodes if record_name(node.hostname, config.domain) == full_name]
     nodes = tuple(node for node in named if _owns(node, seen.user, config))
     return [PruneWorkload(full_name, records, nodes, reason="it was named")]
 
@@ -113,10 +112,10 @@ def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list
         return []
     found = []
     for name, records in _by_name(seen.records):
-        candidates = [node for node in seen.nodes if _may_have_name(node, name)]
+        candidates = [node for node in seen.nodes if may_have_name(node, name)]
         # The workload stays if a node of its name is not ours, or may come back at any moment.
         if all(_owns(node, seen.user, config) and _is_long_offline(node, config, now) for node in candidates):
-            nodes = tuple(node for node in candidates if _has_name(node, name, config.domain))
+            nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
             reason = f"its node has been offline for more than {config.after}" if candidates else "its node is gone"
             found.append(PruneWorkload(name, records, nodes, reason))
     return found
@@ -127,17 +126,6 @@ def _by_name(records: Iterable[Record]) -> list[tuple[str, tuple[Record, ...]]]:
     for record in sorted(records, key=lambda record: (record.name, record.id)):
         names.setdefault(record.name, []).append(record)
     return [(name, tuple(ours)) for name, ours in names.items()]
-
-
-def _has_name(node: Node, name: str, domain: str) -> bool:
-    hostname = node.hostname.casefold()
-    return name == (hostname if "." in hostname else f"{hostname}.{domain}")
-
-
-def _may_have_name(node: Node, name: str) -> bool:
-    """Return True if the record can belong to the node, whatever domain its pod appends to a hostname without a dot."""
-    hostname = node.hostname.casefold()
-    return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
 
 
 def _owns(node: Node, user: User, config: PruneConfig) -> bool:

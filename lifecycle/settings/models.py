@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
-from lifecycle.domain.ownership import mark_of
+from lifecycle.domain.ownership import mark_of, record_name
 from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import (
     RECORD_NAME_LENGTH,
@@ -375,8 +375,7 @@ class Settings(BaseSettings):
     @property
     def record_name(self) -> str:
         """The full name of the record, lower case."""
-        name = self.node_hostname.lower()
-        return name if "." in name else f"{name}.{self.domain_name}"
+        return record_name(self.node_hostname, self.domain_name)
 
 
 class CleanupSettings(Settings):
@@ -472,6 +471,20 @@ class PruneSettings(Settings):
         return ()
 
 
+class StatusSettings(DnsWatchSettings):
+    """Settings of `status`: those of dns-watch, because it runs in the same container."""
+
+    def problems(self) -> Iterable[str]:
+        """Check combinations of settings; each problem begins with the variable's name."""
+        yield from super().problems()
+        if not (self.dns_owner or self.pod_namespace or SERVICE_ACCOUNT_NAMESPACE.exists()):
+            yield "DNS_OWNER: is required for status outside of a pod; unless it is set there, the workloads' namespace"
+
+    def _name_problems(self) -> Iterable[str]:
+        # `status` shows all workloads of an owner, and may run anywhere.
+        return ()
+
+
 class DryRunSettings(CleanupSettings, DnsWatchSettings):
     """Settings of a dry run of both commands."""
 
@@ -508,6 +521,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "cleanup": CleanupSettings,
     "dns-watch": DnsWatchSettings,
     "prune": PruneSettings,
+    "status": StatusSettings,
     "inject": InjectSettings,
 }
 

@@ -29,7 +29,8 @@ def groups() -> Iterator[tuple[str | None, dict[str, FieldInfo]]]:
     for name, command in COMMANDS.items():
         added = {variable: field for variable, field in command_variables(command).items() if variable not in known}
         known = known | added
-        yield name, added
+        if added:
+            yield name, added
 
 
 def help_text() -> str:

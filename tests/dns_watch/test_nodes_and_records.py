@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
 from lifecycle.dns_watch.records import (
     RecordPlan,
-    advice_on_foreign_record,
     needs_successor_check,
     plan_records,
     published_successor,
 )
 from lifecycle.dns_watch.state import KnownNode, Loss, Missing, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
+from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
 from tests.builders import (
     ANN,

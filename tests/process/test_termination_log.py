@@ -147,6 +147,13 @@ def test_success_writes_no_termination_message(pod: Pod) -> None:
     assert (ended.status, message) == (0, "")
 
 
+@pytest.mark.parametrize("owner", ["monitoring", ""])
+def test_status_leaves_the_message_of_its_container_alone(pod: Pod, owner: str) -> None:
+    pod.headscale.faults.add(faults.html(502), times=None)
+    ended, message = run_with_log(pod, "status", DNS_OWNER=owner)
+    assert (ended.status, message) == (1 if owner else 2, "")
+
+
 def test_missing_termination_log_is_not_created(pod: Pod) -> None:
     ended, message = run_with_log(pod, "cleanup", make=NOTHING, HEADSCALE_USER="bob")
     assert (ended.status, ended.errors, message) == (1, "", None)

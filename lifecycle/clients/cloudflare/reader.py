@@ -22,6 +22,7 @@ _ID = re.compile(r"[0-9a-f]{1,32}")
 
 # The API's default. The largest page that works has 5,000 items, and a name has a handful.
 _RECORDS_PER_PAGE = 100
+_RECORDS_PER_LARGE_PAGE = 1000
 _ZONES_PER_PAGE = 50
 
 
@@ -64,6 +65,16 @@ class CloudflareReader:
         """
         path = f"{self.zone_path()}/dns_records"
         return self.pages(path, {"comment.exact": comment}, _RECORDS_PER_PAGE, parse_record)
+
+    def every_record(self) -> list[Record]:
+        """Return all records of the zone.
+
+        Raises:
+            ApiError: also if the list may be incomplete.
+
+        Source: GET /zones/{zone}/dns_records.
+        """
+        return self.pages(f"{self.zone_path()}/dns_records", {}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def check_zone(self, name: str) -> None:
         """Check that the zone is that of a name: Cloudflare would append the zone's name to a foreign one.

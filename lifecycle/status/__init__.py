@@ -1,0 +1,1 @@
+"""Show every workload of DNS_OWNER, and what needs a person. Nothing is changed."""

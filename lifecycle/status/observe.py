@@ -1,0 +1,46 @@
+"""Read everything that status shows; nothing is changed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+from lifecycle.clients.cloudflare.reader import CloudflareReader
+from lifecycle.clients.headscale.reader import HeadscaleReader
+from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
+from lifecycle.domain.ownership import choose_user
+from lifecycle.settings.models import StatusSettings
+from lifecycle.status.plan import Observation, StatusConfig
+
+
+def status_config(settings: StatusSettings) -> StatusConfig:
+    """Return the settings as a value that pure functions can take."""
+    return StatusConfig(
+        domain=settings.domain_name,
+        mark=settings.mark,
+        tags=settings.authkey_tags,
+        vpn_prefixes=settings.vpn_prefixes,
+        ipv6=settings.dns_ipv6,
+    )
+
+
+def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
+    """Read Headscale, then Cloudflare. What could not be read is None, and its reason a problem."""
+    seen, problems = Observation(), []
+    try:
+        seen = replace(seen, users=headscale.users())
+        user = choose_user(seen.users, settings.headscale_user)
+        seen = replace(seen, user=user, nodes=headscale.nodes())
+        with suppress(ApiError):
+            seen = replace(seen, api_key_expires_at=headscale.api_key_expires_at())
+    except LifecycleError as error:
+        problems.append(str(error))
+    try:
+        # A token that may edit records may not be allowed to read the zone.
+        with suppress(AuthError):
+            cloudflare.check_zone(settings.domain_name)
+            seen = replace(seen, apex=cloudflare.zone_name())
+        seen = replace(seen, records=cloudflare.every_record())
+    except LifecycleError as error:
+        problems.append(str(error))
+    return replace(seen, problems=problems)

@@ -1,0 +1,249 @@
+"""Judge every workload of an owner from what was read; pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from lifecycle.domain.expiry import api_key_warning, node_warning
+from lifecycle.domain.foreign import advice_on_foreign_record, blocks
+from lifecycle.domain.model import Node, Record, User, describe, record_type
+from lifecycle.domain.ownership import IpNetwork, NodeIdentity, RecordIdentity, record_name
+from lifecycle.domain.text import timestamp
+
+
+class State(StrEnum):
+    """The state of one workload, or of one of its nodes."""
+
+    IN_SYNC = "in sync"
+    EXPIRING = "node expiring"
+    OFFLINE = "offline"
+    DRIFTED = "drifted"
+    NO_RECORD = "no record"
+    FOREIGN_RECORD = "foreign record"
+    FOREIGN_NODE = "foreign node"
+    EXPIRED = "node expired"
+    ORPHANED = "orphaned"
+    SUPERSEDED = "superseded"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusConfig:
+    """The settings that the judgment depends on.
+
+    Attributes:
+        domain: is appended to a hostname without a dot.
+        ipv6: AAAA records are managed.
+    """
+
+    domain: str
+    mark: str
+    tags: frozenset[str]
+    vpn_prefixes: tuple[IpNetwork, ...]
+    ipv6: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What was read; None = it could not be read, which `problems` explain.
+
+    Attributes:
+        users: all users of Headscale.
+        user: the owner of our nodes.
+        nodes: all nodes.
+        records: all records of the zone.
+        apex: the zone's own name; also None if the token must not read it.
+    """
+
+    users: Sequence[User] = ()
+    user: User | None = None
+    nodes: Sequence[Node] | None = None
+    records: Sequence[Record] | None = None
+    apex: str | None = None
+    api_key_expires_at: datetime | None = None
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One workload, or one more node of it.
+
+    Attributes:
+        name: the full name of its record.
+        records: those of the owner.
+        node: the node of ours that has the name; None if there is none, or it is unknown.
+        in_the_way: the foreign node or records with the name.
+        advice: what a person has to do; "" = nothing.
+    """
+
+    name: str
+    state: State
+    records: tuple[Record, ...] = ()
+    node: Node | None = None
+    in_the_way: str = ""
+    advice: str = ""
+
+
+_ADVICE = {
+    State.OFFLINE: "The pod does not run, or its VPN is disconnected. Look at the pod, and at the log of its "
+    "container tailscale. After a restart of Headscale, nodes come back within minutes. If the workload was removed, "
+    "run `lifecycle prune --name NAME`.",
+    State.DRIFTED: "The record does not have the address of the node. dns-watch corrects it within VERIFY_INTERVAL. "
+    "If it stays, read the log of dns-watch.",
+    State.NO_RECORD: "The node is online and has no record. dns-watch creates it within seconds. If it stays, read "
+    "the log of dns-watch.",
+    State.EXPIRED: "The node has to log in again. Delete the pod (with NODE_POLICY=keep, delete the node in Headscale "
+    "first). If the workload was removed, run `lifecycle prune --name NAME`.",
+    State.ORPHANED: "No node has the name. If the workload was removed, run `lifecycle prune --name NAME`. If it "
+    "runs, delete its pod, or set SELF_HEAL=true.",
+    State.FOREIGN_NODE: "A node with the name is not ours: it has another user, or registered without a pre-auth key. "
+    "If it is a leftover, delete it in Headscale. If it is ours, check HEADSCALE_USER and AUTHKEY_TAGS.",
+    State.SUPERSEDED: "A later pod of the workload has the name. If this node stays online for a quarter of an hour, "
+    "two pods run: stop the older one.",
+}
+_UNREAD = "Headscale or Cloudflare could not be read. Solve the problem below, and run this again."
+_EMPTY_TAILNET = (
+    "Headscale lists no node at all. A server that has just started does that for a moment: run this again. If it "
+    "stays, the server has another database, or the nodes were deleted."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Workload:
+    """One name, with all its records and nodes."""
+
+    identity: RecordIdentity
+    records: Sequence[Record]
+    nodes: Sequence[Node]
+
+
+def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tuple[list[Row], list[str]]:
+    """Judge every workload, in order of names; the time is by Headscale's clock.
+
+    Returns:
+        The rows, and the problems that concern no single workload.
+    """
+    problems = list(seen.problems)
+    rows = [row for workload in _workloads(seen, config) for row in _judge(workload, seen, config, now)]
+    api_key = api_key_warning(seen.api_key_expires_at, now)
+    if api_key is not None:
+        problems.append(
+            f"The API key of Headscale expires at {timestamp(api_key.fields['expires_at'])}. {api_key.fields['advice']}"
+        )
+    if not rows and not problems:
+        problems.append(
+            f'No record has the comment "{config.mark}", and no node of the user has a name in {config.domain}. Check '
+            "DNS_OWNER, HEADSCALE_USER and DOMAIN_NAME."
+        )
+    return rows, problems
+
+
+def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
+    """Yield each name of the owner.
+
+    A node without a record belongs to the owner if its user is ours and its name is in our domain.
+    """
+    records: dict[str, list[Record]] = defaultdict(list)
+    nodes: dict[str, list[Node]] = defaultdict(list)
+    by_hostname: dict[str, list[Node]] = defaultdict(list)
+    for record in seen.records or ():
+        records[record.name].append(record)
+    for node in seen.nodes or ():
+        nodes[record_name(node.hostname, config.domain)].append(node)
+        by_hostname[node.hostname.casefold()].append(node)
+    for name in sorted({*records, *nodes}):
+        identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
+        here, named = records[name], nodes[name]
+        if any(map(identity.is_marked, here)):
+            # Its pod may append another domain than ours.
+            yield _Workload(identity, here, named or by_hostname[name.partition(".")[0]])
+        elif (
+            f".{name}".endswith(f".{config.domain}")
+            and any(_owns(node, seen, config) for node in named)
+            and not any(map(identity.is_marked_by_another, here))
+        ):
+            yield _Workload(identity, here, named)
+
+
+def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
+    identity, name = workload.identity, workload.identity.name
+    ours = [record for record in workload.records if identity.owns_record(record)]
+    if not config.ipv6:
+        ours = [record for record in ours if record.type == "A" or identity.is_marked(record)]
+    records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
+    owned = sorted((node for node in workload.nodes if _owns(node, seen, config)), key=lambda node: node.sequence)
+    valid = [node for node in owned if not node.expired(now)]
+    # Of two pods, the later one has the name, unless its node is gone.
+    candidates = [node for node in valid if node.online] or valid or owned
+    node = candidates[-1] if candidates else None
+    if seen.nodes is None or seen.records is None:
+        yield Row(name, State.UNKNOWN, records, node, advice=_UNREAD)
+    elif not seen.nodes:
+        yield Row(name, State.UNKNOWN, records, advice=_EMPTY_TAILNET)
+    elif node is not None:
+        yield _row(workload, node, records, apex=seen.apex, config=config, now=now)
+    elif workload.nodes:
+        foreign = "; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
+        yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
+    else:
+        yield Row(name, State.ORPHANED, records, advice=_ADVICE[State.ORPHANED])
+    for older in valid:
+        if node is not None and older.sequence < node.sequence:
+            advice = _ADVICE[State.SUPERSEDED] if older.online else ""
+            yield Row(name, State.SUPERSEDED, (), older, advice=advice)
+
+
+def _row(
+    workload: _Workload,
+    node: Node,
+    records: tuple[Record, ...],
+    *,
+    apex: str | None,
+    config: StatusConfig,
+    now: datetime,
+) -> Row:
+    """Return the row of a workload with a node of ours."""
+    identity = workload.identity
+    foreign = [record for record in workload.records if blocks(record, identity=identity, ipv6=config.ipv6, apex=apex)]
+    in_the_way = "; ".join(
+        f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign
+    )
+    expiry = node_warning(node, now)
+    if not records and not (node.online and "." in node.hostname):
+        # It may not be a workload, or may be what a removed one left behind.
+        return Row(identity.name, State.NO_RECORD, records, node)
+    advice = None
+    if node.expired(now):
+        state = State.EXPIRED
+    elif foreign:
+        state = State.FOREIGN_RECORD
+        advice = advice_on_foreign_record(foreign[0], identity=identity)
+    elif not records:
+        state = State.NO_RECORD
+    elif not node.online:
+        state = State.OFFLINE
+    elif not _is_right(records, node, identity, config):
+        state = State.DRIFTED
+    elif expiry is not None:
+        state = State.EXPIRING
+        advice = f"The node expires at {timestamp(expiry.fields['expires_at'])}. {expiry.fields['advice']}"
+    else:
+        state = State.IN_SYNC
+    return Row(identity.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
+
+
+def _is_right(records: Sequence[Record], node: Node, identity: RecordIdentity, config: StatusConfig) -> bool:
+    addresses = identity.vpn_addresses(node.addresses)
+    required = {record_type(address) for address in addresses} - (set() if config.ipv6 else {"AAAA"})
+    types = [record.type for record in records]
+    if not required <= set(types) or len(types) > len(set(types)):
+        return False
+    return all(record.address in addresses and identity.is_marked(record) and not record.proxied for record in records)
+
+
+def _owns(node: Node, seen: Observation, config: StatusConfig) -> bool:
+    return seen.user is not None and NodeIdentity(node.hostname, seen.user, config.tags).owns_node(node)

@@ -1,0 +1,126 @@
+"""The report of status, as JSON values and as text, optionally with shortened names and addresses."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from lifecycle.domain.text import printable, timestamp
+from lifecycle.status.plan import Row
+
+_COLUMNS = ("NAME", "RECORD", "NODE", "ADDRESS", "ONLINE", "STATE")
+_NONE = "<none>"
+
+# How many names are listed with what to do about them; the table has all.
+_NAMES_SHOWN = 5
+
+# Values without names; a shortened version or time would be useless.
+_KEPT = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
+_IPV4 = re.compile(r"\b(\d{1,3}\.\d{1,3})\.\d{1,3}\.\d{1,3}\b")
+_IPV6 = re.compile(r"\b([0-9a-f]{1,4})(?::[0-9a-f]{0,4}){2,7}", re.IGNORECASE)
+_DOTTED = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
+# Numbers are left to the patterns of addresses.
+_LABEL = re.compile(r"([a-z_][\w+-])[\w+-]+", re.IGNORECASE)
+
+
+def document(
+    context: Mapping[str, str | None],
+    rows: Iterable[Row],
+    problems: Iterable[str],
+    *,
+    shorten: Callable[[str], str] = str,
+) -> dict[str, Any]:
+    """Return the report as JSON values.
+
+    Args:
+        context: what was read; None for a value that could not be read.
+        rows: the table.
+        problems: what concerns no single workload.
+        shorten: is applied to names and addresses, and to text that may contain them.
+    """
+    return {
+        "context": {key: shorten(value) if value and key not in _KEPT else value for key, value in context.items()},
+        "workloads": [
+            {
+                "name": shorten(row.name),
+                "state": str(row.state),
+                "records": [{"type": record.type, "content": shorten(record.content)} for record in row.records],
+                "node_id": row.node and row.node.id,
+                "addresses": [shorten(str(address)) for address in row.node.addresses] if row.node else [],
+                "online": row.node and row.node.online,
+                "last_seen": timestamp(row.node.last_seen) if row.node and row.node.last_seen else None,
+                "in_the_way": shorten(row.in_the_way),
+                "advice": shorten(row.advice),
+            }
+            for row in rows
+        ],
+        "problems": [shorten(problem) for problem in problems],
+    }
+
+
+def shortener(words: Iterable[str]) -> Callable[[str], str]:
+    """Return a function that shortens names and addresses in a text, for a public place.
+
+    Args:
+        words: names without a dot, and texts in which every word is shortened.
+    """
+    longest_first = sorted(filter(None, words), key=len, reverse=True)
+    known = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first)
+    names = re.compile(f"{known}|{_DOTTED}" if known else _DOTTED)
+
+    def shorten(value: str) -> str:
+        value = names.sub(lambda found: _LABEL.sub(r"\1*", found[0]), value)
+        return _IPV6.sub(r"\1:*", _IPV4.sub(r"\1.*.*", value))
+
+    return shorten
+
+
+def needs_person(report: Mapping[str, Any]) -> bool:
+    """Return True if something has to be done, or could not be read."""
+    return bool(report["problems"]) or any(row["advice"] for row in report["workloads"])
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """Return the report as text: what was read, a table, and what to do."""
+    width = max(map(len, report["context"]))
+    lines = [
+        f"{key.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"
+        for key, value in report["context"].items()
+    ]
+    rows = report["workloads"]
+    if rows:
+        cells = [_COLUMNS, *map(_cells, rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines.append("")
+        lines += ["   ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    states = Counter(row["state"] for row in rows)
+    lines += ["", f"total {len(rows)}: " + ", ".join(f"{count} {state}" for state, count in sorted(states.items()))]
+    # Many workloads can have the same problem.
+    names = defaultdict(list)
+    for row in rows:
+        if row["advice"]:
+            in_the_way = f" ({row['in_the_way']})" if row["in_the_way"] else ""
+            names[row["state"], row["advice"]].append(printable(row["name"] + in_the_way))
+    for (state, advice), affected in names.items():
+        more = f" and {len(affected) - _NAMES_SHOWN} more" if len(affected) > _NAMES_SHOWN else ""
+        lines += ["", f"{state}: {', '.join(affected[:_NAMES_SHOWN])}{more}", *_wrapped(advice)]
+    for problem in report["problems"]:
+        lines += ["", "problem:", *_wrapped(problem)]
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(paragraph: str) -> list[str]:
+    return textwrap.wrap(printable(paragraph), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    online = {None: _NONE, True: "yes", False: "no"}[row["online"]]
+    if row["online"] is False and row["last_seen"]:
+        online = f"no, since {row['last_seen']}"
+    contents = ",".join(record["content"] for record in row["records"])
+    addresses = ",".join(row["addresses"])
+    cells = (row["name"], contents or _NONE, row["node_id"] or _NONE, addresses or _NONE, online, row["state"])
+    return tuple(map(printable, cells))

@@ -1,0 +1,164 @@
+"""`lifecycle status`: its report, its exit status, and that it neither writes nor shows what it must not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.dry_run import status_report
+from lifecycle.runtime.retry import once
+from lifecycle.settings.models import StatusSettings
+from lifecycle.status.plan import Row, State
+from lifecycle.status.report import document, needs_person, text
+from tests.builders import MARK, NAME
+from tests.process.commands import Pod
+from tests.simulators import faults
+from tests.simulators.cloudflare import CloudflareSimulator
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.serve import serve
+from tests.world import USER, World
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """A workload in sync, and one whose name another user's node and a CNAME have."""
+    world = World(monkeypatch, tmp_path)
+    world.headscale.add_user("annabel")
+    world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=MARK)
+    return world
+
+
+def add_wiki(world: World) -> None:
+    """Add a workload whose record is foreign, and one whose node is."""
+    world.headscale.add_node("wiki.example.com", user=USER)
+    world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel")
+    world.add_record(world.headscale.add_node("tools", user="annabel").address, name="tools.example.com", comment=MARK)
+
+
+def report_in(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
+    defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": MARK.partition(" ")[2]}
+    settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
+    sources = world.writers(settings, once())
+    report = status_report(settings, sources, None, now=world.clock.now(), redact=redact)
+    printed = text(report) + json.dumps(report)
+    for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
+        assert secret not in printed
+    assert not world.headscale.writes
+    assert not world.cloudflare.writes
+    return report
+
+
+def states(report: dict[str, Any]) -> dict[str, str]:
+    return {row["name"]: row["state"] for row in report["workloads"]}
+
+
+def test_head_shows_what_was_read(world: World) -> None:
+    report = report_in(world)
+    assert {"headscale_version": "0.28.0", "user": USER, "zone": "example.com", "owner": MARK}.items() <= report[
+        "context"
+    ].items()
+    assert not needs_person(report)
+    assert all(str(value) in text(report) for value in report["context"].values())
+
+
+def test_row_shows_node_and_record(world: World) -> None:
+    [row] = report_in(world)["workloads"]
+    node = world.headscale.nodes[0]
+    assert row["records"] == [{"type": "A", "content": node.address}]
+    assert (row["node_id"], row["online"], row["addresses"]) == (str(node.id), True, list(node.addresses))
+
+
+def test_row_that_needs_a_person_has_advice_in_both_formats(world: World) -> None:
+    add_wiki(world)
+    report = report_in(world)
+    assert states(report) == {
+        NAME: "in sync",
+        "tools.example.com": "foreign node",
+        "wiki.example.com": "foreign record",
+    }
+    assert needs_person(report)
+    shown = " ".join(text(report).split())
+    for row in report["workloads"][1:]:
+        assert row["advice"] in shown
+        assert row["in_the_way"] in shown
+
+
+@pytest.mark.parametrize("which", ["headscale", "cloudflare"])
+def test_upstream_that_fails_leaves_no_row_out(world: World, which: str) -> None:
+    getattr(world, which).faults.add(faults.html(502), times=None)
+    report = report_in(world)
+    assert states(report) == {NAME: "unknown"}
+    assert needs_person(report)
+    assert len(report["problems"]) == 1
+
+
+def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
+    add_wiki(world)
+    for name, value in (
+        ("DNS_IPV6", "true"),
+        ("HEADSCALE_USER", "x"),
+        ("HEADSCALE_USER", ""),
+        ("DOMAIN_NAME", "example.org"),
+    ):
+        settings = {name: value}
+        plain, short = report_in(world, settings), report_in(world, settings, redact=True)
+        assert [row["state"] for row in short["workloads"]] == [row["state"] for row in plain["workloads"]]
+        shown = text(short) + json.dumps(short)
+        names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "default"]
+        addresses = [address for node in world.headscale.nodes for address in node.addresses]
+        assert [word for word in [*names, *addresses, "192.0.2.55"] if word in shown] == []
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
+def test_text_of_others_cannot_control_the_terminal(character: str) -> None:
+    def shown(odd: str) -> str:
+        return text(document({"user": odd}, [Row(odd, State.FOREIGN_RECORD, in_the_way=odd, advice=odd)], [odd]))
+
+    assert shown(f"a{character}b").count(character) == shown("ab").count(character)
+
+
+@pytest.fixture
+def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
+    headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
+    with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
+        pod = Pod(
+            headscale,
+            cloudflare,
+            headscale_url=headscale_url,
+            cloudflare_url=cloudflare_url,
+            base=clean_environment,
+            folder=tmp_path,
+        )
+        headscale.add_user(USER)
+        node = headscale.add_node(NAME, user=USER)
+        cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+        yield pod
+
+
+# The variables that containers.yaml gives dns-watch.
+WATCH = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
+
+
+def test_in_the_pod_of_dns_watch_the_status_is_zero_until_something_needs_a_person(pod: Pod) -> None:
+    fine = pod.run("status", "--output", "json", **WATCH)
+    assert (fine.status, fine.errors) == (0, ""), fine.out
+    assert states(json.loads(fine.out)) == {NAME: "in sync"}
+
+    pod.headscale.delete_node(pod.headscale.nodes[0].id)
+    lost = pod.run("status", "--redact", **WATCH)
+    assert (lost.status, lost.errors) == (1, ""), lost.out
+    assert "NAME" in lost.out
+    assert NAME not in lost.out
+    assert pod.untouched
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"), [((), {"POD_NAMESPACE": ""}), (("--dry-run",), {}), (("--once",), {})]
+)
+def test_invalid_request(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+    assert pod.run("status", *arguments, **(WATCH | variables)).status == 2
+    assert pod.untouched

@@ -1,0 +1,167 @@
+"""The state of each workload, and whether it needs a person."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from lifecycle.domain.model import Node, Record, RegisterMethod
+from lifecycle.status.plan import Observation, Row, StatusConfig, plan_status
+from tests.builders import ANN, EXPIRED, MARK, NAME, NOW, OTHER_MARK, SVC, VPN_PREFIXES, a_node, a_record
+
+CONFIG = StatusConfig(domain="example.com", mark=MARK, tags=frozenset(), vpn_prefixes=VPN_PREFIXES, ipv6=False)
+WITH_IPV6 = replace(CONFIG, ipv6=True)
+
+AAAA = a_record("b", type_="AAAA", content="fd7a:115c:a1e0::1")
+OLD_AAAA = replace(AAAA, content="fd7a:115c:a1e0::9")
+CNAME = a_record("c", type_="CNAME", content="example.net", comment="")
+ELSEWHERE = a_node(99, hostname="x.example.org")
+
+
+def seen(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
+    return Observation((SVC, ANN), SVC, (ELSEWHERE, *nodes), records, "example.com")
+
+
+def shown(rows: list[Row]) -> list[tuple[str, str | None, bool]]:
+    """The state of each row, the id of its node, and whether it needs a person."""
+    return [(row.state, row.node.id if row.node else None, bool(row.advice)) for row in rows]
+
+
+def states(
+    nodes: Sequence[Node], records: Sequence[Record], config: StatusConfig = CONFIG
+) -> list[tuple[str, str | None, bool]]:
+    rows, problems = plan_status(seen(nodes, records), config=config, now=NOW)
+    assert rows == plan_status(seen(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
+    assert rows or problems
+    return shown(rows)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "records", "expected"),
+    [
+        pytest.param([a_node()], [a_record()], [("in sync", "1", False)], id="in-sync"),
+        pytest.param([a_node()], [a_record(), AAAA], [("in sync", "1", False)], id="with-AAAA"),
+        pytest.param([a_node(hostname="grafana")], [a_record()], [("in sync", "1", False)], id="short-hostname"),
+        pytest.param([a_node(hostname=NAME.upper())], [a_record()], [("in sync", "1", False)], id="upper-case"),
+        pytest.param([a_node()], [a_record(content="100.64.0.9")], [("drifted", "1", True)], id="another-address"),
+        pytest.param([a_node()], [a_record(proxied=True)], [("drifted", "1", True)], id="proxied"),
+        pytest.param([a_node()], [a_record(), a_record("d")], [("drifted", "1", True)], id="duplicate"),
+        pytest.param([a_node()], [a_record(comment="")], [("drifted", "1", True)], id="of-an-older-script"),
+        pytest.param([a_node()], [a_record(), OLD_AAAA], [("drifted", "1", True)], id="old-AAAA"),
+        pytest.param([a_node(online=False)], [a_record()], [("offline", "1", True)], id="offline"),
+        pytest.param([a_node(expires_at=EXPIRED)], [a_record()], [("node expired", "1", True)], id="expired"),
+        pytest.param(
+            [a_node(expires_at=NOW + timedelta(days=13))], [a_record()], [("node expiring", "1", True)], id="expiring"
+        ),
+        pytest.param(
+            [a_node(expires_at=NOW + timedelta(days=15))], [a_record()], [("in sync", "1", False)], id="expires-later"
+        ),
+        pytest.param([], [a_record()], [("orphaned", None, True)], id="no-node"),
+        pytest.param(
+            [a_node(user=ANN, key_user=ANN)], [a_record()], [("foreign node", None, True)], id="node-of-another-user"
+        ),
+        pytest.param(
+            [a_node(registered_by=RegisterMethod.CLI)], [a_record()], [("foreign node", None, True)], id="by-CLI"
+        ),
+        pytest.param([a_node()], [], [("no record", "1", True)], id="no-record"),
+        pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="leftover-node"),
+        pytest.param([a_node(hostname="laptop")], [], [("no record", "1", False)], id="maybe-no-workload"),
+        pytest.param([a_node()], [a_record(comment="terraform")], [("foreign record", "1", True)], id="foreign-record"),
+        pytest.param([a_node()], [a_record(), CNAME], [("foreign record", "1", True)], id="beside-a-CNAME"),
+        pytest.param([a_node()], [replace(CNAME, type="TXT")], [("no record", "1", True)], id="TXT"),
+        pytest.param(
+            [a_node(), a_node(2)],
+            [a_record(content="100.64.0.2")],
+            [("in sync", "2", False), ("superseded", "1", True)],
+            id="two-pods",
+        ),
+        pytest.param(
+            [a_node(online=False), a_node(2)],
+            [a_record(content="100.64.0.2")],
+            [("in sync", "2", False), ("superseded", "1", False)],
+            id="older-node-is-offline",
+        ),
+        pytest.param(
+            [a_node(), a_node(2, online=False)], [a_record()], [("in sync", "1", False)], id="later-node-is-offline"
+        ),
+        pytest.param(
+            [a_node(expires_at=EXPIRED), a_node(2)],
+            [a_record(content="100.64.0.2")],
+            [("in sync", "2", False)],
+            id="older-node-has-expired",
+        ),
+        pytest.param(
+            [a_node(hostname="grafana")],
+            [a_record(name="grafana.b.example.com")],
+            # Under our domain, the same hostname may be another machine's.
+            [("in sync", "1", False), ("no record", "1", False)],
+            id="pod-with-a-domain-of-its-own",
+        ),
+        pytest.param(
+            [a_node(hostname="x-" + NAME)],
+            [a_record()],
+            [("orphaned", None, True), ("no record", "1", True)],
+            id="longer-hostname",
+        ),
+        pytest.param([a_node()], [a_record(comment=OTHER_MARK)], [], id="workload-of-another-owner"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign-node-alone"),
+        pytest.param([a_node(hostname="grafana.example.org")], [], [], id="node-of-another-domain"),
+        pytest.param([], [CNAME, a_record(comment="")], [], id="records-without-our-mark"),
+    ],
+)
+def test_state(nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]) -> None:
+    assert states(nodes, records) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "records", "state"),
+    [
+        pytest.param([a_node()], [a_record(), AAAA], "in sync", id="both"),
+        pytest.param([a_node()], [a_record()], "drifted", id="without-AAAA"),
+        pytest.param([a_node(addresses=["100.64.0.1"])], [a_record()], "in sync", id="node-without-IPv6"),
+        pytest.param([a_node(addresses=["fd7a:115c:a1e0::1"])], [AAAA], "in sync", id="node-without-IPv4"),
+        pytest.param([a_node()], [a_record(), replace(AAAA, comment="x")], "foreign record", id="foreign-AAAA"),
+    ],
+)
+def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -> None:
+    assert [found for found, _, _ in states(nodes, records, WITH_IPV6)] == [state]
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale"),
+        pytest.param(Observation((SVC,), SVC, (a_node(),), problems=("x",)), id="Cloudflare"),
+        pytest.param(Observation((SVC,), SVC, (), (a_record(),)), id="empty-list-of-nodes"),
+    ],
+)
+def test_what_is_not_known_is_a_row_that_needs_a_person(observation: Observation) -> None:
+    [row], problems = plan_status(observation, config=CONFIG, now=NOW)
+    assert (row.name, row.state, bool(row.advice)) == (NAME, "unknown", True)
+    assert problems == list(observation.problems)
+
+
+@pytest.mark.parametrize("problems", [(), ("Headscale did not respond",)])
+def test_an_empty_table_has_a_problem(problems: tuple[str, ...]) -> None:
+    rows, shown_problems = plan_status(replace(seen([], []), problems=problems), config=CONFIG, now=NOW)
+    assert (rows, len(shown_problems)) == ([], 1)
+
+
+@pytest.mark.parametrize(("days", "count"), [(13, 1), (15, 0)])
+def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
+    observation = replace(seen([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
+    assert len(plan_status(observation, config=CONFIG, now=NOW)[1]) == count
+
+
+def test_a_thousand_workloads_are_judged_one_by_one() -> None:
+    numbers = random.Random(1).sample(range(1, 1001), 1000)
+    nodes = [a_node(n, hostname=f"s{n}.example.com", addresses=[f"100.64.{n // 250}.{n % 250}"]) for n in numbers]
+    records = [
+        a_record(f"{n:x}", name=f"s{n}.example.com", content=f"100.64.{n // 250}.{n % 250}") for n in sorted(numbers)
+    ]
+    assert {state for state, _, _ in states(nodes, records)} == {"in sync"}
+    assert len(states(nodes, records)) == 1000
