@@ -48,6 +48,9 @@ API = "admissionregistration.k8s.io/v1"
 # Settings of injection itself; all others are variables of cleanup and dns-watch.
 OWN_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
+DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"
+LOGIN_SERVER_PATTERN = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
+
 # Fields of the Kubernetes API that contain any names, unlike the fields of an object.
 _MAPS = frozenset({"requests", "limits"})
 
@@ -416,15 +419,13 @@ def _site_validations() -> Iterator[Document]:
         f"{wanted}{unknown}.size() == 0",
         f"'In {place}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",
     )
-    domain = _regex(r"^[a-z0-9-]+(\.[a-z0-9-]+)+$")
     yield _message(
-        f"{wanted}variables.domain.matches({domain})",
+        f"{wanted}variables.domain.matches({_regex(DOMAIN_PATTERN)})",
         f"'DOMAIN_NAME in {place} must be a domain such as example.com. Set it.'",
     )
     server = "variables.site[?'LOGIN_SERVER'].orValue('')"
-    safe = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
     yield _message(
-        f"{wanted}{server}.matches({_regex(safe)})",
+        f"{wanted}{server}.matches({_regex(LOGIN_SERVER_PATTERN)})",
         f"'LOGIN_SERVER in {place} must be an https URL of Headscale. With http and a host name, tailscale stays "
         "offline after Headscale restarts.'",
     )

@@ -63,7 +63,7 @@ def _patch(init_containers: list[Any], containers: list[Any], volumes: list[Any]
         "spec": {"template": {"spec": {name: value for name, value in spec.items() if value}}},
     }
     # A file mode in octal, as people write it.
-    return HEAD + re.sub(r"(defaultMode): 292\b", r"\1: 0444", _text(patch))
+    return HEAD + re.sub(r"(defaultMode): 292\b", r"\1: 0444", as_text(patch))
 
 
 def _for_kustomize(part: Any) -> Any:
@@ -118,25 +118,25 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def _text(document: Any) -> str:
+def as_text(document: Any) -> str:
+    """Return a document as YAML in block style."""
     text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110)
     return text
 
 
 def _documents(documents: Iterable[Any]) -> str:
-    return "---\n".join(_text(document) for document in documents)
+    return "---\n".join(as_text(document) for document in documents)
 
 
-def main() -> int:
-    """Write the files, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def write(files: dict[Path, str], script: str) -> int:
+    """Write the files, or with --check compare them. Return the exit status."""
+    parser = argparse.ArgumentParser(description=f"Usage: {script} [--check]")
     parser.add_argument("--check", action="store_true", help="fail if a file is stale")
     options = parser.parse_args()
-    files = generated()
     stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     for path in stale:
         if options.check:
-            print(f"{path.relative_to(DEPLOY.parent)} is stale: run scripts/manifests", file=sys.stderr)
+            print(f"{path.relative_to(DEPLOY.parent)} is stale: run {script}", file=sys.stderr)
         else:
             path.parent.mkdir(exist_ok=True)
             path.write_text(files[path])
@@ -144,4 +144,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(generated(), "scripts/manifests"))

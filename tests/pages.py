@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(page for folder in ("charts", "deploy", "docs") for page in ROOT.glob(f"{folder}/**/*.md"))]
+)
 
 Row = dict[str, str]
 

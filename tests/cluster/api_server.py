@@ -146,7 +146,7 @@ class ApiServer:
         context = ssl.create_default_context(cafile=None)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         request = urllib.request.Request(
-            f"https://127.0.0.1:{self._port}{path}",
+            f"{self.url}{path}",
             data=json.dumps(body).encode() if body is not None else None,
             headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
             method=method,
@@ -167,6 +167,16 @@ class ApiServer:
         except ValueError:
             return text
 
+    @property
+    def url(self) -> str:
+        """The address that it listens on."""
+        return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def token(self) -> str:
+        """The administrator's token."""
+        return _ADMIN
+
     def kubectl(self, *arguments: str | Path, text: str = "") -> str:
         """Run kubectl as the administrator, and return its output.
 
@@ -174,8 +184,8 @@ class ApiServer:
             Refused: kubectl failed.
         """
         options = [
-            f"--server=https://127.0.0.1:{self._port}",
-            f"--token={_ADMIN}",
+            f"--server={self.url}",
+            f"--token={self.token}",
             "--insecure-skip-tls-verify",
             f"--cache-dir={self._folder / 'cache'}",
         ]

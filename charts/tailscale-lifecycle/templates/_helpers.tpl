@@ -1,0 +1,79 @@
+{{/* The recommended labels, without the name, which selects pods. */}}
+{{- define "tailscale-lifecycle.labels" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: tailscale-lifecycle
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* An image as a reference. Takes: repository, tag, digest. */}}
+{{- define "tailscale-lifecycle.reference" -}}
+{{ .repository }}{{ with .tag }}:{{ . }}{{ end }}{{ with .digest }}@{{ . }}{{ end }}
+{{- end }}
+
+{{/* The image of cleanup, dns-watch and prune. */}}
+{{- define "tailscale-lifecycle.image" -}}
+{{- $isLocal := hasPrefix "localhost/" .Values.image.repository -}}
+{{- $tag := .Values.image.tag | default (ternary "latest" .Chart.AppVersion $isLocal) -}}
+{{- $image := include "tailscale-lifecycle.reference" (merge (dict "tag" $tag) .Values.image) -}}
+{{- if and .Values.build.enabled (ne $image "localhost/tailscale-lifecycle:latest") -}}
+{{- fail (printf "build.enabled builds localhost/tailscale-lifecycle:latest, not %s. To use this image, set build.enabled=false." $image) -}}
+{{- end -}}
+{{ $image }}
+{{- end }}
+
+{{/* A setting as text. Helm reads whole numbers as floats, whose default format is 1e+06. */}}
+{{- define "tailscale-lifecycle.text" -}}
+{{ if kindIs "float64" . }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
+{{/*
+The data of a ConfigMap with settings. An empty value counts as unset. Takes: context, settings (which take precedence
+over those of the values) and omit (names).
+*/}}
+{{- define "tailscale-lifecycle.data" -}}
+{{- $namespace := include "tailscale-lifecycle.headscaleNamespace" .context }}
+{{- $data := dict "HEADSCALE_URL" (printf "http://headscale.%s.svc.cluster.local:8080" $namespace) }}
+{{- range $settings := list (omit .context.Values.settings .omit) .settings }}
+{{- range $name, $value := $settings }}
+{{- $text := include "tailscale-lifecycle.text" $value }}
+{{- if $text }}
+{{- $_ := set $data $name $text }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $data }}
+{{- end }}
+
+{{/* Headscale's namespace. */}}
+{{- define "tailscale-lifecycle.headscaleNamespace" -}}
+{{ .Values.settings.HEADSCALE_NAMESPACE | default "headscale" }}
+{{- end }}
+
+{{/* API version of the mutating policy. */}}
+{{- define "tailscale-lifecycle.policyVersion" -}}
+{{- $version := .Values.inject.policyVersion -}}
+{{- if and (eq $version "auto") (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "Injection needs Kubernetes 1.34 or newer, not %s. Set inject.enabled=false, and add the containers with `lifecycle inject` (docs/inject.md)." .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- if eq $version "auto" -}}
+{{- $version = ternary "v1beta1" "v1" (semverCompare "<1.36-0" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+admissionregistration.k8s.io/{{ $version }}
+{{- end }}
+
+{{/* The scripts of the build. */}}
+{{- define "tailscale-lifecycle.buildScripts" -}}
+{{- (.Files.Glob "files/*.sh").AsConfig }}
+{{ (.Files.Glob "files/storage.conf").AsConfig }}
+{{- end }}
+
+{{/* The name of the ConfigMap with the scripts and the sources of the build. */}}
+{{- define "tailscale-lifecycle.buildName" -}}
+{{- $sources := .Files.Get "files/sources.tar.gz" -}}
+{{- if not $sources -}}
+{{- fail "The chart does not contain the sources of the image. Add them with `scripts/image --sources charts/tailscale-lifecycle/files/sources.tar.gz`, or use an image from a registry: set build.enabled=false, image.repository and image.tag." -}}
+{{- end -}}
+tailscale-lifecycle-build-{{ printf "%s%s" (include "tailscale-lifecycle.buildScripts" .) $sources | sha256sum | trunc 10 }}
+{{- end }}

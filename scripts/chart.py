@@ -1,0 +1,440 @@
+"""Generate the parts of the chart that exist elsewhere: in build/, deploy/, lifecycle/ and the chart's own values."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from admission import DOMAIN_PATTERN, LOGIN_SERVER_PATTERN, NAMESPACE
+from manifests import IMAGES, as_text, write
+
+from lifecycle import __version__
+from lifecycle.settings.models import PruneSettings, command_variables, site_variables
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "charts" / "tailscale-lifecycle"
+
+COPIES = {
+    "archive.sh": "build/archive.sh",
+    "build.sh": "build/build.sh",
+    "import.sh": "build/import.sh",
+    "storage.conf": "build/storage.conf",
+    "dashboard.json": "deploy/monitoring/dashboard.json",
+}
+"""The files of the chart, and what they are copied from."""
+
+DAEMON_SET = "build/daemonset.yaml"
+
+RELEASE_NAMESPACE = "{{ $.Release.Namespace }}"
+HEADSCALE_NAMESPACE = '{{ include "tailscale-lifecycle.headscaleNamespace" $ }}'
+
+
+# --- Templates ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a template has in place of a value.
+
+    Attributes:
+        expression: of the template language.
+        is_text: False for a list or map.
+        is_optional: leave it out if it is empty.
+    """
+
+    expression: str
+    is_text: bool = True
+    is_optional: bool = False
+
+    def lines(self, indent: str, name: str) -> str:
+        """Return the lines of the template.
+
+        Args:
+            indent: the spaces before the value's name.
+            name: what comes before the value, such as "image:" or "-".
+        """
+        value = "." if self.is_optional else self.expression
+        if self.is_text:
+            lines = f"{indent}{name} {{{{ {value} }}}}"
+        else:
+            inner = indent if name == "-" else f"{indent}  "
+            heading = "" if name == "-" else f"{indent}{name}\n"
+            lines = f"{heading}{inner}{{{{- toYaml {value} | nindent {len(inner)} }}}}"
+        if self.is_optional:
+            return f"{indent}{{{{- with {self.expression} }}}}\n{lines}\n{indent}{{{{- end }}}}"
+        return lines
+
+
+def yaml_of(value: str) -> Action:
+    """Return an action for a list or map."""
+    return Action(value, is_text=False)
+
+
+def optional(value: str) -> Action:
+    """Return an action for a list or map that can be empty."""
+    return Action(value, is_text=False, is_optional=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """How a template is made from a manifest.
+
+    Attributes:
+        source: the manifest.
+        conditions: actions that begin a block around all objects.
+        namespace: of all objects; "" if they have none.
+        changes: new values by kind and path. Items of lists are found by name or place; "+" adds one.
+        texts: texts that are replaced everywhere.
+        labels: a value with further labels of the objects.
+    """
+
+    source: str
+    conditions: tuple[str, ...]
+    namespace: str = RELEASE_NAMESPACE
+    changes: dict[str, Action] = field(default_factory=dict)
+    texts: tuple[tuple[str, str], ...] = ()
+    labels: str = ""
+
+
+def templates() -> dict[str, Template]:
+    """Return how each template is made, by its name."""
+    values = "$.Values"
+    injection = ("if .Values.inject.enabled",)
+    texts = (
+        (NAMESPACE, RELEASE_NAMESPACE),
+        (IMAGES["lifecycle_image"], '{{ include "tailscale-lifecycle.image" $ }}'),
+        (IMAGES["tailscale_image"], f"{{{{ {_reference(f'{values}.tailscale.image')} }}}}"),
+    )
+    return {
+        "build-daemonset": Template(DAEMON_SET, ("if .Values.build.enabled",), changes=_build()),
+        "inject-mutating": Template(
+            "deploy/inject/mutating.yaml",
+            injection,
+            namespace="",
+            changes={
+                f"{kind}/apiVersion": Action('include "tailscale-lifecycle.policyVersion" $')
+                for kind in ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
+            },
+            texts=texts,
+        ),
+        "inject-validating": Template("deploy/inject/validating.yaml", injection, namespace="", texts=texts[:1]),
+        "prune-cronjob": Template(
+            "deploy/prune/cronjob.yaml",
+            ("if .Values.prune.enabled", "range $namespace := .Values.prune.namespaces"),
+            namespace="{{ $namespace }}",
+            changes=_prune(),
+        ),
+        "rbac-api-key-secret": Template(
+            "deploy/rbac/api-key-secret/role.yaml",
+            ("with .Values.rbac.apiKeySecret", "if .enabled"),
+            namespace=HEADSCALE_NAMESPACE,
+            changes={
+                "Role/rules/0/resourceNames/0": Action(".name"),
+                "RoleBinding/subjects": yaml_of(".subjects"),
+            },
+        ),
+        "rbac-exec": Template(
+            "deploy/rbac/exec/role.yaml",
+            ("with .Values.rbac.exec", "if .enabled"),
+            namespace=HEADSCALE_NAMESPACE,
+            changes={
+                # exec-any-pod has no resourceNames.
+                "Role/rules/1/resourceNames": optional("ternary (list) (list .podName) .anyPod"),
+                "RoleBinding/subjects": yaml_of(".subjects"),
+            },
+        ),
+        "rbac-keep": Template(
+            "deploy/rbac/keep/role.yaml",
+            ("range .Values.rbac.keep",),
+            namespace="{{ .namespace }}",
+            changes={
+                "Role/metadata/name": Action(".name"),
+                "Role/rules/0/resourceNames/0": Action(".secret"),
+                "RoleBinding/metadata/name": Action(".name"),
+                "RoleBinding/roleRef/name": Action(".name"),
+                "RoleBinding/subjects/0/name": Action(".serviceAccountName"),
+                "RoleBinding/subjects/0/namespace": Action(".namespace"),
+            },
+        ),
+        "podmonitor": Template(
+            "deploy/monitoring/podmonitor.yaml",
+            ("if .Values.podMonitor.enabled",),
+            namespace="{{ .Values.podMonitor.namespace | default .Release.Namespace }}",
+            changes={
+                f"PodMonitor/spec/podMetricsEndpoints/0/{name}": Action(f".Values.podMonitor.{name}")
+                for name in ("interval", "scrapeTimeout")
+            },
+            labels=".Values.podMonitor.labels",
+        ),
+        "prometheusrule": Template(
+            "deploy/monitoring/rules.yaml",
+            ("if .Values.prometheusRule.enabled",),
+            namespace="{{ .Values.prometheusRule.namespace | default .Release.Namespace }}",
+            labels=".Values.prometheusRule.labels",
+        ),
+    }
+
+
+def _build() -> dict[str, Action]:
+    spec, pod, values = "DaemonSet/spec", "DaemonSet/spec/template/spec", ".Values.build"
+    build, run = f"{pod}/initContainers/build", f"{pod}/containers/import"
+    return {
+        f"{spec}/updateStrategy/rollingUpdate/maxUnavailable": Action(f"{values}.maxUnavailable"),
+        f"{build}/image": Action(_reference(f"{values}.image")),
+        f"{build}/env/BASE_IMAGE/value": Action(f"{values}.baseImage | quote"),
+        f"{build}/env/BUILD_FLAGS/value": Action(f"{values}.flags | quote"),
+        f"{run}/image": Action(_reference(f"{values}.import.image")),
+        f"{run}/env/CONTAINERD_ADDRESS/value": Action(f"{values}.import.containerdAddress | quote"),
+        f"{run}/env/CHECK_INTERVAL/value": Action(f"{values}.import.checkInterval | quote"),
+        f"{pod}/volumes/build/configMap/name": Action('include "tailscale-lifecycle.buildName" .'),
+        **_container(build, values),
+        **_container(run, f"{values}.import"),
+        f"{pod}/volumes/+": optional(f"{values}.extraVolumes"),
+        **_pod(pod, values, "nodeSelector", "tolerations", "imagePullSecrets", "priorityClassName"),
+    }
+
+
+def _container(path: str, values: str) -> dict[str, Action]:
+    return {
+        f"{path}/env/+": optional(f"{values}.extraEnv"),
+        f"{path}/volumeMounts/+": optional(f"{values}.extraVolumeMounts"),
+        f"{path}/resources": optional(f"{values}.resources"),
+    }
+
+
+def _pod(path: str, values: str, *names: str) -> dict[str, Action]:
+    texts = ("priorityClassName", "serviceAccountName")
+    return {f"{path}/{name}": Action(f"{values}.{name}", name in texts, is_optional=True) for name in names}
+
+
+def _prune() -> dict[str, Action]:
+    job, values = "CronJob/spec/jobTemplate/spec/template/spec", "$.Values.prune"
+    return {
+        "CronJob/spec/schedule": Action(f"{values}.schedule | quote"),
+        f"{job}/containers/prune/image": Action('include "tailscale-lifecycle.image" $'),
+        f"{job}/containers/prune/resources": optional(f"{values}.resources"),
+        f"{job}/automountServiceAccountToken": Action(f'ne {values}.serviceAccountName ""'),
+        **_pod(job, values, "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"),
+    }
+
+
+def _reference(value: str) -> str:
+    return f'include "tailscale-lifecycle.reference" {value}'
+
+
+def template_text(template: Template) -> str:
+    """Return the content of a template."""
+    documents = [
+        document
+        for document in yaml.safe_load_all((ROOT / template.source).read_text())
+        # Helm does not own the namespace of a release.
+        if document["kind"] != "Namespace"
+    ]
+    actions: list[Action] = []
+
+    def placed(action: Action) -> str:
+        actions.append(action)
+        return f"ACTION{len(actions) - 1}"
+
+    for document in documents:
+        for path, action in template.changes.items():
+            kind, _, rest = path.partition("/")
+            if kind == document["kind"]:
+                _set(document, rest.split("/"), placed(action))
+    body = "---\n".join(_with_actions(_document_text(document, template), actions) for document in documents)
+    for old, new in template.texts:
+        if old not in body:
+            raise ValueError(f"{template.source} does not contain {old}")
+        body = body.replace(old, new)
+    begin = "".join(f"{{{{- {condition} }}}}\n" for condition in template.conditions)
+    if "range" in begin:
+        begin += "---\n"
+    end = "{{- end }}\n" * len(template.conditions)
+    return f"{{{{- /* Generated by scripts/chart from {template.source}. Do not edit. */}}}}\n{begin}{body}{end}"
+
+
+def _document_text(document: dict[str, Any], template: Template) -> str:
+    """Return a manifest as text, with its namespace and labels. Helm does not evaluate its braces."""
+    metadata = document.pop("metadata")
+    lines = [f"name: {metadata['name']}"]
+    if template.namespace:
+        lines.append(f"namespace: {template.namespace}")
+    own = metadata.get("labels", {"app.kubernetes.io/name": "tailscale-lifecycle"})
+    lines += ["labels:", *(f"  {name}: {value}" for name, value in own.items())]
+    lines.append('  {{- include "tailscale-lifecycle.labels" $ | nindent 4 }}')
+    if template.labels:
+        lines += [f"  {{{{- with {template.labels} }}}}", "  {{- toYaml . | nindent 4 }}", "  {{- end }}"]
+    head, rest = (as_text({name: document.pop(name) for name in ("apiVersion", "kind")}), as_text(document))
+    # Prometheus' expressions have the same braces.
+    rest = re.sub(r"\{\{[^}]*\}\}", lambda match: f"{{{{`{match[0]}`}}}}", rest)
+    return f"{head}metadata:\n{''.join(f'  {line}{chr(10)}' for line in lines)}{rest}"
+
+
+def _with_actions(text: str, actions: list[Action]) -> str:
+    return re.sub(
+        r"^( *)((?:\w+:)|-|) ?ACTION(\d+)$",
+        lambda match: actions[int(match[3])].lines(match[1], match[2]),
+        text,
+        flags=re.MULTILINE,
+    )
+
+
+def _set(document: Any, path: list[str], value: str) -> None:
+    """Replace a value, or add one.
+
+    Raises:
+        KeyError: a part of the path does not exist.
+    """
+    *parents, last = path
+    for name in parents:
+        document = document[_place(document, name)]
+    if last == "+":
+        document.append(value)
+    else:
+        document[_place(document, last)] = value
+
+
+def _place(parent: Any, name: str) -> Any:
+    if not isinstance(parent, list):
+        return name
+    if name.isdigit():
+        return int(name)
+    for place, item in enumerate(parent):
+        if item["name"] == name:
+            return place
+    raise KeyError(name)
+
+
+CHECKS = f"""\
+{{{{- /* Generated by scripts/chart from scripts/admission.py. Do not edit. */}}}}
+{{{{- define "tailscale-lifecycle.checkDomain" -}}}}
+{{{{- $domain := required "Set settings.DOMAIN_NAME to the domain of the workloads' records, such as \
+vpn.your-domain.net." .Values.settings.DOMAIN_NAME -}}}}
+{{{{- if not (regexMatch `{DOMAIN_PATTERN}` $domain) -}}}}
+{{{{- fail (printf "settings.DOMAIN_NAME is %q. It must be a domain." $domain) -}}}}
+{{{{- end -}}}}
+{{{{- end }}}}
+
+{{{{- define "tailscale-lifecycle.checkLoginServer" -}}}}
+{{{{- $server := required "Set settings.LOGIN_SERVER to Headscale's https URL, or set inject.enabled=false." \
+.Values.settings.LOGIN_SERVER -}}}}
+{{{{- if not (regexMatch `{LOGIN_SERVER_PATTERN}` $server) -}}}}
+{{{{- fail (printf "settings.LOGIN_SERVER is %q. It must be an https URL of Headscale. With http and a host name, \
+tailscale stays offline after Headscale restarts." $server) -}}}}
+{{{{- end -}}}}
+{{{{- end }}}}
+"""
+
+
+# --- Values -------------------------------------------------------------------------------------------
+
+
+def values_text() -> str:
+    """Return the values with the images of the manifests."""
+    (daemon_set,) = [
+        document for document in yaml.safe_load_all((ROOT / DAEMON_SET).read_text()) if document["kind"] == "DaemonSet"
+    ]
+    pod = daemon_set["spec"]["template"]["spec"]
+    images = [IMAGES["tailscale_image"], *(item["image"] for item in (*pod["initContainers"], *pod["containers"]))]
+    text = (CHART / "values.yaml").read_text()
+    for image in images:
+        name, _, digest = image.partition("@")
+        repository, _, tag = name.rpartition(":")
+        pattern = rf"(repository: {re.escape(repository)}\n(?: *#.*\n)* *tag: ).*(\n(?: *#.*\n)* *digest: ).*"
+        text, count = re.subn(pattern, lambda match: f"{match[1]}{tag}{match[2]}{digest or QUOTES}", text)  # noqa: B023
+        if count != 1:
+            raise ValueError(f"values.yaml has no image of {repository}")
+    return text
+
+
+QUOTES = '""'
+
+
+def schema_text() -> str:
+    """Return the schema with the names of all settings."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    common = site_variables()
+    own = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
+    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], own)):
+        part["properties"]["settings"]["properties"] = {
+            name: {"$ref": "#/definitions/setting"} for name in sorted(names)
+        }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def table() -> Iterator[str]:
+    """Yield the rows of the table of values."""
+    yield "| value | meaning | default |"
+    yield "|---|---|---|"
+    text = values_text()
+    lines = text.splitlines()
+
+    def rows(node: yaml.MappingNode, defaults: dict[str, Any], path: str) -> Iterator[str]:
+        for key, value in node.value:
+            name, default = f"{path}{key.value}", defaults[key.value]
+            comment = _comment(lines, key.start_mark.line)
+            if isinstance(value, yaml.MappingNode) and any(
+                _comment(lines, inner.start_mark.line) for inner, _ in value.value
+            ):
+                yield from rows(value, default, f"{name}.")
+            elif not comment:
+                raise ValueError(f"values.yaml: {name} has no comment")
+            else:
+                shown = "" if default in ("", [], {}) else f"`{_compact(default)}`"
+                yield f"| `{name}` | {comment} | {shown} |"
+
+    root = yaml.compose(text)
+    if isinstance(root, yaml.MappingNode):
+        yield from rows(root, yaml.safe_load(text), "")
+
+
+def _comment(lines: list[str], line: int) -> str:
+    """Return the comment above a line."""
+    found: list[str] = []
+    while line > 0 and lines[line - 1].lstrip().startswith("#"):
+        line -= 1
+        found.insert(0, lines[line].strip().removeprefix("#").strip())
+    return " ".join(found)
+
+
+def _compact(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def readme_text() -> str:
+    """Return the chart's README with the table of values."""
+    text = (CHART / "README.md").read_text()
+    head, begin, _ = text.partition("<!-- values: generated by scripts/chart -->\n")
+    if not begin:
+        raise ValueError("the README of the chart has no place for the table of values")
+    return head + begin + "\n" + "\n".join(table()) + "\n"
+
+
+def chart_text() -> str:
+    """Return Chart.yaml with the version of the program."""
+    text = (CHART / "Chart.yaml").read_text()
+    text = re.sub(r"^version: .*$", f"version: {__version__}", text, flags=re.MULTILINE)
+    return re.sub(r"^appVersion: .*$", f'appVersion: "{__version__}"', text, flags=re.MULTILINE)
+
+
+def generated() -> dict[Path, str]:
+    """Return the content of every generated file."""
+    return {
+        **{CHART / "templates" / f"{name}.yaml": template_text(template) for name, template in templates().items()},
+        **{CHART / "files" / name: (ROOT / source).read_text() for name, source in COPIES.items()},
+        CHART / "templates" / "_checks.tpl": CHECKS,
+        CHART / "values.yaml": values_text(),
+        CHART / "values.schema.json": schema_text(),
+        CHART / "Chart.yaml": chart_text(),
+        CHART / "README.md": readme_text(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(write(generated(), "scripts/chart"))

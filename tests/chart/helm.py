@@ -1,0 +1,72 @@
+"""The chart as Helm renders it. The program is `helm` on PATH, or that of the variable HELM; version 3 or 4."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.pages import ROOT
+
+CHART = ROOT / "charts/tailscale-lifecycle"
+
+SITE = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
+"""The settings that have no default."""
+
+Document = dict[str, Any]
+Values = dict[str, Any]
+
+
+@cache
+def program() -> str:
+    """Return the path of Helm, or skip the test."""
+    found = shutil.which(os.environ.get("HELM", "helm"))
+    if found is None:
+        pytest.skip("install Helm 3 or 4, or set HELM to its path")
+    return found
+
+
+def packed_chart(folder: Path) -> Path:
+    """Copy the chart into a folder and add the sources of the image, as `scripts/chart --package` does."""
+    chart = folder / CHART.name
+    shutil.copytree(CHART, chart)
+    subprocess.run([sys.executable, ROOT / "build/sources.py", chart / "files/sources.tar.gz"], check=True)
+    return chart
+
+
+def run(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    """Run Helm."""
+    return subprocess.run(
+        [program(), *arguments], input=text, capture_output=True, text=True, check=False, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return the environment without a cluster."""
+    return {**os.environ, "KUBECONFIG": os.devnull, "HELM_PLUGINS": os.devnull}
+
+
+def template(chart: Path, values: Values, *options: str) -> list[Document]:
+    """Return what Helm renders.
+
+    Raises:
+        AssertionError: it refuses the values; the message is its own.
+    """
+    done = run("template", "tailscale-lifecycle", chart, "--values=-", *options, text=json.dumps(values))
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if document]
+
+
+def refusal(chart: Path, values: Values, *options: str) -> str:
+    """Return why Helm refuses the values."""
+    done = run("template", "tailscale-lifecycle", chart, "--values=-", *options, text=json.dumps(values))
+    assert done.returncode != 0, done.stdout
+    return done.stderr

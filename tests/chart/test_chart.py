@@ -1,0 +1,236 @@
+"""Test what Helm makes of the chart's values."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.chart.helm import CHART, SITE, Document, Values, refusal, run, template
+from tests.pages import PAGES, blocks, name_of
+from tests.pod.rendering import NEWEST, of_kind
+
+SUBJECT = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:services"}
+CONTAINER = {
+    "extraEnv": [{"name": "CONTAINERD_SNAPSHOTTER", "value": "native"}],
+    "extraVolumeMounts": [{"name": "proxy", "mountPath": "/settings"}],
+    "resources": {"limits": {"memory": "2Gi"}},
+}
+EVERYTHING: Values = {
+    "settings": {**SITE, "MAX_RETRIES": 1234567, "DNS_IPV6": True, "AUTHKEY_TAGS": ""},
+    "build": {
+        **CONTAINER,
+        "import": {**CONTAINER, "checkInterval": 60},
+        "extraVolumes": [{"name": "proxy", "configMap": {"name": "proxy"}}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "priorityClassName": "system-node-critical",
+        "maxUnavailable": 2,
+        "tolerations": [],
+    },
+    "prune": {
+        "enabled": True,
+        "namespaces": ["media", "services"],
+        "settings": {"PRUNE_MAX": 3},
+        "serviceAccountName": "prune",
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"operator": "Exists"}],
+        "imagePullSecrets": [{"name": "registry"}],
+    },
+    "rbac": {
+        "apiKeySecret": {"enabled": True, "subjects": [SUBJECT]},
+        "exec": {"enabled": True, "subjects": [SUBJECT]},
+        "keep": [
+            {"name": f"keep-{name}", "namespace": "services", "secret": name, "serviceAccountName": name}
+            for name in ("grafana", "wiki")
+        ],
+    },
+    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
+    "dashboard": {"enabled": True, "namespace": "grafana"},
+    "networkPolicy": {"enabled": True},
+}
+CUSTOM = {"PodMonitor", "PrometheusRule"}
+UNKNOWN_TO_SCHEMAS = {"MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}
+
+
+@pytest.fixture(scope="module")
+def everything(chart: Path) -> list[Document]:
+    return template(chart, EVERYTHING, "--namespace=system")
+
+
+def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, Document]:
+    return {
+        document["metadata"]["name"]: document
+        for document in of_kind(documents, kind)
+        if document["metadata"]["namespace"] == namespace
+    }
+
+
+def test_every_option_gives_valid_objects(everything: list[Document]) -> None:
+    for document in everything:
+        if document["kind"] not in CUSTOM | UNKNOWN_TO_SCHEMAS:
+            kubernetes_validate.validate(document, NEWEST, strict=True)
+    names = [
+        (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
+        for document in everything
+    ]
+    assert len(names) == len(set(names))
+
+
+def test_every_object_has_the_recommended_labels(everything: list[Document]) -> None:
+    for document in everything:
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/managed-by"] == "Helm"
+        assert labels["app.kubernetes.io/instance"] == "tailscale-lifecycle"
+        assert labels["app.kubernetes.io/name"]
+        assert re.fullmatch(r"tailscale-lifecycle-\d+\.\d+\.\d+", labels["helm.sh/chart"])
+
+
+def test_settings_are_text_and_empty_ones_are_left_out(everything: list[Document]) -> None:
+    settings = by_name(everything, "ConfigMap", "system")["tailscale-lifecycle"]["data"]
+    assert settings["MAX_RETRIES"] == "1234567"
+    assert settings["DNS_IPV6"] == "true"
+    assert "AUTHKEY_TAGS" not in settings
+
+
+def test_each_namespace_has_its_own_prune(everything: list[Document]) -> None:
+    for namespace in ("media", "services"):
+        data = by_name(everything, "ConfigMap", namespace)["lifecycle-prune"]["data"]
+        assert (data["DNS_OWNER"], data["PRUNE_MAX"], data["PRUNE_AFTER"]) == (namespace, "3", "7d")
+        assert "LOGIN_SERVER" not in data
+        # With a service account, the key is read through the Kubernetes API.
+        assert "HEADSCALE_API_KEY_FILE" not in data
+        job = by_name(everything, "CronJob", namespace)["lifecycle-prune"]
+        pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("prune", True)
+
+
+def test_one_owner_of_all_records_is_kept(chart: Path) -> None:
+    values = {"settings": {**SITE, "DNS_OWNER": "west"}, "prune": {"enabled": True, "namespaces": ["services"]}}
+    documents = template(chart, values)
+    assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == "west"
+
+
+def test_network_policies_select_the_pods_of_the_chart(everything: list[Document]) -> None:
+    selected = {
+        (policy["metadata"]["namespace"], policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"])
+        for policy in of_kind(everything, "NetworkPolicy")
+    }
+    pods = {
+        (
+            document["metadata"]["namespace"],
+            document["spec"].get("jobTemplate", document)["spec"]["template"]["metadata"]["labels"][
+                "app.kubernetes.io/name"
+            ],
+        )
+        for document in of_kind(everything, "DaemonSet", "CronJob")
+    }
+    assert selected == pods
+    assert all(policy["spec"]["policyTypes"] == ["Ingress"] for policy in of_kind(everything, "NetworkPolicy"))
+    assert not any("ingress" in policy["spec"] for policy in of_kind(everything, "NetworkPolicy"))
+
+
+def test_image_of_a_registry_is_used_everywhere(chart: Path) -> None:
+    image = {"repository": "registry.example.com/lifecycle", "digest": f"sha256:{'0' * 64}"}
+    documents = template(
+        chart,
+        {
+            "settings": SITE,
+            "build": {"enabled": False},
+            "image": image,
+            "prune": {"enabled": True, "namespaces": ["services"]},
+            "tailscale": {"image": {"repository": "registry.example.com/tailscale"}},
+        },
+    )
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    text = yaml.safe_dump_all(documents, width=10_000)
+    assert text.count(f"{image['repository']}:{version}@{image['digest']}") == 2
+    assert "registry.example.com/tailscale:v" in text
+    assert "localhost/" not in text
+    assert "docker.io/" not in text
+
+
+def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) -> None:
+    documents = template(chart, {"settings": SITE, "build": {"enabled": False}}, "--namespace=system")
+    bindings = of_kind(documents, "MutatingAdmissionPolicyBinding", "ValidatingAdmissionPolicyBinding")
+    assert [binding["spec"]["paramRef"]["namespace"] for binding in bindings] == ["system", "system"]
+    assert by_name(documents, "ConfigMap", "system").keys() == {"tailscale-lifecycle"}
+    assert "tailscale-lifecycle-inject" not in json.dumps(documents)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "settings.DOMAIN_NAME"),
+        ({"settings": {"DOMAIN_NAME": "example.com"}}, "settings.LOGIN_SERVER"),
+        ({"settings": {**SITE, "DOMAIN_NAME": "example"}}, "settings.DOMAIN_NAME"),
+        ({"settings": {**SITE, "LOGIN_SERVER": "http://headscale.example.com"}}, "settings.LOGIN_SERVER"),
+        ({"settings": SITE, "image": {"tag": "1"}}, "build.enabled"),
+        (
+            {"inject": {"enabled": False}, "prune": {"enabled": True, "namespaces": ["services"]}},
+            "settings.DOMAIN_NAME",
+        ),
+    ],
+    ids=["no domain", "no login server", "domain", "http", "image that is not built", "prune without domain"],
+)
+def test_unusable_values_are_refused_by_name(chart: Path, values: Values, message: str) -> None:
+    assert message in refusal(chart, values)
+
+
+def test_missing_sources_are_reported(tmp_path: Path) -> None:
+    copy = tmp_path / CHART.name
+    shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("sources.tar.gz"))
+    assert "scripts/image --sources" in refusal(copy, {"settings": SITE})
+    assert template(copy, {"settings": SITE, "build": {"enabled": False}})
+
+
+def test_kubernetes_without_the_policies_is_refused(chart: Path) -> None:
+    assert "inject.enabled" in refusal(chart, {"settings": SITE}, "--kube-version=1.33.0")
+    assert template(chart, {"inject": {"enabled": False}}, "--kube-version=1.25.0")
+
+
+def test_changed_script_gets_a_new_name(chart: Path, tmp_path: Path) -> None:
+    changed = tmp_path / CHART.name
+    shutil.copytree(chart, changed)
+    with (changed / "files/import.sh").open("a") as script:
+        script.write("# changed\n")
+    values = {"inject": {"enabled": False}}
+    before, after = (of_kind(template(folder, values), "ConfigMap") for folder in (chart, changed))
+    assert before[0]["metadata"]["name"] != after[0]["metadata"]["name"]
+
+
+@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
+def test_lint_finds_nothing(chart: Path, values: dict[str, Any]) -> None:
+    done = run("lint", "--strict", chart, "--values=-", text=json.dumps(values))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[WARNING]" not in done.stdout + done.stderr
+
+
+def test_package_contains_the_sources_and_the_schema(chart: Path, tmp_path: Path) -> None:
+    done = run("package", chart, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tgz")
+    assert template(archive, {"settings": SITE}) == template(chart, {"settings": SITE})
+
+
+COMMANDS = sorted(
+    {
+        (name_of(page), command.partition(" | ")[0])
+        for page in PAGES
+        for block in blocks(page.read_text().replace("\\\n", " "), "sh")
+        for command in re.findall(r"^helm .*", block.text, flags=re.MULTILINE)
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_helm_accepts_the_flags_of_the_pages(page: str, command: str) -> None:
+    done = run(*shlex.split(command)[1:], "--help")
+    assert done.returncode == 0, f"{page}: {done.stderr}"
