@@ -172,7 +172,9 @@ def test_chart_takes_over_the_objects_of_kustomize(server: ApiServer, chart: Pat
     folder = DEPLOY / ("inject" if server.version >= (1, 36) else "inject-v1beta1")
     server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(folder)))
     values: Values = {"settings": SITE, "build": {"enabled": False}}
-    helm(server, "upgrade", "--install", NAME, chart, "--take-ownership", values=values)
+    # Helm 4 applies on the server, which reports fields that kubectl has set.
+    force = ["--force-conflicts"] if "--force-conflicts" in run("upgrade", "--help").stdout else []
+    helm(server, "upgrade", "--install", NAME, chart, "--take-ownership", *force, values=values)
     assert of_release(server) == rendered(chart, values)
     path = f"/apis/{server.policy_version}/mutatingadmissionpolicybindings/{NAME}"
     assert server.request("GET", path)["spec"]["paramRef"]["namespace"] == NAMESPACE
