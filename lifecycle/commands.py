@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -14,6 +14,7 @@ from lifecycle.domain.errors import LifecycleError
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
 from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers
@@ -38,9 +39,9 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
         ).run()
 
 
-def dns_watch(settings: DnsWatchSettings, stop: Event, *, only_once: bool) -> None:
+def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -> None:
     """Keep the record in sync until the stop, or until it was once."""
-    from lifecycle.clients.interface import interface_addresses  # noqa: PLC0415 - see above
+    from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - see above
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
 
@@ -59,7 +60,19 @@ def dns_watch(settings: DnsWatchSettings, stop: Event, *, only_once: bool) -> No
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
         until_registered = (lambda: watch.state.is_registered) if only_once else (lambda: False)
-        repeat(watch.run_pass, stop=stop, wake=watch.interface_changed, monotonic=monotonic, finished=until_registered)
+        events = stack.enter_context(closing(InterfaceEvents(stop)))
+
+        def pause(left_s: float) -> None:
+            events.wait(left_s, is_settled=watch.state.is_registered)
+
+        repeat(
+            watch.run_pass,
+            stop=stop,
+            wake=watch.interface_changed,
+            pause=pause if settings.tailscale_interface else stop.wait,
+            monotonic=monotonic,
+            finished=until_registered,
+        )
         records = watch.state.records
         if only_once and not stop.is_set() and not records.in_sync:
             raise LifecycleError(f"The DNS record is out of sync: {records.reason}")

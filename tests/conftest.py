@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from socket import socket
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from pytest_socket import socket_allow_hosts
 from structlog.testing import LogCapture
 from xdist.scheduler import LoadScopeScheduling
 
+from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.load import variables_read
 from tests import releases, tally
 
@@ -192,7 +194,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 # --- Fixtures -----------------------------------------------------------------------------------------
 
 
-class FakeStop(Event):
+class FakeStop(StopEvent):
     """A stop that never sleeps. It records each wait, and is set after a number of waits.
 
     Args:
@@ -200,7 +202,8 @@ class FakeStop(Event):
     """
 
     def __init__(self, after: int | None = None) -> None:
-        super().__init__()
+        # Without the descriptors, which nothing would close.
+        Event.__init__(self)
         self.waits: list[float] = []
         self.now = 0.0
         self._after = after
@@ -211,6 +214,13 @@ class FakeStop(Event):
         if self._after is not None and len(self.waits) >= self._after:
             self.set()
         return self.is_set()
+
+    def set(self) -> None:
+        Event.set(self)
+
+    def wait_or_receive(self, _socket: socket, timeout_s: float) -> bool:
+        self.wait(timeout_s)
+        return False
 
     def monotonic(self) -> float:
         """Return seconds that only pass in a wait."""

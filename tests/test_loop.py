@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from lifecycle.runtime.loop import TICK_S, repeat
+from lifecycle.runtime.loop import repeat
 from tests.conftest import FakeStop
 
 MANY = 20
@@ -46,11 +46,16 @@ def returning(*values: bool) -> Callable[[], bool]:
     return lambda: left.pop(0) if left else False
 
 
+def ticking(stop: FakeStop) -> Callable[[float], object]:
+    """Return a pause that ends at least once a second."""
+    return lambda seconds: stop.wait(min(seconds, 1.0))
+
+
 def test_passes_follow_at_the_returned_interval() -> None:
     stop = FakeStop(after=12)
     passes = Passes(stop, 3.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 3.0, 6.0, 9.0]
 
@@ -59,7 +64,7 @@ def test_each_pass_determines_its_wait() -> None:
     stop = FakeStop(after=7)
     passes = Passes(stop, 1.0, 4.0, 2.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 1.0, 5.0]
 
@@ -69,7 +74,7 @@ def test_wait_begins_at_the_end_of_the_pass() -> None:
     stop = FakeStop(after=10)
     passes = Passes(stop, 5.0, take_s=10.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 15.0]
     assert passes.began_at[1] - passes.ended_at[0] == 5.0
@@ -80,24 +85,24 @@ def test_pass_without_a_wait(wait_s: float) -> None:
     stop = FakeStop(after=3)
     passes = Passes(stop, wait_s, wait_s, 3.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 0.0, 0.0]
 
 
-def test_wait_consists_of_ticks() -> None:
+def test_a_pause_that_ends_early_is_continued() -> None:
     stop = FakeStop(after=3)
 
-    repeat(Passes(stop, 2.5), stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(Passes(stop, 2.5), stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
-    assert stop.waits == [TICK_S, TICK_S, 0.5]
+    assert stop.waits == [1.0, 1.0, 0.5]
 
 
 def test_wake_ends_the_wait() -> None:
     stop = FakeStop(after=4)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=returning(False, False, True), monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=returning(False, False, True), pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 2.0]
 
@@ -106,20 +111,20 @@ def test_wake_ends_one_wait_only() -> None:
     stop = FakeStop(after=5)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=returning(True), monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=returning(True), pause=ticking(stop), monotonic=stop.monotonic)
 
     assert passes.began_at == [0.0, 0.0]
-    assert stop.waits == [TICK_S] * 5
+    assert stop.waits == [1.0] * 5
 
 
 def test_stop_ends_the_wait() -> None:
     stop = FakeStop(after=2)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert len(passes.began_at) == 1
-    assert stop.waits == [TICK_S, TICK_S]
+    assert stop.waits == [1.0, 1.0]
 
 
 def test_stop_during_a_pass_ends_the_loop() -> None:
@@ -129,7 +134,13 @@ def test_stop_during_a_pass_ends_the_loop() -> None:
         stop.set()
         return 60.0
 
-    repeat(one_pass, stop=stop, wake=lambda: pytest.fail("called after the stop"), monotonic=stop.monotonic)
+    repeat(
+        one_pass,
+        stop=stop,
+        wake=lambda: pytest.fail("called after the stop"),
+        pause=ticking(stop),
+        monotonic=stop.monotonic,
+    )
 
     assert stop.waits == []
 
@@ -138,7 +149,7 @@ def test_stop_before_the_first_pass_ends_the_loop() -> None:
     stop = FakeStop()
     stop.set()
 
-    repeat(lambda: pytest.fail("no pass"), stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(lambda: pytest.fail("no pass"), stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
 
 @pytest.mark.parametrize("after", [1, 3])
@@ -151,6 +162,7 @@ def test_loop_ends_when_finished(after: int) -> None:
         passes,
         stop=stop,
         wake=never,
+        pause=ticking(stop),
         monotonic=stop.monotonic,
         finished=lambda: len(passes.began_at) == after,
     )
@@ -166,7 +178,7 @@ def test_exception_ends_the_loop() -> None:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        repeat(one_pass, stop=stop, wake=never, monotonic=stop.monotonic)
+        repeat(one_pass, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert stop.waits == []
 
@@ -176,6 +188,6 @@ def test_intervals_may_differ() -> None:
     stop = FakeStop(after=9)
     passes = Passes(stop, 1.0, 2.0, 4.0, 1.0)
 
-    repeat(passes, stop=stop, wake=never, monotonic=stop.monotonic)
+    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
 
     assert [later - earlier for earlier, later in pairwise(passes.began_at)] == [1.0, 2.0, 4.0, 1.0]

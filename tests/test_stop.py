@@ -8,11 +8,13 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import socketpair
 
 import pytest
 
-from lifecycle.runtime.stop import GRACE_S, REPORT_S
+from lifecycle.runtime.stop import GRACE_S, REPORT_S, StopEvent
 
 # A process that does not end within this time hangs, however slow the machine is.
 HANGS_AFTER_S = 60
@@ -283,3 +285,26 @@ def test_signal_before_the_handlers_exist_is_not_lost(
 def test_process_ends_within_two_seconds() -> None:
     assert GRACE_S < 2
     assert REPORT_S < GRACE_S
+
+
+# --- Waiting for a socket as well ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("is_set", "is_sent", "received"),
+    [
+        pytest.param(True, False, False, id="set"),
+        pytest.param(False, True, True, id="data"),
+        pytest.param(True, True, True, id="both"),
+    ],
+)
+def test_a_socket_or_the_stop_ends_a_wait(is_set: bool, is_sent: bool, received: bool) -> None:
+    ours, theirs = socketpair()
+    stop = StopEvent()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(stop.wait_or_receive, ours, 3600)
+        if is_sent:
+            theirs.send(b"data")
+        if is_set:
+            stop.set()
+        assert waiting.result(HANGS_AFTER_S) == received

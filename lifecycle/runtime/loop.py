@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from threading import Event
 
-# How often a wait checks for a reason to end early.
-TICK_S = 1.0
-
 
 def repeat(
     one_pass: Callable[[], float],
     *,
     stop: Event,
     wake: Callable[[], bool],
+    pause: Callable[[float], object],
     monotonic: Callable[[], float],
     finished: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -21,8 +19,9 @@ def repeat(
 
     Args:
         one_pass: returns the seconds until the next pass; an exception ends the loop.
-        stop: ends a wait, and then the loop.
-        wake: called once per tick; True ends the wait.
+        stop: ends the loop.
+        wake: called before each pause; True ends the wait.
+        pause: waits, at most for this many seconds. It returns early at the stop, or if `wake` should be called.
         monotonic: returns seconds that never go back.
         finished: called after each pass; True ends the loop.
     """
@@ -35,4 +34,4 @@ def repeat(
             left = until - monotonic()
             if left <= 0:
                 break
-            stop.wait(min(left, TICK_S))
+            pause(left)

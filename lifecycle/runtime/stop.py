@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
+from socket import socket
 from threading import Event, Thread
 from types import FrameType
 
@@ -38,7 +40,27 @@ def exit_on_stop_signals(exit_status: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-class Stop(Event):
+class StopEvent(Event):
+    """An event that can be waited for together with a socket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._readable, self._writable = os.pipe()
+
+    def set(self) -> None:
+        """Set the event."""
+        super().set()
+        os.write(self._writable, b"\0")
+
+    def wait_or_receive(self, connection: socket, timeout_s: float) -> bool:
+        """Wait until the event is set or the socket has data. Return True if it has."""
+        poll = select.poll()
+        poll.register(self._readable, select.POLLIN)
+        poll.register(connection, select.POLLIN)
+        return any(ready == connection.fileno() for ready, _ in poll.poll(timeout_s * 1000))
+
+
+class Stop(StopEvent):
     """Set by the first stop signal.
 
     Create it before any other thread. A process that has not ended `GRACE_S` after the signal is ended: every command
