@@ -43,13 +43,12 @@ _PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status
 _FLUSH_S = 0.5
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run one command line.
 
     Returns:
         The exit status: 0 done or stopped on request, 1 failed, 2 usage or settings.
     """
-    options = arguments_of(arguments)
     configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
     # Beside dns-watch, the termination message is not ours.
     is_container = options.command != "status"
@@ -193,6 +192,12 @@ def _loaded(command: type[Command], *, is_logged: bool = True) -> Command:
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """Add the settings to the help of the program, not to that of a command."""
+        if " " not in self.prog:
+            self.epilog = help_text()
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         write_termination_message(message)
         super().error(message)
@@ -212,7 +217,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="lifecycle",
         description=lifecycle.__doc__,
-        epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tailscale-lifecycle {lifecycle.__version__}")

@@ -59,6 +59,10 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
+        # What exists now lives until the end. From here on, garbage is looked for among newer objects.
+        gc.collect()
+        gc.freeze()
+        gc.enable()
         until_registered = (lambda: watch.state.is_registered) if only_once else (lambda: False)
         events = stack.enter_context(closing(InterfaceEvents(stop)))
 
@@ -94,9 +98,4 @@ def inject(settings: InjectSettings, files: Sequence[str], with_state_secrets: b
     from lifecycle.inject.manifests import inject as add_containers  # noqa: PLC0415 - see above
     from lifecycle.inject.run import read, site_of  # noqa: PLC0415
 
-    # Nearly all objects live until the end, so looking for garbage only takes time.
-    gc.disable()
-    try:
-        return add_containers(read(files), site_of(settings), with_state_secrets=with_state_secrets)
-    finally:
-        gc.enable()
+    return add_containers(read(files), site_of(settings), with_state_secrets=with_state_secrets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import socket
 import ssl
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from tests.clients.certificates import PrivateAuthority
 from tests.simulators.messages import Request, Response, json_response
 from tests.simulators.serve import serve
 from tests.simulators.upstream import Upstream as SimulatedUpstream
+
+ROOT = Path(__file__).resolve().parents[2]
 
 UPSTREAMS = [
     pytest.param(HEADSCALE, "HEADSCALE_URL", "HEADSCALE_CA_FILE", id="Headscale"),
@@ -93,6 +96,21 @@ def test_private_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
         assert isinstance(failure(url, strict), TransientError), "the extension does not matter here"
         assert send(url, added) == {"ok": True}
         assert send(url, private_trust(authority.certificate)) == {"ok": True}
+
+
+def test_folder_of_the_image_replaces_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both authorities have one name, and so one hash."""
+    folder = tmp_path / "certificates"
+    authorities = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        authorities.append(PrivateAuthority(tmp_path / name))
+    write_hashed = runpy.run_path(str(ROOT / "build/certificates.py"))["write_hashed"]
+    write_hashed("".join(f"# {a}\n{a.certificate.read_text()}" for a in authorities), folder)
+    monkeypatch.setattr("lifecycle.clients.trust.BUILT_IN", folder)
+    for authority in authorities:
+        with serve(Api(), tls=authority.server()) as url:
+            assert send(url, public_trust()) == {"ok": True}
 
 
 @pytest.mark.usefixtures("_strict_by_default")

@@ -195,6 +195,7 @@ def uncompiled():
     )
 atexit.register(lambda: print("uncompiled:", uncompiled()))
 sys.argv = ["lifecycle", *sys.argv[1:]]
+os._exit = sys.exit
 from lifecycle.__main__ import main
 sys.exit(main())
 """

@@ -113,7 +113,15 @@ def test_revision_of_a_shallow_clone_is_unknown(checkout: Path, tmp_path: Path) 
 def test_only_needed_files_are_packed(checkout: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lifecycle").rglob("*.py")}
     modules |= {"lifecycle/inject/containers.yaml"}
-    others = {".containerignore", "Containerfile", "LICENSE", "ORIGIN", "REVISION", "build/bytecode.py"}
+    others = {
+        ".containerignore",
+        "Containerfile",
+        "LICENSE",
+        "ORIGIN",
+        "REVISION",
+        "build/bytecode.py",
+        "build/certificates.py",
+    }
     locked = {"pyproject.toml", "requirements-build.txt", "requirements.txt"}
     assert set(content(checkout)) == modules | others | locked
 
