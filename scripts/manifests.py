@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from admission import mutating_policy, validating_policy
 
-from lifecycle.inject.template import added_containers, added_volumes, placeholder, template
+from lifecycle.inject.template import added_tailscale, added_volumes, placeholder, template
 from lifecycle.settings.models import InjectSettings
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -40,14 +40,15 @@ def generated() -> dict[Path, str]:
     parts = template()
     ours = [_for_kustomize(parts[name]) for name in ("cleanup", "dns-watch")]
     always = {"restartPolicy": "Always"}
-    own = _patch_for_existing(parts["tailscale"])
-    volumes = _for_kustomize(parts["volumes"])
+    own, added = _patch_for_existing(parts["tailscale"]), _for_kustomize(added_tailscale())
+    volumes, all_volumes = _for_kustomize(parts["volumes"]), _for_kustomize(added_volumes())
     return {
         components / "plain" / "lifecycle.yaml": _patch([ours[0]], [own, ours[1]], volumes),
         components / "sidecar" / "lifecycle.yaml": _patch([ours[0], own, ours[1] | always], [], volumes),
         components / "with-tailscale" / "lifecycle.yaml": _patch(
-            [_for_kustomize(container) for container in added_containers()], [], _for_kustomize(added_volumes())
+            [ours[0], added | always, ours[1] | always], [], all_volumes
         ),
+        components / "with-tailscale" / "plain" / "lifecycle.yaml": _patch([ours[0]], [added, ours[1]], all_volumes),
         DEPLOY / "inject" / "mutating.yaml": HEAD + _documents(mutating_policy(IMAGES)),
         DEPLOY / "inject" / "validating.yaml": RULES_HEAD + _documents(validating_policy()),
     }

@@ -21,7 +21,7 @@ from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
-from lifecycle.settings.models import every_variable
+from lifecycle.settings.models import InjectSettings, every_variable
 from tests.fleet.fleet import BCRYPT_S
 from tests.pages import PAGES, ROOT, anchors, blocks, links, name_of, prose, quoted, rows, section
 
@@ -181,12 +181,9 @@ def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
 
 
 def test_every_page_names_the_same_tailscale_image() -> None:
-    (shipped,) = re.findall(
-        r"newName: docker\.io/(tailscale/tailscale)\n +newTag: (\S+)",
-        (ROOT / "deploy/base/kustomization.yaml").read_text(),
-    )
-    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale):([\w.]+)", page.read_text())}
-    assert named == {shipped}
+    shipped = InjectSettings.model_fields["tailscale_image"].default
+    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale:[\w.]+)", page.read_text())}
+    assert named == {shipped.removeprefix("docker.io/")}
 
 
 def test_readme_supports_the_releases_that_were_tested() -> None:

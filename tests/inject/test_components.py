@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lifecycle.inject.rules import HOSTNAME, LABEL, STATE_SECRET
+from lifecycle.inject.template import CONTAINERS, VOLUMES
+from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.inject.refused import template_of
 from tests.inject.samples import (
     NAMES,
+    SITE,
     effective,
     injected,
     literals_of,
@@ -17,6 +22,9 @@ from tests.inject.samples import (
     with_component,
     workloads,
 )
+from tests.pod.rendering import WORKLOADS, configuration, rendered, workload_resource
+
+ENVIRONMENT = command_variables(DryRunSettings)
 
 
 @pytest.mark.sample(6)
@@ -28,3 +36,19 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
     (built,) = [document for document in rendered if document["kind"] == workload["kind"]]
     spec = own_first(workload, template_of(built)["spec"])
     assert effective(spec, literals) == effective(template_of(injected(workload))["spec"])
+
+
+@pytest.mark.parametrize("name", sorted({*WORKLOADS} - {"freeipa"}))
+def test_pod_of_a_service_is_the_same_with_inject(name: str) -> None:
+    """FreeIPA's tailscale gets its device from a device plugin."""
+    documents = rendered(name)
+    literals, workload = configuration(documents, "lifecycle"), workload_resource(documents)
+    settings = {key: value for key, value in literals.items() if key in ENVIRONMENT}
+    expected = effective(template_of(workload)["spec"], literals)
+    template = template_of(workload)
+    for part, ours in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
+        template["spec"][part] = [item for item in template["spec"][part] if item["name"] not in ours]
+    template["metadata"]["labels"][LABEL] = "true"
+    template["metadata"]["annotations"] = {HOSTNAME: name, STATE_SECRET: literals["TS_KUBE_SECRET"]}
+    added = injected(workload, replace(SITE, settings=settings))
+    assert effective(template_of(added)["spec"]) == expected

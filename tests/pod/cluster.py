@@ -31,12 +31,10 @@ FAST_SETTINGS = {
 
 
 def configure(repository: Path, **settings: str) -> None:
-    """Change settings in the base's env files, as an operator does before the first `apply`."""
-    for name in ("lifecycle.env", "tailscale.env"):
-        file = repository / "deploy/base" / name
-        lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in settings]
-        added = [f"{key}={value}" for key, value in settings.items() if (key == "TS_EXTRA_ARGS") == (name[0] == "t")]
-        file.write_text("\n".join([*lines, *added, ""]))
+    """Change settings in the base's env file, as an operator does before the first `apply`."""
+    file = repository / "deploy/base/lifecycle.env"
+    lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in settings]
+    file.write_text("\n".join([*lines, *(f"{key}={value}" for key, value in settings.items()), ""]))
 
 
 def deployed(

@@ -72,9 +72,9 @@ def choose(variant: Variant, kustomization: Path) -> None:
     """Select a variant of the component by changing one line, as the template's comment describes."""
     if variant == "plain":
         text = kustomization.read_text()
-        native, plain = (f"- ../../components/lifecycle/{name}\n" for name in ("native", "plain"))
-        assert native in text
-        kustomization.write_text(text.replace(native, plain))
+        line = "- ../../components/lifecycle/with-tailscale\n"
+        assert line in text
+        kustomization.write_text(text.replace(line, line.replace("\n", "/plain\n")))
 
 
 @cache

