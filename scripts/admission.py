@@ -421,7 +421,7 @@ def _site_validations() -> Iterator[Document]:
     )
     yield _message(
         f"{wanted}variables.domain.matches({_regex(DOMAIN_PATTERN)})",
-        f"'DOMAIN_NAME in {place} must be a domain such as example.com. Set it.'",
+        f"'DOMAIN_NAME in {place} must be the domain of the workloads. Set it.'",
     )
     server = "variables.site[?'LOGIN_SERVER'].orValue('')"
     yield _message(

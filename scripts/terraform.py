@@ -37,9 +37,11 @@ VALUES = {
     "namespace": "${namespace}",
     "storage": "${storage_size}",
     "HEADSCALE_NAMESPACE": "${headscale_namespace}",
+    "HEADSCALE_URL": "${headscale_url}",
     "HEADSCALE_USER": "${headscale_user}",
     "TS_EXTRA_ARGS": "--login-server=${login_server}",
-    "vpn-prefixes.conf": "${vpn_prefixes}",
+    "VPN_PREFIXES": "${vpn_prefixes}",
+    "vpn-prefixes.conf": "${allow_list}",
 }
 """What replaces the whole value of a field."""
 

@@ -39,6 +39,7 @@ COMMANDS = sorted(set(commands()))
 
 TESTED_IN = {
     ("README.md", "yaml"): "tests/test_readme.py",
+    ("deploy/README.md", "yaml"): "tests/pod/test_site.py",
     ("docs/add-a-service.md", "yaml"): "tests/pod/test_docs.py",
     ("docs/architecture.md", ""): "tests/test_docs.py",
     ("docs/dry-run.md", "text"): "tests/process/test_exec.py",

@@ -37,7 +37,7 @@ def manifest() -> dict[str, Any]:
         for document in yaml.safe_load_all(block.text)
         if document["kind"] == "Deployment"
     ]
-    Path(".env").write_text((ROOT / "deploy/inject/settings.env").read_text())
+    Path(".env").write_text((ROOT / "deploy/site/site.env").read_text())
     created = json.loads(inject(json.dumps(found), site_of(load(InjectSettings))))
     Path(".env").unlink()
     for document in (found, created):
@@ -135,6 +135,7 @@ def test_no_page_ships_a_login_server_that_strands_clients() -> None:
     """`http` with a name and a port is shown as a warning only, outside code that readers copy."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
     copied = [block.text for page in pages for block in blocks(page.read_text())]
+    copied.append((ROOT / "deploy/site/site.env").read_text())
     servers = {server for text in copied for server in re.findall(r"(?:--login-server|LOGIN_SERVER)=([^\s\"]+)", text)}
     assert servers
     assert [server for server in servers if not re.match(r"https://|http://\d+(\.\d+){3}\b", server)] == []

@@ -113,7 +113,7 @@ def test_objects_equal_those_of_kustomize(folder: str, chart: Path, tmp_path: Pa
 
 def test_every_folder_of_a_part_is_compared() -> None:
     """The folders of one workload, and those of the login server and of Ingresses, are not parts of the chart."""
-    of_workloads = {"base", "cert-manager", "components", "ingress", "services"}
+    of_workloads = {"base", "cert-manager", "components", "ingress", "services", "site"}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("kustomization.yaml")}
     ours = {folder for folder in folders if folder.split("/")[1] not in of_workloads} - {
         "deploy/monitoring/annotations"

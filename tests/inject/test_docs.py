@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import re
-
 import yaml
 from dotenv import dotenv_values
 
 from lifecycle.inject.rules import ANNOTATIONS
-from lifecycle.settings.models import InjectSettings, command_variables
+from lifecycle.settings.models import InjectSettings
 from tests.inject.refused import deployment, template_of
 from tests.inject.samples import DEPLOY, injected
 from tests.pages import ROOT, blocks, quoted, rows
@@ -34,12 +31,6 @@ def test_every_annotation_has_a_row() -> None:
     assert described == list(ANNOTATIONS)
 
 
-def test_settings_of_the_page_are_those_of_the_shipped_file() -> None:
-    shipped = dotenv_values(DEPLOY / "inject/settings.env")
-    (shown,) = [
-        dotenv_values(stream=io.StringIO(text))
-        for block in blocks(PAGE, "sh")
-        for text in re.findall(r"<<'END'\n(.*?)^END$", block.text, flags=re.MULTILINE | re.DOTALL)
-    ]
-    assert shown == shipped
-    assert shipped.keys() <= command_variables(InjectSettings).keys()
+def test_site_has_the_settings_that_inject_requires() -> None:
+    required = {name.upper() for name, field in InjectSettings.model_fields.items() if field.is_required()}
+    assert required <= dotenv_values(DEPLOY / "site/site.env").keys()

@@ -8,7 +8,7 @@ from tests.pod.certificates import issue
 from tests.pod.conftest import STAND_INS
 from tests.pod.network import Hosts
 from tests.pod.play import Kubelet, Podman
-from tests.pod.rendering import DOMAIN, choose, copied, render
+from tests.pod.rendering import DOMAIN, SITE, choose, copied, render, values
 
 NAME = f"ollama.{DOMAIN}"
 MARK = "tailscale-lifecycle/1 services"
@@ -31,10 +31,10 @@ FAST_SETTINGS = {
 
 
 def configure(repository: Path, **settings: str) -> None:
-    """Change settings in the base's env file, as an operator does before the first `apply`."""
-    file = repository / "deploy/base/lifecycle.env"
-    lines = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in settings]
-    file.write_text("\n".join([*lines, *(f"{key}={value}" for key, value in settings.items()), ""]))
+    """Change the names of the site and the settings of the base, as an operator does before the first `apply`."""
+    for file, names in (("site/site.env", settings.keys() & SITE), ("base/lifecycle.env", settings.keys() - SITE)):
+        changed = values(repository / "deploy" / file) | {name: settings[name] for name in names}
+        (repository / "deploy" / file).write_text("".join(f"{name}={value}\n" for name, value in changed.items()))
 
 
 def deployed(
@@ -59,7 +59,7 @@ def deployed(
         **FAST_SETTINGS,
         HEADSCALE_URL=headscale[0],
         CLOUDFLARE_API_URL=f"{cloudflare[0]}/client/v4",
-        TS_EXTRA_ARGS=f"--login-server={headscale[0]}",
+        LOGIN_SERVER=headscale[0],
     )
     kustomization = repository / "deploy/services/ollama/kustomization.yaml"
     choose("plain", kustomization)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import sys
@@ -14,12 +13,20 @@ from typing import Any, Literal
 
 import kubernetes_validate
 import yaml
+from dotenv import dotenv_values
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
-(DOMAIN,) = re.findall(r"^DOMAIN_NAME=(.+)$", (DEPLOY / "base/lifecycle.env").read_text(), flags=re.MULTILINE)
-"""The placeholder domain, or the operator's domain if it was replaced."""
+
+def values(file: Path) -> dict[str, str]:
+    """Return the variables of an env file of a kustomization."""
+    return {name: value or "" for name, value in dotenv_values(file).items()}
+
+
+SITE = values(DEPLOY / "site/site.env")
+"""The names of the site."""
+DOMAIN = SITE["DOMAIN_NAME"]
 
 SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
 GENERATED = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")

@@ -132,7 +132,7 @@ def test_certificates_use_the_only_issuer_with_dns01() -> None:
         assert spec["privateKey"] == {"algorithm": "ECDSA", "rotationPolicy": "Always"}
     acme = issuer["spec"].pop("acme")
     assert issuer["spec"] == {}
-    assert set(acme) == {"server", "privateKeySecretRef", "solvers"}
+    assert set(acme) == {"server", "email", "privateKeySecretRef", "solvers"}
     assert acme["solvers"] == [
         {
             "dns01": {"cloudflare": {"apiTokenSecretRef": {"name": "cloudflare", "key": "api-token"}}},

@@ -302,8 +302,8 @@ def test_images_are_pinned_to_a_version() -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_nginx_allows_the_default_vpn_prefixes(workload: str) -> None:
-    lines = configuration(rendered(workload), "nginx")["vpn-prefixes.conf"].splitlines()
-    prefixes = {ip_network(line.split()[0]) for line in lines if not line.startswith("#")}
+    lines = configuration(rendered(workload), "nginx")["vpn-prefixes.conf"].split(";")
+    prefixes = {ip_network(line.split()[0]) for line in lines if line}
     assert prefixes == set(command_variables(DryRunSettings)["VPN_PREFIXES"].default)
 
 

@@ -49,6 +49,10 @@ from tests.pod.rendering import (
         pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/tmp"), id="volume-reserved"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2", "8080", "/data/../tmp"), id="volume-with-dots"),
         pytest.param(("wiki", "docker.io/a/wiki:1.2"), id="too-few-arguments"),
+        pytest.param(("--into", "/", "wiki", "docker.io/a/wiki:1.2", "8080"), id="into-without-deploy"),
+        pytest.param(("--into", "/", "--deploy", "x", "wiki", "docker.io/a/wiki:1.2", "8080"), id="into-without-site"),
+        pytest.param(("--into", "/", "--deploy", "a|b", "wiki", "docker.io/a/wiki:1.2", "8080"), id="deploy-invalid"),
+        pytest.param(("--into",), id="into-without-folder"),
     ],
 )
 def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -57,6 +61,13 @@ def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("scripts/new-service: ")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_names_every_argument(tmp_path: Path) -> None:
+    done = new_service(copied(tmp_path), "--help")
+    assert done.returncode == 0
+    for argument in ("NAME", "IMAGE", "PORT", "VOLUME", "--into", "--deploy"):
+        assert re.search(rf"^{argument} ", done.stdout, flags=re.MULTILINE)
 
 
 @pytest.mark.sample(1)

@@ -59,7 +59,9 @@ def test_templates_are_the_rendering_of_kustomize(kustomized: Manifests) -> None
     defaults = {name: block["default"] for name, block in variables("service").items() if "default" in block}
     values = defaults | INPUTS
     values["state_secret"] = f"{values['name']}-tailscale"
-    values["vpn_prefixes"] = "".join(rf"{prefix} 1;\n" for prefix in values["vpn_prefixes"])
+    values["headscale_url"] = "http://headscale.headscale.svc.cluster.local:8080"
+    values["allow_list"] = " ".join(f"{prefix} 1;" for prefix in values["vpn_prefixes"])
+    values["vpn_prefixes"] = ",".join(values["vpn_prefixes"])
     configuration = filled("configuration", values)
     for manifest in configuration.values():
         manifest["metadata"]["name"] += "-hash"

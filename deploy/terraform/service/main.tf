@@ -24,19 +24,17 @@ locals {
     state_secret        = local.state_secret
     login_server        = var.login_server
     headscale_namespace = var.headscale_namespace
+    headscale_url       = coalesce(var.headscale_url, "http://headscale.${var.headscale_namespace}.svc.cluster.local:8080")
     headscale_user      = var.headscale_user
-    vpn_prefixes        = join("", [for prefix in var.vpn_prefixes : "${prefix} 1;\\n"])
+    vpn_prefixes        = join(",", var.vpn_prefixes)
+    allow_list          = join(" ", [for prefix in var.vpn_prefixes : "${prefix} 1;"])
   }
 
   # --- ConfigMaps -----------------------------------------------------------------------------------------------------
 
-  settings = merge(
-    { for name, value in { HEADSCALE_URL = var.headscale_url } : name => value if value != null },
-    var.settings,
-  )
   data = {
     for name, manifest in yamldecode(templatefile("${path.module}/configuration.yaml.tftpl", local.values)) :
-    name => merge(manifest, { data = merge(manifest.data, name == "lifecycle" ? local.settings : {}) })
+    name => merge(manifest, { data = merge(manifest.data, name == "lifecycle" ? var.settings : {}) })
   }
 
   # With a hash of the content in the name, Kubernetes replaces the pod when a setting changes. The new pod cannot start

@@ -199,7 +199,7 @@ variable "headscale_user" {
 }
 
 variable "vpn_prefixes" {
-  description = "Networks whose clients nginx allows. They must match the prefixes in Headscale's configuration."
+  description = "Networks of VPN addresses, which nginx allows. They must match the prefixes in Headscale's configuration."
   type        = list(string)
   default     = ["100.64.0.0/10", "fd7a:115c:a1e0::/48"]
   nullable    = false
@@ -224,9 +224,10 @@ variable "settings" {
   }
   validation {
     condition = length(setintersection(keys(var.settings), [
-      "DOMAIN_NAME", "HEADSCALE_NAMESPACE", "HEADSCALE_URL", "HEADSCALE_USER", "TS_EXTRA_ARGS", "TS_KUBE_SECRET"
+      "DOMAIN_NAME", "HEADSCALE_NAMESPACE", "HEADSCALE_URL", "HEADSCALE_USER", "TS_EXTRA_ARGS", "TS_KUBE_SECRET",
+      "VPN_PREFIXES"
     ])) == 0
-    error_message = "settings must not contain a setting that has its own input: domain, headscale_namespace, headscale_url, headscale_user, login_server or state_secret."
+    error_message = "settings must not contain a setting that has its own input: domain, headscale_namespace, headscale_url, headscale_user, login_server, state_secret or vpn_prefixes."
   }
 }
 
