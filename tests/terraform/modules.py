@@ -100,7 +100,7 @@ def keyed(documents: list[Document]) -> Manifests:
 
 
 def comparable(manifests: Manifests, workload: str) -> Manifests:
-    """Remove generated parts of names, and what has no effect: comments and the order of named items."""
+    """Remove generated parts of names, and what has no effect: comments, empty variables, the order of named items."""
     text = json.dumps(manifests)
     for manifest in manifests.values():
         name = manifest["metadata"]["name"]
@@ -114,7 +114,7 @@ def comparable(manifests: Manifests, workload: str) -> Manifests:
 def _sorted(part: Any, field: str = "") -> Any:
     match part:
         case dict():
-            return {name: _sorted(value, name) for name, value in part.items()}
+            return {name: _sorted(value, name) for name, value in part.items() if (name, value) != ("value", "")}
         case list():
             items = [_sorted(value) for value in part]
             return sorted(items, key=json.dumps) if field in ("env", "volumeMounts", "volumes") else items

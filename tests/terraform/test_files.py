@@ -48,6 +48,7 @@ def test_module_is_valid_and_its_own_tests_pass(module: str, tmp_path: Path) -> 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.full
 @needs_terraform
 def test_example_gives_the_objects_of_the_shipped_folder(tmp_path: Path) -> None:
     copied(tmp_path)

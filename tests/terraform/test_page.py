@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.pages import ROOT, blocks, quoted, rows
@@ -42,6 +43,7 @@ def with_patch(folder: Path) -> list[dict[str, Any]]:
     return render(kustomization.parent)
 
 
+@pytest.mark.full
 @needs_terraform
 def test_configuration_moves_workloads_without_touching_the_old_pods(tmp_path: Path) -> None:
     copied(tmp_path)

@@ -135,6 +135,7 @@ INVALID_HERE: list[tuple[str, Any]] = [
 ]
 
 
+@pytest.mark.full
 @needs_terraform
 def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Path) -> None:
     cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_HERE])}
@@ -144,6 +145,7 @@ def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Pat
     assert [text for call, text in messages if not text.startswith(f"{cases[call][0]} must")] == []
 
 
+@pytest.mark.full
 def test_script_refuses_the_same_inputs(tmp_path: Path) -> None:
     copied(tmp_path)
     for name, value in INVALID:

@@ -34,10 +34,13 @@ locals {
   pod = merge(local.daemonset.template.spec, {
     for field in ["initContainers", "containers"] : field => [
       for container in local.daemonset.template.spec[field] : merge(container, {
-        env = concat(
-          [for variable in container.env : variable if !contains(keys(var.environment), variable.name)],
-          [for name, value in var.environment : { name = name, value = value }],
-        )
+        # Without empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
+        env = [
+          for variable in concat(
+            [for variable in container.env : variable if !contains(keys(var.environment), variable.name)],
+            [for name, value in var.environment : { name = name, value = value }],
+          ) : { for field, value in variable : field => value if value != "" }
+        ]
       })
     ]
   })

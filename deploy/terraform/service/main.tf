@@ -66,7 +66,8 @@ locals {
   application = merge(var.application, {
     env = concat(
       [for variable in try(local.template_application.env, []) : variable if var.environment == null],
-      [for name, value in coalesce(var.environment, {}) : { name = name, value = value }],
+      # Without empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
+      [for name, value in coalesce(var.environment, {}) : merge({ name = name }, value == "" ? {} : { value = value })],
       try(var.application.env, []),
     )
     securityContext = merge(
