@@ -1,0 +1,36 @@
+"""requirements.txt: the image can be built for each architecture."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.image.tools import ROOT, checked
+
+PYTHON = "3.13"
+"""The interpreter of Debian 13, the base of the image."""
+
+needs_uv = pytest.mark.skipif(
+    shutil.which("uv") is None, reason="needs uv: python3 -m pip install -r requirements-uv.txt"
+)
+
+
+@needs_uv
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-build.txt"])
+def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, tmp_path: Path) -> None:
+    """The wheels are downloaded for another machine, their hashes are verified, and nothing of them is run."""
+    command: list[str | Path] = [
+        "uv",
+        "pip",
+        "install",
+        "--system-certs",
+        "--target",
+        tmp_path,
+        "--requirement",
+        ROOT / requirements,
+    ]
+    platform = ["--python-version", PYTHON, "--python-platform", f"{architecture}-unknown-linux-gnu"]
+    checked([*command, *platform, "--only-binary", ":all:", "--require-hashes"])
