@@ -24,7 +24,7 @@ def checkout(tmp_path: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.tar.gz")
     for name in ("lifecycle", "build", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in (".containerignore", "Containerfile", "LICENSE", "pyproject.toml"):
+    for name in (".containerignore", "Containerfile", "LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     for path in ROOT.glob("requirements*.txt"):
         shutil.copy(path, folder)
@@ -58,15 +58,25 @@ def content(folder: Path) -> dict[str, bytes]:
         return {name: file.read() for name, file in files.items() if file is not None}
 
 
+def packages(folder: Path) -> dict[str, bytes]:
+    """Build the wheel and the source distribution as the release does."""
+    target = folder.parent / "packages"
+    checked([ROOT / ".venv/bin/hatchling", "build", "--directory", target], cwd=folder)
+    built = {path.name: path.read_bytes() for path in target.iterdir()}
+    shutil.rmtree(target)
+    return built
+
+
 def test_same_sources_give_the_same_bytes(checkout: Path) -> None:
     """Times, modes and byte code of the files do not matter."""
-    before = packed(checkout)
+    before = packed(checkout), packages(checkout)
     for path in checkout.rglob("*.py"):
         os.utime(path, (1, 1))
         path.chmod(0o600)
     (checkout / "lifecycle/__pycache__").mkdir()
     (checkout / "lifecycle/__pycache__/cli.cpython-313.pyc").touch()
-    assert packed(checkout) == before
+    assert (packed(checkout), packages(checkout)) == before
+    assert sorted(Path(name).suffix for name in before[1]) == [".gz", ".whl"]
 
 
 def test_commit_of_another_file_changes_nothing(checkout: Path) -> None:
