@@ -1,0 +1,124 @@
+"""scripts/sbom lists what is in the image, no more and no less."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+from email.parser import HeaderParser
+from importlib.metadata import distributions
+from os.path import normpath
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
+
+from tests.image.tools import ROOT, Builds, checked, run
+
+STATUS = "var/lib/dpkg/status.d"
+SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
+
+OF_NO_PACKAGE = re.compile(rf"{STATUS}/.+|etc/.+|opt/lifecycle/(pyvenv\.cfg|\.gitignore|bin/[Aa]ctivate.*)|.+\.pyc")
+"""The list of packages, configuration (which Debian's lists of files omit), and what the build adds to the venv."""
+
+
+def sbom(archive: Path) -> str:
+    return checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
+
+
+@pytest.fixture(scope="module")
+def document(first_build: Builds) -> Any:
+    return json.loads(sbom(first_build.archive.path))
+
+
+@pytest.fixture(scope="module")
+def root(first_build: Builds, workshop: Path) -> Path:
+    """The file system of the image."""
+    folder = workshop / "root"
+    unpacked = workshop / "unpacked"
+    for path in (folder, unpacked):
+        path.mkdir()
+    checked(["tar", "-xf", first_build.archive.path, "-C", unpacked])
+    for layer in first_build.archive.manifest["layers"]:
+        checked(["tar", "-xzf", unpacked / "blobs" / layer["digest"].replace(":", "/"), "-C", folder])
+    return folder
+
+
+def packages(root: Path) -> set[tuple[str, str, str]]:
+    """Return the type, name and version of everything that is installed in the image."""
+    [site] = root.glob(SITE_PACKAGES)
+    installed = distributions(path=[str(site)])
+    python = {("pypi", re.sub("[-_.]+", "-", item.name).lower(), item.version) for item in installed}
+    stanzas = [path for path in (root / STATUS).iterdir() if path.suffix != ".md5sums"]
+    fields = [HeaderParser().parsestr(path.read_text()) for path in stanzas]
+    return python | {("deb", stanza["Package"], stanza["Version"]) for stanza in fields}
+
+
+def test_sbom_and_image_have_the_same_packages(document: Any, root: Path) -> None:
+    listed = [PackageURL.from_string(component["purl"]) for component in document["components"]]
+    assert {(purl.type, purl.name, purl.version) for purl in listed} == packages(root)
+    assert len(listed) == len(packages(root))
+
+
+def test_sbom_lists_the_interpreter(document: Any, root: Path) -> None:
+    venv = dict(line.split(" = ", 1) for line in (root / "opt/lifecycle/pyvenv.cfg").read_text().splitlines())
+    minor = ".".join(venv["version"].split(".")[:2])
+    [interpreter] = [item for item in document["components"] if item["name"] == f"python{minor}-minimal"]
+    assert interpreter["version"].startswith(venv["version"])
+
+
+def test_every_file_belongs_to_a_listed_package(root: Path) -> None:
+    """A program that was copied into the image would be in no list."""
+    [site] = root.glob(SITE_PACKAGES)
+    owned = {
+        line.split(None, 1)[1] for path in (root / STATUS).glob("*.md5sums") for line in path.read_text().splitlines()
+    }
+    for record in site.glob("*.dist-info/RECORD"):
+        with record.open(newline="") as file:
+            owned |= {normpath(f"{site.relative_to(root)}/{row[0]}") for row in csv.reader(file)}
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
+    assert {path for path in found - owned if not OF_NO_PACKAGE.fullmatch(path)} == set()
+
+
+def test_every_component_has_a_hash_a_license_and_a_supplier(document: Any) -> None:
+    for component in document["components"]:
+        [hashed] = component["hashes"]
+        assert hashed["alg"] == "SHA-256"
+        assert component["licenses"]
+        assert component["supplier"]["name"]
+
+
+def test_sbom_is_valid(document: Any) -> None:
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document)) is None
+
+
+def test_sbom_names_the_image(document: Any, first_build: Builds) -> None:
+    image = PackageURL.from_string(document["metadata"]["component"]["purl"])
+    assert image.version == first_build.archive.digest
+    assert image.qualifiers == {"arch": first_build.archive.config["architecture"]}
+
+
+def test_same_image_has_the_same_sbom(document: Any, first_build: Builds) -> None:
+    assert json.loads(sbom(first_build.archive.path)) == document
+
+
+def test_another_platform_is_refused(first_build: Builds) -> None:
+    done = run([ROOT / "scripts/sbom", first_build.archive.path, "linux/riscv64"])
+    assert done.returncode == 1
+    assert "linux/riscv64" in done.stderr
+
+
+def test_wheel_that_is_not_locked_is_refused(first_build: Builds, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/sbom.py", tmp_path / "scripts")
+    locked = (ROOT / "requirements.txt").read_text()
+    (tmp_path / "requirements.txt").write_text(re.sub(r"(?m)^httpx==.*\\\n(.*\\\n)*.*$", "", locked))
+    done = run([sys.executable, tmp_path / "scripts/sbom.py", first_build.archive.path])
+    assert done.returncode == 1
+    assert "/httpx-" in done.stderr
