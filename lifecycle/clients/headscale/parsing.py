@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from pydantic import SecretStr
 
-from lifecycle.domain.model import KeyOrigin, Node, PreAuthKey, RegisterMethod, User
+from lifecycle.domain.model import IpAddress, KeyOrigin, Node, PreAuthKey, RegisterMethod, User
 
 # The owner of tagged nodes in lists from 0.28 on; it is not a row of the database.
 _TAGGED_DEVICES = "tagged-devices"
@@ -31,6 +32,7 @@ _REGISTER_METHODS: dict[object, RegisterMethod] = {
 # Of the public part of an API key.
 _MIN_PREFIX_LENGTH = 7
 
+_ID = re.compile(r"[1-9][0-9]{0,19}")
 _SNAKE = re.compile(r"_([a-z])")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -66,8 +68,12 @@ def parse_user(payload: Any) -> User | None:
             user_id, name = parse_id(payload.get("id")), _text(payload, "name")
             if name == _TAGGED_DEVICES or not (user_id or name):
                 return None
-            return User(id=user_id, name=name, email=_text(payload, "email"), provider=_text(payload, "provider"))
+            return _user(user_id, name, _text(payload, "email"), _text(payload, "provider"))
     raise ValueError("not a user")
+
+
+# Thousands of nodes have the same few users.
+_user = lru_cache(maxsize=100)(User)
 
 
 def parse_listed_user(payload: Any) -> User:
@@ -97,7 +103,7 @@ def parse_node(payload: Any) -> Node:
         id=_required_id(payload["id"]),
         hostname=hostname,
         machine_key=machine_key,
-        addresses=tuple(ip_address(text) for text in _texts(payload, "ipAddresses")),
+        addresses=tuple(map(_address, _texts(payload, "ipAddresses"))),
         user=parse_user(payload.get("user")),
         tags=frozenset(tag for field in ("tags", "forcedTags", "validTags") for tag in _texts(payload, field)),
         registered_by=_parse_register_method(payload.get("registerMethod")),
@@ -106,6 +112,11 @@ def parse_node(payload: Any) -> Node:
         expires_at=parse_time(payload.get("expiry")),
         last_seen=parse_time(payload.get("lastSeen")),
     )
+
+
+def _address(text: str) -> IpAddress:
+    # `ip_address` tries IPv4 first, and most of its time is for the exception.
+    return IPv6Address(text) if ":" in text else IPv4Address(text)
 
 
 def _parse_register_method(value: Any) -> RegisterMethod:
@@ -170,7 +181,7 @@ def parse_id(value: Any) -> str | None:
             text = str(value)
             if text in {"", "0"}:
                 return None
-            if re.fullmatch(r"[1-9][0-9]{0,19}", text):
+            if _ID.fullmatch(text):
                 return text
     raise ValueError("an id is a positive integer")
 
