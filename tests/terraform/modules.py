@@ -100,7 +100,7 @@ def keyed(documents: list[Document]) -> Manifests:
 
 
 def comparable(manifests: Manifests, workload: str) -> Manifests:
-    """Remove generated parts of names, and what has no effect: comments, empty variables, the order of named items."""
+    """Remove generated parts of names, and what has no effect: empty variables and the order of named items."""
     text = json.dumps(manifests)
     for manifest in manifests.values():
         name = manifest["metadata"]["name"]
@@ -118,8 +118,6 @@ def _sorted(part: Any, field: str = "") -> Any:
         case list():
             items = [_sorted(value) for value in part]
             return sorted(items, key=json.dumps) if field in ("env", "volumeMounts", "volumes") else items
-        case str() if field == "vpn-prefixes.conf":
-            return re.sub(r"(?m)^#.*\n", "", part)
         case _:
             return part
 

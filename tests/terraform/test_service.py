@@ -105,6 +105,14 @@ INVALID: list[tuple[str, Any]] = [
 ]
 """Values that scripts/new-service refuses, too."""
 
+ACCEPTED: list[tuple[str, Any]] = [
+    ("data_path", None),
+    ("image", "docker.io/library/postgres:16"),
+    ("image", f"docker.io/a/wiki@sha256:{'0' * 64}"),
+    ("image", f"docker.io/a/wiki:1.2@sha256:{'0' * 64}"),
+    ("login_server", "http://10.96.0.20:8080"),
+]
+
 INVALID_HERE: list[tuple[str, Any]] = [
     ("application", ["not", "an", "object"]),
     ("application", {"image": "docker.io/a/other:1"}),
@@ -139,7 +147,8 @@ INVALID_HERE: list[tuple[str, Any]] = [
 @needs_terraform
 def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Path) -> None:
     cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_HERE])}
-    calls = {call: INPUTS | {name: value} for call, (name, value) in cases.items()}
+    accepted = {f"accepted{number}": case for number, case in enumerate(ACCEPTED)}
+    calls = {call: INPUTS | {name: value} for call, (name, value) in (cases | accepted).items()}
     messages = errors(root_module(tmp_path, calls))
     assert sorted(call for call, _ in messages) == sorted(cases)
     assert [text for call, text in messages if not text.startswith(f"{cases[call][0]} must")] == []

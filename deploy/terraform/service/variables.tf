@@ -19,12 +19,12 @@ variable "domain" {
 }
 
 variable "image" {
-  description = "Image of the application with registry and version tag."
+  description = "Image of the application with registry and version tag, digest, or both."
   type        = string
   nullable    = false
   validation {
-    condition     = can(regex("^[a-z0-9.-]+\\.[a-z]+(:[0-9]+)?/[a-z0-9._/-]+(:[a-z-]*v?[0-9]+(-[0-9]+)?(\\.[0-9]+)+(-[a-z0-9.-]+)?)$", var.image))
-    error_message = "image must have a registry, a name and a version tag, such as docker.io/a/wiki:1.2, because other tags can move to another image."
+    condition     = can(regex("^[a-z0-9.-]+\\.[a-z]+(:[0-9]+)?/[a-z0-9._/-]+(:[a-z-]*v?[0-9]+(-[0-9]+)?(\\.[0-9]+)*(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$", var.image))
+    error_message = "image must have a registry, a name, and a version tag or digest, such as docker.io/a/wiki:1.2, because other tags can move to another image."
   }
 }
 
