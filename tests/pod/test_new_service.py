@@ -21,6 +21,8 @@ from tests.pod.rendering import (
     workload_resource,
 )
 
+DIGEST = f"@sha256:{'5' * 64}"
+
 
 @pytest.mark.parametrize(
     "arguments",
@@ -37,6 +39,9 @@ from tests.pod.rendering import (
         pytest.param(("wiki", "docker.io/a/wiki:latest", "8080"), id="tag-latest"),
         pytest.param(("wiki", "docker.io/a/wiki:main", "8080"), id="tag-of-a-branch"),
         pytest.param(("wiki", "docker.io/a/wiki:", "8080"), id="tag-empty"),
+        pytest.param(("wiki", f"docker.io/a/wiki:latest{DIGEST}", "8080"), id="digest-with-tag-latest"),
+        pytest.param(("wiki", DIGEST, "8080"), id="digest-without-image"),
+        pytest.param(("wiki", "docker.io/a/wiki@sha256:12", "8080"), id="digest-too-short"),
         pytest.param(("wiki", "wiki:1.2", "8080"), id="image-without-registry"),
         pytest.param(("wiki", "a/wiki:1.2", "8080"), id="image-with-path-but-no-registry"),
         pytest.param(("wiki", "docker.io/a/wiki:1|2", "8080"), id="image-with-invalid-character"),
@@ -95,6 +100,16 @@ def test_data_volume_is_mounted_at_the_given_path(
     claims = [claim["metadata"]["name"] for claim in only["spec"].get("volumeClaimTemplates", [])]
     assert claims == ["data"] * ("data" in mounts)
     assert configuration(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("reference", [f":16{DIGEST}", DIGEST, ":16", ":v2"])
+def test_image_is_the_given_one(reference: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path) / "deploy/services/wiki"
+    image = f"registry.example.com:5000/a_team/wiki{reference}"
+    done = new_service(tmp_path, "wiki", image, "8080")
+    assert done.returncode == 0, done.stderr
+    assert containers(pod_spec(render(folder)))["application"]["image"] == image
 
 
 def test_script_replaces_every_marker_of_the_template() -> None:
