@@ -24,8 +24,14 @@ from tests.image.tools import ROOT, Builds, checked, run
 STATUS = "var/lib/dpkg/status.d"
 SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
 
-OF_NO_PACKAGE = re.compile(rf"{STATUS}/.+|etc/.+|opt/lifecycle/(pyvenv\.cfg|\.gitignore|bin/[Aa]ctivate.*)|.+\.pyc")
-"""The list of packages, configuration (which Debian's lists of files omit), and what the build adds to the venv."""
+OF_NO_PACKAGE = re.compile(
+    rf"{STATUS}/.+|etc/.+|opt/lifecycle/(pyvenv\.cfg|\.gitignore|bin/[Aa]ctivate.*|etc/ssl/certs/[0-9a-f]{{8}}\.\d)|"
+    r".+\.pyc"
+)
+"""The list of packages, configuration (which Debian's lists of files omit), and what the build adds to the venv.
+
+The certificates are those of certifi.
+"""
 
 
 def sbom(archive: Path) -> str:
