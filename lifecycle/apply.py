@@ -43,7 +43,7 @@ def delete_nodes(
 ) -> None:
     """Delete the nodes in order; the first failure ends it.
 
-    Each node is read again before it is deleted, and its deletion is confirmed.
+    Each node is read again directly before it is deleted.
 
     Args:
         is_still_ours: called with the node as it is now; the node is deleted only if it returns true.

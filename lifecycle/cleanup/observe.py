@@ -9,7 +9,7 @@ from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.plan import CleanupConfig, Observation, SavedState
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.domain.errors import LifecycleError
+from lifecycle.domain.errors import AuthError, LifecycleError, ResponseError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import RecordIdentity, choose_user
 from lifecycle.runtime.background import in_background
@@ -57,9 +57,16 @@ def observe(
 
     # Reading the token's file can block, which no time budget ends.
     zone = in_background(read_zone, name="zone")
+    detection = in_background(headscale.detect_version, name="version")
+    try:
+        user = choose_user(headscale.users(), settings.headscale_user)
+        nodes = tuple(headscale.nodes())
+    except (AuthError, ResponseError):
+        # An unsupported release, or another server, is the better explanation.
+        headscale.version()
+        raise
+    detection.exception()
     version = headscale.version()
-    user = choose_user(headscale.users(), settings.headscale_user)
-    nodes = tuple(headscale.nodes())
     state = saved_state(read_state()) if read_state is not None else None
     records: tuple[Record, ...] | None = None
     problem: LifecycleError | None = None

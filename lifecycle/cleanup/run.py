@@ -14,7 +14,7 @@ from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
 from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_stale_records
 from lifecycle.domain.errors import ApiError, StoppedError
-from lifecycle.domain.expiry import api_key_warning, node_warning
+from lifecycle.domain.expiry import node_warning
 from lifecycle.domain.model import Node
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import CleanupSettings
@@ -91,14 +91,9 @@ class Cleanup:
 
     def _warn_of_expiry(self, plan: Plan) -> None:
         now = self.writers.headscale.server_time(self.now())
-        expiring = [node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None]
-        try:
-            expiring.append(api_key_warning(self.writers.headscale.api_key_expires_at(), now))
-        except ApiError as error:
-            log.debug("api_key.unreadable", error=str(error))
-        for event in expiring:
-            if event is not None:
-                log_event(event)
+        event = node_warning(plan.kept, now) if isinstance(plan.kept, Node) else None
+        if event is not None:
+            log_event(event)
 
     def _log_plan(self, plan: Plan, seen: Observation) -> None:
         if seen.records_error is not None:

@@ -87,11 +87,12 @@ def observe(
     except ApiError as error:
         return Observation(interface, Failed(error))
     now = clock()
-    # Only for people: the node was found without it.
-    with suppress(ApiError):
-        seen = replace(seen, version=sources.headscale.version())
-    if now.monotonic_s >= state.api_keys_due_s:
-        seen = replace(seen, api_key=_read_api_key(sources.headscale))
+    if state.is_registered:
+        # Only for people, so the first record does not wait for them.
+        with suppress(ApiError):
+            seen = replace(seen, version=sources.headscale.version())
+        if now.monotonic_s >= state.api_keys_due_s:
+            seen = replace(seen, api_key=_read_api_key(sources.headscale))
     identity, node = seen.identity or state.identity, seen.node
     if identity is None:
         return seen

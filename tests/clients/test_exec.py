@@ -29,7 +29,6 @@ from tests.clients.test_headscale import (  # the same cases, with this module's
     test_deletion_of_a_missing_node_succeeds,
     test_deletion_with_a_lost_response_is_confirmed,
     test_fields_of_a_node,
-    test_ineffective_deletion_is_an_error,
     test_key_belongs_to_the_user_and_is_valid,
     test_key_has_the_requested_properties,
     test_logged_out_node_is_expired,
@@ -68,7 +67,6 @@ __all__ = [
     "test_deletion_of_a_missing_node_succeeds",
     "test_deletion_with_a_lost_response_is_confirmed",
     "test_fields_of_a_node",
-    "test_ineffective_deletion_is_an_error",
     "test_key_belongs_to_the_user_and_is_valid",
     "test_key_has_the_requested_properties",
     "test_logged_out_node_is_expired",
@@ -491,6 +489,14 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
     headscale.delete_node(node, still_ours=ours)
     assert server.nodes == []
+
+
+def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
+    server.add_node(NAME, user="svc")
+    [node] = headscale.nodes()
+    server.faults.add(faults.answer(200, "{}"), method="DELETE")
+    with pytest.raises(ResponseError, match="ode 1"):
+        headscale.delete_node(node, still_ours=ours)
 
 
 @pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])

@@ -135,7 +135,7 @@ class Tap:
         self._cut_off = cut_off
 
     def __call__(self, request: messages.Request) -> Response:
-        _wait_for_zone_thread()
+        _wait_for_reads()
         if self._cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
         due = self._due()
@@ -169,8 +169,10 @@ class Tap:
         return None
 
 
-def _wait_for_zone_thread() -> None:
-    """Order the two concurrent reads of `cleanup`, so that a seed always gives the same run: the zone is first."""
+def _wait_for_reads() -> None:
+    """Order the concurrent reads of `cleanup`, so that a seed always gives the same run."""
+    order = ("zone", "version", threading.main_thread().name)
+    first = order.index(threading.current_thread().name)
     for thread in threading.enumerate():
-        if thread.name == "zone" and thread is not threading.current_thread():
+        if thread.name in order[:first]:
             thread.join()

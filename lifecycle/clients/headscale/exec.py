@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -86,12 +87,19 @@ class ExecTransport:
         raise NotFoundError(f"Headscale lists no node {node_id}.", upstream=UPSTREAM)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node."""
+        """Delete a node, and read the list again: up to 0.28 the command line does not report every failure.
+
+        Raises:
+            ResponseError: the node still exists.
+        """
         self._deleted.add(node_id)
         # Without --force the command asks for confirmation.
         if self._json("nodes", "delete", "--identifier", node_id, "--force") is None:
             # Up to 0.28, only this output differs from that of a successful deletion.
             raise TransientError(f"Headscale did not delete node {node_id}, and gave no reason.", upstream=UPSTREAM)
+        with suppress(NotFoundError):
+            self.node(node_id)
+            raise ResponseError(f"Headscale still has node {node_id} after its deletion.", upstream=UPSTREAM)
 
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. The command line takes its life, not its expiry."""

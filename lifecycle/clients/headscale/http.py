@@ -71,8 +71,14 @@ class HttpTransport:
         return self._one("GET", _node_path(node_id), "node", parse_node)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node. Source: DELETE /api/v1/node/{id}."""
-        self._send("DELETE", _node_path(node_id))
+        """Delete a node. Source: DELETE /api/v1/node/{id}, which responds when the node is deleted, with an object.
+
+        Raises:
+            ResponseError: something else responded, such as a proxy.
+        """
+        path = _node_path(node_id)
+        if not isinstance(self._send("DELETE", path), dict):
+            raise malformed_response(f"DELETE {path}")
 
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. Source: POST /api/v1/preauthkey.

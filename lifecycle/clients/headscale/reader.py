@@ -38,6 +38,10 @@ class HeadscaleReader:
         """Return the server's version as it reports it, or the range of releases that its API belongs to."""
         return self._retrying(self._transport.version)
 
+    def detect_version(self) -> None:
+        """Detect the version for later calls. Not retried, since each of them detects it if this fails."""
+        self._transport.version()
+
     def users(self) -> list[User]:
         """Return every user, in no particular order."""
         return self._retrying(self._transport.users)

@@ -1,4 +1,4 @@
-"""Change a Headscale server: deletions are confirmed, and lost responses to a new key are resolved."""
+"""Change a Headscale server: nodes are read before they are deleted, and lost responses to a new key are resolved."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ class HeadscaleWriter(HeadscaleReader):
 
         Raises:
             ConflictError: the id belongs to another machine now, or the node is no longer ours.
-            ResponseError: the node still exists afterwards.
+            ApiError: it is unknown whether the node was deleted.
         """
-        # At each step, the node can be missing.
-        with suppress(NotFoundError):
-            current = self.node(node.id)
+
+        def attempt() -> None:
+            # Also before a retry: the wait can have been long.
+            current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
             if not is_same_machine or not still_ours(current):
                 raise ConflictError(
@@ -56,10 +57,11 @@ class HeadscaleWriter(HeadscaleReader):
                     "deleted; the next pass plans again.",
                     upstream=UPSTREAM,
                 )
-            self._retrying(self._transport.delete_node, node.id)
-            # Not every release reports whether the deletion succeeded.
-            self.node(node.id)
-            raise ResponseError(f"Headscale still has node {node.id} after its deletion.", upstream=UPSTREAM)
+            self._transport.delete_node(node.id)
+
+        # At each step, the node can be missing.
+        with suppress(NotFoundError):
+            self._retrying(attempt)
 
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
