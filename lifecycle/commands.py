@@ -19,8 +19,10 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectS
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers
 
-# How long requests to Headscale are retried: in all by `cleanup`, in each of its observations by `prune`.
-HEADSCALE_RETRY_BUDGET = timedelta(minutes=2)
+# How long requests to Headscale are retried in all. A thousand pods that start at once need ten minutes on one core.
+CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
+# The same for each observation of `prune`, which runs again the next day.
+PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
 def cleanup(settings: CleanupSettings, stop: Event) -> None:
@@ -28,7 +30,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
     with ExitStack() as stack:
-        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET), stop=stop)
+        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET), stop=stop)
         cluster = connect_cluster(settings, stack)
         Cleanup(
             settings,
@@ -87,7 +89,7 @@ def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - see above
 
     with ExitStack() as stack:
-        budget = RetryBudget(HEADSCALE_RETRY_BUDGET)
+        budget = RetryBudget(PRUNE_RETRY_BUDGET)
         cluster = connect_cluster(settings, stack)
         writers = connect_writers(settings, retrying(budget=budget, stop=stop), stack, cluster)
         Prune(settings, writers=writers, name=name, now=utc_now, stop=stop, renew_budget=budget.renew).run()

@@ -46,6 +46,9 @@ EVENTS = {
     "retry.scheduled": _event(
         "warning", "attempt wait_s error", "`cleanup` or `prune --yes` retries a request to Headscale or Kubernetes"
     ),
+    "request.delayed": _event(
+        "info", "wait_s reason", "`cleanup` or `prune --yes` pauses, because a response of an upstream took long"
+    ),
     "user.assumed": _event("warning", "user reason", "`HEADSCALE_USER` is not set, and Headscale has only one user"),
     "api_key.expiring": _event(
         "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"

@@ -25,7 +25,7 @@ from lifecycle.clients.kubernetes.api import Cluster
 from lifecycle.clients.kubernetes.state_secret import read_state
 from lifecycle.clients.trust import public_trust
 from lifecycle.clients.upstream import Upstream
-from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import CleanupSettings, Settings
@@ -120,7 +120,7 @@ class ClusterWorld(World):
         """Return `cleanup`, which can read the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         state = None
         if settings.node_policy == "keep":
             name = settings.ts_kube_secret or ""

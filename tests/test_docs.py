@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
-from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import CLEANUP_RETRY_BUDGET, PRUNE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
 from lifecycle.dns_watch.state import HealState, Missing, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.prune.run import OBSERVATION_S
+from lifecycle.runtime.retry import MAX_RETRIES
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
 from lifecycle.settings.models import InjectSettings, every_variable
@@ -144,7 +146,10 @@ def test_a_message_to_search_for_is_one_of_the_program(message: str) -> None:
 # --- Values -------------------------------------------------------------------------------------------
 
 LIMITS = {
-    "Retry budget of `cleanup` for Headscale": HEADSCALE_RETRY_BUDGET,
+    "Retry budget of `cleanup` for Headscale": CLEANUP_RETRY_BUDGET,
+    "Retry budget of `prune` for Headscale": PRUNE_RETRY_BUDGET,
+    "Retries within that time": MAX_RETRIES,
+    "Time limit of a response from Headscale, as a multiple of `HTTP_TIMEOUT`": HEADSCALE.response_timeouts,
     "Delay between the two observations of `prune`": timedelta(seconds=OBSERVATION_S),
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),

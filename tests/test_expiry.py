@@ -91,7 +91,9 @@ def test_an_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path
     pod.run(4 * DAY_S)
     warnings = named(events, "api_key.expiring")
     assert 3 <= len(warnings) <= 5
-    assert [event["days_left"] for event in warnings] == sorted({event["days_left"] for event in warnings}, reverse=True)
+    assert [event["days_left"] for event in warnings] == sorted(
+        {event["days_left"] for event in warnings}, reverse=True
+    )
     assert 60 <= list_requests(world) <= 4 * 24 + 2
 
 

@@ -23,7 +23,7 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.upstream import Upstream as UpstreamApi
-from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import CLEANUP_RETRY_BUDGET
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
@@ -195,7 +195,7 @@ class World:
         """Return `cleanup`, which waits on this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
-        policy = retrying(budget=RetryBudget(HEADSCALE_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
+        policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:

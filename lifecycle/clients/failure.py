@@ -76,6 +76,7 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     match cause:
         case ResolutionError() | UnreachableError():
             text = _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+            return TransientError(text, upstream=name, sent=False)
         case TlsExpectedError():
             return endpoint.needs_https(what)
         case ssl.SSLError():

@@ -29,7 +29,8 @@ class HttpClient:
     Args:
         http: has the base address; follows no redirects.
         upstream: names the upstream and its settings, for messages.
-        timeout: for one whole request, the body of its response included.
+        timeout: for a connection, and for one whole request, the body of its response included. Some upstreams get a
+            multiple for the whole request.
         proxy: the proxy that `http` uses, for messages.
         now: returns aware UTC.
 
@@ -51,7 +52,10 @@ class HttpClient:
         self.endpoint = Endpoint(upstream, str(httpx.URL(scheme=url.scheme, host=url.host, port=url.port)), proxy)
         self.clock_skew: timedelta | None = None
         self._http = http
-        self._timeout_s = timeout.total_seconds()
+        self._connect_timeout_s = timeout.total_seconds()
+        self._timeout_s = self._connect_timeout_s * upstream.response_timeouts
+        # Our network backend uses only this one.
+        self._httpx_timeout = httpx.Timeout(None, connect=self._connect_timeout_s)
         self._now = now
 
     def send(
@@ -137,7 +141,9 @@ class HttpClient:
         try:
             with (
                 time_budget(self._timeout_s),
-                self._http.stream(method, path, params=params, headers=headers, content=content) as streamed,
+                self._http.stream(
+                    method, path, params=params, headers=headers, content=content, timeout=self._httpx_timeout
+                ) as streamed,
             ):
                 encodings = streamed.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
                 if not _UNCOMPRESSED.issuperset(encodings):
@@ -145,7 +151,9 @@ class HttpClient:
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             # The exception's text can have a URL with a password in it.
-            raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=self._timeout_s) from None
+            is_unconnected = isinstance(error, httpx.ConnectTimeout)
+            timeout_s = self._connect_timeout_s if is_unconnected else self._timeout_s
+            raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=timeout_s) from None
 
     def _unusable(self, what: str, reason: str, status: int) -> ResponseError:
         name = self.endpoint.upstream.name

@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
 from time import monotonic
@@ -17,7 +17,7 @@ from typing import Any
 
 import httpcore
 
-from lifecycle.runtime.deadline import remaining_s, run_bounded
+from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
 
 # Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
 _ATTEMPT_DELAY_S = 0.25
@@ -53,7 +53,9 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 
 
 class Network(httpcore.NetworkBackend):
-    """Opens connections within the caller's time budget, which takes the place of every time-out of httpcore.
+    """Opens connections within the caller's time budget, which takes the place of httpcore's time-outs but one.
+
+    The time-out for a connection limits both the TCP connection and the TLS handshake, each within the time budget.
 
     Args:
         tls_server_name: the name that certificates have to be for; None = the host of the URL.
@@ -62,9 +64,11 @@ class Network(httpcore.NetworkBackend):
     def __init__(self, *, tls_server_name: str | None = None) -> None:
         self._tls_server_name = tls_server_name
 
-    def connect_tcp(self, host: str, port: int, *_args: Any, **_options: Any) -> httpcore.NetworkStream:
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *_args: Any, **_options: Any
+    ) -> httpcore.NetworkStream:
         """Connect to the first address of the host that accepts."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
             connection = connect(resolve(host, port))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Stream(connection, tls_server_name=self._tls_server_name)
@@ -101,10 +105,10 @@ class Stream(httpcore.NetworkStream):
         self._socket.close()
 
     def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, *_args: Any, **_options: Any
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """Continue this connection with TLS."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
             try:
                 # The handshake as a whole has this much time.
                 self._socket.settimeout(remaining_s())
@@ -205,6 +209,10 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _limit(timeout_s: float | None) -> AbstractContextManager[None]:
+    return nullcontext() if timeout_s is None else time_budget(timeout_s)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ class Upstream:
         ca_setting: the setting with the path of a file of additional certificate authorities.
         explain: returns the error for a request and its response; None if the status is enough.
         is_own: returns True if an error response is the upstream's own, and not a proxy's.
+        response_timeouts: how many time-outs a response may take once the connection is open.
         health_path: path of the health endpoint, which needs no credentials; None if the upstream has none.
     """
 
@@ -27,4 +28,5 @@ class Upstream:
     ca_setting: str
     explain: Callable[[str, Response], ApiError | None] = lambda _what, _response: None
     is_own: Callable[[Response], bool] = lambda response: response.json is not None
+    response_timeouts: int = 1
     health_path: str | None = None

@@ -33,15 +33,16 @@ def doubled(seconds: float, times: int, *, max_s: float) -> float:
 
 
 def retry_delay_s(failures: int, *, max_s: float, jitter: float, error: BaseException | None = None) -> float:
-    """Return the delay after consecutive failures, at least 1. A Retry-After takes precedence, however long it is."""
+    """Return the delay after consecutive failures, at least 1: exponential, or a Retry-After that is longer."""
+    delay_s = doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s)
     if isinstance(error, TransientError) and error.retry_after is not None:
-        return lengthened(max(error.retry_after.total_seconds(), _FIRST_DELAY_S), jitter)
-    return lengthened(doubled(_FIRST_DELAY_S, failures - 1, max_s=max_s), jitter)
+        delay_s = max(delay_s, error.retry_after.total_seconds())
+    return lengthened(delay_s, jitter)
 
 
 def backoff_s(failures: int, *, max_s: float, jitter: float, error: Exception) -> float:
     """Return the delay of an endless loop: the longer of the exponential delay and what the upstream requested."""
-    own_s = retry_delay_s(failures, max_s=max_s, jitter=jitter)
+    delay_s = retry_delay_s(failures, max_s=max_s, jitter=jitter, error=error)
     if isinstance(error, TransientError) and error.throttled and error.retry_after is None:
-        own_s = max(own_s, lengthened(_RATE_LIMIT_DELAY_S, jitter))
-    return max(own_s, retry_delay_s(failures, max_s=max_s, jitter=jitter, error=error))
+        return max(delay_s, lengthened(_RATE_LIMIT_DELAY_S, jitter))
+    return delay_s

@@ -77,6 +77,7 @@ class TransientError(ApiError):
     Attributes:
         retry_after: the delay that the upstream asked for; None if it did not.
         throttled: the response was "too many requests" (429).
+        sent: the upstream can have received the request; False if no connection was opened.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class TransientError(ApiError):
         status: int | None = None,
         retry_after: timedelta | None = None,
         throttled: bool = False,
+        sent: bool = True,
     ) -> None:
         super().__init__(message, upstream=upstream, status=status)
         self.retry_after = retry_after
         self.throttled = throttled
+        self.sent = sent
 
 
 class AuthError(ApiError):

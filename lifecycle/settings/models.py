@@ -163,7 +163,10 @@ class Settings(BaseSettings):
         (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48")),
         description="networks of VPN addresses, comma-separated",
     )
-    http_timeout: Duration = Field(timedelta(seconds=10), description="time limit of one request")
+    http_timeout: Duration = Field(
+        timedelta(seconds=10),
+        description="time limit of one request; Headscale gets four times as long once the connection is open",
+    )
     http_proxy: ProxyUrl | None = Field(None, description="proxy for http:// URLs outside the cluster")
     https_proxy: ProxyUrl | None = Field(None, description="proxy for https:// URLs outside the cluster")
     all_proxy: ProxyUrl | None = Field(None, description="proxy for URLs whose scheme has no proxy of its own")

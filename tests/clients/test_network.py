@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -323,6 +324,28 @@ def test_slow_body_over_tls_ends_with_the_budget(tmp_path: Path) -> None:
         error = failure(client_of(f"https://{address}", trust=private_trust(authority.certificate), budget_s=1.0))
     assert type(error) is TransientError
     assert "1 s" in str(error)
+
+
+def test_open_connection_may_get_more_time_for_the_response(resolve_to: Callable[[Resolver], None]) -> None:
+    """An address that drops packets is still detected as soon as with other upstreams."""
+
+    def client(url: str) -> JsonClient:
+        patient = replace(API, response_timeouts=4)
+        http = HttpClient(open_http(url, trust=public_trust()), upstream=patient, timeout=timedelta(seconds=0.1))
+        return JsonClient(http, credential=Credential(lambda: "token", name="API_TOKEN"))
+
+    with black_hole() as hole:
+        resolve_to(lambda *_args, **_options: addresses(hole))
+        error = failure(client("http://api.example"))
+    assert isinstance(error, TransientError)
+    assert "within 0.1 s" in str(error)
+    assert not error.sent
+    with peer(say_nothing) as address:
+        resolve_to(lambda *_args, **_options: addresses(port_of(address)))
+        assert "within 0.1 s" in str(failure(client("https://api.example")))
+    with peer(say_nothing) as address:
+        resolve_to(lambda *_args, **_options: addresses(port_of(address)))
+        assert "within 0.4 s" in str(failure(client("http://api.example")))
 
 
 # --- Connections --------------------------------------------------------------------------------------

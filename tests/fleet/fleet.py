@@ -110,7 +110,7 @@ def busiest(times: Iterable[float], window_s: float) -> int:
     return most
 
 
-def route_through(*slow: tuple[Upstream, SlowUpstream]) -> Any:
+def route_through(*slow: tuple[Upstream, Handler]) -> Any:
     """Return a function that replaces each upstream by its slow handler."""
     by_upstream = {id(upstream): handler for upstream, handler in slow}
 

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 
 from lifecycle.cli import arguments_of
-from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import PRUNE_RETRY_BUDGET
 from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.settings.load import load
 from lifecycle.settings.models import PruneSettings, command_variables
@@ -42,7 +42,7 @@ def test_arguments_are_valid(container: dict[str, Any]) -> None:
 
 def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
-    longest_s = OBSERVATION_S + 2 * HEADSCALE_RETRY_BUDGET.total_seconds()
+    longest_s = OBSERVATION_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.commands import HEADSCALE_RETRY_BUDGET
+from lifecycle.commands import PRUNE_RETRY_BUDGET
 from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
 from lifecycle.prune.run import OBSERVATION_S, Prune
 from lifecycle.runtime.retry import RetryBudget, retrying
@@ -44,7 +44,7 @@ def a_workload(world: World, label: str, *, mark: str = MARK) -> int:
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
-    budget = RetryBudget(HEADSCALE_RETRY_BUDGET, clock=world.clock.monotonic)
+    budget = RetryBudget(PRUNE_RETRY_BUDGET, clock=world.clock.monotonic)
     return Prune(
         settings,
         writers=world.writers(settings, retrying(budget=budget, stop=stop)),
@@ -304,7 +304,7 @@ def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
     with pytest.raises(ApiError):
         prune(world).run()
     waited_s = world.clock.elapsed_s - started - OBSERVATION_S
-    assert HEADSCALE_RETRY_BUDGET.total_seconds() / 2 < waited_s < HEADSCALE_RETRY_BUDGET.total_seconds()
+    assert PRUNE_RETRY_BUDGET.total_seconds() / 2 < waited_s < PRUNE_RETRY_BUDGET.total_seconds()
 
 
 @pytest.mark.parametrize(

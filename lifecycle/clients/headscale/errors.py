@@ -157,5 +157,8 @@ HEADSCALE: Final = Upstream(
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
     is_own=is_own,
+    # By default 40 s, because Headscale itself gives up after 30 s (`WriteTimeout` of its HTTP server). A request that
+    # was given up still costs it a check of the API key, so giving up earlier adds to an overload.
+    response_timeouts=4,
     health_path="/health",
 )
