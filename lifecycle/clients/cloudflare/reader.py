@@ -64,7 +64,7 @@ class CloudflareReader:
         Source: GET /zones/{zone}/dns_records?comment.exact=.
         """
         path = f"{self.zone_path()}/dns_records"
-        return self.pages(path, {"comment.exact": comment}, _RECORDS_PER_PAGE, parse_record)
+        return self.pages(path, {"comment.exact": comment}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def every_record(self) -> list[Record]:
         """Return all records of the zone.
