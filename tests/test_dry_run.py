@@ -159,6 +159,16 @@ def test_zone_of_another_name_is_a_problem(name: str, monkeypatch: pytest.Monkey
         assert any("CLOUDFLARE_ZONE_ID" in problem for problem in DRY_RUNS[name]().problems)
 
 
+def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    world = World(monkeypatch, tmp_path)
+    variables = registered_and_not_noted(world)
+    world.headscale.requests.clear()
+    with served(world, monkeypatch, variables):
+        assert not DRY_RUNS["all"]().problems
+    read = [exchange.path for exchange in world.headscale.requests]
+    assert (read.count("/api/v1/node"), read.count("/api/v1/user")) == (1, 1)
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_dry_run_changes_nothing(
     state: Callable[[World], Variables], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

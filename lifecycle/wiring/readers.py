@@ -18,7 +18,7 @@ from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.headscale.reader import HeadscaleReader, Transport
+from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleSnapshot, Transport
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import open_http
@@ -54,7 +54,7 @@ def connect_readers(
     """
     transport, zone = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
     return Readers(
-        HeadscaleReader(transport, policy),
+        HeadscaleSnapshot(transport, policy),
         CloudflareReader(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         KeyFileReader(settings.authkey_output_path, settings.authkey_file_mode),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import tenacity
@@ -66,6 +67,26 @@ class HeadscaleReader:
         """Return the user's keys, used and expired ones included."""
         keys = self._retrying(self._transport.pre_auth_keys, user)
         return [key for key in keys if is_users(key, user)]
+
+
+class HeadscaleSnapshot(HeadscaleReader):
+    """A Headscale server whose lists are read once, for a dry run: each is expensive, and all plans need the same."""
+
+    @cached_property
+    def _users(self) -> list[User]:
+        return super().users()
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        return super().nodes()
+
+    def users(self) -> list[User]:
+        """Return every user, as first read."""
+        return self._users
+
+    def nodes(self) -> list[Node]:
+        """Return every node of the tailnet, as first read."""
+        return self._nodes
 
 
 def is_users(key: PreAuthKey, user: User) -> bool:
