@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from lifecycle.inject.rules import LABEL
+from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster.api_server import ApiServer, Refused, missing
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
@@ -63,3 +66,100 @@ def _refuses(server: ApiServer) -> bool:
     except Refused:
         return True
     return False
+
+
+# --- The chart ----------------------------------------------------------------------------------------
+
+RELEASE_NAMESPACE = "system"
+
+
+@pytest.fixture(scope="session")
+def server(chart: Path) -> Iterator[ApiServer]:
+    """A second API server for the chart, with namespaces, custom resource definitions and objects of others."""
+    if reason := missing():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
+        for name in ("headscale", "media", "monitoring", RELEASE_NAMESPACE):
+            server.create_namespace(name, {})
+        server.create_namespace("services", {LABEL: "enabled"})
+        for kind in ("PodMonitor", "PrometheusRule"):
+            server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(kind)))
+        for namespace in ("services", "monitoring", RELEASE_NAMESPACE):
+            server.kubectl("create", "configmap", "of-others", "-n", namespace)
+        for kind in ("MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"):
+            server.kubectl("create", "-f", "-", text=yaml.safe_dump_all(policy_of_others(kind, server)))
+        server.kubectl("create", "rolebinding", "of-others", "--clusterrole=view", "--user=a", "-n", "headscale")
+        eventually(
+            lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "resources", timeout_s=60
+        )
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chart with the sources of the image."""
+    program()
+    return packed_chart(tmp_path_factory.mktemp("chart"))
+
+
+def definition(kind: str) -> dict[str, Any]:
+    """Return a custom resource definition that accepts anything, in place of the Prometheus operator's."""
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
+        "spec": {
+            "group": "monitoring.coreos.com",
+            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
+            "scope": "Namespaced",
+            "versions": [version],
+        },
+    }
+
+
+def policy_of_others(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
+    """Yield a policy that uses a ConfigMap, and its binding.
+
+    An API server stops reading ConfigMaps for good when no policy uses one any more (kubernetes/kubernetes#130887).
+    Without this policy, the chart could be installed only once.
+    """
+    is_mutating = kind.startswith("Mutating")
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicationcontrollers"]}
+    mutation = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}}
+    spec = (
+        {"mutations": [mutation], "reinvocationPolicy": "Never"}
+        if is_mutating
+        else {"validations": [{"expression": "true"}]}
+    )
+    reference = {"name": "of-others", "namespace": "services", "parameterNotFoundAction": "Allow"}
+    common = {
+        "apiVersion": server.policy_version if is_mutating else "admissionregistration.k8s.io/v1",
+        "metadata": {"name": "of-others"},
+    }
+    constraints = {
+        "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
+        "matchConstraints": {"resourceRules": [rule]},
+    }
+    yield {**common, "kind": kind, "spec": {**constraints, **spec}}
+    actions = {} if is_mutating else {"validationActions": ["Deny"]}
+    yield {**common, "kind": f"{kind}Binding", "spec": {"policyName": "of-others", "paramRef": reference, **actions}}
+
+
+def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None) -> str:
+    """Run Helm as the administrator, in the namespace of the release."""
+    connection = (f"--kube-apiserver={server.url}", f"--kube-token={server.token}", "--kube-insecure-skip-tls-verify")
+    options = () if values is None else ("--values=-",)
+    done = run(*arguments, *connection, f"--namespace={RELEASE_NAMESPACE}", *options, text=json.dumps(values))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def injection(server: ApiServer) -> str:
+    """Return "on" if a labelled pod gets the containers, "off" if not, or "refused" if only one policy is in force."""
+    try:
+        return "on" if "initContainers" in server.create(pod())["spec"] else "off"
+    except Refused:
+        return "refused"

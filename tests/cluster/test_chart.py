@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
-from lifecycle.inject.rules import LABEL
-from tests.chart.helm import SITE, Values, packed_chart, program, run, template
-from tests.cluster.api_server import ApiServer, Refused, missing
+from tests.chart.helm import SITE, Values, run, template
+from tests.cluster.api_server import ApiServer
+from tests.cluster.conftest import RELEASE_NAMESPACE, helm, injection
 from tests.inject.refused import pod
 from tests.pod.rendering import DEPLOY, render
 from tests.real.programs import eventually
 
 NAME = "tailscale-lifecycle"
-NAMESPACE = "system"
 
 # Changed by the API server itself.
 OF_THE_SERVER = {"events", "leases", "endpoints", "endpointslices"}
@@ -51,50 +47,6 @@ SECOND: Values = {
 Key = tuple[str, str, str]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
-    """An API server with namespaces, workloads and objects of others."""
-    if reason := missing():
-        pytest.skip(reason)
-    program()
-    with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
-        for name in ("headscale", "media", "monitoring", NAMESPACE):
-            server.create_namespace(name, {})
-        server.create_namespace("services", {LABEL: "enabled"})
-        for kind in ("PodMonitor", "PrometheusRule"):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(kind)))
-        for namespace in ("services", "monitoring", NAMESPACE):
-            server.kubectl("create", "configmap", "of-others", "-n", namespace)
-        server.kubectl("create", "rolebinding", "of-others", "--clusterrole=view", "--user=a", "-n", "headscale")
-        eventually(
-            lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "resources", timeout_s=60
-        )
-        yield server
-
-
-@pytest.fixture(scope="module")
-def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed_chart(tmp_path_factory.mktemp("chart"))
-
-
-def definition(kind: str) -> dict[str, Any]:
-    """Return a custom resource definition that accepts anything, in place of the Prometheus operator's."""
-    plural = f"{kind.lower()}s"
-    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
-        "spec": {
-            "group": "monitoring.coreos.com",
-            "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
-            "scope": "Namespaced",
-            "versions": [version],
-        },
-    }
-
-
 def objects(server: ApiServer) -> dict[Key, dict[str, Any]]:
     """Return the metadata of every object, by resource, namespace and name."""
     groups = [group["preferredVersion"]["groupVersion"] for group in server.request("GET", "/apis")["groups"]]
@@ -109,15 +61,6 @@ def objects(server: ApiServer) -> dict[Key, dict[str, Any]]:
     return found
 
 
-def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None) -> str:
-    """Run Helm as the administrator."""
-    connection = (f"--kube-apiserver={server.url}", f"--kube-token={server.token}", "--kube-insecure-skip-tls-verify")
-    options = () if values is None else ("--values=-",)
-    done = run(*arguments, *connection, f"--namespace={NAMESPACE}", *options, text=json.dumps(values))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def of_release(server: ApiServer) -> set[Key]:
     """Return the objects that Helm manages, without its record of the release."""
     return {
@@ -128,16 +71,8 @@ def of_release(server: ApiServer) -> set[Key]:
 
 
 def rendered(chart: Path, values: Values) -> set[Key]:
-    documents = template(chart, values, f"--namespace={NAMESPACE}")
+    documents = template(chart, values, f"--namespace={RELEASE_NAMESPACE}")
     return {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in documents}
-
-
-def is_injected(server: ApiServer) -> bool:
-    """Return True if the policies are in force, or still one of them."""
-    try:
-        return "tailscale" in str(server.create(pod())["spec"].get("initContainers"))
-    except Refused:
-        return True
 
 
 def test_install_upgrade_and_uninstall_leave_nothing(server: ApiServer, chart: Path) -> None:
@@ -145,8 +80,8 @@ def test_install_upgrade_and_uninstall_leave_nothing(server: ApiServer, chart: P
 
     helm(server, "install", NAME, chart, values=FIRST)
     assert of_release(server) == rendered(chart, FIRST)
-    eventually(lambda: is_injected(server) or None, "an injected pod", timeout_s=60)
-    (release,) = server.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets")["items"]
+    eventually(lambda: injection(server) == "on" or None, "an injected pod", timeout_s=60)
+    (release,) = server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
     assert len(release["data"]["release"]) < 0.75 * 4 / 3 * 2**20, "the release comes near the limit of a Secret"
     created = pod()
     created["metadata"]["name"] = "running"
@@ -159,7 +94,7 @@ def test_install_upgrade_and_uninstall_leave_nothing(server: ApiServer, chart: P
     assert of_release(server) == rendered(chart, SECOND)
 
     helm(server, "uninstall", NAME)
-    eventually(lambda: not is_injected(server) or None, "a pod that is not injected", timeout_s=60)
+    eventually(lambda: injection(server) == "off" or None, "a pod that is not injected", timeout_s=60)
     assert server.request("GET", path) == running
     server.kubectl("delete", "pod", "-n", "services", "running", "--force", "--grace-period=0")
     after = objects(server)
@@ -177,7 +112,7 @@ def test_chart_takes_over_the_objects_of_kustomize(server: ApiServer, chart: Pat
     helm(server, "upgrade", "--install", NAME, chart, "--take-ownership", *force, values=values)
     assert of_release(server) == rendered(chart, values)
     path = f"/apis/{server.policy_version}/mutatingadmissionpolicybindings/{NAME}"
-    assert server.request("GET", path)["spec"]["paramRef"]["namespace"] == NAMESPACE
+    assert server.request("GET", path)["spec"]["paramRef"]["namespace"] == RELEASE_NAMESPACE
     helm(server, "uninstall", NAME)
     assert of_release(server) == set()
     server.kubectl("delete", "namespace", "tailscale-lifecycle-inject", "--wait=false")
