@@ -187,7 +187,7 @@ def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
 
 def test_every_page_names_the_same_tailscale_image() -> None:
     shipped = InjectSettings.model_fields["tailscale_image"].default
-    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale:[\w.]+)", page.read_text())}
+    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale:[\w.]+[\w.@:]*)", page.read_text())}
     assert named == {shipped.removeprefix("docker.io/")}
 
 

@@ -500,7 +500,9 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
         "localhost/tailscale-lifecycle:latest", min_length=1, description="image of cleanup and dns-watch"
     )
     tailscale_image: str = Field(
-        "docker.io/tailscale/tailscale:v1.102.3", min_length=1, description="image of the tailscale container"
+        "docker.io/tailscale/tailscale:v1.102.3@sha256:8c42c4574ab066384fcb72f69e086a2ff1dd3652eb6f56856cee34bcf0d2f680",
+        min_length=1,
+        description="image of the tailscale container",
     )
     # These files are in the pod, not here.
     cloudflare_api_token_file: FilePath | None = None

@@ -296,7 +296,8 @@ def test_images_are_pinned_to_a_version() -> None:
     assert "localhost/tailscale-lifecycle:latest" in every
     for image in every - {"localhost/tailscale-lifecycle:latest"}:
         assert re.fullmatch(
-            r"[a-z0-9.-]+\.[a-z]+(:\d+)?/[a-z0-9._/-]+:[a-z-]*v?\d+(-\d+)?(\.\d+)+(-[a-z0-9.-]+)?", image
+            r"[a-z0-9.-]+\.[a-z]+(:\d+)?/[a-z0-9._/-]+:[a-z-]*v?\d+(-\d+)?(\.\d+)+(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?",
+            image,
         ), image
 
 
