@@ -9,7 +9,7 @@ from lifecycle.cleanup.machine_key import public_machine_key
 from lifecycle.cleanup.plan import CleanupConfig, Observation, SavedState
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.domain.errors import AuthError, LifecycleError, ResponseError
+from lifecycle.domain.errors import AuthError, LifecycleError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import RecordIdentity, choose_user
 from lifecycle.runtime.background import in_background
@@ -61,7 +61,7 @@ def observe(
     try:
         user = choose_user(headscale.users(), settings.headscale_user)
         nodes = tuple(headscale.nodes())
-    except (AuthError, ResponseError):
+    except (AuthError, NotFoundError, ResponseError):
         # An unsupported release, or another server, is the better explanation.
         headscale.version()
         raise

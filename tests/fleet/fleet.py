@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lifecycle.runtime.deadline import remaining_s
 from lifecycle.settings.models import Command
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.messages import Handler, Request, Response
@@ -21,7 +22,6 @@ BCRYPT_S = 0.06
 CORES = 2
 
 CLOUDFLARE_S = 0.1
-HTTP_TIMEOUT_S = 10.0
 
 # Cloudflare's limit, shared by all tokens of a user and the dashboard.
 LIMIT = 1200
@@ -71,7 +71,7 @@ class SlowUpstream:
     """An upstream with limited concurrency that records the time of each request.
 
     Args:
-        cost_s: duration of each request. A request that exceeds HTTP_TIMEOUT is executed, but its response is lost.
+        cost_s: duration of each request. If it exceeds the time-out of the client, the response is lost.
         concurrency: number of concurrent requests; None = unlimited.
     """
 
@@ -91,9 +91,11 @@ class SlowUpstream:
             worker = min(range(len(self._free_at)), key=self._free_at.__getitem__)
             done_at = max(requested_at, self._free_at[worker]) + self._cost_s
             self._free_at[worker] = done_at
-        self._clock.sleep(min(done_at - requested_at, HTTP_TIMEOUT_S))
+        # The clock of the real client is the real one.
+        timeout_s = round(remaining_s())
+        self._clock.sleep(min(done_at - requested_at, timeout_s))
         response = self._upstream.handle(request)
-        if done_at - requested_at > HTTP_TIMEOUT_S:
+        if done_at - requested_at > timeout_s:
             self.timed_out += 1
             raise httpx.ReadTimeout("The read operation timed out")
         return response
