@@ -15,7 +15,7 @@ import pytest
 import lifecycle
 from tests.image.tools import IMAGE, ROOT, Archive, Builds, checked, name_as_docker_does, run, wait_until
 
-BUDGET_BYTES = 30_000_000
+BUDGET_BYTES = 26_000_000
 
 BUILD_TOOLS = re.compile(
     r"/s?bin/(apt.*|bash|dash|dpkg.*|gcc.*|git|make|perl.*|pip.*|sh|wheel)$|/(ensurepip|pip|setuptools|tests?|wheel)/|"
