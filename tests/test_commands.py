@@ -45,8 +45,10 @@ TESTED_IN = {
     ("docs/dry-run.md", "text"): "tests/process/test_exec.py",
     ("docs/image.md", "yaml"): "tests/pod/test_docs.py",
     ("docs/inject.md", "yaml"): "tests/inject/test_docs.py",
-    ("docs/move-from-terraform.md", "hcl"): "tests/pod/test_docs.py",
+    ("docs/move-from-terraform.md", "hcl"): "tests/terraform/test_page.py",
+    ("docs/move-from-terraform.md", "yaml"): "tests/terraform/test_page.py",
     ("docs/operations.md", "console"): "tests/process/test_readme.py",
+    ("docs/platforms.md", "yaml"): "tests/pod/test_docs.py",
 }
 """Where each kind of block that is not a shell's is tested: page and language, file."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,19 @@ def test_every_container_of_ours_takes_the_registrys_image(tmp_path: Path) -> No
     assert {container["image"] for container in ours} == {f"{image['newName']}:{image['newTag']}"}
     assert {container["imagePullPolicy"] for container in ours} == {"IfNotPresent"}
     assert f"docker://{image['newName']}:{image['newTag']}\n" in text("image.md")
+
+
+def test_patch_for_microk8s_mounts_the_folder_of_its_socket(tmp_path: Path) -> None:
+    (wanted,) = kustomizations("platforms.md")
+    shutil.copytree(ROOT / "build", tmp_path / "build")
+    (tmp_path / "build/sources.tar.gz").write_bytes(b"packed")
+    (tmp_path / "microk8s").mkdir()
+    (tmp_path / "microk8s/kustomization.yaml").write_text(yaml.safe_dump(wanted))
+    spec = pod_spec(render(tmp_path / "microk8s"))
+    variables = {variable["name"]: variable.get("value") for variable in containers(spec)["import"]["env"]}
+    socket = Path(variables["CONTAINERD_ADDRESS"])
+    (mount,) = [
+        mount for mount in containers(spec)["import"]["volumeMounts"] if mount["mountPath"] == str(socket.parent)
+    ]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == mount["name"]]
+    assert volume["hostPath"]["path"] == "/var/snap/microk8s/common/run"
