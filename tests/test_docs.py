@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.commands import CLEANUP_RETRY_BUDGET, PRUNE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
+from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, calm_interval_s
 from lifecycle.dns_watch.state import HealState, Missing, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
@@ -23,7 +26,7 @@ from lifecycle.prune.run import OBSERVATION_S
 from lifecycle.runtime.retry import MAX_RETRIES
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
-from lifecycle.settings.models import InjectSettings, every_variable
+from lifecycle.settings.models import DnsWatchSettings, InjectSettings, every_variable
 from tests.fleet.fleet import BCRYPT_S
 from tests.pages import PAGES, ROOT, anchors, blocks, links, name_of, prose, quoted, rows, section
 
@@ -154,6 +157,7 @@ LIMITS = {
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
+    "Longest poll interval in a large fleet": timedelta(seconds=SLOWEST_POLL_S),
     "Time from SIGTERM to the end of a running pass": f"{GRACE_S}s",
     "Largest response that is read": f"{MAX_RESPONSE_BYTES >> 20} MiB",
 }
@@ -177,11 +181,14 @@ def test_operations_lists_the_states_of_nodez() -> None:
 
 def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
     """Jitter lengthens an interval by an eighth on average."""
-    table = rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale"))
+    table = [row for row in rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale")) if "pods" in row]
     assert len(table) == 3
+    config: Any = SimpleNamespace(poll_interval=DnsWatchSettings.model_fields["poll_interval"].default)
     for row in table:
-        interval = parse_duration(quoted(row["`POLL_INTERVAL`"])[0]).total_seconds()
-        needed = int(row["pods"].replace(",", "")) * BCRYPT_S / (interval * 1.125)
+        pods = int(row["pods"].replace(",", ""))
+        interval = parse_duration(quoted(row["poll interval with default settings"])[0]).total_seconds()
+        assert interval == calm_interval_s(State(fleet=pods), config)
+        needed = pods * BCRYPT_S / (interval * 1.125)
         assert float(row["cores"]) == round(needed, 1)
 
 

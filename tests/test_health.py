@@ -46,6 +46,7 @@ METRICS: Mapping[str, Mapping[str, frozenset[str] | None]] = {
     "node_lost": {},
     "node_superseded": {},
     "node_restart_helps": {},
+    "poll_interval_seconds": {},
     "record_in_sync": {},
     "pass_duration_seconds": {},
     "passes": {"outcome": frozenset({"finished", "failed"})},

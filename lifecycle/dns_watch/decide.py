@@ -21,11 +21,14 @@ from lifecycle.dns_watch.records import (
 )
 from lifecycle.dns_watch.schedule import (
     at_least_min_interval,
+    calm_interval_s,
+    is_overloaded,
     lookup_wait_s,
     max_wait_s,
     poll_wait_s,
     records_for,
     with_interface,
+    with_load,
 )
 from lifecycle.dns_watch.state import (
     Applied,
@@ -53,7 +56,7 @@ _DAY_S = 86_400.0
 
 def decide(state: State, seen: Observation, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to change and when to poll again."""
-    state = with_interface(state, seen.interface, now)
+    state = with_load(with_interface(state, seen.interface, now), seen, now)
     if isinstance(seen.node, Failed):
         return _headscale_failed(state, seen.node.error, config, now)
     state, events = _with_identity(state, seen, config)
@@ -107,11 +110,14 @@ def failure_event(failed: Failure) -> Event:
 
 def _headscale_failed(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
     failures = state.failures + 1
-    pause_s = backoff_s(failures, max_s=max_wait_s(config), jitter=now.jitter, error=failure)
+    max_s = max(max_wait_s(config), calm_interval_s(state, config))
+    pause_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     wait_s = at_least_min_interval(state, pause_s, config, now)
     state = replace(
         state,
         failures=failures,
+        # A server that is overloaded is not asked more often.
+        calm_polls=state.calm_polls if is_overloaded(failure) else 0,
         heal=inconclusive(state.heal),
         records=explained(state.records, failure),
     )
@@ -163,6 +169,7 @@ def _unregistered(state: State, missing: Unregistered, seen: Observation, config
     state = replace(
         state,
         is_registered=False,
+        calm_polls=0,
         node_expires_at=None,
         records=out_of_sync(replace(state.records, compared=None), missing.reason),
     )
@@ -240,12 +247,10 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
         decision = Decision(replace(state, records=out_of_sync(replace(state.records, compared=None), reason)))
     else:
         decision = with_records(state, node, specs, seen, config, now)
-    return replace(
-        decision,
-        changes=(*changes, *decision.changes),
-        wait_s=poll_wait_s(decision.state, config, now),
-        events=(*events, *decision.events),
-    )
+    changes, events = (*changes, *decision.changes), [*events, *decision.events]
+    is_calm = not (changes or events or decision.state.superseded_by)
+    state = replace(decision.state, calm_polls=state.calm_polls + 1 if is_calm else 0)
+    return replace(decision, state=state, changes=changes, wait_s=poll_wait_s(state, config, now), events=tuple(events))
 
 
 def _metadata_change(node: Node, metadata: KeyMetadata | None) -> tuple[Change, ...]:

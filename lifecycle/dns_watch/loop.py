@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic as system_monotonic
 
 import structlog
@@ -14,6 +14,7 @@ from lifecycle.apply import Writers, change_records, write_fresh_key, write_meta
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import fresh_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
+from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import Applied, Decision, Failed, Interface, Moment, Observation, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
@@ -93,6 +94,7 @@ class DnsWatch:
             # The volume may be read-only here. Then no fresh key is written either.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
+        self.status.poll_interval_s = poll_interval_s(self.state, config)
         failed = bool(decision.failures or conclusion.failures)
         duration_s = self._monotonic() - started_s
         self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
@@ -162,5 +164,6 @@ class DnsWatch:
 
 def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:
     """Return the status of a loop that has not started."""
-    longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval)
+    slowest = timedelta(seconds=SLOWEST_POLL_S)
+    longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval, slowest)
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -29,7 +29,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundError, TransientError, UserError
-from lifecycle.domain.model import KeyMetadata, Node, User
+from lifecycle.domain.model import KeyMetadata, Node, RegisterMethod, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.settings.models import DnsWatchSettings
@@ -86,6 +86,8 @@ def observe(
         seen = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
         return Observation(interface, Failed(error))
+    if isinstance(seen.node, Failed):
+        return seen
     now = clock()
     if state.is_registered:
         # Only for people, so the first record does not wait for them.
@@ -114,9 +116,21 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         ApiError: Headscale could not be read.
     """
     headscale, interface = sources.headscale, state.interface
-    node, is_gone = _read_known(headscale, state.node) if state.node and state.identity else (None, False)
+    node, is_gone, fleet, started_s = None, False, None, clock().monotonic_s
+    if state.node and state.identity:
+        if started_s >= state.fleet_due_s:
+            try:
+                nodes = headscale.nodes()
+            except ApiError as error:
+                # The next pass reads the node by its id: a list can be too large for the server.
+                return Observation(interface, Failed(error), fleet=Failed(error))
+            fleet = _fleet_size(nodes)
+            node = next((node for node in nodes if state.node.is_same(node)), None)
+        if node is None:
+            node, is_gone = _read_known(headscale, state.node)
     if node is not None and _is_still_ours(node, state, clock()):
-        return Observation(interface, node)
+        response_s = clock().monotonic_s - started_s if fleet is None else None
+        return Observation(interface, node, response_s=response_s, fleet=fleet)
     try:
         identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
         metadata = _read_metadata(sources.key_file, is_needed=interface is None)
@@ -127,7 +141,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     hints = Hints(interface, metadata, waited=interface_wait_is_over(state, config, now), known=state.node)
     found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
     if isinstance(found, Node):
-        return Observation(interface, found, identity, metadata)
+        return Observation(interface, found, identity, metadata, fleet=_fleet_size(nodes))
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # Only an answer about this one node proves that it is gone.
@@ -221,3 +235,8 @@ def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | Failed:
         return ApiKeyRead(headscale.api_key_expires_at())
     except ApiError as error:
         return Failed(error)
+
+
+def _fleet_size(nodes: Iterable[Node]) -> int:
+    """Return the number of nodes that can be pods: people's devices register in other ways."""
+    return sum(node.registered_by is RegisterMethod.AUTH_KEY for node in nodes)

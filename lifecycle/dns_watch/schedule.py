@@ -6,14 +6,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lifecycle.dns_watch.healing import restart_helps
-from lifecycle.dns_watch.state import Interface, Moment, RecordState, State, WatchConfig
+from lifecycle.dns_watch.state import Interface, Moment, Observation, RecordState, State, WatchConfig
 from lifecycle.domain.backoff import doubled, lengthened, shortened
+from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.domain.model import Node, RecordSpec
 
 _INTERFACE_GRACE_S = 30.0
 """How long a pod may take to create its VPN interface before it is assumed to have none."""
 
+_HOUR_S = 3600.0
 _DAY_S = 86_400.0
+
+SLOWEST_POLL_S = 300.0
+"""The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
+
+# Headscale checks the API key of each request with bcrypt, which takes some 60 ms of a core. All pods together are to
+# use a fifth of a core.
+_POLL_S_PER_NODE = 0.3
+
+# A server that takes longer than half a second gets fewer requests than one per 30 s.
+_POLL_S_PER_RESPONSE_S = 60.0
+_SMOOTHING = 4
+
+_UNAVAILABLE = 503
 
 # Waking up a microsecond before the records are due would cost a request to Headscale.
 _MARGIN_S = 0.001
@@ -27,6 +42,7 @@ def with_interface(state: State, interface: Interface, now: Moment) -> State:
         return state
     return replace(
         state,
+        calm_polls=0,
         interface=interface,
         interface_changed_s=now.monotonic_s,
         lookups_at_change=state.lookups,
@@ -66,15 +82,52 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     return at_least_min_interval(state, shortened(min(growing_s, max_s), now.jitter), config, now)
 
 
+def with_load(state: State, seen: Observation, now: Moment) -> State:
+    """Remember how many pods use Headscale, and how long it takes to respond."""
+    if seen.response_s is not None:
+        change_s = (seen.response_s - state.response_s) / _SMOOTHING
+        state = replace(state, response_s=state.response_s + change_s)
+    if isinstance(seen.fleet, int):
+        state = replace(state, fleet=seen.fleet)
+    if seen.fleet is not None and now.monotonic_s >= state.fleet_due_s:
+        # When a pod starts, many others may do so too. A list is expensive, so they read it again at different times.
+        wait_s = lengthened(_DAY_S, now.jitter) if state.fleet_due_s else _HOUR_S * (0.2 + now.jitter)
+        state = replace(state, fleet_due_s=now.monotonic_s + wait_s)
+    return state
+
+
+def is_overloaded(failure: ApiError) -> bool:
+    """Return True if Headscale refused a request because it gets too many."""
+    return isinstance(failure, TransientError) and (failure.throttled or failure.status == _UNAVAILABLE)
+
+
+def calm_interval_s(state: State, config: WatchConfig) -> float:
+    """Return the interval between polls while nothing happens: longer in a large fleet, or if Headscale is slow."""
+    fastest_s = config.poll_interval.total_seconds()
+    sparing_s = max(state.fleet * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
+    return max(fastest_s, min(sparing_s, SLOWEST_POLL_S))
+
+
+def poll_interval_s(state: State, config: WatchConfig) -> float:
+    """Return the current interval between polls: POLL_INTERVAL after anything unusual, then doubled with each poll."""
+    times = max(state.calm_polls - 1, 0)
+    return doubled(config.poll_interval.total_seconds(), times, max_s=calm_interval_s(state, config))
+
+
 def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     """Return the seconds until the next poll of Headscale or the next read of the records, whichever is sooner."""
-    poll_s = lengthened(config.poll_interval.total_seconds(), now.jitter)
+    interval_s = poll_interval_s(state, config)
+    wait_s = lengthened(interval_s, now.jitter)
     records = state.records
     due_s = records.not_before_s if records.compared is None else max(records.not_before_s, records.verify_at_s)
-    left_s = due_s - now.monotonic_s
-    if left_s <= 0:
-        return poll_s
-    return at_least_min_interval(state, min(poll_s, left_s + _MARGIN_S), config, now)
+    left_s = due_s - now.monotonic_s + _MARGIN_S
+    # A pass reads both. If a poll may take place when the records are due, it does.
+    if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= lengthened(interval_s, 1.0):
+        wait_s = left_s
+    if state.node_expires_at is not None:
+        expires_in_s = (state.node_expires_at - now.utc).total_seconds() + _MARGIN_S
+        wait_s = min(wait_s, expires_in_s) if expires_in_s > 0 else wait_s
+    return at_least_min_interval(state, wait_s, config, now)
 
 
 def max_wait_s(config: WatchConfig) -> float:

@@ -28,8 +28,8 @@ class WatchConfig:
         key_path: the key file, for messages.
         retry_interval: longest interval between lookups of an unregistered node.
         max_retries: lookups without a match before giving up; 0 = never give up.
-        poll_interval: interval between polls of a registered node.
-        min_interval: shortest interval between polls once the node was registered.
+        poll_interval: shortest interval between polls of a registered node.
+        min_interval: shortest interval between requests once the node was registered.
         verify_interval: interval between reads of the record if nothing changed.
         has_interface: a VPN interface is expected in this pod.
     """
@@ -165,6 +165,8 @@ class Observation:
         identity: criteria for owning a node; also None if no user is ours.
         metadata: the key metadata; also None if there is none.
         version: Headscale's version; "" if it could not be read.
+        response_s: duration of a successful read of the node by its id.
+        fleet: nodes in Headscale that registered with a pre-auth key.
     """
 
     interface: Interface
@@ -175,6 +177,8 @@ class Observation:
     records: RecordsRead | Failed | None = None
     version: str = ""
     api_key: ApiKeyRead | Failed | None = None
+    response_s: float | None = None
+    fleet: int | Failed | None = None
 
 
 # --- What is remembered -----------------------------------------------------------------------------
@@ -265,6 +269,10 @@ class State:
         lookups: consecutive conclusive lookups without a match.
         lookups_at_change: their number when the interface last changed.
         failures: consecutive failures of Headscale.
+        calm_polls: consecutive polls with nothing unusual.
+        response_s: duration of a read of the node, smoothed.
+        fleet: nodes that registered with a pre-auth key, when all nodes were last listed.
+        fleet_due_s: time when they are counted next; 0 = they were not counted yet.
         assumed_user: the name of the user that was assumed and reported.
         reported_problem: the identification problem that was reported.
     """
@@ -284,6 +292,10 @@ class State:
     lookups: int = 0
     lookups_at_change: int = 0
     failures: int = 0
+    calm_polls: int = 0
+    response_s: float = 0.0
+    fleet: int = 0
+    fleet_due_s: float = 0.0
     headscale_version: str = ""
     heal: HealState = field(default_factory=HealState)
     records: RecordState = field(default_factory=RecordState)

@@ -34,6 +34,7 @@ class Status:
         monotonic: returns seconds that never go back.
         clock: returns seconds since 1970.
         restart_helps: a restart of the tailscale container brings the node back.
+        poll_interval_s: the current interval between polls of a registered node.
         silent_since_s: monotonic time of the last progress, or the end of the wait after it.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
@@ -47,6 +48,7 @@ class Status:
     clock: Callable[[], float] = time
     state: State = field(default_factory=State)
     restart_helps: bool = False
+    poll_interval_s: float = 0.0
     silent_since_s: float = 0.0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     succeeded_at: dict[str, float] = field(default_factory=dict)

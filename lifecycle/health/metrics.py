@@ -50,6 +50,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
         ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", state.heal.lost is not None),
         ("node_superseded", "1 while a later pod of the workload has the name.", state.superseded_by is not None),
         ("node_restart_helps", "1 while a restart of tailscale would bring the node back.", status.restart_helps),
+        ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
     ):
         yield GaugeMetricFamily(prefix + name, meaning, value=float(value))

@@ -425,7 +425,9 @@ class DnsWatchSettings(Settings):
         description="network interface with the pod's VPN address; empty: not used (host network)",
     )
     poll_interval: Duration = Field(
-        timedelta(seconds=30), description="interval between reads of the node in Headscale; at least 60s over exec"
+        timedelta(seconds=30),
+        description="shortest interval between reads of the node in Headscale; at least 60s over exec. The interval "
+        "grows up to 5m in a large fleet, or if Headscale is slow",
     )
     verify_interval: Duration = Field(
         timedelta(minutes=5), description="interval between reads of the record in Cloudflare while nothing changes"

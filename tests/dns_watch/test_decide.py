@@ -588,3 +588,110 @@ def test_an_expired_node_is_no_longer_current() -> None:
     decision = after(IN_SYNC, (0, missing(Missing.EXPIRED)))
     assert decision.state.node == KnownNode(expired.id, expired.machine_key)
     assert not decision.state.is_registered
+
+
+# --- The poll interval --------------------------------------------------------------------------------------
+
+CALM = replace(IN_SYNC, fleet=1000, calm_polls=10, fleet_due_s=1e9)
+CALM = replace(CALM, records=replace(CALM.records, verify_at_s=1e9))
+BUSY = TransientError("Headscale returned 503", upstream="Headscale", status=503)
+SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
+
+
+@pytest.mark.parametrize(
+    ("fleet", "response_s", "configured_s", "expected_s"),
+    [
+        pytest.param(1, 0.06, 30, 30, id="lone pod"),
+        pytest.param(100, 0.06, 30, 30, id="small fleet"),
+        pytest.param(400, 0.06, 30, 120, id="large fleet"),
+        pytest.param(1000, 0.06, 30, 300, id="thousand pods"),
+        pytest.param(9000, 0.06, 30, 300, id="slowest interval"),
+        pytest.param(1, 2.0, 30, 120, id="slow Headscale"),
+        pytest.param(1, 60.0, 30, 300, id="very slow Headscale"),
+        pytest.param(400, 1.0, 30, 120, id="large fleet and slow Headscale"),
+        pytest.param(1, 0.06, 5, 5, id="short POLL_INTERVAL"),
+        pytest.param(400, 0.06, 200, 200, id="POLL_INTERVAL longer than needed"),
+        pytest.param(1000, 0.06, 900, 900, id="POLL_INTERVAL longer than the slowest"),
+    ],
+)
+def test_the_poll_interval_depends_on_the_load(
+    fleet: int, response_s: float, configured_s: float, expected_s: float
+) -> None:
+    config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
+    state = replace(CALM, fleet=fleet, response_s=response_s)
+    seen = replace(found(records=None), response_s=response_s)
+    assert decide(state, seen, config=config, now=at(0)).wait_s == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [
+        pytest.param(replace(CALM, node=None), found(records=None), id="node registered"),
+        pytest.param(replace(CALM, node=KnownNode("9", "other")), found(records=None), id="other node"),
+        pytest.param(replace(CALM, interface=None), found(records=None), id="interface changed"),
+        pytest.param(CALM, found(records=[a_record(content="100.64.0.9")]), id="record differs"),
+        pytest.param(CALM, found(records=[a_record(content=V4, comment=OTHER_MARK)]), id="foreign record"),
+        pytest.param(replace(CALM, superseded_by="2"), found(records=None), id="superseded"),
+        pytest.param(decide(CALM, missing(), config=CONFIG, now=at(0)).state, found(records=None), id="missing"),
+        pytest.param(
+            decide(CALM, Observation(INTERFACE, Failed(OUTAGE)), config=CONFIG, now=at(0)).state,
+            found(records=None),
+            id="failed before",
+        ),
+    ],
+)
+def test_anything_unusual_makes_polls_frequent_again(state: State, seen: Observation) -> None:
+    decision = decide(state, seen, config=CONFIG, now=at(0))
+    assert decision.wait_s == POLL_S
+    waits_s = []
+    for _ in range(5):
+        decision = decide(decision.state, found(records=None), config=CONFIG, now=at(0))
+        waits_s.append(decision.wait_s)
+    assert waits_s[-1] == pytest.approx(POLL_S if decision.state.superseded_by else 300, abs=0.01)
+    assert sorted(waits_s) == waits_s
+
+
+def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
+    failed = decide(CALM, Observation(INTERFACE, Failed(BUSY)), config=CONFIG, now=at(0))
+    assert decide(failed.state, found(records=None), config=CONFIG, now=at(0)).wait_s == 300
+
+
+@pytest.mark.parametrize(("fleet", "longest_s"), [(1, POLL_S), (1000, 300.0)])
+def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) -> None:
+    failed = decide(
+        replace(CALM, fleet=fleet, failures=50), Observation(INTERFACE, Failed(OUTAGE)), config=CONFIG, now=at(0)
+    )
+    assert failed.wait_s == longest_s
+
+
+@pytest.mark.parametrize(
+    ("verify_in_s", "expected_s"),
+    [
+        pytest.param(100, 100, id="records due before the poll"),
+        pytest.param(310, 310, id="records due soon after the poll"),
+        pytest.param(380, 300, id="records due later"),
+    ],
+)
+def test_a_poll_waits_for_the_records(verify_in_s: float, expected_s: float) -> None:
+    state = replace(CALM, records=replace(CALM.records, verify_at_s=verify_in_s))
+    assert decide(state, found(records=None), config=CONFIG, now=at(0)).wait_s == pytest.approx(expected_s, abs=0.01)
+
+
+def test_the_node_is_read_when_it_expires() -> None:
+    node = replace(NODE, expires_at=NOW + timedelta(seconds=40))
+    state = replace(CALM, node_warned_at_s=0.0)
+    assert decide(state, found(node, records=None), config=CONFIG, now=at(0)).wait_s == pytest.approx(40, abs=0.01)
+
+
+def test_one_slow_response_changes_little() -> None:
+    slow = decide(CALM, replace(found(records=None), response_s=2.0), config=CONFIG, now=at(0))
+    assert slow.state.response_s == pytest.approx(0.5)
+
+
+def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
+    first = decide(State(), replace(found(), fleet=1), config=CONFIG, now=at(0, jitter=1.0)).state
+    assert 0 < first.fleet_due_s <= 2 * 3600
+    second = decide(first, replace(found(), fleet=1000), config=CONFIG, now=at(first.fleet_due_s)).state
+    assert (second.fleet, second.fleet_due_s - first.fleet_due_s) == (1000, 86_400)
+    unread = decide(first, replace(found(), fleet=Failed(OUTAGE)), config=CONFIG, now=at(first.fleet_due_s)).state
+    assert (unread.fleet, unread.fleet_due_s) == (1, second.fleet_due_s)

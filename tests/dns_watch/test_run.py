@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
+from lifecycle.dns_watch.schedule import SLOWEST_POLL_S
 from lifecycle.domain.errors import NotRegisteredError
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
@@ -704,20 +705,44 @@ def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp
 # --- Budgets ------------------------------------------------------------------------------------------
 
 
-def test_a_steady_state_costs_one_request_per_poll_and_no_write(world: World, watch: DnsWatch) -> None:
-    for number in range(1000):
+@pytest.mark.parametrize(("nodes", "poll_s"), [(10, POLL_S), (1000, SLOWEST_POLL_S)])
+def test_a_steady_state_costs_one_request_per_poll_and_no_write(
+    world: World, watch: DnsWatch, nodes: int, poll_s: float
+) -> None:
+    for number in range(nodes):
         world.headscale.add_node(f"node{number}", user=USER)
-    world.run(watch, 10 * MINUTE)
+    world.run(watch, 2 * HOUR)
     headscale, cloudflare = len(world.headscale.requests), len(world.cloudflare.requests)
     world.run(watch, HOUR)
     spent = world.headscale.requests[headscale:]
     # Jitter lengthens the intervals, and each read of the record follows a poll of the node.
-    assert HOUR / POLL_S / SPREAD - 1 <= len(spent) <= HOUR / POLL_S + 1
+    assert HOUR / poll_s / SPREAD - 1 <= len(spent) <= HOUR / poll_s + 1
     assert {exchange.path for exchange in spent} == {"/api/v1/node/1"}
     assert max(len(exchange.response) for exchange in spent) <= 4096
     reads = world.cloudflare.requests[cloudflare:]
     assert HOUR / VERIFY_S / SPREAD - 1 <= len(reads) <= HOUR / VERIFY_S
     assert [exchange for exchange in reads if exchange.is_write] == []
+
+
+def test_a_list_that_fails_costs_one_pass_a_day(world: World, watch: DnsWatch, events: Events) -> None:
+    """A list of very many nodes is too large for Headscale, but the node is found without it."""
+    world.run(watch, MINUTE)
+    world.headscale.faults.add(faults.html(502), path="/api/v1/node$", times=None)
+    world.run(watch, 12 * HOUR)
+    assert len(named(events, "pass.failed")) == 1
+    assert watch.state.is_registered
+
+
+def test_the_fleet_is_counted_again(world: World, watch: DnsWatch) -> None:
+    """The first pods of a new fleet see few others. The list replaces a poll."""
+    world.run(watch, MINUTE)
+    before = len(world.headscale.requests)
+    for number in range(400):
+        world.headscale.add_node(f"node{number}", user=USER)
+        world.headscale.add_node(f"laptop{number}", user=USER, registered_by="cli")
+    world.run(watch, 2 * HOUR)
+    assert [exchange.path for exchange in world.headscale.requests[before:]].count("/api/v1/node") == 1
+    assert watch.state.fleet == 401
 
 
 def test_a_restart_with_a_correct_record_costs_one_read_and_no_write(world: World, node: Node) -> None:
