@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import statistics
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import structlog
 from bench_figures import Figure, outside_limits, page, table
 from bench_passes import Usage, usage
 from bench_world import (
@@ -28,6 +30,8 @@ from bench_world import (
     wait_until,
 )
 
+from tests.fleet.fleet import BCRYPT_S
+from tests.fleet.storm import storm
 from tests.simulators import faults
 
 LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
@@ -66,6 +70,7 @@ class Bench:
         yield from self._exec()
         yield from self._stopping()
         yield from self._injection()
+        yield from self._storm()
 
     def _in_turn(self, measured: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
         """Run each command several times, one after the other, so that the load of the machine affects all alike."""
@@ -155,7 +160,7 @@ class Bench:
 
     def _idle(self) -> Iterator[Figure]:
         """Measure `dns-watch` while nothing happens: with default settings, and without interface and health port."""
-        seconds = 20 if self._quick else 120
+        seconds = 60 if self._quick else 120
         world = World(self._folder, nodes=1000)
         sleeper = [PYTHON, "-c", f"import {LIBRARIES}\ninput()"]
         with world.served():
@@ -257,6 +262,19 @@ class Bench:
         costs = self._in_turn(measured, max(3, self._runs // 3))
         few, many = (statistics.median(c.cpu_s for c in taken) for taken in costs.values())
         yield Figure(f"inject, {INJECTED} workloads, CPU", f"{many:.2f} s", f"1 workload: {few:.2f} s", many - few)
+
+    def _storm(self) -> Iterator[Figure]:
+        """Compare a start of many pods at once, in a model, with the server's own limit."""
+        # The model runs in this process.
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        for pods in (300, 1000):
+            # Fewer pods at a higher cost show the same.
+            seen = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
+            ratio, wasted = seen.last_key_s / seen.limit_s, seen.wasted / seen.key_checks
+            text = f"{seen.last_key_s:.0f} s: {ratio:.2f} x, {seen.exits} container exits"
+            yield Figure(f"{pods} pods at once, last key", text, f"the server's limit: {seen.limit_s:.0f} s", ratio)
+            beside = f"{seen.key_checks} key checks"
+            yield Figure(f"{pods} pods at once, key checks wasted", f"{wasted:.0%}", beside, wasted)
 
 
 def _ratio(costs: Sequence[Cost], references: Sequence[Cost]) -> float:
