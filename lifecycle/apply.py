@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import assert_never
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from queue import Full, Queue
+from threading import Thread
+from time import sleep
+from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
@@ -13,6 +17,7 @@ from lifecycle.clients.cloudflare.errors import UPSTREAM
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.writer import HeadscaleWriter
+from lifecycle.domain.backoff import retry_delay_s
 from lifecycle.domain.changes import (
     CreateRecord,
     DeleteNode,
@@ -22,11 +27,39 @@ from lifecycle.domain.changes import (
     WriteFreshKey,
     WriteKeyMetadata,
 )
-from lifecycle.domain.errors import ConflictError, KeyFileError
+from lifecycle.domain.errors import ConflictError, KeyFileError, LifecycleError, NotFoundError, TransientError
+from lifecycle.domain.events import Event, info
 from lifecycle.domain.model import KeyMetadata, Node, PreAuthKey
+from lifecycle.domain.pod_events import PodEvent, pod_event
 from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.runtime.clock import utc_now
+from lifecycle.runtime.logs import log_event
+
+if TYPE_CHECKING:
+    # At run time, only pods with KUBERNETES_EVENTS=true import it.
+    from lifecycle.clients.kubernetes.events import EventWriter
 
 log = structlog.get_logger()
+
+
+# Events of this pod: how many wait to be written, and how many are remembered to count repetitions.
+_MAX_WAITING_EVENTS = 32
+_MAX_REMEMBERED_EVENTS = 64
+
+# How often an Event is written again at most. Others are only counted.
+_EVENT_INTERVAL = timedelta(minutes=5)
+
+_EVENT_ATTEMPTS = 5
+_MAX_EVENT_DELAY_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An Event that exists: its name, how often it has occurred, and when that was last written."""
+
+    name: str
+    count: int
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +112,10 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
     for change in changes:
         match change:
             case CreateRecord(spec, reason):
-                log.info("record.created", record=spec.name, type=spec.type, content=str(spec.address), reason=reason)
+                content = str(spec.address)
+                log_event(info("record.created", record=spec.name, type=spec.type, content=content, reason=reason))
             case UpdateRecord(record, spec, reason):
-                log.info(
+                updated = info(
                     "record.updated",
                     record=spec.name,
                     type=spec.type,
@@ -89,6 +123,7 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
                     was=record.content,
                     reason=reason,
                 )
+                log_event(updated)
             case DeleteRecord(record, reason):
                 log.info("record.deleted", record=record.name, type=record.type, was=record.content, reason=reason)
             case _:
@@ -183,3 +218,94 @@ def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
         return
     event = "restart.requested" if key_id is not None else "restart.withdrawn"
     log.info(event, path=str(key_file.restart_marker_path), key_id=key_id)
+
+
+class EventRecorder:
+    """Writes Events about this pod, in a thread of its own that starts with the first one.
+
+    Nothing waits for it, and it raises nothing: an Event repeats what the log has. A failure is logged once per reason
+    until an Event is written again.
+
+    Args:
+        connect: returns the writer.
+        now: returns aware UTC.
+        pause: waits for so many seconds.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], EventWriter],
+        *,
+        now: Callable[[], datetime] = utc_now,
+        pause: Callable[[float], object] = sleep,
+    ) -> None:
+        self._connect = connect
+        self._now = now
+        self._pause = pause
+        self._writer: EventWriter | None = None
+        self._queue: Queue[PodEvent] = Queue(_MAX_WAITING_EVENTS)
+        self._thread: Thread | None = None
+        self._written: dict[PodEvent, _Written] = {}
+        self._logged: set[tuple[type[Exception], int | None]] = set()
+
+    def record(self, event: Event) -> None:
+        """Queue the Event for a log event, if there is one; it is dropped if too many are waiting."""
+        found = pod_event(event)
+        if found is None:
+            return
+        with suppress(Full):
+            self._queue.put_nowait(found)
+        # Without another thread, the log has to do.
+        with suppress(RuntimeError):
+            if self._thread is None:
+                thread = Thread(target=self._run, name="events", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until all Events are written, at most for the time-out."""
+        with self._queue.all_tasks_done:
+            self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            event = self._queue.get()
+            for attempt in range(1, _EVENT_ATTEMPTS + 1):
+                delay_s = self._write(event, attempt)
+                if delay_s is None:
+                    break
+                self._pause(delay_s)
+            self._queue.task_done()
+
+    def _write(self, event: PodEvent, attempt: int) -> float | None:
+        """Write an Event; return the delay before the next attempt, or None if there is none."""
+        try:
+            self._writer = self._writer or self._connect()
+            self._write_once(event, self._writer)
+        except LifecycleError as error:
+            reason = type(error), getattr(error, "status", None)
+            if reason not in self._logged:
+                log.warning("kubernetes_event.failed", reason=event.reason, error=str(error))
+            self._logged.add(reason)
+            if not isinstance(error, TransientError):
+                return None
+            delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
+            return min(delay_s, _MAX_EVENT_DELAY_S)
+        self._logged.clear()
+        return None
+
+    def _write_once(self, event: PodEvent, writer: EventWriter) -> None:
+        now = self._now()
+        written = self._written.get(event)
+        if written is not None and now - written.at < _EVENT_INTERVAL:
+            self._written[event] = replace(written, count=written.count + 1)
+            return
+        if written is not None:
+            with suppress(NotFoundError):
+                # The API server deletes Events after an hour.
+                writer.repeat_event(written.name, written.count + 1, now)
+                self._written[event] = replace(written, count=written.count + 1, at=now)
+                return
+        self._written[event] = _Written(writer.create_event(event, now), 1, now)
+        while len(self._written) > _MAX_REMEMBERED_EVENTS:
+            del self._written[next(iter(self._written))]

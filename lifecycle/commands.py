@@ -17,7 +17,7 @@ from lifecycle.runtime.retry import RetryBudget, once, retrying
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
-from lifecycle.wiring.writers import connect_writers
+from lifecycle.wiring.writers import connect_writers, recorded_events
 
 # How long requests to Headscale are retried in all. A thousand pods that start at once need ten minutes on one core.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
@@ -29,7 +29,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
     """Remove what earlier pods left, and write a fresh key."""
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, recorded_events(settings):
         policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET), stop=stop)
         cluster = connect_cluster(settings, stack)
         Cleanup(
@@ -47,7 +47,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, recorded_events(settings):
         status = new_status(settings)
         writers = connect_writers(
             settings, once(), stack, connect_cluster(settings, stack), observe=status.count_request

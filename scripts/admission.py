@@ -65,8 +65,8 @@ _VALUES = {
 _LISTS = {
     "settings": "variables.settings.map(s, {type}{{name: s[0], value: s[1]}})",
     "node_name": "((variables.hostname + variables.secret).contains('$(NODE_NAME)') ? [{node}] : [])",
-    "cleanup_token": "(variables.needsKubernetesAPI || variables.secret != '' ? [{token}] : [])",
-    "dns_watch_token": "(variables.needsKubernetesAPI ? [{token}] : [])",
+    "cleanup_token": "(variables.needsToken || variables.secret != '' ? [{token}] : [])",
+    "dns_watch_token": "(variables.needsToken ? [{token}] : [])",
 }
 
 _TEMPLATE = (
@@ -206,6 +206,9 @@ def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
         **_shared(pod),
         "needsKubernetesAPI": (
             f"{_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_setting('HEADSCALE_ACCESS')} == 'exec'"
+        ),
+        "needsToken": (
+            f"variables.needsKubernetesAPI || !({_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
         "args": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",

@@ -162,6 +162,12 @@ def templates() -> dict[str, Template]:
                 "RoleBinding/subjects/0/namespace": Action(".namespace"),
             },
         ),
+        "rbac-events": Template(
+            "deploy/rbac/events/role.yaml",
+            ("range .Values.rbac.events",),
+            namespace="{{ .namespace }}",
+            changes={"RoleBinding/subjects": yaml_of(".subjects")},
+        ),
         "podmonitor": Template(
             "deploy/monitoring/podmonitor.yaml",
             ("if .Values.podMonitor.enabled",),

@@ -54,6 +54,9 @@ EVENTS = {
         "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"
     ),
     "api_key.unreadable": _event("debug", "error", "the expiry of the API key could not be read; it has no effect"),
+    "kubernetes_event.failed": _event(
+        "warning", "reason error", "an Event of the pod could not be written; once per cause; it has no other effect"
+    ),
     # Nodes
     "node.registered": _event("info", "node_id hostname addresses", "the pod's node was found, or is another one"),
     "node.identification_failed": _event(

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lifecycle.dns_watch.state import State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain import errors
+from lifecycle.domain.pod_events import NOTES
 from lifecycle.health.metrics import render_metrics
 from lifecycle.health.server import ENDPOINTS
 from lifecycle.settings.reference import groups, table
@@ -43,6 +44,13 @@ LOG_EVENTS = """\
 
 Each event is one line: JSON, or text on a terminal. It has the keys `timestamp`, `level`, `event`, and those of the
 table. `error` needs an operator, `warning` may need one, and `info` is normal operation.
+"""
+
+POD_EVENTS = """\
+### Kubernetes Events
+
+With `KUBERNETES_EVENTS=true`, these log events also become Events of the pod, whatever `LOG_LEVEL` is. The type is
+`Normal` for level `info`, else `Warning`. A repetition is counted, and written every five minutes at most.
 """
 
 HEALTH = """\
@@ -83,6 +91,8 @@ def page() -> str:
             ),
             LOG_EVENTS,
             _table(("event", "level", "when", "keys"), _events()),
+            POD_EVENTS,
+            _table(("reason", "log event"), ((f"`{reason}`", f"`{name}`") for name, (reason, _) in NOTES.items())),
             HEALTH,
             _table(("endpoint", "meaning"), ((f"`{path}`", meaning) for path, meaning in ENDPOINTS.items())),
             METRICS,

@@ -14,6 +14,7 @@ from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
 from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_stale_records
 from lifecycle.domain.errors import ApiError, StoppedError
+from lifecycle.domain.events import warning
 from lifecycle.domain.expiry import node_warning
 from lifecycle.domain.model import Node
 from lifecycle.runtime.logs import log_event
@@ -107,7 +108,7 @@ class Cleanup:
             case Node() as node:
                 log.info("node.kept", node_id=node.id, hostname=node.hostname, reason=f"Secret {secret} names it")
         for node in plan.foreign:
-            log.warning(
+            foreign = warning(
                 "node.foreign",
                 node_id=node.id,
                 hostname=node.hostname,
@@ -120,6 +121,7 @@ class Cleanup:
                     f"`headscale nodes delete --identifier {node.id}`"
                 ),
             )
+            log_event(foreign)
         log.info("plan.made", headscale=seen.version, nodes=len(seen.nodes), deletions=len(plan.nodes))
 
     def _check_stop(self) -> None:

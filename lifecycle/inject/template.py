@@ -60,7 +60,7 @@ class Values:
     def resolve(self) -> dict[str, Json]:
         """Return the value of each placeholder in containers.yaml."""
         token = [template()["token-mount"]]
-        needs_token = needs_kubernetes_api(self.settings)
+        needs_token = needs_kubernetes_api(self.settings) or writes_events(self.settings)
         refers_to_node = "$(NODE_NAME)" in f"{self.hostname} {self.state_secret}"
         return {
             "hostname": self.hostname,
@@ -78,6 +78,11 @@ class Values:
 def needs_kubernetes_api(settings: Mapping[str, str]) -> bool:
     """Return True if cleanup and dns-watch reach Headscale through the Kubernetes API, without a key file."""
     return settings.get("HEADSCALE_ACCESS") == "exec" or bool(settings.get("HEADSCALE_API_KEY_SECRET"))
+
+
+def writes_events(settings: Mapping[str, str]) -> bool:
+    """Return True if cleanup and dns-watch may write Events."""
+    return settings.get("KUBERNETES_EVENTS", "").lower() not in ("", "false")
 
 
 @cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from typing import Any
@@ -19,6 +20,7 @@ from lifecycle.runtime.output import LineOutput, standard_stream
 _PLAIN_VALUE = re.compile(r"[^\s\"'=]+")
 
 _outputs: dict[str, LineOutput] = {}
+_listeners: list[Callable[[Event], None]] = []
 
 
 def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = False) -> None:
@@ -55,8 +57,20 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
     )
 
 
+@contextmanager
+def listening(listener: Callable[[Event], None]) -> Iterator[None]:
+    """Call this for each event of `log_event` in the block, whatever LOG_LEVEL is. It must not raise or block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
 def log_event(event: Event) -> None:
-    """Log an event that a pure function returned."""
+    """Log an event that is a value."""
+    for listener in _listeners:
+        listener(event)
     getattr(structlog.get_logger(), event.level)(event.name, **event.fields)
 
 

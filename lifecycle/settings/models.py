@@ -180,6 +180,9 @@ class Settings(BaseSettings):
         None, description="folder of hashed certificate authorities (`openssl rehash`) that replaces the built-in ones"
     )
     cloudflare_api_url: Url = Field("https://api.cloudflare.com/client/v4", description="for tests and gateways")
+    kubernetes_events: bool = Field(
+        default=False, description="cleanup and dns-watch also write Kubernetes Events about the pod"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level to log")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
     # Not a setting: the kubelet sets it, usually to the pod's name.

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import tenacity
 
-from lifecycle.apply import Writers
+from lifecycle.apply import EventRecorder, Writers
 from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.keyfile.writer import KeyFileWriter
+from lifecycle.runtime.logs import listening
 from lifecycle.settings.models import Settings
 from lifecycle.wiring.readers import open_upstreams
 
 if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
+    from lifecycle.clients.kubernetes.events import EventWriter
+
+# How long the end of a command waits for its last Events.
+_FLUSH_S = 0.5
 
 
 def connect_writers(
@@ -42,3 +47,25 @@ def connect_writers(
         CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
     )
+
+
+@contextmanager
+def recorded_events(settings: Settings) -> Iterator[None]:
+    """Write Events about this pod in the block, if KUBERNETES_EVENTS is set. No failure of this has an effect."""
+    if not settings.kubernetes_events:
+        yield
+        return
+
+    def connect() -> EventWriter:
+        from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415 - see `connect_cluster`
+        from lifecycle.clients.kubernetes.events import EventWriter  # noqa: PLC0415
+
+        access = find_access(needed_for="KUBERNETES_EVENTS", may_use_kubeconfig=False, timeout=settings.http_timeout)
+        return EventWriter(access, timeout=settings.http_timeout)
+
+    recorder = EventRecorder(connect)
+    with listening(recorder.record):
+        try:
+            yield
+        finally:
+            recorder.flush(_FLUSH_S)

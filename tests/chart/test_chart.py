@@ -50,6 +50,7 @@ EVERYTHING: Values = {
             {"name": f"keep-{name}", "namespace": "services", "secret": name, "serviceAccountName": name}
             for name in ("grafana", "wiki")
         ],
+        "events": [{"namespace": "services", "subjects": [SUBJECT]}],
     },
     "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},

@@ -63,6 +63,11 @@ PARTS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
         },
         (),
     ),
+    "deploy/rbac/events": (
+        "any",
+        {**OFF, "rbac": {"events": [{"namespace": "services", "subjects": SUBJECTS}]}},
+        (),
+    ),
     "deploy/monitoring": (
         "monitoring",
         {**OFF, **{part: {"enabled": True} for part in ("podMonitor", "prometheusRule", "dashboard")}},

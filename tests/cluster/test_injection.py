@@ -177,15 +177,14 @@ def test_empty_settings_count_as_unset(api_server: ApiServer) -> None:
         eventually(lambda: admitted(api_server, pod_of(deployment())) == default or None, "the old settings")
 
 
-def test_settings_reach_the_containers(api_server: ApiServer) -> None:
-    settings = {"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all", "LIFECYCLE_IMAGE": "registry.example.com/l:1"}
-    set_settings(api_server, **settings)
+@pytest.mark.parametrize(
+    "settings", [{"HEADSCALE_ACCESS": "exec", "AUTHKEY_TAGS": "tag:all"}, {"KUBERNETES_EVENTS": "true"}], ids=" ".join
+)
+def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str, str]) -> None:
+    image = "registry.example.com/l:1"
+    set_settings(api_server, LIFECYCLE_IMAGE=image, **settings)
     try:
-        wanted = replace(
-            SITE,
-            settings=SETTINGS | {name: settings[name] for name in ("HEADSCALE_ACCESS", "AUTHKEY_TAGS")},
-            lifecycle_image=settings["LIFECYCLE_IMAGE"],
-        )
+        wanted = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image)
         workload = deployment()
         expected = admitted(api_server, pod_of(injected(workload, wanted)))
         eventually(lambda: admitted(api_server, pod_of(workload)) == expected or None, "the new settings")

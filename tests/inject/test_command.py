@@ -98,6 +98,19 @@ def test_access_through_kubernetes_needs_the_token_and_no_key_file(
     assert "HEADSCALE_API_KEY_FILE" not in variables(document, "dns-watch")
 
 
+@pytest.mark.parametrize(("value", "has_token"), [("true", True), ("True", True), ("false", False), ("", False)])
+def test_events_need_the_token(value: str, has_token: bool, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / ".env").write_text(f"{ENV}KUBERNETES_EVENTS={value}\n")
+    (document,) = written(capfd, "web.yaml")
+    mounts = {
+        container["name"]: {mount["name"] for mount in container["volumeMounts"]}
+        for container in template_of(document)["spec"]["initContainers"]
+    }
+    for command in ("cleanup", "dns-watch"):
+        assert ("tailscale-lifecycle-token" in mounts[command]) == has_token
+        assert "HEADSCALE_API_KEY_FILE" in variables(document, command)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

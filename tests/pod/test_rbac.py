@@ -15,11 +15,13 @@ import yaml
 
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.kubernetes.api import Cluster
+from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.errors import AuthError
 from lifecycle.domain.model import KeySpec
+from lifecycle.domain.pod_events import PodEvent
 from lifecycle.runtime.retry import once
 from tests.builders import NAME
-from tests.in_cluster import HEADSCALE_NAMESPACE, cluster_at, exec_transport
+from tests.in_cluster import HEADSCALE_NAMESPACE, access_to, exec_transport
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
@@ -28,7 +30,7 @@ from tests.simulators.serve import serve
 
 Rules = list[dict[str, Any]]
 
-MODES = ("exec", "exec-any-pod", "api-key-secret", "keep")
+MODES = ("exec", "exec-any-pod", "api-key-secret", "keep", "events")
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
 
 
@@ -59,8 +61,10 @@ def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: i
     )
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "headscale-api-key", {"key": "hskey-api-x"})
     kubernetes.put_secret("services", "grafana-tailscale", {"device_id": "1"})
+    kubernetes.account = "system:serviceaccount:services:grafana"
     kubernetes.allow(role_of(mode)["metadata"]["namespace"], *rules)
-    with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
+    client = EventWriter if mode == "events" else Cluster
+    with serve(kubernetes) as url, client(access_to(url, kubernetes.token), timeout=timedelta(seconds=10)) as cluster:
         yield cluster
 
 
@@ -74,11 +78,19 @@ def run_commands(cluster: Cluster) -> None:
     headscale.expire_pre_auth_key(key, user)
 
 
+def write_event(cluster: Cluster) -> None:
+    assert isinstance(cluster, EventWriter)
+    now = datetime.now(UTC)
+    name = cluster.create_event(PodEvent("Normal", "RecordCreated", "x"), now)
+    cluster.repeat_event(name, 2, now)
+
+
 USES: dict[str, Callable[[Cluster], object]] = {
     "exec": run_commands,
     "exec-any-pod": run_commands,
     "api-key-secret": lambda cluster: cluster.token(HEADSCALE_NAMESPACE, "headscale-api-key"),
     "keep": lambda cluster: cluster.secret("services", "grafana-tailscale"),
+    "events": write_event,
 }
 
 
@@ -121,9 +133,10 @@ def test_role_has_no_unneeded_permission(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_rules_are_limited_to_one_name_where_rbac_can(mode: str) -> None:
     for rule in role_of(mode)["rules"]:
-        assert rule["apiGroups"] == [""]
+        assert rule["apiGroups"] == ["events.k8s.io" if mode == "events" else ""]
         assert "*" not in [*rule["verbs"], *rule["resources"]]
-        nameable = rule["resources"] != ["pods"] and mode != "exec-any-pod"
+        # Neither a list nor a creation can be limited to a name.
+        nameable = rule["resources"] not in (["pods"], ["events"]) and mode != "exec-any-pod"
         assert len(rule.get("resourceNames", ())) == (1 if nameable else 0)
 
 

@@ -20,14 +20,16 @@ from tests import releases
 from tests.builders import MARK, NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
+from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
 from tests.process.commands import HANGS_AFTER_S, PROGRAM
 from tests.process.test_commands import SIDECAR, add_leftovers, logs_events_only
+from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
-from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
+from tests.simulators.kubernetes import SERVICE_ACCOUNT, ExecFault, KubernetesSimulator
 from tests.simulators.proxy import ProxySimulator
 from tests.simulators.serve import serve
 from tests.simulators.vpn_client import VpnClient
@@ -138,6 +140,39 @@ def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
         == []
     )
     assert all(map(logs_events_only, (cleaned, watched, again)))
+
+
+def events_in(pod: ClusterPod) -> dict[str, str]:
+    """Let Headscale be reached without Kubernetes, which only Events use then."""
+    pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *of_kind(render(DEPLOY / "rbac/events"), "Role")[0]["rules"])
+    pod.headscale.add_node(NAME, user="svc")
+    api = {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
+    return {**SIDECAR, **api, "KUBERNETES_EVENTS": "true", "LOG_LEVEL": "error", "TAILSCALE_INTERFACE": ""}
+
+
+def test_events_are_written_whatever_the_log_level(pod: ClusterPod) -> None:
+    ended = pod.run("dns-watch", "--once", **events_in(pod))
+    assert (ended.status, ended.out, ended.errors) == (0, "", "")
+    assert [event["reason"] for event in pod.kubernetes.events.values()] == ["RecordCreated"]
+
+
+def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: ClusterPod) -> None:
+    pod.kubernetes.faults.add(faults.hang(limit_s=3600), times=None)
+    running = pod.start("dns-watch", **events_in(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
+    assert running.until("pass.finished")["in_sync"]
+    ended = running.stop()
+    assert (ended.status, ended.errors) == (0, "")
+    assert ended.last["event"] == "stop.requested"
+    pod.kubernetes.faults.release()
+
+
+def test_status_needs_no_other_access_than_dns_watch(pod: ClusterPod) -> None:
+    node = pod.headscale.add_node(NAME, user="svc")
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+    ended = pod.run("status", "--output", "json", **SIDECAR)
+    assert (ended.status, ended.errors) == (0, "")
+    assert [row["state"] for row in json.loads(ended.out)["workloads"]] == ["in sync"]
+    assert pod.untouched
 
 
 def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> None:

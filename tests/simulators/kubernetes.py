@@ -22,6 +22,7 @@ import httpx
 
 from tests.simulators.faults import TIMED_OUT, play, reset
 from tests.simulators.headscale_cli import Finished, Program
+from tests.simulators.kubernetes_events import Events, InvalidEventError
 from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
 from tests.simulators.upstream import Upstream
 from tests.simulators.websocket import CLOSING, PING, close, frame, pong, upgrade_headers
@@ -46,6 +47,9 @@ _REASONS: Final = {
     401: "Unauthorized",
     403: "Forbidden",
     404: "NotFound",
+    409: "AlreadyExists",
+    415: "UnsupportedMediaType",
+    422: "Invalid",
     429: "TooManyRequests",
     500: "InternalError",
     503: "ServiceUnavailable",
@@ -129,13 +133,15 @@ class _Order:
 @dataclass(slots=True)
 class _Rule:
     namespace: str
+    groups: Sequence[str]
     resources: Sequence[str]
     verbs: Sequence[str]
     names: Sequence[str] = field(default_factory=tuple)
 
-    def allows(self, verb: str, resource: str, namespace: str, name: str | None) -> bool:
+    def allows(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> bool:
         return (
             self.namespace == namespace
+            and group in self.groups
             and resource in self.resources
             and verb in self.verbs
             # A rule with resource names does not allow lists.
@@ -188,6 +194,10 @@ class KubernetesSimulator(Upstream):
         """True if the server is not ready and refuses every token."""
         self.chosen: list[str] = []
         """The subprotocol of each command."""
+        self.account = SERVICE_ACCOUNT
+        self.events = Events()
+        self.token_pod: tuple[str, str] | None = ("grafana-0", "00000000-0000-4000-8000-000000000000")
+        """The name and uid of the pod that the token is bound to; None = it is bound to none."""
         self._secrets: dict[tuple[str, str], dict[str, str]] = {}
         self._pods: list[SimulatedPod] = []
         self._rules: list[_Rule] = []
@@ -259,9 +269,8 @@ class KubernetesSimulator(Upstream):
         """Give the service account the rules of a Role, as a manifest has them."""
         with self.lock:
             for rule in rules:
-                if "" in rule["apiGroups"]:
-                    names = rule.get("resourceNames", ())
-                    self._rules.append(_Rule(namespace, rule["resources"], rule["verbs"], names))
+                names = rule.get("resourceNames", ())
+                self._rules.append(_Rule(namespace, rule["apiGroups"], rule["resources"], rule["verbs"], names))
 
     def allow_nothing(self) -> None:
         """Remove all permissions."""
@@ -306,6 +315,8 @@ class KubernetesSimulator(Upstream):
         """Execute one request, with the lock held."""
         try:
             response = self._answer(request)
+        except InvalidEventError as error:
+            response = _RefusedError(error.status, str(error)).response()
         except _RefusedError as error:
             response = error.response()
         if self._now is not None:
@@ -330,23 +341,47 @@ class KubernetesSimulator(Upstream):
                 right = wanted["verb"], wanted["resource"], wanted["namespace"], wanted.get("name")
                 allowed = any(rule.allows(*right) for rule in self._rules)
                 return json_response({"status": {"allowed": allowed}}, 201)
+            case ["apis", "authentication.k8s.io", *_] | ["apis", "events.k8s.io", *_]:
+                return self._answer_about_events(request)
             case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
                 self._check_right("list", "pods", namespace, None)
                 return self._list_pods(namespace, request.parameters.get("labelSelector", ""))
         raise _RefusedError(404, "the server could not find the requested resource")
+
+    def _answer_about_events(self, request: Request) -> Response:
+        match request.method, *request.path.strip("/").split("/"):
+            case ["POST", "apis", "authentication.k8s.io", "v1", "selfsubjectreviews"]:
+                return json_response({"kind": "SelfSubjectReview", "status": {"userInfo": self._user()}}, 201)
+            case ["POST", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events"]:
+                self._check_right("create", "events", namespace, None, "events.k8s.io")
+                return json_response(self.events.create(namespace, _sent(request, "application/json")), 201)
+            case ["PATCH", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events", name]:
+                self._check_right("patch", "events", namespace, name, "events.k8s.io")
+                patch = _sent(request, "application/merge-patch+json")
+                return json_response(self.events.patch(namespace, name, patch))
+        raise _RefusedError(404, "the server could not find the requested resource")
+
+    def _user(self) -> dict[str, Any]:
+        extra = {}
+        if self.token_pod is not None:
+            name, uid = self.token_pod
+            prefix = "authentication.kubernetes.io/pod-"
+            extra = {f"{prefix}name": [name], f"{prefix}uid": [uid]}
+        return {"username": self.account, "groups": ["system:serviceaccounts"], "extra": extra}
 
     def _check_token(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if self.is_starting or scheme.lower() != "bearer" or token != self.token:
             raise _RefusedError(401, "Unauthorized")
 
-    def _check_right(self, verb: str, resource: str, namespace: str, name: str | None) -> None:
-        if not any(rule.allows(verb, resource, namespace, name) for rule in self._rules):
+    def _check_right(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> None:
+        if not any(rule.allows(verb, resource, namespace, name, group) for rule in self._rules):
             plural, _, _ = resource.partition("/")
             what = f'{plural} "{name}"' if name else plural
             raise _RefusedError(
                 403,
-                f'{what} is forbidden: User "{SERVICE_ACCOUNT}" cannot {verb} resource "{resource}" in API group "" '
+                f'{what} is forbidden: User "{self.account}" cannot {verb} resource "{resource}" in API group '
+                f'"{group}" '
                 f'in the namespace "{namespace}"',
             )
 
@@ -521,6 +556,13 @@ class KubernetesSimulator(Upstream):
 def _messages(channel: int, data: bytes) -> bytes:
     pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
     return b"".join(frame(bytes([channel]) + piece) for piece in pieces)
+
+
+def _sent(request: Request, kind: str) -> dict[str, Any]:
+    if request.headers.get("content-type") != kind:
+        raise _RefusedError(415, "the body of the request was in an unknown format")
+    sent: dict[str, Any] = request.json()
+    return sent
 
 
 def _is_requested(request: Request, stream: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Self
@@ -17,7 +19,7 @@ from lifecycle.clients.kubernetes.access import UPSTREAM, Access
 from lifecycle.clients.kubernetes.exec import Output, handshake, run
 from lifecycle.clients.response import Response, well_formed
 from lifecycle.clients.transport import open_http
-from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
 # The characters that a header can have.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -32,17 +34,21 @@ class RbacRule:
 
     Attributes:
         names: the objects that it is limited to; empty = all.
+        group: the API group of the resource; "" = the core group.
     """
 
     namespace: str
     resource: str
     verbs: tuple[str, ...]
     names: tuple[str, ...] = ()
+    group: str = ""
 
     def advice(self, refusal: str) -> str:
         """Return the sentence that asks for the rule; the message of Kubernetes about the refusal names the account."""
         names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
-        rule = f'- {{apiGroups: [""], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
+        rule = (
+            f'- {{apiGroups: ["{self.group}"], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
+        )
         user = _USER.search(refusal)
         account = user[1] if user else "this account"
         return f"Give {account} a Role in namespace {self.namespace} with this rule: {rule}"
@@ -107,7 +113,7 @@ class Cluster:
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
         found = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
-        with well_formed(_malformed(f"Secret {namespace}/{name}")):
+        with well_formed(malformed(f"Secret {namespace}/{name}")):
             match found:
                 case None:
                     return None
@@ -150,7 +156,7 @@ class Cluster:
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
         # A list cannot be limited to some pods.
         found = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
-        with well_formed(_malformed(f"the pods in namespace {namespace}")):
+        with well_formed(malformed(f"the pods in namespace {namespace}")):
             match found:
                 case {"kind": "PodList", "items": [*items]}:
                     return [_parse_pod(item) for item in items]
@@ -188,21 +194,42 @@ class Cluster:
 
     def _get(self, path: str, query: Mapping[str, str], rule: RbacRule) -> dict[str, Any] | None:
         """Return the JSON of a GET; None if Kubernetes itself reports that the object does not exist."""
-        what = f"GET {path}"
+        with suppress(NotFoundError):
+            return self.send("GET", path, rule, query=query)
+        return None
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        rule: RbacRule,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Send a request once, and return the JSON of the response.
+
+        Raises:
+            NotFoundError: Kubernetes itself reports that the object does not exist.
+            ApiError: the request was refused, or it is unknown what became of it.
+        """
+        what = f"{method} {path}"
         authorization = self._access.authorization()
+        kind = {"Content-Type": f"application/{'merge-patch+' if method == 'PATCH' else ''}json"} if body else {}
         response = self._http.send(
-            "GET",
+            method,
             path,
             params=query,
-            headers={"Accept": "application/json", **authorization},
+            headers={"Accept": "application/json", **kind, **authorization},
+            content=json.dumps(body).encode() if body else None,
             secret=_secret(authorization),
         )
-        if response.status == httpx.codes.OK:
+        if response.status in (httpx.codes.OK, httpx.codes.CREATED):
             if not isinstance(response.json, dict):
-                raise _malformed(what)
+                raise malformed(what)
             return response.json
         if response.status == httpx.codes.NOT_FOUND and _status(response).get("reason") == "NotFound":
-            return None
+            raise NotFoundError(f"Kubernetes: {what}: not found.{response.reason}", upstream=UPSTREAM)
         raise self._refused(what, response, rule)
 
     def _refused(self, what: str, response: Response, rule: RbacRule) -> ApiError:
@@ -272,5 +299,6 @@ def _status(response: Response) -> dict[str, Any]:
     return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
 
 
-def _malformed(what: str) -> ResponseError:
+def malformed(what: str) -> ResponseError:
+    """Return the error for a response that lacks required values."""
     return ResponseError(f"Malformed response of Kubernetes about {what}.", upstream=UPSTREAM)

@@ -1,0 +1,100 @@
+"""Write Kubernetes Events about the pod that this program runs in.
+
+Source: Kubernetes API, events.k8s.io/v1 Event and authentication.k8s.io/v1 SelfSubjectReview.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+from lifecycle.clients.kubernetes.access import UPSTREAM, Access
+from lifecycle.clients.kubernetes.api import Cluster, RbacRule, malformed
+from lifecycle.clients.response import well_formed
+from lifecycle.domain.errors import AuthError
+from lifecycle.domain.pod_events import PodEvent
+
+_CONTROLLER: Final = "tailscale-lifecycle"
+_GROUP: Final = "events.k8s.io"
+# A name has at most 253 characters; 17 of them are ours.
+_MAX_NAME: Final = 236
+_MAX_INSTANCE: Final = 128
+_POD: Final = "authentication.kubernetes.io/pod-"
+
+
+class EventWriter(Cluster):
+    """The Kubernetes API, for Events about this pod; see `Cluster`."""
+
+    def __init__(self, access: Access, *, timeout: timedelta) -> None:
+        super().__init__(access, timeout=timeout)
+        self._pod: dict[str, str] | None = None
+
+    def create_event(self, event: PodEvent, now: datetime) -> str:
+        """Create an Event, and return its name.
+
+        Raises:
+            ApiError: it was not created, or that is unknown.
+        """
+        pod = self._own_pod()
+        name = f"{pod['name'][:_MAX_NAME]}.{uuid4().hex[:16]}"
+        body = {
+            "apiVersion": f"{_GROUP}/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": pod["namespace"]},
+            "eventTime": _micro_time(now),
+            "type": event.type,
+            "reason": event.reason,
+            "note": event.note,
+            "action": "Reconcile",
+            "regarding": pod,
+            "reportingController": _CONTROLLER,
+            "reportingInstance": pod["name"][:_MAX_INSTANCE],
+        }
+        self._send_event("POST", body)
+        return name
+
+    def repeat_event(self, name: str, count: int, now: datetime) -> None:
+        """Set how often an Event has occurred.
+
+        Raises:
+            NotFoundError: it does not exist any more.
+            ApiError: it was not changed, or that is unknown.
+        """
+        self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
+
+    def _send_event(self, method: str, body: dict[str, Any], name: str = "") -> None:
+        namespace = self._own_pod()["namespace"]
+        rule = RbacRule(namespace, "events", ("create", "patch"), group=_GROUP)
+        self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{name}", rule, body=body)
+
+    def _own_pod(self) -> dict[str, str]:
+        """Return the reference to this pod: the API server knows for which pod it has issued the token.
+
+        Raises:
+            AuthError: the token was not issued for a pod.
+        """
+        if self._pod is None:
+            self._pod = self._read_own_pod()
+        return self._pod
+
+    def _read_own_pod(self) -> dict[str, str]:
+        rule = RbacRule("", "selfsubjectreviews", ("create",), group="authentication.k8s.io")
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        review = self.send("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", rule, body=body)
+        with well_formed(malformed("the service account")):
+            user: Any = review["status"]["userInfo"]
+            extra = user.get("extra") or {}
+            if f"{_POD}uid" not in extra:
+                raise AuthError(
+                    f"KUBERNETES_EVENTS: the credentials of {user['username']} are not those of a pod. Mount a "
+                    "projected service account token.",
+                    upstream=UPSTREAM,
+                )
+            _, _, namespace, _ = user["username"].split(":")
+            names = {key: ", ".join(extra[f"{_POD}{key}"]) for key in ("name", "uid")}
+        return {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, **names}
+
+
+def _micro_time(instant: datetime) -> str:
+    return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,0 +1,45 @@
+"""Kubernetes Events about this pod, derived from log events; pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Literal
+
+from lifecycle.domain.events import Event
+from lifecycle.domain.text import printable, timestamp
+
+# Source: Kubernetes, validation of events.k8s.io/v1: the note of an Event has at most 1,024 bytes.
+_MAX_NOTE_BYTES: Final = 1024
+
+NOTES: Final = {
+    "record.created": ("RecordCreated", "The record {type} {record} -> {content} was created: {reason}"),
+    "record.updated": ("RecordUpdated", "The record {type} {record} -> {content} was updated, from {was}: {reason}"),
+    "record.foreign": ("RecordForeign", "A {type} record that is not ours exists at {record} ({content}). {advice}"),
+    "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
+    "node.returned": ("NodeReturned", "The node is registered again, after it was {after}"),
+    "node.superseded": ("NodeSuperseded", "Superseded by node {successor_id}: {reason}"),
+    "node.expiring": ("NodeExpiring", "Node {node_id} expires at {expires_at}. {advice}"),
+    "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
+    "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
+}
+"""The log events that become Events of the pod: each with the reason and the note, which has fields of the event."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodEvent:
+    """What `kubectl describe pod` shows."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    note: str
+
+
+def pod_event(event: Event) -> PodEvent | None:
+    """Return the Event for a log event; None for one that only the log shows."""
+    if event.name not in NOTES:
+        return None
+    reason, note = NOTES[event.name]
+    fields = {key: timestamp(value) if isinstance(value, datetime) else value for key, value in event.fields.items()}
+    text = printable(note.format_map(fields)).encode()[:_MAX_NOTE_BYTES].decode(errors="ignore")
+    return PodEvent("Normal" if event.level == "info" else "Warning", reason, text)

@@ -1,0 +1,82 @@
+"""Events about a pod, written with the Role of deploy/rbac/events and the token that the kubelet would mount."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from lifecycle.apply import EventRecorder
+from lifecycle.clients.kubernetes.events import EventWriter
+from lifecycle.domain.events import error, info
+from tests.cluster.api_server import ApiServer, Refused
+from tests.in_cluster import access_to
+from tests.pod.rendering import DEPLOY
+from tests.test_pod_events import HANGS_AFTER_S
+from tests.world import Clock, named
+
+LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
+
+
+@pytest.fixture
+def pod(api_server: ApiServer) -> str:
+    """The name of a pod with the service account of the Role."""
+    with suppress(Refused):
+        api_server.kubectl("create", "serviceaccount", "grafana", "-n", "services")
+    api_server.kubectl("apply", "-k", DEPLOY / "rbac/events")
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "events-0", "namespace": "services"},
+        "spec": {"serviceAccountName": "grafana", "containers": [{"name": "a", "image": "registry.example.com/a"}]},
+    }
+    with suppress(Refused):
+        api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
+    return "events-0"
+
+
+def recorder(api_server: ApiServer, clock: Clock, *bound: str) -> EventRecorder:
+    token = api_server.kubectl("create", "token", "grafana", "-n", "services", *bound).strip()
+    trust = ssl.create_default_context()
+    trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+    access = access_to(api_server.url, token, trust=trust)
+    return EventRecorder(lambda: EventWriter(access, timeout=timedelta(seconds=30)), now=clock.now)
+
+
+def test_role_suffices_and_describe_shows_the_count(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    clock = Clock()
+    found = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+    for _ in range(3):
+        found.record(LOST)
+        found.flush(HANGS_AFTER_S)
+        clock.sleep(300.0)
+    found.record(info("node.returned", after="gone" + "é" * 2000))
+    found.flush(HANGS_AFTER_S)
+    assert named(events, "kubernetes_event.failed") == []
+    listed = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
+    shown = {event["reason"]: event.get("series", {}).get("count") for event in listed}
+    assert shown == {"NodeLost": 3, "NodeReturned": None}
+    described = api_server.kubectl("describe", "pod", "-n", "services", pod)
+    assert "(x3 over" in described
+    assert "Restart the pod." in described
+
+
+def test_token_that_is_not_a_pods_is_reported(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    found = recorder(api_server, Clock())
+    found.record(LOST)
+    found.flush(HANGS_AFTER_S)
+    [line] = named(events, "kubernetes_event.failed")
+    assert "KUBERNETES_EVENTS" in line["error"]
+
+
+def test_missing_role_is_reported_with_the_rule(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    api_server.kubectl("delete", "rolebinding", "lifecycle-events", "-n", "services")
+    found = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+    found.record(LOST)
+    found.flush(HANGS_AFTER_S)
+    [line] = named(events, "kubernetes_event.failed")
+    assert 'apiGroups: ["events.k8s.io"]' in line["error"]

@@ -1,0 +1,91 @@
+"""Events of a simulated Kubernetes API: events.k8s.io/v1, as kube-apiserver 1.36 accepts and refuses them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+_REQUIRED: Final = ("eventTime", "action", "reason", "reportingController", "reportingInstance")
+_MAX_BYTES: Final = {"note": 1024, "action": 128, "reason": 128, "reportingInstance": 128}
+_MIN_COUNT: Final = 2
+_MICRO_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+
+class InvalidEventError(Exception):
+    """An Event that is refused, with the status of the response."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Events(dict[tuple[str, str], dict[str, Any]]):
+    """Every Event, by namespace and name."""
+
+    def create(self, namespace: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Store a new Event."""
+        _check_times(event)
+        name = event["metadata"].get("name", "")
+        if problem := _problem_of_event(event, namespace):
+            raise InvalidEventError(422, f'Event "{name}" is invalid: {problem}')
+        if (namespace, name) in self:
+            raise InvalidEventError(409, f'events "{name}" already exists')
+        self[namespace, name] = event
+        return event
+
+    def patch(self, namespace: str, name: str, patch: dict[str, Any]) -> dict[str, Any]:
+        """Apply a merge patch to an Event."""
+        event = self.get((namespace, name))
+        if event is None:
+            raise InvalidEventError(404, f'events "{name}" not found')
+        _check_times(patch)
+        if problem := _problem_of_patch(event, patch):
+            raise InvalidEventError(422, f'Event "{name}" is invalid: {problem}')
+        self[namespace, name] = event | {"series": {**(event.get("series") or {}), **patch["series"]}}
+        return self[namespace, name]
+
+
+def _problem_of_event(event: dict[str, Any], namespace: str) -> str:
+    """Return why a new Event is invalid; "" if it is not."""
+    regarding = event.get("regarding") or {}
+    problems = [f"{name}: Required value" for name in _REQUIRED if not event.get(name)]
+    problems += [
+        f"{name}: can have at most {limit} characters"
+        for name, limit in _MAX_BYTES.items()
+        if len(event.get(name, "").encode()) > limit
+    ]
+    if event.get("type") not in ("Normal", "Warning"):
+        problems.append("type: Invalid value")
+    if not _NAME.fullmatch(event["metadata"].get("name") or ""):
+        problems.append("metadata.name: Invalid value")
+    if event["metadata"].get("namespace", namespace) != namespace or regarding.get("namespace", "") != namespace:
+        problems.append("involvedObject.namespace: Invalid value: does not match event.namespace")
+    if event.get("reportingController") and not _CONTROLLER.fullmatch(event["reportingController"]):
+        problems.append("reportingController: Invalid value")
+    problems += _problems_of_series(event.get("series"))
+    return ", ".join(problems)
+
+
+def _problem_of_patch(event: dict[str, Any], patch: dict[str, Any]) -> str:
+    """Return why a merge patch of an Event is invalid; "" if it is not."""
+    changed = [name for name, value in patch.items() if name != "series" and event.get(name) != value]
+    problems = [f"{name}: Invalid value: field is immutable" for name in changed]
+    return ", ".join([*problems, *_problems_of_series({**(event.get("series") or {}), **patch.get("series", {})})])
+
+
+def _problems_of_series(series: dict[str, Any] | None) -> list[str]:
+    if series is None:
+        return []
+    problems = [] if series.get("count", 0) >= _MIN_COUNT else ["series.count: Invalid value: should be at least 2"]
+    if not series.get("lastObservedTime"):
+        problems.append("series.lastObservedTime: Required value")
+    return problems
+
+
+def _check_times(event: dict[str, Any]) -> None:
+    """Refuse a time without microseconds."""
+    for value in (event.get("eventTime"), (event.get("series") or {}).get("lastObservedTime")):
+        if value is not None and not _MICRO_TIME.fullmatch(value):
+            raise InvalidEventError(400, f"Event in version v1 cannot be handled: cannot parse {value}")
