@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -187,7 +188,7 @@ def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
     for row in table:
         pods = int(row["pods"].replace(",", ""))
         interval = parse_duration(quoted(row["poll interval with default settings"])[0]).total_seconds()
-        assert interval == calm_interval_s(State(fleet=pods), config)
+        assert interval == calm_interval_s(State(fleet=pods, interface=(ip_address("100.64.0.1"),)), config)
         needed = pods * BCRYPT_S / (interval * 1.125)
         assert float(row["cores"]) == round(needed, 1)
 

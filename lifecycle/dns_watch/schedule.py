@@ -104,6 +104,9 @@ def is_overloaded(failure: ApiError) -> bool:
 def calm_interval_s(state: State, config: WatchConfig) -> float:
     """Return the interval between polls while nothing happens: longer in a large fleet, or if Headscale is slow."""
     fastest_s = config.poll_interval.total_seconds()
+    if not state.interface:
+        # No interface reports a change of the address: only polls notice it.
+        return fastest_s
     sparing_s = max(state.fleet * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
     return max(fastest_s, min(sparing_s, SLOWEST_POLL_S))
 

@@ -623,6 +623,12 @@ def test_the_poll_interval_depends_on_the_load(
     assert decide(state, seen, config=config, now=at(0)).wait_s == pytest.approx(expected_s)
 
 
+def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
+    state = replace(CALM, interface=None)
+    seen = replace(found(records=None), interface=None)
+    assert decide(state, seen, config=CONFIG, now=at(0)).wait_s == pytest.approx(30)
+
+
 @pytest.mark.parametrize(
     ("state", "seen"),
     [
