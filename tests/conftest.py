@@ -78,7 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: the test is not in the default tier")
-    config.addinivalue_line("markers", "sample(count): only the first cases of the test are in the default tier")
+    config.addinivalue_line(
+        "markers", "default_cases(count): only the first COUNT cases of the test are in the default tier"
+    )
     if config.option.soak or config.option.markexpr or config.args_source is pytest.Config.ArgsSource.ARGS:
         config.option.full = True
 
@@ -94,7 +96,7 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
     return (
         item.nodeid.startswith(FULL)
         or item.get_closest_marker("full") is not None
-        or any(earlier_cases >= sample.args[0] for sample in item.iter_markers("sample"))
+        or any(earlier_cases >= marker.args[0] for marker in item.iter_markers("default_cases"))
         or releases.needs_full_tier(parameters)
     )
 

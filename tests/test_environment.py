@@ -125,7 +125,7 @@ def messages(run: Callable[[], Any], variables: dict[str, str]) -> str:
         return repr(report)
 
 
-@pytest.mark.sample(4)
+@pytest.mark.default_cases(4)
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("command", RUNS)
 @pytest.mark.parametrize("base", [BASE, BY_KUBECONFIG], ids=["REST", "kubeconfig"])

@@ -715,7 +715,7 @@ def assert_whole(key_file: KeyFileWriter) -> str:
 class TestKilled:
     """kill -9 leaves the file absent or complete, and the next run succeeds."""
 
-    @pytest.mark.sample(1)
+    @pytest.mark.default_cases(1)
     @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-earlier-key", "earlier-key"])
     def test_kill_before_each_step(self, writer: Writer, quick_key_file: KeyFileWriter, old: str | None) -> None:
         """The writer is killed before each instruction of the module that writes the key."""

@@ -195,7 +195,7 @@ def test_retry_after_in_each_form(api: Api, status: int, header: str | None, sec
 # --- Broken responses ---------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(5)
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -311,7 +311,7 @@ def test_command_with_an_unknown_end_is_transient(
     assert run(cluster, "echo", "all of it").stdout == b"all of it"
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("fault", [ExecFault(hang=True), ExecFault(stall=True)], ids=["no-output", "half-a-frame"])
 def test_hanging_command_ends_with_the_time_budget(
     fault: ExecFault, kubernetes: KubernetesSimulator, quick_cluster: Cluster
@@ -398,7 +398,7 @@ def test_refused_connection_is_transient(call: Call, path: str, kubernetes: Kube
         assert type(failure(lambda: call(cluster))) is TransientError
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("call", "path"), CALLS)
 def test_slow_body_ends_with_the_time_budget(
     call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster

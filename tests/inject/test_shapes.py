@@ -14,7 +14,7 @@ from tests.inject.samples import SITE, with_component
 from tests.inject.shapes import CASES, is_native, link_components, rendered_shape, shapes, write_kustomization
 from tests.pod.rendering import NEWEST, containers, render
 
-pytestmark = pytest.mark.sample(10)
+pytestmark = pytest.mark.default_cases(10)
 
 Document = dict[str, Any]
 

@@ -75,7 +75,7 @@ def test_help_names_every_argument(tmp_path: Path) -> None:
         assert re.search(rf"^{argument} ", done.stdout, flags=re.MULTILINE)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("volume", "mounts"),
     [
@@ -102,7 +102,7 @@ def test_data_volume_is_mounted_at_the_given_path(
     assert configuration(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("reference", [f":16{DIGEST}", DIGEST, ":16", ":v2"])
 def test_image_is_the_given_one(reference: str, tmp_path: Path) -> None:
     folder = copied(tmp_path) / "deploy/services/wiki"

@@ -81,7 +81,7 @@ def _violations(container: Document, context: Document) -> Iterator[str]:
     yield from (f"capability {added}" for added in set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"})
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_pod_is_restricted_except_for_tailscale(workload: str, variant: Variant) -> None:
     assert set(violations(pod_spec(rendered(workload, variant)))) == TAILSCALE | EXCEPTIONS.get(workload, set())

@@ -120,7 +120,7 @@ def with_site(name: str) -> list[Document]:
     return list(yaml.safe_load_all(_rendered(name)))
 
 
-@pytest.mark.sample(4)
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("name", FOLDERS)
 def test_no_placeholder_is_left(name: str) -> None:
     assert [text for text in strings(with_site(name)) if PLACEHOLDER.search(text)] == []
@@ -131,7 +131,7 @@ def test_shipped_site_file_has_the_values_that_the_test_sets() -> None:
     assert set(names) == set(SITE)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_pod_of_a_service_gets_the_site(name: str) -> None:
     documents = with_site(f"services/{name}")
@@ -199,7 +199,7 @@ def test_login_server_is_published_from_headscales_namespace() -> None:
     assert named == {"Ingress", "Certificate", "Role", "RoleBinding"}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("mode", ["exec", "exec-any-pod", "api-key-secret"])
 def test_roles_are_in_headscales_namespace(mode: str) -> None:
     documents = with_site(f"rbac/{mode}")

@@ -72,7 +72,7 @@ class ClusterPod(Pod):
         self.cli = HeadscaleCli(self.headscale)
         add_headscale(kubernetes, self.cli)
         kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
-        self._account = self.folder / "serviceaccount"
+        self._account = self.working_directory / "serviceaccount"
         self._account.mkdir()
         (self._account / "ca.crt").write_bytes(authority.certificate.read_bytes())
         (self._account / "namespace").write_text(NAMESPACE)

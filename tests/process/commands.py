@@ -31,17 +31,17 @@ MANY_LINES = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A process that has ended."""
+class CompletedRun:
+    """The exit status and the output of a process that has ended."""
 
     status: int
-    out: str
-    errors: str
+    stdout: str
+    stderr: str
 
     @property
     def events(self) -> list[dict[str, Any]]:
         """The logged events: one per line of standard output."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [json.loads(line) for line in self.stdout.splitlines()]
 
     @property
     def last(self) -> dict[str, Any]:
@@ -157,14 +157,14 @@ class Running:
             event: dict[str, Any] = json.loads(line)
             if event["event"] == name:
                 return event
-        raise AssertionError(f"the process did not log {name}:\n{self._output}{self.end().errors}")
+        raise AssertionError(f"the process did not log {name}:\n{self._output}{self.wait().stderr}")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> CompletedRun:
         """Send a signal and wait until the process has ended."""
         self._process.send_signal(number)
-        return self.end()
+        return self.wait()
 
-    def end(self) -> Ended:
+    def wait(self) -> CompletedRun:
         """Wait until the process has ended."""
         try:
             out, errors = self._process.communicate(timeout=HANGS_AFTER_S)
@@ -173,7 +173,7 @@ class Running:
             out, errors = self._process.communicate()
             raise AssertionError(f"the process did not end:\n{self._output}{out}{errors}") from None
         assert self._process.returncode is not None
-        return Ended(self._process.returncode, self._output + out, errors)
+        return CompletedRun(self._process.returncode, self._output + out, errors)
 
 
 class Pod:
@@ -183,7 +183,7 @@ class Pod:
         headscale: served at `headscale_url`.
         cloudflare: served at `cloudflare_url`, with the zone example.com.
         base: variables that every process needs, such as PATH.
-        folder: contains the key file, and is the working directory.
+        working_directory: the working directory of its processes. The volume with the key file is in it.
     """
 
     def __init__(
@@ -194,14 +194,14 @@ class Pod:
         headscale_url: str,
         cloudflare_url: str,
         base: Mapping[str, str],
-        folder: Path,
+        working_directory: Path,
     ) -> None:
         self.headscale = headscale
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone("example.com")
-        self.folder = folder
+        self.working_directory = working_directory
         self._started: list[Running] = []
-        self.volume = folder / "volume"
+        self.volume = working_directory / "volume"
         self.volume.mkdir()
         self.key_file = self.volume / "authkey"
         self.environment = {
@@ -231,12 +231,17 @@ class Pod:
         environment = {**self.environment, **variables}
         mounted = str(service_account or "")
         return self._keep(
-            Fork(arguments=list(arguments), environment=environment, folder=str(self.folder), service_account=mounted)
+            Fork(
+                arguments=list(arguments),
+                environment=environment,
+                folder=str(self.working_directory),
+                service_account=mounted,
+            )
         )
 
     def start_command(self, *command: str, **variables: str) -> Running:
         """Start any program in this environment."""
-        return self._keep(popen(command, environment=self.environment | variables, folder=self.folder))
+        return self._keep(popen(command, environment=self.environment | variables, folder=self.working_directory))
 
     def _keep(self, process: subprocess.Popen[str] | Fork) -> Running:
         self._started.append(Running(process))
@@ -247,9 +252,9 @@ class Pod:
         for running in self._started:
             running.kill()
 
-    def run(self, *arguments: str, **variables: str) -> Ended:
+    def run(self, *arguments: str, **variables: str) -> CompletedRun:
         """Run the program and wait until it has ended."""
-        return self.start(*arguments, **variables).end()
+        return self.start(*arguments, **variables).wait()
 
     def secrets_in(self, *texts: str) -> list[str]:
         """Return the secrets of both upstreams that these texts contain."""
@@ -260,12 +265,12 @@ class Pod:
         ]
 
     @property
-    def untouched(self) -> bool:
+    def has_no_writes(self) -> bool:
         """True if no upstream received a write and no file was written."""
-        return not self.headscale.writes and not self.cloudflare.writes and self.files == []
+        return not self.headscale.writes and not self.cloudflare.writes and self.volume_files == []
 
     @property
-    def files(self) -> list[str]:
+    def volume_files(self) -> list[str]:
         """The files in the volume that is shared with the tailscale container."""
         return sorted(path.name for path in self.volume.iterdir())
 

@@ -34,7 +34,7 @@ def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[M
                 headscale_url=stack.enter_context(serve(wrap(headscale))),
                 cloudflare_url=stack.enter_context(serve(cloudflare)),
                 base=clean_environment,
-                folder=tmp_path,
+                working_directory=tmp_path,
             )
             # Release hanging requests first, because the servers wait for them.
             stack.callback(headscale.faults.release)

@@ -12,11 +12,11 @@ import pytest
 import lifecycle
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.builders import MARK, NAME
-from tests.process.commands import PROGRAM, Ended, Pod
+from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# Further settings of the sidecar in usual manifests.
+# Existing manifests set the first two on the sidecar only. `Pod.environment` has their other settings.
 SIDECAR = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
 
 
@@ -26,52 +26,56 @@ def add_leftovers(pod: Pod, *, user: str = "svc") -> None:
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
-def logs_events_only(ended: Ended) -> bool:
+def logs_events_only(result: CompletedRun) -> bool:
     """Return True if standard error is empty and standard output has only events."""
-    return not ended.errors and all(
-        {"event", "level", "timestamp"} <= event.keys() and event["event"].count(".") == 1 for event in ended.events
+    return not result.stderr and all(
+        {"event", "level", "timestamp"} <= event.keys() and event["event"].count(".") == 1 for event in result.events
     )
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_life_of_a_pod(make_pod: Callable[..., Pod], version: str) -> None:
-    """Dry run, cleanup, registration and publication, with the settings of usual manifests."""
+    """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
     pod = make_pod(version)
     pod.headscale.add_user("svc")
     add_leftovers(pod)
 
     planned = pod.run("--dry-run", "--output", "json", LOG_LEVEL="debug")
-    assert planned.status == 0, planned.errors
-    assert pod.untouched
-    plans = json.loads(planned.out)["plans"]
+    assert planned.status == 0, planned.stderr
+    assert pod.has_no_writes
+    plans = json.loads(planned.stdout)["plans"]
     changes = [(change["action"], change["kind"]) for change in plans["cleanup"]["changes"]]
     assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
     assert plans["dns-watch"]["changes"] == []
 
     cleaned = pod.run("cleanup", LOG_LEVEL="debug")
-    assert cleaned.status == 0, cleaned.out
+    assert cleaned.status == 0, cleaned.stdout
     assert pod.headscale.nodes == []
     assert pod.records() == {}
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
     assert (cleaned.events[0]["event"], cleaned.last["event"]) == ("settings.loaded", "pass.finished")
 
+    # Another node takes the name first. dns-watch must publish the one that joined with the key of cleanup.
     pod.headscale.add_node(NAME, user="svc")
     joined = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
-    assert watched.status == 0, watched.out
+    assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {joined.addresses[0]}": MARK}
 
-    assert pod.secrets_in(*(text for ended in (planned, cleaned, watched) for text in (ended.out, ended.errors))) == []
+    assert (
+        pod.secrets_in(*(text for result in (planned, cleaned, watched) for text in (result.stdout, result.stderr)))
+        == []
+    )
     assert logs_events_only(cleaned)
     assert logs_events_only(watched)
 
 
 def test_program_runs_as_a_module(pod: Pod) -> None:
-    ended = pod.start_command(sys.executable, "-m", "lifecycle", "--dry-run", "--output", "json").end()
-    assert ended.status == 0
-    assert json.loads(ended.out)["context"]["name"] == NAME
-    assert pod.untouched
+    result = pod.start_command(sys.executable, "-m", "lifecycle", "--dry-run", "--output", "json").wait()
+    assert result.status == 0
+    assert json.loads(result.stdout)["context"]["name"] == NAME
+    assert pod.has_no_writes
 
 
 # --- The dry run --------------------------------------------------------------------------------------
@@ -79,8 +83,8 @@ def test_program_runs_as_a_module(pod: Pod) -> None:
 
 def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
     add_leftovers(pod)
-    ended = pod.run("--dry-run", HEADSCALE_USER="svc")
-    assert (ended.status, ended.errors) == (0, "")
+    result = pod.run("--dry-run", HEADSCALE_USER="svc")
+    assert (result.status, result.stderr) == (0, "")
     for line in (
         f"headscale          {pod.environment['HEADSCALE_URL']}",
         "headscale version  0.28.0",
@@ -94,22 +98,24 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
         "lifecycle dns-watch would",
         "Nothing was changed.",
     ):
-        assert line in ended.out.splitlines()
-    assert "\x1b" not in ended.out, "colours are for terminals"
-    assert pod.untouched
+        assert line in result.stdout.splitlines()
+    assert "\x1b" not in result.stdout, "colours are for terminals"
+    assert pod.has_no_writes
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: str) -> None:
-    ended = pod.run(command, "--dry-run", "--output", output)
-    assert ended.status == 0
+    result = pod.run(command, "--dry-run", "--output", output)
+    assert result.status == 0
     printed = [
-        name for name in ("cleanup", "dns-watch") if (f'"{name}": {{' in ended.out or f"{name} would" in ended.out)
+        name
+        for name in ("cleanup", "dns-watch")
+        if (f'"{name}": {{' in result.stdout or f"{name} would" in result.stdout)
     ]
     assert printed == [command]
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
 @pytest.mark.parametrize(
@@ -120,31 +126,31 @@ def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: 
     ],
 )
 def test_dry_run_of_one_command_ignores_settings_of_the_other(pod: Pod, command: str, others: dict[str, str]) -> None:
-    ended = pod.run(command, "--dry-run", **others)
-    assert ended.status == 0, ended.errors
+    result = pod.run(command, "--dry-run", **others)
+    assert result.status == 0, result.stderr
     assert pod.run("--dry-run", **others).status == 2
 
 
 def test_dry_run_of_dns_watch_prints_an_update(pod: Pod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=MARK)
-    ended = pod.run("dns-watch", "--dry-run", "--output", "json")
-    [change] = json.loads(ended.out)["plans"]["dns-watch"]["changes"]
+    result = pod.run("dns-watch", "--dry-run", "--output", "json")
+    [change] = json.loads(result.stdout)["plans"]["dns-watch"]["changes"]
     assert (change["action"], change["content"], change["was"]) == ("update", node.address, "100.64.0.99")
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
-# --- One-liners ---------------------------------------------------------------------------------------
+# --- Version, help and usage errors -------------------------------------------------------------------
 
 
 def test_version_is_printed(pod: Pod) -> None:
-    assert pod.run("--version").out == f"tailscale-lifecycle {lifecycle.__version__}\n"
+    assert pod.run("--version").stdout == f"tailscale-lifecycle {lifecycle.__version__}\n"
 
 
 def test_help_lists_every_setting(pod: Pod) -> None:
-    ended = pod.run("--help")
-    assert (ended.status, ended.errors) == (0, "")
-    assert [name for name in command_variables(DryRunSettings) if f"  {name}" not in ended.out] == []
+    result = pod.run("--help")
+    assert (result.status, result.stderr) == (0, "")
+    assert [name for name in command_variables(DryRunSettings) if f"  {name}" not in result.stdout] == []
 
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
@@ -152,7 +158,7 @@ def test_each_command_has_help(pod: Pod, command: str) -> None:
     assert pod.run(command, "--help").status == 0
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -165,10 +171,10 @@ def test_each_command_has_help(pod: Pod, command: str) -> None:
     ],
 )
 def test_invalid_arguments_are_reported_on_standard_error(pod: Pod, arguments: list[str]) -> None:
-    ended = pod.run(*arguments)
-    assert (ended.status, ended.out) == (2, "")
-    assert "usage: lifecycle" in ended.errors
-    assert pod.untouched
+    result = pod.run(*arguments)
+    assert (result.status, result.stdout) == (2, "")
+    assert "usage: lifecycle" in result.stderr
+    assert pod.has_no_writes
 
 
 # --- dns-watch ----------------------------------------------------------------------------------------
@@ -183,15 +189,15 @@ def test_dns_watch_publishes_updates_and_stops(pod: Pod) -> None:
     client.change_address()
     assert watch.until("record.updated")["content"] == client.addresses[0]
     command_line = Path(f"/proc/{watch.pid}/cmdline").read_text()
-    ended = watch.stop()
-    assert ended.status == 0
-    assert logs_events_only(ended)
+    result = watch.stop()
+    assert result.status == 0
+    assert logs_events_only(result)
     assert pod.records() == {f"A {client.addresses[0]}": MARK}
-    assert pod.secrets_in(command_line, ended.out) == []
+    assert pod.secrets_in(command_line, result.stdout) == []
 
 
 def test_cleanup_writes_only_the_key_and_its_metadata(pod: Pod) -> None:
-    before = sorted(pod.folder.iterdir())
+    before = sorted(pod.working_directory.iterdir())
     assert pod.run("cleanup").status == 0
-    assert sorted(pod.folder.iterdir()) == before
-    assert pod.files == ["authkey", "authkey.id"]
+    assert sorted(pod.working_directory.iterdir()) == before
+    assert pod.volume_files == ["authkey", "authkey.id"]

@@ -76,7 +76,7 @@ def make_pod(
                 headscale_url=stack.enter_context(serve(headscale)),
                 cloudflare_url=stack.enter_context(serve(cloudflare)),
                 base=clean_environment,
-                folder=tmp_path_factory.mktemp("pod"),
+                working_directory=tmp_path_factory.mktemp("pod"),
                 kubernetes=kubernetes,
                 kubernetes_url=stack.enter_context(serve(kubernetes, tls=authority.server)),
                 authority=authority,
@@ -100,7 +100,7 @@ def use_key_secret(pod: ClusterPod) -> None:
 # --- The life of a pod --------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
 def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
     """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
@@ -108,16 +108,16 @@ def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
     add_leftovers(pod)
 
     planned = pod.run("--dry-run", "--output", "json")
-    assert planned.status == 0, planned.errors
-    assert pod.untouched
-    report = json.loads(planned.out)
+    assert planned.status == 0, planned.stderr
+    assert pod.has_no_writes
+    report = json.loads(planned.stdout)
     assert report["context"]["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
     assert report["context"]["headscale_version"] == version
     changes = [(change["action"], change["kind"]) for change in report["plans"]["cleanup"]["changes"]]
     assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
 
     cleaned = pod.run("cleanup")
-    assert cleaned.status == 0, cleaned.out
+    assert cleaned.status == 0, cleaned.stdout
     assert pod.headscale.nodes == []
     assert pod.records() == {}
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
@@ -125,7 +125,7 @@ def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
     pod.headscale.add_node(NAME, user="svc")
     joined = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR)
-    assert watched.status == 0, watched.out
+    assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {joined.addresses[0]}": MARK}
     writes = len(pod.cloudflare.writes)
     again = pod.run("dns-watch", "--once", **SIDECAR)
@@ -136,7 +136,9 @@ def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
         "only requests of its command line"
     )
     assert (
-        pod.secrets_in(*(text for ended in (planned, cleaned, watched, again) for text in (ended.out, ended.errors)))
+        pod.secrets_in(
+            *(text for result in (planned, cleaned, watched, again) for text in (result.stdout, result.stderr))
+        )
         == []
     )
     assert all(map(logs_events_only, (cleaned, watched, again)))
@@ -151,8 +153,8 @@ def events_in(pod: ClusterPod) -> dict[str, str]:
 
 
 def test_events_are_written_whatever_the_log_level(pod: ClusterPod) -> None:
-    ended = pod.run("dns-watch", "--once", **events_in(pod))
-    assert (ended.status, ended.out, ended.errors) == (0, "", "")
+    result = pod.run("dns-watch", "--once", **events_in(pod))
+    assert (result.status, result.stdout, result.stderr) == (0, "", "")
     assert [event["reason"] for event in pod.kubernetes.events.values()] == ["RecordCreated"]
 
 
@@ -160,19 +162,19 @@ def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: Cl
     pod.kubernetes.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start("dns-watch", **events_in(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
     assert running.until("pass.finished")["in_sync"]
-    ended = running.stop()
-    assert (ended.status, ended.errors) == (0, "")
-    assert ended.last["event"] == "stop.requested"
+    result = running.stop()
+    assert (result.status, result.stderr) == (0, "")
+    assert result.last["event"] == "stop.requested"
     pod.kubernetes.faults.release()
 
 
 def test_status_needs_no_other_access_than_dns_watch(pod: ClusterPod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
-    ended = pod.run("status", "--output", "json", **SIDECAR)
-    assert (ended.status, ended.errors) == (0, "")
-    assert [row["state"] for row in json.loads(ended.out)["workloads"]] == ["in sync"]
-    assert pod.untouched
+    result = pod.run("status", "--output", "json", **SIDECAR)
+    assert (result.status, result.stderr) == (0, "")
+    assert [row["state"] for row in json.loads(result.stdout)["workloads"]] == ["in sync"]
+    assert pod.has_no_writes
 
 
 def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> None:
@@ -191,16 +193,16 @@ def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
         del pod.environment["AUTHKEY_OUTPUT_PATH"]
         running.append(pod.start("dns-watch", "--once", **SIDECAR))
     for pod, process in zip(pods, running, strict=True):
-        ended = process.end()
-        assert ended.status == 0, ended.out
+        result = process.wait()
+        assert result.status == 0, result.stdout
         assert pod.records() == {f"A {pod.headscale.nodes[0].address}": MARK}
-        assert logs_events_only(ended)
+        assert logs_events_only(result)
 
 
 # --- Faults -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("fault", "command"),
     [
@@ -214,30 +216,30 @@ def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
 def test_command_that_fails_once_is_retried(fault: ExecFault, command: str, pod: ClusterPod) -> None:
     add_leftovers(pod)
     pod.kubernetes.spoil(fault, command)
-    ended = pod.run("cleanup")
-    assert ended.status == 0, ended.out
+    result = pod.run("cleanup")
+    assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
     usable = [key.key for key in pod.headscale.keys if key.expires_at > key.created_at and not key.used]
     assert pod.key_file.read_text() == usable[-1]
-    assert logs_events_only(ended)
+    assert logs_events_only(result)
 
 
 def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
     add_leftovers(pod)
     pod.kubernetes.spoil(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
-    ended = pod.run("cleanup")
-    assert (ended.status, ended.last["error_type"]) == (1, "ResponseError")
-    assert pod.untouched
+    result = pod.run("cleanup")
+    assert (result.status, result.last["error_type"]) == (1, "ResponseError")
+    assert pod.has_no_writes
 
 
 def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) -> None:
     add_leftovers(pod)
     pod.kubernetes.allow_nothing()
-    ended = pod.run("cleanup")
-    assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
-    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in ended.last["error"]
-    assert ended.named("retry.scheduled") == []
-    assert pod.untouched
+    result = pod.run("cleanup")
+    assert (result.status, result.last["error_type"]) == (1, "AuthError")
+    assert 'rule: - {apiGroups: [""], resources: [pods], verbs: [list]}' in result.last["error"]
+    assert result.named("retry.scheduled") == []
+    assert pod.has_no_writes
 
 
 def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
@@ -267,17 +269,17 @@ def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
         namespace=HEADSCALE_NAMESPACE,
         labels={"tier": "control"},
     )
-    ended = pod.run("cleanup", HEADSCALE_POD_SELECTOR="tier=control", HEADSCALE_CONTAINER="server")
-    assert ended.status == 0, ended.out
+    result = pod.run("cleanup", HEADSCALE_POD_SELECTOR="tier=control", HEADSCALE_CONTAINER="server")
+    assert result.status == 0, result.stdout
     assert pod.key_file.exists()
 
 
 @pytest.mark.full
 def test_configured_timeout_applies_to_a_command(pod: ClusterPod) -> None:
     pod.kubernetes.spoil(ExecFault(hang=True), "users list")
-    ended = pod.run("cleanup", HTTP_TIMEOUT="2s")
-    assert ended.status == 0, ended.out
-    assert ["within 2 s" in event["error"] for event in ended.named("retry.scheduled")] == [True]
+    result = pod.run("cleanup", HTTP_TIMEOUT="2s")
+    assert result.status == 0, result.stdout
+    assert ["within 2 s" in event["error"] for event in result.named("retry.scheduled")] == [True]
 
 
 def test_commands_are_counted_as_requests(pod: ClusterPod) -> None:
@@ -293,9 +295,9 @@ def test_commands_are_counted_as_requests(pod: ClusterPod) -> None:
 def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
     pod.environment |= {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
     pod.environment |= {"KUBERNETES_SERVICE_HOST": "", "PYTHONPROFILEIMPORTTIME": "1"}
-    ended = pod.start_command(PROGRAM, "--dry-run").end()
-    assert ended.status == 0, ended.errors
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.errors.splitlines()}
+    result = pod.start_command(PROGRAM, "--dry-run").wait()
+    assert result.status == 0, result.stderr
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
     assert "httpx" in loaded
     assert {"kubernetes", "websocket", "urllib3", "yaml"} & loaded == set()
 
@@ -315,10 +317,10 @@ def test_rotated_service_account_token_is_read_again(pod: ClusterPod) -> None:
 
 def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
     use_key_secret(pod)
-    ended = pod.run("cleanup")
-    assert ended.status == 0, ended.out
+    result = pod.run("cleanup")
+    assert result.status == 0, result.stdout
     assert pod.kubernetes.commands == []
-    assert pod.secrets_in(ended.out, ended.errors) == []
+    assert pod.secrets_in(result.stdout, result.stderr) == []
 
 
 @pytest.mark.full
@@ -332,10 +334,10 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": key})
     for _ in range(3):
         assert watch.until("pass.finished")["in_sync"]
-    ended = watch.stop()
-    assert ended.status == 0
-    assert ended.named("pass.failed") == []
-    assert pod.secrets_in(ended.out, ended.errors) == []
+    result = watch.stop()
+    assert result.status == 0
+    assert result.named("pass.failed") == []
+    assert pod.secrets_in(result.stdout, result.stderr) == []
 
 
 @pytest.mark.full
@@ -352,7 +354,7 @@ def test_passes_fail_until_the_secret_has_the_rotated_key(pod: ClusterPod) -> No
     assert watch.stop().status == 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("state", ["missing Secret", "missing permission"])
 def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> None:
     use_key_secret(pod)
@@ -360,11 +362,11 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
         pod.kubernetes.delete_secret(HEADSCALE_NAMESPACE, KEY_SECRET)
     else:
         pod.kubernetes.allow_nothing()
-    ended = pod.run("cleanup")
+    result = pod.run("cleanup")
     expected = "HEADSCALE_API_KEY_SECRET: Secret" if state == "missing Secret" else f"resourceNames: [{KEY_SECRET}]"
-    assert (ended.status, ended.last["error_type"]) == (1, "AuthError")
-    assert expected in ended.last["error"]
-    assert pod.untouched
+    assert (result.status, result.last["error_type"]) == (1, "AuthError")
+    assert expected in result.last["error"]
+    assert pod.has_no_writes
 
 
 # --- Keeping the node ---------------------------------------------------------------------------------
@@ -377,12 +379,12 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
     [node] = pod.headscale.nodes
     pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
     pod.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id)})
-    ended = pod.run("cleanup", NODE_POLICY="keep", TS_KUBE_SECRET=STATE_SECRET)
-    assert ended.status == 0, ended.out
+    result = pod.run("cleanup", NODE_POLICY="keep", TS_KUBE_SECRET=STATE_SECRET)
+    assert result.status == 0, result.stdout
     assert [left.id for left in pod.headscale.nodes] == [node.id]
     pod.headscale.connect(node.id)
     watched = pod.run("dns-watch", "--once", **SIDECAR)
-    assert watched.status == 0, watched.out
+    assert watched.status == 0, watched.stdout
     assert pod.records() == {f"A {node.address}": MARK}
     assert pod.cloudflare.writes == []
 
@@ -394,7 +396,7 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
 def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
     """The kubeconfig of an administrator, with a second context that is not current."""
     host, port = (pod.environment[f"KUBERNETES_SERVICE_{part}"] for part in ("HOST", "PORT"))
-    path = pod.folder / "kubeconfig"
+    path = pod.working_directory / "kubeconfig"
     clusters = {
         "home": {"server": f"https://{host}:{port}", "certificate-authority": str(authority.certificate)},
         "work": {"server": "https://192.0.2.1:6443"},
@@ -415,39 +417,39 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
     return path
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
     add_leftovers(pod)
     before = kubeconfig.read_bytes()
-    ended = pod.outside("--dry-run", "--output", output).end()
-    assert ended.status == 0, ended.errors
+    result = pod.outside("--dry-run", "--output", output).wait()
+    assert result.status == 0, result.stderr
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
-    assert f"context home of the kubeconfig, https://127.0.0.1:{port}" in ended.out
-    assert "node 1" in ended.out
-    assert pod.untouched
+    assert f"context home of the kubeconfig, https://127.0.0.1:{port}" in result.stdout
+    assert "node 1" in result.stdout
+    assert pod.has_no_writes
     assert kubeconfig.read_bytes() == before
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
     add_leftovers(pod)
-    ended = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").end()
-    assert (ended.status, ended.last["event"]) == (2, "settings.invalid")
-    assert "--dry-run" in ended.last["error"]
-    assert pod.untouched
+    result = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").wait()
+    assert (result.status, result.last["event"]) == (2, "settings.invalid")
+    assert "--dry-run" in result.last["error"]
+    assert pod.has_no_writes
     assert pod.kubernetes.requests == []
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("text", ["nonsense", "a: [", "contexts: 7", "[]"])
 def test_malformed_kubeconfig_is_a_settings_error(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text(text)
-    ended = pod.outside("--dry-run").end()
-    assert (ended.status, ended.out) == (2, "")
-    assert "kubeconfig" in ended.errors
-    assert "Traceback" not in ended.errors
+    result = pod.outside("--dry-run").wait()
+    assert (result.status, result.stdout) == (2, "")
+    assert "kubeconfig" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubeconfig: Path) -> None:
@@ -456,9 +458,9 @@ def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubecon
         cluster["cluster"].pop("certificate-authority", None)
         cluster["cluster"]["insecure-skip-tls-verify"] = True
     kubeconfig.write_text(yaml.safe_dump(document))
-    ended = pod.outside("--dry-run").end()
-    assert ended.status == 2
-    assert "insecure-skip-tls-verify" in ended.errors
+    result = pod.outside("--dry-run").wait()
+    assert result.status == 2
+    assert "insecure-skip-tls-verify" in result.stderr
     assert pod.kubernetes.requests == []
 
 
@@ -467,9 +469,9 @@ def test_kubernetes_is_reached_directly_in_the_cluster(pod: ClusterPod) -> None:
     add_leftovers(pod)
     proxy = ProxySimulator({})
     with proxy.serve() as url:
-        ended = pod.run("cleanup", HTTPS_PROXY=url, ALL_PROXY=url, NO_PROXY="localhost, 10.43.0.1")
+        result = pod.run("cleanup", HTTPS_PROXY=url, ALL_PROXY=url, NO_PROXY="localhost, 10.43.0.1")
 
-    assert ended.status == 0, ended.out
+    assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
     assert proxy.requested == []
 
@@ -486,23 +488,23 @@ def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod
         if name == "proxy-url":
             cluster["proxy-url"] = url
         kubeconfig.write_text(yaml.safe_dump(document))
-        ended = pod.outside("--dry-run", **({} if name == "proxy-url" else {name: url})).end()
+        result = pod.outside("--dry-run", **({} if name == "proxy-url" else {name: url})).wait()
 
-    assert ended.status == 0, ended.out + ended.errors
-    assert "node 1" in ended.out
+    assert result.status == 0, result.stdout + result.stderr
+    assert "node 1" in result.stdout
     assert set(proxy.requested) == {"kubernetes.example.com:6443"}
 
 
 def test_kubeconfig_is_ignored_in_a_pod(pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text("nonsense")
-    ended = pod.run("--dry-run")
-    assert "in-cluster, https://127.0.0.1:" in ended.out
+    result = pod.run("--dry-run")
+    assert "in-cluster, https://127.0.0.1:" in result.stdout
 
 
 def test_missing_way_to_headscale_is_a_settings_error(pod: ClusterPod) -> None:
-    ended = pod.outside("--dry-run", HOME=str(pod.folder)).end()
-    assert ended.status == 2
-    assert "HEADSCALE_URL and HEADSCALE_API_KEY" in ended.errors
+    result = pod.outside("--dry-run", HOME=str(pod.working_directory)).wait()
+    assert result.status == 2
+    assert "HEADSCALE_URL and HEADSCALE_API_KEY" in result.stderr
 
 
 def test_dry_run_of_the_docs_prints_the_shown_plan(
@@ -515,7 +517,7 @@ def test_dry_run_of_the_docs_prints_the_shown_plan(
     page = (repository / "docs/dry-run.md").read_text()
     (steps,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
     (shown,) = [block.text for block in blocks(page, "text")]
-    clone = pod.folder / "clone"
+    clone = pod.working_directory / "clone"
     (clone / "scripts").mkdir(parents=True)
     (clone / ".venv").symlink_to(repository / ".venv")
     bootstrap = clone / "scripts" / "bootstrap"
@@ -539,7 +541,7 @@ def test_dry_run_of_the_docs_prints_the_shown_plan(
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
     printed = done.stdout.replace(f"127.0.0.1:{port}", "kubernetes.example.com:6443")
     assert _steps(printed) == _steps(shown)
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
 def _steps(report: str) -> list[tuple[str, list[str]]]:

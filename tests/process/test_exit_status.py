@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.builders import MARK, NAME, OTHER_MARK
-from tests.process.commands import Ended, Pod
+from tests.process.commands import CompletedRun, Pod
 from tests.simulators import faults
 from tests.simulators.serve import serve
 
@@ -19,13 +19,13 @@ def add_leftovers(pod: Pod) -> None:
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
-def invalid_settings(ended: Ended) -> list[str]:
+def invalid_settings(result: CompletedRun) -> list[str]:
     """Return the settings that are reported as invalid, in this order."""
-    events = [json.loads(line) for line in (ended.out + ended.errors).splitlines()]
+    events = [json.loads(line) for line in (result.stdout + result.stderr).splitlines()]
     return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
 
 
-@pytest.mark.sample(4)
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
     ("variables", "invalid"),
     [
@@ -50,34 +50,34 @@ def invalid_settings(ended: Ended) -> list[str]:
 )
 def test_invalid_settings_are_2(pod: Pod, variables: dict[str, str], invalid: list[str]) -> None:
     add_leftovers(pod)
-    ended = pod.run("cleanup", **variables)
-    assert (ended.status, ended.errors) == (2, "")
-    assert invalid_settings(ended) == invalid
-    assert {event["level"] for event in ended.events} == {"error"}
+    result = pod.run("cleanup", **variables)
+    assert (result.status, result.stderr) == (2, "")
+    assert invalid_settings(result) == invalid
+    assert {event["level"] for event in result.events} == {"error"}
     assert pod.headscale.requests == pod.cloudflare.requests == []
-    assert pod.untouched
+    assert pod.has_no_writes
     values = [value for value in variables.values() if len(value) > 8]
-    assert not [value for value in values if value in ended.out], "values are not shown"
+    assert not [value for value in values if value in result.stdout], "values are not shown"
 
 
 def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
     assert pod.run("cleanup", DNS_TTL="never").status == 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
 def test_invalid_settings_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
-    ended = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
-    assert ended.status == 2
-    assert invalid_settings(ended) == ["CLOUDFLARE_ZONE_ID", "DNS_TTL"]
-    assert pod.untouched
+    result = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
+    assert result.status == 2
+    assert invalid_settings(result) == ["CLOUDFLARE_ZONE_ID", "DNS_TTL"]
+    assert pod.has_no_writes
 
 
 def test_problems_are_one_line_each_on_a_console(pod: Pod) -> None:
-    ended = pod.run("cleanup", LOG_FORMAT="console", CLOUDFLARE_ZONE_ID="example.com", DOMAIN_NAME="")
-    assert ended.status == 2
-    assert len(ended.out.splitlines()) == 2
-    assert "\\n" not in ended.out
+    result = pod.run("cleanup", LOG_FORMAT="console", CLOUDFLARE_ZONE_ID="example.com", DOMAIN_NAME="")
+    assert result.status == 2
+    assert len(result.stdout.splitlines()) == 2
+    assert "\\n" not in result.stdout
 
 
 def wrong_user(pod: Pod) -> dict[str, str]:
@@ -99,7 +99,7 @@ def web_page(pod: Pod) -> dict[str, str]:
 
 
 def missing_folder(pod: Pod) -> dict[str, str]:
-    return {"AUTHKEY_OUTPUT_PATH": str(pod.folder / "none" / "authkey")}
+    return {"AUTHKEY_OUTPUT_PATH": str(pod.working_directory / "none" / "authkey")}
 
 
 def unwritable_folder(pod: Pod) -> dict[str, str]:
@@ -113,7 +113,7 @@ def taken_name(pod: Pod) -> dict[str, str]:
     return {}
 
 
-@pytest.mark.sample(3)
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     ("harm", "kind", "named"),
     [
@@ -130,35 +130,35 @@ def test_failed_cleanup_is_1_and_names_what_to_change(
     pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, named: list[str]
 ) -> None:
     add_leftovers(pod)
-    ended = pod.run("cleanup", **harm(pod))
-    assert (ended.status, ended.errors) == (1, "")
-    assert (ended.last["event"], ended.last["level"], ended.last["error_type"]) == ("command.failed", "error", kind)
-    assert [name for name in named if name not in ended.last["error"]] == []
-    assert pod.untouched
-    assert pod.secrets_in(ended.out) == []
+    result = pod.run("cleanup", **harm(pod))
+    assert (result.status, result.stderr) == (1, "")
+    assert (result.last["event"], result.last["level"], result.last["error_type"]) == ("command.failed", "error", kind)
+    assert [name for name in named if name not in result.last["error"]] == []
+    assert pod.has_no_writes
+    assert pod.secrets_in(result.stdout) == []
 
 
 @pytest.mark.parametrize("arguments", [["cleanup"], ["--dry-run"]])
 def test_unsupported_headscale_is_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
     pod = make_pod("0.22.3")
-    ended = pod.run(*arguments)
-    assert ended.status == 1
-    assert "0.23" in ended.out
-    assert pod.untouched
+    result = pod.run(*arguments)
+    assert result.status == 1
+    assert "0.23" in result.stdout
+    assert pod.has_no_writes
 
 
 def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
     add_leftovers(pod)
-    ended = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
-    assert (ended.status, ended.errors) == (0, "")
-    [unreadable] = ended.named("zone.unreadable")
+    result = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
+    assert (result.status, result.stderr) == (0, "")
+    [unreadable] = result.named("zone.unreadable")
     assert "CLOUDFLARE_API_TOKEN" in unreadable["error"]
-    assert pod.files == ["authkey", "authkey.id"]
+    assert pod.volume_files == ["authkey", "authkey.id"]
     assert len(pod.records()) == 1
-    assert "not-the-token" not in ended.out
+    assert "not-the-token" not in result.stdout
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("variables", "named"),
     [
@@ -173,18 +173,18 @@ def test_record_out_of_sync_is_1_with_once(pod: Pod, variables: dict[str, str], 
     variables = {"TS_HOSTNAME": ""} | variables
     if "DOMAIN_NAME" in variables:
         pod.headscale.add_node("grafana.example.org", user="svc")
-    ended = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
-    assert (ended.status, ended.errors) == (1, "")
-    assert ended.last["event"] == "command.failed"
-    assert named in ended.last["error"]
-    assert pod.untouched
+    result = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
+    assert (result.status, result.stderr) == (1, "")
+    assert result.last["event"] == "command.failed"
+    assert named in result.last["error"]
+    assert pod.has_no_writes
 
 
 def test_node_that_is_not_registered_is_1(pod: Pod) -> None:
-    ended = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
-    assert (ended.status, ended.errors) == (1, "")
-    assert ended.last["error_type"] == "NotRegisteredError"
-    assert pod.untouched
+    result = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
+    assert (result.status, result.stderr) == (1, "")
+    assert result.last["error_type"] == "NotRegisteredError"
+    assert pod.has_no_writes
 
 
 def nowhere(pod: Pod) -> dict[str, str]:
@@ -193,7 +193,7 @@ def nowhere(pod: Pod) -> dict[str, str]:
     return {"HEADSCALE_URL": url}
 
 
-@pytest.mark.sample(3)
+@pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
@@ -208,13 +208,13 @@ def nowhere(pod: Pod) -> dict[str, str]:
 def test_incomplete_dry_run_is_1_and_has_the_reason(
     pod: Pod, harm: Callable[[Pod], dict[str, str]], named: str, output: str
 ) -> None:
-    ended = pod.run("--dry-run", "--output", output, **harm(pod))
-    assert ended.status == 1
+    result = pod.run("--dry-run", "--output", output, **harm(pod))
+    assert result.status == 1
     problems = (
-        json.loads(ended.out)["plans"]["cleanup"]["problems"]
+        json.loads(result.stdout)["plans"]["cleanup"]["problems"]
         if output == "json"
-        else [line for line in ended.out.splitlines() if line.startswith("  problem:")]
+        else [line for line in result.stdout.splitlines() if line.startswith("  problem:")]
     )
     assert any(named in problem for problem in problems)
-    assert pod.untouched
-    assert pod.secrets_in(ended.out, ended.errors) == []
+    assert pod.has_no_writes
+    assert pod.secrets_in(result.stdout, result.stderr) == []

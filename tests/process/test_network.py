@@ -86,8 +86,8 @@ def test_existing_manifest_works_without_changes(
         ip("address", "add", f"{moved.address}/32", "dev", INTERFACE)
         ip("address", "delete", f"{ours.address}/32", "dev", INTERFACE)
         assert watch.until("record.updated")["content"] == moved.address
-        ended = watch.stop()
-        assert (ended.status, ended.errors) == (0, "")
+        result = watch.stop()
+        assert (result.status, result.stderr) == (0, "")
         assert pod.records() == {f"A {moved.address}": MARK}
         assert len(pod.headscale.nodes) == len(others) + 1
 
@@ -103,9 +103,9 @@ def test_address_without_a_node_is_not_published(
         pod.headscale.add_node(NAME, user="svc")
         ip("address", "add", "100.64.7.7/32", "dev", INTERFACE)
         watch = pod.start_command(PROGRAM, "dns-watch", "--once", MAX_RETRIES="2", RETRY_INTERVAL="1")
-        ended = watch.end()
-        assert (ended.status, ended.errors) == (1, "")
-        assert "no node with this pod's VPN address" in ended.last["error"]
-        assert pod.untouched
+        result = watch.wait()
+        assert (result.status, result.stderr) == (1, "")
+        assert "no node with this pod's VPN address" in result.last["error"]
+        assert pod.has_no_writes
 
     in_new_network(scenario)

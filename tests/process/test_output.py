@@ -85,7 +85,7 @@ def start(pod: Pod, sink: Sink, *arguments: str, **variables: str) -> subprocess
     return subprocess.Popen(
         command,
         env=pod.environment | variables,
-        cwd=pod.folder,
+        cwd=pod.working_directory,
         stdin=DEVNULL,
         stdout=sink.descriptor,
         stderr=subprocess.PIPE,
@@ -108,11 +108,11 @@ def test_cleanup_does_its_work(pod: Pod, sink: Sink) -> None:
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 def test_failed_cleanup_has_its_exit_status(pod: Pod, sink: Sink) -> None:
     assert end_of(start(pod, sink, "cleanup", HEADSCALE_USER="nobody")) == (1, "")
     assert end_of(start(pod, sink, "cleanup", DOMAIN_NAME="")) == (2, "")
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
 def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
@@ -124,7 +124,7 @@ def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
     assert pod.records() == {f"A {node.address}": MARK}
 
 
-@pytest.mark.sample(4)
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize(
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
@@ -142,7 +142,7 @@ def test_signal_ends_the_command(
     assert end_of(process) == (status, "")
 
 
-@pytest.mark.sample(4)
+@pytest.mark.default_cases(4)
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
 def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, arguments: list[str]) -> None:
@@ -155,7 +155,7 @@ def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, argumen
     events = [json.loads(line)["event"] for line in errors.splitlines()]
     is_quiet = kind == "broken" or "--dry-run" not in arguments
     assert events == ([] if is_quiet else ["command.failed"])
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
 def test_signal_ends_a_report_that_is_not_read(pod_and_request: tuple[Pod, Event]) -> None:

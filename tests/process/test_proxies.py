@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.process.commands import Ended, Pod
+from tests.process.commands import CompletedRun, Pod
 from tests.simulators.proxy import ProxySimulator
 
 PASSWORD = "pr0xy-pa55word"
@@ -35,26 +35,26 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
         yield proxy
 
 
-def reads(ended: Ended) -> dict[str, bool]:
+def reads(result: CompletedRun) -> dict[str, bool]:
     """Return which upstreams a dry run could read."""
-    context = json.loads(ended.out)["context"]
+    context = json.loads(result.stdout)["context"]
     return {"Headscale": context["headscale_version"] is not None, "Cloudflare": context["zone"] == "example.com"}
 
 
-def dry_run(pod: Pod, **variables: str) -> Ended:
+def dry_run(pod: Pod, **variables: str) -> CompletedRun:
     return pod.run("--dry-run", "--output", "json", HTTP_TIMEOUT="30s", **variables)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
 def test_both_upstreams_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
-    ended = pod.run("cleanup", HEADSCALE_URL=HEADSCALE, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
+    result = pod.run("cleanup", HEADSCALE_URL=HEADSCALE, LOG_LEVEL="debug", **{name: pod.environment["PROXY"]})
 
-    assert ended.status == 0, ended.out
+    assert result.status == 0, result.stdout
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
     assert set(proxy.requested) == {"hs.example.com:80", "cloudflare.example.net:80"}
-    assert PASSWORD not in ended.out
-    assert ended.named("settings.loaded")[0][name.lower()] == proxy.url
+    assert PASSWORD not in result.stdout
+    assert result.named("settings.loaded")[0][name.lower()] == proxy.url
 
 
 def test_exempted_host_is_reached_directly(pod: Pod, proxy: ProxySimulator) -> None:
@@ -67,21 +67,21 @@ def test_exempted_host_is_reached_directly(pod: Pod, proxy: ProxySimulator) -> N
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "HEADSCALE_PROXY"])
 def test_address_in_the_cluster_needs_an_explicit_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
     """An API key in plain HTTP is not sent out of the cluster by accident."""
-    ended = dry_run(pod, HEADSCALE_URL=IN_CLUSTER, **{name: pod.environment["PROXY"]})
+    result = dry_run(pod, HEADSCALE_URL=IN_CLUSTER, **{name: pod.environment["PROXY"]})
 
     is_explicit = name == "HEADSCALE_PROXY"
-    assert reads(ended)["Headscale"] is is_explicit
+    assert reads(result)["Headscale"] is is_explicit
     assert ("headscale.vpn.svc.cluster.local:8080" in proxy.requested) is is_explicit
 
 
 @pytest.mark.parametrize("harm", ["refuses", "down"])
 def test_failing_proxy_is_named(pod: Pod, proxy: ProxySimulator, harm: str) -> None:
     url = "http://me:{}@127.0.0.1:9" if harm == "down" else proxy.url.replace("http://", "http://me:{}@")
-    ended = dry_run(pod, HEADSCALE_URL=HEADSCALE, HTTP_PROXY=url.format("wr0ng-pa55word"))
+    result = dry_run(pod, HEADSCALE_URL=HEADSCALE, HTTP_PROXY=url.format("wr0ng-pa55word"))
 
-    assert ended.status == 1
-    assert "HTTP_PROXY" in ended.out
-    assert "wr0ng-pa55word" not in ended.out + ended.errors
+    assert result.status == 1
+    assert "HTTP_PROXY" in result.stdout
+    assert "wr0ng-pa55word" not in result.stdout + result.stderr
 
 
 INVALID: list[Callable[[str], dict[str, str]]] = [
@@ -93,24 +93,24 @@ INVALID: list[Callable[[str], dict[str, str]]] = [
 ]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.default_cases(5)
 @pytest.mark.parametrize("variables", INVALID)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
 def test_unusable_value_is_a_settings_error(
     pod: Pod, variables: Callable[[str], dict[str, str]], arguments: list[str]
 ) -> None:
-    values = variables(str(pod.folder))
-    ended = pod.run(*arguments, **values, DNS_OWNER="services")
+    values = variables(str(pod.working_directory))
+    result = pod.run(*arguments, **values, DNS_OWNER="services")
 
-    assert ended.status == 2
-    events = [json.loads(line) for line in (ended.out + ended.errors).splitlines()]
+    assert result.status == 2
+    events = [json.loads(line) for line in (result.stdout + result.stderr).splitlines()]
     invalid = [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
     assert invalid == [next(iter(values))]
-    assert PASSWORD not in ended.out + ended.errors
-    assert pod.untouched
+    assert PASSWORD not in result.stdout + result.stderr
+    assert pod.has_no_writes
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     "variables",
     [
@@ -121,4 +121,4 @@ def test_unusable_value_is_a_settings_error(
 )
 def test_value_without_effect_is_accepted(pod: Pod, variables: dict[str, str]) -> None:
     assert pod.run("cleanup", **variables).status == 0
-    assert not (pod.folder / "keys").exists()
+    assert not (pod.working_directory / "keys").exists()

@@ -47,5 +47,5 @@ def test_both_commands_log_what_the_operations_page_shows(pod: Pod, repository: 
     cleaned = pod.run("cleanup")
     VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR)
-    compare(cleaned.out.splitlines(), shown(repository, "lifecycle cleanup"))
-    compare(watched.out.splitlines(), shown(repository, "lifecycle dns-watch --once"))
+    compare(cleaned.stdout.splitlines(), shown(repository, "lifecycle cleanup"))
+    compare(watched.stdout.splitlines(), shown(repository, "lifecycle dns-watch --once"))

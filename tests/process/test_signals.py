@@ -13,7 +13,7 @@ from tests.simulators import faults
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "event", "status"),
@@ -27,13 +27,13 @@ def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[st
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0")
     running.until(event)
-    ended = running.stop(number)
-    assert (ended.status, ended.errors) == (status, "")
-    assert [event["signal"] for event in ended.named("stop.requested")] == [number.name]
-    assert pod.untouched
+    result = running.stop(number)
+    assert (result.status, result.stderr) == (status, "")
+    assert [event["signal"] for event in result.named("stop.requested")] == [number.name]
+    assert pod.has_no_writes
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     ("arguments", "status"),
@@ -54,16 +54,16 @@ def test_signal_ends_a_command_with_a_hanging_request(
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
     assert detectors[0].has_request.wait(HANGS_AFTER_S)
-    ended = running.stop(number)
-    assert (ended.status, ended.errors) == (status, "")
-    assert [event["signal"] for event in ended.named("stop.requested")] == [number.name]
-    assert pod.untouched
+    result = running.stop(number)
+    assert (result.status, result.stderr) == (status, "")
+    assert [event["signal"] for event in result.named("stop.requested")] == [number.name]
+    assert pod.has_no_writes
 
 
 def test_hanging_zone_delays_cleanup_by_one_timeout(pod: Pod) -> None:
     """HTTP_TIMEOUT ends the request, and nothing is printed to standard error."""
     pod.cloudflare.faults.add(faults.hang(limit_s=3600), times=None)
-    ended = pod.run("cleanup", HTTP_TIMEOUT="2")
-    assert (ended.status, ended.errors) == (0, "")
-    assert len(ended.named("zone.unreadable")) == 1
-    assert pod.files == ["authkey", "authkey.id"]
+    result = pod.run("cleanup", HTTP_TIMEOUT="2")
+    assert (result.status, result.stderr) == (0, "")
+    assert len(result.named("zone.unreadable")) == 1
+    assert pod.volume_files == ["authkey", "authkey.id"]

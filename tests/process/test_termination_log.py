@@ -11,7 +11,7 @@ from wsgiref.types import WSGIApplication
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Ended, Pod, RequestDetector, Running
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, CompletedRun, Pod, RequestDetector, Running
 from tests.simulators import faults
 
 # Run in a separate mount namespace, so that the machine's /dev does not change.
@@ -51,19 +51,19 @@ def _require_mount_namespace() -> None:
 
 def start(pod: Pod, *arguments: str, make: str, **variables: str) -> tuple[Running, Path]:
     """Start a command, and return it with the file that gets its termination message."""
-    out = pod.folder / "termination-message"
+    out = pod.working_directory / "termination-message"
     command = ["unshare", "--mount", "sh", "-c", WITH_PRIVATE_DEV, "sh", str(out), make, PROGRAM, *arguments]
     return pod.start_command(*command, **variables), out
 
 
-def run_with_log(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[Ended, str | None]:
+def run_with_log(pod: Pod, *arguments: str, make: str = FILE, **variables: str) -> tuple[CompletedRun, str | None]:
     """Run a command and return its result and termination message, or None if the log file is missing."""
     running, out = start(pod, *arguments, make=make, **variables)
-    ended = running.end()
-    return ended, out.read_text() if out.exists() else None
+    result = running.wait()
+    return result, out.read_text() if out.exists() else None
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "expected"),
     [
@@ -88,21 +88,21 @@ def run_with_log(pod: Pod, *arguments: str, make: str = FILE, **variables: str) 
 def test_termination_message_contains_the_reason(
     pod: Pod, arguments: list[str], variables: dict[str, str], status: int, expected: str
 ) -> None:
-    ended, message = run_with_log(pod, *arguments, **variables)
-    assert ended.status == status
+    result, message = run_with_log(pod, *arguments, **variables)
+    assert result.status == status
     assert message is not None
     assert expected in message
-    assert status == 2 or message == ended.last["error"]
+    assert status == 2 or message == result.last["error"]
 
 
 def test_incomplete_dry_run_writes_the_reason(pod: Pod) -> None:
-    ended, message = run_with_log(pod, "--dry-run", HEADSCALE_USER="bob")
-    assert ended.status == 1
+    result, message = run_with_log(pod, "--dry-run", HEADSCALE_USER="bob")
+    assert result.status == 1
     assert message is not None
     assert "bob" in message
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "logged"),
     [
@@ -125,49 +125,49 @@ def test_stop_during_a_hanging_request_is_reported(
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running, out = start(pod, *arguments, make=SHARED, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
     assert detectors[0].has_request.wait(HANGS_AFTER_S)
-    ended = running.stop()
-    assert ended.status == 1
-    assert [event["event"] for event in ended.events] == logged
+    result = running.stop()
+    assert result.status == 1
+    assert [event["event"] for event in result.events] == logged
     assert out.read_text() == "stopped by SIGTERM before the work was done; nothing needs undoing"
-    assert pod.untouched
+    assert pod.has_no_writes
 
 
 def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod) -> None:
     for number in range(400):
         pod.headscale.add_user(f"user-{number:04d}")
-    ended, message = run_with_log(pod, "cleanup")
-    assert ended.status == 1
+    result, message = run_with_log(pod, "cleanup")
+    assert result.status == 1
     assert message is not None
     assert len(message.encode()) == 4096
-    assert ended.last["error"].startswith(message)
+    assert result.last["error"].startswith(message)
 
 
 def test_success_writes_no_termination_message(pod: Pod) -> None:
-    ended, message = run_with_log(pod, "cleanup")
-    assert (ended.status, message) == (0, "")
+    result, message = run_with_log(pod, "cleanup")
+    assert (result.status, message) == (0, "")
 
 
 @pytest.mark.parametrize("owner", ["monitoring", ""])
 def test_status_leaves_the_message_of_its_container_alone(pod: Pod, owner: str) -> None:
     pod.headscale.faults.add(faults.html(502), times=None)
-    ended, message = run_with_log(pod, "status", DNS_OWNER=owner)
-    assert (ended.status, message) == (1 if owner else 2, "")
+    result, message = run_with_log(pod, "status", DNS_OWNER=owner)
+    assert (result.status, message) == (1 if owner else 2, "")
 
 
 def test_missing_termination_log_is_not_created(pod: Pod) -> None:
-    ended, message = run_with_log(pod, "cleanup", make=NOTHING, HEADSCALE_USER="bob")
-    assert (ended.status, ended.errors, message) == (1, "", None)
+    result, message = run_with_log(pod, "cleanup", make=NOTHING, HEADSCALE_USER="bob")
+    assert (result.status, result.stderr, message) == (1, "", None)
 
 
 def test_read_only_termination_log_is_not_changed(pod: Pod) -> None:
-    ended, message = run_with_log(pod, "cleanup", make=READ_ONLY, HEADSCALE_USER="bob")
-    assert (ended.status, ended.errors, message) == (1, "", "before\n")
+    result, message = run_with_log(pod, "cleanup", make=READ_ONLY, HEADSCALE_USER="bob")
+    assert (result.status, result.stderr, message) == (1, "", "before\n")
 
 
 def test_termination_message_contains_no_secret(pod: Pod) -> None:
     pod.headscale.faults.add(faults.answer(500, pod.headscale.api_key, content_type="text/plain"), path="/none")
-    ended, message = run_with_log(pod, "cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789")
-    assert ended.status == 1
+    result, message = run_with_log(pod, "cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789")
+    assert result.status == 1
     assert message is not None
     assert "hskey-api-wrong-0123456789" not in message
     assert not Path(pod.key_file).exists()
@@ -178,7 +178,7 @@ def test_termination_message_is_printable(pod: Pod, user: str) -> None:
     """`kubectl describe` prints it to a terminal."""
     if user.startswith("bob"):
         pod.headscale.add_user(user)
-    ended, message = run_with_log(pod, "cleanup", **({} if user.startswith("bob") else {"HEADSCALE_USER": user}))
-    assert ended.status == 1
+    result, message = run_with_log(pod, "cleanup", **({} if user.startswith("bob") else {"HEADSCALE_USER": user}))
+    assert result.status == 1
     assert message
     assert message.isprintable()

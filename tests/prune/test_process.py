@@ -28,7 +28,7 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
             headscale_url=headscale_url,
             cloudflare_url=cloudflare_url,
             base=clean_environment,
-            folder=tmp_path,
+            working_directory=tmp_path,
         )
         headscale.add_user("svc")
         node = headscale.add_node(NAME, user="svc")
@@ -38,20 +38,20 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
 
 @pytest.mark.parametrize("arguments", [("prune", "--name", NAME), ("prune", "--name", NAME, "--dry-run")])
 def test_without_yes_only_the_plan_is_shown(pod: Pod, arguments: tuple[str, ...]) -> None:
-    ended = pod.run(*arguments, "--output", "json", **OWNED)
-    assert ended.status == 0, ended.errors
-    assert NAME in json.dumps(json.loads(ended.out)["plans"])
-    assert pod.untouched
+    result = pod.run(*arguments, "--output", "json", **OWNED)
+    assert result.status == 0, result.stderr
+    assert NAME in json.dumps(json.loads(result.stdout)["plans"])
+    assert pod.has_no_writes
 
 
 def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
-    ended = pod.run("prune", "--name", NAME, "--yes", **OWNED)
-    assert (ended.status, ended.errors) == (0, ""), ended.out
+    result = pod.run("prune", "--name", NAME, "--yes", **OWNED)
+    assert (result.status, result.stderr) == (0, ""), result.stdout
     assert pod.headscale.nodes == []
     assert pod.records() == {}
 
 
-@pytest.mark.sample(1)
+@pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "names"),
     [
@@ -66,7 +66,7 @@ def test_with_yes_the_workload_is_removed(pod: Pod) -> None:
 def test_invalid_request_changes_nothing(
     pod: Pod, arguments: tuple[str, ...], variables: dict[str, str], status: int, names: str
 ) -> None:
-    ended = pod.run("prune", *arguments, **variables)
-    assert ended.status == status, ended.out + ended.errors
-    assert names in ended.out + ended.errors
-    assert pod.untouched
+    result = pod.run("prune", *arguments, **variables)
+    assert result.status == status, result.stdout + result.stderr
+    assert names in result.stdout + result.stderr
+    assert pod.has_no_writes

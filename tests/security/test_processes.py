@@ -73,7 +73,7 @@ def test_command_line_contains_no_secret(
             headscale_url=headscale_url,
             cloudflare_url=cloudflare_url,
             base=clean_environment,
-            folder=tmp_path,
+            working_directory=tmp_path,
         )
         add_leftovers(pod)
         headscale.faults.add(faults.hang())
@@ -81,10 +81,10 @@ def test_command_line_contains_no_secret(
         assert detector.has_request.wait(HANGS_AFTER_S)
         arguments = Path(f"/proc/{running.pid}/cmdline").read_text()
         children = children_of(running.pid)
-        ended = running.stop()
+        result = running.stop()
         headscale.faults.release()
     assert arguments.rstrip("\0").split("\0")[-len(command) :] == list(command)
-    assert pod.secrets_in(arguments, ended.out, ended.errors) == []
+    assert pod.secrets_in(arguments, result.stdout, result.stderr) == []
     assert children == []
     count("secrets searched", by=len(headscale.secrets()) + len(cloudflare.secrets()))
 
@@ -106,7 +106,7 @@ def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_
             headscale_url=stack.enter_context(serve(headscale)),
             cloudflare_url=stack.enter_context(serve(cloudflare)),
             base=clean_environment,
-            folder=tmp_path,
+            working_directory=tmp_path,
             kubernetes=kubernetes,
             kubernetes_url=stack.enter_context(serve(kubernetes, tls=authority.server)),
             authority=authority,
@@ -122,11 +122,11 @@ def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind:
         if fault is not None:
             pod.kubernetes.spoil(fault, "nodes list")
             pod.kubernetes.spoil(fault, "preauthkeys create")
-        ended = pod.run(*command, **SETTINGS)
+        result = pod.run(*command, **SETTINGS)
         count("runs of commands through failures", f"exec: {kind}")
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]
         metadata = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
-        assert ended.out
-        assert "Traceback" not in ended.out + ended.errors
+        assert result.stdout
+        assert "Traceback" not in result.stdout + result.stderr
         count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
-        assert pod.secrets_in(ended.out, ended.errors, *urls, *metadata) == []
+        assert pod.secrets_in(result.stdout, result.stderr, *urls, *metadata) == []

@@ -165,7 +165,7 @@ def test_no_code_disables_verification(repository: Path) -> None:
 # --- Redirects ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("command", ["cleanup", "--dry-run"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirect_is_not_followed(runs: Runs, pod: Pod, command: str, status: int) -> None:
@@ -184,7 +184,7 @@ def test_redirect_is_not_followed(runs: Runs, pod: Pod, command: str, status: in
 # --- Sizes of responses --------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(2)
+@pytest.mark.default_cases(2)
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "--dry-run"])
 def test_response_of_a_gigabyte_is_rejected(runs: Runs, pod: Pod, command: str, upstream: str) -> None:

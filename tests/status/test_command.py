@@ -131,7 +131,7 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
             headscale_url=headscale_url,
             cloudflare_url=cloudflare_url,
             base=clean_environment,
-            folder=tmp_path,
+            working_directory=tmp_path,
         )
         headscale.add_user(USER)
         node = headscale.add_node(NAME, user=USER)
@@ -145,15 +145,15 @@ WATCH = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
 
 def test_in_the_pod_of_dns_watch_the_status_is_zero_until_something_needs_a_person(pod: Pod) -> None:
     fine = pod.run("status", "--output", "json", **WATCH)
-    assert (fine.status, fine.errors) == (0, ""), fine.out
-    assert states(json.loads(fine.out)) == {NAME: "in sync"}
+    assert (fine.status, fine.stderr) == (0, ""), fine.stdout
+    assert states(json.loads(fine.stdout)) == {NAME: "in sync"}
 
     pod.headscale.delete_node(pod.headscale.nodes[0].id)
     lost = pod.run("status", "--redact", **WATCH)
-    assert (lost.status, lost.errors) == (1, ""), lost.out
-    assert "NAME" in lost.out
-    assert NAME not in lost.out
-    assert pod.untouched
+    assert (lost.status, lost.stderr) == (1, ""), lost.stdout
+    assert "NAME" in lost.stdout
+    assert NAME not in lost.stdout
+    assert pod.has_no_writes
 
 
 @pytest.mark.parametrize(
@@ -161,4 +161,4 @@ def test_in_the_pod_of_dns_watch_the_status_is_zero_until_something_needs_a_pers
 )
 def test_invalid_request(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
     assert pod.run("status", *arguments, **(WATCH | variables)).status == 2
-    assert pod.untouched
+    assert pod.has_no_writes
