@@ -237,7 +237,7 @@ def test_error_ends_the_search(account: CloudflareSimulator, fault: Fault) -> No
 
 
 def test_zone_without_access_is_not_found(account: CloudflareSimulator) -> None:
-    account.add_zone(ZONE, account_owned=False)
+    account.add_zone(ZONE, in_token_account=False)
     with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*token"):
         client_of(account, None).records(NAME)
 

@@ -92,7 +92,7 @@ class Zone:
     id: str
     name: str
     status: str
-    account_owned: bool
+    in_token_account: bool
     """True if the zone is in the token's account."""
 
 
@@ -110,13 +110,13 @@ class Token:
 
 
 def _seconds(duration: timedelta) -> int:
-    """In whole seconds, rounded up."""
+    """Return the number of seconds, rounded up."""
     return -(-duration // timedelta(seconds=1))
 
 
 @dataclass(slots=True, kw_only=True)
 class _Limit:
-    """A rate limit: after too many requests in the window, all are refused for the same time."""
+    """A rate limit: too many requests in a window block all requests for as long as the window."""
 
     requests: int
     per: timedelta
@@ -128,8 +128,8 @@ class _Limit:
 
     def blocks(self, now: datetime) -> bool:
         """Count a request, and return True if it exceeds the limit."""
-        over = self.since + self.per if self.blocked_until is None else self.blocked_until
-        if now >= over:
+        ends_at = self.since + self.per if self.blocked_until is None else self.blocked_until
+        if now >= ends_at:
             self.blocked_until, self.since, self.count = None, now, 0
         self.count += 1
         if self.blocked_until is None and self.count > self.requests:
@@ -139,9 +139,9 @@ class _Limit:
     def headers(self, now: datetime) -> dict[str, str]:
         """The rate limit headers of every response."""
         left = max(0, self.requests - self.count)
-        over = self.since + self.per if self.blocked_until is None else self.blocked_until
+        ends_at = self.since + self.per if self.blocked_until is None else self.blocked_until
         return {
-            "ratelimit": f'"default";r={left};t={_seconds(over - now)}',
+            "ratelimit": f'"default";r={left};t={_seconds(ends_at - now)}',
             "ratelimit-policy": f'"default";q={self.requests};w={_seconds(self.per)}',
         }
 
@@ -151,7 +151,7 @@ class _Limit:
             "success": False,
             "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
         }
-        if self.code == THROTTLED:  # Cloudflare is known to return two bodies. This is the complete one.
+        if self.code == THROTTLED:  # Cloudflare returns one of two forms. This is the complete one.
             body |= {"messages": [], "result": None}
         response = json_response(body, 429)
         if self.retry_after and self.blocked_until is not None:
@@ -247,13 +247,13 @@ class CloudflareSimulator(Upstream):
         retry_after: bool = True,
         code: Literal[971, 10429] = 10429,
     ) -> None:
-        """Limit the number of requests in a window. Further requests get a 429 for the same time.
+        """Limit the number of requests in a window. Further requests get a 429 for as long as the window.
 
         Args:
             requests: the allowed number; 0 = refuse every request.
             per: the length of the window, and how long requests are refused after it is exceeded.
             retry_after: whether the response has a Retry-After header.
-            code: the error code, which selects one of the two bodies that Cloudflare is known to return.
+            code: the error code, which selects one of the two forms of the body that Cloudflare returns.
         """
         with self.lock:
             now = self._now()
@@ -270,7 +270,7 @@ class CloudflareSimulator(Upstream):
         zone_id: str | None = None,
         status: str = "active",
         *,
-        account_owned: bool = True,
+        in_token_account: bool = True,
     ) -> str:
         """Add a zone.
 
@@ -278,7 +278,7 @@ class CloudflareSimulator(Upstream):
             name: such as `example.com`; several zones can have the same name.
             zone_id: 32 hex digits; generated if omitted.
             status: the zone's status, such as `pending`.
-            account_owned: whether it is in the token's account. The token cannot see zones of other accounts.
+            in_token_account: whether it is in the token's account. The token cannot see zones of other accounts.
 
         Returns:
             Its id.
@@ -287,7 +287,7 @@ class CloudflareSimulator(Upstream):
             zone_id = zone_id or self._new_id()
             if HEX32.fullmatch(zone_id) is None:
                 raise ValueError("a zone id has 32 hex digits")
-            self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), status=status, account_owned=account_owned)
+            self._zones[zone_id] = Zone(id=zone_id, name=name.lower(), status=status, in_token_account=in_token_account)
             return zone_id
 
     def add_record(
@@ -364,17 +364,17 @@ class CloudflareSimulator(Upstream):
         if self._limit is not None and self._limit.blocks(now):
             response = self._limit.answer(now)
         else:
-            response = self._executed(request)
+            response = self._execute(request)
         if self._limit is not None:
             response.headers.update(self._limit.headers(now))
         response.headers["cf-ray"] = f"{self._random.getrandbits(64):016x}-FRA"
         return response
 
-    def _executed(self, request: Request) -> Response:
+    def _execute(self, request: Request) -> Response:
         try:
             response = json_response({"success": True, "errors": [], "messages": [], **self._dispatch(request)})
         except ApiError as error:
-            response = json_response(_refused(error.errors), error.status)
+            response = json_response(_error_body(error.errors), error.status)
         response.headers["api-version"] = "2026-01-01"
         if request.method != "GET" and response.status == 200:
             response.headers["cf-auditlog-id"] = self._new_id()
@@ -409,14 +409,14 @@ class CloudflareSimulator(Upstream):
             raise ApiError(403, INVALID_TOKEN, "Invalid access token")
 
     def _verify_user_token(self, request: Request, _arguments: Mapping[str, str]) -> Body:
-        return self._verified(request, account_owned=False)
+        return self._token_status(request, account_owned=False)
 
     def _verify_account_token(self, request: Request, arguments: Mapping[str, str]) -> Body:
         if arguments["account_id"] != self.account_id:
             raise ApiError(403, AUTHENTICATION, "Authentication error")
-        return self._verified(request, account_owned=True)
+        return self._token_status(request, account_owned=True)
 
-    def _verified(self, request: Request, *, account_owned: bool) -> Body:
+    def _token_status(self, request: Request, *, account_owned: bool) -> Body:
         token = self._token
         if not self._is_token(request) or token.account_owned != account_owned:
             raise ApiError(401, VERIFY_REFUSED, "Invalid API Token")
@@ -429,7 +429,7 @@ class CloudflareSimulator(Upstream):
     # --- Zones --------------------------------------------------------------------------------------
 
     def _may_reach(self, zone: Zone) -> bool:
-        return zone.account_owned and (self._token.zones is None or zone.id in self._token.zones)
+        return zone.in_token_account and (self._token.zones is None or zone.id in self._token.zones)
 
     def _list_zones(self, request: Request, _arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
@@ -470,7 +470,7 @@ class CloudflareSimulator(Upstream):
         return f"{self._random.getrandbits(128):032x}"
 
     def _zone(self, request: Request, arguments: Mapping[str, str], *, write: bool) -> Zone:
-        """Return the zone if the token is permitted to do this with its records."""
+        """Return the zone, or refuse a token that may not read its records or, with `write`, change them."""
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
         allowed = {"edit": True, "read": not write, "none": False}[self._token.permission]
@@ -548,10 +548,10 @@ class CloudflareSimulator(Upstream):
 
 def refusal(status: int, code: int, message: str = "refused") -> Fault:
     """Return a fault that responds to any request with one of Cloudflare's errors."""
-    return fault_answer(status, json.dumps(_refused([{"code": code, "message": message}])))
+    return fault_answer(status, json.dumps(_error_body([{"code": code, "message": message}])))
 
 
-def _refused(errors: list[dict[str, Any]]) -> Body:
+def _error_body(errors: list[dict[str, Any]]) -> Body:
     return {"result": None, "success": False, "errors": errors, "messages": []}
 
 
@@ -560,7 +560,7 @@ def _refused(errors: list[dict[str, Any]]) -> Body:
 
 def _no_route(request: Request, status: int) -> ApiError:
     message = f"Could not route to {request.path}, perhaps your object identifier is invalid?"
-    return ApiError(status, NO_ROUTE, message, beside=(NO_ROUTE_FOR_URI, "No route for that URI"))
+    return ApiError(status, NO_ROUTE, message, second_error=(NO_ROUTE_FOR_URI, "No route for that URI"))
 
 
 def _read_body(request: Request) -> dict[str, Any]:
@@ -639,7 +639,7 @@ ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "starts_with": str.startswith,
     "ends_with": str.endswith,
 }
-"""Comparisons by the prefix of the parameter `name`, before its colon."""
+"""Comparisons by the operator before the colon in the value of the parameter `name`, as in `contains:example`."""
 
 
 def _zone_wanted(zone: Zone, query: Parameters) -> bool:

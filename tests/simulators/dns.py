@@ -86,7 +86,7 @@ class ApiError(Exception):
         message: str,
         *,
         chain: tuple[int, str] | None = None,
-        beside: tuple[int, str] | None = None,
+        second_error: tuple[int, str] | None = None,
     ) -> None:
         """Create the error.
 
@@ -95,7 +95,7 @@ class ApiError(Exception):
             code: Cloudflare's error code.
             message: the message, on which clients must not depend.
             chain: the errors nested in it.
-            beside: a second error in the same response.
+            second_error: the code and message of another error in the same response.
         """
         super().__init__(f"{code}: {message}")
         self.status = status
@@ -104,8 +104,8 @@ class ApiError(Exception):
         if chain is not None:
             error["error_chain"] = [{"code": chain[0], "message": chain[1]}]
         self.errors = [error]
-        if beside is not None:
-            self.errors.append({"code": beside[0], "message": beside[1]})
+        if second_error is not None:
+            self.errors.append({"code": second_error[0], "message": second_error[1]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

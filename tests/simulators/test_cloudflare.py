@@ -366,7 +366,7 @@ def test_permissions(account: Account) -> None:
 
 
 def test_zones_that_the_token_cannot_access(account: Account) -> None:
-    other = account.sim.add_zone("other.org", account_owned=False)
+    other = account.sim.add_zone("other.org", in_token_account=False)
     for zone in (other, "0" * 32):
         assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, 10000)
     assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []

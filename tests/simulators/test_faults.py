@@ -1,4 +1,4 @@
-"""Faults have the same effect in this process and over loopback."""
+"""Faults have the same effect in this process and over loopback, except for `drip`, which is a time-out in process."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_fault_hits_the_selected_requests(counter: Counter, client: httpx.Client
 
 
 def test_traffic_is_recorded(counter: Counter, client: httpx.Client) -> None:
-    """Also a request whose response is lost."""
+    """A request is recorded even if its response is lost."""
     client.get("/a b", params={"name": "a"})
     counter.faults.add(faults.drop(committed=True))
     with pytest.raises(httpx.ReadError):
