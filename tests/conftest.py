@@ -104,7 +104,7 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what is not in the tier."""
     for item in items:
-        if "workshop" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
+        if "scratch_dir" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
             raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
     if config.option.full:
         return

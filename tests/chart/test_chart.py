@@ -1,4 +1,4 @@
-"""Test what Helm makes of the chart's values."""
+"""Test what Helm renders from the chart's values."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_each_namespace_has_its_own_prune(everything: list[Document]) -> None:
         assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("prune", True)
 
 
-def test_one_owner_of_all_records_is_kept(chart: Path) -> None:
+def test_configured_dns_owner_applies_to_every_prune_job(chart: Path) -> None:
     values = {"settings": {**SITE, "DNS_OWNER": "west"}, "prune": {"enabled": True, "namespaces": ["services"]}}
     documents = template(chart, values)
     assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == "west"
@@ -138,7 +139,7 @@ def test_network_policies_select_the_pods_of_the_chart(everything: list[Document
     assert not any("ingress" in policy["spec"] for policy in of_kind(everything, "NetworkPolicy"))
 
 
-def test_image_of_a_registry_is_used_everywhere(chart: Path) -> None:
+def test_registry_image_is_used_everywhere(chart: Path) -> None:
     image = {"repository": "registry.example.com/lifecycle", "digest": f"sha256:{'0' * 64}"}
     documents = template(
         chart,
@@ -179,9 +180,16 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
             "settings.DOMAIN_NAME",
         ),
     ],
-    ids=["no domain", "no login server", "domain", "http", "image that is not built", "prune without domain"],
+    ids=[
+        "no domain",
+        "no login server",
+        "domain",
+        "http",
+        "custom image although build is enabled",
+        "prune without domain",
+    ],
 )
-def test_unusable_values_are_refused_by_name(chart: Path, values: Values, message: str) -> None:
+def test_error_names_the_invalid_value(chart: Path, values: Values, message: str) -> None:
     assert message in refusal(chart, values)
 
 
@@ -192,7 +200,7 @@ def test_missing_sources_are_reported(tmp_path: Path) -> None:
     assert template(copy, {"settings": SITE, "build": {"enabled": False}})
 
 
-def test_kubernetes_without_the_policies_is_refused(chart: Path) -> None:
+def test_kubernetes_without_mutating_admission_policies_is_refused(chart: Path) -> None:
     assert "inject.enabled" in refusal(chart, {"settings": SITE}, "--kube-version=1.33.0")
     assert template(chart, {"inject": {"enabled": False}}, "--kube-version=1.25.0")
 
@@ -218,6 +226,10 @@ def test_package_contains_the_sources_and_the_schema(chart: Path, tmp_path: Path
     done = run("package", chart, "--destination", tmp_path)
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tgz")
+    with tarfile.open(archive) as package:
+        members = package.getnames()
+    assert f"{CHART.name}/values.schema.json" in members
+    assert f"{CHART.name}/files/sources.tar.gz" in members
     assert template(archive, {"settings": SITE}) == template(chart, {"settings": SITE})
 
 

@@ -25,7 +25,7 @@ from tests.simulators.dialects import DIALECTS, openapi, swagger
 
 
 class TestVersion:
-    """A version as the server or its command line reports it."""
+    """A version as the API or the `headscale` command reports it."""
 
     @pytest.mark.parametrize(
         ("text", "minor"),
@@ -175,7 +175,7 @@ class TestFingerprint:
             ("", None),
         ],
     )
-    def test_command_line_is_detected_by_its_help(self, text: str, version: str | None) -> None:
+    def test_cli_release_is_detected_by_its_help(self, text: str, version: str | None) -> None:
         found = dialect_of_help(text)
 
         assert (found.version if found else None) == version
@@ -204,5 +204,5 @@ def test_user_reference(minor: int, user: User, reference: str) -> None:
         ("", None, ""),
     ],
 )
-def test_refusal_by_the_command_line(text: str, code: str | None, message: str) -> None:
+def test_refusal_by_the_cli_is_parsed(text: str, code: str | None, message: str) -> None:
     assert cli_refusal(text) == (code, message)

@@ -101,7 +101,7 @@ def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
 
 @pytest.fixture
 def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
-    """The command line of that server."""
+    """The `headscale` command of that server."""
     return HeadscaleCli(server, now=clock.now)
 
 
@@ -234,7 +234,7 @@ def test_no_secret_is_in_an_argument(
 
 
 def test_node_without_a_name_is_listed(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
-    """The command line omits empty values."""
+    """The `headscale` command omits empty values."""
     server.add_node("", user="svc")
     server.add_node(NAME, user="svc")
     assert len(headscale.nodes()) == 2
@@ -352,7 +352,7 @@ def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: Exe
 
 
 def grpc(code: str, text: str = "no") -> str:
-    """Return the error of the command line of 0.23 to 0.29 for a refusal."""
+    """Return the error that the `headscale` command of 0.23 to 0.29 prints for a refusal."""
     return json.dumps({"error": f"getting node: rpc error: code = {code} desc = {text}"}, indent="\t") + "\n"
 
 
@@ -586,7 +586,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
 def test_lost_response_is_resolved_despite_clock_skew(
     skew: timedelta, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, connect: Connect, clock: Clock
 ) -> None:
-    """The command line computes a key's expiry from its own clock."""
+    """The `headscale` command computes a key's expiry from its own clock."""
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = the_user(headscale)
@@ -696,7 +696,9 @@ class TestPodSelection:
         assert transport.nodes() == []
 
     @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"leaving": True}])
-    @pytest.mark.parametrize("other_pod", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["alone", "ui", "ui-2"])
+    @pytest.mark.parametrize(
+        "other_pod", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["no-other-pod", "ui", "ui-2"]
+    )
     def test_pod_that_is_not_ready_is_retried(
         self,
         state: dict[str, Any],

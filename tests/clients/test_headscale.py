@@ -551,7 +551,7 @@ def test_malformed_id_is_not_sent(node_id: str, server: HeadscaleSimulator, head
     [
         pytest.param(faults.html(200), id="html"),
         pytest.param(faults.garbage(), id="malformed-json"),
-        pytest.param(faults.answer(200, "{}"), id="no-list"),
+        pytest.param(faults.answer(200, "{}"), id="list-missing"),
         pytest.param(faults.answer(200, '{"nodes": null}'), id="null"),
         pytest.param(faults.answer(200, '{"nodes": {}}'), id="object"),
         pytest.param(faults.answer(200, '{"nodes": [{"id": "1"}]}'), id="node-without-name"),

@@ -75,7 +75,7 @@ def parsed(parse: Callable[[Any], Any], payload: Any) -> tuple[bool, Any]:
 
 
 def is_id(value: object) -> bool:
-    """Return True for an id as Headscale writes it: text, or a number on the command line."""
+    """Return True for an id as Headscale writes it: a string in the API, a number in the output of `headscale`."""
     return type(value) in (str, int) and re.fullmatch("[1-9][0-9]*", str(value)) is not None
 
 
@@ -96,18 +96,19 @@ class TestTime:
             pytest.param("2026-03-01T12:00:00.123456999Z", AT, id="truncated-not-rounded"),
             pytest.param("2026-03-01T14:00:00.123456+02:00", AT, id="offset-east"),
             pytest.param("2026-03-01T07:30:00.123456789-04:30", AT, id="offset-west"),
+            # Headscale sets this expiry at logout.
             pytest.param("1970-01-01T00:02:03Z", datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="logged-out"),
             pytest.param("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), id="far"),
-            pytest.param({"seconds": 1772366400, "nanos": 123456789}, AT, id="command-line"),
-            pytest.param({"seconds": 1772366400}, AT.replace(microsecond=0), id="command-line-without-nanos"),
-            pytest.param({"seconds": 123}, datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="command-line-logged-out"),
+            pytest.param({"seconds": 1772366400, "nanos": 123456789}, AT, id="cli-output"),
+            pytest.param({"seconds": 1772366400}, AT.replace(microsecond=0), id="cli-output-without-nanos"),
+            pytest.param({"seconds": 123}, datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="cli-output-logged-out"),
             pytest.param({"seconds": -1}, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), id="before-1970"),
             pytest.param(None, None, id="null"),
             pytest.param("", None, id="empty"),
             pytest.param("0001-01-01T00:00:00Z", None, id="year-1"),
             pytest.param("0001-01-01T00:53:28+00:53", None, id="year-1-east"),
             pytest.param("0000-12-31T19:03:58-04:56", None, id="year-1-west"),
-            pytest.param({"seconds": -62135596800}, None, id="command-line-year-1"),
+            pytest.param({"seconds": -62135596800}, None, id="cli-output-year-1"),
         ],
     )
     def test_instant_is_parsed(self, value: object, at: datetime | None) -> None:
@@ -124,14 +125,14 @@ class TestTime:
             pytest.param(0, id="zero"),
             pytest.param(False, id="false"),
             pytest.param({}, id="empty-object"),
-            pytest.param({"nanos": 5}, id="nanos-alone"),
-            pytest.param({"seconds": "1772366400"}, id="seconds-as-text"),
+            pytest.param({"nanos": 5}, id="nanos-only"),
+            pytest.param({"seconds": "1772366400"}, id="seconds-as-string"),
             pytest.param({"seconds": 1.5}, id="half-seconds"),
-            pytest.param({"seconds": True}, id="true-seconds"),
+            pytest.param({"seconds": True}, id="seconds-is-boolean-true"),
             pytest.param({"seconds": 10**12}, id="after-year-9999"),
             pytest.param({"seconds": 10**30}, id="seconds-out-of-range"),
             pytest.param({"seconds": -(10**12)}, id="before-year-1"),
-            pytest.param({"seconds": 1, "nanos": "5"}, id="nanos-as-text"),
+            pytest.param({"seconds": 1, "nanos": "5"}, id="nanos-as-string"),
             pytest.param({"seconds": 1, "nanos": 10**9}, id="too-many-nanos"),
             pytest.param({"seconds": 1, "nanos": -1}, id="negative-nanos"),
             pytest.param("9999-12-31T23:59:59-05:00", id="after-year-9999-in-UTC"),
@@ -174,7 +175,7 @@ class TestTime:
 
 
 class TestId:
-    """Identifiers are decimal text, in whatever form they were received."""
+    """An id is parsed to a decimal string, whether it was received as a string or a number."""
 
     @pytest.mark.parametrize(
         ("value", "text"),
@@ -208,24 +209,24 @@ class TestUser:
         ("payload", "user"),
         [
             pytest.param(SVC, User("1", "svc"), id="object"),
-            pytest.param({"id": 1, "name": "svc"}, User("1", "svc"), id="id-as-a-number"),
+            pytest.param({"id": 1, "name": "svc"}, User("1", "svc"), id="id-as-number"),
             pytest.param("svc", User(None, "svc"), id="name-up-to-0.25"),
             pytest.param("svc@example.com", User(None, "svc@example.com"), id="email-on-0.24"),
             pytest.param({"id": "3", "name": ""}, User("3", ""), id="without-a-name"),
             pytest.param(
                 {"id": 3, "email": "a@b"},
                 User("3", "", email="a@b"),
-                id="an-empty-name-is-left-out-by-the-command-line",
+                id="empty-name-omitted-in-cli-output",
             ),
-            pytest.param({"name": "svc"}, User(None, "svc"), id="name-alone"),
-            pytest.param({"id": "", "name": "svc"}, User(None, "svc"), id="a-name-and-an-empty-id"),
+            pytest.param({"name": "svc"}, User(None, "svc"), id="name-only"),
+            pytest.param({"id": "", "name": "svc"}, User(None, "svc"), id="name-with-empty-id"),
             pytest.param(None, None, id="null"),
-            pytest.param("", None, id="empty-text"),
+            pytest.param("", None, id="empty-string"),
             pytest.param({}, None, id="empty-object"),
-            pytest.param({"id": "", "name": ""}, None, id="empty-texts-instead-of-null"),
+            pytest.param({"id": "", "name": ""}, None, id="empty-strings-instead-of-null"),
             pytest.param({"id": "0", "name": ""}, None, id="id-zero"),
-            pytest.param(TAGGED, None, id="stand-in-for-tagged-nodes"),
-            pytest.param({"id": 2147455555, "name": "tagged-devices"}, None, id="stand-in-on-the-command-line"),
+            pytest.param(TAGGED, None, id="tagged-devices-user"),
+            pytest.param({"id": 2147455555, "name": "tagged-devices"}, None, id="tagged-devices-user-in-cli-output"),
         ],
     )
     def test_user_is_parsed(self, payload: object, user: User | None) -> None:
@@ -267,7 +268,7 @@ class TestUser:
 
 
 def changed(**fields: Any) -> dict[str, Any]:
-    """Return the node with other fields; an ellipsis omits one."""
+    """Return NODE with these fields replaced; `...` removes a field."""
     return {name: value for name, value in (NODE | fields).items() if value is not ...}
 
 
@@ -292,16 +293,16 @@ class TestNode:
     @pytest.mark.parametrize(
         ("fields", "name", "value"),
         [
-            pytest.param({"id": 12}, "id", "12", id="id-as-a-number"),
+            pytest.param({"id": 12}, "id", "12", id="id-as-number"),
             pytest.param({"name": "My_Host"}, "hostname", "My_Host", id="hostname-as-it-is"),
             pytest.param({"name": ""}, "hostname", "", id="no-hostname"),
             pytest.param({"ipAddresses": []}, "addresses", (), id="no-address"),
-            pytest.param({"ipAddresses": ...}, "addresses", (), id="addresses-left-out"),
+            pytest.param({"ipAddresses": ...}, "addresses", (), id="addresses-omitted"),
             pytest.param({"ipAddresses": None}, "addresses", (), id="addresses-null"),
-            pytest.param({"ipAddresses": ["fd00::1"]}, "addresses", (ip_address("fd00::1"),), id="IPv6-alone"),
+            pytest.param({"ipAddresses": ["fd00::1"]}, "addresses", (ip_address("fd00::1"),), id="IPv6-only"),
             pytest.param({"user": None}, "user", None, id="tagged-from-0.29-on"),
             pytest.param({"user": TAGGED}, "user", None, id="tagged-on-0.28"),
-            pytest.param({"user": ...}, "user", None, id="user-left-out"),
+            pytest.param({"user": ...}, "user", None, id="user-omitted"),
             pytest.param({"tags": ...}, "tags", frozenset(), id="no-tags"),
             pytest.param({"tags": None}, "tags", frozenset(), id="tags-null"),
             pytest.param(
@@ -310,9 +311,9 @@ class TestNode:
                 frozenset({"tag:a", "tag:b"}),
                 id="tags-up-to-0.27",
             ),
-            pytest.param({"registerMethod": 1}, "registered_by", RegisterMethod.AUTH_KEY, id="auth-key-as-a-number"),
-            pytest.param({"registerMethod": 2}, "registered_by", RegisterMethod.CLI, id="CLI-as-a-number"),
-            pytest.param({"registerMethod": 3}, "registered_by", RegisterMethod.OIDC, id="OIDC-as-a-number"),
+            pytest.param({"registerMethod": 1}, "registered_by", RegisterMethod.AUTH_KEY, id="auth-key-as-number"),
+            pytest.param({"registerMethod": 2}, "registered_by", RegisterMethod.CLI, id="CLI-as-number"),
+            pytest.param({"registerMethod": 3}, "registered_by", RegisterMethod.OIDC, id="OIDC-as-number"),
             pytest.param({"registerMethod": "REGISTER_METHOD_CLI"}, "registered_by", RegisterMethod.CLI, id="CLI"),
             pytest.param({"registerMethod": "REGISTER_METHOD_OIDC"}, "registered_by", RegisterMethod.OIDC, id="OIDC"),
             pytest.param(
@@ -321,17 +322,17 @@ class TestNode:
                 RegisterMethod.UNKNOWN,
                 id="unspecified",
             ),
-            pytest.param({"registerMethod": "NEW"}, "registered_by", RegisterMethod.UNKNOWN, id="one-of-the-future"),
-            pytest.param({"registerMethod": ...}, "registered_by", RegisterMethod.UNKNOWN, id="method-left-out"),
-            pytest.param({"registerMethod": True}, "registered_by", RegisterMethod.UNKNOWN, id="true-is-no-1"),
-            pytest.param({"registerMethod": 1.0}, "registered_by", RegisterMethod.UNKNOWN, id="1.0-is-no-1"),
+            pytest.param({"registerMethod": "NEW"}, "registered_by", RegisterMethod.UNKNOWN, id="unknown-method"),
+            pytest.param({"registerMethod": ...}, "registered_by", RegisterMethod.UNKNOWN, id="method-omitted"),
+            pytest.param({"registerMethod": True}, "registered_by", RegisterMethod.UNKNOWN, id="true-is-not-1"),
+            pytest.param({"registerMethod": 1.0}, "registered_by", RegisterMethod.UNKNOWN, id="1.0-is-not-1"),
             pytest.param({"preAuthKey": None}, "pre_auth_key", None, id="no-key"),
-            pytest.param({"preAuthKey": ...}, "pre_auth_key", None, id="key-left-out"),
+            pytest.param({"preAuthKey": ...}, "pre_auth_key", None, id="key-omitted"),
             pytest.param(
                 {"preAuthKey": {"id": "", "key": "", "user": {"id": "", "name": ""}}},
                 "pre_auth_key",
                 None,
-                id="empty-texts-instead-of-null",
+                id="empty-strings-instead-of-null",
             ),
             pytest.param(
                 {"preAuthKey": {"id": "7", "user": "svc"}},
@@ -339,8 +340,9 @@ class TestNode:
                 KeyOrigin("7", User(None, "svc")),
                 id="key's-user-by-name-up-to-0.25",
             ),
+            # A key that has tags needs no user.
             pytest.param(
-                {"preAuthKey": {"id": 7, "user": None}}, "pre_auth_key", KeyOrigin("7", None), id="key-of-tags-alone"
+                {"preAuthKey": {"id": 7, "user": None}}, "pre_auth_key", KeyOrigin("7", None), id="key-without-user"
             ),
             pytest.param(
                 {"preAuthKey": {"id": "7", "createdAt": "2026-03-01T12:00:00.123456789Z"}},
@@ -349,14 +351,14 @@ class TestNode:
                 id="creation-time-of-the-key",
             ),
             pytest.param({"online": False}, "online", False, id="offline"),
-            pytest.param({"online": ...}, "online", False, id="offline-on-the-command-line"),
+            pytest.param({"online": ...}, "online", False, id="offline-in-cli-output"),
             pytest.param({"online": None}, "online", False, id="online-null"),
-            pytest.param({"online": "true"}, "online", False, id="a-text-is-not-true"),
-            pytest.param({"expiry": "0001-01-01T00:00:00Z"}, "expires_at", None, id="never-as-year-1"),
-            pytest.param({"expiry": ...}, "expires_at", None, id="never-left-out"),
+            pytest.param({"online": "true"}, "online", False, id="string-is-not-true"),
+            pytest.param({"expiry": "0001-01-01T00:00:00Z"}, "expires_at", None, id="no-expiry-as-year-1"),
+            pytest.param({"expiry": ...}, "expires_at", None, id="no-expiry-omitted"),
             pytest.param({"expiry": "2026-03-01T12:00:00.123456Z"}, "expires_at", AT, id="expires"),
             pytest.param({"lastSeen": None}, "last_seen", None, id="never-seen"),
-            pytest.param({"somethingNew": {"a": [1]}}, "id", "12", id="a-field-of-the-future"),
+            pytest.param({"somethingNew": {"a": [1]}}, "id", "12", id="unknown-field"),
         ],
     )
     def test_field_in_each_form(self, fields: dict[str, Any], name: str, value: object) -> None:
@@ -367,32 +369,32 @@ class TestNode:
         [
             pytest.param({"id": ...}, id="no-id"),
             pytest.param({"id": "0"}, id="id-zero"),
-            pytest.param({"id": "x"}, id="id-of-letters"),
+            pytest.param({"id": "x"}, id="id-with-letters"),
             pytest.param({"machineKey": ...}, id="no-machine-key"),
             pytest.param({"machineKey": ""}, id="empty-machine-key"),
-            pytest.param({"machineKey": 5}, id="machine-key-as-a-number"),
+            pytest.param({"machineKey": 5}, id="machine-key-as-number"),
             pytest.param({"name": ...}, id="no-name"),
             pytest.param({"name": None}, id="name-null"),
-            pytest.param({"ipAddresses": ["x"]}, id="no-address"),
-            pytest.param({"ipAddresses": "100.64.0.5"}, id="addresses-as-a-text"),
-            pytest.param({"ipAddresses": [1681915909]}, id="an-address-as-a-number"),
-            pytest.param({"ipAddresses": [True]}, id="a-true-address"),
-            pytest.param({"ipAddresses": {"100.64.0.5": 1}}, id="addresses-as-an-object"),
-            pytest.param({"tags": "tag:svc"}, id="tags-as-a-text"),
-            pytest.param({"tags": {"tag:svc": True}}, id="tags-as-an-object"),
-            pytest.param({"tags": [["tag:svc"]]}, id="tags-within-tags"),
-            pytest.param({"tags": ["tag:svc", None]}, id="a-tag-null"),
-            pytest.param({"user": {"message": "no"}}, id="a-user-that-is-none"),
-            pytest.param({"user": 1}, id="a-user-as-a-number"),
-            pytest.param({"user": False}, id="a-false-user"),
-            pytest.param({"preAuthKey": {"user": SVC}}, id="a-key-with-a-user-and-no-id"),
-            pytest.param({"preAuthKey": "7"}, id="a-key-as-a-text"),
-            pytest.param({"preAuthKey": {"id": "7", "user": {"x": 1}}}, id="a-key's-user-that-is-none"),
-            pytest.param({"preAuthKey": []}, id="a-key-as-a-list"),
-            pytest.param({"preAuthKey": False}, id="a-false-key"),
+            pytest.param({"ipAddresses": ["x"]}, id="not-an-address"),
+            pytest.param({"ipAddresses": "100.64.0.5"}, id="addresses-as-string"),
+            pytest.param({"ipAddresses": [1681915909]}, id="address-as-number"),
+            pytest.param({"ipAddresses": [True]}, id="address-is-boolean-true"),
+            pytest.param({"ipAddresses": {"100.64.0.5": 1}}, id="addresses-as-object"),
+            pytest.param({"tags": "tag:svc"}, id="tags-as-string"),
+            pytest.param({"tags": {"tag:svc": True}}, id="tags-as-object"),
+            pytest.param({"tags": [["tag:svc"]]}, id="nested-list-of-tags"),
+            pytest.param({"tags": ["tag:svc", None]}, id="tag-null"),
+            pytest.param({"user": {"message": "no"}}, id="object-that-is-not-a-user"),
+            pytest.param({"user": 1}, id="user-as-number"),
+            pytest.param({"user": False}, id="user-is-boolean-false"),
+            pytest.param({"preAuthKey": {"user": SVC}}, id="key-with-user-but-no-id"),
+            pytest.param({"preAuthKey": "7"}, id="key-as-string"),
+            pytest.param({"preAuthKey": {"id": "7", "user": {"x": 1}}}, id="key-with-object-that-is-not-a-user"),
+            pytest.param({"preAuthKey": []}, id="key-as-list"),
+            pytest.param({"preAuthKey": False}, id="key-is-boolean-false"),
             pytest.param({"expiry": "soon"}, id="expiry-in-words"),
-            pytest.param({"expiry": {"seconds": 10**30}}, id="expiry-beyond-every-clock"),
-            pytest.param({"lastSeen": 5}, id="last-seen-as-a-number"),
+            pytest.param({"expiry": {"seconds": 10**30}}, id="expiry-out-of-range"),
+            pytest.param({"lastSeen": 5}, id="last-seen-as-number"),
         ],
     )
     def test_malformed_node_is_an_error(self, fields: dict[str, Any]) -> None:
@@ -437,8 +439,8 @@ class TestNode:
     def test_arbitrary_value(self, payload: Any) -> None:
         assert parsed(parse_node, payload) == (False, None)
 
-    def test_command_line_form_gives_the_same_node(self) -> None:
-        """Up to 0.29 it has snake case names and numbers, and omits empty values."""
+    def test_cli_output_gives_the_same_node(self) -> None:
+        """Up to 0.29, `headscale` prints snake case names and numbers, and omits empty values."""
         printed = {
             "id": 12,
             "machine_key": MACHINE,
@@ -553,8 +555,8 @@ class TestApiKey:
             parse_api_key(payload)
 
 
-class TestCommandLine:
-    """The command line's names for fields."""
+class TestCliOutput:
+    """Field names in the output of the `headscale` command."""
 
     def test_names_are_camelised_at_every_depth(self) -> None:
         printed = {"pre_auth_key": {"acl_tags": ["tag:a_b"], "created_at": None}, "nodes": [{"ip_addresses": ["a_b"]}]}

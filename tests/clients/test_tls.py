@@ -1,4 +1,4 @@
-"""TLS: which servers are trusted, and what the errors advise, with real servers."""
+"""TLS with real servers: which certificates are trusted, and which setting an error names."""
 
 from __future__ import annotations
 
@@ -93,13 +93,15 @@ def test_private_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
     add_authorities(added, authority.certificate)
     strict = ssl.create_default_context(cafile=authority.certificate)
     with serve(Api(), tls=authority.server()) as url:
-        assert isinstance(failure(url, strict), TransientError), "the extension does not matter here"
+        assert isinstance(failure(url, strict), TransientError), (
+            "strict verification must refuse this authority, or the test shows nothing"
+        )
         assert send(url, added) == {"ok": True}
         assert send(url, private_trust(authority.certificate)) == {"ok": True}
 
 
-def test_folder_of_the_image_replaces_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both authorities have one name, and so one hash."""
+def test_hashed_ca_folder_trusts_every_authority_of_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both authorities have the same subject, so the names of their files start with the same hash."""
     folder = tmp_path / "certificates"
     authorities = []
     for name in ("first", "second"):
@@ -152,7 +154,7 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
 
 
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_unknown_authority_names_the_setting_for_authorities(
+def test_unknown_authority_error_names_the_ca_setting(
     authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
 ) -> None:
     with serve(Api(), tls=authority.server()) as url:
@@ -163,7 +165,7 @@ def test_unknown_authority_names_the_setting_for_authorities(
 
 
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
-def test_other_name_names_the_setting_for_the_url(
+def test_hostname_mismatch_error_names_the_url_setting(
     authority: PrivateAuthority, upstream: Upstream, url_setting: str, ca_setting: str
 ) -> None:
     with serve(Api(), tls=authority.server(name="DNS:hs.example.com")) as url:

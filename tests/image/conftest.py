@@ -13,9 +13,9 @@ from tests.image.tools import Builds, Containerd
 
 
 @pytest.fixture
-def builds(first_build: Builds, workshop: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
+def builds(first_build: Builds, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
     """A copy of the built archive, which the test may change."""
-    folder = workshop / request.node.name.replace("/", "-")
+    folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(first_build.archive.path, folder / "image.tar")
     yield Builds(folder, first_build.sources, first_build.environment)
@@ -23,9 +23,9 @@ def builds(first_build: Builds, workshop: Path, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
-def containerd(workshop: Path) -> Iterator[Containerd]:
+def containerd(scratch_dir: Path) -> Iterator[Containerd]:
     """A containerd without images. The name of its folder is short, because the path of a socket is limited."""
-    folder = Path(tempfile.mkdtemp(prefix="c", dir=workshop))
+    folder = Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir))
     containerd = Containerd(folder)
     containerd.start()
     yield containerd

@@ -33,7 +33,7 @@ def machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for large files, in memory if there is enough. pytest would keep three of them, so it is deleted."""
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
@@ -46,11 +46,11 @@ def workshop(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def debian(workshop: Path) -> Mapping[str, Path]:
+def debian(scratch_dir: Path) -> Mapping[str, Path]:
     """Two root file systems of Debian stable: one like the slim image, and one with the tools of both containers."""
     packages_of = {
-        "base": (workshop / "base.tar", "ca-certificates"),
-        "tools": (workshop / "tools", "buildah,netavark,containerd"),
+        "base": (scratch_dir / "base.tar", "ca-certificates"),
+        "tools": (scratch_dir / "tools", "buildah,netavark,containerd"),
     }
     processes = {
         name: subprocess.Popen(
@@ -68,7 +68,7 @@ def debian(workshop: Path) -> Mapping[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def pip_settings(workshop: Path) -> list[str]:
+def pip_settings(scratch_dir: Path) -> list[str]:
     """Mounts that give pip in a build the settings of pip on this machine."""
     settings = {}
     for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
@@ -76,7 +76,7 @@ def pip_settings(workshop: Path) -> list[str]:
         name = key.rsplit(".", 1)[-1]
         if name in {"cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host"}:
             settings[name] = value.strip("'")
-    config = workshop / "pip.conf"
+    config = scratch_dir / "pip.conf"
     config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
     mounts = [f"{config}:/etc/pip.conf:ro"]
     if "cert" in settings:
@@ -85,11 +85,11 @@ def pip_settings(workshop: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def build_environment(workshop: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
+def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
     """The environment of a Buildah whose storage contains the base image."""
-    storage = workshop / "storage.conf"
+    storage = scratch_dir / "storage.conf"
     storage.write_text(
-        f'[storage]\ndriver = "overlay"\ngraphroot = "{workshop}/layers"\nrunroot = "{workshop}/layers-run"\n'
+        f'[storage]\ndriver = "overlay"\ngraphroot = "{scratch_dir}/layers"\nrunroot = "{scratch_dir}/layers-run"\n'
     )
     environment = {
         **os.environ,
@@ -97,7 +97,7 @@ def build_environment(workshop: Path, debian: Mapping[str, Path], pip_settings: 
         "BUILDAH_ISOLATION": "chroot",
         "BASE_IMAGE": BASE,
         "BUILD_FLAGS": " ".join(f"--volume {mount}" for mount in pip_settings),
-        "TMPDIR": str(workshop),
+        "TMPDIR": str(scratch_dir),
     }
     container = checked(["buildah", "from", "scratch"], env=environment).strip()
     checked(["buildah", "add", "--quiet", container, debian["base"], "/"], env=environment)
@@ -114,9 +114,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def first_build(workshop: Path, build_environment: dict[str, str], sources: Path) -> Builds:
+def first_build(scratch_dir: Path, build_environment: dict[str, str], sources: Path) -> Builds:
     """The image, built once for all tests. Tests must not change it."""
-    folder = workshop / "first"
+    folder = scratch_dir / "first"
     folder.mkdir()
     builds = Builds(folder, sources, build_environment)
     built = builds.build()

@@ -113,12 +113,12 @@ def bind(source: Path, target: str, mode: str) -> str:
 @pytest.fixture(params=["run/containerd"])
 def node(
     request: pytest.FixtureRequest,
-    workshop: Path,
+    scratch_dir: Path,
     debian: Mapping[str, Path],
     sources: Path,
 ) -> Iterator[ClusterNode]:
     """A cluster node. The parameter is the folder of containerd's socket."""
-    root = Path(tempfile.mkdtemp(prefix="n", dir=workshop))
+    root = Path(tempfile.mkdtemp(prefix="n", dir=scratch_dir))
     config_map = root / "config-map"
     shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, config_map)
@@ -136,12 +136,12 @@ def node(
 def test_pod_builds_and_imports_the_image(
     node: ClusterNode,
     first_build: Builds,
-    workshop: Path,
+    scratch_dir: Path,
     pip_settings: list[str],
 ) -> None:
     """The second run of the init container builds nothing."""
     # The base image comes from a file instead of a registry.
-    base = workshop / "base.oci"
+    base = scratch_dir / "base.oci"
     checked(["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment)
     flags = [bind(base, "/base.oci", "ro")]
     flags += [bind(Path(mount.split(":")[0]), f"/host{number}", "ro") for number, mount in enumerate(pip_settings)]

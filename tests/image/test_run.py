@@ -42,9 +42,9 @@ SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture(scope="module")
-def runtime(first_build: Builds, workshop: Path) -> Iterator[Containerd]:
+def runtime(first_build: Builds, scratch_dir: Path) -> Iterator[Containerd]:
     """A containerd with the image. Tests must not change it."""
-    containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=workshop)))
+    containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir)))
     containerd.start()
     checked([*containerd.ctr, "images", "import", first_build.archive.path])
     yield containerd

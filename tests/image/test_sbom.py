@@ -24,13 +24,14 @@ from tests.image.tools import ROOT, Builds, checked, run
 STATUS = "var/lib/dpkg/status.d"
 SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
 
-OF_NO_PACKAGE = re.compile(
+UNPACKAGED_FILES = re.compile(
     rf"{STATUS}/.+|etc/.+|opt/lifecycle/(pyvenv\.cfg|\.gitignore|bin/[Aa]ctivate.*|etc/ssl/certs/[0-9a-f]{{8}}\.\d)|"
     r".+\.pyc"
 )
-"""The list of packages, configuration (which Debian's lists of files omit), and what the build adds to the venv.
+"""Paths of files in the image that belong to no package.
 
-The certificates are those of certifi.
+These are dpkg's list of packages, configuration (which Debian's lists of files omit), bytecode, and what the build adds
+to the venv. The latter includes certifi's certificates, each in a file that is named for its hash.
 """
 
 
@@ -44,10 +45,10 @@ def document(first_build: Builds) -> Any:
 
 
 @pytest.fixture(scope="module")
-def root(first_build: Builds, workshop: Path) -> Path:
+def root(first_build: Builds, scratch_dir: Path) -> Path:
     """The file system of the image."""
-    folder = workshop / "root"
-    unpacked = workshop / "unpacked"
+    folder = scratch_dir / "root"
+    unpacked = scratch_dir / "unpacked"
     for path in (folder, unpacked):
         path.mkdir()
     checked(["tar", "-xf", first_build.archive.path, "-C", unpacked])
@@ -80,7 +81,7 @@ def test_sbom_lists_the_interpreter(document: Any, root: Path) -> None:
 
 
 def test_every_file_belongs_to_a_listed_package(root: Path) -> None:
-    """A program that was copied into the image would be in no list."""
+    """This detects a program that was copied into the image without a package."""
     [site] = root.glob(SITE_PACKAGES)
     owned = {
         line.split(None, 1)[1] for path in (root / STATUS).glob("*.md5sums") for line in path.read_text().splitlines()
@@ -89,7 +90,7 @@ def test_every_file_belongs_to_a_listed_package(root: Path) -> None:
         with record.open(newline="") as file:
             owned |= {normpath(f"{site.relative_to(root)}/{row[0]}") for row in csv.reader(file)}
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
-    assert {path for path in found - owned if not OF_NO_PACKAGE.fullmatch(path)} == set()
+    assert {path for path in found - owned if not UNPACKAGED_FILES.fullmatch(path)} == set()
 
 
 def test_every_component_has_a_hash_a_license_and_a_supplier(document: Any) -> None:

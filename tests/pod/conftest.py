@@ -29,10 +29,10 @@ def needs(*commands: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def stand_ins(workshop: Path) -> Path:
+def stand_ins(scratch_dir: Path) -> Path:
     """Build a root file system with Debian's nginx and the stand-ins for the application and tailscale."""
     needs("mmdebstrap")
-    archive = workshop / "stand-ins.tar"
+    archive = scratch_dir / "stand-ins.tar"
     done = subprocess.run(
         [
             *("mmdebstrap", "--variant=essential", '--aptopt=Acquire::Check-Valid-Until "false"'),
@@ -53,10 +53,10 @@ def stand_ins(workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runtime(workshop: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
+def runtime(scratch_dir: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
     """Start podman with the image of this repository and the stand-in image."""
     needs("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
-    folder = workshop / "podman"
+    folder = scratch_dir / "podman"
     folder.mkdir()
     with podman(folder) as machine:
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -85,9 +85,9 @@ def wait_until_published(setup: Setup) -> Node:
 
 
 @pytest.fixture(scope="module")
-def applied(runtime: Podman, workshop: Path) -> Iterator[tuple[Setup, Pod]]:
+def applied(runtime: Podman, scratch_dir: Path) -> Iterator[tuple[Setup, Pod]]:
     """Run a pod and wait until its record is published."""
-    folder = workshop / "applied"
+    folder = scratch_dir / "applied"
     folder.mkdir()
     with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
         wait_until_published(setup)
@@ -166,9 +166,9 @@ def test_logs_contain_no_secrets(applied: tuple[Setup, Pod]) -> None:
         assert not [secret for secret in [*setup.headscale.secrets(), *setup.cloudflare.secrets()] if secret in log]
 
 
-def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, workshop: Path) -> None:
+def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, scratch_dir: Path) -> None:
     """Headscale still reports the old node as online, because its client did not disconnect."""
-    folder = workshop / "replaced"
+    folder = scratch_dir / "replaced"
     folder.mkdir()
     with set_up(runtime, folder) as setup:
         with setup.kubelet.pod() as pod:
@@ -186,9 +186,9 @@ def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, 
         assert [write.method for write in setup.cloudflare.writes] == ["POST", "PATCH"]
 
 
-def test_dns_watch_exits_on_sigterm(runtime: Podman, workshop: Path) -> None:
+def test_dns_watch_exits_on_sigterm(runtime: Podman, scratch_dir: Path) -> None:
     """Stop it with a grace period and check that SIGKILL was not needed."""
-    folder = workshop / "stopped"
+    folder = scratch_dir / "stopped"
     folder.mkdir()
     with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
         wait_until_published(setup)

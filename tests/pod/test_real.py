@@ -147,14 +147,14 @@ def connect_client_machine(hosts: Hosts) -> None:
 
 
 @pytest.fixture(scope="module")
-def setup(runtime: Podman, workshop: Path) -> Iterator[Setup]:
+def setup(runtime: Podman, scratch_dir: Path) -> Iterator[Setup]:
     """Run the pod and a client machine that has joined the tailnet."""
     releases = installed_releases()
     if isinstance(releases, str):
         pytest.skip(releases)
     if not Path("/dev/net/tun").exists():
         pytest.skip("needs /dev/net/tun: modprobe tun")
-    folder = workshop / "real"
+    folder = scratch_dir / "real"
     folder.mkdir()
     server = Server(releases[-1], folder)
     cloudflare = CloudflareSimulator()

@@ -26,7 +26,7 @@ def _child(job: dict[str, Any]) -> None:
     os.dup2(output, 2)
     # The inherited streams have cached properties of the previous files.
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    # The kubelet mounts it in /dev, which a test cannot change.
+    # The kubelet mounts the termination log in /dev, where a test cannot write.
     termination.TERMINATION_LOG = Path(job["termination_log"])
     sys.argv = ["lifecycle", *job["arguments"]]
     status = 70

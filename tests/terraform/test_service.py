@@ -1,4 +1,4 @@
-"""The Terraform module of a workload gives the same objects as Kustomize, and refuses what the script refuses."""
+"""The module of a workload gives the same objects as Kustomize, and refuses what scripts/new-service refuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def kustomized(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
-    """Return what Kustomize makes of the same values."""
+    """Return what Kustomize renders from the same values."""
     copy = copied(tmp_path_factory.mktemp("kustomize"))
     done = new_service(copy, INPUTS["name"], INPUTS["image"], str(INPUTS["port"]), INPUTS["data_path"])
     assert done.returncode == 0, done.stderr
@@ -54,8 +54,8 @@ def test_objects_are_those_of_kustomize(kustomized: Manifests, tmp_path: Path) -
     assert comparable(manifests, "wiki") == kustomized
 
 
-def test_templates_are_the_rendering_of_kustomize(kustomized: Manifests) -> None:
-    """Without Terraform: the placeholders are replaced here. With these inputs, the module changes nothing else."""
+def test_templates_give_the_objects_of_kustomize(kustomized: Manifests) -> None:
+    """This needs no Terraform: `filled` replaces the placeholders. With these inputs, Terraform does the same."""
     defaults = {name: block["default"] for name, block in variables("service").items() if "default" in block}
     values = defaults | INPUTS
     values["state_secret"] = f"{values['name']}-tailscale"
@@ -113,7 +113,7 @@ ACCEPTED: list[tuple[str, Any]] = [
     ("login_server", "http://10.96.0.20:8080"),
 ]
 
-INVALID_HERE: list[tuple[str, Any]] = [
+INVALID_FOR_MODULE_ONLY: list[tuple[str, Any]] = [
     ("application", ["not", "an", "object"]),
     ("application", {"image": "docker.io/a/other:1"}),
     ("claim_name", "Data"),
@@ -141,12 +141,13 @@ INVALID_HERE: list[tuple[str, Any]] = [
     ("vpn_prefixes", ["100.64.0.0"]),
     ("vpn_prefixes", []),
 ]
+"""Values of inputs that the module has and scripts/new-service does not."""
 
 
 @pytest.mark.full
 @needs_terraform
 def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Path) -> None:
-    cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_HERE])}
+    cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_FOR_MODULE_ONLY])}
     accepted = {f"accepted{number}": case for number, case in enumerate(ACCEPTED)}
     calls = {call: INPUTS | {name: value} for call, (name, value) in (cases | accepted).items()}
     messages = errors(root_module(tmp_path, calls))
