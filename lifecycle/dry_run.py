@@ -162,7 +162,7 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
     section.add(decision.changes, key_path=settings.authkey_output_path)
     reason = decision.state.records.reason
     if not isinstance(seen.node, Node):
-        section.notes.append(f"it would wait: {reason}")
+        section.notes.append(f"dns-watch would wait, because {reason}")
         return section
     node = seen.node
     section.notes.append(f"this pod's node is {node.id} ({describe(node)})")

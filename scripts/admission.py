@@ -58,15 +58,15 @@ _MAPS = frozenset({"requests", "limits"})
 _VALUES = {
     "hostname": "variables.hostname",
     "tailscale_args": "variables.args",
-    "state_secret": "variables.secret",
+    "state_secret": "variables.stateSecret",
     "lifecycle_image": "variables.lifecycleImage",
     "tailscale_image": "variables.tailscaleImage",
 }
 _LISTS = {
     "settings": "variables.settings.map(s, {type}{{name: s[0], value: s[1]}})",
-    "node_name": "((variables.hostname + variables.secret).contains('$(NODE_NAME)') ? [{node}] : [])",
-    "cleanup_token": "(variables.needsToken || variables.secret != '' ? [{token}] : [])",
-    "dns_watch_token": "(variables.needsToken ? [{token}] : [])",
+    "node_name": "((variables.hostname + variables.stateSecret).contains('$(NODE_NAME)') ? [{node}] : [])",
+    "cleanup_token": "(variables.needsServiceAccountToken || variables.stateSecret != '' ? [{token}] : [])",
+    "dns_watch_token": "(variables.needsServiceAccountToken ? [{token}] : [])",
 }
 
 _TEMPLATE = (
@@ -97,11 +97,11 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
             "matchConditions": [
                 {"name": "has-hostname", "expression": f"{_q(HOSTNAME)} in object.metadata.?annotations.orValue({{}})"},
                 {
-                    "name": "has-no-such-container",
+                    "name": "has-none-of-our-containers",
                     "expression": f"!({_names('object.spec')}.exists(n, n in {_q(CONTAINERS)}))",
                 },
                 {
-                    "name": "has-no-such-volume",
+                    "name": "has-none-of-our-volumes",
                     "expression": f"!object.spec.?volumes.orValue([]).exists(v, v.name in {_q(VOLUMES)})",
                 },
             ],
@@ -188,27 +188,29 @@ def _shared(template_of: str) -> dict[str, str]:
         "site": "params.?data.orValue({})",
         "domain": "variables.site[?'DOMAIN_NAME'].orValue('')",
         "hostname": f"{short} + ({short}.contains('.') ? '' : '.' + variables.domain)",
-        "secret": f"variables.annotations[?{_q(STATE_SECRET)}].orValue('')",
+        "stateSecret": f"variables.annotations[?{_q(STATE_SECRET)}].orValue('')",
     }
 
 
 def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
     # Without optional entries ({?name: value}): with them, the API server of 1.36 panics when it checks the policy.
     defaults = {name: _q(value) for name, value in DEFAULTS.items()}
-    defaults["HEADSCALE_API_KEY_FILE"] = f"variables.needsKubernetesAPI ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
+    defaults["HEADSCALE_API_KEY_FILE"] = (
+        f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
+    )
     annotated = {"AUTHKEY_TAGS": TAGS, "SELF_HEAL": SELF_HEAL, "LOG_LEVEL": LOG_LEVEL}
     own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in annotated.items()}
-    own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.secret"}
-    own["NODE_POLICY"] = "variables.secret != '' ? 'keep' : ''"
+    own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
+    own["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
     args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"
     server = _setting("LOGIN_SERVER")
     return {
         **_shared(pod),
-        "needsKubernetesAPI": (
+        "headscaleThroughKubernetes": (
             f"{_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_setting('HEADSCALE_ACCESS')} == 'exec'"
         ),
-        "needsToken": (
-            f"variables.needsKubernetesAPI || !({_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
+        "needsServiceAccountToken": (
+            f"variables.headscaleThroughKubernetes || !({_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
         "args": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
@@ -224,7 +226,7 @@ def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
             "variables.defaults[?n].orValue('')])\n"
             ".filter(s, s[1] != '')"
         ),
-        "before": f"variables.annotations[?{_q(INIT_CONTAINERS)}].orValue('') == 'before'",
+        "ownInitContainersFirst": f"variables.annotations[?{_q(INIT_CONTAINERS)}].orValue('') == 'before'",
     }
 
 
@@ -247,7 +249,7 @@ def _patch() -> str:
     steps = [
         _add(
             _object(part, "Object.spec.initContainers"),
-            f"variables.before ? {_q(_INIT + '-')} : {_q(_INIT + str(place))}",
+            f"variables.ownInitContainersFirst ? {_q(_INIT + '-')} : {_q(_INIT + str(place))}",
         )
         for place, part in enumerate(added_containers())
     ]
@@ -401,7 +403,7 @@ def _pod_validations(wanted: str) -> Iterator[Document]:
         name=f"{port}[0].name",
         value=f"string({port}[0].ports.filter(p, p.containerPort in {list(PORTS)})[0].containerPort)",
     )
-    short, secret = f"variables.annotations[{_q(HOSTNAME)}]", "variables.secret"
+    short, secret = f"variables.annotations[{_q(HOSTNAME)}]", "variables.stateSecret"
     by_node = [f"{text}.contains('$(NODE_NAME)')" for text in (short, secret)]
     by_pod = [f"{text}.contains('$(POD_NAME)')" for text in (short, secret)]
     yield _validation(

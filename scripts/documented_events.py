@@ -134,7 +134,7 @@ EVENTS = {
         "error", "address port error advice", "the health port is in use; `dns-watch` continues without it"
     ),
     # Prune
-    "prune.observing": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
+    "prune.waiting": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
     "workload.skipped": _event(
         "info warning", "workload reason", "a workload is not removed: it has changed, or an upstream failed"
     ),

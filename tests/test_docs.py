@@ -23,7 +23,7 @@ from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, calm_interval_s
 from lifecycle.dns_watch.state import HealState, Missing, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
-from lifecycle.prune.run import OBSERVATION_S
+from lifecycle.prune.run import CONFIRMATION_DELAY_S
 from lifecycle.runtime.retry import MAX_RETRIES
 from lifecycle.runtime.stop import GRACE_S
 from lifecycle.settings.fields import parse_duration
@@ -154,7 +154,7 @@ LIMITS = {
     "Retry budget of `prune` for Headscale": PRUNE_RETRY_BUDGET,
     "Retries within that time": MAX_RETRIES,
     "Time limit of a response from Headscale, as a multiple of `HTTP_TIMEOUT`": HEADSCALE.response_timeouts,
-    "Delay between the two observations of `prune`": timedelta(seconds=OBSERVATION_S),
+    "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,

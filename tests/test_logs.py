@@ -56,7 +56,7 @@ def events_of(output: str) -> list[dict[str, Any]]:
 def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
-        log.info("node.deleted", node_id="7", reason="left by an earlier pod")
+        log.info("node.deleted", node_id="7", reason="it was left by an earlier pod")
         log.warning("pass.failed", wait_s=1.5)
     """)
 
@@ -65,7 +65,7 @@ def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
         "event": "node.deleted",
         "level": "info",
         "node_id": "7",
-        "reason": "left by an earlier pod",
+        "reason": "it was left by an earlier pod",
         "timestamp": "",
     }
     assert (second["event"], second["level"], second["wait_s"]) == ("pass.failed", "warning", 1.5)

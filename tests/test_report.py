@@ -27,7 +27,7 @@ REPORT = Report(
         Section(
             "cleanup",
             steps=[
-                Step("delete", "node", "node 1 (a)", "left by an earlier pod", {"node_id": "1"}),
+                Step("delete", "node", "node 1 (a)", "it was left by an earlier pod", {"node_id": "1"}),
                 Step("create", "pre_auth_key", "a pre-auth key", "every start needs one", {"user": "svc"}),
                 Step("write", "file", "/k", "tailscale reads it", {"path": "/k"}),
             ],
@@ -45,7 +45,7 @@ name               {NAME}
 
 lifecycle cleanup would
   delete node 1 (a)
-      because left by an earlier pod
+      because it was left by an earlier pod
   create a pre-auth key
       because every start needs one
   write /k
@@ -100,7 +100,7 @@ class TestOutput:
                             "action": "delete",
                             "kind": "node",
                             "what": "node 1 (a)",
-                            "reason": "left by an earlier pod",
+                            "reason": "it was left by an earlier pod",
                             "node_id": "1",
                         },
                         {
@@ -202,7 +202,7 @@ class TestDryRun:
         assert not report.problems
         assert steps(report, "cleanup") == [("create", "pre_auth_key"), ("write", "file")]
         assert steps(report, "dns-watch") == []
-        assert any("it would wait" in note for note in section(report, "dns-watch").notes)
+        assert any("would wait" in note for note in section(report, "dns-watch").notes)
 
     def test_leftovers_are_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER, online=False)

@@ -302,7 +302,7 @@ def test_a_socket_or_the_stop_ends_a_wait(is_set: bool, is_sent: bool, received:
     ours, theirs = socketpair()
     stop = StopEvent()
     with ours, theirs, ThreadPoolExecutor() as pool:
-        waiting = pool.submit(stop.wait_or_receive, ours, 3600)
+        waiting = pool.submit(stop.wait_readable, ours, 3600)
         if is_sent:
             theirs.send(b"data")
         if is_set:

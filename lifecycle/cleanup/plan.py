@@ -79,7 +79,7 @@ class Plan:
     """What cleanup changes, in this order.
 
     Attributes:
-        records: planned again from a new list of nodes directly before it is applied.
+        records: the deletions; they are planned again from a new list of nodes directly before they are applied.
         kept: the kept node, or why there is none; None unless NODE_POLICY=keep.
         foreign: nodes with our hostname that are not ours; they stay.
     """
@@ -92,7 +92,12 @@ class Plan:
 
 
 def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> Plan:
-    """Decide what is to be changed; the time is by Headscale's clock.
+    """Decide what is to be changed.
+
+    Args:
+        seen: what was read.
+        config: the settings.
+        now: the time by Headscale's clock.
 
     Raises:
         NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
@@ -127,7 +132,9 @@ def find_kept_node(
     if state is None:
         return NoKeptNode("the Secret does not exist")
     if not state.node_id:
-        return NoKeptNode("the Secret contains no device_id: no node has registered with it, or its last start failed")
+        return NoKeptNode(
+            "the Secret contains no device_id: no node has registered with it, or the last start of tailscale failed"
+        )
     node = next((node for node in nodes if node.id == state.node_id), None)
     if node is None:
         return NoKeptNode(f"Headscale has no node {state.node_id}")
@@ -153,7 +160,7 @@ def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: date
 def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
     """Find the nodes that earlier pods of this workload left behind, except the kept one, in ascending order of id."""
     return [
-        DeleteNode(node, reason="left by an earlier pod")
+        DeleteNode(node, reason="it was left by an earlier pod")
         for node in sorted(nodes, key=lambda node: node.sequence)
         if identity.owns_node(node) and node.id != kept
     ]
@@ -187,7 +194,7 @@ def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) ->
 def plan_stale_records(
     records: Iterable[Record], remaining: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find our stale records: those whose address none of our remaining nodes has.
+    """Find our stale records: those with an address that no remaining node of ours has.
 
     Args:
         remaining: every node of the tailnet that is not deleted.
@@ -215,7 +222,7 @@ def plan_records(
     other_addresses: Iterable[IpAddress],
     leave_one: bool = False,
 ) -> list[DeleteRecord]:
-    """Find our stale records, whose address none of our nodes has, in ascending order of id.
+    """Find our stale records, with an address that no node of ours has, in ascending order of id.
 
     Args:
         our_addresses: addresses of our nodes that are not deleted.
@@ -226,15 +233,15 @@ def plan_records(
     taken = set(other_addresses)
     ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
     # If a valid record stays, the name resolves without a stale one.
-    left = {record.type for record in ours if record.address in our_addresses}
+    resolving = {record.type for record in ours if record.address in our_addresses}
     changes = []
     for record in ours:
         is_taken = record.address in taken
         if record.address in our_addresses:
             continue
-        if leave_one and record.type not in left and not is_taken:
-            left.add(record.type)
+        if leave_one and record.type not in resolving and not is_taken:
+            resolving.add(record.type)
             continue
-        reason = "its address belongs to another node" if is_taken else "its node is gone"
+        reason = "its address belongs to another node" if is_taken else "no node of this workload has its address"
         changes.append(DeleteRecord(record, reason))
     return changes

@@ -68,7 +68,7 @@ class InterfaceEvents:
         """
         if self._socket is None:
             self._stop.wait(min(timeout_s, _POLL_S))
-        elif self._stop.wait_or_receive(self._socket, min(timeout_s, _SAFETY_POLL_S if is_settled else _POLL_S)):
+        elif self._stop.wait_readable(self._socket, min(timeout_s, _SAFETY_POLL_S if is_settled else _POLL_S)):
             self._stop.wait(_SETTLE_S)
             self._drain(self._socket)
 

@@ -12,12 +12,12 @@ from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key
 from lifecycle.dns_watch.records import (
     cloudflare_failed,
     desired_records,
-    explained,
-    out_of_sync,
-    verified,
     why_unpublishable,
+    with_failure_reason,
+    with_problem,
     with_records,
     with_successor,
+    with_verified,
 )
 from lifecycle.dns_watch.schedule import (
     at_least_min_interval,
@@ -89,7 +89,7 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
     elif isinstance(seen.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
         specs = desired_records(seen.node, seen.interface, config)
-        state = replace(state, records=verified(state.records, specs, config, now, soon=created))
+        state = replace(state, records=with_verified(state.records, specs, config, now, soon=created))
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
     return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
 
@@ -119,7 +119,7 @@ def _headscale_failed(state: State, failure: ApiError, config: WatchConfig, now:
         # A server that is overloaded is not asked more often.
         calm_polls=state.calm_polls if is_overloaded(failure) else 0,
         heal=inconclusive(state.heal),
-        records=explained(state.records, failure),
+        records=with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
 
@@ -171,7 +171,7 @@ def _unregistered(state: State, missing: Unregistered, seen: Observation, config
         is_registered=False,
         calm_polls=0,
         node_expires_at=None,
-        records=out_of_sync(replace(state.records, compared=None), missing.reason),
+        records=with_problem(replace(state.records, compared=None), missing.reason),
     )
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -244,7 +244,7 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
     if not specs:
         reason = why_unpublishable(node, config)
         events.append(error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason))
-        decision = Decision(replace(state, records=out_of_sync(replace(state.records, compared=None), reason)))
+        decision = Decision(replace(state, records=with_problem(replace(state.records, compared=None), reason)))
     else:
         decision = with_records(state, node, specs, seen, config, now)
     changes, events = (*changes, *decision.changes), [*events, *decision.events]

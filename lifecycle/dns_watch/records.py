@@ -1,4 +1,4 @@
-"""Decide what the records at our name should be, what to change, and what to remember of them; pure."""
+"""Decide what the records at our name should be, what to change, and what to remember about them; pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RecordPlan:
 def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
     """Return an A record and, with DNS_IPV6, an AAAA record for the node.
 
-    Only addresses inside VPN_PREFIXES that this pod's interface has are published; the result can be empty.
+    An address is published only if it is inside VPN_PREFIXES and on this pod's interface. The result can be empty.
     """
     identity = config.records
     addresses = identity.vpn_addresses(node.addresses)
@@ -54,7 +54,7 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
 
 
 def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
-    """Return the record types whose address the node has and the interface does not show yet."""
+    """Return the record types for which the node has an address that is not on the interface yet."""
     types = {record_type(address) for address in config.records.vpn_addresses(node.addresses)}
     if not config.ipv6:
         types.discard("AAAA")
@@ -79,8 +79,8 @@ def published_successor(
         records: everything at our name.
         successors: nodes of later pods.
         identity: criteria for owning a record.
-        node: this pod's. All nodes are offline after a restart of Headscale: while this one is, an offline successor
-            keeps the name.
+        node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
+            restart of Headscale.
     """
     marked = {record.address for record in records if identity.is_marked(record)}
     for successor in successors:
@@ -107,9 +107,9 @@ def plan_records(
 
     Args:
         records: everything at our name, in any order.
-        specs: the desired records, at most one of each type. A type without one should have no record of ours.
+        specs: the desired records, at most one of each type. If a type has none, our records of that type are deleted.
         identity: criteria for owning a record.
-        ipv6: AAAA records are managed; if not, only those that carry our mark are deleted.
+        ipv6: True if AAAA records are managed. If not, only AAAA records with our mark are deleted.
         apex: the zone's own name, where NS records are normal; None if it is not known.
         undecided: types without a spec that may still get one; their records stay as they are.
     """
@@ -153,13 +153,14 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
 def with_records(
     state: State, node: Node, specs: tuple[RecordSpec, ...], seen: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
-    """Decide what to change at our name, from the records that this pass read if they were due.
+    """Decide what to change at our name.
 
-    The caller decides when the next pass is due.
+    `seen.records` is None if they were not due, and so not read in this pass. The caller decides when the next pass is
+    due.
     """
     addresses = tuple(spec.address for spec in specs)
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
-        stale = out_of_sync(state.records, "the record has not been updated since the address changed")
+        stale = with_problem(state.records, "the record has not been updated since the address changed")
         state = replace(state, records=stale)
     read = seen.records
     if isinstance(read, Failed):
@@ -170,9 +171,9 @@ def with_records(
     identity = config.records
     successor = published_successor(read.records, read.successors, identity=identity, node=node)
     state, events = with_successor(state, successor)
-    done = _read(state.records, specs, config.verify_interval, now)
+    after_read = _with_read(state.records, specs, config.verify_interval, now)
     if successor is not None:
-        state = replace(state, records=out_of_sync(done, f"node {successor.id} of a later pod has the name"))
+        state = replace(state, records=with_problem(after_read, f"node {successor.id} of a later pod has the name"))
         return Decision(state, events=events)
     plan = plan_records(
         read.records,
@@ -194,34 +195,35 @@ def with_records(
                 advice=advice,
             )
             events = (*events, foreign)
-            done = out_of_sync(done, f"a {record.type} record that is not ours exists at {record.name}. {advice}")
-        state = replace(state, records=done)
+            problem = f"a {record.type} record that is not ours exists at {record.name}. {advice}"
+            after_read = with_problem(after_read, problem)
+        state = replace(state, records=after_read)
         return Decision(state, events=events)
     if not plan.changes:
-        state = replace(state, records=verified(state.records, specs, config, now))
+        state = replace(state, records=with_verified(state.records, specs, config, now))
         return Decision(state, events=events)
-    # Not compared until the change is confirmed.
+    # Clear `compared`, so that the records are read again unless the change is confirmed.
     pending = replace(state.records, compared=None)
-    state = replace(state, records=out_of_sync(pending, "the record is out of sync and has not been updated yet"))
+    state = replace(state, records=with_problem(pending, "the record is out of sync and has not been updated yet"))
     return Decision(state, plan.changes, events=events)
 
 
-def _read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
+def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
     wait_s = lengthened(interval.total_seconds(), now.jitter)
     return replace(records, compared=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
 
 
-def verified(
+def with_verified(
     records: RecordState, specs: tuple[RecordSpec, ...], config: WatchConfig, now: Moment, *, soon: bool = False
 ) -> RecordState:
     """Remember that the records are right.
 
     Args:
-        soon: a record was created, and another pod may have created one in the same second: read them again soon.
+        soon: True if a record was just created. Another pod may have created one too, so they are read again soon.
     """
     interval = min(config.poll_interval, config.verify_interval) if soon else config.verify_interval
     return replace(
-        _read(records, specs, interval, now),
+        _with_read(records, specs, interval, now),
         in_sync=True,
         reason="",
         addresses=tuple(spec.address for spec in specs),
@@ -229,13 +231,13 @@ def verified(
     )
 
 
-def out_of_sync(records: RecordState, reason: str) -> RecordState:
+def with_problem(records: RecordState, reason: str) -> RecordState:
     """Remember that the record is not right, or not known to be right."""
     return replace(records, in_sync=False, reason=reason)
 
 
-def explained(records: RecordState, failure: ApiError) -> RecordState:
-    """Name the failure as the reason if the record is not in sync anyway."""
+def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
+    """If the record is out of sync, remember the failure as the reason."""
     return records if records.in_sync else replace(records, reason=str(failure))
 
 
@@ -245,7 +247,7 @@ def cloudflare_failed(state: State, failure: ApiError, config: WatchConfig, now:
     max_s = config.verify_interval.total_seconds()
     wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     records = replace(
-        explained(state.records, failure),
+        with_failure_reason(state.records, failure),
         compared=None,
         failures=failures,
         not_before_s=now.monotonic_s + wait_s,
@@ -254,7 +256,7 @@ def cloudflare_failed(state: State, failure: ApiError, config: WatchConfig, now:
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember for which later pod's node this pod stands down, and report a change."""
+    """Remember the successor that this pod stands down for, if there is one, and report a change."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

@@ -188,8 +188,8 @@ class Node:
 
 def describe(node: Node) -> str:
     """Describe a node in a few words."""
-    owner = node.user.label if node.user else ", ".join(sorted(node.tags)) or "none"
-    return f"hostname {node.hostname}, owner {owner}, registered by {node.registered_by}"
+    owner = f"user {node.user.label}" if node.user else f"owner {', '.join(sorted(node.tags)) or 'none'}"
+    return f"hostname {node.hostname}, {owner}, registered by {node.registered_by}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from lifecycle.domain.text import printable, timestamp
 _MAX_NOTE_BYTES: Final = 1024
 
 NOTES: Final = {
-    "record.created": ("RecordCreated", "The record {type} {record} -> {content} was created: {reason}"),
-    "record.updated": ("RecordUpdated", "The record {type} {record} -> {content} was updated, from {was}: {reason}"),
+    "record.created": ("RecordCreated", "The record {type} {record} -> {content} was created ({reason})"),
+    "record.updated": ("RecordUpdated", "The record {type} {record} was updated from {was} to {content} ({reason})"),
     "record.foreign": ("RecordForeign", "A {type} record that is not ours exists at {record} ({content}). {advice}"),
     "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
     "node.returned": ("NodeReturned", "The node is registered again, after it was {after}"),
@@ -23,7 +23,10 @@ NOTES: Final = {
     "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
 }
-"""The log events that become Events of the pod: each with the reason and the note, which has fields of the event."""
+"""The log events that become Events of the pod. Each has the reason and a template of the note.
+
+The placeholders are fields of the log event.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,12 @@ from lifecycle.settings.models import PruneSettings
 
 log = structlog.get_logger()
 
-OBSERVATION_S = 900.0
+CONFIRMATION_DELAY_S = 900.0
 """The time between the plan and its confirmation.
 
 After a restart of Headscale every node is offline until its client reconnects. `last_seen` is not a heartbeat: for a
-node that was always connected it can be as old as the registration.
+node that was always connected it can be as old as the registration. One observation therefore does not show that a node
+is gone, and clients get this long to reconnect.
 """
 
 
@@ -33,7 +34,8 @@ class Prune:
     """The removal of workloads that are gone for good.
 
     Attributes:
-        name: the only workload to remove, without waiting; None = every workload that has been gone for long.
+        name: the only workload to remove, without waiting; None = every workload that has been offline for longer than
+            PRUNE_AFTER.
         now: returns aware UTC.
         stop: no further step starts once it is set.
         renew_budget: is called after the wait, which is longer than the retry budget.
@@ -66,8 +68,8 @@ class Prune:
             for workload in workloads:
                 self._remove(workload, user)
         elif workloads:
-            log.info("prune.observing", workloads=names, wait_s=OBSERVATION_S)
-            if self.stop.wait(OBSERVATION_S):
+            log.info("prune.waiting", workloads=names, wait_s=CONFIRMATION_DELAY_S)
+            if self.stop.wait(CONFIRMATION_DELAY_S):
                 raise StoppedError("stopped on request before anything was removed")
             self.renew_budget()
             names = [workload.name for workload in workloads if self._remove_if_confirmed(workload)]
@@ -94,9 +96,9 @@ class Prune:
         for node in workload.nodes:
             identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
 
-            def is_still_ours(now: Node, identity: NodeIdentity = identity) -> bool:
+            def is_still_ours(reread: Node, identity: NodeIdentity = identity) -> bool:
                 # A node that is online again stays, unless its workload was named.
-                return identity.owns_node(now) and (self.name is not None or not now.online)
+                return identity.owns_node(reread) and (self.name is not None or not reread.online)
 
             change = DeleteNode(node, workload.reason)
             apply.delete_nodes([change], self.writers.headscale, is_still_ours=is_still_ours)

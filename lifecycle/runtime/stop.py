@@ -13,10 +13,10 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The process has to end within 2 s of SIGTERM; the rest is for the interpreter's exit.
+# The process has to end within 2 s of SIGTERM. The other 0.5 s is for the interpreter's exit.
 GRACE_S = 1.5
 
-# How long the end of the process waits for the log.
+# How long `finish` waits until the stop has been logged.
 REPORT_S = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -25,7 +25,7 @@ STOPPED_EARLY = "stopped by {} before the work was done; nothing needs undoing"
 
 
 def exit_on_stop_signals(exit_status: int) -> None:
-    """End the process at once when a stop signal arrives, or is pending, until a `Stop` handles them.
+    """End the process as soon as a stop signal arrives, until a `Stop` is created. A pending signal counts, too.
 
     Call it before slow imports.
     """
@@ -52,8 +52,8 @@ class StopEvent(Event):
         super().set()
         os.write(self._writable, b"\0")
 
-    def wait_or_receive(self, connection: socket, timeout_s: float) -> bool:
-        """Wait until the event is set or the socket has data. Return True if it has."""
+    def wait_readable(self, connection: socket, timeout_s: float) -> bool:
+        """Wait until the event is set or the socket has data. Return True if the socket has data."""
         poll = select.poll()
         poll.register(self._readable, select.POLLIN)
         poll.register(connection, select.POLLIN)
@@ -63,11 +63,11 @@ class StopEvent(Event):
 class Stop(StopEvent):
     """Set by the first stop signal.
 
-    Create it before any other thread. A process that has not ended `GRACE_S` after the signal is ended: every command
-    can be interrupted at any point.
+    Create it before any other thread. If the process still runs `GRACE_S` after the signal, it is terminated: every
+    command can be interrupted at any point.
 
     Args:
-        exit_status: of a process that is ended.
+        exit_status: the status if the process is terminated.
         on_stop: called with the signal's name, once, after the event is set.
     """
 
@@ -77,13 +77,13 @@ class Stop(StopEvent):
         self._on_stop = on_stop
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         # Threads instead of a handler: a handler runs inside the main thread, where Event.set() inside Event.wait()
-        # can deadlock. Both are started now, since a thread may be refused when the process has to stop.
+        # can deadlock. Both are started now, because the system may refuse a new thread later.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
         self._reporter.start()
         Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
 
     def finish(self) -> None:
-        """Wait a moment for the report of a stop; call it before the process ends."""
+        """Wait briefly until the stop has been logged. Call it before the process ends."""
         if self.is_set():
             self._reporter.join(REPORT_S)
 

@@ -14,7 +14,7 @@ from lifecycle.status.plan import Observation, StatusConfig
 
 
 def status_config(settings: StatusSettings) -> StatusConfig:
-    """Return the settings as a value that pure functions can take."""
+    """Return the part of the settings that the plan needs."""
     return StatusConfig(
         domain=settings.domain_name,
         mark=settings.mark,
@@ -25,7 +25,7 @@ def status_config(settings: StatusSettings) -> StatusConfig:
 
 
 def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
-    """Read Headscale, then Cloudflare. What could not be read is None, and its reason a problem."""
+    """Read Headscale, then Cloudflare. A part that could not be read is None, and `problems` contains the error."""
     seen, problems = Observation(), []
     try:
         seen = replace(seen, users=headscale.users())

@@ -61,7 +61,7 @@ class TestNodes:
         ],
     )
     def test_node_of_ours_is_deleted(self, node: Node) -> None:
-        assert plan_nodes([node], identity=NODE_IDENTITY) == [DeleteNode(node, reason="left by an earlier pod")]
+        assert plan_nodes([node], identity=NODE_IDENTITY) == [DeleteNode(node, reason="it was left by an earlier pod")]
         assert foreign_nodes([node], identity=NODE_IDENTITY) == []
 
     @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ class TestRecords:
         )
 
         assert changes == [
-            DeleteRecord(here[0], reason="its node is gone"),
+            DeleteRecord(here[0], reason="no node of this workload has its address"),
             DeleteRecord(here[1], reason="its address belongs to another node"),
         ]
 

@@ -185,7 +185,7 @@ class TestChooseNode:
     @pytest.mark.parametrize(
         ("node", "owner"),
         [
-            (a_node(), "owner svc"),
+            (a_node(), "user svc"),
             (a_node(user=None, tags=["tag:b", "tag:a"]), "owner tag:a, tag:b"),
             (a_node(user=None), "owner none"),
         ],

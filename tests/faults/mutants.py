@@ -365,7 +365,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Health",
         name="reports a record as in sync before Cloudflare has accepted the change",
         file=RECORDS_FILE,
-        old="    state = replace(state, records=out_of_sync(pending, "
+        old="    state = replace(state, records=with_problem(pending, "
         '"the record is out of sync and has not been updated yet"))\n',
         new="    state = replace(state, records=replace(pending, in_sync=True))\n",
     ),
@@ -380,8 +380,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
         file=DECIDE_FILE,
-        old="verified(state.records, specs, config, now, soon=created)",
-        new="verified(state.records, specs, config, now)",
+        old="with_verified(state.records, specs, config, now, soon=created)",
+        new="with_verified(state.records, specs, config, now)",
     ),
 )
 

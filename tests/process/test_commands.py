@@ -93,7 +93,7 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
         f"name               {NAME}",
         f"owner              {MARK}",
         "lifecycle cleanup would",
-        f"  delete node 1 (hostname {NAME}, owner svc, registered by auth key, offline)",
+        f"  delete node 1 (hostname {NAME}, user svc, registered by auth key, offline)",
         f"  delete A {NAME} -> 100.64.0.1",
         "lifecycle dns-watch would",
         "Nothing was changed.",

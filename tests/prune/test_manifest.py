@@ -9,7 +9,7 @@ import pytest
 
 from lifecycle.cli import arguments_of
 from lifecycle.commands import PRUNE_RETRY_BUDGET
-from lifecycle.prune.run import OBSERVATION_S
+from lifecycle.prune.run import CONFIRMATION_DELAY_S
 from lifecycle.settings.load import load
 from lifecycle.settings.models import PruneSettings, command_variables
 from tests.pod.rendering import DEPLOY, Document, of_kind, render
@@ -42,7 +42,7 @@ def test_arguments_are_valid(container: dict[str, Any]) -> None:
 
 def test_deadline_covers_the_wait_and_the_retries(documents: list[Document]) -> None:
     (job,) = of_kind(documents, "CronJob")
-    longest_s = OBSERVATION_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
+    longest_s = CONFIRMATION_DELAY_S + 2 * PRUNE_RETRY_BUDGET.total_seconds()
     assert job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] > longest_s + 300
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lifecycle.commands import PRUNE_RETRY_BUDGET
 from lifecycle.domain.errors import ApiError, ConfigError, ConflictError, LifecycleError, PruneLimitError, StoppedError
-from lifecycle.prune.run import OBSERVATION_S, Prune
+from lifecycle.prune.run import CONFIRMATION_DELAY_S, Prune
 from lifecycle.runtime.retry import RetryBudget, retrying
 from lifecycle.settings.models import PruneSettings
 from tests.simulators import faults
@@ -82,7 +82,7 @@ def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
     slow = a_workload(world, "redmine")
     world.headscale.disconnect(slow)
     world.clock.sleep(A_MONTH_S)
-    world.clock.at(world.clock.elapsed_s + OBSERVATION_S / 2, lambda: world.headscale.connect(slow))
+    world.clock.at(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(slow))
     prune(world).run()
     assert sorted(node.id for node in world.headscale.nodes) == [lives, slow]
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
@@ -96,7 +96,7 @@ def test_wait_happens_once(world: World) -> None:
     world.clock.sleep(A_MONTH_S)
     started = world.clock.elapsed_s
     prune(world).run()
-    assert OBSERVATION_S <= world.clock.elapsed_s - started < OBSERVATION_S + 60
+    assert CONFIRMATION_DELAY_S <= world.clock.elapsed_s - started < CONFIRMATION_DELAY_S + 60
     assert world.headscale.node(late) is None
     assert names(world) == ["grafana.example.com"]
 
@@ -303,7 +303,7 @@ def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
     world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
     with pytest.raises(ApiError):
         prune(world).run()
-    waited_s = world.clock.elapsed_s - started - OBSERVATION_S
+    waited_s = world.clock.elapsed_s - started - CONFIRMATION_DELAY_S
     assert PRUNE_RETRY_BUDGET.total_seconds() / 2 < waited_s < PRUNE_RETRY_BUDGET.total_seconds()
 
 

@@ -51,7 +51,7 @@ class HeadscalePod:
         """Run a command.
 
         Raises:
-            ApiError: no pod is ready, or the command did not run to its end.
+            ApiError: no pod is ready, or the command did not complete.
         """
         target = self._find()
         try:
@@ -66,7 +66,7 @@ class HeadscalePod:
             candidates = self._candidates(pods)
             ready = [(pod, container) for pod, container in candidates if pod.ready]
             if ready:
-                # During a rolling update the older pod is about to end, and its changes can be lost.
+                # During a rolling update the older pod is about to terminate, and changes that it makes can be lost.
                 pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
                 return Target(pod, container, len(ready))
             if candidates:
