@@ -30,7 +30,9 @@ from bench_world import (
     wait_until,
 )
 
+from lifecycle.settings.models import DnsWatchSettings
 from tests.fleet.fleet import BCRYPT_S
+from tests.fleet.steady import steady_state
 from tests.fleet.storm import storm
 from tests.simulators import faults
 
@@ -71,6 +73,7 @@ class Bench:
         yield from self._stopping()
         yield from self._injection()
         yield from self._storm()
+        yield from self._steady()
 
     def _in_turn(self, measured: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
         """Run each command several times, one after the other, so that the load of the machine affects all alike."""
@@ -275,6 +278,14 @@ class Bench:
             yield Figure(f"{pods} pods at once, last key", text, f"the server's limit: {seen.limit_s:.0f} s", ratio)
             beside = f"{seen.key_checks} key checks"
             yield Figure(f"{pods} pods at once, key checks wasted", f"{wasted:.0%}", beside, wasted)
+
+    def _steady(self) -> Iterator[Figure]:
+        """Compare the polls of many pods, in a model, with polls at POLL_INTERVAL."""
+        pods, shortest_s = 1000, DnsWatchSettings.model_fields["poll_interval"].default.total_seconds()
+        seen = steady_state(pods)
+        text = f"{seen.cores:.2f} cores of Headscale, a poll every {seen.interval_s:.0f} s"
+        beside = f"every {shortest_s:.0f} s: {pods * BCRYPT_S / shortest_s:.1f} cores"
+        yield Figure(f"{pods} pods in steady state", text, beside, seen.cores)
 
 
 def _ratio(costs: Sequence[Cost], references: Sequence[Cost]) -> float:

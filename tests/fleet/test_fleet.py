@@ -24,6 +24,7 @@ from tests.fleet.fleet import (
     busiest,
     route_through,
 )
+from tests.fleet.steady import steady_state
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.tally import figure
 from tests.world import USER, Clock, Interface
@@ -181,24 +182,9 @@ def test_sidecars_in_steady_state_leave_room_in_the_limit(
     assert busiest(steady, 1) < 20
 
 
-def test_a_fleet_in_steady_state_leaves_headscale_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With default settings, a thousand pods use less than 0.3 cores. A sample is enough: pods do not interact."""
-    fleet, sample = 1000, 5
-    clock = Clock()
-    world = FleetWorld(monkeypatch, tmp_path, clock=clock)
-    headscale = SlowUpstream(world.headscale, clock, cost_s=BCRYPT_S, concurrency=CORES)
-    world.between = route_through(
-        (world.headscale, headscale), (world.cloudflare, SlowUpstream(world.cloudflare, clock, cost_s=0, concurrency=1))
-    )
-    nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(fleet)]
-    watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in random.sample(nodes, sample)]
-    world.run_together(*watches, seconds=HOUR_S)
-    begun = len(headscale.requested_at)
-    world.run_together(*watches, seconds=HOUR_S)
-    cores = (len(headscale.requested_at) - begun) * BCRYPT_S / HOUR_S * fleet / sample
-    slowest = max(watch.status.poll_interval_s for watch in watches)
-    figure(
-        f"fleet: {fleet} pods in steady state, defaults: {cores:.2f} cores of Headscale, polls every {slowest:.0f} s"
-    )
-    assert all(watch.status.ready for watch in watches)
-    assert cores < 0.3
+def test_a_fleet_in_steady_state_leaves_headscale_idle() -> None:
+    """With default settings, a thousand pods use less than 0.3 cores."""
+    steady = steady_state(1000)
+    figure(f"fleet: {steady}")
+    assert steady.ready
+    assert steady.cores < 0.3

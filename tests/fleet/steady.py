@@ -1,0 +1,58 @@
+"""Pods that have their node and their record, and the load on Headscale of their polls."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.fleet import BCRYPT_S, CORES, FleetWorld, SlowUpstream, route_through
+from tests.world import USER, Clock, Interface
+
+HOUR_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Steady:
+    """The load of a fleet in its second hour, with default settings.
+
+    Attributes:
+        cores: of Headscale, for all pods.
+        interval_s: the longest interval between two polls of a pod.
+        ready: all records are in sync.
+    """
+
+    pods: int
+    cores: float
+    interval_s: float
+    ready: bool
+
+    def __str__(self) -> str:
+        polls = f"polls every {self.interval_s:.0f} s"
+        return f"{self.pods} pods in steady state: {self.cores:.2f} cores of Headscale, {polls}"
+
+
+def steady_state(pods: int, *, sample: int = 5) -> Steady:
+    """Run a sample of the pods for two hours. It is enough, because pods do not interact."""
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        world = FleetWorld(patch, Path(folder), clock=clock)
+        headscale = SlowUpstream(world.headscale, clock, cost_s=BCRYPT_S, concurrency=CORES)
+        cloudflare = SlowUpstream(world.cloudflare, clock, cost_s=0, concurrency=1)
+        world.between = route_through((world.headscale, headscale), (world.cloudflare, cloudflare))
+        nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(pods)]
+        sampled = random.sample(nodes, sample)
+        watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in sampled]
+        world.run_together(*watches, seconds=HOUR_S)
+        begun = len(headscale.requested_at)
+        world.run_together(*watches, seconds=HOUR_S)
+        requests = len(headscale.requested_at) - begun
+        return Steady(
+            pods,
+            cores=requests * BCRYPT_S / HOUR_S * pods / sample,
+            interval_s=max(watch.status.poll_interval_s for watch in watches),
+            ready=all(watch.status.ready for watch in watches),
+        )
