@@ -249,7 +249,7 @@ class TestDryRun:
         assert ("delete", "node") not in steps(report, "cleanup")
         [note] = section(report, "cleanup").notes
         assert f"node {node.id} stays" in note
-        assert "owner ann" in note
+        assert "user ann" in note
 
     @pytest.mark.parametrize(
         ("content", "comment", "expected"),

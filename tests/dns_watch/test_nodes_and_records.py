@@ -157,7 +157,7 @@ class TestChooseNode:
             pytest.param(
                 [a_node(1, user=ANN)],
                 UP,
-                ["node 1", "owner ann", "TS_HOSTNAME", "HEADSCALE_USER"],
+                ["node 1", "user ann", "TS_HOSTNAME", "HEADSCALE_USER"],
                 id="owner of the address",
             ),
             pytest.param([a_node(1, hostname="x")], UP, ["node 1", "hostname x"], id="name of its node"),

@@ -323,7 +323,7 @@ def test_report_works_if_only_the_archive_has_the_image(first_build: Builds, bui
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{builds.folder}/layers"\nrunroot = "{builds.folder}/run"\n'
     )
-    assert "start" in figures(first_build, builds.archive, CONTAINERS_STORAGE_CONF=str(storage))
+    assert "layers" in figures(first_build, builds.archive, CONTAINERS_STORAGE_CONF=str(storage))
     checked(["buildah", "rmi", "--all", "--force"], env={**first_build.environment, "CONTAINERS_STORAGE_CONF": storage})
 
 

@@ -425,7 +425,7 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
     result = pod.outside("--dry-run", "--output", output).wait()
     assert result.status == 0, result.stderr
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
-    assert f'context "home" of the kubeconfig, https://127.0.0.1:{port}' in result.stdout
+    assert f"kubeconfig context home, https://127.0.0.1:{port}" in result.stdout
     assert "node 1" in result.stdout
     assert pod.has_no_writes
     assert kubeconfig.read_bytes() == before

@@ -155,7 +155,7 @@ def _kubeconfig(
         raise ConfigError(f"A certificate of the kubeconfig cannot be used ({error.strerror}).") from None
     return Access(
         url=configuration.host,
-        description=f'context "{name}" of the kubeconfig, {configuration.host}',
+        description=f"kubeconfig context {name}, {configuration.host}",
         credentials=f"user {user} of the kubeconfig",
         upstream=Upstream(UPSTREAM, url_setting="the kubeconfig", ca_setting="certificate-authority in the kubeconfig"),
         trust=trust,
