@@ -145,7 +145,7 @@ def test_an_address_of_a_foreign_node_is_reported_with_its_owner(world: World, e
     assert world.cloudflare.requests == []
     reason = named(events, "pass.skipped")[-1]["reason"]
     assert "node 1" in reason
-    assert "owner ann" in reason
+    assert "user ann" in reason
 
 
 def test_an_expired_node_is_not_published(world: World, node: Node, watch: DnsWatch) -> None:
