@@ -220,7 +220,7 @@ class FakeStop(StopEvent):
     def set(self) -> None:
         Event.set(self)
 
-    def wait_or_receive(self, _socket: socket, timeout_s: float) -> bool:
+    def wait_readable(self, _socket: socket, timeout_s: float) -> bool:
         self.wait(timeout_s)
         return False
 

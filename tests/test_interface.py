@@ -259,7 +259,7 @@ class WokenStop(FakeStop):
 
     received = 0
 
-    def wait_or_receive(self, _socket: socket.socket, _timeout_s: float) -> bool:
+    def wait_readable(self, _socket: socket.socket, _timeout_s: float) -> bool:
         self.received += 1
         return True
 
