@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _OnDemand(ModuleType):
-    """Stands for a module until one of its attributes is used, and then imports it.
+    """A placeholder for a module, which imports it when one of its attributes is used.
 
     Unlike `importlib.util.LazyLoader`, a second import statement does not load the module.
     """

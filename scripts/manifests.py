@@ -104,12 +104,20 @@ def _patch_for_existing(container: dict[str, Any]) -> dict[str, Any]:
     return patched
 
 
-class _Dumper(yaml.SafeDumper):
+class Dumper(yaml.SafeDumper):
+    """Writes lists indented, and repeats what occurs twice."""
+
     def ignore_aliases(self, _data: object) -> bool:
+        """Write a value again instead of an alias."""
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002, ARG002
+        """Indent the items of a list, too."""
         super().increase_indent(flow, indentless=False)
+
+
+class _Dumper(Dumper):
+    pass
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from manifests import Dumper, write
 
 ROOT = Path(__file__).parent.parent
 MODULE = ROOT / "deploy" / "terraform" / "service"
@@ -118,14 +118,8 @@ def _name_claim(spec: Document) -> None:
     claim["metadata"]["name"] = mount["name"] = "${claim_name}"
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Dumper):
     """Quotes texts with placeholders: a name such as "on" would be a boolean otherwise."""
-
-    def ignore_aliases(self, _data: object) -> bool:
-        return True
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: FBT001, FBT002, ARG002
-        super().increase_indent(flow, indentless=False)
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -141,20 +135,5 @@ def _text(document: Any) -> str:
     return text
 
 
-def main() -> int:
-    """Write the files, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if a file is stale")
-    options = parser.parse_args()
-    files = generated()
-    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
-    for path in stale:
-        if options.check:
-            print(f"{path.relative_to(ROOT)} is stale: run scripts/terraform", file=sys.stderr)
-        else:
-            path.write_text(files[path])
-    return 1 if stale and options.check else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write(generated(), "scripts/terraform"))

@@ -89,8 +89,8 @@ class Row:
 
 
 _ADVICE = {
-    State.OFFLINE: "The pod does not run, or its VPN is disconnected. Look at the pod, and at the log of its "
-    "container tailscale. After a restart of Headscale, nodes come back within minutes. If the workload was removed, "
+    State.OFFLINE: "The pod does not run, or its VPN is disconnected. Check the pod and the log of its container "
+    "tailscale. After a restart of Headscale, nodes come back within minutes. If the workload was removed, "
     "run `lifecycle prune --name NAME`.",
     State.DRIFTED: "The record does not have the address of the node. dns-watch corrects it within VERIFY_INTERVAL. "
     "If it stays, read the log of dns-watch.",

@@ -157,7 +157,7 @@ class HttpTransport:
         return self._dialect
 
     def _detect(self) -> Dialect:
-        """Detect the release by what the server serves without an API key, or else by how it refuses.
+        """Detect the release from what the server serves without an API key, or from how it refuses.
 
         Raises:
             TransientError: nothing responds that could be Headscale.
