@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.serve import serve
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
 
@@ -292,3 +293,36 @@ class RequestDetector:
         """Set the event and forward the request."""
         self.has_request.set()
         return self._application(environ, start_response)
+
+
+@contextmanager
+def served_pod(
+    environment: Mapping[str, str],
+    folder: Path,
+    headscale: HeadscaleSimulator,
+    *,
+    wrap: Callable[[WSGIApplication], WSGIApplication] = lambda application: application,
+) -> Iterator[Pod]:
+    """Serve both upstreams on loopback, and return a pod that uses them.
+
+    Args:
+        environment: of the processes.
+        folder: their working directory.
+        wrap: returns the application that is served as Headscale.
+    """
+    cloudflare = CloudflareSimulator()
+    with serve(wrap(headscale)) as headscale_url, serve(cloudflare) as cloudflare_url:
+        pod = Pod(
+            headscale,
+            cloudflare,
+            headscale_url=headscale_url,
+            cloudflare_url=cloudflare_url,
+            base=environment,
+            working_directory=folder,
+        )
+        try:
+            yield pod
+        finally:
+            pod.end_all()
+            # The servers wait for hanging requests.
+            headscale.faults.release()

@@ -9,10 +9,8 @@ from wsgiref.types import WSGIApplication
 
 import pytest
 
-from tests.process.commands import Pod
-from tests.simulators.cloudflare import CloudflareSimulator
+from tests.process.commands import Pod, served_pod
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.serve import serve
 
 MakePod = Callable[..., Pod]
 
@@ -27,19 +25,7 @@ def make_pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[M
             *,
             wrap: Callable[[WSGIApplication], WSGIApplication] = lambda application: application,
         ) -> Pod:
-            headscale, cloudflare = HeadscaleSimulator(version), CloudflareSimulator()
-            pod = Pod(
-                headscale,
-                cloudflare,
-                headscale_url=stack.enter_context(serve(wrap(headscale))),
-                cloudflare_url=stack.enter_context(serve(cloudflare)),
-                base=clean_environment,
-                working_directory=tmp_path,
-            )
-            # Release hanging requests first, because the servers wait for them.
-            stack.callback(headscale.faults.release)
-            stack.callback(pod.end_all)
-            return pod
+            return stack.enter_context(served_pod(clean_environment, tmp_path, HeadscaleSimulator(version), wrap=wrap))
 
         yield make
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.commands import Pod
-from tests.simulators.cloudflare import CloudflareSimulator
+from tests.process.commands import Pod, served_pod
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.serve import serve
 
 OWNED = {"DNS_OWNER": "default"}
 
@@ -20,19 +18,10 @@ OWNED = {"DNS_OWNER": "default"}
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
     """A pod, a Headscale and a zone with one workload of ours."""
-    headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
-    with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
-        pod = Pod(
-            headscale,
-            cloudflare,
-            headscale_url=headscale_url,
-            cloudflare_url=cloudflare_url,
-            base=clean_environment,
-            working_directory=tmp_path,
-        )
-        headscale.add_user("svc")
-        node = headscale.add_node(NAME, user="svc")
-        cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+    with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
+        pod.headscale.add_user("svc")
+        node = pod.headscale.add_node(NAME, user="svc")
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
         yield pod
 
 

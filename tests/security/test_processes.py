@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import MARK, NAME
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector, served_pod
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
@@ -64,17 +64,9 @@ def test_command_line_contains_no_secret(
     clean_environment: Mapping[str, str], tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """All users of a machine can read command lines; child processes would have their own."""
-    headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
+    headscale = HeadscaleSimulator("0.27.1")
     detector = RequestDetector(headscale)
-    with serve(detector) as headscale_url, serve(cloudflare) as cloudflare_url:
-        pod = Pod(
-            headscale,
-            cloudflare,
-            headscale_url=headscale_url,
-            cloudflare_url=cloudflare_url,
-            base=clean_environment,
-            working_directory=tmp_path,
-        )
+    with served_pod(clean_environment, tmp_path, headscale, wrap=lambda _application: detector) as pod:
         add_leftovers(pod)
         headscale.faults.add(faults.hang())
         running = pod.start_command(PROGRAM, *command, **SETTINGS)
@@ -82,11 +74,10 @@ def test_command_line_contains_no_secret(
         arguments = Path(f"/proc/{running.pid}/cmdline").read_text()
         children = children_of(running.pid)
         result = running.stop()
-        headscale.faults.release()
     assert arguments.rstrip("\0").split("\0")[-len(command) :] == list(command)
     assert pod.secrets_in(arguments, result.stdout, result.stderr) == []
     assert children == []
-    count("secrets searched", by=len(headscale.secrets()) + len(cloudflare.secrets()))
+    count("secrets searched", by=len(headscale.secrets()) + len(pod.cloudflare.secrets()))
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,9 @@ from lifecycle.settings.models import StatusSettings
 from lifecycle.status.plan import Row, State
 from lifecycle.status.report import document, needs_person, text
 from tests.builders import MARK, NAME
-from tests.process.commands import Pod
+from tests.process.commands import Pod, served_pod
 from tests.simulators import faults
-from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.serve import serve
 from tests.world import USER, World
 
 
@@ -123,19 +121,10 @@ def test_text_of_others_cannot_control_the_terminal(character: str) -> None:
 
 @pytest.fixture
 def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
-    headscale, cloudflare = HeadscaleSimulator(), CloudflareSimulator()
-    with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
-        pod = Pod(
-            headscale,
-            cloudflare,
-            headscale_url=headscale_url,
-            cloudflare_url=cloudflare_url,
-            base=clean_environment,
-            working_directory=tmp_path,
-        )
-        headscale.add_user(USER)
-        node = headscale.add_node(NAME, user=USER)
-        cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+    with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
+        pod.headscale.add_user(USER)
+        node = pod.headscale.add_node(NAME, user=USER)
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
         yield pod
 
 
