@@ -34,6 +34,8 @@ from tests.simulators.serve import serve
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 
 SHORT_S = 1.5
+# For what does not wait for anything, also on a busy machine.
+LONG_S = 30.0
 
 # Larger than a frame, and not a multiple of its size.
 MEGABYTES = 5 * 1024 * 1024 + 7
@@ -693,13 +695,16 @@ def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, t
     credential = {"apiVersion": PLUGIN["apiVersion"], "kind": "ExecCredential", "status": {"token": "from-plugin"}}
     plugin = PLUGIN | {"command": "echo", "args": [json.dumps(credential)]}
     use_kubeconfig(monkeypatch, tmp_path / "config", user={"exec": plugin})
-    found = access(may_use_kubeconfig=True)
+    found = access(may_use_kubeconfig=True, timeout_s=LONG_S)
     assert [value.split()[1] for value in found.authorization().values()] == ["from-plugin"]
     assert "laptop" in found.description
 
 
-def access(*, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False) -> Access:
-    return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timedelta(seconds=SHORT_S))
+def access(
+    *, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False, timeout_s: float = SHORT_S
+) -> Access:
+    timeout = timedelta(seconds=timeout_s)
+    return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timeout)
 
 
 # --- Imports ------------------------------------------------------------------------------------------
