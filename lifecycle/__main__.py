@@ -1,4 +1,4 @@
-"""Entry point: react to stop signals before anything slow is imported."""
+"""Entry point: react to stop signals before slow libraries are imported."""
 
 import gc
 import os
@@ -16,6 +16,7 @@ def main() -> int:
     from lifecycle.runtime.stop import exit_on_stop_signals  # noqa: PLC0415 - as above
 
     arguments = sys.argv[1:]
+    # dns-watch runs until it is stopped. The other commands are stopped before their work is done.
     is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
     import lifecycle.imports  # noqa: PLC0415, F401 - before the libraries
@@ -24,8 +25,8 @@ def main() -> int:
     options = arguments_of(arguments)
     status = run(options)
     if not options.is_dry_run:
-        # Everything is flushed. A regular exit would free each object. Only a dry run needs it: with a kubeconfig,
-        # the Kubernetes client removes its temporary files then.
+        # All output is flushed, and a regular exit would spend time on freeing each object. A dry run needs one: with
+        # a kubeconfig, the Kubernetes client removes its temporary files at a regular exit.
         os._exit(status)
     return status
 

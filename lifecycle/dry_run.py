@@ -96,7 +96,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
         "kubernetes": kubernetes or "not used (no setting needs it)",
-        "headscale": settings.headscale_address if settings.access == "api" else headscale,
+        "headscale": settings.effective_headscale_url if settings.access == "api" else headscale,
         "headscale_version": _read(sources.headscale.version),
         "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
         "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,

@@ -1,4 +1,4 @@
-"""Settings of imports that save time and memory; import this module before the libraries."""
+"""Save time and memory when libraries are imported; import this module before them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class _OnDemand(ModuleType):
-    """A placeholder for a module, which imports it when one of its attributes is used.
+    """A placeholder for a module that is imported when one of its attributes is used.
 
     Unlike `importlib.util.LazyLoader`, a second import statement does not load the module.
     """

@@ -403,7 +403,7 @@ class TestSpecialFiles:
             path.with_name("target").unlink(missing_ok=True)
 
         metadata = in_background(key_file.read_metadata, name="metadata")
-        key = in_background(lambda: key_file.holds(KeyMetadata("7", key_sha256="0")), name="key")
+        key = in_background(lambda: key_file.contains_key_of(KeyMetadata("7", key_sha256="0")), name="key")
 
         for outcome in (metadata, key):
             with pytest.raises(KeyFileError):
@@ -527,11 +527,11 @@ class TestReadMetadata:
         metadata = key_file.read_metadata()
 
         assert metadata is not None
-        assert key_file.holds(metadata)
+        assert key_file.contains_key_of(metadata)
         key_file.path.write_text("hskey-auth-of-the-start-before")
-        assert not key_file.holds(metadata)
+        assert not key_file.contains_key_of(metadata)
         key_file.path.unlink()
-        assert not key_file.holds(metadata)
+        assert not key_file.contains_key_of(metadata)
 
     def test_metadata_without_a_digest_matches_every_key(self, key_file: KeyFileWriter) -> None:
         key_file.write(KEY, METADATA)
@@ -539,7 +539,7 @@ class TestReadMetadata:
 
         metadata = key_file.read_metadata()
         assert metadata == KeyMetadata("7")
-        assert key_file.holds(metadata)
+        assert key_file.contains_key_of(metadata)
 
     def test_missing_file_is_no_metadata(self, key_file: KeyFileWriter) -> None:
         assert key_file.read_metadata() is None

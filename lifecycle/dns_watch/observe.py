@@ -66,7 +66,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
         retry_interval=settings.retry_interval,
         max_retries=settings.max_retries,
         poll_interval=settings.node_poll_interval,
-        min_interval=settings.least_poll_interval,
+        min_interval=settings.min_poll_interval,
         verify_interval=settings.verify_interval,
         has_interface=bool(settings.tailscale_interface),
     )
@@ -193,7 +193,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
             return metadata, KeyCheck()
         keys = sources.headscale.pre_auth_keys(user)
         key = next((key for key in keys if metadata.names_key(key)), None)
-        return metadata, KeyCheck(key, is_in_file=sources.key_file.holds(metadata))
+        return metadata, KeyCheck(key, is_in_file=sources.key_file.contains_key_of(metadata))
     except KeyFileError as error:
         return None, KeyCheck(error=error)
     except ApiError as error:

@@ -47,6 +47,7 @@ class WriteFreshKey:
 
     Attributes:
         kept_node_id: the node that this pod is expected to come back as, for the key metadata; None if it is unknown.
+        kept_machine_key: the machine key of that node.
         replaces: an unused key to expire first; a failure to expire it is ignored.
     """
 

@@ -44,7 +44,7 @@ class User:
 
     @property
     def label(self) -> str:
-        """The name for people; a user from OIDC can have only an e-mail address."""
+        """The name to show; a user from OIDC can have only an e-mail address."""
         return self.name or self.email or f"id {self.id}"
 
     def is_same(self, other: User) -> bool:
@@ -92,7 +92,7 @@ class KeySpec:
     """A pre-auth key to create.
 
     Attributes:
-        life: how long it is valid; longer than an image pull and some restarts.
+        life: how long it is valid. It has to cover an image pull and some restarts.
     """
 
     user: User
@@ -125,7 +125,7 @@ class KeyMetadata:
     def names_key(self, key: PreAuthKey | KeyOrigin) -> bool:
         """Return True if the key is the one that was written."""
         ours, listed = self.key_created_at, key.created_at
-        # A database can round what the response to the creation contained.
+        # A database can round the time that the response to the creation contained.
         is_same_time = ours is None or listed is None or abs(listed - ours) < _TIME_TOLERANCE
         return key.id == self.pre_auth_key_id and is_same_time
 

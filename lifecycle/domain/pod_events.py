@@ -23,9 +23,9 @@ NOTES: Final = {
     "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
 }
-"""The log events that become Events of the pod. Each has the reason and a template of the note.
+"""The log events that become Events of the pod: the Event's reason, and a template of its note.
 
-The placeholders are fields of the log event.
+The placeholders of the template are fields of the log event.
 """
 
 

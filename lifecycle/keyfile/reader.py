@@ -14,9 +14,10 @@ from pydantic import TypeAdapter
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
 
+# Far more than a key or its metadata has.
 _MAX_BYTES = 64 * 1024
-"""Far more than a key or its metadata has."""
 
+# Parses and formats the metadata file, which is JSON.
 METADATA = TypeAdapter(KeyMetadata)
 
 
@@ -52,7 +53,7 @@ class KeyFileReader:
         except ValueError as error:
             raise KeyFileError(f"{self.metadata_path} is malformed. Run cleanup again to replace it") from error
 
-    def holds(self, metadata: KeyMetadata) -> bool:
+    def contains_key_of(self, metadata: KeyMetadata) -> bool:
         """Return True if the key in the file is the one that the metadata describes.
 
         They differ if a process was killed between writing the metadata and the key.
@@ -74,7 +75,7 @@ def digest_of(key: bytes) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a regular file: opening a FIFO blocks, and a device has no end."""
+    """Read the beginning of a file. Only a regular file is read: opening a FIFO blocks, and a device has no end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

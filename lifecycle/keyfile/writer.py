@@ -18,9 +18,9 @@ from lifecycle.keyfile.reader import METADATA, KeyFileReader, digest_of, read_fi
 
 _METADATA_MODE = 0o644
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 
-_KINDS = {
+_FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a FIFO",
@@ -52,7 +52,7 @@ class KeyFileWriter(KeyFileReader):
             for path in (self.path, self.metadata_path):
                 _check_replaceable(path)
             with _temporary(self.path, b"\n", 0o600) as temporary:
-                # It has a name of its own, so that the key stays as it is.
+                # Not to the key's own name, so that the key stays as it is.
                 temporary.replace(temporary.with_suffix(".check"))
                 temporary.with_suffix(".check").unlink()
 
@@ -86,7 +86,7 @@ class KeyFileWriter(KeyFileReader):
                 path.unlink()
                 return True
             return False
-        # The probe compares the time of the file, which stays the same for the same key.
+        # The probe compares the time of the file, so the file is not written again for the same key.
         with suppress(OSError):
             if read_file(path) == content.encode():
                 return False
@@ -109,7 +109,7 @@ def _check_replaceable(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise KeyFileError(
-            f"AUTHKEY_OUTPUT_PATH: {path} is {_KINDS.get(stat.S_IFMT(mode), 'a special file')}. Set the path of a "
+            f"AUTHKEY_OUTPUT_PATH: {path} is {_FILE_TYPES.get(stat.S_IFMT(mode), 'a special file')}. Set the path of a "
             "regular file, which may be absent"
         )
     if is_mount_point(path):
@@ -128,7 +128,7 @@ def is_mount_point(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> b
     except OSError:
         return False
     # Source: proc_pid_mountinfo(5). The fifth field is the mount point, with some characters as octal escapes.
-    return any(_ESCAPE.sub(_unescape, line.split(b" ")[4]) == target for line in lines)
+    return any(_OCTAL_ESCAPE.sub(_unescape, line.split(b" ")[4]) == target for line in lines)
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
@@ -174,10 +174,15 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one that says what to do.
+
+    Raises:
+        KeyFileError: the block failed.
+    """
     try:
         yield
     except OSError as error:
         raise KeyFileError(
             f"AUTHKEY_OUTPUT_PATH: {path} could not be written ({error.strerror}). The folder must be writable "
-            f"for uid {os.getuid()}; an emptyDir with the pod's fsGroup is"
+            f"for uid {os.getuid()}, such as an emptyDir volume with the pod's fsGroup"
         ) from error

@@ -23,7 +23,7 @@ _TOO_LONG = "must be at most 100 years"
 # Longer than any useful duration, and short enough for every clock and calendar.
 _MAX_DURATION = timedelta(days=36_500)
 
-# ASCII only: to Python, a dotless i is a letter between a and z, and digits come in many scripts.
+# ASCII only: without the flag, Python also accepts a dotless i as a letter, and the digits of other scripts.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
 _SECONDS = re.compile(r"\d+(\.\d+)?", re.ASCII)
@@ -104,7 +104,7 @@ def _octal(value: Any) -> Any:
 def _split_url(value: str) -> SplitResult | None:
     """Split an http or https URL; return None if no HTTP client accepts it."""
     try:
-        # Both can raise errors that repeat the value.
+        # Errors of these functions can repeat the value, which may contain a password.
         parts = urlsplit(value)
         host = parts.hostname or ""
         if _NUMERIC_HOST.fullmatch(host):
@@ -138,7 +138,7 @@ def parse_proxy(value: SecretStr) -> SecretStr:
         raise ValueError("is a SOCKS proxy, which is not supported; set an http:// proxy")
     if scheme == "https":
         raise ValueError("is a proxy that expects TLS, which is not supported; set an http:// proxy")
-    # Without a scheme, as curl and Go read it.
+    # curl and Go accept a proxy without a scheme.
     parts = _split_url(text if "://" in text else f"http://{text}")
     if parts is None or parts.path not in ("", "/") or parts.query or parts.fragment or "%" in (parts.hostname or ""):
         raise ValueError(
@@ -247,7 +247,7 @@ def _certificates(value: Path) -> Path:
 
 
 def _certificate_folders(value: str) -> str:
-    # OpenSSL accepts several, separated as in PATH.
+    # OpenSSL accepts several folders, separated as in PATH.
     for folder in map(Path, value.split(":")):
         try:
             hashed = any(_HASHED_CERTIFICATE.fullmatch(entry.name) for entry in folder.iterdir())
@@ -261,7 +261,7 @@ def _certificate_folders(value: str) -> str:
 def is_login_server(url: str) -> bool:
     """Return True if tailscale can connect to the URL again after Headscale was restarted.
 
-    For http with the name of a host, its client uses TLS on port 443 after the first connection. Source:
+    After the first connection to an http URL with a host name, its client uses TLS on port 443. Source:
     tailscale.com/control/controlhttp.
     """
     parts = urlsplit(url)

@@ -29,14 +29,14 @@ ENV_FILE = ".env"
 # Other programs read these in lower case too; the upper-case name takes precedence.
 _ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 
-# Variables of many programs, which have variants of them, such as NIX_SSL_CERT_FILE.
-_NOT_OURS_ALONE = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
+# Many programs read these, and some have variants, such as NIX_SSL_CERT_FILE, which are not typing errors.
+_SHARED_VARIABLES = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
-# Empty and unset differ for this variable alone.
+# For this variable alone, empty means something else than unset.
 _MAY_BE_EMPTY = "TAILSCALE_INTERFACE"
 
-# Similarity above which two names differ by a typing error: a letter or two of some ten.
-_NEARNESS = 0.86
+# Names with at least this similarity (1.0 = equal) are taken for typing errors: one or two wrong letters of ten.
+_MIN_SIMILARITY = 0.86
 
 _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://\S+")
 
@@ -59,7 +59,7 @@ def load(command: type[Command]) -> Command:
             if command_variables(command)[name].is_required():
                 given[name] = PLACEHOLDERS[name]
         settings = command.model_validate(given)
-    # A secret is not reported as missing if its file is invalid, nor a hostname if the pod's name is.
+    # If a secret's file or the pod's name is invalid, the secret or the hostname is not reported as missing too.
     reported = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
     if wrong.keys() & {"POD_NAME", "ORDINALS_START"}:
         reported.add("TS_HOSTNAME")
@@ -71,7 +71,7 @@ def load(command: type[Command]) -> Command:
 
 
 def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the variables that the command reads, and the problems of their text."""
+    """Return the values of the command's variables and, for those with an invalid text, a message; both by name."""
     ignored = set(service_links(variables))
     given: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -88,7 +88,7 @@ def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict
 
 
 def environment() -> dict[str, str]:
-    """Return the stripped variables of `.env` and the environment, which takes precedence unless it is empty.
+    """Return the stripped variables of `.env` and the environment, whose value takes precedence unless it is empty.
 
     Raises:
         ConfigError: `.env` exists and cannot be read.
@@ -119,13 +119,13 @@ def passed_on(names: Iterable[str]) -> dict[str, str]:
     machine.
 
     Args:
-        names: of the settings.
+        names: the settings.
 
     Raises:
         ConfigError: see `environment`.
     """
     here, from_file = environment(), _variables_of_file()
-    given = {name: (from_file if name in _NOT_OURS_ALONE else here).get(name, "") for name in names}
+    given = {name: (from_file if name in _SHARED_VARIABLES else here).get(name, "") for name in names}
     return {name: value for name, value in given.items() if value}
 
 
@@ -158,11 +158,11 @@ def variables_read() -> set[str]:
 
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Return variables that resemble a setting, each with the setting's name."""
-    known = (every_variable() | NOT_A_SETTING) - _NOT_OURS_ALONE
+    known = (every_variable() | NOT_A_SETTING) - _SHARED_VARIABLES
     return [
         (variable, meant)
         for variable in sorted(set(variables) - variables_read())
-        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_NEARNESS)
+        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_MIN_SIMILARITY)
     ]
 
 

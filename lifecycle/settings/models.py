@@ -44,7 +44,7 @@ from lifecycle.settings.proxies import Proxies
 
 SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
-# Headscale 0.27 and 0.28 store a longer or shorter one as `invalid-<random>`.
+# Headscale 0.27 and 0.28 replace a longer or shorter hostname by `invalid-<random>`.
 _HOSTNAME_LENGTHS = range(2, 64)
 
 _ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
@@ -54,12 +54,13 @@ SECRET_FOLDER = Path("/run/secrets/lifecycle")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
-# They replace invalid values of required settings, so that the other settings can be checked.
+# Values in place of required settings that are invalid, so that the other settings can be checked.
 PLACEHOLDER_DOMAIN = "domain.invalid"
 PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PLACEHOLDER_DOMAIN}"}
 
 Command = TypeVar("Command", bound="Settings")
 
+# With HEADSCALE_ACCESS=exec, each request starts a process in Headscale's pod.
 _EXEC_POLL_INTERVAL = timedelta(seconds=60)
 
 # Source: Cloudflare API v4, `ttl` of a DNS record; Enterprise zones accept shorter ones.
@@ -325,7 +326,7 @@ class Settings(BaseSettings):
         return self.access == "exec" or self.headscale_api_key_secret is not None
 
     @property
-    def headscale_address(self) -> str:
+    def effective_headscale_url(self) -> str:
         """HEADSCALE_URL, or its default."""
         return self.headscale_url or f"http://headscale.{self.headscale_namespace}.svc.cluster.local:8080"
 
@@ -342,7 +343,7 @@ class Settings(BaseSettings):
     @property
     def proxy_of_headscale(self) -> Proxy | None:
         """The proxy for HEADSCALE_URL; None = a direct connection."""
-        return self._proxy("HEADSCALE_PROXY") or self.proxies.for_url(self.headscale_address)
+        return self._proxy("HEADSCALE_PROXY") or self.proxies.for_url(self.effective_headscale_url)
 
     def _proxy(self, name: str) -> Proxy | None:
         url: SecretStr | None = getattr(self, name.lower())
@@ -442,14 +443,14 @@ class DnsWatchSettings(Settings):
     health_address: str | None = Field(None, description="address to listen on; unset: all")
 
     @property
-    def least_poll_interval(self) -> timedelta:
-        """The minimum poll interval: over exec each request starts a process in Headscale's pod."""
+    def min_poll_interval(self) -> timedelta:
+        """The minimum of POLL_INTERVAL."""
         return _EXEC_POLL_INTERVAL if self.access == "exec" else timedelta()
 
     @property
     def node_poll_interval(self) -> timedelta:
         """POLL_INTERVAL, or the minimum if that is longer."""
-        return max(self.poll_interval, self.least_poll_interval)
+        return max(self.poll_interval, self.min_poll_interval)
 
     def problems(self) -> Iterable[str]:
         """Check combinations of settings; each problem begins with the variable's name."""
@@ -509,7 +510,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
         min_length=1,
         description="image of the tailscale container",
     )
-    # These files are in the pod, not here.
+    # Unlike in the other commands, these files need not exist: they are in the pod.
     cloudflare_api_token_file: FilePath | None = None
     headscale_api_key_file: FilePath | None = None
     headscale_ca_file: FilePath | None = None
@@ -518,7 +519,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
 
     def problems(self) -> Iterable[str]:
         """Check combinations of settings; each problem begins with the variable's name."""
-        # The secrets and the name are those of a pod.
+        # The other checks are about a pod, which has the secrets and the hostname.
         if not is_login_server(self.login_server):
             yield (
                 "LOGIN_SERVER: must be an https URL. With http and a host name, tailscale stays offline after "
@@ -526,7 +527,7 @@ class InjectSettings(CleanupSettings, DnsWatchSettings):
             )
 
 
-# By the name on the command line.
+# The settings of each command, by its name on the command line.
 COMMANDS: dict[str, type[Settings]] = {
     "cleanup": CleanupSettings,
     "dns-watch": DnsWatchSettings,
@@ -535,7 +536,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inject": InjectSettings,
 }
 
-# What differs between pods, or is fixed where the containers are added.
+# Settings that differ between pods, or that `inject` sets itself.
 _OF_ONE_POD = frozenset(
     {"AUTHKEY_FILE_MODE", "AUTHKEY_OUTPUT_PATH", "HEALTH_ADDRESS", "HEALTH_PORT", "NODE_POLICY", "ORDINALS_START"}
     | {"POD_NAME", "POD_NAMESPACE", "TAILSCALE_INTERFACE", "TS_HOSTNAME", "TS_KUBE_SECRET"}

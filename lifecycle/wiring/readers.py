@@ -88,7 +88,7 @@ def open_upstreams(
         with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
     proxy = settings.proxy_of_headscale
-    http = open_http(settings.headscale_address, trust=trust, proxy=proxy)
+    http = open_http(settings.effective_headscale_url, trust=trust, proxy=proxy)
     headscale = JsonClient(
         HttpClient(stack.enter_context(http), upstream=HEADSCALE, timeout=settings.http_timeout, proxy=proxy),
         credential=_headscale_credential(settings, cluster),

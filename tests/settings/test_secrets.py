@@ -85,8 +85,8 @@ def test_access_is_resolved(env: Environment, tmp_path: Path, variables: dict[st
 def test_default_url_contains_the_namespace(env: Environment) -> None:
     address = "http://headscale.vpn.svc.cluster.local:8080"
 
-    assert env.load(HEADSCALE_NAMESPACE="vpn").headscale_address == address
-    assert env.load(HEADSCALE_URL="http://h:1").headscale_address == "http://h:1"
+    assert env.load(HEADSCALE_NAMESPACE="vpn").effective_headscale_url == address
+    assert env.load(HEADSCALE_URL="http://h:1").effective_headscale_url == "http://h:1"
 
 
 @pytest.mark.parametrize("reference", ["headscale", "headscale/API_KEY.1"])
@@ -288,7 +288,7 @@ def test_http_client_accepts_every_valid_url(url: str) -> None:
         monkeypatch.setenv("HEADSCALE_URL", url)
         monkeypatch.setenv("HTTPS_PROXY", url)
         try:
-            address = load(DnsWatchSettings).headscale_address
+            address = load(DnsWatchSettings).effective_headscale_url
         except ConfigError:
             return
 

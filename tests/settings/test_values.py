@@ -34,7 +34,7 @@ from tests.settings.environment import ZONE_ID, Environment
         ("record_name", "grafana.example.com"),
         ("namespace", "default"),
         ("headscale_access", "auto"),
-        ("headscale_address", "http://headscale.headscale.svc.cluster.local:8080"),
+        ("effective_headscale_url", "http://headscale.headscale.svc.cluster.local:8080"),
         ("headscale_ca_file", None),
         ("headscale_pod_selector", None),
         ("headscale_container", None),
