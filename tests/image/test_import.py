@@ -148,13 +148,17 @@ def test_image_is_visible_to_the_kubelet(containerd: Containerd, importer: Impor
 
 
 def test_pod_is_not_ready_before_the_first_import(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
-    assert not Importer(containerd, archive, tmp_path).is_ready()
+    probe = Importer(containerd, archive, tmp_path).check()
+    assert probe.returncode == 1
+    # Without an output, Kubernetes shows an event without a reason.
+    assert IMAGE in probe.stdout
 
 
 def test_deleted_image_is_imported_again(containerd: Containerd, importer: Importer) -> None:
     containerd.delete_image()
-    assert not importer.is_ready()
+    assert IMAGE in importer.check().stdout
     importer.wait_until_ready()
+    assert importer.check().stdout == ""
     assert containerd.images()[IMAGE].labels[PIN] == "pinned"
 
 
@@ -284,6 +288,7 @@ def test_invalid_archive_is_refused_and_the_image_is_kept(
     with importing(containerd, archive, second) as successor:
         successor.wait_for_log(reason)
         assert not successor.is_ready()
+        assert reason in successor.check().stdout
         assert containerd.images() == before
         # Pods use the existing image, so it is pinned even now.
         containerd.unpin_image()
@@ -339,6 +344,7 @@ def test_import_continues_after_a_restart_of_containerd(containerd: Containerd, 
     containerd.stop()
     assert not importer.is_ready()
     importer.wait_for_log("containerd does not respond")
+    assert "containerd does not respond" in importer.check().stdout
     containerd.start()
     containerd.delete_image()
     importer.wait_until_ready()

@@ -296,9 +296,12 @@ class Importer:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 
+    def check(self) -> subprocess.CompletedProcess[str]:
+        """Run the startup and readiness probe."""
+        return run(["/bin/sh", BUILD / "import.sh", "check"], env=self._environment)
+
     def is_ready(self) -> bool:
-        """Run the readiness probe."""
-        return run(["/bin/sh", BUILD / "import.sh", "check"], env=self._environment).returncode == 0
+        return self.check().returncode == 0
 
     def wait_until_ready(self) -> None:
         wait_until(self.is_ready, within_s=60, what="ready", log=lambda: self.log)

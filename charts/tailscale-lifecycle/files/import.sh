@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: import.sh [check]
 # Import ARCHIVE into the containerd of this cluster node, pin the image, and repair both every CHECK_INTERVAL seconds.
-# With "check": exit 0 if the image of the archive is complete, pinned and has its exact name.
+# With "check": exit 0 if the image of the archive is complete, pinned and has its exact name. Otherwise print the reason.
 #
 # ARCHIVE               the file that build.sh saved
 # CONTAINERD_ADDRESS    containerd's socket; if empty, that of k3s if it exists, else containerd's default
@@ -28,6 +28,12 @@ if [ -z "${CONTAINERD_ADDRESS-}" ]; then
     fi
 fi
 export CONTAINERD_ADDRESS
+
+# Log what is being done, for "check" too.
+report() {
+    log "$*"
+    printf '%s\n' "$*" >"$STATE/report"
+}
 
 # Kubernetes uses only the images of the namespace k8s.io.
 images() {
@@ -77,19 +83,19 @@ import_if_missing() {
         return 1
     fi
     if ! open_archive "$ARCHIVE" "$STATE/archive"; then
-        log "not importing: $invalid. Delete this pod to build the image again"
+        report "not importing: $invalid. Delete this pod to build the image again"
         return 1
     fi
     printf '%s\n' "$manifest" >"$STATE/wanted"
     if is_imported; then
         return
     fi
-    log "importing $IMAGE, sha256:$manifest"
+    report "importing $IMAGE, sha256:$manifest"
     if ! import_archive; then
         # The cause can be permanent, or temporary such as a full disk. Each attempt reads and writes the whole image.
         [ "$backoff" -ge 32 ] || backoff=$((backoff * 2))
         skip=$backoff
-        log "the import failed and the existing image was kept; skipping $skip checks before the next attempt"
+        report "the import failed and the existing image was kept; skipping $skip checks before the next attempt"
         return 1
     fi
     backoff=1
@@ -107,7 +113,7 @@ pin() {
 reconcile() {
     # If containerd does not respond, nothing is known about its images.
     if ! images ls -q >/dev/null; then
-        log "containerd does not respond at $CONTAINERD_ADDRESS"
+        report "containerd does not respond at $CONTAINERD_ADDRESS"
         return 1
     fi
     status=0
@@ -122,15 +128,24 @@ reconcile() {
 }
 
 if [ "${1-}" = check ]; then
-    is_imported && is_pinned
-    exit
+    if is_imported && is_pinned; then
+        exit
+    fi
+    # Kubernetes shows this as the event of the failed probe.
+    printf '%s is not ready: %s\n' "$IMAGE" "$(cat "$STATE/report" 2>/dev/null || echo "import.sh has not started")"
+    exit 1
 fi
 
 # The pod is not ready until this archive has been read.
 rm -f "$STATE/wanted"
+report "reading $ARCHIVE"
 trap 'exit 0' INT TERM
 while :; do
-    reconcile || log "retrying in ${CHECK_INTERVAL}s"
+    if reconcile; then
+        printf 'the next check is in %ss\n' "$CHECK_INTERVAL" >"$STATE/report"
+    else
+        log "retrying in ${CHECK_INTERVAL}s"
+    fi
     sleep "$CHECK_INTERVAL" &
     wait $! || true
 done
