@@ -75,10 +75,8 @@ def nginx(host: Host, workload: str, folder: Path, tls: Path) -> Iterator[int]:
     log.chmod(0o666)
     user = str(container["securityContext"]["runAsUser"])
     # The paths are mounted in a private mount namespace.
-    mounts = (
-        'mount -t tmpfs t /etc/nginx && mkdir /etc/nginx/service /etc/nginx/tls && mount --bind "$1" /etc/nginx/service'
-    )
-    mounts += ' && mount --bind "$2" /etc/nginx/tls && mount -t tmpfs -o mode=1777 t /tmp && shift 2 && exec "$@"'
+    mounts = 'mount --bind "$1" /etc/nginx && mount -t tmpfs t /run && mkdir -p /run/secrets/tls'
+    mounts += ' && mount --bind "$2" /run/secrets/tls && mount -t tmpfs -o mode=1777 t /tmp && shift 2 && exec "$@"'
     command = host.command(
         *("unshare", "--mount", "--propagation", "private", "sh", "-c", mounts, "sh", files, tls),
         *("setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"),
