@@ -15,7 +15,7 @@ from lifecycle.clients.interface import interface_addresses
 from lifecycle.dns_watch.decide import decide
 from lifecycle.dns_watch.observe import Sources, watch_config
 from lifecycle.dns_watch.observe import observe as observe_watch
-from lifecycle.dns_watch.state import Failed, Interface, Moment, RecordState, State
+from lifecycle.dns_watch.state import FailedRead, Interface, Moment, RecordState, State
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import AuthError, LifecycleError
 from lifecycle.domain.model import Node, describe
@@ -153,7 +153,7 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
         _check_zone(sources, settings.record_name)
         seen = observe_watch(state, sources, interface, config=config, clock=clock)
         for read in (seen.node, seen.records):
-            if isinstance(read, Failed):
+            if isinstance(read, FailedRead):
                 raise read.error
     except LifecycleError as error:
         section.problems.append(str(error))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.healing import count_loss, heal_loss, inconclusive, key_written
+from lifecycle.dns_watch.healing import count_loss, heal_loss, with_key, without_loss_count
 from lifecycle.dns_watch.records import (
-    cloudflare_failed,
+    decide_records,
     desired_records,
     why_unpublishable,
+    with_cloudflare_failure,
     with_failure_reason,
     with_problem,
-    with_records,
     with_successor,
     with_verified,
 )
@@ -33,7 +33,7 @@ from lifecycle.dns_watch.schedule import (
 from lifecycle.dns_watch.state import (
     Applied,
     Decision,
-    Failed,
+    FailedRead,
     Failure,
     HealState,
     KnownNode,
@@ -57,14 +57,14 @@ _DAY_S = 86_400.0
 def decide(state: State, seen: Observation, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to change and when to poll again."""
     state = with_load(with_interface(state, seen.interface, now), seen, now)
-    if isinstance(seen.node, Failed):
-        return _headscale_failed(state, seen.node.error, config, now)
+    if isinstance(seen.node, FailedRead):
+        return _after_headscale_failure(state, seen.node.error, config, now)
     state, events = _with_identity(state, seen, config)
     state, expiring = _with_api_key_expiry(state, seen, now)
     if isinstance(seen.node, Node):
-        decision = _registered(state, seen.node, seen, config, now)
+        decision = _decide_registered(state, seen.node, seen, config, now)
     else:
-        decision = _unregistered(state, seen.node, seen, config, now)
+        decision = _decide_unregistered(state, seen.node, seen, config, now)
     return replace(decision, events=(*events, *expiring, *decision.events))
 
 
@@ -72,19 +72,20 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
     """Decide what to remember, and when to poll again, after a decision's changes were applied."""
     state = decision.state
     if isinstance(applied.key_error, ApiError):
-        return _headscale_failed(state, applied.key_error, config, now)
+        return _after_headscale_failure(state, applied.key_error, config, now)
     done = replace(decision, changes=(), events=(), failures=())
     if not decision.changes or decision.failures:
+        # `decide` has set the wait already.
         return done
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     if applied.key_error is not None:
         events = (error("key_file.unwritable", error=str(applied.key_error)),)
     if applied.key is not None:
-        check = seen.key if not isinstance(seen.key, Failed) else None
-        state = replace(state, heal=key_written(state.heal, applied.key, check=check), failures=0)
+        check = seen.key if not isinstance(seen.key, FailedRead) else None
+        state = replace(state, heal=with_key(state.heal, applied.key, check=check), failures=0)
     if applied.records_error is not None:
-        state, failure = cloudflare_failed(state, applied.records_error, config, now)
+        state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
         failures = (failure,)
     elif isinstance(seen.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
@@ -103,12 +104,12 @@ def failure_event(failed: Failure) -> Event:
         upstream=failed.error.upstream,
         error=str(failed.error),
         error_type=type(failed.error).__name__,
-        failures_in_a_row=failed.failures,
+        failures_in_a_row=failed.failures_in_a_row,
         wait_s=round(failed.wait_s, 1),
     )
 
 
-def _headscale_failed(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
+def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
     failures = state.failures + 1
     max_s = max(max_wait_s(config), calm_interval_s(state, config))
     pause_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
@@ -116,9 +117,9 @@ def _headscale_failed(state: State, failure: ApiError, config: WatchConfig, now:
     state = replace(
         state,
         failures=failures,
-        # A server that is overloaded is not asked more often.
+        # Otherwise, pods would poll an overloaded server more often.
         calm_polls=state.calm_polls if is_overloaded(failure) else 0,
-        heal=inconclusive(state.heal),
+        heal=without_loss_count(state.heal),
         records=with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
@@ -147,11 +148,11 @@ def _with_api_key_expiry(state: State, seen: Observation, now: Moment) -> tuple[
     events: tuple[Event, ...] = ()
     if seen.api_key is not None:
         wait_s = _HOUR_S
-        if isinstance(seen.api_key, Failed):
+        if isinstance(seen.api_key, FailedRead):
             events = (debug("api_key.unreadable", error=str(seen.api_key.error)),)
         else:
             state = replace(state, api_key_expires_at=seen.api_key.expires_at)
-            # A new key may soon be in place.
+            # An API key that expires soon may soon be replaced.
             wait_s = _HOUR_S if is_near(seen.api_key.expires_at, now.utc) else _DAY_S
         state = replace(state, api_keys_due_s=now.monotonic_s + lengthened(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
@@ -165,7 +166,9 @@ def _is_day_over(since_s: float | None, now: Moment) -> bool:
     return since_s is None or now.monotonic_s - since_s >= _DAY_S
 
 
-def _unregistered(state: State, missing: Unregistered, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
+def _decide_unregistered(
+    state: State, missing: Unregistered, seen: Observation, config: WatchConfig, now: Moment
+) -> Decision:
     state = replace(
         state,
         is_registered=False,
@@ -175,13 +178,13 @@ def _unregistered(state: State, missing: Unregistered, seen: Observation, config
     )
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
-    heal = inconclusive(state.heal)
+    heal = without_loss_count(state.heal)
     identity = state.identity
     if missing.loss is not None and identity is not None:
         state, events = with_successor(state, missing.successor)
         heal = count_loss(state.heal, missing.loss, is_superseded=missing.successor is not None, now=now)
-        if isinstance(seen.key, Failed):
-            failed = _headscale_failed(replace(state, heal=heal), seen.key.error, config, now)
+        if isinstance(seen.key, FailedRead):
+            failed = _after_headscale_failure(replace(state, heal=heal), seen.key.error, config, now)
             return replace(failed, events=events)
         heal, lost, change = heal_loss(
             heal,
@@ -199,7 +202,7 @@ def _unregistered(state: State, missing: Unregistered, seen: Observation, config
         state,
         heal=heal,
         lookups=state.lookups + 1,
-        # A key that has yet to be created is a request that may fail again.
+        # If a key is to be created, Headscale has not succeeded until `conclude` knows the result.
         failures=state.failures if changes else 0,
     )
     give_up = _why_give_up(state, missing.reason, config)
@@ -217,7 +220,7 @@ def _why_give_up(state: State, reason: str, config: WatchConfig) -> str | None:
     )
 
 
-def _registered(state: State, node: Node, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
+def _decide_registered(state: State, node: Node, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
     addresses = [str(address) for address in node.addresses]
     events: list[Event] = []
     if state.node is None or not state.node.is_same(node):
@@ -246,7 +249,7 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
         events.append(error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason))
         decision = Decision(replace(state, records=with_problem(replace(state.records, compared=None), reason)))
     else:
-        decision = with_records(state, node, specs, seen, config, now)
+        decision = decide_records(state, node, specs, seen, config, now)
     changes, events = (*changes, *decision.changes), [*events, *decision.events]
     is_calm = not (changes or events or decision.state.superseded_by)
     state = replace(decision.state, calm_polls=state.calm_polls + 1 if is_calm else 0)
@@ -254,7 +257,7 @@ def _registered(state: State, node: Node, seen: Observation, config: WatchConfig
 
 
 def _metadata_change(node: Node, metadata: KeyMetadata | None) -> tuple[Change, ...]:
-    """Store which node is this pod's for the next dns-watch: Headscale can report that this one is gone."""
+    """Store this pod's node in the key metadata, so that dns-watch detects the node's loss after a restart, too."""
     if metadata is None or metadata.pre_auth_key_id is None:
         return ()
     known = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)

@@ -1,4 +1,7 @@
-"""Decide when our node is lost, and when a fresh key brings it back; pure."""
+"""Decide when this pod's node is lost, and when a new pre-auth key is needed to register it again; pure.
+
+The tailscale container uses the new key, which is called fresh here, when it is restarted.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 CONFIRMING_OBSERVATIONS = 3
 CONFIRMING_S = 60.0
 
-# The interval between checks of the key; doubled with each key that brought no node back.
+# The interval between checks whether a fresh key is needed. It doubles with each key that did not bring the node back.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
@@ -25,19 +28,19 @@ _REASONS = {
 }
 
 
-def inconclusive(heal: HealState) -> HealState:
-    """Reset the count: a failed or uncertain lookup interrupts consecutive observations."""
-    return replace(heal, losses=None)
+def without_loss_count(heal: HealState) -> HealState:
+    """Reset the count of consecutive observations, which a failed or uncertain lookup interrupts."""
+    return replace(heal, loss_count=None)
 
 
 def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
-    """Count an observation of a loss, and confirm it after three of them over a minute."""
-    losses = heal.losses
-    if losses is None or (losses.kind, losses.is_superseded) != (loss.kind, is_superseded):
-        losses = LossCount(loss.kind, is_superseded, observations=0, since_s=now.monotonic_s)
-    heal = replace(heal, losses=replace(losses, observations=losses.observations + 1))
+    """Count an observation of a loss. Three of them over a minute confirm it."""
+    count = heal.loss_count
+    if count is None or (count.kind, count.is_superseded) != (loss.kind, is_superseded):
+        count = LossCount(loss.kind, is_superseded, observations=0, since_s=now.monotonic_s)
+    heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    # That a later pod has the name counts immediately. That it no longer has it is confirmed like a loss.
+    # A later pod with the name counts immediately. Its end has to be confirmed, as a loss has.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
     if confirmed and loss.kind is not Missing.UNREGISTERED:
@@ -50,7 +53,7 @@ def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
 
     A key with which a restart helps is checked at each pass: once it is used, another restart does not help.
     """
-    if heal.losses is None or heal.losses.is_superseded:
+    if heal.loss_count is None or heal.loss_count.is_superseded:
         return False
     return _is_renewal_due(heal, now) or restart_helps(heal, state, now)
 
@@ -63,7 +66,7 @@ def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
     because its node's id is unknown and Headscale cannot confirm that the node is gone.
     """
     return (
-        heal.losses is not None
+        heal.loss_count is not None
         and heal.lost in (Missing.GONE, Missing.EXPIRED)
         and not heal.is_superseded
         and heal.key is not None
@@ -122,13 +125,13 @@ def heal_loss(
     key = check.key
     is_usable = key is not None and key.usable(now.utc)
     if is_usable and check.is_in_file:
-        # A stranded pod with an unused key: its tailscale container may use another Headscale.
+        # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale.
         stays_unknown = loss.kind is Missing.STRANDED and heal.key is None
         return replace(heal, key=None if stays_unknown else key), events, None
     heal = replace(heal, key=None)
     if not due or not config.self_heal or (loss.kind is Missing.STRANDED and key is None):
         return heal, events, None
-    # Counted before the first request, so that a failing creation is retried more and more rarely too.
+    # Counted before the first request, so that the interval also grows if the creation fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
     heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + lengthened(pause_s, now.jitter))
@@ -136,16 +139,16 @@ def heal_loss(
     change = WriteFreshKey(
         spec=config.key_spec(user),
         reason=f"the node is {loss.kind}",
-        # An expired node comes back as itself.
+        # An expired node keeps its id and machine key when it registers again.
         kept_node_id=loss.node_id or metadata.kept_node_id,
         kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
-        # A process that died between writing the metadata and the key left a usable key that is in no file.
+        # If a process was killed between writing the metadata and the key, a usable key exists that is in no file.
         replaces=key if is_usable else None,
     )
     return heal, events, change
 
 
-def key_written(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> HealState:
+def with_key(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> HealState:
     """Remember the key that was created, if the node can register again with it."""
     was_registered = heal.lost is not Missing.STRANDED or (
         check is not None and check.key is not None and check.key.used
@@ -154,11 +157,11 @@ def key_written(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> 
 
 
 def _is_confirmed(heal: HealState, now: Moment) -> bool:
-    losses = heal.losses
+    count = heal.loss_count
     return (
-        losses is not None
-        and losses.observations >= CONFIRMING_OBSERVATIONS
-        and now.monotonic_s - losses.since_s >= CONFIRMING_S
+        count is not None
+        and count.observations >= CONFIRMING_OBSERVATIONS
+        and now.monotonic_s - count.since_s >= CONFIRMING_S
     )
 
 

@@ -15,7 +15,7 @@ from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import fresh_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
-from lifecycle.dns_watch.state import Applied, Decision, Failed, Interface, Moment, Observation, RecordsRead, State
+from lifecycle.dns_watch.state import Applied, Decision, FailedRead, Interface, Moment, Observation, RecordsRead, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, KeyFileError, LifecycleError, NotRegisteredError, TransientError
@@ -74,7 +74,7 @@ class DnsWatch:
             Seconds until the next pass is due.
 
         Raises:
-            NotRegisteredError: the node was not found in MAX_RETRIES lookups, and was never there.
+            NotRegisteredError: the node was not found in MAX_RETRIES lookups, and was never found before.
         """
         started_s = self._monotonic()
         self.status.pass_began()
@@ -91,7 +91,7 @@ class DnsWatch:
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The volume may be read-only here. Then no fresh key is written either.
+            # The volume may be read-only in this container, which can then write no fresh key either.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)
@@ -113,7 +113,7 @@ class DnsWatch:
         return conclusion.wait_s
 
     def _apply(self, changes: tuple[Change, ...]) -> Applied:
-        """Make the changes, and return what became of them."""
+        """Make the changes, and return the result."""
         key: PreAuthKey | None = None
         key_error: LifecycleError | None = None
         for change in changes:
@@ -125,7 +125,7 @@ class DnsWatch:
                     except (ApiError, KeyFileError) as error:
                         key_error = error
                 case WriteKeyMetadata():
-                    # The volume may be read-only here; then the metadata stays as cleanup wrote it.
+                    # If the volume is read-only in this container, the metadata stays as cleanup wrote it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
         records = [change for change in changes if isinstance(change, RECORD_CHANGES)]
@@ -137,7 +137,7 @@ class DnsWatch:
         return Applied(key, key_error)
 
     def _count_successes(self, seen: Observation) -> None:
-        if not isinstance(seen.node, Failed):
+        if not isinstance(seen.node, FailedRead):
             self.status.succeeded("Headscale")
         if isinstance(seen.records, RecordsRead):
             self.status.succeeded("Cloudflare")

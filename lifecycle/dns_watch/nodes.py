@@ -17,18 +17,18 @@ class Hints:
 
     Attributes:
         metadata: the key metadata; None if there is none.
-        waited: the grace period in which an interface may appear is over.
+        has_waited: the grace period is over in which a VPN interface may still appear.
         known: this pod's node when it was last found; None = never.
     """
 
     interface: Interface
     metadata: KeyMetadata | None = None
-    waited: bool = False
+    has_waited: bool = False
     known: KnownNode | None = None
 
     @property
     def kept(self) -> KnownNode | None:
-        """The node that the metadata names."""
+        """The node that the metadata names; None if it names none."""
         if self.metadata is None or self.metadata.kept_node_id is None:
             return None
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
@@ -44,14 +44,14 @@ class Hints:
 
 
 def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
-    """Find this pod's node by its VPN address, its pre-auth key or its online state, never by its age."""
+    """Find this pod's node by the first of these that is known: VPN address, key metadata, the only one online."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
     if hints.kept is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
         return _by_metadata(ours, hints)
-    if not hints.waited:
+    if not hints.has_waited:
         return Unidentified("the VPN interface has not appeared yet")
     return _the_only_one_online(ours, hints.known)
 
@@ -82,13 +82,13 @@ def why_missing(
         if is_this_pods and node.expired(now):
             return Loss(Missing.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
-        # A list can be incomplete for a moment.
+        # The list alone does not prove it, since it can be incomplete for a moment.
         return Loss(Missing.GONE, own.id) if not_found else None
     if not_found:
         return None
     valid = [node for node in ours if not node.expired(now)]
     if interface:
-        # Any other node of ours may be a later pod's.
+        # A valid node of ours that has not this address may be a later pod's.
         taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or taken else Loss(Missing.STRANDED)
     return Loss(Missing.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None

@@ -16,7 +16,7 @@ from lifecycle.dns_watch.records import desired_records, needs_successor_check
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
-    Failed,
+    FailedRead,
     Interface,
     KeyCheck,
     KnownNode,
@@ -66,7 +66,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
         retry_interval=settings.retry_interval,
         max_retries=settings.max_retries,
         poll_interval=settings.node_poll_interval,
-        min_interval=settings.min_poll_interval,
+        min_poll_interval=settings.min_poll_interval,
         verify_interval=settings.verify_interval,
         has_interface=bool(settings.tailscale_interface),
     )
@@ -85,12 +85,12 @@ def observe(
     try:
         seen = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
-        return Observation(interface, Failed(error))
-    if isinstance(seen.node, Failed):
+        return Observation(interface, FailedRead(error))
+    if isinstance(seen.node, FailedRead):
         return seen
     now = clock()
     if state.is_registered:
-        # Only for people, so the first record does not wait for them.
+        # These values are only shown to people. In the first pass they would delay the record, so they are not read.
         with suppress(ApiError):
             seen = replace(seen, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
@@ -115,22 +115,52 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
     Raises:
         ApiError: Headscale could not be read.
     """
+    is_gone = False
+    if state.node is not None and state.identity is not None:
+        seen, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
+        if seen is not None:
+            return seen
+    return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=is_gone)
+
+
+def _look_up_known(
+    state: State, known: KnownNode, headscale: HeadscaleReader, clock: Callable[[], Moment]
+) -> tuple[Observation | None, bool]:
+    """Read the known node. Once a day it is read from the list of all nodes, to count them.
+
+    Returns:
+        The observation, or None if this is no longer the pod's node; and whether the known node is proved to be gone.
+    """
+    interface, started_s = state.interface, clock().monotonic_s
+    node, is_gone, fleet = None, False, None
+    if started_s >= state.fleet_due_s:
+        try:
+            nodes = headscale.nodes()
+        except ApiError as error:
+            # The next pass reads the node by its id: a list can be too large for the server.
+            return Observation(interface, FailedRead(error), fleet=FailedRead(error)), False
+        fleet = _fleet_size(nodes)
+        node = next((node for node in nodes if known.is_same(node)), None)
+    if node is None:
+        node, is_gone = _read_known(headscale, known)
+    if node is None or not _is_still_ours(node, state, clock()):
+        return None, is_gone
+    response_s = clock().monotonic_s - started_s if fleet is None else None
+    return Observation(interface, node, response_s=response_s, fleet=fleet), False
+
+
+def _look_up_in_list(
+    state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool
+) -> Observation:
+    """Find this pod's node in the list of all nodes, or why it is missing.
+
+    Args:
+        is_gone: the node that was last known is proved to be gone.
+
+    Raises:
+        ApiError: Headscale could not be read.
+    """
     headscale, interface = sources.headscale, state.interface
-    node, is_gone, fleet, started_s = None, False, None, clock().monotonic_s
-    if state.node and state.identity:
-        if started_s >= state.fleet_due_s:
-            try:
-                nodes = headscale.nodes()
-            except ApiError as error:
-                # The next pass reads the node by its id: a list can be too large for the server.
-                return Observation(interface, Failed(error), fleet=Failed(error))
-            fleet = _fleet_size(nodes)
-            node = next((node for node in nodes if state.node.is_same(node)), None)
-        if node is None:
-            node, is_gone = _read_known(headscale, state.node)
-    if node is not None and _is_still_ours(node, state, clock()):
-        response_s = clock().monotonic_s - started_s if fleet is None else None
-        return Observation(interface, node, response_s=response_s, fleet=fleet)
     try:
         identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
         metadata = _read_metadata(sources.key_file, is_needed=interface is None)
@@ -138,13 +168,13 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
     now = clock()
-    hints = Hints(interface, metadata, waited=interface_wait_is_over(state, config, now), known=state.node)
+    hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
     found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
     if isinstance(found, Node):
         return Observation(interface, found, identity, metadata, fleet=_fleet_size(nodes))
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
-        # Only an answer about this one node proves that it is gone.
+        # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
     loss = why_missing(nodes, identity=identity, hints=hints, now=now.utc, own=own, not_found=is_gone)
     successor = None
@@ -159,8 +189,8 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
     """Read a node by its id.
 
     Returns:
-        The node, or None if it is not the known one; and whether Headscale's answer proves that the known node is
-        gone. A restored database gives its id to another machine.
+        The node, or None if it is not the known one; and whether the known node is proved to be gone: Headscale
+        reports that it does not exist, or a restored database gave its id to another machine.
     """
     try:
         node = headscale.node(known.id)
@@ -185,7 +215,7 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata |
         return None
 
 
-def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | Failed]:
+def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyCheck | FailedRead]:
     """Compare the key in the file with Headscale's list."""
     try:
         metadata = sources.key_file.read_metadata()
@@ -197,12 +227,12 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
     except KeyFileError as error:
         return None, KeyCheck(error=error)
     except ApiError as error:
-        return None, Failed(error)
+        return None, FailedRead(error)
 
 
 def _read_records(
     state: State, node: Node, sources: Sources, *, identity: NodeIdentity, config: WatchConfig, now: Moment
-) -> RecordsRead | Failed | None:
+) -> RecordsRead | FailedRead | None:
     """Read everything at our name, and the nodes of later pods if a record may be theirs."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
@@ -219,7 +249,7 @@ def _read_records(
             later = _read_successors(sources.headscale, node, identity, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
-        return Failed(error)
+        return FailedRead(error)
 
 
 def _read_successors(headscale: HeadscaleReader, node: Node, identity: NodeIdentity, now: Moment) -> list[Node]:
@@ -230,11 +260,11 @@ def _read_successors(headscale: HeadscaleReader, node: Node, identity: NodeIdent
     return successors(nodes, node_id=node.id, identity=identity, now=now.utc)
 
 
-def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | Failed:
+def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:
     try:
         return ApiKeyRead(headscale.api_key_expires_at())
     except ApiError as error:
-        return Failed(error)
+        return FailedRead(error)
 
 
 def _fleet_size(nodes: Iterable[Node]) -> int:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from lifecycle.dns_watch.schedule import is_outdated
 from lifecycle.dns_watch.state import (
     Decision,
-    Failed,
+    FailedRead,
     Failure,
     Interface,
     Moment,
@@ -135,7 +135,7 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
-    # Two replicas of this program must choose the same record to keep.
+    # If two pods run at the same time, both must keep the same record.
     def rank(record: Record) -> tuple[bool, bool, str]:
         return record.address != spec.address, not identity.is_marked(record), record.id
 
@@ -150,21 +150,20 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
     return changes
 
 
-def with_records(
+def decide_records(
     state: State, node: Node, specs: tuple[RecordSpec, ...], seen: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
     """Decide what to change at our name.
 
-    `seen.records` is None if they were not due, and so not read in this pass. The caller decides when the next pass is
-    due.
+    The caller decides when the next pass is due.
     """
     addresses = tuple(spec.address for spec in specs)
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
         stale = with_problem(state.records, "the record has not been updated since the address changed")
         state = replace(state, records=stale)
     read = seen.records
-    if isinstance(read, Failed):
-        state, failure = cloudflare_failed(state, read.error, config, now)
+    if isinstance(read, FailedRead):
+        state, failure = with_cloudflare_failure(state, read.error, config, now)
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
@@ -241,8 +240,8 @@ def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
     return records if records.in_sync else replace(records, reason=str(failure))
 
 
-def cloudflare_failed(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:
-    """Leave Cloudflare alone for a while, or for as long as it requested."""
+def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:
+    """Remember a failure, and when the next request to Cloudflare may be sent."""
     failures = state.records.failures + 1
     max_s = config.verify_interval.total_seconds()
     wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)

@@ -12,7 +12,7 @@ from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.domain.model import Node, RecordSpec
 
 _INTERFACE_GRACE_S = 30.0
-"""How long a pod may take to create its VPN interface before it is assumed to have none."""
+"""How long a pod may be without a VPN interface before it is assumed to have none."""
 
 _HOUR_S = 3600.0
 _DAY_S = 86_400.0
@@ -24,13 +24,14 @@ SLOWEST_POLL_S = 300.0
 # use a fifth of a core.
 _POLL_S_PER_NODE = 0.3
 
-# A server that takes longer than half a second gets fewer requests than one per 30 s.
+# A server that takes longer than half a second to respond is polled less often than every 30 s.
 _POLL_S_PER_RESPONSE_S = 60.0
+# A new duration counts for a quarter of the moving average.
 _SMOOTHING = 4
 
 _UNAVAILABLE = 503
 
-# Waking up a microsecond before the records are due would cost a request to Headscale.
+# A pass that starts a moment before the records are due reads only the node, and another pass has to follow.
 _MARGIN_S = 0.001
 
 
@@ -61,23 +62,26 @@ def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: 
 
 
 def records_for(state: State, node: Node) -> RecordState:
-    """Return what is remembered of the records, which says nothing if another node was published."""
+    """Return what is remembered about the records. If another node was published, they have to be compared again."""
     if state.node is not None and state.node.is_same(node):
         return state.records
     return replace(state.records, compared=None)
 
 
 def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the records were not compared with these, or too long ago."""
+    """Return True if the existing records were not compared with these specs, or too long ago."""
     return tuple(specs) != records.compared or now.monotonic_s >= records.verify_at_s
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
-    """Return 1, 1, 2, 2, 4, 4 … seconds: when a cluster boots, hundreds of pods start, and each list is expensive."""
+    """Return the wait before the next lookup: 1, 1, 2, 2, 4, 4 … seconds since the interface last changed.
+
+    When a cluster boots, hundreds of pods start, and each lookup lists all nodes, which is expensive.
+    """
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if restart_helps(state.heal, state, now):
-        # The probe that restarts tailscale should soon learn that it has worked.
+        # When the restarted container has registered, its liveness probe should soon pass again.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, shortened(min(growing_s, max_s), now.jitter), config, now)
 
@@ -90,7 +94,7 @@ def with_load(state: State, seen: Observation, now: Moment) -> State:
     if isinstance(seen.fleet, int):
         state = replace(state, fleet=seen.fleet)
     if seen.fleet is not None and now.monotonic_s >= state.fleet_due_s:
-        # When a pod starts, many others may do so too. A list is expensive, so they read it again at different times.
+        # Pods may have started together. A list is expensive, so they read the next one at different times.
         wait_s = lengthened(_DAY_S, now.jitter) if state.fleet_due_s else _HOUR_S * (0.2 + now.jitter)
         state = replace(state, fleet_due_s=now.monotonic_s + wait_s)
     return state
@@ -107,8 +111,8 @@ def calm_interval_s(state: State, config: WatchConfig) -> float:
     if not state.interface:
         # No interface reports a change of the address: only polls notice it.
         return fastest_s
-    sparing_s = max(state.fleet * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
-    return max(fastest_s, min(sparing_s, SLOWEST_POLL_S))
+    load_s = max(state.fleet * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
+    return max(fastest_s, min(load_s, SLOWEST_POLL_S))
 
 
 def poll_interval_s(state: State, config: WatchConfig) -> float:
@@ -124,7 +128,7 @@ def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     records = state.records
     due_s = records.not_before_s if records.compared is None else max(records.not_before_s, records.verify_at_s)
     left_s = due_s - now.monotonic_s + _MARGIN_S
-    # A pass reads both. If a poll may take place when the records are due, it does.
+    # Each pass polls Headscale. If the records are due before the next poll, or within its jitter, one pass does both.
     if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= lengthened(interval_s, 1.0):
         wait_s = left_s
     if state.node_expires_at is not None:
@@ -139,6 +143,6 @@ def max_wait_s(config: WatchConfig) -> float:
 
 
 def at_least_min_interval(state: State, wait_s: float, config: WatchConfig, now: Moment) -> float:
-    """Lengthen a wait: each pass polls Headscale, which is expensive over exec once the node was registered."""
-    min_s = config.min_interval.total_seconds() if state.node is not None else 0.0
+    """Return the wait, or the minimum interval if that is longer; it applies once the node was registered."""
+    min_s = config.min_poll_interval.total_seconds() if state.node is not None else 0.0
     return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)

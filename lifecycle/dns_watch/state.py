@@ -29,7 +29,7 @@ class WatchConfig:
         retry_interval: longest interval between lookups of an unregistered node.
         max_retries: lookups without a match before giving up; 0 = never give up.
         poll_interval: shortest interval between polls of a registered node.
-        min_interval: shortest interval between requests once the node was registered.
+        min_poll_interval: minimum of every wait between passes once the node was registered.
         verify_interval: interval between reads of the record if nothing changed.
         has_interface: a VPN interface is expected in this pod.
     """
@@ -46,7 +46,7 @@ class WatchConfig:
     retry_interval: timedelta
     max_retries: int
     poll_interval: timedelta
-    min_interval: timedelta
+    min_poll_interval: timedelta
     verify_interval: timedelta
     has_interface: bool
 
@@ -70,7 +70,7 @@ class Moment:
 
 
 class Missing(StrEnum):
-    """Why a complete answer of Headscale contains no node of this pod."""
+    """Why a complete response of Headscale contains no node of this pod."""
 
     GONE = "gone"
     """Headscale reports the node as not found, and its list contains other nodes."""
@@ -84,7 +84,7 @@ class Missing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A node of ours that was not found; its id is None if it is not known."""
+    """A node of ours that is missing; its id is None if it is not known."""
 
     kind: Missing
     node_id: str | None = None
@@ -114,8 +114,8 @@ class Unregistered:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A read failed; nothing follows from it."""
+class FailedRead:
+    """A read failed, so nothing is known about what was requested."""
 
     error: ApiError
 
@@ -165,20 +165,20 @@ class Observation:
         identity: criteria for owning a node; also None if no user is ours.
         metadata: the key metadata; also None if there is none.
         version: Headscale's version; "" if it could not be read.
-        response_s: duration of a successful read of the node by its id.
+        response_s: duration of a successful read of the node by its id; None if it was not read in this way.
         fleet: nodes in Headscale that registered with a pre-auth key.
     """
 
     interface: Interface
-    node: Node | Unregistered | Failed
+    node: Node | Unregistered | FailedRead
     identity: NodeIdentity | None = None
     metadata: KeyMetadata | None = None
-    key: KeyCheck | Failed | None = None
-    records: RecordsRead | Failed | None = None
+    key: KeyCheck | FailedRead | None = None
+    records: RecordsRead | FailedRead | None = None
     version: str = ""
-    api_key: ApiKeyRead | Failed | None = None
+    api_key: ApiKeyRead | FailedRead | None = None
     response_s: float | None = None
-    fleet: int | Failed | None = None
+    fleet: int | FailedRead | None = None
 
 
 # --- What is remembered -----------------------------------------------------------------------------
@@ -208,19 +208,19 @@ class LossCount:
 
 @dataclass(frozen=True, slots=True)
 class HealState:
-    """Memory of the repair of a lost node.
+    """What is remembered about a lost node and its repair.
 
     Attributes:
-        losses: None = the last lookup found the node, failed, or was inconclusive.
+        loss_count: None = the last lookup found the node, failed, or was inconclusive.
         lost: the confirmed loss.
         is_superseded: a later pod has the name, confirmed.
         key: the usable key with which the node can register again; None if there is none.
         attempts: keys that were created since the node was last found.
-        not_before_s: monotonic time before which the key is left alone.
-        reported_no_metadata: the missing key metadata was reported.
+        not_before_s: monotonic time of the next check whether the key has to be replaced.
+        reported_no_metadata: it was reported that the key metadata is missing.
     """
 
-    losses: LossCount | None = None
+    loss_count: LossCount | None = None
     lost: Missing | None = None
     is_superseded: bool = False
     key: PreAuthKey | None = None
@@ -231,12 +231,12 @@ class HealState:
 
 @dataclass(frozen=True, slots=True)
 class RecordState:
-    """Memory of the DNS record; the times are monotonic.
+    """What is remembered about the DNS record; the times are monotonic.
 
     Attributes:
-        compared: what the records were last compared with; None = they have to be read.
+        compared: the desired records that were compared with the existing ones; None = they have to be read again.
         verify_at_s: time of the next read if nothing changes.
-        not_before_s: time before which Cloudflare is left alone.
+        not_before_s: time of the next request to Cloudflare after a failure.
         failures: consecutive failures.
         in_sync: the record was right when it was last read.
         reason: why it is not; "" if it is.
@@ -265,12 +265,12 @@ class State:
         api_keys_due_s: time when the list of API keys is read next.
         identity: criteria for owning a node; None until the users were read.
         superseded_by: the id of the later pod's node for which this pod stands down.
-        interface_seen_s: time when the pod last had an interface, or started.
+        interface_seen_s: time when the pod last had a VPN interface, or else when it started.
         lookups: consecutive conclusive lookups without a match.
         lookups_at_change: their number when the interface last changed.
         failures: consecutive failures of Headscale.
-        calm_polls: consecutive polls with nothing unusual.
-        response_s: duration of a read of the node, smoothed.
+        calm_polls: consecutive polls after which nothing was changed or reported.
+        response_s: duration of a read of the node by its id, as a moving average.
         fleet: nodes that registered with a pre-auth key, when all nodes were last listed.
         fleet_due_s: time when they are counted next; 0 = they were not counted yet.
         assumed_user: the name of the user that was assumed and reported.
@@ -308,10 +308,15 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failed exchange with an upstream: how many in a row, and the seconds until its next request."""
+    """A failed exchange with an upstream.
+
+    Attributes:
+        failures_in_a_row: how many exchanges with it have failed since the last success.
+        wait_s: seconds until the next request to it.
+    """
 
     error: ApiError
-    failures: int
+    failures_in_a_row: int
     wait_s: float
 
 
@@ -337,7 +342,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What became of a decision's changes: the key that was written, or why it was not; why the records were not."""
+    """The result of making a decision's changes.
+
+    Attributes:
+        key: the key that was written.
+        key_error: why the key was not written.
+        records_error: why the records were not changed.
+    """
 
     key: PreAuthKey | None = None
     key_error: LifecycleError | None = None

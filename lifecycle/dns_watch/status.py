@@ -20,8 +20,8 @@ _FAILING_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
-# How many longest intervals without progress mean that the loop is dead, and how many VERIFY_INTERVALs a record
-# counts as right after it was read.
+# The loop counts as dead after this many of its longest intervals without progress. A record counts as right for this
+# many VERIFY_INTERVALs after it was read.
 _TOLERATED_INTERVALS = 3
 
 

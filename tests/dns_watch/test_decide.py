@@ -16,7 +16,7 @@ from lifecycle.dns_watch.state import (
     ApiKeyRead,
     Applied,
     Decision,
-    Failed,
+    FailedRead,
     HealState,
     KeyCheck,
     KnownNode,
@@ -85,7 +85,7 @@ CONFIG = WatchConfig(
     retry_interval=timedelta(seconds=RETRY_S),
     max_retries=30,
     poll_interval=timedelta(seconds=POLL_S),
-    min_interval=timedelta(),
+    min_poll_interval=timedelta(),
     verify_interval=timedelta(seconds=VERIFY_S),
     has_interface=True,
 )
@@ -102,9 +102,9 @@ def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) 
     return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
 
 
-def found(node: Node = NODE, *, records: Iterable[Record] | Failed | None = ()) -> Observation:
+def found(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = ()) -> Observation:
     """Return an observation of a found node, with the records if they were read, or the error."""
-    read = records if records is None or isinstance(records, Failed) else RecordsRead(tuple(records))
+    read = records if records is None or isinstance(records, FailedRead) else RecordsRead(tuple(records))
     return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
 
 
@@ -204,7 +204,7 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
 
 
 def test_a_rate_limit_is_obeyed_for_as_long_as_requested() -> None:
-    decision = decide(KNOWN, found(records=Failed(RATE_LIMIT)), config=CONFIG, now=at(0))
+    decision = decide(KNOWN, found(records=FailedRead(RATE_LIMIT)), config=CONFIG, now=at(0))
     assert decision.state.records.not_before_s == 700
     assert decision.wait_s == POLL_S
     due = [records_are_due(decision.state, NODE, (SPEC,), at(seconds)) for seconds in (0, 699, 700)]
@@ -212,19 +212,19 @@ def test_a_rate_limit_is_obeyed_for_as_long_as_requested() -> None:
 
 
 def test_an_outage_of_cloudflare_keeps_a_record_in_sync() -> None:
-    decision = decide(IN_SYNC, found(records=Failed(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(VERIFY_S))
+    decision = decide(IN_SYNC, found(records=FailedRead(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(VERIFY_S))
     assert decision.state.records.in_sync
     assert decision.state.records.failures == 1
 
 
 def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
-    decision = decide(KNOWN, found(records=Failed(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(0))
+    decision = decide(KNOWN, found(records=FailedRead(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(0))
     assert decision.state.records.reason == str(CLOUDFLARE_OUTAGE)
 
 
 @pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
 def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
-    decision = decide(KNOWN, found(records=Failed(error)), config=CONFIG, now=at(0))
+    decision = decide(KNOWN, found(records=FailedRead(error)), config=CONFIG, now=at(0))
     [event] = map(failure_event, decision.failures)
     assert (event.name, event.level, event.fields["upstream"]) == ("pass.failed", level, "Cloudflare")
 
@@ -318,7 +318,7 @@ def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
 
 
 def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
-    failed = Observation(INTERFACE, Failed(OUTAGE))
+    failed = Observation(INTERFACE, FailedRead(OUTAGE))
     assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
     decision = after(State(), (0, missing(Missing.UNREGISTERED)), (1, failed), (2, failed))
     assert (decision.state.lookups, decision.state.failures) == (1, 2)
@@ -340,7 +340,7 @@ def test_a_node_that_was_registered_is_waited_for_without_limit(state: State) ->
 
 
 def test_polls_over_exec_keep_their_minimum_interval() -> None:
-    config = replace(CONFIG, min_interval=timedelta(seconds=60))
+    config = replace(CONFIG, min_poll_interval=timedelta(seconds=60))
     assert after(KNOWN, (0, missing(None)), config=config).wait_s == 60
     assert after(State(), (0, missing(None)), config=config).wait_s < 1
 
@@ -405,7 +405,7 @@ def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
 @pytest.mark.parametrize(
     "interruption",
     [
-        pytest.param(Observation(INTERFACE, Failed(OUTAGE)), id="outage"),
+        pytest.param(Observation(INTERFACE, FailedRead(OUTAGE)), id="outage"),
         pytest.param(missing(None), id="uncertain observation"),
         pytest.param(missing(Missing.EXPIRED), id="other loss"),
         pytest.param(found(records=None), id="node found"),
@@ -416,7 +416,9 @@ def test_an_interruption_restarts_the_confirmation(interruption: Observation) ->
     assert after(IN_SYNC, *steps).state.heal.lost is None
 
 
-def lost(check: KeyCheck | Failed | None, kind: Missing = Missing.GONE, *, config: WatchConfig = CONFIG) -> Decision:
+def lost(
+    check: KeyCheck | FailedRead | None, kind: Missing = Missing.GONE, *, config: WatchConfig = CONFIG
+) -> Decision:
     """The third observation of a loss, with this key in the file."""
     return after(IN_SYNC, (0, missing(kind)), (30, missing(kind)), (60, missing(kind, key=check)), config=config)
 
@@ -430,7 +432,7 @@ def lost(check: KeyCheck | Failed | None, kind: Missing = Missing.GONE, *, confi
         pytest.param(KeyCheck(a_key(), is_in_file=False), True, id="usable key that is not in the file"),
         pytest.param(FRESH, False, id="usable key"),
         pytest.param(KeyCheck(error=KeyFileError("malformed")), False, id="malformed metadata"),
-        pytest.param(Failed(OUTAGE), False, id="keys not readable"),
+        pytest.param(FailedRead(OUTAGE), False, id="keys not readable"),
         pytest.param(None, False, id="keys not read"),
     ],
 )
@@ -473,7 +475,7 @@ def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
 @pytest.mark.parametrize(
     "heal",
     [
-        pytest.param({"losses": None}, id="outage since"),
+        pytest.param({"loss_count": None}, id="outage since"),
         pytest.param({"key": None}, id="no key"),
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
@@ -520,7 +522,7 @@ def test_a_failed_key_creation_backs_off() -> None:
     done = conclude(decision, Applied(key_error=OUTAGE), seen=missing(key=USED), config=CONFIG, now=at(60))
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
-    assert done.state.heal.losses is None
+    assert done.state.heal.loss_count is None
 
 
 def test_a_key_file_that_cannot_be_written_is_an_error_and_no_failure_of_headscale() -> None:
@@ -553,7 +555,7 @@ def test_the_marker_exists_while_a_restart_helps() -> None:
     assert fresh_key_id(state, at(61)) == "8"
     assert marker(state, missing(key=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
     assert marker(state, found(records=None), 70) is None
-    assert marker(state, Observation(INTERFACE, Failed(OUTAGE)), 70) is None
+    assert marker(state, Observation(INTERFACE, FailedRead(OUTAGE)), 70) is None
 
 
 # --- Expiry -----------------------------------------------------------------------------------------
@@ -577,7 +579,7 @@ def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
 
 def test_an_unreadable_list_of_api_keys_keeps_what_is_known() -> None:
     state = replace(KNOWN, api_key_expires_at=NOW + timedelta(days=60))
-    decision = after(state, (0, replace(found(records=None), api_key=Failed(OUTAGE))))
+    decision = after(state, (0, replace(found(records=None), api_key=FailedRead(OUTAGE))))
     assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
     assert decision.state.api_keys_due_s == 3600
 
@@ -640,7 +642,7 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
         pytest.param(replace(CALM, superseded_by="2"), found(records=None), id="superseded"),
         pytest.param(decide(CALM, missing(), config=CONFIG, now=at(0)).state, found(records=None), id="missing"),
         pytest.param(
-            decide(CALM, Observation(INTERFACE, Failed(OUTAGE)), config=CONFIG, now=at(0)).state,
+            decide(CALM, Observation(INTERFACE, FailedRead(OUTAGE)), config=CONFIG, now=at(0)).state,
             found(records=None),
             id="failed before",
         ),
@@ -658,14 +660,14 @@ def test_anything_unusual_makes_polls_frequent_again(state: State, seen: Observa
 
 
 def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
-    failed = decide(CALM, Observation(INTERFACE, Failed(BUSY)), config=CONFIG, now=at(0))
+    failed = decide(CALM, Observation(INTERFACE, FailedRead(BUSY)), config=CONFIG, now=at(0))
     assert decide(failed.state, found(records=None), config=CONFIG, now=at(0)).wait_s == 300
 
 
 @pytest.mark.parametrize(("fleet", "longest_s"), [(1, POLL_S), (1000, 300.0)])
 def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) -> None:
     failed = decide(
-        replace(CALM, fleet=fleet, failures=50), Observation(INTERFACE, Failed(OUTAGE)), config=CONFIG, now=at(0)
+        replace(CALM, fleet=fleet, failures=50), Observation(INTERFACE, FailedRead(OUTAGE)), config=CONFIG, now=at(0)
     )
     assert failed.wait_s == longest_s
 
@@ -699,5 +701,5 @@ def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
     assert 0 < first.fleet_due_s <= 2 * 3600
     second = decide(first, replace(found(), fleet=1000), config=CONFIG, now=at(first.fleet_due_s)).state
     assert (second.fleet, second.fleet_due_s - first.fleet_due_s) == (1000, 86_400)
-    unread = decide(first, replace(found(), fleet=Failed(OUTAGE)), config=CONFIG, now=at(first.fleet_due_s)).state
+    unread = decide(first, replace(found(), fleet=FailedRead(OUTAGE)), config=CONFIG, now=at(first.fleet_due_s)).state
     assert (unread.fleet, unread.fleet_due_s) == (1, second.fleet_due_s)

@@ -48,7 +48,7 @@ BARE = Hints(interface=())
 WITH_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
 KEPT = Hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
 WAITING = Hints(interface=None)
-WAITED = Hints(interface=None, waited=True)
+WAITED = Hints(interface=None, has_waited=True)
 
 
 def known(node_id: str | None) -> KnownNode | None:
@@ -84,14 +84,14 @@ class TestChooseNode:
             ),
             pytest.param(
                 [a_node(1), a_node(2)],
-                replace(UP, metadata=KeyMetadata(None, kept_node_id="2"), waited=True),
+                replace(UP, metadata=KeyMetadata(None, kept_node_id="2"), has_waited=True),
                 "1",
                 id="not-the-kept-one",
             ),
             pytest.param([a_node(1), a_node(2, hostname="x")], UP, "1", id="others-are-others"),
             pytest.param([a_node(2)], UP, None, id="not-registered-yet"),
             pytest.param(
-                [a_node(2)], replace(UP, metadata=KeyMetadata("7"), waited=True), None, id="nor-by-other-signs"
+                [a_node(2)], replace(UP, metadata=KeyMetadata("7"), has_waited=True), None, id="nor-by-other-signs"
             ),
             pytest.param([a_node(1, user=ANN)], UP, None, id="address-of-a-foreign-node"),
             pytest.param([a_node(1, hostname="x")], UP, None, id="address-of-another-name"),
@@ -101,7 +101,7 @@ class TestChooseNode:
                 [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])], UP, None, id="one-address-of-each-of-two-nodes"
             ),
             pytest.param([a_node(1)], BARE, None, id="interface-without-an-address"),
-            pytest.param([a_node(1)], replace(BARE, waited=True), None, id="however-long-it-is-without"),
+            pytest.param([a_node(1)], replace(BARE, has_waited=True), None, id="however-long-it-is-without"),
             pytest.param([], UP, None, id="empty-list"),
         ],
     )
@@ -115,7 +115,9 @@ class TestChooseNode:
             pytest.param([a_node(1, online=False), a_node(2, key_id="8")], WITH_KEY, "1", id="offline-all-the-same"),
             pytest.param([a_node(1, key_id="8")], WITH_KEY, None, id="another-key"),
             pytest.param([a_node(1, key_id="77")], WITH_KEY, None, id="a-longer-key-id"),
-            pytest.param([a_node(1, key_id="8")], replace(WITH_KEY, waited=True), None, id="waiting-changes-nothing"),
+            pytest.param(
+                [a_node(1, key_id="8")], replace(WITH_KEY, has_waited=True), None, id="waiting-changes-nothing"
+            ),
             pytest.param([a_node(1), a_node(2)], WITH_KEY, None, id="two-with-our-key"),
             pytest.param([a_node(1), a_node(2, user=ANN)], WITH_KEY, "1", id="a-foreign-one-with-our-key"),
             pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WITH_KEY, "1", id="an-expired-one-with-our-key"),
@@ -612,7 +614,7 @@ HINTS = st.builds(
             kept_node_id=st.one_of(st.none(), st.integers(1, 20).map(str)),
         ),
     ),
-    waited=st.booleans(),
+    has_waited=st.booleans(),
 )
 
 

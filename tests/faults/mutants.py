@@ -231,8 +231,8 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Healing",
         name="replaces the key after one report that the node is missing",
         file="dns_watch/healing.py",
-        old="        and losses.observations >= CONFIRMING_OBSERVATIONS\n"
-        "        and now.monotonic_s - losses.since_s >= CONFIRMING_S\n",
+        old="        and count.observations >= CONFIRMING_OBSERVATIONS\n"
+        "        and now.monotonic_s - count.since_s >= CONFIRMING_S\n",
         new="",
         seed=83,
     ),
@@ -316,7 +316,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 3",
         name="counts a failed lookup as an observation of a loss",
         file=DECIDE_FILE,
-        old="        heal=inconclusive(state.heal),\n",
+        old="        heal=without_loss_count(state.heal),\n",
         new="        heal=state.heal,\n",
     ),
     Mutant(
