@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-# Events of this pod: how many wait to be written, and how many are remembered to count repetitions.
+# How many Events may wait to be written, and how many are remembered to count repetitions.
 _MAX_WAITING_EVENTS = 32
 _MAX_REMEMBERED_EVENTS = 64
 
-# How often an Event is written again at most. Others are only counted.
+# The shortest interval between two writes of the same Event. Repetitions within it are only counted.
 _EVENT_INTERVAL = timedelta(minutes=5)
 
 _EVENT_ATTEMPTS = 5
@@ -64,7 +64,7 @@ class _Written:
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """Everything that this program can change. Each of them can be read, too."""
+    """The clients for everything that this program can change. Each of them can read, too."""
 
     headscale: HeadscaleWriter
     cloudflare: CloudflareWriter
@@ -74,7 +74,7 @@ class Writers:
 def delete_nodes(
     changes: Iterable[DeleteNode], headscale: HeadscaleWriter, *, is_still_ours: Callable[[Node], bool]
 ) -> None:
-    """Delete the nodes in order; the first failure ends it.
+    """Delete the nodes in order, and stop at the first failure.
 
     Each node is read again directly before it is deleted.
 
@@ -82,7 +82,7 @@ def delete_nodes(
         is_still_ours: called with the node as it is now; the node is deleted only if it returns true.
 
     Raises:
-        ApiError: a deletion could not be confirmed. Earlier deletions stand.
+        ApiError: a deletion could not be confirmed. The nodes before it were deleted.
     """
     for change in changes:
         node = change.node
@@ -96,8 +96,8 @@ def delete_nodes(
 def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter) -> None:
     """Make all changes in one transaction, or none.
 
-    A record that is updated or deleted is read again first: it may have changed hands since it was planned for.
-    A record to be deleted that is gone already counts as deleted.
+    A record to update or delete is read again first, because another owner may have changed it since it was planned.
+    A record to delete that no longer exists counts as deleted.
 
     Raises:
         ConflictError: a record is not the planned one; nothing was changed.
@@ -131,10 +131,10 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
 
 
 def _without_done(changes: Sequence[RecordChange], cloudflare: CloudflareReader) -> list[RecordChange]:
-    """Return the changes without the deletions of records that are gone.
+    """Read the records again, and return the changes without the deletions of records that no longer exist.
 
     Raises:
-        ConflictError: another record differs from the planned one.
+        ConflictError: a record to update or delete is not as it was when it was planned.
     """
     planned = [change.record for change in changes if not isinstance(change, CreateRecord)]
     current = {record.id: record for name in {record.name for record in planned} for record in cloudflare.records(name)}
@@ -169,7 +169,10 @@ def check_key_file(key_file: KeyFileWriter) -> None:
 def write_fresh_key(
     change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: datetime
 ) -> PreAuthKey:
-    """Create a pre-auth key and replace the one in the key file with it; the time is by our clock.
+    """Create a pre-auth key and replace the one in the key file with it.
+
+    Args:
+        now: by this machine's clock, not Headscale's.
 
     Raises:
         ApiError: no usable key was created.
@@ -209,7 +212,10 @@ def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
 
 
 def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
-    """Make the probe of the tailscale container fail, or pass again if no key makes a restart help.
+    """Write the file that makes the liveness probe of the tailscale container fail, or remove it.
+
+    Args:
+        key_id: the fresh key with which a restart of the container helps; None if a restart does not help.
 
     Raises:
         KeyFileError: the marker was neither written nor removed.
@@ -221,10 +227,10 @@ def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
 
 
 class EventRecorder:
-    """Writes Events about this pod, in a thread of its own that starts with the first one.
+    """Writes Kubernetes Events about this pod, in a thread that starts with the first one.
 
-    Nothing waits for it, and it raises nothing: an Event repeats what the log has. A failure is logged once per reason
-    until an Event is written again.
+    `record` neither waits nor raises, because an Event only repeats a line of the log. A failure is logged once per
+    reason until an Event is written again.
 
     Args:
         connect: returns the writer.
@@ -255,7 +261,7 @@ class EventRecorder:
             return
         with suppress(Full):
             self._queue.put_nowait(found)
-        # Without another thread, the log has to do.
+        # If no thread can be started, only the log has the event.
         with suppress(RuntimeError):
             if self._thread is None:
                 thread = Thread(target=self._run, name="events", daemon=True)

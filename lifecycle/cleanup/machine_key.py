@@ -21,7 +21,7 @@ def public_machine_key(private: bytes) -> str | None:
 
 
 def _x25519(scalar: bytes) -> bytes:
-    """Multiply the base point. It need not run in constant time: no other party observes how long it takes."""
+    """Return the public key. It need not run in constant time, because no other party can measure its duration."""
     clamped = bytearray(scalar)
     clamped[0] &= 248
     clamped[31] = (clamped[31] & 127) | 64

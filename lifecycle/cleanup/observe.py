@@ -55,16 +55,17 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name))
 
-    # Reading the token's file can block, which no time budget ends.
+    # In a thread: reading the token's file can block, which a time budget does not limit.
     zone = in_background(read_zone, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
         user = choose_user(headscale.users(), settings.headscale_user)
         nodes = tuple(headscale.nodes())
     except (AuthError, NotFoundError, ResponseError):
-        # An unsupported release, or another server, is the better explanation.
+        # If the server is another one or an unsupported release, `version` raises an error that says so.
         headscale.version()
         raise
+    # Wait for the end of the detection. If it failed, `version` detects again.
     detection.exception()
     version = headscale.version()
     state = saved_state(read_state()) if read_state is not None else None
@@ -83,6 +84,6 @@ def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
     """Parse the values of tailscale's state Secret; None stays None."""
     if values is None:
         return None
-    # Not `device_ips`, which may be those of an earlier pod. `device_id` is Headscale's own decimal id.
+    # `device_ips` is not used: the addresses may be those of an earlier pod. `device_id` is the node's id in Headscale.
     node_id = values.get("device_id", b"").decode(errors="replace")
     return SavedState(node_id, public_machine_key(values.get("_machinekey", b"")))
