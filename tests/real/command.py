@@ -85,7 +85,7 @@ class Watch(Background):
         """Return the events logged so far with a name."""
         return named(self.events, name)
 
-    def wait_for(self, name: str, **keys: object) -> Event:
+    def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
         """Wait until an event with these values has been logged, and return the latest."""
 
         def find() -> Event | None:
@@ -93,9 +93,9 @@ class Watch(Background):
             found = [event for event in self.named(name) if keys.items() <= event.items()]
             return found[-1] if found else None
 
-        return eventually(find, f"{name} {keys}", details=self.output)
+        return eventually(find, f"{name} {keys}", details=self.output, timeout_s=timeout_s)
 
-    def wait_for_next(self, name: str, **keys: object) -> Event:
+    def wait_for_next(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
         """Wait for an event that has not been logged yet."""
         before = len(self.events)
 
@@ -104,7 +104,7 @@ class Watch(Background):
             new = self.events[before:]
             return next((event for event in named(new, name) if keys.items() <= event.items()), None)
 
-        return eventually(find, f"another {name} {keys}", details=self.output)
+        return eventually(find, f"another {name} {keys}", details=self.output, timeout_s=timeout_s)
 
     def terminate(self) -> int:
         """Send SIGTERM, as the kubelet does, and return the exit status."""

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.real.programs import Release, installed_releases
+from tests.real.postgres import PostgresCluster, postgres_programs
+from tests.real.programs import Release, installed_releases, with_older_clients
 from tests.real.server import HeadscaleServer
-from tests.real.workload import OTHER_USER, USER, Workload
+from tests.real.workload import Workload, server_with_users, workload_on
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.serve import serve
 
 _numbers = count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "every_client: the test runs with the newest client, and also with older ones")
+    config.addinivalue_line("markers", "takes_minutes: the test starts before the others, which run beside it")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -27,8 +31,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if isinstance(releases, str):
         parameters = [pytest.param(None, marks=pytest.mark.skip(reason=releases), id="none")]
     else:
-        parameters = [pytest.param(release, id=release.name) for release in releases]
+        if metafunc.definition.get_closest_marker("every_client"):
+            releases = [each for release in releases for each in (release, *with_older_clients(release))]
+        parameters = [pytest.param(release, id=release.test_id) for release in releases]
     metafunc.parametrize("release", parameters, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("takes_minutes") is None)
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +63,30 @@ def server(release: Release) -> Iterator[HeadscaleServer]:
     """A running server of this release, shared by its tests. `USER` owns the nodes of the workloads."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
-        HeadscaleServer(release, Path(folder)) as running,
+        server_with_users(release, Path(folder, "server")) as running,
     ):
-        running.create_user(USER)
-        running.create_user(OTHER_USER)
         yield running
+
+
+@pytest.fixture
+def own_server(release: Release, short_folder: Path) -> Iterator[HeadscaleServer]:
+    """A running server of this release for one test, which may change its users and its database."""
+    with server_with_users(release, short_folder / "server") as running:
+        yield running
+
+
+@pytest.fixture
+def workload(server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
+    """A workload with a unique name on the server. Its processes are stopped after the test."""
+    with workload_on(server, short_folder / "pod", f"app{next(_numbers)}.example.com") as workload:
+        yield workload
+
+
+@pytest.fixture
+def own_workload(own_server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
+    """A workload on the server of one test."""
+    with workload_on(own_server, short_folder / "pod") as workload:
+        yield workload
 
 
 @pytest.fixture
@@ -65,17 +95,14 @@ def cloudflare() -> CloudflareSimulator:
     return CloudflareSimulator()
 
 
-@pytest.fixture
-def workload(server: HeadscaleServer, cloudflare: CloudflareSimulator, short_folder: Path) -> Iterator[Workload]:
-    """A workload with a unique name on the server. Its processes are stopped after the test."""
-    with ExitStack() as stack:
-        cloudflare_url = stack.enter_context(serve(cloudflare))
-        yield stack.enter_context(
-            Workload(
-                f"app{next(_numbers)}.example.com",
-                server=server,
-                cloudflare=cloudflare,
-                cloudflare_url=cloudflare_url,
-                folder=short_folder,
-            )
-        )
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresCluster]:
+    """A running PostgreSQL cluster, shared by the tests, which create a database each."""
+    programs = postgres_programs()
+    if isinstance(programs, str):
+        pytest.skip(programs)
+    with (
+        tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
+        PostgresCluster(programs, Path(folder)) as cluster,
+    ):
+        yield cluster

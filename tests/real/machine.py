@@ -32,14 +32,25 @@ class Machine:
         hostname: the hostname of its node.
         url: the URL of the Headscale server.
         interface: the network interface to create; "" = userspace networking.
+        trust: a file with the certificate authority of the URL; None = those of the machine.
     """
 
-    def __init__(self, release: Release, folder: Path, *, hostname: str, url: str, interface: str = "") -> None:
+    def __init__(
+        self,
+        release: Release,
+        folder: Path,
+        *,
+        hostname: str,
+        url: str,
+        interface: str = "",
+        trust: Path | None = None,
+    ) -> None:
         self._release = release
         self._folder = folder
         self._hostname = hostname
         self._url = url
         self._interface = interface
+        self._trust = trust
         self._process: Background | None = None
         self.start()
 
@@ -158,14 +169,13 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """The IPv4 address in the tailnet."""
+        """The first address in the tailnet."""
         return self.addresses[0]
 
     @property
-    def addresses(self) -> tuple[str, str]:
+    def addresses(self) -> tuple[str, ...]:
         """The addresses in the tailnet, IPv4 first."""
-        ipv4, ipv6 = self.status()["TailscaleIPs"]
-        return ipv4, ipv6
+        return tuple(self.status()["TailscaleIPs"])
 
     @property
     def socket(self) -> Path:
@@ -176,8 +186,9 @@ class Machine:
         return [self._release.tailscale, f"--socket={self.socket}", *arguments]
 
     def _environment(self) -> dict[str, str]:
+        trust = {} if self._trust is None else {"SSL_CERT_FILE": str(self._trust)}
         # Do not map a port on the gateway.
-        return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1"}
+        return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1", **trust}
 
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -21,11 +21,15 @@ from tests.simulators.dialects import VERSIONS
 Found = TypeVar("Found")
 
 FOLDER_VARIABLE: Final = "HEADSCALE_BINARIES"
+CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
 
 TIMEOUT_S: Final = 45.0
 """The time limit of each step, for a machine under load."""
 
 POLL_INTERVAL_S: Final = 0.05
+"""The first interval of `eventually`. It grows, because each request costs Headscale a slow comparison of the key."""
+
+MAX_POLL_INTERVAL_S: Final = 0.5
 
 # Below the ephemeral ports of the kernel, so that the port of a server is still free when it restarts.
 _PORTS: Final = range(20000, 32000)
@@ -38,6 +42,7 @@ class Release:
     Attributes:
         name: from the file name of the program, such as `0.28.0` or `head`, or the version of the program on PATH.
         minor: minor version; for `head`, that of the next release.
+        client: version of the client if it is not the newest one.
     """
 
     name: str
@@ -45,6 +50,12 @@ class Release:
     headscale: Path
     tailscale: Path
     tailscaled: Path
+    client: str = ""
+
+    @property
+    def test_id(self) -> str:
+        """The part of a test's id that names the programs."""
+        return f"{self.name} with client {self.client}" if self.client else self.name
 
     @property
     def simulated(self) -> str:
@@ -65,12 +76,12 @@ class Release:
 
 
 def installed_releases() -> list[Release] | str:
-    """Return the installed releases, oldest first, or a message about what to install."""
+    """Return the installed releases with the newest client, oldest first, or a message about what to install."""
     folder = os.environ.get(FOLDER_VARIABLE)
-    path = os.pathsep.join(filter(None, [folder, os.environ.get("PATH")]))
+    path = os.pathsep.join(filter(None, [*map(str, _client_folders()[:1]), folder, os.environ.get("PATH")]))
     tailscale, tailscaled = (shutil.which(name, path=path) for name in ("tailscale", "tailscaled"))
     if tailscale is None or tailscaled is None:
-        return "needs tailscale and tailscaled: install the tailscale package"
+        return f"needs tailscale and tailscaled: install the tailscale package, or set {CLIENTS_VARIABLE}"
     if folder is not None:
         servers = {file.name.removeprefix("headscale-"): file for file in Path(folder).glob("headscale-*")}
     elif found := shutil.which("headscale", path=path):
@@ -87,6 +98,23 @@ def installed_releases() -> list[Release] | str:
         for name, program in servers.items()
     ]
     return sorted(releases, key=lambda release: (release.minor, release.name))
+
+
+def with_older_clients(release: Release) -> list[Release]:
+    """Return a release with each client in the folder of `TAILSCALE_BINARIES` except the newest one."""
+    return [
+        replace(release, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled", client=folder.name)
+        for folder in _client_folders()[1:]
+    ]
+
+
+def _client_folders() -> list[Path]:
+    """Return the folders of the clients, each named like its version, newest first."""
+    folder = os.environ.get(CLIENTS_VARIABLE)
+    if folder is None:
+        return []
+    found = [path.parent for path in Path(folder).glob("*/tailscaled")]
+    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
 
 
 def _version(headscale: Path) -> str:
@@ -133,13 +161,15 @@ def eventually(
         timeout_s: the timeout; increase it only for what is slow by design.
     """
     deadline = time.monotonic() + timeout_s
+    interval_s = POLL_INTERVAL_S
     while True:
         found = condition()
         if found is not None and found is not False:
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s:g} s for {what}\n{details()}")
-        time.sleep(POLL_INTERVAL_S)
+        time.sleep(interval_s)
+        interval_s = min(interval_s * 1.3, MAX_POLL_INTERVAL_S)
 
 
 class Background:

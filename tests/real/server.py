@@ -31,13 +31,24 @@ class HeadscaleServer:
     Args:
         release: the release to run.
         folder: for its database, keys and log; a short path, because it contains the CLI's socket.
+        settings: sections of the configuration that replace the defaults.
+        public_url: the URL of a proxy in front of the server, which clients use.
     """
 
-    def __init__(self, release: Release, folder: Path) -> None:
+    def __init__(
+        self,
+        release: Release,
+        folder: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        public_url: str | None = None,
+    ) -> None:
         self.release = release
         self.folder = folder
         self.config = folder / "config.yaml"
         self._port, self._metrics_port, self._grpc_port, self._stun_port = free_ports(4)
+        self.public_url = public_url or self.url
+        self._settings = settings or {}
         self._process: Background | None = None
         self._write_config()
 
@@ -70,7 +81,7 @@ class HeadscaleServer:
 
     @property
     def url(self) -> str:
-        """The URL of the server."""
+        """The URL of the server itself."""
         return f"http://127.0.0.1:{self._port}"
 
     def _write_config(self) -> None:
@@ -95,7 +106,7 @@ class HeadscaleServer:
         relays = self.folder / "derp.yaml"
         relays.write_text(yaml.safe_dump({"regions": regions}))
         config = {
-            "server_url": self.url,
+            "server_url": self.public_url,
             "listen_addr": f"127.0.0.1:{self._port}",
             "metrics_listen_addr": f"127.0.0.1:{self._metrics_port}",
             "grpc_listen_addr": f"127.0.0.1:{self._grpc_port}",
@@ -131,7 +142,7 @@ class HeadscaleServer:
             "unix_socket": str(self.folder / "headscale.sock"),
             "unix_socket_permission": "0700",
         }
-        self.config.write_text(yaml.safe_dump(config))
+        self.config.write_text(yaml.safe_dump(config | dict(self._settings)))
 
     # --- The process --------------------------------------------------------------------------------
 
@@ -193,6 +204,14 @@ class HeadscaleServer:
         """Create a user and return its id."""
         return str(self.cli("users", "create", name)["id"])
 
+    def reference(self, user: str) -> str:
+        """Return how commands identify a user: by name, or by id from 0.26 on."""
+        return self.user_id(user) if self.release.user_by_id else user
+
+    def user_id(self, name: str) -> str:
+        """Return the id of a user."""
+        return next(str(known["id"]) for known in self.cli("users", "list") if known["name"] == name)
+
     def create_key(self, user: str | None, *options: str) -> str:
         """Create a pre-auth key and return its secret.
 
@@ -200,9 +219,7 @@ class HeadscaleServer:
             user: the user's name; None = a key with tags and without a user, from 0.28 on.
             options: options of the command, such as `--reusable` or `--tags=tag:web`.
         """
-        if user is not None and self.release.user_by_id:
-            user = next(str(known["id"]) for known in self.cli("users", "list") if known["name"] == user)
-        owner = [] if user is None else ["--user", user]
+        owner = [] if user is None else ["--user", self.reference(user)]
         key: str = self.cli("preauthkeys", "create", *owner, "--expiration", "1h", *options)["key"]
         return key
 

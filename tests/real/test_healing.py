@@ -20,9 +20,7 @@ from tests.real.command import Watch, named
 from tests.real.machine import Machine
 from tests.real.programs import Release, eventually, free_ports
 from tests.real.server import HeadscaleServer
-from tests.real.workload import OTHER_USER, USER, Workload
-from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.serve import serve
+from tests.real.workload import Workload, server_with_users, workload_on
 
 # The confirmation takes a minute by design, and longer on a machine under load.
 CONFIRMED_S = 150.0
@@ -79,19 +77,8 @@ class Pod:
     def __init__(
         self, name: str, *, stack: ExitStack, server: HeadscaleServer, folder: Path, interface: str = ""
     ) -> None:
-        folder.mkdir()
-        cloudflare = CloudflareSimulator()
-        self.workload = stack.enter_context(
-            Workload(
-                name,
-                server=server,
-                cloudflare=cloudflare,
-                cloudflare_url=stack.enter_context(serve(cloudflare)),
-                folder=folder,
-            )
-        )
+        self.workload = stack.enter_context(workload_on(server, folder, name, TAILSCALE_INTERFACE=interface))
         self.interface = interface
-        self.workload.environment["TAILSCALE_INTERFACE"] = interface
         self.workload.cleanup()
         self.machine: Machine = self.workload.machine()
         (self.port,) = free_ports(1)
@@ -102,7 +89,7 @@ class Pod:
         self.first_key = self.workload.key_file.read_text()
         self.first_address = self.machine.address
         (self.first_id,) = self.workload.ids
-        self.writes = len(cloudflare.writes)
+        self.writes = len(self.workload.cloudflare.writes)
 
     @property
     def nodez(self) -> tuple[int, str]:
@@ -152,11 +139,8 @@ def test_pods_with_a_deleted_and_an_expired_node_recover(
 
 def heal(release: Release, folder: Path, interface: str) -> None:
     """Delete one node, expire another one, and require that both pods recover."""
-    (folder / "server").mkdir()
     with ExitStack() as stack:
-        server = stack.enter_context(HeadscaleServer(release, folder / "server"))
-        for user in (USER, OTHER_USER):
-            server.create_user(user)
+        server = stack.enter_context(server_with_users(release, folder / "server"))
         probe = Probe(folder / "bin")
         # Two pods, because an empty list of nodes does not confirm that a node is deleted.
         deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
@@ -191,8 +175,14 @@ def test_expiry_of_the_api_key_is_exported(workload: Workload) -> None:
     workload.machine()
     watch = workload.watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     watch.wait_for("pass.finished")
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
-    (line,) = [line for line in metrics.splitlines() if line.startswith("tailscale_lifecycle_api_key_expiration")]
+
+    def exported() -> str | None:
+        """Return the line of the metric, which is present after the second pass."""
+        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=30, trust_env=False).text
+        lines = [line for line in metrics.splitlines() if line.startswith("tailscale_lifecycle_api_key_expiration")]
+        return lines[0] if lines else None
+
+    line = eventually(exported, "the metric")
     days = (float(line.split()[1]) - datetime.now(UTC).timestamp()) / 86_400
     assert days == pytest.approx(90, abs=0.1)
     assert not named(watch.events, "api_key.expiring")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.real.command import named
 from tests.real.programs import eventually
 from tests.real.workload import MARK, OTHER_USER, USER, Workload
 
 
+@pytest.mark.every_client
 def test_first_start(workload: Workload) -> None:
     """A key is written, a node registers with it, and its address is published once."""
     workload.cleanup()
@@ -29,6 +32,7 @@ def test_missing_key_metadata(workload: Workload) -> None:
     workload.wait_until_published(machine)
 
 
+@pytest.mark.every_client
 def test_container_restarts(workload: Workload) -> None:
     """A client with state keeps its address, although its key is used and expired; the zone is not written."""
     workload.cleanup()
@@ -68,6 +72,7 @@ def test_pod_is_replaced(workload: Workload) -> None:
     assert int(new) > int(old)
 
 
+@pytest.mark.every_client
 def test_node_is_deleted(workload: Workload) -> None:
     """The node of a running pod is deleted: its record stays until a new node registers."""
     workload.cleanup()
@@ -133,6 +138,7 @@ def test_node_registered_by_cli(workload: Workload) -> None:
     assert workload.ids == [foreign]
 
 
+@pytest.mark.every_client
 def test_tagged_node(workload: Workload) -> None:
     """A node with the configured tags is owned: published, and deleted by the next pod."""
     tags = {"AUTHKEY_TAGS": "tag:web"}
@@ -147,6 +153,7 @@ def test_tagged_node(workload: Workload) -> None:
     assert workload.ids == []
 
 
+@pytest.mark.every_client
 def test_both_address_families(workload: Workload) -> None:
     """With DNS_IPV6 both addresses are published, and deleted records are created again."""
     workload.cleanup()
@@ -159,6 +166,7 @@ def test_both_address_families(workload: Workload) -> None:
     workload.wait_until_published(machine, ipv6=True)
 
 
+@pytest.mark.every_client
 def test_server_restarts(workload: Workload) -> None:
     """Nodes are offline after a restart of the server, and keep their addresses."""
     workload.cleanup()

@@ -34,15 +34,15 @@ from tests.process.cluster import Authority, with_service_account
 from tests.real.command import Watch
 from tests.real.container import DOCUMENTS, LIFECYCLE, PROGRAMS, RENDERED, TailscaleContainer
 from tests.real.machine import Machine
-from tests.real.programs import Background, Release, eventually, installed_releases
+from tests.real.programs import CLIENTS_VARIABLE, Background, Release, eventually, installed_releases
 from tests.real.server import HeadscaleServer
 from tests.real.workload import USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
-CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
-CLIENTS: Final = (RENDERED["image"].rpartition(":v")[2], "1.86.2")
-"""The rendered version, and an old one."""
+RENDERED_CLIENT: Final = RENDERED["image"].partition("@")[0].rpartition(":v")[2]
+OLD_CLIENT: Final = "1.80.3"
+"""A client of the oldest minor version that Headscale 0.29 accepts."""
 
 SERVICE_NAME: Final = "headscale.headscale.svc.cluster.local"
 CLUSTER_IP: Final = "10.96.0.20"
@@ -157,7 +157,7 @@ def client(version: str) -> Release | str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with every client, or skip it with the reason."""
     if "setup" in metafunc.fixturenames:
-        found = {version: client(version) for version in CLIENTS}
+        found = {version: client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
         parameters = [
             pytest.param(release, marks=pytest.mark.skipif(isinstance(release, str), reason=str(release)), id=version)
             for version, release in found.items()

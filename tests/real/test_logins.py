@@ -156,6 +156,7 @@ def twins(request: pytest.FixtureRequest, release: Release, short_folder: Path) 
         yield Twins(release, request.param, short_folder, stack)
 
 
+@pytest.mark.every_client
 def test_real_and_simulated_server_accept_the_same_logins(twins: Twins, release: Release) -> None:
     """After each login, the servers also have the same nodes."""
     different: list[str] = []

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from tests.real.command import Ended, Watch, lifecycle
 from tests.real.machine import Machine
-from tests.real.programs import eventually
+from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
+from tests.simulators.serve import serve
 
 USER: Final = "services"
 """The Headscale user that owns the nodes of the workloads."""
@@ -61,7 +62,7 @@ class Workload:
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
-            "HEADSCALE_URL": server.url,
+            "HEADSCALE_URL": server.public_url,
             "HEADSCALE_API_KEY": server.api_key,
             "HEADSCALE_USER": USER,
             "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
@@ -82,7 +83,7 @@ class Workload:
         }
         self._cleanup = ExitStack()
         self._started = 0
-        self._watches: list[Watch] = []
+        self.watches: list[Watch] = []
 
     def __enter__(self) -> Self:
         """Return the workload."""
@@ -111,7 +112,7 @@ class Workload:
         log = self.folder / f"watch{self._number()}"
         watch = Watch(environment=self._with(settings), folder=self.folder, log=log, within=self.within)
         self._cleanup.callback(watch.stop)
-        self._watches.append(watch)
+        self.watches.append(watch)
         return watch
 
     def new_machine(self) -> Machine:
@@ -121,8 +122,9 @@ class Workload:
             self.server.release,
             folder,
             hostname=self.name,
-            url=self.server.url,
+            url=self.server.public_url,
             interface=self.environment["TAILSCALE_INTERFACE"],
+            trust=Path(trust) if (trust := self.environment.get("HEADSCALE_CA_FILE")) else None,
         )
         self._cleanup.callback(machine.stop)
         return machine
@@ -162,7 +164,7 @@ class Workload:
     def _state(self) -> str:
         """Return records, nodes and logs, for the message of a failed test."""
         lines = [f"records: {self.contents}", f"nodes: {self.server.nodes(self.name)}"]
-        for watch in self._watches:
+        for watch in self.watches:
             lines += ["dns-watch:", watch.output()]
         return "\n".join(lines)
 
@@ -180,3 +182,41 @@ class Workload:
     def ids(self) -> list[str]:
         """The ids of the nodes of the workload."""
         return self.server.ids(self.name)
+
+
+@contextmanager
+def server_with_users(release: Release, folder: Path, **options: Any) -> Iterator[HeadscaleServer]:
+    """Start a server with the users of this module.
+
+    Args:
+        release: the release to run.
+        folder: is created; a short path.
+        options: options of `HeadscaleServer`.
+    """
+    folder.mkdir()
+    with HeadscaleServer(release, folder, **options) as server:
+        for user in (USER, OTHER_USER):
+            server.create_user(user)
+        yield server
+
+
+@contextmanager
+def workload_on(
+    server: HeadscaleServer, folder: Path, name: str = "app.example.com", **settings: str
+) -> Iterator[Workload]:
+    """Yield a workload with a zone of its own, and stop its processes at the end.
+
+    Args:
+        server: contains its node.
+        folder: is created; a short path.
+        name: hostname of its node.
+        settings: settings of its commands.
+    """
+    folder.mkdir()
+    cloudflare = CloudflareSimulator()
+    with (
+        serve(cloudflare) as url,
+        Workload(name, server=server, cloudflare=cloudflare, cloudflare_url=url, folder=folder) as workload,
+    ):
+        workload.environment |= settings
+        yield workload

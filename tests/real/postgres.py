@@ -1,0 +1,116 @@
+"""A PostgreSQL cluster on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tests.real.programs import TIMEOUT_S, Background, eventually, free_ports
+
+_ROLE: Final = "postgres"
+"""The role in the database, and the account that runs the server: PostgreSQL refuses to run as root."""
+
+_AS_POSTGRES: Final = ("setpriv", f"--reuid={_ROLE}", f"--regid={_ROLE}", "--clear-groups")
+
+_VERSIONS: Final = Path("/usr/lib/postgresql")
+
+
+def postgres_programs() -> Path | str:
+    """Return the folder with the newest server's programs, or a message about what to install."""
+    found = sorted(_VERSIONS.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
+    if not found or os.getuid() or shutil.which("setpriv") is None:
+        return "needs root, setpriv and postgres: install the packages postgresql and util-linux"
+    return found[-1].parent
+
+
+class PostgresCluster:
+    """A cluster with one database for each server of Headscale.
+
+    Args:
+        programs: the folder with the server's programs.
+        folder: an empty folder with a short path.
+    """
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs = programs
+        self._folder = folder
+        self._data = folder / "data"
+        (self._port,) = free_ports(1)
+        self._process: Background | None = None
+        shutil.chown(folder, _ROLE)
+        self._run("initdb", "--pgdata", self._data, "--auth=trust", "--no-sync")
+
+    def __enter__(self) -> Self:
+        """Start the cluster."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the cluster."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start the cluster, and wait until it accepts connections."""
+        process = self._process = Background(
+            self._command(
+                "postgres",
+                *("-D", self._data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self._port)),
+                # The data is discarded after the tests.
+                *("-c", "fsync=off"),
+            ),
+            log=self._folder.with_name(f"{self._folder.name}.log"),
+            environment=self._environment(),
+            folder=self._folder,
+        )
+        eventually(
+            lambda: process.exit_status is not None or self._accepts_connections(),
+            "PostgreSQL to accept connections",
+            details=process.output,
+        )
+        assert process.exit_status is None, process.output()
+
+    def stop(self) -> None:
+        """Stop the cluster and disconnect its clients."""
+        if self._process is not None:
+            self._process.stop(signal.SIGINT)
+
+    def create_database(self, name: str) -> dict[str, Any]:
+        """Create a database and return the part of Headscale's configuration for it."""
+        self._run("createdb", *self._connection(), name)
+        connection = {"host": "127.0.0.1", "port": self._port, "name": name, "user": _ROLE, "pass": "", "ssl": False}
+        return {"database": {"type": "postgres", "postgres": connection}}
+
+    def _accepts_connections(self) -> bool:
+        done = subprocess.run(
+            self._command("pg_isready", *self._connection()), env=self._environment(), capture_output=True, check=False
+        )
+        return done.returncode == 0
+
+    def _connection(self) -> tuple[str, ...]:
+        return ("-h", "127.0.0.1", "-p", str(self._port))
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        done = subprocess.run(
+            self._command(program, *arguments),
+            env=self._environment(),
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S * 2,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
+        return [*_AS_POSTGRES, self._programs / program, *arguments]
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
