@@ -18,7 +18,7 @@ import pytest
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.commands import CLEANUP_RETRY_BUDGET, PRUNE_RETRY_BUDGET
-from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S
+from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, EMPTY_LIST_CONFIRMING_S
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, calm_interval_s
 from lifecycle.dns_watch.state import HealState, Missing, State
 from lifecycle.dns_watch.status import Status
@@ -157,6 +157,7 @@ LIMITS = {
     "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
+    "The same, if Headscale has no nodes at all": timedelta(seconds=EMPTY_LIST_CONFIRMING_S),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
     "Longest poll interval in a large fleet": timedelta(seconds=SLOWEST_POLL_S),
     "Time from SIGTERM to the end of a running pass": f"{GRACE_S}s",

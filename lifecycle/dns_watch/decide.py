@@ -205,18 +205,19 @@ def _decide_unregistered(
         # If a key is to be created, Headscale has not succeeded until `conclude` knows the result.
         failures=state.failures if changes else 0,
     )
-    give_up = _why_give_up(state, missing.reason, config)
+    give_up = _why_give_up(state, missing, config)
     if give_up is None:
         events = (*events, warning("pass.skipped", reason=missing.reason, lookups=state.lookups))
     return Decision(state, changes, wait_s=lookup_wait_s(state, config, now), events=events, give_up=give_up)
 
 
-def _why_give_up(state: State, reason: str, config: WatchConfig) -> str | None:
-    if state.node is not None or not 0 < config.max_retries <= state.lookups:
+def _why_give_up(state: State, missing: Unregistered, config: WatchConfig) -> str | None:
+    was_registered = state.node is not None or (missing.loss is not None and missing.loss.node_id is not None)
+    if was_registered or not 0 < config.max_retries <= state.lookups:
         return None
     return (
-        f"Node {config.hostname} was not found in {state.lookups} lookups: {reason}. Read the log of the tailscale "
-        "container. MAX_RETRIES and RETRY_INTERVAL set how long to wait."
+        f"Node {config.hostname} was not found in {state.lookups} lookups: {missing.reason}. Read the log of the "
+        "tailscale container. MAX_RETRIES and RETRY_INTERVAL set how long to wait."
     )
 
 

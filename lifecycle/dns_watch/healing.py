@@ -17,6 +17,9 @@ from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 CONFIRMING_OBSERVATIONS = 3
 CONFIRMING_S = 60.0
 
+# A server without any nodes may use another database for a while, such as one that is being restored.
+EMPTY_LIST_CONFIRMING_S = 300.0
+
 # The interval between checks whether a fresh key is needed. It doubles with each key that did not bring the node back.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
@@ -34,10 +37,11 @@ def without_loss_count(heal: HealState) -> HealState:
 
 
 def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
-    """Count an observation of a loss. Three of them over a minute confirm it."""
+    """Count an observation of a loss, and confirm it after three of them over a minute or, with an empty list, five."""
+    evidence = (loss.kind, is_superseded, loss.is_list_empty)
     count = heal.loss_count
-    if count is None or (count.kind, count.is_superseded) != (loss.kind, is_superseded):
-        count = LossCount(loss.kind, is_superseded, observations=0, since_s=now.monotonic_s)
+    if count is None or (count.kind, count.is_superseded, count.is_list_empty) != evidence:
+        count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
     # A later pod with the name counts immediately. Its end has to be confirmed, as a loss has.
@@ -158,11 +162,9 @@ def with_key(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> Hea
 
 def _is_confirmed(heal: HealState, now: Moment) -> bool:
     count = heal.loss_count
-    return (
-        count is not None
-        and count.observations >= CONFIRMING_OBSERVATIONS
-        and now.monotonic_s - count.since_s >= CONFIRMING_S
-    )
+    if count is None or count.observations < CONFIRMING_OBSERVATIONS:
+        return False
+    return now.monotonic_s - count.since_s >= (EMPTY_LIST_CONFIRMING_S if count.is_list_empty else CONFIRMING_S)
 
 
 def _is_renewal_due(heal: HealState, now: Moment) -> bool:

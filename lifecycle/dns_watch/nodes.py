@@ -64,15 +64,18 @@ def why_missing(
     now: datetime,
     own: KnownNode | None,
     not_found: bool,
+    is_superseded: bool = False,
 ) -> Loss | None:
     """Return why `choose_node` found none; None if that is uncertain.
 
     Args:
         own: this pod's node when it was last known; None = never.
         not_found: Headscale itself reports that the node does not exist, or another machine has its id.
+        is_superseded: a later pod had the name when nodes were last listed.
     """
-    # Headscale may just have started: an empty list proves nothing.
-    if not nodes:
+    # Only Headscale's answer about this one node shows that an empty list is complete. About a later pod's node, there
+    # is none.
+    if not nodes and (not not_found or is_superseded):
         return None
     interface = set(hints.interface or ())
     ours = [node for node in nodes if identity.owns_node(node)]
@@ -83,7 +86,7 @@ def why_missing(
             return Loss(Missing.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove it, since it can be incomplete for a moment.
-        return Loss(Missing.GONE, own.id) if not_found else None
+        return Loss(Missing.GONE, own.id, is_list_empty=not nodes) if not_found else None
     if not_found:
         return None
     valid = [node for node in ours if not node.expired(now)]

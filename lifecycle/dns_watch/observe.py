@@ -176,7 +176,15 @@ def _look_up_in_list(
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
-    loss = why_missing(nodes, identity=identity, hints=hints, now=now.utc, own=own, not_found=is_gone)
+    loss = why_missing(
+        nodes,
+        identity=identity,
+        hints=hints,
+        now=now.utc,
+        own=own,
+        not_found=is_gone,
+        is_superseded=state.superseded_by is not None,
+    )
     successor = None
     if loss is not None and loss.node_id is not None and loss.kind in (Missing.GONE, Missing.EXPIRED):
         # A node that registered with this pod's own key is this pod's: its address has yet to appear here.

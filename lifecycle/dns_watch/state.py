@@ -73,7 +73,7 @@ class Missing(StrEnum):
     """Why a complete response of Headscale contains no node of this pod."""
 
     GONE = "gone"
-    """Headscale reports the node as not found, and its list contains other nodes."""
+    """Headscale reports the node as not found, and its list of nodes does not contain it."""
     EXPIRED = "expired"
     """The node exists and has to log in again."""
     STRANDED = "stranded"
@@ -84,10 +84,16 @@ class Missing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A node of ours that is missing; its id is None if it is not known."""
+    """A node of ours that is missing.
+
+    Attributes:
+        node_id: None if it is not known.
+        is_list_empty: Headscale lists no nodes at all.
+    """
 
     kind: Missing
     node_id: str | None = None
+    is_list_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +208,7 @@ class LossCount:
 
     kind: Missing
     is_superseded: bool
+    is_list_empty: bool
     observations: int
     since_s: float
 

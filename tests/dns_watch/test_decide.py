@@ -10,7 +10,13 @@ from itertools import pairwise
 import pytest
 
 from lifecycle.dns_watch.decide import conclude, decide, failure_event
-from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, fresh_key_id, restart_helps
+from lifecycle.dns_watch.healing import (
+    CONFIRMING_OBSERVATIONS,
+    CONFIRMING_S,
+    EMPTY_LIST_CONFIRMING_S,
+    fresh_key_id,
+    restart_helps,
+)
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
@@ -108,9 +114,16 @@ def found(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = 
     return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
 
 
-def missing(kind: Missing | None = Missing.GONE, *, successor: Node | None = None, **fields: object) -> Observation:
+def missing(
+    kind: Missing | None = Missing.GONE,
+    *,
+    successor: Node | None = None,
+    is_list_empty: bool = False,
+    **fields: object,
+) -> Observation:
     """Return an observation without a node, for this reason; None = the reason is uncertain."""
-    loss = None if kind is None else Loss(kind, None if kind in (Missing.STRANDED, Missing.UNREGISTERED) else "1")
+    node_id = None if kind in (Missing.STRANDED, Missing.UNREGISTERED) else "1"
+    loss = None if kind is None else Loss(kind, node_id, is_list_empty)
     seen = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
     return replace(seen, **fields)  # type: ignore[arg-type]
 
@@ -333,9 +346,16 @@ def test_the_command_gives_up_after_max_retries() -> None:
     assert NAME in reason
 
 
-@pytest.mark.parametrize("state", [pytest.param(KNOWN, id="registered before")])
-def test_a_node_that_was_registered_is_waited_for_without_limit(state: State) -> None:
-    steps = [(seconds, missing(None)) for seconds in range(100)]
+@pytest.mark.parametrize(
+    ("state", "seen"),
+    [
+        pytest.param(KNOWN, missing(None), id="registered before"),
+        pytest.param(State(), missing(Missing.GONE), id="gone before this process started"),
+        pytest.param(State(), missing(Missing.EXPIRED), id="expired before this process started"),
+    ],
+)
+def test_a_node_that_was_registered_is_waited_for_without_limit(state: State, seen: Observation) -> None:
+    steps = [(seconds, seen) for seconds in range(100)]
     assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
 
 
@@ -402,12 +422,41 @@ def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
     assert event_names(decision) == ["node.lost", "pass.skipped"]
 
 
+ALONE = missing(is_list_empty=True)
+
+
+def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_minutes() -> None:
+    assert EMPTY_LIST_CONFIRMING_S == 300
+    assert after(IN_SYNC, *[(seconds, ALONE) for seconds in range(300)]).state.heal.lost is None
+    assert after(IN_SYNC, (0, ALONE), (301, ALONE)).state.heal.lost is None
+    decision = after(IN_SYNC, (0, ALONE), (150, ALONE), (300, missing(is_list_empty=True, key=USED)))
+    assert decision.state.heal.lost is Missing.GONE
+    assert event_names(decision) == ["node.lost", "pass.skipped"]
+    assert [type(change) for change in decision.changes] == [WriteFreshKey]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "not_yet", "confirmed"),
+    [
+        pytest.param(missing(), ALONE, 329, 330, id="list becomes empty"),
+        pytest.param(ALONE, missing(), 89, 90, id="list is no longer empty"),
+    ],
+)
+def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
+    first: Observation, second: Observation, not_yet: float, confirmed: float
+) -> None:
+    steps = [(0, first), (29, first), (30, second), (59, second)]
+    assert after(IN_SYNC, *steps, (not_yet, second)).state.heal.lost is None
+    assert after(IN_SYNC, *steps, (confirmed, second)).state.heal.lost is Missing.GONE
+
+
 @pytest.mark.parametrize(
     "interruption",
     [
         pytest.param(Observation(INTERFACE, FailedRead(OUTAGE)), id="outage"),
         pytest.param(missing(None), id="uncertain observation"),
         pytest.param(missing(Missing.EXPIRED), id="other loss"),
+        pytest.param(ALONE, id="empty list"),
         pytest.param(found(records=None), id="node found"),
     ],
 )

@@ -104,6 +104,35 @@ def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: lis
     assert keys(world) == 2
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted dns-watch"])
+def test_the_only_node_of_a_tailnet_comes_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], version: str, kernel: bool, restarted: bool
+) -> None:
+    """The list of nodes is empty, so the confirmation takes five minutes."""
+    world = World(monkeypatch, tmp_path, version)
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod.start()
+    pod.run(30)
+    old_id, old_key = pod.node_id, pod.key
+    delete_node(pod)
+    assert world.headscale.nodes == []
+    if restarted:
+        pod.new_watch()
+
+    pod.run(299)
+    assert (pod.nodez, pod.key, keys(world)) == (Nodez("waiting", restart_helps=False), old_key, 1)
+    pod.run_until(Nodez("gone", restart_helps=True), within_s=150)
+    assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
+    assert world.usable_keys() == [pod.key]
+
+    pod.join()
+    pod.run(60)
+    assert pod.nodez == Nodez("registered", restart_helps=False)
+    assert (published(world), keys(world)) == ([pod.address], 2)
+
+
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 def test_a_node_whose_id_belongs_to_another_machine_comes_back(
     world: World, tmp_path: Path, events: list[Any], kernel: bool
@@ -301,7 +330,26 @@ def not_found_and_an_empty_list(world: World) -> None:
     """Report the node as not found, with an empty list."""
     text = json.dumps({"code": 5, "message": "node not found", "details": []})
     world.headscale.faults.add(answer(404, text), path=NODE, times=None)
+    an_empty_list(world)
+
+
+def an_empty_list(world: World) -> None:
+    """Return an empty list of nodes."""
     world.headscale.faults.add(answer(200, json.dumps({"nodes": []})), path=NODES, times=None)
+
+
+def html_404_and_an_empty_list(world: World) -> None:
+    """A proxy's 404 with an empty list: only Headscale's own not-found counts."""
+    world.headscale.faults.add(html(404), path=NODE, times=None)
+    an_empty_list(world)
+
+
+def an_empty_database(world: World) -> None:
+    """Report the node as not found, with an empty list of nodes, and without our user."""
+    not_found_and_an_empty_list(world)
+    world.headscale.faults.add(
+        answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]})), path=USERS, times=None
+    )
 
 
 def not_found_and_still_listed(world: World) -> None:
@@ -329,7 +377,10 @@ def every_answer(fault: Any) -> Callable[[World], None]:
 @pytest.mark.parametrize(
     ("happen", "for_s"),
     [
-        pytest.param(not_found_and_an_empty_list, HOUR_S, id="empty-list"),
+        pytest.param(not_found_and_an_empty_list, 270.0, id="empty list for minutes"),
+        pytest.param(an_empty_list, HOUR_S, id="empty list and an existing node"),
+        pytest.param(html_404_and_an_empty_list, HOUR_S, id="ingress 404 and empty list"),
+        pytest.param(an_empty_database, HOUR_S, id="database without our user"),
         pytest.param(not_found_and_still_listed, HOUR_S, id="contradiction"),
         pytest.param(not_found_and_an_incomplete_list, 50.0, id="incomplete list for a moment"),
         pytest.param(html_404_and_an_incomplete_list, HOUR_S, id="ingress 404 and incomplete list"),
@@ -347,7 +398,7 @@ def test_a_headscale_failure_is_not_a_lost_node(
     world: World, tmp_path: Path, events: list[Any], happen: Callable[[World], None], for_s: float, kernel: bool
 ) -> None:
     """No key, no restart, no change of the record."""
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
+    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "HEADSCALE_USER": "svc"}, kernel=kernel)
     pod.start()
     pod.run(30)
     key, writes, number = pod.key, len(world.cloudflare.writes), keys(world)

@@ -209,7 +209,10 @@ class TestWhyMissing:
                 [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone-with-metadata"
             ),
             pytest.param([a_node(2)], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-later-pod"),
-            pytest.param([], UP, "1", True, None, id="empty-list-proves-nothing"),
+            # The only evidence is Headscale's answer about this one node.
+            pytest.param([], UP, "1", True, Loss(Missing.GONE, "1", is_list_empty=True), id="gone-with-an-empty-list"),
+            pytest.param([], UP, "1", False, None, id="empty-list-proves-nothing"),
+            pytest.param([], WITH_KEY, "1", False, None, id="empty-list-proves-nothing-without-an-interface"),
             pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="still-in-the-list"),
             # The node exists and has to log in again.
             pytest.param(
@@ -275,6 +278,15 @@ class TestWhyMissing:
         found = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
 
         assert found == loss
+
+    def test_an_empty_list_does_not_end_standing_down(self) -> None:
+        """Headscale's answer is about this pod's node. Nothing shows that the later pod's node is gone, too."""
+        nothing: list[Node] = []
+        loss = why_missing(
+            nothing, identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), not_found=True, is_superseded=True
+        )
+
+        assert loss is None
 
 
 class TestStandingDown:
@@ -680,7 +692,8 @@ class TestChooseNodeProperties:
 
         if loss is None:
             return
-        assert nodes
+        assert nodes or loss.kind is Missing.GONE
+        assert loss.is_list_empty is not bool(nodes)
         listed = {node.id: node for node in nodes}
         if loss.kind is Missing.GONE:
             assert not_found

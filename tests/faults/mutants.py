@@ -166,7 +166,7 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 3",
         name="trusts an empty list of nodes",
         file="dns_watch/nodes.py",
-        old="    if not nodes:\n        return None\n",
+        old="    if not nodes and (not not_found or is_superseded):\n        return None\n",
         new="",
         seed=39,
     ),
@@ -231,9 +231,10 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Healing",
         name="replaces the key after one report that the node is missing",
         file="dns_watch/healing.py",
-        old="        and count.observations >= CONFIRMING_OBSERVATIONS\n"
-        "        and now.monotonic_s - count.since_s >= CONFIRMING_S\n",
-        new="",
+        old="    if count is None or count.observations < CONFIRMING_OBSERVATIONS:\n        return False\n"
+        "    return now.monotonic_s - count.since_s >= "
+        "(EMPTY_LIST_CONFIRMING_S if count.is_list_empty else CONFIRMING_S)\n",
+        new="    return count is not None\n",
         seed=83,
     ),
     Mutant(
@@ -320,10 +321,24 @@ DECISION_MUTANTS: Final = (
         new="        heal=state.heal,\n",
     ),
     Mutant(
+        guarantee="Never 3",
+        name="confirms a loss by an empty list as soon as by a list of other nodes",
+        file="dns_watch/healing.py",
+        old="(EMPTY_LIST_CONFIRMING_S if count.is_list_empty else CONFIRMING_S)",
+        new="CONFIRMING_S",
+    ),
+    Mutant(
+        guarantee="Never 3",
+        name="continues the count of a loss when the list becomes empty",
+        file="dns_watch/healing.py",
+        old="(count.kind, count.is_superseded, count.is_list_empty) != evidence",
+        new="(count.kind, count.is_superseded) != evidence[:2]",
+    ),
+    Mutant(
         guarantee="Never 8",
         name="gives up after its node was registered",
         file=DECIDE_FILE,
-        old="    if state.node is not None or not 0 < config.max_retries <= state.lookups:\n",
+        old="    if was_registered or not 0 < config.max_retries <= state.lookups:\n",
         new="    if not 0 < config.max_retries <= state.lookups:\n",
     ),
     Mutant(
