@@ -52,7 +52,8 @@ FULL = (
 """Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
 
 GROUPS = {
-    "tests/cluster/": "cluster",
+    # They share the image with those of the group "image".
+    "tests/cluster/": "image",
     "tests/faults/test_mutants.py": "mutants",
     "tests/image/": "image",
     "tests/pod/test_pod.py": "image",

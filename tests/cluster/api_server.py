@@ -1,4 +1,4 @@
-"""A real Kubernetes API server with etcd, without kubelets: for admission and validation.
+"""A real Kubernetes API server with etcd: alone for admission and validation, or as a part of a cluster.
 
 Requires KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on the path (Debian: etcd-server).
 """
@@ -13,15 +13,19 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import yaml
 
+from tests.pod.network import Host
 from tests.real.programs import Background, eventually, free_ports
 
 FOLDER_VARIABLE = "KUBERNETES_BINARIES"
+SERVICES: Final = "10.96.0.0/16"
+"""The addresses of Services."""
 _ADMIN = "made-up-for-tests"
 
 Document = dict[str, Any]
@@ -48,10 +52,14 @@ class ApiServer:
 
     Args:
         folder: an empty folder for its data.
+        host: the network namespace that it runs in; None = that of the machine.
+        address: the address for pods, in the network namespace; "" = it has no pods.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: Host | None = None, address: str = "") -> None:
         self._folder = folder
+        self._host = host
+        self._address = address
         self._binary = Path(os.environ[FOLDER_VARIABLE]) / "kube-apiserver"
         self._processes: list[Background] = []
         self._etcd, self._peer, self._port = free_ports(3)
@@ -79,7 +87,7 @@ class ApiServer:
                 f"--initial-cluster=default={peer}",
             ]
         )
-        key = self._folder / "service-accounts.key"
+        key = self.service_account_key
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         (self._folder / "tokens.csv").write_text(f"{_ADMIN},admin,admin,system:masters\n")
         version = subprocess.run([self._binary, "--version"], check=True, capture_output=True, text=True).stdout
@@ -89,7 +97,6 @@ class ApiServer:
             [
                 self._binary,
                 f"--etcd-servers={etcd}",
-                "--bind-address=127.0.0.1",
                 f"--secure-port={self._port}",
                 f"--cert-dir={self._folder / 'certificates'}",
                 f"--token-auth-file={self._folder / 'tokens.csv'}",
@@ -97,10 +104,9 @@ class ApiServer:
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-key-file={key}",
                 f"--service-account-signing-key-file={key}",
-                "--service-cluster-ip-range=10.96.0.0/16",
-                # Nothing connects to the Service "kubernetes", which cannot have a loopback address.
-                "--endpoint-reconciler-type=none",
+                f"--service-cluster-ip-range={SERVICES}",
                 "--allow-privileged",
+                *self._addresses(),
                 *self._beta_options(),
             ]
         )
@@ -115,6 +121,14 @@ class ApiServer:
         """The API version of MutatingAdmissionPolicy."""
         return f"admissionregistration.k8s.io/{'v1' if self.version >= (1, 36) else 'v1beta1'}"
 
+    def _addresses(self) -> list[str]:
+        if self._address:
+            # The name of a node is not in DNS.
+            kubelet = "--kubelet-preferred-address-types=InternalIP"
+            return ["--bind-address=0.0.0.0", f"--advertise-address={self._address}", kubelet]
+        # Nothing connects to the Service "kubernetes", which cannot have a loopback address.
+        return ["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]
+
     def _beta_options(self) -> list[str]:
         """Enable MutatingAdmissionPolicy, which is off by default before 1.36."""
         if self.version >= (1, 36):
@@ -126,7 +140,14 @@ class ApiServer:
 
     def _start(self, command: list[Any]) -> None:
         log = self._folder / f"{Path(command[0]).name}.log"
+        command = self._command(*command)
         self._processes.append(Background(command, log=log, environment=os.environ, folder=self._folder))
+
+    def _command(self, *words: str | Path) -> list[str | Path]:
+        return [*self._host.command(*words)] if self._host else [*words]
+
+    def _inside(self) -> AbstractContextManager[None]:
+        return self._host.inside() if self._host else nullcontext()
 
     def _is_ready(self) -> bool:
         assert all(process.exit_status is None for process in self._processes), self._log()
@@ -156,7 +177,7 @@ class ApiServer:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
         try:
-            with opener.open(request, timeout=30) as response:
+            with self._inside(), opener.open(request, timeout=30) as response:
                 text = response.read().decode()
         except urllib.error.HTTPError as error:
             answer = error.read().decode()
@@ -174,9 +195,39 @@ class ApiServer:
         return f"https://127.0.0.1:{self._port}"
 
     @property
+    def certificate(self) -> Path:
+        """The certificate of the server, and that of the authority that issued it."""
+        return self._folder / "certificates/apiserver.crt"
+
+    @property
+    def service_account_key(self) -> Path:
+        """The private key of service accounts' tokens."""
+        return self._folder / "service-accounts.key"
+
+    @property
     def token(self) -> str:
         """The administrator's token."""
         return _ADMIN
+
+    @cached_property
+    def kubeconfig(self) -> Path:
+        """A kubeconfig file of the administrator."""
+        file = self._folder / "kubeconfig"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "tests", "cluster": {"server": self.url, "insecure-skip-tls-verify": True}}],
+            "users": [{"name": "admin", "user": {"token": self.token}}],
+            "contexts": [{"name": "tests", "context": {"cluster": "tests", "user": "admin"}}],
+            "current-context": "tests",
+        }
+        file.write_text(yaml.safe_dump(config))
+        return file
+
+    def kubectl_command(self, *arguments: str | Path) -> list[str | Path]:
+        """Return a command line that runs kubectl as the administrator."""
+        options = [f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self._folder / 'cache'}"]
+        return self._command(Path(sys.executable).with_name("kubectl"), *options, *arguments)
 
     def kubectl(self, *arguments: str | Path, text: str = "") -> str:
         """Run kubectl as the administrator, and return its output.
@@ -184,20 +235,7 @@ class ApiServer:
         Raises:
             Refused: kubectl failed.
         """
-        options = [
-            f"--server={self.url}",
-            f"--token={self.token}",
-            "--insecure-skip-tls-verify",
-            f"--cache-dir={self._folder / 'cache'}",
-        ]
-        done = subprocess.run(
-            [Path(sys.executable).with_name("kubectl"), *options, *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "KUBECONFIG": os.devnull},
-        )
+        done = subprocess.run(self.kubectl_command(*arguments), input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Refused(done.stderr)
         return done.stdout

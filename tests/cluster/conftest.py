@@ -1,8 +1,9 @@
-"""A real API server with the admission policies of deploy/inject."""
+"""A real API server with the admission policies of deploy/inject, and a real cluster of one node."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,10 +15,16 @@ import yaml
 
 from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
+from tests.cluster import images, node
 from tests.cluster.api_server import ApiServer, Refused, missing
+from tests.cluster.cluster import Cluster
+from tests.cluster.tailnet import Tailnet, tailnet_in
+from tests.image.tools import Builds
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
-from tests.pod.rendering import render
+from tests.pod.certificates import issue
+from tests.pod.network import host
+from tests.pod.rendering import DOMAIN, render
 from tests.real.programs import eventually
 
 
@@ -66,6 +73,54 @@ def _refuses(server: ApiServer) -> bool:
     except Refused:
         return True
     return False
+
+
+# --- The cluster --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def cluster_programs() -> None:
+    """Skip the test unless everything for a cluster is installed."""
+    if reason := node.missing() or images.missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def certificate() -> tuple[str, str]:
+    """A certificate for all names of the domain, and its key. The stand-in images trust no other authority."""
+    return issue(f"*.{DOMAIN}")
+
+
+@pytest.fixture(scope="session")
+def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Path:
+    """This project's image: built for the tests, or the archive that IMAGE_ARCHIVE names."""
+    if given := os.environ.get("IMAGE_ARCHIVE"):
+        return Path(given)
+    builds: Builds = request.getfixturevalue("first_build")
+    return builds.archive.path
+
+
+@pytest.fixture(scope="session")
+def cluster(
+    cluster_programs: None, scratch_dir: Path, image_archive: Path, certificate: tuple[str, str]
+) -> Iterator[Cluster]:
+    """A running cluster, with this project's image and stand-ins for the others. See tests/cluster/cluster.py."""
+    folder = scratch_dir / "cluster"
+    folder.mkdir()
+    archive = scratch_dir / "stand-ins-of-the-cluster.tar"
+    layers = scratch_dir / "layers-of-the-cluster"
+    layers.mkdir()
+    images.write(images.stand_ins(layers, authority=certificate[0]), archive)
+    with host("node") as namespace, Cluster(folder, namespace, [archive, image_archive]) as running:
+        archive.unlink()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]:
+    """Headscale in the cluster, and the Cloudflare simulator. See tests/cluster/tailnet.py."""
+    with tailnet_in(cluster, certificate) as running:
+        yield running
 
 
 # --- The chart ----------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from typing import Any, Final
 import yaml
 
 from tests.pod.certificates import MountedSecret
-from tests.pod.network import POD_SIDE, TIMEOUT_S, Host, Hosts, eventually, named, run
+from tests.pod.namespaces import private_init
+from tests.pod.network import POD_SIDE, TIMEOUT_S, Host, Hosts, named, run
 from tests.pod.rendering import Document, containers, of_kind, workload_resource
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -94,25 +95,13 @@ class Podman:
 def podman(folder: Path) -> Iterator[Podman]:
     """Set up podman for the duration of the block, and remove everything afterwards."""
     (folder / "containers.conf").write_text(CONFIGURATION)
-    # A private init process reaps the containers' processes.
-    outer = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private", "catatonit", "--", "sleep", "inf"],
-        stderr=subprocess.DEVNULL,
-    )
-    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-    try:
-        init = eventually(children.read_text, "an init").split()[0]
-        eventually(lambda: Path(f"/proc/{init}/comm").read_text().strip() == "catatonit", "catatonit")
-        machine = Podman(folder, int(init))
+    with private_init() as init:
+        machine = Podman(folder, init)
         # In memory, which is fast and needs no deletion.
         run("nsenter", f"--target={init}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
         yield machine
         machine.try_to("pod", "rm", "--all", "--force", "--time", "0")
         machine.try_to("rm", "--all", "--force", "--time", "0")
-    finally:
-        for child in children.read_text().split():
-            os.kill(int(child), 9)
-        outer.wait()
 
 
 @dataclass

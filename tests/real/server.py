@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
@@ -23,6 +24,75 @@ _REGIONS: Final = (901, 902, 903)
 
 _VOLATILE: Final = frozenset({"lastSeen", "online"})
 """The fields of a node that change without a request."""
+
+
+def configuration(
+    url: str, folder: str, *, ports: Sequence[int], relay: str, listen: str = "127.0.0.1", address: str = "127.0.0.1"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configuration of a server, and the content of `derp.yaml` in its folder.
+
+    Args:
+        url: the URL for clients.
+        folder: for its database and keys.
+        ports: of the API, the metrics, gRPC and STUN.
+        relay: the URL of its relay.
+        listen: the address to listen on.
+        address: the address of the relay.
+    """
+    api, metrics, grpc, stun = ports
+    parts = urlsplit(relay)
+    node = {
+        "hostname": parts.hostname,
+        "ipv4": address,
+        "stunport": stun,
+        "derpport": parts.port or {"http": 80, "https": 443}[parts.scheme],
+    }
+    regions = {
+        region: {
+            "regionid": region,
+            "regioncode": f"r{region}",
+            "regionname": f"Region {region}",
+            "nodes": [{"name": f"{region}a", "regionid": region, **node}],
+        }
+        for region in _REGIONS
+    }
+    config = {
+        "server_url": url,
+        "listen_addr": f"{listen}:{api}",
+        "metrics_listen_addr": f"127.0.0.1:{metrics}",
+        "grpc_listen_addr": f"127.0.0.1:{grpc}",
+        "noise": {"private_key_path": f"{folder}/noise.key"},
+        "prefixes": {"v4": "100.64.0.0/10", "v6": "fd7a:115c:a1e0::/48", "allocation": "sequential"},
+        "derp": {
+            "server": {
+                "enabled": True,
+                "region_id": 999,
+                "region_code": "own",
+                "region_name": "Embedded",
+                "stun_listen_addr": f"{listen}:{stun}",
+                "private_key_path": f"{folder}/derp.key",
+                "automatically_add_embedded_derp_region": True,
+                "verify_clients": False,
+                "ipv4": address,
+            },
+            "urls": [],
+            "paths": [f"{folder}/derp.yaml"],
+            "auto_update_enabled": False,
+        },
+        "disable_check_updates": True,
+        "database": {"type": "sqlite", "sqlite": {"path": f"{folder}/db.sqlite"}},
+        "dns": {
+            "magic_dns": False,
+            "override_local_dns": False,
+            "base_domain": "tailnet.example",
+            "nameservers": {"global": []},
+        },
+        "log": {"level": "info"},
+        # From 0.27 on, the server delays changes to send them in batches, which takes most of the time of a login.
+        "tuning": {"batch_change_delay": "10ms", "node_store_batch_timeout": "10ms"},
+        "unix_socket_permission": "0700",
+    }
+    return config, {"regions": regions}
 
 
 class HeadscaleServer:
@@ -85,63 +155,10 @@ class HeadscaleServer:
         return f"http://127.0.0.1:{self._port}"
 
     def _write_config(self) -> None:
-        regions = {
-            region: {
-                "regionid": region,
-                "regioncode": f"r{region}",
-                "regionname": f"Region {region}",
-                "nodes": [
-                    {
-                        "name": f"{region}a",
-                        "regionid": region,
-                        "hostname": "127.0.0.1",
-                        "ipv4": "127.0.0.1",
-                        "stunport": self._stun_port,
-                        "derpport": self._port,
-                    }
-                ],
-            }
-            for region in _REGIONS
-        }
-        relays = self.folder / "derp.yaml"
-        relays.write_text(yaml.safe_dump({"regions": regions}))
-        config = {
-            "server_url": self.public_url,
-            "listen_addr": f"127.0.0.1:{self._port}",
-            "metrics_listen_addr": f"127.0.0.1:{self._metrics_port}",
-            "grpc_listen_addr": f"127.0.0.1:{self._grpc_port}",
-            "noise": {"private_key_path": str(self.folder / "noise.key")},
-            "prefixes": {"v4": "100.64.0.0/10", "v6": "fd7a:115c:a1e0::/48", "allocation": "sequential"},
-            "derp": {
-                "server": {
-                    "enabled": True,
-                    "region_id": 999,
-                    "region_code": "own",
-                    "region_name": "Embedded",
-                    "stun_listen_addr": f"127.0.0.1:{self._stun_port}",
-                    "private_key_path": str(self.folder / "derp.key"),
-                    "automatically_add_embedded_derp_region": True,
-                    "verify_clients": False,
-                    "ipv4": "127.0.0.1",
-                },
-                "urls": [],
-                "paths": [str(relays)],
-                "auto_update_enabled": False,
-            },
-            "disable_check_updates": True,
-            "database": {"type": "sqlite", "sqlite": {"path": str(self.folder / "db.sqlite")}},
-            "dns": {
-                "magic_dns": False,
-                "override_local_dns": False,
-                "base_domain": "tailnet.example",
-                "nameservers": {"global": []},
-            },
-            "log": {"level": "info"},
-            # From 0.27 on, the server delays changes to send them in batches, which takes most of the time of a login.
-            "tuning": {"batch_change_delay": "10ms", "node_store_batch_timeout": "10ms"},
-            "unix_socket": str(self.folder / "headscale.sock"),
-            "unix_socket_permission": "0700",
-        }
+        ports = (self._port, self._metrics_port, self._grpc_port, self._stun_port)
+        config, relays = configuration(self.public_url, str(self.folder), ports=ports, relay=self.url)
+        config["unix_socket"] = str(self.folder / "headscale.sock")
+        (self.folder / "derp.yaml").write_text(yaml.safe_dump(relays))
         self.config.write_text(yaml.safe_dump(config | dict(self._settings)))
 
     # --- The process --------------------------------------------------------------------------------

@@ -1,0 +1,58 @@
+"""The cluster's DNS server: addresses of Services, and of names that a test sets."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_A = 1
+_FLAGS = 0x8580
+"""A response that is authoritative, to a query that may ask for recursion."""
+_NAME_ERROR = 3
+_TTL_S = 1
+
+
+def answer(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
+    """Return the response to a query: the IPv4 address of a name, or a name error. Source: RFC 1035, section 4."""
+    labels = []
+    end = 12
+    while length := query[end]:
+        labels.append(query[end + 1 : end + 1 + length].decode().lower())
+        end += 1 + length
+    end += 5
+    (kind,) = struct.unpack_from("!H", query, end - 4)
+    address = lookup(".".join(labels))
+    has_answer = address is not None and kind == _A
+    flags = _FLAGS | (_NAME_ERROR if address is None else 0)
+    response = query[:2] + struct.pack("!5H", flags, 1, int(has_answer), 0, 0) + query[12:end]
+    if has_answer:
+        data = ipaddress.IPv4Address(address).packed
+        response += struct.pack("!HHHIH", 0xC00C, _A, 1, _TTL_S, len(data)) + data
+    return response
+
+
+@contextmanager
+def serve_dns(address: str, lookup: Callable[[str], str | None]) -> Iterator[None]:
+    """Answer queries on UDP port 53 of an address, in this thread's network namespace, until the block ends."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((address, 53))
+
+        def run() -> None:
+            while True:
+                query, client = server.recvfrom(4096)
+                if not query:
+                    return
+                server.sendto(answer(query, lookup), client)
+
+        thread = threading.Thread(target=run, name="dns", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            # Wake the thread up, which waits for a query.
+            server.sendto(b"", (address, 53))
+            thread.join()

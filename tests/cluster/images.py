@@ -1,0 +1,211 @@
+"""Stand-ins for the images that the manifests name, made from local programs, because tests have no registry.
+
+Each has the programs that the real image has, in the same places: Debian's busybox in place of Alpine's, and real
+tailscale, Headscale and nginx. `Image` describes one, and `write` packs several into an archive for
+`ctr images import`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.pod.rendering import containers, pod_spec, rendered
+from tests.real.container import PROGRAMS
+from tests.real.programs import FOLDER_VARIABLE as SERVERS_VARIABLE
+
+CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
+
+_CONTAINERS: Final = containers(pod_spec(rendered("ollama")))
+TAILSCALE: Final[str] = _CONTAINERS["tailscale"]["image"]
+NGINX: Final[str] = _CONTAINERS["nginx-tls"]["image"]
+BUSYBOX: Final = "docker.io/library/busybox:1.37"
+HEADSCALE: Final = "docker.io/headscale/headscale:0.29"
+"""Any release that is installed."""
+PAUSE: Final = "registry.k8s.io/pause:3.10"
+
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image.
+
+    Attributes:
+        layers: uncompressed archives, from the bottom up.
+        entrypoint: the command.
+        command: its default arguments.
+        user: the user, "" = root.
+        environment: more variables.
+    """
+
+    layers: Sequence[Path]
+    entrypoint: Sequence[str] = ()
+    command: Sequence[str] = ()
+    user: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def write(images: Mapping[str, Image], archive: Path) -> None:
+    """Write images to an OCI archive, by name. A name may have a digest, which is not checked."""
+    manifests: list[dict[str, Any]] = []
+    with tarfile.open(archive, "w") as file:
+        written: set[str] = set()
+
+        def add(kind: str, data: bytes | Path) -> dict[str, Any]:
+            if isinstance(data, Path):
+                with data.open("rb") as opened:
+                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                size = data.stat().st_size
+            else:
+                digest, size = hashlib.sha256(data).hexdigest(), len(data)
+            if digest not in written:
+                written.add(digest)
+                member = tarfile.TarInfo(f"blobs/sha256/{digest}")
+                member.size = size
+                with data.open("rb") if isinstance(data, Path) else io.BytesIO(data) as content:
+                    file.addfile(member, content)
+            return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
+
+        for name, image in images.items():
+            layers = [add(_LAYER, layer) for layer in image.layers]
+            config = {
+                "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()],
+                "os": "linux",
+                "config": {
+                    "Entrypoint": list(image.entrypoint),
+                    "Cmd": list(image.command),
+                    "User": image.user,
+                    "Env": [f"{key}={value}" for key, value in {"PATH": PATH, **image.environment}.items()],
+                },
+                "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+            }
+            manifest = {
+                "schemaVersion": 2,
+                "mediaType": _MANIFEST,
+                "config": add(_CONFIG, json.dumps(config).encode()),
+                "layers": layers,
+            }
+            described = add(_MANIFEST, json.dumps(manifest).encode())
+            manifests.append({**described, "annotations": {"io.containerd.image.name": name}})
+        index = {"schemaVersion": 2, "manifests": manifests}
+        for path, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+
+
+def layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
+    """Write a layer, and return it.
+
+    Args:
+        archive: where to write it.
+        files: content, or a program of this machine, by the path in the image. A path that ends in "/" is a folder that
+            all users can write to.
+    """
+    with tarfile.open(archive, "w") as file:
+        for path, source in files.items():
+            member = tarfile.TarInfo(path.strip("/"))
+            if path.endswith("/"):
+                member.type, member.mode = tarfile.DIRTYPE, 0o1777
+                file.addfile(member)
+            elif isinstance(source, Path):
+                member.mode, member.size = 0o755, source.stat().st_size
+                with source.open("rb") as content:
+                    file.addfile(member, content)
+            else:
+                data = source.encode()
+                member.mode, member.size = 0o644, len(data)
+                file.addfile(member, io.BytesIO(data))
+    return archive
+
+
+def root(archive: Path) -> Path:
+    """Write a layer with Debian's busybox, for all of its commands, and nginx."""
+    done = subprocess.run(
+        [
+            *("mmdebstrap", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"'),
+            "--include=busybox-static,nginx-light",
+            *(f"--dpkgopt=path-exclude=/usr/{name}/*" for name in ("share", "bin", "sbin")),
+            *(f"--dpkgopt=path-include=/usr/{name}" for name in ("bin/busybox", "sbin/nginx", "share/nginx/*")),
+            *(f'--extract-hook=ln -s usr/{name} "$1/{name}"' for name in ("bin", "lib", "lib64", "sbin")),
+            '--extract-hook=chroot "$1" /usr/bin/busybox --install -s /usr/bin',
+            *("stable", archive),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return archive
+
+
+def _headscale() -> Path | None:
+    """Return the newest installed release of Headscale."""
+    folder = Path(os.environ.get(SERVERS_VARIABLE, "/nonexistent"))
+    found = {re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name): file for file in folder.glob("headscale-*")}
+    releases = {tuple(map(int, match.groups())): file for match, file in found.items() if match}
+    return releases[max(releases)] if releases else None
+
+
+def _clients() -> Path:
+    """Return the folder with the tailscale programs of the version in the manifests."""
+    version = TAILSCALE.rpartition(":v")[2].partition("@")[0]
+    return Path(os.environ.get(CLIENTS_VARIABLE, "/nonexistent"), version)
+
+
+def missing() -> str:
+    """Return what is missing to make the images; "" if nothing is."""
+    if _headscale() is None:
+        return f"set {SERVERS_VARIABLE} to a folder with headscale-0.29.3 or another release"
+    if not all((_clients() / name).exists() for name in PROGRAMS):
+        return f"set {CLIENTS_VARIABLE} to a folder with the folder {_clients().name}, which has {', '.join(PROGRAMS)}"
+    return "" if shutil.which("mmdebstrap") else "needs mmdebstrap: as root, scripts/bootstrap --system"
+
+
+def stand_ins(folder: Path, *, authority: str) -> dict[str, Image]:
+    """Make the images that are not this project's own, and return them by name.
+
+    Args:
+        folder: an empty folder for the layers.
+        authority: the certificate of the only authority that the images trust.
+    """
+    headscale = _headscale()
+    assert headscale is not None
+    base = [
+        root(folder / "root.tar"),
+        layer(
+            folder / "common.tar",
+            {
+                "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:101:nginx:/nonexistent:/bin/false\n",
+                "etc/group": "root:x:0:\nnginx:x:101:\n",
+                "etc/ssl/certs/ca-certificates.crt": authority,
+                "tmp/": "",
+            },
+        ),
+    ]
+    tailscale = layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
+    server = layer(folder / "headscale.tar", {"usr/local/bin/headscale": headscale})
+    return {
+        PAUSE: Image(base, ["sleep", "2147483647"], user="65535:65535"),
+        BUSYBOX: Image(base, command=["sh"]),
+        NGINX: Image(base, command=["nginx", "-g", "daemon off;"], user="101"),
+        TAILSCALE: Image([*base, tailscale], command=["/usr/local/bin/containerboot"]),
+        HEADSCALE: Image([*base, server], ["headscale"]),
+    }

@@ -1,0 +1,260 @@
+"""A cluster node on this machine: containerd, kubelet and kube-proxy, apart from everything else that runs here.
+
+The node is a network namespace for all of the cluster, a PID and mount namespace for the node's processes and the
+pods, its own cgroups, and a folder that is its disk. `Node.stop` ends its processes and mounts with their namespaces,
+like a power failure; `Node.start` boots it again with the same disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from tests.cluster.api_server import FOLDER_VARIABLE, ApiServer
+from tests.pod.namespaces import private_init
+from tests.pod.network import Host, run
+from tests.real.programs import Background, eventually
+
+NAME: Final = "node-1"
+ADDRESS: Final = "10.244.0.1"
+"""The node's address: the API server, the kubelet, DNS, and the pods' gateway."""
+PODS: Final = "10.244.0.0/16"
+
+CNI: Final = Path("/usr/lib/cni")
+SOCKET: Final = "/run/containerd/containerd.sock"
+
+PROGRAMS: Final = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
+_COMMANDS: Final = ("catatonit", "conntrack", "containerd", "ctr", "ip", "iptables", "nsenter", "openssl", "runc")
+_PACKAGES: Final = (
+    "catatonit conntrack containerd containernetworking-plugins etcd-server iproute2 iptables openssl runc"
+)
+
+_TUNABLES: Final = {
+    "vm/overcommit_memory": "1",
+    "vm/panic_on_oom": "0",
+    "kernel/panic": "10",
+    "kernel/panic_on_oops": "1",
+    "kernel/keys/root_maxkeys": "1000000",
+    "kernel/keys/root_maxbytes": "25000000",
+}
+"""What the kubelet writes to /proc/sys. These are not of a namespace, so it finds them instead of changing the machine.
+
+Source: Kubernetes, pkg/kubelet/cm/container_manager_linux.go, setupKernelTunables.
+"""
+
+# Mounts with the default paths, so that hostPath volumes of the manifests mean the node and not this machine.
+_MOUNTS: Final = """
+mount --make-rshared /
+mount --bind "$1/disk" /var/lib
+mount -t tmpfs -o mode=0755 tmpfs /run
+mount --bind "$1/log" /var/log
+mkdir -p /run/lock
+cd "$1/tunables"
+find . -type f | while read -r name; do mount --bind "$name" "/proc/sys/$name"; done
+"""
+
+
+def missing() -> str:
+    """Return what is missing to run a node; "" if nothing is."""
+    folder = os.environ.get(FOLDER_VARIABLE, "")
+    programs = [name for name in PROGRAMS if not (Path(folder) / name).exists()]
+    if not folder or programs:
+        return f"set {FOLDER_VARIABLE} to a folder with {', '.join(PROGRAMS)}, built from k8s.io/kubernetes"
+    commands = [name for name in (*_COMMANDS, "etcd") if shutil.which(name) is None]
+    if sys.platform != "linux" or os.geteuid() != 0 or commands or not (CNI / "bridge").exists():
+        wanted = ", ".join(commands or _COMMANDS)
+        return f"needs root on Linux, the CNI plugins in {CNI}, and {wanted}: on Debian, install {_PACKAGES}"
+    return ""
+
+
+class Node:
+    """The only node of a cluster.
+
+    Args:
+        folder: an empty folder for its disk, logs and configuration.
+        host: its network namespace, in which the API server runs.
+        server: the API server.
+
+    Attributes:
+        host: the network namespace.
+        disk: what the node has as /var/lib.
+        init: the id of the process with which the node ends.
+    """
+
+    def __init__(self, folder: Path, host: Host, server: ApiServer) -> None:
+        self.host = host
+        self.init = 0
+        self.disk = folder / "disk"
+        self._folder = folder
+        self._server = server
+        self._binaries = Path(os.environ[FOLDER_VARIABLE])
+        self._stack = ExitStack()
+        self._processes: dict[str, Background] = {}
+        self._cgroup = f"tailscale-lifecycle-{host.name}"
+        for name in ("disk", "log", "cni"):
+            (folder / name).mkdir()
+        for name, value in _TUNABLES.items():
+            (folder / "tunables" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "tunables" / name).write_text(f"{value}\n")
+        self._configure()
+
+    # --- Configuration ------------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        runtime = f"""
+version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "registry.k8s.io/pause:3.10"
+  # Without the capability CAP_SYS_RESOURCE, as in a container, scores cannot be lowered.
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+  bin_dir = "{CNI}"
+  conf_dir = "{self._folder}/cni"
+"""
+        (self._folder / "containerd.toml").write_text(runtime)
+        bridge = {
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": True,
+            "hairpinMode": True,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{"subnet": PODS, "rangeStart": "10.244.1.0", "gateway": ADDRESS}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }
+        plugins = [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        network = {"cniVersion": "0.4.0", "name": "pods", "plugins": plugins}
+        (self._folder / "cni/10-pods.conflist").write_text(json.dumps(network))
+        kubelet: dict[str, Any] = {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            # The API server has no client certificate, and nothing outside of the namespace can connect.
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "address": "0.0.0.0",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._cgroup}",
+            "clusterDNS": [ADDRESS],
+            "clusterDomain": "cluster.local",
+            "containerRuntimeEndpoint": f"unix://{SOCKET}",
+            "failSwapOn": False,
+            "maxPods": 250,
+            # Sandboxes and images are this suite's own.
+            "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
+            "imageGCHighThresholdPercent": 100,
+        }
+        if self._server.version >= (1, 31):
+            kubelet["failCgroupV1"] = False
+        (self._folder / "kubelet.yaml").write_text(yaml.safe_dump(kubelet))
+        proxy = {
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": "iptables",
+            "clientConnection": {"kubeconfig": str(self._server.kubeconfig)},
+            "clusterCIDR": PODS,
+            "hostnameOverride": NAME,
+            # 0 leaves the machine's values as they are.
+            "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
+        }
+        (self._folder / "proxy.yaml").write_text(yaml.safe_dump(proxy))
+
+    # --- Start and stop -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Boot the node, and wait until containerd responds. The kubelet does not run yet."""
+        for place in self._cgroups():
+            place.mkdir(exist_ok=True)
+        self._stack.callback(self._remove_cgroups)
+        self.init = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
+        run(*self.command("sh", "-euc", _MOUNTS, "sh", self._folder))
+        self._start("containerd", "--config", self._folder / "containerd.toml")
+        eventually(lambda: self._answers(*self.ctr("version")), "containerd", details=lambda: self.log("containerd"))
+
+    def start_kubelet(self) -> None:
+        """Start the kubelet and kube-proxy, without waiting."""
+        kubeconfig = f"--kubeconfig={self._server.kubeconfig}"
+        self._start(
+            self._binaries / "kubelet",
+            f"--config={self._folder / 'kubelet.yaml'}",
+            kubeconfig,
+            f"--node-ip={ADDRESS}",
+            f"--hostname-override={NAME}",
+        )
+        self._start(self._binaries / "kube-proxy", f"--config={self._folder / 'proxy.yaml'}")
+
+    def stop_kubelet(self) -> None:
+        """Stop the kubelet. The containers keep running."""
+        self._processes.pop("kubelet").stop()
+
+    def stop(self) -> None:
+        """End all processes and mounts of the node, like a power failure. Its disk remains."""
+        self._stack.close()
+        for process in self._processes.values():
+            process.stop()
+        self._processes.clear()
+
+    def reboot(self) -> None:
+        """Stop the node, and boot it again."""
+        self.stop()
+        self.start()
+        self.start_kubelet()
+
+    def _start(self, program: str | Path, *options: str | Path) -> None:
+        name = Path(program).name
+        self._processes[name] = Background(
+            self.command(program, *options),
+            log=self._folder / f"{name}.log",
+            environment=os.environ,
+            folder=self._folder,
+        )
+
+    def log(self, name: str) -> str:
+        """Return the end of the log of a program."""
+        return (self._folder / f"{name}.log").read_text(errors="replace")[-4000:]
+
+    # --- Commands -----------------------------------------------------------------------------------
+
+    def command(self, *words: str | Path) -> list[str | Path]:
+        """Return a command line that runs on the node."""
+        return ["nsenter", f"--target={self.init}", "--pid", "--mount", "--net", "--", *words]
+
+    def ctr(self, *words: str | Path) -> list[str | Path]:
+        """Return a command line of containerd's client, for the images and containers of Kubernetes."""
+        return self.command("ctr", f"--address={SOCKET}", "--namespace=k8s.io", *words)
+
+    def load(self, archive: Path) -> None:
+        """Import the images of an archive."""
+        run(*self.ctr("images", "import", archive))
+
+    def _answers(self, *command: str | Path) -> bool:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    # --- Cgroups ------------------------------------------------------------------------------------
+
+    def _cgroups(self) -> list[Path]:
+        """The node's cgroup in each hierarchy of version 1, or in the only one of version 2."""
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        return [Path(mount[1]) / self._cgroup for mount in mounts if mount[2] in {"cgroup", "cgroup2"}]
+
+    def _remove_cgroups(self) -> None:
+        def are_removed() -> bool:
+            for top in self._cgroups():
+                for folder, _, _ in os.walk(top, topdown=False):
+                    with suppress(OSError):
+                        Path(folder).rmdir()
+            return not any(top.exists() for top in self._cgroups())
+
+        eventually(are_removed, "removed cgroups")
