@@ -11,7 +11,8 @@ installed. Both exist once for all tests, so a test uses names of its own, and d
         assert "ok" in cluster.exec("wiki-0", "application", "cat", "/data/state")
 
 `Cluster` has kubectl, exec, logs, objects as JSON, and waits. `Cluster.node` is the machine: reboot it, stop its
-kubelet, run a command on it. `Cluster.load` adds images, and `images.py` has the names of those that are there.
+kubelet, run a command on it. `Cluster.load` adds images, such as `images.application(cluster.layers, 3000)` under the
+name that a manifest has; `images.py` has the names of those that are there.
 `tailnet.py` describes `Tailnet`.
 
 The image of this project is built for the tests, which takes minutes. `IMAGE_ARCHIVE=<file>` uses one that was saved
@@ -52,6 +53,7 @@ class Cluster:
     Args:
         folder: an empty folder with a short path.
         host: an empty network namespace.
+        layers: the layers of the stand-in images, to make further ones.
         archives: archives of images, which are imported before the kubelet starts.
 
     Attributes:
@@ -60,7 +62,8 @@ class Cluster:
         node: the node.
     """
 
-    def __init__(self, folder: Path, host: Host, archives: Sequence[Path] = ()) -> None:
+    def __init__(self, folder: Path, host: Host, layers: Sequence[Path], archives: Sequence[Path]) -> None:
+        self.layers = layers
         self.names: dict[str, str] = {}
         self.lookups: list[Callable[[str], str | None]] = [self.names.get, self._service]
         self.folder = folder

@@ -16,6 +16,7 @@ import yaml
 from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster import images, node
+from tests.cluster import workloads as deployed
 from tests.cluster.api_server import ApiServer, Refused, missing
 from tests.cluster.cluster import Cluster
 from tests.cluster.tailnet import Tailnet, tailnet_in
@@ -107,11 +108,10 @@ def cluster(
     """A running cluster, with this project's image and stand-ins for the others. See tests/cluster/cluster.py."""
     folder = scratch_dir / "cluster"
     folder.mkdir()
-    archive = scratch_dir / "stand-ins-of-the-cluster.tar"
-    layers = scratch_dir / "layers-of-the-cluster"
-    layers.mkdir()
-    images.write(images.stand_ins(layers, authority=certificate[0]), archive)
-    with host("node") as namespace, Cluster(folder, namespace, [archive, image_archive]) as running:
+    layers = images.base(folder, authority=certificate[0])
+    archive = folder / "stand-ins.tar"
+    images.write(images.stand_ins(layers, folder), archive)
+    with host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
         archive.unlink()
         yield running
 
@@ -121,6 +121,26 @@ def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]
     """Headscale in the cluster, and the Cloudflare simulator. See tests/cluster/tailnet.py."""
     with tailnet_in(cluster, certificate) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def grafana(tailnet: Tailnet) -> str:
+    """The name of the pod of deploy/services/grafana."""
+    deployed.deploy_grafana(tailnet)
+    return deployed.GRAFANA
+
+
+@pytest.fixture(scope="session")
+def wiki(tailnet: Tailnet) -> str:
+    """The name of an injected Deployment."""
+    deployed.deploy_wiki(tailnet)
+    return deployed.WIKI
+
+
+@pytest.fixture(scope="session")
+def clients(tailnet: Tailnet) -> None:
+    """Two pods to send requests from: one is a client on the VPN, the other is not."""
+    deployed.deploy_clients(tailnet)
 
 
 # --- The chart ----------------------------------------------------------------------------------------

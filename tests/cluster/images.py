@@ -102,7 +102,9 @@ def write(images: Mapping[str, Image], archive: Path) -> None:
                 "layers": layers,
             }
             described = add(_MANIFEST, json.dumps(manifest).encode())
-            manifests.append({**described, "annotations": {"io.containerd.image.name": name}})
+            # containerd omits the tag of a name that also has a digest.
+            reference = re.sub(r":[^/@]+@", "@", name)
+            manifests.append({**described, "annotations": {"io.containerd.image.name": reference}})
         index = {"schemaVersion": 2, "manifests": manifests}
         for path, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
             data = json.dumps(content).encode()
@@ -179,33 +181,52 @@ def missing() -> str:
     return "" if shutil.which("mmdebstrap") else "needs mmdebstrap: as root, scripts/bootstrap --system"
 
 
-def stand_ins(folder: Path, *, authority: str) -> dict[str, Image]:
+def base(folder: Path, *, authority: str) -> list[Path]:
+    """Write the layers that all of the images have, and return them.
+
+    Args:
+        folder: an empty folder.
+        authority: the certificate of the only authority that the images trust.
+    """
+    files = {
+        "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:101:nginx:/nonexistent:/bin/false\n",
+        "etc/group": "root:x:0:\nnginx:x:101:\n",
+        "etc/ssl/certs/ca-certificates.crt": authority,
+        "tmp/": "",
+    }
+    return [root(folder / "root.tar"), layer(folder / "common.tar", files)]
+
+
+def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
     """Make the images that are not this project's own, and return them by name.
 
     Args:
-        folder: an empty folder for the layers.
-        authority: the certificate of the only authority that the images trust.
+        layers: those of `base`.
+        folder: for further layers.
     """
     headscale = _headscale()
     assert headscale is not None
-    base = [
-        root(folder / "root.tar"),
-        layer(
-            folder / "common.tar",
-            {
-                "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnginx:x:101:101:nginx:/nonexistent:/bin/false\n",
-                "etc/group": "root:x:0:\nnginx:x:101:\n",
-                "etc/ssl/certs/ca-certificates.crt": authority,
-                "tmp/": "",
-            },
-        ),
-    ]
     tailscale = layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
     server = layer(folder / "headscale.tar", {"usr/local/bin/headscale": headscale})
     return {
-        PAUSE: Image(base, ["sleep", "2147483647"], user="65535:65535"),
-        BUSYBOX: Image(base, command=["sh"]),
-        NGINX: Image(base, command=["nginx", "-g", "daemon off;"], user="101"),
-        TAILSCALE: Image([*base, tailscale], command=["/usr/local/bin/containerboot"]),
-        HEADSCALE: Image([*base, server], ["headscale"]),
+        PAUSE: Image(layers, ["sleep", "2147483647"], user="65535:65535"),
+        BUSYBOX: Image(layers, command=["sh"]),
+        NGINX: Image(layers, command=["nginx", "-g", "daemon off;"], user="101"),
+        TAILSCALE: Image([*layers, tailscale], command=["/usr/local/bin/containerboot"]),
+        HEADSCALE: Image([*layers, server], ["headscale"]),
     }
+
+
+def application(layers: Sequence[Path], port: int, path: str = "/index.html", *, address: str = "127.0.0.1") -> Image:
+    """Return an application that returns 200 for a path. It needs a folder /tmp that it can write to.
+
+    Args:
+        layers: those of `base`, or `Cluster.layers`.
+        port: what it listens on.
+        path: the only path.
+        address: what it listens on.
+    """
+    script = (
+        f"mkdir -p /tmp/www{Path(path).parent}; echo ok >/tmp/www{path}; exec httpd -f -p {address}:{port} -h /tmp/www"
+    )
+    return Image(layers, command=["sh", "-c", script])

@@ -1,0 +1,157 @@
+"""Pods that tests in this folder share: a workload of deploy/services, an injected Deployment, and a VPN client."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Final
+
+from lifecycle.inject.rules import HOSTNAME, LABEL
+from tests.cluster.api_server import Refused
+from tests.cluster.cluster import STARTED_S, Document
+from tests.cluster.images import BUSYBOX, TAILSCALE, application
+from tests.cluster.tailnet import URL, Tailnet
+from tests.pod.rendering import DOMAIN, containers, pod_spec, render, rendered
+from tests.real.programs import eventually
+
+GRAFANA: Final = "grafana-0"
+GRAFANA_NAME: Final = f"grafana.{DOMAIN}"
+WIKI: Final = "wiki"
+WIKI_IMAGE: Final = "docker.io/a/wiki:1.2"
+WIKI_NAME: Final = f"wiki.{DOMAIN}"
+CLIENT: Final = "client"
+OUTSIDER: Final = "outsider"
+PEOPLE: Final = "people"
+"""The Headscale user of the VPN client."""
+
+
+def deploy_grafana(tailnet: Tailnet) -> None:
+    """Apply deploy/services/grafana, with a stand-in for the application, and wait for the pod and its record."""
+    cluster = tailnet.cluster
+    image = containers(pod_spec(rendered("grafana")))["application"]["image"]
+    cluster.load({image: application(cluster.layers, 3000, "/api/health")})
+    cluster.kubectl("-n", "services", "create", "secret", "generic", "grafana-admin", "--from-literal=password=a")
+    cluster.kubectl("apply", "-k", tailnet.deploy / "services/grafana")
+    cluster.wait_for_pod(GRAFANA)
+    tailnet.wait_for_record(GRAFANA_NAME)
+
+
+def wiki() -> Document:
+    """Return a Deployment as docs/inject.md describes it: one label and one annotation."""
+    labels = {"app": WIKI}
+    container = {"name": "wiki", "image": WIKI_IMAGE}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": WIKI, "namespace": "services"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "strategy": {"type": "Recreate"},
+            "template": {
+                "metadata": {"labels": {**labels, LABEL: "true"}, "annotations": {HOSTNAME: WIKI}},
+                "spec": {"containers": [container], "terminationGracePeriodSeconds": 5},
+            },
+        },
+    }
+
+
+def deploy_wiki(tailnet: Tailnet) -> None:
+    """Apply deploy/inject and the Deployment, and wait for its pod and its record."""
+    enable_injection(tailnet)
+    cluster = tailnet.cluster
+    cluster.load({WIKI_IMAGE: application(cluster.layers, 80, address="0.0.0.0")})
+    cluster.apply(wiki())
+    pod_of(tailnet, WIKI)
+    tailnet.wait_for_record(WIKI_NAME)
+
+
+def enable_injection(tailnet: Tailnet) -> None:
+    """Apply deploy/inject, and wait until it has an effect in the namespace `services`."""
+    cluster = tailnet.cluster
+    cluster.kubectl("label", "--overwrite", "namespace", "services", "tailscale-lifecycle/inject=enabled")
+    folder = "inject" if cluster.server.version >= (1, 36) else "inject-v1beta1"
+    cluster.apply(*render(tailnet.deploy / folder))
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trial", "namespace": "services"}}
+    template = wiki()["spec"]["template"]
+    pod = {**pod, "metadata": pod["metadata"] | template["metadata"], "spec": template["spec"]}
+
+    def is_injected() -> bool:
+        with suppress(Refused):
+            return "initContainers" in cluster.server.create(pod)["spec"]
+        return False
+
+    eventually(is_injected, "injection", timeout_s=STARTED_S)
+
+
+def pod_of(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
+    """Wait until a Deployment has a ready pod, and return it."""
+
+    def find() -> Document | None:
+        pods = [pod for pod in tailnet.cluster.pods(f"app={app}") if pod["metadata"]["uid"] != not_uid]
+        return pods[0] if pods else None
+
+    found: Document = eventually(find, f"a pod of {app}", timeout_s=STARTED_S)
+    return tailnet.cluster.wait_for_pod(found["metadata"]["name"], not_uid=not_uid)
+
+
+def deploy_clients(tailnet: Tailnet) -> None:
+    """Start a VPN client, which is a node of another user, and a pod without VPN."""
+    user = tailnet.headscale("users", "create", PEOPLE)["id"]
+    key = tailnet.headscale("preauthkeys", "create", "--user", str(user), "--reusable", "--expiration", "24h")["key"]
+    variables = {
+        "TS_AUTHKEY": key,
+        "TS_HOSTNAME": CLIENT,
+        "TS_USERSPACE": "false",
+        "TS_STATE_DIR": "/tmp/state",
+        "TS_KUBE_SECRET": "",
+        "TS_ACCEPT_DNS": "false",
+        "TS_DEBUG_FIREWALL_MODE": "nftables",
+        "TS_EXTRA_ARGS": f"--login-server={URL}",
+        "TS_TAILSCALED_EXTRA_ARGS": "--no-logs-no-support",
+    }
+    containers_by_pod: dict[str, Document] = {
+        CLIENT: {
+            "image": TAILSCALE,
+            "env": [{"name": name, "value": value} for name, value in variables.items()],
+            "securityContext": {"capabilities": {"add": ["NET_ADMIN", "MKNOD"]}},
+        },
+        OUTSIDER: {"image": BUSYBOX, "command": ["sleep", "100000"]},
+    }
+    for name, container in containers_by_pod.items():
+        metadata = {"name": name, "namespace": "services"}
+        spec = {
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "shell", **container}],
+        }
+        tailnet.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    for name in containers_by_pod:
+        tailnet.cluster.wait_for_pod(name)
+    eventually(lambda: tailnet.nodes(CLIENT), "the client's node", timeout_s=STARTED_S)
+
+
+def response_to(tailnet: Tailnet, pod: str, url: str) -> str:
+    """Request a URL in one of the two pods, and return the body, or the error that wget prints."""
+    try:
+        return tailnet.cluster.exec(pod, "shell", "wget", "-T", "5", "-q", "-O", "-", url)
+    except Refused as refused:
+        return str(refused)
+
+
+def wait_for_response(tailnet: Tailnet, url: str, text: str) -> None:
+    """Wait until the VPN client gets a response with this text, or an error with it."""
+    last: list[str] = []
+
+    def is_there() -> bool:
+        last[:] = [response_to(tailnet, CLIENT, url)]
+        return text in last[0]
+
+    eventually(is_there, f"{text!r} at {url}", details=lambda: json.dumps(last), timeout_s=STARTED_S)
+
+
+def restarts(pod: Document, container: str) -> int:
+    """Return how often a container of a pod was restarted."""
+    status = pod["status"]
+    all_statuses = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
+    (count,) = [int(item["restartCount"]) for item in all_statuses if item["name"] == container]
+    return count
