@@ -177,20 +177,20 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_chart(tmp_path_factory.mktemp("chart"))
 
 
-def definition(kind: str) -> dict[str, Any]:
-    """Return a custom resource definition that accepts anything, in place of the Prometheus operator's."""
+def definition(kind: str, group: str = "monitoring.coreos.com", version: str = "v1") -> dict[str, Any]:
+    """Return a custom resource definition that accepts anything, by default in place of the Prometheus operator's."""
     plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    described = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.monitoring.coreos.com"},
+        "metadata": {"name": f"{plural}.{group}"},
         "spec": {
-            "group": "monitoring.coreos.com",
+            "group": group,
             "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
-            "scope": "Namespaced",
-            "versions": [version],
+            "scope": "Cluster" if kind.startswith("Cluster") else "Namespaced",
+            "versions": [described],
         },
     }
 

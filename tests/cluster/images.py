@@ -147,6 +147,7 @@ def root(archive: Path) -> Path:
             *(f"--dpkgopt=path-exclude=/usr/{name}/*" for name in ("share", "bin", "sbin")),
             *(f"--dpkgopt=path-include=/usr/{name}" for name in ("bin/busybox", "sbin/nginx", "share/nginx/*")),
             *(f'--extract-hook=ln -s usr/{name} "$1/{name}"' for name in ("bin", "lib", "lib64", "sbin")),
+            '--extract-hook=mkdir -p "$1/run" "$1/var" && ln -s /run "$1/var/run"',
             '--extract-hook=chroot "$1" /usr/bin/busybox --install -s /usr/bin',
             *("stable", archive),
         ],
@@ -226,7 +227,7 @@ def application(layers: Sequence[Path], port: int, path: str = "/index.html", *,
         path: the only path.
         address: what it listens on.
     """
-    script = (
-        f"mkdir -p /tmp/www{Path(path).parent}; echo ok >/tmp/www{path}; exec httpd -f -p {address}:{port} -h /tmp/www"
-    )
+    # As the first process of a container, httpd would ignore SIGTERM.
+    serve = f"httpd -f -p {address}:{port} -h /tmp/www"
+    script = f"mkdir -p /tmp/www{Path(path).parent}; echo ok >/tmp/www{path}; trap 'exit 0' TERM; {serve} & wait"
     return Image(layers, command=["sh", "-c", script])

@@ -175,7 +175,7 @@ state = "/run/containerd"
 
     def start(self) -> None:
         """Boot the node, and wait until containerd responds. The kubelet does not run yet."""
-        for place in self._cgroups():
+        for place in self.cgroups():
             place.mkdir(exist_ok=True)
         self._stack.callback(self._remove_cgroups)
         self.init = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
@@ -244,17 +244,17 @@ state = "/run/containerd"
 
     # --- Cgroups ------------------------------------------------------------------------------------
 
-    def _cgroups(self) -> list[Path]:
+    def cgroups(self) -> list[Path]:
         """The node's cgroup in each hierarchy of version 1, or in the only one of version 2."""
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
         return [Path(mount[1]) / self._cgroup for mount in mounts if mount[2] in {"cgroup", "cgroup2"}]
 
     def _remove_cgroups(self) -> None:
         def are_removed() -> bool:
-            for top in self._cgroups():
+            for top in self.cgroups():
                 for folder, _, _ in os.walk(top, topdown=False):
                     with suppress(OSError):
                         Path(folder).rmdir()
-            return not any(top.exists() for top in self._cgroups())
+            return not any(top.exists() for top in self.cgroups())
 
         eventually(are_removed, "removed cgroups")

@@ -149,8 +149,9 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
         repository = copied(cluster.folder / "repository")
         settings = {"CLOUDFLARE_API_URL": f"{url}/client/v4"}
         configure(repository, **settings)
-        inject = repository / "deploy/inject/settings.env"
-        inject.write_text(_env(values(inject) | settings))
+        for name in ("inject/settings.env", "prune/prune.env"):
+            file = repository / "deploy" / name
+            file.write_text(_env(values(file) | settings))
         made = Tailnet(cluster, cloudflare, zone_id, repository / "deploy", certificate)
         cluster.names[NAME] = CLUSTER_IP
         cluster.lookups.append(made.address)
@@ -193,7 +194,13 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
             "name": "headscale",
             "image": HEADSCALE,
             "args": ["serve"],
-            "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 1},
+            # On a busy machine, shorter limits would take the server out of its Service.
+            "readinessProbe": {
+                "httpGet": {"path": "/health", "port": 8080},
+                "periodSeconds": 1,
+                "timeoutSeconds": 15,
+                "failureThreshold": 10,
+            },
             "volumeMounts": [
                 {"name": "config", "mountPath": "/etc/headscale"},
                 {"name": "data", "mountPath": FOLDER},

@@ -1,0 +1,55 @@
+"""Test that a real API server accepts every folder of deploy/ that is applied directly."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.cluster.api_server import ApiServer, Refused
+from tests.cluster.conftest import definition
+from tests.pod.rendering import DEPLOY, render
+from tests.real.programs import eventually
+
+NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
+"""Folders that others use, and those that the fixture `api_server` applies."""
+
+
+def folders() -> list[str]:
+    """Return the folders with a kustomization that is not a component."""
+    found = []
+    for file in sorted(DEPLOY.rglob("kustomization.yaml")):
+        name = str(file.parent.relative_to(DEPLOY))
+        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in NOT_APPLIED:
+            found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
+    documents = render(DEPLOY / folder)
+    for document in documents:
+        prepare(api_server, document)
+    text = yaml.safe_dump_all(documents)
+    options = ("--server-side", "--dry-run=server", "-o", "name", "-f", "-")
+    accepted = api_server.kubectl("apply", *options, text=text)
+    assert len(accepted.splitlines()) == len(documents)
+
+
+def prepare(server: ApiServer, document: dict[str, Any]) -> None:
+    """Create what an object needs: its namespace, and its kind if that is not Kubernetes' own."""
+    metadata, (group, _, version) = document["metadata"], document["apiVersion"].rpartition("/")
+    with suppress(Refused):
+        server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])
+    if "." in group and not group.endswith("k8s.io"):
+        with suppress(Refused):
+            server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(document["kind"], group, version)))
+        eventually(lambda: _is_served(server, f"/apis/{group}/{version}", document["kind"]), group, timeout_s=60)
+
+
+def _is_served(server: ApiServer, path: str, kind: str) -> bool:
+    with suppress(Refused):
+        return any(resource["kind"] == kind for resource in server.request("GET", path)["resources"])
+    return False

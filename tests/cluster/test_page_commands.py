@@ -1,0 +1,333 @@
+"""Run every kubectl command of docs/operations.md and docs/add-a-service.md, and check what the page says about it.
+
+The commands are read from the pages. A new one fails `test_every_command_has_a_check` until it has a check here. They
+run as they are written, in a copy of the repository, with `kubectl` and `headscale` of this cluster on the path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+
+from tests.cluster.api_server import Refused
+from tests.cluster.cluster import STARTED_S, Cluster
+from tests.cluster.images import application
+from tests.cluster.tailnet import Tailnet
+from tests.cluster.test_folders import prepare
+from tests.cluster.workloads import GRAFANA, GRAFANA_NAME, WIKI_IMAGE
+from tests.pages import ROOT, blocks, prose
+from tests.pod.rendering import of_kind, render
+from tests.real.programs import Background, eventually
+
+PAGES: Final = ("operations.md", "add-a-service.md")
+
+_STARTS: Final = ("kubectl ", "key=$(kubectl ", "scripts/new-service ")
+
+
+def commands(text: str) -> Iterator[str]:
+    """Iterate over the commands in code blocks and in code spans, without comments."""
+    for block in blocks(text, "sh"):
+        # A command that sets a variable belongs to the next one.
+        joined = re.sub(r"^( *key=.*)\n *", r"\1; ", re.sub(r" *\\\n *", " ", block.text), flags=re.MULTILINE)
+        for line in joined.splitlines():
+            command = re.sub(r"\s+#.*", "", line).strip()
+            if command.startswith(_STARTS):
+                yield command
+    for span in re.findall(r"`(kubectl [^`]+)`", prose(text)):
+        # A span without an object, such as `kubectl describe`, is the name of a command.
+        if len(span.split()) > 3:
+            yield " ".join(span.split())
+
+
+FOUND: Final = [command for page in PAGES for command in commands((ROOT / "docs" / page).read_text())]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Runs commands in a copy of the repository.
+
+    Attributes:
+        path: a folder with `kubectl` and `headscale`.
+    """
+
+    tailnet: Tailnet
+    path: Path
+
+    def command(self, text: str) -> list[str]:
+        """Return the command line of a shell."""
+        return ["env", f"PATH={self.path}{os.pathsep}{os.environ['PATH']}", "bash", "-euc", text]
+
+    def run(self, text: str, *, status: int = 0) -> str:
+        """Run commands, and return their output."""
+        done = subprocess.run(
+            self.command(text),
+            cwd=self.tailnet.deploy.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=STARTED_S,
+        )
+        assert done.returncode == status, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, text: str) -> Background:
+        """Run a command that does not end."""
+        log = self.tailnet.cluster.folder / "shell.log"
+        log.unlink(missing_ok=True)
+        return Background(self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy.parent)
+
+
+@pytest.fixture(scope="module")
+def shell(tailnet: Tailnet) -> Shell:
+    path = tailnet.cluster.folder / "bin"
+    path.mkdir()
+    kubectl = shlex.join(map(str, tailnet.cluster.server.kubectl_command()))
+    headscale = f"{kubectl} -n headscale exec deploy/headscale -c headscale -- headscale"
+    for name, command in {"kubectl": kubectl, "headscale": headscale}.items():
+        (path / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (path / name).chmod(0o755)
+    return Shell(tailnet, path)
+
+
+# --- docs/operations.md -------------------------------------------------------------------------------
+
+
+def status_is_in_sync(shell: Shell, command: str) -> None:
+    rows = [line for line in shell.run(command).splitlines() if GRAFANA_NAME in line]
+    assert any("in sync" in row for row in rows)
+
+
+def describes_containers(shell: Shell, command: str) -> None:
+    text = shell.run(command)
+    assert all(f"  {name}:\n" in text for name in ("cleanup", "tailscale", "dns-watch", "nginx-tls", "application"))
+    assert "Exit Code:" in text
+
+
+def shows_the_key(shell: Shell, command: str) -> None:
+    assert "key_file.written" in {json.loads(line)["event"] for line in shell.run(command).splitlines()}
+
+
+def shows_the_node(shell: Shell, command: str) -> None:
+    assert "node.registered" in {json.loads(line)["event"] for line in shell.run(command).splitlines()}
+
+
+def shows_tailscale(shell: Shell, command: str) -> None:
+    assert "Startup complete" in shell.run(command)
+
+
+def forwards_the_port(shell: Shell, command: str) -> None:
+    cluster = shell.tailnet.cluster
+    process = shell.start(command)
+    try:
+        for path in ("readyz", "nodez"):
+            url = f"http://127.0.0.1:9003/{path}"
+            eventually(partial(_responds, cluster, url), url, details=process.output)
+    finally:
+        process.stop()
+
+
+def _responds(cluster: Cluster, url: str) -> bool:
+    return cluster.host.request(url).status == 200
+
+
+def registers_as_a_new_node(shell: Shell, commands: str) -> None:
+    tailnet = shell.tailnet
+    before, pod = tailnet.wait_for_record(GRAFANA_NAME), tailnet.cluster.get("pod", GRAFANA)
+    shell.run(commands)
+    tailnet.cluster.wait_for_pod(GRAFANA, not_uid=pod["metadata"]["uid"])
+    after = tailnet.wait_for_record(GRAFANA_NAME)
+    assert after["id"] != before["id"]
+    assert after["ip_addresses"] != before["ip_addresses"]
+
+
+def shows_peers(shell: Shell, command: str) -> None:
+    assert GRAFANA_NAME.replace(".", "-") in shell.run(command)
+
+
+def describes_the_certificate(shell: Shell, command: str) -> None:
+    assert "wildcard" in shell.run(command)
+
+
+def resolves_cloudflare(shell: Shell, command: str) -> None:
+    shell.tailnet.cluster.names["api.cloudflare.com"] = "192.0.2.1"
+    assert "192.0.2.1" in shell.run(command)
+
+
+def replaces_the_api_key(shell: Shell, commands: str) -> None:
+    """Check that the running pod uses the new key after Headscale refuses the old one."""
+    tailnet = shell.tailnet
+    old = [str(key["id"]) for key in tailnet.headscale("apikeys", "list")]
+    shell.run(commands)
+    for key in old:
+        tailnet.headscale("apikeys", "expire", "--id", key)
+    eventually(
+        lambda: _is_in_sync(shell),
+        "a pod with the new key",
+        details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch"),
+        timeout_s=STARTED_S,
+    )
+
+
+def _is_in_sync(shell: Shell) -> bool:
+    try:
+        text = shell.tailnet.cluster.exec(GRAFANA, "dns-watch", "lifecycle", "status")
+    except Refused:
+        return False
+    return any("in sync" in line for line in text.splitlines() if GRAFANA_NAME in line)
+
+
+def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
+    tailnet = shell.tailnet
+    node = tailnet.wait_for_record(GRAFANA_NAME)
+    shell.run(command)
+    assert shell.tailnet.cluster.pods("app.kubernetes.io/name=grafana") == []
+    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
+    tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
+
+
+def deletes_the_volume(shell: Shell, command: str) -> None:
+    """Check it without the workload, and apply the workload again."""
+    shell.run(command)
+    with pytest.raises(Refused, match="not found"):
+        shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
+    shell.run("kubectl apply -k deploy/services/grafana")
+    shell.tailnet.cluster.wait_for_pod(GRAFANA)
+    shell.tailnet.wait_for_record(GRAFANA_NAME)
+
+
+# --- docs/add-a-service.md ----------------------------------------------------------------------------
+
+TRIAL: Final = "trial"
+"""In place of the namespace `services`, which exists."""
+
+
+def creates_a_namespace(shell: Shell, command: str) -> None:
+    shell.run(command.replace("services", TRIAL))
+
+
+def admits_the_pod(shell: Shell, command: str) -> None:
+    """Check that the namespace admits the capability NET_ADMIN, which the level `baseline` does not."""
+    cluster = shell.tailnet.cluster
+    shell.run(command.replace("services", TRIAL))
+    (workload,) = of_kind(render(shell.tailnet.deploy / "services/grafana"), "StatefulSet")
+    cluster.kubectl("-n", TRIAL, "create", "serviceaccount", "grafana")
+    pod = {"apiVersion": "v1", "kind": "Pod", **workload["spec"]["template"]}
+    pod["metadata"] = {"name": "grafana-0", "namespace": TRIAL}
+    cluster.server.create(pod)
+    baseline = "pod-security.kubernetes.io/enforce=baseline"
+    cluster.kubectl("label", "--overwrite", "namespace", TRIAL, baseline)
+    with pytest.raises(Refused, match="NET_ADMIN"):
+        cluster.server.create(pod)
+
+
+def creates_the_secret(shell: Shell, command: str) -> None:
+    shell.run(command.replace("-n services", f"-n {TRIAL}"))
+    keys = shell.tailnet.cluster.get("secret", "lifecycle", TRIAL)["data"]
+    assert keys.keys() == {"HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"}
+
+
+def creates_the_password(shell: Shell, command: str) -> None:
+    shell.run(command.replace("-n services", f"-n {TRIAL}"))
+    assert "password" in shell.tailnet.cluster.get("secret", "grafana-admin", TRIAL)["data"]
+
+
+def applies_a_folder(shell: Shell, command: str) -> None:
+    for document in render(shell.tailnet.deploy.parent / command.rsplit(maxsplit=1)[-1]):
+        prepare(shell.tailnet.cluster.server, document)
+    shell.run(command)
+
+
+def creates_manifests(shell: Shell, command: str) -> None:
+    shell.run(command)
+    assert (shell.tailnet.deploy / "services/wiki/kustomization.yaml").exists()
+
+
+def renders(shell: Shell, command: str) -> None:
+    assert {"StatefulSet", "Service"} <= {document["kind"] for document in yaml.safe_load_all(shell.run(command))}
+
+
+def starts_the_workload(shell: Shell, command: str) -> None:
+    cluster = shell.tailnet.cluster
+    cluster.load({WIKI_IMAGE: application(cluster.layers, 3000)})
+    shell.run(command)
+    cluster.wait_for_pod("wiki-0")
+    shell.tailnet.wait_for_record("wiki.example.com")
+
+
+def shows_progress(shell: Shell, command: str) -> None:
+    process = shell.start(command)
+    try:
+        eventually(lambda: "Running" in process.output(), "the pod's line", details=process.output)
+    finally:
+        process.stop()
+        # The name is needed by other tests.
+        shell.run("kubectl delete -k deploy/services/wiki")
+        (node,) = shell.tailnet.nodes("wiki.example.com")
+        shell.tailnet.headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
+
+
+def shows_the_service(shell: Shell, command: str) -> None:
+    assert "EXTERNAL-IP" in shell.run(command)
+
+
+def runs(shell: Shell, command: str) -> None:
+    shell.run(command)
+
+
+_SERVICES: Final = "kubectl -n services"
+
+CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
+    f"{_SERVICES} exec grafana-0 -c dns-watch -- lifecycle status": status_is_in_sync,
+    f"{_SERVICES} describe pod grafana-0": describes_containers,
+    f"{_SERVICES} logs grafana-0 -c cleanup": shows_the_key,
+    f"{_SERVICES} logs grafana-0 -c dns-watch": shows_the_node,
+    f"{_SERVICES} logs grafana-0 -c tailscale": shows_tailscale,
+    f"{_SERVICES} port-forward grafana-0 9003": forwards_the_port,
+    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale status": shows_peers,
+    f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
+    f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": runs,
+    f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
+    "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d); "
+    f'{_SERVICES} patch secret lifecycle --patch "{{\\"stringData\\": '
+    '{\\"HEADSCALE_API_KEY\\": \\"$key\\"}}"': replaces_the_api_key,
+    "kubectl delete -k deploy/services/grafana": leaves_node_record_and_volume,
+    f"{_SERVICES} delete pvc data-grafana-0": deletes_the_volume,
+    "kubectl create namespace services": creates_a_namespace,
+    "kubectl label namespace services pod-security.kubernetes.io/enforce=privileged "
+    "pod-security.kubernetes.io/warn=restricted": admits_the_pod,
+    f"{_SERVICES} create secret generic lifecycle "
+    '--from-literal=HEADSCALE_API_KEY="$(headscale apikeys create --expiration 365d)" '
+    "--from-literal=CLOUDFLARE_API_TOKEN=...": creates_the_secret,
+    f"{_SERVICES} create secret generic grafana-admin "
+    '--from-literal=password="$(openssl rand -hex 16)"': creates_the_password,
+    "scripts/new-service wiki docker.io/a/wiki:1.2 3000 /wiki/data": creates_manifests,
+    "kubectl kustomize deploy/services/wiki": renders,
+    "kubectl apply -k deploy/services/wiki": starts_the_workload,
+    f"{_SERVICES} get pod wiki-0 --watch": shows_progress,
+    "kubectl apply -k deploy/cert-manager": applies_a_folder,
+    f"{_SERVICES} describe certificate wildcard": describes_the_certificate,
+    "kubectl apply -k deploy/ingress/internal": applies_a_folder,
+    "kubectl apply -k deploy/ingress/external": applies_a_folder,
+    "kubectl -n nginx-ingress-external get service nginx-ingress": shows_the_service,
+}
+"""The check of each command, in an order in which they work."""
+
+
+def test_every_command_has_a_check() -> None:
+    assert sorted({*FOUND}) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("command", CHECKS)
+def test_command_does_what_the_page_says(shell: Shell, grafana: str, clients: None, command: str) -> None:
+    CHECKS[command](shell, command)

@@ -1,0 +1,204 @@
+"""Run the manifests on a real cluster, with a real Headscale, and break what breaks in operation.
+
+The pods are a workload of deploy/services, which keeps its node, and an injected Deployment, which gets a new one for
+each pod. The tests use the same pods in the order of this file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from tests.cluster.api_server import Refused
+from tests.cluster.cluster import Document
+from tests.cluster.tailnet import Tailnet
+from tests.cluster.workloads import (
+    GRAFANA,
+    GRAFANA_NAME,
+    OUTSIDER,
+    WIKI,
+    WIKI_NAME,
+    pod_of,
+    response_to,
+    restarts,
+    wait_for_response,
+)
+from tests.pod.cluster import MARK, USER
+from tests.pod.rendering import DOMAIN
+from tests.real.programs import eventually
+
+HEALED_S = 480.0
+"""The limit for self-healing: a minute to confirm the loss, another until the kubelet has restarted the container."""
+
+
+@pytest.fixture(autouse=True)
+def _pods(grafana: str, wiki: str, clients: None) -> None:
+    """All tests here need the same pods."""
+
+
+@pytest.mark.parametrize("name", [GRAFANA_NAME, WIKI_NAME])
+def test_pod_has_a_node_and_a_record(tailnet: Tailnet, name: str) -> None:
+    node = tailnet.wait_for_record(name)
+    (record,) = tailnet.records(name)
+    assert (record.type, record.comment, record.proxied) == ("A", MARK, False)
+    assert (node["user"]["name"], node["given_name"]) == (USER, name.replace(".", "-"))
+
+
+def test_client_on_the_vpn_is_served(tailnet: Tailnet) -> None:
+    wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
+    wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
+
+
+def test_pod_without_the_vpn_gets_403(tailnet: Tailnet) -> None:
+    address = tailnet.cluster.get("pod", GRAFANA)["status"]["podIP"]
+    for scheme in ("http", "https"):
+        assert "403" in response_to(tailnet, OUTSIDER, f"{scheme}://{address}/api/health")
+
+
+def test_deleted_pod_comes_back_as_the_same_node(tailnet: Tailnet) -> None:
+    cluster = tailnet.cluster
+    pod, node = cluster.get("pod", GRAFANA), tailnet.wait_for_record(GRAFANA_NAME)
+    cluster.kubectl("-n", "services", "delete", "pod", GRAFANA)
+    cluster.wait_for_pod(GRAFANA, not_uid=pod["metadata"]["uid"])
+    after = tailnet.wait_for_record(GRAFANA_NAME)
+    assert (after["id"], after["ip_addresses"]) == (node["id"], node["ip_addresses"])
+    wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
+
+
+def test_deleted_injected_pod_is_followed_by_a_new_node_of_the_same_name(tailnet: Tailnet) -> None:
+    pod, node = pod_of(tailnet, WIKI), tailnet.wait_for_record(WIKI_NAME)
+    tailnet.cluster.kubectl("-n", "services", "delete", "pod", pod["metadata"]["name"])
+    pod_of(tailnet, WIKI, not_uid=pod["metadata"]["uid"])
+    after = tailnet.wait_for_record(WIKI_NAME)
+    assert after["id"] != node["id"]
+    assert after["given_name"] == node["given_name"]
+    wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
+
+
+def test_killed_tailscale_is_restarted_as_the_same_node(tailnet: Tailnet) -> None:
+    cluster = tailnet.cluster
+    node, before = tailnet.wait_for_record(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA), "tailscale")
+    cluster.exec(GRAFANA, "tailscale", "killall", "-9", "tailscaled")
+    eventually(
+        lambda: restarts(cluster.get("pod", GRAFANA), "tailscale") > before,
+        "a restart",
+        details=lambda: cluster.describe_pod(GRAFANA),
+        timeout_s=HEALED_S,
+    )
+    cluster.wait_for_pod(GRAFANA)
+    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
+    wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
+
+
+def test_nodes_deleted_in_headscale_are_healed(tailnet: Tailnet) -> None:
+    """Both pods at the same time, because the loss is confirmed over a minute."""
+    names = (GRAFANA_NAME, WIKI_NAME)
+    deleted = {name: tailnet.wait_for_record(name)["id"] for name in names}
+    for node_id in deleted.values():
+        tailnet.headscale("nodes", "delete", "--identifier", str(node_id), "--force")
+
+    def are_healed() -> bool:
+        return all([node["id"] for node in tailnet.nodes(name)] not in ([], [deleted[name]]) for name in names)
+
+    eventually(
+        are_healed,
+        "new nodes",
+        details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch", "services", "--tail=30"),
+        timeout_s=HEALED_S,
+    )
+    for name in names:
+        tailnet.wait_for_record(name)
+    wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
+    events = {event["event"] for event in tailnet.cluster.events(GRAFANA, "dns-watch")}
+    assert {"node.lost", "restart.requested"} <= events
+
+
+def test_pods_survive_a_reboot_of_the_node(tailnet: Tailnet) -> None:
+    """Without power, every process ends. The kubelet finds pods without containers, and starts the containers again."""
+    cluster = tailnet.cluster
+    nodes = {name: tailnet.wait_for_record(name) for name in (GRAFANA_NAME, WIKI_NAME)}
+    names = (GRAFANA, pod_of(tailnet, WIKI)["metadata"]["name"])
+    before = {name: restarts(cluster.get("pod", name), "dns-watch") for name in names}
+    cluster.node.reboot()
+    eventually(
+        lambda: all(restarts(cluster.get("pod", name), "dns-watch") > before[name] for name in names),
+        "new containers",
+        details=lambda: "\n".join(map(cluster.describe_pod, names)),
+        timeout_s=HEALED_S,
+    )
+    for name in names:
+        cluster.wait_for_pod(name)
+    for name, node in nodes.items():
+        after = tailnet.wait_for_record(name)
+        assert after["given_name"] == node["given_name"]
+    assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == nodes[GRAFANA_NAME]["id"]
+    wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
+    wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
+
+
+@pytest.fixture
+def orphan(tailnet: Tailnet) -> Iterator[str]:
+    """The name of an owned record that has no node."""
+    name = f"gone.{DOMAIN}"
+    record = tailnet.cloudflare.add_record(tailnet.zone_id, type="A", name=name, content="100.64.9.9", comment=MARK)
+    yield name
+    if tailnet.records(name):
+        tailnet.cloudflare.remove_record(record)
+
+
+@pytest.fixture
+def cron_job(tailnet: Tailnet) -> Iterator[str]:
+    """The CronJob of deploy/prune, by its name for kubectl."""
+    tailnet.cluster.kubectl("-n", "services", "apply", "-k", tailnet.deploy / "prune")
+    yield "cronjob/lifecycle-prune"
+    tailnet.cluster.kubectl("-n", "services", "delete", "-k", tailnet.deploy / "prune")
+
+
+def test_prune_waits_before_it_removes_what_has_no_node(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
+    """Run the CronJob now. It confirms its plan after a quarter of an hour, which this test does not wait for."""
+    cluster = tailnet.cluster
+    cluster.kubectl("-n", "services", "create", "job", "prune-now", f"--from={cron_job}")
+    try:
+        (waiting,) = eventually(
+            lambda: job_events(tailnet, "prune-now", "prune.waiting") or None,
+            "a plan",
+            details=lambda: cluster.kubectl("-n", "services", "describe", "pod", "-l", "job-name=prune-now"),
+            timeout_s=HEALED_S,
+        )
+        assert waiting["workloads"] == [orphan]
+    finally:
+        cluster.kubectl("-n", "services", "delete", "job", "prune-now")
+    assert tailnet.records(orphan)
+
+
+def test_prune_of_one_workload_removes_it_and_nothing_else(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
+    cluster = tailnet.cluster
+    text = cluster.kubectl(
+        *("-n", "services", "create", "job", "prune-one", f"--from={cron_job}", "--dry-run=client", "-o", "json")
+    )
+    job = json.loads(text)
+    job["spec"]["template"]["spec"]["containers"][0]["args"] += ["--name", orphan]
+    cluster.kubectl("create", "-f", "-", text=json.dumps(job))
+    try:
+        eventually(
+            lambda: job_events(tailnet, "prune-one", "pass.finished") or None,
+            "the end of prune",
+            details=lambda: cluster.kubectl("-n", "services", "logs", "job/prune-one"),
+            timeout_s=HEALED_S,
+        )
+    finally:
+        cluster.kubectl("-n", "services", "delete", "job", "prune-one")
+    assert tailnet.records(orphan) == []
+    for name in (GRAFANA_NAME, WIKI_NAME):
+        tailnet.wait_for_record(name)
+
+
+def job_events(tailnet: Tailnet, job: str, name: str) -> list[Document]:
+    """Return the events of a job with this name; none if it has not started."""
+    with suppress(Refused):
+        lines = tailnet.cluster.kubectl("-n", "services", "logs", f"job/{job}").splitlines()
+        return [event for event in map(json.loads, lines) if event["event"] == name]
+    return []
