@@ -20,6 +20,9 @@ _numbers = count(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_client: the test runs with the newest client, and also with older ones")
+    config.addinivalue_line(
+        "markers", "sample: the test runs on some releases: the oldest, a middle one, the newest ones"
+    )
     config.addinivalue_line("markers", "takes_minutes: the test starts before the others, which run beside it")
 
 
@@ -31,10 +34,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if isinstance(releases, str):
         parameters = [pytest.param(None, marks=pytest.mark.skip(reason=releases), id="none")]
     else:
+        if metafunc.definition.get_closest_marker("sample"):
+            releases = sample(releases)
         if metafunc.definition.get_closest_marker("every_client"):
             releases = [each for release in releases for each in (release, *with_older_clients(release))]
         parameters = [pytest.param(release, id=release.test_id) for release in releases]
     metafunc.parametrize("release", parameters, scope="session")
+
+
+def sample(releases: list[Release]) -> list[Release]:
+    """Return the oldest, a middle and the newest release, and a build of the main branch, if there is one."""
+    released = [release for release in releases if release.name != "head"]
+    chosen = {released[index].name for index in (0, len(released) // 2, -1) if released} | {"head"}
+    return [release for release in releases if release.name in chosen]
 
 
 @pytest.hookimpl(trylast=True)

@@ -50,6 +50,7 @@ def prefixes(**values: str) -> dict[str, Any]:
     return {"prefixes": {"allocation": "sequential", **values}}
 
 
+@pytest.mark.sample
 def test_random_allocation(release: Release, short_folder: Path) -> None:
     settings = prefixes(v4=IPV4, v6=IPV6, allocation="random")
     with (
@@ -59,6 +60,7 @@ def test_random_allocation(release: Release, short_folder: Path) -> None:
         live(workload, ipv6=False)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(
     ("server_settings", "missing", "network"),
     [
@@ -190,6 +192,7 @@ def proxy(short_folder: Path) -> TlsProxy:
     return TlsProxy(short_folder / "proxy")
 
 
+@pytest.mark.sample
 def test_tls_proxy_with_a_private_authority(release: Release, short_folder: Path, proxy: TlsProxy) -> None:
     """A proxy that responds in place of Headscale has no effect on node, key and record."""
     with (

@@ -342,6 +342,7 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
     stack.callback(nginx.stop)
 
 
+@pytest.mark.takes_minutes
 @pytest.mark.parametrize("outage_s", [5, 25, 150])
 def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     setup: Setup, cloudflare: CloudflareSimulator, outage_s: int

@@ -59,6 +59,7 @@ def test_ten_minutes_without_a_server(releases: list[Release], short_folder: Pat
             assert watch.named("node.lost") == []
 
 
+@pytest.mark.sample
 def test_restored_database_uses_an_id_again(own_workload: Workload, short_folder: Path) -> None:
     """The restored copy is older than the pod's node, and another machine gets its id and address."""
     workload, administrator = own_workload, Administrator(own_workload.server)
@@ -97,6 +98,7 @@ lifecycle.runtime.clock.utc_now = lambda: datetime.now(UTC) + timedelta(minutes=
 """
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("minutes", [-30, 180], ids=["30 minutes behind", "3 hours ahead"])
 def test_clock_of_the_pod_is_wrong(workload: Workload, minutes: int) -> None:
     (workload.folder / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(minutes=minutes))
