@@ -293,7 +293,7 @@ V0_25 = replace(
     used_key_text="authkey already used",
     no_expiry=NoExpiry.NULL,
     rename_pattern=r"[a-z0-9.-]{2,63}",
-    user_name_pattern=r"[a-z0-9.-]{2,63}",
+    user_name_pattern=r"(?=..)(?!\d)[\w.-]*@?[\w.-]*",
     login_match=LoginMatch.LOWEST_ID_OF_MACHINE,
     login_tags=LoginTags.ALWAYS,
     logout_in_1970=True,
