@@ -14,6 +14,7 @@ INVALID_NAME: Final = 9000
 NOT_PROXIABLE: Final = 9003
 TYPE_NOT_PROXIABLE: Final = 9004
 INVALID_IPV4: Final = 9005
+POINTS_TO_ITSELF: Final = 9039
 TOO_MANY_TAGS: Final = 9300
 RECORD_GONE: Final = 81044
 QUOTA: Final = 81045
@@ -25,6 +26,7 @@ MANAGED_ELSEWHERE: Final = 81062
 # Codes without a source. Clients must not depend on them.
 VALIDATION: Final = 1004
 INVALID_IPV6: Final = 9006
+INVALID_CNAME: Final = 9007
 INVALID_TTL: Final = 9021
 NS_TAKEN: Final = 81056
 
@@ -266,6 +268,8 @@ class ZoneRecords:
             comment_modified_on=(old.comment_modified_on if comment == old.comment else self.now) if comment else None,
             tags_modified_on=(old.tags_modified_on if tags == old.tags else self.now) if tags else None,
         )
+        if (record.type, record.content) == ("CNAME", record.name):
+            raise ApiError(400, POINTS_TO_ITSELF, "CNAME content cannot reference itself.")
         if proxied and not record.proxiable:
             raise ApiError(400, NOT_PROXIABLE, f"Target {record.content} is not allowed for a proxied record.")
         return record
@@ -366,4 +370,16 @@ def _content(kind: str, value: object) -> str:
         raise ApiError(400, code, f"Content for {kind} record must be a valid {version} address.") from error
     if not text:
         raise ApiError(400, VALIDATION, "content is required.")
+    if kind == "CNAME":
+        text = text.removesuffix(".")
+        if any(LABEL.fullmatch(label) is None for label in text.lower().split(".")) or _is_address(text):
+            raise ApiError(400, INVALID_CNAME, "Content for CNAME record is invalid.")
     return text if kind == "TXT" else text.lower()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
