@@ -112,14 +112,14 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
     for change in changes:
         match change:
             case CreateRecord(spec, reason):
-                content = str(spec.address)
+                content = str(spec.content)
                 log_event(info("record.created", record=spec.name, type=spec.type, content=content, reason=reason))
             case UpdateRecord(record, spec, reason):
                 updated = info(
                     "record.updated",
                     record=spec.name,
                     type=spec.type,
-                    content=str(spec.address),
+                    content=str(spec.content),
                     was=record.content,
                     reason=reason,
                 )

@@ -101,7 +101,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
         "user": _read(lambda: choose_user(sources.headscale.users(), settings.headscale_user).label),
         "zone": _read(sources.cloudflare.zone_name) or settings.cloudflare_zone_id,
     }
-    name = {} if isinstance(settings, PruneSettings | StatusSettings) else {"name": settings.record_name}
+    name = {} if isinstance(settings, PruneSettings | StatusSettings) else {"name": ", ".join(settings.names)}
     return {**values, **name, "owner": settings.mark}
 
 
@@ -150,7 +150,8 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
         return Moment(sources.headscale.server_time(now), monotonic_s=0.0, jitter=0.0)
 
     try:
-        _check_zone(sources, settings.record_name)
+        for name in settings.names:
+            _check_zone(sources, name)
         seen = observe_watch(state, sources, interface, config=config, clock=clock)
         for read in (seen.node, seen.records):
             if isinstance(read, FailedRead):

@@ -94,13 +94,13 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
             path = str(KeyFileReader(key_path).metadata_path)
             yield Step("write", "file", path, reason, {"path": path})
         case CreateRecord(spec, reason):
-            details = {"record": spec.name, "type": spec.type, "content": str(spec.address)}
-            yield Step("create", "record", f"{spec.type} {spec.name} -> {spec.address}", reason, details)
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.content)}
+            yield Step("create", "record", f"{spec.type} {spec.name} -> {spec.content}", reason, details)
         case UpdateRecord(record, spec, reason):
-            details = {"record": spec.name, "type": spec.type, "content": str(spec.address), "was": record.content}
-            what = f"{spec.type} {spec.name}: {record.content} -> {spec.address}"
-            if record.address == spec.address:
-                what = f"{spec.type} {spec.name} -> {spec.address}: {', '.join(spec.differences(record))}"
+            details = {"record": spec.name, "type": spec.type, "content": str(spec.content), "was": record.content}
+            what = f"{spec.type} {spec.name}: {record.content} -> {spec.content}"
+            if spec.has_content_of(record):
+                what = f"{spec.type} {spec.name} -> {spec.content}: {', '.join(spec.differences(record))}"
             yield Step("update", "record", what, reason, details)
         case DeleteRecord(record, reason):
             details = {"record": record.name, "type": record.type, "content": record.content}

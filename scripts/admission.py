@@ -14,14 +14,12 @@ from lifecycle.inject.rules import (
     HOSTNAME_LENGTH,
     INIT_CONTAINERS,
     LABEL,
-    LOG_LEVEL,
     PATTERNS,
     REFERENCES,
     REFUSALS,
     RESERVED_ARGS,
-    SELF_HEAL,
+    SETTINGS,
     STATE_SECRET,
-    TAGS,
     TAILSCALE_ARGS,
 )
 from lifecycle.inject.template import (
@@ -198,8 +196,7 @@ def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
     defaults["HEADSCALE_API_KEY_FILE"] = (
         f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     )
-    annotated = {"AUTHKEY_TAGS": TAGS, "SELF_HEAL": SELF_HEAL, "LOG_LEVEL": LOG_LEVEL}
-    own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in annotated.items()}
+    own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in SETTINGS.items()}
     own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
     own["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
     args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"

@@ -11,7 +11,7 @@ from typing import Any
 from lifecycle.dns_watch.state import KnownNode, Missing
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
-from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
@@ -19,6 +19,7 @@ EXPIRED = NOW - timedelta(seconds=1)
 NAME = "grafana.example.com"
 MARK = "tailscale-lifecycle/1 default"
 OTHER_MARK = "tailscale-lifecycle/1 staging"
+WORKLOAD_MARK = f"{MARK} {NAME}"
 
 SVC = User("1", "svc")
 ANN = User("2", "ann")
@@ -26,6 +27,12 @@ VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 
 NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
 RECORD_IDENTITY = RecordIdentity(NAME, MARK, VPN_PREFIXES)
+
+ALIAS, APEX, SHARED_NAME = "docs.example.com", "example.com", "*.apps.example.com"
+FURTHER = tuple(
+    RecordIdentity(name, WORKLOAD_MARK, VPN_PREFIXES, kind, NAME)
+    for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.APEX_ALIAS), (SHARED_NAME, NameKind.SHARED))
+)
 
 
 def a_node(

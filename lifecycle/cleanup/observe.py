@@ -11,7 +11,7 @@ from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.errors import AuthError, LifecycleError, NotFoundError, ResponseError
 from lifecycle.domain.model import Record
-from lifecycle.domain.ownership import RecordIdentity, choose_user
+from lifecycle.domain.ownership import choose_user
 from lifecycle.runtime.background import in_background
 from lifecycle.runtime.deadline import time_budget
 from lifecycle.settings.models import CleanupSettings
@@ -25,7 +25,8 @@ def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
     return CleanupConfig(
         hostname=settings.node_hostname,
         tags=settings.authkey_tags,
-        records=RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes),
+        records=settings.records,
+        further=settings.further_records,
         key_spec=settings.key_spec,
         keep_node=settings.node_policy == "keep",
         leave_one_record=settings.dns_cleanup == "keep",
@@ -53,7 +54,7 @@ def observe(
 
     def read_zone() -> tuple[Record, ...]:
         with time_budget(timeout_s):
-            return tuple(cloudflare.records(settings.record_name))
+            return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
     # In a thread: reading the token's file can block, which a time budget does not limit.
     zone = in_background(read_zone, name="zone")

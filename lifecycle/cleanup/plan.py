@@ -9,7 +9,7 @@ from datetime import datetime
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import LifecycleError, NameTakenError
 from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, User
-from lifecycle.domain.ownership import NodeIdentity, RecordIdentity
+from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity, leftovers
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class CleanupConfig:
 
     Attributes:
         tags: tags of our pre-auth keys.
+        records: criteria for owning a record at the main name.
+        further: criteria for owning a record at each further name.
         key_spec: returns the pre-auth key to create for a user.
         keep_node: keep the node that the state Secret names.
         leave_one_record: leave one stale record of each type, so that the name keeps resolving.
@@ -29,6 +31,7 @@ class CleanupConfig:
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
     leave_one_record: bool
+    further: tuple[RecordIdentity, ...] = ()
 
     def node_identity(self, user: User) -> NodeIdentity:
         """Return the criteria for owning a node."""
@@ -50,7 +53,7 @@ class SavedState:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read from the upstreams: all nodes of the tailnet, and all records at our name.
+    """What was read: all nodes of the tailnet, and all records at our name or with the workload's mark.
 
     Attributes:
         version: of Headscale.
@@ -184,17 +187,17 @@ def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) ->
     for record in sorted(records, key=lambda record: record.id):
         if identity.is_marked_by_another(record):
             raise NameTakenError(
-                f"{record.name} belongs to another owner: its {record.type} record {record.content} has the comment "
-                f'"{record.comment}", and ours would have "{identity.mark}". Another namespace or cluster uses this '
-                "name. Nothing was deleted. Set another TS_HOSTNAME. If the other workload no longer exists, delete "
-                "the record or clear its comment"
+                f"{record.name} belongs to another owner or workload: its {record.type} record {record.content} has "
+                f'the comment "{record.comment}", and ours would have "{identity.mark}". Another namespace, cluster or '
+                "workload uses this name. Nothing was deleted. Set another TS_HOSTNAME. If the other workload no "
+                "longer exists, delete the record or clear its comment"
             )
 
 
 def plan_stale_records(
     records: Iterable[Record], remaining: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find our stale records: those with an address that no remaining node of ours has.
+    """Find our stale records: those with an address that no remaining node of ours has, or under a name no longer ours.
 
     Args:
         remaining: every node of the tailnet that is not deleted.
@@ -205,13 +208,19 @@ def plan_stale_records(
     other_addresses: list[IpAddress] = []
     for node in remaining:
         (our_addresses if identity.owns_node(node) else other_addresses).extend(node.addresses)
-    return plan_records(
-        records,
-        identity=config.records,
-        our_addresses=our_addresses,
-        other_addresses=other_addresses,
-        leave_one=config.leave_one_record,
-    )
+    records = tuple(records)
+    changes = []
+    for names in (config.records, *config.further):
+        changes += plan_records(
+            records,
+            identity=names,
+            our_addresses=our_addresses,
+            other_addresses=other_addresses,
+            # Under a shared name, other pods answer.
+            leave_one=config.leave_one_record and names.kind is not NameKind.SHARED,
+        )
+    unused = leftovers(records, config.records, config.further)
+    return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]
 
 
 def plan_records(
@@ -237,7 +246,7 @@ def plan_records(
     changes = []
     for record in ours:
         is_taken = record.address in taken
-        if record.address in our_addresses:
+        if record.address in our_addresses or identity.is_alias(record):
             continue
         if leave_one and record.type not in resolving and not is_taken:
             resolving.add(record.type)

@@ -90,7 +90,8 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
     elif isinstance(seen.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
         specs = desired_records(seen.node, seen.interface, config)
-        state = replace(state, records=with_verified(state.records, specs, config, now, soon=created))
+        verified = with_verified(state.records, specs, config, now, soon=created, in_the_way=decision.in_the_way)
+        state = replace(state, records=verified)
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
     return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
 

@@ -17,8 +17,16 @@ from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import Applied, Decision, FailedRead, Interface, Moment, Observation, RecordsRead, State
 from lifecycle.dns_watch.status import Status
-from lifecycle.domain.changes import RECORD_CHANGES, Change, WriteFreshKey, WriteKeyMetadata
-from lifecycle.domain.errors import ApiError, KeyFileError, LifecycleError, NotRegisteredError, TransientError
+from lifecycle.domain.changes import RECORD_CHANGES, Change, RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.errors import (
+    ApiError,
+    ConflictError,
+    KeyFileError,
+    LifecycleError,
+    NotRegisteredError,
+    ResponseError,
+    TransientError,
+)
 from lifecycle.domain.model import IpAddress, PreAuthKey
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import DnsWatchSettings
@@ -128,13 +136,26 @@ class DnsWatch:
                     # If the volume is read-only in this container, the metadata stays as cleanup wrote it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
-        records = [change for change in changes if isinstance(change, RECORD_CHANGES)]
-        try:
-            if records:
-                change_records(records, self._writers.cloudflare)
-        except ApiError as error:
-            return Applied(key, key_error, records_error=error)
-        return Applied(key, key_error)
+        return Applied(key, key_error, self._change_records(changes))
+
+    def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
+        """Make the record changes, each name in a transaction of its own, and return the first failure.
+
+        A refusal concerns only its own name. After any other failure, Cloudflare is left alone.
+        """
+        names: dict[str, list[RecordChange]] = {}
+        for change in changes:
+            if isinstance(change, RECORD_CHANGES):
+                names.setdefault(change.name, []).append(change)
+        failure: ApiError | None = None
+        for name_changes in names.values():
+            try:
+                change_records(name_changes, self._writers.cloudflare)
+            except (ConflictError, ResponseError) as error:
+                failure = failure or error
+            except ApiError as error:
+                return failure or error
+        return failure
 
     def _count_successes(self, seen: Observation) -> None:
         if not isinstance(seen.node, FailedRead):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
@@ -12,7 +12,7 @@ from lifecycle.clients.headscale.errors import UPSTREAM as HEADSCALE
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
-from lifecycle.dns_watch.records import desired_records, needs_successor_check
+from lifecycle.dns_watch.records import desired_records, is_incomplete, needs_successor_check
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
@@ -29,8 +29,8 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, NotFoundError, TransientError, UserError
-from lifecycle.domain.model import KeyMetadata, Node, RegisterMethod, User
-from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user
+from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User
+from lifecycle.domain.ownership import NodeIdentity, choose_user, workload_mark
 from lifecycle.keyfile.reader import KeyFileReader
 from lifecycle.settings.models import DnsWatchSettings
 
@@ -54,7 +54,8 @@ class Sources(Protocol):
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
     """Return the settings as a value that pure functions can take."""
     return WatchConfig(
-        records=RecordIdentity(settings.record_name, settings.mark, settings.vpn_prefixes),
+        records=settings.records,
+        further=settings.further_records,
         hostname=settings.node_hostname,
         user=settings.headscale_user,
         tags=settings.authkey_tags,
@@ -241,23 +242,40 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 def _read_records(
     state: State, node: Node, sources: Sources, *, identity: NodeIdentity, config: WatchConfig, now: Moment
 ) -> RecordsRead | FailedRead | None:
-    """Read everything at our name, and the nodes of later pods if a record may be theirs."""
+    """Read the records at our names, and the nodes of later pods if a record may be theirs."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
     try:
-        records = tuple(sources.cloudflare.records(config.records.name))
+        records = _read_names(sources.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
             # Without the permission to read the zone its name is unknown, and the record is treated as foreign.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
-        if needs_successor_check(records, identity=config.records, node=node):
+        if needs_successor_check(records, identities=config.every_name, node=node):
             later = _read_successors(sources.headscale, node, identity, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
         return FailedRead(error)
+
+
+def _read_names(
+    cloudflare: CloudflareReader, node: Node, specs: Sequence[RecordSpec], config: WatchConfig
+) -> tuple[Record, ...]:
+    """Read the main name and, by the workload's mark, its records under further names, with one request.
+
+    A further name is read by itself only if it lacks the right records: what else is there then matters.
+    """
+    main = config.records
+    comment = workload_mark(main.mark, main.name) if config.further else None
+    records = cloudflare.records(main.name, comment=comment)
+    for further in config.further:
+        if is_incomplete(records, node, specs, identity=further, config=config):
+            others = [record for record in records if record.name != further.name]
+            records = [*others, *cloudflare.records(further.name)]
+    return tuple(records)
 
 
 def _read_successors(headscale: HeadscaleReader, node: Node, identity: NodeIdentity, now: Moment) -> list[Node]:

@@ -1,4 +1,4 @@
-"""Decide what the records at our name should be, what to change, and what to remember about them; pure."""
+"""Decide what the records at our names should be, what to change, and what to remember about them; pure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lifecycle.dns_watch.state import (
     Interface,
     Moment,
     Observation,
+    RecordsRead,
     RecordState,
     State,
     WatchConfig,
@@ -23,17 +24,17 @@ from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, U
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.foreign import advice_on_foreign_record, blocks
-from lifecycle.domain.model import Node, Record, RecordSpec, record_type
-from lifecycle.domain.ownership import RecordIdentity
+from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec, record_type
+from lifecycle.domain.ownership import NameKind, RecordIdentity, leftovers
 
 
 @dataclass(frozen=True, slots=True)
 class RecordPlan:
-    """What has to change at our name.
+    """What has to change at our names.
 
     Attributes:
-        changes: one transaction; empty if nothing differs.
-        in_the_way: foreign records that prevent every change, in ascending order of id.
+        changes: empty if nothing differs.
+        in_the_way: foreign records that prevent every change at their name, in ascending order of id.
     """
 
     changes: tuple[RecordChange, ...] = ()
@@ -41,16 +42,22 @@ class RecordPlan:
 
 
 def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
-    """Return an A record and, with DNS_IPV6, an AAAA record for the node.
+    """Return an A record and, with DNS_IPV6, an AAAA record for the node at each name; a CNAME record at an alias.
 
     An address is published only if it is inside VPN_PREFIXES and on this pod's interface. The result can be empty.
     """
-    identity = config.records
-    addresses = identity.vpn_addresses(node.addresses)
-    if interface is not None:
-        addresses = tuple(address for address in addresses if address in interface)
-    specs = (RecordSpec(identity.name, address, config.ttl_s, identity.mark) for address in addresses)
-    return tuple(spec for spec in specs if spec.type == "A" or config.ipv6)
+    addresses = [
+        address
+        for address in config.records.vpn_addresses(node.addresses)
+        if (interface is None or address in interface) and (config.ipv6 or record_type(address) == "A")
+    ]
+    if not addresses:
+        return ()
+    return tuple(
+        RecordSpec(identity.name, content, config.ttl_s, identity.mark)
+        for identity in config.every_name
+        for content in ([identity.target] if identity.kind is NameKind.ALIAS else addresses)
+    )
 
 
 def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
@@ -71,27 +78,72 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 
 
 def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], *, identity: RecordIdentity, node: Node
+    records: Iterable[Record], successors: Sequence[Node], *, identities: Sequence[RecordIdentity], node: Node
 ) -> Node | None:
     """Return the online successor whose address a marked record already contains.
 
     Args:
-        records: everything at our name.
+        records: everything at our names.
         successors: nodes of later pods.
-        identity: criteria for owning a record.
+        identities: criteria for owning a record at each name.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
-    marked = {record.address for record in records if identity.is_marked(record)}
+    marked = _marked_addresses(records, identities)
     for successor in successors:
         if (successor.online or not node.online) and marked & set(successor.addresses):
             return successor
     return None
 
 
-def needs_successor_check(records: Iterable[Record], *, identity: RecordIdentity, node: Node) -> bool:
+def needs_successor_check(records: Iterable[Record], *, identities: Sequence[RecordIdentity], node: Node) -> bool:
     """Return True if a marked record contains an address that is not ours, which a successor may have set."""
-    return any(identity.is_marked(record) and record.address not in node.addresses for record in records)
+    return not _marked_addresses(records, identities) <= set(node.addresses)
+
+
+def _marked_addresses(records: Iterable[Record], identities: Sequence[RecordIdentity]) -> set[IpAddress]:
+    return {
+        record.address
+        for record in records
+        if record.address is not None and any(identity.is_marked(record) for identity in identities)
+    }
+
+
+def is_incomplete(
+    records: Iterable[Record],
+    node: Node,
+    specs: Sequence[RecordSpec],
+    *,
+    identity: RecordIdentity,
+    config: WatchConfig,
+) -> bool:
+    """Return True if our records at a further name are not the desired ones."""
+    undecided = undecided_types(node, specs, config)
+    plan = plan_records(records, specs, identity=identity, ipv6=config.ipv6, apex=None, undecided=undecided)
+    return plan != RecordPlan()
+
+
+def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
+    """Compare the records at all names with the desired ones. A foreign record concerns only its own name."""
+    changes: list[RecordChange] = []
+    in_the_way: list[Record] = []
+    for identity in config.every_name:
+        if identity.kind is NameKind.ALIAS and any(record.name == identity.target for record in in_the_way):
+            # The alias would lead to the foreign record at the main name.
+            continue
+        plan = plan_records(
+            read.records,
+            specs,
+            identity=identity,
+            ipv6=config.ipv6,
+            apex=read.apex,
+            undecided=undecided_types(node, specs, config),
+        )
+        changes += plan.changes
+        in_the_way += plan.in_the_way
+    unused = leftovers(read.records, config.records, config.further)
+    changes += (DeleteRecord(record, reason="the workload no longer has this name") for record in unused)
+    return RecordPlan(tuple(changes), tuple(in_the_way))
 
 
 def plan_records(
@@ -103,11 +155,12 @@ def plan_records(
     apex: str | None,
     undecided: frozenset[str] = frozenset(),
 ) -> RecordPlan:
-    """Compare the records at our name with the desired ones.
+    """Compare the records at one name with the desired ones.
 
     Args:
-        records: everything at our name, in any order.
-        specs: the desired records, at most one of each type. If a type has none, our records of that type are deleted.
+        records: everything at the name, in any order.
+        specs: the desired records, at most one of each type at a name. If a type has none, our records of that type
+            are deleted.
         identity: criteria for owning a record.
         ipv6: True if AAAA records are managed. If not, only AAAA records with our mark are deleted.
         apex: the zone's own name, where NS records are normal; None if it is not known.
@@ -118,11 +171,14 @@ def plan_records(
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
     changes: list[RecordChange] = []
-    for type_ in ("A", "AAAA"):
+    if identity.kind is NameKind.ALIAS:
+        # No address record can be beside its CNAME.
+        undecided = frozenset()
+    for type_ in ("A", "AAAA", "CNAME"):
         ours = [record for record in here if record.type == type_ and identity.owns_record(record)]
         if type_ == "AAAA" and not ipv6:
             ours = [record for record in ours if identity.is_marked(record)]
-        spec = next((spec for spec in specs if spec.type == type_), None)
+        spec = next((spec for spec in specs if (spec.name, spec.type) == (identity.name, type_)), None)
         if spec is None and type_ in undecided:
             continue
         changes += _plan_type(ours, spec, identity)
@@ -131,13 +187,13 @@ def plan_records(
 
 def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[RecordChange]:
     if spec is None:
-        return [DeleteRecord(record, reason="the node has no address of this type") for record in ours]
+        return [DeleteRecord(record, reason="the name has no record of this type") for record in ours]
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
     # If two pods run at the same time, both must keep the same record.
     def rank(record: Record) -> tuple[bool, bool, str]:
-        return record.address != spec.address, not identity.is_marked(record), record.id
+        return not spec.has_content_of(record), not identity.is_marked(record), record.id
 
     kept, *rest = sorted(ours, key=rank)
     changes: list[RecordChange] = []
@@ -153,11 +209,11 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
 def decide_records(
     state: State, node: Node, specs: tuple[RecordSpec, ...], seen: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
-    """Decide what to change at our name.
+    """Decide what to change at our names.
 
     The caller decides when the next pass is due.
     """
-    addresses = tuple(spec.address for spec in specs)
+    addresses = _main_addresses(specs, config)
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
         stale = with_problem(state.records, "the record has not been updated since the address changed")
         state = replace(state, records=stale)
@@ -167,44 +223,41 @@ def decide_records(
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    identity = config.records
-    successor = published_successor(read.records, read.successors, identity=identity, node=node)
+    successor = published_successor(read.records, read.successors, identities=config.every_name, node=node)
     state, events = with_successor(state, successor)
-    after_read = _with_read(state.records, specs, config.verify_interval, now)
     if successor is not None:
+        after_read = _with_read(state.records, specs, config.verify_interval, now)
         state = replace(state, records=with_problem(after_read, f"node {successor.id} of a later pod has the name"))
         return Decision(state, events=events)
-    plan = plan_records(
-        read.records,
-        specs,
-        identity=identity,
-        ipv6=config.ipv6,
-        apex=read.apex,
-        undecided=undecided_types(node, specs, config),
-    )
-    if plan.in_the_way:
-        for record in plan.in_the_way:
-            advice = advice_on_foreign_record(record, identity=identity)
-            foreign = error(
-                "record.foreign",
-                record=record.name,
-                type=record.type,
-                content=record.content,
-                comment=record.comment,
-                advice=advice,
-            )
-            events = (*events, foreign)
-            problem = f"a {record.type} record that is not ours exists at {record.name}. {advice}"
-            after_read = with_problem(after_read, problem)
-        state = replace(state, records=after_read)
-        return Decision(state, events=events)
+    plan = plan_names(read, node, specs, config)
+    for record in plan.in_the_way:
+        foreign = error(
+            "record.foreign",
+            record=record.name,
+            type=record.type,
+            content=record.content,
+            comment=record.comment,
+            advice=_advice(record, config),
+        )
+        events = (*events, foreign)
     if not plan.changes:
-        state = replace(state, records=with_verified(state.records, specs, config, now))
-        return Decision(state, events=events)
+        verified = with_verified(state.records, specs, config, now, in_the_way=plan.in_the_way)
+        return Decision(replace(state, records=verified), events=events)
     # Clear `compared`, so that the records are read again unless the change is confirmed.
     pending = replace(state.records, compared=None)
     state = replace(state, records=with_problem(pending, "the record is out of sync and has not been updated yet"))
-    return Decision(state, plan.changes, events=events)
+    return Decision(state, plan.changes, events=events, in_the_way=plan.in_the_way)
+
+
+def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[IpAddress, ...]:
+    return tuple(
+        spec.content for spec in specs if spec.name == config.records.name and not isinstance(spec.content, str)
+    )
+
+
+def _advice(record: Record, config: WatchConfig) -> str:
+    identity = next(identity for identity in config.every_name if identity.name == record.name)
+    return advice_on_foreign_record(record, identity=identity)
 
 
 def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
@@ -213,21 +266,29 @@ def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: ti
 
 
 def with_verified(
-    records: RecordState, specs: tuple[RecordSpec, ...], config: WatchConfig, now: Moment, *, soon: bool = False
+    records: RecordState,
+    specs: tuple[RecordSpec, ...],
+    config: WatchConfig,
+    now: Moment,
+    *,
+    soon: bool = False,
+    in_the_way: Sequence[Record] = (),
 ) -> RecordState:
-    """Remember that the records are right.
+    """Remember that the records are right, except at names with a foreign record.
 
     Args:
+        in_the_way: the foreign records.
         soon: True if a record was just created. Another pod may have created one too, so they are read again soon.
     """
     interval = min(config.poll_interval, config.verify_interval) if soon else config.verify_interval
-    return replace(
-        _with_read(records, specs, interval, now),
-        in_sync=True,
-        reason="",
-        addresses=tuple(spec.address for spec in specs),
-        verified_at_s=now.monotonic_s,
-    )
+    records = _with_read(records, specs, interval, now)
+    if all(record.name != config.records.name for record in in_the_way):
+        records = replace(records, addresses=_main_addresses(specs, config))
+    if in_the_way:
+        record = in_the_way[-1]
+        problem = f"a {record.type} record that is not ours exists at {record.name}. {_advice(record, config)}"
+        return with_problem(records, problem)
+    return replace(records, in_sync=True, reason="", verified_at_s=now.monotonic_s)
 
 
 def with_problem(records: RecordState, reason: str) -> RecordState:

@@ -23,6 +23,8 @@ class WatchConfig:
     """The settings that decisions depend on.
 
     Attributes:
+        records: criteria for owning a record at the main name.
+        further: criteria for owning a record at each further name.
         user: the configured Headscale user; None = the only one.
         key_spec: the pre-auth key to create for healing, by its user.
         key_path: the key file, for messages.
@@ -49,6 +51,12 @@ class WatchConfig:
     min_poll_interval: timedelta
     verify_interval: timedelta
     has_interface: bool
+    further: tuple[RecordIdentity, ...] = ()
+
+    @property
+    def every_name(self) -> tuple[RecordIdentity, ...]:
+        """The criteria for each name, the main name first."""
+        return self.records, *self.further
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +158,11 @@ class ApiKeyRead:
 
 @dataclass(frozen=True, slots=True)
 class RecordsRead:
-    """Everything at our name.
+    """Everything at our names, as far as a decision needs it.
 
     Attributes:
+        records: everything at the main name, all with the workload's mark, and everything at further names that lack
+            the right records.
         apex: the zone's own name; None if it is not known.
         successors: nodes of later pods; empty if no record made it necessary to check.
     """
@@ -332,7 +342,8 @@ class Decision:
     """The result of one decision.
 
     Attributes:
-        changes: what to change, in this order; record changes are one transaction.
+        changes: what to change, in this order; the record changes at one name are one transaction.
+        in_the_way: foreign records at names that therefore stay as they are.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
         failures: the upstreams that did not return what was requested.
@@ -342,6 +353,7 @@ class Decision:
     state: State
     changes: tuple[Change, ...] = ()
     wait_s: float = 0.0
+    in_the_way: tuple[Record, ...] = ()
     events: tuple[Event, ...] = ()
     failures: tuple[Failure, ...] = ()
     give_up: str | None = None

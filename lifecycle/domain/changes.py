@@ -23,6 +23,11 @@ class CreateRecord:
     spec: RecordSpec
     reason: str
 
+    @property
+    def name(self) -> str:
+        """The full name of the record."""
+        return self.spec.name
+
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
@@ -32,6 +37,11 @@ class UpdateRecord:
     spec: RecordSpec
     reason: str
 
+    @property
+    def name(self) -> str:
+        """The full name of the record."""
+        return self.spec.name
+
 
 @dataclass(frozen=True, slots=True)
 class DeleteRecord:
@@ -39,6 +49,11 @@ class DeleteRecord:
 
     record: Record
     reason: str
+
+    @property
+    def name(self) -> str:
+        """The full name of the record."""
+        return self.record.name
 
 
 @dataclass(frozen=True, slots=True)

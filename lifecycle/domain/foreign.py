@@ -1,13 +1,13 @@
-"""Records of other owners at our name: which ones prevent every change, and what to do about them; pure."""
+"""Records of other owners at our names: which ones prevent every change, and what to do about them; pure."""
 
 from __future__ import annotations
 
 from lifecycle.domain.model import Record
-from lifecycle.domain.ownership import RecordIdentity
+from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordIdentity
 
 
 def blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
-    """Return True if the record prevents every change at our name.
+    """Return True if the record prevents every change at the name.
 
     Args:
         record: any record of the zone.
@@ -17,38 +17,59 @@ def blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | 
     """
     if record.name != identity.name:
         return False
-    if record.read_only or record.type == "CNAME":
+    if record.read_only:
         return True
-    match record.type:
-        case "NS":
-            return record.name != apex
-        case "A":
-            return not identity.owns_record(record)
-        case "AAAA":
-            return ipv6 and not identity.owns_record(record)
-    return False
+    if identity.owns_record(record) or identity.may_be_beside(record):
+        return False
+    if record.type == "NS":
+        return record.name != apex
+    # The CNAME of an alias would hide every other record of its name.
+    return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or identity.kind is NameKind.ALIAS
+
+
+_OTHER_NAME = {
+    NameKind.MAIN: "choose another TS_HOSTNAME",
+    NameKind.ALIAS: "remove the name from DNS_ALIASES",
+    NameKind.APEX_ALIAS: "remove the name from DNS_ALIASES",
+    NameKind.SHARED: "remove the name from DNS_SHARED_NAMES",
+}
 
 
 def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str:
-    """Return what the operator can do about a foreign record at our name."""
+    """Return what the operator can do about a foreign record at the name."""
+    other_name = _OTHER_NAME[identity.kind]
     if record.read_only:
         return (
             "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
-            "the Worker's settings, Domains & Routes), or choose another TS_HOSTNAME."
+            f"the Worker's settings, Domains & Routes), or {other_name}."
         )
-    if record.type == "CNAME":
-        return "A CNAME allows no address record beside it. Delete it, or give the workload another TS_HOSTNAME."
     if record.type == "NS":
-        return "The name is delegated to other name servers. Publish it there, or choose another TS_HOSTNAME."
+        return f"The name is delegated to other name servers. Publish it there, or {other_name}."
+    if identity.kind is not NameKind.MAIN:
+        return _advice_at_further_name(record, identity, other_name)
+    if record.type == "CNAME":
+        return f"A CNAME allows no address record beside it. Delete it, or {other_name}."
     if not record.comment:
         return (
-            "It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
-            "or choose another TS_HOSTNAME. To let this program manage it, set its comment to "
+            f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
+            f"or {other_name}. To let this program manage it, set its comment to "
             f'"{identity.mark}". It will then point to this pod and will not be proxied.'
         )
     is_vpn_address = record.address is not None and identity.is_vpn_address(record.address)
     comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
         f'To let this program manage it, {comment_change} to "{identity.mark}". If it belongs to another instance of '
-        "this program, set DNS_OWNER to that owner. Otherwise delete it, or choose another TS_HOSTNAME."
+        f"this program, set DNS_OWNER to that owner. Otherwise delete it, or {other_name}."
+    )
+
+
+def _advice_at_further_name(record: Record, identity: RecordIdentity, other_name: str) -> str:
+    if record.type not in MANAGED_TYPES:
+        return (
+            "The CNAME of an alias would hide it. Move the name to DNS_SHARED_NAMES, which uses address records, or "
+            f"{other_name}."
+        )
+    return (
+        f"It may belong to another workload or application. Delete it, or {other_name}. To let this program replace "
+        f'it, set its comment to "{identity.mark}".'
     )

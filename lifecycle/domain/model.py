@@ -198,7 +198,7 @@ class Record:
 
     Attributes:
         name: the full name in lower case, without a trailing dot.
-        content: an address in text form for A and AAAA.
+        content: an address in text form for A and AAAA, a name for CNAME.
         ttl_s: seconds; 1 = automatic.
         comment: "" if there is none.
         read_only: managed by another Cloudflare product, such as a Workers custom domain.
@@ -229,24 +229,33 @@ def record_type(address: IpAddress) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """A record as it should be; never proxied, because Cloudflare cannot reach a VPN address."""
+    """A record as it should be; never proxied, because Cloudflare cannot reach a VPN address.
+
+    Attributes:
+        content: an address, or the name that a CNAME record points to.
+    """
 
     name: str
-    address: IpAddress
+    content: IpAddress | str
     ttl_s: int
     comment: str
 
     @property
     def type(self) -> str:
-        """A or AAAA, depending on the address."""
-        return record_type(self.address)
+        """A, AAAA or CNAME, depending on the content."""
+        return "CNAME" if isinstance(self.content, str) else record_type(self.content)
+
+    def has_content_of(self, record: Record) -> bool:
+        """Return True if the record has the same content: an IPv6 address has several spellings, and so has a name."""
+        if isinstance(self.content, str):
+            return record.content.lower().removesuffix(".") == self.content
+        return record.address == self.content
 
     def differences(self, record: Record) -> dict[str, str | int | bool]:
         """Return the fields to change, with Cloudflare's names; empty if nothing differs."""
         differing: dict[str, str | int | bool] = {}
-        # An IPv6 address has several spellings.
-        if record.address != self.address:
-            differing["content"] = str(self.address)
+        if not self.has_content_of(record):
+            differing["content"] = str(self.content)
         if record.ttl_s != self.ttl_s:
             differing["ttl"] = self.ttl_s
         if record.proxied:

@@ -21,13 +21,34 @@ from lifecycle.inject.template import (
 
 LABEL = f"{DOMAIN}/inject"
 HOSTNAME = f"{DOMAIN}/hostname"
+DNS_ALIASES = f"{DOMAIN}/dns-aliases"
+DNS_SHARED_NAMES = f"{DOMAIN}/dns-shared-names"
 TAGS = f"{DOMAIN}/tags"
 STATE_SECRET = f"{DOMAIN}/state-secret"
 SELF_HEAL = f"{DOMAIN}/self-heal"
 LOG_LEVEL = f"{DOMAIN}/log-level"
 TAILSCALE_ARGS = f"{DOMAIN}/tailscale-args"
 INIT_CONTAINERS = f"{DOMAIN}/init-containers"
-ANNOTATIONS = (HOSTNAME, TAGS, STATE_SECRET, SELF_HEAL, LOG_LEVEL, TAILSCALE_ARGS, INIT_CONTAINERS)
+ANNOTATIONS = (
+    HOSTNAME,
+    DNS_ALIASES,
+    DNS_SHARED_NAMES,
+    TAGS,
+    STATE_SECRET,
+    SELF_HEAL,
+    LOG_LEVEL,
+    TAILSCALE_ARGS,
+    INIT_CONTAINERS,
+)
+
+SETTINGS = {
+    "DNS_ALIASES": DNS_ALIASES,
+    "DNS_SHARED_NAMES": DNS_SHARED_NAMES,
+    "AUTHKEY_TAGS": TAGS,
+    "SELF_HEAL": SELF_HEAL,
+    "LOG_LEVEL": LOG_LEVEL,
+}
+"""The annotations whose value is that of a setting."""
 
 HOSTNAME_LENGTH = 63
 
@@ -39,8 +60,13 @@ _REFERENCE = rf"\$\(({'|'.join(REFERENCES)})\)"
 # Letters, digits and references, with hyphens between them.
 _LABEL = rf"([a-z0-9]|{_REFERENCE})((-|[a-z0-9]|{_REFERENCE})*([a-z0-9]|{_REFERENCE}))?"
 
+_PLAIN_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_NAME = rf"(\*|(\*\.)?{_PLAIN_LABEL}(\.{_PLAIN_LABEL})*)"
+
 PATTERNS = {
     HOSTNAME: rf"{_LABEL}(\.{_LABEL})*",
+    DNS_ALIASES: rf"{_NAME}(,{_NAME})*",
+    DNS_SHARED_NAMES: rf"{_NAME}(,{_NAME})*",
     TAGS: r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
     STATE_SECRET: rf"{_LABEL}(\.{_LABEL})*",
     SELF_HEAL: r"true|false",
@@ -53,6 +79,8 @@ PATTERNS = {
 EXAMPLES = {
     HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
     "$(NODE_NAME) are replaced",
+    DNS_ALIASES: "names separated by commas, such as docs,www.example.com,*.wiki",
+    DNS_SHARED_NAMES: "names separated by commas, such as *.apps,ingress",
     TAGS: "tags separated by commas, such as tag:web,tag:prod",
     STATE_SECRET: "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced",
     SELF_HEAL: '"true" or "false"',
@@ -277,9 +305,7 @@ def values_of(workload: Workload, site: Site) -> Values:
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
     from_annotations = {
         "TS_HOSTNAME": hostname,
-        "AUTHKEY_TAGS": annotations.get(TAGS),
-        "SELF_HEAL": annotations.get(SELF_HEAL),
-        "LOG_LEVEL": annotations.get(LOG_LEVEL),
+        **{setting: annotations.get(annotation) for setting, annotation in SETTINGS.items()},
         "NODE_POLICY": "keep" if secret else "",
         "TS_KUBE_SECRET": secret,
     }

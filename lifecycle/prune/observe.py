@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.reader import HeadscaleReader
-from lifecycle.domain.ownership import choose_user, is_marked
+from lifecycle.domain.ownership import choose_user, marked_workload
 from lifecycle.prune.plan import Observation, PruneConfig
 from lifecycle.settings.models import PruneSettings
 
@@ -31,5 +31,5 @@ def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: 
     user = choose_user(headscale.users(), settings.headscale_user)
     nodes = tuple(headscale.nodes())
     mark = settings.mark
-    records = tuple(record for record in cloudflare.records_commented(mark) if is_marked(record, mark))
+    records = tuple(record for record in cloudflare.records_commented(mark) if marked_workload(record, mark))
     return Observation(user, nodes, records)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from lifecycle.domain.errors import LifecycleError, PruneLimitError
 from lifecycle.domain.model import Node, Record, User
-from lifecycle.domain.ownership import NodeIdentity, may_have_name, record_name
+from lifecycle.domain.ownership import NodeIdentity, marked_workload, may_have_name, record_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ class PruneWorkload:
     The records are removed last, so that the next run finds a workload again whose removal was interrupted.
 
     Attributes:
-        name: the full name of its records, of which there is at least one.
+        name: its main name, in full.
+        records: those under its main name and its further names; at least one.
     """
 
     name: str
@@ -76,7 +77,7 @@ def plan_prune(seen: Observation, *, config: PruneConfig, now: datetime) -> list
     if config.name is None:
         return _plan_gone(seen, config=config, now=now)
     full_name = record_name(config.name, config.domain)
-    records = dict(_by_name(seen.records)).get(full_name)
+    records = dict(_by_workload(seen.records, config.mark)).get(full_name)
     if records is None:
         raise LifecycleError(
             f'no record named {config.name} has the comment "{config.mark}". Check that DNS_OWNER is that of the '
@@ -111,7 +112,7 @@ def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list
     if not any(node.online for node in seen.nodes):
         return []
     found = []
-    for name, records in _by_name(seen.records):
+    for name, records in _by_workload(seen.records, config.mark):
         candidates = [node for node in seen.nodes if may_have_name(node, name)]
         # The workload stays if a node of its name is not ours, or may come back at any moment.
         if all(_owns(node, seen.user, config) and _is_long_offline(node, config, now) for node in candidates):
@@ -121,11 +122,11 @@ def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list
     return found
 
 
-def _by_name(records: Iterable[Record]) -> list[tuple[str, tuple[Record, ...]]]:
-    names: dict[str, list[Record]] = {}
+def _by_workload(records: Iterable[Record], mark: str) -> list[tuple[str, tuple[Record, ...]]]:
+    workloads: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: (record.name, record.id)):
-        names.setdefault(record.name, []).append(record)
-    return [(name, tuple(ours)) for name, ours in names.items()]
+        workloads.setdefault(marked_workload(record, mark) or record.name, []).append(record)
+    return [(name, tuple(workloads[name])) for name in sorted(workloads)]
 
 
 def _owns(node: Node, user: User, config: PruneConfig) -> bool:

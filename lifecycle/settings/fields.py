@@ -13,11 +13,11 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 
-from lifecycle.domain.ownership import IpNetwork, mark_of
+from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
 
 # Source: Cloudflare's documentation of DNS records: the limits of a full name, and of a comment on the Free plan.
 RECORD_NAME_LENGTH = 253
-_COMMENT_LENGTH = 100
+COMMENT_LENGTH = 100
 
 _TOO_LONG = "must be at most 100 years"
 # Longer than any useful duration, and short enough for every clock and calendar.
@@ -170,6 +170,16 @@ def _domain(value: str) -> str:
     return name
 
 
+def _record_names(value: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name.removesuffix(".").lower() for name in value)
+    if not all(name == "*" or is_dns_name(name.removeprefix(WILDCARD)) for name in names):
+        raise ValueError(
+            "each must be a name such as docs, www.example.com or *.wiki, of letters, digits and inner hyphens (an "
+            "international one in its xn-- form)"
+        )
+    return names
+
+
 def _zone_id(value: str) -> str:
     value = value.lower()
     if not _ZONE_ID.fullmatch(value):
@@ -184,8 +194,8 @@ def _tags(value: frozenset[str]) -> frozenset[str]:
 
 
 def _owner(value: str) -> str:
-    if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > _COMMENT_LENGTH:
-        raise ValueError(f"must be ASCII without spaces, at most {_COMMENT_LENGTH - len(mark_of(''))} characters")
+    if not _VISIBLE.fullmatch(value) or len(mark_of(value)) > COMMENT_LENGTH:
+        raise ValueError(f"must be ASCII without spaces, at most {COMMENT_LENGTH - len(mark_of(''))} characters")
     return value
 
 
@@ -287,6 +297,7 @@ Prefixes = Annotated[
 ]
 Tags = Annotated[frozenset[str], BeforeValidator(_comma_separated), AfterValidator(_tags)]
 Domain = Annotated[str, AfterValidator(_domain)]
+RecordNames = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), AfterValidator(_record_names)]
 ZoneId = Annotated[str, AfterValidator(_zone_id)]
 Owner = Annotated[str, AfterValidator(_owner)]
 SecretReference = Annotated[str, AfterValidator(_secret_reference)]

@@ -15,9 +15,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
-from lifecycle.domain.ownership import mark_of, record_name
+from lifecycle.domain.ownership import WILDCARD, NameKind, RecordIdentity, mark_of, record_name, workload_mark
 from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import (
+    COMMENT_LENGTH,
     RECORD_NAME_LENGTH,
     CertificateFile,
     CertificateFolders,
@@ -31,6 +32,7 @@ from lifecycle.settings.fields import (
     Owner,
     Prefixes,
     ProxyUrl,
+    RecordNames,
     SecretReference,
     Tags,
     Token,
@@ -160,6 +162,12 @@ class Settings(BaseSettings):
     authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
     authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
     dns_owner: Owner | None = Field(None, description="owner in the comment of our records; unset: the pod's namespace")
+    dns_aliases: RecordNames = Field(
+        (), description="further names of the workload, comma-separated, such as docs,www.example.com,*.wiki"
+    )
+    dns_shared_names: RecordNames = Field(
+        (), description="names under which several pods have a record each, comma-separated, such as *.apps,ingress"
+    )
     vpn_prefixes: Prefixes = Field(
         (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48")),
         description="networks of VPN addresses, comma-separated",
@@ -279,6 +287,30 @@ class Settings(BaseSettings):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
         elif len(self.record_name) > RECORD_NAME_LENGTH:
             yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {RECORD_NAME_LENGTH} characters"
+        else:
+            yield from self._further_name_problems()
+
+    def _further_name_problems(self) -> Iterable[str]:
+        taken = {self.record_name: "is the workload's own name (TS_HOSTNAME); remove it"}
+        for setting, names in (("DNS_ALIASES", self.dns_aliases), ("DNS_SHARED_NAMES", self.dns_shared_names)):
+            for number, name in enumerate(names, start=1):
+                full = record_name(name, self.domain_name)
+                if full != self.domain_name and not full.endswith(f".{self.domain_name}"):
+                    yield (
+                        f"{setting}: name {number} must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot except in "
+                        f'"{WILDCARD}"'
+                    )
+                elif len(full) > RECORD_NAME_LENGTH:
+                    yield f"{setting}: name {number} with DOMAIN_NAME is longer than {RECORD_NAME_LENGTH} characters"
+                elif full in taken:
+                    yield f"{setting}: name {number} {taken[full]}"
+                taken.setdefault(full, f"is in {setting} before; list it once")
+        if len(taken) > 1 and len(self.workload_mark) > COMMENT_LENGTH:
+            yield (
+                f"DNS_OWNER: with the workload's name it is too long for DNS_ALIASES and DNS_SHARED_NAMES: the comment "
+                f"of their records would have {len(self.workload_mark)} characters, and Cloudflare accepts "
+                f"{COMMENT_LENGTH}. Set a shorter one, or a shorter TS_HOSTNAME"
+            )
 
     @property
     def _pod(self) -> str | None:
@@ -381,8 +413,36 @@ class Settings(BaseSettings):
 
     @property
     def record_name(self) -> str:
-        """The full name of the record, lower case."""
+        """The full main name of the workload, lower case."""
         return record_name(self.node_hostname, self.domain_name)
+
+    @property
+    def workload_mark(self) -> str:
+        """The comment of our records under further names."""
+        return workload_mark(self.mark, self.record_name)
+
+    @property
+    def names(self) -> list[str]:
+        """All full names of the workload, the main name first."""
+        return [self.record_name, *(identity.name for identity in self.further_records)]
+
+    @property
+    def records(self) -> RecordIdentity:
+        """Criteria for owning a record at the main name."""
+        return RecordIdentity(self.record_name, self.mark, self.vpn_prefixes)
+
+    @property
+    def further_records(self) -> tuple[RecordIdentity, ...]:
+        """Criteria for owning a record at each further name."""
+        aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
+        kinds = {
+            **{name: NameKind.APEX_ALIAS if name == self.domain_name else NameKind.ALIAS for name in aliases},
+            **{record_name(name, self.domain_name): NameKind.SHARED for name in self.dns_shared_names},
+        }
+        return tuple(
+            RecordIdentity(name, self.workload_mark, self.vpn_prefixes, kind, self.record_name)
+            for name, kind in kinds.items()
+        )
 
 
 class CleanupSettings(Settings):
@@ -540,6 +600,7 @@ COMMANDS: dict[str, type[Settings]] = {
 _OF_ONE_POD = frozenset(
     {"AUTHKEY_FILE_MODE", "AUTHKEY_OUTPUT_PATH", "HEALTH_ADDRESS", "HEALTH_PORT", "NODE_POLICY", "ORDINALS_START"}
     | {"POD_NAME", "POD_NAMESPACE", "TAILSCALE_INTERFACE", "TS_HOSTNAME", "TS_KUBE_SECRET"}
+    | {"DNS_ALIASES", "DNS_SHARED_NAMES"}
 )
 
 NOT_A_SETTING = frozenset({"HOSTNAME"})

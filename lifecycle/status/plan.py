@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from lifecycle.domain.expiry import api_key_warning, node_warning
 from lifecycle.domain.foreign import advice_on_foreign_record, blocks
 from lifecycle.domain.model import Node, Record, User, describe, record_type
-from lifecycle.domain.ownership import IpNetwork, NodeIdentity, RecordIdentity, record_name
+from lifecycle.domain.ownership import (
+    IpNetwork,
+    NameKind,
+    NodeIdentity,
+    RecordIdentity,
+    marked_workload,
+    record_name,
+    workload_mark,
+)
 from lifecycle.domain.text import timestamp
 
 
@@ -73,7 +81,7 @@ class Row:
     """One workload, or one more node of it.
 
     Attributes:
-        name: the full name of its record.
+        name: the full name of its records; several rows have a name that pods share.
         records: those of the owner.
         node: the node of ours that has the name; None if there is none, or it is unknown.
         in_the_way: the foreign node or records with the name.
@@ -128,7 +136,12 @@ def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tu
         The rows, and the problems that concern no single workload.
     """
     problems = list(seen.problems)
-    rows = [row for workload in _workloads(seen, config) for row in _judge(workload, seen, config, now)]
+    rows = [
+        _with_main_name(row, workload.identity)
+        for workload in _workloads(seen, config)
+        for row in _judge(workload, seen, config, now)
+    ]
+    rows.sort(key=lambda row: row.name)
     api_key = api_key_warning(seen.api_key_expires_at, now)
     if api_key is not None:
         problems.append(
@@ -164,9 +177,28 @@ def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
         elif (
             f".{name}".endswith(f".{config.domain}")
             and any(_owns(node, seen, config) for node in named)
-            and not any(map(identity.is_marked_by_another, here))
+            and all(marked_workload(record, config.mark) for record in here if identity.is_marked_by_another(record))
         ):
             yield _Workload(identity, here, named)
+    for name, here in sorted(records.items()):
+        for main_name in sorted({marked_workload(record, config.mark) or name for record in here} - {name}):
+            named = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
+            yield _Workload(_further_name(name, main_name, here, config), here, named)
+
+
+def _further_name(name: str, main_name: str, here: Sequence[Record], config: StatusConfig) -> RecordIdentity:
+    """Return the criteria for owning a record at a name at which a workload has records besides its main name."""
+    mark = workload_mark(config.mark, main_name)
+    is_alias = any(record.type == "CNAME" and record.comment == mark for record in here)
+    kind = NameKind.ALIAS if is_alias else NameKind.SHARED
+    return RecordIdentity(name, mark, config.vpn_prefixes, kind, main_name)
+
+
+def _with_main_name(row: Row, identity: RecordIdentity) -> Row:
+    """Say in the advice about a further name whose it is."""
+    if identity.kind is NameKind.MAIN or not row.advice:
+        return row
+    return replace(row, advice=f"This is a further name of {identity.target}. {row.advice}")
 
 
 def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
@@ -191,7 +223,7 @@ def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: da
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
     else:
         yield Row(name, State.ORPHANED, records, advice=_ADVICE[State.ORPHANED])
-    for older in valid:
+    for older in valid if identity.kind is NameKind.MAIN else ():
         if node is not None and older.sequence < node.sequence:
             advice = _ADVICE[State.SUPERSEDED] if older.online else ""
             yield Row(name, State.SUPERSEDED, (), older, advice=advice)
@@ -237,6 +269,8 @@ def _row(
 
 
 def _is_right(records: Sequence[Record], node: Node, identity: RecordIdentity, config: StatusConfig) -> bool:
+    if identity.kind is NameKind.ALIAS:
+        return all(identity.is_alias(record) and not record.proxied for record in records)
     addresses = identity.vpn_addresses(node.addresses)
     required = {record_type(address) for address in addresses} - (set() if config.ipv6 else {"AAAA"})
     types = [record.type for record in records]

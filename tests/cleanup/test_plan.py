@@ -463,7 +463,8 @@ class TestProperties:
     @given(RECORDS)
     def test_name_is_refused_only_for_the_mark_of_another_owner(self, records: list[Record]) -> None:
         taken = any(
-            record.name == NAME and record.type in {"A", "AAAA"} and record.comment == OTHER_MARK for record in records
+            record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment == OTHER_MARK
+            for record in records
         )
         try:
             refuse_taken_name(records, identity=RECORD_IDENTITY)

@@ -88,6 +88,18 @@ def test_records_of_every_type_at_the_exact_name_are_read(
     }
 
 
+def test_records_with_a_comment_are_read_with_the_same_request(
+    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
+) -> None:
+    add(account, zone_id, "100.64.0.1")
+    add(account, zone_id, NAME, type="CNAME", name="docs.example.com", comment=f"{MARK} {NAME}")
+    for number, comment in enumerate((MARK, f"{MARK} {NAME}".upper(), f"{MARK} x{NAME}", None)):
+        add(account, zone_id, f"100.64.1.{number}", name="other.example.com", comment=comment)
+    read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{MARK} {NAME}")}
+    assert read == {(NAME, "A"), ("docs.example.com", "CNAME")}
+    assert len(account.requests) == 1
+
+
 def test_fields_of_a_record(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
     record_id = add(account, zone_id, "198.51.100.7", proxied=True, comment=None)
     assert cloudflare.records(NAME) == [

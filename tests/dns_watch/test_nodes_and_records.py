@@ -14,33 +14,40 @@ from hypothesis import strategies as st
 from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
 from lifecycle.dns_watch.records import (
     RecordPlan,
+    desired_records,
     needs_successor_check,
+    plan_names,
     plan_records,
     published_successor,
 )
-from lifecycle.dns_watch.state import KnownNode, Loss, Missing, Unidentified
+from lifecycle.dns_watch.state import KnownNode, Loss, Missing, RecordsRead, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
 from tests.builders import (
+    ALIAS,
     ANN,
+    APEX,
     EXPIRED,
+    FURTHER,
     MARK,
     NAME,
     NODE_IDENTITY,
     NOW,
     OTHER_MARK,
     RECORD_IDENTITY,
+    SHARED_NAME,
     SVC,
+    WORKLOAD_MARK,
     a_node,
     a_record,
     a_spec,
     addresses,
 )
+from tests.dns_watch.test_decide import CONFIG
 
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 OUTSIDE = "203.0.113.7"
-APEX = "example.com"
 
 # Hints of every kind, about the pod of node 1.
 UP = Hints(interface=addresses(V4, V6))
@@ -348,7 +355,7 @@ class TestStandingDown:
     def test_published_successor(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
-        found = published_successor(records, later, identity=RECORD_IDENTITY, node=own)
+        found = published_successor(records, later, identities=[RECORD_IDENTITY], node=own)
 
         assert (found.id if found else None) == expected
 
@@ -367,7 +374,7 @@ class TestStandingDown:
     )
     def test_a_list_is_read_only_if_a_successor_is_possible(self, records: list[Record], needed: bool) -> None:
         """Listing is expensive: a list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, identity=RECORD_IDENTITY, node=a_node(1)) is needed
+        assert needs_successor_check(records, identities=[RECORD_IDENTITY], node=a_node(1)) is needed
 
 
 def planned(
@@ -765,7 +772,7 @@ def applied(records: Iterable[Record], changes: Iterable[RecordChange]) -> list[
 
 
 def made(record_id: str, spec: RecordSpec) -> Record:
-    return Record(record_id, spec.name, spec.type, str(spec.address), spec.ttl_s, proxied=False, comment=spec.comment)
+    return Record(record_id, spec.name, spec.type, str(spec.content), spec.ttl_s, proxied=False, comment=spec.comment)
 
 
 class TestRecordProperties:
@@ -868,12 +875,87 @@ class TestRecordProperties:
         assert not stands_down(nodes[0], survivors, records)
 
 
+NAMED_RECORDS = st.lists(
+    st.builds(
+        a_record,
+        st.sampled_from("abcdefgh"),
+        name=st.sampled_from([NAME, ALIAS, ALIAS, APEX, SHARED_NAME, SHARED_NAME, "old.example.com"]),
+        type_=st.sampled_from(["A", "A", "AAAA", "CNAME", "CNAME", "NS", "TXT"]),
+        content=st.sampled_from([V4, SOME_V4[1], V6, OUTSIDE, NAME, f"{NAME}."]),
+        comment=st.sampled_from([WORKLOAD_MARK] * 4 + [MARK, "", f"{MARK} wiki.example.com", OTHER_MARK, "foreign"]),
+        ttl_s=st.sampled_from([60, 300]),
+    ),
+    max_size=8,
+    unique_by=lambda record: record.id,
+)
+OUR_NODE = a_node(1)
+NAMES = {identity.name: identity for identity in (RECORD_IDENTITY, *FURTHER)}
+
+
+class TestNamesProperties:
+    """Properties of the plan for all names of a workload."""
+
+    def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
+        config = replace(CONFIG, further=FURTHER, ipv6=ipv6)
+        return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
+
+    @given(NAMED_RECORDS, st.booleans())
+    def test_only_records_with_our_mark_are_changed(self, records: list[Record], ipv6: bool) -> None:
+        plan = self.plan(records, ipv6=ipv6)
+
+        blocked = {record.name for record in plan.in_the_way}
+        for change in plan.changes:
+            assert change.name not in blocked
+            if isinstance(change, CreateRecord):
+                assert change.spec.comment == (MARK if change.name == NAME else WORKLOAD_MARK)
+            elif change.name == NAME:
+                assert change.record.comment in {MARK, ""}
+            else:
+                assert change.record.comment == WORKLOAD_MARK
+                assert change.record.type in {"A", "AAAA", "CNAME"}
+
+    @given(NAMED_RECORDS, st.booleans())
+    def test_a_plan_reaches_the_desired_state(self, records: list[Record], ipv6: bool) -> None:
+        plan = self.plan(records, ipv6=ipv6)
+        zone = applied(records, plan.changes)
+
+        assert self.plan(zone, ipv6=ipv6) == RecordPlan(in_the_way=plan.in_the_way)
+        blocked = {record.name for record in plan.in_the_way}
+        for name in NAMES.keys() - blocked:
+            ours = [record for record in zone if NAMES[name].is_marked(record)]
+            expected = ["A", "AAAA"] if ipv6 else ["A"]
+            if name == ALIAS:
+                expected = ["CNAME"]
+            if name != ALIAS or NAME not in blocked:
+                assert sorted(record.type for record in ours) == expected
+        assert not any(
+            record.name == "old.example.com" and record.type in {"A", "CNAME"}
+            for record in zone
+            if record.comment == WORKLOAD_MARK
+        )
+
+    @given(NAMED_RECORDS, st.booleans())
+    def test_no_cname_is_beside_another_record(self, records: list[Record], ipv6: bool) -> None:
+        zone = applied(records, self.plan(records, ipv6=ipv6).changes)
+
+        for record in zone:
+            if record.type == "CNAME" and record not in records:
+                assert [other for other in zone if other.name == record.name] == [record]
+
+    @given(NAMED_RECORDS, st.booleans(), st.randoms(use_true_random=False))
+    def test_the_order_of_records_does_not_matter(self, records: list[Record], ipv6: bool, random: Random) -> None:
+        shuffled = records[:]
+        random.shuffle(shuffled)
+
+        assert self.plan(shuffled, ipv6=ipv6) == self.plan(records, ipv6=ipv6)
+
+
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
     """Return True if dns-watch stands down."""
-    if not needs_successor_check(records, identity=RECORD_IDENTITY, node=own):
+    if not needs_successor_check(records, identities=[RECORD_IDENTITY], node=own):
         return False
     later = successors(nodes, node_id=own.id, identity=NODE_IDENTITY, now=NOW)
-    return published_successor(records, later, identity=RECORD_IDENTITY, node=own) is not None
+    return published_successor(records, later, identities=[RECORD_IDENTITY], node=own) is not None
 
 
 def _type(change: RecordChange) -> str:

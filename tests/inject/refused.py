@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lifecycle.inject.rules import (
+    DNS_ALIASES,
+    DNS_SHARED_NAMES,
     HOSTNAME,
     INIT_CONTAINERS,
     LABEL,
@@ -153,6 +155,10 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "suffix-only": (annotated(deployment(), hostname="webexample.com"), (HOSTNAME, "webexample.com")),
     "partial-domain": (annotated(deployment(), hostname="docs.web"), (HOSTNAME, "docs.web")),
     "long-hostname": (annotated(deployment(), hostname="w" * 52), (HOSTNAME, f"{'w' * 52}.example.com")),
+    "alias": (annotated(deployment(), dns_aliases="docs,my_docs"), (DNS_ALIASES, "my_docs")),
+    "wildcard-inside": (annotated(deployment(), dns_aliases="docs.*.wiki"), (DNS_ALIASES, "docs.*.wiki")),
+    "aliases-with-blank": (annotated(deployment(), dns_aliases="docs, www"), (DNS_ALIASES, "docs, www")),
+    "shared-name": (annotated(deployment(), dns_shared_names="-apps"), (DNS_SHARED_NAMES, "-apps")),
     "tags": (annotated(deployment(), tags="web"), (TAGS, "web")),
     "tags-with-blank": (annotated(deployment(), tags="tag:a, tag:b"), (TAGS,)),
     "state-secret": (annotated(deployment(), state_secret="Web_Secret"), (STATE_SECRET, "Web_Secret")),

@@ -133,6 +133,8 @@ def literals_of(document: Document) -> dict[str, str]:
         "TS_KUBE_SECRET": given.get("state-secret", ""),
     }
     optional = {
+        "DNS_ALIASES": given.get("dns-aliases"),
+        "DNS_SHARED_NAMES": given.get("dns-shared-names"),
         "AUTHKEY_TAGS": given.get("tags"),
         "LOG_LEVEL": given.get("log-level"),
         "NODE_POLICY": "keep" if "state-secret" in given else None,

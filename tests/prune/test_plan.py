@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Node, Record, RegisterMethod
+from lifecycle.domain.ownership import marked_workload
 from lifecycle.prune.plan import Observation, PruneConfig, PruneWorkload, plan_prune
-from tests.builders import ANN, MARK, NAME, NOW, SVC, a_node, a_record
+from tests.builders import ALIAS, ANN, MARK, NAME, NOW, SHARED_NAME, SVC, WORKLOAD_MARK, a_node, a_record
 
 AFTER = timedelta(days=7)
 LONG_AGO = NOW - timedelta(days=8)
@@ -166,3 +167,28 @@ def test_node_that_is_alive_or_not_ours_is_never_removed(nodes: list[Node], sour
     source.shuffle(nodes)
     source.shuffle(records)
     assert [(name, sorted(ids)) for name, ids in gone(nodes, records)] == [(name, sorted(ids)) for name, ids in planned]
+
+
+FURTHER_RECORDS = [
+    a_record("b", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK),
+    a_record("c", name=SHARED_NAME, comment=WORKLOAD_MARK),
+]
+
+
+@pytest.mark.parametrize("main", [[a_record()], []], ids=["with-the-main-record", "without-it"])
+def test_records_under_further_names_are_removed_with_their_workload(main: list[Record]) -> None:
+    [workload] = plan([ONLINE_NODE], [*main, *FURTHER_RECORDS])
+    assert (workload.name, {record.id for record in workload.records}) == (NAME, {*"bc", *("a" for _ in main)})
+    assert gone([a_node()], [*main, *FURTHER_RECORDS]) == []
+
+
+def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
+    wiki = a_record("w", name=SHARED_NAME, content="100.64.0.2", comment=f"{MARK} wiki.example.com")
+    assert gone([a_node()], [a_record(), *FURTHER_RECORDS, wiki]) == [("wiki.example.com", [])]
+
+
+@pytest.mark.parametrize(
+    "comment", [f"{MARK} by hand", f"{MARK} wiki", f"{MARK}  {NAME}", f"{MARK} {NAME.upper()}", f"{MARK}2 {NAME}"]
+)
+def test_comment_that_is_not_exactly_a_workloads_mark_is_ignored(comment: str) -> None:
+    assert marked_workload(a_record(comment=comment), MARK) is None

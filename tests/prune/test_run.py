@@ -76,6 +76,20 @@ def test_workload_that_is_gone_for_long_is_removed_and_others_stay(world: World,
     ]
 
 
+def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
+    lives, gone = a_workload(world, "grafana"), a_workload(world, "redmine")
+    for label in ("grafana", "redmine"):
+        mark = f"{MARK} {label}.example.com"
+        world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=mark)
+        world.add_record("100.64.0.9" if label == "redmine" else "100.64.0.8", name="in.example.com", comment=mark)
+    world.add_record("100.64.0.7", name="in.example.com", comment=f"{MARK}2 redmine.example.com")
+    world.headscale.disconnect(gone)
+    world.clock.sleep(A_MONTH_S)
+    prune(world).run()
+    assert names(world) == ["grafana-docs.example.com", "grafana.example.com", "in.example.com", "in.example.com"]
+    assert [node.id for node in world.headscale.nodes] == [lives]
+
+
 def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
     """After a restart of Headscale, every node is offline until it reconnects."""
     lives = a_workload(world, "grafana")

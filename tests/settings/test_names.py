@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lifecycle.domain.ownership import NameKind
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings
 from tests.settings.environment import ENOUGH, Environment, problem_of
@@ -162,6 +163,80 @@ def test_names_of_node_and_record(env: Environment, variables: dict[str, str | N
 )
 def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | None]) -> None:
     assert list(env.problems(**variables)) == ["TS_HOSTNAME"]
+
+
+@pytest.mark.parametrize(
+    ("aliases", "shared", "names"),
+    [
+        pytest.param("docs", None, {"docs.example.com": NameKind.ALIAS}, id="one-label"),
+        pytest.param("WWW.Example.com.", None, {"www.example.com": NameKind.ALIAS}, id="full-name"),
+        pytest.param("a.b.example.com", None, {"a.b.example.com": NameKind.ALIAS}, id="deeper"),
+        pytest.param("*.wiki", None, {"*.wiki.example.com": NameKind.ALIAS}, id="wildcard"),
+        pytest.param("*", None, {"*.example.com": NameKind.ALIAS}, id="wildcard-of-the-domain"),
+        pytest.param("*.wiki.example.com", None, {"*.wiki.example.com": NameKind.ALIAS}, id="full-wildcard"),
+        pytest.param("example.com", None, {"example.com": NameKind.APEX_ALIAS}, id="domain"),
+        pytest.param("xn--bcher-kva", None, {"xn--bcher-kva.example.com": NameKind.ALIAS}, id="international"),
+        pytest.param(None, "*.apps", {"*.apps.example.com": NameKind.SHARED}, id="shared"),
+        pytest.param(None, "example.com", {"example.com": NameKind.SHARED}, id="shared-domain"),
+        pytest.param(
+            " docs , www,",
+            "in",
+            {
+                "docs.example.com": NameKind.ALIAS,
+                "www.example.com": NameKind.ALIAS,
+                "in.example.com": NameKind.SHARED,
+            },
+            id="several",
+        ),
+    ],
+)
+def test_further_names(env: Environment, aliases: str | None, shared: str | None, names: dict[str, NameKind]) -> None:
+    settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
+
+    assert {identity.name: identity.kind for identity in settings.further_records} == names
+    assert settings.names == ["grafana.example.com", *names]
+    for identity in settings.further_records:
+        assert identity.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
+        assert identity.target == "grafana.example.com"
+
+
+@pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        pytest.param("docs,docs", "name 2 is in ", id="twice"),
+        pytest.param("docs,Docs.example.com", "name 2 is in ", id="twice-in-two-forms"),
+        pytest.param("grafana", "name 1 is the workload's own", id="own-name"),
+        pytest.param("docs,GRAFANA.example.com", "name 2 is the workload's own", id="own-full-name"),
+        pytest.param("www.example.org", "name 1 must be DOMAIN_NAME", id="another-domain"),
+        pytest.param("*.docs.wiki", "name 1 must be DOMAIN_NAME", id="wildcard-with-a-dot"),
+        pytest.param("wwwexample.com", "name 1 must be DOMAIN_NAME", id="no-dot-before-the-domain"),
+        pytest.param("my_docs", "letters, digits", id="underscore"),
+        pytest.param("b\u00fccher", "xn--", id="international"),
+        pytest.param("docs.*", "each must be", id="wildcard-at-the-end"),
+        pytest.param("a*", "each must be", id="part-of-a-wildcard"),
+        pytest.param("a..example.com", "each must be", id="two-dots"),
+        pytest.param("-docs", "each must be", id="leading-hyphen"),
+        pytest.param("a" * 64, "each must be", id="too-long-label"),
+        pytest.param(".".join(["a" * 63] * 4) + ".example.com", "longer than 253", id="too-long"),
+    ],
+)
+def test_invalid_further_name_is_refused(env: Environment, setting: str, value: str, text: str) -> None:
+    problems = env.problems(**{setting: value})
+
+    assert list(problems) == [setting]
+    assert text in problems[setting]
+
+
+def test_alias_cannot_be_shared(env: Environment) -> None:
+    assert "DNS_ALIASES" in env.problems(DNS_ALIASES="docs", DNS_SHARED_NAMES="docs")["DNS_SHARED_NAMES"]
+
+
+def test_comment_of_further_names_must_fit(env: Environment) -> None:
+    """Cloudflare's Free plan accepts 100 characters: 22, the owner, a space, and the main name."""
+    env.load(DNS_OWNER="o" * 58, DNS_ALIASES="docs")
+    assert "101 characters" in env.problems(DNS_OWNER="o" * 59)["DNS_OWNER"]
+    env.load(DNS_ALIASES=None)
 
 
 def test_unexpanded_reference_is_named(env: Environment) -> None:

@@ -6,12 +6,25 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from lifecycle.domain.model import Node, Record, RegisterMethod
 from lifecycle.status.plan import Observation, Row, StatusConfig, plan_status
-from tests.builders import ANN, EXPIRED, MARK, NAME, NOW, OTHER_MARK, SVC, VPN_PREFIXES, a_node, a_record
+from tests.builders import (
+    ANN,
+    EXPIRED,
+    MARK,
+    NAME,
+    NOW,
+    OTHER_MARK,
+    SHARED_NAME,
+    SVC,
+    VPN_PREFIXES,
+    a_node,
+    a_record,
+)
 
 CONFIG = StatusConfig(domain="example.com", mark=MARK, tags=frozenset(), vpn_prefixes=VPN_PREFIXES, ipv6=False)
 WITH_IPV6 = replace(CONFIG, ipv6=True)
@@ -165,3 +178,61 @@ def test_a_thousand_workloads_are_judged_one_by_one() -> None:
     ]
     assert {state for state, _, _ in states(nodes, records)} == {"in sync"}
     assert len(states(nodes, records)) == 1000
+
+
+def further(main_name: str = NAME) -> list[Record]:
+    """The records of a workload under two further names."""
+    mark = f"{MARK} {main_name}"
+    return [
+        a_record(f"{main_name[0]}1", name=f"x{main_name}", type_="CNAME", content=main_name, comment=mark),
+        a_record(f"{main_name[0]}2", name=SHARED_NAME, comment=mark),
+    ]
+
+
+def by_name(nodes: Sequence[Node], records: Sequence[Record]) -> list[tuple[str, str]]:
+    rows, _ = plan_status(seen(nodes, records), config=CONFIG, now=NOW)
+    assert rows == plan_status(seen(nodes[::-1], records[::-1]), config=CONFIG, now=NOW)[0]
+    return [(row.name, row.state) for row in rows]
+
+
+def test_each_further_name_has_a_row() -> None:
+    wiki = replace(a_node(2, hostname="wiki.example.com"), addresses=a_node(1).addresses)
+    records = [a_record(), *further(), *further("wiki.example.com")]
+    assert by_name([a_node(), wiki], records) == [
+        (SHARED_NAME, "in sync"),
+        (SHARED_NAME, "in sync"),
+        (NAME, "in sync"),
+        ("wiki.example.com", "no record"),
+        (f"x{NAME}", "in sync"),
+        ("xwiki.example.com", "in sync"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        pytest.param({"content": "elsewhere.example.org"}, "drifted", id="another-target"),
+        pytest.param({"proxied": True}, "drifted", id="proxied"),
+        pytest.param({"content": f"{NAME.upper()}."}, "in sync", id="another-spelling"),
+    ],
+)
+def test_state_of_an_alias(change: dict[str, Any], state: str) -> None:
+    alias = replace(further()[0], **change)
+    assert by_name([a_node()], [a_record(), alias]) == [(NAME, "in sync"), (alias.name, state)]
+
+
+def test_foreign_record_at_a_shared_name() -> None:
+    shared = further()[1]
+    records = [a_record(), shared, a_record("f", name=SHARED_NAME, content="198.51.100.7", comment="")]
+    assert by_name([a_node()], records) == [(SHARED_NAME, "foreign record"), (NAME, "in sync")]
+
+
+def test_advice_about_a_further_name_has_the_main_name() -> None:
+    rows, _ = plan_status(seen([], further()), config=CONFIG, now=NOW)
+    assert {row.state for row in rows} == {"orphaned"}
+    assert all(NAME in row.advice for row in rows)
+
+
+def test_alias_of_another_workload_is_a_foreign_record_at_a_main_name() -> None:
+    alias = a_record(type_="CNAME", content="wiki.example.com", comment=f"{MARK} wiki.example.com")
+    assert (NAME, "foreign record") in by_name([a_node()], [alias])

@@ -41,30 +41,32 @@ class CloudflareReader:
         self._zone_id = zone_id
         self._zone_name: str | None = None
 
-    def records(self, name: str) -> list[Record]:
+    def records(self, name: str, *, comment: str | None = None) -> list[Record]:
         """Return everything at exactly this name, of all types.
 
         Args:
             name: the full name, lower case, no trailing dot.
+            comment: also return the records under any name that have exactly this comment.
 
         Raises:
             ApiError: also if the list may be incomplete.
 
-        Source: GET /zones/{zone}/dns_records.
+        Source: GET /zones/{zone}/dns_records; with match=any, one filter is enough.
         """
-        records = self.pages(f"{self.zone_path()}/dns_records", {"name": name}, _RECORDS_PER_PAGE, parse_record)
-        return [record for record in records if record.name == name]
+        filters = {"name": name} if comment is None else {"name": name, "comment.exact": comment, "match": "any"}
+        records = self.pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_PAGE, parse_record)
+        return [record for record in records if record.name == name or record.comment == comment]
 
-    def records_commented(self, comment: str) -> list[Record]:
-        """Return every record of the zone with this comment, which Cloudflare compares case-insensitively.
+    def records_commented(self, start: str) -> list[Record]:
+        """Return every record whose comment starts with a text, which Cloudflare compares case-insensitively.
 
         Raises:
             ApiError: also if the list may be incomplete.
 
-        Source: GET /zones/{zone}/dns_records?comment.exact=.
+        Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """
         path = f"{self.zone_path()}/dns_records"
-        return self.pages(path, {"comment.exact": comment}, _RECORDS_PER_LARGE_PAGE, parse_record)
+        return self.pages(path, {"comment.startswith": start}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def every_record(self) -> list[Record]:
         """Return all records of the zone.

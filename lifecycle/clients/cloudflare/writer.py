@@ -115,7 +115,7 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
     return {
         "type": spec.type,
         "name": spec.name,
-        "content": str(spec.address),
+        "content": str(spec.content),
         "ttl": spec.ttl_s,
         # Always sent: with private routing enabled, a proxied VPN address would be routed through a tunnel.
         "proxied": False,
