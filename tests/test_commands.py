@@ -40,6 +40,9 @@ COMMANDS = sorted(set(commands()))
 TESTED_IN = {
     ("README.md", "yaml"): "tests/test_readme.py",
     ("deploy/README.md", "yaml"): "tests/pod/test_site.py",
+    ("deploy/services/argocd/README.md", "yaml"): "tests/pod/rendering.py",
+    ("deploy/services/freeipa/README.md", "text"): "tests/pod/test_services.py",
+    ("deploy/services/freeipa/README.md", "toml"): "tests/pod/test_services.py",
     ("docs/add-a-service.md", "yaml"): "tests/pod/test_docs.py",
     ("docs/architecture.md", ""): "tests/test_docs.py",
     ("docs/dry-run.md", "text"): "tests/process/test_exec.py",
@@ -82,11 +85,11 @@ def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
 
 @pytest.mark.parametrize("command", [command for command in of("kubectl") if re.search(r" (-k|kustomize) ", command)])
 def test_a_folder_that_kubectl_applies_renders(command: str) -> None:
-    """`wiki` is created by the page; tests/pod creates one too."""
+    """`wiki` and `argocd` are created by the page; tests/pod creates them too."""
     (folder,) = re.findall(r" (?:-k|kustomize) (\S+)", command)
     if folder == "build/":
         assert yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["resources"] == ["daemonset.yaml"]
-    elif folder != "deploy/services/wiki":
+    elif folder not in {"deploy/services/wiki", "argocd"}:
         assert render(ROOT / folder)
 
 
@@ -97,7 +100,7 @@ def test_kubectl_is_given_names_that_the_manifests_have(command: str) -> None:
     (name,) = re.findall(r"(?: -c |=|daemonset/)([\w-]+)", command)
     manifests = [
         ROOT / "build/daemonset.yaml",
-        *ROOT.glob("deploy/base/*.yaml"),
+        *ROOT.glob("deploy/base/**/*.yaml"),
         *ROOT.glob("deploy/components/**/*.yaml"),
     ]
     assert any(re.search(rf"name: {name}$", file.read_text(), flags=re.MULTILINE) for file in manifests)

@@ -32,7 +32,10 @@ FAST_SETTINGS = {
 
 def configure(repository: Path, **settings: str) -> None:
     """Change the names of the site and the settings of the base, as an operator does before the first `apply`."""
-    for file, names in (("site/site.env", settings.keys() & SITE), ("base/lifecycle.env", settings.keys() - SITE)):
+    for file, names in (
+        ("site/site.env", settings.keys() & SITE),
+        ("base/resources/lifecycle.env", settings.keys() - SITE),
+    ):
         changed = values(repository / "deploy" / file) | {name: settings[name] for name in names}
         (repository / "deploy" / file).write_text("".join(f"{name}={value}\n" for name, value in changed.items()))
 

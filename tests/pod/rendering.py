@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from typing import Any, Literal
 import kubernetes_validate
 import yaml
 from dotenv import dotenv_values
+
+from tests.pages import blocks
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -75,6 +79,23 @@ def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
 
 
+def write(folder: Path, text: str, deploy: Path = DEPLOY) -> Path:
+    """Write a documented kustomization, with a local path in place of the URL of deploy/, and a file for Argo CD's."""
+    folder.mkdir(parents=True)
+    here = os.path.relpath(deploy, folder.resolve())
+    text = re.sub(r"https://\S+//deploy(\S*)\?ref=\S+", rf"{here}\1", text)
+    if (replaced := re.sub(r"https://\S+/install\.yaml", "install.yaml", text)) != text:
+        shutil.copy(Path(__file__).with_name("argocd.yaml"), folder / "install.yaml")
+    (folder / "kustomization.yaml").write_text(replaced)
+    return folder
+
+
+def argocd() -> str:
+    """Return the documented kustomization that installs Argo CD."""
+    (block,) = blocks((DEPLOY / "services/argocd/README.md").read_text(), "yaml")
+    return block.text
+
+
 def choose(variant: Variant, kustomization: Path) -> None:
     """Select a variant of the component by changing one line, as the template's comment describes."""
     if variant == "plain":
@@ -94,6 +115,10 @@ def _rendered(name: str, variant: Variant) -> str:
             done = new_service(copy, *GENERATED)
             assert done.returncode == 0, done.stderr
         choose(variant, copy / "deploy/services" / name / "kustomization.yaml")
+        if name == "argocd":
+            # In a clone, the site is in deploy/.
+            write(copy / name, argocd().replace("  - ../site\n", ""), copy / "deploy")
+            return yaml.safe_dump_all(render(copy / name))
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))
 
 
@@ -134,7 +159,9 @@ def environment(container: Document, documents: list[Document]) -> dict[str, Any
         source = variable.get("valueFrom", {})
         if "configMapKeyRef" in source:
             reference = source["configMapKeyRef"]
-            values[variable["name"]] = maps[reference["name"]][reference["key"]]
+            data = maps[reference["name"]]
+            if reference["key"] in data or not reference.get("optional"):
+                values[variable["name"]] = data[reference["key"]]
         else:
             values[variable["name"]] = variable.get("value")
     return values

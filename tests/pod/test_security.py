@@ -137,8 +137,8 @@ ACCEPTED: dict[str, tuple[str, set[str]]] = {
     ),
     "CKV_K8S_21": ("the operator chooses the namespace, which must contain the Secret with the keys", {"prune"}),
     "CKV_K8S_22": (
-        "Open WebUI, Redmine and FreeIPA write into their program directories",
-        {"freeipa", "open-webui", "redmine"},
+        "Open WebUI and Redmine write into their program directories",
+        {"open-webui", "redmine"},
     ),
     "CKV_K8S_35": (
         "Open WebUI, Argo CD and FreeIPA read their secret from a variable only",

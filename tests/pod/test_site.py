@@ -19,6 +19,7 @@ from tests.pod.rendering import (
     ROOT,
     SHIPPED,
     Document,
+    argocd,
     configuration,
     containers,
     environment,
@@ -26,6 +27,7 @@ from tests.pod.rendering import (
     pod_spec,
     render,
     workload_resource,
+    write,
 )
 
 SITE = {
@@ -45,6 +47,7 @@ SETTINGS = ("DOMAIN_NAME", "HEADSCALE_URL", "HEADSCALE_NAMESPACE", "HEADSCALE_US
 
 PARTS = {
     "base",
+    "base/resources",
     "ingress/controller",
     "ingress/external/controller",
     "ingress/external/headscale",
@@ -64,6 +67,8 @@ FOLDERS = sorted(
         if is_applied(path) and not path.is_relative_to(DEPLOY / "components")
     }
     - PARTS
+    # A component.
+    | {"services/argocd"}
 )
 
 
@@ -85,19 +90,12 @@ def documented() -> list[str]:
     return [block.text for block in blocks((DEPLOY / "README.md").read_text(), "yaml")]
 
 
-def write(folder: Path, text: str) -> Path:
-    """Write a documented kustomization, with the path of this repository in place of its URL."""
-    folder.mkdir(parents=True)
-    here = os.path.relpath(DEPLOY, folder.resolve())
-    (folder / "kustomization.yaml").write_text(re.sub(r"https://\S+//deploy(\S*)\?ref=\S+", rf"{here}\1", text))
-    return folder
-
-
 def overlay(cluster: Path, name: str, addition: str = "") -> Path:
     """Write the documented kustomization of a folder of deploy/."""
     text = documented()[1]
     assert text.count("services/grafana") == 1
-    return write(cluster / name.replace("/", "-"), text.replace("services/grafana", name) + addition)
+    text = argocd() if name == "services/argocd" else text.replace("services/grafana", name)
+    return write(cluster / name.replace("/", "-"), text + addition)
 
 
 def strings(part: object) -> list[str]:
@@ -141,15 +139,16 @@ def test_pod_of_a_service_gets_the_site(name: str) -> None:
         assert {key: every[ours][key] for key in SETTINGS} == {key: SITE[key] for key in SETTINGS}
     assert {every[each]["TS_HOSTNAME"] for each in ("cleanup", "tailscale", "dns-watch")} == {hostname}
     assert every["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test"
-    own = {key: expanded(value, every["application"]) for key, value in every["application"].items()}
+    own = {key: expanded(value, every["application"]) for key, value in every.get("application", {}).items()}
     assert own.items() >= APPLICATIONS.get(name, {}).items()
+    assert pod_spec(documents).get("hostnameOverride", hostname) == hostname
     for certificate in of_kind(documents, "Certificate"):
         assert certificate["spec"]["dnsNames"] == [hostname]
     assert configuration(documents, "nginx")["vpn-prefixes.conf"] == "100.100.0.0/16 1; fd00:1::/48 1;"
 
 
 APPLICATIONS = {
-    "freeipa": {"IPA_SERVER_HOSTNAME": "freeipa.vpn.acme.test", "IPA_SERVER_INSTALL_OPTS": "-U -r ACME.TEST --no-ntp"},
+    "freeipa": {"IPA_SERVER_INSTALL_OPTS": "-U -r ACME.TEST --no-ntp"},
     "grafana": {"GF_SERVER_ROOT_URL": "https://grafana.vpn.acme.test"},
     "open-webui": {
         "WEBUI_URL": "https://open-webui.vpn.acme.test",
