@@ -40,8 +40,8 @@ def stand_ins(scratch_dir: Path) -> Path:
             f"--include={_PACKAGES}",
             '--customize-hook=mkdir -p "$1/opt/tests/pod"',
             *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
-            # The tailscale image has busybox' wget too.
-            '--customize-hook=ln -s busybox "$1/usr/bin/wget"',
+            # The images of nginx and tailscale have the tools of BusyBox too.
+            *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
             *("stable", archive),
         ],
         capture_output=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.pages import ROOT, section
 from tests.pod.cluster import MARK, NAME, USER, deployed
 from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Hosts, Response, eventually, hosts
 from tests.pod.play import PROBES, Kubelet, Pod, Podman
-from tests.pod.rendering import DOMAIN, containers, pod_spec, rendered
+from tests.pod.rendering import DOMAIN, configuration, containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
@@ -157,6 +160,30 @@ def test_only_tailscale_can_read_the_key(applied: tuple[Setup, Pod]) -> None:
     assert done.stdout in setup.headscale.secrets()
     for other in ("application", "nginx-tls"):
         assert setup.kubelet.podman.try_to("exec", pod.container(other), *read).returncode != 0
+
+
+def documented(container: str) -> dict[str, list[str]]:
+    """Return the commands that docs/operations.md runs in a container, by the command line."""
+    page = (ROOT / "docs/operations.md").read_text()
+    found = re.findall(rf"exec grafana-0 -c {container} -- ([^#\n]*[^#\n ])", section(page, "## First commands"))
+    return {line: shlex.split(line) for line in found}
+
+
+def test_documented_commands_for_nginx_show_what_is_running(applied: tuple[Setup, Pod]) -> None:
+    setup, pod = applied
+    eventually(lambda: pod.probe("application", "readinessProbe"), "the application")
+    done = {
+        line: setup.kubelet.podman.try_to("exec", pod.container("nginx-tls"), *words)
+        for line, words in documented("nginx-tls").items()
+    }
+    assert {line: each.stderr for line, each in done.items() if each.returncode} == {}
+    by_program = {line.partition(" http")[0]: each.stdout + each.stderr for line, each in done.items()}
+    assert set(by_program) == {"nginx -t", "nginx -T", "netstat -tln", "wget -S -O -"}
+    assert "configuration file /etc/nginx/nginx.conf test is successful" in by_program["nginx -t"]
+    assert configuration(setup.kubelet.documents, "nginx")["nginx.conf"] in by_program["nginx -T"]
+    ports = {line.split()[3] for line in by_program["netstat -tln"].splitlines() if line.startswith("tcp")}
+    assert ports >= {"0.0.0.0:80", "0.0.0.0:443", "0.0.0.0:9004", "127.0.0.1:9002", "127.0.0.1:11434"}
+    assert " 204 " in by_program["wget -S -O -"]
 
 
 def test_logs_contain_no_secrets(applied: tuple[Setup, Pod]) -> None:
