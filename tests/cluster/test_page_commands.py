@@ -191,7 +191,7 @@ def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
     tailnet = shell.tailnet
     node = tailnet.wait_for_record(GRAFANA_NAME)
     shell.run(command)
-    assert shell.tailnet.cluster.pods("app.kubernetes.io/name=grafana") == []
+    eventually(lambda: not tailnet.cluster.pods("app.kubernetes.io/name=grafana"), "no pod", timeout_s=STARTED_S)
     assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
     tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
 
