@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 import httpx
 
 from lifecycle.clients.failure import Endpoint, explain_failure
+from lifecycle.clients.items import Items
 from lifecycle.clients.response import Response, parse_response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ResponseError
@@ -19,6 +20,9 @@ from lifecycle.runtime.deadline import time_budget
 
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
+
+# A list is parsed in pieces of this length, each with some hundred nodes.
+_PIECE_BYTES = 256 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
 
@@ -63,7 +67,7 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        members: Collection[str] | None = None,
+        items: Items[Any] | None = None,
         secret: str | None = None,
         **request: Any,
     ) -> Response:
@@ -71,7 +75,7 @@ class HttpClient:
 
         Args:
             path: below the base address; with a slash.
-            members: see `parse_response`.
+            items: takes items out of the body of a success.
             secret: see `parse_response`.
             request: `params`, `headers` and `content`, as for `stream`.
 
@@ -84,14 +88,14 @@ class HttpClient:
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:
-            return self.read(streamed, what, members=members, secret=secret)
+            return self.read(streamed, what, items=items, secret=secret)
 
     def read(
         self,
         streamed: httpx.Response,
         what: str,
         *,
-        members: Collection[str] | None = None,
+        items: Items[Any] | None = None,
         secret: str | None = None,
     ) -> Response:
         """Read and parse the body of a response.
@@ -100,11 +104,21 @@ class HttpClient:
             ResponseError: the response is too large, or the upstream expects HTTPS.
         """
         body = bytearray()
+        size = rest = 0
         for chunk in streamed.iter_raw():
-            body += chunk
-            if len(body) > MAX_RESPONSE_BYTES:
+            size += len(chunk)
+            if size > MAX_RESPONSE_BYTES:
                 raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
-        response = parse_response(streamed.status_code, streamed.headers, body, members=members, secret=secret)
+            body += chunk
+            # Items that are incomplete are parsed again, so each time more is required.
+            if (
+                items is not None
+                and len(body) >= _PIECE_BYTES + 2 * rest
+                and httpx.codes.is_success(streamed.status_code)
+            ):
+                items.take_from(body)
+                rest = len(body)
+        response = parse_response(streamed.status_code, streamed.headers, body, secret=secret)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
         if (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from lifecycle.clients.http import HttpClient
+from lifecycle.clients.items import Items
 from lifecycle.clients.response import Response
 from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 
@@ -92,7 +93,7 @@ class JsonClient:
         params: Mapping[str, str] | None = None,
         body: Any = None,
         authorized: bool = True,
-        members: Collection[str] | None = None,
+        items: Items[Any] | None = None,
     ) -> Response:
         """Send a request once, and again if its token was refused and has been rotated.
 
@@ -100,7 +101,7 @@ class JsonClient:
             path: below the base address; with a slash.
             body: a JSON value; None = none.
             authorized: whether the token is sent.
-            members: see `parse_response`.
+            items: see `HttpClient.send`.
 
         Returns:
             The response, with a status of success; its `json` may be None.
@@ -108,7 +109,7 @@ class JsonClient:
         Raises:
             ApiError: anything else, as the kind that it is.
         """
-        send = partial(self._send, method, path, params=params, body=body, members=members)
+        send = partial(self._send, method, path, params=params, body=body, items=items)
         if not authorized:
             return send(token=None)
         try:

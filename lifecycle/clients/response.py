@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import Any
-
-import httpx
 
 from lifecycle.clients.text import quoted
 from lifecycle.domain.errors import ApiError
@@ -79,25 +76,21 @@ def parse_response(
     headers: Mapping[str, str],
     body: bytearray,
     *,
-    members: Collection[str] | None = None,
     secret: str | None = None,
 ) -> Response:
     """Parse a response.
 
     Args:
         headers: of the response; names are case-insensitive.
-        body: is cleared: each copy of a list of a thousand nodes is a megabyte, which the process would keep.
-        members: of JSON objects, keep only these, at any depth. A refusal is kept whole.
+        body: is cleared, so that there are not two copies of it.
         secret: see `Response`.
     """
     text = body.decode(errors="replace")
     body.clear()
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (kind == "application/json" or kind.endswith("+json")) and _is_moderate(text):
-        some = members is not None and httpx.codes.is_success(status)
+    if (kind == "application/json" or kind.endswith("+json")) and is_moderate(text):
         with suppress(ValueError, RecursionError):
-            value = json.loads(text, object_hook=partial(_only, members or ()) if some else None)
-            return Response(status, headers, "", value, secret)
+            return Response(status, headers, "", json.loads(text), secret)
     return Response(status, headers, text, None, secret)
 
 
@@ -113,13 +106,9 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
         raise malformed from None
 
 
-def _is_moderate(text: str) -> bool:
+def is_moderate(text: str) -> bool:
     """Return True unless parsing could take a multiple of the text's memory: `{},` becomes more than 64 bytes."""
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
-
-
-def _only(members: Collection[str], value: dict[str, Any]) -> dict[str, Any]:
-    return {name: item for name, item in value.items() if name in members}
 
 
 def _parse_date(text: str) -> datetime | None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES, HttpClient
+from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.response import Response as ApiResponse
 from lifecycle.clients.transport import open_http
@@ -252,12 +254,24 @@ def test_slow_headers_end_with_the_time_budget(dripping_server: tuple[str, Event
     assert closed.wait(60)
 
 
-def test_only_requested_members_are_kept(client: JsonClient, api: Api) -> None:
-    """At any depth. The rest takes no memory, and can contain secrets."""
-    body = {"nodes": [{"id": 1, "key": "s3cr3t", "user": {"id": 2, "email": "a@example.com"}}], "more": {"id": 3}}
-    api.faults.add(faults.answer(200, json.dumps(body)))
-    kept = client.send("GET", "/thing", members={"nodes", "id", "user"}).json
-    assert kept == {"nodes": [{"id": 1, "user": {"id": 2}}]}
+def test_items_of_a_long_list_are_parsed_while_it_arrives(client: JsonClient, api: Api) -> None:
+    api.faults.add(
+        faults.answer(200, json.dumps({"nodes": [{"id": number, "x": "x" * 1000} for number in range(2000)]}))
+    )
+    items = Items("nodes", itemgetter("id"))
+    rest = client.send("GET", "/thing", items=items).json["nodes"]
+    assert len(rest) < 1000
+    assert items.parsed + [item["id"] for item in rest] == list(range(2000))
+
+
+def test_no_items_are_taken_from_a_refusal(client: JsonClient, api: Api) -> None:
+    api.faults.add(
+        faults.answer(400, json.dumps({"nodes": [{"id": number, "x": "x" * 1000} for number in range(2000)]}))
+    )
+    items = Items("nodes", itemgetter("id"))
+    with pytest.raises(ResponseError):
+        client.send("GET", "/thing", items=items)
+    assert not items.parsed
 
 
 def test_refused_connection_names_address_and_setting(api: Api) -> None:

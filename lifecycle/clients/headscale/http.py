@@ -12,12 +12,12 @@ import httpx
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dialect_of_swagger, dialect_of_version
 from lifecycle.clients.headscale.errors import malformed_response
 from lifecycle.clients.headscale.parsing import (
-    NODE_MEMBERS,
     parse_api_key,
     parse_listed_user,
     parse_node,
     parse_pre_auth_key,
 )
+from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
@@ -64,7 +64,7 @@ class HttpTransport:
 
     def nodes(self) -> list[Node]:
         """Return every node. Source: GET /api/v1/node, which has no pages in any release."""
-        return self._list("/api/v1/node", "nodes", parse_node, members=NODE_MEMBERS)
+        return self._list("/api/v1/node", "nodes", parse_node)
 
     def node(self, node_id: str) -> Node:
         """Return one node. Source: GET /api/v1/node/{id}."""
@@ -215,14 +215,13 @@ class HttpTransport:
             return parse(payload[member])
 
     def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
-        payload = self._send("GET", path, **request)
+        items = Items(member, parse)
+        payload = self._send("GET", path, items=items, **request)
         with well_formed(malformed_response(f"GET {path}")):
-            items = payload[member]
-            if not isinstance(items, list):
+            rest = payload[member]
+            if not isinstance(rest, list):
                 raise TypeError("not a list")
-            # Frees each item after it was parsed: those of thousands of nodes are megabytes.
-            items.reverse()
-            return [parse(items.pop()) for _ in range(len(items))]
+            return items.parsed + [parse(item) for item in rest]
 
 
 def _node_path(node_id: str) -> str:

@@ -1,0 +1,57 @@
+"""The items of a JSON list, parsed while it arrives: a list of thousands of nodes is megabytes of text and objects."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from lifecycle.clients.response import is_moderate
+
+Parsed = TypeVar("Parsed")
+
+_decode = json.JSONDecoder().raw_decode
+_BEFORE_NEXT = re.compile(r"\s*,\s*(?={)")
+
+
+class Items(Generic[Parsed]):
+    """The items of a list that is the first member of an object; the items are objects.
+
+    Args:
+        member: the name of the list.
+        parse: parses an item; raises ValueError, KeyError, TypeError or AttributeError if it is malformed.
+
+    Attributes:
+        parsed: the items that were taken so far.
+    """
+
+    def __init__(self, member: str, parse: Callable[[Any], Parsed]) -> None:
+        self.parsed: list[Parsed] = []
+        self._parse = parse
+        self._start = re.compile(rb'\s*{\s*"%s"\s*:\s*\[\s*' % member.encode())
+
+    def take_from(self, body: bytearray) -> None:
+        """Parse each item that is followed by the start of another one, and remove it from the body.
+
+        The last item stays, and whatever is incomplete, malformed or unexpected.
+        """
+        start = self._start.match(body)
+        # Up to an ASCII character, so that no other one is cut.
+        end = body.rfind(b"{") + 1
+        if start is None or start.end() >= end:
+            return
+        text = body[start.end() : end].decode(errors="replace")
+        if not is_moderate(text):
+            return
+        position = 0
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            while True:
+                item, after = _decode(text, position)
+                following = _BEFORE_NEXT.match(text, after)
+                if following is None:
+                    break
+                self.parsed.append(self._parse(item))
+                position = following.end()
+        body[start.end() : end] = text[position:].encode()
