@@ -339,8 +339,9 @@ def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> Non
 def test_version_is_detected(workload: Workload, transport: ExecTransport) -> None:
     minor = workload.server.release.minor
     version = transport.version()
-    # A build from the main branch has the version of the previous release.
-    assert {int(found) for found in re.findall(r"0\.(\d+)", version)} & {minor, minor - 1}
+    found = {int(found) for found in re.findall(r"0\.(\d+)", version)}
+    # A build from the main branch has the version of the previous release, or none: then the help is read.
+    assert found & {minor, minor - 1} or (version.endswith("or newer") and max(found) <= minor)
     command = ["headscale", "preauthkeys", "list", "--help"]
     simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulated))
     real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
