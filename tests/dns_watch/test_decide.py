@@ -37,6 +37,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.changes import (
+    RECORD_CHANGES,
     CreateRecord,
     DeleteRecord,
     UpdateRecord,
@@ -46,14 +47,19 @@ from lifecycle.domain.changes import (
 from lifecycle.domain.errors import ApiError, AuthError, KeyFileError, TransientError, UserError
 from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Record, RecordSpec, User
 from tests.builders import (
+    ALIAS,
+    APEX,
     EXPIRED,
+    FURTHER,
     MARK,
     NAME,
     NODE_IDENTITY,
     NOW,
     OTHER_MARK,
     RECORD_IDENTITY,
+    SHARED_NAME,
     SVC,
+    WORKLOAD_MARK,
     a_node,
     a_record,
     addresses,
@@ -268,6 +274,80 @@ def test_another_node_than_before_invalidates_what_was_compared() -> None:
     assert decision.state.records.compared is None
     assert decision.state.node == KnownNode("2", other.machine_key)
     assert "node.registered" in event_names(decision)
+
+
+# --- Further names ----------------------------------------------------------------------------------
+
+NAMES = replace(CONFIG, further=FURTHER)
+ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK)
+EVERY_RECORD = (
+    a_record(content=V4),
+    ALIAS_RECORD,
+    a_record("x", name=APEX, comment=WORKLOAD_MARK),
+    a_record("s", name=SHARED_NAME, comment=WORKLOAD_MARK),
+)
+SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{MARK} wiki.example.com")
+
+
+def changed_names(*records: Record) -> list[tuple[type, str]]:
+    """Return the type and the name of each change."""
+    decision = decide(KNOWN, found(records=records), config=NAMES, now=at(0))
+    return [(type(change), change.name) for change in decision.changes if isinstance(change, RECORD_CHANGES)]
+
+
+def test_records_at_every_name_are_created_once() -> None:
+    assert changed_names() == [(CreateRecord, name) for name in (NAME, ALIAS, APEX, SHARED_NAME)]
+    assert changed_names(*EVERY_RECORD, SIBLING) == []
+    assert decide(KNOWN, found(records=[*EVERY_RECORD, SIBLING]), config=NAMES, now=at(0)).state.records.in_sync
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        pytest.param(a_record("f", name=ALIAS, type_="TXT", content="x", comment=""), id="TXT at an alias"),
+        pytest.param(a_record("f", name=ALIAS, comment=f"{MARK} wiki.example.com"), id="another workload at an alias"),
+        pytest.param(a_record("f", name=APEX, comment=f"{MARK} wiki.example.com"), id="another workload at the domain"),
+        pytest.param(a_record("f", name=SHARED_NAME, comment=""), id="no comment at a shared name"),
+        pytest.param(a_record("f", name=SHARED_NAME, comment=MARK), id="a main name at a shared name"),
+    ],
+)
+def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
+    seen = found(records=[foreign])
+    decision = decide(KNOWN, seen, config=NAMES, now=at(0))
+    assert [change.name for change in decision.changes if isinstance(change, RECORD_CHANGES)] == [
+        name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
+    ]
+    [event] = [event for event in decision.events if event.name == "record.foreign"]
+    assert event.fields["record"] == foreign.name
+    records = conclude(decision, Applied(), seen=seen, config=NAMES, now=at(1)).state.records
+    assert (records.in_sync, records.addresses) == (False, INTERFACE)
+    assert foreign.name in records.reason
+
+
+def test_no_alias_points_to_a_foreign_record() -> None:
+    foreign = a_record(content="203.0.113.7", comment="")
+    seen = found(records=[foreign])
+    assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
+    decision = decide(KNOWN, seen, config=NAMES, now=at(0))
+    records = conclude(decision, Applied(), seen=seen, config=NAMES, now=at(1)).state.records
+    assert (records.in_sync, records.addresses) == (False, ())
+
+
+def test_only_the_workloads_own_records_under_other_names_are_deleted() -> None:
+    ours = replace(ALIAS_RECORD, id="o", name="old.example.com")
+    others = [
+        replace(ours, id=str(number), comment=comment)
+        for number, comment in enumerate((MARK, f"{MARK} wiki.example.com", f"{WORKLOAD_MARK}.org", OTHER_MARK, ""))
+    ]
+    text = replace(ours, id="t", type="TXT")
+    assert changed_names(*EVERY_RECORD, ours, *others, text) == [(DeleteRecord, "old.example.com")]
+
+
+def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
+    taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=WORKLOAD_MARK)
+    records = RecordsRead((taken,), successors=(SUCCESSOR,))
+    decision = decide(KNOWN, replace(found(), records=records), config=NAMES, now=at(0))
+    assert (decision.changes, decision.state.superseded_by) == ((), "2")
 
 
 # --- Standing down ----------------------------------------------------------------------------------

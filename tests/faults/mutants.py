@@ -294,6 +294,7 @@ SCHEDULE_MUTANTS: Final = (
     ),
 )
 
+OWNERSHIP_FILE: Final = "domain/ownership.py"
 DECIDE_FILE: Final = "dns_watch/decide.py"
 RECORDS_FILE: Final = "dns_watch/records.py"
 SCHEDULE_FILE: Final = "dns_watch/schedule.py"
@@ -303,8 +304,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 1",
         name="changes records next to a foreign one",
         file=RECORDS_FILE,
-        old="    if plan.in_the_way:\n",
-        new="    if False:\n",
+        old="    if in_the_way:\n        return RecordPlan(",
+        new="    if False:\n        return RecordPlan(",
     ),
     Mutant(
         guarantee="Never 1",
@@ -312,6 +313,62 @@ DECISION_MUTANTS: Final = (
         file=DECIDE_FILE,
         old="    if not specs:\n        reason = why_unpublishable(node, config)\n",
         new="    if False:\n        reason = why_unpublishable(node, config)\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="owns records of other workloads at a further name",
+        file=OWNERSHIP_FILE,
+        old="            return record.type in MANAGED_TYPES and record.comment == self.mark\n",
+        new="            return record.type in MANAGED_TYPES and record.comment.startswith(_MARK_FAMILY)\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="hides a TXT record with the CNAME of an alias",
+        file="domain/foreign.py",
+        old=" or identity.kind is NameKind.ALIAS\n",
+        new="\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="adds a record beside any record at a shared name",
+        file=OWNERSHIP_FILE,
+        old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and is_marked\n",
+        new="        return self.kind is NameKind.SHARED\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="deletes records of other workloads under names that it does not have",
+        file=OWNERSHIP_FILE,
+        old="            if record.comment == mark and record.type in MANAGED_TYPES and record.name not in names\n",
+        new="            if record.comment.startswith(main.mark) and record.name not in names\n",
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="lets an alias point to a foreign record",
+        file=RECORDS_FILE,
+        old="        if identity.kind is NameKind.ALIAS and any(",
+        new="        if False and any(",
+    ),
+    Mutant(
+        guarantee="Never 6",
+        name="treats the domain as a name that workloads share",
+        file=OWNERSHIP_FILE,
+        old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and is_marked\n",
+        new="        return self.kind is not NameKind.MAIN and record.type in ADDRESS_TYPES and is_marked\n",
+    ),
+    Mutant(
+        guarantee="Never 6",
+        name="takes a record of another pod at a shared name for a foreign one",
+        file=OWNERSHIP_FILE,
+        old="        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and is_marked\n",
+        new="        return False\n",
+    ),
+    Mutant(
+        guarantee="Health",
+        name="reports a foreign record at one name as in sync after changes at others",
+        file=DECIDE_FILE,
+        old=", in_the_way=decision.in_the_way)",
+        new=")",
     ),
     Mutant(
         guarantee="Never 3",
@@ -395,8 +452,8 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
         file=DECIDE_FILE,
-        old="with_verified(state.records, specs, config, now, soon=created)",
-        new="with_verified(state.records, specs, config, now)",
+        old=", soon=created",
+        new="",
     ),
 )
 
