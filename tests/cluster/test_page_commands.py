@@ -25,6 +25,7 @@ from tests.cluster.cluster import STARTED_S, Cluster
 from tests.cluster.images import application
 from tests.cluster.tailnet import Tailnet
 from tests.cluster.test_folders import prepare
+from tests.cluster.test_injection import pod_of
 from tests.cluster.workloads import GRAFANA, GRAFANA_NAME, WIKI_IMAGE
 from tests.pages import ROOT, blocks, prose
 from tests.pod.rendering import of_kind, render
@@ -222,8 +223,8 @@ def admits_the_pod(shell: Shell, command: str) -> None:
     shell.run(command.replace("services", TRIAL))
     (workload,) = of_kind(render(shell.tailnet.deploy / "services/grafana"), "StatefulSet")
     cluster.kubectl("-n", TRIAL, "create", "serviceaccount", "grafana")
-    pod = {"apiVersion": "v1", "kind": "Pod", **workload["spec"]["template"]}
-    pod["metadata"] = {"name": "grafana-0", "namespace": TRIAL}
+    pod = pod_of(workload)
+    pod["metadata"] |= {"namespace": TRIAL}
     cluster.server.create(pod)
     baseline = "pod-security.kubernetes.io/enforce=baseline"
     cluster.kubectl("label", "--overwrite", "namespace", TRIAL, baseline)
