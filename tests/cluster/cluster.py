@@ -144,7 +144,8 @@ class Cluster:
             case [service, namespace, "svc", "cluster", "local"]:
                 with suppress(Refused, OSError):
                     found = self.server.request("GET", f"/api/v1/namespaces/{namespace}/services/{service}")
-                    address: str = found["spec"]["clusterIP"]
+                    # A headless Service has the address "None", and one for an external name has none.
+                    address: str = found["spec"].get("clusterIP", "None")
                     return None if address == "None" else address
         return None
 
