@@ -10,7 +10,7 @@ import yaml
 
 from tests.cluster.api_server import ApiServer, Refused
 from tests.cluster.conftest import definition
-from tests.pod.rendering import DEPLOY, render
+from tests.pod.rendering import DEPLOY, SHIPPED, render, rendered
 from tests.real.programs import eventually
 
 NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
@@ -18,18 +18,19 @@ NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "injec
 
 
 def folders() -> list[str]:
-    """Return the folders with a kustomization that is not a component."""
-    found = []
+    """Return the workloads, and the other folders with a kustomization that is not a component."""
+    found = [f"services/{name}" for name in SHIPPED]
     for file in sorted(DEPLOY.rglob("kustomization.yaml")):
         name = str(file.parent.relative_to(DEPLOY))
-        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in NOT_APPLIED:
+        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in (*NOT_APPLIED, *found):
             found.append(name)
     return found
 
 
 @pytest.mark.parametrize("folder", folders())
 def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
-    documents = render(DEPLOY / folder)
+    kind, _, name = folder.partition("/")
+    documents = rendered(name) if kind == "services" else render(DEPLOY / folder)
     for document in documents:
         prepare(api_server, document)
     text = yaml.safe_dump_all(documents)
