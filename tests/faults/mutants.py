@@ -37,11 +37,15 @@ for seed in range({start}, {stop}):
         break
 """
 
-RUN_DECISION_TESTS: Final = """
+RUN_TESTS: Final = """
 import sys
 import pytest
-sys.exit(pytest.main(["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "tests/dns_watch/test_decide.py"]))
+options = ["-q", "-x", "--noconftest", "-p", "no:cacheprovider", "-o", "markers=full"]
+sys.exit(pytest.main([*options, "{tests}"]))
 """
+
+DECISION_TESTS: Final = "tests/dns_watch/test_decide.py"
+STORM_TEST: Final = "tests/fleet/test_storm.py::test_storm_takes_little_longer_than_the_pods_one_by_one[50-1.2]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,7 @@ class Mutant:
         file: below lifecycle/.
         old: the text to replace, which occurs exactly once in the file.
         new: the replacement.
-        seed: the first random schedule that detects it; None if the tests of `decide` detect it.
+        seed: the first random schedule that detects it; None if other tests detect it.
     """
 
     guarantee: str
@@ -108,13 +112,13 @@ class MutantRunner:
         assert status == 0, output
         return output.strip()
 
-    def run_decision_tests(self, mutant: Mutant) -> str:
-        """Run the tests of `decide` against a mutant.
+    def run_tests(self, mutant: Mutant, tests: str) -> str:
+        """Run a test file, or one test, against a mutant.
 
         Returns:
             The first failure; "" if there is none.
         """
-        status, output = self._run(mutant, RUN_DECISION_TESTS)
+        status, output = self._run(mutant, RUN_TESTS.format(tests=tests))
         # Only a failed test counts as detection. A syntax error, for example, does not.
         assert status in {0, 1}, output
         return output if status == 1 else ""
@@ -454,6 +458,17 @@ DECISION_MUTANTS: Final = (
         file=DECIDE_FILE,
         old=", soon=created",
         new="",
+    ),
+)
+
+# As before the retry policy was made for storms.
+STORM_MUTANTS: Final = (
+    Mutant(
+        guarantee="Storm",
+        name="gives up a response as early as a connection",
+        file="clients/headscale/errors.py",
+        old="    response_timeouts=4,\n",
+        new="    response_timeouts=1,\n",
     ),
 )
 

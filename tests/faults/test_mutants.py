@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.mutants import DECISION_MUTANTS, MUTANTS, SCHEDULE_MUTANTS, Mutant, MutantRunner
+from tests.faults.mutants import (
+    DECISION_MUTANTS,
+    DECISION_TESTS,
+    MUTANTS,
+    SCHEDULE_MUTANTS,
+    STORM_MUTANTS,
+    STORM_TEST,
+    Mutant,
+    MutantRunner,
+)
 from tests.tally import count
 
 
@@ -28,7 +37,14 @@ def test_schedules_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> No
 
 @pytest.mark.parametrize("mutant", DECISION_MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
 def test_decision_tests_detect_the_mutant(runner: MutantRunner, mutant: Mutant) -> None:
-    assert runner.run_decision_tests(mutant)
+    assert runner.run_tests(mutant, DECISION_TESTS)
+    count("mutants detected")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mutant", STORM_MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_storm_detects_the_mutant(runner: MutantRunner, mutant: Mutant) -> None:
+    assert runner.run_tests(mutant, STORM_TEST)
     count("mutants detected")
 
 
