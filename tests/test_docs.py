@@ -36,9 +36,9 @@ EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 OF_OTHERS = {
+    "BASE_IMAGE",
     "BUILDER",
     "BUILD_FLAGS",
-    "BASE_IMAGE",
     "CERTIFICATE_VERIFY_FAILED",
     "CHECK_INTERVAL",
     "CLUSTER_PODS",
@@ -49,14 +49,16 @@ OF_OTHERS = {
     "GF_SERVER_ROOT_URL",
     "HEADSCALE_BINARIES",
     "IMAGE_ARCHIVE",
+    "INGRESS_DOMAIN",
+    "INGRESS_IMAGE",
     "IPA_SERVER_HOSTNAME",
     "KERBEROS_REALM",
     "KUBERNETES_BINARIES",
     "MALLOC_ARENA_MAX",
     "MALLOC_TRIM_THRESHOLD_",
     "NET_ADMIN",
-    "NODE_NAME",
     "NET_RAW",
+    "NODE_NAME",
     "OFFLINE_MODE",
     "OLLAMA_BASE_URL",
     "OLLAMA_HOST",

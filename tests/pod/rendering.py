@@ -37,9 +37,11 @@ GENERATED = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
 """Arguments for scripts/new-service. The generated workload passes the same tests as the shipped ones."""
 WORKLOADS = (*SHIPPED, GENERATED[0])
 """Folder names in deploy/services."""
-OTHERS = ("cert-manager", "ingress/examples", "ingress/external", "ingress/internal")
-WITH_PODS = ("ingress/external", "ingress/internal")
+CONTROLLERS = ("ingress/external", "ingress/internal")
+"""The folders of the ingress controllers."""
+WITH_PODS = (*CONTROLLERS, "ingress/headscale-ui")
 """The folders in OTHERS that create pods."""
+OTHERS = ("cert-manager", "ingress/examples", *WITH_PODS)
 OURS = ("cleanup", "dns-watch")
 
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.pod.rendering import (
+    CONTROLLERS,
     DEPLOY,
     OTHERS,
     VARIANTS,
@@ -78,7 +79,7 @@ def test_urls_are_classified(url: str, expected: bool) -> None:
 @pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHERS), *VARIANTS])
 def test_tailscale_can_reconnect_to_the_login_server(name: str, variant: str) -> None:
     documents = rendered(name, "plain" if variant == "plain" else "native")
-    assert bool(login_servers(documents)) == (name in WORKLOADS)
+    assert bool(login_servers(documents)) == (name in (*WORKLOADS, *CONTROLLERS))
     assert [url for url in login_servers(documents) if not can_reconnect(url)] == []
 
 

@@ -89,8 +89,14 @@ def test_every_applicable_folder_is_tested() -> None:
         for path in DEPLOY.rglob("kustomization.yaml")
         if path.relative_to(DEPLOY).parts[0] in ours
     }
-    parts = {"ingress/controller", "ingress/external/controller", "ingress/external/headscale", "services/_template"}
-    parts |= {"services/argocd/only-the-server"}
+    parts = {
+        "ingress/controller",
+        "ingress/external/controller",
+        "ingress/external/headscale",
+        "ingress/external/vpn",
+        "services/_template",
+        "services/argocd/only-the-server",
+    }
     assert found - parts == {*OTHERS, *(f"services/{name}" for name in SHIPPED)}
 
 

@@ -308,3 +308,9 @@ def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Pa
                 403,
                 403,
             ]
+        # A provider's network, or that of the pods, can have addresses in the same range.
+        hosts.vpn.ip("route", "add", POD_SIDE[0], "dev", "vpn0")
+        hosts.vpn.ip("route", "add", POD_SIDE[1], "via", "fe80::1", "dev", "vpn0")
+        for source in ON_THE_VPN[::2]:
+            at = {"source": source, "to": POD_SIDE[":" in source]}
+            assert [hosts.vpn.request(f"{scheme}://{NAME}/", **at).status for scheme in ("http", "https")] == [403, 403]

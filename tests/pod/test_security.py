@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.pod.rendering import (
+    CONTROLLERS,
     DEPLOY,
     OTHERS,
     ROOT,
@@ -45,8 +46,9 @@ EXCEPTIONS = {
         ("application", "may gain privileges"),
         ("application", "runs as root"),
     },
+    "ingress/external": TAILSCALE,
     # The VPN interface is in the cluster node's network namespace.
-    "ingress/internal": {("pod", "hostNetwork")},
+    "ingress/internal": TAILSCALE | {("pod", "hostNetwork")},
 }
 
 
@@ -88,11 +90,11 @@ def test_pod_is_restricted_except_for_tailscale(workload: str, variant: Variant)
 
 
 @pytest.mark.parametrize("name", WITH_PODS)
-def test_ingress_controller_is_restricted(name: str) -> None:
+def test_pod_of_an_ingress_folder_is_restricted_except_for_tailscale(name: str) -> None:
     assert set(violations(pod_spec(rendered(name)))) == EXCEPTIONS.get(name, set())
 
 
-@pytest.mark.parametrize("name", WITH_PODS)
+@pytest.mark.parametrize("name", CONTROLLERS)
 def test_namespace_enforces_the_strictest_level_that_admits_the_pod(name: str) -> None:
     (namespace,) = of_kind(rendered(name), "Namespace")
     level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
@@ -100,10 +102,10 @@ def test_namespace_enforces_the_strictest_level_that_admits_the_pod(name: str) -
 
 
 def test_violations_are_detected() -> None:
-    spec = pod_spec(rendered("ingress/external"))
+    spec = pod_spec(rendered("ingress/headscale-ui"))
     assert list(violations(spec)) == []
     spec["volumes"].append({"name": "host", "hostPath": {"path": "/"}})
-    spec["containers"][0]["securityContext"]["capabilities"]["add"].append("SYS_ADMIN")
+    spec["containers"][0]["securityContext"]["capabilities"]["add"] = ["SYS_ADMIN"]
     del spec["securityContext"]["seccompProfile"]
     assert {reason for _, reason in violations(spec)} == {"volume host", "capability SYS_ADMIN", "any system call"}
 
@@ -117,14 +119,14 @@ ACCEPTED: dict[str, tuple[str, set[str]]] = {
     ),
     "CKV_K8S_14": (
         "each cluster node builds our image from the sources in the cluster, so it has no version",
-        {*WORKLOADS, "prune"},
+        {*WORKLOADS, *CONTROLLERS, "prune"},
     ),
     "CKV_K8S_15": (
         "Always would pull our image from a registry on localhost, and the other images have fixed tags",
         {*WORKLOADS, *WITH_PODS, "prune"},
     ),
     "CKV_K8S_25": (
-        "NET_ADMIN and MKNOD for tailscale, NET_BIND_SERVICE for the ingress controllers",
+        "NET_ADMIN and MKNOD for tailscale, NET_BIND_SERVICE for the ingress controllers and caddy",
         {*WORKLOADS, *WITH_PODS},
     ),
     "CKV_K8S_40": (
@@ -144,12 +146,15 @@ ACCEPTED: dict[str, tuple[str, set[str]]] = {
         "Open WebUI, Argo CD and FreeIPA read their secret from a variable only",
         {"argocd", "freeipa", "open-webui"},
     ),
-    "CKV_K8S_38": ("an ingress controller is a client of the Kubernetes API", {*WITH_PODS}),
+    "CKV_K8S_38": ("an ingress controller is a client of the Kubernetes API", {*CONTROLLERS}),
     "CKV_K8S_19": ("the VPN interface is in the cluster node's network namespace", {"ingress/internal"}),
     "CKV2_K8S_6": ("NetworkPolicies do not apply to the host network", {"ingress/internal"}),
     "CKV_K8S_20": ("systemd starts daemons under their own users", {"freeipa"}),
-    "CKV_K8S_23": ("tailscale and systemd run as root", {*WORKLOADS}),
-    "CKV_K8S_9": ("the readiness of tailscale and dns-watch must not affect the pod's", {*WORKLOADS} - {"freeipa"}),
+    "CKV_K8S_23": ("tailscale and systemd run as root", {*WORKLOADS, "ingress/external"}),
+    "CKV_K8S_9": (
+        "the readiness of tailscale and dns-watch must not affect the pod's",
+        {*WORKLOADS, "ingress/external"} - {"freeipa"},
+    ),
     "CKV_K8S_28": ("systemd needs the default capabilities", {"freeipa"}),
     "CKV_K8S_37": ("systemd needs the default capabilities", {"freeipa"}),
     "CKV_K8S_8": ("systemd restarts failed processes", {"freeipa"}),
@@ -201,4 +206,4 @@ def test_every_accepted_finding_is_reported(scanned: dict[str, set[str]]) -> Non
 
 
 def test_ingress_controllers_have_the_expected_kinds() -> None:
-    assert [workload_resource(rendered(name))["kind"] for name in WITH_PODS] == ["Deployment", "DaemonSet"]
+    assert [workload_resource(rendered(name))["kind"] for name in CONTROLLERS] == ["StatefulSet", "DaemonSet"]

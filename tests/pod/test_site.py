@@ -15,6 +15,7 @@ import yaml
 
 from tests.pages import blocks
 from tests.pod.rendering import (
+    CONTROLLERS,
     DEPLOY,
     ROOT,
     SHIPPED,
@@ -39,6 +40,7 @@ SITE = {
     "VPN_PREFIXES": "100.100.0.0/16,fd00:1::/48",
     "ACME_SERVER": "https://acme.acme.test/directory",
     "ACME_EMAIL": "admin@acme.test",
+    "INGRESS_DOMAIN": "in.vpn.acme.test",
     "KERBEROS_REALM": "ACME.TEST",
 }
 PLACEHOLDER = re.compile(r"example\.com|acme-v02|100\.64\.|fd7a:", re.IGNORECASE)
@@ -181,7 +183,7 @@ def test_certificates_are_issued_for_the_domain() -> None:
     acme = issuer["spec"]["acme"]
     assert (acme["server"], acme["email"]) == (SITE["ACME_SERVER"], SITE["ACME_EMAIL"])
     assert acme["solvers"][0]["selector"]["dnsZones"] == ["vpn.acme.test"]
-    assert certificate["spec"]["dnsNames"] == ["*.vpn.acme.test"]
+    assert certificate["spec"]["dnsNames"] == ["*.vpn.acme.test", "*.in.vpn.acme.test"]
 
 
 def test_login_server_is_published_from_headscales_namespace() -> None:
@@ -192,8 +194,9 @@ def test_login_server_is_published_from_headscales_namespace() -> None:
     assert hosts == ["login.acme.test"] * 3
     (cluster_role,) = of_kind(documents, "ClusterRole")
     assert [rule["resourceNames"] for rule in cluster_role["rules"]] == [["nginx-external"], ["control"]]
-    (controller,) = pod_spec(documents)["containers"]
-    assert "-watch-namespace=control" in controller["args"]
+    pod = pod_spec(documents)
+    assert "-watch-namespace=control" in containers(pod)["nginx-ingress"]["args"]
+    assert pod["hostAliases"] == [{"ip": "127.0.0.1", "hostnames": ["login.acme.test"]}]
     named = {document["kind"] for document in documents if document["metadata"].get("namespace") == "control"}
     assert named == {"Ingress", "Certificate", "Role", "RoleBinding"}
 
@@ -205,11 +208,34 @@ def test_roles_are_in_headscales_namespace(mode: str) -> None:
     assert {document["metadata"]["namespace"] for document in documents} == {"control"}
 
 
-def test_other_names_get_the_site() -> None:
-    (ingress,) = with_site("ingress/examples")
-    assert [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"]] == ["wiki.vpn.acme.test"] * 2
-    snippet = configuration(with_site("ingress/internal"), "nginx-config")["http-snippets"]
-    assert snippet == "geo $from_vpn { default 0; 100.100.0.0/16 1; fd00:1::/48 1; }"
+@pytest.mark.parametrize(("folder", "name"), [("ingress/examples", "wiki"), ("ingress/headscale-ui", "headscale-ui")])
+def test_hosts_of_ingresses_are_below_the_ingress_domain(folder: str, name: str) -> None:
+    (ingress,) = of_kind(with_site(folder), "Ingress")
+    hosts = [*ingress["spec"]["tls"][0]["hosts"], ingress["spec"]["rules"][0]["host"]]
+    assert hosts == [f"{name}.in.vpn.acme.test"] * 2
+
+
+def test_headscale_ui_is_in_headscales_namespace() -> None:
+    assert {document["metadata"]["namespace"] for document in with_site("ingress/headscale-ui")} == {"control"}
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_ingress_controllers_get_the_site(name: str) -> None:
+    documents = with_site(name)
+    every = containers(pod_spec(documents))
+    for ours in ("cleanup", "dns-watch"):
+        assert environment(every[ours], documents).items() >= {key: SITE[key] for key in SETTINGS}.items()
+    flags = environment(every["tailscale"], documents)["TS_EXTRA_ARGS"].split()
+    assert flags[0] == "--login-server=https://login.acme.test"
+
+
+def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
+    documents = with_site("ingress/internal")
+    networks = "{ default 0; 100.100.0.0/16 1; fd00:1::/48 1; }"
+    snippet = configuration(documents, "nginx-config")["http-snippets"]
+    assert snippet == f"geo $from_vpn {networks} geo $server_addr $to_vpn {networks}"
+    assert configuration(documents, "lifecycle")["DNS_SHARED_NAMES"] == "*.in.vpn.acme.test"
+    assert configuration(documents, "lifecycle-prune").items() >= {key: SITE[key] for key in SETTINGS}.items()
 
 
 def test_replacements_select_by_exact_names() -> None:
