@@ -50,6 +50,9 @@ _TUNABLES: Final = {
 Source: Kubernetes, pkg/kubelet/cm/container_manager_linux.go, setupKernelTunables.
 """
 
+_WEIGHTS: Final = {"cpu.shares": "20480", "cpu.weight": "2000"}
+"""Twenty times the default. Otherwise all pods together would get as much time as one process outside."""
+
 # Mounts with the default paths, so that hostPath volumes of the manifests mean the node and not this machine.
 _MOUNTS: Final = """
 mount --make-rshared /
@@ -177,6 +180,9 @@ state = "/run/containerd"
         """Boot the node, and wait until containerd responds. The kubelet does not run yet."""
         for place in self.cgroups():
             place.mkdir(exist_ok=True)
+            for name, weight in _WEIGHTS.items():
+                if (place / name).exists():
+                    (place / name).write_text(weight)
         self._stack.callback(self._remove_cgroups)
         self.init = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
         run(*self.command("sh", "-euc", _MOUNTS, "sh", self._folder))
