@@ -89,7 +89,7 @@ def delete_nodes(
         if node.online:
             # Headscale can report a node as online for a quarter of an hour after its pod died.
             log.warning("node.online", node_id=node.id, hostname=node.hostname, reason=change.reason)
-        headscale.delete_node(node, still_ours=is_still_ours)
+        headscale.delete_node(node, is_still_ours=is_still_ours)
         log.info("node.deleted", node_id=node.id, hostname=node.hostname, reason=change.reason)
 
 

@@ -50,7 +50,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
     with ExitStack() as stack, recorded_events(settings):
         status = new_status(settings)
         writers = connect_writers(
-            settings, once(), stack, connect_cluster(settings, stack), observe=status.count_request
+            settings, once(), stack, connect_cluster(settings, stack), on_outcome=status.count_request
         )
         watch = DnsWatch(
             settings,

@@ -50,7 +50,7 @@ def main(passes: int) -> None:
     configure_logs(console=False)
     with ExitStack() as stack:
         status = new_status(settings)
-        writers = connect_writers(settings, once(), stack, None, observe=status.count_request)
+        writers = connect_writers(settings, once(), stack, None, on_outcome=status.count_request)
         watch = DnsWatch(settings, writers=writers, interface=lambda: None, now=utc_now, status=status)
         for number in range(1, passes + 1):
             watch.run_pass()

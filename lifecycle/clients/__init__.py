@@ -1,1 +1,1 @@
-"""The services in our words: methods that return values of `model.py` and raise errors of `errors.py`."""
+"""Clients of the upstreams: their methods return values of `domain.model` and raise errors of `domain.errors`."""

@@ -26,8 +26,8 @@ _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQU
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
 
-# Other statuses of a proxy, such as 502, can be temporary.
-_PERMANENT_PROXY_STATUS = "4"
+# The first digit of a proxy's status that no retry changes. Other statuses, such as 502, can be temporary.
+_PERMANENT_STATUS = "4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     """Return the error for a request that got no whole response.
 
     Args:
-        error: of httpx.
+        error: an error of httpx.
         what: the request, for the message.
         timeout_s: its time budget.
     """
-    # The network's own error, if one is the cause: see `network.Network`.
+    # The error of the operating system that caused it: `network.Network` makes it an argument of the cause.
     arguments = error.__cause__.args if error.__cause__ else ()
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
     kind: type[ApiError] = TransientError
@@ -84,13 +84,13 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
             # The reason begins with the proxy's status.
             reason = quoted(str(error))
-            kind = ResponseError if reason.startswith(_PERMANENT_PROXY_STATUS) else TransientError
+            kind = ResponseError if reason.startswith(_PERMANENT_STATUS) else TransientError
             text = (
                 f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "
                 f"Check {proxy.setting}."
             )
         case _:
-            # Texts of httpx are not quoted, for they can contain a URL.
+            # The text of an httpx error is not quoted, because it can contain a URL with a password.
             broken = "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
             reason = (cause and cause.strerror) or broken
             failed = (

@@ -33,8 +33,8 @@ class HttpClient:
     Args:
         http: has the base address; follows no redirects.
         upstream: names the upstream and its settings, for messages.
-        timeout: for a connection, and for one whole request, the body of its response included. Some upstreams get a
-            multiple for the whole request.
+        timeout: for opening a connection, and for one whole request, the body of its response included. For the latter,
+            it is multiplied by `Upstream.response_timeouts`.
         proxy: the proxy that `http` uses, for messages.
         now: returns aware UTC.
 
@@ -58,7 +58,7 @@ class HttpClient:
         self._http = http
         self._connect_timeout_s = timeout.total_seconds()
         self._timeout_s = self._connect_timeout_s * upstream.response_timeouts
-        # Our network backend uses only this one.
+        # `network.Network` ignores the other time-outs of httpx.
         self._httpx_timeout = httpx.Timeout(None, connect=self._connect_timeout_s)
         self._now = now
 
@@ -140,12 +140,12 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> Iterator[httpx.Response]:
-        """Send a request, and close the response at the end of the block; the time budget is for both.
+        """Send a request, and close the response at the end of the block. The time budget includes the block.
 
         Args:
             what: the request, for messages.
             params: the query; a sequence is a parameter that occurs several times.
-            headers: in addition to the usual ones.
+            headers: in addition to those of every request.
 
         Raises:
             TransientError, ResponseError: as `send`, also for what fails within the block.

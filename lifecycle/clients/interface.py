@@ -1,4 +1,4 @@
-"""The VPN address that this pod really has: all containers of a pod see the same interfaces."""
+"""The VPN addresses of this pod. All containers of a pod share its network interfaces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 _SETTLE_S = 0.1
 _MAX_MESSAGES = 100
 
-# How often to read the interface: without events, and in case that one was lost.
+# How often to read the interface if there are no events, and if there are, in case one was lost.
 _POLL_S, _SAFETY_POLL_S = 1.0, 60.0
 
 
@@ -64,7 +64,7 @@ class InterfaceEvents:
 
         Args:
             timeout_s: the longest wait.
-            is_settled: no change is expected soon. Otherwise the events are not relied on.
+            is_settled: no change is expected soon. Otherwise the wait ends within a second, even without an event.
         """
         if self._socket is None:
             self._stop.wait(min(timeout_s, _POLL_S))
@@ -91,7 +91,7 @@ def _subscribe() -> socket.socket | None:
     except (AttributeError, OSError):
         return None
     try:
-        # The messages are only counted as one: a small buffer keeps a flood of them cheap.
+        # It only matters that a message arrived. A small buffer limits how many have to be read.
         events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         events.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
     except OSError:

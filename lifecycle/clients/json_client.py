@@ -17,12 +17,12 @@ from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseEr
 
 Result = TypeVar("Result")
 
-# Of a proxy for plain HTTP, which responds in place of the upstream.
+# Statuses with which a proxy for plain HTTP can refuse a request in place of the upstream.
 _PROXY_REFUSALS = frozenset({401, 403, 407})
 
 
 class Credential:
-    """A secret that is read again after it was refused: tokens are rotated in their files.
+    """A secret that is read again after it was refused, because tokens in files can be rotated.
 
     Args:
         read: returns the current secret; raises an error of `domain.errors`.
@@ -61,16 +61,16 @@ class JsonClient:
     Args:
         http: the API.
         credential: the bearer token.
-        observe: called after each request with its outcome: ok, no_answer, throttled, server_error or refused.
+        on_outcome: called after each request with its outcome: ok, no_answer, throttled, server_error or refused.
     """
 
     def __init__(
-        self, http: HttpClient, *, credential: Credential, observe: Callable[[str], None] = lambda _outcome: None
+        self, http: HttpClient, *, credential: Credential, on_outcome: Callable[[str], None] = lambda _outcome: None
     ) -> None:
         self._http = http
         self._upstream = http.endpoint.upstream
         self._credential = credential
-        self._observe = observe
+        self._on_outcome = on_outcome
 
     @property
     def clock_skew(self) -> timedelta | None:
@@ -107,7 +107,7 @@ class JsonClient:
             The response, with a status of success; its `json` may be None.
 
         Raises:
-            ApiError: anything else, as the kind that it is.
+            ApiError: the request was refused, or got no response. The subclass says which of these.
         """
         send = partial(self._send, method, path, params=params, body=body, items=items)
         if not authorized:
@@ -150,14 +150,19 @@ class JsonClient:
                 throttled=error.throttled,
             ) from refusal
         except ApiError:
-            # Something in front of it serves only the API: the refusal stands.
+            # Something in front of the upstream serves only the API, so nothing contradicts the refusal.
             return
 
     def _from_credential(self, use: Callable[[], Result]) -> Result:
+        """Use the credential.
+
+        Raises:
+            AuthError: it cannot be read. It could be at the start, so this may be temporary: unlike a ConfigError, an
+                AuthError does not end dns-watch.
+        """
         try:
             return use()
         except ConfigError as error:
-            # It could be read at the start. A Secret that is being remounted comes back, and must not end a loop.
             raise AuthError(str(error), upstream=self._upstream.name) from error
 
     def _send(self, method: str, path: str, *, token: str | None, body: Any = None, **options: Any) -> Response:
@@ -171,10 +176,10 @@ class JsonClient:
         try:
             response = self._http.send(method, path, headers=headers, content=content, secret=token, **options)
         except ApiError:
-            self._observe("no_answer")
+            self._on_outcome("no_answer")
             raise
         error = self._error(f"{method} {path}", response)
-        self._observe(_outcome(error))
+        self._on_outcome(_outcome(error))
         if error is not None:
             raise error
         return response

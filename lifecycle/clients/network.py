@@ -22,7 +22,7 @@ from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
 # Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
 _ATTEMPT_DELAY_S = 0.25
 
-# The delay is shorter if the time budget would not suffice for all addresses otherwise.
+# The delay is shorter if the attempts would otherwise not all start within this share of the time budget.
 _SHARE_FOR_ATTEMPTS = 0.5
 
 # The start of a TLS record with an alert.
@@ -53,9 +53,9 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 
 
 class Network(httpcore.NetworkBackend):
-    """Opens connections within the caller's time budget, which takes the place of httpcore's time-outs but one.
+    """Opens connections within the caller's time budget, which replaces the time-outs of httpcore.
 
-    The time-out for a connection limits both the TCP connection and the TLS handshake, each within the time budget.
+    One of these still applies: the time-out for a connection limits the TCP connection and the TLS handshake, each.
 
     Args:
         tls_server_name: the name that certificates have to be for; None = the host of the URL.
@@ -110,7 +110,7 @@ class Stream(httpcore.NetworkStream):
         """Continue this connection with TLS."""
         with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
             try:
-                # The handshake as a whole has this much time.
+                # The time-out of the socket limits the handshake as a whole.
                 self._socket.settimeout(remaining_s())
                 name = self._tls_server_name or server_hostname
                 secured = ssl_context.wrap_socket(self._socket, server_hostname=name)
@@ -153,8 +153,8 @@ def resolve(host: str, port: int) -> Sequence[Address]:
 def connect(addresses: Sequence[Address]) -> socket.socket:
     """Connect to the first of several addresses that accepts.
 
-    The next one is tried as well when an attempt has not succeeded soon: an address that drops packets would
-    use up all of the time.
+    If an attempt has not succeeded soon, the next address is tried at the same time. Otherwise, an address that drops
+    packets would use up all of the time.
 
     Raises:
         UnreachableError: none of them accepted, or not in time.
@@ -169,7 +169,7 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
                 if untried and monotonic() >= next_at:
                     next_at = monotonic() + delay_s
                     try:
-                        _begin(untried.popleft(), selector)
+                        _start_attempt(untried.popleft(), selector)
                     except OSError as error:
                         failure, next_at = UnreachableError(error.strerror), monotonic()
                 wait_s = remaining_s()
@@ -189,8 +189,8 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
     raise failure
 
 
-def _begin(address: Address, selector: selectors.BaseSelector) -> None:
-    """Begin to connect; the selector reports when that has succeeded or failed."""
+def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
+    """Start to connect to an address; the selector reports the socket when that has succeeded or failed."""
     family, name = address
     attempt = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -17,7 +17,7 @@ from lifecycle.domain.errors import ApiError
 # Longer than any upstream asks for; a larger number may not even fit a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
 
-# In JSON; a list of 20,000 nodes has about a million.
+# The most values that are parsed from JSON. A list of 20,000 nodes has about a million.
 _MAX_VALUES = 2_000_000
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -96,9 +96,9 @@ def parse_response(
 
 @contextmanager
 def well_formed(malformed: ApiError) -> Iterator[None]:
-    """Raise this error if a payload cannot be parsed in the block: a value that is half understood is not used.
+    """Raise the given error if the block, which parses a payload, fails.
 
-    The error is not chained: the payload, which can contain a secret, stays out of the traceback.
+    The error is not chained, so that the payload, which can contain a secret, is not in the traceback.
     """
     try:
         yield

@@ -13,7 +13,7 @@ import lifecycle
 from lifecycle.clients.network import Network
 from lifecycle.domain.proxy import Proxy
 
-# Idle connections are given up before the server closes them.
+# Idle connections are closed before the server closes them.
 # Source: Headscale's HTTP server closes an idle connection after its read time-out of 30 s.
 _KEEPALIVE_S = 20.0
 
@@ -37,7 +37,7 @@ def open_http(
 
 
 class Transport(httpx.BaseTransport):
-    """Sends the requests of an httpx client over a pool of connections whose network is ours."""
+    """Sends the requests of an httpx client over a pool of connections that `Network` opens."""
 
     def __init__(
         self, trust: ssl.SSLContext, *, proxy: Proxy | None = None, tls_server_name: str | None = None

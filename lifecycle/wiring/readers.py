@@ -61,12 +61,12 @@ def connect_readers(
 
 
 def open_upstreams(
-    settings: Settings, stack: ExitStack, cluster: Cluster | None, observe: Callable[[str, str], None]
+    settings: Settings, stack: ExitStack, cluster: Cluster | None, on_outcome: Callable[[str, str], None]
 ) -> tuple[Transport, JsonClient]:
     """Open Headscale and Cloudflare; no request is sent yet.
 
     Args:
-        observe: called after each request with the upstream and the outcome.
+        on_outcome: called after each request with the upstream and the outcome.
 
     Raises:
         ConfigError: a file of certificate authorities is malformed.
@@ -77,11 +77,11 @@ def open_upstreams(
     cloudflare = JsonClient(
         HttpClient(stack.enter_context(http), upstream=CLOUDFLARE, timeout=settings.http_timeout, proxy=proxy),
         credential=Credential(partial(settings.secret, "CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),
-        observe=partial(observe, CLOUDFLARE.name),
+        on_outcome=partial(on_outcome, CLOUDFLARE.name),
     )
-    observe_headscale = partial(observe, HEADSCALE.name)
+    on_headscale_outcome = partial(on_outcome, HEADSCALE.name)
     if settings.access == "exec" and cluster is not None:
-        return _exec_transport(settings, cluster, observe_headscale), cloudflare
+        return _exec_transport(settings, cluster, on_headscale_outcome), cloudflare
     if settings.headscale_ca_file:
         # Separate, since the private authority is not trusted for Cloudflare.
         trust = _trust(settings)
@@ -92,7 +92,7 @@ def open_upstreams(
     headscale = JsonClient(
         HttpClient(stack.enter_context(http), upstream=HEADSCALE, timeout=settings.http_timeout, proxy=proxy),
         credential=_headscale_credential(settings, cluster),
-        observe=observe_headscale,
+        on_outcome=on_headscale_outcome,
     )
     return HttpTransport(headscale), cloudflare
 
@@ -148,7 +148,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
 
 
-def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str], None]) -> Transport:
+def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[str], None]) -> Transport:
     from lifecycle.clients.headscale.exec import ExecTransport  # noqa: PLC0415 - see above
     from lifecycle.clients.headscale.pod import HeadscalePod  # noqa: PLC0415 - see above
 
@@ -158,7 +158,7 @@ def _exec_transport(settings: Settings, cluster: Cluster, observe: Callable[[str
         selector=settings.headscale_pod_selector,
         container=settings.headscale_container,
     )
-    return ExecTransport(pod, now=utc_now, observe=observe)
+    return ExecTransport(pod, now=utc_now, on_outcome=on_outcome)
 
 
 def state_reader(

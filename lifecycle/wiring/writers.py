@@ -30,18 +30,18 @@ def connect_writers(
     stack: ExitStack,
     cluster: Cluster | None,
     *,
-    observe: Callable[[str, str], None] = lambda _upstream, _outcome: None,
+    on_outcome: Callable[[str, str], None] = lambda _upstream, _outcome: None,
 ) -> Writers:
     """Return clients that can read and write; no request is sent yet.
 
     Args:
         policy: the retry policy for Headscale.
-        observe: called after each request with the upstream and the outcome.
+        on_outcome: called after each request with the upstream and the outcome.
 
     Raises:
         ConfigError: a file of certificate authorities is malformed.
     """
-    transport, zone = open_upstreams(settings, stack, cluster, observe)
+    transport, zone = open_upstreams(settings, stack, cluster, on_outcome)
     return Writers(
         HeadscaleWriter(transport, policy),
         CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),

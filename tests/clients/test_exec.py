@@ -203,7 +203,7 @@ def test_arguments_of_each_command(
         KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now()
     )
     headscale.pre_auth_keys(user)
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     minor = int(server.version.split(".")[1])
     named_as = ("--user", "svc" if minor <= 25 else "2")
     life = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
@@ -487,7 +487,7 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     assert server.nodes == []
 
 
@@ -496,7 +496,7 @@ def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale:
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
     with pytest.raises(ResponseError, match="ode 1"):
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
 
 
 @pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])
@@ -509,7 +509,7 @@ def test_empty_list_does_not_mean_a_missing_node(
     for _ in range(20):
         kubernetes.spoil(ExecFault(instead=Finished(stdout=listed)), "nodes list")
     with pytest.raises(TransientError):
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
 
 
 def test_one_incomplete_list_does_not_mean_a_missing_node(
@@ -520,7 +520,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     [node, _] = headscale.nodes()
     laptop = b'[{"id": 2, "machine_key": "mkey:' + b"2" * 64 + b'", "name": "laptop"}]'
     kubernetes.spoil(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     assert [left.name for left in server.nodes] == ["laptop"]
 
 
@@ -754,7 +754,7 @@ class TestPodSelection:
         [node] = headscale.nodes()
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("headscale-5d9c7-x2x4z", {"headscale": {"headscale": cli}}, owner="ReplicaSet")
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
         assert server.nodes == []
 
     def test_pod_that_is_deleted_after_it_was_listed(
@@ -770,7 +770,7 @@ class TestPodSelection:
 @ONE_RELEASE
 def test_outcome_of_each_command_is_observed(kubernetes: KubernetesSimulator, connect: Connect, clock: Clock) -> None:
     seen: list[str] = []
-    transport = ExecTransport(connect()._pod, now=clock.now, observe=seen.append)  # noqa: SLF001
+    transport = ExecTransport(connect()._pod, now=clock.now, on_outcome=seen.append)  # noqa: SLF001
     transport.nodes()
     for fault in (
         ExecFault(cut_after=0),

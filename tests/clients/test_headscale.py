@@ -683,7 +683,7 @@ def test_deletion_reads_the_node_before(server: HeadscaleSimulator, headscale: H
     server.add_node("other", user="svc")
     [node, _] = headscale.nodes()
     seen = len(server.requests)
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     assert [exchange.method for exchange in server.requests[seen:]] == ["GET", "DELETE"]
     assert [left.name for left in server.nodes] == ["other"]
 
@@ -693,7 +693,7 @@ def test_deletion_of_a_missing_node_succeeds(server: HeadscaleSimulator, headsca
     server.add_node(NAME, user="svc")
     [_, node] = headscale.nodes()
     server.delete_node(2)
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     assert server.writes == []
 
 
@@ -704,7 +704,7 @@ def test_deletion_with_a_lost_response_is_confirmed(
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(fault, method="DELETE")
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     assert server.nodes == []
 
 
@@ -713,7 +713,7 @@ def test_other_machine_with_the_same_id_is_not_deleted(server: HeadscaleSimulato
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     with pytest.raises(ConflictError, match="ode 1"):
-        headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), still_ours=ours)
+        headscale.delete_node(replace(node, machine_key="mkey:" + "0" * 64), is_still_ours=ours)
     assert server.writes == []
 
 
@@ -721,7 +721,7 @@ def test_node_that_is_no_longer_ours_is_not_deleted(server: HeadscaleSimulator, 
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     with pytest.raises(ConflictError, match="ode 1"):
-        headscale.delete_node(node, still_ours=lambda now: now != node)
+        headscale.delete_node(node, is_still_ours=lambda now: now != node)
     assert server.writes == []
 
 
@@ -730,7 +730,7 @@ def test_unreadable_node_is_not_deleted(server: HeadscaleSimulator, headscale: H
     [node] = headscale.nodes()
     server.faults.add(faults.html(404), path="/api/v1/node/", times=None)
     with pytest.raises(TransientError):
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
     assert server.writes == []
 
 
@@ -739,7 +739,7 @@ def test_deletion_that_a_proxy_answered_is_an_error(server: HeadscaleSimulator, 
     [node] = headscale.nodes()
     server.faults.add(faults.html(200), method="DELETE")
     with pytest.raises(ResponseError, match="DELETE"):
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
 
 
 def test_node_is_read_again_before_a_deletion_is_retried(
@@ -756,7 +756,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
 
     clock.at(0.1, restore)
     with pytest.raises(ConflictError, match="another machine"):
-        headscale.delete_node(node, still_ours=ours)
+        headscale.delete_node(node, is_still_ours=ours)
     assert len(server.nodes) == 1
 
 
@@ -797,7 +797,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, is_visible: bool, clock
     node_key = [key.key for key in server.keys if key.used]
     assert [key for key in usable(server, clock) if key not in node_key] == [after.secret.get_secret_value()]
     assert [key.id for key in headscale.pre_auth_keys(user)] == [str(key.id) for key in server.keys]
-    headscale.delete_node(node, still_ours=ours)
+    headscale.delete_node(node, is_still_ours=ours)
     with pytest.raises(NotFoundError):
         headscale.node(node.id)
 

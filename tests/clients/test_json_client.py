@@ -82,14 +82,14 @@ def client_of(
     api: Api | str,
     *,
     read: Callable[[], str] = lambda: TOKEN,
-    observe: Callable[[str], None] = lambda _outcome: None,
+    on_outcome: Callable[[str], None] = lambda _outcome: None,
     **settings: Any,
 ) -> JsonClient:
     """Return a client of an API, in this process or at a URL."""
     http = open_http(api, trust=public_trust()) if isinstance(api, str) else MemoryClient(api.handle, "http://api")
     defaults: dict[str, Any] = {"upstream": API, "timeout": timedelta(seconds=10)}
     credential = Credential(read, name="API_TOKEN")
-    return JsonClient(HttpClient(http, **(defaults | settings)), credential=credential, observe=observe)
+    return JsonClient(HttpClient(http, **(defaults | settings)), credential=credential, on_outcome=on_outcome)
 
 
 @pytest.fixture(params=["in-process", "over-loopback"])
@@ -445,7 +445,7 @@ def test_repr_of_a_credential_has_its_name_only() -> None:
 )
 def test_outcome_of_each_request_is_observed(api: Api, fault: Fault | None, outcome: str) -> None:
     outcomes: list[str] = []
-    client = client_of(api, observe=outcomes.append)
+    client = client_of(api, on_outcome=outcomes.append)
     if fault is None:
         client.send("GET", "/thing")
     else:
@@ -457,7 +457,7 @@ def test_outcome_of_each_request_is_observed(api: Api, fault: Fault | None, outc
 def test_request_with_a_rotated_token_is_observed_twice(api: Api) -> None:
     tokens = [OTHER_TOKEN, TOKEN]
     outcomes: list[str] = []
-    client_of(api, read=lambda: tokens.pop(0), observe=outcomes.append).send("GET", "/thing")
+    client_of(api, read=lambda: tokens.pop(0), on_outcome=outcomes.append).send("GET", "/thing")
     assert outcomes == ["refused", "ok"]
 
 

@@ -66,7 +66,7 @@ _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({81044}, Meaning(NotFoundError, "The record no longer exists.")),
     ({81045}, Meaning(ConflictError, "The zone has as many records as its plan allows. Delete some.")),
     ({81053, 81054, 81057, 81058}, _CONFLICTING_RECORD),
-    # The rest of the family; seen: 81062 for a Workers custom domain.
+    # The other codes of this range have similar meanings. 81062 was seen for a Workers custom domain.
     (range(81050, 81070), _NAME_IN_USE),
 )
 

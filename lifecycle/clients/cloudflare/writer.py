@@ -21,9 +21,9 @@ class CloudflareWriter(CloudflareReader):
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Records that were created under another name than requested, and are not deleted yet.
+        # Records that Cloudflare created under another name than requested, and that are not deleted yet.
         self._strays: list[Record] = []
-        # Why nothing more is created: the zone is that of another name.
+        # The error of every later creation, if the zone turned out to be that of another name.
         self._wrong_zone: str | None = None
 
     def change(
@@ -100,9 +100,9 @@ class CloudflareWriter(CloudflareReader):
         raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
 
     def _delete_strays(self, path: str) -> None:
-        """Delete them one by one; the next change continues after a failure.
+        """Delete these records one by one. After a failure, the next change deletes the rest.
 
-        Another owner can have changed a record since it was created, and then it stays.
+        A record that was changed since it was created stays, because it may have another owner.
         """
         while self._strays:
             stray = self._strays[0]

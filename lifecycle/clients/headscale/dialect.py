@@ -18,10 +18,10 @@ from lifecycle.domain.model import User
 
 OLDEST_MINOR: Final = 23
 
-# The first minor release in which pre-auth keys are …
-_NAME_USERS_BY_ID: Final = 26
-_BELONG_TO_ALL_USERS_IN_LISTS: Final = 28
-_EXPIRE_BY_ID: Final = 28
+# The first minor release with each change of the requests about pre-auth keys.
+_USER_BY_ID_SINCE: Final = 26
+_KEYS_OF_ALL_USERS_SINCE: Final = 28
+_EXPIRE_BY_ID_SINCE: Final = 28
 
 _VERSION = re.compile(r"v?0\.(\d{1,4})\.(\d{1,4})([-+].*)?", re.ASCII)
 
@@ -53,9 +53,9 @@ class Dialect:
             raise unsupported(version)
         return cls(
             version=version,
-            user_by_id=minor >= _NAME_USERS_BY_ID,
-            keys_by_user=minor < _BELONG_TO_ALL_USERS_IN_LISTS,
-            key_expire_by_id=minor >= _EXPIRE_BY_ID,
+            user_by_id=minor >= _USER_BY_ID_SINCE,
+            keys_by_user=minor < _KEYS_OF_ALL_USERS_SINCE,
+            key_expire_by_id=minor >= _EXPIRE_BY_ID_SINCE,
         )
 
     def user_reference(self, user: User) -> str:

@@ -22,16 +22,16 @@ _GRPC_CODES = range(1, 17)
 # The body of a refused API key up to 0.29.
 _UNAUTHORIZED_TEXT = "Unauthorized"
 
-# Only these mean that an object is missing: a database that is down has texts of its own.
+# Other texts do not mean that an object is missing. For example, the database can be down.
 _MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 
-# 0.23 and 0.24 refuse to expire such a key with a server error.
+# The texts with which 0.23 and 0.24 refuse to expire an expired or used key, with a server error.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
 # 0.24 and 0.25 find users by name only. Keys cannot be listed or created for one of two users with the same name.
 _AMBIGUOUS_USER = "expected exactly one user"
 CHECK_NAMES: Final = (
-    "Another user has the same name, and Headscale finds users by name up to 0.25, HEADSCALE_USER=id:N or not. "
+    "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
     "List them with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
 )
 

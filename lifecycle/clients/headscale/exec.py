@@ -31,11 +31,11 @@ _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class ExecTransport:
-    """A Headscale server through the command line in its pod; one command per call, or two to read a node.
+    """A Headscale server through the command line in its pod. Most calls run one command.
 
     Args:
         now: returns aware UTC.
-        observe: called after each command with its outcome: ok, no_answer, server_error or refused.
+        on_outcome: called after each command with its outcome: ok, no_answer, server_error or refused.
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class ExecTransport:
         pod: HeadscalePod,
         *,
         now: Callable[[], datetime],
-        observe: Callable[[str], None] = lambda _outcome: None,
+        on_outcome: Callable[[str], None] = lambda _outcome: None,
     ) -> None:
         self._pod = pod
         self._now = now
-        self._observe = observe
+        self._on_outcome = on_outcome
         self._dialect: Dialect | None = None
         self._target: Target | None = None
+        # The lifetime of the last requested key.
         self._requested_life: timedelta | None = None
+        # The ids of nodes whose deletion was requested.
         self._deleted: set[str] = set()
 
     def clock_skew(self) -> timedelta | None:
@@ -102,8 +104,8 @@ class ExecTransport:
             raise ResponseError(f"Headscale still has node {node_id} after its deletion.", upstream=UPSTREAM)
 
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
-        """Create a key. The command line takes its life, not its expiry."""
-        # An odd number of milliseconds identifies our key if the output is lost.
+        """Create a key. The command line takes its lifetime, not its expiry."""
+        # The exact number of milliseconds identifies our key if the output is lost.
         server_time = self._now() + (self.clock_skew() or timedelta())
         milliseconds = (expires_at - server_time) // timedelta(milliseconds=1)
         self._requested_life = timedelta(milliseconds=milliseconds)
@@ -221,7 +223,7 @@ class ExecTransport:
         try:
             target, output = self._pod.run((PROGRAM, *arguments))
         except ApiError:
-            self._observe("no_answer")
+            self._on_outcome("no_answer")
             raise
         if self._target is None or target.pod.uid != self._target.pod.uid:
             # Another pod can have another release.
@@ -229,7 +231,7 @@ class ExecTransport:
         self._target = target
         if output.exit_status != 0:
             error = explain_failure(arguments, target, output)
-            self._observe("server_error" if isinstance(error, TransientError) else "refused")
+            self._on_outcome("server_error" if isinstance(error, TransientError) else "refused")
             raise error
-        self._observe("ok")
+        self._on_outcome("ok")
         return output.stdout.decode(errors="replace")

@@ -27,16 +27,17 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[1-9][0-9]*")
 
-# A release that forms the request in another way refuses it with one of these. 0.24 and 0.25 answer 500 to a list of
-# keys that names none of several users.
+# Statuses with which a release refuses a request in the form of another release. 0.24 and 0.25 return 500 for a list of
+# keys without a user if there are several users.
 _OTHER_FORM = frozenset({400, 404, 405, 415, 422, 500})
 
-# Where the release can be read without an API key, in this order; each path exists in some releases only.
-_FINGERPRINTS: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
+# Where the release can be read without an API key, in this order. Each path exists in some releases only.
+_VERSION_SOURCES: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
     ("/version", lambda body: dialect_of_version(body.get("version"))),
     ("/swagger/v1/openapiv2.json", dialect_of_swagger),
     ("/api/v1/openapi.json", dialect_of_openapi),
 )
+# Statuses for a path that a release does not have: up to 0.29, an unknown path below /api needs an API key.
 _MISSING_PATH = frozenset({401, 404})
 
 # Neither a name nor an id of a user in any release.
@@ -113,7 +114,7 @@ class HttpTransport:
 
     def api_key_expires_at(self) -> datetime | None:
         """Return when the API key expires, which is found by its prefix. Source: GET /api/v1/apikey."""
-        # It can have been rotated long before the old one is refused.
+        # The key can have been rotated while the old one is still accepted.
         self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parse_api_key)
         ours = [key for key in keys if self._client.token_starts_with(key.prefix)]
@@ -130,8 +131,8 @@ class HttpTransport:
                 body = {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
-        # 0.28 and 0.29 answer 200 to the older form and expire nothing. So the release is detected again,
-        # since no refusal would show that the server was upgraded.
+        # 0.28 and 0.29 return 200 for the older form, and expire nothing. No refusal would show that the server was
+        # upgraded, so its release is always detected again.
         self._dialect = None
         self._in_dialect(expire)
 
@@ -141,7 +142,7 @@ class HttpTransport:
         try:
             return operation(dialect)
         except NotFoundError:
-            # 0.23 to 0.27 refuse a list of keys that names no user in this way.
+            # This is how 0.23 to 0.27 refuse a list of keys without a user.
             self._dialect = None
             if self._current_dialect() == dialect:
                 raise
@@ -164,7 +165,7 @@ class HttpTransport:
             ResponseError: it is another server, or an unsupported release.
         """
         missing: ApiError | None = None
-        for path, read in _FINGERPRINTS:
+        for path, read in _VERSION_SOURCES:
             try:
                 response = self._client.send("GET", path, authorized=False)
             except ApiError as error:

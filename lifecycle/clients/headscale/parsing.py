@@ -30,7 +30,7 @@ _REGISTER_METHODS: dict[object, RegisterMethod] = {
     3: RegisterMethod.OIDC,
 }
 
-# Of the public part of an API key.
+# Shorter prefixes than any release has do not identify an API key.
 _MIN_PREFIX_LENGTH = 7
 
 _ID = re.compile(r"[1-9][0-9]{0,19}")
@@ -73,7 +73,7 @@ def parse_user(payload: Any) -> User | None:
     raise ValueError("not a user")
 
 
-# Thousands of nodes have the same few users.
+# Thousands of nodes share a few users, so each is created once.
 _user = lru_cache(maxsize=100)(User)
 
 

@@ -34,7 +34,7 @@ class Target:
 
 
 class HeadscalePod:
-    """The pod in which Headscale runs; it is selected for each command, since pods are replaced.
+    """The pod in which Headscale runs. It is found again for each command, because pods are replaced.
 
     Args:
         selector: label selector of its pods; None = the usual ones.

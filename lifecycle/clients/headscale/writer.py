@@ -20,7 +20,7 @@ log = structlog.get_logger()
 # Added to a key's life, in whole seconds, so that the keys of two pods that start together differ.
 _MAX_SPREAD_S = 60
 
-# The life of a created key may differ from the requested one by this much, for the clocks of two machines differ.
+# The life of a created key may differ from the requested one by this much, because the clocks of two machines differ.
 _LIFE_TOLERANCE = timedelta(minutes=5)
 
 
@@ -35,12 +35,12 @@ class HeadscaleWriter(HeadscaleReader):
         # The last requested key, if its response was lost: it can exist all the same.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
-    def delete_node(self, node: Node, *, still_ours: Callable[[Node], bool]) -> None:
+    def delete_node(self, node: Node, *, is_still_ours: Callable[[Node], bool]) -> None:
         """Delete a node if it is unchanged since it was planned; a missing node counts as deleted.
 
         Args:
             node: as it was planned.
-            still_ours: called with the node as it is now.
+            is_still_ours: called with the node as it is now.
 
         Raises:
             ConflictError: the id belongs to another machine now, or the node is no longer ours.
@@ -51,7 +51,7 @@ class HeadscaleWriter(HeadscaleReader):
             # Also before a retry: the wait can have been long.
             current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
-            if not is_same_machine or not still_ours(current):
+            if not is_same_machine or not is_still_ours(current):
                 raise ConflictError(
                     f"Node {node.id} is {'no longer ours' if is_same_machine else 'another machine now'}. It was not "
                     "deleted; the next pass plans again.",
@@ -59,7 +59,7 @@ class HeadscaleWriter(HeadscaleReader):
                 )
             self._transport.delete_node(node.id)
 
-        # At each step, the node can be missing.
+        # Another client may delete the node at any time.
         with suppress(NotFoundError):
             self._retrying(attempt)
 
@@ -112,7 +112,7 @@ class HeadscaleWriter(HeadscaleReader):
             self._retrying(self._transport.expire_pre_auth_key, key, user)
 
     def discard_pre_auth_key(self, key: PreAuthKey, user: User, *, reason: str) -> None:
-        """Expire a key whose secret is stored in no other place; it expires by itself if that fails."""
+        """Expire a key that no pod will use. If that fails, it is logged, and the key expires by itself later."""
         try:
             self.expire_pre_auth_key(key, user)
         except ApiError as error:

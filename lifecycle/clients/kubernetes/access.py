@@ -172,7 +172,7 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # The environment's proxy is a setting of ours; only that of the kubeconfig counts here.
+    # Remove the environment's proxy, which is a setting of this program. The kubeconfig can set another one.
     configuration.proxy = None
     # The file is not written, as it would be with a refreshed token.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)

@@ -187,7 +187,7 @@ class Cluster:
         with self._http.stream("GET", path, what=what, params=query, headers=headers) as streamed:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return run(streamed, upgrade, what=what)
-            response = self._http.read(streamed, what, secret=_secret(authorization))
+            response = self._http.read(streamed, what, secret=_token_of(authorization))
         # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
         names = (pod.name,) if pod.keeps_its_name else ()
         raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
@@ -215,14 +215,16 @@ class Cluster:
         """
         what = f"{method} {path}"
         authorization = self._access.authorization()
-        kind = {"Content-Type": f"application/{'merge-patch+' if method == 'PATCH' else ''}json"} if body else {}
+        content_type = (
+            {"Content-Type": f"application/{'merge-patch+' if method == 'PATCH' else ''}json"} if body else {}
+        )
         response = self._http.send(
             method,
             path,
             params=query,
-            headers={"Accept": "application/json", **kind, **authorization},
+            headers={"Accept": "application/json", **content_type, **authorization},
             content=json.dumps(body).encode() if body else None,
-            secret=_secret(authorization),
+            secret=_token_of(authorization),
         )
         if response.status in (httpx.codes.OK, httpx.codes.CREATED):
             if not isinstance(response.json, dict):
@@ -236,7 +238,7 @@ class Cluster:
         status = response.status
         message = str(_status(response).get("message") or "")
         if status == httpx.codes.UNAUTHORIZED:
-            return self._unhealthy(what) or AuthError(
+            return self._error_if_unhealthy(what) or AuthError(
                 f"Kubernetes does not accept the credentials ({self.description}; {what}: {status}). Check that the "
                 f"{self._access.credentials} belongs to this cluster.",
                 upstream=UPSTREAM,
@@ -259,7 +261,7 @@ class Cluster:
             )
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
-    def _unhealthy(self, what: str) -> TransientError | None:
+    def _error_if_unhealthy(self, what: str) -> TransientError | None:
         """Return an error if the server is not ready: while it starts, it can refuse valid tokens."""
         try:
             status = self._http.send("GET", "/readyz").status
@@ -289,7 +291,7 @@ def _parse_pod(item: Any) -> Pod:
     )
 
 
-def _secret(authorization: Mapping[str, str]) -> str | None:
+def _token_of(authorization: Mapping[str, str]) -> str | None:
     return next((value.partition(" ")[2] for value in authorization.values()), None)
 
 

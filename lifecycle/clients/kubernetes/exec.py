@@ -58,7 +58,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
 
     Raises:
         ApiError: the command did not run to its end.
-        httpx.HTTPError: nor did the connection last.
+        httpx.HTTPError: the connection broke.
     """
     # This value proves that the server speaks websocket.
     digest = hashlib.sha1(f"{upgrade['Sec-WebSocket-Key']}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
@@ -90,7 +90,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
         if not data:
             raise WebSocketException("closed by the server")
         received += len(data)
-        # Counted here, since one frame can announce any length.
+        # Counted as it arrives, because a frame can announce any length.
         if received > MAX_RESPONSE_BYTES:
             raise ResponseError(
                 f"The output of {what} is larger than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM
