@@ -33,8 +33,8 @@ SETTINGS = {
 
 DRY_RUN = """
 import sys
-from lifecycle.cli import arguments_of, run
-status = run(arguments_of(["--dry-run"]))
+from lifecycle.cli import parse_arguments, run
+status = run(parse_arguments(["--dry-run"]))
 files = {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
 print(*files, sep="\\n")
 sys.exit(status)

@@ -20,9 +20,9 @@ def main() -> int:
     is_watching = arguments[:1] == ["dns-watch"] and "--dry-run" not in arguments
     exit_on_stop_signals(0 if is_watching else EXIT_FAILED)
     import lifecycle.imports  # noqa: PLC0415, F401 - before the libraries
-    from lifecycle.cli import arguments_of, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
+    from lifecycle.cli import parse_arguments, run  # noqa: PLC0415 - takes seconds under a tight CPU limit
 
-    options = arguments_of(arguments)
+    options = parse_arguments(arguments)
     status = run(options)
     if not options.is_dry_run:
         # All output is flushed, and a regular exit would spend time on freeing each object. A dry run needs one: with

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         The exit status: 0 done or stopped on request, 1 failed, 2 usage or settings.
     """
     configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
-    # Beside dns-watch, the termination message is not ours.
+    # `status` runs inside the container of dns-watch, and must not replace its termination message.
     is_container = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
     stop = Stop(
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             return _show(_plan(options), as_json=options.output == "json")
         _run_command(options, stop)
     except LifecycleError as error:
-        return _failed(error, is_container=is_container)
+        return _report_failure(error, is_container=is_container)
     except Exception as error:
         log.exception("command.crashed", error_type=type(error).__name__)
         if is_container:
@@ -79,19 +78,21 @@ def run(options: argparse.Namespace) -> int:
 def _run_command(options: argparse.Namespace, stop: Stop) -> None:
     match options.command:
         case "cleanup":
-            commands.cleanup(_loaded(CleanupSettings), stop)
+            commands.cleanup(_load_settings(CleanupSettings), stop)
         case "dns-watch":
-            commands.dns_watch(_loaded(DnsWatchSettings), stop, only_once=options.once)
+            commands.dns_watch(_load_settings(DnsWatchSettings), stop, only_once=options.once)
         case "prune":
-            commands.prune(_loaded(PruneSettings), stop, name=options.name)
+            commands.prune(_load_settings(PruneSettings), stop, name=options.name)
         case "inject":
-            _print(commands.inject(_loaded(InjectSettings, is_logged=False), options.files, options.state_secret))
+            _print(
+                commands.inject(_load_settings(InjectSettings, is_logged=False), options.files, options.state_secret)
+            )
 
 
 def _plan(options: argparse.Namespace) -> Report:
     from lifecycle.dry_run import plan_commands  # noqa: PLC0415 - the commands do not use it
 
-    settings = _loaded(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
+    settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     return plan_commands(settings, name=options.name if options.command == "prune" else None)
 
 
@@ -100,25 +101,20 @@ def _show_status(options: argparse.Namespace) -> int:
     from lifecycle.dry_run import status as read_status  # noqa: PLC0415 - see above
     from lifecycle.status import report as reports  # noqa: PLC0415
 
-    report = read_status(_loaded(StatusSettings, is_logged=False), redact=options.redact)
-    as_json = options.output == "json"
+    report = read_status(_load_settings(StatusSettings, is_logged=False), redact=options.redact)
     flush_logs(_FLUSH_S)
-    is_shown = _print(f"{printable_json(report, indent=2)}\n" if as_json else reports.text(report))
-    return EXIT_FAILED if reports.needs_person(report) or not is_shown else 0
+    is_shown = _print(_json(report) if options.output == "json" else reports.text(report))
+    return EXIT_FAILED if reports.needs_action(report) or not is_shown else 0
 
 
 def _show(report: Report, *, as_json: bool) -> int:
     """Write a report to standard output, and return the exit status."""
     from lifecycle import report as reports  # noqa: PLC0415 - see above
 
-    text = io.StringIO()
-    if as_json:
-        reports.print_json(report, text)
-    else:
-        reports.print_text(report, text, colours=_is_terminal("stdout"))
+    text = _json(reports.document(report)) if as_json else reports.text(report, colors=_is_terminal("stdout"))
     # Warnings come before the report, also if both go to one terminal.
     flush_logs(_FLUSH_S)
-    if not _print(text.getvalue()):
+    if not _print(text):
         return EXIT_FAILED
     if not report.problems:
         return 0
@@ -126,8 +122,12 @@ def _show(report: Report, *, as_json: bool) -> int:
     return EXIT_FAILED
 
 
+def _json(document: Any) -> str:
+    return f"{printable_json(document, indent=2)}\n"
+
+
 def _print(text: str) -> bool:
-    """Write a result to standard output. Return False if its reader has seen enough, as with `| head`."""
+    """Write a result to standard output. Return False if its reader has closed the pipe, as with `| head`."""
     try:
         print_text(text)
     except BrokenPipeError:
@@ -137,12 +137,12 @@ def _print(text: str) -> bool:
     return True
 
 
-def _failed(error: LifecycleError, *, is_container: bool) -> int:
+def _report_failure(error: LifecycleError, *, is_container: bool) -> int:
     """Log why a command failed, and return its exit status.
 
     Args:
         error: the reason.
-        is_container: the command is a container's; else the termination message is that of another command.
+        is_container: the command is that of a container, so the termination message is its own.
     """
     if isinstance(error, ConfigError | ManifestError):
         event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
@@ -167,7 +167,7 @@ def _is_terminal(name: str) -> bool:
     return stream is not None and stream.isatty()
 
 
-def _loaded(command: type[Command], *, is_logged: bool = True) -> Command:
+def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command:
     """Load the settings, warn of variables that look wrong, and configure the log.
 
     Args:
@@ -204,7 +204,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write a message so that a full disk or a closed pipe causes no traceback."""
-        # argparse passes None for a stream that was closed before the start.
+        # argparse passes None for a stream that was closed when the process started.
         is_output = file is standard_stream("stdout") and file is not standard_stream("stderr")
         try:
             print_text(message, "stdout" if is_output else "stderr")
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_output(command, default="text")
             command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
-        # The option before the command stays in effect.
+        # Suppressed, so that an option before the command keeps its value.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
             command.add_argument(
@@ -259,7 +259,7 @@ def _add_output(parser: argparse.ArgumentParser, *, default: object) -> None:
     parser.add_argument("--output", choices=("text", "json"), default=default, help="format of the report")
 
 
-def arguments_of(arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with status 2 if it is invalid.
 
     Returns:

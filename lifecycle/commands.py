@@ -1,4 +1,4 @@
-"""The commands, except a dry run: clients from the settings, then the work."""
+"""Run the commands that are not dry runs: build the clients from the settings, then start the work."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectS
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers, recorded_events
 
-# How long requests to Headscale are retried in all. A thousand pods that start at once need ten minutes on one core.
+# How long `cleanup` retries its requests to Headscale, together. A thousand pods that start at once need ten minutes on
+# a server with one core.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
-# The same for each observation of `prune`, which runs again the next day.
+# How long `prune` retries each time it reads both upstreams. It runs again the next day.
 PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
@@ -42,7 +43,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
 
 
 def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -> None:
-    """Keep the record in sync until the stop, or until it was once."""
+    """Keep the record in sync until the stop; with `only_once`, until the first pass that finds the node."""
     from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - see above
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
@@ -61,7 +62,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        # What exists now lives until the end. From here on, garbage is looked for among newer objects.
+        # The objects that exist now live until the end, so exempt them from garbage collection.
         gc.collect()
         gc.freeze()
         gc.enable()

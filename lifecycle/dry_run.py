@@ -87,7 +87,7 @@ def status_report(
         return document(head, rows, problems)
     owner = settings.mark.partition(" ")[2]
     words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in seen.users)]
-    # What others wrote can contain anything.
+    # Foreign nodes and records can contain any text.
     return document(head, rows, problems, shorten=shortener([*words, *(row.in_the_way for row in rows)]))
 
 
@@ -106,7 +106,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
 
 
 def _read(read: Callable[[], str]) -> str | None:
-    # The plans need the same value and report the reason.
+    # If the value cannot be read, a plan needs it too and reports the reason.
     with suppress(LifecycleError):
         return read()
     return None

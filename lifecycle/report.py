@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO, assert_never
+from typing import Any, assert_never
 
 from lifecycle.domain.changes import (
     Change,
@@ -17,12 +17,12 @@ from lifecycle.domain.changes import (
     WriteKeyMetadata,
 )
 from lifecycle.domain.model import describe
-from lifecycle.domain.text import printable, printable_json
+from lifecycle.domain.text import printable
 from lifecycle.keyfile.reader import KeyFileReader
 
 _BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
-_COLOURS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
+_COLORS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +109,11 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
             assert_never(change)
 
 
-def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
-    """Write the report as text."""
+def text(report: Report, *, colors: bool) -> str:
+    """Return the report as text."""
 
-    def painted(colour: str, text: str) -> str:
-        return f"{colour}{text}{_PLAIN}" if colours and colour else text
+    def painted(color: str, words: str) -> str:
+        return f"{color}{words}{_PLAIN}" if colors and color else words
 
     width = max(len(name) for name in report.context)
     lines = [
@@ -123,19 +123,19 @@ def print_text(report: Report, out: TextIO, *, colours: bool) -> None:
     for section in report.sections:
         lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
         for step in section.steps:
-            lines.append(f"  {painted(_COLOURS.get(step.action, ''), step.action)} {printable(step.what)}")
+            lines.append(f"  {painted(_COLORS.get(step.action, ''), step.action)} {printable(step.what)}")
             lines.append(f"      because {printable(step.reason)}")
         if not section.steps and not section.problems:
             lines.append("  change nothing")
         lines += [f"  note: {printable(note)}" for note in section.notes]
         lines += [f"  {painted(_RED, 'problem:')} {printable(problem)}" for problem in section.problems]
     lines += ["", "Nothing was changed."]
-    out.write("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
-def print_json(report: Report, out: TextIO) -> None:
-    """Write the report as one JSON object."""
-    document = {
+def document(report: Report) -> dict[str, Any]:
+    """Return the report as JSON values."""
+    return {
         "context": report.context,
         "plans": {
             section.command: {
@@ -149,4 +149,3 @@ def print_json(report: Report, out: TextIO) -> None:
             for section in report.sections
         },
     }
-    out.write(f"{printable_json(document, indent=2)}\n")

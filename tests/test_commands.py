@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lifecycle.cli import arguments_of
+from lifecycle.cli import parse_arguments
 from tests.pages import PAGES, ROOT, blocks, name_of, prose
 from tests.pod.rendering import render
 
@@ -112,10 +112,10 @@ def test_lifecycle_accepts_the_arguments(command: str) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         if {"--help", "--version"} & set(words):
             with pytest.raises(SystemExit) as exit_:
-                arguments_of(words)
+                parse_arguments(words)
             assert exit_.value.code == 0
         else:
-            arguments_of(words)
+            parse_arguments(words)
 
 
 @pytest.mark.parametrize("command", of("scripts/"))

@@ -170,7 +170,7 @@ def test_last_configuration_applies(run: Run) -> None:
     assert not late.startswith("{")
 
 
-def test_console_text_has_no_colours_in_a_pipe(run: Run) -> None:
+def test_console_text_has_no_colors_in_a_pipe(run: Run) -> None:
     done = run("configure_logs(console=True); log.info('node.deleted', node_id='7')")
 
     assert "\x1b" not in done.stdout
@@ -178,7 +178,7 @@ def test_console_text_has_no_colours_in_a_pipe(run: Run) -> None:
     assert "node_id=7" in done.stdout
 
 
-def test_console_text_has_colours_on_a_terminal(repository: Path, clean_environment: dict[str, str]) -> None:
+def test_console_text_has_colors_on_a_terminal(repository: Path, clean_environment: dict[str, str]) -> None:
     ours, its = pty.openpty()
     program = HEAD + "configure_logs(console=True); log.info('node.deleted')" + FLUSH
 

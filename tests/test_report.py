@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from lifecycle import report as reports
 from lifecycle.dry_run import cleanup_section, context, watch_section
-from lifecycle.report import Report, Section, Step, print_json, print_text
+from lifecycle.report import Report, Section, Step
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
@@ -62,16 +62,12 @@ Nothing was changed.
 """
 
 
-def text_of(report: Report, *, colours: bool = False) -> str:
-    out = io.StringIO()
-    print_text(report, out, colours=colours)
-    return out.getvalue()
+def text_of(report: Report, *, colors: bool = False) -> str:
+    return reports.text(report, colors=colors)
 
 
 def json_of(report: Report) -> Any:
-    out = io.StringIO()
-    print_json(report, out)
-    return json.loads(out.getvalue())
+    return json.loads(json.dumps(reports.document(report)))
 
 
 class TestOutput:
@@ -81,14 +77,14 @@ class TestOutput:
         assert text_of(REPORT) == TEXT
 
     def test_text_in_colour(self) -> None:
-        coloured = text_of(REPORT, colours=True)
+        colored = text_of(REPORT, colors=True)
 
-        assert COLOUR.sub("", coloured) == TEXT
-        assert "\x1b[31mdelete\x1b[0m node 1" in coloured
-        assert "\x1b[32mcreate\x1b[0m a pre-auth key" in coloured
-        assert "\x1b[31mproblem:\x1b[0m" in coloured
+        assert COLOUR.sub("", colored) == TEXT
+        assert "\x1b[31mdelete\x1b[0m node 1" in colored
+        assert "\x1b[32mcreate\x1b[0m a pre-auth key" in colored
+        assert "\x1b[31mproblem:\x1b[0m" in colored
         # Each colour is reset.
-        assert len(re.findall(r"\x1b\[0m", coloured)) * 2 == len(COLOUR.findall(coloured))
+        assert len(re.findall(r"\x1b\[0m", colored)) * 2 == len(COLOUR.findall(colored))
 
     def test_json(self) -> None:
         assert json_of(REPORT) == {
@@ -145,10 +141,10 @@ class TestOutput:
             sections=[Section("cleanup", [Step("delete", "node", "a", "a")], notes=["a"], problems=["a"])],
         )
 
-        for colours in (True, False):
-            text = text_of(report, colours=colours)
+        for colors in (True, False):
+            text = text_of(report, colors=colors)
             assert text.count("\n") == text_of(plain).count("\n")
-            assert text.count(character) == text_of(plain, colours=colours).count(character)
+            assert text.count(character) == text_of(plain, colors=colors).count(character)
         assert json_of(report)["plans"]["cleanup"]["notes"] == [odd]
 
 

@@ -29,7 +29,7 @@ ENDPOINTS = {
     "/metrics": "200, the metrics in the format of Prometheus",
 }
 
-# A client that neither sends nor reads for so long is disconnected, and so is the oldest of too many.
+# A client that neither sends nor reads for this long is disconnected. If there are more clients, so is the oldest.
 _CLIENT_TIMEOUT_S = 5.0
 _MAX_CLIENTS = 16
 

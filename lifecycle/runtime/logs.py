@@ -29,7 +29,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
     Args:
         console: text for a terminal instead of JSON.
         level: the lowest level to log.
-        to_stderr: leave standard output to a report.
+        to_stderr: write to standard error, because standard output is for a report.
     """
     for name in ("stdout", "stderr"):
         stream = standard_stream(name)
@@ -59,7 +59,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
 
 @contextmanager
 def listening(listener: Callable[[Event], None]) -> Iterator[None]:
-    """Call this for each event of `log_event` in the block, whatever LOG_LEVEL is. It must not raise or block."""
+    """Call the listener, which must not raise or block, for each event of `log_event`, whatever LOG_LEVEL is."""
     _listeners.append(listener)
     try:
         yield
@@ -138,6 +138,6 @@ def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 
 
 def _console_text(value: object) -> str:
-    """Return a value on one line: what others wrote into a name or comment must not control the terminal."""
+    """Return a value on one line, without control characters that a name or comment may contain."""
     text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if _PLAIN_VALUE.fullmatch(text) else f'"{text}"'

@@ -1,4 +1,4 @@
-"""Repeat a pass until the stop."""
+"""Repeat the passes of a command until it is stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def repeat(
     Args:
         one_pass: returns the seconds until the next pass; an exception ends the loop.
         stop: ends the loop.
-        wake: called before each pause; True ends the wait.
+        wake: called before each pause; True starts the next pass immediately.
         pause: waits, at most for this many seconds. It returns early at the stop, or if `wake` should be called.
         monotonic: returns seconds that never go back.
         finished: called after each pass; True ends the loop.

@@ -9,7 +9,7 @@ from collections import deque
 from threading import Condition, Thread
 from typing import TextIO
 
-# Some minutes of a busy log.
+# Enough for some minutes of a busy log.
 _MAX_WAITING_LINES = 1000
 
 

@@ -1,7 +1,7 @@
 """Retry after a TransientError, within a budget, and space out the requests to a server that is overloaded.
 
-A request that was given up still costs the server its check of the API key. Hundreds of pods that start at once
-therefore must not give up while the server works through their requests, and must not send them faster than it can.
+Headscale checks the API key of a request even if the client has given up. Hundreds of pods that start at once must
+therefore wait while the server processes their requests, and must not send them faster than it can.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Result = TypeVar("Result")
 
 _MAX_DELAY_S = 15.0
 
-# With these delays and an upstream that refuses connections, two to three minutes.
+# The number of retries. If an upstream refuses connections, they take two to three minutes in all.
 MAX_RETRIES = 12
 
-# A call that takes longer than any does on an idle server: a deletion takes half a second, a list of 5,000 nodes one.
+# A longer call shows that the server is busy. On an idle server, a list of 5,000 nodes takes one second.
 _SLOW_S = 2.0
 
-# The longest pause after a slow call, as a multiple of what it took beyond that; doubled by each slow failure. A pod
-# pauses for half of it on average, so that a quarter of the pods that start at once have a request at the server.
+# The longest pause after a slow call, as a multiple of the time beyond _SLOW_S; doubled by each slow failure. The mean
+# pause is half of it, so a quarter of the pods that start at once have a request at the server at any time.
 _PAUSE_FACTOR = 6.0
 _MAX_PAUSE_S = 300.0
 
@@ -43,10 +43,10 @@ def once() -> tenacity.Retrying:
 
 
 class RetryBudget:
-    """The time and the number of all retries of several calls together.
+    """A limit for the time and number of the retries of several calls together.
 
     Args:
-        length: no retry starts later than this.
+        length: the time after which no retry starts.
         clock: returns seconds that never go back.
     """
 
@@ -56,7 +56,7 @@ class RetryBudget:
         self.renew()
 
     def renew(self) -> None:
-        """Start again, after a wait that does not count."""
+        """Start with a full budget again."""
         self._deadline = self.clock() + self._length_s
         self._left = MAX_RETRIES
 
@@ -107,7 +107,7 @@ class Pace:
         if slow_s <= 0:
             return
         longest_s = min(self._factor * slow_s, _MAX_PAUSE_S)
-        # The server still works on what is queued before a request that failed.
+        # The server is still busy with the requests that it received before the failed one.
         least_s = min(duration_s, longest_s) if failed else 0.0
         self._not_before_s = self._clock() + random.uniform(least_s, longest_s)  # noqa: S311 - spreads load
         if failed:
@@ -120,7 +120,7 @@ class PacedRetrying(tenacity.Retrying):
     Args:
         pace: of the upstream.
         pause: waits for some seconds.
-        options: of tenacity.
+        options: those of `tenacity.Retrying`.
     """
 
     def __init__(self, pace: Pace, pause: Callable[[float], None], **options: Any) -> None:
@@ -153,7 +153,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
     def is_over(state: tenacity.RetryCallState) -> bool:
         return stop.is_set() or not budget.allows(state.upcoming_sleep)
 
-    # Tenacity's own wait on an event would send once more after the stop.
+    # With tenacity's own sleep on an event, one more request would be sent after the stop.
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError("stopped while waiting for the next attempt; nothing needs undoing")

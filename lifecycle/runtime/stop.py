@@ -13,7 +13,7 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The process has to end within 2 s of SIGTERM. The other 0.5 s is for the interpreter's exit.
+# How long after the signal the process is terminated. It has to end within 2 s, and the interpreter's exit takes time.
 GRACE_S = 1.5
 
 # How long `finish` waits until the stop has been logged.

@@ -1,1 +1,1 @@
-"""Show every workload of DNS_OWNER, and what needs a person. Nothing is changed."""
+"""Show every workload of DNS_OWNER, and what needs manual action. Nothing is changed."""

@@ -1,4 +1,4 @@
-"""Judge every workload of an owner from what was read; pure."""
+"""Find the state of every workload of an owner from what was read; pure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
-    """The settings that the judgment depends on.
+    """The settings that the states depend on.
 
     Attributes:
         domain: is appended to a hostname without a dot.
@@ -85,7 +85,7 @@ class Row:
         records: those of the owner.
         node: the node of ours that has the name; None if there is none, or it is unknown.
         in_the_way: the foreign node or records with the name.
-        advice: what a person has to do; "" = nothing.
+        advice: what the operator has to do; "" = nothing.
     """
 
     name: str
@@ -130,7 +130,7 @@ class _Workload:
 
 
 def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tuple[list[Row], list[str]]:
-    """Judge every workload, in order of names; the time is by Headscale's clock.
+    """Find the state of every workload, in order of names; the time is by Headscale's clock.
 
     Returns:
         The rows, and the problems that concern no single workload.
@@ -139,7 +139,7 @@ def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tu
     rows = [
         _with_main_name(row, workload.identity)
         for workload in _workloads(seen, config)
-        for row in _judge(workload, seen, config, now)
+        for row in _rows(workload, seen, config, now)
     ]
     rows.sort(key=lambda row: row.name)
     api_key = api_key_warning(seen.api_key_expires_at, now)
@@ -201,7 +201,7 @@ def _with_main_name(row: Row, identity: RecordIdentity) -> Row:
     return replace(row, advice=f"This is a further name of {identity.target}. {row.advice}")
 
 
-def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
+def _rows(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
     identity, name = workload.identity, workload.identity.name
     ours = [record for record in workload.records if identity.owns_record(record)]
     if not config.ipv6:
@@ -217,7 +217,7 @@ def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: da
     elif not seen.nodes:
         yield Row(name, State.UNKNOWN, records, advice=_EMPTY_TAILNET)
     elif node is not None:
-        yield _row(workload, node, records, apex=seen.apex, config=config, now=now)
+        yield _row_of_our_node(workload, node, records, apex=seen.apex, config=config, now=now)
     elif workload.nodes:
         foreign = "; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
@@ -229,7 +229,7 @@ def _judge(workload: _Workload, seen: Observation, config: StatusConfig, now: da
             yield Row(name, State.SUPERSEDED, (), older, advice=advice)
 
 
-def _row(
+def _row_of_our_node(
     workload: _Workload,
     node: Node,
     records: tuple[Record, ...],
@@ -246,7 +246,7 @@ def _row(
     )
     expiry = node_warning(node, now)
     if not records and not (node.online and "." in node.hostname):
-        # It may not be a workload, or may be what a removed one left behind.
+        # No advice: the node may not belong to a workload, or may be a leftover of a removed one.
         return Row(identity.name, State.NO_RECORD, records, node)
     advice = None
     if node.expired(now):
@@ -258,7 +258,7 @@ def _row(
         state = State.NO_RECORD
     elif not node.online:
         state = State.OFFLINE
-    elif not _is_right(records, node, identity, config):
+    elif not _are_in_sync(records, node, identity, config):
         state = State.DRIFTED
     elif expiry is not None:
         state = State.EXPIRING
@@ -268,7 +268,7 @@ def _row(
     return Row(identity.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
 
 
-def _is_right(records: Sequence[Record], node: Node, identity: RecordIdentity, config: StatusConfig) -> bool:
+def _are_in_sync(records: Sequence[Record], node: Node, identity: RecordIdentity, config: StatusConfig) -> bool:
     if identity.kind is NameKind.ALIAS:
         return all(identity.is_alias(record) and not record.proxied for record in records)
     addresses = identity.vpn_addresses(node.addresses)

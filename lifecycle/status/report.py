@@ -14,15 +14,15 @@ from lifecycle.status.plan import Row
 _COLUMNS = ("NAME", "RECORD", "NODE", "ADDRESS", "ONLINE", "STATE")
 _NONE = "<none>"
 
-# How many names are listed with what to do about them; the table has all.
+# How many names are listed above each advice. The table has all.
 _NAMES_SHOWN = 5
 
-# Values without names; a shortened version or time would be useless.
-_KEPT = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
+# Values that are never shortened, because they contain no names.
+_NOT_SHORTENED = frozenset({"version", "headscale_version", "clock", "api_key_expires_at"})
 _IPV4 = re.compile(r"\b(\d{1,3}\.\d{1,3})\.\d{1,3}\.\d{1,3}\b")
 _IPV6 = re.compile(r"\b([0-9a-f]{1,4})(?::[0-9a-f]{0,4}){2,7}", re.IGNORECASE)
 _DOTTED = r"\b[A-Za-z][\w+-]*(?:[.@][\w+-]+)+"
-# Numbers are left to the patterns of addresses.
+# A label that begins with a digit can be a part of an address, which has its own pattern.
 _LABEL = re.compile(r"([a-z_][\w+-])[\w+-]+", re.IGNORECASE)
 
 
@@ -42,7 +42,9 @@ def document(
         shorten: is applied to names and addresses, and to text that may contain them.
     """
     return {
-        "context": {key: shorten(value) if value and key not in _KEPT else value for key, value in context.items()},
+        "context": {
+            key: shorten(value) if value and key not in _NOT_SHORTENED else value for key, value in context.items()
+        },
         "workloads": [
             {
                 "name": shorten(row.name),
@@ -78,8 +80,8 @@ def shortener(words: Iterable[str]) -> Callable[[str], str]:
     return shorten
 
 
-def needs_person(report: Mapping[str, Any]) -> bool:
-    """Return True if something has to be done, or could not be read."""
+def needs_action(report: Mapping[str, Any]) -> bool:
+    """Return True if the operator has to do something, or if something could not be read."""
     return bool(report["problems"]) or any(row["advice"] for row in report["workloads"])
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
     from lifecycle.clients.kubernetes.events import EventWriter
 
-# How long the end of a command waits for its last Events.
+# How long a command waits at its end until its last Events are written.
 _FLUSH_S = 0.5
 
 
@@ -51,7 +51,7 @@ def connect_writers(
 
 @contextmanager
 def recorded_events(settings: Settings) -> Iterator[None]:
-    """Write Events about this pod in the block, if KUBERNETES_EVENTS is set. No failure of this has an effect."""
+    """Write Kubernetes Events about this pod in the block, if KUBERNETES_EVENTS=true. A failure is only logged."""
     if not settings.kubernetes_events:
         yield
         return

@@ -35,7 +35,7 @@ def variables(document: Document, container: str) -> dict[str, str]:
 
 
 def written(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
-    assert cli.run(cli.arguments_of(["inject", *arguments])) == 0
+    assert cli.run(cli.parse_arguments(["inject", *arguments])) == 0
     return list(yaml.safe_load_all(capfd.readouterr().out))
 
 
@@ -125,7 +125,7 @@ def test_events_need_the_token(value: str, has_token: bool, folder: Path, capfd:
 def test_invalid_setting_is_reported(name: str, value: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = [line for line in ENV.splitlines() if not line.startswith(name)]
     (folder / ".env").write_text("\n".join([*lines, f"{name}={value}"]))
-    assert cli.run(cli.arguments_of(["inject", "web.yaml"])) == EXIT_USAGE
+    assert cli.run(cli.parse_arguments(["inject", "web.yaml"])) == EXIT_USAGE
     output = capfd.readouterr()
     assert output.out == ""
     (problem,) = [json.loads(line) for line in output.err.splitlines()]
@@ -134,7 +134,7 @@ def test_invalid_setting_is_reported(name: str, value: str, folder: Path, capfd:
 
 def test_refusal_names_the_workload_and_nothing_is_written(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "bad.yaml").write_text(yaml.safe_dump(annotated(deployment(), hostname="Web")))
-    assert cli.run(cli.arguments_of(["inject", "web.yaml", "bad.yaml"])) == EXIT_USAGE
+    assert cli.run(cli.parse_arguments(["inject", "web.yaml", "bad.yaml"])) == EXIT_USAGE
     output = capfd.readouterr()
     assert output.out == ""
     (problem,) = [json.loads(line) for line in output.err.splitlines()]
@@ -148,13 +148,13 @@ def test_file_that_cannot_be_read_is_named(kind: str, folder: Path, capfd: pytes
         (folder / "x.yaml").mkdir()
     elif kind == "binary":
         (folder / "x.yaml").write_bytes(b"\xff\xfe\xfa")
-    assert cli.run(cli.arguments_of(["inject", "x.yaml"])) == EXIT_USAGE
+    assert cli.run(cli.parse_arguments(["inject", "x.yaml"])) == EXIT_USAGE
     assert "x.yaml" in json.loads(capfd.readouterr().err)["error"]
 
 
 def test_dry_run_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_status:
-        cli.run(cli.arguments_of(["--dry-run", "inject", "web.yaml"]))
+        cli.run(cli.parse_arguments(["--dry-run", "inject", "web.yaml"]))
     assert exit_status.value.code == EXIT_USAGE
     assert "inject" in capfd.readouterr().err
 

@@ -99,7 +99,7 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
         "Nothing was changed.",
     ):
         assert line in result.stdout.splitlines()
-    assert "\x1b" not in result.stdout, "colours are for terminals"
+    assert "\x1b" not in result.stdout, "colors are for terminals"
     assert pod.has_no_writes
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from lifecycle.cli import arguments_of
+from lifecycle.cli import parse_arguments
 from lifecycle.commands import PRUNE_RETRY_BUDGET
 from lifecycle.prune.run import CONFIRMATION_DELAY_S
 from lifecycle.settings.load import load
@@ -36,7 +36,7 @@ def test_manifest_is_valid(documents: list[Document], version: str) -> None:
 
 
 def test_arguments_are_valid(container: dict[str, Any]) -> None:
-    options = arguments_of(container["args"])
+    options = parse_arguments(container["args"])
     assert (options.command, options.yes, options.name) == ("prune", True, None)
 
 

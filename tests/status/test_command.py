@@ -13,7 +13,7 @@ from lifecycle.dry_run import status_report
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.plan import Row, State
-from lifecycle.status.report import document, needs_person, text
+from lifecycle.status.report import document, needs_action, text
 from tests.builders import MARK, NAME
 from tests.process.commands import Pod, served_pod
 from tests.simulators import faults
@@ -59,7 +59,7 @@ def test_head_shows_what_was_read(world: World) -> None:
     assert {"headscale_version": "0.28.0", "user": USER, "zone": "example.com", "owner": MARK}.items() <= report[
         "context"
     ].items()
-    assert not needs_person(report)
+    assert not needs_action(report)
     assert all(str(value) in text(report) for value in report["context"].values())
 
 
@@ -78,7 +78,7 @@ def test_row_that_needs_a_person_has_advice_in_both_formats(world: World) -> Non
         "tools.example.com": "foreign node",
         "wiki.example.com": "foreign record",
     }
-    assert needs_person(report)
+    assert needs_action(report)
     shown = " ".join(text(report).split())
     for row in report["workloads"][1:]:
         assert row["advice"] in shown
@@ -90,7 +90,7 @@ def test_upstream_that_fails_leaves_no_row_out(world: World, which: str) -> None
     getattr(world, which).faults.add(faults.html(502), times=None)
     report = report_in(world)
     assert states(report) == {NAME: "unknown"}
-    assert needs_person(report)
+    assert needs_action(report)
     assert len(report["problems"]) == 1
 
 

@@ -1,4 +1,4 @@
-"""The state of each workload, and whether it needs a person."""
+"""The state of each workload, and whether it needs manual action."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def seen(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
 
 
 def shown(rows: list[Row]) -> list[tuple[str, str | None, bool]]:
-    """The state of each row, the id of its node, and whether it needs a person."""
+    """The state of each row, the id of its node, and whether it needs manual action."""
     return [(row.state, row.node.id if row.node else None, bool(row.advice)) for row in rows]
 
 
