@@ -26,7 +26,7 @@ from lifecycle.inject.template import (
     CONTAINERS,
     DEFAULTS,
     DOMAIN,
-    MARKER,
+    KEY_VOLUME,
     PORTS,
     VOLUMES,
     added_containers,
@@ -161,7 +161,7 @@ def validating_policy() -> Iterator[Document]:
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
                     "injected": (
-                        f"{_q(MARKER)} in variables.ourVolumes && {_q(CONTAINERS)}.all(n, n in variables.names)"
+                        f"{_q(KEY_VOLUME)} in variables.ourVolumes && {_q(CONTAINERS)}.all(n, n in variables.names)"
                     ),
                     "pods": _COUNT,
                 }

@@ -1,4 +1,4 @@
-"""Text to documents and back: YAML, or JSON, which is written as JSON again."""
+"""Parse a text of YAML or JSON documents, and write a changed document in its own format again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, Items, Number, node_of
+from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, ItemsAsText, Number, node_of
 
-# A line that begins with --- always starts a document, also within a block of text.
+# A line that begins with --- starts a document, even in the middle of a multi-line text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
 _START = re.compile(r"^[-? ]+", re.MULTILINE)
 _DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
-# What is kept before a document that is written again: its marker and comments, such as Helm's "# Source:".
+# What stays at the beginning of a changed document: --- and comments, such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
-# Texts that are texts without quotes, whatever reads the YAML.
+# Texts that every parser of YAML reads as text, even without quotes.
 _PLAIN = re.compile(r"(?!(?:true|false|yes|no|on|off|null|y|n)$)[A-Za-z/][-\w./]*", re.ASCII | re.IGNORECASE)
 
 _RESOLVER: Any = yaml.resolver.Resolver()
@@ -32,12 +32,12 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 @cache
 def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
     tag: str = _RESOLVER.resolve(kind, value, implicit)
-    # PyYAML reads 12:30 as a number of seconds and = as a default value, Kubernetes as text.
+    # PyYAML takes 12:30 for a number of seconds and = for a default value. Kubernetes takes both for text.
     return STRING if tag == VALUE or (tag in NUMBERS and ":" in value) else tag
 
 
 class _Resolver:
-    """Resolves each text once, which takes most of the time otherwise."""
+    """Finds the type of a value by its text. Each text is resolved once, because this takes most of the time."""
 
     def resolve(self, kind: Any, value: str | None, implicit: tuple[bool, bool]) -> str:
         return _resolved(kind, value if kind is yaml.ScalarNode else "", implicit)
@@ -69,10 +69,17 @@ def join_documents(documents: Sequence[str]) -> str:
 
 
 def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
-    """Parse a document: its root, which is None if it is empty, and whether it is JSON."""
+    """Parse a document.
+
+    Returns:
+        Its root, which is None if it is empty; and whether it is JSON.
+
+    Raises:
+        ManifestError: it is neither valid YAML nor valid JSON, or nested too deeply.
+    """
     if document.lstrip().startswith("{"):
         try:
-            # YAML does not read every escape of JSON.
+            # A parser of YAML does not accept every escape of JSON.
             pairs = json.loads(document, object_pairs_hook=Fields, parse_int=Number, parse_float=Number)
         except RecursionError:
             raise ManifestError(f"is nested in more than {MAX_DEPTH} levels") from None
@@ -103,20 +110,20 @@ def _check_depth(document: str) -> None:
             raise ManifestError(f"is nested in more than {MAX_DEPTH} levels")
 
 
-def write_document(document: str, root: yaml.Node, added: Sequence[Items], *, is_json: bool) -> str:
+def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText], *, is_json: bool) -> str:
     """Write a document again, after its nodes were changed.
 
     Args:
         document: its old text.
         root: its new nodes.
-        added: the items that have one node in their place.
+        added: the items to write in place of their placeholders.
         is_json: write JSON.
     """
     if is_json:
         return f"{_json(root, '')}\n"
     text = _to_yaml(root)
     for items in added:
-        before, _, after = text.partition(f"- {items.name}\n")
+        before, _, after = text.partition(f"- {items.placeholder}\n")
         indent = before.rpartition("\n")[2]
         text = f"{before.removesuffix(indent)}{block_of(items.values, indent)}{after}"
     head = _HEAD.match(document)
@@ -133,19 +140,20 @@ def _to_yaml(node: yaml.Node) -> str:
 
 def block_of(value: Any, indent: str = "") -> str:
     """Return an object or a list as YAML, over several lines."""
+    inner = f"{indent}  "
+    text = ""
     if isinstance(value, dict):
-        return "".join(
-            f"{indent}{key}: {_scalar(member)}\n"
-            if not isinstance(member, dict | list)
-            else f"{indent}{key}:\n{block_of(member, indent if isinstance(member, list) else indent + '  ')}"
-            for key, member in value.items()
-        )
-    return "".join(
-        f"{indent}- {block_of(item, indent + '  ').lstrip(' ')}"
-        if isinstance(item, dict)
-        else f"{indent}- {_scalar(item)}\n"
-        for item in value
-    )
+        for key, member in value.items():
+            if isinstance(member, dict):
+                text += f"{indent}{key}:\n{block_of(member, inner)}"
+            elif isinstance(member, list):
+                text += f"{indent}{key}:\n{block_of(member, indent)}"
+            else:
+                text += f"{indent}{key}: {_scalar(member)}\n"
+    else:
+        for item in value:
+            text += f"{indent}- " + (block_of(item, inner).lstrip() if isinstance(item, dict) else f"{_scalar(item)}\n")
+    return text
 
 
 def _scalar(value: Any) -> str:

@@ -11,12 +11,12 @@ import yaml
 
 from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.documents import block_of, join_documents, parse_document, split_documents, write_document
-from lifecycle.inject.nodes import Items, add_items, field_of, resolve_aliases, text_of, values_of_node
-from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals, starts_after_own, values_of
+from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, resolve_aliases, text_of, value_of_node
+from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals, starts_after_own, values_for
 from lifecycle.inject.state import state_objects
-from lifecycle.inject.template import DOMAIN, filled
+from lifecycle.inject.template import DOMAIN, fill_in
 
-# Where each kind has its pod template.
+# The path of the pod template in each kind of object. A Pod is its own template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "Pod": (),
     "Deployment": ("spec", "template"),
@@ -29,13 +29,13 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-# The prefix of our label and annotations, not in a comment.
-_CONTENT = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
+# The prefix of our label and annotations in a line, before any comment.
+_PREFIX = re.compile(rf"^[^#\n]*{DOMAIN}/", re.MULTILINE)
 
 _VERSIONS = frozenset({"v1", "apps/v1", "batch/v1"})
 
-# How many lists contain each other in a manifest; an alias can make a list contain itself.
-_LISTS = 3
+# How deep lists within lists are searched. The limit is needed because an alias can make a list contain itself.
+_MAX_LIST_DEPTH = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Object:
 def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = False) -> str:
     """Add the containers to each labelled workload.
 
-    A document without a labelled workload is returned as it is. In another one, every value keeps its spelling, but
+    A document without a labelled workload stays as it is. In a changed document, every value keeps its spelling, but
     comments and the layout are lost.
 
     Args:
@@ -79,7 +79,7 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
         try:
             root, is_json = parse_document(document)
             found = list(_objects(root, document)) if root is not None else []
-            changes = [_changed(item, site, problems) for item in found]
+            changes = [_add_containers(item, site, problems) for item in found]
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
@@ -108,15 +108,16 @@ def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     """Yield the objects of a document, also those inside lists; none if it has no label or annotation of ours."""
-    # With a backslash, a name can be written in many ways; behind a #, it can be a comment.
+    # The search of lines misses a name with escapes, and finds none behind a #, which can be part of a text.
     is_possible = DOMAIN in document or "\\" in document
-    if not _CONTENT.search(document) and not (is_possible and DOMAIN in text_of(root)):
+    if not _PREFIX.search(document) and not (is_possible and DOMAIN in text_of(root)):
         return
     resolve_aliases(root)
     yield from _members(root)
 
 
 def _members(node: yaml.Node) -> Iterator[_Object]:
+    """Yield an object, or the objects in it if it is a list."""
     if not isinstance(node, yaml.MappingNode):
         raise ManifestError("is not an object")
     kind = field_of(node, "kind")
@@ -127,14 +128,14 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
                 raise ManifestError(f"is a {kind.value} whose items have no kind. Use a List")
             yield from _members(item)
     else:
-        yield _Object(node, values_of_node(node))
+        yield _Object(node, value_of_node(node))
 
 
-def _changed(item: _Object, site: Site, problems: list[str]) -> list[Items] | None:
-    """Add the containers to one object if they are wanted.
+def _add_containers(item: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
+    """Add the containers to one object if it has the label, or append to the problems why they cannot be added.
 
     Returns:
-        The additions that have one node in their place; None if nothing was added.
+        The added items that are still to be written as text; None if nothing was added.
     """
     workload = _workload(item)
     if workload is None:
@@ -143,7 +144,7 @@ def _changed(item: _Object, site: Site, problems: list[str]) -> list[Items] | No
     problems += [f"{item.kind} {item.name}: {reason}" for reason in reasons]
     if reasons or not workload.is_wanted or workload.is_injected:
         return None
-    containers, volumes = filled(values_of(workload, site))
+    containers, volumes = fill_in(values_for(workload, site))
     spec = cast("yaml.MappingNode", field_of(item.node, *TEMPLATES[item.kind], "spec"))
     added = [
         add_items(spec, "initContainers", containers, at_end=starts_after_own(workload)),
@@ -165,7 +166,7 @@ def _workload(item: _Object) -> Workload | None:
     template = _at(data, *TEMPLATES[item.kind])
     workload = Workload(
         kind=item.kind,
-        pods=_pods(item),
+        pod_count=_pod_count(item),
         labels_of_object=_at(data, "metadata", "labels") if TEMPLATES[item.kind] else {},
         metadata=_at(template, "metadata"),
         spec=_at(template, "spec"),
@@ -204,7 +205,8 @@ def _is_list_of_objects(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(member, dict) for member in value))
 
 
-def _pods(item: _Object) -> int:
+def _pod_count(item: _Object) -> int:
+    """Return how many pods of an object run at the same time, by its own number."""
     spec = _at(item.data, *(("spec", "jobTemplate", "spec") if item.kind == "CronJob" else ("spec",)))
     field = "parallelism" if item.kind in ("Job", "CronJob") else "replicas"
     count = spec.get(field)
@@ -249,7 +251,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
 def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str]]:
     """Yield kind, namespace and name of each object of a document, also in lists within lists."""
     items = field_of(node, "items")
-    if isinstance(items, yaml.SequenceNode) and depth < _LISTS:
+    if isinstance(items, yaml.SequenceNode) and depth < _MAX_LIST_DEPTH:
         for item in items.value:
             yield from _identities(item, depth + 1)
     fields = (field_of(node, "kind"), field_of(node, "metadata", "namespace"), field_of(node, "metadata", "name"))

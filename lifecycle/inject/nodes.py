@@ -1,4 +1,4 @@
-"""The values of a document as nodes of PyYAML, which keep the order of fields and the spelling of values."""
+"""The nodes of PyYAML, which keep the order of fields and the spelling of values when a document is written again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import yaml
 
 from lifecycle.domain.errors import ManifestError
 
-# More nodes than any real manifest has. Aliases that contain aliases can multiply without limit.
+# More nodes than any real manifest has. The limit is for aliases within aliases, which can multiply without limit.
 _MAX_NODES = 200_000
 MAX_DEPTH = 200
 """How deep a document can be nested: more than any manifest, and less than exhausts the stack of the parser."""
-# Tags of the values that a manifest can have; others would start a constructor or have no JSON form.
+# The tags (types in YAML) of the values that a manifest can have. Others have no counterpart in JSON.
 STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _MAPPING, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 _NUMBER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
@@ -37,17 +37,17 @@ class Fields(list[tuple[str, Any]]):
 
 
 class Number(str):
-    """A number as it is written."""
+    """A number of a JSON document, with its spelling."""
 
     __slots__ = ()
 
 
 def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
-    """Return a value's nodes.
+    """Return the node of a JSON value, with the nodes of its members.
 
     Args:
-        value: JSON.
-        style: of every text; None = only texts that need quotes have them.
+        value: the value; its objects and numbers can also be `Fields` and `Number`.
+        style: the quotation mark of every text; None = only texts that need quotes have them.
         depth: how many values contain this one.
 
     Raises:
@@ -72,12 +72,12 @@ def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
     return yaml.ScalarNode(_TAGS.get(type(value), _NUMBER if text.lstrip("-").isdigit() else _FLOAT), text)
 
 
-def values_of_node(node: yaml.Node) -> Any:
-    """Return a node's values. What is not a number, a boolean or null is text, as in Kubernetes."""
+def value_of_node(node: yaml.Node) -> Any:
+    """Return the value of a node. A scalar that is no integer, boolean or null is returned as text."""
     if isinstance(node, yaml.MappingNode):
-        return {str(key.value): values_of_node(value) for key, value in node.value}
+        return {str(key.value): value_of_node(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
-        return [values_of_node(item) for item in node.value]
+        return [value_of_node(item) for item in node.value]
     if node.tag in _CONSTRUCTED:
         with suppress(ValueError, KeyError):
             return _CONSTRUCTOR.construct_object(node)
@@ -85,7 +85,7 @@ def values_of_node(node: yaml.Node) -> Any:
 
 
 def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
-    """Return the node of a field, or None if it does not exist."""
+    """Return the node of the field at a path, or None if it does not exist."""
     for name in path:
         if not isinstance(node, yaml.MappingNode):
             return None
@@ -94,26 +94,27 @@ def field_of(node: yaml.Node | None, *path: str) -> yaml.Node | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Items:
-    """Items of a list that are written as text, because PyYAML needs most of its time to write nodes.
+class ItemsAsText:
+    """Items of a list that are written as text, which is much faster than to let PyYAML write their nodes.
 
     Attributes:
         values: the items.
-        name: text of the node in their place.
+        placeholder: the unique text of the node that is in their place until then.
     """
 
     values: list[Any]
-    name: str = field(default_factory=lambda: f"items-{token_hex(8)}")
+    placeholder: str = field(default_factory=lambda: f"items-{token_hex(8)}")
 
 
-def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> Items | None:
+def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: bool) -> ItemsAsText | None:
     """Add items to a list of an object, which gets the list if it has none.
 
     Returns:
-        The items, which have one node in their place; None in a list on one line, which has a node for each.
+        The items that are still to be written as text, in place of one node; None if each item has a node, because the
+        object is written on one line.
     """
-    items = None if spec.flow_style else Items(values)
-    nodes = [yaml.ScalarNode(STRING, items.name)] if items else [node_of(value) for value in values]
+    items = None if spec.flow_style else ItemsAsText(values)
+    nodes = [yaml.ScalarNode(STRING, items.placeholder)] if items else [node_of(value) for value in values]
     existing = field_of(spec, name)
     if isinstance(existing, yaml.SequenceNode) and existing.value:
         existing.value = [*existing.value, *nodes] if at_end else [*nodes, *existing.value]
@@ -127,7 +128,7 @@ def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: b
 
 
 def resolve_aliases(root: yaml.Node) -> None:
-    """Replace aliases and merge keys by copies, so that a change has one place.
+    """Replace aliases and merge keys (<<) by copies, so that a change of one place has no effect elsewhere.
 
     Raises:
         ManifestError: they cannot be resolved, or a value is not one of a manifest.
@@ -137,6 +138,12 @@ def resolve_aliases(root: yaml.Node) -> None:
 
 
 def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yaml.Node:
+    """Return a copy of a node and all nodes below it.
+
+    Args:
+        budget: the number of nodes that may still be copied, in a list so that all calls share it.
+        parents: the ids of the nodes that contain this one.
+    """
     budget[0] -= 1
     if budget[0] < 0 or id(node) in parents:
         raise ManifestError("its aliases cannot be resolved, because there are too many or one contains itself")
@@ -152,6 +159,7 @@ def _copied(node: yaml.Node, budget: list[int], parents: tuple[int, ...]) -> yam
 
 
 def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Return copies of an object's fields: those that it merges, then its own, which take precedence."""
     own: list[tuple[yaml.Node, yaml.Node]] = []
     merged: list[tuple[yaml.Node, yaml.Node]] = []
     for key, value in node.value:
@@ -177,7 +185,7 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
 
 
 def text_of(root: yaml.Node) -> str:
-    """Return all text of a document once, whatever its aliases."""
+    """Return the text of all scalars of a document. Those behind several aliases are included once."""
     seen: set[int] = set()
     waiting, texts = [root], []
     while waiting:

@@ -1,4 +1,7 @@
-"""What a workload may ask for, and what is refused. The admission policy is generated from the same texts."""
+"""What a label and annotations may request, and what is refused.
+
+`scripts/manifests` generates the admission policies from the same patterns and messages.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from lifecycle.inject.template import (
     CONTAINERS,
     DEFAULTS,
     DOMAIN,
-    MARKER,
+    KEY_VOLUME,
     PORTS,
     VOLUMES,
     Values,
@@ -74,7 +77,7 @@ PATTERNS = {
     TAILSCALE_ARGS: r"[^\x00-\x1f\x7f]*",
     INIT_CONTAINERS: r"before|after",
 }
-"""The whole value of each annotation, in the syntax that Python and RE2 have in common."""
+"""Regular expressions for the whole value of each annotation, in a syntax that Python and RE2 (in CEL) share."""
 
 EXAMPLES = {
     HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
@@ -90,7 +93,7 @@ EXAMPLES = {
 }
 
 RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
-"""Flags that cleanup, the hostname and LOGIN_SERVER define."""
+"""Flags that an annotation must not set: cleanup, the hostname and LOGIN_SERVER define their values."""
 
 REFUSALS = {
     "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
@@ -125,7 +128,7 @@ REFUSALS = {
     "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), which changes with each pod of this kind. Only the "
     "pods of a StatefulSet keep their names.",
 }
-"""The messages. A name in braces is replaced."""
+"""The message of each refusal. A name in braces is replaced by a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +156,14 @@ class Workload:
 
     Attributes:
         kind: such as Deployment.
-        pods: how many of its pods run at a time, on each cluster node for a DaemonSet.
+        pod_count: how many of its pods run at the same time; for a DaemonSet, on each cluster node.
         labels_of_object: the labels of the object itself, if it is not a Pod.
-        metadata: of the pod template.
-        spec: of the pod template.
+        metadata: that of the pod template.
+        spec: that of the pod template.
     """
 
     kind: str
-    pods: int
+    pod_count: int
     labels_of_object: Mapping[str, Any]
     metadata: Mapping[str, Any]
     spec: Mapping[str, Any]
@@ -197,7 +200,7 @@ class Workload:
     @property
     def is_injected(self) -> bool:
         """Whether the containers were added before."""
-        return MARKER in self.our_volumes and set(CONTAINERS) <= set(self.containers)
+        return KEY_VOLUME in self.our_volumes and set(CONTAINERS) <= set(self.containers)
 
 
 def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -206,7 +209,7 @@ def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def refusals(workload: Workload, site: Site) -> Iterator[str]:
-    """Return why the containers cannot be added; nothing if they can."""
+    """Yield each reason why the containers cannot be added; none if they can."""
     yield from _name_refusals(workload)
     if not workload.is_wanted:
         return
@@ -276,11 +279,11 @@ def _count_refusals(workload: Workload) -> Iterator[str]:
             yield _text("daemon-set")
     elif "$(POD_NAME)" in hostname and workload.kind not in ("StatefulSet", "Pod"):
         yield _text("pod-name")
-    elif workload.pods > 1:
+    elif workload.pod_count > 1:
         if "$(POD_NAME)" not in hostname:
-            yield _text("replicas", value=workload.pods)
+            yield _text("replicas", value=workload.pod_count)
         elif secret and "$(POD_NAME)" not in secret:
-            yield _text("state-shared", value=workload.pods)
+            yield _text("state-shared", value=workload.pod_count)
 
 
 def _text(refusal: str, **values: Any) -> str:
@@ -297,8 +300,8 @@ def full_hostname(hostname: str, domain: str) -> str:
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
-def values_of(workload: Workload, site: Site) -> Values:
-    """Return what the containers of a workload are filled in with."""
+def values_for(workload: Workload, site: Site) -> Values:
+    """Return the values of the placeholders for a workload."""
     annotations = workload.annotations
     hostname = full_hostname(annotations[HOSTNAME], site.domain)
     secret: str = annotations.get(STATE_SECRET, "")
@@ -323,6 +326,7 @@ def values_of(workload: Workload, site: Site) -> Values:
 
 
 def _defaults(site: Site) -> dict[str, str]:
+    """Return the defaults, without the file of the API key if the settings need no key."""
     needs_file = not needs_kubernetes_api(site.settings)
     return {name: value for name, value in DEFAULTS.items() if needs_file or name != "HEADSCALE_API_KEY_FILE"}
 

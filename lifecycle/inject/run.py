@@ -26,7 +26,7 @@ def read(files: Sequence[str]) -> list[str]:
 def _text(file: str) -> str:
     try:
         if file == _STANDARD_INPUT:
-            # None if it was closed before the start.
+            # It is None if it was closed when the process started.
             content = sys.stdin.buffer.read() if sys.stdin is not None else b""
         else:
             content = Path(file).read_bytes()

@@ -78,5 +78,5 @@ def _secret_names(workload: Workload, *, name: str, owner: dict[str, Any]) -> It
     ordinals = owner["spec"].get("ordinals")
     start = ordinals.get("start") if isinstance(ordinals, dict) else None
     first = start if isinstance(start, int) else 0
-    for number in range(first, first + workload.pods):
+    for number in range(first, first + workload.pod_count):
         yield secret.replace("$(POD_NAME)", f"{name}-{number}")

@@ -1,4 +1,4 @@
-"""The containers and volumes of one workload, filled in from containers.yaml."""
+"""Fill in the placeholders of containers.yaml for one workload."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CONTAINERS = ("cleanup", "tailscale", "dns-watch")
 PORTS = (9002, 9003)
 """The ports of the pod that tailscale and dns-watch use."""
 
-MARKER = f"{DOMAIN}-auth"
-"""The volume that every pod with the containers has."""
+KEY_VOLUME = f"{DOMAIN}-auth"
+"""The volume with the key file, which every pod with the containers has."""
 
 DEFAULTS = {
     "HEADSCALE_API_KEY_FILE": str(SECRET_FOLDER / "HEADSCALE_API_KEY"),
@@ -118,7 +118,7 @@ VOLUMES = tuple(volume["name"] for volume in added_volumes())
 """The names of the added volumes."""
 
 
-def filled(values: Values) -> tuple[list[Json], list[Json]]:
+def fill_in(values: Values) -> tuple[list[Json], list[Json]]:
     """Return the containers and the volumes of one workload."""
     resolved = values.resolve()
     return [_fill(container, resolved) for container in added_containers()], added_volumes()
