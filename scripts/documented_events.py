@@ -1,4 +1,4 @@
-"""Every event of the log: the source of the reference documentation, and what tests compare the code with."""
+"""Every log event with its meaning, for the reference documentation. Tests compare it with the code."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ EVENTS = {
     "node.lost": _event(
         "error",
         "node_id reason advice",
-        "the pod's node is gone, expired or has another address; confirmed by 3 lookups",
+        "the pod's node was deleted or has expired, or no node has the pod's address; confirmed by 3 lookups",
     ),
     "node.returned": _event("info", "after", "the pod's node is registered again after `node.lost`"),
     "node.superseded": _event(
@@ -96,28 +96,36 @@ EVENTS = {
         "warning", "key_id expires_at error", "an unused key could not be expired; it expires by itself"
     ),
     "key_file.written": _event("info", "path key_id", "the key file was replaced, in one step"),
-    "key_file.unwritable": _event("error", "error", "`dns-watch` could not replace the key file"),
+    "key_file.unwritable": _event(
+        "error", "error", "`dns-watch` could not read or replace the key file or its metadata"
+    ),
     "restart.marker_failed": _event("debug", "error", "the restart marker could not be written or removed"),
     "restart.requested": _event(
-        "info", "path key_id", "the probe of the tailscale container fails from now on: a restart helps"
+        "info", "path key_id", "a restart of the tailscale container helps, so its liveness probe fails from now on"
     ),
     "restart.withdrawn": _event("info", "path key_id", "a restart of the tailscale container does not help any more"),
-    "key_metadata.written": _event("debug", "node_id reason", "the file beside the key file was replaced"),
+    "key_metadata.written": _event(
+        "debug", "node_id reason", "the key metadata, the file beside the key file, was replaced"
+    ),
     # Records
     "record.created": _event("info", "record type content reason", "a record was created"),
     "record.updated": _event("info", "record type content was reason", "a record was changed"),
     "record.deleted": _event("info", "record type was reason", "a record was deleted"),
-    "record.gone": _event("info", "record type was", "a record to delete was already gone, or has changed"),
+    "record.gone": _event("info", "record type was", "a record to delete no longer existed"),
     "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
     "record.foreign": _event(
         "error", "record type content comment advice", "a record of another owner has our name; nothing is written"
     ),
     "address.unpublishable": _event(
-        "error", "node_id addresses reason", "the node has no address inside `VPN_PREFIXES`"
+        "error",
+        "node_id addresses reason",
+        "no address of the node may be published; see `VPN_PREFIXES` and `DNS_IPV6`",
     ),
     "zone.unreadable": _event("warning", "error", "`cleanup` could not read the zone; no record is changed"),
     # Passes
-    "plan.made": _event("info", "headscale nodes deletions", "`cleanup` has read everything and decided"),
+    "plan.made": _event(
+        "info", "headscale nodes deletions", "`cleanup` has read everything and decided what to delete"
+    ),
     "pass.finished": _event(
         "info",
         "nodes_deleted records_deleted key_id duration_s node_id content changes in_sync workloads",
@@ -129,13 +137,13 @@ EVENTS = {
         "upstream error error_type failures_in_a_row wait_s",
         "an upstream failed and is retried; `error` if it refused the credentials",
     ),
-    "poll.slowed": _event("info", "interval_s reason", "over exec, the poll interval is longer than `POLL_INTERVAL`"),
+    "poll.slowed": _event(
+        "info", "interval_s reason", "with `HEADSCALE_ACCESS=exec`, the poll interval is at least a minute"
+    ),
     "health_port.unavailable": _event(
         "error", "address port error advice", "the health port is in use; `dns-watch` continues without it"
     ),
     # Prune
     "prune.waiting": _event("info", "workloads wait_s", "`prune` observes again before it removes anything"),
-    "workload.skipped": _event(
-        "info warning", "workload reason", "a workload is not removed: it has changed, or an upstream failed"
-    ),
+    "workload.skipped": _event("info warning", "workload reason", "a workload was not removed, because it has changed"),
 }

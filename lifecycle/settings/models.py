@@ -490,14 +490,15 @@ class DnsWatchSettings(Settings):
     )
     poll_interval: Duration = Field(
         timedelta(seconds=30),
-        description="shortest interval between reads of the node in Headscale; at least 60s over exec. The interval "
+        description="shortest interval between reads of the node; at least 60s with HEADSCALE_ACCESS=exec. It "
         "grows up to 5m in a large fleet, or if Headscale is slow",
     )
     verify_interval: Duration = Field(
         timedelta(minutes=5), description="interval between reads of the record in Cloudflare while nothing changes"
     )
     self_heal: bool = Field(
-        default=False, description="write a fresh key when the node was deleted or the key was used up"
+        default=False,
+        description="if the node was deleted or has expired, or the key is used up: write a new key, restart tailscale",
     )
     health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
     health_address: str | None = Field(None, description="address to listen on; unset: all")
