@@ -59,7 +59,7 @@ def controller(cluster: Cluster) -> None:
 def internal(tailnet: Tailnet, controller: None) -> Iterator[Tailnet]:
     """The internal controller, as docs/ingress.md describes, with the example of an Ingress and its Service."""
     cluster = tailnet.cluster
-    add_setting(tailnet, "ingress/internal/lifecycle.env", "prune/prune.env")
+    add_setting(tailnet, "ingress/internal/lifecycle.env")
     add_other_cluster_node(tailnet)
     tailnet.prepare(NAMESPACE)
     cluster.kubectl("create", "namespace", "wiki")
@@ -147,13 +147,12 @@ def application() -> Iterator[Document]:
     yield {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "wiki", "namespace": "wiki"}, "spec": spec}
 
 
-def add_setting(tailnet: Tailnet, *files: str) -> None:
-    """Add the URL of the Cloudflare simulator to the settings of folders."""
-    lines = (tailnet.deploy / "base/lifecycle.env").read_text().splitlines(keepends=True)
+def add_setting(tailnet: Tailnet, file: str) -> None:
+    """Add the URL of the Cloudflare simulator to the settings of a controller."""
+    lines = (tailnet.deploy / "base/resources/lifecycle.env").read_text().splitlines(keepends=True)
     (line,) = [line for line in lines if line.startswith("CLOUDFLARE_API_URL=")]
-    for file in files:
-        with (tailnet.deploy / file).open("a") as opened:
-            opened.write(line)
+    with (tailnet.deploy / file).open("a") as opened:
+        opened.write(line)
 
 
 def add_other_cluster_node(tailnet: Tailnet) -> None:

@@ -150,7 +150,6 @@ ACCEPTED: dict[str, tuple[str, set[str]]] = {
         "Open WebUI, Argo CD and FreeIPA read their secret from a variable only",
         {"argocd", "freeipa", "open-webui"},
     ),
-    "CKV_K8S_38": ("an ingress controller is a client of the Kubernetes API", {*CONTROLLERS}),
     "CKV_K8S_19": ("the VPN interface is in the cluster node's network namespace", {"ingress/internal"}),
     "CKV2_K8S_6": ("NetworkPolicies do not apply to the host network", {"ingress/internal"}),
     "CKV_K8S_20": ("systemd starts daemons under their own users", {"freeipa"}),
