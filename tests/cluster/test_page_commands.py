@@ -156,6 +156,26 @@ def shows_peers(shell: Shell, command: str) -> None:
     assert GRAFANA_NAME.replace(".", "-") in shell.run(command)
 
 
+def shows_its_addresses(shell: Shell, command: str) -> None:
+    assert shell.run(command).split() == shell.tailnet.wait_for_record(GRAFANA_NAME)["ip_addresses"]
+
+
+def shows_states(shell: Shell, command: str) -> None:
+    states = dict(line.split(maxsplit=1) for line in shell.run(command).splitlines() if line)
+    assert states.keys() == {"cleanup", "tailscale", "dns-watch", "nginx-tls", "application"}
+    assert "terminated" in states.pop("cleanup")
+    assert all("running" in state for state in states.values())
+
+
+def shows_ports(shell: Shell, command: str) -> None:
+    text = shell.run(command)
+    assert all(f":{port} " in text for port in (80, 443, 3000, 9003, 9004))
+
+
+def shows_the_configuration(shell: Shell, command: str) -> None:
+    assert "from_vpn" in shell.run(command)
+
+
 def describes_the_certificate(shell: Shell, command: str) -> None:
     assert "wildcard" in shell.run(command)
 
@@ -238,11 +258,6 @@ def creates_the_secret(shell: Shell, command: str) -> None:
     assert keys.keys() == {"HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"}
 
 
-def creates_the_password(shell: Shell, command: str) -> None:
-    shell.run(command.replace("-n services", f"-n {TRIAL}"))
-    assert "password" in shell.tailnet.cluster.get("secret", "grafana-admin", TRIAL)["data"]
-
-
 def applies_a_folder(shell: Shell, command: str) -> None:
     for document in render(shell.tailnet.deploy.parent / command.rsplit(maxsplit=1)[-1]):
         prepare(shell.tailnet.cluster.server, document)
@@ -278,10 +293,6 @@ def shows_progress(shell: Shell, command: str) -> None:
         shell.tailnet.headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
 
 
-def shows_the_service(shell: Shell, command: str) -> None:
-    assert "EXTERNAL-IP" in shell.run(command)
-
-
 def runs(shell: Shell, command: str) -> None:
     shell.run(command)
 
@@ -296,6 +307,13 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} logs grafana-0 -c tailscale": shows_tailscale,
     f"{_SERVICES} port-forward grafana-0 9003": forwards_the_port,
     f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale status": shows_peers,
+    f"{_SERVICES} exec grafana-0 -c tailscale -- tailscale ip": shows_its_addresses,
+    f"""{_SERVICES} get pod grafana-0 -o jsonpath="{{range .status['initContainerStatuses','containerStatuses'][*]}}"""
+    """{.name} {.state}{'\\n'}{end}\"""": shows_states,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- netstat -tln": shows_ports,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -t": runs,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -T": shows_the_configuration,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- wget -S -O - http://127.0.0.1:9004/application": runs,
     f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
     f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": runs,
     f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
@@ -310,17 +328,12 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"{_SERVICES} create secret generic lifecycle "
     '--from-literal=HEADSCALE_API_KEY="$(headscale apikeys create --expiration 365d)" '
     "--from-literal=CLOUDFLARE_API_TOKEN=...": creates_the_secret,
-    f"{_SERVICES} create secret generic grafana-admin "
-    '--from-literal=password="$(openssl rand -hex 16)"': creates_the_password,
     "scripts/new-service wiki docker.io/a/wiki:1.2 3000 /wiki/data": creates_manifests,
     "kubectl kustomize deploy/services/wiki": renders,
     "kubectl apply -k deploy/services/wiki": starts_the_workload,
     f"{_SERVICES} get pod wiki-0 --watch": shows_progress,
     "kubectl apply -k deploy/cert-manager": applies_a_folder,
     f"{_SERVICES} describe certificate wildcard": describes_the_certificate,
-    "kubectl apply -k deploy/ingress/internal": applies_a_folder,
-    "kubectl apply -k deploy/ingress/external": applies_a_folder,
-    "kubectl -n nginx-ingress-external get service nginx-ingress": shows_the_service,
 }
 """The check of each command, in an order in which they work."""
 
