@@ -21,6 +21,7 @@ from tests.cluster.workloads import (
     OUTSIDER,
     WIKI,
     WIKI_NAME,
+    container_id,
     pod_of,
     response_to,
     restarts,
@@ -121,10 +122,10 @@ def test_pods_survive_a_reboot_of_the_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
     nodes = {name: tailnet.wait_for_record(name) for name in (GRAFANA_NAME, WIKI_NAME)}
     names = (GRAFANA, pod_of(tailnet, WIKI)["metadata"]["name"])
-    before = {name: restarts(cluster.get("pod", name), "dns-watch") for name in names}
+    before = {name: container_id(cluster.get("pod", name), "dns-watch") for name in names}
     cluster.node.reboot()
     eventually(
-        lambda: all(restarts(cluster.get("pod", name), "dns-watch") > before[name] for name in names),
+        lambda: all(container_id(cluster.get("pod", name), "dns-watch") not in ("", before[name]) for name in names),
         "new containers",
         details=lambda: "\n".join(map(cluster.describe_pod, names)),
         timeout_s=HEALED_S,

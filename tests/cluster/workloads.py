@@ -150,8 +150,21 @@ def wait_for_response(tailnet: Tailnet, url: str, text: str) -> None:
 
 
 def restarts(pod: Document, container: str) -> int:
-    """Return how often a container of a pod was restarted."""
+    """Return how often a container was restarted. In 1.34, a new sandbox resets the count of a sidecar."""
+    return int(_status(pod, container)["restartCount"])
+
+
+def container_id(pod: Document, container: str) -> str:
+    """Return the id of a container, which changes at each restart; "" if it was not created yet."""
+    return str(_status(pod, container).get("containerID", ""))
+
+
+def _status(pod: Document, container: str) -> Document:
     status = pod["status"]
-    all_statuses = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
-    (count,) = [int(item["restartCount"]) for item in all_statuses if item["name"] == container]
-    return count
+    found: Document
+    (found,) = [
+        item
+        for item in [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
+        if item["name"] == container
+    ]
+    return found
