@@ -102,9 +102,9 @@ class Pod:
         key_file = self.workload.key_file
         return probe.fails(marker=key_file.with_name(f"{key_file.name}.restart"), socket=self.machine.socket)
 
-    def restart_by(self, probe: Probe) -> None:
+    def restart_by(self, probe: Probe, *, timeout_s: float = CONFIRMED_S) -> None:
         """Do what the kubelet does: wait until the probe fails, and restart the container then."""
-        eventually(lambda: self.fails(probe), "the probe to fail", timeout_s=CONFIRMED_S)
+        eventually(lambda: self.fails(probe), "the probe to fail", timeout_s=timeout_s)
         assert self.workload.key_file.read_text() != self.first_key
         if self.interface:
             result = subprocess.run(
@@ -142,7 +142,7 @@ def heal(release: Release, folder: Path, interface: str) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(server_with_users(release, folder / "server"))
         probe = Probe(folder / "bin")
-        # Two pods, because an empty list of nodes does not confirm that a node is deleted.
+        # Two pods, because a deletion takes five minutes to be confirmed if the list of nodes is empty.
         deleted = Pod("deleted.example.com", stack=stack, server=server, folder=folder / "d", interface=interface)
         expired = Pod("expired.example.com", stack=stack, server=server, folder=folder / "e")
         assert not deleted.fails(probe)

@@ -361,7 +361,7 @@ def test_rendered_pod_reconnects_after_an_outage_of_headscale(
 
 def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, cloudflare: CloudflareSimulator) -> None:
     """The liveness probe fails after `dns-watch` has written a fresh key, and the container is restarted."""
-    # An empty list of nodes does not confirm that a node is deleted.
+    # With an empty list of nodes, a deletion takes five minutes to be confirmed.
     setup.join("http-address")
     pod = start_pod(setup, cloudflare)
     (deleted,) = pod.workload.ids

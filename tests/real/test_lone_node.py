@@ -1,0 +1,105 @@
+"""The only node of a tailnet: its pod recovers after a deletion, and waits if the server has another database."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from lifecycle.dns_watch.healing import CONFIRMING_S, EMPTY_LIST_CONFIRMING_S
+from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
+from tests.real.command import Event, named
+from tests.real.programs import Release, eventually
+from tests.real.server import HeadscaleServer
+from tests.real.test_healing import CONFIRMED_S, Pod
+from tests.real.workload import USER
+
+# The oldest release, the last one without and the first one with a list of nodes in memory, and the newest ones. Each
+# takes six minutes.
+VERSIONS = ("0.23.0", "0.26.1", "0.27.1", "0.29.3", "head")
+
+pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
+
+
+@pytest.fixture(params=VERSIONS)
+def server(request: pytest.FixtureRequest, releases: list[Release], short_folder: Path) -> Iterator[HeadscaleServer]:
+    """A server without nodes and without other users."""
+    release = {release.name: release for release in releases}.get(request.param)
+    if release is None:
+        pytest.skip(f"needs headscale-{request.param}")
+    (short_folder / "server").mkdir()
+    with HeadscaleServer(release, short_folder / "server") as server:
+        server.create_user(USER)
+        yield server
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """Replace the database in one folder by that of another one. The server is stopped."""
+    for file in target.glob("db.sqlite*"):
+        file.unlink()
+    for file in source.glob("db.sqlite*"):
+        shutil.copy(file, target)
+
+
+def time_of(event: Event) -> datetime:
+    return datetime.fromisoformat(event["timestamp"])
+
+
+def test_pod_with_the_only_node_recovers(server: HeadscaleServer, short_folder: Path) -> None:
+    with ExitStack() as stack:
+        probe = Probe(short_folder / "bin")
+        pod = Pod("only.example.com", stack=stack, server=server, folder=short_folder / "p")
+        server.delete_node(pod.first_id)
+        assert server.nodes() == []
+
+        pod.restart_by(probe, timeout_s=CONFIRMED_S + EMPTY_LIST_CONFIRMING_S)
+
+        pod.workload.wait_until_published(pod.machine)
+        (new_id,) = pod.workload.ids
+        assert int(new_id) > int(pod.first_id)
+        assert pod.nodez == (200, "registered")
+        (lost,) = named(pod.watch.events, "node.lost")
+        assert lost["node_id"] == pod.first_id
+        first_missed = named(pod.watch.events, "pass.skipped")[0]
+        assert (time_of(lost) - time_of(first_missed)).total_seconds() >= EMPTY_LIST_CONFIRMING_S - 1
+        assert len(named(pod.watch.events, "pre_auth_key.created")) == 1
+        assert pod.watch.terminate() == 0
+
+
+def test_database_without_the_node_for_two_minutes_changes_nothing(server: HeadscaleServer, short_folder: Path) -> None:
+    """An administrator starts the server with an old backup, and replaces it with the newest one."""
+    with ExitStack() as stack:
+        old, newest = short_folder / "old", short_folder / "newest"
+        for folder in (old, newest):
+            folder.mkdir()
+        assert server.accepts_api_key
+        server.stop()
+        copy_database(server.folder, old)
+        server.start()
+        pod = Pod("only.example.com", stack=stack, server=server, folder=short_folder / "p")
+        server.stop()
+        copy_database(server.folder, newest)
+        copy_database(old, server.folder)
+        server.start()
+        assert (server.nodes(), server.keys()) == ([], [])
+
+        def has_missed_it_for_long() -> bool:
+            missed = named(pod.watch.events, "pass.skipped")
+            return bool(missed) and (time_of(missed[-1]) - time_of(missed[0])).total_seconds() > 2 * CONFIRMING_S
+
+        eventually(has_missed_it_for_long, "two minutes without the node", timeout_s=CONFIRMED_S)
+        assert server.keys() == []
+        assert pod.nodez == (200, "waiting")
+        server.stop()
+        copy_database(newest, server.folder)
+        server.start()
+        eventually(lambda: pod.nodez == (200, "registered"), "the node to be found again", details=pod.watch.output)
+        assert pod.workload.ids == [pod.first_id]
+        assert pod.workload.key_file.read_text() == pod.first_key
+        assert len(pod.workload.cloudflare.writes) == pod.writes
+        assert not named(pod.watch.events, "node.lost")
+        assert pod.watch.terminate() == 0
