@@ -50,6 +50,11 @@ EVENTS = {
         "info", "wait_s reason", "`cleanup` or `prune --yes` pauses, because a response of an upstream took long"
     ),
     "user.assumed": _event("warning", "user reason", "`HEADSCALE_USER` is not set, and Headscale has only one user"),
+    "headscale.untested": _event(
+        "warning",
+        "version newest_tested advice",
+        "Headscale is newer than the releases that this program was tested with; once for each version",
+    ),
     "api_key.expiring": _event(
         "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"
     ),

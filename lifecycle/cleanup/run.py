@@ -17,6 +17,7 @@ from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.events import warning
 from lifecycle.domain.expiry import node_warning
 from lifecycle.domain.model import Node
+from lifecycle.domain.releases import untested_warning
 from lifecycle.runtime.logs import log_event
 from lifecycle.settings.models import CleanupSettings
 
@@ -101,6 +102,9 @@ class Cleanup:
             log.warning("zone.unreadable", error=str(seen.records_error))
         if self.settings.headscale_user is None:
             log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
+        untested = untested_warning(seen.version)
+        if untested is not None:
+            log_event(untested)
         secret = self.settings.ts_kube_secret
         match plan.kept:
             case NoKeptNode(reason):

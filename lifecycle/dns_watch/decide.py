@@ -49,6 +49,7 @@ from lifecycle.domain.errors import ApiError, AuthError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, is_near, node_warning
 from lifecycle.domain.model import KeyMetadata, Node
+from lifecycle.domain.releases import untested_warning
 
 _HOUR_S = 3600.0
 _DAY_S = 86_400.0
@@ -128,12 +129,18 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
 
 def _with_identity(state: State, seen: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
     """Remember the criteria for owning a node, and report a problem with them once."""
-    state = replace(state, headscale_version=seen.version or state.headscale_version)
     events: tuple[Event, ...] = ()
+    if seen.version and seen.version != state.headscale_version:
+        untested = untested_warning(seen.version)
+        events = (untested,) if untested is not None else ()
+        state = replace(state, headscale_version=seen.version)
     if seen.identity is not None:
         user = seen.identity.user.name
         if config.user is None and user != state.assumed_user:
-            events = (warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),)
+            events = (
+                *events,
+                warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),
+            )
             state = replace(state, assumed_user=user)
         state = replace(state, identity=seen.identity, reported_problem="")
     problem = seen.node.error if isinstance(seen.node, Unregistered) else None

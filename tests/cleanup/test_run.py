@@ -223,8 +223,9 @@ def test_foreign_node_of_our_name_is_reported(world: World, events: Events) -> N
 def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
     """Databases of older releases assign the highest id again after a deletion."""
     world.headscale.add_node(NAME, user=USER)
-    seen = json.dumps({"node": {"id": "1", "machineKey": "mkey:" + "0" * 64, "name": NAME, "user": None}})
-    world.headscale.faults.add(faults.answer(200, seen), path="/api/v1/node/1")
+    fields = ("user", "ipAddresses", "preAuthKey", "registerMethod", "online", "expiry", "lastSeen", "tags")
+    node = {"id": "1", "machineKey": "mkey:" + "0" * 64, "name": NAME, **dict.fromkeys(fields)}
+    world.headscale.faults.add(faults.answer(200, json.dumps({"node": node})), path="/api/v1/node/1")
     with pytest.raises(ConflictError):
         world.cleanup().run()
     assert untouched(world)

@@ -264,6 +264,7 @@ def test_invalid_id_is_not_used_in_a_url(monkeypatch: pytest.MonkeyPatch, tmp_pa
         "registerMethod": "REGISTER_METHOD_AUTH_KEY",
         "user": {"id": "1", "name": "svc"},
         "ipAddresses": ["100.64.0.9"],
+        **dict.fromkeys(("preAuthKey", "online", "expiry", "lastSeen", "tags")),
     }
     world.headscale.faults.add(faults.answer(200, json.dumps({"nodes": [node]})), path="/api/v1/node$")
     before = len(world.headscale.requests)

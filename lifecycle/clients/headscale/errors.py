@@ -10,6 +10,7 @@ import httpx
 from lifecycle.clients.response import Response
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.releases import is_untested, newest_tested
 
 UPSTREAM: Final = "Headscale"
 
@@ -93,8 +94,18 @@ def _meaning_of_unknown(what: str, text: str) -> tuple[type[ApiError], str] | No
     return None
 
 
-def malformed_response(what: str) -> ResponseError:
-    """Return the error for a response that is not Headscale's, or that lacks required values."""
+def malformed_response(what: str, *, version: str = "") -> ResponseError:
+    """Return the error for a response that is not Headscale's, or that lacks required values.
+
+    Args:
+        version: of the server; "" if it is not known.
+    """
+    if is_untested(version):
+        return ResponseError(
+            f"The response of Headscale {version} to {what} has another form than that of {newest_tested()}, the "
+            "newest release that this program was tested with. Upgrade tailscale-lifecycle.",
+            upstream=UPSTREAM,
+        )
     return ResponseError(
         f"Malformed response to {what}. Check that HEADSCALE_URL is the address of Headscale itself, without a path.",
         upstream=UPSTREAM,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -13,9 +14,9 @@ from lifecycle.clients.headscale.dialect import Dialect, dialect_of_openapi, dia
 from lifecycle.clients.headscale.errors import malformed_response
 from lifecycle.clients.headscale.parsing import (
     parse_api_key,
-    parse_listed_user,
-    parse_node,
-    parse_pre_auth_key,
+    parse_complete_node,
+    parse_complete_pre_auth_key,
+    parse_complete_user,
 )
 from lifecycle.clients.items import Items
 from lifecycle.clients.json_client import JsonClient
@@ -61,15 +62,15 @@ class HttpTransport:
 
     def users(self) -> list[User]:
         """Return every user. Source: GET /api/v1/user."""
-        return self._list("/api/v1/user", "users", parse_listed_user)
+        return self._list("/api/v1/user", "users", parse_complete_user)
 
     def nodes(self) -> list[Node]:
         """Return every node. Source: GET /api/v1/node, which has no pages in any release."""
-        return self._list("/api/v1/node", "nodes", parse_node)
+        return self._list("/api/v1/node", "nodes", parse_complete_node)
 
     def node(self, node_id: str) -> Node:
         """Return one node. Source: GET /api/v1/node/{id}."""
-        return self._one("GET", _node_path(node_id), "node", parse_node)
+        return self._one("GET", _node_path(node_id), "node", parse_complete_node)
 
     def delete_node(self, node_id: str) -> None:
         """Delete a node. Source: DELETE /api/v1/node/{id}, which responds when the node is deleted, with an object.
@@ -95,7 +96,7 @@ class HttpTransport:
                 "expiration": expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "aclTags": sorted(spec.tags),
             }
-            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parse_pre_auth_key, body=body)
+            return self._one("POST", "/api/v1/preauthkey", "preAuthKey", parse_complete_pre_auth_key, body=body)
 
         return self._in_dialect(create)
 
@@ -108,7 +109,7 @@ class HttpTransport:
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
             params = {"user": dialect.user_reference(user)} if dialect.keys_by_user else None
-            return self._list("/api/v1/preauthkey", "preAuthKeys", parse_pre_auth_key, params=params)
+            return self._list("/api/v1/preauthkey", "preAuthKeys", parse_complete_pre_auth_key, params=params)
 
         return self._in_dialect(list_keys)
 
@@ -210,15 +211,27 @@ class HttpTransport:
                 self._dialect = None
             raise
 
+    @contextmanager
+    def _well_formed(self, what: str) -> Iterator[None]:
+        """Raise ResponseError if a payload cannot be parsed in the block. A release that is newer explains that."""
+        try:
+            with well_formed(malformed_response(what)):
+                yield
+        except ResponseError:
+            version = ""
+            with suppress(ApiError):
+                version = self._current_dialect().version
+            raise malformed_response(what, version=version) from None
+
     def _one(self, method: str, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> Parsed:
         payload = self._send(method, path, **request)
-        with well_formed(malformed_response(f"{method} {path}")):
+        with self._well_formed(f"{method} {path}"):
             return parse(payload[member])
 
     def _list(self, path: str, member: str, parse: Callable[[Any], Parsed], **request: Any) -> list[Parsed]:
         items = Items(member, parse)
         payload = self._send("GET", path, items=items, **request)
-        with well_formed(malformed_response(f"GET {path}")):
+        with self._well_formed(f"GET {path}"):
             rest = payload[member]
             if not isinstance(rest, list):
                 raise TypeError("not a list")

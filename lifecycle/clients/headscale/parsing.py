@@ -40,6 +40,19 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND_NS = 1_000_000_000
 
 
+# The members of objects of the API that it never omits. A node has either the tags of 0.28, or the older ones.
+_USER = frozenset({"id", "name"})
+_NODE = frozenset(
+    {
+        *("id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
+        *("online", "expiry", "lastSeen"),
+    }
+)
+_TAGS = frozenset({"tags", "forcedTags"})
+_KEY_OF_NODE = frozenset({"id", "user", "createdAt"})
+_KEY = frozenset({"id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"})
+
+
 @dataclass(frozen=True, slots=True)
 class ListedApiKey:
     """An API key in a list.
@@ -100,7 +113,7 @@ def parse_node(payload: Any) -> Node:
         tags=frozenset(tag for field in ("tags", "forcedTags", "validTags") for tag in _texts(payload, field)),
         registered_by=_parse_register_method(payload.get("registerMethod")),
         pre_auth_key=_parse_key_origin(payload.get("preAuthKey")),
-        online=payload.get("online") is True,
+        online=_flag(payload, "online"),
         expires_at=parse_time(payload.get("expiry")),
         last_seen=parse_time(payload.get("lastSeen")),
     )
@@ -143,9 +156,9 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
         id=_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
         tags=frozenset(_texts(payload, "aclTags")),
-        reusable=payload.get("reusable") is True,
-        ephemeral=payload.get("ephemeral") is True,
-        used=payload.get("used") is True,
+        reusable=_flag(payload, "reusable"),
+        ephemeral=_flag(payload, "ephemeral"),
+        used=_flag(payload, "used"),
         created_at=parse_time(payload.get("createdAt")),
         expires_at=parse_time(payload.get("expiration")),
         # Lists mask the secret from 0.28 on.
@@ -163,6 +176,33 @@ def parse_api_key(payload: Any) -> ListedApiKey:
     if len(prefix) < _MIN_PREFIX_LENGTH:
         raise ValueError("the prefix is too short to identify a key")
     return ListedApiKey(prefix, parse_time(payload.get("expiration")))
+
+
+def parse_complete_user(payload: Any) -> User:
+    """Parse an item of the API's list of users. The API omits no member; the command line omits empty ones."""
+    _require(payload, _USER)
+    return parse_listed_user(payload)
+
+
+def parse_complete_node(payload: Any) -> Node:
+    """Parse a node of the API, which omits no member."""
+    _require(payload, _NODE)
+    if not payload.keys() & _TAGS:
+        raise KeyError(*_TAGS)
+    if payload["preAuthKey"] is not None:
+        _require(payload["preAuthKey"], _KEY_OF_NODE)
+    return parse_node(payload)
+
+
+def parse_complete_pre_auth_key(payload: Any) -> PreAuthKey:
+    """Parse a pre-auth key of the API, which omits no member."""
+    _require(payload, _KEY)
+    return parse_pre_auth_key(payload)
+
+
+def _require(payload: Any, members: frozenset[str]) -> None:
+    if missing := members - payload.keys():
+        raise KeyError(*missing)
 
 
 def parse_id(value: Any) -> str | None:
@@ -194,6 +234,14 @@ def _text(payload: Any, field: str) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{field} is not a string")
     return value or ""
+
+
+def _flag(payload: Any, field: str) -> bool:
+    """Return a truth value, False if absent: the command line omits it then."""
+    value = payload.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{field} is not a truth value")
+    return bool(value)
 
 
 def _texts(payload: Any, field: str) -> list[str]:

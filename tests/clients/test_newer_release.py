@@ -1,0 +1,212 @@
+"""A release of Headscale that is newer than those that the program was tested with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lifecycle.domain.errors import ResponseError
+from lifecycle.domain.releases import NEWEST_TESTED, is_untested, newest_tested
+from tests.builders import MARK, NAME
+from tests.simulators.dialects import VERSIONS
+from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.messages import Handler, Request, Response
+from tests.simulators.upstream import Upstream
+from tests.world import USER, Interface, World, named, names
+
+NEWER = "0.31.0"
+TEN_MINUTES_S = 600.0
+
+Change = Callable[[Any], Any]
+
+
+def renamed(field: str, *, within: str) -> Change:
+    """Return a change of a response: a field of an object, such as of each node, has another name."""
+
+    def change(value: Any, parent: str = "") -> Any:
+        match value:
+            case dict():
+                return {
+                    f"{name}X" if (name, parent) == (field, within) else name: change(item, name)
+                    for name, item in value.items()
+                }
+            case list():
+                return [change(item, parent.removesuffix("s")) for item in value]
+        return value
+
+    return change
+
+
+def replaced(old: Any, new: Any, *, field: str) -> Change:
+    """Return a change of a response: a field has another value."""
+
+    def change(value: Any) -> Any:
+        match value:
+            case dict():
+                return {name: new if (name, item) == (field, old) else change(item) for name, item in value.items()}
+            case list():
+                return [change(item) for item in value]
+        return value
+
+    return change
+
+
+def a_newer_world(monkeypatch: pytest.MonkeyPatch, folder: Path) -> World:
+    """Return a world whose Headscale reports a newer release and behaves like the newest one that is known."""
+    world = World(monkeypatch, folder, "0.30.0")
+    world.headscale.reported_version = f"v{NEWER}"
+    return world
+
+
+def change_responses(world: World, change: Change) -> None:
+    """Change every JSON object that Headscale returns from now on, for clients that are created from now on."""
+
+    def between(upstream: Upstream) -> Handler:
+        def handle(request: Request) -> Response:
+            response = upstream.handle(request)
+            if "json" not in response.content_type:
+                return response
+            return replace(response, body=json.dumps(change(json.loads(response.body))).encode())
+
+        return handle if isinstance(upstream, HeadscaleSimulator) else upstream.handle
+
+    world.between = between
+
+
+CHANGES = [
+    *(
+        pytest.param(renamed(field, within=kind), id=f"{field} of a {kind} renamed")
+        for kind, fields in {
+            "user": ("id", "name"),
+            "node": (
+                *("id", "name", "machineKey", "ipAddresses", "user", "preAuthKey", "registerMethod"),
+                *("online", "expiry", "lastSeen", "tags"),
+            ),
+            "preAuthKey": ("id", "user", "createdAt"),
+            "": ("users", "nodes"),
+        }.items()
+        for field in fields
+    ),
+    pytest.param(replaced(True, "true", field="online"), id="online is a text"),
+    pytest.param(replaced(None, "never", field="expiry"), id="expiry is a word"),
+    pytest.param(replaced("1", "a1b2", field="id"), id="id is not a number"),
+]
+
+
+@pytest.mark.default_cases(3)
+@pytest.mark.parametrize("change", CHANGES)
+def test_cleanup_refuses_a_changed_response_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Change
+) -> None:
+    world = a_newer_world(monkeypatch, tmp_path)
+    old = world.headscale.add_node(NAME, user=USER, online=True)
+    world.add_record(old.address, comment=MARK)
+    change_responses(world, change)
+
+    with pytest.raises(ResponseError, match=rf"{NEWER}.*{newest_tested()}.*Upgrade"):
+        world.cleanup().run()
+
+    assert world.headscale.writes == world.cloudflare.writes == []
+    assert world.key is None
+
+
+@pytest.mark.default_cases(3)
+@pytest.mark.parametrize("change", CHANGES)
+def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], change: Change
+) -> None:
+    """The node does not count as lost, foreign or superseded."""
+    world = a_newer_world(monkeypatch, tmp_path)
+    world.cleanup().run()
+    node = world.headscale.register(key=world.key, hostname=NAME)
+    world.headscale.connect(node.id)
+    world.run(world.watch(Interface(*node.addresses), SELF_HEAL="true"), 60)
+    published, keys = world.records(), world.headscale.keys
+    writes = len(world.headscale.writes), len(world.cloudflare.writes)
+    events.clear()
+    change_responses(world, change)
+
+    world.run(world.watch(Interface(*node.addresses), SELF_HEAL="true", MAX_RETRIES="0"), TEN_MINUTES_S)
+
+    assert (world.records(), world.headscale.keys) == (published, keys)
+    assert (len(world.headscale.writes), len(world.cloudflare.writes)) == writes
+    assert NEWER in named(events, "pass.failed")[0]["error"]
+    assert not {"node.lost", "node.registered", "node.superseded", "node.identification_failed"} & {*names(events)}
+
+
+@pytest.mark.default_cases(1)
+@pytest.mark.parametrize(
+    "field", ["id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"]
+)
+def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str
+) -> None:
+    """The program learns of the change from the response to the new key."""
+    world = a_newer_world(monkeypatch, tmp_path)
+    change_responses(world, renamed(field, within="preAuthKey"))
+    with pytest.raises(ResponseError, match=rf"{NEWER}.*Upgrade"):
+        world.cleanup().run()
+    assert world.key is None
+    assert world.cloudflare.writes == []
+
+
+def test_newer_release_that_is_like_the_newest_known_one_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any]
+) -> None:
+    """Each command logs one warning."""
+    world = a_newer_world(monkeypatch, tmp_path)
+    old = world.headscale.add_node(NAME, user=USER)
+    world.cleanup().run()
+    assert old not in world.headscale.nodes
+    (warning,) = named(events, "headscale.untested")
+    assert (warning["version"], warning["newest_tested"]) == (NEWER, newest_tested())
+
+    events.clear()
+    node = world.headscale.register(key=world.key, hostname=NAME)
+    world.headscale.connect(node.id)
+    watch = world.watch(Interface(*node.addresses))
+    world.run(watch, TEN_MINUTES_S)
+    assert world.records() == {f"A {node.address}": MARK}
+    assert len(named(events, "headscale.untested")) == 1
+
+    world.headscale.reported_version = "v0.32.1"
+    world.headscale.restart()
+    watch = world.watch(Interface(*node.addresses))
+    world.run(watch, TEN_MINUTES_S)
+    assert [event["version"] for event in named(events, "headscale.untested")] == [NEWER, "0.32.1"]
+
+
+def test_supported_release_causes_no_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any]
+) -> None:
+    world = World(monkeypatch, tmp_path, "0.30.0")
+    world.cleanup().run()
+    assert not named(events, "headscale.untested")
+
+
+@pytest.mark.parametrize(
+    ("version", "untested"),
+    [
+        ("0.30.0", False),
+        ("0.30.9", False),
+        ("0.31.0", True),
+        ("0.31.0-beta.1", True),
+        ("0.100.0", True),
+        ("1.0.0", True),
+        ("0.30 or newer", False),
+        ("0.28 or 0.29", False),
+        ("", False),
+    ],
+)
+def test_newer_releases_are_recognised_by_their_version(version: str, untested: bool) -> None:
+    assert is_untested(version) is untested
+
+
+def test_newest_tested_release_is_simulated() -> None:
+    assert VERSIONS[-1].startswith(f"{newest_tested()}.")
+    assert NEWEST_TESTED >= (0, 30)

@@ -1,0 +1,348 @@
+"""Headscale through exec, on a real API server and kubelet: HEADSCALE_ACCESS=exec."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.cluster.api_server import Refused
+from tests.cluster.cluster import STARTED_S, Cluster, Document
+from tests.cluster.images import HEADSCALE, PATH, Image, headscale, layer
+from tests.cluster.tailnet import URL, Tailnet
+from tests.pod.cluster import USER
+from tests.pod.rendering import DOMAIN
+from tests.real.programs import eventually
+from tests.real.server import configuration
+
+DISTROLESS: Final = "docker.io/headscale/headscale:distroless"
+LIFECYCLE: Final = "localhost/tailscale-lifecycle:latest"
+ACCOUNT: Final = "through-exec"
+CONFIG: Final = "/elsewhere/headscale.yaml"
+FOLDER: Final = "/data"
+
+_numbers = count(1)
+
+# In place of the program: hangs when a file says so, before or after a command is run.
+WRAPPER = """\
+#!/bin/sh
+if [ -e /tmp/hang ] && [ "$1 $2" = "$(cat /tmp/hang)" ]; then
+    [ -e /tmp/after ] && /usr/local/bin/headscale "$@"
+    touch /tmp/hanging
+    exec sleep 1000
+fi
+exec /usr/local/bin/headscale "$@"
+"""
+
+
+class Server:
+    """Headscale in a namespace of its own, with its configuration at an unusual path.
+
+    Args:
+        kind: Deployment or StatefulSet.
+        container: the name of its container.
+        image: its image.
+        replicas: how many; each has a database of its own.
+    """
+
+    def __init__(self, tailnet: Tailnet, *, kind: str, container: str, image: str, replicas: int = 1) -> None:
+        self.tailnet = tailnet
+        self.cluster: Cluster = tailnet.cluster
+        self.namespace = f"headscale-{next(_numbers)}"
+        self._container = container
+        self.cluster.kubectl("create", "namespace", self.namespace)
+        self.cluster.apply(*self._manifests(kind, image, replicas))
+        self.cluster.kubectl(
+            *("-n", self.namespace, "rollout", "status", f"{kind.lower()}/headscale", f"--timeout={STARTED_S:g}s")
+        )
+        for pod in self.pods:
+            self.run(pod, "users", "create", USER)
+
+    def _manifests(self, kind: str, image: str, replicas: int) -> Iterator[Document]:
+        ports = (8080, 9090, 50443, 3478)
+        config, relays = configuration(URL, FOLDER, ports=ports, relay=URL, listen="0.0.0.0")
+        config["derp"]["paths"] = ["/elsewhere/derp.yaml"]
+        files = {"headscale.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "headscale": WRAPPER}
+        yield self._object("v1", "ConfigMap", data=files)
+        labels = {"app.kubernetes.io/name": "headscale"}
+        server = {
+            "name": self._container,
+            "image": image,
+            "args": ["serve"],
+            "env": [
+                {"name": "HEADSCALE_CONFIG", "value": CONFIG},
+                *([{"name": "PATH", "value": f"/wrapper:{PATH}"}] if image == HEADSCALE else []),
+            ],
+            "readinessProbe": {"httpGet": {"path": "/health", "port": 8080}, "periodSeconds": 1},
+            "volumeMounts": [
+                {"name": "config", "mountPath": "/elsewhere"},
+                {"name": "config", "mountPath": "/wrapper"},
+                {"name": "data", "mountPath": FOLDER},
+            ],
+        }
+        # On the node's disk, so that the database outlives a pod that is replaced.
+        folder = {"hostPath": {"path": f"/var/lib/{self.namespace}", "type": "DirectoryOrCreate"}}
+        pod = {
+            "containers": [server],
+            "volumes": [
+                {"name": "config", "configMap": {"name": "headscale", "defaultMode": 0o755}},
+                {"name": "data", **(folder if replicas == 1 else {"emptyDir": {}})},
+            ],
+            "terminationGracePeriodSeconds": 1,
+        }
+        yield self._object(
+            "apps/v1",
+            kind,
+            spec={
+                "replicas": replicas,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": pod},
+                **({"serviceName": "headscale"} if kind == "StatefulSet" else {"strategy": {"type": "Recreate"}}),
+            },
+        )
+
+    def _object(self, api: str, kind: str, **fields: Any) -> Document:
+        metadata = {"name": "headscale", "namespace": self.namespace}
+        return {"apiVersion": api, "kind": kind, "metadata": metadata, **fields}
+
+    @property
+    def pods(self) -> list[str]:
+        """The names of its pods."""
+        return [
+            pod["metadata"]["name"] for pod in self.cluster.pods("app.kubernetes.io/name=headscale", self.namespace)
+        ]
+
+    def run(self, pod: str, *arguments: str) -> Any:
+        """Run a command of the command line in a pod, and return its output."""
+        command = ("headscale", *arguments, "-o", "json")
+        return json.loads(self.cluster.exec(pod, self._container, *command, namespace=self.namespace))
+
+    def keys(self, pod: str) -> list[Document]:
+        """Return the pre-auth keys, oldest first."""
+        return sorted(self.run(pod, "preauthkeys", "list") or [], key=lambda key: int(key["id"]))
+
+    # --- Its clients --------------------------------------------------------------------------------
+
+    def allow(self, *rules: Document) -> None:
+        """Give the clients' account a Role in the namespace."""
+        name = f"rules-{next(_numbers)}"
+        metadata = {"name": name, "namespace": self.namespace}
+        api = "rbac.authorization.k8s.io"
+        subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "services"}
+        self.cluster.apply(
+            {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": list(rules)},
+            {
+                "apiVersion": f"{api}/v1",
+                "kind": "RoleBinding",
+                "metadata": metadata,
+                "roleRef": {"apiGroup": api, "kind": "Role", "name": name},
+                "subjects": [subject],
+            },
+        )
+
+    def allow_all(self) -> None:
+        """Give the clients' account all permissions that they need."""
+        self.allow(
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]},
+        )
+
+    def start_cleanup(self, **settings: str) -> Client:
+        """Start a pod that runs `cleanup` through exec."""
+        return Client(self, settings)
+
+
+class Client:
+    """A pod that runs `cleanup` once."""
+
+    def __init__(self, server: Server, settings: dict[str, str]) -> None:
+        self._cluster = server.cluster
+        self._name = f"cleanup-{next(_numbers)}"
+        shipped = (server.tailnet.deploy / "base/lifecycle.env").read_text()
+        (cloudflare,) = re.findall(r"^CLOUDFLARE_API_URL=(.*)$", shipped, re.MULTILINE)
+        variables = {
+            "HEADSCALE_ACCESS": "exec",
+            "HEADSCALE_NAMESPACE": server.namespace,
+            "CLOUDFLARE_API_URL": cloudflare,
+            "CLOUDFLARE_API_TOKEN": server.tailnet.cloudflare.token,
+            "CLOUDFLARE_ZONE_ID": server.tailnet.zone_id,
+            "DOMAIN_NAME": DOMAIN,
+            "TS_HOSTNAME": f"{self._name}.{DOMAIN}",
+            "AUTHKEY_OUTPUT_PATH": "/key/authkey",
+            **settings,
+        }
+        container = {
+            "name": "cleanup",
+            "image": LIFECYCLE,
+            "imagePullPolicy": "Never",
+            "args": ["cleanup"],
+            "env": [{"name": name, "value": value} for name, value in variables.items()],
+            "volumeMounts": [{"name": "key", "mountPath": "/key"}],
+        }
+        spec = {
+            "serviceAccountName": ACCOUNT,
+            "restartPolicy": "Never",
+            "containers": [container],
+            "volumes": [{"name": "key", "emptyDir": {"medium": "Memory"}}],
+            "securityContext": {"fsGroup": 65532},
+        }
+        metadata = {"name": self._name, "namespace": "services"}
+        self._cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+
+    def wait(self) -> tuple[int, list[Document]]:
+        """Wait until the command has ended, and return its exit status and its log."""
+
+        def ended() -> int | None:
+            statuses = self._cluster.get("pod", self._name)["status"].get("containerStatuses", ())
+            states = [status["state"]["terminated"] for status in statuses if "terminated" in status["state"]]
+            return states[0]["exitCode"] + 1 if states else None
+
+        details = lambda: self._cluster.describe_pod(self._name)  # noqa: E731 - a short callback
+        status = eventually(ended, f"the end of {self._name}", details=details, timeout_s=STARTED_S) - 1
+        return status, self._cluster.events(self._name, "cleanup")
+
+    def succeed(self) -> list[Document]:
+        """Wait until the command has succeeded, and return its log."""
+        status, events = self.wait()
+        assert status == 0, events
+        return events
+
+    def fail(self) -> str:
+        """Wait until the command has failed, and return its message."""
+        status, events = self.wait()
+        assert status == 1, events
+        (failed,) = named(events, "command.failed")
+        error: str = failed["error"]
+        return error
+
+
+def named(events: list[Document], name: str) -> list[Document]:
+    return [event for event in events if event["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def prepared(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Tailnet:
+    """The cluster with a service account, and with an image that has only the static program, as Headscale's own."""
+    archive: Path = tmp_path_factory.mktemp("distroless") / "layer.tar"
+    program = headscale()
+    assert program is not None
+    files: dict[str, str | Path] = {"ko-app/headscale": program, "tmp/": ""}
+    image = Image([layer(archive, files)], ["/ko-app/headscale"], environment={"PATH": f"{PATH}:/ko-app"})
+    tailnet.cluster.load({DISTROLESS: image})
+    tailnet.cluster.kubectl("-n", "services", "create", "serviceaccount", ACCOUNT)
+    return tailnet
+
+
+@contextmanager
+def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
+    """Run a server, and delete it at the end."""
+    server = Server(tailnet, **options)
+    try:
+        yield server
+    finally:
+        with suppress(Refused):
+            tailnet.cluster.kubectl("delete", "namespace", server.namespace, "--wait=false")
+
+
+@pytest.mark.parametrize("container", ["headscale", "server"])
+def test_distroless_container_with_its_configuration_elsewhere(prepared: Tailnet, container: str) -> None:
+    """There is no shell, and a single container needs no usual name."""
+    with server_in(prepared, kind="Deployment", container=container, image=DISTROLESS) as server:
+        (pod,) = server.pods
+        with pytest.raises(Refused):
+            prepared.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
+        server.allow_all()
+        events = server.start_cleanup().succeed()
+        (created,) = named(events, "pre_auth_key.created")
+        assert [(str(key["id"]), key.get("used", False)) for key in server.keys(pod)] == [(created["key_id"], False)]
+
+
+def test_missing_permissions_are_named_with_the_rule_to_add(prepared: Tailnet) -> None:
+    """With the two rules of the messages, and no other ones, the command works."""
+    with server_in(prepared, kind="StatefulSet", container="headscale", image=DISTROLESS) as server:
+        added = []
+        for _ in range(2):
+            message = server.start_cleanup().fail()
+            assert f"system:serviceaccount:services:{ACCOUNT}" in message
+            assert f"in namespace {server.namespace}" in message
+            (rule,) = yaml.safe_load(message.partition("with this rule: ")[2])
+            server.allow(rule)
+            added.append(rule)
+        assert added == [
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
+            {
+                "apiGroups": [""],
+                "resources": ["pods/exec"],
+                "resourceNames": ["headscale-0"],
+                "verbs": ["create", "get"],
+            },
+        ]
+        server.start_cleanup().succeed()
+
+
+def test_missing_program_and_other_containers_are_explained(prepared: Tailnet) -> None:
+    """A retry would not help, so the command fails without one."""
+    with server_in(prepared, kind="Deployment", container="server", image=DISTROLESS) as server:
+        server.allow_all()
+        message = server.start_cleanup(HEADSCALE_CONTAINER="sidecar").fail()
+        assert "HEADSCALE_CONTAINER to one of: server" in message
+        message = server.start_cleanup(HEADSCALE_NAMESPACE="kube-system", HEADSCALE_POD_SELECTOR="a=b").fail()
+        assert "namespace kube-system" in message
+
+
+def test_newest_of_two_replicas_is_used(prepared: Tailnet) -> None:
+    """Headscale has no replicas, so each has a database of its own. All commands of one run go to the same pod."""
+    with server_in(prepared, kind="Deployment", container="headscale", image=DISTROLESS, replicas=2) as server:
+        server.allow_all()
+        found = [prepared.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
+        newest = max((pod["creationTimestamp"], pod["name"]) for pod in found)[1]
+        (other,) = (name for name in server.pods if name != newest)
+        for number in (1, 2):
+            server.start_cleanup().succeed()
+            assert (len(server.keys(newest)), server.keys(other)) == (number, [])
+
+
+@pytest.mark.parametrize(
+    ("command", "after", "keys"),
+    [
+        pytest.param("users list", False, 1, id="while it reads"),
+        pytest.param("preauthkeys create", False, 1, id="before it creates a key"),
+        pytest.param("preauthkeys create", True, 2, id="after it has created a key"),
+    ],
+)
+def test_pod_that_is_replaced_in_the_middle_of_a_command(
+    prepared: Tailnet, command: str, after: bool, keys: int
+) -> None:
+    """The command runs again in the new pod. A key whose output was lost is expired."""
+    with server_in(prepared, kind="Deployment", container="headscale", image=HEADSCALE) as server:
+        server.allow_all()
+        cluster, (pod,) = prepared.cluster, server.pods
+        script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if after else "")
+        cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
+        client = server.start_cleanup(HTTP_TIMEOUT="30s")
+
+        def hangs() -> bool:
+            with suppress(Refused):
+                cluster.exec(pod, "headscale", "ls", "/tmp/hanging", namespace=server.namespace)
+                return True
+            return False
+
+        eventually(hangs, "the command to hang", timeout_s=STARTED_S)
+        cluster.kubectl("-n", server.namespace, "delete", "pod", pod, "--wait=false")
+
+        events = client.succeed()
+        assert named(events, "retry.scheduled")
+        (created,) = named(events, "pre_auth_key.created")
+        (new_pod,) = [name for name in server.pods if name != pod]
+        found = server.keys(new_pod)
+        assert len(found) == keys
+        assert str(found[-1]["id"]) == created["key_id"]
+        expirations = [key["expiration"]["seconds"] for key in found]
+        assert all(expiration < expirations[-1] - 3000 for expiration in expirations[:-1])
