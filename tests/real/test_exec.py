@@ -20,6 +20,7 @@ from lifecycle.domain.errors import NotFoundError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
 from tests.process.cluster import Authority, require_mount_namespace, with_service_account
 from tests.real.command import named
+from tests.real.differences import differences
 from tests.real.machine import Machine
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
@@ -274,7 +275,8 @@ def shape_of(finished: Finished) -> Any:
     stdout = finished.stdout.decode()
     reason = finished.stderr.decode()
     kind = re.search(r"code = (\w+)|unexpected response status|unknown flag|invalid argument", reason)
-    return (finished.exit_status, _shape(json.loads(stdout)) if stdout.strip() else "", kind[0] if kind else reason)
+    output = _shape(json.loads(stdout)) if stdout.strip() else ""
+    return {"status": finished.exit_status, "output": output, "error": kind[0] if kind else reason}
 
 
 def _shape(value: Any) -> Any:
@@ -332,8 +334,10 @@ def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> Non
     for command in commands:
         real, simulated = twins.shapes(*command, "-o", "json")
         if real != simulated:
-            different.append(f"headscale {' '.join(command)}\n  real      {real}\n  simulated {simulated}")
-    assert not different, "\n".join(different)
+            different.append(f"headscale {' '.join(command)}")
+            different += (f"    {line}" for line in differences(real, simulated))
+    if different:
+        pytest.fail("\n".join(different), pytrace=False)
 
 
 def test_version_is_detected(workload: Workload, transport: ExecTransport) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from lifecycle.clients.headscale import dialect
+from tests.real.differences import differences
 from tests.real.machine import Machine
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
@@ -34,6 +36,11 @@ class Request:
     headers: dict[str, str] = field(default_factory=dict)
     key: str | None = "valid"
     """The API key to send; None = no key."""
+
+    def __str__(self) -> str:
+        key = "" if self.key == "valid" else f", API key: {self.key}"
+        body = self.content if self.body is None else json.dumps(self.body)
+        return f"{self.method} {self.path} {body or ''}{key}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +314,10 @@ def test_real_and_simulated_server_send_the_same_responses(twins: Twins) -> None
     for request in REQUESTS:
         real, simulated = map(summary, twins.send(request))
         if real != simulated:
-            different.append(f"{request}\n  real      {real}\n  simulated {simulated}")
-    assert not different, "\n".join(different)
+            different.append(str(request))
+            different += (f"    {line}" for line in differences(asdict(real), asdict(simulated)))
+    if different:
+        pytest.fail("\n".join(different), pytrace=False)
 
 
 def test_version_documents_are_consistent(server: HeadscaleServer) -> None:
