@@ -159,7 +159,7 @@ def root(archive: Path) -> Path:
     return archive
 
 
-def _headscale() -> Path | None:
+def headscale() -> Path | None:
     """Return the newest installed release of Headscale."""
     folder = Path(os.environ.get(SERVERS_VARIABLE, "/nonexistent"))
     found = {re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name): file for file in folder.glob("headscale-*")}
@@ -175,7 +175,7 @@ def _clients() -> Path:
 
 def missing() -> str:
     """Return what is missing to make the images; "" if nothing is."""
-    if _headscale() is None:
+    if headscale() is None:
         return f"set {SERVERS_VARIABLE} to a folder with headscale-0.29.3 or another release"
     if not all((_clients() / name).exists() for name in PROGRAMS):
         return f"set {CLIENTS_VARIABLE} to a folder with the folder {_clients().name}, which has {', '.join(PROGRAMS)}"
@@ -205,10 +205,10 @@ def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
         layers: those of `base`.
         folder: for further layers.
     """
-    headscale = _headscale()
-    assert headscale is not None
+    program = headscale()
+    assert program is not None
     tailscale = layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
-    server = layer(folder / "headscale.tar", {"usr/local/bin/headscale": headscale})
+    server = layer(folder / "headscale.tar", {"usr/local/bin/headscale": program})
     return {
         PAUSE: Image(layers, ["sleep", "2147483647"], user="65535:65535"),
         BUSYBOX: Image(layers, command=["sh"]),
