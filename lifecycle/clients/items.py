@@ -13,7 +13,9 @@ from lifecycle.clients.response import is_moderate
 Parsed = TypeVar("Parsed")
 
 _decode = json.JSONDecoder().raw_decode
-_BEFORE_NEXT = re.compile(r"\s*,\s*(?={)")
+# Only the white space of JSON: `\s` matches more.
+_SPACE = r"[ \t\n\r]*"
+_BEFORE_NEXT = re.compile(f"{_SPACE},{_SPACE}(?={{)")
 
 
 class Items(Generic[Parsed]):
@@ -30,7 +32,7 @@ class Items(Generic[Parsed]):
     def __init__(self, member: str, parse: Callable[[Any], Parsed]) -> None:
         self.parsed: list[Parsed] = []
         self._parse = parse
-        self._start = re.compile(rb'\s*{\s*"%s"\s*:\s*\[\s*' % member.encode())
+        self._start = re.compile(_SPACE.join(("", "{", f'"{member}"', ":", r"\[", "")).encode())
 
     def take_from(self, body: bytearray) -> None:
         """Parse each item that is followed by the start of another one, and remove it from the body.

@@ -63,6 +63,9 @@ def test_parsed_items_are_not_kept_in_the_body() -> None:
         b'{"nodes":[{"id":1},{"id":2}',
         b'{"nodes":[{"id":1},{"id":',
         b'{"nodes":[{"id":1},{"id":2}]} and more',
+        b'{"nodes":[{"id":1}\xc2\xa0,{"id":2}]}',
+        b'{"nodes":[{"id":1},\x0b{"id":2}]}',
+        b'{"nodes":[\x0c{"id":1},{"id":2}]}',
     ],
 )
 @pytest.mark.parametrize("size", [1, 5, 1000])
