@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tests.builders import MARK, NAME, OTHER_MARK, WORKLOAD_MARK
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.headscale import Node
+from tests.simulators.messages import Handler
+from tests.simulators.upstream import Upstream
 from tests.world import USER, Interface, World, named
 
 Events = list[Any]
@@ -142,6 +145,19 @@ def test_aliases_do_not_point_to_a_main_name_with_a_foreign_record(world: World,
     world.cloudflare.remove_record(foreign)
     world.run(watch, LONG)
     assert world.records("docs.example.com") == CNAME
+
+
+def test_a_foreign_record_is_found_if_cloudflare_requires_all_filters(world: World, node: Node) -> None:
+    """Then no record matches both the name and the comment."""
+
+    def requiring_all(upstream: Upstream) -> Handler:
+        return lambda request: upstream.handle(replace(request, query=request.query.replace("match=any", "match=all")))
+
+    world.between = requiring_all
+    world.add_record("100.64.9.9", comment=OTHER_MARK)
+    before = zone(world)
+    run(world, node, **ALIASES)
+    assert zone(world) == before
 
 
 def test_a_refused_alias_does_not_hold_up_other_names(world: World, node: Node) -> None:

@@ -266,11 +266,14 @@ def _read_names(
 ) -> tuple[Record, ...]:
     """Read the main name and, by the workload's mark, its records under further names, with one request.
 
-    A further name is read by itself only if it lacks the right records: what else is there then matters.
+    A further name is read by itself only if it lacks the right records: what else is there then matters. The main name
+    is, if nothing was found there: a server that ignores `match` requires both filters.
     """
     main = config.records
     comment = workload_mark(main.mark, main.name) if config.further else None
     records = cloudflare.records(main.name, comment=comment)
+    if config.further and all(record.name != main.name for record in records):
+        records = [*records, *cloudflare.records(main.name)]
     for further in config.further:
         if is_incomplete(records, node, specs, identity=further, config=config):
             others = [record for record in records if record.name != further.name]
