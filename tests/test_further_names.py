@@ -172,6 +172,17 @@ def test_a_refused_alias_does_not_hold_up_other_names(world: World, node: Node) 
     assert watch.state.records.in_sync
 
 
+def test_aliases_wait_until_the_main_name_is_accepted(world: World, node: Node) -> None:
+    """Another owner can have created a record there since it was read."""
+    world.cloudflare.faults.add(refusal(400, 81053), method="POST")
+    watch = world.watch(Interface(*node.addresses), **ALIASES, DNS_SHARED_NAMES="ingress")
+    watch.run_pass()
+    assert {name for name, *_ in zone(world)} == {"ingress.example.com"}
+    world.run(watch, LONG)
+    assert world.records("docs.example.com") == CNAME
+    assert watch.state.records.in_sync
+
+
 def test_after_an_outage_no_further_name_is_written(world: World, node: Node) -> None:
     world.cloudflare.faults.add(faults.html(503), method="POST", times=1)
     world.watch(Interface(*node.addresses), **ALIASES).run_pass()

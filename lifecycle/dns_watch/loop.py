@@ -17,7 +17,7 @@ from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
 from lifecycle.dns_watch.state import Applied, Decision, FailedRead, Interface, Moment, Observation, RecordsRead, State
 from lifecycle.dns_watch.status import Status
-from lifecycle.domain.changes import RECORD_CHANGES, Change, RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.changes import RECORD_CHANGES, Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata
 from lifecycle.domain.errors import (
     ApiError,
     ConflictError,
@@ -141,17 +141,23 @@ class DnsWatch:
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
         """Make the record changes, each name in a transaction of its own, and return the first failure.
 
-        A refusal concerns only its own name. After any other failure, Cloudflare is left alone.
+        A refusal concerns only its own name and the aliases of it, which could lead to another owner's record. After
+        any other failure, Cloudflare is left alone.
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:
             if isinstance(change, RECORD_CHANGES):
                 names.setdefault(change.name, []).append(change)
         failure: ApiError | None = None
-        for name_changes in names.values():
+        refused: set[str] = set()
+        for name, name_changes in names.items():
+            specs = [change.spec for change in name_changes if not isinstance(change, DeleteRecord)]
+            if any(spec.content in refused for spec in specs):
+                continue
             try:
                 change_records(name_changes, self._writers.cloudflare)
             except (ConflictError, ResponseError) as error:
+                refused.add(name)
                 failure = failure or error
             except ApiError as error:
                 return failure or error
