@@ -24,7 +24,7 @@ from structlog.testing import LogCapture
 
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
 from lifecycle.keyfile import writer as key_file_writer
-from tests.builders import MARK, NAME
+from tests.builders import MARK, NAME, WORKLOAD_MARK
 from tests.faults.attacks import compressed_response, failing_output
 from tests.faults.events import Events
 from tests.faults.invariants import BrokenError, Invariants
@@ -39,7 +39,7 @@ from tests.faults.schedule import (
     Step,
 )
 from tests.faults.tap import SECOND_PAGE, Interruption, KilledError, Tap
-from tests.faults.workload import FaultWorld, Pass, Pod, Workload
+from tests.faults.workload import APEX, SHARED, SIBLING_MARK, FaultWorld, Pass, Pod, Workload
 from tests.simulators import faults
 from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
@@ -128,6 +128,14 @@ class Engine:
         world.add_record("made by hand", type_="TXT", comment=MARK)
         if world.environment["DNS_IPV6"] != "true":
             world.add_record("2001:db8::1", type_="AAAA")
+        if world.has_further_names:
+            world.add_record("100.64.9.1", name=SHARED, comment=SIBLING_MARK)
+            world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_MARK)
+            world.add_record("made by hand", name=SHARED, type_="TXT", comment=WORKLOAD_MARK)
+            world.add_record("mail.example.com", name=APEX, type_="MX", priority=10)
+            world.add_record("100.64.9.3", name="x.example.com", comment=f"{MARK} x{NAME}")
+            # An alias that the workload does not have any more.
+            world.add_record(NAME, name="old.example.com", type_="CNAME", comment=WORKLOAD_MARK)
         if self.schedule.crowded:
             for number in range(100):
                 world.add_record(f"note {number}", type_="TXT")

@@ -53,6 +53,9 @@ class Events:
         record = self._choose_record(step)
         if record is not None:
             self._world.cloudflare.change_record(record.id, comment="")
+            if record.name != NAME:
+                # There it is foreign now.
+                self._change_zone_again()
 
     def record_deleted(self, step: Step) -> None:
         record = self._choose_record(step)

@@ -28,10 +28,10 @@ SEEDS: Final = 500
 RUN_SCHEDULES: Final = """
 from tests.faults.engine import run
 from tests.faults.invariants import BrokenError
-from tests.faults.schedule import drawn
+from tests.faults.schedule import drawn, with_further_names
 for seed in range({start}, {stop}):
     try:
-        run(drawn(seed))
+        run({schedule})
     except BrokenError as error:
         print(seed, error)
         break
@@ -59,6 +59,7 @@ class Mutant:
         old: the text to replace, which occurs exactly once in the file.
         new: the replacement.
         seed: the first random schedule that detects it; None if other tests detect it.
+        further: the workload of the schedule has further names.
     """
 
     guarantee: str
@@ -67,6 +68,7 @@ class Mutant:
     old: str
     new: str
     seed: int | None = None
+    further: bool = False
 
     @contextmanager
     def applied(self) -> Iterator[Path]:
@@ -108,7 +110,8 @@ class MutantRunner:
         Returns:
             The first seed that detects it, and the invariant; "" if there is none.
         """
-        status, output = self._run(mutant, RUN_SCHEDULES.format(start=seeds.start, stop=seeds.stop))
+        schedule = "with_further_names(drawn(seed))" if mutant.further else "drawn(seed)"
+        status, output = self._run(mutant, RUN_SCHEDULES.format(start=seeds.start, stop=seeds.stop, schedule=schedule))
         assert status == 0, output
         return output.strip()
 
@@ -141,6 +144,15 @@ SCHEDULE_MUTANTS: Final = (
         old="            return record.comment == self.mark\n",
         new="            return record.comment.startswith(_MARK_FAMILY)\n",
         seed=0,
+    ),
+    Mutant(
+        guarantee="Never 1",
+        name="deletes what another workload has at a shared name",
+        file="dns_watch/records.py",
+        old="        ours = [record for record in here if record.type == type_ and identity.owns_record(record)]\n",
+        new="        ours = [record for record in here if (record.name, record.type) == (identity.name, type_)]\n",
+        seed=0,
+        further=True,
     ),
     Mutant(
         guarantee="Never 2",

@@ -248,6 +248,12 @@ def drawn(seed: int) -> Schedule:
     )
 
 
+def with_further_names(schedule: Schedule) -> Schedule:
+    """Return the schedule for a workload that has an alias, an alias that is the domain, and a shared name."""
+    further = {"DNS_ALIASES": "docs,example.com", "DNS_SHARED_NAMES": "ingress"}
+    return replace(schedule, variables={**schedule.variables, **further})
+
+
 def parsed(values: Mapping[str, Any]) -> Schedule:
     """Parse the result of `Schedule.text`."""
     return Schedule(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})

@@ -14,10 +14,14 @@ import pytest
 
 from tests.faults.engine import run, shrunk
 from tests.faults.invariants import BrokenError
-from tests.faults.schedule import Schedule, drawn, parsed
+from tests.faults.schedule import Schedule, drawn, parsed, with_further_names
 
 SCHEDULES = 504
 DEFAULT = 20
+
+FURTHER_SCHEDULES = 100
+FURTHER_DEFAULT = 6
+
 SOAK = 10_000
 
 # A soak is shared among several processes.
@@ -38,25 +42,37 @@ def test_schedule_that_once_failed_passes(values: dict[str, Any]) -> None:
     "seed", [pytest.param(seed, marks=pytest.mark.full if seed >= DEFAULT else ()) for seed in range(SCHEDULES)]
 )
 def test_guarantees_hold_and_the_world_recovers(seed: int) -> None:
-    check(seed)
+    check(drawn(seed))
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=pytest.mark.full if seed >= FURTHER_DEFAULT else ())
+        for seed in range(FURTHER_SCHEDULES)
+    ],
+)
+def test_guarantees_hold_with_further_names(seed: int) -> None:
+    check(with_further_names(drawn(seed)))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("share", range(SHARES))
 def test_guarantees_hold_for_new_seeds(share: int, pytestconfig: pytest.Config) -> None:
     for _ in range(SOAK // SHARES if pytestconfig.getoption("--soak") else 1):
-        check(SystemRandom().getrandbits(32))
+        schedule = drawn(SystemRandom().getrandbits(32))
+        check(schedule)
+        check(with_further_names(schedule))
 
 
-def check(seed: int) -> None:
-    """Run the schedule of a seed. If it fails, print the shortest that fails alike."""
-    schedule = drawn(seed)
+def check(schedule: Schedule) -> None:
+    """Run a schedule. If it fails, print the shortest that fails alike."""
     try:
         run(schedule)
     except BrokenError as error:
         kind = str(error)[:8]
         shortest = shrunk(schedule, lambda shorter: broken_invariant(shorter) == kind)
-        pytest.fail(f"{error}\nseed {seed}, for once_failed.json:\n{shortest.text()}")
+        pytest.fail(f"{error}\nseed {schedule.seed}, for once_failed.json:\n{shortest.text()}")
 
 
 def broken_invariant(schedule: Schedule) -> str:

@@ -14,15 +14,21 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.settings.models import Command
-from tests.builders import MARK, NAME
+from tests.builders import MARK, NAME, WORKLOAD_MARK
 from tests.faults.schedule import Schedule, UpstreamName
 from tests.faults.tap import NamedFaults, Request
 from tests.simulators.cloudflare import Record
 from tests.simulators.headscale import Node, NodeGoneError
 from tests.simulators.upstream import Upstream
-from tests.world import USER, Clock, Interface, World
+from tests.world import USER, ZONE, Clock, Interface, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
+
+ALIAS: Final = f"docs.{ZONE}"
+APEX: Final = ZONE
+SHARED: Final = f"ingress.{ZONE}"
+SIBLING_MARK: Final = f"{MARK} wiki.{ZONE}"
+"""The comment of another workload's records under SHARED."""
 
 MISLED_S: Final = 600.0
 """The time after an undetectably wrong response in which its consequences are not counted as failures."""
@@ -135,6 +141,8 @@ class FaultWorld(World):
 
     def is_our_record(self, record: Record) -> bool:
         """Return True if the program may change a record."""
+        if record.comment == WORKLOAD_MARK:
+            return record.name != NAME and record.type in {"A", "AAAA", "CNAME"}
         if record.name != NAME or record.type not in {"A", "AAAA"}:
             return False
         if record.comment:
@@ -156,8 +164,22 @@ class FaultWorld(World):
 
     @property
     def our_records(self) -> list[Record]:
-        """Return our records of our name."""
-        return [record for record in self.cloudflare.records(self.zone_id, NAME) if self.is_our_record(record)]
+        """Return our records under all names."""
+        return [record for record in self.cloudflare.records(self.zone_id) if self.is_our_record(record)]
+
+    @property
+    def has_further_names(self) -> bool:
+        """True if the workload has the names ALIAS, APEX and SHARED."""
+        return "DNS_ALIASES" in self.environment
+
+    def wanted_records(self, node: Node) -> list[tuple[str, str, str]]:
+        """Return name, content and comment of each record that a node should have."""
+        addresses = node.addresses if self.environment["DNS_IPV6"] == "true" else node.addresses[:1]
+        wanted = [(NAME, address, MARK) for address in addresses]
+        if self.has_further_names:
+            wanted.append((ALIAS, NAME, WORKLOAD_MARK))
+            wanted += [(name, address, WORKLOAD_MARK) for name in (APEX, SHARED) for address in addresses]
+        return wanted
 
     @property
     def our_nodes(self) -> list[Node]:
@@ -170,13 +192,19 @@ class FaultWorld(World):
 
     @property
     def blocking(self) -> list[Record]:
-        """Return the foreign records of our name because of which the program does not write ours."""
+        """Return the foreign records of our names because of which the program does not write ours."""
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
+        names = {ALIAS, APEX, SHARED} if self.has_further_names else set()
+        # A foreign record beside ours is only detected at the main name.
+        complete = {(record.name, record.type) for record in self.our_records}
         return [
             record
-            for record in self.cloudflare.records(self.zone_id, NAME)
-            if record.type in kinds and not self.is_our_record(record)
+            for record in self.cloudflare.records(self.zone_id)
+            if (record.name == NAME or (record.name in names and (record.name, record.type) not in complete))
+            and record.type in kinds
+            and not self.is_our_record(record)
+            and record.comment != SIBLING_MARK
         ]
 
 
@@ -221,7 +249,7 @@ class Workload:
         contents = {
             record.content
             for record in (world.all_records if records is None else records).values()
-            if record.name == NAME and record.comment == MARK
+            if world.is_our_record(record) and record.comment
         }
         return frozenset(
             node.id
