@@ -183,23 +183,26 @@ def test_deleted_node_is_replaced_although_its_state_was_kept(
 
 
 def test_node_of_a_key_without_user_is_kept_if_it_can_return(
-    workload: Workload, kubernetes: KubernetesSimulator
+    workload: Workload, kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
-    """Headscale 0.28 refuses the second login of such a node, so the node is replaced there."""
-    minor = workload.server.release.minor
-    if minor < 28:
+    """Headscale 0.28 refuses the second login of such a node, so the node is replaced there.
+
+    It is also replaced if the program cannot tell 0.28 from a newer version, as with a build that reports no version.
+    """
+    if workload.server.release.minor < 28:
         pytest.skip("needs Headscale 0.28 or newer: all keys of older releases have a user")
+    can_return = "0.28" not in transport.version()
     key = workload.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
     machine = workload.machine(key_file=workload.write_key(key))
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
     [old] = workload.ids
     machine.stop()
     workload.cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
-    assert workload.ids == ([] if minor == 28 else [old])
+    assert workload.ids == ([old] if can_return else [])
     machine.start()
     machine.up(workload.key_file)
     [new] = eventually(lambda: workload.ids or None, "the client to register")
-    assert (new == old) is (minor != 28)
+    assert (new == old) is can_return
 
 
 # --- Lost responses -----------------------------------------------------------------------------------
