@@ -82,7 +82,7 @@ PATTERNS = {
 EXAMPLES = {
     HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
     "$(NODE_NAME) are replaced",
-    DNS_ALIASES: "names separated by commas, such as docs,www.example.com,*.wiki",
+    DNS_ALIASES: "names separated by commas, such as docs,*.wiki",
     DNS_SHARED_NAMES: "names separated by commas, such as *.apps,ingress",
     TAGS: "tags separated by commas, such as tag:web,tag:prod",
     STATE_SECRET: "the name of a Secret; $(POD_NAME), $(POD_NAMESPACE) and $(NODE_NAME) are replaced",

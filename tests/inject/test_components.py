@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lifecycle.inject.rules import HOSTNAME, LABEL, STATE_SECRET
+from lifecycle.inject.rules import HOSTNAME, INIT_CONTAINERS, LABEL, STATE_SECRET
 from lifecycle.inject.template import CONTAINERS, VOLUMES
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests.inject.refused import template_of
@@ -49,6 +49,11 @@ def test_pod_of_a_service_is_the_same_with_inject(name: str) -> None:
     for part, ours in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
         template["spec"][part] = [item for item in template["spec"][part] if item["name"] not in ours]
     template["metadata"]["labels"][LABEL] = "true"
-    template["metadata"]["annotations"] = {HOSTNAME: name, STATE_SECRET: literals["TS_KUBE_SECRET"]}
+    # The init container of Open WebUI comes before ours.
+    template["metadata"]["annotations"] = {
+        HOSTNAME: name,
+        STATE_SECRET: literals["TS_KUBE_SECRET"],
+        INIT_CONTAINERS: "before",
+    }
     added = injected(workload, replace(SITE, settings=settings))
     assert effective(template_of(added)["spec"]) == expected
