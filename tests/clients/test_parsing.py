@@ -353,7 +353,6 @@ class TestNode:
             pytest.param({"online": False}, "online", False, id="offline"),
             pytest.param({"online": ...}, "online", False, id="offline-in-cli-output"),
             pytest.param({"online": None}, "online", False, id="online-null"),
-            pytest.param({"online": "true"}, "online", False, id="string-is-not-true"),
             pytest.param({"expiry": "0001-01-01T00:00:00Z"}, "expires_at", None, id="no-expiry-as-year-1"),
             pytest.param({"expiry": ...}, "expires_at", None, id="no-expiry-omitted"),
             pytest.param({"expiry": "2026-03-01T12:00:00.123456Z"}, "expires_at", AT, id="expires"),
@@ -395,6 +394,7 @@ class TestNode:
             pytest.param({"expiry": "soon"}, id="expiry-in-words"),
             pytest.param({"expiry": {"seconds": 10**30}}, id="expiry-out-of-range"),
             pytest.param({"lastSeen": 5}, id="last-seen-as-number"),
+            pytest.param({"online": "true"}, id="online-as-string"),
         ],
     )
     def test_malformed_node_is_an_error(self, fields: dict[str, Any]) -> None:

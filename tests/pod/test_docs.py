@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.pod.rendering import (
     configuration,
     containers,
     copied,
+    of_kind,
     pod_spec,
     render,
     rendered,
@@ -89,3 +91,30 @@ def test_patch_for_microk8s_mounts_the_folder_of_its_socket(tmp_path: Path) -> N
     ]
     (volume,) = [volume for volume in spec["volumes"] if volume["name"] == mount["name"]]
     assert volume["hostPath"]["path"] == "/var/snap/microk8s/common/run"
+
+
+def test_patch_for_the_ingress_selects_cluster_nodes(tmp_path: Path) -> None:
+    wanted, _ = kustomizations("ingress.md")
+    kustomization = copied(tmp_path) / "deploy/ingress/internal/kustomization.yaml"
+    ours = yaml.safe_load(kustomization.read_text())
+    kustomization.write_text(yaml.safe_dump(ours | {"patches": ours.get("patches", []) + wanted["patches"]}))
+    (daemon_set,) = of_kind(render(kustomization.parent), "DaemonSet")
+    assert daemon_set["spec"]["template"]["spec"]["nodeSelector"] == {"nginx-ingress": "true"}
+
+
+def test_external_controller_can_do_without_the_vpn(tmp_path: Path) -> None:
+    _, wanted = kustomizations("ingress.md")
+    folder = copied(tmp_path) / "cluster/external"
+    folder.mkdir(parents=True)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(wanted))
+    names = containers(pod_spec(render(folder))).keys()
+    assert "nginx-ingress" in names
+    assert names & {"cleanup", "tailscale", "dns-watch"} == set()
+
+
+def test_policy_for_the_ingress_gives_its_nodes_no_access() -> None:
+    (policy,) = [json.loads(block.text) for block in blocks(text("ingress.md"), "json")]
+    (tag,) = policy["tagOwners"]
+    (rule,) = policy["acls"]
+    assert tag not in rule["src"]
+    assert rule["dst"] == [f"{tag}:80,443"]

@@ -46,7 +46,7 @@ module "grafana" {
   probe_path   = "/api/health"
   data_path    = "/var/lib/grafana"
   run_as_user  = 472
-  run_as_group = 472
+  run_as_group = 0
 
   environment = {
     GF_SERVER_HTTP_ADDR              = "127.0.0.1"
