@@ -102,18 +102,17 @@ def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Pat
 
 
 @pytest.fixture(scope="session")
-def cluster(
-    cluster_programs: None, scratch_dir: Path, image_archive: Path, certificate: tuple[str, str]
-) -> Iterator[Cluster]:
+def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str, str]) -> Iterator[Cluster]:
     """A running cluster, with this project's image and stand-ins for the others. See tests/cluster/cluster.py."""
-    folder = scratch_dir / "cluster"
-    folder.mkdir()
-    layers = images.base(folder, authority=certificate[0])
-    archive = folder / "stand-ins.tar"
-    images.write(images.stand_ins(layers, folder), archive)
-    with host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
-        archive.unlink()
-        yield running
+    # On a disk: files in memory would count against the memory limits of the pods that write them.
+    with tempfile.TemporaryDirectory(prefix="c-", dir="/var/tmp") as name:
+        folder = Path(name)
+        layers = images.base(folder, authority=certificate[0])
+        archive = folder / "stand-ins.tar"
+        images.write(images.stand_ins(layers, folder), archive)
+        with host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
+            archive.unlink()
+            yield running
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import base64
 import http.client
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,11 +31,19 @@ class ProxySimulator:
     requested: list[str] = field(default_factory=list)
 
     @contextmanager
-    def serve(self) -> Iterator[str]:
-        """Listen until the block ends; give the URL."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+    def serve(
+        self, *, address: str = "127.0.0.1", namespace: AbstractContextManager[None] | None = None
+    ) -> Iterator[str]:
+        """Listen until the block ends; give the URL.
+
+        Args:
+            address: the address to listen on.
+            namespace: the network namespace of this address. The proxy's own connections do not use it.
+        """
+        with namespace or nullcontext():
+            server = ThreadingHTTPServer((address, 0), partial(_Handler, self))
         server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_port}"
+        self.url = f"http://{address}:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         try:

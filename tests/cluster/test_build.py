@@ -1,0 +1,262 @@
+"""Test build/ as shipped on a real cluster, with a local base image.
+
+The pods have no access to the internet: a proxy on the node's address forwards the requests of apt and pip, with the
+settings that docs/image.md describes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.cluster import images
+from tests.cluster.cluster import Cluster, Document
+from tests.cluster.images import Image
+from tests.cluster.node import ADDRESS
+from tests.image.tools import BUILD, IMAGE, PIN, Archive, Builds
+from tests.pod.network import run
+from tests.pod.rendering import containers, pod_spec, render
+from tests.real.programs import eventually
+from tests.simulators.proxy import ProxySimulator
+
+NAMESPACE: Final = "tailscale-lifecycle"
+NAME: Final = "tailscale-lifecycle-image"
+ARCHIVE: Final = "tailscale-lifecycle-image.tar"
+BUILT_S: Final = 1200.0
+"""The time limit for a build, on a machine under load."""
+REPAIRED_S: Final = 120.0
+"""A multiple of the shipped CHECK_INTERVAL."""
+
+PATCH: Final = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata:
+  name: any
+spec:
+  template:
+    spec:
+      initContainers:
+        - name: build
+          env:
+            - name: BASE_IMAGE
+              value: oci-archive:/settings/base.oci
+            - name: BUILD_FLAGS
+              value: {flags}
+          volumeMounts:
+            - name: settings
+              mountPath: /settings
+              readOnly: true
+      volumes:
+        - name: settings
+          hostPath:
+            path: /var/lib/build-settings
+"""
+
+
+class Internet(dict[str, str]):
+    """Every server, at its own address."""
+
+    def __contains__(self, target: object) -> bool:
+        return True
+
+    def __missing__(self, target: str) -> str:
+        return target
+
+
+@dataclass
+class DaemonSet:
+    """The DaemonSet of build/."""
+
+    cluster: Cluster
+    folder: Path
+
+    def apply(self, sources: Path) -> None:
+        """Apply the folder with these sources."""
+        shutil.copy(sources, self.folder / "build/sources.tar.gz")
+        self.cluster.kubectl("apply", "--server-side", "-k", self.folder)
+
+    def wait(self) -> None:
+        """Wait until the rollout is complete, as docs/image.md describes."""
+        self.cluster.kubectl("-n", NAMESPACE, "rollout", "status", f"daemonset/{NAME}", f"--timeout={BUILT_S:g}s")
+
+    def pod(self) -> Document:
+        """Return the only pod that is not being deleted."""
+        pods = self.cluster.pods(f"app.kubernetes.io/name={NAME}", NAMESPACE)
+        (pod,) = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+        return pod
+
+    def replace_pod(self) -> Document:
+        """Delete the pod, and return its ready successor."""
+        self.cluster.kubectl("-n", NAMESPACE, "delete", "pod", self.pod()["metadata"]["name"])
+        self.wait()
+        return self.pod()
+
+    def image(self) -> list[str]:
+        """Return the columns of containerd's listing of the image, without its header; [] if it does not exist."""
+        lines = run(*self.cluster.node.ctr("images", "ls", f"name=={IMAGE}")).splitlines()[1:]
+        return lines[0].split() if lines else []
+
+    def is_pinned(self) -> bool:
+        return any(f"{PIN}=pinned" in column for column in self.image())
+
+    @property
+    def archive(self) -> Archive:
+        """The archive on the node."""
+        return Archive(self.cluster.node.disk / ARCHIVE)
+
+    def messages(self, reason: str) -> list[str]:
+        """Return the messages of the Events with a reason."""
+        found: dict[str, Any] = json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", "events", "-o", "json"))
+        return [event["message"] for event in found["items"] if event["reason"] == reason]
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only() -> None:
+    """Replace the fixture that allows only connections to loopback: the proxy connects to the package registries."""
+
+
+@pytest.fixture(scope="module")
+def daemon_set(
+    cluster: Cluster,
+    debian: Mapping[str, Path],
+    sources: Path,
+    pip_settings: list[str],
+    image_archive: Path,
+    scratch_dir: Path,
+) -> Iterator[DaemonSet]:
+    """Apply build/ to a node without the image, and wait until it is there."""
+    folder = scratch_dir / "build-of-the-cluster"
+    settings = cluster.node.disk / "build-settings"
+    settings.mkdir()
+    with ProxySimulator(Internet()).serve(address=ADDRESS, namespace=cluster.host.inside()) as proxy:
+        flags = write_settings(settings, debian["base"], pip_settings, proxy)
+        shutil.copytree(BUILD, folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
+        patch = {"target": {"kind": "DaemonSet"}, "patch": PATCH.format(flags=flags)}
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["build"], "patches": [patch]}))
+        made = DaemonSet(cluster, folder)
+        shutil.copy(sources, folder / "build/sources.tar.gz")
+        load_tools(cluster, debian["tools"], folder)
+        run(*cluster.node.ctr("images", "rm", "--sync", IMAGE))
+        try:
+            made.apply(sources)
+            made.wait()
+            yield made
+        finally:
+            cluster.kubectl("delete", "namespace", NAMESPACE)
+            (cluster.node.disk / ARCHIVE).unlink(missing_ok=True)
+            # For the tests of other modules.
+            cluster.node.load(image_archive)
+
+
+def write_settings(folder: Path, base: Path, pip_settings: list[str], proxy: str) -> str:
+    """Write the base image and the settings of apt and pip, and return the flags of the build."""
+    images.write({"localhost/debian:test": Image([base])}, folder / "base.oci")
+    (folder / "apt.conf").write_text(f'Acquire::http::Proxy "{proxy}";\n')
+    config, *certificates = pip_settings
+    (folder / "pip.conf").write_text(f"{Path(config.partition(':')[0]).read_text()}proxy = {proxy}\n")
+    mounts = {"apt.conf": "/etc/apt/apt.conf.d/99proxy", "pip.conf": "/etc/pip.conf"}
+    for certificate in certificates:
+        source, target, _ = certificate.split(":")
+        shutil.copy(source, folder / "ca.crt")
+        mounts["ca.crt"] = target
+    return " ".join(f"--volume /settings/{name}:{target}:ro" for name, target in mounts.items())
+
+
+def load_tools(cluster: Cluster, tools: Path, folder: Path) -> None:
+    """Load Debian's Buildah and containerd as the images of both containers."""
+    layer = folder / "tools.tar"
+    with tarfile.open(layer, "w") as archive:
+        for path in sorted(tools.iterdir()):
+            if path.name not in {"dev", "proc", "sys"}:
+                archive.add(path, path.name)
+    spec = pod_spec(render(folder))
+    cluster.load({container["image"]: Image([layer]) for container in containers(spec).values()})
+    layer.unlink()
+
+
+def test_image_is_built_imported_and_pinned(daemon_set: DaemonSet) -> None:
+    assert daemon_set.image()[2] == daemon_set.archive.digest
+    assert daemon_set.is_pinned()
+    log = daemon_set.cluster.logs(daemon_set.pod()["metadata"]["name"], "build", NAMESPACE)
+    assert f"saved /node/{ARCHIVE}" in log
+
+
+def test_events_of_the_startup_probe_have_a_reason(daemon_set: DaemonSet) -> None:
+    messages = daemon_set.messages("Unhealthy")
+    assert [message for message in messages if IMAGE not in message] == []
+
+
+def test_removed_image_comes_back(daemon_set: DaemonSet) -> None:
+    before = daemon_set.image()
+    run(*daemon_set.cluster.node.ctr("images", "rm", "--sync", IMAGE))
+    assert daemon_set.image() == []
+    eventually(daemon_set.is_pinned, "the image to come back", timeout_s=REPAIRED_S)
+    assert daemon_set.image()[2] == before[2]
+
+
+def test_unchanged_sources_are_not_built_again(daemon_set: DaemonSet) -> None:
+    before = daemon_set.archive.path.stat()
+    pod = daemon_set.replace_pod()
+    assert "is up to date" in daemon_set.cluster.logs(pod["metadata"]["name"], "build", NAMESPACE)
+    assert daemon_set.archive.path.stat() == before
+
+
+def test_socket_of_k3s_can_be_a_link(daemon_set: DaemonSet) -> None:
+    cluster = daemon_set.cluster
+    link = "/run/k3s/containerd/containerd.sock"
+    run(*cluster.node.command("ln", "-s", "/run/containerd/containerd.sock", link))
+    try:
+        pod = daemon_set.replace_pod()
+        # import.sh exports the address to the commands that it runs.
+        script = "cat /proc/[0-9]*/environ | tr '\\0' '\\n'"
+        variables = cluster.exec(pod["metadata"]["name"], "import", "sh", "-c", script, namespace=NAMESPACE)
+        assert f"CONTAINERD_ADDRESS={link}" in variables.splitlines()
+    finally:
+        run(*cluster.node.command("rm", link))
+
+
+def test_failed_build_shows_its_reason_and_keeps_the_image(
+    daemon_set: DaemonSet, sources: Path, tmp_path: Path
+) -> None:
+    before = daemon_set.image()
+    daemon_set.apply(changed(sources, tmp_path, "Containerfile", "NONSENSE"))
+
+    def described() -> str:
+        selector = f"app.kubernetes.io/name={NAME}"
+        return daemon_set.cluster.kubectl("-n", NAMESPACE, "describe", "pod", "-l", selector)
+
+    eventually(lambda: "The build failed" in described(), "the reason", details=described, timeout_s=BUILT_S)
+    assert "NONSENSE" in described()
+    assert daemon_set.image() == before
+    daemon_set.apply(sources)
+    daemon_set.wait()
+
+
+def test_changed_sources_are_rolled_out(daemon_set: DaemonSet, sources: Path, tmp_path: Path) -> None:
+    before, image = daemon_set.pod(), daemon_set.image()
+    daemon_set.apply(changed(sources, tmp_path, "LICENSE", "another"))
+    daemon_set.wait()
+    assert daemon_set.pod()["metadata"]["uid"] != before["metadata"]["uid"]
+    assert daemon_set.image()[2] == daemon_set.archive.digest != image[2]
+    assert daemon_set.is_pinned()
+
+
+def changed(sources: Path, folder: Path, name: str, text: str) -> Path:
+    """Return a copy of the sources with a line at the end of a file."""
+    builds = Builds(folder, sources, os.environ)
+
+    def append(unpacked: Path) -> None:
+        with (unpacked / name).open("a") as file:
+            file.write(f"{text}\n")
+
+    builds.change_sources(append)
+    return builds.sources
