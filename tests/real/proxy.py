@@ -13,7 +13,7 @@ import httpx
 from tests.clients.certificates import PrivateAuthority
 from tests.real.programs import TIMEOUT_S, Background, eventually, free_ports
 
-_CONFIGURATION: Final = """
+NGINX_START: Final = """
 worker_processes 1;
 error_log stderr warn;
 pid nginx.pid;
@@ -35,6 +35,12 @@ http {{
     proxy_set_header Connection $connection_upgrade;
     proxy_buffering off;
     proxy_read_timeout 1h;
+"""
+"""The start of a configuration, up to the first server, as a format string."""
+
+_CONFIGURATION: Final = (
+    NGINX_START
+    + """
     server {{
         listen 127.0.0.1:{port} ssl;
         ssl_certificate {folder}/server.crt;
@@ -45,6 +51,7 @@ http {{
     }}
 }}
 """
+)
 
 FAULTS: Final = {
     "404 page": 'default_type text/html; return 404 "<h1>Not Found</h1>";',

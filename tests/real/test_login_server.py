@@ -35,6 +35,7 @@ from tests.real.command import Watch
 from tests.real.container import DOCUMENTS, LIFECYCLE, PROGRAMS, RENDERED, TailscaleContainer
 from tests.real.machine import Machine
 from tests.real.programs import CLIENTS_VARIABLE, Background, Release, eventually, installed_releases
+from tests.real.proxy import NGINX_START
 from tests.real.server import HeadscaleServer
 from tests.real.workload import USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -61,28 +62,9 @@ CONFIRMED_S: Final = 150.0
 RECONNECTED_S: Final = 150.0
 """How long a client may take after an outage. Its longest backoff is about half a minute."""
 
-NGINX: Final = """
-worker_processes 1;
-error_log stderr warn;
-pid nginx.pid;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    map $http_upgrade $connection_upgrade {{
-        default upgrade;
-        "" close;
-    }}
-    proxy_http_version 1.1;
-    proxy_set_header Host $host;
-    proxy_set_header Upgrade $http_upgrade;
-    proxy_set_header Connection $connection_upgrade;
-    proxy_buffering off;
-    proxy_read_timeout 1h;
+NGINX: Final = (
+    NGINX_START
+    + """
     proxy_send_timeout 1h;
     server {{
         listen {cluster_ip}:8080;
@@ -102,6 +84,7 @@ http {{
     }}
 }}
 """
+)
 """The Service, and the parts of the external ingress controller's configuration that matter here."""
 
 # Resolves names as in a cluster and trusts the certificate of the ingress.
