@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -238,6 +239,14 @@ def _loopback_only() -> None:
 @pytest.fixture(autouse=True)
 def _same_jitter_in_each_run() -> None:
     random.seed(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_blocked_signals_after_each_test() -> Iterator[None]:
+    """Undo what a command in this process blocks. A child process would inherit it and ignore `terminate()`."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @pytest.fixture(scope="session", autouse=True)
