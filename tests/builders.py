@@ -96,7 +96,7 @@ def addresses(*texts: str) -> tuple[IpAddress, ...]:
     return tuple(map(ip_address, texts))
 
 
-def publish(status: Status, **changes: Any) -> None:
+def set_status(status: Status, **changes: Any) -> None:
     """Change the status that the health port reports."""
     state = status.state
     if "lost" in changes:

@@ -153,7 +153,7 @@ def test_a_foreign_record_is_found_if_cloudflare_requires_all_filters(world: Wor
     def requiring_all(upstream: Upstream) -> Handler:
         return lambda request: upstream.handle(replace(request, query=request.query.replace("match=any", "match=all")))
 
-    world.between = requiring_all
+    world.route = requiring_all
     world.add_record("100.64.9.9", comment=OTHER_MARK)
     before = zone(world)
     run(world, node, **ALIASES)

@@ -251,7 +251,7 @@ def test_never_3_dns_watch_changes_nothing_if_headscale_is_unreadable(world: Wor
     assert len(world.cloudflare.writes) == 1
     world.headscale.faults.add(fault, method="GET", path=path, times=None)
     world.run(watch, LONG_S)
-    interface.show(None)
+    interface.set_addresses(None)
     world.run(watch, HEALED_S)
     assert len(world.cloudflare.writes) == 1
     assert world.headscale.keys == keys
@@ -539,7 +539,7 @@ def test_never_8_failed_lookups_do_not_count_towards_max_retries(world: World, f
     world.run(watch, LONG_S)
     world.headscale.faults.clear()
     watch.run_pass()
-    interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
+    interface.set_addresses(*world.headscale.add_node(NAME, user=USER).addresses)
     world.run(watch, LONG_S)
     assert watch.state.records.in_sync
 

@@ -27,7 +27,7 @@ from lifecycle.clients.kubernetes import access
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import ENDPOINTS, serve
-from tests.builders import NOW, addresses, publish
+from tests.builders import NOW, addresses, set_status
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
@@ -123,7 +123,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 
 def test_readyz_fails_for_a_stale_or_outdated_record(clock: Clock, status: Status, port: int) -> None:
     """Its body contains the reason."""
-    publish(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
@@ -134,15 +134,15 @@ def test_readyz_fails_for_a_stale_or_outdated_record(clock: Clock, status: Statu
     answer = get(port, "/readyz")
     assert answer.status_code == 503
     assert "too long ago" in answer.json()["reason"]
-    publish(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
-    publish(status, in_sync=False, reason="a foreign record is in the way")
+    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_status(status, in_sync=False, reason="a foreign record is in the way")
     answer = get(port, "/readyz")
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 
 
 def test_a_failed_request_does_not_make_a_record_unready(clock: Clock, status: Status, port: int) -> None:
     """Until the last successful read is too old."""
-    publish(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     status.failed("Cloudflare", throttled_s=0)
     assert get(port, "/readyz").status_code == 200
     clock.sleep(3 * VERIFY_S + 1)
@@ -165,7 +165,7 @@ def test_a_failed_request_does_not_make_a_record_unready(clock: Clock, status: S
 def test_nodez_fails_only_if_a_restart_helps(
     status: Status, port: int, change: dict[str, Any], expected_status: int, state: str
 ) -> None:
-    publish(status, **change)
+    set_status(status, **change)
     answer = get(port, "/nodez")
     assert (answer.status_code, answer.json()["state"]) == (expected_status, state)
 
@@ -228,7 +228,7 @@ class TestLivez:
         pod = Pod(world, tmp_path / "pod")
         world.headscale.faults.add(html(502), times=None)
         for at in range(0, 3600, 7):
-            world.clock.at(at, lambda: alive.append(pod.watch.status.alive))
+            world.clock.schedule(at, lambda: alive.append(pod.watch.status.alive))
         alive: list[bool] = []
         pod.run(3600)
         assert len(alive) == 515
@@ -303,7 +303,7 @@ def test_the_scraper_chooses_the_format(port: int, accept: str, kind: str) -> No
 
 
 def test_every_metric_has_a_name_and_a_help_text(status: Status, port: int) -> None:
-    publish(status, node_expires_at=NOW, api_key_expires_at=NOW)
+    set_status(status, node_expires_at=NOW, api_key_expires_at=NOW)
     found = families(get(port, "/metrics").text)
     # In the plain text format, an info metric is a gauge with this suffix.
     assert {name.removesuffix("_info") for name in found} == set(METRICS)
@@ -333,7 +333,7 @@ def test_metrics_count_what_happened(clock: Clock, status: Status, port: int) ->
     status.count_request("Cloudflare", "throttled")
     status.failed("Cloudflare", throttled_s=12.5)
     status.pass_ended(30, duration_s=0.25, failed=True)
-    publish(
+    set_status(
         status,
         headscale_version="0.28.0",
         is_registered=True,
@@ -359,7 +359,7 @@ def test_process_metrics_have_their_standard_names(port: int) -> None:
 
 
 def test_a_long_version_is_cut(status: Status, port: int) -> None:
-    publish(status, headscale_version="0.28.0-" + "x" * 100_000)
+    set_status(status, headscale_version="0.28.0-" + "x" * 100_000)
     (family,) = (family for name, family in families(get(port, "/metrics").text).items() if name.startswith("build"))
     assert len(family.samples[0].labels["headscale"]) == 64
 
@@ -499,7 +499,7 @@ def test_a_bug_keeps_its_traceback(
     seen: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", seen.append)
     port = served(status)
-    publish(status, addresses=1)
+    set_status(status, addresses=1)
     with pytest.raises(httpx.RemoteProtocolError):
         get(port, "/readyz")
     assert get(port, "/livez").status_code == 200

@@ -67,7 +67,7 @@ class Clock:
         """Return monotonic seconds."""
         return self.elapsed_s
 
-    def at(self, elapsed_s: float, action: Callable[[], object]) -> None:
+    def schedule(self, elapsed_s: float, action: Callable[[], object]) -> None:
         """Schedule an action this many seconds after the start."""
         heappush(self._due, (elapsed_s, next(self._order), action))
 
@@ -115,9 +115,9 @@ class Interface:
     """
 
     def __init__(self, *texts: str | None) -> None:
-        self.show(*texts)
+        self.set_addresses(*texts)
 
-    def show(self, *texts: str | None) -> None:
+    def set_addresses(self, *texts: str | None) -> None:
         """Set the addresses; a single None removes the interface."""
         self.addresses = None if texts == (None,) else addresses(*(text for text in texts if text is not None))
 
@@ -158,7 +158,7 @@ class World:
             "HOSTNAME": "grafana-0",
         }
         # The route from the clients to an upstream.
-        self.between: Callable[[Upstream], Handler] = lambda upstream: upstream.handle
+        self.route: Callable[[Upstream], Handler] = lambda upstream: upstream.handle
 
     # --- The commands -------------------------------------------------------------------------------
 
@@ -172,14 +172,14 @@ class World:
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
         """Return the real clients, connected to the simulators."""
         headscale = json_client(
-            self.between(self.headscale),
+            self.route(self.headscale),
             HEADSCALE,
             base_url="http://headscale",
             credential=Credential(lambda: settings.secret("HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY"),
             now=self.clock.now,
         )
         cloudflare = json_client(
-            self.between(self.cloudflare),
+            self.route(self.cloudflare),
             CLOUDFLARE,
             base_url="http://cloudflare/client/v4",
             credential=Credential(lambda: settings.secret("CLOUDFLARE_API_TOKEN"), name="CLOUDFLARE_API_TOKEN"),

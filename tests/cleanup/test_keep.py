@@ -246,7 +246,7 @@ def test_permission_that_is_granted_late_is_enough(world: ClusterWorld) -> None:
     add_kept_node(world)
     world.kubernetes.allow_nothing()
     by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
-    world.clock.at(20, lambda: world.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET)))
+    world.clock.schedule(20, lambda: world.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET)))
     cleanup(world, **by_api).run()
     assert len(world.hostnames) == 1
 

@@ -329,7 +329,7 @@ def test_stale_record_with_the_address_of_another_node_is_not_left(world: World,
 def while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
     """Run an action after the upstreams were read and the nodes deleted, but before the records are deleted."""
     world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
-    world.clock.at(world.clock.elapsed_s + 0.1, action)
+    world.clock.schedule(world.clock.elapsed_s + 0.1, action)
 
 
 def hand_over(world: World) -> None:
@@ -695,7 +695,7 @@ def test_stop_during_a_deletion_creates_no_key(world: World) -> None:
 def test_stop_ends_the_wait_for_a_retry(world: World) -> None:
     stop = StopAt(world.clock)
     world.headscale.faults.add(faults.html(502), times=None)
-    world.clock.at(10, stop.set)
+    world.clock.schedule(10, stop.set)
     with pytest.raises(StoppedError):
         world.cleanup(stop).run()
     assert world.clock.elapsed_s == 10

@@ -431,7 +431,7 @@ def test_permanent_failure_is_not_retried(
 
 def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
-    clock.at(30, lambda: setattr(cli, "stopped", False))
+    clock.schedule(30, lambda: setattr(cli, "stopped", False))
     assert headscale.nodes() == []
     assert 30 <= clock.elapsed_s < 60
 
@@ -626,7 +626,7 @@ def test_key_of_another_pod_is_not_expired(
         created.append(timedelta(milliseconds=milliseconds))
         server.create_key("svc", expires_in=created[0] + timedelta(milliseconds=20))
 
-    clock.at(0.1, other_pod)
+    clock.schedule(0.1, other_pod)
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert created
     assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
@@ -711,7 +711,7 @@ class TestPodSelection:
         if other_pod is not None:
             kubernetes.add_pod("ui-0", other_pod)
         pod = kubernetes.change_pod(kubernetes.pods[0], **state)
-        clock.at(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
+        clock.schedule(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
         assert headscale.nodes() == []
         assert clock.elapsed_s >= 20
 

@@ -628,7 +628,7 @@ def test_expired_api_key_is_an_auth_error(server: HeadscaleSimulator) -> None:
 def test_refused_api_key_is_transient_while_the_database_is_down(server: HeadscaleSimulator, clock: Clock) -> None:
     """The server then refuses a valid API key like a wrong one."""
     server.database_is_down = True
-    clock.at(30, lambda: setattr(server, "database_is_down", False))
+    clock.schedule(30, lambda: setattr(server, "database_is_down", False))
     headscale = client_of(server, policy=retrying_on(clock))
     assert [user.name for user in headscale.users()] == ["ann", "svc"]
     assert 30 <= clock.elapsed_s < 60
@@ -754,7 +754,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
         nodes = server._state.nodes  # noqa: SLF001 - a backup needs more code than this test
         nodes[1] = replace(nodes[1], machine_key="mkey:" + "0" * 64)
 
-    clock.at(0.1, restore)
+    clock.schedule(0.1, restore)
     with pytest.raises(ConflictError, match="another machine"):
         headscale.delete_node(node, is_still_ours=ours)
     assert len(server.nodes) == 1

@@ -75,7 +75,7 @@ def change_responses(world: World, change: Change) -> None:
 
         return handle if isinstance(upstream, HeadscaleSimulator) else upstream.handle
 
-    world.between = between
+    world.route = between
 
 
 CHANGES = [

@@ -59,7 +59,7 @@ class Pod:
         """Start or restart the tailscale client, which registers a node."""
         registered = self.client.start()
         if self._kernel:
-            self.interface.show(*registered.addresses)
+            self.interface.set_addresses(*registered.addresses)
 
     def start(self) -> None:
         """Run cleanup and start the tailscale client. dns-watch does not run yet."""

@@ -104,7 +104,7 @@ def test_a_lost_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
 def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
     times = looks(world)
     watch = world.watch(Interface("100.64.0.1"), MAX_RETRIES="0")
-    world.clock.at(20, lambda: world.headscale.add_node(NAME, user=USER))
+    world.clock.schedule(20, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 100)
     assert watch.state.records.in_sync
     assert len([at for at in times if at <= 20]) >= 5
@@ -117,9 +117,9 @@ def test_a_changed_address_is_noticed_within_a_tick(world: ClusterWorld) -> None
     times = looks(world)
 
     def move() -> None:
-        interface.show(*world.headscale.readdress(1).addresses)
+        interface.set_addresses(*world.headscale.readdress(1).addresses)
 
-    world.clock.at(world.clock.elapsed_s + 5, move)
+    world.clock.schedule(world.clock.elapsed_s + 5, move)
     world.run(watch, 8)
     assert times
     assert list(world.records()) == [f"A {world.headscale.nodes[0].address}"]

@@ -198,7 +198,7 @@ def test_an_expired_node_comes_back_as_itself(
     world.headscale.expire_node(pod.node_id)
     if kernel:
         # A client that has to log in shows no address.
-        pod.interface.show()
+        pod.interface.set_addresses()
     pod.run(130)
     assert pod.nodez == Nodez("expired", restart_helps=True)
     assert pod.key != old_key
@@ -285,7 +285,7 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     pod.start()
     old_key = pod.key
     pod.client.die()
-    pod.interface.show(None)
+    pod.interface.set_addresses(None)
     delete_node(pod)
     pod.run(130)
     assert pod.key != old_key
@@ -534,7 +534,7 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
     """Its client may use another Headscale."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.cleanup()
-    pod.interface.show("100.64.99.1")
+    pod.interface.set_addresses("100.64.99.1")
     pod.run(2 * HOUR_S)
     assert pod.nodez == Nodez("stranded", restart_helps=False)
 
@@ -543,7 +543,7 @@ def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World,
     """The other node can be this pod's, with a new address."""
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
-    pod.interface.show("100.64.99.1")
+    pod.interface.set_addresses("100.64.99.1")
     pod.new_watch()
     pod.run(2 * HOUR_S)
     assert (pod.nodez, pod.key) == (Nodez("waiting", restart_helps=False), key)
@@ -644,10 +644,10 @@ def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_pa
     delete_node(pod)
     pod.run(130)
     assert pod.nodez == Nodez("gone", restart_helps=True)
-    pod.interface.show(None)
+    pod.interface.set_addresses(None)
     pod.run(1)
     assert pod.nodez == Nodez("gone", restart_helps=False)
-    pod.interface.show()
+    pod.interface.set_addresses()
     pod.run(45)
     assert pod.nodez == Nodez("gone", restart_helps=False)
     pod.run(60)
@@ -694,11 +694,11 @@ def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path,
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    pod.interface.show()
+    pod.interface.set_addresses()
     new = pod.client.start()
     pod.run(10)
     assert pod.nodez == Nodez("gone", restart_helps=False)
-    pod.interface.show(*new.addresses)
+    pod.interface.set_addresses(*new.addresses)
     pod.run(10)
     assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
     assert "node.superseded" not in names(events)

@@ -191,9 +191,9 @@ def test_an_address_that_appears_is_published_within_a_tick(world: World) -> Non
     watch = world.watch(interface, MAX_RETRIES="0")
 
     def join() -> None:
-        interface.show(*world.headscale.add_node(NAME, user=USER).addresses)
+        interface.set_addresses(*world.headscale.add_node(NAME, user=USER).addresses)
 
-    world.clock.at(203.5, join)
+    world.clock.schedule(203.5, join)
     world.run(watch, 203)
     assert world.records() == {}
     world.run(watch, 2)
@@ -203,8 +203,8 @@ def test_an_address_that_appears_is_published_within_a_tick(world: World) -> Non
 def test_an_address_that_headscale_does_not_list_yet_is_polled_frequently(world: World) -> None:
     interface = Interface(None)
     watch = world.watch(interface, MAX_RETRIES="0")
-    world.clock.at(200, lambda: interface.show("100.64.0.1"))
-    world.clock.at(202, lambda: world.headscale.add_node(NAME, user=USER))
+    world.clock.schedule(200, lambda: interface.set_addresses("100.64.0.1"))
+    world.clock.schedule(202, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 204)
     assert world.records() == {"A 100.64.0.1": MARK}
 
@@ -323,7 +323,7 @@ def test_a_record_stays_while_the_interface_lacks_its_address(world: World, node
     watch = world.watch(interface, DNS_IPV6="true")
     world.run(watch, LONG)
     both = world.records()
-    interface.show(node.addresses[1])
+    interface.set_addresses(node.addresses[1])
     world.run(watch, LONG)
     assert world.records() == both
     assert len(both) == 2
@@ -363,9 +363,9 @@ def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> 
     [before] = world.cloudflare.records(world.zone_id)
 
     def move() -> None:
-        interface.show(*world.headscale.readdress(node.id).addresses)
+        interface.set_addresses(*world.headscale.readdress(node.id).addresses)
 
-    world.clock.at(world.clock.elapsed_s + 7.5, move)
+    world.clock.schedule(world.clock.elapsed_s + 7.5, move)
     world.run(watch, 9)
     [after] = world.cloudflare.records(world.zone_id)
     assert (after.id, after.content) == (before.id, world.headscale.nodes[0].address)
@@ -533,7 +533,7 @@ def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, no
     watch = world.watch(interface)
     world.cloudflare.faults.add(faults.html(502))
     world.run(watch, 0.4)
-    interface.show("fe80::1")
+    interface.set_addresses("fe80::1")
     world.run(watch, HOUR)
     assert len(world.headscale.requests) <= HOUR / POLL_S + 10
 
@@ -613,7 +613,7 @@ def test_a_changed_address_is_out_of_sync_while_cloudflare_is_down(
     world.run(watch, 10 * MINUTE)
     world.cloudflare.faults.add(fault, times=None)
     world.run(watch, down_before_s)
-    interface.show(*world.headscale.readdress(node.id).addresses)
+    interface.set_addresses(*world.headscale.readdress(node.id).addresses)
     world.run(watch, MINUTE)
     assert not in_sync(watch)
 

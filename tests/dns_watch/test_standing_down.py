@@ -282,7 +282,7 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
     no_note = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
     old = world.watch(interface, **settings, **no_note, DNS_TTL="60")
     world.run(old, 100)
-    interface.show(None)
+    interface.set_addresses(None)
     world.run(old, 100)
     assert published(world) == [node.addresses[0]]
 
@@ -307,7 +307,7 @@ def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path:
     world.run(watch, 120)
     world.headscale.add_node(NAME, user="svc")
     # Its last poll can be 10 s old, and the next one can be 10 s late.
-    interface.show(None)
+    interface.set_addresses(None)
     world.run(watch, 18)
     assert not watch.state.is_registered
     world.run(watch, 25)

@@ -239,12 +239,12 @@ class Engine:
     def _commands(self, pod: Pod) -> FaultWorld:
         """Return a world whose commands send their requests as this pod."""
 
-        def between(upstream: Upstream) -> Handler:
+        def route(upstream: Upstream) -> Handler:
             return Tap(
                 upstream, watcher=self.invariants, interruptions=self._interruptions, cut_off=lambda: pod.cut_off
             )
 
-        self.world.between = between
+        self.world.route = route
         return self.world
 
     def _cleanup(self, pod: Pod) -> float:

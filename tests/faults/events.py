@@ -135,7 +135,7 @@ class Events:
 
     def headscale_restarted(self, _step: Step) -> None:
         self._world.headscale.restart()
-        self._clock.at(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
+        self._clock.schedule(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
 
     def headscale_upgraded(self, step: Step) -> None:
         later = VERSIONS[VERSIONS.index(self._world.headscale.version) :][1:2]
@@ -143,7 +143,7 @@ class Events:
             self._world.headscale.upgrade(later[0])
             if not self._world.headscale.accepts_api_key:
                 self.api_key_renewed(step)
-            self._clock.at(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
+            self._clock.schedule(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
 
     def database_restored(self, step: Step) -> None:
         """Restore the backup, which is from before the first pod."""

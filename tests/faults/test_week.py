@@ -85,7 +85,7 @@ class Sidecar:
 
     def change_address(self) -> None:
         """Give the node another address, which the loop detects within a second."""
-        self.interface.show(*self.world.headscale.readdress(self.node.id).addresses)
+        self.interface.set_addresses(*self.world.headscale.readdress(self.node.id).addresses)
         self.due_s = min(self.due_s, self.world.clock.elapsed_s + 1.0)
 
     def edit_record(self) -> None:

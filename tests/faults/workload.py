@@ -79,7 +79,7 @@ class Pod:
     def show(self, *addresses: str | None) -> None:
         """Set the addresses of the VPN interface."""
         if self.has_interface:
-            self.interface.show(*addresses)
+            self.interface.set_addresses(*addresses)
 
 
 @dataclass(slots=True)

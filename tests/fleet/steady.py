@@ -42,7 +42,7 @@ def steady_state(pods: int, *, sample: int = 5) -> Steady:
         world = FleetWorld(patch, Path(folder), clock=clock)
         headscale = SlowUpstream(world.headscale, clock, cost_s=BCRYPT_S, concurrency=CORES)
         cloudflare = SlowUpstream(world.cloudflare, clock, cost_s=0, concurrency=1)
-        world.between = route_through((world.headscale, headscale), (world.cloudflare, cloudflare))
+        world.route = route_through((world.headscale, headscale), (world.cloudflare, cloudflare))
         nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(pods)]
         sampled = random.sample(nodes, sample)
         watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in sampled]

@@ -112,7 +112,7 @@ def _run(pods: int, key_check_s: float) -> Storm:
             path.mkdir()
             world = FleetWorld(patch, path, clock=clock, POLL_INTERVAL="5m")
             cloudflare = SlowUpstream(world.cloudflare, clock, cost_s=CLOUDFLARE_S, concurrency=None)
-            world.between = route_through(
+            world.route = route_through(
                 (world.headscale, partial(core, world.headscale)), (world.cloudflare, cloudflare)
             )
             for number in range(first, min(first + TAILNET, pods)):

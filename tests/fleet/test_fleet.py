@@ -53,7 +53,7 @@ class SimultaneousStart:
         world.cloudflare.limit(LIMIT - used, timedelta(seconds=WINDOW_S))
         self.headscale = SlowUpstream(world.headscale, self.clock, cost_s=BCRYPT_S, concurrency=CORES)
         self.cloudflare = SlowUpstream(world.cloudflare, self.clock, cost_s=CLOUDFLARE_S, concurrency=None)
-        world.between = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))
+        world.route = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))
         self.hostnames = [f"app{number}.example.com" for number in range(pods)]
         self.exits = 0
         self.key_at: dict[str, float] = {}
@@ -152,7 +152,7 @@ def test_sidecars_in_steady_state_leave_room_in_the_limit(
         (tmp_path / str(group)).mkdir()
         world = FleetWorld(monkeypatch, tmp_path / str(group), clock=clock, POLL_INTERVAL="5m")
         world.share(cloudflare, f"zone{group}.example.com")
-        world.between = route_through(
+        world.route = route_through(
             (world.headscale, SlowUpstream(world.headscale, clock, cost_s=0.0, concurrency=None)), (cloudflare, slow)
         )
         worlds.append(world)

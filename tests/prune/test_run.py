@@ -96,7 +96,7 @@ def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
     slow = a_workload(world, "redmine")
     world.headscale.disconnect(slow)
     world.clock.sleep(A_MONTH_S)
-    world.clock.at(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(slow))
+    world.clock.schedule(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(slow))
     prune(world).run()
     assert sorted(node.id for node in world.headscale.nodes) == [lives, slow]
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
@@ -346,7 +346,7 @@ def just_before(world: World, path: str, action: Callable[[], object]) -> None:
     """Run an action once, directly before the upstream handles a request for this path."""
     due = [action]
 
-    def between(upstream: Upstream) -> Handler:
+    def route(upstream: Upstream) -> Handler:
         def handle(request: Request) -> Response:
             if due and request.path == path:
                 due.pop()()
@@ -354,7 +354,7 @@ def just_before(world: World, path: str, action: Callable[[], object]) -> None:
 
         return handle
 
-    world.between = between
+    world.route = route
 
 
 @pytest.mark.parametrize(
@@ -457,7 +457,7 @@ def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> No
         assert world.headscale.add_node("redmine.example.com", user="svc").id == node_id
         world.headscale.disconnect(node_id)
 
-    world.clock.at(world.clock.elapsed_s + 1, restore)
+    world.clock.schedule(world.clock.elapsed_s + 1, restore)
     prune(world, PRUNE_AFTER="1s").run()
     assert world.headscale.node(node_id) is not None
     assert names(world) == ["grafana.example.com", "redmine.example.com"]
