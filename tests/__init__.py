@@ -1,1 +1,1 @@
-"""Tests; they mirror the package."""
+"""Tests. Their folders correspond to those of the package."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
-from typing import Any
 
-from lifecycle.dns_watch.state import KnownNode, Missing
-from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, Record, RecordSpec, RegisterMethod, User
 from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity
 
@@ -18,8 +14,11 @@ EXPIRED = NOW - timedelta(seconds=1)
 
 NAME = "grafana.example.com"
 MARK = "tailscale-lifecycle/1 default"
+"""The comment of our records at a workload's main name. `default` is the default of DNS_OWNER."""
 OTHER_MARK = "tailscale-lifecycle/1 staging"
+"""The comment of records of another DNS_OWNER."""
 WORKLOAD_MARK = f"{MARK} {NAME}"
+"""The comment of our records at further names, which contains the workload's main name."""
 
 SVC = User("1", "svc")
 ANN = User("2", "ann")
@@ -29,7 +28,7 @@ NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
 RECORD_IDENTITY = RecordIdentity(NAME, MARK, VPN_PREFIXES)
 
 ALIAS, APEX, SHARED_NAME = "docs.example.com", "example.com", "*.apps.example.com"
-FURTHER = tuple(
+FURTHER_NAMES = tuple(
     RecordIdentity(name, WORKLOAD_MARK, VPN_PREFIXES, kind, NAME)
     for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.APEX_ALIAS), (SHARED_NAME, NameKind.SHARED))
 )
@@ -51,17 +50,14 @@ def a_node(
     addresses: Iterable[str] | None = None,
     machine_key: str | None = None,
 ) -> Node:
-    """A node of ours: registered by our user's key, online, with an address of each family."""
+    """Return a node. By default it is ours: registered with our user's key, online, with two addresses."""
+    if addresses is None:
+        addresses = (f"100.64.0.{node_id}", f"fd7a:115c:a1e0::{node_id:x}")
     return Node(
         id=str(node_id),
         hostname=hostname,
         machine_key=machine_key or f"mkey:{node_id:064x}",
-        addresses=tuple(
-            map(
-                ip_address,
-                (f"100.64.0.{node_id}", f"fd7a:115c:a1e0::{node_id:x}") if addresses is None else addresses,
-            )
-        ),
+        addresses=tuple(map(ip_address, addresses)),
         user=user,
         tags=frozenset(tags),
         registered_by=registered_by,
@@ -82,29 +78,15 @@ def a_record(
     proxied: bool = False,
     comment: str = MARK,
 ) -> Record:
-    """A correct record of ours: marked and DNS-only."""
+    """Return a record. By default it is ours and correct for node 1."""
     return Record(record_id, name, type_, content, ttl_s, proxied, comment)
 
 
 def a_spec(address: str = "100.64.0.1", *, ttl_s: int = 60) -> RecordSpec:
-    """The desired record of node 1."""
+    """Return the desired record of an address, by default of node 1."""
     return RecordSpec(NAME, ip_address(address), ttl_s, MARK)
 
 
 def addresses(*texts: str) -> tuple[IpAddress, ...]:
     """Parse addresses."""
     return tuple(map(ip_address, texts))
-
-
-def set_status(status: Status, **changes: Any) -> None:
-    """Change the status that the health port reports."""
-    state = status.state
-    if "lost" in changes:
-        changes["heal"] = replace(state.heal, lost=Missing(changes.pop("lost")))
-    if "node_id" in changes:
-        changes["node"] = KnownNode(changes.pop("node_id"), None)
-    records = {
-        name: changes.pop(name) for name in ("in_sync", "reason", "addresses", "verified_at_s") if name in changes
-    }
-    status.restart_helps = changes.pop("restart_helps", status.restart_helps)
-    status.state = replace(state, records=replace(state.records, **records), **changes)

@@ -1,4 +1,4 @@
-"""The setup of all tests: network access to loopback only, no inherited settings, no sleeps, and the tiers."""
+"""Fixtures of all tests, the tiers of tests, and their distribution to several processes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.load import variables_read
 from tests import releases, tally
 
-# Fixtures of more than one folder: the image is built once, for the tests of the image and of the pod.
+# The tests in image/, pod/ and cluster/ share one build of the image.
 pytest_plugins = ["tests.image.fixtures"]
 
-# No deadline, because the machine can be busy. The examples are the same in each run.
+# Examples have no time limit, because the machine can be busy, and they are the same in each run.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -50,10 +50,9 @@ FULL = (
     "tests/security/test_processes.py",
     "tests/security/test_secrets.py",
 )
-"""Paths whose tests all belong to the full tier; the marker `full` is for single tests."""
+"""Paths whose tests all belong to the full tier. The marker `full` is for single tests."""
 
 GROUPS = {
-    # They share the image with those of the group "image".
     "tests/cluster/": "image",
     "tests/faults/test_mutants.py": "mutants",
     "tests/image/": "image",
@@ -63,7 +62,10 @@ GROUPS = {
     "tests/monitoring/test_prometheus.py": "prometheus",
     "tests/terraform/": "terraform",
 }
-"""Tests that run in one process, because they share what is expensive to create or cannot exist twice."""
+"""Start of a test's id, and its group. The tests of a group run in one process.
+
+They share what is expensive to create, such as the image, or what cannot exist twice.
+"""
 
 
 # --- Tiers --------------------------------------------------------------------------------------------
@@ -104,8 +106,9 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not in the tier."""
+    """Deselect the tests that are not in the tier."""
     for item in items:
+        # A test outside the group would build the image again, in its own process.
         if "scratch_dir" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
             raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
     if config.option.full:
@@ -131,14 +134,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def group_of(nodeid: str) -> str:
-    """Return the group of tests that run in one process with this one."""
+    """Return a test's group, which is the test itself if no other test belongs to it."""
     return next((group for start, group in GROUPS.items() if nodeid.startswith(start)), nodeid)
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Distribute tests one by one, and those of a group to one process.
+    """Distribute single tests, and keep the tests of a group in one process.
 
-    The marker `xdist_group` has no effect in xdist 3.8 with pytest 9.2.
+    The marker `xdist_group` has no effect with pytest-xdist 3.8 and pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -157,27 +160,28 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send the counts of a worker to the process that reports them."""
+    """Send the counts of a worker to the main process, which reports them."""
     output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
     if output is not None:
-        output["tally"] = tally.counted()
+        output["tally"] = tally.snapshot()
+
+
+DESELECTED = pytest.StashKey[list[Any]]()
+"""The deselected tests. Each worker deselects the same ones."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add the counts of a worker; one that crashed has none."""
+    """Add the counts of a worker. A worker that crashed has none."""
     output = getattr(node, "workeroutput", {})
-    tally.take_over(output.get("tally"))
+    if "tally" in output:
+        tally.add(*output["tally"])
     node.config.stash[DESELECTED] = [SimpleNamespace(nodeid=nodeid) for nodeid in output.get("deselected", ())]
-
-
-DESELECTED = pytest.StashKey[list[Any]]()
-"""The deselected tests, which are the same in each worker."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail instead of skip with --system."""
+    """With --system, fail a test that is skipped because a package is missing."""
     report = yield
     if report.skipped and item.config.getoption("--system") and "scripts/bootstrap --system" in str(report.longrepr):
         report.outcome = "failed"
@@ -185,7 +189,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Report the counts, and for the last line what the workers deselected."""
+    """Print the counts, and add the tests that the workers deselected to pytest's last line."""
     lines = tally.lines()
     if lines:
         terminalreporter.section("counts")
@@ -199,14 +203,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 class FakeStop(StopEvent):
-    """A stop that never sleeps. It records each wait, and is set after a number of waits.
+    """A stop event whose waits return immediately and are recorded.
 
     Args:
-        after: waits until it is set; None = never.
+        after: the number of waits after which it is set; None = never.
     """
 
     def __init__(self, after: int | None = None) -> None:
-        # Without the descriptors, which nothing would close.
+        # Not StopEvent's constructor: it opens a pipe, which no test would close.
         Event.__init__(self)
         self.waits: list[float] = []
         self.now = 0.0
@@ -227,7 +231,7 @@ class FakeStop(StopEvent):
         return False
 
     def monotonic(self) -> float:
-        """Return seconds that only pass in a wait."""
+        """Return the sum of all waits, in seconds."""
         return self.now
 
 
@@ -237,21 +241,21 @@ def _loopback_only() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_jitter_in_each_run() -> None:
+def _repeatable_jitter() -> None:
     random.seed(1)
 
 
 @pytest.fixture(autouse=True)
-def _same_blocked_signals_after_each_test() -> Iterator[None]:
-    """Undo what a command in this process blocks. A child process would inherit it and ignore `terminate()`."""
+def _restored_signal_mask() -> Iterator[None]:
+    """Unblock the signals that a command blocked in this process. A child process would inherit the blocked signals."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     yield
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_public_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Trust only the first public authority, because loading all of them takes 30 ms for each client."""
+def _short_list_of_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Trust only one public certificate authority, because loading all of them takes 30 ms per client."""
     first, end, _ = certifi.contents().partition("-----END CERTIFICATE-----\n")
     path = tmp_path_factory.mktemp("authorities") / "cacert.pem"
     path.write_text(first + end, encoding="utf-8")
@@ -266,10 +270,10 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
+def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
+    """Unset the program's variables, and change to a folder without an .env file."""
     for name in variables_read():
         monkeypatch.delenv(name, raising=False)
-    # A folder without an .env file.
     for entry in _empty_folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -280,7 +284,7 @@ def _no_settings_but_its_own(monkeypatch: pytest.MonkeyPatch, _empty_folder: Pat
 
 @pytest.fixture
 def events() -> Iterator[list[Any]]:
-    """Return what was logged, each event a dictionary."""
+    """Capture the logged events, each as a dictionary."""
     capture = LogCapture()
     structlog.configure(processors=[capture], wrapper_class=structlog.BoundLogger, cache_logger_on_first_use=False)
     yield capture.entries
@@ -295,5 +299,5 @@ def repository() -> Path:
 
 @pytest.fixture
 def clean_environment() -> dict[str, str]:
-    """Return the environment for a child process, without our settings."""
+    """Return the environment for a child process, without the program's settings."""
     return {name: value for name, value in os.environ.items() if name not in variables_read()}

@@ -1,4 +1,4 @@
-"""A simulated cluster that runs Headscale, and the real clients for it."""
+"""Headscale in a pod of a simulated Kubernetes cluster, and the program's real clients for it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ HEADSCALE_NAMESPACE: Final = "headscale"
 NAMESPACE: Final = "default"
 """The namespace of the pod under test."""
 
-MEMORY_URL: Final = "http://kubernetes"
 STATE_SECRET: Final = "grafana-tailscale"
+"""The Secret in which the tailscale container of the pod under test keeps its state."""
+
+MEMORY_URL: Final = "http://kubernetes"
 DESCRIPTION: Final = "a simulated cluster"
 
 MAY_LIST_PODS: Final = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
@@ -47,50 +49,55 @@ MAY_EXEC: Final = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["cre
 
 
 def may_read(*names: str) -> dict[str, Any]:
-    """Return the rule that allows reading these Secrets."""
+    """Return the RBAC rule that allows reading these Secrets."""
     return {"apiGroups": [""], "resources": ["secrets"], "resourceNames": list(names), "verbs": ["get"]}
 
 
 def cluster_at(url: str, kubernetes: KubernetesSimulator, *, timeout_s: float = 10.0) -> Cluster:
-    """Return a client of a served simulator, with its current token."""
+    """Return a client of a simulator that listens at a URL, with the simulator's current token."""
     return Cluster(access_to(url, kubernetes.token), timeout=timedelta(seconds=timeout_s))
 
 
-def access_to(url: str, token: str, **changes: Any) -> Access:
-    """Return the access to a served simulator."""
-    access = Access(
+def access_to(url: str, token: str, *, trust: ssl.SSLContext | None = None) -> Access:
+    """Return the address and credentials of a simulator that listens at a URL."""
+    return Access(
         url=url,
         description=DESCRIPTION,
         credentials="simulated token",
         upstream=Upstream("Kubernetes", url_setting="KUBERNETES_SERVICE_HOST", ca_setting="ca.crt"),
-        trust=changes.pop("trust", None) or public_trust(),
+        trust=trust or public_trust(),
         authorization=lambda: {"Authorization": f"Bearer {token}"},
     )
-    return replace(access, **changes)
+
+
+def memory_access(kubernetes: KubernetesSimulator) -> Access:
+    """Return the address and credentials of a simulator in this process."""
+    # No certificates, because loading the public ones takes long.
+    return access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 class MemoryCluster(Cluster):
-    """A client of a simulator in this process."""
+    """A Kubernetes client whose requests are calls of a simulator in this process."""
 
     def __init__(self, kubernetes: KubernetesSimulator, now: Callable[[], datetime] = utc_now) -> None:
-        self._access = access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        self._access = memory_access(kubernetes)
         self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
         self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10), now=now)
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
-    """Return the transport to Headscale through its pod, with the usual settings."""
-    names: dict[str, Any] = {"namespace": HEADSCALE_NAMESPACE, "selector": None, "container": None}
-    return ExecTransport(HeadscalePod(cluster, **(names | settings)), now=now)
+    """Return the transport that runs Headscale's commands in its pod. The settings say which pod and container."""
+    defaults: dict[str, Any] = {"namespace": HEADSCALE_NAMESPACE, "selector": None, "container": None}
+    return ExecTransport(HeadscalePod(cluster, **(defaults | settings)), now=now)
 
 
 def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str = "headscale-0") -> SimulatedPod:
-    """Add a pod that has Headscale's command line."""
+    """Add a pod with a container in which `headscale` can be run."""
     return kubernetes.add_pod(name, {"headscale": {"headscale": cli}}, namespace=HEADSCALE_NAMESPACE)
 
 
 class ClusterWorld(World):
-    """A world whose Headscale is reached through its pod, and whose pod may keep its node."""
+    """A world in which commands reach Headscale through its pod, and can read the state Secret for NODE_POLICY=keep."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
         super().__init__(monkeypatch, folder, version)
@@ -106,18 +113,18 @@ class ClusterWorld(World):
         }
 
     def cluster(self) -> Cluster:
-        """Return a client of its Kubernetes API."""
+        """Return a client of the Kubernetes API."""
         return MemoryCluster(self.kubernetes, self.clock.now)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
-        """Return the real clients: Headscale through its pod, unless it has an address."""
+        """Return the real clients. Headscale is reached through its pod if HEADSCALE_ACCESS selects that."""
         writers = super().writers(settings, policy)
         if settings.access == "exec":
             return replace(writers, headscale=HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy))
         return writers
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
-        """Return `cleanup`, which can read the state Secret."""
+        """Return `cleanup`, which reads the state Secret with NODE_POLICY=keep."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)

@@ -1,4 +1,4 @@
-"""The events that the code logs, found in its syntax tree."""
+"""Find the events that the program logs, with their levels and keys, in its source code."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LEVELS = frozenset({"debug", "info", "warning", "error", "exception"})
 
 @dataclass(slots=True)
 class Logged:
-    """How the code logs one event.
+    """How one event is logged, in all places together.
 
     Attributes:
-        levels: all of its levels.
-        keys: all of its keys; `**` where the code does not spell them out.
+        levels: its levels.
+        keys: its keys; `**` stands for keys that come from a dictionary.
     """
 
     levels: set[str] = field(default_factory=set)
@@ -25,21 +25,25 @@ class Logged:
 
 
 def logged_events(package: Path) -> dict[str, Logged]:
-    """Return every event by name: of calls like `log.info(name, ...)`, and of `info(name, ...)` in pure functions."""
-    found: defaultdict[str, Logged] = defaultdict(Logged)
+    """Return every event by its name.
+
+    The code logs with `log.info(name, ...)`. Functions that only decide return `info(name, ...)`.
+    """
+    events: defaultdict[str, Logged] = defaultdict(Logged)
     for path in sorted(package.rglob("*.py")):
         tree = ast.parse(path.read_text())
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call) and node.args):
                 levels = {level for method in _values(call.func, function) if (level := _level(method))}
                 for name in _values(call.args[0], function) if levels else ():
-                    assert isinstance(name, ast.Constant), f"{path}:{call.lineno}: an event's name is a constant"
-                    found[str(name.value)].levels |= levels
-                    found[str(name.value)].keys |= {keyword.arg or "**" for keyword in call.keywords}
-    return dict(found)
+                    assert isinstance(name, ast.Constant), f"{path}:{call.lineno}: an event's name must be a literal"
+                    events[str(name.value)].levels |= levels
+                    events[str(name.value)].keys |= {keyword.arg or "**" for keyword in call.keywords}
+    return dict(events)
 
 
 def _level(method: ast.expr) -> str | None:
+    """Return the level with which a called function logs; None if it does not log."""
     match method:
         case ast.Attribute(value=ast.Name(id="log"), attr=level) | ast.Name(id=level) if level in LEVELS:
             return "error" if level == "exception" else level
@@ -47,11 +51,11 @@ def _level(method: ast.expr) -> str | None:
 
 
 def _values(expression: ast.expr, function: ast.AST) -> Iterator[ast.expr]:
-    """Yield what an expression may be: both sides of an `if`, and what a name is set to in the function."""
+    """Yield the possible values of an expression: both branches of an `if`, and every assignment to a variable."""
     match expression:
-        case ast.IfExp(body=one, orelse=other):
-            yield from _values(one, function)
-            yield from _values(other, function)
+        case ast.IfExp(body=body, orelse=orelse):
+            yield from _values(body, function)
+            yield from _values(orelse, function)
         case ast.Name(id=name):
             assigned = [
                 node.value

@@ -1,4 +1,4 @@
-"""Read the project's Markdown pages: sections, tables, code blocks, links."""
+"""Read the project's Markdown pages: sections, tables, code blocks and links."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=ind
 
 
 def name_of(page: Path) -> str:
-    """The page's path inside the repository."""
+    """Return a page's path inside the repository."""
     return str(page.relative_to(ROOT))
 
 
 def section(text: str, heading: str) -> str:
-    """The text below a heading, up to the next heading of the same or a higher level."""
+    """Return the text below a heading such as "## Install", up to the next heading of the same or a higher level."""
     level = len(heading.partition(" ")[0])
-    found = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    assert found, f"no section {heading!r}"
-    return found[1]
+    match = re.search(rf"^{re.escape(heading)}\n(.*?)(?=^#{{1,{level}}} |\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    assert match, f"no section {heading!r}"
+    return match[1]
 
 
 def rows(text: str) -> list[Row]:
-    """Every table row in a text, keyed by column name."""
-    found: list[Row] = []
+    """Return the rows of all tables in a text: each row's cells by column name."""
+    table_rows: list[Row] = []
     header: list[str] = []
     for line in text.splitlines():
         if not line.startswith("|"):
@@ -43,12 +43,12 @@ def rows(text: str) -> list[Row]:
         if not header:
             header = cells
         elif set(line) - set("|-: "):
-            found.append(dict(zip(header, cells, strict=True)))
-    return found
+            table_rows.append(dict(zip(header, cells, strict=True)))
+    return table_rows
 
 
 def quoted(cell: str) -> list[str]:
-    """The code spans in a table cell."""
+    """Return the texts in backquotes in a table cell."""
     return re.findall(r"`([^`]+)`", cell)
 
 
@@ -61,24 +61,24 @@ class Block:
 
 
 def blocks(text: str, language: str | None = None) -> list[Block]:
-    """The fenced code blocks of a text, all or those in one language."""
-    found = [Block(match["language"], match["text"]) for match in _BLOCK.finditer(text)]
-    return [block for block in found if language is None or block.language == language]
+    """Return the fenced code blocks of a text, or only those in one language."""
+    all_blocks = [Block(match["language"], match["text"]) for match in _BLOCK.finditer(text)]
+    return [block for block in all_blocks if language is None or block.language == language]
 
 
 def prose(text: str) -> str:
-    """The text without its code blocks."""
+    """Return a text without its code blocks."""
     return _BLOCK.sub("", text)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives the headings."""
+    """Return the anchors that GitHub generates for the headings."""
     headings = re.findall(r"^#+ (.+)$", prose(text), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def links(text: str) -> Iterator[tuple[str, str]]:
-    """Path and anchor of every relative link; either may be empty."""
+    """Yield the path and the anchor of every relative link. One of the two may be empty."""
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
         if not re.match(r"[a-z]+:", target):
             path, _, anchor = target.partition("#")

@@ -1,4 +1,4 @@
-"""The liveness probe of the tailscale container, as rendered, run with the shell of its image."""
+"""Run the liveness probe of the tailscale container, from a rendered manifest, with busybox as in that image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Probe:
     """The container's liveness probe.
 
     Args:
-        folder: a new folder for the programs of the tailscale image, which are all busybox.
+        folder: a folder to create. It gets the programs that the probe uses, which are all busybox in the image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Probe:
             (folder / name).symlink_to(BUSYBOX or "")
 
     def fails(self, *, marker: Path, socket: Path) -> bool:
-        """Run the probe with other paths than the pod's, and return True if the kubelet would count a failure."""
+        """Run the probe, with these paths instead of those in the pod. Return True if the probe fails."""
         script = " ".join(self.command)
         assert (script.count(MARKER), script.count(SOCKET)) == (1, 1)
         command = [word.replace(MARKER, str(marker)).replace(SOCKET, str(socket)) for word in self.command]
@@ -45,6 +45,6 @@ class Probe:
             timeout=self.timeout_s,
             check=False,
         )
-        # A message means that the shell did not understand the command.
+        # Busybox reports a syntax error or an unknown option on standard error.
         assert not done.stderr, done.stderr
         return done.returncode != 0

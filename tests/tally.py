@@ -1,47 +1,46 @@
-"""Counts of what the tests did, shown at the end of a run."""
+"""Counts of the failures that the tests simulated, and measurements. pytest prints them at the end of a run."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-# The keys are "what: kind" or "what". tests/conftest.py prints the counts.
 COUNTS: Counter[str] = Counter()
-# Figures of the simulated fleets, one line each.
-FIGURES: list[str] = []
+"""Counts by "category: kind", or by "category" if it has no kinds."""
+
+MEASUREMENTS: list[str] = []
+"""One line of text each."""
 
 
-def count(what: str, kind: str = "", *, by: int = 1) -> None:
-    """Count something that was done to the program."""
-    COUNTS[f"{what}: {kind}" if kind else what] += by
+def count(category: str, kind: str = "", *, by: int = 1) -> None:
+    """Add to a count."""
+    COUNTS[f"{category}: {kind}" if kind else category] += by
 
 
-def figure(text: str) -> None:
-    """Record a figure to show."""
-    FIGURES.append(text)
+def add_measurement(text: str) -> None:
+    """Add a line to the end of the report."""
+    MEASUREMENTS.append(text)
 
 
-def counted() -> tuple[dict[str, int], list[str]]:
-    """Return all counts, in a form that can be sent to another process."""
-    return dict(COUNTS), FIGURES
+def snapshot() -> tuple[dict[str, int], list[str]]:
+    """Return all counts and measurements, in a form that can be sent to another process."""
+    return dict(COUNTS), MEASUREMENTS
 
 
-def take_over(counts: tuple[dict[str, int], list[str]] | None) -> None:
-    """Add the counts of another process."""
-    if counts is not None:
-        COUNTS.update(counts[0])
-        FIGURES.extend(counts[1])
+def add(counts: dict[str, int], measurements: list[str]) -> None:
+    """Add the counts and measurements of another process."""
+    COUNTS.update(counts)
+    MEASUREMENTS.extend(measurements)
 
 
 def lines() -> list[str]:
-    """Return all counts, one line per kind."""
-    grouped: dict[str, list[str]] = {}
+    """Return the report: a line per category with its total and kinds, and the measurements."""
+    totals: Counter[str] = Counter()
+    kinds: dict[str, list[str]] = {}
     for name, number in sorted(COUNTS.items(), key=lambda item: (-item[1], item[0])):
-        what, _, kind = name.partition(": ")
-        grouped.setdefault(what, []).append(f"{kind} {number}".strip())
-    totals = {
-        what: sum(number for name, number in COUNTS.items() if name.partition(": ")[0] == what) for what in grouped
-    }
+        category, _, kind = name.partition(": ")
+        totals[category] += number
+        kinds.setdefault(category, []).append(f"{kind} {number}")
     return [
-        f"{what}: {totals[what]}" + (f" ({', '.join(kinds)})" if len(kinds) > 1 else "")
-        for what, kinds in sorted(grouped.items())
-    ] + FIGURES
+        f"{category}: {total}" + (f" ({', '.join(kinds[category])})" if len(kinds[category]) > 1 else "")
+        for category, total in sorted(totals.items())
+    ] + MEASUREMENTS

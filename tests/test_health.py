@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import lifecycle
 from lifecycle.clients.kubernetes import access
+from lifecycle.dns_watch.state import KnownNode, Missing
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import ENDPOINTS, serve
-from tests.builders import NOW, addresses, set_status
+from tests.builders import NOW, addresses
 from tests.dns_watch.pods import Pod
 from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
@@ -78,6 +80,20 @@ def status(clock: Clock) -> Status:
         monotonic=clock.monotonic,
         clock=lambda: clock.now().timestamp(),
     )
+
+
+def set_status(status: Status, **changes: Any) -> None:
+    """Change fields of the status that the health port reports. The fields of its nested values are accepted, too."""
+    state = status.state
+    if "lost" in changes:
+        changes["heal"] = replace(state.heal, lost=Missing(changes.pop("lost")))
+    if "node_id" in changes:
+        changes["node"] = KnownNode(changes.pop("node_id"), None)
+    records = {
+        name: changes.pop(name) for name in ("in_sync", "reason", "addresses", "verified_at_s") if name in changes
+    }
+    status.restart_helps = changes.pop("restart_helps", status.restart_helps)
+    status.state = replace(state, records=replace(state.records, **records), **changes)
 
 
 Port = Callable[..., int]

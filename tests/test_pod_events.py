@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.pod_events import NOTES, pod_event
 from lifecycle.runtime.logs import listening, log_event
 from tests.builders import MARK, NAME, NOW, OTHER_MARK
-from tests.in_cluster import MEMORY_URL, access_to
+from tests.in_cluster import MEMORY_URL, memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, KubernetesSimulator
@@ -42,7 +41,7 @@ class MemoryEventWriter(EventWriter):
 
     def __init__(self, kubernetes: KubernetesSimulator) -> None:
         self._pod = None
-        self._access = access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        self._access = memory_access(kubernetes)
         self._client = MemoryClient(kubernetes.handle, MEMORY_URL)
         self._http = HttpClient(self._client, upstream=self._access.upstream, timeout=timedelta(seconds=10))
 

@@ -1,4 +1,4 @@
-"""`World`: simulated upstreams, a simulated clock, and the real commands, in one process."""
+"""`World`: simulated upstreams, a simulated clock, and the program's real commands, all in one process."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ from tests.simulators.upstream import Upstream
 USER = "svc"
 ZONE = "example.com"
 
+# Minimum wait after a pass. The clock must advance, or a `dns-watch` that does not wait would run forever.
+MIN_WAIT_S = 0.001
+
 
 class Clock:
-    """A clock that advances only during sleeps, and runs the actions that become due.
+    """A clock that advances only during sleeps, and runs scheduled actions when they are due.
 
     Attributes:
         skew: how far this machine's wall clock is ahead of the upstreams' clock.
@@ -53,6 +56,7 @@ class Clock:
         self.elapsed_s = 0.0
         self.skew = timedelta()
         self._due: list[tuple[float, int, Callable[[], object]]] = []
+        # Actions that are due at the same time run in the order in which they were scheduled.
         self._order = count()
 
     def now(self) -> datetime:
@@ -75,8 +79,8 @@ class Clock:
         """Advance the clock by this long, or until a scheduled action interrupts the sleep."""
         until = self.elapsed_s + seconds
         while self._due and self._due[0][0] <= until:
-            at, _, action = heappop(self._due)
-            self.elapsed_s = max(self.elapsed_s, at)
+            due_s, _, action = heappop(self._due)
+            self.elapsed_s = max(self.elapsed_s, due_s)
             action()
             if is_interrupted():
                 return
@@ -84,41 +88,40 @@ class Clock:
 
 
 class StopAt(Event):
-    """A stop that sleeps on a clock, and is set at a given time.
+    """A stop event whose waits advance a clock, and which is set at a given time of that clock.
 
     Args:
-        clock: for its sleeps.
-        elapsed_s: seconds until it is set; None = never.
+        elapsed_s: the clock's seconds at which it is set; None = never.
     """
 
     def __init__(self, clock: Clock, elapsed_s: float | None = None) -> None:
         super().__init__()
         self._clock = clock
-        self._at = elapsed_s
+        self._set_at_s = elapsed_s
         self.waits: list[float] = []
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Sleep, at most until it is set."""
+        """Advance the clock by this long, or until the event is set."""
         seconds = timeout or 0.0
         self.waits.append(seconds)
         self._clock.sleep(seconds, is_interrupted=self.is_set)
-        if self._at is not None and self._clock.elapsed_s >= self._at:
+        if self._set_at_s is not None and self._clock.elapsed_s >= self._set_at_s:
             self.set()
         return self.is_set()
 
 
 class Interface:
-    """A pod's VPN interface.
+    """A pod's VPN interface. Calling it returns its addresses, or None if it does not exist.
 
     Args:
-        texts: its addresses; None = the interface does not exist.
+        texts: its addresses; a single None = the interface does not exist.
     """
 
     def __init__(self, *texts: str | None) -> None:
         self.set_addresses(*texts)
 
     def set_addresses(self, *texts: str | None) -> None:
-        """Set the addresses; a single None removes the interface."""
+        """Replace the addresses. A single None removes the interface."""
         self.addresses = None if texts == (None,) else addresses(*(text for text in texts if text is not None))
 
     def __call__(self) -> tuple[IpAddress, ...] | None:
@@ -129,11 +132,16 @@ NO_INTERFACE = Interface(None)
 
 
 class World:
-    """One Headscale with the user `svc`, one Cloudflare with the zone example.com, one clock, one folder.
+    """Headscale with the user `svc`, Cloudflare with the zone example.com, a clock, and the volume of a pod.
 
     Args:
+        folder: the pod's volume.
         version: of Headscale.
-        clock: shared by all; a new one if omitted.
+        clock: the clock of the upstreams and of the commands.
+
+    Attributes:
+        environment: the variables of the pod's containers.
+        route: wraps an upstream, to see or change the requests of the commands.
     """
 
     def __init__(
@@ -157,13 +165,12 @@ class World:
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
             "HOSTNAME": "grafana-0",
         }
-        # The route from the clients to an upstream.
         self.route: Callable[[Upstream], Handler] = lambda upstream: upstream.handle
 
     # --- The commands -------------------------------------------------------------------------------
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """Return a command's settings from the environment of a pod; "" unsets a variable."""
+        """Return a command's settings. The given variables replace those of the environment; "" unsets one."""
         with self._monkeypatch.context() as patch:
             for name, value in (self.environment | variables).items():
                 patch.setenv(name, value)
@@ -210,24 +217,22 @@ class World:
         )
 
     def run(self, watch: DnsWatch, seconds: float) -> None:
-        """Run one `dns-watch` for this long. An error of a pass is raised."""
+        """Run passes of one `dns-watch` for this long. The exception of a failed pass is raised."""
         until = self.clock.elapsed_s + seconds
         while self.clock.elapsed_s < until:
-            # The clock always advances a little: a loop without waits would never end.
-            wait_s = max(watch.run_pass(), 0.001)
+            wait_s = max(watch.run_pass(), MIN_WAIT_S)
             if not watch.interface_changed():
                 self.clock.sleep(min(wait_s, until - self.clock.elapsed_s), is_interrupted=watch.interface_changed)
 
     def run_together(self, *watches: DnsWatch, seconds: float) -> None:
-        """Run several concurrently for this long, each pass when it is due."""
+        """Run several `dns-watch` for this long. Their passes alternate, each at the time when it is due."""
         until = self.clock.elapsed_s + seconds
         order = count()
         due = [(self.clock.elapsed_s, next(order), watch) for watch in watches]
         while due and due[0][0] < until:
-            at, _, watch = heappop(due)
-            self.clock.sleep(max(0.0, at - self.clock.elapsed_s))
-            # The clock always advances, or this would never end.
-            heappush(due, (self.clock.elapsed_s + max(watch.run_pass(), 0.001), next(order), watch))
+            due_s, _, watch = heappop(due)
+            self.clock.sleep(max(0.0, due_s - self.clock.elapsed_s))
+            heappush(due, (self.clock.elapsed_s + max(watch.run_pass(), MIN_WAIT_S), next(order), watch))
         self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
 
     # --- State -------------------------------------------------------------------------------------
@@ -239,11 +244,11 @@ class World:
 
     @property
     def hostnames(self) -> list[str]:
-        """Return the hostname of every node, by id."""
+        """Return the hostname of every node, in the order of their ids."""
         return [node.name for node in self.headscale.nodes]
 
     def usable_keys(self) -> list[str]:
-        """Return the secrets of the keys with which a node can register now."""
+        """Return the secrets of the pre-auth keys with which a node can register now."""
         now = self.clock.now()
         return [key.key for key in self.headscale.keys if key.expires_at > now and (key.reusable or not key.used)]
 
@@ -252,7 +257,7 @@ class World:
         return self.cloudflare.add_record(self.zone_id, type=type_, name=name, content=content, **fields)
 
     def records(self, name: str = NAME) -> dict[str, str]:
-        """Return type, content and comment of the records of a name."""
+        """Return the comment of each record of a name, by "type content"."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
@@ -274,10 +279,10 @@ def json_client(
 
 
 def names(events: list[Any]) -> list[str]:
-    """The events' names, in order."""
+    """Return the names of the events, in order."""
     return [event["event"] for event in events]
 
 
 def named(events: list[Any], name: str) -> list[Any]:
-    """The events of one name."""
+    """Return the events with this name."""
     return [event for event in events if event["event"] == name]

@@ -123,7 +123,7 @@ def test_many_pods_start_at_once(tailnet: Tailnet) -> None:
         keys = {key["id"] for key in tailnet.headscale("preauthkeys", "list") if key["user"]["name"] == "services"}
         sizes = eventually(lambda: found if len(found := memory(cluster)) == PODS else None, "figures of all pods")
         load = Path("/proc/loadavg").read_text().split()[0]
-        tally.figure(
+        tally.add_measurement(
             f"{PODS} pods at once: all run after {took:.0f} s; {cpu / PODS:.2f} s of CPU per pod, with Headscale's; "
             f"{again} restarts; dns-watch {sizes[len(sizes) // 2] / 2**20:.0f} MiB, at most {sizes[-1] / 2**20:.0f}; "
             f"load of the machine {load}"

@@ -50,7 +50,7 @@ from tests.builders import (
     ALIAS,
     APEX,
     EXPIRED,
-    FURTHER,
+    FURTHER_NAMES,
     MARK,
     NAME,
     NODE_IDENTITY,
@@ -278,7 +278,7 @@ def test_another_node_than_before_invalidates_what_was_compared() -> None:
 
 # --- Further names ----------------------------------------------------------------------------------
 
-NAMES = replace(CONFIG, further=FURTHER)
+NAMES = replace(CONFIG, further=FURTHER_NAMES)
 ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK)
 EVERY_RECORD = (
     a_record(content=V4),

@@ -29,7 +29,7 @@ from tests.builders import (
     ANN,
     APEX,
     EXPIRED,
-    FURTHER,
+    FURTHER_NAMES,
     MARK,
     NAME,
     NODE_IDENTITY,
@@ -889,14 +889,14 @@ NAMED_RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 OUR_NODE = a_node(1)
-NAMES = {identity.name: identity for identity in (RECORD_IDENTITY, *FURTHER)}
+NAMES = {identity.name: identity for identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
 
 
 class TestNamesProperties:
     """Properties of the plan for all names of a workload."""
 
     def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
-        config = replace(CONFIG, further=FURTHER, ipv6=ipv6)
+        config = replace(CONFIG, further=FURTHER_NAMES, ipv6=ipv6)
         return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
 
     @given(NAMED_RECORDS, st.booleans())

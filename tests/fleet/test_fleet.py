@@ -26,7 +26,7 @@ from tests.fleet.fleet import (
 )
 from tests.fleet.steady import steady_state
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.tally import figure
+from tests.tally import add_measurement
 from tests.world import USER, Clock, Interface
 
 MINUTE_S = 60.0
@@ -92,7 +92,7 @@ class SimultaneousStart:
     def report(self, what: str) -> None:
         """Add the figures to the summary of the test run."""
         requested_at = self.cloudflare.requested_at
-        figure(
+        add_measurement(
             f"fleet: {what}: {len(self.hostnames)} concurrent pods: last key after {max(self.key_at.values()):.0f} s, "
             f"last record after {max(self.in_sync_at.values()):.0f} s; exits: {self.exits}; "
             f"requests to Cloudflare: {len(requested_at)}, at most {busiest(requested_at, WINDOW_S)} in 5 min and "
@@ -170,7 +170,7 @@ def test_sidecars_in_steady_state_leave_room_in_the_limit(
         heappush(watches, (clock.elapsed_s + max(watch.run_pass(), 0.001), number, watch))
     steady = [at for at in slow.requested_at if at >= WINDOW_S]
     most, mean = busiest(steady, WINDOW_S), len(steady) / 3
-    figure(
+    add_measurement(
         f"fleet: {sidecars} sidecars in steady state, VERIFY_INTERVAL=5m: {mean:.0f} requests to Cloudflare in 5 min, "
         f"at most {most}, which leaves {LIMIT - most} of {LIMIT}; at most {busiest(steady, 1)} in 1 s; no writes"
     )
@@ -185,6 +185,6 @@ def test_sidecars_in_steady_state_leave_room_in_the_limit(
 def test_a_fleet_in_steady_state_leaves_headscale_idle() -> None:
     """With default settings, a thousand pods use less than 0.3 cores."""
     steady = steady_state(1000)
-    figure(f"fleet: {steady}")
+    add_measurement(f"fleet: {steady}")
     assert steady.ready
     assert steady.cores < 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fleet.storm import storm
-from tests.tally import figure
+from tests.tally import add_measurement
 
 full = pytest.mark.full
 
@@ -20,7 +20,7 @@ full = pytest.mark.full
 )
 def test_storm_takes_little_longer_than_the_pods_one_by_one(pods: int, key_check_s: float) -> None:
     seen = storm(pods, key_check_s=key_check_s)
-    figure(f"fleet: {seen}")
+    add_measurement(f"fleet: {seen}")
     assert seen.exits == 0
     assert seen.wasted < 0.1 * seen.key_checks
     assert seen.last_key_s <= 1.5 * seen.limit_s
