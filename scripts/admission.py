@@ -1,4 +1,8 @@
-"""The admission policies, in the expression language CEL, made from the containers and rules of lifecycle.inject."""
+"""Make the admission policies of deploy/inject from the containers and rules of lifecycle.inject.
+
+The policies are written in CEL, the expression language of the API server. Most functions here return a CEL expression
+as text.
+"""
 
 from __future__ import annotations
 
@@ -43,31 +47,31 @@ NAMESPACE = f"{DOMAIN}-inject"
 
 API = "admissionregistration.k8s.io/v1"
 
-# Settings of injection itself; all others are variables of cleanup and dns-watch.
-OWN_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
+# Settings of the injection. All other settings of the ConfigMap become variables of cleanup and dns-watch.
+INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"
 LOGIN_SERVER_PATTERN = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
 
-# Fields of the Kubernetes API that contain any names, unlike the fields of an object.
-_MAPS = frozenset({"requests", "limits"})
+# Fields of the Kubernetes API whose value is a map with free keys. CEL writes them without a type.
+_MAP_FIELDS = frozenset({"requests", "limits"})
 
-# CEL expressions for what containers.yaml calls ${name}.
-_VALUES = {
+# The CEL expression for each placeholder ${name} in containers.yaml: first for single values, then for list items.
+_PLACEHOLDER_VALUES = {
     "hostname": "variables.hostname",
     "tailscale_args": "variables.args",
     "state_secret": "variables.stateSecret",
     "lifecycle_image": "variables.lifecycleImage",
     "tailscale_image": "variables.tailscaleImage",
 }
-_LISTS = {
+_PLACEHOLDER_LISTS = {
     "settings": "variables.settings.map(s, {type}{{name: s[0], value: s[1]}})",
     "node_name": "((variables.hostname + variables.stateSecret).contains('$(NODE_NAME)') ? [{node}] : [])",
     "cleanup_token": "(variables.needsServiceAccountToken || variables.stateSecret != '' ? [{token}] : [])",
     "dns_watch_token": "(variables.needsServiceAccountToken ? [{token}] : [])",
 }
 
-_TEMPLATE = (
+_POD_TEMPLATE = (
     "object.kind == 'Pod' ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
     "dyn(object.spec.template)"
 )
@@ -88,31 +92,34 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
             "reinvocationPolicy": "IfNeeded",
             "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
             "matchConstraints": {
-                "resourceRules": [_rule("", ["pods"], ["CREATE"])],
+                "resourceRules": [_resource_rule("", ["pods"], ["CREATE"])],
                 "objectSelector": {"matchLabels": {LABEL: "true"}},
             },
-            # The validating policy refuses the other pods, with a reason.
+            # A pod that does not meet these conditions is not changed. The validating policy refuses it and says why.
             "matchConditions": [
-                {"name": "has-hostname", "expression": f"{_q(HOSTNAME)} in object.metadata.?annotations.orValue({{}})"},
+                {
+                    "name": "has-hostname",
+                    "expression": f"{_literal(HOSTNAME)} in object.metadata.?annotations.orValue({{}})",
+                },
                 {
                     "name": "has-none-of-our-containers",
-                    "expression": f"!({_names('object.spec')}.exists(n, n in {_q(CONTAINERS)}))",
+                    "expression": f"!({_container_names('object.spec')}.exists(n, n in {_literal(CONTAINERS)}))",
                 },
                 {
                     "name": "has-none-of-our-volumes",
-                    "expression": f"!object.spec.?volumes.orValue([]).exists(v, v.name in {_q(VOLUMES)})",
+                    "expression": f"!object.spec.?volumes.orValue([]).exists(v, v.name in {_literal(VOLUMES)})",
                 },
             ],
-            "variables": _list(_variables("object", images)),
-            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": _patch()}}],
+            "variables": _as_variables(_mutation_variables(images)),
+            "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": _json_patch()}}],
         },
     }
     yield _binding("MutatingAdmissionPolicyBinding")
 
 
 def validating_policy() -> Iterator[Document]:
-    """Yield the policy that refuses what cannot be added, and its binding."""
-    known = sorted({*site_variables(), *OWN_SETTINGS})
+    """Yield the policy that refuses workloads to which the containers cannot be added, and its binding."""
+    known = sorted({*site_variables(), *INJECTION_SETTINGS})
     yield {
         "apiVersion": API,
         "kind": "ValidatingAdmissionPolicy",
@@ -122,48 +129,52 @@ def validating_policy() -> Iterator[Document]:
             "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
             "matchConstraints": {
                 "resourceRules": [
-                    _rule("", ["pods"], ["CREATE"]),
-                    _rule("apps", ["deployments", "statefulsets", "daemonsets"], ["CREATE", "UPDATE"]),
-                    _rule("batch", ["jobs", "cronjobs"], ["CREATE", "UPDATE"]),
+                    _resource_rule("", ["pods"], ["CREATE"]),
+                    _resource_rule("apps", ["deployments", "statefulsets", "daemonsets"], ["CREATE", "UPDATE"]),
+                    _resource_rule("batch", ["jobs", "cronjobs"], ["CREATE", "UPDATE"]),
                 ]
             },
             "matchConditions": [
                 {
                     "name": "has-our-label-or-annotation",
-                    "expression": f"[{_TEMPLATE}, dyn(object)].exists(t, t.?metadata.?labels.orValue({{}}).exists(k, "
-                    f"k.startsWith('{DOMAIN}/')) || t.?metadata.?annotations.orValue({{}}).exists(k, "
-                    f"k.startsWith('{DOMAIN}/')))",
+                    "expression": f"[{_POD_TEMPLATE}, dyn(object)].exists(t, "
+                    f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')) || "
+                    f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')))",
                 },
-                # An object that became invalid can still be deleted, annotated and scaled down.
+                # A workload that exists and has become invalid can still be deleted, annotated and scaled (by kubectl
+                # scale, whose subresource matches none of the rules above).
                 {"name": "is-not-deleted", "expression": "!has(object.metadata.deletionTimestamp)"},
                 {
                     "name": "is-new-or-changed",
                     "expression": "request.operation == 'CREATE' || object.spec != oldObject.spec",
                 },
             ],
-            "variables": _list(
+            "variables": _as_variables(
                 {
-                    "template": _TEMPLATE,
+                    "template": _POD_TEMPLATE,
                     "pod": "variables.template.spec",
                     "labels": "variables.template.?metadata.?labels.orValue({})",
-                    "wanted": f"variables.labels[?{_q(LABEL)}].orValue('') == 'true'",
-                    **_shared("variables.template"),
-                    "names": _names("variables.pod"),
-                    "known": _q((*ANNOTATIONS, LABEL)),
-                    "unknownLabels": _unknown("variables.labels", (LABEL,)),
-                    "unknownAnnotations": _unknown("variables.annotations", ANNOTATIONS),
-                    "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_q(known)}))",
-                    "ourVolumes": f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_q(VOLUMES)})",
-                    "taken": f"{_q(CONTAINERS)}.filter(n, n in variables.names)",
+                    "isLabelled": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
+                    **_common_variables("variables.template"),
+                    "containerNames": _container_names("variables.pod"),
+                    "knownKeys": _literal((*ANNOTATIONS, LABEL)),
+                    "unknownLabels": _unknown_keys("variables.labels", (LABEL,)),
+                    "unknownAnnotations": _unknown_keys("variables.annotations", ANNOTATIONS),
+                    "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_literal(known)}))",
+                    "ourVolumes": (
+                        f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_literal(VOLUMES)})"
+                    ),
+                    "reservedNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
                     "withReservedPort": (
                         "(variables.pod.?initContainers.orValue([]) + variables.pod.?containers.orValue([]))"
-                        f".filter(c, !(c.name in {_q(CONTAINERS)}) && "
+                        f".filter(c, !(c.name in {_literal(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
-                    "injected": (
-                        f"{_q(KEY_VOLUME)} in variables.ourVolumes && {_q(CONTAINERS)}.all(n, n in variables.names)"
+                    "isInjected": (
+                        f"{_literal(KEY_VOLUME)} in variables.ourVolumes && "
+                        f"{_literal(CONTAINERS)}.all(n, n in variables.containerNames)"
                     ),
-                    "pods": _COUNT,
+                    "podCount": _POD_COUNT,
                 }
             ),
             "validations": list(_validations()),
@@ -172,143 +183,175 @@ def validating_policy() -> Iterator[Document]:
     yield _binding("ValidatingAdmissionPolicyBinding")
 
 
-_COUNT = (
+_POD_COUNT = (
     "object.kind == 'Job' ? dyn(object.spec).?parallelism.orValue(1) : "
     "object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec).?parallelism.orValue(1) : "
     "object.kind in ['Deployment', 'StatefulSet'] ? dyn(object.spec).?replicas.orValue(1) : 1"
 )
 
 
-def _shared(template_of: str) -> dict[str, str]:
-    short = f"variables.annotations[?{_q(HOSTNAME)}].orValue('')"
+def _common_variables(pod_template: str) -> dict[str, str]:
+    """Return the variables that both policies have.
+
+    Args:
+        pod_template: an expression for the object with the annotations.
+    """
+    annotation = f"variables.annotations[?{_literal(HOSTNAME)}].orValue('')"
     return {
-        "annotations": f"{template_of}.?metadata.?annotations.orValue({{}})",
+        "annotations": f"{pod_template}.?metadata.?annotations.orValue({{}})",
         "site": "params.?data.orValue({})",
         "domain": "variables.site[?'DOMAIN_NAME'].orValue('')",
-        "hostname": f"{short} + ({short}.contains('.') ? '' : '.' + variables.domain)",
-        "stateSecret": f"variables.annotations[?{_q(STATE_SECRET)}].orValue('')",
+        "hostname": f"{annotation} + ({annotation}.contains('.') ? '' : '.' + variables.domain)",
+        "stateSecret": f"variables.annotations[?{_literal(STATE_SECRET)}].orValue('')",
     }
 
 
-def _variables(pod: str, images: dict[str, str]) -> dict[str, str]:
-    # Without optional entries ({?name: value}): with them, the API server of 1.36 panics when it checks the policy.
-    defaults = {name: _q(value) for name, value in DEFAULTS.items()}
+def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
+    """Return the variables of the mutating policy, with the values for the placeholders.
+
+    They contain no optional map entries ({?name: value}): the API server of Kubernetes 1.36 panics when it checks them.
+    """
+    defaults = {name: _literal(value) for name, value in DEFAULTS.items()}
     defaults["HEADSCALE_API_KEY_FILE"] = (
         f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     )
-    own = {name: f"variables.annotations[?{_q(annotation)}].orValue('')" for name, annotation in SETTINGS.items()}
-    own |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
-    own["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
-    args = f"variables.annotations[?{_q(TAILSCALE_ARGS)}].orValue('')"
-    server = _setting("LOGIN_SERVER")
+    from_annotations = {
+        name: f"variables.annotations[?{_literal(annotation)}].orValue('')" for name, annotation in SETTINGS.items()
+    }
+    from_annotations |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
+    from_annotations["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
+    args = f"variables.annotations[?{_literal(TAILSCALE_ARGS)}].orValue('')"
+    server = _site_setting("LOGIN_SERVER")
     return {
-        **_shared(pod),
+        **_common_variables("object"),
         "headscaleThroughKubernetes": (
-            f"{_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_setting('HEADSCALE_ACCESS')} == 'exec'"
+            f"{_site_setting('HEADSCALE_API_KEY_SECRET')} != '' || {_site_setting('HEADSCALE_ACCESS')} == 'exec'"
         ),
         "needsServiceAccountToken": (
-            f"variables.headscaleThroughKubernetes || !({_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
+            "variables.headscaleThroughKubernetes || "
+            f"!({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
         "args": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
-        "lifecycleImage": _setting("LIFECYCLE_IMAGE", images["lifecycle_image"]),
-        "tailscaleImage": _setting("TAILSCALE_IMAGE", images["tailscale_image"]),
-        "defaults": _map(defaults),
-        "fromAnnotations": _map(own),
+        "lifecycleImage": _site_setting("LIFECYCLE_IMAGE", images["lifecycle_image"]),
+        "tailscaleImage": _site_setting("TAILSCALE_IMAGE", images["tailscale_image"]),
+        "defaults": _map_literal(defaults),
+        "fromAnnotations": _map_literal(from_annotations),
         # An empty value counts as unset.
         "settings": (
-            f"[\n{_lines(map(_q, sorted({*site_variables(), *defaults, *own})))}\n]\n"
+            f"[\n{_indented_lines(map(_literal, sorted({*site_variables(), *defaults, *from_annotations})))}\n]\n"
             ".map(n, [n, variables.fromAnnotations[?n].orValue('') != '' ? variables.fromAnnotations[n] : "
             "variables.site[?n].orValue('') != '' ? variables.site[?n].orValue('') : "
             "variables.defaults[?n].orValue('')])\n"
             ".filter(s, s[1] != '')"
         ),
-        "ownInitContainersFirst": f"variables.annotations[?{_q(INIT_CONTAINERS)}].orValue('') == 'before'",
+        "ownInitContainersFirst": f"variables.annotations[?{_literal(INIT_CONTAINERS)}].orValue('') == 'before'",
     }
 
 
-def _setting(name: str, default: str = "") -> str:
-    """Return an expression for a setting of all workloads. An empty value counts as unset."""
-    value = f"variables.site[?{_q(name)}].orValue('')"
-    return f"({value} != '' ? {value} : {_q(default)})" if default else value
+def _site_setting(name: str, default: str = "") -> str:
+    """Return an expression for a setting in the ConfigMap. An empty value counts as unset."""
+    value = f"variables.site[?{_literal(name)}].orValue('')"
+    return f"({value} != '' ? {value} : {_literal(default)})" if default else value
 
 
-def _map(entries: dict[str, str]) -> str:
-    return f"{{\n{_lines(f'{_q(name)}: {value}' for name, value in entries.items())}\n}}"
+def _map_literal(entries: dict[str, str]) -> str:
+    """Return a CEL map from names to expressions, with one entry on each line."""
+    return f"{{\n{_indented_lines(f'{_literal(name)}: {value}' for name, value in entries.items())}\n}}"
 
 
-def _lines(items: Iterable[str]) -> str:
+def _indented_lines(items: Iterable[str]) -> str:
     return ",\n".join(f"  {item}" for item in items)
 
 
-def _patch() -> str:
-    """Return the expression of the JSON patch: the containers first, or behind the pod's own init containers."""
-    steps = [
-        _add(
-            _object(part, "Object.spec.initContainers"),
-            f"variables.ownInitContainersFirst ? {_q(_INIT + '-')} : {_q(_INIT + str(place))}",
+def _json_patch() -> str:
+    """Return the JSON patch that adds the containers and volumes.
+
+    The containers go before the pod's own init containers, or after them if an annotation requests that.
+    """
+    operations = [
+        _add_operation(
+            _typed_literal(container, "Object.spec.initContainers"),
+            f"variables.ownInitContainersFirst ? '/spec/initContainers/-' : '/spec/initContainers/{index}'",
         )
-        for place, part in enumerate(added_containers())
+        for index, container in enumerate(added_containers())
     ]
-    steps += [_add(_object(part, "Object.spec.volumes"), "'/spec/volumes/-'") for part in added_volumes()]
-    return " +\n".join([_ensure("initContainers"), _ensure("volumes"), f"[\n{', '.join(steps)}\n]"])
+    operations += [
+        _add_operation(_typed_literal(volume, "Object.spec.volumes"), "'/spec/volumes/-'") for volume in added_volumes()
+    ]
+    lists = [_add_list_if_missing("initContainers"), _add_list_if_missing("volumes")]
+    return " +\n".join([*lists, f"[\n{', '.join(operations)}\n]"])
 
 
-_INIT = "/spec/initContainers/"
-
-
-def _add(value: str, path: str) -> str:
+def _add_operation(value: str, path: str) -> str:
     return f"JSONPatch{{\n  op: 'add',\n  path: {path},\n  value: {value}\n}}"
 
 
-def _ensure(name: str) -> str:
+def _add_list_if_missing(name: str) -> str:
+    """Return the patch that adds an empty list to the pod, because a JSON patch cannot append to a missing list."""
     return f"(has(object.spec.{name}) ? [] : [JSONPatch{{op: 'add', path: '/spec/{name}', value: []}}])"
 
 
-def _object(part: Any, path: str, indent: str = "  ") -> str:
-    """Return a value as an expression with the types of the API, over several lines."""
-    match part:
+def _typed_literal(value: Any, type_name: str, indent: str = "  ") -> str:
+    """Return a value of containers.yaml as a CEL literal over several lines.
+
+    Args:
+        value: an object, or the value of one of its fields.
+        type_name: the CEL type of an object, such as "Object.spec.volumes".
+        indent: the spaces before the closing brace of an object.
+    """
+    match value:
         case dict():
             inner = f"{indent}  "
-            fields = [f"{inner}{name}: {_field(name, value, f'{path}.{name}', inner)}" for name, value in part.items()]
-            return f"{path}{{\n" + ",\n".join(fields) + f"\n{indent}}}"
+            fields = [
+                f"{inner}{name}: {_field_value(name, content, f'{type_name}.{name}', inner)}"
+                for name, content in value.items()
+            ]
+            return f"{type_name}{{\n" + ",\n".join(fields) + f"\n{indent}}}"
         case bool():
-            return str(part).lower()
+            return str(value).lower()
         case int():
-            return str(part)
+            return str(value)
         case _:
-            return _VALUES.get(placeholder(part) or "", _q(part))
+            return _PLACEHOLDER_VALUES.get(placeholder(value) or "", _literal(value))
 
 
-def _field(name: str, value: Any, path: str, indent: str) -> str:
-    if name in _MAPS:
-        return f"{{{', '.join(f'{_q(key)}: {_q(quantity)}' for key, quantity in value.items())}}}"
+def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
+    """Return the value of a field: a map with free keys, a list, or anything that _typed_literal accepts."""
+    if name in _MAP_FIELDS:
+        return f"{{{', '.join(f'{_literal(key)}: {_literal(quantity)}' for key, quantity in value.items())}}}"
     if not isinstance(value, list):
-        return _object(value, path, indent)
-    token, node = (_object(template()[part], path, indent) for part in ("token-mount", "node-name"))
-    # The order matters: a variable can refer only to those before it.
+        return _typed_literal(value, type_name, indent)
+    token, node = (_typed_literal(template()[name], type_name, indent) for name in ("token-mount", "node-name"))
+    # Kubernetes requires this order: the value of a variable can refer only to variables before it.
     lists = []
-    for is_list, items in groupby(value, key=lambda item: placeholder(item) in _LISTS):
-        if is_list:
-            lists += [_LISTS[placeholder(item) or ""].format(token=token, node=node, type=path) for item in items]
+    for is_placeholder, items in groupby(value, key=lambda item: placeholder(item) in _PLACEHOLDER_LISTS):
+        if is_placeholder:
+            lists += [
+                _PLACEHOLDER_LISTS[placeholder(item) or ""].format(token=token, node=node, type=type_name)
+                for item in items
+            ]
         else:
-            lists.append(f"[{', '.join(_object(item, path, indent) for item in items)}]")
+            lists.append(f"[{', '.join(_typed_literal(item, type_name, indent) for item in items)}]")
     return " + ".join(lists)
 
 
-def _names(spec: str) -> str:
+def _container_names(spec: str) -> str:
+    """Return an expression for the names of all containers of a pod."""
     return f"({spec}.?initContainers.orValue([]) + {spec}.?containers.orValue([])).map(c, c.name)"
 
 
-def _unknown(names: str, known: tuple[str, ...]) -> str:
-    return f"{names}.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_q(known)}))"
+def _unknown_keys(labels: str, known: tuple[str, ...]) -> str:
+    """Return an expression for the labels or annotations with the project's prefix that are not known."""
+    return f"{labels}.map(k, k).filter(k, k.startsWith('{DOMAIN}/') && !(k in {_literal(known)}))"
 
 
-def _rule(group: str, resources: list[str], operations: list[str]) -> Document:
+def _resource_rule(group: str, resources: list[str], operations: list[str]) -> Document:
     return {"apiGroups": [group], "apiVersions": ["v1"], "operations": operations, "resources": resources}
 
 
 def _binding(kind: str) -> Document:
+    """Return the object that applies a policy to the namespaces with the label, with the ConfigMap as its parameter."""
     actions = {"validationActions": ["Deny"]} if kind.startswith("Validating") else {}
     return {
         "apiVersion": API,
@@ -318,8 +361,8 @@ def _binding(kind: str) -> Document:
             "policyName": DOMAIN,
             **actions,
             "matchResources": {"namespaceSelector": {"matchLabels": {LABEL: "enabled"}}},
-            # Without the ConfigMap, the mutating policy refuses labelled pods. The validating policy has no selector
-            # and would refuse every pod of the namespace.
+            # Without the ConfigMap, the mutating policy refuses pods with the label. In the validating policy, "Deny"
+            # would refuse every pod of the namespace, because that policy has no object selector.
             "paramRef": {
                 "name": DOMAIN,
                 "namespace": NAMESPACE,
@@ -329,108 +372,119 @@ def _binding(kind: str) -> Document:
     }
 
 
-def _list(expressions: dict[str, str]) -> list[Document]:
+def _as_variables(expressions: dict[str, str]) -> list[Document]:
     return [{"name": name, "expression": expression} for name, expression in expressions.items()]
 
 
-def _q(value: Any) -> str:
+def _literal(value: Any) -> str:
     """Return a text or list of texts as a CEL literal."""
     if isinstance(value, str):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return f"[{', '.join(map(_q, value))}]"
+    return f"[{', '.join(map(_literal, value))}]"
 
 
 # --- Validation ---------------------------------------------------------------------------------------
 
 
 def _validations() -> Iterator[Document]:
-    wanted = "!variables.wanted || "
+    """Yield every validation, in the order in which the API server reports the first failure."""
     annotations = "variables.annotations"
-    label = f"variables.labels[?{_q(LABEL)}].orValue('false')"
+    label = f"variables.labels[?{_literal(LABEL)}].orValue('false')"
     yield _validation(f"{label} in ['true', 'false']", "label", value=label)
-    for place, variable in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
-        near = f"variables.known.filter(n, {_plain('n')} == {_plain(variable + '[0]')} && n != {variable}[0])"
-        hint = f"{near}.map(n, ' (near ' + n + ')').join('')"
-        yield _validation(f"{variable}.size() == 0", "unknown", value=f"'The {place} ' + {variable}[0] + {hint}")
-    at_object = f"{_q(LABEL)} in object.metadata.?labels.orValue({{}})"
-    yield _validation(f"object.kind == 'Pod' || !({at_object}) || {_q(LABEL)} in variables.labels", "label-place")
-    yield from _site_validations()
-    yield _validation(f"{wanted}{_q(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
-    for name, pattern in PATTERNS.items():
-        value = f"{annotations}[{_q(name)}]"
-        yield _validation(
-            f"{wanted}!({_q(name)} in {annotations}) || {value}.matches({_regex(f'^({pattern})$')})",
-            "value",
-            name=_q(name),
-            value=value,
-            example=_q(EXAMPLES[name]),
-        )
-    short = f"{annotations}[{_q(HOSTNAME)}]"
+    for kind, unknown in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
+        is_similar = f"{_normalized('n')} == {_normalized(f'{unknown}[0]')} && n != {unknown}[0]"
+        hint = f"variables.knownKeys.filter(n, {is_similar}).map(n, ' (near ' + n + ')').join('')"
+        yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {kind} ' + {unknown}[0] + {hint}")
+    is_at_object = f"{_literal(LABEL)} in object.metadata.?labels.orValue({{}})"
     yield _validation(
-        f"{wanted}!{short}.contains('.') || {short} == variables.domain || {short}.endsWith('.' + variables.domain)",
+        f"object.kind == 'Pod' || !({is_at_object}) || {_literal(LABEL)} in variables.labels", "label-place"
+    )
+    yield from _site_validations()
+    yield _require(f"{_literal(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
+    for name, pattern in PATTERNS.items():
+        value = f"{annotations}[{_literal(name)}]"
+        yield _require(
+            f"!({_literal(name)} in {annotations}) || {value}.matches({_regex(f'^({pattern})$')})",
+            "value",
+            name=_literal(name),
+            value=value,
+            example=_literal(EXAMPLES[name]),
+        )
+    hostname = f"{annotations}[{_literal(HOSTNAME)}]"
+    yield _require(
+        f"!{hostname}.contains('.') || {hostname} == variables.domain || {hostname}.endsWith('.' + variables.domain)",
         "hostname-domain",
-        value=short,
+        value=hostname,
         domain="variables.domain",
     )
-    references = "".join(f".replace({_q(f'$({name})')}, '')" for name in REFERENCES)
-    yield _validation(
-        f"{wanted}variables.hostname{references}.size() <= {HOSTNAME_LENGTH}",
+    without_references = "".join(f".replace({_literal(f'$({name})')}, '')" for name in REFERENCES)
+    yield _require(
+        f"variables.hostname{without_references}.size() <= {HOSTNAME_LENGTH}",
         "hostname-length",
         value="variables.hostname",
     )
-    args = f"{annotations}[?{_q(TAILSCALE_ARGS)}].orValue('')"
-    yield _validation(f"{wanted}!{args}.matches({_regex(RESERVED_ARGS)})", "args", value=args)
-    yield from _pod_validations(wanted)
+    args = f"{annotations}[?{_literal(TAILSCALE_ARGS)}].orValue('')"
+    yield _require(f"!{args}.matches({_regex(RESERVED_ARGS)})", "args", value=args)
+    yield from _pod_validations()
 
 
-def _pod_validations(wanted: str) -> Iterator[Document]:
-    yield _validation(f"{wanted}!variables.pod.?hostNetwork.orValue(false)", "host-network")
-    yield _validation(
-        f"{wanted}variables.injected || variables.ourVolumes.size() == 0",
+def _pod_validations() -> Iterator[Document]:
+    """Yield the validations of the pod template and of the number of pods."""
+    yield _require("!variables.pod.?hostNetwork.orValue(false)", "host-network")
+    yield _require(
+        "variables.isInjected || variables.ourVolumes.size() == 0",
         "partial",
-        value="(variables.ourVolumes + variables.taken).join(', ')",
+        value="(variables.ourVolumes + variables.reservedNames).join(', ')",
     )
-    yield _validation(
-        f"{wanted}variables.injected || variables.taken.size() == 0", "container", value="variables.taken[0]"
+    yield _require(
+        "variables.isInjected || variables.reservedNames.size() == 0", "container", value="variables.reservedNames[0]"
     )
-    port = "variables.withReservedPort"
-    yield _validation(
-        f"{wanted}{port}.size() == 0",
+    container = "variables.withReservedPort"
+    yield _require(
+        f"{container}.size() == 0",
         "port",
-        name=f"{port}[0].name",
-        value=f"string({port}[0].ports.filter(p, p.containerPort in {list(PORTS)})[0].containerPort)",
+        name=f"{container}[0].name",
+        value=f"string({container}[0].ports.filter(p, p.containerPort in {list(PORTS)})[0].containerPort)",
     )
-    short, secret = f"variables.annotations[{_q(HOSTNAME)}]", "variables.stateSecret"
-    by_node = [f"{text}.contains('$(NODE_NAME)')" for text in (short, secret)]
-    by_pod = [f"{text}.contains('$(POD_NAME)')" for text in (short, secret)]
-    yield _validation(
-        f"{wanted}object.kind != 'DaemonSet' || ({by_node[0]} && ({secret} == '' || {by_node[1]}))", "daemon-set"
+    hostname, secret = f"variables.annotations[{_literal(HOSTNAME)}]", "variables.stateSecret"
+    per_node, per_pod = ".contains('$(NODE_NAME)')", ".contains('$(POD_NAME)')"
+    yield _require(
+        f"object.kind != 'DaemonSet' || ({hostname}{per_node} && ({secret} == '' || {secret}{per_node}))", "daemon-set"
     )
-    yield _validation(f"{wanted}object.kind in ['Pod', 'StatefulSet', 'DaemonSet'] || !{by_pod[0]}", "pod-name")
-    count = "string(variables.pods)"
-    yield _validation(f"{wanted}variables.pods < 2 || {by_pod[0]}", "replicas", value=count)
-    yield _validation(f"{wanted}variables.pods < 2 || {secret} == '' || {by_pod[1]}", "state-shared", value=count)
-    yield _validation(f"{wanted}object.kind != 'Pod' || variables.injected", "missing")
+    yield _require(f"object.kind in ['Pod', 'StatefulSet', 'DaemonSet'] || !{hostname}{per_pod}", "pod-name")
+    count = "string(variables.podCount)"
+    yield _require(f"variables.podCount < 2 || {hostname}{per_pod}", "replicas", value=count)
+    yield _require(f"variables.podCount < 2 || {secret} == '' || {secret}{per_pod}", "state-shared", value=count)
+    yield _require("object.kind != 'Pod' || variables.isInjected", "missing")
 
 
 def _site_validations() -> Iterator[Document]:
-    place = f"the ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
-    wanted = "!variables.wanted || "
+    """Yield the validations of the ConfigMap with the settings."""
+    config_map = f"the ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
     unknown = "variables.unknownSettings"
-    yield _message(
-        f"{wanted}{unknown}.size() == 0",
-        f"'In {place}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",
+    yield _with_message(
+        _if_labelled(f"{unknown}.size() == 0"),
+        f"'In {config_map}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",
     )
-    yield _message(
-        f"{wanted}variables.domain.matches({_regex(DOMAIN_PATTERN)})",
-        f"'DOMAIN_NAME in {place} must be the domain of the workloads. Set it.'",
+    yield _with_message(
+        _if_labelled(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
+        f"'DOMAIN_NAME in {config_map} must be the domain of the workloads. Set it.'",
     )
     server = "variables.site[?'LOGIN_SERVER'].orValue('')"
-    yield _message(
-        f"{wanted}{server}.matches({_regex(LOGIN_SERVER_PATTERN)})",
-        f"'LOGIN_SERVER in {place} must be an https URL of Headscale. With http and a host name, tailscale stays "
+    yield _with_message(
+        _if_labelled(f"{server}.matches({_regex(LOGIN_SERVER_PATTERN)})"),
+        f"'LOGIN_SERVER in {config_map} must be an https URL of Headscale. With http and a host name, tailscale stays "
         "offline after Headscale restarts.'",
     )
+
+
+def _require(expression: str, refusal: str, **values: str) -> Document:
+    """Return a validation that applies only to workloads with the label: see _validation."""
+    return _validation(_if_labelled(expression), refusal, **values)
+
+
+def _if_labelled(expression: str) -> str:
+    return f"!variables.isLabelled || {expression}"
 
 
 def _validation(expression: str, refusal: str, **values: str) -> Document:
@@ -439,28 +493,29 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
     Args:
         expression: true if the object is valid.
         refusal: key of REFUSALS.
-        values: an expression for each name in the message.
+        values: an expression for each name in braces in the message.
     """
     parts = re.split(r"\{(\w+)\}", REFUSALS[refusal])
-    pieces = [_shown(values[part]) if index % 2 else _q(part) for index, part in enumerate(parts) if part]
-    # Adjacent literals are one.
-    return _message(expression, " + ".join(pieces).replace("' + '", ""))
+    # Names and the text between them alternate.
+    pieces = [_shortened(values[part]) if index % 2 else _literal(part) for index, part in enumerate(parts) if part]
+    # Join adjacent literals.
+    return _with_message(expression, " + ".join(pieces).replace("' + '", ""))
 
 
-def _shown(text: str) -> str:
-    """Return an expression for a text in a message, which must be one line and not too long."""
+def _shortened(text: str) -> str:
+    """Return an expression for a text from the object as one line of at most 100 characters."""
     if text.startswith("'") or text == "variables.domain":
         return text
     line = f"({text}).replace('\\n', ' ').replace('\\r', ' ')"
     return f"[{line}].map(t, t.size() > 100 ? t.substring(0, 100) + '...' : t)[0]"
 
 
-def _message(expression: str, text: str) -> Document:
+def _with_message(expression: str, text: str) -> Document:
     return {"expression": expression, "messageExpression": text}
 
 
-def _plain(text: str) -> str:
-    """Return an expression for a name without what is often mistyped."""
+def _normalized(text: str) -> str:
+    """Return an expression for a name in lower case without hyphens and underscores, which are often mistyped."""
     return f"{text}.lowerAscii().replace('-', '').replace('_', '')"
 
 
