@@ -87,7 +87,7 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
             yield Step("delete", "node", what, reason, {"node_id": node.id})
         case WriteFreshKey(spec, reason):
             user, path = spec.user.label, str(key_path)
-            what = f"a pre-auth key for user {user}, valid for {spec.life}"
+            what = f"a pre-auth key for user {user}, valid for {spec.lifetime}"
             yield Step("create", "pre_auth_key", what, reason, {"user": user})
             yield Step("write", "file", path, "the tailscale container reads the key from it", {"path": path})
         case WriteKeyMetadata(_, reason):

@@ -43,7 +43,7 @@ def test_users_are_compared_by_id_or_name(one: User, other: User, same: bool) ->
     [(None, False), (LATER, False), (NOW, True), (EXPIRED, True)],
 )
 def test_node_is_expired_at_the_moment_of_its_expiry(expires_at: datetime | None, expired: bool) -> None:
-    assert replace(a_node(), expires_at=expires_at).expired(NOW) is expired
+    assert replace(a_node(), expires_at=expires_at).is_expired(NOW) is expired
 
 
 @pytest.mark.parametrize(
@@ -58,12 +58,12 @@ def test_node_is_expired_at_the_moment_of_its_expiry(expires_at: datetime | None
     ],
 )
 def test_key_is_usable_until_it_is_used_or_expired(key: PreAuthKey, usable: bool) -> None:
-    assert key.usable(NOW) is usable
+    assert key.is_usable(NOW) is usable
 
 
 def test_only_a_created_key_has_a_secret() -> None:
-    assert replace(KEY, key=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
-    assert "s3cr3t" not in repr(replace(KEY, key=SecretStr("s3cr3t")))
+    assert replace(KEY, known_secret=SecretStr("s3cr3t")).secret.get_secret_value() == "s3cr3t"
+    assert "s3cr3t" not in repr(replace(KEY, known_secret=SecretStr("s3cr3t")))
     with pytest.raises(ValueError, match="listed"):
         _ = KEY.secret
 

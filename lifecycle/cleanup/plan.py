@@ -105,13 +105,13 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
     Raises:
         NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
     """
-    refuse_taken_name(seen.records or (), identity=config.records)
-    identity = config.node_identity(seen.user)
+    refuse_taken_name(seen.records or (), record_identity=config.records)
+    node_identity = config.node_identity(seen.user)
     kept = None
     if config.keep_node:
-        kept = find_kept_node(seen.nodes, identity=identity, state=seen.state, version=seen.version, now=now)
+        kept = find_kept_node(seen.nodes, node_identity=node_identity, state=seen.state, version=seen.version, now=now)
     kept_node = kept if isinstance(kept, Node) else None
-    deletions = plan_nodes(seen.nodes, identity=identity, kept=kept_node.id if kept_node else None)
+    deletions = plan_nodes(seen.nodes, node_identity=node_identity, kept=kept_node.id if kept_node else None)
     deleted = {change.node.id for change in deletions}
     remaining = [node for node in seen.nodes if node.id not in deleted]
     return Plan(
@@ -124,12 +124,12 @@ def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> 
         ),
         records=tuple(plan_stale_records(seen.records or (), remaining, config=config, user=seen.user)),
         kept=kept,
-        foreign=tuple(foreign_nodes(seen.nodes, identity=identity)),
+        foreign=tuple(foreign_nodes(seen.nodes, node_identity=node_identity)),
     )
 
 
 def find_kept_node(
-    nodes: Iterable[Node], *, identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
+    nodes: Iterable[Node], *, node_identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
 ) -> Node | NoKeptNode:
     """Find the node that tailscale will use again, because its state Secret contains the node's id and keys."""
     if state is None:
@@ -144,53 +144,56 @@ def find_kept_node(
     if state.machine_key not in (None, node.machine_key):
         # Headscale assigns an id again after its database was restored from a backup.
         return NoKeptNode(f"node {node.id} is another machine's: its machine key is not the one in the Secret")
-    reason = _why_not_kept(node, identity=identity, version=version, now=now)
+    reason = _why_not_kept(node, node_identity=node_identity, version=version, now=now)
     return NoKeptNode(f"node {node.id} {reason}") if reason else node
 
 
-def _why_not_kept(node: Node, *, identity: NodeIdentity, version: str, now: datetime) -> str:
-    if not identity.has_our_name(node):
-        return f"has the hostname {node.hostname}, and not {identity.hostname}; it was renamed or is another workload's"
-    if not identity.owns_node(node):
-        return f"does not belong to user {identity.user.label}, or was not registered with a pre-auth key"
-    if node.expired(now):
+def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now: datetime) -> str:
+    if not node_identity.has_our_name(node):
+        return (
+            f"has the hostname {node.hostname}, and not {node_identity.hostname}; it was renamed or is another "
+            "workload's"
+        )
+    if not node_identity.owns_node(node):
+        return f"does not belong to user {node_identity.user.label}, or was not registered with a pre-auth key"
+    if node.is_expired(now):
         return "has expired, and not every kind of node can log in again after that"
     if version.startswith("0.28") and node.owner is None:
         return "registered with a key that has no user, and Headscale 0.28 does not let such a node log in again"
     return ""
 
 
-def plan_nodes(nodes: Iterable[Node], *, identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
+def plan_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
     """Find the nodes that earlier pods of this workload left behind, except the kept one, in ascending order of id."""
     return [
         DeleteNode(node, reason="it was left by an earlier pod")
         for node in sorted(nodes, key=lambda node: node.sequence)
-        if identity.owns_node(node) and node.id != kept
+        if node_identity.owns_node(node) and node.id != kept
     ]
 
 
-def foreign_nodes(nodes: Iterable[Node], *, identity: NodeIdentity) -> list[Node]:
+def foreign_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity) -> list[Node]:
     """Return the nodes that have our hostname and are not ours, in ascending order of id."""
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
-        if identity.has_our_name(node) and not identity.owns_node(node)
+        if node_identity.has_our_name(node) and not node_identity.owns_node(node)
     ]
 
 
-def refuse_taken_name(records: Iterable[Record], *, identity: RecordIdentity) -> None:
+def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdentity) -> None:
     """Stop before anything is changed if another instance of this program, with another DNS_OWNER, uses the name.
 
     Raises:
         NameTakenError: the message names the record and the other owner.
     """
     for record in sorted(records, key=lambda record: record.id):
-        if identity.is_marked_by_another(record):
+        if record_identity.is_marked_by_another(record):
             raise NameTakenError(
                 f"{record.name} belongs to another owner or workload: its {record.type} record {record.content} has "
-                f'the comment "{record.comment}", and ours would have "{identity.mark}". Another namespace, cluster or '
-                "workload uses this name. Nothing was deleted. Set another TS_HOSTNAME. If the other workload no "
-                "longer exists, delete the record or clear its comment"
+                f'the comment "{record.comment}", and ours would have "{record_identity.mark}". Another namespace, '
+                "cluster or workload uses this name. Nothing was deleted. Set another TS_HOSTNAME. If the other "
+                "workload no longer exists, delete the record or clear its comment"
             )
 
 
@@ -203,21 +206,21 @@ def plan_stale_records(
         remaining: every node of the tailnet that is not deleted.
         user: the owner of our nodes.
     """
-    identity = config.node_identity(user)
+    node_identity = config.node_identity(user)
     our_addresses: list[IpAddress] = []
     other_addresses: list[IpAddress] = []
     for node in remaining:
-        (our_addresses if identity.owns_node(node) else other_addresses).extend(node.addresses)
+        (our_addresses if node_identity.owns_node(node) else other_addresses).extend(node.addresses)
     records = tuple(records)
     changes = []
-    for names in (config.records, *config.further):
+    for record_identity in (config.records, *config.further):
         changes += plan_records(
             records,
-            identity=names,
+            record_identity=record_identity,
             our_addresses=our_addresses,
             other_addresses=other_addresses,
             # Under a shared name, other pods answer.
-            leave_one=config.leave_one_record and names.kind is not NameKind.SHARED,
+            leave_one=config.leave_one_record and record_identity.kind is not NameKind.SHARED,
         )
     unused = leftovers(records, config.records, config.further)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]
@@ -226,7 +229,7 @@ def plan_stale_records(
 def plan_records(
     records: Iterable[Record],
     *,
-    identity: RecordIdentity,
+    record_identity: RecordIdentity,
     our_addresses: Sequence[IpAddress],
     other_addresses: Iterable[IpAddress],
     leave_one: bool = False,
@@ -240,13 +243,13 @@ def plan_records(
             A record whose address belongs to another node is never left.
     """
     taken = set(other_addresses)
-    ours = [record for record in sorted(records, key=lambda record: record.id) if identity.owns_record(record)]
+    ours = [record for record in sorted(records, key=lambda record: record.id) if record_identity.owns_record(record)]
     # If a valid record stays, the name resolves without a stale one.
     resolving = {record.type for record in ours if record.address in our_addresses}
     changes = []
     for record in ours:
         is_taken = record.address in taken
-        if record.address in our_addresses or identity.is_alias(record):
+        if record.address in our_addresses or record_identity.is_alias(record):
             continue
         if leave_one and record.type not in resolving and not is_taken:
             resolving.add(record.type)

@@ -13,7 +13,7 @@ from lifecycle.clients.network import (
     TlsExpectedError,
     UnreachableError,
 )
-from lifecycle.clients.text import quoted
+from lifecycle.clients.text import excerpt
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
@@ -83,7 +83,7 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
             kind, text = _no_tls(cause, what=what, endpoint=endpoint)
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
             # The reason begins with the proxy's status.
-            reason = quoted(str(error))
+            reason = excerpt(str(error))
             kind = ResponseError if reason.startswith(_PERMANENT_STATUS) else TransientError
             text = (
                 f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from lifecycle.clients.text import quoted
+from lifecycle.clients.text import excerpt
 from lifecycle.domain.errors import ApiError
 
 # Longer than any upstream asks for; a larger number may not even fit a timedelta.
@@ -60,7 +60,7 @@ class Response:
     @property
     def reason(self) -> str:
         """The upstream's own words about a refusal, as the end of a message; "" if there are none."""
-        words = quoted("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
+        words = excerpt("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
         return f' Response: "{words}"' if words else ""
 
     @property

@@ -13,7 +13,7 @@ _MAX_PROCESSED = 10_000
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
 
-def quoted(text: str, *, secret: str | None = None) -> str:
+def excerpt(text: str, *, secret: str | None = None) -> str:
     """Return one line of printable text, without secrets and cut.
 
     Args:

@@ -29,14 +29,14 @@ def open_http(
     """
     return httpx.Client(
         base_url=base_url,
-        transport=Transport(trust, proxy=proxy, tls_server_name=tls_server_name),
+        transport=PooledTransport(trust, proxy=proxy, tls_server_name=tls_server_name),
         trust_env=False,
         timeout=None,  # noqa: S113 - the time budget limits each request
         headers={"User-Agent": f"tailscale-lifecycle/{lifecycle.__version__}"},
     )
 
 
-class Transport(httpx.BaseTransport):
+class PooledTransport(httpx.BaseTransport):
     """Sends the requests of an httpx client over a pool of connections that `Network` opens."""
 
     def __init__(

@@ -134,15 +134,15 @@ def _with_identity(state: State, seen: Observation, config: WatchConfig) -> tupl
         untested = untested_warning(seen.version)
         events = (untested,) if untested is not None else ()
         state = replace(state, headscale_version=seen.version)
-    if seen.identity is not None:
-        user = seen.identity.user.name
+    if seen.node_identity is not None:
+        user = seen.node_identity.user.name
         if config.user is None and user != state.assumed_user:
             events = (
                 *events,
                 warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),
             )
             state = replace(state, assumed_user=user)
-        state = replace(state, identity=seen.identity, reported_problem="")
+        state = replace(state, node_identity=seen.node_identity, reported_problem="")
     problem = seen.node.error if isinstance(seen.node, Unregistered) else None
     if problem is not None and str(problem) != state.reported_problem:
         failed = error("node.identification_failed", error=str(problem), error_type=type(problem).__name__)
@@ -187,8 +187,8 @@ def _decide_unregistered(
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
     heal = without_loss_count(state.heal)
-    identity = state.identity
-    if missing.loss is not None and identity is not None:
+    node_identity = state.node_identity
+    if missing.loss is not None and node_identity is not None:
         state, events = with_successor(state, missing.successor)
         heal = count_loss(state.heal, missing.loss, is_superseded=missing.successor is not None, now=now)
         if isinstance(seen.key, FailedRead):
@@ -198,7 +198,7 @@ def _decide_unregistered(
             heal,
             missing.loss,
             state=state,
-            user=identity.user,
+            user=node_identity.user,
             metadata=seen.metadata,
             check=seen.key,
             config=config,

@@ -74,7 +74,7 @@ def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
         and heal.lost in (Missing.GONE, Missing.EXPIRED)
         and not heal.is_superseded
         and heal.key is not None
-        and heal.key.usable(now.utc)
+        and heal.key.is_usable(now.utc)
         and now.monotonic_s - state.interface_changed_s >= CONFIRMING_S
     )
 
@@ -127,7 +127,7 @@ def heal_loss(
             heal = replace(heal, reported_no_metadata=True)
         return heal, events, None
     key = check.key
-    is_usable = key is not None and key.usable(now.utc)
+    is_usable = key is not None and key.is_usable(now.utc)
     if is_usable and check.is_in_file:
         # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale.
         stays_unknown = loss.kind is Missing.STRANDED and heal.key is None

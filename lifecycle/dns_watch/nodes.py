@@ -43,10 +43,12 @@ class Hints:
         return self.metadata is not None and key is not None and self.metadata.names_key(key)
 
 
-def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, now: datetime) -> Node | Unidentified:
+def choose_node(
+    nodes: Iterable[Node], *, node_identity: NodeIdentity, hints: Hints, now: datetime
+) -> Node | Unidentified:
     """Find this pod's node by the first of these that is known: VPN address, key metadata, the only one online."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
-    ours = [node for node in ordered if identity.owns_node(node) and not node.expired(now)]
+    ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
     if hints.kept is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
@@ -59,7 +61,7 @@ def choose_node(nodes: Iterable[Node], *, identity: NodeIdentity, hints: Hints, 
 def why_missing(
     nodes: Sequence[Node],
     *,
-    identity: NodeIdentity,
+    node_identity: NodeIdentity,
     hints: Hints,
     now: datetime,
     own: KnownNode | None,
@@ -78,18 +80,18 @@ def why_missing(
     if not nodes and (not not_found or is_superseded):
         return None
     interface = set(hints.interface or ())
-    ours = [node for node in nodes if identity.owns_node(node)]
+    ours = [node for node in nodes if node_identity.owns_node(node)]
     for node in ours:
         is_own = own is not None and own.is_same(node)
         is_this_pods = interface & set(node.addresses) if interface else is_own or hints.metadata_names(node)
-        if is_this_pods and node.expired(now):
+        if is_this_pods and node.is_expired(now):
             return Loss(Missing.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove it, since it can be incomplete for a moment.
         return Loss(Missing.GONE, own.id, is_list_empty=not nodes) if not_found else None
     if not_found:
         return None
-    valid = [node for node in ours if not node.expired(now)]
+    valid = [node for node in ours if not node.is_expired(now)]
     if interface:
         # A valid node of ours that has not this address may be a later pod's.
         taken = any(interface & set(node.addresses) for node in nodes)
@@ -97,12 +99,12 @@ def why_missing(
     return Loss(Missing.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None
 
 
-def successors(nodes: Iterable[Node], *, node_id: str, identity: NodeIdentity, now: datetime) -> list[Node]:
+def successors(nodes: Iterable[Node], *, node_id: str, node_identity: NodeIdentity, now: datetime) -> list[Node]:
     """Return the nodes of later pods of this workload, in ascending order of id."""
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
-        if identity.owns_node(node) and not node.expired(now) and node.sequence > int(node_id)
+        if node_identity.owns_node(node) and not node.is_expired(now) and node.sequence > int(node_id)
     ]
 
 

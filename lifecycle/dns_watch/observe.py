@@ -96,16 +96,16 @@ def observe(
             seen = replace(seen, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
             seen = replace(seen, api_key=_read_api_key(sources.headscale))
-    identity, node = seen.identity or state.identity, seen.node
-    if identity is None:
+    node_identity, node = seen.node_identity or state.node_identity, seen.node
+    if node_identity is None:
         return seen
     if isinstance(node, Node):
-        records = _read_records(state, node, sources, identity=identity, config=config, now=now)
+        records = _read_records(state, node, sources, node_identity=node_identity, config=config, now=now)
         return replace(seen, records=records)
     if isinstance(node, Unregistered) and node.loss is not None:
         heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
         if is_key_check_due(heal, state, now):
-            metadata, key = _check_key(sources, identity.user)
+            metadata, key = _check_key(sources, node_identity.user)
             return replace(seen, metadata=metadata, key=key)
     return seen
 
@@ -117,7 +117,7 @@ def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Call
         ApiError: Headscale could not be read.
     """
     is_gone = False
-    if state.node is not None and state.identity is not None:
+    if state.node is not None and state.node_identity is not None:
         seen, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
         if seen is not None:
             return seen
@@ -163,23 +163,23 @@ def _look_up_in_list(
     """
     headscale, interface = sources.headscale, state.interface
     try:
-        identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
+        node_identity = NodeIdentity(config.hostname, choose_user(headscale.users(), config.user), config.tags)
         metadata = _read_metadata(sources.key_file, is_needed=interface is None)
     except (UserError, KeyFileError) as error:
         return Observation(interface, Unregistered(str(error), error=error))
     nodes = headscale.nodes()
     now = clock()
     hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
-    found = choose_node(nodes, identity=identity, hints=hints, now=now.utc)
+    found = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
     if isinstance(found, Node):
-        return Observation(interface, found, identity, metadata, fleet=_fleet_size(nodes))
+        return Observation(interface, found, node_identity, metadata, fleet=_fleet_size(nodes))
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
     loss = why_missing(
         nodes,
-        identity=identity,
+        node_identity=node_identity,
         hints=hints,
         now=now.utc,
         own=own,
@@ -189,9 +189,9 @@ def _look_up_in_list(
     successor = None
     if loss is not None and loss.node_id is not None and loss.kind in (Missing.GONE, Missing.EXPIRED):
         # A node that registered with this pod's own key is this pod's: its address has yet to appear here.
-        later = successors(nodes, node_id=loss.node_id, identity=identity, now=now.utc)
+        later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
-    return Observation(interface, Unregistered(found.reason, loss, successor), identity, metadata)
+    return Observation(interface, Unregistered(found.reason, loss, successor), node_identity, metadata)
 
 
 def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | None, bool]:
@@ -210,8 +210,8 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
 
 def _is_still_ours(node: Node, state: State, now: Moment) -> bool:
     has_moved = bool(state.interface) and not set(node.addresses) & set(state.interface or ())
-    is_owned = state.identity is not None and state.identity.owns_node(node)
-    return is_owned and not has_moved and not node.expired(now.utc)
+    is_owned = state.node_identity is not None and state.node_identity.owns_node(node)
+    return is_owned and not has_moved and not node.is_expired(now.utc)
 
 
 def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata | None:
@@ -240,7 +240,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 
 
 def _read_records(
-    state: State, node: Node, sources: Sources, *, identity: NodeIdentity, config: WatchConfig, now: Moment
+    state: State, node: Node, sources: Sources, *, node_identity: NodeIdentity, config: WatchConfig, now: Moment
 ) -> RecordsRead | FailedRead | None:
     """Read the records at our names, and the nodes of later pods if a record may be theirs."""
     specs = desired_records(node, state.interface, config)
@@ -254,8 +254,8 @@ def _read_records(
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
-        if needs_successor_check(records, identities=config.every_name, node=node):
-            later = _read_successors(sources.headscale, node, identity, now)
+        if needs_successor_check(records, record_identities=config.every_name, node=node):
+            later = _read_successors(sources.headscale, node, node_identity, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
         return FailedRead(error)
@@ -275,18 +275,18 @@ def _read_names(
     if config.further and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
     for further in config.further:
-        if is_incomplete(records, node, specs, identity=further, config=config):
+        if is_incomplete(records, node, specs, record_identity=further, config=config):
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]
     return tuple(records)
 
 
-def _read_successors(headscale: HeadscaleReader, node: Node, identity: NodeIdentity, now: Moment) -> list[Node]:
+def _read_successors(headscale: HeadscaleReader, node: Node, node_identity: NodeIdentity, now: Moment) -> list[Node]:
     nodes = headscale.nodes()
     if all(listed.id != node.id for listed in nodes):
         # The list is incomplete: the absence of a successor proves nothing.
         raise TransientError(f"Headscale's list lacks node {node.id}, which it has just returned.", upstream=HEADSCALE)
-    return successors(nodes, node_id=node.id, identity=identity, now=now.utc)
+    return successors(nodes, node_id=node.id, node_identity=node_identity, now=now.utc)
 
 
 def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:

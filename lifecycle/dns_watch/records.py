@@ -54,9 +54,9 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
     if not addresses:
         return ()
     return tuple(
-        RecordSpec(identity.name, content, config.ttl_s, identity.mark)
-        for identity in config.every_name
-        for content in ([identity.target] if identity.kind is NameKind.ALIAS else addresses)
+        RecordSpec(record_identity.name, content, config.ttl_s, record_identity.mark)
+        for record_identity in config.every_name
+        for content in ([record_identity.target] if record_identity.kind is NameKind.ALIAS else addresses)
     )
 
 
@@ -78,34 +78,37 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 
 
 def published_successor(
-    records: Iterable[Record], successors: Sequence[Node], *, identities: Sequence[RecordIdentity], node: Node
+    records: Iterable[Record], successors: Sequence[Node], *, record_identities: Sequence[RecordIdentity], node: Node
 ) -> Node | None:
     """Return the online successor whose address a marked record already contains.
 
     Args:
         records: everything at our names.
         successors: nodes of later pods.
-        identities: criteria for owning a record at each name.
+        record_identities: criteria for owning a record at each name.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
     """
-    marked = _marked_addresses(records, identities)
+    marked = _marked_addresses(records, record_identities)
     for successor in successors:
         if (successor.online or not node.online) and marked & set(successor.addresses):
             return successor
     return None
 
 
-def needs_successor_check(records: Iterable[Record], *, identities: Sequence[RecordIdentity], node: Node) -> bool:
+def needs_successor_check(
+    records: Iterable[Record], *, record_identities: Sequence[RecordIdentity], node: Node
+) -> bool:
     """Return True if a marked record contains an address that is not ours, which a successor may have set."""
-    return not _marked_addresses(records, identities) <= set(node.addresses)
+    return not _marked_addresses(records, record_identities) <= set(node.addresses)
 
 
-def _marked_addresses(records: Iterable[Record], identities: Sequence[RecordIdentity]) -> set[IpAddress]:
+def _marked_addresses(records: Iterable[Record], record_identities: Sequence[RecordIdentity]) -> set[IpAddress]:
     return {
         record.address
         for record in records
-        if record.address is not None and any(identity.is_marked(record) for identity in identities)
+        if record.address is not None
+        and any(record_identity.is_marked(record) for record_identity in record_identities)
     }
 
 
@@ -114,12 +117,14 @@ def is_incomplete(
     node: Node,
     specs: Sequence[RecordSpec],
     *,
-    identity: RecordIdentity,
+    record_identity: RecordIdentity,
     config: WatchConfig,
 ) -> bool:
     """Return True if our records at a further name are not the desired ones."""
     undecided = undecided_types(node, specs, config)
-    plan = plan_records(records, specs, identity=identity, ipv6=config.ipv6, apex=None, undecided=undecided)
+    plan = plan_records(
+        records, specs, record_identity=record_identity, ipv6=config.ipv6, apex=None, undecided=undecided
+    )
     return plan != RecordPlan()
 
 
@@ -127,14 +132,16 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
     """Compare the records at all names with the desired ones. A foreign record concerns only its own name."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
-    for identity in config.every_name:
-        if identity.kind is NameKind.ALIAS and any(record.name == identity.target for record in in_the_way):
+    for record_identity in config.every_name:
+        if record_identity.kind is NameKind.ALIAS and any(
+            record.name == record_identity.target for record in in_the_way
+        ):
             # The alias would lead to the foreign record at the main name.
             continue
         plan = plan_records(
             read.records,
             specs,
-            identity=identity,
+            record_identity=record_identity,
             ipv6=config.ipv6,
             apex=read.apex,
             undecided=undecided_types(node, specs, config),
@@ -150,7 +157,7 @@ def plan_records(
     records: Iterable[Record],
     specs: Sequence[RecordSpec],
     *,
-    identity: RecordIdentity,
+    record_identity: RecordIdentity,
     ipv6: bool,
     apex: str | None,
     undecided: frozenset[str] = frozenset(),
@@ -161,31 +168,33 @@ def plan_records(
         records: everything at the name, in any order.
         specs: the desired records, at most one of each type at a name. If a type has none, our records of that type
             are deleted.
-        identity: criteria for owning a record.
+        record_identity: criteria for owning a record.
         ipv6: True if AAAA records are managed. If not, only AAAA records with our mark are deleted.
         apex: the zone's own name, where NS records are normal; None if it is not known.
         undecided: types without a spec that may still get one; their records stay as they are.
     """
     here = sorted(records, key=lambda record: record.id)
-    in_the_way = tuple(record for record in here if blocks(record, identity=identity, ipv6=ipv6, apex=apex))
+    in_the_way = tuple(
+        record for record in here if blocks(record, record_identity=record_identity, ipv6=ipv6, apex=apex)
+    )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
     changes: list[RecordChange] = []
-    if identity.kind is NameKind.ALIAS:
+    if record_identity.kind is NameKind.ALIAS:
         # No address record can be beside its CNAME.
         undecided = frozenset()
     for type_ in ("A", "AAAA", "CNAME"):
-        ours = [record for record in here if record.type == type_ and identity.owns_record(record)]
+        ours = [record for record in here if record.type == type_ and record_identity.owns_record(record)]
         if type_ == "AAAA" and not ipv6:
-            ours = [record for record in ours if identity.is_marked(record)]
-        spec = next((spec for spec in specs if (spec.name, spec.type) == (identity.name, type_)), None)
+            ours = [record for record in ours if record_identity.is_marked(record)]
+        spec = next((spec for spec in specs if (spec.name, spec.type) == (record_identity.name, type_)), None)
         if spec is None and type_ in undecided:
             continue
-        changes += _plan_type(ours, spec, identity)
+        changes += _plan_type(ours, spec, record_identity)
     return RecordPlan(changes=tuple(changes))
 
 
-def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: RecordIdentity) -> list[RecordChange]:
+def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity: RecordIdentity) -> list[RecordChange]:
     if spec is None:
         return [DeleteRecord(record, reason="the name has no record of this type") for record in ours]
     if not ours:
@@ -193,13 +202,13 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, identity: Record
 
     # If two pods run at the same time, both must keep the same record.
     def rank(record: Record) -> tuple[bool, bool, str]:
-        return not spec.has_content_of(record), not identity.is_marked(record), record.id
+        return not spec.has_content_of(record), not record_identity.is_marked(record), record.id
 
     kept, *rest = sorted(ours, key=rank)
     changes: list[RecordChange] = []
     differing = spec.differences(kept)
     if differing:
-        adopted = not identity.is_marked(kept)
+        adopted = not record_identity.is_marked(kept)
         reason = "adopted: it has no comment and a VPN address" if adopted else f"changed: {', '.join(differing)}"
         changes.append(UpdateRecord(kept, spec, reason=reason))
     changes += [DeleteRecord(record, reason="duplicate") for record in rest]
@@ -223,7 +232,7 @@ def decide_records(
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    successor = published_successor(read.records, read.successors, identities=config.every_name, node=node)
+    successor = published_successor(read.records, read.successors, record_identities=config.every_name, node=node)
     state, events = with_successor(state, successor)
     if successor is not None:
         after_read = _with_read(state.records, specs, config.verify_interval, now)
@@ -256,8 +265,10 @@ def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[I
 
 
 def _advice(record: Record, config: WatchConfig) -> str:
-    identity = next(identity for identity in config.every_name if identity.name == record.name)
-    return advice_on_foreign_record(record, identity=identity)
+    record_identity = next(
+        record_identity for record_identity in config.every_name if record_identity.name == record.name
+    )
+    return advice_on_foreign_record(record, record_identity=record_identity)
 
 
 def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:

@@ -178,7 +178,7 @@ class Observation:
 
     Attributes:
         node: this pod's node.
-        identity: criteria for owning a node; also None if no user is ours.
+        node_identity: criteria for owning a node; also None if no user is ours.
         metadata: the key metadata; also None if there is none.
         version: Headscale's version; "" if it could not be read.
         response_s: duration of a successful read of the node by its id; None if it was not read in this way.
@@ -187,7 +187,7 @@ class Observation:
 
     interface: Interface
     node: Node | Unregistered | FailedRead
-    identity: NodeIdentity | None = None
+    node_identity: NodeIdentity | None = None
     metadata: KeyMetadata | None = None
     key: KeyCheck | FailedRead | None = None
     records: RecordsRead | FailedRead | None = None
@@ -280,7 +280,7 @@ class State:
         is_registered: the last conclusive lookup found it.
         node_warned_at_s: time of the last warning that it expires soon.
         api_keys_due_s: time when the list of API keys is read next.
-        identity: criteria for owning a node; None until the users were read.
+        node_identity: criteria for owning a node; None until the users were read.
         superseded_by: the id of the later pod's node for which this pod stands down.
         interface_seen_s: time when the pod last had a VPN interface, or else when it started.
         lookups: consecutive conclusive lookups without a match.
@@ -301,7 +301,7 @@ class State:
     api_key_expires_at: datetime | None = None
     api_key_warned_at_s: float | None = None
     api_keys_due_s: float = 0.0
-    identity: NodeIdentity | None = None
+    node_identity: NodeIdentity | None = None
     superseded_by: str | None = None
     interface: Interface = None
     interface_seen_s: float = 0.0

@@ -6,25 +6,25 @@ from lifecycle.domain.model import Record
 from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordIdentity
 
 
-def blocks(record: Record, *, identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
+def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
     """Return True if the record prevents every change at the name.
 
     Args:
         record: any record of the zone.
-        identity: criteria for owning a record.
+        record_identity: criteria for owning a record.
         ipv6: AAAA records are managed.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
-    if record.name != identity.name:
+    if record.name != record_identity.name:
         return False
     if record.read_only:
         return True
-    if identity.owns_record(record) or identity.may_be_beside(record):
+    if record_identity.owns_record(record) or record_identity.can_coexist(record):
         return False
     if record.type == "NS":
         return record.name != apex
     # The CNAME of an alias would hide every other record of its name.
-    return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or identity.kind is NameKind.ALIAS
+    return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_identity.kind is NameKind.ALIAS
 
 
 _OTHER_NAME = {
@@ -35,9 +35,9 @@ _OTHER_NAME = {
 }
 
 
-def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str:
+def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity) -> str:
     """Return what the operator can do about a foreign record at the name."""
-    other_name = _OTHER_NAME[identity.kind]
+    other_name = _OTHER_NAME[record_identity.kind]
     if record.read_only:
         return (
             "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
@@ -45,25 +45,25 @@ def advice_on_foreign_record(record: Record, *, identity: RecordIdentity) -> str
         )
     if record.type == "NS":
         return f"The name is delegated to other name servers. Publish it there, or {other_name}."
-    if identity.kind is not NameKind.MAIN:
-        return _advice_at_further_name(record, identity, other_name)
+    if record_identity.kind is not NameKind.MAIN:
+        return _advice_at_further_name(record, record_identity, other_name)
     if record.type == "CNAME":
         return f"A CNAME allows no address record beside it. Delete it, or {other_name}."
     if not record.comment:
         return (
             f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
             f"or {other_name}. To let this program manage it, set its comment to "
-            f'"{identity.mark}". It will then point to this pod and will not be proxied.'
+            f'"{record_identity.mark}". It will then point to this pod and will not be proxied.'
         )
-    is_vpn_address = record.address is not None and identity.is_vpn_address(record.address)
+    is_vpn_address = record.address is not None and record_identity.is_vpn_address(record.address)
     comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
-        f'To let this program manage it, {comment_change} to "{identity.mark}". If it belongs to another instance of '
-        f"this program, set DNS_OWNER to that owner. Otherwise delete it, or {other_name}."
+        f'To let this program manage it, {comment_change} to "{record_identity.mark}". If it belongs to another '
+        f"instance of this program, set DNS_OWNER to that owner. Otherwise delete it, or {other_name}."
     )
 
 
-def _advice_at_further_name(record: Record, identity: RecordIdentity, other_name: str) -> str:
+def _advice_at_further_name(record: Record, record_identity: RecordIdentity, other_name: str) -> str:
     if record.type not in MANAGED_TYPES:
         return (
             "The CNAME of an alias would hide it. Move the name to DNS_SHARED_NAMES, which uses address records, or "
@@ -71,5 +71,5 @@ def _advice_at_further_name(record: Record, identity: RecordIdentity, other_name
         )
     return (
         f"It may belong to another workload or application. Delete it, or {other_name}. To let this program replace "
-        f'it, set its comment to "{identity.mark}".'
+        f'it, set its comment to "{record_identity.mark}".'
     )

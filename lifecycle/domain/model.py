@@ -61,7 +61,7 @@ class PreAuthKey:
     Attributes:
         id: decimal text.
         user: the owner of nodes that register with it; None for a key that only has tags.
-        key: the secret; None where Headscale masks it (lists from 0.28 on).
+        known_secret: the secret; None where Headscale masks it, in lists from 0.28 on.
     """
 
     id: str
@@ -72,19 +72,19 @@ class PreAuthKey:
     used: bool
     created_at: datetime | None
     expires_at: datetime | None
-    key: SecretStr | None = None
+    known_secret: SecretStr | None = None
 
     @property
     def secret(self) -> SecretStr:
         """The secret of a key that was just created."""
-        if self.key is None:
+        if self.known_secret is None:
             raise ValueError("a listed key has no secret")
-        return self.key
+        return self.known_secret
 
-    def usable(self, now: datetime) -> bool:
+    def is_usable(self, now: datetime) -> bool:
         """Return True if a node can register with it."""
-        expired = self.expires_at is not None and self.expires_at <= now
-        return not expired and (self.reusable or not self.used)
+        is_expired = self.expires_at is not None and self.expires_at <= now
+        return not is_expired and (self.reusable or not self.used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ class KeySpec:
     """A pre-auth key to create.
 
     Attributes:
-        life: how long it is valid. It has to cover an image pull and some restarts.
+        lifetime: how long it is valid. It has to cover an image pull and some restarts.
     """
 
     user: User
-    life: timedelta
+    lifetime: timedelta
     reusable: bool = False
     ephemeral: bool = False
     tags: frozenset[str] = frozenset()
@@ -168,7 +168,7 @@ class Node:
     expires_at: datetime | None
     last_seen: datetime | None = None
 
-    def expired(self, now: datetime) -> bool:
+    def is_expired(self, now: datetime) -> bool:
         """Return True if the node has to log in again."""
         return self.expires_at is not None and self.expires_at <= now
 

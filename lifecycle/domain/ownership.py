@@ -177,7 +177,7 @@ class RecordIdentity:
         is_right = record.type == "CNAME" and record.content.lower().removesuffix(".") == self.target
         return is_right and self.kind is NameKind.ALIAS
 
-    def may_be_beside(self, record: Record) -> bool:
+    def can_coexist(self, record: Record) -> bool:
         """Return True if the record is another workload's under a name that several share."""
         is_marked = record.comment.startswith(_MARK_FAMILY) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
         return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and is_marked
@@ -207,7 +207,7 @@ class RecordIdentity:
 def leftovers(records: Iterable[Record], main: RecordIdentity, further: Iterable[RecordIdentity]) -> list[Record]:
     """Return the records with the mark of this workload under names that it has no more, in ascending order of id."""
     mark = workload_mark(main.mark, main.name)
-    names = {main.name, *(identity.name for identity in further)}
+    names = {main.name, *(record_identity.name for record_identity in further)}
     return sorted(
         (
             record

@@ -94,11 +94,11 @@ class Prune:
 
     def _remove(self, workload: PruneWorkload, user: User) -> None:
         for node in workload.nodes:
-            identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
+            node_identity = NodeIdentity(node.hostname, user, self.settings.authkey_tags)
 
-            def is_still_ours(reread: Node, identity: NodeIdentity = identity) -> bool:
+            def is_still_ours(reread: Node, node_identity: NodeIdentity = node_identity) -> bool:
                 # A node that is online again stays, unless its workload was named.
-                return identity.owns_node(reread) and (self.name is not None or not reread.online)
+                return node_identity.owns_node(reread) and (self.name is not None or not reread.online)
 
             change = DeleteNode(node, workload.reason)
             apply.delete_nodes([change], self.writers.headscale, is_still_ours=is_still_ours)

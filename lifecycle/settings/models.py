@@ -400,7 +400,7 @@ class Settings(BaseSettings):
         """Return the properties of the pre-auth key to create."""
         return KeySpec(
             user=user,
-            life=self.authkey_expiration,
+            lifetime=self.authkey_expiration,
             reusable=self.authkey_reusable,
             ephemeral=self.authkey_ephemeral,
             tags=self.authkey_tags,
@@ -424,7 +424,7 @@ class Settings(BaseSettings):
     @property
     def names(self) -> list[str]:
         """All full names of the workload, the main name first."""
-        return [self.record_name, *(identity.name for identity in self.further_records)]
+        return [self.record_name, *(record_identity.name for record_identity in self.further_records)]
 
     @property
     def records(self) -> RecordIdentity:

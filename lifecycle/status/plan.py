@@ -124,7 +124,7 @@ _EMPTY_TAILNET = (
 class _Workload:
     """One name, with all its records and nodes."""
 
-    identity: RecordIdentity
+    record_identity: RecordIdentity
     records: Sequence[Record]
     nodes: Sequence[Node]
 
@@ -137,7 +137,7 @@ def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tu
     """
     problems = list(seen.problems)
     rows = [
-        _with_main_name(row, workload.identity)
+        _with_main_name(row, workload.record_identity)
         for workload in _workloads(seen, config)
         for row in _rows(workload, seen, config, now)
     ]
@@ -169,17 +169,19 @@ def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
         nodes[record_name(node.hostname, config.domain)].append(node)
         by_hostname[node.hostname.casefold()].append(node)
     for name in sorted({*records, *nodes}):
-        identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
+        record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
         here, named = records[name], nodes[name]
-        if any(map(identity.is_marked, here)):
+        if any(map(record_identity.is_marked, here)):
             # Its pod may append another domain than ours.
-            yield _Workload(identity, here, named or by_hostname[name.partition(".")[0]])
+            yield _Workload(record_identity, here, named or by_hostname[name.partition(".")[0]])
         elif (
             f".{name}".endswith(f".{config.domain}")
             and any(_owns(node, seen, config) for node in named)
-            and all(marked_workload(record, config.mark) for record in here if identity.is_marked_by_another(record))
+            and all(
+                marked_workload(record, config.mark) for record in here if record_identity.is_marked_by_another(record)
+            )
         ):
-            yield _Workload(identity, here, named)
+            yield _Workload(record_identity, here, named)
     for name, here in sorted(records.items()):
         for main_name in sorted({marked_workload(record, config.mark) or name for record in here} - {name}):
             named = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
@@ -194,21 +196,21 @@ def _further_name(name: str, main_name: str, here: Sequence[Record], config: Sta
     return RecordIdentity(name, mark, config.vpn_prefixes, kind, main_name)
 
 
-def _with_main_name(row: Row, identity: RecordIdentity) -> Row:
+def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
     """Say in the advice about a further name whose it is."""
-    if identity.kind is NameKind.MAIN or not row.advice:
+    if record_identity.kind is NameKind.MAIN or not row.advice:
         return row
-    return replace(row, advice=f"This is a further name of {identity.target}. {row.advice}")
+    return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
 
 
 def _rows(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
-    identity, name = workload.identity, workload.identity.name
-    ours = [record for record in workload.records if identity.owns_record(record)]
+    record_identity, name = workload.record_identity, workload.record_identity.name
+    ours = [record for record in workload.records if record_identity.owns_record(record)]
     if not config.ipv6:
-        ours = [record for record in ours if record.type == "A" or identity.is_marked(record)]
+        ours = [record for record in ours if record.type == "A" or record_identity.is_marked(record)]
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
     owned = sorted((node for node in workload.nodes if _owns(node, seen, config)), key=lambda node: node.sequence)
-    valid = [node for node in owned if not node.expired(now)]
+    valid = [node for node in owned if not node.is_expired(now)]
     # Of two pods, the later one has the name, unless its node is gone.
     candidates = [node for node in valid if node.online] or valid or owned
     node = candidates[-1] if candidates else None
@@ -223,7 +225,7 @@ def _rows(workload: _Workload, seen: Observation, config: StatusConfig, now: dat
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
     else:
         yield Row(name, State.ORPHANED, records, advice=_ADVICE[State.ORPHANED])
-    for older in valid if identity.kind is NameKind.MAIN else ():
+    for older in valid if record_identity.kind is NameKind.MAIN else ():
         if node is not None and older.sequence < node.sequence:
             advice = _ADVICE[State.SUPERSEDED] if older.online else ""
             yield Row(name, State.SUPERSEDED, (), older, advice=advice)
@@ -239,44 +241,50 @@ def _row_of_our_node(
     now: datetime,
 ) -> Row:
     """Return the row of a workload with a node of ours."""
-    identity = workload.identity
-    foreign = [record for record in workload.records if blocks(record, identity=identity, ipv6=config.ipv6, apex=apex)]
+    record_identity = workload.record_identity
+    foreign = [
+        record
+        for record in workload.records
+        if blocks(record, record_identity=record_identity, ipv6=config.ipv6, apex=apex)
+    ]
     in_the_way = "; ".join(
         f"{record.type} {record.content} (comment: {record.comment or 'none'})" for record in foreign
     )
     expiry = node_warning(node, now)
     if not records and not (node.online and "." in node.hostname):
         # No advice: the node may not belong to a workload, or may be a leftover of a removed one.
-        return Row(identity.name, State.NO_RECORD, records, node)
+        return Row(record_identity.name, State.NO_RECORD, records, node)
     advice = None
-    if node.expired(now):
+    if node.is_expired(now):
         state = State.EXPIRED
     elif foreign:
         state = State.FOREIGN_RECORD
-        advice = advice_on_foreign_record(foreign[0], identity=identity)
+        advice = advice_on_foreign_record(foreign[0], record_identity=record_identity)
     elif not records:
         state = State.NO_RECORD
     elif not node.online:
         state = State.OFFLINE
-    elif not _are_in_sync(records, node, identity, config):
+    elif not _are_in_sync(records, node, record_identity, config):
         state = State.DRIFTED
     elif expiry is not None:
         state = State.EXPIRING
         advice = f"The node expires at {timestamp(expiry.fields['expires_at'])}. {expiry.fields['advice']}"
     else:
         state = State.IN_SYNC
-    return Row(identity.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
+    return Row(record_identity.name, state, records, node, in_the_way, advice or _ADVICE.get(state, ""))
 
 
-def _are_in_sync(records: Sequence[Record], node: Node, identity: RecordIdentity, config: StatusConfig) -> bool:
-    if identity.kind is NameKind.ALIAS:
-        return all(identity.is_alias(record) and not record.proxied for record in records)
-    addresses = identity.vpn_addresses(node.addresses)
+def _are_in_sync(records: Sequence[Record], node: Node, record_identity: RecordIdentity, config: StatusConfig) -> bool:
+    if record_identity.kind is NameKind.ALIAS:
+        return all(record_identity.is_alias(record) and not record.proxied for record in records)
+    addresses = record_identity.vpn_addresses(node.addresses)
     required = {record_type(address) for address in addresses} - (set() if config.ipv6 else {"AAAA"})
     types = [record.type for record in records]
     if not required <= set(types) or len(types) > len(set(types)):
         return False
-    return all(record.address in addresses and identity.is_marked(record) and not record.proxied for record in records)
+    return all(
+        record.address in addresses and record_identity.is_marked(record) and not record.proxied for record in records
+    )
 
 
 def _owns(node: Node, seen: Observation, config: StatusConfig) -> bool:

@@ -18,7 +18,7 @@ from lifecycle.clients.cloudflare.errors import CLOUDFLARE
 from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.headscale.http import HttpTransport
-from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleSnapshot, Transport
+from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleSnapshot, HeadscaleTransport
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import Credential, JsonClient
 from lifecycle.clients.transport import open_http
@@ -62,7 +62,7 @@ def connect_readers(
 
 def open_upstreams(
     settings: Settings, stack: ExitStack, cluster: Cluster | None, on_outcome: Callable[[str, str], None]
-) -> tuple[Transport, JsonClient]:
+) -> tuple[HeadscaleTransport, JsonClient]:
     """Open Headscale and Cloudflare; no request is sent yet.
 
     Args:
@@ -148,7 +148,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     return stack.enter_context(Cluster(access, timeout=settings.http_timeout))
 
 
-def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[str], None]) -> Transport:
+def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[str], None]) -> HeadscaleTransport:
     from lifecycle.clients.headscale.exec import ExecTransport  # noqa: PLC0415 - see above
     from lifecycle.clients.headscale.pod import HeadscalePod  # noqa: PLC0415 - see above
 

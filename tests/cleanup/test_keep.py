@@ -35,7 +35,7 @@ def kept(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **s
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    found = find_kept_node(nodes, identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
+    found = find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
     return found.id if isinstance(found, Node) else found.reason
 
 
@@ -79,7 +79,7 @@ def test_id_is_compared_as_a_whole(device_id: str) -> None:
 
 
 def test_missing_secret_names_no_node() -> None:
-    found = find_kept_node([a_node(3)], identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
+    found = find_kept_node([a_node(3)], node_identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
     assert isinstance(found, NoKeptNode)
 
 

@@ -42,7 +42,7 @@ VPN6 = "fd7a:115c:a1e0::1"
 
 
 def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str]:
-    return [change.node.id for change in plan_nodes(nodes, identity=NODE_IDENTITY, kept=kept)]
+    return [change.node.id for change in plan_nodes(nodes, node_identity=NODE_IDENTITY, kept=kept)]
 
 
 class TestNodes:
@@ -61,8 +61,10 @@ class TestNodes:
         ],
     )
     def test_node_of_ours_is_deleted(self, node: Node) -> None:
-        assert plan_nodes([node], identity=NODE_IDENTITY) == [DeleteNode(node, reason="it was left by an earlier pod")]
-        assert foreign_nodes([node], identity=NODE_IDENTITY) == []
+        assert plan_nodes([node], node_identity=NODE_IDENTITY) == [
+            DeleteNode(node, reason="it was left by an earlier pod")
+        ]
+        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == []
 
     @pytest.mark.parametrize(
         ("node", "is_warned_about"),
@@ -79,7 +81,7 @@ class TestNodes:
     )
     def test_node_that_is_not_ours_stays(self, node: Node, is_warned_about: bool) -> None:
         assert deleted_nodes([node]) == []
-        assert foreign_nodes([node], identity=NODE_IDENTITY) == ([node] if is_warned_about else [])
+        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_warned_about else [])
 
     def test_kept_node_stays_and_others_are_deleted(self) -> None:
         assert deleted_nodes([a_node(1), a_node(2), a_node(3)], kept="2") == ["1", "3"]
@@ -90,7 +92,7 @@ class TestNodes:
     def test_order_is_by_numeric_id(self) -> None:
         assert deleted_nodes([a_node(10), a_node(9), a_node(100)]) == ["9", "10", "100"]
         foreign = [a_node(10, user=ANN), a_node(9, user=ANN)]
-        assert [node.id for node in foreign_nodes(foreign, identity=NODE_IDENTITY)] == ["9", "10"]
+        assert [node.id for node in foreign_nodes(foreign, node_identity=NODE_IDENTITY)] == ["9", "10"]
 
     def test_no_nodes_need_no_deletion(self) -> None:
         assert deleted_nodes([]) == []
@@ -101,7 +103,7 @@ class TestKeptNode:
 
     @staticmethod
     def find(*nodes: Node, state: dict[str, bytes] | None, version: str = "0.29.2") -> Node | NoKeptNode:
-        return find_kept_node(nodes, identity=NODE_IDENTITY, state=saved_state(state), version=version, now=NOW)
+        return find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(state), version=version, now=NOW)
 
     @pytest.mark.parametrize(
         ("node", "version"),
@@ -163,7 +165,7 @@ def deleted_records(
 ) -> list[str]:
     changes = plan_records(
         records,
-        identity=RECORD_IDENTITY,
+        record_identity=RECORD_IDENTITY,
         our_addresses=our_addresses,
         other_addresses=other_addresses,
         leave_one=leave_one,
@@ -220,7 +222,7 @@ class TestRecords:
     def test_reason_names_the_state_of_the_address(self) -> None:
         here = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.2")]
         changes = plan_records(
-            here, identity=RECORD_IDENTITY, our_addresses=(), other_addresses=addresses("100.64.0.2")
+            here, record_identity=RECORD_IDENTITY, our_addresses=(), other_addresses=addresses("100.64.0.2")
         )
 
         assert changes == [
@@ -284,7 +286,7 @@ class TestTakenName:
     )
     def test_name_of_another_owner_is_refused(self, record: Record) -> None:
         with pytest.raises(NameTakenError) as raised:
-            refuse_taken_name([a_record("0"), record], identity=RECORD_IDENTITY)
+            refuse_taken_name([a_record("0"), record], record_identity=RECORD_IDENTITY)
 
         for part in (NAME, record.content, record.comment, MARK, "TS_HOSTNAME"):
             assert part in str(raised.value)
@@ -301,10 +303,10 @@ class TestTakenName:
         ],
     )
     def test_name_with_another_record_is_accepted(self, record: Record) -> None:
-        refuse_taken_name([record], identity=RECORD_IDENTITY)
+        refuse_taken_name([record], record_identity=RECORD_IDENTITY)
 
     def test_name_without_records_is_accepted(self) -> None:
-        refuse_taken_name([], identity=RECORD_IDENTITY)
+        refuse_taken_name([], record_identity=RECORD_IDENTITY)
 
 
 USERS = st.one_of(st.none(), st.sampled_from([User("1", "svc"), User(None, "svc"), ANN, User(None, "ann")]))
@@ -363,7 +365,7 @@ class TestProperties:
         random.shuffle(shuffled)
 
         assert deleted_nodes(shuffled) == deleted_nodes(nodes)
-        assert foreign_nodes(shuffled, identity=NODE_IDENTITY) == foreign_nodes(nodes, identity=NODE_IDENTITY)
+        assert foreign_nodes(shuffled, node_identity=NODE_IDENTITY) == foreign_nodes(nodes, node_identity=NODE_IDENTITY)
 
     @given(NODES)
     def test_plan_after_deletion_is_empty(self, nodes: list[Node]) -> None:
@@ -371,11 +373,11 @@ class TestProperties:
         left = [node for node in nodes if node.id not in deletions]
 
         assert deleted_nodes(left) == []
-        assert foreign_nodes(left, identity=NODE_IDENTITY) == foreign_nodes(nodes, identity=NODE_IDENTITY)
+        assert foreign_nodes(left, node_identity=NODE_IDENTITY) == foreign_nodes(nodes, node_identity=NODE_IDENTITY)
 
     @given(NODES)
     def test_every_node_of_our_name_is_deleted_or_reported(self, nodes: list[Node]) -> None:
-        handled = [*deleted_nodes(nodes), *(node.id for node in foreign_nodes(nodes, identity=NODE_IDENTITY))]
+        handled = [*deleted_nodes(nodes), *(node.id for node in foreign_nodes(nodes, node_identity=NODE_IDENTITY))]
 
         assert sorted(handled) == sorted(node.id for node in nodes if node.hostname.lower() == NAME)
 
@@ -385,7 +387,7 @@ class TestProperties:
     ) -> None:
         changes = plan_records(
             records,
-            identity=RECORD_IDENTITY,
+            record_identity=RECORD_IDENTITY,
             our_addresses=our_addresses,
             other_addresses=other_addresses,
             leave_one=leave_one,
@@ -467,7 +469,7 @@ class TestProperties:
             for record in records
         )
         try:
-            refuse_taken_name(records, identity=RECORD_IDENTITY)
+            refuse_taken_name(records, record_identity=RECORD_IDENTITY)
             refused = False
         except NameTakenError:
             refused = True
@@ -477,16 +479,18 @@ class TestProperties:
     @given(NODES, st.integers(1, 40))
     def test_kept_node_is_the_named_node_if_it_is_ours(self, nodes: list[Node], node_id: int) -> None:
         """The order and the online state of the nodes do not matter."""
-        found = find_kept_node(nodes, identity=NODE_IDENTITY, state=SavedState(str(node_id)), version="0.29.0", now=NOW)
+        found = find_kept_node(
+            nodes, node_identity=NODE_IDENTITY, state=SavedState(str(node_id)), version="0.29.0", now=NOW
+        )
         reordered = find_kept_node(
             [replace(node, online=not node.online) for node in reversed(nodes)],
-            identity=NODE_IDENTITY,
+            node_identity=NODE_IDENTITY,
             state=SavedState(str(node_id)),
             version="0.29.0",
             now=NOW,
         )
 
         named = [node for node in nodes if node.id == str(node_id)]
-        usable = [node for node in named if NODE_IDENTITY.owns_node(node) and not node.expired(NOW)]
+        usable = [node for node in named if NODE_IDENTITY.owns_node(node) and not node.is_expired(NOW)]
         assert found == usable[0] if usable else isinstance(found, NoKeptNode)
         assert isinstance(reordered, Node) is bool(usable)

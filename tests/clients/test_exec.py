@@ -206,13 +206,13 @@ def test_arguments_of_each_command(
     headscale.delete_node(node, is_still_ours=ours)
     minor = int(server.version.split(".")[1])
     named_as = ("--user", "svc" if minor <= 25 else "2")
-    life = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
+    lifetime = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
     assert list(dict.fromkeys(cli.calls)) == [
         ("users", "list", "-o", "json"),
         ("nodes", "list", "-o", "json"),
         ("version", "-o", "json"),
         (
-            *("preauthkeys", "create", *named_as, "--expiration", life, "--reusable", "--ephemeral"),
+            *("preauthkeys", "create", *named_as, "--expiration", lifetime, "--reusable", "--ephemeral"),
             *("--tags", "tag:a,tag:b", "-o", "json"),
         ),
         ("preauthkeys", "list", *(named_as if minor <= 27 else ()), "-o", "json"),

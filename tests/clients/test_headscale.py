@@ -234,7 +234,7 @@ def test_key_belongs_to_the_user_and_is_valid(
 
 def test_key_has_the_requested_properties(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     tags = frozenset({"tag:web", "tag:prod"})
-    key = a_key(headscale, clock, life=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
+    key = a_key(headscale, clock, lifetime=timedelta(days=3), reusable=True, ephemeral=True, tags=tags)
     [made] = server.keys
     assert (made.reusable, made.ephemeral, made.user_id, set(made.tags)) == (True, True, 2, set(tags))
     # Release 0.23 shows a key's tags only in lists.
@@ -501,7 +501,7 @@ def test_only_the_users_keys_are_listed(server: HeadscaleSimulator, headscale: H
     listed = headscale.pre_auth_keys(the_user(headscale))
     assert [(key.id, key.reusable, key.used) for key in listed] == [("2", True, False), ("3", False, True)]
     assert listed[0].expires_at == mine.expires_at
-    assert [key.usable(clock.now()) for key in listed] == [True, False]
+    assert [key.is_usable(clock.now()) for key in listed] == [True, False]
 
 
 # --- Nodes --------------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ def test_fields_of_a_node(server: HeadscaleSimulator, headscale: HeadscaleWriter
     assert (ours.user, ours.tags, ours.online, ours.expires_at) == (User("2", "svc"), frozenset(), True, None)
     assert (ours.registered_by, ours.pre_auth_key and ours.pre_auth_key.id) == (RegisterMethod.AUTH_KEY, "1")
     assert (phone.registered_by, phone.pre_auth_key, phone.online) == (RegisterMethod.OIDC, None, False)
-    assert (ours.expired(clock.now()), phone.expired(clock.now())) == (False, True)
+    assert (ours.is_expired(clock.now()), phone.is_expired(clock.now())) == (False, True)
     assert headscale.node(ours.id) == ours
 
 
@@ -534,7 +534,7 @@ def test_tagged_node_has_tags_and_key(server: HeadscaleSimulator, headscale: Hea
 def test_logged_out_node_is_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
     node = server.add_node(NAME, user="svc")
     server.logout(node.id)
-    assert headscale.node("1").expired(clock.now())
+    assert headscale.node("1").is_expired(clock.now())
 
 
 @pytest.mark.parametrize("node_id", ["0", "", "-1", "1/expire", "../user", "\N{FULLWIDTH DIGIT ONE}"])

@@ -481,7 +481,7 @@ class TestPreAuthKey:
         ],
     )
     def test_masked_secret_is_dropped(self, fields: dict[str, Any], secret: str | None) -> None:
-        key = parse_pre_auth_key(KEY | fields).key
+        key = parse_pre_auth_key(KEY | fields).known_secret
 
         assert (key.get_secret_value() if key else None) == secret
 
@@ -489,7 +489,13 @@ class TestPreAuthKey:
         key = parse_pre_auth_key({"id": 7})
 
         assert (key.reusable, key.ephemeral, key.used) == (False, False, False)
-        assert (key.user, key.tags, key.key, key.expires_at, key.created_at) == (None, frozenset(), None, None, None)
+        assert (key.user, key.tags, key.known_secret, key.expires_at, key.created_at) == (
+            None,
+            frozenset(),
+            None,
+            None,
+            None,
+        )
         with pytest.raises(ValueError):  # noqa: PT011 - the only one it raises
             _ = key.secret
 
@@ -524,8 +530,8 @@ class TestPreAuthKey:
         if field == "aclTags":
             assert key.tags == frozenset(value or [])
             assert value is None or isinstance(value, list)
-        if field == "key" and key.key is not None:
-            assert key.key.get_secret_value() == value
+        if field == "key" and key.known_secret is not None:
+            assert key.known_secret.get_secret_value() == value
 
 
 class TestApiKey:

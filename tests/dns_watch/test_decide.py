@@ -134,7 +134,7 @@ def missing(
     return replace(seen, **fields)  # type: ignore[arg-type]
 
 
-KNOWN = State(node=OWN, is_registered=True, identity=NODE_IDENTITY, interface=INTERFACE)
+KNOWN = State(node=OWN, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
 SPEC = RecordSpec(NAME, INTERFACE[0], 60, MARK)
 IN_SYNC = replace(
     KNOWN,
@@ -452,7 +452,7 @@ def test_the_next_pass_is_due_when_the_record_is() -> None:
 
 
 def test_an_identification_problem_is_reported_once() -> None:
-    problem = replace(missing(None), node=Unregistered("no user", error=UserError("no user")), identity=None)
+    problem = replace(missing(None), node=Unregistered("no user", error=UserError("no user")), node_identity=None)
     decision = after(State(), (0, problem))
     assert event_names(decision)[0] == "node.identification_failed"
     assert "node.identification_failed" not in event_names(after(decision.state, (1, problem)))

@@ -417,7 +417,7 @@ def test_a_renamed_node_is_not_reported_as_gone() -> None:
     renamed = a_node(1, hostname="renamed")
     loss = why_missing(
         [renamed, a_node(2, hostname="laptop")],
-        identity=NODE_IDENTITY,
+        node_identity=NODE_IDENTITY,
         hints=Hints(interface=renamed.addresses),
         now=NOW,
         own=KnownNode("1", renamed.machine_key),

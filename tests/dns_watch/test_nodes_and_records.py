@@ -65,7 +65,7 @@ def known(node_id: str | None) -> KnownNode | None:
 
 def chosen(*nodes: Node, hints: Hints) -> str | None:
     """Return the id of the chosen node; None if it is unidentified."""
-    found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
+    found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
     return found.id if isinstance(found, Node) else None
 
 
@@ -185,7 +185,7 @@ class TestChooseNode:
         ],
     )
     def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
-        found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
+        found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
 
         assert isinstance(found, Unidentified)
         for part in mentions:
@@ -282,7 +282,9 @@ class TestWhyMissing:
     def test_reason_of_a_missing_node(
         self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool, loss: Loss | None
     ) -> None:
-        found = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
+        found = why_missing(
+            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found
+        )
 
         assert found == loss
 
@@ -290,7 +292,7 @@ class TestWhyMissing:
         """Headscale's answer is about this pod's node. Nothing shows that the later pod's node is gone, too."""
         nothing: list[Node] = []
         loss = why_missing(
-            nothing, identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), not_found=True, is_superseded=True
+            nothing, node_identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), not_found=True, is_superseded=True
         )
 
         assert loss is None
@@ -312,10 +314,10 @@ class TestStandingDown:
         ],
     )
     def test_successors(self, nodes: list[Node], expected: list[str]) -> None:
-        found = successors(nodes, node_id="5", identity=NODE_IDENTITY, now=NOW)
+        found = successors(nodes, node_id="5", node_identity=NODE_IDENTITY, now=NOW)
 
         assert [node.id for node in found] == expected
-        assert successors(nodes[::-1], node_id="5", identity=NODE_IDENTITY, now=NOW) == found
+        assert successors(nodes[::-1], node_id="5", node_identity=NODE_IDENTITY, now=NOW) == found
 
     @pytest.mark.parametrize(
         ("records", "later", "own", "expected"),
@@ -355,7 +357,7 @@ class TestStandingDown:
     def test_published_successor(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
-        found = published_successor(records, later, identities=[RECORD_IDENTITY], node=own)
+        found = published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own)
 
         assert (found.id if found else None) == expected
 
@@ -374,13 +376,13 @@ class TestStandingDown:
     )
     def test_a_list_is_read_only_if_a_successor_is_possible(self, records: list[Record], needed: bool) -> None:
         """Listing is expensive: a list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, identities=[RECORD_IDENTITY], node=a_node(1)) is needed
+        assert needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=a_node(1)) is needed
 
 
 def planned(
     *records: Record, specs: Sequence[RecordSpec] = (a_spec(),), ipv6: bool = False, apex: str | None = APEX
 ) -> RecordPlan:
-    return plan_records(records, specs, identity=RECORD_IDENTITY, ipv6=ipv6, apex=apex)
+    return plan_records(records, specs, record_identity=RECORD_IDENTITY, ipv6=ipv6, apex=apex)
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
@@ -485,7 +487,7 @@ class TestRecords:
         """Cloudflare allows no other record at the name of a Workers custom domain."""
         record = replace(a_record(type_="AAAA", content="100::", proxied=True, comment=""), read_only=True)
         assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
-        assert "Workers" in advice_on_foreign_record(record, identity=RECORD_IDENTITY)
+        assert "Workers" in advice_on_foreign_record(record, record_identity=RECORD_IDENTITY)
 
     def test_every_foreign_record_is_named(self) -> None:
         foreign = [a_record("b", comment="x"), a_record("a", comment="x"), a_record("c", type_="CNAME", content="x")]
@@ -511,11 +513,11 @@ class TestRecords:
         assert planned(record, a_record(), specs=(a_spec(), a_spec(V6)), ipv6=True).in_the_way == ()
 
     def test_name_servers_are_normal_at_the_apex(self) -> None:
-        identity = replace(RECORD_IDENTITY, name=APEX)
+        record_identity = replace(RECORD_IDENTITY, name=APEX)
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
         def in_the_way(apex: str | None) -> tuple[Record, ...]:
-            return plan_records([record], [a_spec()], identity=identity, ipv6=False, apex=apex).in_the_way
+            return plan_records([record], [a_spec()], record_identity=record_identity, ipv6=False, apex=apex).in_the_way
 
         assert in_the_way(APEX) == ()
         assert in_the_way("com") == (record,)
@@ -583,7 +585,7 @@ class TestRecords:
         plan = plan_records(
             records,
             [a_spec(V6)],
-            identity=RECORD_IDENTITY,
+            record_identity=RECORD_IDENTITY,
             ipv6=True,
             apex=None,
             undecided=frozenset({"A"}),
@@ -642,12 +644,12 @@ class TestChooseNodeProperties:
 
     @given(NODES, HINTS)
     def test_only_a_valid_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
-        found = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
+        found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
 
         if isinstance(found, Node):
             assert found in nodes
             assert NODE_IDENTITY.owns_node(found)
-            assert not found.expired(NOW)
+            assert not found.is_expired(NOW)
             assert hints.interface is None or set(hints.interface) & set(found.addresses)
         else:
             assert found.reason
@@ -662,10 +664,10 @@ class TestChooseNodeProperties:
         kept = hints.kept.id if hints.kept else None
         metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
-        before = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
+        before = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
         after = choose_node(
             [replace(node, id=renumbered[node.id]) for node in nodes],
-            identity=NODE_IDENTITY,
+            node_identity=NODE_IDENTITY,
             hints=replace(hints, metadata=metadata),
             now=NOW,
         )
@@ -677,8 +679,8 @@ class TestChooseNodeProperties:
         shuffled = nodes[:]
         random.shuffle(shuffled)
 
-        assert choose_node(shuffled, identity=NODE_IDENTITY, hints=hints, now=NOW) == choose_node(
-            nodes, identity=NODE_IDENTITY, hints=hints, now=NOW
+        assert choose_node(shuffled, node_identity=NODE_IDENTITY, hints=hints, now=NOW) == choose_node(
+            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW
         )
 
     @given(NODES, NODES, HINTS)
@@ -686,8 +688,8 @@ class TestChooseNodeProperties:
         ids = {node.id for node in nodes}
         foreign = [node for node in more if not NODE_IDENTITY.owns_node(node) and node.id not in ids]
 
-        alone = choose_node(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW)
-        among_others = choose_node([*foreign, *nodes], identity=NODE_IDENTITY, hints=hints, now=NOW)
+        alone = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+        among_others = choose_node([*foreign, *nodes], node_identity=NODE_IDENTITY, hints=hints, now=NOW)
 
         assert machine_of(among_others) == machine_of(alone)
 
@@ -695,7 +697,9 @@ class TestChooseNodeProperties:
     def test_a_listed_node_is_never_lost(
         self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool
     ) -> None:
-        loss = why_missing(nodes, identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found)
+        loss = why_missing(
+            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found
+        )
 
         if loss is None:
             return
@@ -707,7 +711,7 @@ class TestChooseNodeProperties:
             assert own_id not in listed
         if loss.kind is Missing.EXPIRED:
             assert loss.node_id is not None
-            assert listed[loss.node_id].expired(NOW)
+            assert listed[loss.node_id].is_expired(NOW)
             assert NODE_IDENTITY.owns_node(listed[loss.node_id])
         if loss.kind is Missing.STRANDED:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
@@ -889,7 +893,7 @@ NAMED_RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 OUR_NODE = a_node(1)
-NAMES = {identity.name: identity for identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
+NAMES = {record_identity.name: record_identity for record_identity in (RECORD_IDENTITY, *FURTHER_NAMES)}
 
 
 class TestNamesProperties:
@@ -952,10 +956,10 @@ class TestNamesProperties:
 
 def stands_down(own: Node, nodes: Sequence[Node], records: Sequence[Record]) -> bool:
     """Return True if dns-watch stands down."""
-    if not needs_successor_check(records, identities=[RECORD_IDENTITY], node=own):
+    if not needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=own):
         return False
-    later = successors(nodes, node_id=own.id, identity=NODE_IDENTITY, now=NOW)
-    return published_successor(records, later, identities=[RECORD_IDENTITY], node=own) is not None
+    later = successors(nodes, node_id=own.id, node_identity=NODE_IDENTITY, now=NOW)
+    return published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own) is not None
 
 
 def _type(change: RecordChange) -> str:

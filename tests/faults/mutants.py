@@ -149,8 +149,8 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 1",
         name="deletes what another workload has at a shared name",
         file="dns_watch/records.py",
-        old="        ours = [record for record in here if record.type == type_ and identity.owns_record(record)]\n",
-        new="        ours = [record for record in here if (record.name, record.type) == (identity.name, type_)]\n",
+        old="record.type == type_ and record_identity.owns_record(record)]\n",
+        new="(record.name, record.type) == (record_identity.name, type_)]\n",
         seed=0,
         further=True,
     ),
@@ -341,7 +341,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 1",
         name="hides a TXT record with the CNAME of an alias",
         file="domain/foreign.py",
-        old=" or identity.kind is NameKind.ALIAS\n",
+        old=" or record_identity.kind is NameKind.ALIAS\n",
         new="\n",
     ),
     Mutant(
@@ -362,7 +362,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 1",
         name="lets an alias point to a foreign record",
         file=RECORDS_FILE,
-        old="        if identity.kind is NameKind.ALIAS and any(",
+        old="        if record_identity.kind is NameKind.ALIAS and any(",
         new="        if False and any(",
     ),
     Mutant(

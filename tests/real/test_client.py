@@ -15,7 +15,7 @@ from lifecycle.clients.headscale.http import HttpTransport
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.http import HttpClient
 from lifecycle.clients.json_client import Credential, JsonClient
-from lifecycle.clients.transport import Transport
+from lifecycle.clients.transport import PooledTransport
 from lifecycle.clients.trust import public_trust
 from lifecycle.domain.errors import NotFoundError
 from lifecycle.domain.model import KeySpec, User
@@ -25,7 +25,7 @@ from tests.real.server import HeadscaleServer
 from tests.real.workload import USER
 
 
-class LosingTransport(Transport):
+class LosingTransport(PooledTransport):
     """A transport that loses the first response to each of some requests."""
 
     def __init__(self, *lost: tuple[str, str]) -> None:
@@ -41,7 +41,7 @@ class LosingTransport(Transport):
         return response
 
 
-class MisleadingTransport(Transport):
+class MisleadingTransport(PooledTransport):
     """A transport on which another server responds to the first four requests, as version 0.28 does."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def test_key_with_lost_response_is_expired_and_replaced(headscale: HeadscaleWrit
         (key for key in headscale.pre_auth_keys(user) if key.id not in before), key=lambda key: int(key.id)
     )
     assert kept.id == made.id
-    assert (lost.usable(datetime.now(UTC)), kept.usable(datetime.now(UTC))) == (False, True)
+    assert (lost.is_usable(datetime.now(UTC)), kept.is_usable(datetime.now(UTC))) == (False, True)
     assert (lost.tags, kept.tags) == (tags, tags)
 
 
@@ -99,7 +99,7 @@ def test_key_can_be_expired_twice(headscale: HeadscaleWriter) -> None:
     for _ in range(2):
         headscale.expire_pre_auth_key(made, user)
     (listed,) = (key for key in headscale.pre_auth_keys(user) if key.id == made.id)
-    assert not listed.usable(datetime.now(UTC))
+    assert not listed.is_usable(datetime.now(UTC))
 
 
 def test_missing_node_is_not_found(headscale: HeadscaleWriter) -> None:

@@ -193,11 +193,11 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
 def test_further_names(env: Environment, aliases: str | None, shared: str | None, names: dict[str, NameKind]) -> None:
     settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
 
-    assert {identity.name: identity.kind for identity in settings.further_records} == names
+    assert {record_identity.name: record_identity.kind for record_identity in settings.further_records} == names
     assert settings.names == ["grafana.example.com", *names]
-    for identity in settings.further_records:
-        assert identity.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
-        assert identity.target == "grafana.example.com"
+    for record_identity in settings.further_records:
+        assert record_identity.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
+        assert record_identity.target == "grafana.example.com"
 
 
 @pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])

@@ -54,7 +54,7 @@ class CloudflareReader:
         Source: GET /zones/{zone}/dns_records; with match=any, one filter is enough.
         """
         filters = {"name": name} if comment is None else {"name": name, "comment.exact": comment, "match": "any"}
-        records = self.pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_PAGE, parse_record)
+        records = self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_PAGE, parse_record)
         return [record for record in records if record.name == name or record.comment == comment]
 
     def records_commented(self, start: str) -> list[Record]:
@@ -66,7 +66,7 @@ class CloudflareReader:
         Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """
         path = f"{self.zone_path()}/dns_records"
-        return self.pages(path, {"comment.startswith": start}, _RECORDS_PER_LARGE_PAGE, parse_record)
+        return self._pages(path, {"comment.startswith": start}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def every_record(self) -> list[Record]:
         """Return all records of the zone.
@@ -76,7 +76,7 @@ class CloudflareReader:
 
         Source: GET /zones/{zone}/dns_records.
         """
-        return self.pages(f"{self.zone_path()}/dns_records", {}, _RECORDS_PER_LARGE_PAGE, parse_record)
+        return self._pages(f"{self.zone_path()}/dns_records", {}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def check_zone(self, name: str) -> None:
         """Check that the zone is that of a name: Cloudflare would append the zone's name to a foreign one.
@@ -100,7 +100,7 @@ class CloudflareReader:
         """
         if self._zone_name is None:
             path = self.zone_path()
-            self._zone_name = self.one("GET", path, lambda zone: _plain_name(zone["name"]))
+            self._zone_name = self._one("GET", path, lambda zone: _plain_name(zone["name"]))
         return self._zone_name
 
     def zone_path(self) -> str:
@@ -118,7 +118,7 @@ class CloudflareReader:
         for start in range(len(labels) - 1):
             name = ".".join(labels[start:])
             zones = [
-                zone for zone in self.pages("/zones", {"name": name}, _ZONES_PER_PAGE, _parse_zone) if zone[1] == name
+                zone for zone in self._pages("/zones", {"name": name}, _ZONES_PER_PAGE, _parse_zone) if zone[1] == name
             ]
             if len(zones) > 1:
                 raise ResponseError(
@@ -134,7 +134,7 @@ class CloudflareReader:
             upstream=UPSTREAM,
         )
 
-    def pages(
+    def _pages(
         self, path: str, params: Mapping[str, str], per_page: int, parse: Callable[[Any], Parsed]
     ) -> list[Parsed]:
         """Read every page of a list.
@@ -164,7 +164,7 @@ class CloudflareReader:
             )
         return items
 
-    def one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
+    def _one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
         """Send one request and parse the `result` of the response."""
         response = self._client.send(method, path, body=body)
         with well_formed(malformed_response(f"{method} {path}")):

@@ -62,16 +62,16 @@ class CloudflareWriter(CloudflareReader):
             case ([record], [], []):
                 self._delete(path, record.id)
             case ([], [(record, _, fields)], []):
-                changed = [self.one("PATCH", f"{path}/{record.id}", parse_record, body=fields)]
+                changed = [self._one("PATCH", f"{path}/{record.id}", parse_record, body=fields)]
             case ([], [], [body]):
-                created = [self.one("POST", path, parse_record, body=body)]
+                created = [self._one("POST", path, parse_record, body=body)]
             case _:
                 batch = {
                     "deletes": [{"id": record.id} for record in deletes],
                     "patches": [{"id": record.id, **fields} for record, _, fields in patches],
                     "posts": bodies,
                 }
-                created, changed = self.one(
+                created, changed = self._one(
                     "POST",
                     f"{path}/batch",
                     _parse_batch,
@@ -84,7 +84,7 @@ class CloudflareWriter(CloudflareReader):
     def _delete(self, path: str, record_id: str) -> None:
         # It may have been deleted since it was read.
         with suppress(NotFoundError):
-            self.one("DELETE", f"{path}/{record_id}", lambda _result: None)
+            self._one("DELETE", f"{path}/{record_id}", lambda _result: None)
 
     def _revert_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
         """Delete records that were created under another name: Cloudflare appends the zone's name to a foreign one."""

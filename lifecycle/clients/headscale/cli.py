@@ -10,7 +10,7 @@ from typing import Any, Final
 from lifecycle.clients.headscale.errors import CHECK_NAMES, UPSTREAM, cli_refusal, is_ambiguous, is_missing
 from lifecycle.clients.headscale.pod import CHECK_SETTINGS, Target
 from lifecycle.clients.kubernetes.exec import Output
-from lifecycle.clients.text import quoted
+from lifecycle.clients.text import excerpt
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
 PROGRAM: Final = "headscale"
@@ -123,4 +123,4 @@ def _reason(stderr: bytes) -> str:
         text = str(last_json(text)["error"])
     except (ValueError, KeyError, TypeError):
         text = next((line for line in text.splitlines() if line.startswith("Error:")), text.rpartition("\n")[2])
-    return quoted(text)
+    return excerpt(text)

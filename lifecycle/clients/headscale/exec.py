@@ -51,7 +51,7 @@ class ExecTransport:
         self._dialect: Dialect | None = None
         self._target: Target | None = None
         # The lifetime of the last requested key.
-        self._requested_life: timedelta | None = None
+        self._requested_lifetime: timedelta | None = None
         # The ids of nodes whose deletion was requested.
         self._deleted: set[str] = set()
 
@@ -108,7 +108,7 @@ class ExecTransport:
         # The exact number of milliseconds identifies our key if the output is lost.
         server_time = self._now() + (self.clock_skew() or timedelta())
         milliseconds = (expires_at - server_time) // timedelta(milliseconds=1)
-        self._requested_life = timedelta(milliseconds=milliseconds)
+        self._requested_lifetime = timedelta(milliseconds=milliseconds)
 
         def create(dialect: Dialect) -> PreAuthKey:
             options = ["--user", dialect.user_reference(spec.user), "--expiration", f"{milliseconds}ms"]
@@ -123,10 +123,10 @@ class ExecTransport:
         return self._in_dialect(create)
 
     def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Return True if a listed key has the last requested life, and expires at about this time."""
-        if self._requested_life is None or key.created_at is None or key.expires_at is None:
+        """Return True if a listed key has the last requested lifetime, and expires at about this time."""
+        if self._requested_lifetime is None or key.created_at is None or key.expires_at is None:
             return False
-        creation_time = self._requested_life - (key.expires_at - key.created_at)
+        creation_time = self._requested_lifetime - (key.expires_at - key.created_at)
         return (
             timedelta(milliseconds=-1) <= creation_time <= _CREATION_TIME
             and abs(key.expires_at - expires_at) <= _MAX_CLOCK_SKEW

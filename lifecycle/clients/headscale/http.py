@@ -128,7 +128,7 @@ class HttpTransport:
             if dialect.key_expire_by_id:
                 body = {"id": key.id}
             else:
-                secret = key.key.get_secret_value() if key.key else ""
+                secret = key.known_secret.get_secret_value() if key.known_secret else ""
                 body = {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 

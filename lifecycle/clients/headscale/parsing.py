@@ -162,7 +162,7 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
         created_at=parse_time(payload.get("createdAt")),
         expires_at=parse_time(payload.get("expiration")),
         # Lists mask the secret from 0.28 on.
-        key=SecretStr(secret) if secret and not secret.endswith("*") else None,
+        known_secret=SecretStr(secret) if secret and not secret.endswith("*") else None,
     )
 
 

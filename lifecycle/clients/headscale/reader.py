@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.headscale.http import HttpTransport
 
 # Both have the same methods: one request per call, without retries or checks.
-Transport: TypeAlias = "HttpTransport | ExecTransport"
+HeadscaleTransport: TypeAlias = "HttpTransport | ExecTransport"
 
 
 class HeadscaleReader:
@@ -27,7 +27,7 @@ class HeadscaleReader:
         retrying: the policy for every request that is safe to send twice.
     """
 
-    def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
+    def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         self._transport = transport
         self._retrying = retrying
 

@@ -11,17 +11,17 @@ import structlog
 import tenacity
 
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.reader import HeadscaleReader, Transport, is_users
+from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleTransport, is_users
 from lifecycle.domain.errors import ApiError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
-# Added to a key's life, in whole seconds, so that the keys of two pods that start together differ.
+# Added to a key's lifetime, in whole seconds, so that the keys of two pods that start together differ.
 _MAX_SPREAD_S = 60
 
-# The life of a created key may differ from the requested one by this much, because the clocks of two machines differ.
-_LIFE_TOLERANCE = timedelta(minutes=5)
+# How much longer than requested a created key may be valid, because the clocks of two machines differ.
+_LIFETIME_TOLERANCE = timedelta(minutes=5)
 
 
 class HeadscaleWriter(HeadscaleReader):
@@ -30,7 +30,7 @@ class HeadscaleWriter(HeadscaleReader):
     The arguments are those of `HeadscaleReader`.
     """
 
-    def __init__(self, transport: Transport, retrying: tenacity.Retrying) -> None:
+    def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
         # The last requested key, if its response was lost: it can exist all the same.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
@@ -76,7 +76,7 @@ class HeadscaleWriter(HeadscaleReader):
             ResponseError: the created key is unusable. It was expired again if possible.
         """
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
-        expires_at = self.server_time(now).replace(microsecond=0) + spec.life + spread
+        expires_at = self.server_time(now).replace(microsecond=0) + spec.lifetime + spread
 
         def attempt() -> PreAuthKey:
             if self._unconfirmed is not None:
@@ -95,12 +95,12 @@ class HeadscaleWriter(HeadscaleReader):
             if self._unconfirmed is not None:
                 log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
             raise
-        if key.key is None:
+        if key.known_secret is None:
             raise ResponseError("Headscale created a pre-auth key, but returned no secret.", upstream=UPSTREAM)
-        if not _has_requested_life(key, spec.life):
-            self.discard_pre_auth_key(key, spec.user, reason="its life differs from the requested one")
+        if not _has_requested_lifetime(key, spec.lifetime):
+            self.discard_pre_auth_key(key, spec.user, reason="its lifetime differs from the requested one")
             raise ResponseError(
-                f"Headscale created pre-auth key {key.id} with another life than requested: it expires at "
+                f"Headscale created pre-auth key {key.id} with another lifetime than requested: it expires at "
                 f"{key.expires_at}. Synchronize the clocks of this machine and of Headscale.",
                 upstream=UPSTREAM,
             )
@@ -147,15 +147,15 @@ class HeadscaleWriter(HeadscaleReader):
             log.warning("pre_auth_key.create_unconfirmed", user=spec.user.label, expires_at=expires_at)
 
 
-def _has_requested_life(key: PreAuthKey, life: timedelta) -> bool:
+def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
     """Return True if a created key lives about as long as requested, by the server's clock alone."""
     if key.expires_at is None:
         return False
     if key.created_at is None:
         return True
     actual = key.expires_at - key.created_at
-    # A key with half of a short life is still usable.
-    return life / 2 <= actual <= life + timedelta(seconds=_MAX_SPREAD_S) + _LIFE_TOLERANCE
+    # A key with half of a short lifetime is still usable.
+    return lifetime / 2 <= actual <= lifetime + timedelta(seconds=_MAX_SPREAD_S) + _LIFETIME_TOLERANCE
 
 
 def _may_have_succeeded(error: TransientError | ResponseError) -> bool:

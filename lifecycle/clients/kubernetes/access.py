@@ -18,7 +18,7 @@ from kubernetes.client.configuration import Configuration
 from kubernetes.config import ConfigException, list_kube_config_contexts, load_incluster_config, load_kube_config
 from yaml import YAMLError
 
-from lifecycle.clients.text import quoted
+from lifecycle.clients.text import excerpt
 from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ConfigError, TransientError
@@ -88,7 +88,7 @@ def find_access(
             return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
         except ConfigException as error:
             # Not chained: the exception can contain parts of the file.
-            raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {quoted(str(error))}") from None
+            raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {excerpt(str(error))}") from None
 
 
 def _in_cluster(*, needed_for: str) -> Access:
@@ -145,7 +145,7 @@ def _kubeconfig(
     if problems:
         raise ConfigError(
             f"The credentials of user {user} of the kubeconfig cannot be loaded. If it has a credential plugin, run "
-            f"`kubectl get pods` with the same kubeconfig. {quoted(' '.join(problems))}"
+            f"`kubectl get pods` with the same kubeconfig. {excerpt(' '.join(problems))}"
         )
     try:
         trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_authorities()

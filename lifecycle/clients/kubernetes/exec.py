@@ -15,7 +15,7 @@ from websocket import ABNF, WebSocketException, frame_buffer
 
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import UPSTREAM
-from lifecycle.clients.text import quoted
+from lifecycle.clients.text import excerpt
 from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
@@ -71,7 +71,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
         with httpx_errors():
             output = _read(response.extensions["network_stream"], what)
     except WebSocketException as error:
-        raise TransientError(f"The connection to {what} broke ({quoted(str(error))}).", upstream=UPSTREAM) from error
+        raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
         # The status comes last. Without it the connection was cut, and the output may be incomplete.
         exit_status=_exit_status(output[_ERROR], what),
@@ -135,7 +135,7 @@ def _exit_status(text: bytearray, what: str) -> int:
                 match cause:
                     case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
                         return int(number)
-    message = quoted(str(status.get("message", ""))) if isinstance(status, dict) else ""
+    message = excerpt(str(status.get("message", ""))) if isinstance(status, dict) else ""
     # A retry cannot add a program to the image. Anything else, such as a container that is being replaced, may be
     # temporary.
     kind = ResponseError if "executable file not found" in message else TransientError
