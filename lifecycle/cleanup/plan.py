@@ -165,20 +165,17 @@ def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now:
 
 def plan_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity, kept: str | None = None) -> list[DeleteNode]:
     """Find the nodes that earlier pods of this workload left behind, except the kept one, in ascending order of id."""
+    stale = [node for node in nodes if node_identity.owns_node(node) and node.id != kept]
     return [
         DeleteNode(node, reason="it was left by an earlier pod")
-        for node in sorted(nodes, key=lambda node: node.sequence)
-        if node_identity.owns_node(node) and node.id != kept
+        for node in sorted(stale, key=lambda node: node.sequence)
     ]
 
 
 def foreign_nodes(nodes: Iterable[Node], *, node_identity: NodeIdentity) -> list[Node]:
     """Return the nodes that have our hostname and are not ours, in ascending order of id."""
-    return [
-        node
-        for node in sorted(nodes, key=lambda node: node.sequence)
-        if node_identity.has_our_name(node) and not node_identity.owns_node(node)
-    ]
+    foreign = [node for node in nodes if node_identity.has_our_name(node) and not node_identity.owns_node(node)]
+    return sorted(foreign, key=lambda node: node.sequence)
 
 
 def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdentity) -> None:

@@ -7,7 +7,7 @@ on. The transports turn these into "malformed response".
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
@@ -79,15 +79,15 @@ def parse_user(payload: Any) -> User | None:
         case str(name):
             return User(id=None, name=name)
         case dict() if not payload or payload.keys() & {"id", "name"}:
-            user_id, name = parse_id(payload.get("id")), _text(payload, "name")
-            if name == _TAGGED_DEVICES or not (user_id or name):
-                return None
-            return _user(user_id, name, _text(payload, "email"), _text(payload, "provider"))
+            return _owner(payload.get("id"), payload.get("name"), payload.get("email"), payload.get("provider"))
     raise ValueError("not a user")
 
 
-# Thousands of nodes share a few users, so each is created once.
-_user = lru_cache(maxsize=100)(User)
+# Thousands of nodes share a few owners, so each is parsed once. Without `typed`, True would equal 1.
+@lru_cache(maxsize=100, typed=True)
+def _owner(user_id: Any, name: Any, email: Any, provider: Any) -> User | None:
+    user = User(parse_id(user_id), _text(name), _text(email), _text(provider))
+    return None if user.name == _TAGGED_DEVICES or not (user.id or user.name) else user
 
 
 def parse_listed_user(payload: Any) -> User:
@@ -95,7 +95,7 @@ def parse_listed_user(payload: Any) -> User:
     user = parse_user(payload)
     if user is None or not isinstance(payload, dict):
         raise ValueError("not a user")
-    return replace(user, email=_text(payload, "email"), provider=_text(payload, "provider"))
+    return user
 
 
 def parse_node(payload: Any) -> Node:
@@ -110,7 +110,7 @@ def parse_node(payload: Any) -> Node:
         machine_key=machine_key,
         addresses=tuple(map(_address, _texts(payload, "ipAddresses"))),
         user=parse_user(payload.get("user")),
-        tags=frozenset(tag for field in ("tags", "forcedTags", "validTags") for tag in _texts(payload, field)),
+        tags=frozenset(_texts(payload, "tags") + _texts(payload, "forcedTags") + _texts(payload, "validTags")),
         registered_by=_parse_register_method(payload.get("registerMethod")),
         pre_auth_key=_parse_key_origin(payload.get("preAuthKey")),
         online=_flag(payload, "online"),
@@ -128,12 +128,9 @@ def _address(text: str) -> IpAddress:
 
 
 def _parse_register_method(value: Any) -> RegisterMethod:
-    match value:
-        # As a dictionary key, True equals 1.
-        case bool():
-            return RegisterMethod.UNKNOWN
-        case str() | int():
-            return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
+    # As a dictionary key, True equals 1.
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
     return RegisterMethod.UNKNOWN
 
 
@@ -151,7 +148,7 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
 
 def parse_pre_auth_key(payload: Any) -> PreAuthKey:
     """Parse a pre-auth key from a list, or one that was just created."""
-    secret = _text(payload, "key")
+    secret = _text(payload.get("key"))
     return PreAuthKey(
         id=_required_id(payload["id"]),
         user=parse_user(payload.get("user")),
@@ -201,23 +198,20 @@ def parse_complete_pre_auth_key(payload: Any) -> PreAuthKey:
 
 
 def _require(payload: Any, members: frozenset[str]) -> None:
-    if missing := members - payload.keys():
-        raise KeyError(*missing)
+    if not payload.keys() >= members:
+        raise KeyError(*(members - payload.keys()))
 
 
 def parse_id(value: Any) -> str | None:
     """Parse a 64-bit id, given as decimal text or as a number; None for null, "" and 0."""
-    match value:
-        case None:
+    if value is None:
+        return None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        text = str(value)
+        if text in {"", "0"}:
             return None
-        case bool():
-            pass
-        case str() | int():
-            text = str(value)
-            if text in {"", "0"}:
-                return None
-            if _ID.fullmatch(text):
-                return text
+        if _ID.fullmatch(text):
+            return text
     raise ValueError("an id is a positive integer")
 
 
@@ -228,11 +222,10 @@ def _required_id(value: Any) -> str:
     return found
 
 
-def _text(payload: Any, field: str) -> str:
+def _text(value: Any) -> str:
     """Return a text, "" if absent: the command line omits empty values."""
-    value = payload.get(field)
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{field} is not a string")
+        raise TypeError("not a string")
     return value or ""
 
 
@@ -260,33 +253,35 @@ def parse_time(value: Any) -> datetime | None:
         value: RFC 3339 with up to nine digits of a fraction and any offset, or the command line's
             `{"seconds": …, "nanos": …}`.
     """
+    # A list has thousands of instants, and patterns would take five times as long as `isinstance`.
     try:
-        at = _instant(value)
-        return None if at is None or at.year == 1 else at.astimezone(UTC)
+        if isinstance(value, str) and value:
+            return _instant_of_text(value)
+        if isinstance(value, dict):
+            return _instant_of_numbers(value)
     except OverflowError:
         raise ValueError("an instant is in the years 1 to 9999") from None
-
-
-def _instant(value: Any) -> datetime | None:
-    match value:
-        case None | "":
-            return None
-        case {"seconds": bool()}:
-            pass
-        case {"seconds": int(seconds)}:
-            nanoseconds = value.get("nanos", 0)
-            if type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
-                raise ValueError("nanos are a fraction of a second")
-            return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
-        case str(text) if text.startswith("0000-12-31T"):
-            # Year 1 with an offset west of Greenwich.
-            return None
-        case str(text):
-            at = datetime.fromisoformat(text)
-            if at.tzinfo is None:
-                raise ValueError("an instant has a zone")
-            return at
+    if value is None or value == "":
+        return None
     raise ValueError("an instant is RFC 3339")
+
+
+def _instant_of_text(text: str) -> datetime | None:
+    if text.startswith("0000-12-31T"):
+        # Year 1 with an offset west of Greenwich.
+        return None
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("an instant has a zone")
+    return None if at.year == 1 else at.astimezone(UTC)
+
+
+def _instant_of_numbers(value: dict[str, Any]) -> datetime | None:
+    seconds, nanoseconds = value.get("seconds"), value.get("nanos", 0)
+    if type(seconds) is not int or type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
+        raise ValueError("an instant is in whole seconds, and nanos are a fraction of a second")
+    at = _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
+    return None if at.year == 1 else at
 
 
 def camelised(value: Any) -> Any:
