@@ -1,4 +1,7 @@
-"""Generate the parts of the chart that exist elsewhere: in build/, deploy/, lifecycle/ and the chart's own values."""
+"""Generate the chart's templates, files, schema and table of values from build/, deploy/, lifecycle/ and values.yaml.
+
+Run scripts/chart, which describes the arguments.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ COPIES = {
     "storage.conf": "build/storage.conf",
     "dashboard.json": "deploy/monitoring/dashboard.json",
 }
-"""The files of the chart, and what they are copied from."""
+"""The name of each file in the chart's folder `files`, and the file that it is a copy of."""
 
 DAEMON_SET = "build/daemonset.yaml"
 
@@ -40,12 +43,12 @@ HEADSCALE_NAMESPACE = '{{ include "tailscale-lifecycle.headscaleNamespace" $ }}'
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a template has in place of a value.
+    """A template action, {{ ... }}, that replaces a value of a manifest.
 
     Attributes:
-        expression: of the template language.
-        is_text: False for a list or map.
-        is_optional: leave it out if it is empty.
+        expression: what Helm evaluates.
+        is_text: True if the result is a text, False if it is a list or map.
+        is_optional: True to leave the field out if the result is empty.
     """
 
     expression: str
@@ -53,11 +56,11 @@ class Action:
     is_optional: bool = False
 
     def lines(self, indent: str, name: str) -> str:
-        """Return the lines of the template.
+        """Return the lines of the template for a field or list item.
 
         Args:
-            indent: the spaces before the value's name.
-            name: what comes before the value, such as "image:" or "-".
+            indent: the spaces at the beginning of the line.
+            name: the text before the value, such as "image:" or "-".
         """
         value = "." if self.is_optional else self.expression
         if self.is_text:
@@ -72,12 +75,12 @@ class Action:
 
 
 def yaml_of(value: str) -> Action:
-    """Return an action for a list or map."""
+    """Return an action whose result is a list or map."""
     return Action(value, is_text=False)
 
 
 def optional(value: str) -> Action:
-    """Return an action for a list or map that can be empty."""
+    """Return an action whose result is a list or map. If it is empty, the field is left out."""
     return Action(value, is_text=False, is_optional=True)
 
 
@@ -86,19 +89,20 @@ class Template:
     """How a template is made from a manifest.
 
     Attributes:
-        source: the manifest.
-        conditions: actions that begin a block around all objects.
+        source: path of the manifest.
+        conditions: actions such as "if ..." and "range ..." that begin blocks around all objects.
         namespace: of all objects; "" if they have none.
-        changes: new values by kind and path. Items of lists are found by name or place; "+" adds one.
-        texts: texts that are replaced everywhere.
-        labels: a value with further labels of the objects.
+        changes: new values by path, such as "Role/rules/0/resourceNames/0". A path begins with the kind of the object.
+            It contains the name or the index of a list item, and "+" appends an item.
+        replacements: pairs of a text and its replacement, for the whole manifest.
+        labels: an expression for further labels of the objects.
     """
 
     source: str
     conditions: tuple[str, ...]
     namespace: str = RELEASE_NAMESPACE
     changes: dict[str, Action] = field(default_factory=dict)
-    texts: tuple[tuple[str, str], ...] = ()
+    replacements: tuple[tuple[str, str], ...] = ()
     labels: str = ""
 
 
@@ -106,13 +110,13 @@ def templates() -> dict[str, Template]:
     """Return how each template is made, by its name."""
     values = "$.Values"
     injection = ("if .Values.inject.enabled",)
-    texts = (
+    replacements = (
         (NAMESPACE, RELEASE_NAMESPACE),
         (IMAGES["lifecycle_image"], '{{ include "tailscale-lifecycle.image" $ }}'),
-        (IMAGES["tailscale_image"], f"{{{{ {_reference(f'{values}.tailscale.image')} }}}}"),
+        (IMAGES["tailscale_image"], f"{{{{ {_image_reference(f'{values}.tailscale.image')} }}}}"),
     )
     return {
-        "build-daemonset": Template(DAEMON_SET, ("if .Values.build.enabled",), changes=_build()),
+        "build-daemonset": Template(DAEMON_SET, ("if .Values.build.enabled",), changes=_build_changes()),
         "inject-mutating": Template(
             "deploy/inject/mutating.yaml",
             injection,
@@ -121,14 +125,16 @@ def templates() -> dict[str, Template]:
                 f"{kind}/apiVersion": Action('include "tailscale-lifecycle.policyVersion" $')
                 for kind in ("MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding")
             },
-            texts=texts,
+            replacements=replacements,
         ),
-        "inject-validating": Template("deploy/inject/validating.yaml", injection, namespace="", texts=texts[:1]),
+        "inject-validating": Template(
+            "deploy/inject/validating.yaml", injection, namespace="", replacements=replacements[:1]
+        ),
         "prune-cronjob": Template(
             "deploy/prune/cronjob.yaml",
             ("if .Values.prune.enabled", "range $namespace := .Values.prune.namespaces"),
             namespace="{{ $namespace }}",
-            changes=_prune(),
+            changes=_prune_changes(),
         ),
         "rbac-api-key-secret": Template(
             "deploy/rbac/api-key-secret/role.yaml",
@@ -144,7 +150,7 @@ def templates() -> dict[str, Template]:
             ("with .Values.rbac.exec", "if .enabled"),
             namespace=HEADSCALE_NAMESPACE,
             changes={
-                # exec-any-pod has no resourceNames.
+                # Without resourceNames, the rule applies to any pod, as in deploy/rbac/exec-any-pod.
                 "Role/rules/1/resourceNames": optional("ternary (list) (list .podName) .anyPod"),
                 "RoleBinding/subjects": yaml_of(".subjects"),
             },
@@ -187,26 +193,28 @@ def templates() -> dict[str, Template]:
     }
 
 
-def _build() -> dict[str, Action]:
+def _build_changes() -> dict[str, Action]:
+    """Return the changes of the DaemonSet that builds the image."""
     spec, pod, values = "DaemonSet/spec", "DaemonSet/spec/template/spec", ".Values.build"
-    build, run = f"{pod}/initContainers/build", f"{pod}/containers/import"
+    build, importer = f"{pod}/initContainers/build", f"{pod}/containers/import"
     return {
         f"{spec}/updateStrategy/rollingUpdate/maxUnavailable": Action(f"{values}.maxUnavailable"),
-        f"{build}/image": Action(_reference(f"{values}.image")),
+        f"{build}/image": Action(_image_reference(f"{values}.image")),
         f"{build}/env/BASE_IMAGE/value": Action(f"{values}.baseImage | quote"),
         f"{build}/env/BUILD_FLAGS/value": Action(f"{values}.flags | quote"),
-        f"{run}/image": Action(_reference(f"{values}.import.image")),
-        f"{run}/env/CONTAINERD_ADDRESS/value": Action(f"{values}.import.containerdAddress | quote"),
-        f"{run}/env/CHECK_INTERVAL/value": Action(f"{values}.import.checkInterval | quote"),
+        f"{importer}/image": Action(_image_reference(f"{values}.import.image")),
+        f"{importer}/env/CONTAINERD_ADDRESS/value": Action(f"{values}.import.containerdAddress | quote"),
+        f"{importer}/env/CHECK_INTERVAL/value": Action(f"{values}.import.checkInterval | quote"),
         f"{pod}/volumes/build/configMap/name": Action('include "tailscale-lifecycle.buildName" .'),
-        **_container(build, values),
-        **_container(run, f"{values}.import"),
+        **_container_changes(build, values),
+        **_container_changes(importer, f"{values}.import"),
         f"{pod}/volumes/+": optional(f"{values}.extraVolumes"),
-        **_pod(pod, values, "nodeSelector", "tolerations", "imagePullSecrets", "priorityClassName"),
+        **_pod_changes(pod, values, "nodeSelector", "tolerations", "imagePullSecrets", "priorityClassName"),
     }
 
 
-def _container(path: str, values: str) -> dict[str, Action]:
+def _container_changes(path: str, values: str) -> dict[str, Action]:
+    """Return the changes of any container."""
     return {
         f"{path}/env/+": optional(f"{values}.extraEnv"),
         f"{path}/volumeMounts/+": optional(f"{values}.extraVolumeMounts"),
@@ -214,23 +222,26 @@ def _container(path: str, values: str) -> dict[str, Action]:
     }
 
 
-def _pod(path: str, values: str, *names: str) -> dict[str, Action]:
+def _pod_changes(path: str, values: str, *names: str) -> dict[str, Action]:
+    """Return the changes that set fields of a pod to the values with the same names."""
     texts = ("priorityClassName", "serviceAccountName")
-    return {f"{path}/{name}": Action(f"{values}.{name}", name in texts, is_optional=True) for name in names}
+    return {f"{path}/{name}": Action(f"{values}.{name}", is_text=name in texts, is_optional=True) for name in names}
 
 
-def _prune() -> dict[str, Action]:
+def _prune_changes() -> dict[str, Action]:
+    """Return the changes of the CronJob."""
     job, values = "CronJob/spec/jobTemplate/spec/template/spec", "$.Values.prune"
     return {
         "CronJob/spec/schedule": Action(f"{values}.schedule | quote"),
         f"{job}/containers/prune/image": Action('include "tailscale-lifecycle.image" $'),
         f"{job}/containers/prune/resources": optional(f"{values}.resources"),
         f"{job}/automountServiceAccountToken": Action(f'ne {values}.serviceAccountName ""'),
-        **_pod(job, values, "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"),
+        **_pod_changes(job, values, "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"),
     }
 
 
-def _reference(value: str) -> str:
+def _image_reference(value: str) -> str:
+    """Return an expression for an image whose repository, tag and digest are values."""
     return f'include "tailscale-lifecycle.reference" {value}'
 
 
@@ -243,18 +254,15 @@ def template_text(template: Template) -> str:
         if document["kind"] != "Namespace"
     ]
     actions: list[Action] = []
-
-    def placed(action: Action) -> str:
-        actions.append(action)
-        return f"ACTION{len(actions) - 1}"
-
     for document in documents:
         for path, action in template.changes.items():
             kind, _, rest = path.partition("/")
             if kind == document["kind"]:
-                _set(document, rest.split("/"), placed(action))
+                # Actions are not YAML. Numbers take their place until the document is text.
+                _set_value(document, rest.split("/"), f"ACTION{len(actions)}")
+                actions.append(action)
     body = "---\n".join(_with_actions(_document_text(document, template), actions) for document in documents)
-    for old, new in template.texts:
+    for old, new in template.replacements:
         if old not in body:
             raise ValueError(f"{template.source} does not contain {old}")
         body = body.replace(old, new)
@@ -266,7 +274,7 @@ def template_text(template: Template) -> str:
 
 
 def _document_text(document: dict[str, Any], template: Template) -> str:
-    """Return a manifest as text, with its namespace and labels. Helm does not evaluate its braces."""
+    """Return a manifest as text with the template's namespace and labels. Helm does not evaluate its braces."""
     metadata = document.pop("metadata")
     lines = [f"name: {metadata['name']}"]
     if template.namespace:
@@ -277,12 +285,13 @@ def _document_text(document: dict[str, Any], template: Template) -> str:
     if template.labels:
         lines += [f"  {{{{- with {template.labels} }}}}", "  {{- toYaml . | nindent 4 }}", "  {{- end }}"]
     head, rest = (as_text({name: document.pop(name) for name in ("apiVersion", "kind")}), as_text(document))
-    # Prometheus' expressions have the same braces.
+    # The alerts contain templates of Prometheus, which have the same braces as those of Helm.
     rest = re.sub(r"\{\{[^}]*\}\}", lambda match: f"{{{{`{match[0]}`}}}}", rest)
     return f"{head}metadata:\n{''.join(f'  {line}{chr(10)}' for line in lines)}{rest}"
 
 
 def _with_actions(text: str, actions: list[Action]) -> str:
+    """Replace the numbers by the actions."""
     return re.sub(
         r"^( *)((?:\w+:)|-|) ?ACTION(\d+)$",
         lambda match: actions[int(match[3])].lines(match[1], match[2]),
@@ -291,29 +300,30 @@ def _with_actions(text: str, actions: list[Action]) -> str:
     )
 
 
-def _set(document: Any, path: list[str], value: str) -> None:
-    """Replace a value, or add one.
+def _set_value(document: Any, path: list[str], value: str) -> None:
+    """Set the value at a path, or append it to a list if the path ends with "+".
 
     Raises:
         KeyError: a part of the path does not exist.
     """
     *parents, last = path
     for name in parents:
-        document = document[_place(document, name)]
+        document = document[_key(document, name)]
     if last == "+":
         document.append(value)
     else:
-        document[_place(document, last)] = value
+        document[_key(document, last)] = value
 
 
-def _place(parent: Any, name: str) -> Any:
+def _key(parent: Any, name: str) -> Any:
+    """Return the key of a map, or the index of a list item with this name or number."""
     if not isinstance(parent, list):
         return name
     if name.isdigit():
         return int(name)
-    for place, item in enumerate(parent):
+    for index, item in enumerate(parent):
         if item["name"] == name:
-            return place
+            return index
     raise KeyError(name)
 
 
@@ -342,7 +352,7 @@ tailscale stays offline after Headscale restarts." $server) -}}}}
 
 
 def values_text() -> str:
-    """Return the values with the images of the manifests."""
+    """Return values.yaml with the tag and digest of each image in the manifests."""
     (daemon_set,) = [
         document for document in yaml.safe_load_all((ROOT / DAEMON_SET).read_text()) if document["kind"] == "DaemonSet"
     ]
@@ -353,17 +363,15 @@ def values_text() -> str:
         name, _, digest = image.partition("@")
         repository, _, tag = name.rpartition(":")
         pattern = rf"(repository: {re.escape(repository)}\n(?: *#.*\n)* *tag: ).*(\n(?: *#.*\n)* *digest: ).*"
-        text, count = re.subn(pattern, lambda match: f"{match[1]}{tag}{match[2]}{digest or QUOTES}", text)  # noqa: B023
+        digest = digest or '""'
+        text, count = re.subn(pattern, rf"\g<1>{tag}\g<2>{digest}", text)
         if count != 1:
             raise ValueError(f"values.yaml has no image of {repository}")
     return text
 
 
-QUOTES = '""'
-
-
 def schema_text() -> str:
-    """Return the schema with the names of all settings."""
+    """Return values.schema.json with the names of all settings."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     common = site_variables()
     own = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
@@ -375,7 +383,7 @@ def schema_text() -> str:
 
 
 def table() -> Iterator[str]:
-    """Yield the rows of the table of values."""
+    """Yield the lines of the table of values. The comments in values.yaml are their meanings."""
     yield "| value | meaning | default |"
     yield "|---|---|---|"
     text = values_text()
@@ -392,8 +400,9 @@ def table() -> Iterator[str]:
             elif not comment:
                 raise ValueError(f"values.yaml: {name} has no comment")
             else:
-                shown = "" if default in ("", [], {}) else f"`{_compact(default)}`"
-                yield f"| `{name}` | {comment} | {shown} |"
+                default_text = default if isinstance(default, str) else json.dumps(default)
+                cell = "" if default in ("", [], {}) else f"`{default_text}`"
+                yield f"| `{name}` | {comment} | {cell} |"
 
     root = yaml.compose(text)
     if isinstance(root, yaml.MappingNode):
@@ -401,16 +410,12 @@ def table() -> Iterator[str]:
 
 
 def _comment(lines: list[str], line: int) -> str:
-    """Return the comment above a line."""
-    found: list[str] = []
+    """Return the comment directly above a line, as one line."""
+    comment: list[str] = []
     while line > 0 and lines[line - 1].lstrip().startswith("#"):
         line -= 1
-        found.insert(0, lines[line].strip().removeprefix("#").strip())
-    return " ".join(found)
-
-
-def _compact(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+        comment.insert(0, lines[line].strip().removeprefix("#").strip())
+    return " ".join(comment)
 
 
 def readme_text() -> str:
