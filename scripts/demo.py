@@ -1,4 +1,4 @@
-"""Show the life of a pod: the real commands against simulators of the upstreams on loopback."""
+"""Replace a pod and show each step: the real commands against simulators of Headscale and Cloudflare on loopback."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class DemoError(Exception):
 
 
 class World:
-    """The upstreams, the pod's volume and the commands.
+    """The simulators, the volume with the pod's key file, and the commands.
 
     Args:
-        folder: an empty folder.
+        folder: an empty folder, which is the volume.
         timeout_s: the maximum duration of a step.
     """
 
@@ -46,7 +46,7 @@ class World:
 
     @contextmanager
     def served(self) -> Iterator[None]:
-        """Serve both upstreams on loopback."""
+        """Serve both simulators on loopback during the block."""
         with serve(self.headscale) as headscale, serve(self.cloudflare) as cloudflare:
             self._environment = {
                 "PATH": os.environ["PATH"],
@@ -59,7 +59,7 @@ class World:
                 "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
                 "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
                 "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-                # The demo has no VPN interface, and polls often to be short.
+                # The demo has no VPN interface. It polls often, so that it takes only seconds.
                 "TAILSCALE_INTERFACE": "",
                 "POLL_INTERVAL": "1s",
                 "VERIFY_INTERVAL": "1s",
@@ -105,14 +105,14 @@ class World:
         if status != 0:
             raise DemoError(f"lifecycle {' '.join(arguments)} exited with {status}")
 
-    def join(self) -> VpnClient:
-        """Register the pod's tailscale container with the key in the file."""
+    def register(self) -> VpnClient:
+        """Register a node with the key in the file, as the tailscale container does, and return it."""
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME)
         client.start()
         return client
 
-    def contents(self) -> list[str]:
-        """Return the addresses that the name resolves to."""
+    def addresses(self) -> list[str]:
+        """Return the addresses in the A records of the workload."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)]
 
     def expect(self, result: str, condition: Callable[[], bool]) -> None:
@@ -127,6 +127,10 @@ class World:
                 raise DemoError(f"not within {self._timeout_s:g} s: {result}")
             time.sleep(POLL_S)
         show(f"✓ {result}")
+
+    def expect_published(self, node: VpnClient) -> None:
+        """Wait until the workload has one A record, with the address of this node."""
+        self.expect(f"{NAME} -> {node.addresses[0]}", lambda: self.addresses() == [node.addresses[0]])
 
     @staticmethod
     def _command(*arguments: str) -> list[str]:
@@ -151,7 +155,7 @@ def play(world: World) -> None:
     """
     headscale, cloudflare = world.headscale, world.cloudflare
 
-    announce("The Grafana pod of yesterday is gone. Its Headscale node and its DNS record are still there:")
+    announce("An earlier Grafana pod is gone. Its Headscale node and its DNS record are still there:")
     stale = headscale.add_node(NAME, user="services", online=False)
     cloudflare.add_record(world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=MARK)
     laptop = headscale.add_node("anns-laptop", user=headscale.add_user("ann").name)
@@ -164,31 +168,31 @@ def play(world: World) -> None:
     announce("A new pod starts. Its init container runs `lifecycle cleanup`:")
     world.run("cleanup")
     world.expect("the stale node is deleted", lambda: headscale.node(stale.id) is None)
-    world.expect("the stale record is deleted", lambda: not world.contents())
+    world.expect("the stale record is deleted", lambda: not world.addresses())
     world.expect("a new pre-auth key is in the shared volume", world.key_file.exists)
 
     announce("The tailscale container registers with that key. The sidecar runs `lifecycle dns-watch`:")
     with world.running("dns-watch"):
-        pod = world.join()
-        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
+        node = world.register()
+        world.expect_published(node)
 
         announce("The VPN address of the pod changes:")
-        pod.change_address()
-        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
+        node.change_address()
+        world.expect_published(node)
 
         announce("The record is deleted by hand:")
         for record in cloudflare.records(world.zone, NAME):
             cloudflare.remove_record(record.id)
-        world.expect("the record is created again", lambda: world.contents() == [pod.addresses[0]])
-    pod.die()
+        world.expect("the record is created again", lambda: world.addresses() == [node.addresses[0]])
+    node.die()
 
     announce("The pod is replaced. The new pod runs the same two commands:")
     world.run("cleanup")
     with world.running("dns-watch"):
-        pod = world.join()
-        world.expect(f"{NAME} -> {pod.addresses[0]}", lambda: world.contents() == [pod.addresses[0]])
-    ours = [node for node in headscale.nodes if node.name == NAME]
-    world.expect(f"only one node has the name {NAME}", lambda: len(ours) == 1)
+        node = world.register()
+        world.expect_published(node)
+    names = [node.name for node in headscale.nodes]
+    world.expect(f"only one node has the name {NAME}", lambda: names.count(NAME) == 1)
 
     announce("Nodes and records of other owners are unchanged:")
     world.expect("Ann's laptop is still registered", lambda: headscale.node(laptop.id) is not None)

@@ -1,4 +1,4 @@
-"""Every log event with its meaning, for the reference documentation. Tests compare it with the code."""
+"""The meaning of every log event, for docs/reference.md. Tests compare names, levels and keys with the code."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lifecycle.domain.events import Level
 
 @dataclass(frozen=True, slots=True)
 class Documented:
-    """What an operator can rely on.
+    """A log event as the reference page describes it.
 
     Attributes:
-        levels: the severities that it is logged with.
-        keys: what it can contain besides `timestamp`, `level` and `event`.
-        meaning: when it is logged.
+        levels: the levels at which it is logged.
+        keys: the keys that it can have, besides `timestamp`, `level` and `event`.
+        meaning: what happened, or when it is logged.
     """
 
     levels: tuple[Level, ...]
@@ -23,12 +23,14 @@ class Documented:
 
 
 def _event(levels: str, keys: str, meaning: str) -> Documented:
-    return Documented(tuple(levels.split()), tuple(keys.split()), meaning)  # type: ignore[arg-type]  # a test checks it
+    return Documented(tuple(levels.split()), tuple(keys.split()), meaning)  # type: ignore[arg-type]  # a test checks the levels
 
 
 EVENTS = {
     # Start and end
-    "settings.loaded": _event("info", "version", "the settings were loaded; also each setting that is not a default"),
+    "settings.loaded": _event(
+        "info", "version", "the settings were loaded; it also has each setting that differs from its default"
+    ),
     "settings.near_miss": _event("warning", "variable meant", "a variable resembles a setting and is ignored"),
     "settings.service_link_ignored": _event(
         "warning", "variable advice", "a variable was set by Kubernetes for a Service and is not a setting"
@@ -58,12 +60,16 @@ EVENTS = {
     "api_key.expiring": _event(
         "warning", "expires_at days_left advice", "the API key of Headscale expires in less than 14 days; once a day"
     ),
-    "api_key.unreadable": _event("debug", "error", "the expiry of the API key could not be read; it has no effect"),
+    "api_key.unreadable": _event(
+        "debug", "error", "the expiration of the API key could not be read; this has no other effect"
+    ),
     "kubernetes_event.failed": _event(
-        "warning", "reason error", "an Event of the pod could not be written; once per cause; it has no other effect"
+        "warning", "reason error", "an Event of the pod could not be written; once per cause; this has no other effect"
     ),
     # Nodes
-    "node.registered": _event("info", "node_id hostname addresses", "the pod's node was found, or is another one"),
+    "node.registered": _event(
+        "info", "node_id hostname addresses", "the pod's node was found, or another node is now the pod's"
+    ),
     "node.identification_failed": _event(
         "error", "error error_type", "a setting or a file prevents finding the pod's node; once per problem"
     ),
@@ -72,11 +78,13 @@ EVENTS = {
         "node_id reason advice",
         "the pod's node was deleted or has expired, or no node has the pod's address; confirmed by 3 lookups",
     ),
-    "node.returned": _event("info", "after", "the pod's node is registered again after `node.lost`"),
+    "node.returned": _event("info", "after", "the pod's node exists again after `node.lost`"),
     "node.superseded": _event(
         "warning", "node_id successor_id reason", "a later pod has the name; this pod no longer changes the record"
     ),
-    "node.reinstated": _event("info", "node_id", "no later pod has the name any more; after `node.superseded`"),
+    "node.reinstated": _event(
+        "info", "node_id", "the later pod of `node.superseded` is gone, so this pod has the name again"
+    ),
     "node.expiring": _event(
         "warning",
         "node_id expires_at days_left advice",
@@ -87,7 +95,9 @@ EVENTS = {
         "node_id hostname user tags registered_by advice",
         "a node with our hostname has another owner and is not changed",
     ),
-    "node.online": _event("warning", "node_id hostname reason", "a node to delete is reported as online"),
+    "node.online": _event(
+        "warning", "node_id hostname reason", "Headscale reports a node as online that is deleted now"
+    ),
     "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node of the state Secret is kept"),
     "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: no node can be kept"),
     "node.deleted": _event("info", "node_id hostname reason", "a node was deleted"),
@@ -98,7 +108,7 @@ EVENTS = {
         "warning", "user expires_at", "the response to a creation was lost; a key may exist until it expires"
     ),
     "pre_auth_key.expire_failed": _event(
-        "warning", "key_id expires_at error", "an unused key could not be expired; it expires by itself"
+        "warning", "key_id expires_at error", "an unused key could not be expired; it expires at `expires_at`"
     ),
     "key_file.written": _event("info", "path key_id", "the key file was replaced, in one step"),
     "key_file.unwritable": _event(
@@ -106,9 +116,13 @@ EVENTS = {
     ),
     "restart.marker_failed": _event("debug", "error", "the restart marker could not be written or removed"),
     "restart.requested": _event(
-        "info", "path key_id", "a restart of the tailscale container helps, so its liveness probe fails from now on"
+        "info",
+        "path key_id",
+        "the restart marker was written, so the liveness probe of the tailscale container fails until it restarts",
     ),
-    "restart.withdrawn": _event("info", "path key_id", "a restart of the tailscale container does not help any more"),
+    "restart.withdrawn": _event(
+        "info", "path key_id", "the restart marker was removed, because a restart no longer helps"
+    ),
     "key_metadata.written": _event(
         "debug", "node_id reason", "the key metadata, the file beside the key file, was replaced"
     ),
@@ -116,7 +130,7 @@ EVENTS = {
     "record.created": _event("info", "record type content reason", "a record was created"),
     "record.updated": _event("info", "record type content was reason", "a record was changed"),
     "record.deleted": _event("info", "record type was reason", "a record was deleted"),
-    "record.gone": _event("info", "record type was", "a record to delete no longer existed"),
+    "record.gone": _event("info", "record type was", "a record was already gone when it was to be deleted"),
     "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
     "record.foreign": _event(
         "error", "record type content comment advice", "a record of another owner has our name; nothing is written"

@@ -1,4 +1,4 @@
-"""Generate the reference page of settings, events, metrics, endpoints and exit statuses."""
+"""Generate docs/reference.md, the page of settings, log events, metrics, endpoints and exit statuses, from the code."""
 
 from __future__ import annotations
 
@@ -80,15 +80,12 @@ ERROR_TYPES = """\
 
 
 def page() -> str:
-    """Return the whole page."""
+    """Return the text of the page."""
     return "\n".join(
         [
             HEAD,
             SETTINGS,
-            *(
-                f"### {f'Settings of `{command}` only' if command else 'Settings of all commands'}\n\n{table(v)}\n"
-                for command, v in groups()
-            ),
+            *(f"### {_settings_heading(command)}\n\n{table(variables)}\n" for command, variables in groups()),
             LOG_EVENTS,
             _table(("event", "level", "when", "keys"), _events()),
             POD_EVENTS,
@@ -105,6 +102,10 @@ def page() -> str:
     )
 
 
+def _settings_heading(command: str | None) -> str:
+    return f"Settings of `{command}` only" if command else "Settings of all commands"
+
+
 def _table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -117,7 +118,7 @@ def _events() -> Iterator[tuple[str, ...]]:
 
 
 def _metrics() -> Iterator[tuple[str, ...]]:
-    # Every optional value is set, because a metric without a value is left out.
+    # A metric without a value is left out, so set the values that are None in a new state.
     now = datetime(2026, 1, 1, tzinfo=UTC)
     status = Status(timedelta(), timedelta(), state=State(node_expires_at=now, api_key_expires_at=now))
     _, text = render_metrics(status, accept="")
@@ -137,7 +138,7 @@ def _error_types() -> Iterator[tuple[str, ...]]:
 
 
 def main() -> int:
-    """Write the page, or compare it."""
+    """Write the page, or with --check compare it with the file. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the page is stale")
     parser.add_argument("path", nargs="?", type=Path, default=PAGE)

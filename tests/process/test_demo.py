@@ -42,4 +42,4 @@ def test_failed_step_fails_the_demo(demo: ModuleType, tmp_path: Path) -> None:
     world.cloudflare.faults.add(faults.html(503), method="DELETE", times=None)
     with world.served(), pytest.raises(demo.DemoError):
         demo.play(world)
-    assert len(world.contents()) == 1
+    assert len(world.addresses()) == 1
