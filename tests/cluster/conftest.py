@@ -24,7 +24,7 @@ from tests.image.tools import Builds
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
 from tests.pod.certificates import issue
-from tests.pod.network import host
+from tests.pod.network import create_host
 from tests.pod.rendering import DOMAIN, render
 from tests.real.programs import eventually
 
@@ -110,7 +110,7 @@ def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str,
         layers = images.base(folder, authority=certificate[0])
         archive = folder / "stand-ins.tar"
         images.write(images.stand_ins(layers, folder), archive)
-        with host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
+        with create_host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
             archive.unlink()
             yield running
 

@@ -22,8 +22,8 @@ import yaml
 from tests.cluster.cluster import STARTED_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, NGINX
 from tests.cluster.node import ADDRESS
-from tests.pod.cluster import USER, configure
-from tests.pod.rendering import DOMAIN, SITE, copied, values
+from tests.pod.reference import USER, configure
+from tests.pod.rendering import DOMAIN, SITE, copy_deploy, read_env_file
 from tests.real.programs import eventually
 from tests.real.server import configuration
 from tests.simulators.cloudflare import CloudflareSimulator
@@ -146,12 +146,12 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
     with ExitStack() as stack:
         with cluster.host.inside():
             url = stack.enter_context(serve(cloudflare, host=ADDRESS))
-        repository = copied(cluster.folder / "repository")
+        repository = copy_deploy(cluster.folder / "repository")
         settings = {"CLOUDFLARE_API_URL": f"{url}/client/v4"}
         configure(repository, **settings)
         for name in ("inject/settings.env", "prune/prune.env"):
             file = repository / "deploy" / name
-            file.write_text(_env(values(file) | settings))
+            file.write_text(_env(read_env_file(file) | settings))
         made = Tailnet(cluster, cloudflare, zone_id, repository / "deploy", certificate)
         cluster.names[NAME] = CLUSTER_IP
         cluster.lookups.append(made.address)

@@ -17,7 +17,7 @@ from tests.cluster.api_server import Refused
 from tests.cluster.cluster import STARTED_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, PATH, Image, headscale, layer
 from tests.cluster.tailnet import URL, Tailnet
-from tests.pod.cluster import USER
+from tests.pod.reference import USER
 from tests.pod.rendering import DOMAIN
 from tests.real.programs import eventually
 from tests.real.server import configuration

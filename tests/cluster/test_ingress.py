@@ -22,7 +22,7 @@ from tests.cluster.tailnet import NAME as LOGIN_NAME
 from tests.cluster.tailnet import NAMESPACE as HEADSCALE_NAMESPACE
 from tests.cluster.tailnet import URL, Tailnet
 from tests.pages import blocks
-from tests.pod.cluster import USER
+from tests.pod.reference import USER
 from tests.pod.rendering import DOMAIN, ROOT, SITE, containers, pod_spec, render, rendered
 from tests.real.programs import eventually
 from tests.simulators.dns import Record

@@ -20,8 +20,8 @@ from tests.cluster.api_server import ApiServer
 from tests.cluster.conftest import helm, injection
 from tests.cluster.test_injection import admitted, pod_of
 from tests.inject.refused import template_of
-from tests.pod.rendering import DEPLOY, ROOT, Document, configuration, of_kind, render
-from tests.pod.test_site import SITE, prepared
+from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
+from tests.pod.test_site import SITE, create_site
 from tests.real.programs import eventually
 from tests.terraform.modules import BINARY, applied, root_module
 
@@ -58,7 +58,7 @@ def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
 
 def by_kustomize(folder: Path) -> list[Document]:
     """Create the workload as deploy/README.md describes, and render it."""
-    cluster = prepared(folder)
+    cluster = create_site(folder)
     deploy = os.path.relpath(DEPLOY, cluster / NAME)
     command: list[str | Path] = [
         ROOT / "scripts/new-service",
@@ -103,7 +103,7 @@ def pod_by(way: str, documents: list[Document], server: ApiServer) -> Document:
     assert len(accepted.splitlines()) == len(documents)
     documents = without_hashes(documents)
     (workload,) = of_kind(documents, "StatefulSet")
-    spec = admitted(server, pod_of(workload), None if way == "helm" else configuration(documents, "lifecycle"))
+    spec = admitted(server, pod_of(workload), None if way == "helm" else config_map_data(documents, "lifecycle"))
     # The order of the application's containers has no meaning.
     return spec | {"containers": sorted(spec["containers"], key=itemgetter("name"))}
 

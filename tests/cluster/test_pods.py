@@ -27,7 +27,7 @@ from tests.cluster.workloads import (
     restarts,
     wait_for_response,
 )
-from tests.pod.cluster import MARK, USER
+from tests.pod.reference import RECORD_COMMENT, USER
 from tests.pod.rendering import DOMAIN
 from tests.real.programs import eventually
 
@@ -44,7 +44,7 @@ def _pods(grafana: str, wiki: str, clients: None) -> None:
 def test_pod_has_a_node_and_a_record(tailnet: Tailnet, name: str) -> None:
     node = tailnet.wait_for_record(name)
     (record,) = tailnet.records(name)
-    assert (record.type, record.comment, record.proxied) == ("A", MARK, False)
+    assert (record.type, record.comment, record.proxied) == ("A", RECORD_COMMENT, False)
     assert (node["user"]["name"], node["given_name"]) == (USER, name.replace(".", "-"))
 
 
@@ -144,7 +144,9 @@ def test_pods_survive_a_reboot_of_the_node(tailnet: Tailnet) -> None:
 def orphan(tailnet: Tailnet) -> Iterator[str]:
     """The name of an owned record that has no node."""
     name = f"gone.{DOMAIN}"
-    record = tailnet.cloudflare.add_record(tailnet.zone_id, type="A", name=name, content="100.64.9.9", comment=MARK)
+    record = tailnet.cloudflare.add_record(
+        tailnet.zone_id, type="A", name=name, content="100.64.9.9", comment=RECORD_COMMENT
+    )
     yield name
     if tailnet.records(name):
         tailnet.cloudflare.remove_record(record)

@@ -22,7 +22,7 @@ from tests.inject.samples import (
     with_component,
     workloads,
 )
-from tests.pod.rendering import WORKLOADS, configuration, rendered, workload_resource
+from tests.pod.rendering import WORKLOADS, config_map_data, rendered, workload_resource
 
 ENVIRONMENT = command_variables(DryRunSettings)
 
@@ -42,7 +42,7 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
 def test_pod_of_a_service_is_the_same_with_inject(name: str) -> None:
     """FreeIPA's tailscale gets its device from a device plugin."""
     documents = rendered(name)
-    literals, workload = configuration(documents, "lifecycle"), workload_resource(documents)
+    literals, workload = config_map_data(documents, "lifecycle"), workload_resource(documents)
     settings = {key: value for key, value in literals.items() if key in ENVIRONMENT}
     expected = effective(template_of(workload)["spec"], literals)
     template = template_of(workload)

@@ -1,6 +1,6 @@
-"""A stand-in for an application: returns the request that it received as JSON, and echoes data after an upgrade.
+"""A stand-in for the application of a pod. It returns and prints each request as JSON.
 
-It listens on localhost only, and prints each request to standard output.
+After a protocol upgrade, it returns the data that it receives. It listens on localhost only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handles all paths alike."""
+    """Handles GET and POST on all paths."""
 
     protocol_version = "HTTP/1.1"
 

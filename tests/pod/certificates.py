@@ -1,4 +1,4 @@
-"""Certificates, and directories that are updated like the kubelet's Secret volumes."""
+"""Self-signed certificates, and directories that imitate Secret volumes, which the kubelet updates atomically."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.pod.network import run
 
 
 def issue(name: str) -> tuple[str, str]:
-    """Create a self-signed certificate that is its own CA, and return it with its key."""
+    """Create a self-signed certificate for a DNS name, and return the certificate and its key as PEM."""
     with tempfile.TemporaryDirectory() as folder:
         key, certificate = Path(folder, "tls.key"), Path(folder, "tls.crt")
         run(
@@ -23,10 +23,11 @@ def issue(name: str) -> tuple[str, str]:
 class MountedSecret:
     """A directory with a Secret's files, updated atomically by swapping a symbolic link.
 
-    Source: Kubernetes, pkg/volume/util/atomic_writer.go.
+    The kubelet does this in pkg/volume/util/atomic_writer.go of Kubernetes.
 
     Args:
-        mode: the volume's `defaultMode`.
+        folder: is created.
+        mode: the permissions of the files, as in the volume's `defaultMode`.
     """
 
     def __init__(self, folder: Path, mode: int = 0o440) -> None:
@@ -35,21 +36,21 @@ class MountedSecret:
         self._versions = 0
         folder.mkdir()
 
-    def write(self, files: dict[str, str], *, owner: int) -> None:
-        """Replace all files."""
+    def write(self, files: dict[str, str], *, group: int) -> None:
+        """Replace all files. `group` is the id of the group that owns them."""
         self._versions += 1
         version = self.folder / f"..{self._versions}"
         version.mkdir()
         for name, content in files.items():
             (version / name).write_text(content)
             (version / name).chmod(self.mode)
-            run("chown", f"0:{owner}", version / name)
+            run("chown", f"0:{group}", version / name)
             if not (self.folder / name).is_symlink():
                 (self.folder / name).symlink_to(Path("..data", name))
-        swapped = self.folder / "..data_tmp"
-        swapped.symlink_to(version.name)
-        swapped.replace(self.folder / "..data")
+        new_link = self.folder / "..data_tmp"
+        new_link.symlink_to(version.name)
+        new_link.replace(self.folder / "..data")
 
-    def write_certificate(self, certificate: str, key: str, *, owner: int) -> None:
-        """Replace all files by those of a Secret of type kubernetes.io/tls."""
-        self.write({"tls.crt": certificate, "tls.key": key}, owner=owner)
+    def write_certificate(self, certificate: str, key: str, *, group: int) -> None:
+        """Replace all files with those of a Secret of type kubernetes.io/tls."""
+        self.write({"tls.crt": certificate, "tls.key": key}, group=group)

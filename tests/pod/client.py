@@ -1,8 +1,13 @@
-"""Send one HTTP request that is described on standard input and print the response; runs in a network namespace.
+"""A program that sends one HTTP request and prints the response as JSON. Tests run it in a network namespace.
 
-The input is a JSON object with `url` and optionally: `source`, the local address to bind; `to`, the address to connect
-to instead of resolving the host name; `headers`; `trust`, a file with a CA certificate; `version`, the highest TLS
-version to offer; `echo`, data to send after a protocol upgrade; `method` and `body`.
+It reads the request from standard input, as a JSON object. Only `url` is required:
+
+- `source`: the local address to bind;
+- `to`: the address to connect to, instead of resolving the host name;
+- `trust`: a file with a CA certificate; without it, certificates are not verified;
+- `version`: the highest TLS version to offer;
+- `echo`: data to send after a protocol upgrade;
+- `method`, `body` and `headers`.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ def tls_context(request: dict[str, Any]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if version := request.get("version"):
-        # Otherwise this client refuses old versions itself, and the server's behaviour is not tested.
+        # By default, OpenSSL does not offer old TLS versions, and the server could not refuse them.
         context.set_ciphers("ALL:@SECLEVEL=0")
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = getattr(ssl.TLSVersion, version)
@@ -40,25 +45,24 @@ def send(request: dict[str, Any]) -> dict[str, Any]:
     source = (request["source"], 0) if "source" in request else None
     result: dict[str, Any] = {}
     connection = http.client.HTTPConnection(url.hostname or "", port, timeout=TIMEOUT_S)
-    connected = socket.create_connection((request.get("to", url.hostname), port), TIMEOUT_S, source)
+    stream = socket.create_connection((request.get("to", url.hostname), port), TIMEOUT_S, source)
     if secure:
-        wrapped = tls_context(request).wrap_socket(connected, server_hostname=url.hostname)
-        result["tls"] = wrapped.version()
-        result["certificate"] = (wrapped.getpeercert(binary_form=True) or b"").hex()
-        connected = wrapped
-    connection.sock = connected
-    path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        tls_stream = tls_context(request).wrap_socket(stream, server_hostname=url.hostname)
+        result["tls"] = tls_stream.version()
+        result["certificate"] = (tls_stream.getpeercert(binary_form=True) or b"").hex()
+        stream = tls_stream
+    connection.sock = stream
     connection.request(
         request.get("method", "GET"),
-        path,
+        (url.path or "/") + (f"?{url.query}" if url.query else ""),
         request.get("body"),
         headers={"Host": url.netloc} | request.get("headers", {}),
     )
     response = connection.getresponse()
     result |= {"status": response.status, "headers": dict(response.getheaders())}
     if "echo" in request and response.status == http.HTTPStatus.SWITCHING_PROTOCOLS:
-        connected.sendall(request["echo"].encode())
-        result["echo"] = connected.recv(len(request["echo"])).decode()
+        stream.sendall(request["echo"].encode())
+        result["echo"] = stream.recv(len(request["echo"])).decode()
     else:
         result["body"] = response.read().decode()
     return result

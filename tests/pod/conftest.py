@@ -1,4 +1,4 @@
-"""Fixtures for tests that run the pod: the stand-in image and podman."""
+"""Fixtures for tests that load settings from manifests, and for tests that run a pod with podman."""
 
 from __future__ import annotations
 
@@ -6,22 +6,41 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.image.tools import Builds
+from tests.pod.kubelet import Podman, podman
 from tests.pod.network import ROOT
-from tests.pod.play import Podman, podman
 
 STAND_INS = "localhost/stand-ins:test"
+"""The image of the containers that are not built from this repository."""
 
 _PACKAGES = "busybox,iproute2,nginx-light,python3-httpx,python3-werkzeug"
 _SOURCES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py", "pod/tailscale_container.py")
 
 
-def needs(*commands: str) -> None:
+SetVariables = Callable[[Mapping[str, str | None]], None]
+
+
+@pytest.fixture
+def set_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetVariables:
+    """Return a function that sets environment variables, and gives the variables of Secret files an existing file."""
+    secret = tmp_path / "secret"
+    secret.write_text("made-up")
+
+    def set_all(variables: Mapping[str, str | None]) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(
+                name, str(secret) if name.endswith("_FILE") else "from-the-kubelet" if value is None else value
+            )
+
+    return set_all
+
+
+def require_commands(*commands: str) -> None:
     """Skip the test unless it runs as root on Linux and all commands are installed."""
     missing = [command for command in commands if shutil.which(command) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or missing:
@@ -30,8 +49,8 @@ def needs(*commands: str) -> None:
 
 @pytest.fixture(scope="session")
 def stand_ins(scratch_dir: Path) -> Path:
-    """Build a root file system with Debian's nginx and the stand-ins for the application and tailscale."""
-    needs("mmdebstrap")
+    """Build a tar file of a root file system: Debian's nginx, and the stand-ins for the application and tailscale."""
+    require_commands("mmdebstrap")
     archive = scratch_dir / "stand-ins.tar"
     done = subprocess.run(
         [
@@ -40,7 +59,7 @@ def stand_ins(scratch_dir: Path) -> Path:
             f"--include={_PACKAGES}",
             '--customize-hook=mkdir -p "$1/opt/tests/pod"',
             *(f'--customize-hook=cp -R "{ROOT}/tests/{name}" "$1/opt/tests/{name}"' for name in _SOURCES),
-            # The images of nginx and tailscale have the tools of BusyBox too.
+            # The images of nginx and tailscale have BusyBox. Probes and documented commands use these two programs.
             *(f'--customize-hook=ln -s busybox "$1/usr/bin/{name}"' for name in ("netstat", "wget")),
             *("stable", archive),
         ],
@@ -54,12 +73,12 @@ def stand_ins(scratch_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def runtime(scratch_dir: Path, stand_ins: Path, first_build: Builds) -> Iterator[Podman]:
-    """Start podman with the image of this repository and the stand-in image."""
-    needs("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
+    """Set up podman with the image of this repository and the stand-in image."""
+    require_commands("catatonit", "conmon", "ip", "nginx", "nsenter", "openssl", "podman", "runc", "unshare")
     folder = scratch_dir / "podman"
     folder.mkdir()
-    with podman(folder) as machine:
+    with podman(folder) as runtime:
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        machine.run("import", "--quiet", f"--change=ENV PATH={path}", stand_ins, STAND_INS)
-        machine.run("load", "--quiet", "--input", first_build.archive.path)
-        yield machine
+        runtime.run("import", "--quiet", f"--change=ENV PATH={path}", stand_ins, STAND_INS)
+        runtime.run("load", "--quiet", "--input", first_build.archive.path)
+        yield runtime

@@ -1,8 +1,9 @@
-"""PID and mount namespaces whose processes and mounts end together."""
+"""Private PID and mount namespaces. When their init process ends, all their processes and mounts end with it."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,28 +13,28 @@ from tests.pod.network import eventually
 
 
 @contextmanager
-def private_init(*within: str) -> Iterator[int]:
+def private_init(*prefix: str) -> Iterator[int]:
     """Start an init process in new PID and mount namespaces, and yield its process id.
 
-    It reaps the processes that are started in the namespaces, and they end with it. Mounts are not visible outside.
+    The init process reaps all processes in the namespaces. Mounts are not visible outside.
 
     Args:
-        within: prefix of the command, such as one that enters a network namespace.
+        prefix: a command that runs the rest of the command line, such as `nsenter` with a network namespace.
     """
-    outer = subprocess.Popen(
+    unshare = subprocess.Popen(
         [
-            *within,
+            *prefix,
             *("unshare", "--pid", "--fork", "--mount-proc", "--propagation", "private"),
             *("catatonit", "--", "sleep", "inf"),
         ],
         stderr=subprocess.DEVNULL,
     )
-    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+    children = Path(f"/proc/{unshare.pid}/task/{unshare.pid}/children")
     try:
-        init = int(eventually(children.read_text, "an init").split()[0])
-        eventually(lambda: Path(f"/proc/{init}/comm").read_text().strip() == "catatonit", "catatonit")
+        init = int(eventually(children.read_text, "the init process").split()[0])
+        eventually(lambda: Path(f"/proc/{init}/comm").read_text().strip() == "catatonit", "catatonit to start")
         yield init
     finally:
         for child in children.read_text().split():
-            os.kill(int(child), 9)
-        outer.wait()
+            os.kill(int(child), signal.SIGKILL)
+        unshare.wait()

@@ -1,4 +1,4 @@
-"""Network namespaces that act as hosts: the pod, VPN clients, and the cluster."""
+"""Network namespaces in place of hosts: one for a pod, one for VPN clients, and one for the rest of the cluster."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from typing import Any, Final
 
 ROOT = Path(__file__).parents[2]
 
-POD_SIDE: Final = "192.0.2.1", "2001:db8::1"
+POD_ADDRESSES: Final = "192.0.2.1", "2001:db8::1"
 """The pod's addresses in the cluster network."""
-CLUSTER_SIDE: Final = "192.0.2.2", "2001:db8::2"
+CLUSTER_NODE_ADDRESSES: Final = "192.0.2.2", "2001:db8::2"
 """A cluster node's addresses. The kubelet's probes use them as the source."""
-ON_THE_VPN: Final = ("100.64.0.9", "100.127.255.254", "fd7a:115c:a1e0::9", "fd7a:115c:a1e0:ffff::9")
-ELSEWHERE: Final = ("192.0.2.2", "100.63.255.254", "100.128.0.1", "2001:db8::2", "fd7a:115c:a1e1::9")
+VPN_CLIENT_ADDRESSES: Final = "100.64.0.9", "fd7a:115c:a1e0::9"
+VPN_SOURCES: Final = (*VPN_CLIENT_ADDRESSES, "100.127.255.254", "fd7a:115c:a1e0:ffff::9")
+"""Addresses of VPN clients, among them high ones of the VPN prefixes."""
+OTHER_SOURCES: Final = (*CLUSTER_NODE_ADDRESSES, "100.63.255.254", "100.128.0.1", "fd7a:115c:a1e1::9")
 """A cluster node's addresses, and addresses just outside the VPN prefixes."""
 
 TIMEOUT_S: Final = 60.0
 POLL_INTERVAL_S: Final = 0.05
+
+
+def same_family(addresses: tuple[str, str], address: str) -> str:
+    """Return the one of an IPv4 and an IPv6 address that has the same family as `address`."""
+    ipv4, ipv6 = addresses
+    return ipv6 if ":" in address else ipv4
 
 
 def eventually(condition: Callable[[], Any], what: str, *, within_s: float = TIMEOUT_S) -> Any:
@@ -38,7 +46,7 @@ def eventually(condition: Callable[[], Any], what: str, *, within_s: float = TIM
 
 
 def run(*command: str | Path, **options: Any) -> str:
-    """Run a command that must succeed, and return its output."""
+    """Run a command that must succeed, and return its standard output."""
     done: subprocess.CompletedProcess[str] = subprocess.run(
         command, capture_output=True, text=True, check=False, **options
     )
@@ -48,7 +56,7 @@ def run(*command: str | Path, **options: Any) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace."""
+    """A network namespace with a name, as `ip netns` lists it."""
 
     name: str
 
@@ -70,20 +78,20 @@ class Host:
     def inside(self) -> Iterator[None]:
         """Switch this thread to the namespace. Sockets created in the block stay in it."""
         libc = ctypes.CDLL(None, use_errno=True)
-        with Path("/proc/thread-self/ns/net").open() as here, Path("/run/netns", self.name).open() as there:
-            if libc.setns(there.fileno(), 0) != 0:
+        with Path("/proc/thread-self/ns/net").open() as original, Path("/run/netns", self.name).open() as target:
+            if libc.setns(target.fileno(), 0) != 0:
                 raise OSError(ctypes.get_errno(), "setns")
             try:
                 yield
             finally:
-                libc.setns(here.fileno(), 0)
+                libc.setns(original.fileno(), 0)
 
     def request(self, url: str, **options: Any) -> Response:
-        """Send an HTTP request from this host. See `client.py` for the options."""
-        request = json.dumps({"url": url} | {name: value for name, value in options.items() if value is not None})
+        """Send an HTTP request from this host. `client.py` describes the options; None is like no option."""
+        request = {"url": url} | {name: value for name, value in options.items() if value is not None}
         done = subprocess.run(
             self.command(sys.executable, "-I", ROOT / "tests/pod/client.py"),
-            input=request,
+            input=json.dumps(request),
             capture_output=True,
             text=True,
             check=False,
@@ -98,7 +106,8 @@ class Response:
     """The result of a request.
 
     Attributes:
-        error: why there was no response. The other attributes are empty then.
+        error: why there was no response, or "". With an error, the other attributes are empty.
+        tls: the TLS version, such as TLSv1.3.
         certificate: the server's certificate, as hexadecimal DER.
         echo: the data that came back after a protocol upgrade.
     """
@@ -113,52 +122,57 @@ class Response:
 
     @property
     def forwarded(self) -> Any:
-        """The request as the stand-in application received it."""
+        """The request that the stand-in application received. It returns it as JSON."""
         return json.loads(self.body)
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The hosts that a pod is connected to: VPN clients and the cluster."""
+    """The hosts to which a pod is connected.
+
+    Attributes:
+        vpn: a machine with the addresses of all VPN clients.
+        cluster: a cluster node and what is behind it.
+    """
 
     vpn: Host
     cluster: Host
 
     def connect(self, pod: Host) -> None:
-        """Connect a pod by veth pairs, which disappear with its namespace."""
+        """Connect a pod by veth pairs. The kernel deletes them with the pod's namespace."""
         for interface, other in (("vpn0", self.vpn), ("eth0", self.cluster)):
-            # The pair of a previous pod may take a moment to disappear.
+            # The kernel may not have deleted the pair of a previous pod yet.
             subprocess.run(["ip", "-n", other.name, "link", "delete", interface], capture_output=True, check=False)
-            end = ("name", interface, "netns", other.name)
-            run("ip", "link", "add", interface, "netns", pod.name, "type", "veth", "peer", *end)
-        _join(pod, "vpn0", ["fe80::1"], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::2"})
-        _join(self.vpn, "vpn0", ["fe80::2", *ON_THE_VPN], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::1"})
-        _join(pod, "eth0", POD_SIDE, {})
-        _join(self.cluster, "eth0", ELSEWHERE, {})
+            peer = ("peer", "name", interface, "netns", other.name)
+            run("ip", "link", "add", interface, "netns", pod.name, "type", "veth", *peer)
+        _set_up(pod, "vpn0", ["fe80::1"], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::2"})
+        _set_up(self.vpn, "vpn0", ["fe80::2", *VPN_SOURCES], {"100.64.0.0/10": None, "fd7a:115c:a1e0::/48": "fe80::1"})
+        _set_up(pod, "eth0", POD_ADDRESSES, {})
+        _set_up(self.cluster, "eth0", OTHER_SOURCES, {})
         # Addresses just outside the VPN prefixes are routed through the cluster.
-        for address in ELSEWHERE:
-            if address not in CLUSTER_SIDE:
-                pod.ip("route", "add", address, "via", CLUSTER_SIDE[":" in address], "dev", "eth0")
+        for address in OTHER_SOURCES:
+            if address not in CLUSTER_NODE_ADDRESSES:
+                pod.ip("route", "add", address, "via", same_family(CLUSTER_NODE_ADDRESSES, address), "dev", "eth0")
 
 
 @contextmanager
-def host(name: str) -> Iterator[Host]:
+def create_host(name: str) -> Iterator[Host]:
     """Create a host with only a loopback interface for the duration of the block."""
-    made = Host(f"{name}-{os.getpid()}-{time.monotonic_ns() % 10**6}")
-    run("ip", "netns", "add", made.name)
+    host = Host(f"{name}-{os.getpid()}-{time.monotonic_ns() % 10**6}")
+    run("ip", "netns", "add", host.name)
     try:
-        made.ip("link", "set", "lo", "up")
-        yield made
+        host.ip("link", "set", "lo", "up")
+        yield host
     finally:
-        run("ip", "netns", "delete", made.name)
+        run("ip", "netns", "delete", host.name)
 
 
 @contextmanager
-def named(namespace: Path, name: str) -> Iterator[Host]:
+def named_namespace(namespace: Path, name: str) -> Iterator[Host]:
     """Give an existing network namespace a name for the duration of the block."""
-    place = Path("/run/netns", name)
-    place.touch()
-    run("mount", "--bind", namespace, place)
+    file = Path("/run/netns", name)
+    file.touch()
+    run("mount", "--bind", namespace, file)
     try:
         yield Host(name)
     finally:
@@ -166,17 +180,17 @@ def named(namespace: Path, name: str) -> Iterator[Host]:
 
 
 @contextmanager
-def hosts() -> Iterator[Hosts]:
-    """Create the hosts for a pod that is started later."""
-    with host("vpn") as vpn, host("cluster") as cluster:
-        # Servers can listen on this address before a pod is connected.
-        cluster.ip("address", "add", f"{CLUSTER_SIDE[0]}/32", "dev", "lo")
+def create_hosts() -> Iterator[Hosts]:
+    """Create the hosts to which a pod can be connected later."""
+    with create_host("vpn") as vpn, create_host("cluster") as cluster:
+        # So that servers can listen on this address before a pod is connected.
+        cluster.ip("address", "add", f"{CLUSTER_NODE_ADDRESSES[0]}/32", "dev", "lo")
         yield Hosts(vpn, cluster)
 
 
 @dataclass(frozen=True)
 class Network(Hosts):
-    """A pod and the hosts that it is connected to."""
+    """A pod and the hosts to which it is connected."""
 
     pod: Host
 
@@ -187,14 +201,15 @@ class Network(Hosts):
 
 
 @contextmanager
-def network() -> Iterator[Network]:
-    """Create a pod and its hosts, connected, for the duration of the block."""
-    with hosts() as around, host("pod") as pod:
-        around.connect(pod)
-        yield Network(around.vpn, around.cluster, pod)
+def create_network() -> Iterator[Network]:
+    """Create a pod and the hosts to which it is connected, for the duration of the block."""
+    with create_hosts() as hosts, create_host("pod") as pod:
+        hosts.connect(pod)
+        yield Network(hosts.vpn, hosts.cluster, pod)
 
 
-def _join(host: Host, interface: str, addresses: Sequence[str], routes: Mapping[str, str | None]) -> None:
+def _set_up(host: Host, interface: str, addresses: Sequence[str], routes: Mapping[str, str | None]) -> None:
+    """Add addresses to an interface, and routes through it. The value of a route is its gateway, if it has one."""
     for address in addresses:
         if ":" in address:
             length = "64" if address.startswith(("2001", "fe80")) else "128"
@@ -209,7 +224,7 @@ def _join(host: Host, interface: str, addresses: Sequence[str], routes: Mapping[
 
 @contextmanager
 def process(command: Sequence[str | Path], log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process for the duration of the block."""
+    """Run a process for the duration of the block, and append its output to a log."""
     with log.open("ab") as output:
         running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, **options)
         try:

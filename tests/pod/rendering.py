@@ -1,4 +1,4 @@
-"""The rendered manifests of deploy/, as kubectl would apply them."""
+"""Render the manifests of deploy/ with `kubectl kustomize`, and read parts of the result."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
 
-def values(file: Path) -> dict[str, str]:
-    """Return the variables of an env file of a kustomization."""
+def read_env_file(file: Path) -> dict[str, str]:
+    """Return the variables in an env file, such as deploy/site/site.env."""
     return {name: value or "" for name, value in dotenv_values(file).items()}
 
 
-SITE = values(DEPLOY / "site/site.env")
-"""The names of the site."""
+SITE = read_env_file(DEPLOY / "site/site.env")
+"""The shipped settings of the site: domain, URLs and the like."""
 DOMAIN = SITE["DOMAIN_NAME"]
 
 SHIPPED = tuple(sorted(folder.name for folder in (DEPLOY / "services").iterdir() if folder.name != "_template"))
-GENERATED = ("made-by-a-test", "docker.io/library/wiki:1.2.3", "8080")
-"""Arguments for scripts/new-service. The generated workload passes the same tests as the shipped ones."""
-WORKLOADS = (*SHIPPED, GENERATED[0])
-"""Folder names in deploy/services."""
-CONTROLLERS = ("ingress/external", "ingress/internal")
-"""The folders of the ingress controllers."""
-WITH_PODS = (*CONTROLLERS, "ingress/headscale-ui")
-"""The folders in OTHERS that create pods."""
-OTHERS = ("cert-manager", "ingress/examples", *WITH_PODS)
-OURS = ("cleanup", "dns-watch")
+"""The workloads in deploy/services."""
+GENERATED_NAME = "generated"
+GENERATED_IMAGE = "docker.io/library/wiki:1.2.3"
+GENERATED_PORT = 8080
+"""The arguments for a run of scripts/new-service. Its result has to pass the same tests as the shipped workloads."""
+WORKLOADS = (*SHIPPED, GENERATED_NAME)
+INGRESS_CONTROLLERS = ("ingress/external", "ingress/internal")
+FOLDERS_WITH_PODS = (*INGRESS_CONTROLLERS, "ingress/headscale-ui")
+OTHER_FOLDERS = ("cert-manager", "ingress/examples", *FOLDERS_WITH_PODS)
+"""The folders for certificates and Ingresses."""
+SUPPORT_FOLDERS = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
+
+LIFECYCLE_CONTAINERS = ("cleanup", "dns-watch")
 
 NEWEST = kubernetes_validate.latest_version().rpartition(".")[0]
-"""The newest Kubernetes version that there are schemas for."""
+"""The newest Kubernetes version for which kubernetes-validate has schemas."""
 
 Variant = Literal["native", "plain"]
+"""Run tailscale and dns-watch as native sidecars, or as plain containers for Kubernetes before 1.29."""
 VARIANTS: tuple[tuple[str, Variant], ...] = (
     *((name, "native") for name in WORKLOADS),
     # Every Kubernetes version that FreeIPA supports has native sidecars.
@@ -67,7 +71,7 @@ def render(folder: Path) -> list[Document]:
     return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
-def copied(folder: Path) -> Path:
+def copy_deploy(folder: Path) -> Path:
     """Copy deploy/ and scripts/new-service into an empty folder, and return the folder."""
     shutil.copytree(DEPLOY, folder / "deploy")
     (folder / "scripts").mkdir()
@@ -81,25 +85,29 @@ def new_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
 
 
-def write(folder: Path, text: str, deploy: Path = DEPLOY) -> Path:
-    """Write a documented kustomization, with a local path in place of the URL of deploy/, and a file for Argo CD's."""
+def write_kustomization(folder: Path, text: str, deploy: Path = DEPLOY) -> Path:
+    """Write a documented kustomization into a new folder, and return the folder.
+
+    Local files replace its URLs, because tests have no network: deploy/ of a clone, and argocd.yaml.
+    """
     folder.mkdir(parents=True)
-    here = os.path.relpath(deploy, folder.resolve())
-    text = re.sub(r"https://\S+//deploy(\S*)\?ref=\S+", rf"{here}\1", text)
-    if (replaced := re.sub(r"https://\S+/install\.yaml", "install.yaml", text)) != text:
+    local_deploy = os.path.relpath(deploy, folder.resolve())
+    text = re.sub(r"https://\S+//deploy(\S*)\?ref=\S+", rf"{local_deploy}\1", text)
+    local_text = re.sub(r"https://\S+/install\.yaml", "install.yaml", text)
+    if local_text != text:
         shutil.copy(Path(__file__).with_name("argocd.yaml"), folder / "install.yaml")
-    (folder / "kustomization.yaml").write_text(replaced)
+    (folder / "kustomization.yaml").write_text(local_text)
     return folder
 
 
-def argocd() -> str:
+def argocd_kustomization() -> str:
     """Return the documented kustomization that installs Argo CD."""
     (block,) = blocks((DEPLOY / "services/argocd/README.md").read_text(), "yaml")
     return block.text
 
 
-def choose(variant: Variant, kustomization: Path) -> None:
-    """Select a variant of the component by changing one line, as the template's comment describes."""
+def select_variant(variant: Variant, kustomization: Path) -> None:
+    """Select a variant of the Kustomize component, as a comment in deploy/services/_template describes."""
     if variant == "plain":
         text = kustomization.read_text()
         line = "- ../../components/lifecycle/with-tailscale\n"
@@ -109,23 +117,23 @@ def choose(variant: Variant, kustomization: Path) -> None:
 
 @cache
 def _rendered(name: str, variant: Variant) -> str:
-    if name in OTHERS:
+    if name not in WORKLOADS:
         return yaml.safe_dump_all(render(DEPLOY / name))
     with tempfile.TemporaryDirectory() as folder:
-        copy = copied(Path(folder))
-        if name == GENERATED[0]:
-            done = new_service(copy, *GENERATED)
+        copy = copy_deploy(Path(folder))
+        if name == GENERATED_NAME:
+            done = new_service(copy, GENERATED_NAME, GENERATED_IMAGE, str(GENERATED_PORT))
             assert done.returncode == 0, done.stderr
-        choose(variant, copy / "deploy/services" / name / "kustomization.yaml")
+        select_variant(variant, copy / "deploy/services" / name / "kustomization.yaml")
         if name == "argocd":
-            # In a clone, the site is in deploy/.
-            write(copy / name, argocd().replace("  - ../site\n", ""), copy / "deploy")
+            # This uses deploy/site of the clone. The documented kustomization has its own site beside it.
+            write_kustomization(copy / name, argocd_kustomization().replace("  - ../site\n", ""), copy / "deploy")
             return yaml.safe_dump_all(render(copy / name))
         return yaml.safe_dump_all(render(copy / "deploy/services" / name))
 
 
 def rendered(name: str, variant: Variant = "native") -> list[Document]:
-    """Return the rendered documents of a workload or another folder of deploy/, as a fresh copy."""
+    """Return the rendered documents of a workload, or of another folder of deploy/. The caller may change them."""
     return list(yaml.safe_load_all(_rendered(name, variant)))
 
 
@@ -135,9 +143,9 @@ def of_kind(documents: list[Document], *kinds: str) -> list[Document]:
 
 
 def workload_resource(documents: list[Document]) -> Document:
-    """Return the only DaemonSet, Deployment or StatefulSet."""
-    (only,) = of_kind(documents, "DaemonSet", "Deployment", "StatefulSet")
-    return only
+    """Return the DaemonSet, Deployment or StatefulSet, of which there must be exactly one."""
+    (workload,) = of_kind(documents, "DaemonSet", "Deployment", "StatefulSet")
+    return workload
 
 
 def pod_spec(documents: list[Document]) -> Document:
@@ -152,31 +160,31 @@ def containers(spec: Document) -> dict[str, Document]:
 
 
 def environment(container: Document, documents: list[Document]) -> dict[str, Any]:
-    """Return a container's variables. The value is None if only a running pod has it."""
+    """Return a container's variables. The value is None if the kubelet reads it from the pod or a Secret."""
     maps = {document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")}
-    values: dict[str, Any] = {}
+    variables: dict[str, Any] = {}
     for source in container.get("envFrom", []):
-        values |= maps[source["configMapRef"]["name"]]
+        variables |= maps[source["configMapRef"]["name"]]
     for variable in container.get("env", []):
         source = variable.get("valueFrom", {})
         if "configMapKeyRef" in source:
             reference = source["configMapKeyRef"]
             data = maps[reference["name"]]
             if reference["key"] in data or not reference.get("optional"):
-                values[variable["name"]] = data[reference["key"]]
+                variables[variable["name"]] = data[reference["key"]]
         else:
-            values[variable["name"]] = variable.get("value")
-    return values
+            variables[variable["name"]] = variable.get("value")
+    return variables
 
 
-def configuration(documents: list[Document], name: str) -> dict[str, str]:
-    """Return the data of a ConfigMap, by its name without the generated suffix."""
-    (only,) = [
+def config_map_data(documents: list[Document], name: str) -> dict[str, str]:
+    """Return the data of a ConfigMap by its name, with or without the suffix that Kustomize generates."""
+    (config_map,) = [
         document
         for document in of_kind(documents, "ConfigMap")
-        if document["metadata"]["name"].rpartition("-")[0] == name or document["metadata"]["name"] == name
+        if name in (document["metadata"]["name"], document["metadata"]["name"].rpartition("-")[0])
     ]
-    data: dict[str, str] = only["data"]
+    data: dict[str, str] = config_map["data"]
     return data
 
 

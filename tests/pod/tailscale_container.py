@@ -1,4 +1,4 @@
-"""A stand-in for the tailscale container with the same variables, key file and health check."""
+"""A stand-in for the tailscale container, with the same variables, key file and health endpoint."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from threading import Thread
 from tests.simulators.vpn_client import VpnClient
 
 STATE = Path("/tmp")
-"""An emptyDir, which survives a restart of the container but not of the pod."""
+"""An emptyDir: its files remain when the container restarts, but not when the pod is replaced."""
 
 
 class Health(BaseHTTPRequestHandler):
-    """The health endpoint."""
+    """The health endpoint. `stay_connected` sets `has_address`."""
 
     has_address = False
 
@@ -32,8 +32,8 @@ class Health(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def join(login_server: str, key_file: Path) -> None:
-    """Join the simulated Headscale, and leave on SIGTERM."""
+def stay_connected(login_server: str, key_file: Path) -> None:
+    """Register with the simulated Headscale, and stay connected until SIGTERM."""
     client = VpnClient(
         login_server,
         key_file=key_file,
@@ -48,16 +48,16 @@ def join(login_server: str, key_file: Path) -> None:
     client.die()
 
 
-REQUIRED = {
+REQUIRED_VALUES = {
     "TS_USERSPACE": ("false", "all clients would connect from 127.0.0.1"),
     "TS_ENABLE_HEALTH_CHECK": ("true", "the startup probe would fail"),
     "TS_ACCEPT_DNS": ("false", "tailscaled would rewrite the pod's resolv.conf"),
 }
-"""Values that the other containers depend on, and the effect of any other value or none."""
+"""The value of each variable on which the other containers depend, and what would happen with another value."""
 
 
 def health_address(variables: Mapping[str, str]) -> tuple[str, int]:
-    """Parse the address of the health endpoint. Like tailscale, accept an IP address with a port only.
+    """Return the address and port of the health endpoint. Like tailscale, accept an IP address with a port only.
 
     Raises:
         ValueError: the host is missing or is not an IP address.
@@ -75,11 +75,11 @@ def listen(path: Path) -> socket.socket:
 
 
 def main() -> None:
-    """Run according to the environment variables."""
+    """Check the environment variables like the real container, and register a node."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    for name, (value, otherwise) in REQUIRED.items():
+    for name, (value, consequence) in REQUIRED_VALUES.items():
         if os.environ.get(name) != value:
-            sys.exit(f"{name} is not {value}: {otherwise}")
+            sys.exit(f"{name} is not {value}: {consequence}")
     if not os.environ["TS_KUBE_SECRET"]:
         sys.exit("TS_KUBE_SECRET is empty: each restart would register a new node")
     server = ThreadingHTTPServer(health_address(os.environ), Health)
@@ -87,7 +87,7 @@ def main() -> None:
     key_file = Path(os.environ["TS_AUTHKEY"].removeprefix("file:"))
     login_server = os.environ["TS_EXTRA_ARGS"].removeprefix("--login-server=")
     with listen(Path(os.environ["TS_SOCKET"])):
-        join(login_server, key_file)
+        stay_connected(login_server, key_file)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Test that the login server in every manifest is one that tailscale reconnects to after a restart of Headscale.
+"""Test that tailscale can reconnect to the login server in every manifest after Headscale restarts.
 
-tests/real/test_login_server.py shows what tailscale does with each kind of URL.
+With some URLs it cannot. tests/real/test_login_server.py shows this with real programs.
 """
 
 from __future__ import annotations
@@ -13,38 +13,36 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.pod.rendering import (
-    CONTROLLERS,
-    DEPLOY,
-    OTHERS,
+    INGRESS_CONTROLLERS,
+    OTHER_FOLDERS,
+    SUPPORT_FOLDERS,
     VARIANTS,
     WORKLOADS,
     Document,
+    Variant,
     containers,
     environment,
     of_kind,
     pod_spec,
-    render,
     rendered,
 )
 
-REMAINING = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
-"""Folders that `rendered` does not know."""
-
-PRIVATE = [
+PRIVATE_NETWORKS = [
     ip_network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "127.0.0.0/8", "fc00::/7", "::1")
 ]
-"""Go's netip.Addr.IsPrivate and IsLoopback."""
+"""The networks for which netip.Addr.IsPrivate or IsLoopback of Go is true."""
 
 
 def login_servers(documents: list[Document]) -> list[str]:
-    """Return the URLs of all --login-server options, wherever they are."""
+    """Return the URLs of all --login-server options in the documents."""
     return re.findall(r'--login-server[= ]\\?"?([^\s"\\]+)', json.dumps(documents))
 
 
 def can_reconnect(url: str) -> bool:
-    """Return True if tailscale reconnects to the URL.
+    """Return True if tailscale reconnects to a login server with this URL.
 
-    Source: tailscale 1.102.3, control/ts2021/client.go: with http, only private hosts are not switched to port 443.
+    With http, tailscale connects to port 443 after a first connection, unless the host is a private address or
+    localhost. Source: control/ts2021/client.go of tailscale 1.102.3.
     """
     parts = urlsplit(url)
     if parts.scheme == "https" or parts.hostname == "localhost":
@@ -53,7 +51,7 @@ def can_reconnect(url: str) -> bool:
         address = ip_address(parts.hostname or "")
     except ValueError:
         return False
-    return any(address in network for network in PRIVATE if network.version == address.version)
+    return any(address in network for network in PRIVATE_NETWORKS if network.version == address.version)
 
 
 @pytest.mark.parametrize(
@@ -71,26 +69,24 @@ def can_reconnect(url: str) -> bool:
         ("headscale.example.com", False),
     ],
 )
-def test_urls_are_classified(url: str, expected: bool) -> None:
+def test_can_reconnect_classifies_urls(url: str, expected: bool) -> None:
     documents = [{"data": {"TS_EXTRA_ARGS": f"--accept-routes --login-server={url} --reset"}}]
-    assert [can_reconnect(found) for found in login_servers(documents)] == [expected]
+    assert login_servers(documents) == [url]
+    assert can_reconnect(url) is expected
 
 
-@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHERS), *VARIANTS])
-def test_tailscale_can_reconnect_to_the_login_server(name: str, variant: str) -> None:
-    documents = rendered(name, "plain" if variant == "plain" else "native")
-    assert bool(login_servers(documents)) == (name in (*WORKLOADS, *CONTROLLERS))
-    assert [url for url in login_servers(documents) if not can_reconnect(url)] == []
-
-
-@pytest.mark.parametrize("name", REMAINING)
-def test_other_folders_have_no_login_server(name: str) -> None:
-    assert login_servers(render(DEPLOY / name)) == []
+@pytest.mark.parametrize(
+    ("name", "variant"), [*((name, "native") for name in (*OTHER_FOLDERS, *SUPPORT_FOLDERS)), *VARIANTS]
+)
+def test_tailscale_can_reconnect_to_the_login_server(name: str, variant: Variant) -> None:
+    """Only the workloads and the ingress controllers have a login server."""
+    urls = login_servers(rendered(name, variant))
+    assert bool(urls) == (name in (*WORKLOADS, *INGRESS_CONTROLLERS))
+    assert [url for url in urls if not can_reconnect(url)] == []
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_login_server_is_published_with_a_certificate(name: str) -> None:
-    """The external ingress publishes the URL that the pods use."""
+def test_external_controller_publishes_the_login_server_of_the_pods(name: str) -> None:
     documents = rendered(name)
     options = environment(containers(pod_spec(documents))["tailscale"], documents)["TS_EXTRA_ARGS"].split()
     (url,) = [option.removeprefix("--login-server=") for option in options if option.startswith("--login-server=")]

@@ -1,4 +1,4 @@
-"""Test that the manifests in deploy/ render, match the Kubernetes schemas, and are consistent."""
+"""Test the manifests of deploy/services and deploy/ingress: Kubernetes' schemas, and what containers rely on."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import yaml
 
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DryRunSettings, command_variables
+from tests.pod.conftest import SetVariables
 from tests.pod.rendering import (
     DEPLOY,
     DOMAIN,
+    FOLDERS_WITH_PODS,
+    LIFECYCLE_CONTAINERS,
     NEWEST,
-    OTHERS,
-    OURS,
+    OTHER_FOLDERS,
     SHIPPED,
     VARIANTS,
-    WITH_PODS,
     WORKLOADS,
     Document,
     Variant,
-    configuration,
+    config_map_data,
     containers,
     environment,
     images,
@@ -38,18 +39,17 @@ from tests.pod.rendering import (
 from tests.pod.tailscale_container import health_address
 
 OLDEST_NATIVE = "1.29"
-"""Native sidecars are enabled by default since this version."""
+"""Kubernetes enables native sidecars by default since this version."""
 OLDEST_PLAIN = "1.25"
-"""The oldest version that there are schemas for."""
-OLDEST = {"freeipa": "1.35"}
-"""Workloads that document a newer minimum version."""
+"""The oldest supported version of Kubernetes."""
+OLDEST_OF_WORKLOAD = {"freeipa": "1.35"}
+"""Workloads that require a newer version of Kubernetes, as their README says."""
 
 WITHOUT_SCHEMA = {"Certificate", "ClusterIssuer"}
 """Kinds that Kubernetes' schemas do not include."""
 
-TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
+TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-# All variables of the tailscale container.
 TAILSCALE_VARIABLES = {
     "POD_NAME",
     "POD_NAMESPACE",
@@ -73,7 +73,7 @@ TAILSCALE_VARIABLES = {
 
 
 def containers_with_mount(spec: Document, path: str) -> set[str]:
-    """Return the containers that mount a volume at a path."""
+    """Return the names of the containers that mount a volume at a path."""
     return {
         name
         for name, container in containers(spec).items()
@@ -82,14 +82,13 @@ def containers_with_mount(spec: Document, path: str) -> set[str]:
 
 
 def test_every_applicable_folder_is_tested() -> None:
-    """Components, the base and the template are not applied directly, so they are tested through other folders."""
-    ours = ("cert-manager", "ingress", "services")
-    found = {
+    """Folders that only other folders include are tested through these."""
+    folders = {
         str(path.parent.relative_to(DEPLOY))
         for path in DEPLOY.rglob("kustomization.yaml")
-        if path.relative_to(DEPLOY).parts[0] in ours
+        if path.relative_to(DEPLOY).parts[0] in ("cert-manager", "ingress", "services")
     }
-    parts = {
+    included = {
         "ingress/controller",
         "ingress/external/controller",
         "ingress/external/headscale",
@@ -97,15 +96,15 @@ def test_every_applicable_folder_is_tested() -> None:
         "services/_template",
         "services/argocd/only-the-server",
     }
-    assert found - parts == {*OTHERS, *(f"services/{name}" for name in SHIPPED)}
+    assert folders - included == {*OTHER_FOLDERS, *(f"services/{name}" for name in SHIPPED)}
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHERS), *VARIANTS])
+@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in OTHER_FOLDERS), *VARIANTS])
 @pytest.mark.parametrize("newest", [True, False], ids=["newest", "oldest"])
 def test_manifests_match_the_schemas(name: str, variant: Variant, newest: bool) -> None:
-    """Validate strictly: clusters may silently drop unknown fields."""
-    oldest = OLDEST.get(name, OLDEST_NATIVE if variant == "native" else OLDEST_PLAIN)
+    """`strict` rejects unknown fields, which clusters may silently drop."""
+    oldest = OLDEST_OF_WORKLOAD.get(name, OLDEST_NATIVE if variant == "native" else OLDEST_PLAIN)
     for document in rendered(name, variant):
         if document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, NEWEST if newest else oldest, strict=True)
@@ -117,28 +116,30 @@ def test_schema_of_an_old_version_rejects_native_sidecars() -> None:
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
-def test_native_sidecars_are_in_order_before_other_containers(workload: str) -> None:
-    """With tailscale before cleanup, the pod would never start."""
+def test_native_sidecars_start_in_order_before_other_containers(workload: str) -> None:
+    """If tailscale started before cleanup, it would wait for the key, and the pod would never start."""
     spec = pod_spec(rendered(workload))
-    first = [(container["name"], container.get("restartPolicy")) for container in spec["initContainers"]]
+    init_containers = [(container["name"], container.get("restartPolicy")) for container in spec["initContainers"]]
     before = [("copy-models", None)] if workload == "open-webui" else []
-    assert first == [*before, ("cleanup", None), ("tailscale", "Always"), ("dns-watch", "Always")]
-    own = {
+    assert init_containers == [*before, ("cleanup", None), ("tailscale", "Always"), ("dns-watch", "Always")]
+    applications = {
         "argocd": {"nginx-tls", "argocd-server"},
         "freeipa": {"application"},
         "redmine": {"nginx-tls", "application", "database"},
     }
-    assert {container["name"] for container in spec["containers"]} == own.get(workload, {"nginx-tls", "application"})
+    assert {container["name"] for container in spec["containers"]} == applications.get(
+        workload, {"nginx-tls", "application"}
+    )
     # The kubelet starts dns-watch after tailscale's startup probe has passed.
     assert "startupProbe" in containers(spec)["tailscale"]
 
 
 def test_variants_have_the_same_containers() -> None:
     native, plain = pod_spec(rendered("grafana")), pod_spec(rendered("grafana", "plain"))
-    moved = containers(native)
+    native_containers = containers(native)
     for name in ("tailscale", "dns-watch"):
-        assert moved[name].pop("restartPolicy") == "Always"
-    assert moved == containers(plain)
+        assert native_containers[name].pop("restartPolicy") == "Always"
+    assert native_containers == containers(plain)
     assert [container["name"] for container in plain["initContainers"]] == ["cleanup"]
     for spec in (native, plain):
         del spec["initContainers"], spec["containers"]
@@ -146,19 +147,13 @@ def test_variants_have_the_same_containers() -> None:
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_variables_are_valid_settings(
-    workload: str, variant: Variant, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_variables_are_valid_settings(workload: str, variant: Variant, set_variables: SetVariables) -> None:
     documents = rendered(workload, variant)
-    ours = {name: environment(containers(pod_spec(documents))[name], documents) for name in OURS}
+    variables = {name: environment(containers(pod_spec(documents))[name], documents) for name in LIFECYCLE_CONTAINERS}
     known = command_variables(DryRunSettings)
     # The tailscale container reads TS_EXTRA_ARGS from the same ConfigMap.
-    assert {variable for values in ours.values() for variable in values} <= {*known, "TS_EXTRA_ARGS"}
-    secret = tmp_path / "secret"
-    secret.write_text("made-up")
-    for variable, value in ours["cleanup"].items():
-        monkeypatch.setenv(variable, str(secret) if variable.endswith("_FILE") else value or "services")
-    monkeypatch.setenv("POD_NAME", f"{workload}-0")
+    assert {variable for values in variables.values() for variable in values} <= {*known, "TS_EXTRA_ARGS"}
+    set_variables(variables["cleanup"] | {"POD_NAME": f"{workload}-0"})
     settings = load(DryRunSettings)
     assert settings.access == "api"
     assert settings.record_name == f"{workload}.{DOMAIN}"
@@ -171,22 +166,19 @@ def test_tailscale_settings_match_the_settings_of_cleanup(workload: str, variant
     documents = rendered(workload, variant)
     every = containers(pod_spec(documents))
     tailscale = environment(every["tailscale"], documents)
-    ours = environment(every["cleanup"], documents)
+    cleanup = environment(every["cleanup"], documents)
     assert set(tailscale) == TAILSCALE_VARIABLES
-    assert (tailscale["TS_HOSTNAME"], tailscale["TS_KUBE_SECRET"]) == (ours["TS_HOSTNAME"], ours["TS_KUBE_SECRET"])
-    assert (tailscale["TS_USERSPACE"], tailscale["TS_AUTH_ONCE"], tailscale["TS_ACCEPT_DNS"]) == (
-        "false",
-        "true",
-        "false",
-    )
+    for name in ("TS_HOSTNAME", "TS_KUBE_SECRET"):
+        assert tailscale[name] == cleanup[name]
+    assert tailscale.items() >= {("TS_USERSPACE", "false"), ("TS_AUTH_ONCE", "true"), ("TS_ACCEPT_DNS", "false")}
     assert health_address(tailscale) == ("127.0.0.1", 9002)
     assert tailscale["TS_AUTHKEY"] == f"file:{command_variables(DryRunSettings)['AUTHKEY_OUTPUT_PATH'].default}"
 
 
-@pytest.mark.parametrize("wrong", ["localhost:9002", ":9002", "9002"])
-def test_stand_in_rejects_health_addresses_that_tailscale_rejects(wrong: str) -> None:
+@pytest.mark.parametrize("address", ["localhost:9002", ":9002", "9002"])
+def test_stand_in_rejects_health_addresses_that_tailscale_rejects(address: str) -> None:
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 address"):
-        health_address({"TS_LOCAL_ADDR_PORT": wrong})
+        health_address({"TS_LOCAL_ADDR_PORT": address})
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -208,10 +200,10 @@ def test_role_allows_access_to_the_state_secret_only(workload: str) -> None:
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_only_containers_that_need_the_token_mount_it(workload: str, variant: Variant) -> None:
-    """cleanup needs it for NODE_POLICY=keep. Argo CD is a client of the Kubernetes API."""
+    """cleanup and tailscale use it for the state Secret. Argo CD is itself a client of the Kubernetes API."""
     spec = pod_spec(rendered(workload, variant))
     assert spec["automountServiceAccountToken"] is False
-    assert containers_with_mount(spec, TOKEN) == {"cleanup", "tailscale"} | (
+    assert containers_with_mount(spec, TOKEN_PATH) == {"cleanup", "tailscale"} | (
         {"argocd-server"} if workload == "argocd" else set()
     )
 
@@ -236,28 +228,30 @@ def test_key_volume_is_in_memory_and_readable_by_tailscale(workload: str, varian
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
-def test_only_our_containers_mount_the_secret(workload: str, variant: Variant) -> None:
-    assert containers_with_mount(pod_spec(rendered(workload, variant)), "/run/secrets/lifecycle") == set(OURS)
+def test_only_cleanup_and_dns_watch_mount_the_secret(workload: str, variant: Variant) -> None:
+    assert containers_with_mount(pod_spec(rendered(workload, variant)), "/run/secrets/lifecycle") == set(
+        LIFECYCLE_CONTAINERS
+    )
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_two_pods_never_run_at_the_same_time(workload: str) -> None:
-    only = workload_resource(rendered(workload))
-    assert only["spec"]["replicas"] == 1
-    if only["kind"] != "StatefulSet":
-        assert only["spec"]["strategy"] == {"type": "Recreate"}
-    assert only["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
+    resource = workload_resource(rendered(workload))
+    assert resource["spec"]["replicas"] == 1
+    if resource["kind"] != "StatefulSet":
+        assert resource["spec"]["strategy"] == {"type": "Recreate"}
+    assert resource["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 30
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_probes_do_not_use_ports_with_an_allow_list(workload: str, variant: Variant) -> None:
-    """On ports 80 and 443, the kubelet would get 403, because it connects from the cluster node's address."""
+    """On ports 80 and 443, nginx would return 403, because the kubelet connects from the cluster node's address."""
     for name, container in containers(pod_spec(rendered(workload, variant))).items():
-        named = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        numbers = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             probe = container.get(kind, {})
             port = probe.get("httpGet", {}).get("port")
-            assert named.get(port, port) in {None, 9003, 9004}, f"{name}: {kind}"
+            assert numbers.get(port, port) in {None, 9003, 9004}, f"{name}: {kind}"
             assert "tcpSocket" not in probe, f"{name}: {kind}"
 
 
@@ -271,8 +265,10 @@ def test_readiness_does_not_depend_on_readyz(workload: str, variant: Variant) ->
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
     documents = rendered(workload, variant)
-    only, spec = workload_resource(documents), pod_spec(documents)
-    claims = [claim["metadata"]["name"] for claim in only["spec"].get("volumeClaimTemplates", [])]
+    spec = pod_spec(documents)
+    claims = [
+        claim["metadata"]["name"] for claim in workload_resource(documents)["spec"].get("volumeClaimTemplates", [])
+    ]
     volumes = [*claims, *(volume["name"] for volume in spec["volumes"])]
     assert len(volumes) == len(set(volumes))
     mounted = {mount["name"] for container in containers(spec).values() for mount in container.get("volumeMounts", [])}
@@ -287,24 +283,25 @@ def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
 def test_all_resources_are_named_after_the_workload(workload: str) -> None:
     """Several workloads share a namespace."""
     documents = rendered(workload)
-    only = workload_resource(documents)
-    label = only["spec"]["selector"]["matchLabels"]
-    assert only["metadata"]["name"] == ("argocd-server" if workload == "argocd" else workload)
-    assert only["spec"]["template"]["metadata"]["labels"] == label
+    resource = workload_resource(documents)
+    label = resource["spec"]["selector"]["matchLabels"]
+    assert resource["metadata"]["name"] == ("argocd-server" if workload == "argocd" else workload)
+    assert resource["spec"]["template"]["metadata"]["labels"] == label
     (policy,) = of_kind(documents, "NetworkPolicy")
     assert policy["spec"]["podSelector"]["matchLabels"] == label
     for document in documents:
+        # The name in the base.
         assert document["metadata"]["name"] != "service"
-        assert document["metadata"]["namespace"] == only["metadata"]["namespace"]
-    if only["kind"] == "StatefulSet":
-        (governing,) = of_kind(documents, "Service")
-        assert only["spec"]["serviceName"] == governing["metadata"]["name"]
-        assert governing["spec"]["selector"] == label
+        assert document["metadata"]["namespace"] == resource["metadata"]["namespace"]
+    if resource["kind"] == "StatefulSet":
+        (service,) = of_kind(documents, "Service")
+        assert resource["spec"]["serviceName"] == service["metadata"]["name"]
+        assert service["spec"]["selector"] == label
 
 
 def test_images_are_pinned_to_a_version() -> None:
-    """Our own image is built on each cluster node and has no version."""
-    every = {image for name in [*OTHERS, *WORKLOADS] for image in images(rendered(name))}
+    """Except the image of this repository, which each cluster node builds."""
+    every = {image for name in [*OTHER_FOLDERS, *WORKLOADS] for image in images(rendered(name))}
     assert "localhost/tailscale-lifecycle:latest" in every
     for image in every - {"localhost/tailscale-lifecycle:latest"}:
         assert re.fullmatch(
@@ -315,7 +312,7 @@ def test_images_are_pinned_to_a_version() -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_nginx_allows_the_default_vpn_prefixes(workload: str) -> None:
-    lines = configuration(rendered(workload), "nginx")["vpn-prefixes.conf"].split(";")
+    lines = config_map_data(rendered(workload), "nginx")["vpn-prefixes.conf"].split(";")
     prefixes = {ip_network(line.split()[0]) for line in lines if line}
     assert prefixes == set(command_variables(DryRunSettings)["VPN_PREFIXES"].default)
 
@@ -336,11 +333,12 @@ def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None
     assert [port["containerPort"] for port in containers(spec)["dns-watch"]["ports"]] == [9003]
 
 
-@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in WITH_PODS), *VARIANTS])
+@pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in FOLDERS_WITH_PODS), *VARIANTS])
 def test_termination_message_falls_back_to_the_log(name: str, variant: Variant) -> None:
     every = containers(pod_spec(rendered(name, variant)))
-    assert {each["terminationMessagePolicy"] for each in every.values()} == {"FallbackToLogsOnError"}
-    assert not [each for each in every.values() if "terminationMessagePath" in each]
+    for container in every.values():
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+        assert "terminationMessagePath" not in container
 
 
 PROBES = {
@@ -359,9 +357,10 @@ PROBES = {
 def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
     every = containers(pod_spec(rendered(workload, variant)))
     for (name, kind), path in PROBES.items():
-        probe = every.get("argocd-server" if (workload, name) == ("argocd", "application") else name, {}).get(kind)
-        if workload == "argocd" and kind == "startupProbe" and name == "application":
-            # Argo CD's own manifest has none.
+        is_argocd = (workload, name) == ("argocd", "application")
+        probe = every.get("argocd-server" if is_argocd else name, {}).get(kind)
+        if is_argocd and kind == "startupProbe":
+            # The manifest of Argo CD has no startup probe.
             assert probe is None
         elif probe is None or (workload == "freeipa" and name == "application"):
             assert workload == "freeipa"
@@ -386,14 +385,14 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
     shell, option, script = every["tailscale"]["livenessProbe"]["exec"]["command"]
     assert (shell, option, script.split()) == ("sh", "-c", ["!", "test", f"{key_file}.restart", "-nt", socket])
     assert variables["SELF_HEAL"] == "true"
-    sources = {
+    mounts = {
         (mount["name"], mount.get("readOnly", False))
         for name in ("dns-watch", "tailscale")
         for mount in every[name]["volumeMounts"]
         if mount["mountPath"] == str(key_file.parent)
     }
     # dns-watch writes the marker, and tailscale only reads it.
-    assert sources == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
+    assert mounts == {("tailscale-lifecycle-auth", False), ("tailscale-lifecycle-auth", True)}
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
@@ -404,12 +403,16 @@ def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str, v
     (volume,) = {
         mount["name"] for mount in every["tailscale"]["volumeMounts"] if mount["mountPath"] == str(socket.parent)
     }
-    users = {name for name, each in every.items() for mount in each.get("volumeMounts", []) if mount["name"] == volume}
-    assert users == {"tailscale"}
+    assert {
+        name
+        for name, container in every.items()
+        for mount in container.get("volumeMounts", [])
+        if mount["name"] == volume
+    } == {"tailscale"}
 
 
 def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() -> None:
-    """Run the comment's sed command on the CronJob's pod template, in the format that kubectl prints."""
+    """A comment in the kustomization of prune shows a `sed` command, which changes the pod template of the CronJob."""
     comment = (DEPLOY / "prune/kustomization.yaml").read_text()
     (script,) = re.findall(r"^# +sed '(.+)' \|", comment, flags=re.MULTILINE)
     (job,) = of_kind(render(DEPLOY / "prune"), "CronJob")
@@ -422,7 +425,7 @@ def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() 
 
 
 def test_roles_have_no_wildcards() -> None:
-    for name in [*OTHERS, *WORKLOADS]:
+    for name in [*OTHER_FOLDERS, *WORKLOADS]:
         for role in of_kind(rendered(name), "Role", "ClusterRole"):
             for rule in role["rules"]:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]

@@ -12,16 +12,16 @@ from tests.pod.rendering import (
     DEPLOY,
     NEWEST,
     ROOT,
-    configuration,
+    config_map_data,
     containers,
-    copied,
+    copy_deploy,
     new_service,
     pod_spec,
     render,
     workload_resource,
 )
 
-DIGEST = f"@sha256:{'5' * 64}"
+DIGEST_SUFFIX = f"@sha256:{'5' * 64}"
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ DIGEST = f"@sha256:{'5' * 64}"
         pytest.param(("wiki", "docker.io/a/wiki:latest", "8080"), id="tag-latest"),
         pytest.param(("wiki", "docker.io/a/wiki:main", "8080"), id="tag-of-a-branch"),
         pytest.param(("wiki", "docker.io/a/wiki:", "8080"), id="tag-empty"),
-        pytest.param(("wiki", f"docker.io/a/wiki:latest{DIGEST}", "8080"), id="digest-with-tag-latest"),
-        pytest.param(("wiki", DIGEST, "8080"), id="digest-without-image"),
+        pytest.param(("wiki", f"docker.io/a/wiki:latest{DIGEST_SUFFIX}", "8080"), id="digest-with-tag-latest"),
+        pytest.param(("wiki", DIGEST_SUFFIX, "8080"), id="digest-without-image"),
         pytest.param(("wiki", "docker.io/a/wiki@sha256:12", "8080"), id="digest-too-short"),
         pytest.param(("wiki", "wiki:1.2", "8080"), id="image-without-registry"),
         pytest.param(("wiki", "a/wiki:1.2", "8080"), id="image-with-path-but-no-registry"),
@@ -61,7 +61,7 @@ DIGEST = f"@sha256:{'5' * 64}"
     ],
 )
 def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    before = sorted(copied(tmp_path).rglob("*"))
+    before = sorted(copy_deploy(tmp_path).rglob("*"))
     done = new_service(tmp_path, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("scripts/new-service: ")
@@ -69,7 +69,7 @@ def test_invalid_arguments_are_refused(arguments: tuple[str, ...], tmp_path: Pat
 
 
 def test_help_names_every_argument(tmp_path: Path) -> None:
-    done = new_service(copied(tmp_path), "--help")
+    done = new_service(copy_deploy(tmp_path), "--help")
     assert done.returncode == 0
     for argument in ("NAME", "IMAGE", "PORT", "VOLUME", "--into", "--deploy"):
         assert re.search(rf"^{argument} ", done.stdout, flags=re.MULTILINE)
@@ -84,28 +84,34 @@ def test_help_names_every_argument(tmp_path: Path) -> None:
         pytest.param(("-",), {"application-tmp": "/tmp"}, id="none"),
     ],
 )
-def test_data_volume_is_mounted_at_the_given_path(
+def test_volume_argument_sets_the_mount_path_of_the_data(
     volume: tuple[str, ...], mounts: dict[str, str], tmp_path: Path
 ) -> None:
-    folder = copied(tmp_path) / "deploy/services/wiki"
+    folder = copy_deploy(tmp_path) / "deploy/services/wiki"
     image = "registry.example.com:5000/a_team/wiki:v1.2.3-alpine"
     done = new_service(tmp_path, "wiki", image, "65535", *volume)
     assert done.returncode == 0, done.stderr
     documents = render(folder)
     for document in documents:
         kubernetes_validate.validate(document, NEWEST, strict=True)
-    only, application = workload_resource(documents), containers(pod_spec(documents))["application"]
+    application = containers(pod_spec(documents))["application"]
     assert application["image"] == image
     assert {mount["name"]: mount["mountPath"] for mount in application["volumeMounts"]} == mounts
-    claims = [claim["metadata"]["name"] for claim in only["spec"].get("volumeClaimTemplates", [])]
-    assert claims == ["data"] * ("data" in mounts)
-    assert configuration(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
+    claims = [
+        claim["metadata"]["name"] for claim in workload_resource(documents)["spec"].get("volumeClaimTemplates", [])
+    ]
+    assert claims == (["data"] if "data" in mounts else [])
+    assert config_map_data(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
 
 
 @pytest.mark.default_cases(1)
-@pytest.mark.parametrize("reference", [f":16{DIGEST}", DIGEST, ":16", ":v2"])
-def test_image_is_the_given_one(reference: str, tmp_path: Path) -> None:
-    folder = copied(tmp_path) / "deploy/services/wiki"
+@pytest.mark.parametrize(
+    "reference",
+    [f":16{DIGEST_SUFFIX}", DIGEST_SUFFIX, ":16", ":v2"],
+    ids=["tag-and-digest", "digest", "number", "version"],
+)
+def test_image_argument_may_have_a_tag_or_a_digest(reference: str, tmp_path: Path) -> None:
+    folder = copy_deploy(tmp_path) / "deploy/services/wiki"
     image = f"registry.example.com:5000/a_team/wiki{reference}"
     done = new_service(tmp_path, "wiki", image, "8080")
     assert done.returncode == 0, done.stderr

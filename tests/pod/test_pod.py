@@ -1,4 +1,4 @@
-"""Run the rendered pod: from the first start to a response over https, replacement and shutdown."""
+"""Run the rendered pod with simulated upstreams: first start, requests, replacement, shutdown and probes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 
 from tests.pages import ROOT, section
-from tests.pod.cluster import MARK, NAME, USER, deployed
-from tests.pod.network import CLUSTER_SIDE, ON_THE_VPN, POD_SIDE, Hosts, Response, eventually, hosts
-from tests.pod.play import PROBES, Kubelet, Pod, Podman
-from tests.pod.rendering import DOMAIN, configuration, containers, pod_spec, rendered
+from tests.pod.kubelet import PROBES, Kubelet, Pod, Podman
+from tests.pod.network import (
+    CLUSTER_NODE_ADDRESSES,
+    POD_ADDRESSES,
+    VPN_CLIENT_ADDRESSES,
+    Hosts,
+    Response,
+    create_hosts,
+    eventually,
+)
+from tests.pod.reference import NAME, RECORD_COMMENT, USER, deploy_reference_workload
+from tests.pod.rendering import DOMAIN, config_map_data, containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
@@ -25,7 +33,7 @@ from tests.simulators.tailnet import Node
 
 @dataclass
 class Setup:
-    """A cluster with one workload, and simulated upstreams."""
+    """A cluster that can run one workload, and the simulated Headscale and Cloudflare."""
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
@@ -44,73 +52,78 @@ class Setup:
         """The records at the workload's name."""
         return self.cloudflare.records(self.zone, NAME)
 
-    def published(self, node: Node) -> bool:
-        """Return True if the only record at the name has this node's address and our mark."""
+    def is_published(self, node: Node) -> bool:
+        """Return True if the name has exactly one record, with this node's address and the program's comment."""
         return [(record.type, record.content, record.comment, record.proxied) for record in self.records] == [
-            ("A", node.addresses[0], MARK, False)
+            ("A", node.addresses[0], RECORD_COMMENT, False)
         ]
 
     def request(self, path: str = "/", **options: Any) -> Response:
         """Send a request from a VPN client to the address in the DNS record."""
         (record,) = self.records
         return self.hosts.vpn.request(
-            f"https://{NAME}{path}", to=record.content, source=ON_THE_VPN[0], trust=str(self.trust), **options
+            f"https://{NAME}{path}", to=record.content, source=VPN_CLIENT_ADDRESSES[0], trust=str(self.trust), **options
         )
 
 
 @contextmanager
 def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
-    """Prepare the reference workload with plain containers, without starting a pod."""
+    """Prepare the reference workload, without starting a pod."""
     headscale = HeadscaleSimulator()
     headscale.add_user(USER)
     cloudflare = CloudflareSimulator()
     zone = cloudflare.add_zone(DOMAIN)
     with ExitStack() as stack:
-        around = stack.enter_context(hosts())
-        with around.cluster.inside():
+        hosts = stack.enter_context(create_hosts())
+        with hosts.cluster.inside():
             headscale_url, cloudflare_url = (
-                stack.enter_context(serve(upstream, host=CLUSTER_SIDE[0])) for upstream in (headscale, cloudflare)
+                stack.enter_context(serve(upstream, host=CLUSTER_NODE_ADDRESSES[0]))
+                for upstream in (headscale, cloudflare)
             )
-        kubelet, trust = deployed(
+        kubelet, trust = deploy_reference_workload(
             runtime,
-            around,
+            hosts,
             folder,
             headscale=(headscale_url, headscale.api_key),
             cloudflare=(cloudflare_url, cloudflare.token),
         )
-        yield Setup(headscale, cloudflare, zone, around, kubelet, trust)
+        yield Setup(headscale, cloudflare, zone, hosts, kubelet, trust)
 
 
 def wait_until_published(setup: Setup) -> Node:
     """Wait until there is exactly one node and one record with its address, and return the node."""
-    eventually(lambda: len(setup.nodes) == 1 and setup.published(setup.nodes[0]), "one node and its record")
+    eventually(lambda: len(setup.nodes) == 1 and setup.is_published(setup.nodes[0]), "one node and its record")
     return setup.nodes[0]
 
 
 @pytest.fixture(scope="module")
-def applied(runtime: Podman, scratch_dir: Path) -> Iterator[tuple[Setup, Pod]]:
+def running(runtime: Podman, scratch_dir: Path) -> Iterator[tuple[Setup, Pod]]:
     """Run a pod and wait until its record is published."""
-    folder = scratch_dir / "applied"
+    folder = scratch_dir / "running"
     folder.mkdir()
     with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
         wait_until_published(setup)
         yield setup, pod
 
 
-def test_vpn_client_reaches_the_application_by_name(applied: tuple[Setup, Pod]) -> None:
-    """Follow the DNS record over the VPN and through nginx to the application, which gets the client's address."""
-    setup, pod = applied
+def test_vpn_client_reaches_the_application_by_name(running: tuple[Setup, Pod]) -> None:
+    """The client connects to the address in the DNS record. The application receives the client's address."""
+    setup, pod = running
     eventually(lambda: setup.request().status == 200, "the application behind nginx")
     response = setup.request("/api/tags")
     forwarded = dict(response.forwarded["headers"])
-    assert (response.status, forwarded["x-real-ip"], forwarded["x-forwarded-proto"]) == (200, ON_THE_VPN[0], "https")
+    assert (response.status, forwarded["x-real-ip"], forwarded["x-forwarded-proto"]) == (
+        200,
+        VPN_CLIENT_ADDRESSES[0],
+        "https",
+    )
     assert [event["event"] for event in pod.events("cleanup")][-1] == "pass.finished"
 
 
-def test_requests_from_the_cluster_are_refused(applied: tuple[Setup, Pod]) -> None:
-    setup, _ = applied
+def test_requests_from_the_cluster_are_refused(running: tuple[Setup, Pod]) -> None:
+    setup, _ = running
     for scheme in ("http", "https"):
-        assert setup.hosts.cluster.request(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
+        assert setup.hosts.cluster.request(f"{scheme}://{NAME}/", to=POD_ADDRESSES[0]).status == 403
 
 
 PROBED = [
@@ -126,8 +139,8 @@ PROBED = [
 
 
 @pytest.mark.parametrize(("container", "kind"), PROBED)
-def test_probe_passes_in_a_healthy_pod(container: str, kind: str, applied: tuple[Setup, Pod]) -> None:
-    _, pod = applied
+def test_probe_passes_in_a_healthy_pod(container: str, kind: str, running: tuple[Setup, Pod]) -> None:
+    _, pod = running
     eventually(lambda: pod.probe(container, kind), f"{container}'s {kind}")
 
 
@@ -137,12 +150,13 @@ def test_all_probes_are_tested() -> None:
 
 
 @pytest.mark.parametrize("name", ["dns-watch", "nginx-tls", "application", "tailscale"])
-def test_process_has_the_privileges_of_the_manifest(name: str, applied: tuple[Setup, Pod]) -> None:
-    """Compare the security context with /proc/PID/status of the container's first process."""
-    setup, pod = applied
+def test_process_has_the_privileges_of_the_manifest(name: str, running: tuple[Setup, Pod]) -> None:
+    """/proc/PID/status of the container's first process shows its privileges."""
+    setup, pod = running
     context = containers(setup.kubelet.spec)[name]["securityContext"]
     text = (setup.kubelet.podman.process(pod.container(name)) / "status").read_text()
     status = dict(line.split(":\t", 1) for line in text.splitlines())
+    # From linux/capability.h.
     numbers = {"NET_ADMIN": 12, "MKNOD": 27}
     allowed = sum(1 << numbers[capability] for capability in context["capabilities"].get("add", []))
     assert int(status["CapBnd"], 16) == allowed
@@ -153,8 +167,8 @@ def test_process_has_the_privileges_of_the_manifest(name: str, applied: tuple[Se
     assert status["Seccomp"] == "2"
 
 
-def test_only_tailscale_can_read_the_key(applied: tuple[Setup, Pod]) -> None:
-    setup, pod = applied
+def test_only_tailscale_can_read_the_key(running: tuple[Setup, Pod]) -> None:
+    setup, pod = running
     read = ["cat", "/tailscale-auth/authkey"]
     done = setup.kubelet.podman.try_to("exec", pod.container("tailscale"), *read)
     assert done.stdout in setup.headscale.secrets()
@@ -162,32 +176,30 @@ def test_only_tailscale_can_read_the_key(applied: tuple[Setup, Pod]) -> None:
         assert setup.kubelet.podman.try_to("exec", pod.container(other), *read).returncode != 0
 
 
-def documented(container: str) -> dict[str, list[str]]:
-    """Return the commands that docs/operations.md runs in a container, by the command line."""
+def documented_commands(container: str) -> list[str]:
+    """Return the command lines that docs/operations.md runs in a container with `kubectl exec`."""
     page = (ROOT / "docs/operations.md").read_text()
-    found = re.findall(rf"exec grafana-0 -c {container} -- ([^#\n]*[^#\n ])", section(page, "## First commands"))
-    return {line: shlex.split(line) for line in found}
+    return re.findall(rf"exec grafana-0 -c {container} -- ([^#\n]*[^#\n ])", section(page, "## First commands"))
 
 
-def test_documented_commands_for_nginx_show_what_is_running(applied: tuple[Setup, Pod]) -> None:
-    setup, pod = applied
+def test_documented_commands_for_nginx_show_what_is_running(running: tuple[Setup, Pod]) -> None:
+    setup, pod = running
     eventually(lambda: pod.probe("application", "readinessProbe"), "the application")
-    done = {
-        line: setup.kubelet.podman.try_to("exec", pod.container("nginx-tls"), *words)
-        for line, words in documented("nginx-tls").items()
-    }
-    assert {line: each.stderr for line, each in done.items() if each.returncode} == {}
-    by_program = {line.partition(" http")[0]: each.stdout + each.stderr for line, each in done.items()}
-    assert set(by_program) == {"nginx -t", "nginx -T", "netstat -tln", "wget -S -O -"}
-    assert "configuration file /etc/nginx/nginx.conf test is successful" in by_program["nginx -t"]
-    assert configuration(setup.kubelet.documents, "nginx")["nginx.conf"] in by_program["nginx -T"]
-    ports = {line.split()[3] for line in by_program["netstat -tln"].splitlines() if line.startswith("tcp")}
+    outputs = {}
+    for command in documented_commands("nginx-tls"):
+        done = setup.kubelet.podman.try_to("exec", pod.container("nginx-tls"), *shlex.split(command))
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        outputs[command.partition(" http")[0]] = done.stdout + done.stderr
+    assert set(outputs) == {"nginx -t", "nginx -T", "netstat -tln", "wget -S -O -"}
+    assert "configuration file /etc/nginx/nginx.conf test is successful" in outputs["nginx -t"]
+    assert config_map_data(setup.kubelet.documents, "nginx")["nginx.conf"] in outputs["nginx -T"]
+    ports = {line.split()[3] for line in outputs["netstat -tln"].splitlines() if line.startswith("tcp")}
     assert ports >= {"0.0.0.0:80", "0.0.0.0:443", "0.0.0.0:9004", "127.0.0.1:9002", "127.0.0.1:11434"}
-    assert " 204 " in by_program["wget -S -O -"]
+    assert " 204 " in outputs["wget -S -O -"]
 
 
-def test_logs_contain_no_secrets(applied: tuple[Setup, Pod]) -> None:
-    setup, pod = applied
+def test_logs_contain_no_secrets(running: tuple[Setup, Pod]) -> None:
+    setup, pod = running
     for name in containers(setup.kubelet.spec):
         log = pod.log(name)
         assert not [secret for secret in [*setup.headscale.secrets(), *setup.cloudflare.secrets()] if secret in log]
@@ -209,12 +221,12 @@ def test_replacing_a_killed_pod_leaves_one_node_and_one_record(runtime: Podman, 
             eventually(lambda: setup.request().status == 200, "the application at the same name")
             deleted = [event["node_id"] for event in pod.events("cleanup") if event["event"] == "node.deleted"]
             assert deleted == [str(first.id)]
-        # The record was updated in place, so the name resolved all the time.
+        # The record was created once and then updated, so the name has always resolved.
         assert [write.method for write in setup.cloudflare.writes] == ["POST", "PATCH"]
 
 
-def test_dns_watch_exits_on_sigterm(runtime: Podman, scratch_dir: Path) -> None:
-    """Stop it with a grace period and check that SIGKILL was not needed."""
+def test_dns_watch_exits_with_status_0_on_sigterm(runtime: Podman, scratch_dir: Path) -> None:
+    """After a SIGKILL, the exit status would be 137."""
     folder = scratch_dir / "stopped"
     folder.mkdir()
     with set_up(runtime, folder) as setup, setup.kubelet.pod() as pod:
@@ -227,25 +239,24 @@ def test_dns_watch_exits_on_sigterm(runtime: Podman, scratch_dir: Path) -> None:
 
 # --- tailscale's liveness probe -----------------------------------------------------------------------
 
-
 MARKER = "/tailscale-auth/authkey.restart"
 
 
-def test_liveness_probe_of_tailscale_fails_while_dns_watch_has_a_restart_marker(applied: tuple[Setup, Pod]) -> None:
-    """Write the marker through the mount of dns-watch, and run the probe through the mount of tailscale."""
-    setup, pod = applied
+def test_liveness_probe_of_tailscale_fails_while_dns_watch_has_a_restart_marker(running: tuple[Setup, Pod]) -> None:
+    """The test writes the marker in the container of dns-watch, and runs the probe in that of tailscale."""
+    setup, pod = running
     podman = setup.kubelet.podman
 
-    def change(call: str) -> None:
+    def change_marker(call: str) -> None:
         code = f"from pathlib import Path; Path({MARKER!r}).{call}"
         podman.run("exec", pod.container("dns-watch"), "/opt/lifecycle/bin/python", "-c", code)
 
-    def fails() -> bool:
-        # dns-watch may remove the marker in between, because the node is registered.
-        change("touch()")
+    def probe_fails() -> bool:
+        # dns-watch may delete the marker before the probe runs, because the node is registered.
+        change_marker("touch()")
         return not pod.probe("tailscale", "livenessProbe")
 
     podman.run("exec", pod.container("tailscale"), "test", "-S", "/tmp/tailscaled.sock")
-    eventually(fails, "the probe to fail")
-    change("unlink(missing_ok=True)")
+    eventually(probe_fails, "the probe to fail")
+    change_marker("unlink(missing_ok=True)")
     assert pod.probe("tailscale", "livenessProbe")

@@ -1,4 +1,4 @@
-"""Test that each role in deploy/rbac is sufficient and minimal for its mode."""
+"""Test that each Role in deploy/rbac has the permissions that its way of running needs, and no others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.kubernetes.api import Cluster
@@ -22,7 +20,7 @@ from lifecycle.domain.pod_events import PodEvent
 from lifecycle.runtime.retry import once
 from tests.builders import NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, access_to, exec_transport
-from tests.pod.rendering import DEPLOY, Document, of_kind, render
+from tests.pod.rendering import DEPLOY, NEWEST, Document, of_kind, rendered
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
@@ -31,26 +29,19 @@ from tests.simulators.serve import serve
 Rules = list[dict[str, Any]]
 
 MODES = ("exec", "exec-any-pod", "api-key-secret", "keep", "events")
+"""The folders of deploy/rbac."""
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
-
-
-@cache
-def _rendered(mode: str) -> str:
-    return yaml.safe_dump_all(render(DEPLOY / "rbac" / mode))
-
-
-def documents(mode: str) -> list[Document]:
-    return list(yaml.safe_load_all(_rendered(mode)))
+"""The name of Headscale's pod: that of a StatefulSet, or that of a Deployment, which is not known in advance."""
 
 
 def role_of(mode: str) -> Document:
-    [role] = of_kind(documents(mode), "Role")
+    [role] = of_kind(rendered(f"rbac/{mode}"), "Role")
     return role
 
 
 @contextmanager
 def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: int = 35) -> Iterator[Cluster]:
-    """Run a simulated cluster with the resources that the mode uses, and grant it these rules."""
+    """Serve a simulated cluster with the resources that a mode uses. Yield a client that has the rules' permissions."""
     kubernetes = KubernetesSimulator(minor=minor)
     server = HeadscaleSimulator()
     server.add_user("svc")
@@ -69,7 +60,7 @@ def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: i
 
 
 def run_commands(cluster: Cluster) -> None:
-    """Run every operation that uses Headscale's CLI."""
+    """Run every operation of the Headscale client through the CLI in the pod."""
     headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), once())
     [user] = headscale.users()
     [node] = headscale.nodes()
@@ -85,23 +76,24 @@ def write_event(cluster: Cluster) -> None:
     cluster.repeat_event(name, 2, now)
 
 
-USES: dict[str, Callable[[Cluster], object]] = {
+OPERATIONS: dict[str, Callable[[Cluster], object]] = {
     "exec": run_commands,
     "exec-any-pod": run_commands,
     "api-key-secret": lambda cluster: cluster.token(HEADSCALE_NAMESPACE, "headscale-api-key"),
     "keep": lambda cluster: cluster.secret("services", "grafana-tailscale"),
     "events": write_event,
 }
+"""By mode: a function that sends all requests for which the mode needs permissions."""
 
 
-def smaller(rules: Rules) -> Iterator[Rules]:
+def reduced_rules(rules: Rules) -> Iterator[Rules]:
     """Iterate over copies of the rules with one rule, verb or resource removed."""
     for number, rule in enumerate(rules):
         yield rules[:number] + rules[number + 1 :]
-        for part in ("verbs", "resources"):
-            for entry in rule[part]:
+        for field in ("verbs", "resources"):
+            for entry in rule[field]:
                 reduced = deepcopy(rules)
-                reduced[number][part].remove(entry)
+                reduced[number][field].remove(entry)
                 yield reduced
 
 
@@ -111,8 +103,8 @@ def test_every_folder_is_tested() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_manifests_match_the_schemas(mode: str) -> None:
-    for document in documents(mode):
-        for version in ("1.25", kubernetes_validate.latest_version().rpartition(".")[0]):
+    for document in rendered(f"rbac/{mode}"):
+        for version in ("1.25", NEWEST):
             kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -120,29 +112,29 @@ def test_manifests_match_the_schemas(mode: str) -> None:
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 def test_role_is_sufficient(mode: str, minor: int) -> None:
     with simulated_cluster(mode, role_of(mode)["rules"], minor=minor) as cluster:
-        USES[mode](cluster)
+        OPERATIONS[mode](cluster)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_role_has_no_unneeded_permission(mode: str) -> None:
-    for rules in smaller(role_of(mode)["rules"]):
+    for rules in reduced_rules(role_of(mode)["rules"]):
         with simulated_cluster(mode, rules) as cluster, pytest.raises(AuthError):
-            USES[mode](cluster)
+            OPERATIONS[mode](cluster)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rules_are_limited_to_one_name_where_rbac_can(mode: str) -> None:
+def test_rules_name_one_resource_where_rbac_allows_it(mode: str) -> None:
     for rule in role_of(mode)["rules"]:
         assert rule["apiGroups"] == ["events.k8s.io" if mode == "events" else ""]
         assert "*" not in [*rule["verbs"], *rule["resources"]]
-        # Neither a list nor a creation can be limited to a name.
+        # RBAC cannot limit `list` and `create` to a name.
         nameable = rule["resources"] not in (["pods"], ["events"]) and mode != "exec-any-pod"
         assert len(rule.get("resourceNames", ())) == (1 if nameable else 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_role_is_bound_to_service_accounts_only(mode: str) -> None:
-    [binding] = of_kind(documents(mode), "RoleBinding")
+    [binding] = of_kind(rendered(f"rbac/{mode}"), "RoleBinding")
     role = role_of(mode)
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("Role", role["metadata"]["name"])
     assert binding["metadata"]["namespace"] == role["metadata"]["namespace"]

@@ -1,7 +1,7 @@
-"""Run the rendered pod with the real tailscale and a real Headscale, if both are installed.
+"""Run the rendered pod with a real tailscale and a real Headscale, if both are installed.
 
-This tests that tailscale works with the rendered security context: a read-only root, NET_ADMIN and MKNOD. It does not
-test containerboot, the image's entry point, because the state Secret needs a Kubernetes API.
+The tests show that tailscale works with the rendered security context: a read-only root file system, NET_ADMIN and
+MKNOD. They do not run containerboot, the image's entry point, which needs a Kubernetes API for the state Secret.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.pod.cluster import MARK, NAME, USER, deployed
 from tests.pod.conftest import STAND_INS
-from tests.pod.network import CLUSTER_SIDE, POD_SIDE, Hosts, eventually, hosts, process, run
-from tests.pod.play import Pod, Podman
+from tests.pod.kubelet import Pod, Podman
+from tests.pod.network import CLUSTER_NODE_ADDRESSES, POD_ADDRESSES, Hosts, create_hosts, eventually, process, run
+from tests.pod.reference import NAME, RECORD_COMMENT, USER, deploy_reference_workload
 from tests.real.programs import Release, installed_releases
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.serve import serve
 
 WITH_TAILSCALE = "localhost/stand-ins:tailscale"
 
-# The part of containerboot that these tests need.
-CONTAINER = (
+CONTAINER_SCRIPT = (
+    # Does what these tests need of containerboot.
     "mkdir -p /dev/net; test -e /dev/net/tun || mknod /dev/net/tun c 10 200; "
     "tailscaled $TS_TAILSCALED_EXTRA_ARGS --socket=/tmp/socket --state=/tmp/state --statedir=/tmp & "
     "until test -S /tmp/socket; do sleep 0.1; done; "
@@ -38,10 +38,11 @@ CONTAINER = (
 )
 
 FIRST_START_S = 180.0
-"""A real client first tries to reach the internet, which takes long on a busy machine."""
+"""The time limit for a first login. The client first tries to reach the internet, which takes long under load."""
 
-HOME = "198.51.100.1", "198.51.100.2"
-"""The addresses of a router and of a client machine behind it."""
+ROUTER_ADDRESS = "198.51.100.1"
+CLIENT_ADDRESS = "198.51.100.2"
+"""The address of a client machine outside the cluster. Its router is the host `cluster`."""
 
 
 @dataclass
@@ -51,12 +52,12 @@ class Server:
     release: Release
     folder: Path
 
-    url = f"http://{CLUSTER_SIDE[0]}:8080"
+    url = f"http://{CLUSTER_NODE_ADDRESSES[0]}:8080"
 
     def configure(self) -> Path:
-        """Write the configuration and return its path."""
+        """Write the configuration, with an own relay in place of the public ones, and return its path."""
         file = self.folder / "config.yaml"
-        address = CLUSTER_SIDE[0]
+        address = CLUSTER_NODE_ADDRESSES[0]
         relay = {
             "enabled": True,
             "region_id": 999,
@@ -106,7 +107,7 @@ class Server:
         return key
 
     def nodes(self, name: str) -> list[dict[str, Any]]:
-        """Return the nodes with a hostname."""
+        """Return the nodes with this hostname."""
         return [node for node in self.cli("nodes", "list") or [] if node["name"] == name]
 
 
@@ -136,13 +137,13 @@ def build_image(runtime: Podman, release: Release) -> None:
 
 
 def connect_client_machine(hosts: Hosts) -> None:
-    """Give the client machine a route to the cluster, in place of the internet."""
+    """Connect the client machine to the cluster by a route, which replaces the internet."""
     peer = ("peer", "home", "netns", hosts.cluster.name)
     run("ip", "link", "add", "eth0", "netns", hosts.vpn.name, "type", "veth", *peer)
-    for host, interface, address in ((hosts.cluster, "home", HOME[0]), (hosts.vpn, "eth0", HOME[1])):
+    for host, interface, address in ((hosts.cluster, "home", ROUTER_ADDRESS), (hosts.vpn, "eth0", CLIENT_ADDRESS)):
         host.ip("address", "add", f"{address}/24", "dev", interface)
         host.ip("link", "set", interface, "up")
-    hosts.vpn.ip("route", "add", "default", "via", HOME[0])
+    hosts.vpn.ip("route", "add", "default", "via", ROUTER_ADDRESS)
     hosts.cluster.set_sysctls([{"name": "net.ipv4.ip_forward", "value": "1"}])
 
 
@@ -161,33 +162,33 @@ def setup(runtime: Podman, scratch_dir: Path) -> Iterator[Setup]:
     zone = cloudflare.add_zone("example.com")
     build_image(runtime, server.release)
     with ExitStack() as stack:
-        around = stack.enter_context(hosts())
-        with around.cluster.inside():
-            cloudflare_url = stack.enter_context(serve(cloudflare, host=CLUSTER_SIDE[0]))
-        serving = around.cluster.command(server.release.headscale, "--config", server.configure(), "serve")
+        hosts = stack.enter_context(create_hosts())
+        with hosts.cluster.inside():
+            cloudflare_url = stack.enter_context(serve(cloudflare, host=CLUSTER_NODE_ADDRESSES[0]))
+        serving = hosts.cluster.command(server.release.headscale, "--config", server.configure(), "serve")
         stack.enter_context(process(serving, folder / "headscale.log"))
-        eventually(lambda: around.cluster.request(f"{server.url}/health").status == 200, "Headscale")
+        eventually(lambda: hosts.cluster.request(f"{server.url}/health").status == 200, "Headscale")
         server.cli("users", "create", USER)
-        kubelet, trust = deployed(
+        kubelet, trust = deploy_reference_workload(
             runtime,
-            around,
+            hosts,
             folder,
             headscale=(server.url, server.cli("apikeys", "create")),
             cloudflare=(cloudflare_url, cloudflare.token),
-            tailscale=(WITH_TAILSCALE, ["sh", "-c", CONTAINER]),
+            tailscale=(WITH_TAILSCALE, ["sh", "-c", CONTAINER_SCRIPT]),
         )
         pod = stack.enter_context(kubelet.pod())
-        # tailscale replaces the veth pair that stands in for the VPN in other tests.
+        # In other tests, this veth pair is the VPN. Here, tailscale creates an interface.
         pod.host.ip("link", "delete", "vpn0")
-        pod.host.ip("route", "add", "default", "via", CLUSTER_SIDE[0])
-        connect_client_machine(around)
-        stack.enter_context(joined(server, around, folder))
-        yield Setup(server, cloudflare, zone, around, trust, pod)
+        pod.host.ip("route", "add", "default", "via", CLUSTER_NODE_ADDRESSES[0])
+        connect_client_machine(hosts)
+        stack.enter_context(joined_client(server, hosts, folder))
+        yield Setup(server, cloudflare, zone, hosts, trust, pod)
 
 
 @contextmanager
-def joined(server: Server, hosts: Hosts, folder: Path) -> Iterator[None]:
-    """Run tailscale on the client machine for the duration of the block."""
+def joined_client(server: Server, hosts: Hosts, folder: Path) -> Iterator[None]:
+    """Run tailscale on the client machine, and log it in, for the duration of the block."""
     socket = folder / "home.socket"
     daemon = hosts.vpn.command(
         server.release.tailscaled, "--port=41641", "--no-logs-no-support", f"--socket={socket}", "--state=mem:"
@@ -203,10 +204,10 @@ def joined(server: Server, hosts: Hosts, folder: Path) -> Iterator[None]:
 
 
 def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> None:
-    """Check that nginx receives the client's VPN address, which its allow list needs."""
+    """nginx receives the VPN address of the client, on which its allow list depends."""
     (record,) = eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
     (node,) = setup.server.nodes(NAME)
-    assert (record.type, record.comment) == ("A", MARK)
+    assert (record.type, record.comment) == ("A", RECORD_COMMENT)
     assert f'"{record.content}"' in json.dumps(node)
     url, options = f"https://{NAME}/", {"to": record.content, "trust": str(setup.trust)}
     eventually(
@@ -220,14 +221,14 @@ def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> No
 
 
 def test_requests_outside_the_vpn_are_refused(setup: Setup) -> None:
-    """Check the cluster, and the client machine when it does not use the VPN."""
+    """They come from the cluster, and from the client machine when it does not connect to the VPN address."""
     for host in (setup.hosts.cluster, setup.hosts.vpn):
         for scheme in ("http", "https"):
-            assert host.request(f"{scheme}://{NAME}/", to=POD_SIDE[0]).status == 403
+            assert host.request(f"{scheme}://{NAME}/", to=POD_ADDRESSES[0]).status == 403
 
 
 def test_tailscale_reports_no_missing_privileges(setup: Setup) -> None:
-    """Check that its packet filter works with NET_ADMIN only."""
+    """Its packet filter works with NET_ADMIN."""
     eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
     log = setup.pod.log("tailscale")
     assert "netfilter running in nftables mode" in log

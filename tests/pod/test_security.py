@@ -1,4 +1,7 @@
-"""Check the pods against Pod Security "restricted" and a policy scanner, with a reason for each exception."""
+"""Check the pods against the Pod Security Standard "restricted" and the policy scanner Checkov.
+
+Each exception has a reason.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,37 @@ import pytest
 import yaml
 
 from tests.pod.rendering import (
-    CONTROLLERS,
-    DEPLOY,
-    OTHERS,
+    FOLDERS_WITH_PODS,
+    INGRESS_CONTROLLERS,
+    OTHER_FOLDERS,
     ROOT,
+    SUPPORT_FOLDERS,
     VARIANTS,
-    WITH_PODS,
     WORKLOADS,
     Document,
     Variant,
     containers,
     of_kind,
     pod_spec,
-    render,
     rendered,
-    workload_resource,
 )
 
 SAFE_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start"}
-"""Sysctls from the list of safe sysctls that the pods use."""
+"""The sysctl that the pods use. It is on the standard's list of safe sysctls."""
 
-VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+ALLOWED_VOLUMES = {
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+}
 
 TAILSCALE = {
-    # Root with NET_ADMIN creates the interface and its routes, and with MKNOD the tun device.
+    # tailscale runs as root. It needs NET_ADMIN for the interface and its routes, and MKNOD for the tun device.
     ("tailscale", "capability NET_ADMIN"),
     ("tailscale", "capability MKNOD"),
     ("tailscale", "runs as root"),
@@ -50,17 +60,20 @@ EXCEPTIONS = {
     # The VPN interface is in the cluster node's network namespace.
     "ingress/internal": TAILSCALE | {("pod", "hostNetwork")},
 }
+"""By folder: the violations that are accepted, and for workloads, those besides TAILSCALE."""
 
 
 def violations(spec: Document) -> Iterator[tuple[str, str]]:
-    """Iterate over the containers and reasons for which "restricted" would reject a pod.
+    """Iterate over what "restricted" does not allow in a pod, as pairs: a container or "pod", and the reason.
 
-    Source: Kubernetes, Pod Security Standards, v1.37.
+    The rules are those of the Pod Security Standards in Kubernetes 1.37.
     """
     pod = spec.get("securityContext", {})
     yield from (("pod", kind) for kind in ("hostNetwork", "hostPID", "hostIPC") if spec.get(kind))
     yield from (
-        ("pod", f"volume {volume['name']}") for volume in spec["volumes"] if not VOLUMES & (volume.keys() - {"name"})
+        ("pod", f"volume {volume['name']}")
+        for volume in spec["volumes"]
+        if not ALLOWED_VOLUMES & (volume.keys() - {"name"})
     )
     yield from (
         ("pod", f"sysctl {sysctl['name']}") for sysctl in pod.get("sysctls", []) if sysctl["name"] not in SAFE_SYSCTLS
@@ -71,7 +84,7 @@ def violations(spec: Document) -> Iterator[tuple[str, str]]:
 
 def _violations(container: Document, context: Document) -> Iterator[str]:
     capabilities = context.get("capabilities", {})
-    broken = {
+    checks = {
         "privileged": context.get("privileged") or context.get("procMount", "Default") != "Default",
         "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
         "runs as root": not context.get("runAsNonRoot") or context.get("runAsUser") == 0,
@@ -79,7 +92,7 @@ def _violations(container: Document, context: Document) -> Iterator[str]:
         "keeps the runtime's capabilities": "ALL" not in capabilities.get("drop", []),
         "a port of the host": any("hostPort" in port for port in container.get("ports", [])),
     }
-    yield from (reason for reason, holds in broken.items() if holds)
+    yield from (reason for reason, is_violated in checks.items() if is_violated)
     yield from (f"capability {added}" for added in set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"})
 
 
@@ -89,12 +102,12 @@ def test_pod_is_restricted_except_for_tailscale(workload: str, variant: Variant)
     assert set(violations(pod_spec(rendered(workload, variant)))) == TAILSCALE | EXCEPTIONS.get(workload, set())
 
 
-@pytest.mark.parametrize("name", WITH_PODS)
+@pytest.mark.parametrize("name", FOLDERS_WITH_PODS)
 def test_pod_of_an_ingress_folder_is_restricted_except_for_tailscale(name: str) -> None:
     assert set(violations(pod_spec(rendered(name)))) == EXCEPTIONS.get(name, set())
 
 
-@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("name", INGRESS_CONTROLLERS)
 def test_namespace_enforces_the_strictest_level_that_admits_the_pod(name: str) -> None:
     (namespace,) = of_kind(rendered(name), "Namespace")
     level = namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
@@ -112,34 +125,34 @@ def test_violations_are_detected() -> None:
 
 # --- The scanner --------------------------------------------------------------------------------------
 
-ACCEPTED: dict[str, tuple[str, set[str]]] = {
+ACCEPTED_FINDINGS: dict[str, tuple[str, set[str]]] = {
     **{
         check: ("Argo CD's manifests set no requests and limits, and the operator can", {"argocd"})
         for check in ("CKV_K8S_10", "CKV_K8S_12", "CKV_K8S_13")
     },
     "CKV_K8S_11": (
         "CPU limits slow applications down, and CPU requests already protect other pods",
-        {*WORKLOADS, *WITH_PODS},
+        {*WORKLOADS, *FOLDERS_WITH_PODS},
     ),
     "CKV_K8S_14": (
         "each cluster node builds our image from the sources in the cluster, so it has no version",
-        {*WORKLOADS, *CONTROLLERS, "prune"},
+        {*WORKLOADS, *INGRESS_CONTROLLERS, "prune"},
     ),
     "CKV_K8S_15": (
         "Always would pull our image from a registry on localhost, and the other images have fixed tags",
-        {*WORKLOADS, *WITH_PODS, "prune"},
+        {*WORKLOADS, *FOLDERS_WITH_PODS, "prune"},
     ),
     "CKV_K8S_25": (
         "NET_ADMIN and MKNOD for tailscale, NET_BIND_SERVICE for the ingress controllers and caddy",
-        {*WORKLOADS, *WITH_PODS},
+        {*WORKLOADS, *FOLDERS_WITH_PODS},
     ),
     "CKV_K8S_40": (
         "the images' files belong to the user that the image was built for",
-        {*WORKLOADS, *WITH_PODS} - {"freeipa"},
+        {*WORKLOADS, *FOLDERS_WITH_PODS} - {"freeipa"},
     ),
     "CKV_K8S_43": (
         "tags are readable and can be mirrored; operators can set digests under images:",
-        {*WORKLOADS, *WITH_PODS, "prune"},
+        {*WORKLOADS, *FOLDERS_WITH_PODS, "prune"},
     ),
     "CKV_K8S_21": ("the operator chooses the namespace, which must contain the Secret with the keys", {"prune"}),
     "CKV_K8S_22": (
@@ -162,24 +175,20 @@ ACCEPTED: dict[str, tuple[str, set[str]]] = {
     "CKV_K8S_37": ("systemd needs the default capabilities", {"freeipa"}),
     "CKV_K8S_8": ("systemd restarts failed processes", {"freeipa"}),
 }
+"""By id of a check: the reason to accept its findings, and the folders in which it finds something."""
 
-
-BESIDE = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
-"""Folders that other tests render."""
-SCANNED = [*OTHERS, *BESIDE, *WORKLOADS]
+SCANNED_FOLDERS = [*OTHER_FOLDERS, *SUPPORT_FOLDERS, *WORKLOADS]
 
 
 @pytest.fixture(scope="module")
-def scanned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Run the scanner and return the ids of the failed checks by folder."""
     folder = tmp_path_factory.mktemp("rendered")
-    everything = [(name, render(DEPLOY / name)) for name in (*OTHERS, *BESIDE)]
-    everything += [(workload, rendered(workload, variant)) for workload, variant in VARIANTS]
-    files: dict[str, str] = {}
-    for number, (name, documents) in enumerate(everything):
-        file = f"{number}.yaml"
-        (folder / file).write_text(yaml.safe_dump_all(documents))
-        files[f"/{file}"] = name
+    names: dict[str, str] = {}
+    for name, variant in (*((name, "native") for name in (*OTHER_FOLDERS, *SUPPORT_FOLDERS)), *VARIANTS):
+        file = f"{len(names)}.yaml"
+        (folder / file).write_text(yaml.safe_dump_all(rendered(name, variant)))
+        names[f"/{file}"] = name
     done = subprocess.run(
         [ROOT / "scripts/policy", "--directory", folder, "--output", "json", "--quiet", "--soft-fail"],
         capture_output=True,
@@ -189,24 +198,20 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["summary"]["parsing_errors"] == 0
-    broken: dict[str, set[str]] = {name: set() for name in SCANNED}
+    failed: dict[str, set[str]] = {name: set() for name in SCANNED_FOLDERS}
     for check in report["results"]["failed_checks"]:
-        broken[files[check["file_path"]]].add(check["check_id"])
-    return broken
+        failed[names[check["file_path"]]].add(check["check_id"])
+    return failed
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SCANNED)
-def test_scanner_reports_only_accepted_findings(name: str, scanned: dict[str, set[str]]) -> None:
-    assert scanned[name] <= {rule for rule, (_, names) in ACCEPTED.items() if name in names}
+@pytest.mark.parametrize("name", SCANNED_FOLDERS)
+def test_scanner_reports_only_accepted_findings(name: str, findings: dict[str, set[str]]) -> None:
+    assert findings[name] <= {check for check, (_, names) in ACCEPTED_FINDINGS.items() if name in names}
 
 
 @pytest.mark.full
-def test_every_accepted_finding_is_reported(scanned: dict[str, set[str]]) -> None:
-    assert {(rule, name) for rule, (_, names) in ACCEPTED.items() for name in names} == {
-        (rule, name) for name, rules in scanned.items() for rule in rules
+def test_every_accepted_finding_is_reported(findings: dict[str, set[str]]) -> None:
+    assert {(check, name) for check, (_, names) in ACCEPTED_FINDINGS.items() for name in names} == {
+        (check, name) for name, checks in findings.items() for check in checks
     }
-
-
-def test_ingress_controllers_have_the_expected_kinds() -> None:
-    assert [workload_resource(rendered(name))["kind"] for name in CONTROLLERS] == ["StatefulSet", "DaemonSet"]

@@ -1,4 +1,4 @@
-"""What is special about single workloads of deploy/services, and their README.md."""
+"""Test what only Argo CD, Open WebUI or FreeIPA in deploy/services has, and the documented snippets for it."""
 
 from __future__ import annotations
 
@@ -15,54 +15,48 @@ from tests.pages import blocks
 from tests.pod.rendering import (
     DEPLOY,
     Document,
-    argocd,
-    configuration,
+    argocd_kustomization,
+    config_map_data,
     containers,
     of_kind,
     pod_spec,
     render,
     rendered,
-    write,
+    write_kustomization,
 )
 
 # --- Argo CD ------------------------------------------------------------------------------------------
 
 
-def upstream() -> list[Document]:
-    """Return the stand-in for the manifests of Argo CD."""
+def argocd_manifests() -> list[Document]:
+    """Return the excerpt of the manifests that Argo CD publishes."""
     return list(yaml.safe_load_all(Path(__file__).with_name("argocd.yaml").read_text()))
 
 
-def test_arguments_and_variables_of_argo_cd_stay_as_they_are() -> None:
-    (before,) = pod_spec(upstream())["containers"]
+def test_component_keeps_the_container_of_argo_cd() -> None:
+    (before,) = pod_spec(argocd_manifests())["containers"]
     after = containers(pod_spec(rendered("argocd")))["argocd-server"]
-    assert {key: after[key] for key in ("args", "env", "image", "securityContext")} == {
-        key: before[key] for key in ("args", "env", "image", "securityContext")
-    }
+    for key in ("args", "env", "image", "securityContext"):
+        assert after[key] == before[key]
     assert [mount for mount in before["volumeMounts"] if mount not in after["volumeMounts"]] == []
 
 
 def test_argo_cd_listens_on_localhost_for_nginx() -> None:
-    """The variables of the container refer to these keys."""
-    (data,) = [
-        document["data"]
-        for document in of_kind(rendered("argocd"), "ConfigMap")
-        if document["metadata"]["name"] == "argocd-cmd-params-cm"
-    ]
-    assert data == {
+    """The container reads these keys of the ConfigMap into variables."""
+    assert config_map_data(rendered("argocd"), "argocd-cmd-params-cm") == {
         "server.insecure": "true",
         "server.listen.address": "127.0.0.1",
         "server.metrics.listen.address": "127.0.0.1",
     }
-    assert configuration(rendered("argocd"), "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:8080;"
+    assert config_map_data(rendered("argocd"), "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:8080;"
 
 
 def test_other_workloads_of_argo_cd_get_no_containers(tmp_path: Path) -> None:
-    server = upstream()
+    server = argocd_manifests()
     (deployment,) = of_kind(server, "Deployment")
     others = [deployment | {"metadata": {"name": "argocd-repo-server"}}]
     others += [deployment | {"kind": "StatefulSet", "metadata": {"name": "argocd-application-controller"}}]
-    folder = write(tmp_path / "argocd", argocd().replace("  - ../site\n", ""))
+    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization().replace("  - ../site\n", ""))
     (folder / "install.yaml").write_text(yaml.safe_dump_all([*server, *others]))
     after = {
         document["metadata"]["name"]: document for document in of_kind(render(folder), "Deployment", "StatefulSet")
@@ -73,8 +67,8 @@ def test_other_workloads_of_argo_cd_get_no_containers(tmp_path: Path) -> None:
 
 
 def test_build_fails_without_the_deployment_of_argo_cd(tmp_path: Path) -> None:
-    folder = write(tmp_path / "argocd", argocd().replace("  - ../site\n", ""))
-    documents = [document for document in upstream() if document["kind"] != "Deployment"]
+    folder = write_kustomization(tmp_path / "argocd", argocd_kustomization().replace("  - ../site\n", ""))
+    documents = [document for document in argocd_manifests() if document["kind"] != "Deployment"]
     (folder / "install.yaml").write_text(yaml.safe_dump_all(documents))
     with pytest.raises(AssertionError, match=r"no matches for Id Deployment\S+argocd-server"):
         render(folder)
@@ -85,7 +79,7 @@ def test_build_fails_without_the_deployment_of_argo_cd(tmp_path: Path) -> None:
 
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, Path]:
-    """The data folder of the image, with a cache as Hugging Face's library writes it, and an empty volume."""
+    """Return the data folder of the image, with a cache like that of Hugging Face's library, and an empty volume."""
     image, volume = tmp_path / "image", tmp_path / "volume"
     (image / "cache/blobs").mkdir(parents=True)
     (image / "cache/snapshots").mkdir()
@@ -95,29 +89,26 @@ def models(tmp_path: Path) -> tuple[Path, Path]:
     return image, volume
 
 
-def copy(image: Path, volume: Path) -> None:
-    """Run the command of the init container."""
-    (container,) = [
-        each for each in pod_spec(rendered("open-webui"))["initContainers"] if each["name"] == "copy-models"
-    ]
-    *command, source, target = container["command"]
+def copy_models(image: Path, volume: Path) -> None:
+    """Run the command of the init container `copy-models`, with other paths."""
+    *command, source, target = containers(pod_spec(rendered("open-webui")))["copy-models"]["command"]
     assert (source, target) == ("/app/backend/data", "/data")
     subprocess.run([*command, image, volume], check=True)
 
 
 def test_models_in_the_image_are_copied_to_the_volume(models: tuple[Path, Path]) -> None:
     image, volume = models
-    copy(image, volume)
+    copy_models(image, volume)
     assert (volume / "cache/snapshots/model.bin").read_text() == "weights"
     assert (volume / "cache/snapshots/model.bin").is_symlink()
 
 
-def test_existing_files_of_the_volume_stay(models: tuple[Path, Path]) -> None:
+def test_existing_files_of_the_volume_are_kept(models: tuple[Path, Path]) -> None:
     image, volume = models
     (volume / "cache/blobs").mkdir(parents=True)
     (volume / "cache/blobs/1").write_text("newer")
     (volume / "webui.db").write_text("chats")
-    copy(image, volume)
+    copy_models(image, volume)
     assert (volume / "cache/snapshots/model.bin").read_text() == "newer"
     assert (volume / "webui.db").read_text() == "chats"
 
@@ -125,7 +116,7 @@ def test_existing_files_of_the_volume_stay(models: tuple[Path, Path]) -> None:
 def test_interrupted_copy_of_the_models_is_repeated(models: tuple[Path, Path]) -> None:
     image, volume = models
     (volume / ".copying").write_text("wei")
-    copy(image, volume)
+    copy_models(image, volume)
     assert sorted(str(path.relative_to(volume)) for path in volume.rglob("*") if not path.is_dir()) == [
         "cache/blobs/1",
         "cache/snapshots/model.bin",
@@ -136,10 +127,10 @@ def test_interrupted_copy_of_the_models_is_repeated(models: tuple[Path, Path]) -
 # --- FreeIPA ------------------------------------------------------------------------------------------
 
 
-def test_hostname_of_freeipa_is_its_name() -> None:
-    """The image stores the container's hostname at the first start, and installs itself under this name."""
+def test_container_of_freeipa_has_the_hostname_on_the_vpn() -> None:
+    """At the first start, FreeIPA's image installs the server under the container's hostname."""
     documents = rendered("freeipa")
-    assert pod_spec(documents)["hostnameOverride"] == configuration(documents, "lifecycle")["TS_HOSTNAME"]
+    assert pod_spec(documents)["hostnameOverride"] == config_map_data(documents, "lifecycle")["TS_HOSTNAME"]
 
 
 def test_documented_snippets_for_freeipa_are_valid() -> None:
@@ -147,6 +138,7 @@ def test_documented_snippets_for_freeipa_are_valid() -> None:
     (toml,) = blocks(page, "toml")
     plugin = tomllib.loads(toml.text)["plugins"]["io.containerd.cri.v1.runtime"]
     assert plugin["containerd"]["runtimes"]["runc"]["cgroup_writable"] is True
+    # An argument of the device plugin, which contains JSON.
     (device,) = blocks(page, "text")
     name = json.loads(shlex.split(device.text)[1])["name"]
     limits = containers(pod_spec(rendered("freeipa")))["tailscale"]["resources"]["limits"]

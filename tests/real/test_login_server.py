@@ -27,7 +27,7 @@ from typing import Final
 import pytest
 
 from tests.pod.certificates import issue
-from tests.pod.network import host
+from tests.pod.network import create_host
 from tests.pod.rendering import environment, of_kind, rendered
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
@@ -281,7 +281,7 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     release: Release = request.param
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True)))
-        namespace = stack.enter_context(host("login-server"))
+        namespace = stack.enter_context(create_host("login-server"))
         # Without a default route, tailscaled considers the network down.
         namespace.ip("link", "add", "uplink", "type", "veth", "peer", "name", "beyond")
         for interface in ("beyond", "uplink"):

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from tests.pages import ROOT, blocks, quoted, rows
-from tests.pod.rendering import DEPLOY, of_kind, render, workload_resource
-from tests.pod.rendering import copied as repository
+from tests.pod.rendering import DEPLOY, copy_deploy, of_kind, render, workload_resource
 from tests.terraform.modules import (
     applied,
     copied,
@@ -35,7 +34,7 @@ OLD = sorted(set(re.findall(r"from = (\w+)\.(\w+)", "".join(CONFIGURATION))))
 
 def with_patch(folder: Path) -> list[dict[str, Any]]:
     """Render the folder of Redmine with the patch on the page."""
-    kustomization = repository(folder) / "deploy/services/redmine/kustomization.yaml"
+    kustomization = copy_deploy(folder) / "deploy/services/redmine/kustomization.yaml"
     (patch,) = (yaml.safe_load(block.text) for block in blocks(PAGE, "yaml"))
     merged = yaml.safe_load(kustomization.read_text())
     merged["patches"] += patch["patches"]

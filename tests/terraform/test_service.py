@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.pod.rendering import NEWEST, copied, new_service, render
+from tests.pod.rendering import NEWEST, copy_deploy, new_service, render
 from tests.terraform.modules import (
     MODULES,
     Manifests,
@@ -39,7 +39,7 @@ INPUTS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def kustomized(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
     """Return what Kustomize renders from the same values."""
-    copy = copied(tmp_path_factory.mktemp("kustomize"))
+    copy = copy_deploy(tmp_path_factory.mktemp("kustomize"))
     done = new_service(copy, INPUTS["name"], INPUTS["image"], str(INPUTS["port"]), INPUTS["data_path"])
     assert done.returncode == 0, done.stderr
     return comparable(keyed(render(copy / "deploy/services" / INPUTS["name"])), INPUTS["name"])
@@ -157,7 +157,7 @@ def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Pat
 
 @pytest.mark.full
 def test_script_refuses_the_same_inputs(tmp_path: Path) -> None:
-    copied(tmp_path)
+    copy_deploy(tmp_path)
     for name, value in INVALID:
         inputs = {"name": "wiki", "image": "docker.io/a/wiki:1.2", "port": 8080, "data_path": "/data"} | {name: value}
         assert new_service(tmp_path, *map(str, inputs.values())).returncode == 2, (name, value)

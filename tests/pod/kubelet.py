@@ -1,9 +1,8 @@
-"""Run the rendered pod with podman as the container runtime and a minimal kubelet.
+"""A minimal kubelet, which runs a rendered pod with `podman kube play`.
 
-This module implements what the kubelet does and podman 4.3 does not: volumes with their content and group, sysctls,
-values from the pod's fields, and probes, which tests run explicitly. Not implemented, and therefore not covered by
-tests that use this module: native sidecars, the service account token, size limits of volumes, container restarts, and
-network policies.
+It implements what the kubelet does and podman 4.3 does not: the content and group of volumes, sysctls, and variables
+from fields of the pod. Tests run the probes explicitly. It does not implement native sidecars, the service account
+token, size limits of volumes, container restarts and network policies, so tests that use it do not cover them.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ import yaml
 
 from tests.pod.certificates import MountedSecret
 from tests.pod.namespaces import private_init
-from tests.pod.network import POD_SIDE, TIMEOUT_S, Host, Hosts, named, run
-from tests.pod.rendering import Document, containers, of_kind, workload_resource
+from tests.pod.network import POD_ADDRESSES, TIMEOUT_S, Host, Hosts, named_namespace, run
+from tests.pod.rendering import Document, config_map_data, containers, of_kind, workload_resource
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 
 STORAGE: Final = "/mnt"
-"""Podman's storage, in a private mount namespace. Podman requires a short path."""
+"""The folder of podman's storage, a tmpfs in a private mount namespace. Podman requires a short path."""
 
 CONFIGURATION: Final = """
 [containers]
@@ -39,19 +38,24 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-"""runc, because crun needs features that some kernels lack. The ulimits need no privilege to be raised."""
+"""runc runs on kernels that lack features that crun, the default, needs. Raising these ulimits needs no privilege."""
 
 
 @dataclass
 class Podman:
-    """podman with private storage, in a PID namespace that ends all remaining processes when it is closed."""
+    """podman with private storage, in private PID and mount namespaces.
+
+    Attributes:
+        folder: for podman's configuration.
+        init: the process id of the init process of the namespaces.
+    """
 
     folder: Path
     init: int
     _pods: Iterator[int] = field(default_factory=count)
 
     def new_name(self, pod: str) -> str:
-        """Return a unique name, because several tests run pods of the same name."""
+        """Return a unique name for a pod, because several tests run the same pod."""
         return f"{pod}-{next(self._pods)}"
 
     def command(self, *words: str | Path) -> list[str]:
@@ -68,11 +72,11 @@ class Podman:
         return {**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf"), "TMPDIR": STORAGE}
 
     def run(self, *words: str | Path) -> str:
-        """Run a podman command that must succeed, and return its output."""
+        """Run a podman command that must succeed, and return its standard output."""
         return run(*self.command(*words), env=self.environment, timeout=TIMEOUT_S * 3)
 
     def try_to(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a podman command that may fail."""
+        """Run a podman command that may fail, and return its exit status and output."""
         return subprocess.run(
             self.command(*words),
             env=self.environment,
@@ -83,10 +87,7 @@ class Podman:
         )
 
     def process(self, container: str) -> Path:
-        """Return the /proc directory of a container's first process.
-
-        Source: proc_pid_root(5), proc_pid_status(5).
-        """
+        """Return the directory in /proc of a container's first process, seen through the root of the init process."""
         pid = self.run("inspect", "--format", "{{.State.Pid}}", container).strip()
         return Path(f"/proc/{self.init}/root/proc/{pid}")
 
@@ -96,12 +97,12 @@ def podman(folder: Path) -> Iterator[Podman]:
     """Set up podman for the duration of the block, and remove everything afterwards."""
     (folder / "containers.conf").write_text(CONFIGURATION)
     with private_init() as init:
-        machine = Podman(folder, init)
-        # In memory, which is fast and needs no deletion.
+        runtime = Podman(folder, init)
+        # A tmpfs is fast, and the kernel deletes it.
         run("nsenter", f"--target={init}", "--mount", "--", "mount", "-t", "tmpfs", "tmpfs", STORAGE)
-        yield machine
-        machine.try_to("pod", "rm", "--all", "--force", "--time", "0")
-        machine.try_to("rm", "--all", "--force", "--time", "0")
+        yield runtime
+        runtime.try_to("pod", "rm", "--all", "--force", "--time", "0")
+        runtime.try_to("rm", "--all", "--force", "--time", "0")
 
 
 @dataclass
@@ -109,10 +110,12 @@ class Kubelet:
     """Runs the pods of one workload, one at a time.
 
     Args:
+        folder: for the manifests and volumes of the pods.
         documents: the rendered manifests.
-        images: replacement images by container.
-        commands: commands of the stand-ins by container.
-        secrets: the contents of Secrets that are not among the documents, by name.
+        images: by container, the image that replaces the rendered one.
+        commands: by container, the command of its stand-in.
+        secrets: by name, the content of a Secret that an operator creates.
+        mounted: by name, the volumes of the running pod that contain a Secret.
     """
 
     podman: Podman
@@ -144,7 +147,7 @@ class Kubelet:
 
     @contextmanager
     def pod(self) -> Iterator[Pod]:
-        """Run a pod with empty volumes. Its network is set up before its containers start."""
+        """Run a new pod for the duration of the block. Its network is set up before its containers start."""
         self._pods += 1
         folder = self.folder / str(self._pods)
         folder.mkdir()
@@ -155,7 +158,7 @@ class Kubelet:
         infra = json.loads(self.podman.run("pod", "inspect", name))["InfraContainerID"]
         self.podman.run("start", infra)
         try:
-            with named(self.podman.process(infra) / "ns/net", f"pod-{os.getpid()}-{name}") as host:
+            with named_namespace(self.podman.process(infra) / "ns/net", f"pod-{os.getpid()}-{name}") as host:
                 self.hosts.connect(host)
                 host.set_sysctls(self.spec["securityContext"]["sysctls"])
                 pod = Pod(self, name, host)
@@ -166,26 +169,27 @@ class Kubelet:
             self.podman.run("pod", "rm", "--force", "--time", "0", name)
 
     def _manifest(self, folder: Path, name: str) -> list[Document]:
+        """Return a manifest of the pod that podman accepts, with the pod's ConfigMaps."""
         spec = copy.deepcopy(self.spec)
         spec["volumes"] = [
             {"name": volume["name"], "hostPath": {"path": str(path), "type": "Directory"}}
             for volume, path in self._volumes(folder)
         ]
-        there = {volume["name"] for volume in spec["volumes"]}
+        created = {volume["name"] for volume in spec["volumes"]}
         context = spec["securityContext"]
-        # The kubelet also adds fsGroup to the supplemental groups of every process.
+        # The kubelet adds fsGroup to the supplemental groups of every process. podman ignores fsGroup.
         context["supplementalGroups"] = [context.pop("fsGroup")]
         del context["fsGroupChangePolicy"], context["sysctls"], spec["enableServiceLinks"]
-        # With another policy, podman restarts init containers that succeeded.
+        # With the policy Always, podman restarts init containers that have succeeded.
         spec["restartPolicy"] = "OnFailure"
-        for each, container in containers(spec).items():
+        for container_name, container in containers(spec).items():
             # podman would publish container ports on the machine.
             for key in ("ports", *PROBES):
                 container.pop(key, None)
-            container["image"] = self.images.get(each, container["image"])
-            if each in self.commands:
-                container["command"] = self.commands[each]
-            container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] in there]
+            container["image"] = self.images.get(container_name, container["image"])
+            if container_name in self.commands:
+                container["command"] = self.commands[container_name]
+            container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] in created]
             for variable in container.get("env", []):
                 path = variable.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
                 if path is not None:
@@ -200,13 +204,15 @@ class Kubelet:
         return [*maps, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
 
     def _field(self, path: str) -> str:
+        """Return the value of a field of the pod that a variable refers to."""
         namespace: str = workload_resource(self.documents)["metadata"]["namespace"]
         return {"metadata.name": self.name, "metadata.namespace": namespace, "metadata.uid": f"uid-{self._pods}"}[path]
 
     def _volumes(self, folder: Path) -> Iterator[tuple[Document, Path]]:
-        """Create and fill all volumes except the service account token.
+        """Create and fill all volumes except the service account token. Yield each volume and its folder.
 
-        Source: Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go: mode 0777, then group and setgid bit.
+        The modes are those of Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go. With an fsGroup, the
+        kubelet sets the group and the setgid bit of a volume.
         """
         for claim in workload_resource(self.documents)["spec"].get("volumeClaimTemplates", []):
             path = self.folder / f"claim-{claim['metadata']['name']}"
@@ -224,30 +230,17 @@ class Kubelet:
                 os.chown(path, 0, self.group)
                 path.chmod(0o2777)
                 if in_memory:
-                    # Mounted in podman's mount namespace, so it disappears with podman.
-                    mount: list[str | Path] = [
-                        "mount",
-                        "-t",
-                        "tmpfs",
-                        "-o",
-                        f"mode=2777,gid={self.group}",
-                        "tmpfs",
-                        path,
-                    ]
+                    # In podman's mount namespace, so the mount ends with podman.
+                    mount = ("mount", "-t", "tmpfs", "-o", f"mode=2777,gid={self.group}", "tmpfs", path)
                     run("nsenter", f"--target={self.podman.init}", "--mount", "--", *mount)
             elif "secret" in volume:
-                # With an fsGroup, the kubelet adds read permission for the group to any mode.
+                # With an fsGroup, the kubelet adds read permission for the owner and the group to every mode.
                 mode = volume["secret"].get("defaultMode", 0o644) | 0o440
                 self.mounted[name] = MountedSecret(path, mode)
-                self.mounted[name].write(dict(self.secrets[volume["secret"]["secretName"]]), owner=self.group)
+                self.mounted[name].write(dict(self.secrets[volume["secret"]["secretName"]]), group=self.group)
             elif "configMap" in volume:
-                (data,) = [
-                    document["data"]
-                    for document in of_kind(self.documents, "ConfigMap")
-                    if document["metadata"]["name"] == volume["configMap"]["name"]
-                ]
                 path.mkdir()
-                for key, text in data.items():
+                for key, text in config_map_data(self.documents, volume["configMap"]["name"]).items():
                     (path / key).write_text(text)
             else:
                 continue
@@ -263,7 +256,7 @@ class Pod:
     host: Host
 
     def container(self, name: str) -> str:
-        """Return podman's name of a container."""
+        """Return podman's name for a container of this pod."""
         return f"{self.name}-{name}"
 
     def log(self, name: str) -> str:
@@ -286,8 +279,8 @@ class Pod:
         if "exec" in probe:
             command = ["exec", self.container(name), *probe["exec"]["command"]]
             return self.kubelet.podman.try_to(*command).returncode == 0
-        get = probe["httpGet"]
-        named = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
-        port = named.get(get["port"], get["port"])
-        response = self.kubelet.hosts.cluster.request(f"http://{POD_SIDE[0]}:{port}{get['path']}")
+        port, path = probe["httpGet"]["port"], probe["httpGet"]["path"]
+        numbers = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        url = f"http://{POD_ADDRESSES[0]}:{numbers.get(port, port)}{path}"
+        response = self.kubelet.hosts.cluster.request(url)
         return 200 <= response.status < 400
