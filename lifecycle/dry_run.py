@@ -28,10 +28,10 @@ from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings, StatusSettings
+from lifecycle.status.assess import assess_workloads
 from lifecycle.status.observe import observe as observe_status
 from lifecycle.status.observe import status_config
-from lifecycle.status.plan import plan_status
-from lifecycle.status.report import document, shortener
+from lifecycle.status.report import document, make_shortener
 from lifecycle.wiring.readers import connect_cluster, connect_readers, state_reader
 
 
@@ -72,11 +72,11 @@ def status_report(
     settings: StatusSettings, sources: Sources, kubernetes: str | None, *, now: datetime, redact: bool
 ) -> dict[str, Any]:
     """Return the state of every workload of the owner, as JSON values."""
-    seen = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
+    observation = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
     server_time = sources.headscale.server_time(now)
-    rows, problems = plan_status(seen, config=status_config(settings), now=server_time)
-    expires_at = seen.api_key_expires_at
-    unknown = "never, or unknown" if seen.nodes is not None else None
+    rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
+    expires_at = observation.api_key_expires_at
+    unknown = "never, or unknown" if observation.nodes is not None else None
     head = {
         "version": __version__,
         "clock": f"{timestamp(now)}, by Headscale {timestamp(server_time)}",
@@ -86,9 +86,9 @@ def status_report(
     if not redact:
         return document(head, rows, problems)
     owner = settings.mark.partition(" ")[2]
-    words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in seen.users)]
+    words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in observation.users)]
     # Foreign nodes and records can contain any text.
-    return document(head, rows, problems, shorten=shortener([*words, *(row.in_the_way for row in rows)]))
+    return document(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
 
 def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
@@ -118,10 +118,10 @@ def cleanup_section(
     """Return what cleanup would change."""
     section = Section("cleanup")
     try:
-        seen = observe_cleanup(
+        observation = observe_cleanup(
             settings, headscale=sources.headscale, cloudflare=sources.cloudflare, read_state=read_state
         )
-        plan = plan_cleanup(seen, config=cleanup_config(settings), now=sources.headscale.server_time(now))
+        plan = plan_cleanup(observation, config=cleanup_config(settings), now=sources.headscale.server_time(now))
         section.add([*plan.nodes, plan.key, *plan.records], key_path=settings.authkey_output_path)
         match plan.kept:
             case NoKeptNode(reason):
@@ -131,8 +131,8 @@ def cleanup_section(
         section.notes += [
             f"node {node.id} stays: it has the name and is not ours ({describe(node)})" for node in plan.foreign
         ]
-        if seen.records_error is not None:
-            raise seen.records_error
+        if observation.records_error is not None:
+            raise observation.records_error
         _check_zone(sources, settings.record_name)
     except LifecycleError as error:
         section.problems.append(str(error))
@@ -152,20 +152,20 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
     try:
         for name in settings.names:
             _check_zone(sources, name)
-        seen = observe_watch(state, sources, interface, config=config, clock=clock)
-        for read in (seen.node, seen.records):
+        observation = observe_watch(state, sources, interface, config=config, clock=clock)
+        for read in (observation.node, observation.records):
             if isinstance(read, FailedRead):
                 raise read.error
     except LifecycleError as error:
         section.problems.append(str(error))
         return section
-    decision = decide(state, seen, config=config, now=clock())
+    decision = decide(state, observation, config=config, now=clock())
     section.add(decision.changes, key_path=settings.authkey_output_path)
     reason = decision.state.records.reason
-    if not isinstance(seen.node, Node):
+    if not isinstance(observation.node, Node):
         section.notes.append(f"dns-watch would wait, because {reason}")
         return section
-    node = seen.node
+    node = observation.node
     section.notes.append(f"this pod's node is {node.id} ({describe(node)})")
     foreign = [event.fields for event in decision.events if event.name == "record.foreign"]
     section.notes += [
@@ -183,8 +183,8 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
     config = prune_config(settings, name=name)
     try:
         _check_zone(sources, settings.domain_name)
-        seen = observe_prune(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
-        workloads = plan_prune(seen, config=config, now=sources.headscale.server_time(now))
+        observation = observe_prune(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
+        workloads = plan_prune(observation, config=config, now=sources.headscale.server_time(now))
         for workload in workloads:
             section.add(
                 [

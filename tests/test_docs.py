@@ -19,8 +19,8 @@ from lifecycle.clients.headscale.errors import HEADSCALE
 from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.commands import CLEANUP_RETRY_BUDGET, PRUNE_RETRY_BUDGET
 from lifecycle.dns_watch.healing import CONFIRMING_OBSERVATIONS, CONFIRMING_S, EMPTY_LIST_CONFIRMING_S
-from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, calm_interval_s
-from lifecycle.dns_watch.state import HealState, Missing, State
+from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, idle_interval_s
+from lifecycle.dns_watch.state import HealState, LossKind, State
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.expiry import WARN_BEFORE
 from lifecycle.prune.run import CONFIRMATION_DELAY_S
@@ -184,7 +184,7 @@ def test_docs_match_constants() -> None:
 
 
 def test_operations_lists_the_states_of_nodez() -> None:
-    losses = (kind for kind in Missing if kind is not Missing.UNREGISTERED)
+    losses = (kind for kind in LossKind if kind is not LossKind.UNREGISTERED)
     lost = [State(heal=HealState(lost=kind)) for kind in losses]
     states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
     named = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
@@ -199,7 +199,7 @@ def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
     for row in table:
         pods = int(row["pods"].replace(",", ""))
         interval = parse_duration(quoted(row["poll interval with default settings"])[0]).total_seconds()
-        assert interval == calm_interval_s(State(fleet=pods, interface=(ip_address("100.64.0.1"),)), config)
+        assert interval == idle_interval_s(State(fleet_size=pods, interface=(ip_address("100.64.0.1"),)), config)
         needed = pods * BCRYPT_S / (interval * 1.125)
         assert float(row["cores"]) == round(needed, 1)
 

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import lifecycle
 from lifecycle.clients.kubernetes import access
-from lifecycle.dns_watch.state import KnownNode, Missing
+from lifecycle.dns_watch.state import KnownNode, LossKind
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.model import IpAddress
 from lifecycle.health.server import ENDPOINTS, serve
@@ -86,7 +86,7 @@ def set_status(status: Status, **changes: Any) -> None:
     """Change fields of the status that the health port reports. The fields of its nested values are accepted, too."""
     state = status.state
     if "lost" in changes:
-        changes["heal"] = replace(state.heal, lost=Missing(changes.pop("lost")))
+        changes["heal"] = replace(state.heal, lost=LossKind(changes.pop("lost")))
     if "node_id" in changes:
         changes["node"] = KnownNode(changes.pop("node_id"), None)
     records = {

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lifecycle.inject.manifests import inject
-from lifecycle.inject.run import site_of
+from lifecycle.inject.run import site_from_settings
 from lifecycle.settings.load import load
 from lifecycle.settings.models import (
     CleanupSettings,
@@ -38,7 +38,7 @@ def manifest() -> dict[str, Any]:
         if document["kind"] == "Deployment"
     ]
     Path(".env").write_text((ROOT / "deploy/site/site.env").read_text())
-    created = json.loads(inject(json.dumps(found), site_of(load(InjectSettings))))
+    created = json.loads(inject(json.dumps(found), site_from_settings(load(InjectSettings))))
     Path(".env").unlink()
     for document in (found, created):
         kubernetes_validate.validate(document, kubernetes_validate.latest_version().rpartition(".")[0], strict=True)

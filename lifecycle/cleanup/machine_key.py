@@ -21,7 +21,10 @@ def public_machine_key(private: bytes) -> str | None:
 
 
 def _x25519(scalar: bytes) -> bytes:
-    """Return the public key. It need not run in constant time, because no other party can measure its duration."""
+    """Return the public key for a private key.
+
+    This does not run in constant time. That is safe here, because no other program can measure its duration.
+    """
     clamped = bytearray(scalar)
     clamped[0] &= 248
     clamped[31] = (clamped[31] & 127) | 64

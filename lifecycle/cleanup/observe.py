@@ -25,8 +25,8 @@ def cleanup_config(settings: CleanupSettings) -> CleanupConfig:
     return CleanupConfig(
         hostname=settings.node_hostname,
         tags=settings.authkey_tags,
-        records=settings.records,
-        further=settings.further_records,
+        main_identity=settings.main_identity,
+        further_identities=settings.further_identities,
         key_spec=settings.key_spec,
         keep_node=settings.node_policy == "keep",
         leave_one_record=settings.dns_cleanup == "keep",
@@ -56,14 +56,14 @@ def observe(
         with time_budget(timeout_s):
             return tuple(cloudflare.records(settings.record_name, comment=settings.workload_mark))
 
-    # In a thread: reading the token's file can block, which a time budget does not limit.
+    # Read in a thread, because reading the token's file can block, which no time budget limits.
     zone = in_background(read_zone, name="zone")
     detection = in_background(headscale.detect_version, name="version")
     try:
         user = choose_user(headscale.users(), settings.headscale_user)
         nodes = tuple(headscale.nodes())
     except (AuthError, NotFoundError, ResponseError):
-        # If the server is another one or an unsupported release, `version` raises an error that says so.
+        # If the server is not Headscale or has an unsupported release, `version` raises an error that says so.
         headscale.version()
         raise
     # Wait for the end of the detection. If it failed, `version` detects again.
@@ -85,6 +85,6 @@ def saved_state(values: Mapping[str, bytes] | None) -> SavedState | None:
     """Parse the values of tailscale's state Secret; None stays None."""
     if values is None:
         return None
-    # `device_ips` is not used: the addresses may be those of an earlier pod. `device_id` is the node's id in Headscale.
+    # `device_id` is the node's id in Headscale. `device_ips` is not used: they may be addresses of an earlier pod.
     node_id = values.get("device_id", b"").decode(errors="replace")
     return SavedState(node_id, public_machine_key(values.get("_machinekey", b"")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,20 +18,20 @@ class CleanupConfig:
 
     Attributes:
         tags: tags of our pre-auth keys.
-        records: criteria for owning a record at the main name.
-        further: criteria for owning a record at each further name.
+        main_identity: criteria for owning a record at the main name.
+        further_identities: criteria for owning a record at each further name.
         key_spec: returns the pre-auth key to create for a user.
         keep_node: keep the node that the state Secret names.
-        leave_one_record: leave one stale record of each type, so that the name keeps resolving.
+        leave_one_record: leave one stale record of each type, so that the name continues to resolve.
     """
 
     hostname: str
     tags: frozenset[str]
-    records: RecordIdentity
+    main_identity: RecordIdentity
     key_spec: Callable[[User], KeySpec]
     keep_node: bool
     leave_one_record: bool
-    further: tuple[RecordIdentity, ...] = ()
+    further_identities: tuple[RecordIdentity, ...] = ()
 
     def node_identity(self, user: User) -> NodeIdentity:
         """Return the criteria for owning a node."""
@@ -72,7 +72,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class NoKeptNode:
-    """Why no node is kept although NODE_POLICY is keep. Every node of ours is deleted."""
+    """Why no node is kept although NODE_POLICY is `keep`. In this case, every node of ours is deleted."""
 
     reason: str
 
@@ -82,7 +82,7 @@ class Plan:
     """What cleanup changes, in this order.
 
     Attributes:
-        records: the deletions; they are planned again from a new list of nodes directly before they are applied.
+        records: planned again from a new list of nodes directly before they are deleted.
         kept: the kept node, or why there is none; None unless NODE_POLICY=keep.
         foreign: nodes with our hostname that are not ours; they stay.
     """
@@ -94,37 +94,41 @@ class Plan:
     foreign: tuple[Node, ...]
 
 
-def plan_cleanup(seen: Observation, *, config: CleanupConfig, now: datetime) -> Plan:
-    """Decide what is to be changed.
+def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: datetime) -> Plan:
+    """Decide what cleanup changes.
 
     Args:
-        seen: what was read.
-        config: the settings.
         now: the time by Headscale's clock.
 
     Raises:
         NameTakenError: another instance of this program, with another DNS_OWNER, uses the name.
     """
-    refuse_taken_name(seen.records or (), record_identity=config.records)
-    node_identity = config.node_identity(seen.user)
+    refuse_taken_name(observation.records or (), record_identity=config.main_identity)
+    node_identity = config.node_identity(observation.user)
     kept = None
     if config.keep_node:
-        kept = find_kept_node(seen.nodes, node_identity=node_identity, state=seen.state, version=seen.version, now=now)
+        kept = find_kept_node(
+            observation.nodes,
+            node_identity=node_identity,
+            state=observation.state,
+            version=observation.version,
+            now=now,
+        )
     kept_node = kept if isinstance(kept, Node) else None
-    deletions = plan_nodes(seen.nodes, node_identity=node_identity, kept=kept_node.id if kept_node else None)
+    deletions = plan_nodes(observation.nodes, node_identity=node_identity, kept=kept_node.id if kept_node else None)
     deleted = {change.node.id for change in deletions}
-    remaining = [node for node in seen.nodes if node.id not in deleted]
+    remaining = [node for node in observation.nodes if node.id not in deleted]
     return Plan(
         nodes=tuple(deletions),
         key=WriteFreshKey(
-            config.key_spec(seen.user),
+            config.key_spec(observation.user),
             reason="every start of the pod needs a fresh key",
             kept_node_id=kept_node.id if kept_node else None,
             kept_machine_key=kept_node.machine_key if kept_node else None,
         ),
-        records=tuple(plan_stale_records(seen.records or (), remaining, config=config, user=seen.user)),
+        records=tuple(plan_records(observation.records or (), remaining, config=config, user=observation.user)),
         kept=kept,
-        foreign=tuple(foreign_nodes(seen.nodes, node_identity=node_identity)),
+        foreign=tuple(foreign_nodes(observation.nodes, node_identity=node_identity)),
     )
 
 
@@ -194,63 +198,38 @@ def refuse_taken_name(records: Iterable[Record], *, record_identity: RecordIdent
             )
 
 
-def plan_stale_records(
-    records: Iterable[Record], remaining: Iterable[Node], *, config: CleanupConfig, user: User
+def plan_records(
+    records: Iterable[Record], nodes: Iterable[Node], *, config: CleanupConfig, user: User
 ) -> list[DeleteRecord]:
-    """Find our stale records: those with an address that no remaining node of ours has, or under a name no longer ours.
+    """Find our stale records: no node of ours has the address, or the workload no longer has the name.
+
+    If `leave_one_record` is set, one stale record of each type stays for dns-watch to update. A record whose address
+    belongs to another node is never left.
 
     Args:
-        remaining: every node of the tailnet that is not deleted.
+        nodes: every node of the tailnet that is not deleted.
         user: the owner of our nodes.
     """
+    records = sorted(records, key=lambda record: record.id)
     node_identity = config.node_identity(user)
-    our_addresses: list[IpAddress] = []
-    other_addresses: list[IpAddress] = []
-    for node in remaining:
-        (our_addresses if node_identity.owns_node(node) else other_addresses).extend(node.addresses)
-    records = tuple(records)
+    our_addresses: set[IpAddress] = set()
+    other_addresses: set[IpAddress] = set()
+    for node in nodes:
+        (our_addresses if node_identity.owns_node(node) else other_addresses).update(node.addresses)
     changes = []
-    for record_identity in (config.records, *config.further):
-        changes += plan_records(
-            records,
-            record_identity=record_identity,
-            our_addresses=our_addresses,
-            other_addresses=other_addresses,
-            # Under a shared name, other pods answer.
-            leave_one=config.leave_one_record and record_identity.kind is not NameKind.SHARED,
-        )
-    unused = leftovers(records, config.records, config.further)
+    for record_identity in (config.main_identity, *config.further_identities):
+        ours = [record for record in records if record_identity.owns_record(record)]
+        # If a valid record stays, the name resolves without a stale one. A shared name has the records of other pods.
+        resolving = {record.type for record in ours if record.address in our_addresses}
+        may_leave_one = config.leave_one_record and record_identity.kind is not NameKind.SHARED
+        for record in ours:
+            is_taken = record.address in other_addresses
+            if record.address in our_addresses or record_identity.is_alias(record):
+                continue
+            if may_leave_one and record.type not in resolving and not is_taken:
+                resolving.add(record.type)
+                continue
+            reason = "its address belongs to another node" if is_taken else "no node of this workload has its address"
+            changes.append(DeleteRecord(record, reason))
+    unused = leftovers(records, config.main_identity, config.further_identities)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]
-
-
-def plan_records(
-    records: Iterable[Record],
-    *,
-    record_identity: RecordIdentity,
-    our_addresses: Sequence[IpAddress],
-    other_addresses: Iterable[IpAddress],
-    leave_one: bool = False,
-) -> list[DeleteRecord]:
-    """Find our stale records, with an address that no node of ours has, in ascending order of id.
-
-    Args:
-        our_addresses: addresses of our nodes that are not deleted.
-        other_addresses: addresses of other nodes.
-        leave_one: leave one stale record of each type for dns-watch to update, so that the name keeps resolving.
-            A record whose address belongs to another node is never left.
-    """
-    taken = set(other_addresses)
-    ours = [record for record in sorted(records, key=lambda record: record.id) if record_identity.owns_record(record)]
-    # If a valid record stays, the name resolves without a stale one.
-    resolving = {record.type for record in ours if record.address in our_addresses}
-    changes = []
-    for record in ours:
-        is_taken = record.address in taken
-        if record.address in our_addresses or record_identity.is_alias(record):
-            continue
-        if leave_one and record.type not in resolving and not is_taken:
-            resolving.add(record.type)
-            continue
-        reason = "its address belongs to another node" if is_taken else "no node of this workload has its address"
-        changes.append(DeleteRecord(record, reason))
-    return changes

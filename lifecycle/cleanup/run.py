@@ -12,7 +12,7 @@ import structlog
 
 from lifecycle import apply
 from lifecycle.cleanup.observe import ReadState, cleanup_config, observe
-from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_stale_records
+from lifecycle.cleanup.plan import CleanupConfig, NoKeptNode, Observation, Plan, plan_cleanup, plan_records
 from lifecycle.domain.errors import ApiError, StoppedError
 from lifecycle.domain.events import warning
 from lifecycle.domain.expiry import node_warning
@@ -29,8 +29,8 @@ class Cleanup:
     """The cleanup of one workload.
 
     Attributes:
-        now: returns aware UTC.
-        stop: no further step starts once it is set.
+        now: returns the current time, aware, in UTC.
+        stop: is set by SIGTERM and SIGINT. No further step starts after that.
         read_state: None unless NODE_POLICY=keep.
     """
 
@@ -46,26 +46,26 @@ class Cleanup:
         return cleanup_config(self.settings)
 
     def run(self) -> None:
-        """Remove what earlier pods left behind and write a fresh key; stop at the first failure that matters.
+        """Delete what earlier pods left behind and write a fresh key.
 
         Raises:
-            LifecycleError: the pod has no fresh key; the message gives the reason.
+            LifecycleError: no fresh key was written; the message gives the reason.
         """
         started = monotonic()
         headscale, key_file = self.writers.headscale, self.writers.key_file
         # If the key cannot be written, nothing may be deleted.
         apply.check_key_file(key_file)
-        seen = observe(
+        observation = observe(
             self.settings, headscale=headscale, cloudflare=self.writers.cloudflare, read_state=self.read_state
         )
-        plan = plan_cleanup(seen, config=self._config, now=headscale.server_time(self.now()))
-        self._log_plan(plan, seen)
+        plan = plan_cleanup(observation, config=self._config, now=headscale.server_time(self.now()))
+        self._log_plan(plan, observation)
         self._check_stop()
-        is_still_ours = self._config.node_identity(seen.user).owns_node
+        is_still_ours = self._config.node_identity(observation.user).owns_node
         apply.delete_nodes(plan.nodes, headscale, is_still_ours=is_still_ours)
         self._check_stop()
         key = apply.write_fresh_key(plan.key, headscale=headscale, key_file=key_file, now=self.now())
-        deleted = self._delete_records(plan, seen)
+        deleted = self._delete_records(plan, observation)
         self._warn_of_expiry(plan)
         log.info(
             "pass.finished",
@@ -75,16 +75,17 @@ class Cleanup:
             duration_s=round(monotonic() - started, 3),
         )
 
-    def _delete_records(self, plan: Plan, seen: Observation) -> int:
-        """Delete the stale records; dns-watch corrects what fails here, so that no failure blocks the pod's start.
+    def _delete_records(self, plan: Plan, observation: Observation) -> int:
+        """Delete the stale records, and return how many were deleted.
 
-        The list of nodes is read again: minutes of retries can have passed since the first one.
+        The nodes are listed again, because minutes of retries can have passed since the first list. A failure does
+        not prevent the pod's start, because dns-watch corrects the records later.
         """
-        if not plan.records or seen.records is None:
+        if not plan.records or observation.records is None:
             return 0
         try:
             nodes = self.writers.headscale.nodes()
-            changes = plan_stale_records(seen.records, nodes, config=self._config, user=seen.user)
+            changes = plan_records(observation.records, nodes, config=self._config, user=observation.user)
             apply.change_records(changes, self.writers.cloudflare)
         except ApiError as error:
             log.warning("record.delete_failed", error=str(error), reason="dns-watch will correct the records")
@@ -97,12 +98,12 @@ class Cleanup:
         if event is not None:
             log_event(event)
 
-    def _log_plan(self, plan: Plan, seen: Observation) -> None:
-        if seen.records_error is not None:
-            log.warning("zone.unreadable", error=str(seen.records_error))
+    def _log_plan(self, plan: Plan, observation: Observation) -> None:
+        if observation.records_error is not None:
+            log.warning("zone.unreadable", error=str(observation.records_error))
         if self.settings.headscale_user is None:
-            log.warning("user.assumed", user=seen.user.label, reason="it is the only user; set HEADSCALE_USER")
-        untested = untested_warning(seen.version)
+            log.warning("user.assumed", user=observation.user.label, reason="it is the only user; set HEADSCALE_USER")
+        untested = untested_warning(observation.version)
         if untested is not None:
             log_event(untested)
         secret = self.settings.ts_kube_secret
@@ -120,13 +121,13 @@ class Cleanup:
                 tags=sorted(node.tags),
                 registered_by=str(node.registered_by),
                 advice=(
-                    f"the node stays, because it does not belong to user {seen.user.label} or was not registered with "
-                    "a pre-auth key. If it is a leftover of this workload, run "
+                    f"the node stays, because it does not belong to user {observation.user.label} or was not "
+                    "registered with a pre-auth key. If it is a leftover of this workload, run "
                     f"`headscale nodes delete --identifier {node.id}`"
                 ),
             )
             log_event(foreign)
-        log.info("plan.made", headscale=seen.version, nodes=len(seen.nodes), deletions=len(plan.nodes))
+        log.info("plan.made", headscale=observation.version, nodes=len(observation.nodes), deletions=len(plan.nodes))
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -1,7 +1,7 @@
 """Decide what dns-watch does next; pure.
 
-`decide` turns what was remembered and what was observed into changes. `conclude` turns the result of those changes
-into the next state. Neither reads a clock, sends a request or logs, and the same arguments give the same decision.
+`decide` returns the changes to make, from the state after the last pass and a new observation. `conclude` returns the
+next state, from the result of these changes. Neither reads a clock, sends a request or logs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lifecycle.dns_watch.records import (
 )
 from lifecycle.dns_watch.schedule import (
     at_least_min_interval,
-    calm_interval_s,
+    idle_interval_s,
     is_overloaded,
     lookup_wait_s,
     max_wait_s,
@@ -31,7 +31,7 @@ from lifecycle.dns_watch.schedule import (
     with_load,
 )
 from lifecycle.dns_watch.state import (
-    Applied,
+    ApplyResult,
     Decision,
     FailedRead,
     Failure,
@@ -55,22 +55,24 @@ _HOUR_S = 3600.0
 _DAY_S = 86_400.0
 
 
-def decide(state: State, seen: Observation, *, config: WatchConfig, now: Moment) -> Decision:
+def decide(state: State, observation: Observation, *, config: WatchConfig, now: Moment) -> Decision:
     """Decide what to change and when to poll again."""
-    state = with_load(with_interface(state, seen.interface, now), seen, now)
-    if isinstance(seen.node, FailedRead):
-        return _after_headscale_failure(state, seen.node.error, config, now)
-    state, events = _with_identity(state, seen, config)
-    state, expiring = _with_api_key_expiry(state, seen, now)
-    if isinstance(seen.node, Node):
-        decision = _decide_registered(state, seen.node, seen, config, now)
+    state = with_load(with_interface(state, observation.interface, now), observation, now)
+    if isinstance(observation.node, FailedRead):
+        return _after_headscale_failure(state, observation.node.error, config, now)
+    state, events = _with_identity(state, observation, config)
+    state, expiring = _with_api_key_expiry(state, observation, now)
+    if isinstance(observation.node, Node):
+        decision = _decide_registered(state, observation.node, observation, config, now)
     else:
-        decision = _decide_unregistered(state, seen.node, seen, config, now)
+        decision = _decide_unregistered(state, observation.node, observation, config, now)
     return replace(decision, events=(*events, *expiring, *decision.events))
 
 
-def conclude(decision: Decision, applied: Applied, *, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
-    """Decide what to remember, and when to poll again, after a decision's changes were applied."""
+def conclude(
+    decision: Decision, applied: ApplyResult, *, observation: Observation, config: WatchConfig, now: Moment
+) -> Decision:
+    """Decide what to remember and when to poll again, after the changes of a decision were applied."""
     state = decision.state
     if isinstance(applied.key_error, ApiError):
         return _after_headscale_failure(state, applied.key_error, config, now)
@@ -83,14 +85,14 @@ def conclude(decision: Decision, applied: Applied, *, seen: Observation, config:
     if applied.key_error is not None:
         events = (error("key_file.unwritable", error=str(applied.key_error)),)
     if applied.key is not None:
-        check = seen.key if not isinstance(seen.key, FailedRead) else None
-        state = replace(state, heal=with_key(state.heal, applied.key, check=check), failures=0)
+        key_check = observation.key_check if not isinstance(observation.key_check, FailedRead) else None
+        state = replace(state, heal=with_key(state.heal, applied.key, key_check=key_check), failures=0)
     if applied.records_error is not None:
         state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
         failures = (failure,)
-    elif isinstance(seen.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
+    elif isinstance(observation.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
-        specs = desired_records(seen.node, seen.interface, config)
+        specs = desired_records(observation.node, observation.interface, config)
         verified = with_verified(state.records, specs, config, now, soon=created, in_the_way=decision.in_the_way)
         state = replace(state, records=verified)
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
@@ -113,37 +115,37 @@ def failure_event(failed: Failure) -> Event:
 
 def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> Decision:
     failures = state.failures + 1
-    max_s = max(max_wait_s(config), calm_interval_s(state, config))
+    max_s = max(max_wait_s(config), idle_interval_s(state, config))
     pause_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     wait_s = at_least_min_interval(state, pause_s, config, now)
     state = replace(
         state,
         failures=failures,
-        # Otherwise, pods would poll an overloaded server more often.
-        calm_polls=state.calm_polls if is_overloaded(failure) else 0,
+        # If the count were reset, pods would poll an overloaded server more often.
+        idle_polls=state.idle_polls if is_overloaded(failure) else 0,
         heal=without_loss_count(state.heal),
         records=with_failure_reason(state.records, failure),
     )
     return Decision(state, wait_s=wait_s, failures=(Failure(failure, failures, wait_s),))
 
 
-def _with_identity(state: State, seen: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
+def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
     """Remember the criteria for owning a node, and report a problem with them once."""
     events: tuple[Event, ...] = ()
-    if seen.version and seen.version != state.headscale_version:
-        untested = untested_warning(seen.version)
+    if observation.version and observation.version != state.headscale_version:
+        untested = untested_warning(observation.version)
         events = (untested,) if untested is not None else ()
-        state = replace(state, headscale_version=seen.version)
-    if seen.node_identity is not None:
-        user = seen.node_identity.user.name
+        state = replace(state, headscale_version=observation.version)
+    if observation.node_identity is not None:
+        user = observation.node_identity.user.name
         if config.user is None and user != state.assumed_user:
             events = (
                 *events,
                 warning("user.assumed", user=user, reason="it is the only user; set HEADSCALE_USER"),
             )
             state = replace(state, assumed_user=user)
-        state = replace(state, node_identity=seen.node_identity, reported_problem="")
-    problem = seen.node.error if isinstance(seen.node, Unregistered) else None
+        state = replace(state, node_identity=observation.node_identity, reported_problem="")
+    problem = observation.node.error if isinstance(observation.node, Unregistered) else None
     if problem is not None and str(problem) != state.reported_problem:
         failed = error("node.identification_failed", error=str(problem), error_type=type(problem).__name__)
         events = (*events, failed)
@@ -151,85 +153,87 @@ def _with_identity(state: State, seen: Observation, config: WatchConfig) -> tupl
     return state, events
 
 
-def _with_api_key_expiry(state: State, seen: Observation, now: Moment) -> tuple[State, tuple[Event, ...]]:
+def _with_api_key_expiry(state: State, observation: Observation, now: Moment) -> tuple[State, tuple[Event, ...]]:
     """Remember when the API key expires, and warn once a day if that is soon."""
     events: tuple[Event, ...] = ()
-    if seen.api_key is not None:
+    if observation.api_key is not None:
         wait_s = _HOUR_S
-        if isinstance(seen.api_key, FailedRead):
-            events = (debug("api_key.unreadable", error=str(seen.api_key.error)),)
+        if isinstance(observation.api_key, FailedRead):
+            events = (debug("api_key.unreadable", error=str(observation.api_key.error)),)
         else:
-            state = replace(state, api_key_expires_at=seen.api_key.expires_at)
+            state = replace(state, api_key_expires_at=observation.api_key.expires_at)
             # An API key that expires soon may soon be replaced.
-            wait_s = _HOUR_S if is_near(seen.api_key.expires_at, now.utc) else _DAY_S
+            wait_s = _HOUR_S if is_near(observation.api_key.expires_at, now.utc) else _DAY_S
         state = replace(state, api_keys_due_s=now.monotonic_s + lengthened(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
-    if expiring is not None and _is_day_over(state.api_key_warned_at_s, now):
+    if expiring is not None and _is_warning_due(state.api_key_warned_at_s, now):
         events = (*events, expiring)
         state = replace(state, api_key_warned_at_s=now.monotonic_s)
     return state, events
 
 
-def _is_day_over(since_s: float | None, now: Moment) -> bool:
-    return since_s is None or now.monotonic_s - since_s >= _DAY_S
+def _is_warning_due(warned_at_s: float | None, now: Moment) -> bool:
+    return warned_at_s is None or now.monotonic_s - warned_at_s >= _DAY_S
 
 
 def _decide_unregistered(
-    state: State, missing: Unregistered, seen: Observation, config: WatchConfig, now: Moment
+    state: State, unregistered: Unregistered, observation: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
     state = replace(
         state,
         is_registered=False,
-        calm_polls=0,
+        idle_polls=0,
         node_expires_at=None,
-        records=with_problem(replace(state.records, compared=None), missing.reason),
+        records=with_problem(replace(state.records, compared_specs=None), unregistered.reason),
     )
     events: tuple[Event, ...] = ()
     changes: tuple[Change, ...] = ()
     heal = without_loss_count(state.heal)
     node_identity = state.node_identity
-    if missing.loss is not None and node_identity is not None:
-        state, events = with_successor(state, missing.successor)
-        heal = count_loss(state.heal, missing.loss, is_superseded=missing.successor is not None, now=now)
-        if isinstance(seen.key, FailedRead):
-            failed = _after_headscale_failure(replace(state, heal=heal), seen.key.error, config, now)
+    if unregistered.loss is not None and node_identity is not None:
+        state, events = with_successor(state, unregistered.successor)
+        heal = count_loss(state.heal, unregistered.loss, is_superseded=unregistered.successor is not None, now=now)
+        if isinstance(observation.key_check, FailedRead):
+            failed = _after_headscale_failure(replace(state, heal=heal), observation.key_check.error, config, now)
             return replace(failed, events=events)
-        heal, lost, change = heal_loss(
+        heal, loss_events, change = heal_loss(
             heal,
-            missing.loss,
+            unregistered.loss,
             state=state,
             user=node_identity.user,
-            metadata=seen.metadata,
-            check=seen.key,
+            metadata=observation.metadata,
+            key_check=observation.key_check,
             config=config,
             now=now,
         )
-        events = (*events, *lost)
+        events = (*events, *loss_events)
         changes = (change,) if change is not None else ()
     state = replace(
         state,
         heal=heal,
         lookups=state.lookups + 1,
-        # If a key is to be created, Headscale has not succeeded until `conclude` knows the result.
+        # If a key is to be created, `conclude` resets the count after its creation.
         failures=state.failures if changes else 0,
     )
-    give_up = _why_give_up(state, missing, config)
+    give_up = _reason_to_give_up(state, unregistered, config)
     if give_up is None:
-        events = (*events, warning("pass.skipped", reason=missing.reason, lookups=state.lookups))
+        events = (*events, warning("pass.skipped", reason=unregistered.reason, lookups=state.lookups))
     return Decision(state, changes, wait_s=lookup_wait_s(state, config, now), events=events, give_up=give_up)
 
 
-def _why_give_up(state: State, missing: Unregistered, config: WatchConfig) -> str | None:
-    was_registered = state.node is not None or (missing.loss is not None and missing.loss.node_id is not None)
+def _reason_to_give_up(state: State, unregistered: Unregistered, config: WatchConfig) -> str | None:
+    was_registered = state.node is not None or (unregistered.loss is not None and unregistered.loss.node_id is not None)
     if was_registered or not 0 < config.max_retries <= state.lookups:
         return None
     return (
-        f"Node {config.hostname} was not found in {state.lookups} lookups: {missing.reason}. Read the log of the "
+        f"Node {config.hostname} was not found in {state.lookups} lookups: {unregistered.reason}. Read the log of the "
         "tailscale container. MAX_RETRIES and RETRY_INTERVAL set how long to wait."
     )
 
 
-def _decide_registered(state: State, node: Node, seen: Observation, config: WatchConfig, now: Moment) -> Decision:
+def _decide_registered(
+    state: State, node: Node, observation: Observation, config: WatchConfig, now: Moment
+) -> Decision:
     addresses = [str(address) for address in node.addresses]
     events: list[Event] = []
     if state.node is None or not state.node.is_same(node):
@@ -237,7 +241,7 @@ def _decide_registered(state: State, node: Node, seen: Observation, config: Watc
     if state.heal.lost is not None:
         events.append(info("node.returned", after=str(state.heal.lost)))
     expiring = node_warning(node, now.utc)
-    if expiring is not None and _is_day_over(state.node_warned_at_s, now):
+    if expiring is not None and _is_warning_due(state.node_warned_at_s, now):
         events.append(expiring)
         state = replace(state, node_warned_at_s=now.monotonic_s)
     state = replace(
@@ -251,22 +255,22 @@ def _decide_registered(state: State, node: Node, seen: Observation, config: Watc
         heal=HealState(),
         records=records_for(state, node),
     )
-    changes = _metadata_change(node, seen.metadata)
-    specs = desired_records(node, seen.interface, config)
+    changes = _metadata_change(node, observation.metadata)
+    specs = desired_records(node, observation.interface, config)
     if not specs:
         reason = why_unpublishable(node, config)
         events.append(error("address.unpublishable", node_id=node.id, addresses=addresses, reason=reason))
-        decision = Decision(replace(state, records=with_problem(replace(state.records, compared=None), reason)))
+        decision = Decision(replace(state, records=with_problem(replace(state.records, compared_specs=None), reason)))
     else:
-        decision = decide_records(state, node, specs, seen, config, now)
+        decision = decide_records(state, node, specs, observation, config, now)
     changes, events = (*changes, *decision.changes), [*events, *decision.events]
-    is_calm = not (changes or events or decision.state.superseded_by)
-    state = replace(decision.state, calm_polls=state.calm_polls + 1 if is_calm else 0)
+    is_idle = not (changes or events or decision.state.superseded_by)
+    state = replace(decision.state, idle_polls=state.idle_polls + 1 if is_idle else 0)
     return replace(decision, state=state, changes=changes, wait_s=poll_wait_s(state, config, now), events=tuple(events))
 
 
 def _metadata_change(node: Node, metadata: KeyMetadata | None) -> tuple[Change, ...]:
-    """Store this pod's node in the key metadata, so that dns-watch detects the node's loss after a restart, too."""
+    """Store the node in the key metadata, so that dns-watch also detects the loss of the node after a restart."""
     if metadata is None or metadata.pre_auth_key_id is None:
         return ()
     known = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)

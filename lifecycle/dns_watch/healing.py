@@ -1,33 +1,33 @@
 """Decide when this pod's node is lost, and when a new pre-auth key is needed to register it again; pure.
 
-The tailscale container uses the new key, which is called fresh here, when it is restarted.
+A fresh key is one that no node has used yet. The tailscale container registers with it when it is restarted.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, Missing, Moment, State, WatchConfig
+from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, LossKind, Moment, State, WatchConfig
 from lifecycle.domain.backoff import doubled, lengthened
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.events import Event, error
 from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
 
-# A Headscale that restarts, or an incomplete list, can report a node as gone for a few seconds.
+# While Headscale restarts, or if its list is incomplete, a node can seem to be gone for a few seconds.
 CONFIRMING_OBSERVATIONS = 3
 CONFIRMING_S = 60.0
 
-# A server without any nodes may use another database for a while, such as one that is being restored.
+# A server without any nodes may use another database temporarily, such as one that is being restored.
 EMPTY_LIST_CONFIRMING_S = 300.0
 
-# The interval between checks whether a fresh key is needed. It doubles with each key that did not bring the node back.
+# The interval between checks whether a fresh key is needed. It doubles with each fresh key.
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
 _REASONS = {
-    Missing.GONE: "Headscale reports that the node does not exist",
-    Missing.EXPIRED: "the node has expired and has to log in again",
-    Missing.STRANDED: "this pod has a VPN address that no node in Headscale has",
+    LossKind.GONE: "Headscale reports that the node does not exist",
+    LossKind.EXPIRED: "the node has expired and has to log in again",
+    LossKind.STRANDED: "this pod has a VPN address that no node in Headscale has",
 }
 
 
@@ -37,17 +37,17 @@ def without_loss_count(heal: HealState) -> HealState:
 
 
 def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
-    """Count an observation of a loss, and confirm it after three of them over a minute or, with an empty list, five."""
+    """Count an observation of a loss, and confirm the loss if there were enough of them over enough time."""
     evidence = (loss.kind, is_superseded, loss.is_list_empty)
     count = heal.loss_count
     if count is None or (count.kind, count.is_superseded, count.is_list_empty) != evidence:
         count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    # A later pod with the name counts immediately. Its end has to be confirmed, as a loss has.
+    # The existence of a later pod takes effect immediately. Its end has to be confirmed, like a loss.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
-    if confirmed and loss.kind is not Missing.UNREGISTERED:
+    if confirmed and loss.kind is not LossKind.UNREGISTERED:
         heal = replace(heal, lost=loss.kind)
     return heal
 
@@ -55,7 +55,7 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
 def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if the key in the file has to be compared with Headscale's list.
 
-    A key with which a restart helps is checked at each pass: once it is used, another restart does not help.
+    While a restart helps, the key is checked in each pass, because another restart does not help once the key is used.
     """
     if heal.loss_count is None or heal.loss_count.is_superseded:
         return False
@@ -65,13 +65,13 @@ def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
 def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if a restart of the tailscale container brings the node back.
 
-    The loss is confirmed and current, no later pod has the name, a fresh key is in the file, and no restart is in
-    progress: the VPN interface has not changed for as long as a confirmation takes. A stranded pod does not qualify,
-    because its node's id is unknown and Headscale cannot confirm that the node is gone.
+    This is so if the loss is confirmed and current, no later pod has the name, a fresh key is in the file, and the VPN
+    interface has not changed for a minute, which would show that a restart is in progress. It is never so for a
+    stranded pod: the id of its node is unknown, so Headscale cannot confirm that the node is gone.
     """
     return (
         heal.loss_count is not None
-        and heal.lost in (Missing.GONE, Missing.EXPIRED)
+        and heal.lost in (LossKind.GONE, LossKind.EXPIRED)
         and not heal.is_superseded
         and heal.key is not None
         and heal.key.is_usable(now.utc)
@@ -92,7 +92,7 @@ def heal_loss(
     state: State,
     user: User,
     metadata: KeyMetadata | None,
-    check: KeyCheck | None,
+    key_check: KeyCheck | None,
     config: WatchConfig,
     now: Moment,
 ) -> tuple[HealState, tuple[Event, ...], WriteFreshKey | None]:
@@ -101,7 +101,7 @@ def heal_loss(
     Args:
         heal: as `count_loss` returned it.
         state: what was remembered before this pass.
-        check: the key in the file; None if it was not due to be checked.
+        key_check: the comparison of the key in the file with Headscale's list; None if it was not due.
 
     Returns:
         What to remember, what to log, and the key to create; None if no key is needed or due.
@@ -110,13 +110,13 @@ def heal_loss(
     if heal.lost is not None and heal.lost is not state.heal.lost:
         advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
         events = (error("node.lost", node_id=loss.node_id, reason=_REASONS[heal.lost], advice=advice),)
-    if check is None:
+    if key_check is None:
         return heal, events, None
     due = _is_renewal_due(heal, now)
     if due:
         heal = replace(heal, not_before_s=now.monotonic_s + lengthened(_FIRST_PAUSE_S, now.jitter))
-    if check.error is not None:
-        return heal, (*events, error("key_file.unwritable", error=str(check.error))), None
+    if key_check.error is not None:
+        return heal, (*events, error("key_file.unwritable", error=str(key_check.error))), None
     if metadata is None or metadata.pre_auth_key_id is None:
         if config.self_heal and not heal.reported_no_metadata:
             problem = (
@@ -126,16 +126,16 @@ def heal_loss(
             events = (*events, error("key_file.unwritable", error=problem))
             heal = replace(heal, reported_no_metadata=True)
         return heal, events, None
-    key = check.key
+    key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
-    if is_usable and check.is_in_file:
-        # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale.
-        stays_unknown = loss.kind is Missing.STRANDED and heal.key is None
+    if is_usable and key_check.is_in_file:
+        # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale server.
+        stays_unknown = loss.kind is LossKind.STRANDED and heal.key is None
         return replace(heal, key=None if stays_unknown else key), events, None
     heal = replace(heal, key=None)
-    if not due or not config.self_heal or (loss.kind is Missing.STRANDED and key is None):
+    if not due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
         return heal, events, None
-    # Counted before the first request, so that the interval also grows if the creation fails.
+    # Count the attempt before the request, so that the interval also grows if the creation fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
     heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + lengthened(pause_s, now.jitter))
@@ -152,10 +152,10 @@ def heal_loss(
     return heal, events, change
 
 
-def with_key(heal: HealState, key: PreAuthKey, *, check: KeyCheck | None) -> HealState:
+def with_key(heal: HealState, key: PreAuthKey, *, key_check: KeyCheck | None) -> HealState:
     """Remember the key that was created, if the node can register again with it."""
-    was_registered = heal.lost is not Missing.STRANDED or (
-        check is not None and check.key is not None and check.key.used
+    was_registered = heal.lost is not LossKind.STRANDED or (
+        key_check is not None and key_check.key is not None and key_check.key.used
     )
     return replace(heal, key=key if was_registered else None)
 

@@ -15,7 +15,16 @@ from lifecycle.dns_watch.decide import conclude, decide, failure_event
 from lifecycle.dns_watch.healing import fresh_key_id
 from lifecycle.dns_watch.observe import observe, watch_config
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S, poll_interval_s
-from lifecycle.dns_watch.state import Applied, Decision, FailedRead, Interface, Moment, Observation, RecordsRead, State
+from lifecycle.dns_watch.state import (
+    ApplyResult,
+    Decision,
+    FailedRead,
+    Interface,
+    Moment,
+    Observation,
+    RecordsRead,
+    State,
+)
 from lifecycle.dns_watch.status import Status
 from lifecycle.domain.changes import RECORD_CHANGES, Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata
 from lifecycle.domain.errors import (
@@ -41,7 +50,7 @@ class DnsWatch:
 
     Args:
         interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
-        now: returns aware UTC.
+        now: returns the current time, aware, in UTC.
         monotonic: returns seconds that never go back.
         status: receives what the health port reports; a new one if omitted.
     """
@@ -87,19 +96,19 @@ class DnsWatch:
         started_s = self._monotonic()
         self.status.pass_began()
         config = self._config
-        seen = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
-        self._count_successes(seen)
-        decision = decide(self.state, seen, config=config, now=self._moment())
+        observation = observe(self.state, self._writers, self._interface(), config=config, clock=self._moment)
+        self._count_successes(observation)
+        decision = decide(self.state, observation, config=config, now=self._moment())
         self._report(decision)
         applied = self._apply(decision.changes)
-        conclusion = conclude(decision, applied, seen=seen, config=config, now=self._moment())
+        conclusion = conclude(decision, applied, observation=observation, config=config, now=self._moment())
         self._report(conclusion)
         self.state = conclusion.state
         key_id = fresh_key_id(self.state, self._moment())
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The volume may be read-only in this container, which can then write no fresh key either.
+            # The volume may be read-only in this container. In this case, no fresh key can be written either.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)
@@ -107,12 +116,12 @@ class DnsWatch:
         duration_s = self._monotonic() - started_s
         self.status.pass_ended(conclusion.wait_s, duration_s=duration_s, failed=failed)
         if self.state.is_registered and not self.state.failures:
-            made = () if applied.records_error else decision.changes
+            changes = () if applied.records_error else decision.changes
             log.info(
                 "pass.finished",
                 node_id=self.state.node.id if self.state.node else None,
                 content=",".join(map(str, self.state.records.addresses)),
-                changes=sum(isinstance(change, RECORD_CHANGES) for change in made),
+                changes=sum(isinstance(change, RECORD_CHANGES) for change in changes),
                 in_sync=self.state.records.in_sync,
                 duration_s=round(duration_s, 3),
             )
@@ -120,7 +129,7 @@ class DnsWatch:
             raise NotRegisteredError(decision.give_up)
         return conclusion.wait_s
 
-    def _apply(self, changes: tuple[Change, ...]) -> Applied:
+    def _apply(self, changes: tuple[Change, ...]) -> ApplyResult:
         """Make the changes, and return the result."""
         key: PreAuthKey | None = None
         key_error: LifecycleError | None = None
@@ -136,13 +145,13 @@ class DnsWatch:
                     # If the volume is read-only in this container, the metadata stays as cleanup wrote it.
                     with suppress(KeyFileError):
                         write_metadata(change, self._writers.key_file)
-        return Applied(key, key_error, self._change_records(changes))
+        return ApplyResult(key, key_error, self._change_records(changes))
 
     def _change_records(self, changes: tuple[Change, ...]) -> ApiError | None:
-        """Make the record changes, each name in a transaction of its own, and return the first failure.
+        """Make the record changes, in one transaction for each name, and return the first failure.
 
-        A refusal concerns only its own name and the aliases of it, which could lead to another owner's record. After
-        any other failure, Cloudflare is left alone.
+        If Cloudflare refuses the changes at one name, those at the other names are still made, except at its aliases,
+        which could point to another owner's record. After any other failure, no further changes are made.
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:
@@ -163,10 +172,10 @@ class DnsWatch:
                 return failure or error
         return failure
 
-    def _count_successes(self, seen: Observation) -> None:
-        if not isinstance(seen.node, FailedRead):
+    def _count_successes(self, observation: Observation) -> None:
+        if not isinstance(observation.node, FailedRead):
             self.status.succeeded("Headscale")
-        if isinstance(seen.records, RecordsRead):
+        if isinstance(observation.records, RecordsRead):
             self.status.succeeded("Cloudflare")
 
     def _report(self, decision: Decision) -> None:
@@ -182,7 +191,7 @@ class DnsWatch:
         addresses = self._read_interface()
         if addresses is None:
             return None
-        return tuple(sorted(self._config.records.vpn_addresses(tuple(addresses)), key=str))
+        return tuple(sorted(self._config.main_identity.vpn_addresses(tuple(addresses)), key=str))
 
     def _moment(self) -> Moment:
         utc = self._writers.headscale.server_time(self._now())
@@ -192,5 +201,5 @@ class DnsWatch:
 def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:
     """Return the status of a loop that has not started."""
     slowest = timedelta(seconds=SLOWEST_POLL_S)
-    longest = max(settings.node_poll_interval, settings.retry_interval, settings.verify_interval, slowest)
+    longest = max(settings.effective_poll_interval, settings.retry_interval, settings.verify_interval, slowest)
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lifecycle.dns_watch.state import Interface, KnownNode, Loss, Missing, Unidentified
+from lifecycle.dns_watch.state import Interface, KnownNode, Loss, LossKind, Unidentified
 from lifecycle.domain.model import IpAddress, KeyMetadata, Node, describe
 from lifecycle.domain.ownership import NodeIdentity
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What distinguishes this pod's node from others of the same name.
+    """What distinguishes this pod's node from other nodes with the same hostname.
 
     Attributes:
         metadata: the key metadata; None if there is none.
-        has_waited: the grace period is over in which a VPN interface may still appear.
+        has_waited: the time in which a VPN interface is expected to appear is over.
         known: this pod's node when it was last found; None = never.
     """
 
@@ -46,7 +46,7 @@ class Hints:
 def choose_node(
     nodes: Iterable[Node], *, node_identity: NodeIdentity, hints: Hints, now: datetime
 ) -> Node | Unidentified:
-    """Find this pod's node by the first of these that is known: VPN address, key metadata, the only one online."""
+    """Find this pod's node: by its VPN address, else by the key metadata, else as the only node of ours online."""
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
     if hints.interface is not None:
@@ -55,29 +55,29 @@ def choose_node(
         return _by_metadata(ours, hints)
     if not hints.has_waited:
         return Unidentified("the VPN interface has not appeared yet")
-    return _the_only_one_online(ours, hints.known)
+    return _only_node_online(ours, hints.known)
 
 
-def why_missing(
+def find_loss(
     nodes: Sequence[Node],
     *,
     node_identity: NodeIdentity,
     hints: Hints,
     now: datetime,
     own: KnownNode | None,
-    not_found: bool,
+    is_gone: bool,
     is_superseded: bool = False,
 ) -> Loss | None:
-    """Return why `choose_node` found none; None if that is uncertain.
+    """Return why `choose_node` found no node; None if that is uncertain.
 
     Args:
         own: this pod's node when it was last known; None = never.
-        not_found: Headscale itself reports that the node does not exist, or another machine has its id.
+        is_gone: Headscale itself reports that the node does not exist, or another machine has its id.
         is_superseded: a later pod had the name when nodes were last listed.
     """
-    # Only Headscale's answer about this one node shows that an empty list is complete. About a later pod's node, there
-    # is none.
-    if not nodes and (not not_found or is_superseded):
+    # An empty list can be wrong. It counts only if Headscale also reports that this pod's node does not exist. If a
+    # later pod had the name, its node would have to be confirmed in the same way, and its id is not looked up.
+    if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())
     ours = [node for node in nodes if node_identity.owns_node(node)]
@@ -85,18 +85,18 @@ def why_missing(
         is_own = own is not None and own.is_same(node)
         is_this_pods = interface & set(node.addresses) if interface else is_own or hints.metadata_names(node)
         if is_this_pods and node.is_expired(now):
-            return Loss(Missing.EXPIRED, node.id)
+            return Loss(LossKind.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
-        # The list alone does not prove it, since it can be incomplete for a moment.
-        return Loss(Missing.GONE, own.id, is_list_empty=not nodes) if not_found else None
-    if not_found:
+        # The list alone does not prove the loss, because it can be incomplete for a moment.
+        return Loss(LossKind.GONE, own.id, is_list_empty=not nodes) if is_gone else None
+    if is_gone:
         return None
     valid = [node for node in ours if not node.is_expired(now)]
     if interface:
-        # A valid node of ours that has not this address may be a later pod's.
-        taken = any(interface & set(node.addresses) for node in nodes)
-        return None if valid or taken else Loss(Missing.STRANDED)
-    return Loss(Missing.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None
+        # A valid node of ours without this address may be a later pod's.
+        is_taken = any(interface & set(node.addresses) for node in nodes)
+        return None if valid or is_taken else Loss(LossKind.STRANDED)
+    return Loss(LossKind.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None
 
 
 def successors(nodes: Iterable[Node], *, node_id: str, node_identity: NodeIdentity, now: datetime) -> list[Node]:
@@ -114,8 +114,8 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
     match [node for node in ours if set(node.addresses) & set(interface)]:
         case [node]:
             return node
-        case [_, *_] as holding:
-            ids = ", ".join(node.id for node in holding)
+        case [_, *_] as several:
+            ids = ", ".join(node.id for node in several)
             return Unidentified(f"several nodes of ours have one of this pod's VPN addresses ({ids})")
     for node in ordered:
         if set(node.addresses) & set(interface):
@@ -127,7 +127,7 @@ def _by_interface(ordered: Sequence[Node], ours: Sequence[Node], interface: Sequ
     return Unidentified("Headscale has no node with this pod's VPN address yet")
 
 
-def _the_only_one_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unidentified:
+def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | Unidentified:
     match [node for node in ours if node.online]:
         case [node]:
             if known is None or known.is_same(node) or node.sequence < int(known.id):

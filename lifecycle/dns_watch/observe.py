@@ -11,7 +11,7 @@ from lifecycle.clients.cloudflare.reader import CloudflareReader
 from lifecycle.clients.headscale.errors import UPSTREAM as HEADSCALE
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
-from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
+from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
 from lifecycle.dns_watch.records import desired_records, is_incomplete, needs_successor_check
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
@@ -20,7 +20,7 @@ from lifecycle.dns_watch.state import (
     Interface,
     KeyCheck,
     KnownNode,
-    Missing,
+    LossKind,
     Moment,
     Observation,
     RecordsRead,
@@ -54,8 +54,8 @@ class Sources(Protocol):
 def watch_config(settings: DnsWatchSettings) -> WatchConfig:
     """Return the settings as a value that pure functions can take."""
     return WatchConfig(
-        records=settings.records,
-        further=settings.further_records,
+        main_identity=settings.main_identity,
+        further_identities=settings.further_identities,
         hostname=settings.node_hostname,
         user=settings.headscale_user,
         tags=settings.authkey_tags,
@@ -66,7 +66,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
         self_heal=settings.self_heal,
         retry_interval=settings.retry_interval,
         max_retries=settings.max_retries,
-        poll_interval=settings.node_poll_interval,
+        poll_interval=settings.effective_poll_interval,
         min_poll_interval=settings.min_poll_interval,
         verify_interval=settings.verify_interval,
         has_interface=bool(settings.tailscale_interface),
@@ -76,7 +76,7 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
 def observe(
     state: State, sources: Sources, interface: Interface, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
-    """Read what is due to be read. A failed read is part of the result, never taken for "nothing".
+    """Read what is due to be read. A failed read is part of the result: it is never treated as an empty one.
 
     Args:
         state: what was remembered after the last pass; it determines what is due.
@@ -84,70 +84,70 @@ def observe(
     """
     state = with_interface(state, interface, clock())
     try:
-        seen = _look_up(state, sources, config=config, clock=clock)
+        observation = _look_up(state, sources, config=config, clock=clock)
     except ApiError as error:
         return Observation(interface, FailedRead(error))
-    if isinstance(seen.node, FailedRead):
-        return seen
+    if isinstance(observation.node, FailedRead):
+        return observation
     now = clock()
     if state.is_registered:
-        # These values are only shown to people. In the first pass they would delay the record, so they are not read.
+        # These values are only reported. In the first pass they are not read, because that would delay the record.
         with suppress(ApiError):
-            seen = replace(seen, version=sources.headscale.version())
+            observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
-            seen = replace(seen, api_key=_read_api_key(sources.headscale))
-    node_identity, node = seen.node_identity or state.node_identity, seen.node
+            observation = replace(observation, api_key=_read_api_key(sources.headscale))
+    node_identity, node = observation.node_identity or state.node_identity, observation.node
     if node_identity is None:
-        return seen
+        return observation
     if isinstance(node, Node):
         records = _read_records(state, node, sources, node_identity=node_identity, config=config, now=now)
-        return replace(seen, records=records)
+        return replace(observation, records=records)
     if isinstance(node, Unregistered) and node.loss is not None:
         heal = count_loss(state.heal, node.loss, is_superseded=node.successor is not None, now=now)
         if is_key_check_due(heal, state, now):
-            metadata, key = _check_key(sources, node_identity.user)
-            return replace(seen, metadata=metadata, key=key)
-    return seen
+            metadata, key_check = _check_key(sources, node_identity.user)
+            return replace(observation, metadata=metadata, key_check=key_check)
+    return observation
 
 
 def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
-    """Find this pod's node: by its id if it is known, because a list is expensive, else in the list of all nodes.
+    """Find this pod's node by its id, or in the list of all nodes, which is expensive, if the id is not known.
 
     Raises:
         ApiError: Headscale could not be read.
     """
     is_gone = False
     if state.node is not None and state.node_identity is not None:
-        seen, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
-        if seen is not None:
-            return seen
+        observation, is_gone = _look_up_known(state, state.node, sources.headscale, clock)
+        if observation is not None:
+            return observation
     return _look_up_in_list(state, sources, config=config, clock=clock, is_gone=is_gone)
 
 
 def _look_up_known(
     state: State, known: KnownNode, headscale: HeadscaleReader, clock: Callable[[], Moment]
 ) -> tuple[Observation | None, bool]:
-    """Read the known node. Once a day it is read from the list of all nodes, to count them.
+    """Read the known node by its id. Once a day all nodes are listed instead, to count them.
 
     Returns:
-        The observation, or None if this is no longer the pod's node; and whether the known node is proved to be gone.
+        The observation, or None if the node is no longer this pod's; and True if the node is proved to be gone.
     """
     interface, started_s = state.interface, clock().monotonic_s
-    node, is_gone, fleet = None, False, None
-    if started_s >= state.fleet_due_s:
+    node, is_gone, fleet_size = None, False, None
+    if started_s >= state.fleet_count_due_s:
         try:
             nodes = headscale.nodes()
         except ApiError as error:
             # The next pass reads the node by its id: a list can be too large for the server.
-            return Observation(interface, FailedRead(error), fleet=FailedRead(error)), False
-        fleet = _fleet_size(nodes)
+            return Observation(interface, FailedRead(error), fleet_size=FailedRead(error)), False
+        fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
     if node is None:
         node, is_gone = _read_known(headscale, known)
     if node is None or not _is_still_ours(node, state, clock()):
         return None, is_gone
-    response_s = clock().monotonic_s - started_s if fleet is None else None
-    return Observation(interface, node, response_s=response_s, fleet=fleet), False
+    response_s = clock().monotonic_s - started_s if fleet_size is None else None
+    return Observation(interface, node, response_s=response_s, fleet_size=fleet_size), False
 
 
 def _look_up_in_list(
@@ -172,23 +172,23 @@ def _look_up_in_list(
     hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
     found = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
     if isinstance(found, Node):
-        return Observation(interface, found, node_identity, metadata, fleet=_fleet_size(nodes))
+        return Observation(interface, found, node_identity, metadata, fleet_size=_fleet_size(nodes))
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
-    loss = why_missing(
+    loss = find_loss(
         nodes,
         node_identity=node_identity,
         hints=hints,
         now=now.utc,
         own=own,
-        not_found=is_gone,
+        is_gone=is_gone,
         is_superseded=state.superseded_by is not None,
     )
     successor = None
-    if loss is not None and loss.node_id is not None and loss.kind in (Missing.GONE, Missing.EXPIRED):
-        # A node that registered with this pod's own key is this pod's: its address has yet to appear here.
+    if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
+        # A node that registered with this pod's own key is no later pod's. Its address will soon be on the interface.
         later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
     return Observation(interface, Unregistered(found.reason, loss, successor), node_identity, metadata)
@@ -198,7 +198,7 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
     """Read a node by its id.
 
     Returns:
-        The node, or None if it is not the known one; and whether the known node is proved to be gone: Headscale
+        The node, or None if it is not the known one; and True if the known node is proved to be gone: Headscale
         reports that it does not exist, or a restored database gave its id to another machine.
     """
     try:
@@ -218,7 +218,7 @@ def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata |
     try:
         return key_file.read_metadata()
     except KeyFileError:
-        # An interface alone identifies our node.
+        # With a VPN interface, the metadata is not needed to identify our node.
         if is_needed:
             raise
         return None
@@ -254,7 +254,7 @@ def _read_records(
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
-        if needs_successor_check(records, record_identities=config.every_name, node=node):
+        if needs_successor_check(records, record_identities=config.record_identities, node=node):
             later = _read_successors(sources.headscale, node, node_identity, now)
         return RecordsRead(records, apex, tuple(later))
     except ApiError as error:
@@ -264,17 +264,18 @@ def _read_records(
 def _read_names(
     cloudflare: CloudflareReader, node: Node, specs: Sequence[RecordSpec], config: WatchConfig
 ) -> tuple[Record, ...]:
-    """Read the main name and, by the workload's mark, its records under further names, with one request.
+    """Read the records at the main name and, by the workload's mark, those at further names.
 
-    A further name is read by itself only if it lacks the right records: what else is there then matters. The main name
-    is, if nothing was found there: a server that ignores `match` requires both filters.
+    One request is enough if all of them are right. A further name without the right records is read by itself,
+    because foreign records there matter too. The main name is read by itself if the response has no record of it,
+    because a server that ignores the parameter `match` returns only records that meet both filters.
     """
-    main = config.records
-    comment = workload_mark(main.mark, main.name) if config.further else None
+    main = config.main_identity
+    comment = workload_mark(main.mark, main.name) if config.further_identities else None
     records = cloudflare.records(main.name, comment=comment)
-    if config.further and all(record.name != main.name for record in records):
+    if config.further_identities and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
-    for further in config.further:
+    for further in config.further_identities:
         if is_incomplete(records, node, specs, record_identity=further, config=config):
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]
@@ -297,5 +298,5 @@ def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:
 
 
 def _fleet_size(nodes: Iterable[Node]) -> int:
-    """Return the number of nodes that can be pods: people's devices register in other ways."""
+    """Return the number of nodes that can be pods. Devices of people usually register in other ways."""
     return sum(node.registered_by is RegisterMethod.AUTH_KEY for node in nodes)

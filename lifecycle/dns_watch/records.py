@@ -1,4 +1,4 @@
-"""Decide what the records at our names should be, what to change, and what to remember about them; pure."""
+"""Decide which records to publish at our names, what to change, and what to remember about them; pure."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from lifecycle.domain.ownership import NameKind, RecordIdentity, leftovers
 
 @dataclass(frozen=True, slots=True)
 class RecordPlan:
-    """What has to change at our names.
+    """The changes to the records at our names.
 
     Attributes:
-        changes: empty if nothing differs.
+        changes: empty if the records are right.
         in_the_way: foreign records that prevent every change at their name, in ascending order of id.
     """
 
@@ -48,21 +48,21 @@ def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tu
     """
     addresses = [
         address
-        for address in config.records.vpn_addresses(node.addresses)
+        for address in config.main_identity.vpn_addresses(node.addresses)
         if (interface is None or address in interface) and (config.ipv6 or record_type(address) == "A")
     ]
     if not addresses:
         return ()
     return tuple(
         RecordSpec(record_identity.name, content, config.ttl_s, record_identity.mark)
-        for record_identity in config.every_name
+        for record_identity in config.record_identities
         for content in ([record_identity.target] if record_identity.kind is NameKind.ALIAS else addresses)
     )
 
 
 def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> frozenset[str]:
     """Return the record types for which the node has an address that is not on the interface yet."""
-    types = {record_type(address) for address in config.records.vpn_addresses(node.addresses)}
+    types = {record_type(address) for address in config.main_identity.vpn_addresses(node.addresses)}
     if not config.ipv6:
         types.discard("AAAA")
     return frozenset(types - {spec.type for spec in specs})
@@ -70,7 +70,7 @@ def undecided_types(node: Node, specs: Sequence[RecordSpec], config: WatchConfig
 
 def why_unpublishable(node: Node, config: WatchConfig) -> str:
     """Return why `desired_records` is empty."""
-    if any(not config.records.is_vpn_address(address) for address in node.addresses):
+    if any(not config.main_identity.is_vpn_address(address) for address in node.addresses):
         return "the node's address is outside VPN_PREFIXES; set VPN_PREFIXES to the prefixes of Headscale"
     if node.addresses and not config.ipv6:
         return "the node has no IPv4 address that this pod's interface has; for IPv6 alone, set DNS_IPV6=true"
@@ -132,7 +132,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
     """Compare the records at all names with the desired ones. A foreign record concerns only its own name."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
-    for record_identity in config.every_name:
+    for record_identity in config.record_identities:
         if record_identity.kind is NameKind.ALIAS and any(
             record.name == record_identity.target for record in in_the_way
         ):
@@ -148,7 +148,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
         )
         changes += plan.changes
         in_the_way += plan.in_the_way
-    unused = leftovers(read.records, config.records, config.further)
+    unused = leftovers(read.records, config.main_identity, config.further_identities)
     changes += (DeleteRecord(record, reason="the workload no longer has this name") for record in unused)
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
@@ -200,7 +200,7 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity:
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
-    # If two pods run at the same time, both must keep the same record.
+    # If two pods run at the same time, both must keep the same record. This order does not depend on the pod.
     def rank(record: Record) -> tuple[bool, bool, str]:
         return not spec.has_content_of(record), not record_identity.is_marked(record), record.id
 
@@ -216,7 +216,7 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity:
 
 
 def decide_records(
-    state: State, node: Node, specs: tuple[RecordSpec, ...], seen: Observation, config: WatchConfig, now: Moment
+    state: State, node: Node, specs: tuple[RecordSpec, ...], observation: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
     """Decide what to change at our names.
 
@@ -226,13 +226,15 @@ def decide_records(
     if is_outdated(state.records, specs, now) and state.records.in_sync and addresses != state.records.addresses:
         stale = with_problem(state.records, "the record has not been updated since the address changed")
         state = replace(state, records=stale)
-    read = seen.records
+    read = observation.records
     if isinstance(read, FailedRead):
         state, failure = with_cloudflare_failure(state, read.error, config, now)
         return Decision(state, failures=(failure,))
     if read is None:
         return Decision(state)
-    successor = published_successor(read.records, read.successors, record_identities=config.every_name, node=node)
+    successor = published_successor(
+        read.records, read.successors, record_identities=config.record_identities, node=node
+    )
     state, events = with_successor(state, successor)
     if successor is not None:
         after_read = _with_read(state.records, specs, config.verify_interval, now)
@@ -252,28 +254,28 @@ def decide_records(
     if not plan.changes:
         verified = with_verified(state.records, specs, config, now, in_the_way=plan.in_the_way)
         return Decision(replace(state, records=verified), events=events)
-    # Clear `compared`, so that the records are read again unless the change is confirmed.
-    pending = replace(state.records, compared=None)
+    # Clear `compared_specs`, so that the records are read again unless the change is confirmed.
+    pending = replace(state.records, compared_specs=None)
     state = replace(state, records=with_problem(pending, "the record is out of sync and has not been updated yet"))
     return Decision(state, plan.changes, events=events, in_the_way=plan.in_the_way)
 
 
 def _main_addresses(specs: Iterable[RecordSpec], config: WatchConfig) -> tuple[IpAddress, ...]:
     return tuple(
-        spec.content for spec in specs if spec.name == config.records.name and not isinstance(spec.content, str)
+        spec.content for spec in specs if spec.name == config.main_identity.name and not isinstance(spec.content, str)
     )
 
 
 def _advice(record: Record, config: WatchConfig) -> str:
     record_identity = next(
-        record_identity for record_identity in config.every_name if record_identity.name == record.name
+        record_identity for record_identity in config.record_identities if record_identity.name == record.name
     )
     return advice_on_foreign_record(record, record_identity=record_identity)
 
 
 def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
     wait_s = lengthened(interval.total_seconds(), now.jitter)
-    return replace(records, compared=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
+    return replace(records, compared_specs=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
 
 
 def with_verified(
@@ -288,12 +290,13 @@ def with_verified(
     """Remember that the records are right, except at names with a foreign record.
 
     Args:
+        soon: read the records again after one poll interval: one was just created, and another pod may have created
+            one too.
         in_the_way: the foreign records.
-        soon: True if a record was just created. Another pod may have created one too, so they are read again soon.
     """
     interval = min(config.poll_interval, config.verify_interval) if soon else config.verify_interval
     records = _with_read(records, specs, interval, now)
-    if all(record.name != config.records.name for record in in_the_way):
+    if all(record.name != config.main_identity.name for record in in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
     if in_the_way:
         record = in_the_way[-1]
@@ -303,12 +306,12 @@ def with_verified(
 
 
 def with_problem(records: RecordState, reason: str) -> RecordState:
-    """Remember that the record is not right, or not known to be right."""
+    """Remember that the records are not right, or not known to be right."""
     return replace(records, in_sync=False, reason=reason)
 
 
 def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
-    """If the record is out of sync, remember the failure as the reason."""
+    """Remember the failure as the reason why the records are out of sync, if they are."""
     return records if records.in_sync else replace(records, reason=str(failure))
 
 
@@ -319,7 +322,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
     wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
     records = replace(
         with_failure_reason(state.records, failure),
-        compared=None,
+        compared_specs=None,
         failures=failures,
         not_before_s=now.monotonic_s + wait_s,
     )
@@ -327,7 +330,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor that this pod stands down for, if there is one, and report a change."""
+    """Remember the successor for which this pod stands down, and report if that changed; None = no successor."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

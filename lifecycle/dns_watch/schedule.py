@@ -20,30 +20,32 @@ _DAY_S = 86_400.0
 SLOWEST_POLL_S = 300.0
 """The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
 
-# Headscale checks the API key of each request with bcrypt, which takes some 60 ms of a core. All pods together are to
-# use a fifth of a core.
+# Headscale checks the API key of each request with bcrypt, which takes about 60 ms of a core. With this interval, all
+# pods together use a fifth of a core.
 _POLL_S_PER_NODE = 0.3
 
-# A server that takes longer than half a second to respond is polled less often than every 30 s.
+# If Headscale takes 0.5 s to respond, it is polled every 30 s, which is the default of POLL_INTERVAL. If it takes
+# longer, it is polled less often.
 _POLL_S_PER_RESPONSE_S = 60.0
-# A new duration counts for a quarter of the moving average.
+
+# The weight of a new duration in the moving average is 1 / _SMOOTHING.
 _SMOOTHING = 4
 
-_UNAVAILABLE = 503
+_SERVICE_UNAVAILABLE = 503
 
-# A pass that starts a moment before the records are due reads only the node, and another pass has to follow.
+# A pass must not start just before the records are due, because it would read only the node.
 _MARGIN_S = 0.001
 
 
 def with_interface(state: State, interface: Interface, now: Moment) -> State:
-    """Remember the VPN interface. Lookups become frequent again when it changes."""
+    """Remember the VPN interface. If it has changed, lookups become frequent again."""
     if interface is not None:
         state = replace(state, interface_seen_s=now.monotonic_s)
     if interface == state.interface:
         return state
     return replace(
         state,
-        calm_polls=0,
+        idle_polls=0,
         interface=interface,
         interface_changed_s=now.monotonic_s,
         lookups_at_change=state.lookups,
@@ -62,15 +64,15 @@ def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: 
 
 
 def records_for(state: State, node: Node) -> RecordState:
-    """Return what is remembered about the records. If another node was published, they have to be compared again."""
+    """Return the state of the records. If another node was published, the records have to be compared again."""
     if state.node is not None and state.node.is_same(node):
         return state.records
-    return replace(state.records, compared=None)
+    return replace(state.records, compared_specs=None)
 
 
 def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
     """Return True if the existing records were not compared with these specs, or too long ago."""
-    return tuple(specs) != records.compared or now.monotonic_s >= records.verify_at_s
+    return tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
@@ -81,44 +83,44 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if restart_helps(state.heal, state, now):
-        # When the restarted container has registered, its liveness probe should soon pass again.
+        # After the restarted container has registered, its liveness probe should soon succeed again.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, shortened(min(growing_s, max_s), now.jitter), config, now)
 
 
-def with_load(state: State, seen: Observation, now: Moment) -> State:
+def with_load(state: State, observation: Observation, now: Moment) -> State:
     """Remember how many pods use Headscale, and how long it takes to respond."""
-    if seen.response_s is not None:
-        change_s = (seen.response_s - state.response_s) / _SMOOTHING
+    if observation.response_s is not None:
+        change_s = (observation.response_s - state.response_s) / _SMOOTHING
         state = replace(state, response_s=state.response_s + change_s)
-    if isinstance(seen.fleet, int):
-        state = replace(state, fleet=seen.fleet)
-    if seen.fleet is not None and now.monotonic_s >= state.fleet_due_s:
-        # Pods may have started together. A list is expensive, so they read the next one at different times.
-        wait_s = lengthened(_DAY_S, now.jitter) if state.fleet_due_s else _HOUR_S * (0.2 + now.jitter)
-        state = replace(state, fleet_due_s=now.monotonic_s + wait_s)
+    if isinstance(observation.fleet_size, int):
+        state = replace(state, fleet_size=observation.fleet_size)
+    if observation.fleet_size is not None and now.monotonic_s >= state.fleet_count_due_s:
+        # Pods that started together must not read the next list, which is expensive, at the same time.
+        wait_s = lengthened(_DAY_S, now.jitter) if state.fleet_count_due_s else _HOUR_S * (0.2 + now.jitter)
+        state = replace(state, fleet_count_due_s=now.monotonic_s + wait_s)
     return state
 
 
 def is_overloaded(failure: ApiError) -> bool:
-    """Return True if Headscale refused a request because it gets too many."""
-    return isinstance(failure, TransientError) and (failure.throttled or failure.status == _UNAVAILABLE)
+    """Return True if Headscale refused a request because it receives too many."""
+    return isinstance(failure, TransientError) and (failure.throttled or failure.status == _SERVICE_UNAVAILABLE)
 
 
-def calm_interval_s(state: State, config: WatchConfig) -> float:
+def idle_interval_s(state: State, config: WatchConfig) -> float:
     """Return the interval between polls while nothing happens: longer in a large fleet, or if Headscale is slow."""
     fastest_s = config.poll_interval.total_seconds()
     if not state.interface:
-        # No interface reports a change of the address: only polls notice it.
+        # Without an interface, only polls detect a change of the address.
         return fastest_s
-    load_s = max(state.fleet * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
+    load_s = max(state.fleet_size * _POLL_S_PER_NODE, state.response_s * _POLL_S_PER_RESPONSE_S)
     return max(fastest_s, min(load_s, SLOWEST_POLL_S))
 
 
 def poll_interval_s(state: State, config: WatchConfig) -> float:
     """Return the current interval between polls: POLL_INTERVAL after anything unusual, then doubled with each poll."""
-    times = max(state.calm_polls - 1, 0)
-    return doubled(config.poll_interval.total_seconds(), times, max_s=calm_interval_s(state, config))
+    times = max(state.idle_polls - 1, 0)
+    return doubled(config.poll_interval.total_seconds(), times, max_s=idle_interval_s(state, config))
 
 
 def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
@@ -126,9 +128,9 @@ def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     interval_s = poll_interval_s(state, config)
     wait_s = lengthened(interval_s, now.jitter)
     records = state.records
-    due_s = records.not_before_s if records.compared is None else max(records.not_before_s, records.verify_at_s)
+    due_s = records.not_before_s if records.compared_specs is None else max(records.not_before_s, records.verify_at_s)
     left_s = due_s - now.monotonic_s + _MARGIN_S
-    # Each pass polls Headscale. If the records are due before the next poll, or within its jitter, one pass does both.
+    # Each pass polls Headscale. If the records are due at about the time of the next poll, one pass does both.
     if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= lengthened(interval_s, 1.0):
         wait_s = left_s
     if state.node_expires_at is not None:
@@ -143,6 +145,6 @@ def max_wait_s(config: WatchConfig) -> float:
 
 
 def at_least_min_interval(state: State, wait_s: float, config: WatchConfig, now: Moment) -> float:
-    """Return the wait, or the minimum interval if that is longer; it applies once the node was registered."""
+    """Return the wait, or the minimum interval if that is longer. There is no minimum before the first registration."""
     min_s = config.min_poll_interval.total_seconds() if state.node is not None else 0.0
     return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)

@@ -23,10 +23,10 @@ class WatchConfig:
     """The settings that decisions depend on.
 
     Attributes:
-        records: criteria for owning a record at the main name.
-        further: criteria for owning a record at each further name.
+        main_identity: criteria for owning a record at the main name.
+        further_identities: criteria for owning a record at each further name.
         user: the configured Headscale user; None = the only one.
-        key_spec: the pre-auth key to create for healing, by its user.
+        key_spec: returns the pre-auth key to create for a user.
         key_path: the key file, for messages.
         retry_interval: longest interval between lookups of an unregistered node.
         max_retries: lookups without a match before giving up; 0 = never give up.
@@ -36,7 +36,7 @@ class WatchConfig:
         has_interface: a VPN interface is expected in this pod.
     """
 
-    records: RecordIdentity
+    main_identity: RecordIdentity
     hostname: str
     user: str | None
     tags: frozenset[str]
@@ -51,12 +51,12 @@ class WatchConfig:
     min_poll_interval: timedelta
     verify_interval: timedelta
     has_interface: bool
-    further: tuple[RecordIdentity, ...] = ()
+    further_identities: tuple[RecordIdentity, ...] = ()
 
     @property
-    def every_name(self) -> tuple[RecordIdentity, ...]:
+    def record_identities(self) -> tuple[RecordIdentity, ...]:
         """The criteria for each name, the main name first."""
-        return self.records, *self.further
+        return self.main_identity, *self.further_identities
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Moment:
     Attributes:
         utc: aware UTC, by Headscale's clock if that is known.
         monotonic_s: seconds that never go back.
-        jitter: a random number from 0 to 1, so that decisions can be spread and stay pure.
+        jitter: a random number from 0 to 1, which spreads the requests of several pods.
     """
 
     utc: datetime
@@ -77,7 +77,7 @@ class Moment:
 # --- What is observed -------------------------------------------------------------------------------
 
 
-class Missing(StrEnum):
+class LossKind(StrEnum):
     """Why a complete response of Headscale contains no node of this pod."""
 
     GONE = "gone"
@@ -85,9 +85,9 @@ class Missing(StrEnum):
     EXPIRED = "expired"
     """The node exists and has to log in again."""
     STRANDED = "stranded"
-    """This pod's interface has a VPN address that no node has, and no other node has its name."""
+    """This pod's interface has a VPN address that no node has, and no valid node of ours has the name."""
     UNREGISTERED = "unregistered"
-    """No node of this pod has been seen, and no other node has its name."""
+    """No node of this pod was ever found, and no other valid node of ours has the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Loss:
         is_list_empty: Headscale lists no nodes at all.
     """
 
-    kind: Missing
+    kind: LossKind
     node_id: str | None = None
     is_list_empty: bool = False
 
@@ -158,11 +158,11 @@ class ApiKeyRead:
 
 @dataclass(frozen=True, slots=True)
 class RecordsRead:
-    """Everything at our names, as far as a decision needs it.
+    """The records at our names that a decision needs.
 
     Attributes:
-        records: everything at the main name, all with the workload's mark, and everything at further names that lack
-            the right records.
+        records: all records at the main name, all with the workload's mark, and all at further names without the right
+            records.
         apex: the zone's own name; None if it is not known.
         successors: nodes of later pods; empty if no record made it necessary to check.
     """
@@ -174,27 +174,27 @@ class RecordsRead:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that one pass read; None = it was not due, or not needed.
+    """Everything that one pass read; None for what was not due or not needed.
 
     Attributes:
         node: this pod's node.
         node_identity: criteria for owning a node; also None if no user is ours.
         metadata: the key metadata; also None if there is none.
         version: Headscale's version; "" if it could not be read.
-        response_s: duration of a successful read of the node by its id; None if it was not read in this way.
-        fleet: nodes in Headscale that registered with a pre-auth key.
+        response_s: duration of a successful read of the node by its id; None if it was not read by its id.
+        fleet_size: nodes in Headscale that registered with a pre-auth key.
     """
 
     interface: Interface
     node: Node | Unregistered | FailedRead
     node_identity: NodeIdentity | None = None
     metadata: KeyMetadata | None = None
-    key: KeyCheck | FailedRead | None = None
+    key_check: KeyCheck | FailedRead | None = None
     records: RecordsRead | FailedRead | None = None
     version: str = ""
     api_key: ApiKeyRead | FailedRead | None = None
     response_s: float | None = None
-    fleet: int | FailedRead | None = None
+    fleet_size: int | FailedRead | None = None
 
 
 # --- What is remembered -----------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """This pod's node when it was last seen. An id alone identifies nothing: a restored database reuses ids."""
+    """This pod's node when it was last found. The id alone is not enough, because a restored database reuses ids."""
 
     id: str
     machine_key: str | None
@@ -214,9 +214,9 @@ class KnownNode:
 
 @dataclass(frozen=True, slots=True)
 class LossCount:
-    """Consecutive observations of the same loss, the first one at monotonic time `since_s`."""
+    """Consecutive observations of the same loss; the first one was at the monotonic time `since_s`."""
 
-    kind: Missing
+    kind: LossKind
     is_superseded: bool
     is_list_empty: bool
     observations: int
@@ -229,16 +229,16 @@ class HealState:
 
     Attributes:
         loss_count: None = the last lookup found the node, failed, or was inconclusive.
-        lost: the confirmed loss.
+        lost: the confirmed loss; None if there is none.
         is_superseded: a later pod has the name, confirmed.
         key: the usable key with which the node can register again; None if there is none.
-        attempts: keys that were created since the node was last found.
+        attempts: how many keys were requested since the node was last found.
         not_before_s: monotonic time of the next check whether the key has to be replaced.
         reported_no_metadata: it was reported that the key metadata is missing.
     """
 
     loss_count: LossCount | None = None
-    lost: Missing | None = None
+    lost: LossKind | None = None
     is_superseded: bool = False
     key: PreAuthKey | None = None
     attempts: int = 0
@@ -248,20 +248,20 @@ class HealState:
 
 @dataclass(frozen=True, slots=True)
 class RecordState:
-    """What is remembered about the DNS record; the times are monotonic.
+    """What is remembered about the DNS records; the times are monotonic.
 
     Attributes:
-        compared: the desired records that were compared with the existing ones; None = they have to be read again.
+        compared_specs: the desired records at the last comparison with the existing ones; None = compare again.
         verify_at_s: time of the next read if nothing changes.
         not_before_s: time of the next request to Cloudflare after a failure.
         failures: consecutive failures.
-        in_sync: the record was right when it was last read.
-        reason: why it is not; "" if it is.
-        addresses: what was published last.
-        verified_at_s: time when it was last right; None = never.
+        in_sync: the records were right when they were last read.
+        reason: why they are not in sync; "" if they are.
+        addresses: the addresses that were published last.
+        verified_at_s: time when the records were last right; None = never.
     """
 
-    compared: tuple[RecordSpec, ...] | None = None
+    compared_specs: tuple[RecordSpec, ...] | None = None
     verify_at_s: float = 0.0
     not_before_s: float = 0.0
     failures: int = 0
@@ -284,14 +284,14 @@ class State:
         superseded_by: the id of the later pod's node for which this pod stands down.
         interface_seen_s: time when the pod last had a VPN interface, or else when it started.
         lookups: consecutive conclusive lookups without a match.
-        lookups_at_change: their number when the interface last changed.
+        lookups_at_change: the value of `lookups` when the interface last changed.
         failures: consecutive failures of Headscale.
-        calm_polls: consecutive polls after which nothing was changed or reported.
+        idle_polls: consecutive polls after which nothing was changed or reported.
         response_s: duration of a read of the node by its id, as a moving average.
-        fleet: nodes that registered with a pre-auth key, when all nodes were last listed.
-        fleet_due_s: time when they are counted next; 0 = they were not counted yet.
-        assumed_user: the name of the user that was assumed and reported.
-        reported_problem: the identification problem that was reported.
+        fleet_size: nodes that registered with a pre-auth key, when all nodes were last listed.
+        fleet_count_due_s: time when they are counted next; 0 = they were not counted yet.
+        assumed_user: the only user of Headscale, which was assumed to be ours and reported.
+        reported_problem: the identification problem that was reported last.
     """
 
     node: KnownNode | None = None
@@ -309,10 +309,10 @@ class State:
     lookups: int = 0
     lookups_at_change: int = 0
     failures: int = 0
-    calm_polls: int = 0
+    idle_polls: int = 0
     response_s: float = 0.0
-    fleet: int = 0
-    fleet_due_s: float = 0.0
+    fleet_size: int = 0
+    fleet_count_due_s: float = 0.0
     headscale_version: str = ""
     heal: HealState = field(default_factory=HealState)
     records: RecordState = field(default_factory=RecordState)
@@ -346,7 +346,7 @@ class Decision:
         in_the_way: foreign records at names that therefore stay as they are.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
-        failures: the upstreams that did not return what was requested.
+        failures: the failed exchanges with upstreams.
         give_up: why the command ends; None = it does not.
     """
 
@@ -360,7 +360,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class ApplyResult:
     """The result of making a decision's changes.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What dns-watch reports about itself, for people, probes and Prometheus."""
+"""The state of dns-watch that the health port reports to people, probes and Prometheus."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ UPSTREAMS = ("Headscale", "Cloudflare")
 """The upstreams that dns-watch sends requests to."""
 
 # Requests to Headscale can be routed through the Kubernetes API, which can fail on its own.
-_FAILING_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
+_ALL_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
-# The loop counts as dead after this many of its longest intervals without progress. A record counts as right for this
-# many VERIFY_INTERVALs after it was read.
+# The loop counts as dead if it makes no progress for this many of its longest intervals. A record counts as right for
+# this many VERIFY_INTERVALs after it was read.
 _TOLERATED_INTERVALS = 3
 
 
@@ -35,10 +35,12 @@ class Status:
         clock: returns seconds since 1970.
         restart_helps: a restart of the tailscale container brings the node back.
         poll_interval_s: the current interval between polls of a registered node.
-        silent_since_s: monotonic time of the last progress, or the end of the wait after it.
+        silent_since_s: monotonic time of the last progress, or of the end of the wait that follows it.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
+        retries: retries after a failure, by upstream.
+        passes: completed passes, by "finished" and "failed".
         passes_s: the total duration of all passes in seconds.
     """
 
@@ -61,8 +63,8 @@ class Status:
         self.silent_since_s = self.monotonic()
         # A counter that first appears with its first event hides that event from `increase()`.
         self.requests.update({(upstream, outcome): 0 for upstream in UPSTREAMS for outcome in _OUTCOMES})
-        self.throttled_s.update(dict.fromkeys(_FAILING_UPSTREAMS, 0.0))
-        self.retries.update(dict.fromkeys(_FAILING_UPSTREAMS, 0))
+        self.throttled_s.update(dict.fromkeys(_ALL_UPSTREAMS, 0.0))
+        self.retries.update(dict.fromkeys(_ALL_UPSTREAMS, 0))
         self.passes.update(finished=0, failed=0)
         for upstream in UPSTREAMS:
             self.succeeded_at.setdefault(upstream, 0.0)
@@ -81,7 +83,7 @@ class Status:
         self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s
 
     def pass_began(self) -> None:
-        """Record progress. It ends the wait after the last pass, even one that was to be longer."""
+        """Record progress. A pass can begin before the planned wait is over."""
         self.silent_since_s = min(self.silent_since_s, self.monotonic())
 
     def pass_ended(self, wait_s: float, *, duration_s: float, failed: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, ItemsAsText, Number, node_of
+from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, ItemsAsText, Number, node_from_value
 
 # A line that begins with --- starts a document, even in the middle of a multi-line text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
@@ -86,7 +86,7 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
         except ValueError:
             pass
         else:
-            return node_of(pairs, style='"'), True
+            return node_from_value(pairs, style='"'), True
     try:
         _check_depth(document)
         return yaml.compose(document, Loader=_Loader), False
@@ -125,7 +125,7 @@ def write_document(document: str, root: yaml.Node, added: Sequence[ItemsAsText],
     for items in added:
         before, _, after = text.partition(f"- {items.placeholder}\n")
         indent = before.rpartition("\n")[2]
-        text = f"{before.removesuffix(indent)}{block_of(items.values, indent)}{after}"
+        text = f"{before.removesuffix(indent)}{block_yaml(items.values, indent)}{after}"
     head = _HEAD.match(document)
     prefix = head[0] if head else ""
     if document.startswith("---") and not prefix:
@@ -138,21 +138,23 @@ def _to_yaml(node: yaml.Node) -> str:
     return text
 
 
-def block_of(value: Any, indent: str = "") -> str:
+def block_yaml(value: Any, indent: str = "") -> str:
     """Return an object or a list as YAML, over several lines."""
     inner = f"{indent}  "
     text = ""
     if isinstance(value, dict):
         for key, member in value.items():
             if isinstance(member, dict):
-                text += f"{indent}{key}:\n{block_of(member, inner)}"
+                text += f"{indent}{key}:\n{block_yaml(member, inner)}"
             elif isinstance(member, list):
-                text += f"{indent}{key}:\n{block_of(member, indent)}"
+                text += f"{indent}{key}:\n{block_yaml(member, indent)}"
             else:
                 text += f"{indent}{key}: {_scalar(member)}\n"
     else:
         for item in value:
-            text += f"{indent}- " + (block_of(item, inner).lstrip() if isinstance(item, dict) else f"{_scalar(item)}\n")
+            text += f"{indent}- " + (
+                block_yaml(item, inner).lstrip() if isinstance(item, dict) else f"{_scalar(item)}\n"
+            )
     return text
 
 

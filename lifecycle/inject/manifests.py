@@ -10,11 +10,19 @@ from typing import Any, cast
 import yaml
 
 from lifecycle.domain.errors import ManifestError
-from lifecycle.inject.documents import block_of, join_documents, parse_document, split_documents, write_document
-from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, resolve_aliases, text_of, value_of_node
-from lifecycle.inject.rules import LABEL, STATE_SECRET, Site, Workload, refusals, starts_after_own, values_for
+from lifecycle.inject.documents import block_yaml, join_documents, parse_document, split_documents, write_document
+from lifecycle.inject.nodes import ItemsAsText, add_items, field_of, node_value, resolve_aliases, scalar_text
+from lifecycle.inject.rules import (
+    LABEL,
+    STATE_SECRET,
+    Site,
+    Workload,
+    own_init_containers_start_first,
+    refusals,
+    template_values,
+)
 from lifecycle.inject.state import state_objects
-from lifecycle.inject.template import DOMAIN, fill_in
+from lifecycle.inject.template import DOMAIN, fill_template
 
 # The path of the pod template in each kind of object. A Pod is its own template.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -110,7 +118,7 @@ def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     """Yield the objects of a document, also those inside lists; none if it has no label or annotation of ours."""
     # The search of lines misses a name with escapes, and finds none behind a #, which can be part of a text.
     is_possible = DOMAIN in document or "\\" in document
-    if not _PREFIX.search(document) and not (is_possible and DOMAIN in text_of(root)):
+    if not _PREFIX.search(document) and not (is_possible and DOMAIN in scalar_text(root)):
         return
     resolve_aliases(root)
     yield from _members(root)
@@ -128,7 +136,7 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
                 raise ManifestError(f"is a {kind.value} whose items have no kind. Use a List")
             yield from _members(item)
     else:
-        yield _Object(node, value_of_node(node))
+        yield _Object(node, node_value(node))
 
 
 def _add_containers(item: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
@@ -142,12 +150,12 @@ def _add_containers(item: _Object, site: Site, problems: list[str]) -> list[Item
         return None
     reasons = list(refusals(workload, site))
     problems += [f"{item.kind} {item.name}: {reason}" for reason in reasons]
-    if reasons or not workload.is_wanted or workload.is_injected:
+    if reasons or not workload.requests_injection or workload.is_injected:
         return None
-    containers, volumes = fill_in(values_for(workload, site))
+    containers, volumes = fill_template(template_values(workload, site))
     spec = cast("yaml.MappingNode", field_of(item.node, *TEMPLATES[item.kind], "spec"))
     added = [
-        add_items(spec, "initContainers", containers, at_end=starts_after_own(workload)),
+        add_items(spec, "initContainers", containers, at_end=own_init_containers_start_first(workload)),
         add_items(spec, "volumes", volumes, at_end=True),
     ]
     return [items for items in added if items is not None]
@@ -229,7 +237,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
     documents = []
     for item in objects:
         workload = _workload(item)
-        if workload is None or not workload.is_wanted or not workload.annotations.get(STATE_SECRET):
+        if workload is None or not workload.requests_injection or not workload.annotations.get(STATE_SECRET):
             continue
         try:
             found = list(state_objects(workload, name=item.name, owner=item.data))
@@ -241,7 +249,7 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
             problems.append(f"{item.kind} {item.name}: {error}")
             continue
         documents += [
-            f"---\n{block_of(content)}"
+            f"---\n{block_yaml(content)}"
             for content in found
             if (content["kind"], content["metadata"]["namespace"], content["metadata"]["name"]) not in present
         ]

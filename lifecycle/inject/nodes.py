@@ -42,7 +42,7 @@ class Number(str):
     __slots__ = ()
 
 
-def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
+def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
     """Return the node of a JSON value, with the nodes of its members.
 
     Args:
@@ -58,12 +58,13 @@ def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
     if isinstance(value, Fields | dict):
         fields = value if isinstance(value, Fields) else value.items()
         pairs = [
-            (yaml.ScalarNode(STRING, key, style=style), node_of(member, style, depth + 1)) for key, member in fields
+            (yaml.ScalarNode(STRING, key, style=style), node_from_value(member, style, depth + 1))
+            for key, member in fields
         ]
         return yaml.MappingNode(_MAPPING, pairs, flow_style=style is not None)
     if isinstance(value, list):
         return yaml.SequenceNode(
-            _SEQUENCE, [node_of(member, style, depth + 1) for member in value], flow_style=style is not None
+            _SEQUENCE, [node_from_value(member, style, depth + 1) for member in value], flow_style=style is not None
         )
     if isinstance(value, str) and not isinstance(value, Number):
         # Without quotes, Kubernetes reads 1e3 or 0o14 as a number and y as a boolean, unlike PyYAML.
@@ -72,12 +73,12 @@ def node_of(value: Any, style: str | None = None, depth: int = 0) -> yaml.Node:
     return yaml.ScalarNode(_TAGS.get(type(value), _NUMBER if text.lstrip("-").isdigit() else _FLOAT), text)
 
 
-def value_of_node(node: yaml.Node) -> Any:
+def node_value(node: yaml.Node) -> Any:
     """Return the value of a node. A scalar that is no integer, boolean or null is returned as text."""
     if isinstance(node, yaml.MappingNode):
-        return {str(key.value): value_of_node(value) for key, value in node.value}
+        return {str(key.value): node_value(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):
-        return [value_of_node(item) for item in node.value]
+        return [node_value(item) for item in node.value]
     if node.tag in _CONSTRUCTED:
         with suppress(ValueError, KeyError):
             return _CONSTRUCTOR.construct_object(node)
@@ -114,7 +115,7 @@ def add_items(spec: yaml.MappingNode, name: str, values: list[Any], *, at_end: b
         object is written on one line.
     """
     items = None if spec.flow_style else ItemsAsText(values)
-    nodes = [yaml.ScalarNode(STRING, items.placeholder)] if items else [node_of(value) for value in values]
+    nodes = [yaml.ScalarNode(STRING, items.placeholder)] if items else [node_from_value(value) for value in values]
     existing = field_of(spec, name)
     if isinstance(existing, yaml.SequenceNode) and existing.value:
         existing.value = [*existing.value, *nodes] if at_end else [*nodes, *existing.value]
@@ -184,7 +185,7 @@ def _pairs(node: yaml.MappingNode, budget: list[int], parents: tuple[int, ...]) 
     return [*inherited, *own]
 
 
-def text_of(root: yaml.Node) -> str:
+def scalar_text(root: yaml.Node) -> str:
     """Return the text of all scalars of a document. Those behind several aliases are included once."""
     seen: set[int] = set()
     waiting, texts = [root], []

@@ -179,7 +179,7 @@ class Workload:
         return _texts(self.metadata.get("annotations"))
 
     @property
-    def is_wanted(self) -> bool:
+    def requests_injection(self) -> bool:
         """Whether the containers are to be added."""
         return self.labels.get(LABEL) == "true"
 
@@ -211,7 +211,7 @@ def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
 def refusals(workload: Workload, site: Site) -> Iterator[str]:
     """Yield each reason why the containers cannot be added; none if they can."""
     yield from _name_refusals(workload)
-    if not workload.is_wanted:
+    if not workload.requests_injection:
         return
     yield from _hostname_refusals(workload, site)
     yield from _pod_refusals(workload)
@@ -300,7 +300,7 @@ def full_hostname(hostname: str, domain: str) -> str:
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
-def values_for(workload: Workload, site: Site) -> Values:
+def template_values(workload: Workload, site: Site) -> Values:
     """Return the values of the placeholders for a workload."""
     annotations = workload.annotations
     hostname = full_hostname(annotations[HOSTNAME], site.domain)
@@ -331,6 +331,6 @@ def _defaults(site: Site) -> dict[str, str]:
     return {name: value for name, value in DEFAULTS.items() if needs_file or name != "HEADSCALE_API_KEY_FILE"}
 
 
-def starts_after_own(workload: Workload) -> bool:
+def own_init_containers_start_first(workload: Workload) -> bool:
     """Return True if the pod's own init containers start before the added ones."""
     return workload.annotations.get(INIT_CONTAINERS) == "before"

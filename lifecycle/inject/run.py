@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lifecycle.domain.errors import ManifestError
 from lifecycle.inject.rules import Site
-from lifecycle.settings.load import passed_on
+from lifecycle.settings.load import settings_to_pass_on
 from lifecycle.settings.models import InjectSettings, site_variables
 
 _STANDARD_INPUT = "-"
@@ -37,12 +37,12 @@ def _text(file: str) -> str:
         raise ManifestError(f"{file}: is not UTF-8 text") from None
 
 
-def site_of(settings: InjectSettings) -> Site:
+def site_from_settings(settings: InjectSettings) -> Site:
     """Return what is the same for all workloads."""
     return Site(
         domain=settings.domain_name,
         login_server=settings.login_server,
-        settings={**passed_on(site_variables()), "DOMAIN_NAME": settings.domain_name},
+        settings={**settings_to_pass_on(site_variables()), "DOMAIN_NAME": settings.domain_name},
         lifecycle_image=settings.lifecycle_image,
         tailscale_image=settings.tailscale_image,
     )

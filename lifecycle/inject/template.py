@@ -118,7 +118,7 @@ VOLUMES = tuple(volume["name"] for volume in added_volumes())
 """The names of the added volumes."""
 
 
-def fill_in(values: Values) -> tuple[list[Json], list[Json]]:
+def fill_template(values: Values) -> tuple[list[Json], list[Json]]:
     """Return the containers and the volumes of one workload."""
     resolved = values.resolve()
     return [_fill(container, resolved) for container in added_containers()], added_volumes()

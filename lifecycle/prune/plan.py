@@ -68,23 +68,23 @@ class PruneWorkload:
         return self.name, frozenset(self.records), machines
 
 
-def plan_prune(seen: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
+def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
     """Find the workloads to remove, in order of names; the time is by Headscale's clock.
 
     Raises:
         LifecycleError: the workload that was named has no record of ours.
     """
     if config.name is None:
-        return _plan_gone(seen, config=config, now=now)
+        return _plan_gone(observation, config=config, now=now)
     full_name = record_name(config.name, config.domain)
-    records = dict(_by_workload(seen.records, config.mark)).get(full_name)
+    records = dict(_by_workload(observation.records, config.mark)).get(full_name)
     if records is None:
         raise LifecycleError(
             f'no record named {config.name} has the comment "{config.mark}". Check that DNS_OWNER is that of the '
             "workload. Nothing was removed"
         )
-    named = [node for node in seen.nodes if record_name(node.hostname, config.domain) == full_name]
-    nodes = tuple(node for node in named if _owns(node, seen.user, config))
+    named = [node for node in observation.nodes if record_name(node.hostname, config.domain) == full_name]
+    nodes = tuple(node for node in named if _owns(node, observation.user, config))
     return [PruneWorkload(full_name, records, nodes, reason="it was named")]
 
 
@@ -104,18 +104,18 @@ def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> N
     )
 
 
-def _plan_gone(seen: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
+def _plan_gone(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
     """Find the workloads whose node is gone or has been offline for long.
 
     If no node is online the result is empty: after a restart of Headscale every node is offline until it reconnects.
     """
-    if not any(node.online for node in seen.nodes):
+    if not any(node.online for node in observation.nodes):
         return []
     found = []
-    for name, records in _by_workload(seen.records, config.mark):
-        candidates = [node for node in seen.nodes if may_have_name(node, name)]
+    for name, records in _by_workload(observation.records, config.mark):
+        candidates = [node for node in observation.nodes if may_have_name(node, name)]
         # The workload stays if a node of its name is not ours, or may come back at any moment.
-        if all(_owns(node, seen.user, config) and _is_long_offline(node, config, now) for node in candidates):
+        if all(_owns(node, observation.user, config) and _is_long_offline(node, config, now) for node in candidates):
             nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
             reason = f"its node has been offline for more than {config.after}" if candidates else "its node is gone"
             found.append(PruneWorkload(name, records, nodes, reason))

@@ -108,5 +108,5 @@ class Prune:
     def _plan(self) -> tuple[User, list[PruneWorkload]]:
         """Read both upstreams; return the owner of our nodes, and the workloads to remove."""
         headscale = self.writers.headscale
-        seen = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
-        return seen.user, plan_prune(seen, config=self._config, now=headscale.server_time(self.now()))
+        observation = observe(self.settings, headscale=headscale, cloudflare=self.writers.cloudflare)
+        return observation.user, plan_prune(observation, config=self._config, now=headscale.server_time(self.now()))

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.fields import checked_text
 from lifecycle.settings.models import (
-    NOT_A_SETTING,
+    NON_SETTINGS,
     PLACEHOLDERS,
     SECRET_FOLDER,
     Command,
@@ -75,14 +75,14 @@ def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict
     ignored = set(service_links(variables))
     given: dict[str, str] = {}
     wrong: dict[str, str] = {}
-    for name in [*command_variables(command), *NOT_A_SETTING]:
+    for name in [*command_variables(command), *NON_SETTINGS]:
         value = variables.get(name, "")
         if name in ignored or (not value and (name != _MAY_BE_EMPTY or name not in variables)):
             continue
         try:
             given[name] = checked_text(value)
         except ValueError as error:
-            if name not in NOT_A_SETTING:
+            if name not in NON_SETTINGS:
                 wrong[name] = str(error)
     return given, wrong
 
@@ -112,7 +112,7 @@ def _variables_of_file() -> dict[str, str]:
     return {name: (value or "").strip() for name, value in from_file.items()}
 
 
-def passed_on(names: Iterable[str]) -> dict[str, str]:
+def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
     """Return the text of the settings that `inject` passes to other pods.
 
     Proxies and certificate authorities are passed on only from `.env`: in the environment, they are those of this
@@ -153,12 +153,12 @@ def service_links(variables: Mapping[str, str]) -> list[str]:
 
 def variables_read() -> set[str]:
     """Return the names of all variables that any command reads."""
-    return every_variable() | NOT_A_SETTING | {name.lower() for name in _ALSO_LOWER_CASE}
+    return every_variable() | NON_SETTINGS | {name.lower() for name in _ALSO_LOWER_CASE}
 
 
 def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Return variables that resemble a setting, each with the setting's name."""
-    known = (every_variable() | NOT_A_SETTING) - _SHARED_VARIABLES
+    known = (every_variable() | NON_SETTINGS) - _SHARED_VARIABLES
     return [
         (variable, meant)
         for variable in sorted(set(variables) - variables_read())

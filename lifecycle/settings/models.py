@@ -424,15 +424,15 @@ class Settings(BaseSettings):
     @property
     def names(self) -> list[str]:
         """All full names of the workload, the main name first."""
-        return [self.record_name, *(record_identity.name for record_identity in self.further_records)]
+        return [self.record_name, *(record_identity.name for record_identity in self.further_identities)]
 
     @property
-    def records(self) -> RecordIdentity:
+    def main_identity(self) -> RecordIdentity:
         """Criteria for owning a record at the main name."""
         return RecordIdentity(self.record_name, self.mark, self.vpn_prefixes)
 
     @property
-    def further_records(self) -> tuple[RecordIdentity, ...]:
+    def further_identities(self) -> tuple[RecordIdentity, ...]:
         """Criteria for owning a record at each further name."""
         aliases = [record_name(name, self.domain_name) for name in self.dns_aliases]
         kinds = {
@@ -509,7 +509,7 @@ class DnsWatchSettings(Settings):
         return _EXEC_POLL_INTERVAL if self.access == "exec" else timedelta()
 
     @property
-    def node_poll_interval(self) -> timedelta:
+    def effective_poll_interval(self) -> timedelta:
         """POLL_INTERVAL, or the minimum if that is longer."""
         return max(self.poll_interval, self.min_poll_interval)
 
@@ -604,12 +604,12 @@ _OF_ONE_POD = frozenset(
     | {"DNS_ALIASES", "DNS_SHARED_NAMES"}
 )
 
-NOT_A_SETTING = frozenset({"HOSTNAME"})
+NON_SETTINGS = frozenset({"HOSTNAME"})
 
 
 def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
     """Return a command's settings by variable name, in the order of the documentation."""
-    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NOT_A_SETTING}
+    return {name.upper(): field for name, field in command.model_fields.items() if name.upper() not in NON_SETTINGS}
 
 
 def site_variables() -> list[str]:

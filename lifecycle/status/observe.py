@@ -10,7 +10,7 @@ from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.domain.errors import ApiError, AuthError, LifecycleError
 from lifecycle.domain.ownership import choose_user
 from lifecycle.settings.models import StatusSettings
-from lifecycle.status.plan import Observation, StatusConfig
+from lifecycle.status.assess import Observation, StatusConfig
 
 
 def status_config(settings: StatusSettings) -> StatusConfig:
@@ -26,21 +26,21 @@ def status_config(settings: StatusSettings) -> StatusConfig:
 
 def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
     """Read Headscale, then Cloudflare. A part that could not be read is None, and `problems` contains the error."""
-    seen, problems = Observation(), []
+    observation, problems = Observation(), []
     try:
-        seen = replace(seen, users=headscale.users())
-        user = choose_user(seen.users, settings.headscale_user)
-        seen = replace(seen, user=user, nodes=headscale.nodes())
+        observation = replace(observation, users=headscale.users())
+        user = choose_user(observation.users, settings.headscale_user)
+        observation = replace(observation, user=user, nodes=headscale.nodes())
         with suppress(ApiError):
-            seen = replace(seen, api_key_expires_at=headscale.api_key_expires_at())
+            observation = replace(observation, api_key_expires_at=headscale.api_key_expires_at())
     except LifecycleError as error:
         problems.append(str(error))
     try:
         # A token that may edit records may not be allowed to read the zone.
         with suppress(AuthError):
             cloudflare.check_zone(settings.domain_name)
-            seen = replace(seen, apex=cloudflare.zone_name())
-        seen = replace(seen, records=cloudflare.every_record())
+            observation = replace(observation, apex=cloudflare.zone_name())
+        observation = replace(observation, records=cloudflare.every_record())
     except LifecycleError as error:
         problems.append(str(error))
-    return replace(seen, problems=problems)
+    return replace(observation, problems=problems)

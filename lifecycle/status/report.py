@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lifecycle.domain.text import printable, timestamp
-from lifecycle.status.plan import Row
+from lifecycle.status.assess import Row
 
 _COLUMNS = ("NAME", "RECORD", "NODE", "ADDRESS", "ONLINE", "STATE")
 _NONE = "<none>"
@@ -63,7 +63,7 @@ def document(
     }
 
 
-def shortener(words: Iterable[str]) -> Callable[[str], str]:
+def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
     """Return a function that shortens names and addresses in a text, for a public place.
 
     Args:

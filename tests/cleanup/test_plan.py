@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import timedelta
 from ipaddress import ip_address
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from lifecycle.cleanup.observe import saved_state
 from lifecycle.cleanup.plan import (
+    CleanupConfig,
     NoKeptNode,
     SavedState,
     find_kept_node,
@@ -23,7 +26,7 @@ from lifecycle.cleanup.plan import (
 )
 from lifecycle.domain.changes import DeleteNode, DeleteRecord
 from lifecycle.domain.errors import NameTakenError
-from lifecycle.domain.model import IpAddress, Node, Record, RegisterMethod, User
+from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, RegisterMethod, User
 from tests.builders import (
     ANN,
     EXPIRED,
@@ -33,12 +36,22 @@ from tests.builders import (
     NOW,
     OTHER_MARK,
     RECORD_IDENTITY,
+    SVC,
     a_node,
     a_record,
     addresses,
 )
 
 VPN6 = "fd7a:115c:a1e0::1"
+
+CONFIG = CleanupConfig(
+    hostname=NAME,
+    tags=NODE_IDENTITY.tags,
+    main_identity=RECORD_IDENTITY,
+    key_spec=lambda user: KeySpec(user, lifetime=timedelta(hours=1)),
+    keep_node=False,
+    leave_one_record=False,
+)
 
 
 def deleted_nodes(nodes: Iterable[Node], *, kept: str | None = None) -> list[str]:
@@ -157,20 +170,23 @@ class TestKeptNode:
         assert part in found.reason
 
 
-def deleted_records(
-    *records: Record,
-    our_addresses: Sequence[IpAddress] = (),
-    other_addresses: Sequence[IpAddress] = (),
+def record_deletions(
+    records: Iterable[Record],
+    *,
+    our_addresses: Iterable[IpAddress] = (),
+    other_addresses: Iterable[IpAddress] = (),
     leave_one: bool = False,
-) -> list[str]:
-    changes = plan_records(
-        records,
-        record_identity=RECORD_IDENTITY,
-        our_addresses=our_addresses,
-        other_addresses=other_addresses,
-        leave_one=leave_one,
-    )
-    return [change.record.id for change in changes]
+) -> list[DeleteRecord]:
+    """Plan with one node of ours and one of another user, which have these addresses."""
+    nodes = [
+        a_node(1, addresses=map(str, our_addresses)),
+        a_node(2, user=ANN, addresses=map(str, other_addresses)),
+    ]
+    return plan_records(records, nodes, config=replace(CONFIG, leave_one_record=leave_one), user=SVC)
+
+
+def deleted_records(*records: Record, **options: Any) -> list[str]:
+    return [change.record.id for change in record_deletions(records, **options)]
 
 
 class TestRecords:
@@ -220,14 +236,11 @@ class TestRecords:
         )
 
     def test_reason_names_the_state_of_the_address(self) -> None:
-        here = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.2")]
-        changes = plan_records(
-            here, record_identity=RECORD_IDENTITY, our_addresses=(), other_addresses=addresses("100.64.0.2")
-        )
+        records = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.2")]
 
-        assert changes == [
-            DeleteRecord(here[0], reason="no node of this workload has its address"),
-            DeleteRecord(here[1], reason="its address belongs to another node"),
+        assert record_deletions(records, other_addresses=addresses("100.64.0.2")) == [
+            DeleteRecord(records[0], reason="no node of this workload has its address"),
+            DeleteRecord(records[1], reason="its address belongs to another node"),
         ]
 
     def test_deletions_are_in_order_of_ids(self) -> None:
@@ -385,12 +398,8 @@ class TestProperties:
     def test_only_records_of_ours_are_deleted(
         self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress], leave_one: bool
     ) -> None:
-        changes = plan_records(
-            records,
-            record_identity=RECORD_IDENTITY,
-            our_addresses=our_addresses,
-            other_addresses=other_addresses,
-            leave_one=leave_one,
+        changes = record_deletions(
+            records, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
         )
 
         for change in changes:

@@ -20,14 +20,14 @@ from lifecycle.dns_watch.healing import (
 from lifecycle.dns_watch.schedule import records_are_due
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
-    Applied,
+    ApplyResult,
     Decision,
     FailedRead,
     HealState,
     KeyCheck,
     KnownNode,
     Loss,
-    Missing,
+    LossKind,
     Moment,
     Observation,
     RecordsRead,
@@ -85,7 +85,7 @@ def key_spec(user: User) -> KeySpec:
 
 
 CONFIG = WatchConfig(
-    records=RECORD_IDENTITY,
+    main_identity=RECORD_IDENTITY,
     hostname=NAME,
     user="svc",
     tags=frozenset(),
@@ -121,17 +121,17 @@ def found(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = 
 
 
 def missing(
-    kind: Missing | None = Missing.GONE,
+    kind: LossKind | None = LossKind.GONE,
     *,
     successor: Node | None = None,
     is_list_empty: bool = False,
     **fields: object,
 ) -> Observation:
     """Return an observation without a node, for this reason; None = the reason is uncertain."""
-    node_id = None if kind in (Missing.STRANDED, Missing.UNREGISTERED) else "1"
+    node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
     loss = None if kind is None else Loss(kind, node_id, is_list_empty)
-    seen = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
-    return replace(seen, **fields)  # type: ignore[arg-type]
+    observation = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
+    return replace(observation, **fields)  # type: ignore[arg-type]
 
 
 KNOWN = State(node=OWN, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
@@ -139,7 +139,7 @@ SPEC = RecordSpec(NAME, INTERFACE[0], 60, MARK)
 IN_SYNC = replace(
     KNOWN,
     records=RecordState(
-        compared=(SPEC,), verify_at_s=VERIFY_S, in_sync=True, reason="", addresses=INTERFACE, verified_at_s=0.0
+        compared_specs=(SPEC,), verify_at_s=VERIFY_S, in_sync=True, reason="", addresses=INTERFACE, verified_at_s=0.0
     ),
 )
 
@@ -151,8 +151,8 @@ def event_names(decision: Decision) -> list[str]:
 def after(state: State, *steps: tuple[float, Observation], config: WatchConfig = CONFIG) -> Decision:
     """Return the last of several decisions, each of which was applied successfully."""
     decision = Decision(state)
-    for seconds, seen in steps:
-        decision = decide(decision.state, seen, config=config, now=at(seconds))
+    for seconds, observation in steps:
+        decision = decide(decision.state, observation, config=config, now=at(seconds))
     return decision
 
 
@@ -192,32 +192,38 @@ def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> N
 
 
 def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
-    seen = found(records=[a_record(content="100.64.0.9")])
-    decision = decide(IN_SYNC, seen, config=CONFIG, now=at(0))
+    observation = found(records=[a_record(content="100.64.0.9")])
+    decision = decide(IN_SYNC, observation, config=CONFIG, now=at(0))
     assert not decision.state.records.in_sync
-    done = conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(1))
+    done = conclude(decision, ApplyResult(), observation=observation, config=CONFIG, now=at(1))
     assert done.state.records.in_sync
 
 
 def test_a_created_record_is_read_again_soon() -> None:
     """Another pod may have created one in the same second."""
-    seen = found(records=[])
-    done = conclude(decide(KNOWN, seen, config=CONFIG, now=at(0)), Applied(), seen=seen, config=CONFIG, now=at(0))
+    observation = found(records=[])
+    done = conclude(
+        decide(KNOWN, observation, config=CONFIG, now=at(0)),
+        ApplyResult(),
+        observation=observation,
+        config=CONFIG,
+        now=at(0),
+    )
     assert done.state.records.verify_at_s == POLL_S
 
 
 def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -> None:
-    seen = found(records=[])
+    observation = found(records=[])
     state = KNOWN
     waits = []
     for seconds in (0, 100, 200):
-        decision = decide(state, seen, config=CONFIG, now=at(seconds))
-        failed = Applied(records_error=CLOUDFLARE_OUTAGE)
-        done = conclude(decision, failed, seen=seen, config=CONFIG, now=at(seconds))
+        decision = decide(state, observation, config=CONFIG, now=at(seconds))
+        failed = ApplyResult(records_error=CLOUDFLARE_OUTAGE)
+        done = conclude(decision, failed, observation=observation, config=CONFIG, now=at(seconds))
         state = done.state
         waits.append(state.records.not_before_s - seconds)
         assert not state.records.in_sync
-        assert state.records.compared is None
+        assert state.records.compared_specs is None
         assert [failure.error for failure in done.failures] == [CLOUDFLARE_OUTAGE]
     assert waits == [0.5, 1.0, 2.0]
 
@@ -250,9 +256,9 @@ def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiE
 
 def test_a_moved_address_is_out_of_sync_before_the_record_can_be_read() -> None:
     moved = replace(NODE, addresses=addresses("100.64.0.8"))
-    seen = replace(found(moved, records=None), interface=addresses("100.64.0.8"))
+    observation = replace(found(moved, records=None), interface=addresses("100.64.0.8"))
     state = replace(IN_SYNC, records=replace(IN_SYNC.records, not_before_s=1000.0))
-    assert not decide(state, seen, config=CONFIG, now=at(10)).state.records.in_sync
+    assert not decide(state, observation, config=CONFIG, now=at(10)).state.records.in_sync
 
 
 def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
@@ -264,21 +270,21 @@ def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
 
 
 def test_an_address_that_the_interface_lacks_is_not_published() -> None:
-    seen = replace(found(records=[]), interface=addresses("100.64.0.2"))
-    assert decide(KNOWN, seen, config=CONFIG, now=at(0)).changes == ()
+    observation = replace(found(records=[]), interface=addresses("100.64.0.2"))
+    assert decide(KNOWN, observation, config=CONFIG, now=at(0)).changes == ()
 
 
 def test_another_node_than_before_invalidates_what_was_compared() -> None:
     other = a_node(2, addresses=[V4])
     decision = decide(IN_SYNC, found(other, records=None), config=CONFIG, now=at(0))
-    assert decision.state.records.compared is None
+    assert decision.state.records.compared_specs is None
     assert decision.state.node == KnownNode("2", other.machine_key)
     assert "node.registered" in event_names(decision)
 
 
 # --- Further names ----------------------------------------------------------------------------------
 
-NAMES = replace(CONFIG, further=FURTHER_NAMES)
+NAMES = replace(CONFIG, further_identities=FURTHER_NAMES)
 ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK)
 EVERY_RECORD = (
     a_record(content=V4),
@@ -312,24 +318,24 @@ def test_records_at_every_name_are_created_once() -> None:
     ],
 )
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
-    seen = found(records=[foreign])
-    decision = decide(KNOWN, seen, config=NAMES, now=at(0))
+    observation = found(records=[foreign])
+    decision = decide(KNOWN, observation, config=NAMES, now=at(0))
     assert [change.name for change in decision.changes if isinstance(change, RECORD_CHANGES)] == [
         name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
     assert event.fields["record"] == foreign.name
-    records = conclude(decision, Applied(), seen=seen, config=NAMES, now=at(1)).state.records
+    records = conclude(decision, ApplyResult(), observation=observation, config=NAMES, now=at(1)).state.records
     assert (records.in_sync, records.addresses) == (False, INTERFACE)
     assert foreign.name in records.reason
 
 
 def test_no_alias_points_to_a_foreign_record() -> None:
     foreign = a_record(content="203.0.113.7", comment="")
-    seen = found(records=[foreign])
+    observation = found(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
-    decision = decide(KNOWN, seen, config=NAMES, now=at(0))
-    records = conclude(decision, Applied(), seen=seen, config=NAMES, now=at(1)).state.records
+    decision = decide(KNOWN, observation, config=NAMES, now=at(0))
+    records = conclude(decision, ApplyResult(), observation=observation, config=NAMES, now=at(1)).state.records
     assert (records.in_sync, records.addresses) == (False, ())
 
 
@@ -376,7 +382,7 @@ def test_standing_down_is_reported_once_and_ends() -> None:
 
 def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
     check = KeyCheck(a_key(used=True), is_in_file=True)
-    steps = [(seconds, missing(successor=SUCCESSOR, key=check)) for seconds in (0, 40, 80, 120)]
+    steps = [(seconds, missing(successor=SUCCESSOR, key_check=check)) for seconds in (0, 40, 80, 120)]
     decision = after(IN_SYNC, *steps)
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
@@ -386,11 +392,11 @@ def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
 # --- Lookups ----------------------------------------------------------------------------------------
 
 
-def waits_of(state: State, seen: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
+def waits_of(state: State, observation: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
     """Return the wait after each of several consecutive observations."""
     waits = []
     seconds = 0.0
-    for one in seen:
+    for one in observation:
         decision = decide(state, one, config=config, now=at(seconds))
         state = decision.state
         waits.append(decision.wait_s)
@@ -399,27 +405,27 @@ def waits_of(state: State, seen: Sequence[Observation], *, config: WatchConfig =
 
 
 def test_lookups_slow_down_to_the_retry_interval() -> None:
-    waits = waits_of(State(interface=INTERFACE), [missing(Missing.UNREGISTERED)] * 10)
+    waits = waits_of(State(interface=INTERFACE), [missing(LossKind.UNREGISTERED)] * 10)
     assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
 
 
 def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
-    slow = after(State(), *[(seconds, missing(Missing.UNREGISTERED)) for seconds in range(20)])
+    slow = after(State(), *[(seconds, missing(LossKind.UNREGISTERED)) for seconds in range(20)])
     assert slow.wait_s == pytest.approx(8.0)
-    changed = replace(missing(Missing.UNREGISTERED), interface=addresses("100.64.0.5"))
+    changed = replace(missing(LossKind.UNREGISTERED), interface=addresses("100.64.0.5"))
     assert after(slow.state, (30, changed)).wait_s == pytest.approx(0.8)
 
 
 def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
     failed = Observation(INTERFACE, FailedRead(OUTAGE))
     assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    decision = after(State(), (0, missing(Missing.UNREGISTERED)), (1, failed), (2, failed))
+    decision = after(State(), (0, missing(LossKind.UNREGISTERED)), (1, failed), (2, failed))
     assert (decision.state.lookups, decision.state.failures) == (1, 2)
 
 
 def test_the_command_gives_up_after_max_retries() -> None:
     config = replace(CONFIG, max_retries=3)
-    steps = [(seconds, missing(Missing.UNREGISTERED)) for seconds in range(3)]
+    steps = [(seconds, missing(LossKind.UNREGISTERED)) for seconds in range(3)]
     assert after(State(), *steps[:2], config=config).give_up is None
     reason = after(State(), *steps, config=config).give_up
     assert reason is not None
@@ -427,15 +433,15 @@ def test_the_command_gives_up_after_max_retries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "seen"),
+    ("state", "observation"),
     [
         pytest.param(KNOWN, missing(None), id="registered before"),
-        pytest.param(State(), missing(Missing.GONE), id="gone before this process started"),
-        pytest.param(State(), missing(Missing.EXPIRED), id="expired before this process started"),
+        pytest.param(State(), missing(LossKind.GONE), id="gone before this process started"),
+        pytest.param(State(), missing(LossKind.EXPIRED), id="expired before this process started"),
     ],
 )
-def test_a_node_that_was_registered_is_waited_for_without_limit(state: State, seen: Observation) -> None:
-    steps = [(seconds, seen) for seconds in range(100)]
+def test_a_node_that_was_registered_is_waited_for_without_limit(state: State, observation: Observation) -> None:
+    steps = [(seconds, observation) for seconds in range(100)]
     assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
 
 
@@ -479,8 +485,8 @@ def test_an_assumed_user_is_reported_once() -> None:
     ],
 )
 def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, changes: int) -> None:
-    seen = replace(found(records=None), metadata=metadata)
-    written = decide(KNOWN, seen, config=CONFIG, now=at(0)).changes
+    observation = replace(found(records=None), metadata=metadata)
+    written = decide(KNOWN, observation, config=CONFIG, now=at(0)).changes
     assert len(written) == changes
     for change in written:
         assert isinstance(change, WriteKeyMetadata)
@@ -498,7 +504,7 @@ def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
     assert after(IN_SYNC, (0, missing()), (30, missing()), (59, missing())).state.heal.lost is None
     assert after(IN_SYNC, (0, missing()), (61, missing())).state.heal.lost is None
     decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing()))
-    assert decision.state.heal.lost is Missing.GONE
+    assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
 
 
@@ -509,8 +515,8 @@ def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_
     assert EMPTY_LIST_CONFIRMING_S == 300
     assert after(IN_SYNC, *[(seconds, ALONE) for seconds in range(300)]).state.heal.lost is None
     assert after(IN_SYNC, (0, ALONE), (301, ALONE)).state.heal.lost is None
-    decision = after(IN_SYNC, (0, ALONE), (150, ALONE), (300, missing(is_list_empty=True, key=USED)))
-    assert decision.state.heal.lost is Missing.GONE
+    decision = after(IN_SYNC, (0, ALONE), (150, ALONE), (300, missing(is_list_empty=True, key_check=USED)))
+    assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
     assert [type(change) for change in decision.changes] == [WriteFreshKey]
 
@@ -527,7 +533,7 @@ def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
 ) -> None:
     steps = [(0, first), (29, first), (30, second), (59, second)]
     assert after(IN_SYNC, *steps, (not_yet, second)).state.heal.lost is None
-    assert after(IN_SYNC, *steps, (confirmed, second)).state.heal.lost is Missing.GONE
+    assert after(IN_SYNC, *steps, (confirmed, second)).state.heal.lost is LossKind.GONE
 
 
 @pytest.mark.parametrize(
@@ -535,7 +541,7 @@ def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
     [
         pytest.param(Observation(INTERFACE, FailedRead(OUTAGE)), id="outage"),
         pytest.param(missing(None), id="uncertain observation"),
-        pytest.param(missing(Missing.EXPIRED), id="other loss"),
+        pytest.param(missing(LossKind.EXPIRED), id="other loss"),
         pytest.param(ALONE, id="empty list"),
         pytest.param(found(records=None), id="node found"),
     ],
@@ -546,10 +552,10 @@ def test_an_interruption_restarts_the_confirmation(interruption: Observation) ->
 
 
 def lost(
-    check: KeyCheck | FailedRead | None, kind: Missing = Missing.GONE, *, config: WatchConfig = CONFIG
+    check: KeyCheck | FailedRead | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
 ) -> Decision:
     """The third observation of a loss, with this key in the file."""
-    return after(IN_SYNC, (0, missing(kind)), (30, missing(kind)), (60, missing(kind, key=check)), config=config)
+    return after(IN_SYNC, (0, missing(kind)), (30, missing(kind)), (60, missing(kind, key_check=check)), config=config)
 
 
 @pytest.mark.parametrize(
@@ -584,15 +590,15 @@ def test_a_key_that_was_never_stored_is_expired_first() -> None:
 
 
 def test_a_stranded_pod_gets_a_key_only_if_it_used_the_last_one() -> None:
-    assert len(lost(USED, Missing.STRANDED).changes) == 1
-    assert lost(KeyCheck(None), Missing.STRANDED).changes == ()
+    assert len(lost(USED, LossKind.STRANDED).changes) == 1
+    assert lost(KeyCheck(None), LossKind.STRANDED).changes == ()
 
 
 def healed() -> State:
     """The state after a fresh key was written at 60 s."""
     decision = lost(USED)
-    seen = missing(key=USED)
-    return conclude(decision, Applied(key=a_key("8")), seen=seen, config=CONFIG, now=at(60)).state
+    observation = missing(key_check=USED)
+    return conclude(decision, ApplyResult(key=a_key("8")), observation=observation, config=CONFIG, now=at(60)).state
 
 
 def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
@@ -608,7 +614,7 @@ def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
         pytest.param({"key": None}, id="no key"),
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
-        pytest.param({"lost": Missing.STRANDED}, id="stranded"),
+        pytest.param({"lost": LossKind.STRANDED}, id="stranded"),
         pytest.param({"is_superseded": True}, id="superseded"),
     ],
 )
@@ -627,12 +633,14 @@ def test_fresh_keys_are_created_more_and_more_rarely() -> None:
     state = healed()
     created = []
     for seconds in range(70, 4 * 3600, 10):
-        seen = missing(key=USED)
-        decision = decide(state, seen, config=CONFIG, now=at(seconds))
+        observation = missing(key_check=USED)
+        decision = decide(state, observation, config=CONFIG, now=at(seconds))
         state = decision.state
         if decision.changes:
             created.append(seconds)
-            state = conclude(decision, Applied(key=a_key("9")), seen=seen, config=CONFIG, now=at(seconds)).state
+            state = conclude(
+                decision, ApplyResult(key=a_key("9")), observation=observation, config=CONFIG, now=at(seconds)
+            ).state
     pauses = [later - earlier for earlier, later in pairwise(created)]
     assert created
     assert pauses == sorted(pauses)
@@ -648,7 +656,9 @@ def test_a_node_that_returns_ends_the_loss() -> None:
 def test_a_failed_key_creation_backs_off() -> None:
     decision = lost(USED)
     state = decision.state
-    done = conclude(decision, Applied(key_error=OUTAGE), seen=missing(key=USED), config=CONFIG, now=at(60))
+    done = conclude(
+        decision, ApplyResult(key_error=OUTAGE), observation=missing(key_check=USED), config=CONFIG, now=at(60)
+    )
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
     assert done.state.heal.loss_count is None
@@ -656,33 +666,37 @@ def test_a_failed_key_creation_backs_off() -> None:
 
 def test_a_key_file_that_cannot_be_written_is_an_error_and_no_failure_of_headscale() -> None:
     done = conclude(
-        lost(USED), Applied(key_error=KeyFileError("read-only")), seen=missing(key=USED), config=CONFIG, now=at(60)
+        lost(USED),
+        ApplyResult(key_error=KeyFileError("read-only")),
+        observation=missing(key_check=USED),
+        config=CONFIG,
+        now=at(60),
     )
     assert event_names(done) == ["key_file.unwritable"]
     assert done.failures == ()
 
 
 def test_missing_metadata_is_reported_once() -> None:
-    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing(metadata=None, key=KeyCheck())))
+    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing(metadata=None, key_check=KeyCheck())))
     assert "key_file.unwritable" in event_names(decision)
-    again = after(decision.state, (200, missing(metadata=None, key=KeyCheck())))
+    again = after(decision.state, (200, missing(metadata=None, key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
 
 
 # --- The restart marker -----------------------------------------------------------------------------
 
 
-def marker(state: State, seen: Observation, seconds: float) -> str | None:
+def marker(state: State, observation: Observation, seconds: float) -> str | None:
     """The content of the restart marker after a pass."""
-    decision = decide(state, seen, config=CONFIG, now=at(seconds))
-    done = conclude(decision, Applied(), seen=seen, config=CONFIG, now=at(seconds))
+    decision = decide(state, observation, config=CONFIG, now=at(seconds))
+    done = conclude(decision, ApplyResult(), observation=observation, config=CONFIG, now=at(seconds))
     return fresh_key_id(done.state, at(seconds))
 
 
 def test_the_marker_exists_while_a_restart_helps() -> None:
     state = healed()
     assert fresh_key_id(state, at(61)) == "8"
-    assert marker(state, missing(key=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
+    assert marker(state, missing(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
     assert marker(state, found(records=None), 70) is None
     assert marker(state, Observation(INTERFACE, FailedRead(OUTAGE)), 70) is None
 
@@ -716,14 +730,14 @@ def test_an_unreadable_list_of_api_keys_keeps_what_is_known() -> None:
 def test_an_expired_node_is_no_longer_current() -> None:
     """An expired node is not found: the state keeps which one it was, so that it can be recognised."""
     expired = replace(NODE, expires_at=EXPIRED)
-    decision = after(IN_SYNC, (0, missing(Missing.EXPIRED)))
+    decision = after(IN_SYNC, (0, missing(LossKind.EXPIRED)))
     assert decision.state.node == KnownNode(expired.id, expired.machine_key)
     assert not decision.state.is_registered
 
 
 # --- The poll interval --------------------------------------------------------------------------------------
 
-CALM = replace(IN_SYNC, fleet=1000, calm_polls=10, fleet_due_s=1e9)
+CALM = replace(IN_SYNC, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
 CALM = replace(CALM, records=replace(CALM.records, verify_at_s=1e9))
 BUSY = TransientError("Headscale returned 503", upstream="Headscale", status=503)
 SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
@@ -749,19 +763,19 @@ def test_the_poll_interval_depends_on_the_load(
     fleet: int, response_s: float, configured_s: float, expected_s: float
 ) -> None:
     config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
-    state = replace(CALM, fleet=fleet, response_s=response_s)
-    seen = replace(found(records=None), response_s=response_s)
-    assert decide(state, seen, config=config, now=at(0)).wait_s == pytest.approx(expected_s)
+    state = replace(CALM, fleet_size=fleet, response_s=response_s)
+    observation = replace(found(records=None), response_s=response_s)
+    assert decide(state, observation, config=config, now=at(0)).wait_s == pytest.approx(expected_s)
 
 
 def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
     state = replace(CALM, interface=None)
-    seen = replace(found(records=None), interface=None)
-    assert decide(state, seen, config=CONFIG, now=at(0)).wait_s == pytest.approx(30)
+    observation = replace(found(records=None), interface=None)
+    assert decide(state, observation, config=CONFIG, now=at(0)).wait_s == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
-    ("state", "seen"),
+    ("state", "observation"),
     [
         pytest.param(replace(CALM, node=None), found(records=None), id="node registered"),
         pytest.param(replace(CALM, node=KnownNode("9", "other")), found(records=None), id="other node"),
@@ -777,8 +791,8 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
         ),
     ],
 )
-def test_anything_unusual_makes_polls_frequent_again(state: State, seen: Observation) -> None:
-    decision = decide(state, seen, config=CONFIG, now=at(0))
+def test_anything_unusual_makes_polls_frequent_again(state: State, observation: Observation) -> None:
+    decision = decide(state, observation, config=CONFIG, now=at(0))
     assert decision.wait_s == POLL_S
     waits_s = []
     for _ in range(5):
@@ -796,7 +810,10 @@ def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
 @pytest.mark.parametrize(("fleet", "longest_s"), [(1, POLL_S), (1000, 300.0)])
 def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) -> None:
     failed = decide(
-        replace(CALM, fleet=fleet, failures=50), Observation(INTERFACE, FailedRead(OUTAGE)), config=CONFIG, now=at(0)
+        replace(CALM, fleet_size=fleet, failures=50),
+        Observation(INTERFACE, FailedRead(OUTAGE)),
+        config=CONFIG,
+        now=at(0),
     )
     assert failed.wait_s == longest_s
 
@@ -826,9 +843,11 @@ def test_one_slow_response_changes_little() -> None:
 
 
 def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
-    first = decide(State(), replace(found(), fleet=1), config=CONFIG, now=at(0, jitter=1.0)).state
-    assert 0 < first.fleet_due_s <= 2 * 3600
-    second = decide(first, replace(found(), fleet=1000), config=CONFIG, now=at(first.fleet_due_s)).state
-    assert (second.fleet, second.fleet_due_s - first.fleet_due_s) == (1000, 86_400)
-    unread = decide(first, replace(found(), fleet=FailedRead(OUTAGE)), config=CONFIG, now=at(first.fleet_due_s)).state
-    assert (unread.fleet, unread.fleet_due_s) == (1, second.fleet_due_s)
+    first = decide(State(), replace(found(), fleet_size=1), config=CONFIG, now=at(0, jitter=1.0)).state
+    assert 0 < first.fleet_count_due_s <= 2 * 3600
+    second = decide(first, replace(found(), fleet_size=1000), config=CONFIG, now=at(first.fleet_count_due_s)).state
+    assert (second.fleet_size, second.fleet_count_due_s - first.fleet_count_due_s) == (1000, 86_400)
+    unread = decide(
+        first, replace(found(), fleet_size=FailedRead(OUTAGE)), config=CONFIG, now=at(first.fleet_count_due_s)
+    ).state
+    assert (unread.fleet_size, unread.fleet_count_due_s) == (1, second.fleet_count_due_s)

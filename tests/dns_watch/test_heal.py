@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lifecycle.dns_watch.nodes import Hints, why_missing
+from lifecycle.dns_watch.nodes import Hints, find_loss
 from lifecycle.dns_watch.state import KnownNode
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
@@ -415,13 +415,13 @@ def test_a_headscale_failure_is_not_a_lost_node(
 def test_a_renamed_node_is_not_reported_as_gone() -> None:
     """Headscale reports it as not found and lists it under another name: a contradiction."""
     renamed = a_node(1, hostname="renamed")
-    loss = why_missing(
+    loss = find_loss(
         [renamed, a_node(2, hostname="laptop")],
         node_identity=NODE_IDENTITY,
         hints=Hints(interface=renamed.addresses),
         now=NOW,
         own=KnownNode("1", renamed.machine_key),
-        not_found=True,
+        is_gone=True,
     )
     assert loss is None
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.dns_watch.nodes import Hints, choose_node, successors, why_missing
+from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
 from lifecycle.dns_watch.records import (
     RecordPlan,
     desired_records,
@@ -20,7 +20,7 @@ from lifecycle.dns_watch.records import (
     plan_records,
     published_successor,
 )
-from lifecycle.dns_watch.state import KnownNode, Loss, Missing, RecordsRead, Unidentified
+from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
@@ -207,30 +207,30 @@ class TestWhyMissing:
     """What is concluded if this pod's node is not among the nodes of the tailnet."""
 
     @pytest.mark.parametrize(
-        ("nodes", "hints", "own_id", "not_found", "loss"),
+        ("nodes", "hints", "own_id", "is_gone", "loss"),
         [
             # Headscale reports that the node does not exist, and the list contains other nodes.
-            pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(Missing.GONE, "1"), id="gone"),
-            pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-interface"),
+            pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(LossKind.GONE, "1"), id="gone"),
+            pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-interface"),
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(Missing.GONE, "1"), id="gone-with-metadata"
+                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-metadata"
             ),
-            pytest.param([a_node(2)], UP, "1", True, Loss(Missing.GONE, "1"), id="gone-with-a-later-pod"),
+            pytest.param([a_node(2)], UP, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-a-later-pod"),
             # The only evidence is Headscale's answer about this one node.
-            pytest.param([], UP, "1", True, Loss(Missing.GONE, "1", is_list_empty=True), id="gone-with-an-empty-list"),
+            pytest.param([], UP, "1", True, Loss(LossKind.GONE, "1", is_list_empty=True), id="gone-with-an-empty-list"),
             pytest.param([], UP, "1", False, None, id="empty-list-proves-nothing"),
             pytest.param([], WITH_KEY, "1", False, None, id="empty-list-proves-nothing-without-an-interface"),
             pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="still-in-the-list"),
             # The node exists and has to log in again.
             pytest.param(
-                [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(Missing.EXPIRED, "1"), id="expired-by-interface"
+                [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(LossKind.EXPIRED, "1"), id="expired-by-interface"
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED)],
                 WITH_KEY,
                 None,
                 False,
-                Loss(Missing.EXPIRED, "1"),
+                Loss(LossKind.EXPIRED, "1"),
                 id="expired-by-metadata",
             ),
             pytest.param(
@@ -238,7 +238,7 @@ class TestWhyMissing:
                 WAITED,
                 "1",
                 False,
-                Loss(Missing.EXPIRED, "1"),
+                Loss(LossKind.EXPIRED, "1"),
                 id="expired-by-its-id",
             ),
             pytest.param(
@@ -246,11 +246,11 @@ class TestWhyMissing:
                 WITH_KEY,
                 None,
                 False,
-                Loss(Missing.UNREGISTERED),
+                Loss(LossKind.UNREGISTERED),
                 id="other-node-expired",
             ),
             # This pod has an address that no node has.
-            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(Missing.STRANDED), id="unknown-address"),
+            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(LossKind.STRANDED), id="unknown-address"),
             pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="incomplete-list-and-an-existing-node"),
             pytest.param(
                 [a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="incomplete-list-without-an-interface"
@@ -260,17 +260,17 @@ class TestWhyMissing:
             pytest.param([], UP, None, False, None, id="unknown-address-with-an-empty-list"),
             # The pod may still register its node.
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, None, False, Loss(Missing.UNREGISTERED), id="key-not-used-yet"
+                [a_node(5, hostname="x")], WITH_KEY, None, False, Loss(LossKind.UNREGISTERED), id="key-not-used-yet"
             ),
             pytest.param(
-                [a_node(5, hostname="x")], WAITED, None, False, Loss(Missing.UNREGISTERED), id="no-node-known"
+                [a_node(5, hostname="x")], WAITED, None, False, Loss(LossKind.UNREGISTERED), id="no-node-known"
             ),
             pytest.param(
                 [a_node(5, hostname="x")],
                 BARE,
                 None,
                 False,
-                Loss(Missing.UNREGISTERED),
+                Loss(LossKind.UNREGISTERED),
                 id="interface-without-an-address",
             ),
             pytest.param(
@@ -280,19 +280,17 @@ class TestWhyMissing:
         ],
     )
     def test_reason_of_a_missing_node(
-        self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool, loss: Loss | None
+        self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool, loss: Loss | None
     ) -> None:
-        found = why_missing(
-            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found
-        )
+        found = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
 
         assert found == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
         """Headscale's answer is about this pod's node. Nothing shows that the later pod's node is gone, too."""
         nothing: list[Node] = []
-        loss = why_missing(
-            nothing, node_identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), not_found=True, is_superseded=True
+        loss = find_loss(
+            nothing, node_identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), is_gone=True, is_superseded=True
         )
 
         assert loss is None
@@ -695,25 +693,23 @@ class TestChooseNodeProperties:
 
     @given(NODES, HINTS, st.sampled_from([None, "1", "2", "3"]), st.booleans())
     def test_a_listed_node_is_never_lost(
-        self, nodes: list[Node], hints: Hints, own_id: str | None, not_found: bool
+        self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool
     ) -> None:
-        loss = why_missing(
-            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), not_found=not_found
-        )
+        loss = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
 
         if loss is None:
             return
-        assert nodes or loss.kind is Missing.GONE
+        assert nodes or loss.kind is LossKind.GONE
         assert loss.is_list_empty is not bool(nodes)
         listed = {node.id: node for node in nodes}
-        if loss.kind is Missing.GONE:
-            assert not_found
+        if loss.kind is LossKind.GONE:
+            assert is_gone
             assert own_id not in listed
-        if loss.kind is Missing.EXPIRED:
+        if loss.kind is LossKind.EXPIRED:
             assert loss.node_id is not None
             assert listed[loss.node_id].is_expired(NOW)
             assert NODE_IDENTITY.owns_node(listed[loss.node_id])
-        if loss.kind is Missing.STRANDED:
+        if loss.kind is LossKind.STRANDED:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
 
@@ -900,7 +896,7 @@ class TestNamesProperties:
     """Properties of the plan for all names of a workload."""
 
     def plan(self, records: Iterable[Record], *, ipv6: bool) -> RecordPlan:
-        config = replace(CONFIG, further=FURTHER_NAMES, ipv6=ipv6)
+        config = replace(CONFIG, further_identities=FURTHER_NAMES, ipv6=ipv6)
         return plan_names(RecordsRead(tuple(records), APEX), OUR_NODE, desired_records(OUR_NODE, None, config), config)
 
     @given(NAMED_RECORDS, st.booleans())

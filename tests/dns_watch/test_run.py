@@ -742,7 +742,7 @@ def test_the_fleet_is_counted_again(world: World, watch: DnsWatch) -> None:
         world.headscale.add_node(f"laptop{number}", user=USER, registered_by="cli")
     world.run(watch, 2 * HOUR)
     assert [exchange.path for exchange in world.headscale.requests[before:]].count("/api/v1/node") == 1
-    assert watch.state.fleet == 401
+    assert watch.state.fleet_size == 401
 
 
 def test_a_restart_with_a_correct_record_costs_one_read_and_no_write(world: World, node: Node) -> None:

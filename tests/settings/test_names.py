@@ -193,9 +193,9 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
 def test_further_names(env: Environment, aliases: str | None, shared: str | None, names: dict[str, NameKind]) -> None:
     settings = env.load(DNS_ALIASES=aliases, DNS_SHARED_NAMES=shared, DNS_OWNER="monitoring")
 
-    assert {record_identity.name: record_identity.kind for record_identity in settings.further_records} == names
+    assert {record_identity.name: record_identity.kind for record_identity in settings.further_identities} == names
     assert settings.names == ["grafana.example.com", *names]
-    for record_identity in settings.further_records:
+    for record_identity in settings.further_identities:
         assert record_identity.mark == "tailscale-lifecycle/1 monitoring grafana.example.com"
         assert record_identity.target == "grafana.example.com"
 

@@ -12,7 +12,7 @@ import pytest
 from lifecycle.dry_run import status_report
 from lifecycle.runtime.retry import once
 from lifecycle.settings.models import StatusSettings
-from lifecycle.status.plan import Row, State
+from lifecycle.status.assess import Row, State
 from lifecycle.status.report import document, needs_action, text
 from tests.builders import MARK, NAME
 from tests.process.commands import Pod, served_pod

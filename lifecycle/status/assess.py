@@ -129,20 +129,20 @@ class _Workload:
     nodes: Sequence[Node]
 
 
-def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tuple[list[Row], list[str]]:
+def assess_workloads(observation: Observation, *, config: StatusConfig, now: datetime) -> tuple[list[Row], list[str]]:
     """Find the state of every workload, in order of names; the time is by Headscale's clock.
 
     Returns:
         The rows, and the problems that concern no single workload.
     """
-    problems = list(seen.problems)
+    problems = list(observation.problems)
     rows = [
         _with_main_name(row, workload.record_identity)
-        for workload in _workloads(seen, config)
-        for row in _rows(workload, seen, config, now)
+        for workload in _workloads(observation, config)
+        for row in _rows(workload, observation, config, now)
     ]
     rows.sort(key=lambda row: row.name)
-    api_key = api_key_warning(seen.api_key_expires_at, now)
+    api_key = api_key_warning(observation.api_key_expires_at, now)
     if api_key is not None:
         problems.append(
             f"The API key of Headscale expires at {timestamp(api_key.fields['expires_at'])}. {api_key.fields['advice']}"
@@ -155,7 +155,7 @@ def plan_status(seen: Observation, *, config: StatusConfig, now: datetime) -> tu
     return rows, problems
 
 
-def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
+def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Workload]:
     """Yield each name of the owner.
 
     A node without a record belongs to the owner if its user is ours and its name is in our domain.
@@ -163,9 +163,9 @@ def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
     records: dict[str, list[Record]] = defaultdict(list)
     nodes: dict[str, list[Node]] = defaultdict(list)
     by_hostname: dict[str, list[Node]] = defaultdict(list)
-    for record in seen.records or ():
+    for record in observation.records or ():
         records[record.name].append(record)
-    for node in seen.nodes or ():
+    for node in observation.nodes or ():
         nodes[record_name(node.hostname, config.domain)].append(node)
         by_hostname[node.hostname.casefold()].append(node)
     for name in sorted({*records, *nodes}):
@@ -176,7 +176,7 @@ def _workloads(seen: Observation, config: StatusConfig) -> Iterator[_Workload]:
             yield _Workload(record_identity, here, named or by_hostname[name.partition(".")[0]])
         elif (
             f".{name}".endswith(f".{config.domain}")
-            and any(_owns(node, seen, config) for node in named)
+            and any(_owns(node, observation, config) for node in named)
             and all(
                 marked_workload(record, config.mark) for record in here if record_identity.is_marked_by_another(record)
             )
@@ -203,23 +203,25 @@ def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
     return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
 
 
-def _rows(workload: _Workload, seen: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
+def _rows(workload: _Workload, observation: Observation, config: StatusConfig, now: datetime) -> Iterator[Row]:
     record_identity, name = workload.record_identity, workload.record_identity.name
     ours = [record for record in workload.records if record_identity.owns_record(record)]
     if not config.ipv6:
         ours = [record for record in ours if record.type == "A" or record_identity.is_marked(record)]
     records = tuple(sorted(ours, key=lambda record: (record.type, record.content, record.id)))
-    owned = sorted((node for node in workload.nodes if _owns(node, seen, config)), key=lambda node: node.sequence)
+    owned = sorted(
+        (node for node in workload.nodes if _owns(node, observation, config)), key=lambda node: node.sequence
+    )
     valid = [node for node in owned if not node.is_expired(now)]
     # Of two pods, the later one has the name, unless its node is gone.
     candidates = [node for node in valid if node.online] or valid or owned
     node = candidates[-1] if candidates else None
-    if seen.nodes is None or seen.records is None:
+    if observation.nodes is None or observation.records is None:
         yield Row(name, State.UNKNOWN, records, node, advice=_UNREAD)
-    elif not seen.nodes:
+    elif not observation.nodes:
         yield Row(name, State.UNKNOWN, records, advice=_EMPTY_TAILNET)
     elif node is not None:
-        yield _row_of_our_node(workload, node, records, apex=seen.apex, config=config, now=now)
+        yield _row_of_our_node(workload, node, records, apex=observation.apex, config=config, now=now)
     elif workload.nodes:
         foreign = "; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
@@ -287,5 +289,5 @@ def _are_in_sync(records: Sequence[Record], node: Node, record_identity: RecordI
     )
 
 
-def _owns(node: Node, seen: Observation, config: StatusConfig) -> bool:
-    return seen.user is not None and NodeIdentity(node.hostname, seen.user, config.tags).owns_node(node)
+def _owns(node: Node, observation: Observation, config: StatusConfig) -> bool:
+    return observation.user is not None and NodeIdentity(node.hostname, observation.user, config.tags).owns_node(node)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lifecycle.domain.model import Node, Record, RegisterMethod
-from lifecycle.status.plan import Observation, Row, StatusConfig, plan_status
+from lifecycle.status.assess import Observation, Row, StatusConfig, assess_workloads
 from tests.builders import (
     ANN,
     EXPIRED,
@@ -47,8 +47,8 @@ def shown(rows: list[Row]) -> list[tuple[str, str | None, bool]]:
 def states(
     nodes: Sequence[Node], records: Sequence[Record], config: StatusConfig = CONFIG
 ) -> list[tuple[str, str | None, bool]]:
-    rows, problems = plan_status(seen(nodes, records), config=config, now=NOW)
-    assert rows == plan_status(seen(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
+    rows, problems = assess_workloads(seen(nodes, records), config=config, now=NOW)
+    assert rows == assess_workloads(seen(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
     assert rows or problems
     return shown(rows)
 
@@ -153,21 +153,21 @@ def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -
     ],
 )
 def test_what_is_not_known_is_a_row_that_needs_a_person(observation: Observation) -> None:
-    [row], problems = plan_status(observation, config=CONFIG, now=NOW)
+    [row], problems = assess_workloads(observation, config=CONFIG, now=NOW)
     assert (row.name, row.state, bool(row.advice)) == (NAME, "unknown", True)
     assert problems == list(observation.problems)
 
 
 @pytest.mark.parametrize("problems", [(), ("Headscale did not respond",)])
 def test_an_empty_table_has_a_problem(problems: tuple[str, ...]) -> None:
-    rows, shown_problems = plan_status(replace(seen([], []), problems=problems), config=CONFIG, now=NOW)
+    rows, shown_problems = assess_workloads(replace(seen([], []), problems=problems), config=CONFIG, now=NOW)
     assert (rows, len(shown_problems)) == ([], 1)
 
 
 @pytest.mark.parametrize(("days", "count"), [(13, 1), (15, 0)])
 def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
     observation = replace(seen([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
-    assert len(plan_status(observation, config=CONFIG, now=NOW)[1]) == count
+    assert len(assess_workloads(observation, config=CONFIG, now=NOW)[1]) == count
 
 
 def test_a_thousand_workloads_are_judged_one_by_one() -> None:
@@ -190,8 +190,8 @@ def further(main_name: str = NAME) -> list[Record]:
 
 
 def by_name(nodes: Sequence[Node], records: Sequence[Record]) -> list[tuple[str, str]]:
-    rows, _ = plan_status(seen(nodes, records), config=CONFIG, now=NOW)
-    assert rows == plan_status(seen(nodes[::-1], records[::-1]), config=CONFIG, now=NOW)[0]
+    rows, _ = assess_workloads(seen(nodes, records), config=CONFIG, now=NOW)
+    assert rows == assess_workloads(seen(nodes[::-1], records[::-1]), config=CONFIG, now=NOW)[0]
     return [(row.name, row.state) for row in rows]
 
 
@@ -228,7 +228,7 @@ def test_foreign_record_at_a_shared_name() -> None:
 
 
 def test_advice_about_a_further_name_has_the_main_name() -> None:
-    rows, _ = plan_status(seen([], further()), config=CONFIG, now=NOW)
+    rows, _ = assess_workloads(seen([], further()), config=CONFIG, now=NOW)
     assert {row.state for row in rows} == {"orphaned"}
     assert all(NAME in row.advice for row in rows)
 
