@@ -1,4 +1,4 @@
-"""Every change that this program can make, each with its reason."""
+"""Every change that this program can make, each with its reason, which is logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Recor
 
 @dataclass(frozen=True, slots=True)
 class DeleteNode:
-    """Delete a node that an earlier pod left behind."""
+    """Delete a node of a pod that no longer exists."""
 
     node: Node
     reason: str
@@ -18,7 +18,7 @@ class DeleteNode:
 
 @dataclass(frozen=True, slots=True)
 class CreateRecord:
-    """Create a record that is missing."""
+    """Create a missing record."""
 
     spec: RecordSpec
     reason: str
@@ -31,7 +31,7 @@ class CreateRecord:
 
 @dataclass(frozen=True, slots=True)
 class UpdateRecord:
-    """Change in place the fields of a record that differ."""
+    """Change those fields of a record that differ from its specification."""
 
     record: Record
     spec: RecordSpec
@@ -61,9 +61,9 @@ class WriteFreshKey:
     """Create a pre-auth key and replace the one in the key file with it.
 
     Attributes:
-        kept_node_id: the node that this pod is expected to come back as, for the key metadata; None if it is unknown.
+        kept_node_id: for the key metadata: the node that this pod is expected to use again; None if it is unknown.
         kept_machine_key: the machine key of that node.
-        replaces: an unused key to expire first; a failure to expire it is ignored.
+        replaces: an unused key to expire first. If that fails, the change continues.
     """
 
     spec: KeySpec

@@ -16,13 +16,13 @@ EXIT_STATUSES = {
 
 
 class LifecycleError(Exception):
-    """An expected failure; its message says what happened and what to do."""
+    """An expected failure. Its message says what failed and what to do about it."""
 
     exit_status = EXIT_FAILED
 
 
 class ConfigError(LifecycleError):
-    """A setting is missing or invalid; a retry cannot help."""
+    """A setting is missing or invalid."""
 
     exit_status = EXIT_USAGE
 
@@ -46,7 +46,7 @@ class UserError(LifecycleError):
 
 
 class NameTakenError(LifecycleError):
-    """Another owner of this program uses the name."""
+    """Another instance of this program, with another DNS_OWNER, has records at the name."""
 
 
 class PruneLimitError(LifecycleError):
@@ -75,9 +75,9 @@ class TransientError(ApiError):
     """The request can be retried.
 
     Attributes:
-        retry_after: the delay that the upstream asked for; None if it did not.
+        retry_after: the delay that the upstream asked for; None if it asked for none.
         throttled: the response was "too many requests" (429).
-        sent: the upstream can have received the request; False if no connection was opened.
+        sent: False if no connection was opened, so the upstream cannot have received the request.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class NotFoundError(ApiError):
 
 
 class ConflictError(ApiError):
-    """Another object is in the way, or the object was changed since it was read."""
+    """Another object conflicts with the request, or the object was changed after it was read."""
 
 
 class ResponseError(ApiError):

@@ -16,7 +16,7 @@ def is_near(expires_at: datetime | None, now: datetime) -> bool:
 
 
 def api_key_warning(expires_at: datetime | None, now: datetime) -> Event | None:
-    """Return the event about an API key that expires soon; None if it does not."""
+    """Return a warning if the API key expires soon, else None."""
     if expires_at is None or not is_near(expires_at, now):
         return None
     return warning(
@@ -29,7 +29,7 @@ def api_key_warning(expires_at: datetime | None, now: datetime) -> Event | None:
 
 
 def node_warning(node: Node, now: datetime) -> Event | None:
-    """Return the event about a node that expires soon; None if it does not."""
+    """Return a warning if the node expires soon, else None."""
     if node.expires_at is None or not is_near(node.expires_at, now):
         return None
     return warning(

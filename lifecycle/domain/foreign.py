@@ -1,4 +1,4 @@
-"""Records of other owners at our names: which ones prevent every change, and what to do about them; pure."""
+"""Records at our names that are not ours: which of them prevent every change, and what to do about them; pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordIdentity
 
 
 def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
-    """Return True if the record prevents every change at the name.
+    """Return True if the record prevents every change at our name.
 
     Args:
         record: any record of the zone.
         record_identity: criteria for owning a record.
         ipv6: AAAA records are managed.
-        apex: the zone's own name, where NS records are normal; None if it is not known.
+        apex: the zone's own name, where NS records are normal; None if it is unknown.
     """
     if record.name != record_identity.name:
         return False
@@ -23,11 +23,11 @@ def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex:
         return False
     if record.type == "NS":
         return record.name != apex
-    # The CNAME of an alias would hide every other record of its name.
+    # An alias is a CNAME record, which allows no other record at its name.
     return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_identity.kind is NameKind.ALIAS
 
 
-_OTHER_NAME = {
+_HOW_TO_AVOID_NAME = {
     NameKind.MAIN: "choose another TS_HOSTNAME",
     NameKind.ALIAS: "remove the name from DNS_ALIASES",
     NameKind.APEX_ALIAS: "remove the name from DNS_ALIASES",
@@ -36,40 +36,40 @@ _OTHER_NAME = {
 
 
 def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity) -> str:
-    """Return what the operator can do about a foreign record at the name."""
-    other_name = _OTHER_NAME[record_identity.kind]
+    """Return what the operator can do about a record at the name that is not ours."""
+    avoid_name = _HOW_TO_AVOID_NAME[record_identity.kind]
     if record.read_only:
         return (
             "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
-            f"the Worker's settings, Domains & Routes), or {other_name}."
+            f"the Worker's settings, Domains & Routes), or {avoid_name}."
         )
     if record.type == "NS":
-        return f"The name is delegated to other name servers. Publish it there, or {other_name}."
+        return f"The name is delegated to other name servers. Publish it there, or {avoid_name}."
     if record_identity.kind is not NameKind.MAIN:
-        return _advice_at_further_name(record, record_identity, other_name)
+        return _advice_at_further_name(record, record_identity, avoid_name)
     if record.type == "CNAME":
-        return f"A CNAME allows no address record beside it. Delete it, or {other_name}."
+        return f"A CNAME allows no address record beside it. Delete it, or {avoid_name}."
     if not record.comment:
         return (
             f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
-            f"or {other_name}. To let this program manage it, set its comment to "
+            f"or {avoid_name}. To let this program manage it, set its comment to "
             f'"{record_identity.mark}". It will then point to this pod and will not be proxied.'
         )
     is_vpn_address = record.address is not None and record_identity.is_vpn_address(record.address)
     comment_change = "clear its comment or change it" if is_vpn_address else "change its comment"
     return (
         f'To let this program manage it, {comment_change} to "{record_identity.mark}". If it belongs to another '
-        f"instance of this program, set DNS_OWNER to that owner. Otherwise delete it, or {other_name}."
+        f"instance of this program, set DNS_OWNER to that owner. Otherwise delete it, or {avoid_name}."
     )
 
 
-def _advice_at_further_name(record: Record, record_identity: RecordIdentity, other_name: str) -> str:
+def _advice_at_further_name(record: Record, record_identity: RecordIdentity, avoid_name: str) -> str:
     if record.type not in MANAGED_TYPES:
         return (
             "The CNAME of an alias would hide it. Move the name to DNS_SHARED_NAMES, which uses address records, or "
-            f"{other_name}."
+            f"{avoid_name}."
         )
     return (
-        f"It may belong to another workload or application. Delete it, or {other_name}. To let this program replace "
+        f"It may belong to another workload or application. Delete it, or {avoid_name}. To let this program replace "
         f'it, set its comment to "{record_identity.mark}".'
     )

@@ -1,4 +1,4 @@
-"""Users, nodes, pre-auth keys and records as frozen values."""
+"""Values for the objects of the upstreams: users, nodes, pre-auth keys and DNS records."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 DecimalId: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,19}$")]
 
+# A database can round the creation time that the response to the creation contained.
 _TIME_TOLERANCE = timedelta(seconds=1)
 
 
@@ -34,7 +35,7 @@ class User:
         id: decimal text; None where Headscale up to 0.25 returns only a name.
         name: not unique: a local user and a user from OIDC can have the same name.
         email: "" if there is none.
-        provider: of the login, such as "oidc"; "" for a local user.
+        provider: the login provider, such as "oidc"; "" for a local user.
     """
 
     id: str | None
@@ -44,7 +45,7 @@ class User:
 
     @property
     def label(self) -> str:
-        """The name to show; a user from OIDC can have only an e-mail address."""
+        """The name for messages. A user from OIDC can have only an e-mail address."""
         return self.name or self.email or f"id {self.id}"
 
     def is_same(self, other: User) -> bool:
@@ -56,7 +57,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class PreAuthKey:
-    """A pre-auth key from a list or from the response to its creation.
+    """A pre-auth key that exists in Headscale.
 
     Attributes:
         id: decimal text.
@@ -76,7 +77,11 @@ class PreAuthKey:
 
     @property
     def secret(self) -> SecretStr:
-        """The secret of a key that was just created."""
+        """The secret of a key that was just created.
+
+        Raises:
+            ValueError: the secret is unknown.
+        """
         if self.known_secret is None:
             raise ValueError("a listed key has no secret")
         return self.known_secret
@@ -92,7 +97,7 @@ class KeySpec:
     """A pre-auth key to create.
 
     Attributes:
-        lifetime: how long it is valid. It has to cover an image pull and some restarts.
+        lifetime: the time until it expires. It has to cover an image pull and some restarts.
     """
 
     user: User
@@ -104,16 +109,17 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True)
 class KeyMetadata:
-    """The content of the metadata file beside the key: which node belongs to this pod.
+    """The content of the metadata file beside the key file. It identifies the node of this pod.
 
-    An id alone identifies neither a key nor a node: Headscale assigns it again after its database was restored.
+    An id alone identifies neither a key nor a node: after Headscale's database was restored from a backup, Headscale
+    assigns the same ids again.
 
     Attributes:
-        pre_auth_key_id: the key that was written.
-        key_created_at: when Headscale created it; None if it is unknown.
-        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will come back as.
+        pre_auth_key_id: the key in the key file.
+        key_created_at: when Headscale created the key; None if unknown.
+        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will use again.
         kept_machine_key: the machine key of that node.
-        key_sha256: digest of the key that was written after the metadata; None if it is unknown.
+        key_sha256: digest of the key, which is written after the metadata; None if unknown.
     """
 
     pre_auth_key_id: DecimalId | None
@@ -123,10 +129,9 @@ class KeyMetadata:
     key_created_at: AwareDatetime | None = None
 
     def names_key(self, key: PreAuthKey | KeyOrigin) -> bool:
-        """Return True if the key is the one that was written."""
-        ours, listed = self.key_created_at, key.created_at
-        # A database can round the time that the response to the creation contained.
-        is_same_time = ours is None or listed is None or abs(listed - ours) < _TIME_TOLERANCE
+        """Return True if the metadata belongs to this key."""
+        ours, theirs = self.key_created_at, key.created_at
+        is_same_time = ours is None or theirs is None or abs(theirs - ours) < _TIME_TOLERANCE
         return key.id == self.pre_auth_key_id and is_same_time
 
 
@@ -144,16 +149,16 @@ class Node:
     """A member of the tailnet.
 
     Attributes:
-        id: decimal text, larger for later nodes. Headscale assigns it again after its database was restored.
+        id: decimal text, larger for later nodes. After Headscale's database was restored, another node can get it.
         hostname: not unique; compared without regard to case.
         machine_key: `mkey:` and 64 hex digits. It stays the same while the machine keeps its state.
         addresses: at most one of each family, in any order; can be empty.
         user: its owner; None for a tagged node from Headscale 0.28 on.
         pre_auth_key: the key that it registered with; None for another register method.
-        online: a hint. It can stay true for 15 minutes after a connection was lost.
+        online: not reliable: it can stay true for 15 minutes after the connection was lost.
         expires_at: None = never.
-        last_seen: when it went offline; not a heartbeat. It can be old for a node that is online or whose server was
-            restarted. None where Headscale does not know.
+        last_seen: when it went offline; not a heartbeat. It can be old for a node that is online, or after a restart
+            of Headscale. None if unknown.
     """
 
     id: str
@@ -169,25 +174,25 @@ class Node:
     last_seen: datetime | None = None
 
     def is_expired(self, now: datetime) -> bool:
-        """Return True if the node has to log in again."""
+        """Return True if the node has to log in again before it can connect."""
         return self.expires_at is not None and self.expires_at <= now
 
     @property
     def owner(self) -> User | None:
-        """Its own user, or else the user of its key; None if neither has one.
+        """The user of the node, or else the user of its key; None if neither has one.
 
-        Its own user comes first, because an administrator can move a node to another user.
+        The node's own user comes first, because an administrator can move a node to another user.
         """
         return self.user or (self.pre_auth_key.user if self.pre_auth_key else None)
 
     @property
     def sequence(self) -> int:
-        """The id as a number; a later node has a larger one."""
+        """The id as a number. A node that registered later has a larger one."""
         return int(self.id)
 
 
 def describe(node: Node) -> str:
-    """Describe a node in a few words."""
+    """Return a short description of a node, for messages."""
     owner = f"user {node.user.label}" if node.user else f"owner {', '.join(sorted(node.tags)) or 'none'}"
     return f"hostname {node.hostname}, {owner}, registered by {node.registered_by}"
 
@@ -201,7 +206,7 @@ class Record:
         content: an address in text form for A and AAAA, a name for CNAME.
         ttl_s: seconds; 1 = automatic.
         comment: "" if there is none.
-        read_only: managed by another Cloudflare product, such as a Workers custom domain.
+        read_only: another Cloudflare product manages it, such as a Workers custom domain.
     """
 
     id: str
@@ -215,7 +220,7 @@ class Record:
 
     @property
     def address(self) -> IpAddress | None:
-        """The content as an address; None if it is not an address."""
+        """The content as an address; None if it is not one, as for a CNAME record."""
         try:
             return ip_address(self.content)
         except ValueError:
@@ -223,13 +228,13 @@ class Record:
 
 
 def record_type(address: IpAddress) -> str:
-    """Return the type of a record with this address: A or AAAA."""
+    """Return the type of an address record: A or AAAA."""
     return "A" if isinstance(address, IPv4Address) else "AAAA"
 
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """A record as it should be; never proxied, because Cloudflare cannot reach a VPN address.
+    """A DNS record as it should be. It is never proxied, because Cloudflare cannot reach a VPN address.
 
     Attributes:
         content: an address, or the name that a CNAME record points to.
@@ -246,13 +251,13 @@ class RecordSpec:
         return "CNAME" if isinstance(self.content, str) else record_type(self.content)
 
     def has_content_of(self, record: Record) -> bool:
-        """Return True if the record has the same content: an IPv6 address has several spellings, and so has a name."""
+        """Return True if the record has the same content. An IPv6 address or a name can be written in several ways."""
         if isinstance(self.content, str):
             return record.content.lower().removesuffix(".") == self.content
         return record.address == self.content
 
     def differences(self, record: Record) -> dict[str, str | int | bool]:
-        """Return the fields to change, with Cloudflare's names; empty if nothing differs."""
+        """Return the fields to change, named as in Cloudflare's API; empty if nothing differs."""
         differing: dict[str, str | int | bool] = {}
         if not self.has_content_of(record):
             differing["content"] = str(self.content)

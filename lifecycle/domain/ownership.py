@@ -19,45 +19,47 @@ MANAGED_TYPES = ADDRESS_TYPES | {"CNAME"}
 
 WILDCARD = "*."
 
-# The marks of all owners and versions of this program begin like this.
+# The beginning of the marks of all owners, in every version of this program.
 _MARK_FAMILY = "tailscale-lifecycle/"
 
-# The mark of a workload ends in its main name.
+# See `workload_mark`: the program with its version, the owner, and the main name.
 _WORKLOAD_MARK = re.compile(r"\S+ \S+ ([a-z0-9-]+(?:\.[a-z0-9-]+)+)", re.ASCII)
 
 _ID_SELECTOR = "id:"
 
 
 def mark_of(owner: str) -> str:
-    """Return the comment that identifies an owner's records; ASCII, compared exactly."""
+    """Return the mark: the comment that identifies an owner's records. It is ASCII, and compared exactly."""
     return f"{_MARK_FAMILY}1 {owner}"
 
 
 def workload_mark(mark: str, main_name: str) -> str:
-    """Return the comment of a workload's records under its further names: the mark of the owner, and the main name.
+    """Return the mark of a workload's records under its further names (DNS_ALIASES, DNS_SHARED_NAMES).
 
-    Two workloads of one owner can be configured with the same further name. Only one of them may change its records.
+    It contains the main name: two workloads of one owner can be configured with the same further name, and neither
+    may change the records of the other.
     """
     return f"{mark} {main_name}"
 
 
 def marked_workload(record: Record, mark: str) -> str | None:
-    """Return the main name of the workload whose record this is; None if the record has no mark of this owner."""
+    """Return the main name of the workload that the record belongs to; None if it has no mark of this owner."""
     if record.comment == mark:
         return record.name if record.type in ADDRESS_TYPES else None
-    found = _WORKLOAD_MARK.fullmatch(record.comment)
-    is_ours = found is not None and record.type in MANAGED_TYPES and workload_mark(mark, found[1]) == record.comment
-    return found[1] if found is not None and is_ours else None
+    match = _WORKLOAD_MARK.fullmatch(record.comment)
+    if match is None or record.type not in MANAGED_TYPES or record.comment != workload_mark(mark, match[1]):
+        return None
+    return match[1]
 
 
 def record_name(name: str, domain: str) -> str:
-    """Return the full name of a record, in lower case: the domain is appended to a name without a dot."""
+    """Return the full name of a record in lower case. The domain is appended to a name without a dot."""
     name = name.casefold()
     return name if "." in name.removeprefix(WILDCARD) else f"{name}.{domain}"
 
 
 def may_have_name(node: Node, name: str) -> bool:
-    """Return True if the record can belong to the node, whatever domain its pod appends to a hostname without a dot."""
+    """Return True if this can be the record name of the node: the domain that its pod appends is unknown here."""
     hostname = node.hostname.casefold()
     return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
 
@@ -66,33 +68,34 @@ def choose_user(users: Iterable[User], selector: str | None) -> User:
     """Choose the Headscale user that owns our keys and nodes.
 
     Args:
-        selector: a name, an e-mail address or `id:N`; None = the only user. A name takes precedence over an address.
+        selector: a name, an e-mail address or `id:N`; None = the only user. A name takes precedence over an e-mail
+            address.
 
     Raises:
         UserError: there is not exactly one such user; the message lists all users.
     """
     every_user = sorted(users, key=lambda user: (user.name, user.id or ""))
-    listed = "; ".join(map(_describe_user, every_user))
+    listing = "; ".join(map(_describe_user, every_user))
     if not every_user:
         name = "services" if selector is None or selector.startswith(_ID_SELECTOR) else selector
         raise UserError(f"Headscale has no user. Create one with `headscale users create {name}`")
     if selector is None:
         if len(every_user) > 1:
-            raise UserError(f"Headscale has several users. Set HEADSCALE_USER to the owner of the node: {listed}")
+            raise UserError(f"Headscale has several users. Set HEADSCALE_USER to the owner of the node: {listing}")
         return every_user[0]
-    match _matching(every_user, selector):
+    match _matching_users(every_user, selector):
         case [user]:
             return user
         case []:
-            raise UserError(f"Headscale has no user called {selector}. Set HEADSCALE_USER to one of these: {listed}")
+            raise UserError(f"Headscale has no user called {selector}. Set HEADSCALE_USER to one of these: {listing}")
         case several:
             ids = " or ".join(f"{_ID_SELECTOR}{user.id}" for user in several)
             raise UserError(
-                f"Headscale has {len(several)} users called {selector}. Set HEADSCALE_USER to {ids}: {listed}"
+                f"Headscale has {len(several)} users called {selector}. Set HEADSCALE_USER to {ids}: {listing}"
             )
 
 
-def _matching(users: Sequence[User], selector: str) -> list[User]:
+def _matching_users(users: Sequence[User], selector: str) -> list[User]:
     if selector.startswith(_ID_SELECTOR):
         return [user for user in users if user.id == selector.removeprefix(_ID_SELECTOR)]
     by_name = [user for user in users if user.name == selector]
@@ -110,47 +113,50 @@ def _describe_user(user: User) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Criteria for owning a node: hostname, user, and the tags of our keys if the node has no user."""
+    """Criteria for owning a node: its hostname, and its user. If it has no user, a tag of our keys counts instead."""
 
     hostname: str
     user: User
     tags: frozenset[str] = frozenset()
 
     def has_our_name(self, node: Node) -> bool:
-        """Return True if the hostname is exactly ours, without regard to case."""
+        """Return True if the node has exactly our hostname, without regard to case."""
         return node.hostname.casefold() == self.hostname.casefold()
 
     def owns_node(self, node: Node) -> bool:
         """Return True if we may change the node; False if that is uncertain."""
-        return self.has_our_name(node) and node.registered_by is RegisterMethod.AUTH_KEY and self._is_our_users(node)
+        is_by_key = node.registered_by is RegisterMethod.AUTH_KEY
+        return is_by_key and self.has_our_name(node) and self._belongs_to_our_user(node)
 
-    def _is_our_users(self, node: Node) -> bool:
+    def _belongs_to_our_user(self, node: Node) -> bool:
         if node.owner is not None:
             return node.owner.is_same(self.user)
         return bool(node.tags & self.tags)
 
 
 class NameKind(Enum):
-    """What a name is to a workload, which decides what records it has."""
+    """The kinds of a workload's names. The kind decides which records a name has."""
 
     MAIN = auto()
-    """The name of the node: address records. A record without a comment and with a VPN address is ours, too."""
+    """The name of the node. It has address records."""
     ALIAS = auto()
-    """A further name: a CNAME record that points to the main name."""
+    """A further name. It has a CNAME record that points to the main name."""
     APEX_ALIAS = auto()
-    """A further name that is the domain itself, where a CNAME would hide other records: address records."""
+    """A further name that is the domain itself. It has address records, since a CNAME would hide other records."""
     SHARED = auto()
-    """A name of several workloads: address records beside those of the others."""
+    """A name of several workloads. It has the address records of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordIdentity:
-    """Criteria for owning a record: exactly our name, and our mark; at the main name also no comment and a VPN address.
+    """Criteria for owning a record: it has exactly our name, and our mark.
+
+    At the main name, an address record without a comment is ours too, if its address is in the VPN.
 
     Attributes:
         name: the full name in lower case, without a trailing dot.
         mark: the comment of our records.
-        target: the main name, if this name is another one.
+        target: the main name; "" if this is the main name.
     """
 
     name: str
@@ -164,7 +170,7 @@ class RecordIdentity:
         if record.name != self.name:
             return False
         if self.kind is not NameKind.MAIN:
-            # A name can have been of another kind before.
+            # The kind of a name can change with the settings, so records of every kind are ours.
             return record.type in MANAGED_TYPES and record.comment == self.mark
         if record.type not in ADDRESS_TYPES:
             return False
@@ -173,14 +179,14 @@ class RecordIdentity:
         return record.address is not None and self.is_vpn_address(record.address)
 
     def is_alias(self, record: Record) -> bool:
-        """Return True if the record is the CNAME that an alias has."""
-        is_right = record.type == "CNAME" and record.content.lower().removesuffix(".") == self.target
-        return is_right and self.kind is NameKind.ALIAS
+        """Return True if this name is an alias, and the record is a CNAME that points to the main name."""
+        points_to_target = record.type == "CNAME" and record.content.lower().removesuffix(".") == self.target
+        return points_to_target and self.kind is NameKind.ALIAS
 
     def can_coexist(self, record: Record) -> bool:
-        """Return True if the record is another workload's under a name that several share."""
-        is_marked = record.comment.startswith(_MARK_FAMILY) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
-        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and is_marked
+        """Return True if this name is shared, and the record is another workload's address record."""
+        has_mark = record.comment.startswith(_MARK_FAMILY) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
+        return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark
 
     def is_marked(self, record: Record) -> bool:
         """Return True if the record is ours and has our mark."""
@@ -205,7 +211,7 @@ class RecordIdentity:
 
 
 def leftovers(records: Iterable[Record], main: RecordIdentity, further: Iterable[RecordIdentity]) -> list[Record]:
-    """Return the records with the mark of this workload under names that it has no more, in ascending order of id."""
+    """Return this workload's records under names that it no longer has, in ascending order of id."""
     mark = workload_mark(main.mark, main.name)
     names = {main.name, *(record_identity.name for record_identity in further)}
     return sorted(

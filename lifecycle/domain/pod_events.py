@@ -23,7 +23,7 @@ NOTES: Final = {
     "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
 }
-"""The log events that become Events of the pod: the Event's reason, and a template of its note.
+"""By the name of a log event: the reason of its Kubernetes Event, and the template of the note.
 
 The placeholders of the template are fields of the log event.
 """
@@ -31,7 +31,7 @@ The placeholders of the template are fields of the log event.
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """What `kubectl describe pod` shows."""
+    """A Kubernetes Event, as `kubectl describe pod` shows it."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -39,7 +39,7 @@ class PodEvent:
 
 
 def pod_event(event: Event) -> PodEvent | None:
-    """Return the Event for a log event; None for one that only the log shows."""
+    """Return the Kubernetes Event for a log event; None if it has none."""
     if event.name not in NOTES:
         return None
     reason, note = NOTES[event.name]

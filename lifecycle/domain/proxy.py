@@ -11,7 +11,7 @@ class Proxy:
 
     Attributes:
         url: `http://[user:password@]host[:port]`.
-        setting: where it comes from, for messages.
+        setting: the name of the setting with the URL, for messages.
     """
 
     url: str = field(repr=False)

@@ -1,4 +1,4 @@
-"""Releases of Headscale that are newer than those that this program was tested with; pure."""
+"""Warn about a release of Headscale that is newer than every release this program was tested with; pure."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Final
 from lifecycle.domain.events import Event, warning
 
 NEWEST_TESTED: Final = (0, 30)
-"""The newest minor release of Headscale that the tests ran with."""
+"""The newest minor release of Headscale that this program was tested with."""
 
 _MINOR: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
 
 
 def newest_tested() -> str:
-    """Return the newest release that this program was tested with, such as "0.30"."""
+    """Return the newest tested release as text, such as "0.30"."""
     return ".".join(map(str, NEWEST_TESTED))
 
 
 def is_untested(version: str) -> bool:
-    """Return True if a release is newer. A range such as "0.30 or newer" is not, since the release is unknown."""
+    """Return True if a release is newer than the newest tested one; False for a range such as "0.30 or newer"."""
     match = _MINOR.match(version)
     return match is not None and (int(match[1]), int(match[2])) > NEWEST_TESTED
 
 
 def untested_warning(version: str) -> Event | None:
-    """Return the event about a release that is newer; None if it is not."""
+    """Return a warning if the release is untested, else None."""
     if not is_untested(version):
         return None
     return warning(

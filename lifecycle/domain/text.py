@@ -1,4 +1,4 @@
-"""Values as text, and text from others made safe to show on a terminal."""
+"""Format values as text that is safe to show on a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-# JSON escapes only the control characters of ASCII. Terminals obey these too, and some readers end a line at them.
+# json.dumps escapes only the control characters of ASCII. Terminals also interpret these, or end a line at them.
 _UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with control characters and terminal escapes spelled out."""
+    """Return the text on one line, with control characters and terminal escapes as backslash escapes."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 def printable_json(value: Any, *, indent: int | None = None) -> str:
     """Return a value as JSON in which every control character is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return _UNESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def timestamp(instant: datetime) -> str:
