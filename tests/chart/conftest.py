@@ -1,4 +1,4 @@
-"""The chart with the sources of the image."""
+"""The fixture `chart`: a copy of the Helm chart that contains the sources of the image."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ from tests.chart.helm import packed_chart
 
 @pytest.fixture(scope="session")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the chart."""
     return packed_chart(tmp_path_factory.mktemp("chart"))

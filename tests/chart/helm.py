@@ -1,4 +1,4 @@
-"""The chart as Helm renders it. The program is `helm` on PATH, or that of the variable HELM; version 3 or 4."""
+"""Run Helm 3 or 4 with the chart. The program is `helm` on PATH, or the one in the variable HELM."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.pages import ROOT
 
 CHART = ROOT / "charts/tailscale-lifecycle"
 
-SITE = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
-"""The settings that have no default."""
-
 Document = dict[str, Any]
 Values = dict[str, Any]
+
+SITE: Values = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
+"""The settings that have no default."""
 
 
 @cache
 def program() -> str:
     """Return the path of Helm, or skip the test."""
-    found = shutil.which(os.environ.get("HELM", "helm"))
-    if found is None:
+    path = shutil.which(os.environ.get("HELM", "helm"))
+    if path is None:
         pytest.skip("install Helm 3 or 4, or set HELM to its path")
-    return found
+    return path
 
 
 def packed_chart(folder: Path) -> Path:
@@ -43,30 +43,30 @@ def packed_chart(folder: Path) -> Path:
 
 
 def run(*arguments: str | Path, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Helm."""
+    """Run Helm, with `text` as its standard input. The command may fail."""
     return subprocess.run(
         [program(), *arguments], input=text, capture_output=True, text=True, check=False, env=environment()
     )
 
 
 def environment() -> dict[str, str]:
-    """Return the environment without a cluster."""
+    """Return an environment in which Helm finds neither a cluster nor plugins."""
     return {**os.environ, "KUBECONFIG": os.devnull, "HELM_PLUGINS": os.devnull}
 
 
-def template(chart: Path, values: Values, *options: str) -> list[Document]:
-    """Return what Helm renders.
+def _template(chart: Path, values: Values, *options: str) -> subprocess.CompletedProcess[str]:
+    return run("template", "tailscale-lifecycle", chart, "--values=-", *options, text=json.dumps(values))
 
-    Raises:
-        AssertionError: it refuses the values; the message is its own.
-    """
-    done = run("template", "tailscale-lifecycle", chart, "--values=-", *options, text=json.dumps(values))
+
+def template(chart: Path, values: Values, *options: str) -> list[Document]:
+    """Return the objects that Helm renders from the values."""
+    done = _template(chart, values, *options)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if document]
 
 
 def refusal(chart: Path, values: Values, *options: str) -> str:
-    """Return why Helm refuses the values."""
-    done = run("template", "tailscale-lifecycle", chart, "--values=-", *options, text=json.dumps(values))
+    """Return the error message with which Helm refuses the values."""
+    done = _template(chart, values, *options)
     assert done.returncode != 0, done.stdout
     return done.stderr

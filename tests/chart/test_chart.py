@@ -1,4 +1,4 @@
-"""Test what Helm renders from the chart's values."""
+"""Test which objects Helm renders from the chart's values, and which values it refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import shlex
 import shutil
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -19,16 +18,16 @@ from tests.pages import PAGES, blocks, name_of
 from tests.pod.rendering import NEWEST, of_kind
 
 SUBJECT = {"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:serviceaccounts:services"}
-CONTAINER = {
+CONTAINER_OPTIONS = {
     "extraEnv": [{"name": "CONTAINERD_SNAPSHOTTER", "value": "native"}],
     "extraVolumeMounts": [{"name": "proxy", "mountPath": "/settings"}],
     "resources": {"limits": {"memory": "2Gi"}},
 }
-EVERYTHING: Values = {
+ALL_OPTIONS: Values = {
     "settings": {**SITE, "MAX_RETRIES": 1234567, "DNS_IPV6": True, "AUTHKEY_TAGS": ""},
     "build": {
-        **CONTAINER,
-        "import": {**CONTAINER, "checkInterval": 60},
+        **CONTAINER_OPTIONS,
+        "import": {**CONTAINER_OPTIONS, "checkInterval": 60},
         "extraVolumes": [{"name": "proxy", "configMap": {"name": "proxy"}}],
         "imagePullSecrets": [{"name": "registry"}],
         "priorityClassName": "system-node-critical",
@@ -58,16 +57,19 @@ EVERYTHING: Values = {
     "dashboard": {"enabled": True, "namespace": "grafana"},
     "networkPolicy": {"enabled": True},
 }
-CUSTOM = {"PodMonitor", "PrometheusRule"}
-UNKNOWN_TO_SCHEMAS = {"MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}
+"""Values that enable every part of the chart, with a value for nearly every option."""
+WITHOUT_SCHEMA = {"PodMonitor", "PrometheusRule", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding"}
+"""Kinds for which kubernetes-validate has no schema: custom resources and new ones."""
 
 
 @pytest.fixture(scope="module")
 def everything(chart: Path) -> list[Document]:
-    return template(chart, EVERYTHING, "--namespace=system")
+    """The objects that Helm renders from ALL_OPTIONS."""
+    return template(chart, ALL_OPTIONS, "--namespace=system")
 
 
 def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, Document]:
+    """Return the objects of a kind in a namespace, by name."""
     return {
         document["metadata"]["name"]: document
         for document in of_kind(documents, kind)
@@ -75,9 +77,9 @@ def by_name(documents: list[Document], kind: str, namespace: str) -> dict[str, D
     }
 
 
-def test_every_option_gives_valid_objects(everything: list[Document]) -> None:
+def test_all_objects_are_valid_and_have_unique_names(everything: list[Document]) -> None:
     for document in everything:
-        if document["kind"] not in CUSTOM | UNKNOWN_TO_SCHEMAS:
+        if document["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(document, NEWEST, strict=True)
     names = [
         (document["kind"], document["metadata"].get("namespace"), document["metadata"]["name"])
@@ -95,19 +97,19 @@ def test_every_object_has_the_recommended_labels(everything: list[Document]) -> 
         assert re.fullmatch(r"tailscale-lifecycle-\d+\.\d+\.\d+", labels["helm.sh/chart"])
 
 
-def test_settings_are_text_and_empty_ones_are_left_out(everything: list[Document]) -> None:
+def test_config_map_has_settings_as_text_and_omits_empty_ones(everything: list[Document]) -> None:
     settings = by_name(everything, "ConfigMap", "system")["tailscale-lifecycle"]["data"]
     assert settings["MAX_RETRIES"] == "1234567"
     assert settings["DNS_IPV6"] == "true"
     assert "AUTHKEY_TAGS" not in settings
 
 
-def test_each_namespace_has_its_own_prune(everything: list[Document]) -> None:
+def test_each_namespace_has_its_own_prune_job(everything: list[Document]) -> None:
     for namespace in ("media", "services"):
         data = by_name(everything, "ConfigMap", namespace)["lifecycle-prune"]["data"]
         assert (data["DNS_OWNER"], data["PRUNE_MAX"], data["PRUNE_AFTER"]) == (namespace, "3", "7d")
         assert "LOGIN_SERVER" not in data
-        # With a service account, the key is read through the Kubernetes API.
+        # With a service account, prune reads the API key through the Kubernetes API.
         assert "HEADSCALE_API_KEY_FILE" not in data
         job = by_name(everything, "CronJob", namespace)["lifecycle-prune"]
         pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
@@ -120,7 +122,7 @@ def test_configured_dns_owner_applies_to_every_prune_job(chart: Path) -> None:
     assert by_name(documents, "ConfigMap", "services")["lifecycle-prune"]["data"]["DNS_OWNER"] == "west"
 
 
-def test_network_policies_select_the_pods_of_the_chart(everything: list[Document]) -> None:
+def test_network_policies_deny_ingress_to_all_pods_of_the_chart(everything: list[Document]) -> None:
     selected = {
         (policy["metadata"]["namespace"], policy["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/name"])
         for policy in of_kind(everything, "NetworkPolicy")
@@ -135,11 +137,12 @@ def test_network_policies_select_the_pods_of_the_chart(everything: list[Document
         for document in of_kind(everything, "DaemonSet", "CronJob")
     }
     assert selected == pods
-    assert all(policy["spec"]["policyTypes"] == ["Ingress"] for policy in of_kind(everything, "NetworkPolicy"))
-    assert not any("ingress" in policy["spec"] for policy in of_kind(everything, "NetworkPolicy"))
+    for policy in of_kind(everything, "NetworkPolicy"):
+        assert policy["spec"]["policyTypes"] == ["Ingress"]
+        assert "ingress" not in policy["spec"]
 
 
-def test_registry_image_is_used_everywhere(chart: Path) -> None:
+def test_all_containers_use_the_images_of_the_registry(chart: Path) -> None:
     image = {"repository": "registry.example.com/lifecycle", "digest": f"sha256:{'0' * 64}"}
     documents = template(
         chart,
@@ -168,44 +171,45 @@ def test_settings_of_injection_are_in_the_namespace_of_the_release(chart: Path) 
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "name"),
     [
-        ({}, "settings.DOMAIN_NAME"),
-        ({"settings": {"DOMAIN_NAME": "example.com"}}, "settings.LOGIN_SERVER"),
-        ({"settings": {**SITE, "DOMAIN_NAME": "example"}}, "settings.DOMAIN_NAME"),
-        ({"settings": {**SITE, "LOGIN_SERVER": "http://headscale.example.com"}}, "settings.LOGIN_SERVER"),
-        ({"settings": SITE, "image": {"tag": "1"}}, "build.enabled"),
-        (
+        pytest.param({}, "settings.DOMAIN_NAME", id="no domain"),
+        pytest.param({"settings": {"DOMAIN_NAME": "example.com"}}, "settings.LOGIN_SERVER", id="no login server"),
+        pytest.param(
+            {"settings": {**SITE, "DOMAIN_NAME": "example"}}, "settings.DOMAIN_NAME", id="domain with one label"
+        ),
+        pytest.param(
+            {"settings": {**SITE, "LOGIN_SERVER": "http://headscale.example.com"}},
+            "settings.LOGIN_SERVER",
+            id="login server with http and a name",
+        ),
+        pytest.param(
+            {"settings": SITE, "image": {"tag": "1"}}, "build.enabled", id="custom image although build is enabled"
+        ),
+        pytest.param(
             {"inject": {"enabled": False}, "prune": {"enabled": True, "namespaces": ["services"]}},
             "settings.DOMAIN_NAME",
+            id="prune without domain",
         ),
     ],
-    ids=[
-        "no domain",
-        "no login server",
-        "domain",
-        "http",
-        "custom image although build is enabled",
-        "prune without domain",
-    ],
 )
-def test_error_names_the_invalid_value(chart: Path, values: Values, message: str) -> None:
-    assert message in refusal(chart, values)
+def test_error_names_the_invalid_value(chart: Path, values: Values, name: str) -> None:
+    assert name in refusal(chart, values)
 
 
-def test_missing_sources_are_reported(tmp_path: Path) -> None:
+def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
     copy = tmp_path / CHART.name
     shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("sources.tar.gz"))
     assert "scripts/image --sources" in refusal(copy, {"settings": SITE})
     assert template(copy, {"settings": SITE, "build": {"enabled": False}})
 
 
-def test_kubernetes_without_mutating_admission_policies_is_refused(chart: Path) -> None:
+def test_injection_is_refused_without_mutating_admission_policies(chart: Path) -> None:
     assert "inject.enabled" in refusal(chart, {"settings": SITE}, "--kube-version=1.33.0")
     assert template(chart, {"inject": {"enabled": False}}, "--kube-version=1.25.0")
 
 
-def test_changed_script_gets_a_new_name(chart: Path, tmp_path: Path) -> None:
+def test_changed_build_script_changes_the_name_of_its_config_map(chart: Path, tmp_path: Path) -> None:
     changed = tmp_path / CHART.name
     shutil.copytree(chart, changed)
     with (changed / "files/import.sh").open("a") as script:
@@ -215,8 +219,8 @@ def test_changed_script_gets_a_new_name(chart: Path, tmp_path: Path) -> None:
     assert before[0]["metadata"]["name"] != after[0]["metadata"]["name"]
 
 
-@pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["defaults", "everything"])
-def test_lint_finds_nothing(chart: Path, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("values", [{}, ALL_OPTIONS], ids=["defaults", "all options"])
+def test_helm_lint_reports_no_warnings(chart: Path, values: Values) -> None:
     done = run("lint", "--strict", chart, "--values=-", text=json.dumps(values))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout + done.stderr
@@ -233,7 +237,7 @@ def test_package_contains_the_sources_and_the_schema(chart: Path, tmp_path: Path
     assert template(archive, {"settings": SITE}) == template(chart, {"settings": SITE})
 
 
-COMMANDS = sorted(
+PAGE_COMMANDS = sorted(
     {
         (name_of(page), command.partition(" | ")[0])
         for page in PAGES
@@ -243,7 +247,8 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_helm_accepts_the_flags_of_the_pages(page: str, command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), PAGE_COMMANDS)
+def test_helm_has_the_subcommands_and_flags_of_the_pages(page: str, command: str) -> None:
+    # With --help, Helm only parses the flags.
     done = run(*shlex.split(command)[1:], "--help")
     assert done.returncode == 0, f"{page}: {done.stderr}"

@@ -1,4 +1,4 @@
-"""Test that the chart renders the objects of the Kustomize folders."""
+"""Test that the chart renders the same objects as the Kustomize folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.chart.helm import SITE, Document, Values, template
 from tests.pod.rendering import DEPLOY, ROOT, render
 
-RECOMMENDED = {
+ADDED_LABELS = {
     "app.kubernetes.io/instance",
     "app.kubernetes.io/managed-by",
     "app.kubernetes.io/name",
@@ -22,11 +22,12 @@ RECOMMENDED = {
     "app.kubernetes.io/version",
     "helm.sh/chart",
 }
+"""The recommended labels, which the chart adds to all objects."""
 
-OFF: Values = {"build": {"enabled": False}, "inject": {"enabled": False}}
+DISABLED: Values = {"build": {"enabled": False}, "inject": {"enabled": False}}
 SUBJECTS = [{"kind": "ServiceAccount", "name": "grafana", "namespace": "services"}]
 
-PARTS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
+FOLDERS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
     "build": ("tailscale-lifecycle", {"inject": {"enabled": False}}, ()),
     "deploy/inject": ("tailscale-lifecycle-inject", {"build": {"enabled": False}}, ("--kube-version=1.36.0",)),
     "deploy/inject-v1beta1": (
@@ -34,22 +35,22 @@ PARTS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
         {"build": {"enabled": False}},
         ("--kube-version=1.35.9-gke.1",),
     ),
-    "deploy/prune": ("any", {**OFF, "prune": {"enabled": True, "namespaces": ["services"]}}, ()),
+    "deploy/prune": ("any", {**DISABLED, "prune": {"enabled": True, "namespaces": ["services"]}}, ()),
     "deploy/rbac/api-key-secret": (
         "any",
-        {**OFF, "rbac": {"apiKeySecret": {"enabled": True, "subjects": SUBJECTS}}},
+        {**DISABLED, "rbac": {"apiKeySecret": {"enabled": True, "subjects": SUBJECTS}}},
         (),
     ),
-    "deploy/rbac/exec": ("any", {**OFF, "rbac": {"exec": {"enabled": True, "subjects": SUBJECTS}}}, ()),
+    "deploy/rbac/exec": ("any", {**DISABLED, "rbac": {"exec": {"enabled": True, "subjects": SUBJECTS}}}, ()),
     "deploy/rbac/exec-any-pod": (
         "any",
-        {**OFF, "rbac": {"exec": {"enabled": True, "anyPod": True, "subjects": SUBJECTS}}},
+        {**DISABLED, "rbac": {"exec": {"enabled": True, "anyPod": True, "subjects": SUBJECTS}}},
         (),
     ),
     "deploy/rbac/keep": (
         "any",
         {
-            **OFF,
+            **DISABLED,
             "rbac": {
                 "keep": [
                     {
@@ -65,20 +66,20 @@ PARTS: dict[str, tuple[str, Values, tuple[str, ...]]] = {
     ),
     "deploy/rbac/events": (
         "any",
-        {**OFF, "rbac": {"events": [{"namespace": "services", "subjects": SUBJECTS}]}},
+        {**DISABLED, "rbac": {"events": [{"namespace": "services", "subjects": SUBJECTS}]}},
         (),
     ),
     "deploy/monitoring": (
         "monitoring",
-        {**OFF, **{part: {"enabled": True} for part in ("podMonitor", "prometheusRule", "dashboard")}},
+        {**DISABLED, **{part: {"enabled": True} for part in ("podMonitor", "prometheusRule", "dashboard")}},
         (),
     ),
 }
-"""By folder: the namespace of the release, the values besides SITE, and options."""
+"""By folder: the namespace of the release, the values besides SITE, and options for Helm."""
 
 
 def comparable(documents: list[Document]) -> dict[str, Document]:
-    """Return the objects by their names, without the suffixes that Kustomize and the chart generate."""
+    """Return the objects by kind and name. Remove generated suffixes of names, and decode binary data."""
     text = re.sub(r"(tailscale-lifecycle-build|lifecycle-prune)-[0-9a-z]{10}\b", r"\1", json.dumps(documents))
     objects: list[Document] = json.loads(text)
     for document in objects:
@@ -88,7 +89,7 @@ def comparable(documents: list[Document]) -> dict[str, Document]:
 
 
 def rendered_folder(folder: str, chart: Path, copy: Path) -> list[Document]:
-    """Render a Kustomize folder, with the sources of the chart."""
+    """Render a Kustomize folder. In `build`, the sources are those of the chart."""
     if folder != "build":
         return render(ROOT / folder)
     shutil.copytree(ROOT / folder, copy)
@@ -96,28 +97,27 @@ def rendered_folder(folder: str, chart: Path, copy: Path) -> list[Document]:
     return render(copy)
 
 
-@pytest.mark.parametrize("folder", PARTS)
-def test_objects_equal_those_of_kustomize(folder: str, chart: Path, tmp_path: Path) -> None:
-    namespace, values, options = PARTS[folder]
-    ours = comparable(template(chart, {"settings": SITE, **values}, f"--namespace={namespace}", *options))
-    theirs = comparable(rendered_folder(folder, chart, tmp_path / "copy"))
-    # Helm does not own the namespace of a release.
-    theirs.pop(f"Namespace/{namespace}", None)
-    for name, expected in theirs.items():
-        labels: dict[str, Any] = expected["metadata"].pop("labels", {})
-        added = ours[name]["metadata"].pop("labels")
-        assert labels.items() <= added.items()
-        assert added.keys() - labels.keys() <= RECOMMENDED
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_chart_renders_the_objects_of_the_kustomize_folder(folder: str, chart: Path, tmp_path: Path) -> None:
+    namespace, values, options = FOLDERS[folder]
+    from_chart = comparable(template(chart, {"settings": SITE, **values}, f"--namespace={namespace}", *options))
+    from_kustomize = comparable(rendered_folder(folder, chart, tmp_path / "copy"))
+    # A chart does not contain the namespace of its release.
+    from_kustomize.pop(f"Namespace/{namespace}", None)
+    for name, expected in from_kustomize.items():
+        expected_labels: dict[str, Any] = expected["metadata"].pop("labels", {})
+        labels = from_chart[name]["metadata"].pop("labels")
+        assert expected_labels.items() <= labels.items()
+        assert labels.keys() - expected_labels.keys() <= ADDED_LABELS
         if folder == "deploy/prune":
-            assert ours[name]["metadata"].pop("namespace") == "services"
-    assert ours == theirs
+            # The operator selects the namespace when they apply the folder.
+            assert from_chart[name]["metadata"].pop("namespace") == "services"
+    assert from_chart == from_kustomize
 
 
-def test_every_folder_of_a_part_is_compared() -> None:
-    """The folders of one workload, and those of the login server and of Ingresses, are not parts of the chart."""
-    of_workloads = {"base", "cert-manager", "components", "ingress", "services", "site"}
+def test_every_folder_that_the_chart_contains_is_compared() -> None:
+    """The chart does not contain the folders of single workloads and of the ingress controllers."""
+    not_in_chart = {"base", "cert-manager", "components", "ingress", "services", "site"}
     folders = {path.parent.relative_to(ROOT).as_posix() for path in DEPLOY.rglob("kustomization.yaml")}
-    ours = {folder for folder in folders if folder.split("/")[1] not in of_workloads} - {
-        "deploy/monitoring/annotations"
-    }
-    assert {*ours, "build"} == set(PARTS)
+    in_chart = {folder for folder in folders if folder.split("/")[1] not in not_in_chart}
+    assert {*in_chart, "build"} - {"deploy/monitoring/annotations"} == set(FOLDERS)

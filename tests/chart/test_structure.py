@@ -1,4 +1,4 @@
-"""Test the chart's files, without Helm: what is generated, and that values and schema agree."""
+"""Test the chart without Helm: its generated files are current, and values.yaml and values.schema.json agree."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from chart import generated
 from lifecycle.settings.models import every_variable
 from tests.chart.helm import CHART, SITE
 
-FILES = generated()
+GENERATED_FILES = generated()
+"""By path: the content of each file that scripts/chart.py generates."""
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CHART)))
+@pytest.mark.parametrize("path", GENERATED_FILES, ids=lambda path: str(path.relative_to(CHART)))
 def test_generated_file_is_current(path: Path) -> None:
-    assert FILES[path].splitlines() == path.read_text().splitlines()
+    assert GENERATED_FILES[path].splitlines() == path.read_text().splitlines()
 
 
-def described(schema: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Iterate over the values that a schema describes."""
+def paths_in_schema(schema: dict[str, Any], path: str = "") -> Iterator[str]:
+    """Iterate over the paths of the values that a schema describes, such as `prune.enabled`."""
     if "$ref" in schema:
         schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
     properties = schema.get("properties", {})
     if not properties:
         yield path
     for name, inner in properties.items():
-        yield from described(inner, f"{path}.{name}" if path else name)
+        yield from paths_in_schema(inner, f"{path}.{name}" if path else name)
 
 
-def given(values: Any, path: str = "") -> Iterator[str]:
-    """Iterate over the paths of values."""
+def paths_in_values(values: Any, path: str = "") -> Iterator[str]:
+    """Iterate over the paths of all values and groups of values."""
     yield path
     if isinstance(values, dict):
         for name, inner in values.items():
-            yield from given(inner, f"{path}.{name}" if path else name)
+            yield from paths_in_values(inner, f"{path}.{name}" if path else name)
 
 
-def test_every_described_value_has_a_default() -> None:
-    """Except settings, of which values.yaml has the most important ones."""
-    missing = set(described(SCHEMA)) - set(given(VALUES)) - {"global"}
+def test_every_value_in_the_schema_has_a_default_except_settings() -> None:
+    """values.yaml contains only the most important settings."""
+    missing = set(paths_in_schema(SCHEMA)) - set(paths_in_values(VALUES)) - {"global"}
     assert {path.rpartition(".")[2] for path in missing if ".settings." in f".{path}"} <= every_variable()
     assert {path for path in missing if ".settings." not in f".{path}"} == set()
 
@@ -54,13 +55,12 @@ def test_every_described_value_has_a_default() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {},
-        {"settings": {"POLL_INTERVAL": "1m", "MAX_RETRIES": 0, "DNS_IPV6": True}},
-        {"prune": {"enabled": True, "namespaces": ["services"]}},
-        {"image": {"digest": f"sha256:{'0' * 64}"}},
-        {"build": {"maxUnavailable": 1}},
+        pytest.param({}, id="defaults"),
+        pytest.param({"settings": {"POLL_INTERVAL": "1m", "MAX_RETRIES": 0, "DNS_IPV6": True}}, id="settings"),
+        pytest.param({"prune": {"enabled": True, "namespaces": ["services"]}}, id="prune"),
+        pytest.param({"image": {"digest": f"sha256:{'0' * 64}"}}, id="digest"),
+        pytest.param({"build": {"maxUnavailable": 1}}, id="one node at a time"),
     ],
-    ids=["defaults", "settings", "prune", "digest", "one node at a time"],
 )
 def test_valid_values_are_accepted(values: dict[str, Any]) -> None:
     jsonschema.validate({**VALUES, **values}, SCHEMA)
@@ -69,28 +69,16 @@ def test_valid_values_are_accepted(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"setings": SITE},
-        {"settings": {"DOMAIN": "example.com"}},
-        {"settings": {"CLOUDFLARE_API_TOKEN": "made-up"}},
-        {"settings": {"TS_HOSTNAME": "wiki"}},
-        {"image": {"digest": "latest"}},
-        {"prune": {"enabled": True, "namespaces": []}},
-        {"rbac": {"exec": {"enabled": True, "subjects": []}}},
-        {"build": {"maxUnavailable": "0%"}},
-        {"build": {"import": {"checkInterval": 0}}},
-        {"inject": {"policyVersion": "v1alpha1"}},
-    ],
-    ids=[
-        "unknown value",
-        "unknown setting",
-        "secret",
-        "setting of one pod",
-        "digest",
-        "no namespace",
-        "no subject",
-        "no node at a time",
-        "no interval",
-        "policy version",
+        pytest.param({"setings": SITE}, id="unknown value"),
+        pytest.param({"settings": {"DOMAIN": "example.com"}}, id="unknown setting"),
+        pytest.param({"settings": {"CLOUDFLARE_API_TOKEN": "made-up"}}, id="secret"),
+        pytest.param({"settings": {"TS_HOSTNAME": "wiki"}}, id="setting of one pod"),
+        pytest.param({"image": {"digest": "latest"}}, id="malformed digest"),
+        pytest.param({"prune": {"enabled": True, "namespaces": []}}, id="prune in no namespace"),
+        pytest.param({"rbac": {"exec": {"enabled": True, "subjects": []}}}, id="role without subject"),
+        pytest.param({"build": {"maxUnavailable": "0%"}}, id="no node at a time"),
+        pytest.param({"build": {"import": {"checkInterval": 0}}}, id="interval of 0"),
+        pytest.param({"inject": {"policyVersion": "v1alpha1"}}, id="unknown policy version"),
     ],
 )
 def test_invalid_values_are_refused(values: dict[str, Any]) -> None:

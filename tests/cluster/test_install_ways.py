@@ -23,7 +23,7 @@ from tests.inject.refused import template_of
 from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
 from tests.pod.test_site import SITE, create_site
 from tests.real.programs import eventually
-from tests.terraform.modules import BINARY, applied, root_module
+from tests.terraform.modules import BINARY, apply, root_module
 
 NAME, IMAGE, PORT, DATA = "wiki", "docker.io/a/wiki:1.2", 8080, "/srv/wiki"
 SETTINGS = {name: SITE[name] for name in SITE if not name.startswith(("ACME", "KERBEROS"))}
@@ -78,7 +78,7 @@ def by_kustomize(folder: Path) -> list[Document]:
 def by_terraform(folder: Path) -> tuple[list[Document], list[Document]]:
     """Apply the module with tailscale, and without."""
     folder.mkdir()
-    outputs = applied(root_module(folder, {"on": INPUTS, "off": INPUTS | {"tailscale_enabled": False}}))["outputs"]
+    outputs = apply(root_module(folder, {"on": INPUTS, "off": INPUTS | {"tailscale_enabled": False}}))["outputs"]
     return list(outputs["on"]["value"].values()), list(outputs["off"]["value"].values())
 
 

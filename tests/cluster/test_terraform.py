@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.api_server import ApiServer
-from tests.terraform.modules import applied, needs_terraform, root_module
+from tests.terraform.modules import apply, needs_terraform, root_module
 from tests.terraform.test_service import INPUTS
 
 
@@ -28,7 +28,7 @@ def test_manifests_are_accepted_unchanged(
     api_server: ApiServer, module: str, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
     """kubernetes_manifest reports an error after an apply that changed a value."""
-    outputs = applied(root_module(tmp_path, {"wiki": inputs}, module))["outputs"]
+    outputs = apply(root_module(tmp_path, {"wiki": inputs}, module))["outputs"]
     for manifest in outputs["wiki"]["value"].values():
         if manifest["metadata"].get("namespace") == "tailscale-lifecycle":
             manifest["metadata"]["namespace"] = "elsewhere"  # exists already

@@ -1,4 +1,4 @@
-"""Run the Terraform modules, and bring manifests into a form in which they can be compared."""
+"""Run the Terraform modules of deploy/terraform, and compare their manifests with those of Kustomize."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ BINARY = shutil.which("terraform") or shutil.which("tofu")
 needs_terraform = pytest.mark.skipif(BINARY is None, reason="neither terraform nor tofu is on PATH")
 
 Manifests = dict[str, Document]
+"""Manifests by kind and name, such as `Service/grafana`."""
 
 
-def parsed(text: str) -> Any:
+def parse_hcl(text: str) -> Any:
     """Parse HCL without Terraform."""
     return hcl2.loads(
         text, serialization_options=hcl2.SerializationOptions(strip_string_quotes=True, explicit_blocks=False)
@@ -31,13 +32,13 @@ def parsed(text: str) -> Any:
 
 
 def variables(module: str) -> dict[str, Document]:
-    """Return the blocks of a module's input variables."""
-    blocks = parsed((MODULES / module / "variables.tf").read_text())["variable"]
+    """Return the block of each input variable of a module."""
+    blocks = parse_hcl((MODULES / module / "variables.tf").read_text())["variable"]
     return {name: body for block in blocks for name, body in block.items()}
 
 
 def terraform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Terraform or OpenTofu without network and without the user's configuration."""
+    """Run Terraform or OpenTofu without the user's configuration and without looking for updates."""
     assert BINARY
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TF_")}
     return subprocess.run(
@@ -51,8 +52,14 @@ def terraform(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]
 
 
 def root_module(folder: Path, calls: dict[str, dict[str, Any]], module: str = "service") -> Path:
-    """Create a root module that calls a module once for each set of inputs, and initialize it."""
-    copied(folder)
+    """Create and initialize a root module that calls a module once for each set of inputs, and return its folder.
+
+    Args:
+        folder: for the root module.
+        calls: by name of a call, the inputs.
+        module: the name of the module in deploy/terraform.
+    """
+    copy_modules(folder)
     source = f"./deploy/terraform/{module}"
     (folder / "main.tf.json").write_text(
         json.dumps(
@@ -62,23 +69,23 @@ def root_module(folder: Path, calls: dict[str, dict[str, Any]], module: str = "s
             }
         )
     )
-    return initialized(folder)
+    return initialize(folder)
 
 
-def copied(folder: Path) -> None:
-    """Copy what the modules consist of, because Terraform writes into the folder that it runs in."""
+def copy_modules(folder: Path) -> None:
+    """Copy the modules and build/, whose files they read. Terraform writes into the folder in which it runs."""
     shutil.copytree(MODULES, folder / "deploy" / "terraform")
     shutil.copytree(ROOT / "build", folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
 
 
-def initialized(folder: Path) -> Path:
-    """Run terraform init."""
+def initialize(folder: Path) -> Path:
+    """Run `terraform init`, and return the folder."""
     done = terraform("init", "-backend=false", "-input=false", "-no-color", folder=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def applied(folder: Path) -> dict[str, Any]:
+def apply(folder: Path) -> dict[str, Any]:
     """Apply a root module and return its state."""
     done = terraform("apply", "-auto-approve", "-input=false", "-no-color", folder=folder)
     assert done.returncode == 0, done.stderr
@@ -87,49 +94,59 @@ def applied(folder: Path) -> dict[str, Any]:
 
 
 def errors(folder: Path) -> list[tuple[str, str]]:
-    """Plan a root module and return each error: the call of the module, if it is known, and the message."""
+    """Plan a root module. Return the name of the call, or "" if it is not known, and the message of each error."""
     done = terraform("plan", "-input=false", "-json", folder=folder)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    found = [event["diagnostic"] for event in events if event.get("@level") == "error"]
-    return [(item.get("snippet", {}).get("context", "").removeprefix("module."), item["detail"]) for item in found]
+    diagnostics = [event["diagnostic"] for event in events if event.get("@level") == "error"]
+    return [
+        (diagnostic.get("snippet", {}).get("context", "").removeprefix("module."), diagnostic["detail"])
+        for diagnostic in diagnostics
+    ]
 
 
-def keyed(documents: list[Document]) -> Manifests:
-    """Return manifests by kind and name, as the modules do, without the state Secret."""
-    return {f"{item['kind']}/{item['metadata']['name']}": item for item in documents if item["kind"] != "Secret"}
+def by_name(documents: list[Document]) -> Manifests:
+    """Return documents by kind and name, without the state Secret, which the modules do not create."""
+    return {
+        f"{document['kind']}/{document['metadata']['name']}": document
+        for document in documents
+        if document["kind"] != "Secret"
+    }
 
 
 def comparable(manifests: Manifests, workload: str) -> Manifests:
-    """Remove generated parts of names, and what has no effect: empty variables and the order of named items."""
+    """Return manifests without differences that do not matter.
+
+    These are generated suffixes of names, empty variables, and the order of variables, mounts and volumes.
+    """
     text = json.dumps(manifests)
     for manifest in manifests.values():
         name = manifest["metadata"]["name"]
         if manifest["kind"] == "ConfigMap":
             base = name.rpartition("-")[0].removeprefix(f"{workload}-")
             text = text.replace(json.dumps(name), json.dumps(base))
-    documents = [_sorted(document) for document in json.loads(text).values()]
-    return keyed(documents)
+    documents = [_normalized(document) for document in json.loads(text).values()]
+    return by_name(documents)
 
 
-def _sorted(part: Any, field: str = "") -> Any:
-    match part:
+def _normalized(value: Any, field: str = "") -> Any:
+    match value:
         case dict():
-            return {name: _sorted(value, name) for name, value in part.items() if (name, value) != ("value", "")}
+            return {name: _normalized(item, name) for name, item in value.items() if (name, item) != ("value", "")}
         case list():
-            items = [_sorted(value) for value in part]
+            items = [_normalized(item) for item in value]
             return sorted(items, key=json.dumps) if field in ("env", "volumeMounts", "volumes") else items
         case _:
-            return part
+            return value
 
 
 def with_stand_ins(configuration: str) -> str:
-    """Replace the resources of the providers, which are not installed here, by one that is part of Terraform."""
+    """Replace the resources of the Kubernetes providers, which are not installed, with Terraform's `terraform_data`."""
     text = re.sub(r'(?ms)^provider "\w+" \{.*?^\}\n|^  required_providers \{.*?^  \}\n', "", configuration)
     text = re.sub(r"\bmanifest( *=)", r"input\1", re.sub(r"yaml_body( *=) yamlencode\((.*)\)", r"manifest\1 \2", text))
     return re.sub(r"\b(kubernetes|kubectl)_manifest\b", "terraform_data", text)
 
 
 def resources(state: dict[str, Any], name: str) -> Manifests:
-    """Return the manifests of the stand-ins for a resource."""
-    (found,) = (resource for resource in state["resources"] if resource["name"] == name)
-    return {item["index_key"]: item["attributes"]["input"]["value"] for item in found["instances"]}
+    """Return the manifests of a resource's instances, which `with_stand_ins` has changed."""
+    (resource,) = (resource for resource in state["resources"] if resource["name"] == name)
+    return {instance["index_key"]: instance["attributes"]["input"]["value"] for instance in resource["instances"]}

@@ -1,4 +1,4 @@
-"""The Terraform module image-build gives the same objects as `kubectl kustomize build/`."""
+"""Test that the Terraform module image-build creates the same objects as `kubectl kustomize build/`."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from typing import Any
 import pytest
 
 from tests.pod.rendering import ROOT, render
-from tests.terraform.modules import Manifests, applied, comparable, errors, keyed, needs_terraform, root_module
+from tests.terraform.modules import Manifests, apply, by_name, comparable, errors, needs_terraform, root_module
 
-PACKED = b"\x1f\x8bnot text"
+SOURCES = b"\x1f\x8bnot text"
+"""Binary data in place of the packed sources."""
 
 
 @pytest.mark.full
 @needs_terraform
-def test_objects_are_those_of_kustomize(tmp_path: Path) -> None:
+def test_module_creates_the_objects_of_kustomize(tmp_path: Path) -> None:
     sources = tmp_path / "sources.tar.gz"
-    sources.write_bytes(PACKED)
+    sources.write_bytes(SOURCES)
     calls: dict[str, dict[str, Any]] = {
         "default": {"sources": str(sources)},
         "changed": {"sources": str(sources), "environment": {"BASE_IMAGE": "localhost/debian:stable"}},
         "off": {"sources": str(sources), "enabled": False},
     }
-    outputs = applied(root_module(tmp_path / "root", calls, "image-build"))["outputs"]
+    outputs = apply(root_module(tmp_path / "root", calls, "image-build"))["outputs"]
     shutil.copytree(ROOT / "build", tmp_path / "build")
     shutil.copy(sources, tmp_path / "build")
-    kustomized = keyed(render(tmp_path / "build"))
+    kustomized = by_name(render(tmp_path / "build"))
     manifests: Manifests = outputs["default"]["value"]
     assert comparable(manifests, "") == comparable(kustomized, "")
     assert outputs["off"]["value"] == {}
-    assert base64.b64decode(manifests["ConfigMap/tailscale-lifecycle-build"]["binaryData"]["sources.tar.gz"]) == PACKED
+    assert base64.b64decode(manifests["ConfigMap/tailscale-lifecycle-build"]["binaryData"]["sources.tar.gz"]) == SOURCES
     pods = [
         outputs[name]["value"]["DaemonSet/tailscale-lifecycle-image"]["spec"]["template"]["spec"]
         for name in calls
         if name != "off"
     ]
-    before, after = ({item["name"]: item.get("value") for item in pod["initContainers"][0]["env"]} for pod in pods)
-    assert after == before | {"BASE_IMAGE": "localhost/debian:stable"}
+    default, changed = (
+        {variable["name"]: variable.get("value") for variable in pod["initContainers"][0]["env"]} for pod in pods
+    )
+    assert changed == default | {"BASE_IMAGE": "localhost/debian:stable"}
 
 
 @needs_terraform
-def test_missing_sources_are_reported_with_the_command(tmp_path: Path) -> None:
+def test_error_about_missing_sources_names_the_command_that_creates_them(tmp_path: Path) -> None:
     calls: dict[str, dict[str, Any]] = {"default": {}, "named": {"sources": "/nonexistent"}}
     messages = [text for _, text in errors(root_module(tmp_path / "root", calls, "image-build"))]
     assert len(messages) == 2

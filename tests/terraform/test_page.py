@@ -1,4 +1,4 @@
-"""The page about moving from Terraform: its configuration is valid, and does what the page says."""
+"""Test the configuration and the commands in docs/move-from-terraform.md."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from tests.pages import ROOT, blocks, quoted, rows
 from tests.pod.rendering import DEPLOY, copy_deploy, of_kind, render, workload_resource
 from tests.terraform.modules import (
-    applied,
-    copied,
-    initialized,
+    apply,
+    copy_modules,
+    initialize,
     needs_terraform,
-    parsed,
+    parse_hcl,
     resources,
     terraform,
     variables,
@@ -28,67 +28,69 @@ from tests.terraform.modules import (
 PAGE = (ROOT / "docs/move-from-terraform.md").read_text()
 CONFIGURATION = [re.sub(r"(?m)^   ", "", block.text) for block in blocks(PAGE, "hcl")]
 COMMANDS = [re.sub(r"(?m)^   ", "", block.text) for block in blocks(PAGE, "sh")]
-OLD = sorted(set(re.findall(r"from = (\w+)\.(\w+)", "".join(CONFIGURATION))))
-"""Type and name of the resources that the page removes from Terraform."""
+OLD_RESOURCES = sorted(set(re.findall(r"from = (\w+)\.(\w+)", "".join(CONFIGURATION))))
+"""The types and names of the resources that Terraform should forget, as the page shows in `removed` blocks."""
 
 
-def with_patch(folder: Path) -> list[dict[str, Any]]:
-    """Render the folder of Redmine with the patch on the page."""
+def render_with_patch(folder: Path) -> list[dict[str, Any]]:
+    """Render the workload redmine with the patch on the page."""
     kustomization = copy_deploy(folder) / "deploy/services/redmine/kustomization.yaml"
     (patch,) = (yaml.safe_load(block.text) for block in blocks(PAGE, "yaml"))
-    merged = yaml.safe_load(kustomization.read_text())
-    merged["patches"] += patch["patches"]
-    kustomization.write_text(yaml.safe_dump(merged))
+    shipped = yaml.safe_load(kustomization.read_text())
+    shipped["patches"] += patch["patches"]
+    kustomization.write_text(yaml.safe_dump(shipped))
     return render(kustomization.parent)
 
 
 @pytest.mark.full
 @needs_terraform
-def test_configuration_moves_workloads_without_touching_the_old_pods(tmp_path: Path) -> None:
-    copied(tmp_path)
+def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path) -> None:
+    copy_modules(tmp_path)
     (tmp_path / "sources.tar.gz").write_bytes(b"packed")
-    (tmp_path / "redmine.yaml").write_text(yaml.safe_dump_all(with_patch(tmp_path / "kustomize")))
-    (tmp_path / "old.tf").write_text("".join(f'resource "terraform_data" "{kind}_{name}" {{}}\n' for kind, name in OLD))
-    applied(initialized(tmp_path))
+    (tmp_path / "redmine.yaml").write_text(yaml.safe_dump_all(render_with_patch(tmp_path / "kustomize")))
+    (tmp_path / "old.tf").write_text(
+        "".join(f'resource "terraform_data" "{kind}_{name}" {{}}\n' for kind, name in OLD_RESOURCES)
+    )
+    apply(initialize(tmp_path))
 
     (tmp_path / "old.tf").unlink()
     text = "\n".join(CONFIGURATION).replace('"kubectl_manifest" "grafana"', '"kubectl_manifest" "grafana_by_kubectl"')
     text = re.sub(r"from = (\w+)\.(\w+)", r"from = terraform_data.\1_\2", text)
     text = re.sub(r'"git::https://.*//(deploy/terraform/[\w-]+)\?ref=.*"', r'"./\1"', text)
     (tmp_path / "main.tf").write_text(with_stand_ins(text))
-    done = terraform("plan", "-out=plan", "-no-color", folder=initialized(tmp_path))
+    done = terraform("plan", "-out=plan", "-no-color", folder=initialize(tmp_path))
     assert done.returncode == 0, done.stderr
     changes = json.loads(terraform("show", "-json", "plan", folder=tmp_path).stdout)["resource_changes"]
     actions = {change["address"]: change["change"]["actions"] for change in changes}
     assert [action for action in actions.values() if "delete" in action] == []
     assert [address for address, action in actions.items() if action == ["forget"]] == [
-        f"terraform_data.{kind}_{name}" for kind, name in OLD
+        f"terraform_data.{kind}_{name}" for kind, name in OLD_RESOURCES
     ]
     imported = {change["index"] for change in changes if "importing" in change["change"]}
     assert imported == {"Service/grafana", "ServiceAccount/grafana"}
 
-    state = applied(tmp_path)
+    state = apply(tmp_path)
     for name in ("grafana", "grafana_by_kubectl", "redmine", "image_build"):
         assert not of_kind(list(resources(state, name).values()), "Secret")
     assert workload_resource(list(resources(state, "grafana").values()))["metadata"]["name"] == "grafana"
     assert terraform("plan", "-detailed-exitcode", folder=tmp_path).returncode == 0
 
 
-def test_every_block_parses_and_sets_inputs_that_exist() -> None:
-    """Also without Terraform."""
+def test_every_block_parses_and_sets_existing_inputs() -> None:
+    """This test does not need Terraform."""
     calls: dict[str, Any] = {}
     for text in CONFIGURATION:
-        calls |= {name: call for block in parsed(text).get("module", []) for name, call in block.items()}
+        calls |= {name: call for block in parse_hcl(text).get("module", []) for name, call in block.items()}
     for call in calls.values():
         (module,) = re.findall(r"//deploy/terraform/([\w-]+)\?", call["source"])
         assert call.keys() - {"source"} <= variables(module).keys()
-    table = [row["in the module"] for row in rows(PAGE) if "in the module" in row]
-    assert table
-    assert {quoted(cell)[0].split()[0] for cell in table} <= variables("service").keys()
+    cells = [row["in the module"] for row in rows(PAGE) if "in the module" in row]
+    assert cells
+    assert {quoted(cell)[0].split()[0] for cell in cells} <= variables("service").keys()
 
 
 def test_patch_renames_the_claim_and_its_mount(tmp_path: Path) -> None:
-    workload = workload_resource(with_patch(tmp_path))
+    workload = workload_resource(render_with_patch(tmp_path))
     (application,) = (
         container
         for container in workload["spec"]["template"]["spec"]["containers"]
@@ -99,7 +101,7 @@ def test_patch_renames_the_claim_and_its_mount(tmp_path: Path) -> None:
     assert [claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]] == ["app-data", "database"]
 
 
-def test_commands_are_valid_shell_and_create_the_state_secrets() -> None:
+def test_commands_are_valid_shell_and_create_both_state_secrets() -> None:
     for command in COMMANDS:
         assert subprocess.run(["sh", "-n", "-c", command], check=False).returncode == 0, command
     for name in ("grafana", "redmine"):

@@ -1,4 +1,4 @@
-"""The module of a workload gives the same objects as Kustomize, and refuses what scripts/new-service refuses."""
+"""Test that the Terraform module `service` creates the same objects as scripts/new-service, and checks its inputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.pod.rendering import NEWEST, copy_deploy, new_service, render
 from tests.terraform.modules import (
     MODULES,
     Manifests,
-    applied,
+    apply,
+    by_name,
     comparable,
     errors,
-    keyed,
     needs_terraform,
     root_module,
     variables,
@@ -38,42 +38,43 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def kustomized(tmp_path_factory: pytest.TempPathFactory) -> Manifests:
-    """Return what Kustomize renders from the same values."""
+    """Return the objects that scripts/new-service and Kustomize create from INPUTS."""
     copy = copy_deploy(tmp_path_factory.mktemp("kustomize"))
     done = new_service(copy, INPUTS["name"], INPUTS["image"], str(INPUTS["port"]), INPUTS["data_path"])
     assert done.returncode == 0, done.stderr
-    return comparable(keyed(render(copy / "deploy/services" / INPUTS["name"])), INPUTS["name"])
+    return comparable(by_name(render(copy / "deploy/services" / INPUTS["name"])), INPUTS["name"])
 
 
 @needs_terraform
-def test_objects_are_those_of_kustomize(kustomized: Manifests, tmp_path: Path) -> None:
-    state = applied(root_module(tmp_path, {"wiki": INPUTS}))
+def test_module_creates_the_objects_of_kustomize(kustomized: Manifests, tmp_path: Path) -> None:
+    state = apply(root_module(tmp_path, {"wiki": INPUTS}))
     manifests: Manifests = state["outputs"]["wiki"]["value"]
     for manifest in manifests.values():
         kubernetes_validate.validate(manifest, NEWEST, strict=True)
     assert comparable(manifests, "wiki") == kustomized
 
 
-def test_templates_give_the_objects_of_kustomize(kustomized: Manifests) -> None:
-    """This needs no Terraform: `filled` replaces the placeholders. With these inputs, Terraform does the same."""
+def test_templates_contain_the_objects_of_kustomize(kustomized: Manifests) -> None:
+    """This test does not need Terraform, because `fill_template` replaces the placeholders in the same way."""
     defaults = {name: block["default"] for name, block in variables("service").items() if "default" in block}
     values = defaults | INPUTS
+    # The module computes these values.
     values["state_secret"] = f"{values['name']}-tailscale"
     values["headscale_url"] = "http://headscale.headscale.svc.cluster.local:8080"
     values["allow_list"] = " ".join(f"{prefix} 1;" for prefix in values["vpn_prefixes"])
     values["vpn_prefixes"] = ",".join(values["vpn_prefixes"])
-    configuration = filled("configuration", values)
+    configuration = fill_template("configuration", values)
     for manifest in configuration.values():
         manifest["metadata"]["name"] += "-hash"
     names = {f"configuration.{name}": manifest["metadata"]["name"] for name, manifest in configuration.items()}
-    manifests = [*configuration.values(), *filled("manifests", values | names)]
-    assert comparable(keyed(manifests), values["name"]) == kustomized
+    manifests = [*configuration.values(), *fill_template("manifests", values | names)]
+    assert comparable(by_name(manifests), values["name"]) == kustomized
 
 
-def filled(template: str, values: dict[str, Any]) -> Any:
-    """Return a template's content with the values of its placeholders."""
+def fill_template(template: str, values: dict[str, Any]) -> Any:
+    """Replace the placeholders of a template, and return the parse_hcl content."""
     text = (MODULES / "service" / f"{template}.yaml.tftpl").read_text()
-    return yaml.safe_load(re.sub(r"\$\{([a-z_.]+)\}", lambda found: str(values[found[1]]), text))
+    return yaml.safe_load(re.sub(r"\$\{([a-z_.]+)\}", lambda placeholder: str(values[placeholder[1]]), text))
 
 
 # --- Inputs -------------------------------------------------------------------------------------------
@@ -103,9 +104,9 @@ INVALID: list[tuple[str, Any]] = [
     ("data_path", "/data/../tmp"),
     ("data_path", '/da"ta'),
 ]
-"""Values that scripts/new-service refuses, too."""
+"""Inputs that the module and scripts/new-service refuse."""
 
-ACCEPTED: list[tuple[str, Any]] = [
+VALID: list[tuple[str, Any]] = [
     ("data_path", None),
     ("image", "docker.io/library/postgres:16"),
     ("image", f"docker.io/a/wiki@sha256:{'0' * 64}"),
@@ -141,18 +142,18 @@ INVALID_FOR_MODULE_ONLY: list[tuple[str, Any]] = [
     ("vpn_prefixes", ["100.64.0.0"]),
     ("vpn_prefixes", []),
 ]
-"""Values of inputs that the module has and scripts/new-service does not."""
+"""Inputs that the module refuses. Most of them are not arguments of scripts/new-service."""
 
 
 @pytest.mark.full
 @needs_terraform
-def test_invalid_inputs_are_refused_with_a_message_that_names_them(tmp_path: Path) -> None:
-    cases = {f"case{number}": case for number, case in enumerate([*INVALID, *INVALID_FOR_MODULE_ONLY])}
-    accepted = {f"accepted{number}": case for number, case in enumerate(ACCEPTED)}
-    calls = {call: INPUTS | {name: value} for call, (name, value) in (cases | accepted).items()}
+def test_only_invalid_inputs_are_refused_and_the_error_names_them(tmp_path: Path) -> None:
+    invalid = {f"invalid{number}": case for number, case in enumerate([*INVALID, *INVALID_FOR_MODULE_ONLY])}
+    valid = {f"valid{number}": case for number, case in enumerate(VALID)}
+    calls = {call: INPUTS | {name: value} for call, (name, value) in (invalid | valid).items()}
     messages = errors(root_module(tmp_path, calls))
-    assert sorted(call for call, _ in messages) == sorted(cases)
-    assert [text for call, text in messages if not text.startswith(f"{cases[call][0]} must")] == []
+    assert sorted(call for call, _ in messages) == sorted(invalid)
+    assert [text for call, text in messages if not text.startswith(f"{invalid[call][0]} must")] == []
 
 
 @pytest.mark.full
@@ -163,7 +164,7 @@ def test_script_refuses_the_same_inputs(tmp_path: Path) -> None:
         assert new_service(tmp_path, *map(str, inputs.values())).returncode == 2, (name, value)
 
 
-def test_every_input_has_a_description_and_every_value_is_checked() -> None:
+def test_every_input_has_a_description_and_a_validation() -> None:
     for module in ("service", "image-build"):
         for name, block in variables(module).items():
             assert block["description"].endswith("."), name
