@@ -1,4 +1,4 @@
-"""Measure the real commands against simulators of the upstreams on loopback, and print a table."""
+"""Measure the commands against simulators of Headscale and Cloudflare on loopback, and print a table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from bench_world import (
     TIMEOUT_S,
     Cost,
     World,
+    cluster_with_headscale,
     measure,
     memory_of_passes,
-    through_the_cluster,
     wait_until,
 )
 
@@ -39,10 +39,10 @@ from tests.simulators import faults
 LIBRARIES = "httpx, pydantic_settings, structlog, tenacity"
 INTERFACE = "tailscale0"
 LATENCY_S = 0.15
-INJECTED = 200
+INJECTED_WORKLOADS = 200
 
-# In docs/bench.md, what a person wrote begins with this heading.
-NOTES = "\n## "
+# In docs/bench.md, the text after the first heading of this level was written by hand.
+NOTES_HEADING = "\n## "
 
 
 class Bench:
@@ -67,7 +67,7 @@ class Bench:
         yield from self._series()
         yield from self._publishing()
         yield from self._idle()
-        yield from self._long_life()
+        yield from self._memory_growth()
         yield from self._traffic()
         yield from self._exec()
         yield from self._stopping()
@@ -75,73 +75,79 @@ class Bench:
         yield from self._storm()
         yield from self._steady()
 
-    def _in_turn(self, measured: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
-        """Run each command several times, one after the other, so that the load of the machine affects all alike."""
-        costs: dict[str, list[Cost]] = {name: [] for name in measured}
+    def _alternate(self, commands: dict[str, Callable[[], Cost]], runs: int) -> dict[str, list[Cost]]:
+        """Run the commands in turn, several times, so that the load of the machine affects all of them equally."""
+        costs: dict[str, list[Cost]] = {name: [] for name in commands}
         for _ in range(runs):
-            for name, run in measured.items():
+            for name, run in commands.items():
                 costs[name].append(run())
         return costs
 
     def _start_up(self) -> Iterator[Figure]:
-        """Compare each command without latency with the import of its libraries."""
+        """Compare each command, against upstreams without latency, with the import of the libraries."""
         world = World(self._folder)
 
-        def once_joined(*arguments: str) -> Cost:
-            client = world.join()
+        def once_registered(*arguments: str) -> Cost:
+            node = world.register()
             cost = world.run(*arguments)
-            client.die()
+            node.die()
             return cost
 
-        def with_stale(*arguments: str) -> Cost:
-            world.add_stale()
+        def with_leftovers(*arguments: str) -> Cost:
+            world.add_leftovers()
             return world.run(*arguments)
 
         with world.served():
-            costs = self._in_turn(
+            costs = self._alternate(
                 {
                     "imports": lambda: measure(["-c", f"import {LIBRARIES}"], **world.environment),
-                    "cleanup": lambda: with_stale("cleanup"),
-                    "dns-watch --once": lambda: once_joined("dns-watch", "--once"),
-                    "--dry-run": lambda: with_stale("--dry-run"),
+                    "cleanup": lambda: with_leftovers("cleanup"),
+                    "dns-watch --once": lambda: once_registered("dns-watch", "--once"),
+                    "--dry-run": lambda: with_leftovers("--dry-run"),
                     "prune": lambda: world.run("prune"),
                 },
                 self._runs,
             )
         imports = costs.pop("imports")
-        for name, taken in costs.items():
-            ratio = _ratio(taken, imports)
-            beside = f"the imports: {_medians(imports)}"
-            yield Figure(f"lifecycle {name}, CPU", f"{_medians(taken)}: {ratio:.2f} x", beside, ratio)
+        for name, command_costs in costs.items():
+            ratio = _ratio(command_costs, imports)
+            reference = f"the imports: {_medians(imports)}"
+            yield Figure(f"lifecycle {name}, CPU", f"{_medians(command_costs)}: {ratio:.2f} x", reference, ratio)
 
     def _many_nodes(self) -> Iterator[Figure]:
-        """Compare `cleanup` beside thousands of nodes with `cleanup` beside none."""
+        """Compare `cleanup` with 5,000 other nodes in Headscale with `cleanup` without any."""
         none, many = World(self._folder), World(self._folder, nodes=5000)
         with none.served(), many.served():
-            costs = self._in_turn(
+            costs = self._alternate(
                 {"none": lambda: none.run("cleanup"), "many": lambda: many.run("cleanup")}, max(3, self._runs // 2)
             )
-        ratio, peak_mib = _ratio(costs["many"], costs["none"]), statistics.median(c.peak_mib for c in costs["many"])
-        beside = f"no other node: {_medians(costs['none'])}"
-        yield Figure("cleanup, 5000 nodes, CPU", f"{_medians(costs['many'])}: {ratio:.2f} x", beside, ratio)
-        yield Figure("cleanup, 5000 nodes, peak memory", f"{peak_mib:.1f} MiB", beside, peak_mib)
+        ratio, peak_mib = (
+            _ratio(costs["many"], costs["none"]),
+            statistics.median(cost.peak_mib for cost in costs["many"]),
+        )
+        reference = f"no other node: {_medians(costs['none'])}"
+        yield Figure("cleanup, 5000 nodes, CPU", f"{_medians(costs['many'])}: {ratio:.2f} x", reference, ratio)
+        yield Figure("cleanup, 5000 nodes, peak memory", f"{peak_mib:.1f} MiB", reference, peak_mib)
 
     def _series(self) -> Iterator[Figure]:
-        """Measure how many requests of `cleanup` are in series: what latency adds, start-up excluded."""
+        """Measure how many requests of `cleanup` are made one after another.
+
+        The number is how much longer `cleanup` takes with a latency for each request, divided by that latency.
+        """
         world = World(self._folder)
         times: dict[float, list[float]] = {0.0: [], LATENCY_S: []}
         requests: list[int] = []
         for _ in range(max(3, self._runs // 3)):
-            for delay_s, taken in times.items():
-                world.add_stale()
+            for delay_s, durations_s in times.items():
+                world.add_leftovers()
                 with world.served(delay_s) as upstreams:
-                    taken.append(world.run("cleanup").wall_s)
+                    durations_s.append(world.run("cleanup").wall_s)
                     requests = [upstream.requests for upstream in upstreams]
-        none_s, late_s = map(min, times.values())
-        series = (late_s - none_s) / LATENCY_S
-        text = f"{series:.1f}; {late_s:.2f} s at {LATENCY_S * 1000:.0f} ms per request, {none_s:.2f} s at 0 ms"
-        beside = "{} requests to Headscale, {} to Cloudflare".format(*requests)
-        yield Figure("cleanup, requests in series", text, beside, series)
+        without_s, with_s = map(min, times.values())
+        series = (with_s - without_s) / LATENCY_S
+        text = f"{series:.1f}; {with_s:.2f} s at {LATENCY_S * 1000:.0f} ms per request, {without_s:.2f} s at 0 ms"
+        reference = "{} requests to Headscale, {} to Cloudflare".format(*requests)
+        yield Figure("cleanup, requests in series", text, reference, series)
 
     def _publishing(self) -> Iterator[Figure]:
         """Measure the time from a new address on the interface to the DNS record."""
@@ -154,68 +160,70 @@ class Bench:
                 with world.watching(TAILSCALE_INTERFACE=INTERFACE):
                     # The runs start at different points of an interval of one second.
                     time.sleep(1.5 + run / runs)
-                    client = world.join(INTERFACE)
-                    times.append(wait_until(partial(world.published, client)))
-                    client.die()
+                    node = world.register(INTERFACE)
+                    times.append(wait_until(partial(world.is_published, node)))
+                    node.die()
             _delete_interface()
         text = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s of {len(times)}"
         yield Figure("delay from interface address to DNS record", text, "promised: 1.5 s", max(times))
 
     def _idle(self) -> Iterator[Figure]:
-        """Measure `dns-watch` while nothing happens: with default settings, and without interface and health port."""
+        """Measure `dns-watch` while nothing changes: with default settings, and without interface and health port."""
         seconds = 60 if self._quick else 120
         world = World(self._folder, nodes=1000)
-        sleeper = [PYTHON, "-c", f"import {LIBRARIES}\ninput()"]
+        idle_python = [PYTHON, "-c", f"import {LIBRARIES}\ninput()"]
         with world.served():
             world.run("cleanup")
-            client = world.join(INTERFACE)
+            node = world.register(INTERFACE)
             with (
-                subprocess.Popen(sleeper, env=world.environment, stdin=subprocess.PIPE) as imports,
-                world.watching(TAILSCALE_INTERFACE=INTERFACE, HEALTH_PORT="9003") as default,
-                world.watching() as bare,
+                subprocess.Popen(idle_python, env=world.environment, stdin=subprocess.PIPE) as imports,
+                world.watching(TAILSCALE_INTERFACE=INTERFACE, HEALTH_PORT="9003") as watch,
+                world.watching() as bare_watch,
             ):
-                wait_until(partial(world.published, client))
+                wait_until(partial(world.is_published, node))
                 time.sleep(5)
-                before, bare_before = usage(default.pid), usage(bare.pid)
+                before, bare_before = usage(watch.pid), usage(bare_watch.pid)
                 time.sleep(seconds)
-                after, bare_after, alone = usage(default.pid), usage(bare.pid), usage(imports.pid)
+                after, bare_after, libraries = usage(watch.pid), usage(bare_watch.pid), usage(imports.pid)
                 imports.kill()
-            client.die()
+            node.die()
         _delete_interface()
         cpu_s, wakes = _per_hour(before, after, seconds)
         bare_cpu_s, bare_wakes = _per_hour(bare_before, bare_after, seconds)
         without = "without interface and health port"
         yield Figure("dns-watch idle, CPU s per hour", f"{cpu_s:.1f}", f"{without}: {bare_cpu_s:.1f}", cpu_s)
         yield Figure("dns-watch idle, wake-ups per hour", f"{wakes:.0f}", f"{without}: {bare_wakes:.0f}", wakes)
-        for name, has, least in (
-            ("resident memory", after.resident_mib, alone.resident_mib),
-            ("memory of its own", after.unique_mib, alone.unique_mib),
+        for name, used_mib, libraries_mib in (
+            ("resident memory", after.resident_mib, libraries.resident_mib),
+            ("memory of its own", after.unique_mib, libraries.unique_mib),
         ):
-            beside = f"the imports: {least:.1f} MiB"
-            yield Figure(f"dns-watch {name}, 1000 nodes", f"{has:.1f} MiB after {seconds + 5} s", beside, has)
+            reference = f"the imports: {libraries_mib:.1f} MiB"
+            yield Figure(
+                f"dns-watch {name}, 1000 nodes", f"{used_mib:.1f} MiB after {seconds + 5} s", reference, used_mib
+            )
 
-    def _long_life(self) -> Iterator[Figure]:
-        """Measure the memory after many passes without pauses."""
+    def _memory_growth(self) -> Iterator[Figure]:
+        """Compare the memory of `dns-watch` after many passes with that after a tenth of them."""
         number = 500 if self._quick else 10_000
         world = World(self._folder, nodes=1000)
         with world.served():
             world.run("cleanup")
-            client = world.join()
+            node = world.register()
             early, late = memory_of_passes(world, number)
-            client.die()
+            node.die()
         text = f"{late - early:+.1f} MiB, to {late:.1f} after {number} passes"
         yield Figure("dns-watch memory growth", text, f"{early:.1f} MiB after {number // 10}", late - early)
 
     def _traffic(self) -> Iterator[Figure]:
-        """Compare the size of a poll of `dns-watch` beside thousands of nodes with one beside ten."""
+        """Compare the size of a poll of `dns-watch` with 5,000 other nodes in Headscale with one with ten."""
         sizes = []
         for nodes in (10, 5000):
             world = World(self._folder, nodes=nodes)
             with world.served() as (headscale, _):
                 world.run("cleanup")
                 with world.watching(POLL_INTERVAL="1s", VERIFY_INTERVAL="1s"):
-                    client = world.join()
-                    wait_until(partial(world.published, client))
+                    node = world.register()
+                    wait_until(partial(world.is_published, node))
                     before = len(world.headscale.requests)
                     wait_until(partial(headscale.received, headscale.requests + 3))
                 sizes.append(max(exchange.size for exchange in world.headscale.requests[before:]))
@@ -227,14 +235,16 @@ class Bench:
         with (
             tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder,
             world.served(),
-            through_the_cluster(world, Path(folder)) as run,
+            cluster_with_headscale(world, Path(folder)) as run,
         ):
-            costs = self._in_turn(
+            costs = self._alternate(
                 {"HTTP": lambda: world.run("cleanup"), "exec": lambda: run("cleanup")}, max(3, self._runs // 3)
             )
         ratio = _ratio(costs["exec"], costs["HTTP"])
-        beside = f"over HTTP: {_medians(costs['HTTP'])}"
-        yield Figure("cleanup over exec, 1000 nodes, CPU", f"{_medians(costs['exec'])}: {ratio:.2f} x", beside, ratio)
+        reference = f"over HTTP: {_medians(costs['HTTP'])}"
+        yield Figure(
+            "cleanup over exec, 1000 nodes, CPU", f"{_medians(costs['exec'])}: {ratio:.2f} x", reference, ratio
+        )
 
     def _stopping(self) -> Iterator[Figure]:
         """Measure the time from SIGTERM to the exit while a request hangs."""
@@ -257,46 +267,47 @@ class Bench:
         """Compare the CPU time of `inject` for many workloads with that for one."""
         one = (REPOSITORY / "tests/inject/workloads.yaml").read_text().partition("\n---\n")[0]
         settings = {"DOMAIN_NAME": "example.com", "LOGIN_SERVER": "https://headscale.example.com"}
-        measured: dict[str, Callable[[], Cost]] = {}
-        for count in (1, INJECTED):
+        commands: dict[str, Callable[[], Cost]] = {}
+        for count in (1, INJECTED_WORKLOADS):
             file = self._folder / f"{count}.yaml"
             file.write_text("\n---\n".join([one] * count))
-            measured[str(count)] = partial(measure, ["-m", "lifecycle", "inject", str(file)], **settings)
-        costs = self._in_turn(measured, max(3, self._runs // 3))
-        few, many = (statistics.median(c.cpu_s for c in taken) for taken in costs.values())
-        yield Figure(f"inject, {INJECTED} workloads, CPU", f"{many:.2f} s", f"1 workload: {few:.2f} s", many - few)
+            commands[str(count)] = partial(measure, ["-m", "lifecycle", "inject", str(file)], **settings)
+        costs = self._alternate(commands, max(3, self._runs // 3))
+        few, many = (statistics.median(cost.cpu_s for cost in of_count) for of_count in costs.values())
+        yield Figure(
+            f"inject, {INJECTED_WORKLOADS} workloads, CPU", f"{many:.2f} s", f"1 workload: {few:.2f} s", many - few
+        )
 
     def _storm(self) -> Iterator[Figure]:
-        """Compare a start of many pods at once, in a model, with the server's own limit."""
-        # The model runs in this process.
+        """Simulate many pods that start at once, and compare the time of the last key with the limit of the server."""
+        # The simulation runs in this process, where the commands would log.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         for pods in (300, 1000):
-            # Fewer pods at a higher cost show the same.
-            seen = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
-            ratio, wasted = seen.last_key_s / seen.limit_s, seen.wasted / seen.key_checks
-            text = f"{seen.last_key_s:.0f} s: {ratio:.2f} x, {seen.exits} container exits"
-            yield Figure(f"{pods} pods at once, last key", text, f"the server's limit: {seen.limit_s:.0f} s", ratio)
-            beside = f"{seen.key_checks} key checks"
-            yield Figure(f"{pods} pods at once, key checks wasted", f"{wasted:.0%}", beside, wasted)
+            # Fewer pods with more expensive requests give about the same result.
+            result = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
+            ratio, wasted = result.last_key_s / result.limit_s, result.wasted / result.key_checks
+            text = f"{result.last_key_s:.0f} s: {ratio:.2f} x, {result.exits} container exits"
+            yield Figure(f"{pods} pods at once, last key", text, f"the server's limit: {result.limit_s:.0f} s", ratio)
+            reference = f"{result.key_checks} key checks"
+            yield Figure(f"{pods} pods at once, key checks wasted", f"{wasted:.0%}", reference, wasted)
 
     def _steady(self) -> Iterator[Figure]:
-        """Compare the polls of many pods, in a model, with polls at POLL_INTERVAL."""
+        """Simulate the polls of many pods, and compare the load of Headscale with that of polls at POLL_INTERVAL."""
         pods, shortest_s = 1000, DnsWatchSettings.model_fields["poll_interval"].default.total_seconds()
-        seen = steady_state(pods)
-        text = f"{seen.cores:.2f} cores of Headscale, a poll every {seen.interval_s:.0f} s"
-        beside = f"every {shortest_s:.0f} s: {pods * BCRYPT_S / shortest_s:.1f} cores"
-        yield Figure(f"{pods} pods in steady state", text, beside, seen.cores)
+        result = steady_state(pods)
+        text = f"{result.cores:.2f} cores of Headscale, a poll every {result.interval_s:.0f} s"
+        reference = f"every {shortest_s:.0f} s: {pods * BCRYPT_S / shortest_s:.1f} cores"
+        yield Figure(f"{pods} pods in steady state", text, reference, result.cores)
 
 
 def _ratio(costs: Sequence[Cost], references: Sequence[Cost]) -> float:
-    """Return the ratio of the CPU times. The least time depends least on the load of the machine."""
-    return min(c.cpu_s for c in costs) / min(c.cpu_s for c in references)
+    """Return the ratio of the shortest CPU times, which depend least on the load of the machine."""
+    return min(cost.cpu_s for cost in costs) / min(cost.cpu_s for cost in references)
 
 
 def _medians(costs: Sequence[Cost]) -> str:
-    cpu_s, peak_mib = (
-        statistics.median(values) for values in zip(*((c.cpu_s, c.peak_mib) for c in costs), strict=True)
-    )
+    cpu_s = statistics.median(cost.cpu_s for cost in costs)
+    peak_mib = statistics.median(cost.peak_mib for cost in costs)
     return f"{cpu_s * 1000:.0f} ms, peak {peak_mib:.1f} MiB"
 
 
@@ -310,19 +321,19 @@ def _delete_interface() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table and the figures outside their limits, which do not change the exit status."""
+    """Print the table, then the figures outside their limits. They do not change the exit status, which is 0."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
     parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table into this page")
     options = parser.parse_args(arguments)
-    # The network namespace is new and empty: see scripts/bench.
+    # scripts/bench runs this in a new network namespace, in which even loopback is down.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)  # noqa: S607
     with tempfile.TemporaryDirectory(prefix="lifecycle-bench-") as folder:
         figures = list(Bench(Path(folder), quick=options.quick).figures())
     print(table(figures))
     print(*outside_limits(figures), sep="\n")
     if options.save:
-        _, heading, notes = options.save.read_text().partition(NOTES)
+        _, heading, notes = options.save.read_text().partition(NOTES_HEADING)
         options.save.write_text(page(figures, heading + notes))
     return 0
 

@@ -1,4 +1,4 @@
-"""Figures beside their references and limits, as a table."""
+"""The figures of scripts/bench: compare them with their limits, and format them as a table."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Figure:
     Attributes:
         name: name of the measurement, as in bench.toml.
         text: the result with its unit.
-        beside: the reference, measured in the same run or promised by the documentation.
-        value: the number that is compared with the limits; None if it was not measured.
+        reference: what to compare the result with. It was measured in the same run, or the documentation promises it.
+        value: the number that is compared with the limits; None for information without limits.
     """
 
     name: str
     text: str
-    beside: str = ""
+    reference: str = ""
     value: float | None = None
 
 
@@ -36,23 +36,24 @@ def read_limits() -> dict[str, Any]:
 def table(figures: Iterable[Figure]) -> str:
     """Return a Markdown table of the figures with their references, limits and goals."""
     known = read_limits()
-    lines = ["| measurement | result | beside it | limits | goal |", "|---|---|---|---|---|"]
+    lines = ["| measurement | result | reference | limits | goal |", "|---|---|---|---|---|"]
     for figure in figures:
         entry = known.get(figure.name, {})
         limits = "{:g} to {:g}".format(*entry["limits"]) if entry and figure.value is not None else ""
-        lines.append(f"| {figure.name} | {figure.text} | {figure.beside} | {limits} | {entry.get('goal', '')} |")
+        lines.append(f"| {figure.name} | {figure.text} | {figure.reference} | {limits} | {entry.get('goal', '')} |")
     return "\n".join(lines)
 
 
 def page(figures: Iterable[Figure], notes: str) -> str:
-    """Return docs/bench.md: how to read the table, the table, and the notes below it."""
+    """Return the text of docs/bench.md: an introduction, the table, and the notes below it."""
     return (
         "# Benchmarks\n\n"
         "For developers who compare a change with the current performance.\n\n"
         "`scripts/bench --save docs/bench.md` writes the table on this page. It runs the real commands against\n"
         "simulators on loopback and prints medians. Times depend on the machine and its load, so compare each result\n"
-        "with the reference beside it, which was measured in turn with it. CPU depends less on the load than elapsed\n"
-        f"time. `scripts/bench.toml` has the limits.\n\n{table(figures)}\n{notes}"
+        "with its reference. The runs of a result and of its reference alternate. CPU depends less on the load than\n"
+        "elapsed time. A CPU ratio such as 1.2 x compares the shortest runs.\n\n"
+        f"`scripts/bench.toml` has the limits and goals.\n\n{table(figures)}\n{notes}"
     )
 
 

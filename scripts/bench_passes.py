@@ -1,4 +1,4 @@
-"""Run passes of `dns-watch` without pauses, and print the memory after a tenth of them and at the end."""
+"""Run passes of `dns-watch` without pauses. Print the resident memory after a tenth of the passes and after all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from lifecycle.wiring.writers import connect_writers
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process uses: memory now, the others since its start.
+    """The resources that a process uses.
 
     Attributes:
-        resident_mib: RSS.
-        unique_mib: USS, the part of it that no other process shares.
-        wake_ups: voluntary context switches of all threads.
+        resident_mib: its resident memory (RSS) now.
+        unique_mib: the part of the resident memory that no other process shares (USS).
+        cpu_s: the CPU time of all threads since its start.
+        wake_ups: the voluntary context switches of all threads since its start.
     """
 
     resident_mib: float
@@ -33,7 +34,7 @@ class Usage:
 
 
 def usage(process: int | str) -> Usage:
-    """Return what a process uses, from /proc."""
+    """Return the resources that a process uses, from /proc. The argument is its id, or "self"."""
     folder = Path("/proc", str(process))
     kib = dict(line.split()[:2] for line in (folder / "smaps_rollup").read_text().splitlines()[1:])
     cpu_ns = wake_ups = 0
@@ -45,7 +46,7 @@ def usage(process: int | str) -> Usage:
 
 
 def main(passes: int) -> None:
-    """Run the passes. The log goes to standard output, the memory in MiB to standard error."""
+    """Run the passes. The log goes to standard output, and the memory in MiB to standard error."""
     settings = load(DnsWatchSettings)
     configure_logs(console=False)
     with ExitStack() as stack:

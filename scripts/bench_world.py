@@ -1,4 +1,4 @@
-"""Simulators of Headscale and Cloudflare with a configurable latency, and commands that are measured as processes."""
+"""What scripts/bench measures: real commands as processes, against simulators with a configurable latency."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ TIMEOUT_S = 30.0
 REPOSITORY = Path(__file__).resolve().parent.parent
 PYTHON = str(REPOSITORY / ".venv" / "runtime" / "bin" / "python")
 
-# A small process starts the measured one, because the peak memory of a child includes its parent's at the fork.
+# Linux counts the memory of the parent at the time of the fork as peak memory of the child. A small process therefore
+# starts the measured one.
 _LAUNCH = """
 import json, os, sys, time
 started = time.monotonic()
@@ -46,7 +47,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The resources that a process used."""
+    """The resources that a process used until it exited."""
 
     wall_s: float
     cpu_s: float
@@ -58,8 +59,8 @@ def measure(arguments: Sequence[str], *, wrapper: Sequence[str] = (), **environm
 
     Args:
         arguments: arguments of Python.
-        wrapper: a command that runs the command after it.
-        environment: the complete environment.
+        wrapper: the beginning of a command line that runs the rest of it as a command.
+        environment: all variables except PATH.
     """
     done = subprocess.run(
         [*wrapper, PYTHON, "-I", "-S", "-c", _LAUNCH, PYTHON, *arguments],
@@ -95,12 +96,12 @@ class Delayed:
         return self._app(environ, start_response)
 
     def received(self, number: int) -> bool:
-        """Return True if at least this number of requests has arrived."""
+        """Return True if at least this number of requests arrived."""
         return self.requests >= number
 
 
 class World:
-    """Both upstreams, and the environment of the commands.
+    """Simulators of both upstreams, and the environment of the commands.
 
     Args:
         folder: the folder of the key file.
@@ -121,17 +122,17 @@ class World:
     @contextmanager
     def served(self, delay_s: float = 0.0) -> Iterator[tuple[Delayed, Delayed]]:
         """Serve both upstreams, with a delay in seconds for each request."""
-        near, far = Delayed(self.headscale, delay_s), Delayed(self.cloudflare, delay_s)
-        with serve(near) as headscale, serve(far) as cloudflare:
+        headscale, cloudflare = Delayed(self.headscale, delay_s), Delayed(self.cloudflare, delay_s)
+        with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
             self.environment = {
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(REPOSITORY),
                 "HOSTNAME": "grafana-0",
                 "DOMAIN_NAME": "example.com",
-                "HEADSCALE_URL": headscale,
+                "HEADSCALE_URL": headscale_url,
                 "HEADSCALE_API_KEY": self.headscale.api_key,
                 "HEADSCALE_USER": "services",
-                "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4",
+                "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4",
                 "CLOUDFLARE_API_TOKEN": self.cloudflare.secrets()[0],
                 "CLOUDFLARE_ZONE_ID": self.zone,
                 "DNS_OWNER": "default",
@@ -139,9 +140,9 @@ class World:
                 "TAILSCALE_INTERFACE": "",
                 "HEALTH_PORT": "0",
             }
-            yield near, far
+            yield headscale, cloudflare
 
-    def add_stale(self) -> None:
+    def add_leftovers(self) -> None:
         """Add the node and the record of an earlier pod."""
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
@@ -152,8 +153,8 @@ class World:
         """Run a command until it exits, and return the cost."""
         return measure(["-m", "lifecycle", *arguments], **self.environment)
 
-    def join(self, interface: str | None = None) -> VpnClient:
-        """Register the pod's tailscale container with the key in the file."""
+    def register(self, interface: str | None = None) -> VpnClient:
+        """Register a node with the key in the file, as the tailscale container does, and return it."""
         client = VpnClient(self.headscale, key_file=self.key_file, hostname=NAME, interface=interface)
         client.start()
         return client
@@ -169,14 +170,18 @@ class World:
             process.terminate()
             process.wait(TIMEOUT_S)
 
-    def published(self, client: VpnClient) -> bool:
-        """Return True if the only record of the name has the address of this client."""
-        return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [client.addresses[0]]
+    def is_published(self, node: VpnClient) -> bool:
+        """Return True if the workload has exactly one record, with the address of this node."""
+        return [record.content for record in self.cloudflare.records(self.zone, NAME)] == [node.addresses[0]]
 
 
 @contextmanager
-def through_the_cluster(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
-    """Serve Headscale's command line through the Kubernetes API, and return a function that runs commands in a pod."""
+def cluster_with_headscale(world: World, folder: Path) -> Iterator[Callable[[str], Cost]]:
+    """Serve Headscale's command line through a simulated Kubernetes API.
+
+    Yields:
+        A function that runs a command of the program as if in a pod, and returns the cost.
+    """
     authority = Authority(folder)
     kubernetes = KubernetesSimulator()
     cli = HeadscaleCli(world.headscale)

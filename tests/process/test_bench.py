@@ -34,9 +34,9 @@ def test_figure_outside_its_limits_is_reported(bench: ModuleType) -> None:
 def test_page_has_every_figure_with_its_reference_and_current_limits(bench: ModuleType, repository: Path) -> None:
     page = (repository / "docs" / "bench.md").read_text()
     figures = [
-        bench.Figure(row["measurement"], row["result"], row["beside it"], 0.0 if row["limits"] else None)
+        bench.Figure(row["measurement"], row["result"], row["reference"], 0.0 if row["limits"] else None)
         for row in rows(page)
     ]
     assert page.startswith(bench.page(figures, ""))
-    assert all(figure.beside for figure in figures if figure.value is not None)
+    assert all(figure.reference for figure in figures if figure.value is not None)
     assert set(bench.read_limits()) == {figure.name for figure in figures if figure.value is not None}
