@@ -1,7 +1,7 @@
-"""Write the authorities of certifi into the folder that `lifecycle.clients.trust` reads, one file for each.
+"""Write each certificate authority of certifi to a file of its own, in the folder that `lifecycle.clients.trust` reads.
 
-OpenSSL then reads only the authority that it needs, which it finds by the hash of the name. Loading all of them takes
-some 50 ms and 3 MiB. Run it with the interpreter of the installation.
+OpenSSL then finds the authority that it needs by the hash in the file's name. Loading all authorities takes about
+50 ms and 3 MiB. Run this script with the interpreter for which certifi is installed.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ def write_hashed(bundle: str, folder: Path) -> None:
     for text in bundle.split(END)[:-1]:
         certificate = text[text.index("-----BEGIN") :] + END
         hashed = subprocess.run(
-            ["openssl", "x509", "-noout", "-subject_hash"],  # noqa: S607 - as in the manual
+            ["openssl", "x509", "-noout", "-subject_hash"],  # noqa: S607 - found on PATH
             input=certificate,
             stdout=subprocess.PIPE,
             text=True,

@@ -14,14 +14,14 @@ set -eu
 : "${CHECK_INTERVAL:=30}"
 : "${STATE:=/tmp}"
 PIN=io.cri-containerd.pinned=pinned
-# The name of an image that is not verified yet.
+# The name of an image until containerd has unpacked it.
 NEXT=localhost/tailscale-lifecycle:next
 # Backoff after a failed import: checks to skip before the next attempt, and the length of the last backoff.
 skip=0
 backoff=1
 
 if [ -z "${CONTAINERD_ADDRESS-}" ]; then
-    # k3s first: on a k3s node, the default socket can belong to the containerd of a Docker.
+    # k3s comes first: on its nodes, the default socket can belong to a containerd that Docker started.
     CONTAINERD_ADDRESS=/run/k3s/containerd/containerd.sock
     if ! [ -S "$CONTAINERD_ADDRESS" ]; then
         CONTAINERD_ADDRESS=/run/containerd/containerd.sock
@@ -29,7 +29,7 @@ if [ -z "${CONTAINERD_ADDRESS-}" ]; then
 fi
 export CONTAINERD_ADDRESS
 
-# Log what is being done, for "check" too.
+# Log a message, and save it for "check", which prints the last one: report MESSAGE
 report() {
     log "$*"
     printf '%s\n' "$*" >"$STATE/report"
@@ -55,9 +55,9 @@ is_pinned() {
     images ls "name==$IMAGE" | grep -qF "$PIN"
 }
 
-# Succeed if the image has the digest of the archive and is complete.
+# Succeed if the image has the digest of the archive, which is known after it was read, and is complete.
 is_imported() {
-    [ -f "$STATE/wanted" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/wanted")" ] && is_complete "$IMAGE"
+    [ -f "$STATE/digest" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/digest")" ] && is_complete "$IMAGE"
 }
 
 # Import the archive as $NEXT first, because containerd moves a name before it unpacks the image.
@@ -86,7 +86,7 @@ import_if_missing() {
         report "not importing: $invalid. Delete this pod to build the image again"
         return 1
     fi
-    printf '%s\n' "$manifest" >"$STATE/wanted"
+    printf '%s\n' "$manifest" >"$STATE/digest"
     if is_imported; then
         return
     fi
@@ -101,7 +101,7 @@ import_if_missing() {
     backoff=1
 }
 
-# Pin the image even if it is not that of the archive: pods use it.
+# Pin the image, even if it is not that of the archive, because pods use it.
 pin() {
     if ! is_pinned && is_complete "$IMAGE"; then
         log "pinning $IMAGE"
@@ -120,7 +120,7 @@ reconcile() {
     import_if_missing || status=1
     rm -rf "$STATE/archive"
     pin || status=1
-    # The image has its final name now. An interrupted import can have left this name, too.
+    # Remove the temporary name after an import, or after an import that was interrupted.
     if [ -n "$(digest_of "$NEXT")" ]; then
         images rm "$NEXT" >/dev/null || status=1
     fi
@@ -137,7 +137,7 @@ if [ "${1-}" = check ]; then
 fi
 
 # The pod is not ready until this archive has been read.
-rm -f "$STATE/wanted"
+rm -f "$STATE/digest"
 report "reading $ARCHIVE"
 trap 'exit 0' INT TERM
 while :; do

@@ -1,4 +1,4 @@
-"""Print the bill of materials (SBOM) of an image as CycloneDX JSON. scripts/sbom describes the arguments."""
+"""Print the software bill of materials (SBOM) of an image as CycloneDX JSON. scripts/sbom describes the arguments."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCKED = Path(__file__).parent.parent / "requirements.txt"
 
 DEBIAN_PACKAGE = re.compile(r"var/lib/dpkg/status\.d/[^/]+(?<!\.md5sums)")
 DISTRIBUTION = re.compile(r"(.+\.dist-info)/METADATA")
-DESCRIPTIVE = re.compile(
+PACKAGE_FILE = re.compile(
     r"var/lib/dpkg/.+|usr/share/doc/.+|usr/lib/os-release|.+\.dist-info/(METADATA|direct_url\.json)"
 )
 
@@ -39,11 +39,11 @@ DESCRIPTIVE = re.compile(
 class Image:
     """An image for one platform.
 
-    Args:
+    Attributes:
         digest: of its manifest.
         config: its configuration.
-        files: the files that describe packages, by path.
-        links: the targets of links in the same folders, by path.
+        files: the content of the files that describe packages, by path.
+        links: the targets of symbolic links in the same folders, by path.
     """
 
     digest: str
@@ -52,56 +52,59 @@ class Image:
     links: dict[str, str]
 
 
-def read(archive: tarfile.TarFile, platform: str) -> Image:
-    """Read an image from an OCI archive."""
+def read_image(archive: tarfile.TarFile, platform: str) -> Image:
+    """Read the image for a platform from an OCI archive. Exit if there is none."""
     index: Any = archive.extractfile("index.json")
     for digest, manifest, config in images(archive, json.load(index)):
         if f"{config['os']}/{config['architecture']}" == platform:
             image = Image(digest, config, {}, {})
             for layer in manifest["layers"]:
-                add(image, blob(archive, layer["digest"]))
+                add_package_files(image, open_blob(archive, layer["digest"]))
             return image
     sys.exit(f"The archive contains no image for {platform}.")
 
 
 def images(archive: tarfile.TarFile, index: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Return the digest, manifest and configuration of each platform's image."""
+    """Yield the digest, manifest and configuration of each image in an index."""
     for entry in index["manifests"]:
-        content = json.load(blob(archive, entry["digest"]))
+        content = json.load(open_blob(archive, entry["digest"]))
         # The index of an archive for several platforms contains another index.
         if "manifests" in content:
             yield from images(archive, content)
         else:
-            yield entry["digest"], content, json.load(blob(archive, content["config"]["digest"]))
+            yield entry["digest"], content, json.load(open_blob(archive, content["config"]["digest"]))
 
 
-def blob(archive: tarfile.TarFile, digest: str) -> Any:
+def open_blob(archive: tarfile.TarFile, digest: str) -> Any:
     """Open a file of the archive by its digest."""
     return archive.extractfile(f"blobs/{digest.replace(':', '/')}")
 
 
-def add(image: Image, layer: Any) -> None:
-    """Add the files of a layer that describe packages."""
+def add_package_files(image: Image, layer: Any) -> None:
+    """Add the files of a layer that describe packages to the image."""
     with tarfile.open(fileobj=layer) as members:
         for member in members:
-            if DESCRIPTIVE.fullmatch(member.name):
+            if PACKAGE_FILE.fullmatch(member.name):
                 if member.issym():
                     image.links[member.name] = member.linkname
                 elif file := members.extractfile(member):
                     image.files[member.name] = file.read().decode()
 
 
-def declared(*names: str) -> list[License]:
-    """Return licenses. One name can also be an expression; the schema allows no expressions among several."""
-    make = LicenseFactory()
-    how = LicenseAcknowledgement.DECLARED
+def declared_licenses(*names: str) -> list[License]:
+    """Return the licenses that a package declares.
+
+    A single name can be a license expression. CycloneDX allows no expressions in a list of several licenses.
+    """
+    factory = LicenseFactory()
+    declared = LicenseAcknowledgement.DECLARED
     if len(names) == 1:
-        return [make.make_from_string(names[0], license_acknowledgement=how)]
-    return [make.make_with_name(name, acknowledgement=how) for name in names]
+        return [factory.make_from_string(names[0], license_acknowledgement=declared)]
+    return [factory.make_with_name(name, acknowledgement=declared) for name in names]
 
 
-def field(path: str, fields: Message, *names: str) -> str:
-    """Return the first of these fields that a package has. Exit if it has none."""
+def required_field(path: str, fields: Message, *names: str) -> str:
+    """Return the first of these fields that a package has. Exit with an error if it has none of them."""
     for name in names:
         if fields[name]:
             return str(fields[name])
@@ -109,16 +112,16 @@ def field(path: str, fields: Message, *names: str) -> str:
 
 
 def debian_packages(image: Image) -> Iterator[Component]:
-    """Describe Debian's packages. The interpreter is one of them."""
+    """Yield a component for each Debian package. One of them is the Python interpreter."""
     release = dict(line.replace('"', "").split("=", 1) for line in image.files["usr/lib/os-release"].splitlines())
     for path in filter(DEBIAN_PACKAGE.fullmatch, image.files):
         fields = HeaderParser().parsestr(image.files[path])
-        name, version = field(path, fields, "Package"), field(path, fields, "Version")
+        name, version = required_field(path, fields, "Package"), required_field(path, fields, "Version")
         qualifiers = {
-            "arch": field(path, fields, "Architecture"),
+            "arch": required_field(path, fields, "Architecture"),
             "distro": f"{release['ID']}-{release['VERSION_ID']}",
             # Debian's security advisories name source packages.
-            "upstream": field(path, fields, "Source", "Package").split()[0],
+            "upstream": required_field(path, fields, "Source", "Package").split()[0],
         }
         documentation = f"usr/share/doc/{name}"
         documentation = f"usr/share/doc/{image.links.get(documentation, name)}/copyright"
@@ -127,28 +130,33 @@ def debian_packages(image: Image) -> Iterator[Component]:
             name=name,
             version=version,
             purl=PackageURL("deb", "debian", name, version, qualifiers),
-            supplier=OrganizationalEntity(name=field(path, fields, "Maintainer")),
-            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=field(path, fields, "SHA256"))],
-            # Some packages describe their licenses in prose.
-            licenses=declared(*sorted(set(names) or {f"/{documentation}"})),
+            supplier=OrganizationalEntity(name=required_field(path, fields, "Maintainer")),
+            hashes=[HashType(alg=HashAlgorithm.SHA_256, content=required_field(path, fields, "SHA256"))],
+            # Some packages have no license fields in this file. The file itself is then the license.
+            licenses=declared_licenses(*sorted(set(names) or {f"/{documentation}"})),
         )
 
 
+def normalized(name: str) -> str:
+    """Return the name of a distribution as package indexes spell it."""
+    return re.sub("[-_.]+", "-", name).lower()
+
+
 def distributions(image: Image) -> Iterator[Component]:
-    """Describe the distributions of Python."""
+    """Yield a component for each Python distribution. Exit if its wheel is not in the locked requirements."""
     locked = LOCKED.read_text()
-    own = re.sub("[-_.]+", "-", image.config["config"]["Labels"]["org.opencontainers.image.title"]).lower()
+    project = normalized(image.config["config"]["Labels"]["org.opencontainers.image.title"])
     for path, text in image.files.items():
         if (match := DISTRIBUTION.fullmatch(path)) is None:
             continue
         fields = HeaderParser().parsestr(text)
-        name = re.sub("[-_.]+", "-", field(path, fields, "Name")).lower()
-        version = field(path, fields, "Version")
+        name = normalized(required_field(path, fields, "Name"))
+        version = required_field(path, fields, "Version")
         source = image.files.get(f"{match[1]}/direct_url.json")
         if source is None:
             sys.exit(f"{path}: the hash of the wheel is not recorded in direct_url.json.")
         sha256 = json.loads(source)["archive_info"]["hashes"]["sha256"]
-        if name != own and f"sha256:{sha256}" not in locked:
+        if name != project and f"sha256:{sha256}" not in locked:
             sys.exit(
                 f"{path}: the wheel {sha256} is not in {LOCKED.name}. Use the sources that the image was built from."
             )
@@ -156,36 +164,38 @@ def distributions(image: Image) -> Iterator[Component]:
             name=name,
             version=version,
             purl=PackageURL("pypi", None, name, version),
-            supplier=OrganizationalEntity(name=field(path, fields, "Author", "Author-email", "Maintainer-email")),
+            supplier=OrganizationalEntity(
+                name=required_field(path, fields, "Author", "Author-email", "Maintainer-email")
+            ),
             hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)],
-            licenses=declared(field(path, fields, "License-Expression", "License")),
+            licenses=declared_licenses(required_field(path, fields, "License-Expression", "License")),
         )
 
 
 def main(path: str, platform: str = "linux/amd64") -> None:
-    """Print the document."""
+    """Print the SBOM of the image in an archive."""
     with tarfile.open(path) as archive:
-        image = read(archive, platform)
+        image = read_image(archive, platform)
     labels = image.config["config"]["Labels"]
-    described = Component(
+    image_component = Component(
         name=labels["org.opencontainers.image.title"],
         version=labels["org.opencontainers.image.version"],
         type=ComponentType.CONTAINER,
         purl=PackageURL(
             "oci", None, labels["org.opencontainers.image.title"], image.digest, {"arch": image.config["architecture"]}
         ),
-        licenses=declared(labels["org.opencontainers.image.licenses"]),
+        licenses=declared_licenses(labels["org.opencontainers.image.licenses"]),
     )
     components = [*debian_packages(image), *distributions(image)]
-    for component in (described, *components):
+    for component in (image_component, *components):
         component.bom_ref.value = str(component.purl)
-    # The same image has the same document, if SOURCE_DATE_EPOCH is set.
+    # A serial number that depends only on the image, so that the same image gives the same document.
     bom = Bom(components=components, serial_number=uuid.uuid5(uuid.NAMESPACE_OID, image.digest))
-    bom.metadata.component = described
+    bom.metadata.component = image_component
     bom.metadata.tools.components.add(this_component())
     if "SOURCE_DATE_EPOCH" in os.environ:
         bom.metadata.timestamp = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
-    bom.register_dependency(described, components)
+    bom.register_dependency(image_component, components)
     print(JsonV1Dot6(bom).output_as_string(indent=2))
 
 
