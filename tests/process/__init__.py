@@ -1,1 +1,1 @@
-"""The real commands as processes."""
+"""Tests that run the commands as processes."""

@@ -1,9 +1,10 @@
-"""A pod that reaches Headscale through the Kubernetes API, with service account files and TLS."""
+"""A pod that reaches Headscale through the Kubernetes API, with a service account and TLS."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from tests.clients.certificates import PrivateAuthority
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, NAMESPACE, add_headscale
 from tests.process.commands import Pod, Running
+from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import HeadscaleCli
 from tests.simulators.kubernetes import KubernetesSimulator
+from tests.simulators.serve import serve
 
-# Run a command in a separate mount namespace, with its service account where the kubelet mounts it.
+# A shell script that runs a command with the folder $1 mounted where the kubelet mounts the service account.
 _WITH_SERVICE_ACCOUNT = """
 mount -t tmpfs none /var/run
 mkdir -p /var/run/secrets/kubernetes.io/serviceaccount
@@ -24,12 +27,12 @@ shift
 exec "$@"
 """
 
-# Works without root if the machine allows unprivileged user namespaces.
+# Creates a mount namespace. Works without root if the machine allows unprivileged user namespaces.
 _UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
 
 
 def with_service_account(folder: Path) -> list[str | Path]:
-    """Return the prefix of a command that mounts this folder as the service account."""
+    """Return the words to put before a command so that it runs with this folder mounted as its service account."""
     return [*_UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
 
 
@@ -43,12 +46,16 @@ def require_mount_namespace() -> None:
 
 
 class Authority:
-    """An authority without a key usage extension, as some clusters have, and a server on loopback.
+    """A certificate authority without a key usage extension, as some clusters have.
 
     Python 3.13, which the image has, refuses such an authority by default.
 
     Args:
         folder: for the certificates and keys.
+
+    Attributes:
+        certificate: the file with the authority's certificate.
+        server: the TLS context of a server on loopback with a certificate of this authority.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,20 +65,21 @@ class Authority:
 
 
 class ClusterPod(Pod):
-    """A pod that finds Headscale by its namespace.
+    """A pod with a service account, which reaches Headscale by executing its command line in the Headscale pod.
 
     Args:
-        kubernetes: the Kubernetes API, served at `kubernetes_url` with the certificate of `authority`.
+        headscale: runs in the namespace `headscale` of the cluster.
+        authority: the issuer of the Kubernetes API's certificate.
+        pod: the other arguments of `Pod`.
     """
 
-    def __init__(
-        self, *upstreams: Any, kubernetes: KubernetesSimulator, kubernetes_url: str, authority: Authority, **pod: Any
-    ) -> None:
-        super().__init__(*upstreams, **pod)
-        self.kubernetes = kubernetes
-        self.cli = HeadscaleCli(self.headscale)
-        add_headscale(kubernetes, self.cli)
-        kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
+    def __init__(self, headscale: HeadscaleSimulator, *, authority: Authority, stack: ExitStack, **pod: Any) -> None:
+        super().__init__(headscale, stack=stack, **pod)
+        self.kubernetes = KubernetesSimulator()
+        url = stack.enter_context(serve(self.kubernetes, tls=authority.server))
+        self.cli = HeadscaleCli(headscale)
+        add_headscale(self.kubernetes, self.cli)
+        self.kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
         self._account = self.working_directory / "serviceaccount"
         self._account.mkdir()
         (self._account / "ca.crt").write_bytes(authority.certificate.read_bytes())
@@ -80,7 +88,7 @@ class ClusterPod(Pod):
         self.headscale_url = self.environment.pop("HEADSCALE_URL")
         del self.environment["HEADSCALE_API_KEY"]
         # The kubelet sets these.
-        host, _, port = kubernetes_url.removeprefix("https://").partition(":")
+        host, _, port = url.removeprefix("https://").partition(":")
         self.environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port}
 
     def mount_token(self) -> None:
@@ -96,6 +104,6 @@ class ClusterPod(Pod):
         return self.fork(arguments, {"KUBERNETES_SERVICE_HOST": "", **variables})
 
     def secrets_in(self, *texts: str) -> list[str]:
-        """Return the secrets of all upstreams that these texts contain."""
+        """Return the secrets that these texts contain, including the service account token."""
         token = self.kubernetes.token
         return super().secrets_in(*texts) + [token for text in texts if token in text]

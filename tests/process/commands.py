@@ -1,4 +1,4 @@
-"""The real program as a process, in the environment of a pod."""
+"""The program as a process, in the environment of a pod."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any, Self
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIEnvironment
 
+from tests.builders import MARK, NAME
 from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.headscale import HeadscaleSimulator
+from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 
 PROGRAM = str(Path(sys.executable).with_name("lifecycle"))
@@ -33,11 +34,21 @@ MANY_LINES = 200
 
 @dataclass(frozen=True, slots=True)
 class CompletedRun:
-    """The exit status and the output of a process that has ended."""
+    """The result of a process that has ended.
+
+    Attributes:
+        peak_memory: in bytes, if the process was forked; otherwise 0.
+    """
 
     status: int
     stdout: str
     stderr: str
+    peak_memory: int = 0
+
+    @property
+    def output(self) -> str:
+        """Standard output, then standard error."""
+        return self.stdout + self.stderr
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -55,19 +66,24 @@ class CompletedRun:
 
 
 class Fork:
-    """The program in a fork of a process that has imported it. The interface is that of `subprocess.Popen`."""
+    """The program in a fork of a process that has imported it. The interface is that of `subprocess.Popen`.
+
+    Args:
+        job: as fork_server.py describes it.
+    """
 
     def __init__(self, **job: Any) -> None:
-        output, its_output = os.pipe()
-        result, its_result = os.pipe()
+        output, child_output = os.pipe()
+        result, child_result = os.pipe()
         self.stdout, self._result = os.fdopen(output), os.fdopen(result)
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
-        files = [its_output, self._errors.fileno(), its_result]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by `communicate`
+        files = [child_output, self._errors.fileno(), child_result]
         socket.send_fds(fork_server(), [json.dumps(job).encode()], files)
-        os.close(its_output)
-        os.close(its_result)
+        os.close(child_output)
+        os.close(child_result)
         self.pid = int(self._result.readline())
         self.returncode: int | None = None
+        self.peak_memory = 0
 
     def __enter__(self) -> Self:
         return self
@@ -87,16 +103,22 @@ class Fork:
 
     def communicate(self, timeout: float = HANGS_AFTER_S) -> tuple[str, str]:
         """Wait until the process has ended, and return its output. A process that hangs is killed."""
-        timer = Timer(timeout, self.kill)
+        has_timed_out = Event()
+
+        def time_out() -> None:
+            has_timed_out.set()
+            self.kill()
+
+        timer = Timer(timeout, time_out)
         timer.start()
         out = self.stdout.read()
-        self.returncode = int(self._result.readline())
+        self.returncode, self.peak_memory = map(int, self._result.readline().split())
         timer.cancel()
         self._errors.seek(0)
         errors = self._errors.read()
         for file in (self.stdout, self._result, self._errors):
             file.close()
-        if self.returncode == -signal.SIGKILL:
+        if has_timed_out.is_set():
             raise subprocess.TimeoutExpired("lifecycle", timeout)
         return out, errors
 
@@ -104,30 +126,17 @@ class Fork:
 @cache
 def fork_server() -> socket.socket:
     """Start the server that forks for this test process. It ends when the socket is closed."""
-    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with its:
+    client, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with server_end:
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.process.fork_server", str(its.fileno())],
+            [sys.executable, "-m", "tests.process.fork_server", str(server_end.fileno())],
             cwd=Path(__file__).parents[2],
-            pass_fds=[its.fileno()],
+            pass_fds=[server_end.fileno()],
             stdin=subprocess.DEVNULL,
         )
     atexit.register(server.wait)
-    atexit.register(ours.close)
-    return ours
-
-
-def popen(command: Iterable[str], *, environment: Mapping[str, str], folder: Path) -> subprocess.Popen[str]:
-    """Start any program."""
-    return subprocess.Popen(
-        list(command),
-        env=dict(environment),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    atexit.register(client.close)
+    return client
 
 
 class Running:
@@ -147,18 +156,25 @@ class Running:
         """The process id."""
         return self._process.pid
 
-    def until(self, name: str) -> dict[str, Any]:
-        """Read the output until an event with this name is logged."""
+    def reaches(self, *names: str) -> dict[str, Any] | None:
+        """Read the log until one of these events, and return it; None if the process ends before."""
         assert self._process.stdout is not None
         for _ in range(MANY_LINES):
             line = self._process.stdout.readline()
             self._output += line
             if not line:
                 break
-            event: dict[str, Any] = json.loads(line)
-            if event["event"] == name:
-                return event
-        raise AssertionError(f"the process did not log {name}:\n{self._output}{self.wait().stderr}")
+            if any(f'"{name}"' in line for name in names):
+                event: dict[str, Any] = json.loads(line)
+                if event["event"] in names:
+                    return event
+        return None
+
+    def until(self, name: str) -> dict[str, Any]:
+        """Read the log until an event with this name, which must follow, and return it."""
+        event = self.reaches(name)
+        assert event is not None, f"the process did not log {name}:\n{self._output}{self.wait().stderr}"
+        return event
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> CompletedRun:
         """Send a signal and wait until the process has ended."""
@@ -170,46 +186,48 @@ class Running:
         try:
             out, errors = self._process.communicate(timeout=HANGS_AFTER_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            out, errors = self._process.communicate()
-            raise AssertionError(f"the process did not end:\n{self._output}{out}{errors}") from None
+            raise AssertionError(f"the process did not end:\n{self._output}") from None
         assert self._process.returncode is not None
-        return CompletedRun(self._process.returncode, self._output + out, errors)
+        peak_memory = self._process.peak_memory if isinstance(self._process, Fork) else 0
+        return CompletedRun(self._process.returncode, self._output + out, errors, peak_memory)
 
 
 class Pod:
-    """The environment of one pod, and both upstreams that it can reach.
+    """A pod, and the Headscale and Cloudflare that it can reach. Cloudflare has the zone example.com.
 
     Args:
-        headscale: served at `headscale_url`.
-        cloudflare: served at `cloudflare_url`, with the zone example.com.
+        headscale: the Headscale to serve on loopback.
         base: variables that every process needs, such as PATH.
         working_directory: the working directory of its processes. The volume with the key file is in it.
+        stack: when it closes, the processes are killed and the servers stop.
+
+    Attributes:
+        has_requested_headscale: set by the first request to Headscale.
     """
 
     def __init__(
-        self,
-        headscale: HeadscaleSimulator,
-        cloudflare: CloudflareSimulator,
-        *,
-        headscale_url: str,
-        cloudflare_url: str,
-        base: Mapping[str, str],
-        working_directory: Path,
+        self, headscale: HeadscaleSimulator, *, base: Mapping[str, str], working_directory: Path, stack: ExitStack
     ) -> None:
         self.headscale = headscale
-        self.cloudflare = cloudflare
-        self.zone_id = cloudflare.add_zone("example.com")
+        self.cloudflare = CloudflareSimulator()
+        self.zone_id = self.cloudflare.add_zone("example.com")
+        self.has_requested_headscale = Event()
+        headscale_url = stack.enter_context(serve(self._serve_headscale))
+        cloudflare_url = stack.enter_context(serve(self.cloudflare))
+        # The servers wait for hanging requests.
+        stack.callback(headscale.faults.release)
+        stack.callback(self._kill_all)
         self.working_directory = working_directory
         self._started: list[Running] = []
         self.volume = working_directory / "volume"
         self.volume.mkdir()
         self.key_file = self.volume / "authkey"
+        self.termination_log = working_directory / "termination-log"
         self.environment = {
             **base,
             # The settings of existing manifests.
             "HEADSCALE_NAMESPACE": "headscale",
-            "CLOUDFLARE_API_TOKEN": cloudflare.token,
+            "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": self.zone_id,
             "DOMAIN_NAME": "example.com",
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
@@ -221,6 +239,18 @@ class Pod:
             "HOSTNAME": "grafana-0",
         }
 
+    def _serve_headscale(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        self.has_requested_headscale.set()
+        return self.headscale(environ, start_response)
+
+    def add_leftovers(self, *, user: str = "svc") -> Node:
+        """Add the node and the record of an earlier pod, and return the node."""
+        node = self.headscale.add_node(NAME, user=user, online=False)
+        self.cloudflare.add_record(self.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
+        return node
+
+    # --- Processes ----------------------------------------------------------------------------------------
+
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start the program; "" unsets a variable."""
         return self.fork(arguments, variables)
@@ -229,33 +259,41 @@ class Pod:
         self, arguments: Iterable[str], variables: Mapping[str, str], *, service_account: Path | None = None
     ) -> Running:
         """Start the program, optionally with a folder mounted as its service account."""
-        environment = {**self.environment, **variables}
-        mounted = str(service_account or "")
-        return self._keep(
-            Fork(
-                arguments=list(arguments),
-                environment=environment,
-                folder=str(self.working_directory),
-                service_account=mounted,
-            )
+        fork = Fork(
+            arguments=list(arguments),
+            environment={**self.environment, **variables},
+            folder=str(self.working_directory),
+            service_account=str(service_account or ""),
+            termination_log=str(self.termination_log),
         )
+        return self._keep(fork)
 
     def start_command(self, *command: str, **variables: str) -> Running:
         """Start any program in this environment."""
-        return self._keep(popen(command, environment=self.environment | variables, folder=self.working_directory))
+        process = subprocess.Popen(
+            command,
+            env=self.environment | variables,
+            cwd=self.working_directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self._keep(process)
 
     def _keep(self, process: subprocess.Popen[str] | Fork) -> Running:
         self._started.append(Running(process))
         return self._started[-1]
 
-    def end_all(self) -> None:
-        """Kill the processes that are still running."""
+    def _kill_all(self) -> None:
         for running in self._started:
             running.kill()
 
     def run(self, *arguments: str, **variables: str) -> CompletedRun:
         """Run the program and wait until it has ended."""
         return self.start(*arguments, **variables).wait()
+
+    # --- State --------------------------------------------------------------------------------------------
 
     def secrets_in(self, *texts: str) -> list[str]:
         """Return the secrets of both upstreams that these texts contain."""
@@ -275,54 +313,20 @@ class Pod:
         """The files in the volume that is shared with the tailscale container."""
         return sorted(path.name for path in self.volume.iterdir())
 
-    def records(self, name: str = "grafana.example.com") -> dict[str, str]:
+    def records(self, name: str = NAME) -> dict[str, str]:
         """Return the comment of each record of a name, by type and content."""
         return {
             f"{record.type} {record.content}": record.comment for record in self.cloudflare.records(self.zone_id, name)
         }
 
 
-class RequestDetector:
-    """An application that sets an event when it receives a request."""
-
-    def __init__(self, application: WSGIApplication) -> None:
-        self._application = application
-        self.has_request = Event()
-
-    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the event and forward the request."""
-        self.has_request.set()
-        return self._application(environ, start_response)
-
-
 @contextmanager
-def served_pod(
-    environment: Mapping[str, str],
-    folder: Path,
-    headscale: HeadscaleSimulator,
-    *,
-    wrap: Callable[[WSGIApplication], WSGIApplication] = lambda application: application,
-) -> Iterator[Pod]:
-    """Serve both upstreams on loopback, and return a pod that uses them.
+def served_pod(environment: Mapping[str, str], folder: Path, headscale: HeadscaleSimulator) -> Iterator[Pod]:
+    """Yield a pod whose upstreams are served on loopback.
 
     Args:
-        environment: of the processes.
-        folder: their working directory.
-        wrap: returns the application that is served as Headscale.
+        environment: variables that every process needs, such as PATH.
+        folder: the working directory of the processes.
     """
-    cloudflare = CloudflareSimulator()
-    with serve(wrap(headscale)) as headscale_url, serve(cloudflare) as cloudflare_url:
-        pod = Pod(
-            headscale,
-            cloudflare,
-            headscale_url=headscale_url,
-            cloudflare_url=cloudflare_url,
-            base=environment,
-            working_directory=folder,
-        )
-        try:
-            yield pod
-        finally:
-            pod.end_all()
-            # The servers wait for hanging requests.
-            headscale.faults.release()
+    with ExitStack() as stack:
+        yield Pod(headscale, base=environment, working_directory=folder, stack=stack)

@@ -1,7 +1,10 @@
 """Run the program in forks of one process that has imported it, because the imports take longer than most commands.
 
-Each message on the socket is a job as JSON, with three files: standard output, standard error, and a pipe to which the
-process id and the exit status are written, one per line.
+Each message on the socket is a job as JSON, with three files: standard output, standard error, and a pipe for the
+result. The first line of the result is the process id. The second one is the exit status and the peak memory in bytes.
+
+The keys of a job are `arguments`, `environment`, `folder` (the working directory), `service_account` (the folder to
+mount as the service account, or "") and `termination_log` (the path to use instead of the kubelet's).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# What commands import when they need it.
+# Modules that a command imports only when it needs them.
 MODULES = (
     "lifecycle.cleanup.run",
     "lifecycle.cli",
@@ -31,7 +34,7 @@ MODULES = (
     "lifecycle.report",
 )
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-LONGEST_JOB = 1 << 17
+MAX_JOB_BYTES = 1 << 17
 
 # Source: <linux/sched.h> and <linux/mount.h>.
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -39,7 +42,7 @@ MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 
 def _mount_service_account(folder: str) -> None:
-    """Enter a mount namespace in which a folder is where the kubelet mounts the service account."""
+    """Enter a new mount namespace, and mount a folder where the kubelet mounts the service account."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def call(name: str, *arguments: Any) -> None:
@@ -60,6 +63,7 @@ def _mount_service_account(folder: str) -> None:
 def _program(job: dict[str, Any]) -> int:
     """Run the program and return its exit status."""
     from lifecycle.__main__ import main  # noqa: PLC0415 - the parent has imported it
+    from lifecycle.runtime import termination  # noqa: PLC0415
 
     try:
         if job["service_account"]:
@@ -67,11 +71,13 @@ def _program(job: dict[str, Any]) -> int:
         os.environ.clear()
         os.environ.update(job["environment"])
         os.chdir(job["folder"])
+        # The kubelet mounts the termination log in /dev, where a test cannot write.
+        termination.TERMINATION_LOG = Path(job["termination_log"])
         sys.argv = ["lifecycle", *job["arguments"]]
         return main()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001 - as the interpreter does
+    except BaseException:  # noqa: BLE001 - the interpreter prints a traceback too
         traceback.print_exc()
         return 1
     finally:
@@ -80,21 +86,22 @@ def _program(job: dict[str, Any]) -> int:
 
 
 def _run(job: dict[str, Any], output: int, errors: int, result: int) -> None:
-    """Run the program as a child, and write its process id and exit status."""
+    """Run the program as a child, and write the result."""
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(errors, 2)
         os.closerange(3, 256)
-        # The inherited streams have cached properties of the previous files.
+        # The inherited stream objects have cached properties of the previous files.
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os._exit(_program(job))
     os.close(output)
     os.close(errors)
     os.write(result, f"{pid}\n".encode())
-    _, status = os.waitpid(pid, 0)
-    os.write(result, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    _, status, usage = os.wait4(pid, 0)
+    # Linux reports the peak memory in KiB.
+    os.write(result, f"{os.waitstatus_to_exitcode(status)} {usage.ru_maxrss * 1024}\n".encode())
     os._exit(0)
 
 
@@ -105,7 +112,7 @@ def serve(descriptor: int) -> None:
     jobs = socket.socket(fileno=descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        text, files, _, _ = socket.recv_fds(jobs, LONGEST_JOB, 3)
+        text, files, _, _ = socket.recv_fds(jobs, MAX_JOB_BYTES, 3)
         if not text:
             return
         if os.fork() == 0:

@@ -1,4 +1,4 @@
-"""The benchmark's table and limits. The measurements themselves are run by .ci/run."""
+"""The table in docs/bench.md, and the limits of its figures. .ci/run runs the measurements themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "delay from interface address to DNS record"
 
 @pytest.fixture
 def bench(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The module with the limits, imported as the script imports it."""
+    """Import scripts/bench_figures.py, which has the limits."""
     monkeypatch.syspath_prepend(str(repository / "scripts"))
     import bench_figures  # noqa: PLC0415 - not a package
 
@@ -31,7 +31,7 @@ def test_figure_outside_its_limits_is_reported(bench: ModuleType) -> None:
     assert "9.00" in message
 
 
-def test_page_has_every_figure_with_its_reference_and_current_limits(bench: ModuleType, repository: Path) -> None:
+def test_page_has_every_figure_with_a_reference_and_the_current_limits(bench: ModuleType, repository: Path) -> None:
     page = (repository / "docs" / "bench.md").read_text()
     figures = [
         bench.Figure(row["measurement"], row["result"], row["reference"], 0.0 if row["limits"] else None)

@@ -1,4 +1,4 @@
-"""Commands and dry runs as processes."""
+"""Commands and dry runs as processes, with a Headscale that is reached by its URL."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +17,8 @@ from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
 
-# Existing manifests set the first two on the sidecar only. `Pod.environment` has their other settings.
+# The settings that existing manifests have on the sidecar only, and a free port. `Pod` sets their other settings.
 SIDECAR = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "HEALTH_PORT": "0"}
-
-
-def add_leftovers(pod: Pod, *, user: str = "svc") -> None:
-    """Add the node and the record of an earlier pod."""
-    node = pod.headscale.add_node(NAME, user=user, online=False)
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
 
 
 def logs_events_only(result: CompletedRun) -> bool:
@@ -33,18 +28,19 @@ def logs_events_only(result: CompletedRun) -> bool:
     )
 
 
-@pytest.mark.default_cases(1)
-@pytest.mark.parametrize("version", VERSIONS[::-1])
-def test_life_of_a_pod(make_pod: Callable[..., Pod], version: str) -> None:
-    """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
-    pod = make_pod(version)
-    pod.headscale.add_user("svc")
-    add_leftovers(pod)
+def run_all_commands(pod: Pod) -> dict[str, Any]:
+    """Run a dry run, cleanup, registration and publication, with the settings of existing manifests, and check them.
+
+    Returns:
+        The context of the dry run.
+    """
+    pod.add_leftovers()
 
     planned = pod.run("--dry-run", "--output", "json", LOG_LEVEL="debug")
     assert planned.status == 0, planned.stderr
     assert pod.has_no_writes
-    plans = json.loads(planned.stdout)["plans"]
+    report = json.loads(planned.stdout)
+    plans = report["plans"]
     changes = [(change["action"], change["kind"]) for change in plans["cleanup"]["changes"]]
     assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
     assert plans["dns-watch"]["changes"] == []
@@ -56,19 +52,27 @@ def test_life_of_a_pod(make_pod: Callable[..., Pod], version: str) -> None:
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
     assert (cleaned.events[0]["event"], cleaned.last["event"]) == ("settings.loaded", "pass.finished")
 
-    # Another node takes the name first. dns-watch must publish the one that joined with the key of cleanup.
+    # Another node has the same name. dns-watch must publish the one that registers with the key of cleanup.
     pod.headscale.add_node(NAME, user="svc")
-    joined = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
+    node = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
     assert watched.status == 0, watched.stdout
-    assert pod.records() == {f"A {joined.addresses[0]}": MARK}
+    assert pod.records() == {f"A {node.addresses[0]}": MARK}
+    writes = len(pod.cloudflare.writes)
+    again = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
+    assert again.status == 0, again.stdout
+    assert len(pod.cloudflare.writes) == writes
 
-    assert (
-        pod.secrets_in(*(text for result in (planned, cleaned, watched) for text in (result.stdout, result.stderr)))
-        == []
-    )
-    assert logs_events_only(cleaned)
-    assert logs_events_only(watched)
+    results = (planned, cleaned, watched, again)
+    assert pod.secrets_in(*(result.output for result in results)) == []
+    assert all(map(logs_events_only, results[1:]))
+    return dict(report["context"])
+
+
+@pytest.mark.default_cases(1)
+@pytest.mark.parametrize("version", VERSIONS[::-1])
+def test_all_commands_with_each_headscale_release(make_pod: Callable[..., Pod], version: str) -> None:
+    run_all_commands(make_pod(version))
 
 
 def test_program_runs_as_a_module(pod: Pod) -> None:
@@ -82,7 +86,7 @@ def test_program_runs_as_a_module(pod: Pod) -> None:
 
 
 def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     result = pod.run("--dry-run", HEADSCALE_USER="svc")
     assert (result.status, result.stderr) == (0, "")
     for line in (
@@ -119,16 +123,18 @@ def test_dry_run_of_one_command_prints_its_plan(pod: Pod, command: str, output: 
 
 
 @pytest.mark.parametrize(
-    ("command", "others"),
+    ("command", "variables"),
     [
         ("cleanup", {"DNS_TTL": "never", "HEALTH_PORT": "none"}),
         ("dns-watch", {"NODE_POLICY": "keep", "DNS_CLEANUP": "perhaps"}),
     ],
 )
-def test_dry_run_of_one_command_ignores_settings_of_the_other(pod: Pod, command: str, others: dict[str, str]) -> None:
-    result = pod.run(command, "--dry-run", **others)
+def test_dry_run_of_one_command_ignores_settings_of_the_other(
+    pod: Pod, command: str, variables: dict[str, str]
+) -> None:
+    result = pod.run(command, "--dry-run", **variables)
     assert result.status == 0, result.stderr
-    assert pod.run("--dry-run", **others).status == 2
+    assert pod.run("--dry-run", **variables).status == 2, "the dry run of both commands reads all settings"
 
 
 def test_dry_run_of_dns_watch_prints_an_update(pod: Pod) -> None:
@@ -150,7 +156,8 @@ def test_version_is_printed(pod: Pod) -> None:
 def test_help_lists_every_setting(pod: Pod) -> None:
     result = pod.run("--help")
     assert (result.status, result.stderr) == (0, "")
-    assert [name for name in command_variables(DryRunSettings) if f"  {name}" not in result.stdout] == []
+    missing = [name for name in command_variables(DryRunSettings) if f"  {name}" not in result.stdout]
+    assert missing == []
 
 
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
@@ -180,7 +187,7 @@ def test_invalid_arguments_are_reported_on_standard_error(pod: Pod, arguments: l
 # --- dns-watch ----------------------------------------------------------------------------------------
 
 
-def test_dns_watch_publishes_updates_and_stops(pod: Pod) -> None:
+def test_dns_watch_creates_and_updates_the_record_until_it_is_stopped(pod: Pod) -> None:
     assert pod.run("cleanup").status == 0
     client = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME)
     client.start()

@@ -1,4 +1,4 @@
-"""scripts/demo: all steps succeed, and a step that does not succeed fails the demo."""
+"""scripts/demo: all its steps succeed, and a step without the expected effect fails the demo."""
 
 from __future__ import annotations
 

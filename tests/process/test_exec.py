@@ -1,4 +1,4 @@
-"""Commands as processes that reach Headscale through its command line in a pod."""
+"""Commands as processes that reach Headscale by executing its command line in the Headscale pod."""
 
 from __future__ import annotations
 
@@ -23,23 +23,20 @@ from tests.pages import blocks
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
 from tests.process.commands import HANGS_AFTER_S, PROGRAM
-from tests.process.test_commands import SIDECAR, add_leftovers, logs_events_only
+from tests.process.test_commands import SIDECAR, logs_events_only, run_all_commands
 from tests.simulators import faults
-from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
-from tests.simulators.kubernetes import SERVICE_ACCOUNT, ExecFault, KubernetesSimulator
+from tests.simulators.kubernetes import SERVICE_ACCOUNT, ExecFault
 from tests.simulators.proxy import ProxySimulator
-from tests.simulators.serve import serve
-from tests.simulators.vpn_client import VpnClient
 
 MakePod = Callable[..., ClusterPod]
 
 KEY_SECRET = "headscale-api-key"
 
-# The settings of existing manifests, in both containers.
-MANIFEST = {
+# The settings that existing manifests have in the two containers.
+MANIFEST_SETTINGS = {
     "HEADSCALE_NAMESPACE",
     "CLOUDFLARE_API_TOKEN",
     "CLOUDFLARE_ZONE_ID",
@@ -64,22 +61,14 @@ def make_pod(
     with ExitStack() as stack:
 
         def make(version: str = "0.28.0") -> ClusterPod:
-            headscale, cloudflare, kubernetes = (
-                HeadscaleSimulator(version),
-                CloudflareSimulator(),
-                KubernetesSimulator(),
-            )
+            headscale = HeadscaleSimulator(version)
             headscale.add_user("svc")
             return ClusterPod(
                 headscale,
-                cloudflare,
-                headscale_url=stack.enter_context(serve(headscale)),
-                cloudflare_url=stack.enter_context(serve(cloudflare)),
+                authority=authority,
                 base=clean_environment,
                 working_directory=tmp_path_factory.mktemp("pod"),
-                kubernetes=kubernetes,
-                kubernetes_url=stack.enter_context(serve(kubernetes, tls=authority.server)),
-                authority=authority,
+                stack=stack,
             )
 
         yield make
@@ -97,70 +86,39 @@ def use_key_secret(pod: ClusterPod) -> None:
     pod.kubernetes.put_secret(HEADSCALE_NAMESPACE, KEY_SECRET, {"api-key": f"{pod.headscale.api_key}\n"})
 
 
-# --- The life of a pod --------------------------------------------------------------------------------
+# --- All commands --------------------------------------------------------------------------------------
 
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("version", VERSIONS[::-1])
-def test_life_of_a_pod(make_pod: MakePod, version: str) -> None:
-    """Dry run, cleanup, registration and publication, with the settings of existing manifests."""
+def test_all_commands_with_each_headscale_release(make_pod: MakePod, version: str) -> None:
     pod = make_pod(version)
-    add_leftovers(pod)
-
-    planned = pod.run("--dry-run", "--output", "json")
-    assert planned.status == 0, planned.stderr
-    assert pod.has_no_writes
-    report = json.loads(planned.stdout)
-    assert report["context"]["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
-    assert report["context"]["headscale_version"] == version
-    changes = [(change["action"], change["kind"]) for change in report["plans"]["cleanup"]["changes"]]
-    assert changes == [("delete", "node"), ("create", "pre_auth_key"), ("write", "file"), ("delete", "record")]
-
-    cleaned = pod.run("cleanup")
-    assert cleaned.status == 0, cleaned.stdout
-    assert pod.headscale.nodes == []
-    assert pod.records() == {}
-    assert pod.key_file.read_text() == pod.headscale.keys[-1].key
-
-    pod.headscale.add_node(NAME, user="svc")
-    joined = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
-    watched = pod.run("dns-watch", "--once", **SIDECAR)
-    assert watched.status == 0, watched.stdout
-    assert pod.records() == {f"A {joined.addresses[0]}": MARK}
-    writes = len(pod.cloudflare.writes)
-    again = pod.run("dns-watch", "--once", **SIDECAR)
-    assert (again.status, len(pod.cloudflare.writes)) == (0, writes)
-
+    context = run_all_commands(pod)
+    assert context["kubernetes"].startswith("in-cluster, https://127.0.0.1:")
+    assert context["headscale_version"] == version
     assert pod.headscale.requests
-    assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests), (
-        "only requests of its command line"
-    )
-    assert (
-        pod.secrets_in(
-            *(text for result in (planned, cleaned, watched, again) for text in (result.stdout, result.stderr))
-        )
-        == []
-    )
-    assert all(map(logs_events_only, (cleaned, watched, again)))
+    # The simulated command line calls these endpoints. dns-watch itself would also request /version.
+    assert all(exchange.path.startswith("/api/") for exchange in pod.headscale.requests)
 
 
-def events_in(pod: ClusterPod) -> dict[str, str]:
-    """Let Headscale be reached without Kubernetes, which only Events use then."""
-    pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *of_kind(render(DEPLOY / "rbac/events"), "Role")[0]["rules"])
+def enable_events(pod: ClusterPod) -> dict[str, str]:
+    """Allow the pod to write Kubernetes Events, and return settings with which it uses Kubernetes for nothing else."""
+    [role] = of_kind(render(DEPLOY / "rbac/events"), "Role")
+    pod.kubernetes.allow(SERVICE_ACCOUNT.split(":")[2], *role["rules"])
     pod.headscale.add_node(NAME, user="svc")
     api = {"HEADSCALE_URL": pod.headscale_url, "HEADSCALE_API_KEY": pod.headscale.api_key}
     return {**SIDECAR, **api, "KUBERNETES_EVENTS": "true", "LOG_LEVEL": "error", "TAILSCALE_INTERFACE": ""}
 
 
-def test_events_are_written_whatever_the_log_level(pod: ClusterPod) -> None:
-    result = pod.run("dns-watch", "--once", **events_in(pod))
+def test_events_are_written_at_any_log_level(pod: ClusterPod) -> None:
+    result = pod.run("dns-watch", "--once", **enable_events(pod))
     assert (result.status, result.stdout, result.stderr) == (0, "", "")
     assert [event["reason"] for event in pod.kubernetes.events.values()] == ["RecordCreated"]
 
 
 def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: ClusterPod) -> None:
     pod.kubernetes.faults.add(faults.hang(limit_s=3600), times=None)
-    running = pod.start("dns-watch", **events_in(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
+    running = pod.start("dns-watch", **enable_events(pod) | {"HTTP_TIMEOUT": "1h", "LOG_LEVEL": "info"})
     assert running.until("pass.finished")["in_sync"]
     result = running.stop()
     assert (result.status, result.stderr) == (0, "")
@@ -177,14 +135,14 @@ def test_status_needs_no_other_access_than_dns_watch(pod: ClusterPod) -> None:
     assert pod.has_no_writes
 
 
-def test_environment_has_the_settings_of_existing_manifests(pod: ClusterPod) -> None:
-    """Apart from the variables of the kubelet and the address of the Cloudflare simulator."""
-    ours = {name for name in pod.environment | SIDECAR if name in command_variables(DryRunSettings)}
-    assert ours - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST
+def test_commands_run_with_the_settings_of_existing_manifests(pod: ClusterPod) -> None:
+    """Besides them, the environment has only the simulator's URL, a free port, and variables of the kubelet."""
+    settings = {name for name in pod.environment | SIDECAR if name in command_variables(DryRunSettings)}
+    assert settings - {"CLOUDFLARE_API_URL", "HEALTH_PORT"} == MANIFEST_SETTINGS
 
 
 @pytest.mark.full
-def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
+def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) -> None:
     """The pods run concurrently, because each waits for a VPN interface."""
     pods = [make_pod(version) for version in releases.DEFAULT]
     running = []
@@ -204,7 +162,7 @@ def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("fault", "command"),
+    ("fault", "headscale_command"),
     [
         pytest.param(ExecFault(cut_after=5), "nodes list", id="truncated list"),
         pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="truncated new key"),
@@ -213,9 +171,9 @@ def test_sidecar_without_the_key_volume(make_pod: MakePod) -> None:
         pytest.param(ExecFault(unstarted="container is restarting"), "nodes delete", id="restarting container"),
     ],
 )
-def test_command_that_fails_once_is_retried(fault: ExecFault, command: str, pod: ClusterPod) -> None:
-    add_leftovers(pod)
-    pod.kubernetes.spoil(fault, command)
+def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command: str, pod: ClusterPod) -> None:
+    pod.add_leftovers()
+    pod.kubernetes.spoil(fault, headscale_command)
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
@@ -225,7 +183,7 @@ def test_command_that_fails_once_is_retried(fault: ExecFault, command: str, pod:
 
 
 def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     pod.kubernetes.spoil(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
     result = pod.run("cleanup")
     assert (result.status, result.last["error_type"]) == (1, "ResponseError")
@@ -233,7 +191,7 @@ def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
 
 
 def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     pod.kubernetes.allow_nothing()
     result = pod.run("cleanup")
     assert (result.status, result.last["error_type"]) == (1, "AuthError")
@@ -243,26 +201,26 @@ def test_denied_exec_is_not_retried_and_names_the_missing_rule(pod: ClusterPod) 
 
 
 def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
-    requested = Event()
+    is_executed = Event()
 
-    def detect(argv: Sequence[str]) -> Finished:
-        requested.set()
+    def headscale_command(argv: Sequence[str]) -> Finished:
+        is_executed.set()
         return pod.cli(argv)
 
     [headscale] = pod.kubernetes.pods
-    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": detect}})
+    pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": headscale_command}})
     pod.kubernetes.spoil(ExecFault(hang=True), times=None)
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
-        requested.clear()
+        is_executed.clear()
         running = pod.start(command, **SIDECAR)
-        assert requested.wait(HANGS_AFTER_S)
+        assert is_executed.wait(HANGS_AFTER_S)
         assert running.stop().status == status
 
 
 def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
-    """The default pod and the default container have no `headscale` program."""
-    [other] = pod.kubernetes.pods
-    pod.kubernetes.change_pod(other, containers={"headscale": {}})
+    """The default pod, and the default container of the other pod, have no `headscale` program."""
+    [default_pod] = pod.kubernetes.pods
+    pod.kubernetes.change_pod(default_pod, containers={"headscale": {}})
     pod.kubernetes.add_pod(
         "control-0",
         {"headscale": {}, "server": {"headscale": pod.cli}},
@@ -275,14 +233,14 @@ def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
 
 
 @pytest.mark.full
-def test_configured_timeout_applies_to_a_command(pod: ClusterPod) -> None:
+def test_http_timeout_applies_to_a_headscale_command(pod: ClusterPod) -> None:
     pod.kubernetes.spoil(ExecFault(hang=True), "users list")
     result = pod.run("cleanup", HTTP_TIMEOUT="2s")
     assert result.status == 0, result.stdout
     assert ["within 2 s" in event["error"] for event in result.named("retry.scheduled")] == [True]
 
 
-def test_commands_are_counted_as_requests(pod: ClusterPod) -> None:
+def test_headscale_commands_are_counted_as_requests(pod: ClusterPod) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     running = pod.start("dns-watch", HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1", TAILSCALE_INTERFACE="")
@@ -297,9 +255,10 @@ def test_kubernetes_client_is_not_imported_unless_used(pod: ClusterPod) -> None:
     pod.environment |= {"KUBERNETES_SERVICE_HOST": "", "PYTHONPROFILEIMPORTTIME": "1"}
     result = pod.start_command(PROGRAM, "--dry-run").wait()
     assert result.status == 0, result.stderr
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
-    assert "httpx" in loaded
-    assert {"kubernetes", "websocket", "urllib3", "yaml"} & loaded == set()
+    # Python prints "import time: … | … | module" for each import.
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in result.stderr.splitlines()}
+    assert "httpx" in imported
+    assert {"kubernetes", "websocket", "urllib3", "yaml"} & imported == set()
 
 
 @pytest.mark.full
@@ -320,7 +279,7 @@ def test_api_key_secret_is_read_and_exec_is_not_used(pod: ClusterPod) -> None:
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.kubernetes.commands == []
-    assert pod.secrets_in(result.stdout, result.stderr) == []
+    assert pod.secrets_in(result.output) == []
 
 
 @pytest.mark.full
@@ -337,7 +296,7 @@ def test_rotated_api_key_needs_no_restart(pod: ClusterPod) -> None:
     result = watch.stop()
     assert result.status == 0
     assert result.named("pass.failed") == []
-    assert pod.secrets_in(result.stdout, result.stderr) == []
+    assert pod.secrets_in(result.output) == []
 
 
 @pytest.mark.full
@@ -369,19 +328,19 @@ def test_unreadable_api_key_secret_is_reported(state: str, pod: ClusterPod) -> N
     assert pod.has_no_writes
 
 
-# --- Keeping the node ---------------------------------------------------------------------------------
+# --- NODE_POLICY=keep ---------------------------------------------------------------------------------
 
 
 @pytest.mark.full
 def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
-    """The state Secret is in the namespace of the pod, which the service account names."""
-    add_leftovers(pod)
+    """The Secret with tailscale's state is in the pod's own namespace, which a file of the service account contains."""
+    pod.add_leftovers()
     [node] = pod.headscale.nodes
     pod.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
     pod.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id)})
     result = pod.run("cleanup", NODE_POLICY="keep", TS_KUBE_SECRET=STATE_SECRET)
     assert result.status == 0, result.stdout
-    assert [left.id for left in pod.headscale.nodes] == [node.id]
+    assert [remaining.id for remaining in pod.headscale.nodes] == [node.id]
     pod.headscale.connect(node.id)
     watched = pod.run("dns-watch", "--once", **SIDECAR)
     assert watched.status == 0, watched.stdout
@@ -389,7 +348,7 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
     assert pod.cloudflare.writes == []
 
 
-# --- Choice of the cluster ----------------------------------------------------------------------------
+# --- In-cluster access or kubeconfig ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -420,7 +379,7 @@ def kubeconfig(pod: ClusterPod, authority: Authority) -> Path:
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("output", ["text", "json"])
 def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPod, kubeconfig: Path) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     before = kubeconfig.read_bytes()
     result = pod.outside("--dry-run", "--output", output).wait()
     assert result.status == 0, result.stderr
@@ -434,7 +393,7 @@ def test_dry_run_with_a_kubeconfig_shows_the_cluster(output: str, pod: ClusterPo
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", ["cleanup", "dns-watch", "prune --yes"])
 def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: ClusterPod, kubeconfig: Path) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     result = pod.outside(*command.split(), **SIDECAR, DNS_OWNER="services").wait()
     assert (result.status, result.last["event"]) == (2, "settings.invalid")
     assert "--dry-run" in result.last["error"]
@@ -443,7 +402,7 @@ def test_command_that_writes_does_not_use_a_kubeconfig(command: str, pod: Cluste
 
 
 @pytest.mark.default_cases(1)
-@pytest.mark.parametrize("text", ["nonsense", "a: [", "contexts: 7", "[]"])
+@pytest.mark.parametrize("text", ["not a mapping", "invalid: [", "contexts: 7", "[]"])
 def test_malformed_kubeconfig_is_a_settings_error(text: str, pod: ClusterPod, kubeconfig: Path) -> None:
     kubeconfig.write_text(text)
     result = pod.outside("--dry-run").wait()
@@ -464,9 +423,9 @@ def test_kubeconfig_without_tls_verification_is_refused(pod: ClusterPod, kubecon
     assert pod.kubernetes.requests == []
 
 
-def test_kubernetes_is_reached_directly_in_the_cluster(pod: ClusterPod) -> None:
+def test_proxy_is_not_used_for_kubernetes_in_the_cluster(pod: ClusterPod) -> None:
     """Both GET and exec requests bypass the proxy, even if NO_PROXY contains spaces."""
-    add_leftovers(pod)
+    pod.add_leftovers()
     proxy = ProxySimulator({})
     with proxy.serve() as url:
         result = pod.run("cleanup", HTTPS_PROXY=url, ALL_PROXY=url, NO_PROXY="localhost, 10.43.0.1")
@@ -478,8 +437,8 @@ def test_kubernetes_is_reached_directly_in_the_cluster(pod: ClusterPod) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "proxy-url"])
-def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
-    add_leftovers(pod)
+def test_proxy_is_used_for_kubernetes_of_a_kubeconfig(pod: ClusterPod, kubeconfig: Path, name: str) -> None:
+    pod.add_leftovers()
     document = yaml.safe_load(kubeconfig.read_text())
     cluster = document["clusters"][0]["cluster"]
     proxy = ProxySimulator({"kubernetes.example.com:6443": cluster["server"].removeprefix("https://")})
@@ -496,12 +455,12 @@ def test_kubernetes_of_a_kubeconfig_is_reached_through_the_proxy(pod: ClusterPod
 
 
 def test_kubeconfig_is_ignored_in_a_pod(pod: ClusterPod, kubeconfig: Path) -> None:
-    kubeconfig.write_text("nonsense")
+    kubeconfig.write_text("not a kubeconfig")
     result = pod.run("--dry-run")
     assert "in-cluster, https://127.0.0.1:" in result.stdout
 
 
-def test_missing_way_to_headscale_is_a_settings_error(pod: ClusterPod) -> None:
+def test_no_url_and_no_cluster_is_a_settings_error(pod: ClusterPod) -> None:
     result = pod.outside("--dry-run", HOME=str(pod.working_directory)).wait()
     assert result.status == 2
     assert "HEADSCALE_URL and HEADSCALE_API_KEY" in result.stderr
@@ -515,15 +474,16 @@ def test_dry_run_of_the_docs_prints_the_shown_plan(
     node = pod.headscale.add_node(NAME, user="services", online=False)
     pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=300)
     page = (repository / "docs/dry-run.md").read_text()
-    (steps,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
+    (commands,) = [block.text for block in blocks(page, "sh") if "--dry-run" in block.text]
     (shown,) = [block.text for block in blocks(page, "text")]
+    # A clone of the repository whose bootstrap script does not create another venv.
     clone = pod.working_directory / "clone"
     (clone / "scripts").mkdir(parents=True)
     (clone / ".venv").symlink_to(repository / ".venv")
     bootstrap = clone / "scripts" / "bootstrap"
     bootstrap.write_text(f"#!/bin/sh\nexec {repository}/scripts/bootstrap\n")
     bootstrap.chmod(0o755)
-    script = steps.replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
+    script = commands.replace("CLOUDFLARE_API_TOKEN=...", f"CLOUDFLARE_API_TOKEN={pod.cloudflare.token}")
     done = subprocess.run(
         ["sh", "-ec", script],
         cwd=clone,
@@ -540,11 +500,14 @@ def test_dry_run_of_the_docs_prints_the_shown_plan(
     assert (done.returncode, done.stderr) == (0, "")
     port = pod.environment["KUBERNETES_SERVICE_PORT"]
     printed = done.stdout.replace(f"127.0.0.1:{port}", "kubernetes.example.com:6443")
-    assert _steps(printed) == _steps(shown)
+    assert _facts(printed) == _facts(shown)
     assert pod.has_no_writes
 
 
-def _steps(report: str) -> list[tuple[str, list[str]]]:
-    """Return the first word, names, addresses and paths of each line of a report, without the reasons."""
+def _facts(report: str) -> list[tuple[str, list[str]]]:
+    """Return the first word of each line of a report, with the names, addresses and paths in it.
+
+    Lines with reasons, which have a deeper indentation, are left out.
+    """
     lines = [line.split() for line in report.splitlines() if line.strip() and not line.startswith("      ")]
     return [(first, [word.strip("(),") for word in words if re.search(r"[\d_/.]", word)]) for first, *words in lines]

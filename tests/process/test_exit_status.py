@@ -1,4 +1,4 @@
-"""The exit status of a command by cause, with nothing written or deleted."""
+"""The exit status of a command for each kind of failure, and that a failed command writes and deletes nothing."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import NAME, OTHER_MARK
 from tests.process.commands import CompletedRun, Pod
 from tests.simulators import faults
 from tests.simulators.serve import serve
 
 
-def add_leftovers(pod: Pod) -> None:
-    node = pod.headscale.add_node(NAME, user="svc", online=False)
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
-
-
 def invalid_settings(result: CompletedRun) -> list[str]:
-    """Return the settings that are reported as invalid, in this order."""
-    events = [json.loads(line) for line in (result.stdout + result.stderr).splitlines()]
+    """Return the names of the settings that are reported as invalid, in the order of the report."""
+    events = [json.loads(line) for line in result.output.splitlines()]
     return [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
 
 
@@ -29,35 +24,36 @@ def invalid_settings(result: CompletedRun) -> list[str]:
 @pytest.mark.parametrize(
     ("variables", "invalid"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no-token"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": ""}, ["CLOUDFLARE_API_TOKEN"], id="no token"),
         pytest.param({"CLOUDFLARE_API_TOKEN": "<token>"}, ["CLOUDFLARE_API_TOKEN"], id="placeholder"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="no-zone-id"),
-        pytest.param({"HEADSCALE_API_KEY": ""}, ["HEADSCALE_API_KEY"], id="no-key"),
-        pytest.param({"HEADSCALE_URL": "headscale:8080"}, ["HEADSCALE_URL"], id="no-URL"),
-        pytest.param({"DOMAIN_NAME": ""}, ["DOMAIN_NAME"], id="no-domain"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, ["TS_HOSTNAME"], id="long-name"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, ["TS_HOSTNAME"], id="long-label"),
-        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="long-name-of-the-pod"),
-        pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="another-ordinal"),
-        pytest.param({"HOSTNAME": ""}, ["TS_HOSTNAME"], id="no-pod"),
-        pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line-break"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "example.com"}, ["CLOUDFLARE_ZONE_ID"], id="invalid zone id"),
+        pytest.param({"HEADSCALE_API_KEY": ""}, ["HEADSCALE_API_KEY"], id="no API key"),
+        pytest.param({"HEADSCALE_URL": "headscale:8080"}, ["HEADSCALE_URL"], id="URL without scheme"),
+        pytest.param({"DOMAIN_NAME": ""}, ["DOMAIN_NAME"], id="no domain"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 60}.example.com"}, ["TS_HOSTNAME"], id="too long name"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, ["TS_HOSTNAME"], id="too long label"),
+        pytest.param({"HOSTNAME": f"{'a' * 58}-0"}, ["TS_HOSTNAME"], id="too long name from the pod"),
+        pytest.param({"HOSTNAME": "grafana-1"}, ["TS_HOSTNAME"], id="second pod of a StatefulSet"),
+        pytest.param({"HOSTNAME": ""}, ["TS_HOSTNAME"], id="no name of the pod"),
+        pytest.param({"AUTHKEY_OUTPUT_PATH": "/volume/auth\nkey"}, ["AUTHKEY_OUTPUT_PATH"], id="line break in a path"),
         pytest.param(
             {"DOMAIN_NAME": "", "CLOUDFLARE_ZONE_ID": "x", "HTTP_TIMEOUT": "soon"},
             ["CLOUDFLARE_ZONE_ID", "DOMAIN_NAME", "HTTP_TIMEOUT"],
-            id="several",
+            id="several settings",
         ),
     ],
 )
-def test_invalid_settings_are_2(pod: Pod, variables: dict[str, str], invalid: list[str]) -> None:
-    add_leftovers(pod)
+def test_invalid_settings_exit_with_2(pod: Pod, variables: dict[str, str], invalid: list[str]) -> None:
+    pod.add_leftovers()
     result = pod.run("cleanup", **variables)
     assert (result.status, result.stderr) == (2, "")
     assert invalid_settings(result) == invalid
     assert {event["level"] for event in result.events} == {"error"}
     assert pod.headscale.requests == pod.cloudflare.requests == []
     assert pod.has_no_writes
+    # A shorter value could be part of a message by chance.
     values = [value for value in variables.values() if len(value) > 8]
-    assert not [value for value in values if value in result.stdout], "values are not shown"
+    assert [value for value in values if value in result.stdout] == [], "values of settings are not shown"
 
 
 def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
@@ -66,18 +62,23 @@ def test_invalid_settings_of_another_command_are_ignored(pod: Pod) -> None:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("command", [["dns-watch"], ["dns-watch", "--once"], ["--dry-run"]])
-def test_invalid_settings_are_2_for_every_command(pod: Pod, command: list[str]) -> None:
+def test_invalid_settings_exit_with_2_for_every_command(pod: Pod, command: list[str]) -> None:
     result = pod.run(*command, CLOUDFLARE_ZONE_ID="example.com", DNS_TTL="5")
     assert result.status == 2
     assert invalid_settings(result) == ["CLOUDFLARE_ZONE_ID", "DNS_TTL"]
     assert pod.has_no_writes
 
 
-def test_problems_are_one_line_each_on_a_console(pod: Pod) -> None:
+def test_each_problem_is_one_line_on_a_console(pod: Pod) -> None:
     result = pod.run("cleanup", LOG_FORMAT="console", CLOUDFLARE_ZONE_ID="example.com", DOMAIN_NAME="")
     assert result.status == 2
     assert len(result.stdout.splitlines()) == 2
     assert "\\n" not in result.stdout
+
+
+# --- Failures: each function breaks the setup, and returns the settings to run with --------------------
+
+BreakSetup = Callable[[Pod], dict[str, str]]
 
 
 def wrong_user(pod: Pod) -> dict[str, str]:
@@ -115,40 +116,41 @@ def taken_name(pod: Pod) -> dict[str, str]:
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
-    ("harm", "kind", "named"),
+    ("break_setup", "error_type", "words"),
     [
-        pytest.param(wrong_user, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="user"),
-        pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="users"),
-        pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="key"),
-        pytest.param(web_page, "ResponseError", ["HEADSCALE_URL"], id="web-page"),
-        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no-folder"),
-        pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable-folder"),
-        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", OTHER_MARK.split()[1]], id="taken-name"),
+        pytest.param(wrong_user, "UserError", ["bob", "HEADSCALE_USER", "svc"], id="unknown user"),
+        pytest.param(several_users, "UserError", ["ann", "svc", "HEADSCALE_USER"], id="several users"),
+        pytest.param(wrong_key, "AuthError", ["headscale apikeys create", "HEADSCALE_API_KEY"], id="wrong API key"),
+        pytest.param(web_page, "ResponseError", ["HEADSCALE_URL"], id="web page"),
+        pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no folder"),
+        pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable folder"),
+        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", OTHER_MARK.split()[1]], id="taken name"),
     ],
 )
-def test_failed_cleanup_is_1_and_names_what_to_change(
-    pod: Pod, harm: Callable[[Pod], dict[str, str]], kind: str, named: list[str]
+def test_failed_cleanup_exits_with_1_and_names_what_to_change(
+    pod: Pod, break_setup: BreakSetup, error_type: str, words: list[str]
 ) -> None:
-    add_leftovers(pod)
-    result = pod.run("cleanup", **harm(pod))
+    pod.add_leftovers()
+    result = pod.run("cleanup", **break_setup(pod))
     assert (result.status, result.stderr) == (1, "")
-    assert (result.last["event"], result.last["level"], result.last["error_type"]) == ("command.failed", "error", kind)
-    assert [name for name in named if name not in result.last["error"]] == []
+    assert (result.last["event"], result.last["level"]) == ("command.failed", "error")
+    assert result.last["error_type"] == error_type
+    assert [word for word in words if word not in result.last["error"]] == []
     assert pod.has_no_writes
     assert pod.secrets_in(result.stdout) == []
 
 
 @pytest.mark.parametrize("arguments", [["cleanup"], ["--dry-run"]])
-def test_unsupported_headscale_is_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
+def test_unsupported_headscale_exits_with_1(make_pod: Callable[..., Pod], arguments: list[str]) -> None:
     pod = make_pod("0.22.3")
     result = pod.run(*arguments)
     assert result.status == 1
-    assert "0.23" in result.stdout
+    assert "0.23" in result.stdout, "the oldest supported release is named"
     assert pod.has_no_writes
 
 
 def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
-    add_leftovers(pod)
+    pod.add_leftovers()
     result = pod.run("cleanup", CLOUDFLARE_API_TOKEN="not-the-token-0123456789")
     assert (result.status, result.stderr) == (0, "")
     [unreadable] = result.named("zone.unreadable")
@@ -160,34 +162,34 @@ def test_wrong_cloudflare_token_does_not_fail_cleanup(pod: Pod) -> None:
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(
-    ("variables", "named"),
+    ("variables", "setting"),
     [
-        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="token"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="zone-id"),
-        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "DOMAIN_NAME", id="domain"),
+        pytest.param({"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong token"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "0" * 32}, "CLOUDFLARE_ZONE_ID", id="unknown zone id"),
+        pytest.param({"CLOUDFLARE_ZONE_ID": "", "DOMAIN_NAME": "example.org"}, "DOMAIN_NAME", id="domain without zone"),
         pytest.param({"CLOUDFLARE_API_URL": "http://127.0.0.1:1"}, "CLOUDFLARE_API_URL", id="unreachable"),
     ],
 )
-def test_record_out_of_sync_is_1_with_once(pod: Pod, variables: dict[str, str], named: str) -> None:
-    pod.headscale.add_node("grafana.example.com", user="svc")
-    variables = {"TS_HOSTNAME": ""} | variables
-    if "DOMAIN_NAME" in variables:
-        pod.headscale.add_node("grafana.example.org", user="svc")
+def test_dns_watch_once_exits_with_1_if_the_record_is_out_of_sync(
+    pod: Pod, variables: dict[str, str], setting: str
+) -> None:
+    for hostname in (NAME, "grafana.example.org"):
+        pod.headscale.add_node(hostname, user="svc")
     result = pod.run("dns-watch", "--once", TAILSCALE_INTERFACE="", **variables)
     assert (result.status, result.stderr) == (1, "")
     assert result.last["event"] == "command.failed"
-    assert named in result.last["error"]
+    assert setting in result.last["error"]
     assert pod.has_no_writes
 
 
-def test_node_that_is_not_registered_is_1(pod: Pod) -> None:
+def test_dns_watch_exits_with_1_after_max_retries_without_a_node(pod: Pod) -> None:
     result = pod.run("dns-watch", TAILSCALE_INTERFACE="", MAX_RETRIES="2", RETRY_INTERVAL="1", HEALTH_PORT="0")
     assert (result.status, result.stderr) == (1, "")
     assert result.last["error_type"] == "NotRegisteredError"
     assert pod.has_no_writes
 
 
-def nowhere(pod: Pod) -> dict[str, str]:
+def unreachable_headscale(pod: Pod) -> dict[str, str]:
     with serve(pod.headscale) as url:
         pass
     return {"HEADSCALE_URL": url}
@@ -195,26 +197,28 @@ def nowhere(pod: Pod) -> dict[str, str]:
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize(
-    ("harm", "named"),
+    ("break_setup", "word"),
     [
-        pytest.param(nowhere, "HEADSCALE_URL", id="unreachable"),
-        pytest.param(wrong_key, "HEADSCALE_API_KEY", id="key"),
-        pytest.param(wrong_user, "bob", id="user"),
-        pytest.param(lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="cloudflare-token"),
-        pytest.param(taken_name, OTHER_MARK.split()[1], id="taken-name"),
+        pytest.param(unreachable_headscale, "HEADSCALE_URL", id="unreachable"),
+        pytest.param(wrong_key, "HEADSCALE_API_KEY", id="wrong API key"),
+        pytest.param(wrong_user, "bob", id="unknown user"),
+        pytest.param(
+            lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong Cloudflare token"
+        ),
+        pytest.param(taken_name, OTHER_MARK.split()[1], id="taken name"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])
-def test_incomplete_dry_run_is_1_and_has_the_reason(
-    pod: Pod, harm: Callable[[Pod], dict[str, str]], named: str, output: str
+def test_incomplete_dry_run_exits_with_1_and_has_the_reason(
+    pod: Pod, break_setup: BreakSetup, word: str, output: str
 ) -> None:
-    result = pod.run("--dry-run", "--output", output, **harm(pod))
+    result = pod.run("--dry-run", "--output", output, **break_setup(pod))
     assert result.status == 1
     problems = (
         json.loads(result.stdout)["plans"]["cleanup"]["problems"]
         if output == "json"
         else [line for line in result.stdout.splitlines() if line.startswith("  problem:")]
     )
-    assert any(named in problem for problem in problems)
+    assert any(word in problem for problem in problems)
     assert pod.has_no_writes
-    assert pod.secrets_in(result.stdout, result.stderr) == []
+    assert pod.secrets_in(result.output) == []

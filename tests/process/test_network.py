@@ -1,4 +1,4 @@
-"""`dns-watch` with a VPN interface, in a separate network namespace as in a pod."""
+"""`dns-watch` with a VPN interface, in a network namespace of its own as in a pod."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import TypeVar
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.commands import PROGRAM, Pod
+from tests.process.commands import PROGRAM
+from tests.process.conftest import MakePod
 
 Result = TypeVar("Result")
 
@@ -32,7 +33,7 @@ def ip(*arguments: str) -> None:
 def enter_new_network() -> None:
     """Move this thread, and the processes that it starts, to a new network namespace.
 
-    The loopback interface replaces the VPN interface, because other kinds are not available on every machine.
+    Its loopback interface is renamed to the VPN interface, because other kinds are not available on every machine.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -66,14 +67,13 @@ def in_new_network() -> Iterator[InNewNetwork[object]]:
         yield lambda function: thread.submit(function).result()
 
 
-def test_existing_manifest_works_without_changes(
-    in_new_network: InNewNetwork[None], make_pod: Callable[..., Pod]
+def test_sidecar_of_an_existing_manifest_publishes_the_address_of_the_interface(
+    in_new_network: InNewNetwork[None], make_pod: MakePod
 ) -> None:
-    """The sidecar has no key volume and no new settings, and detects its address on the interface."""
+    """The manifest gives the sidecar no key volume and no newer settings."""
 
     def scenario() -> None:
         pod = make_pod()
-        pod.headscale.add_user("svc")
         manifest = {"MAX_RETRIES": "30", "RETRY_INTERVAL": "10", "AUTHKEY_OUTPUT_PATH": ""}
         watch = pod.start_command(PROGRAM, "dns-watch", **manifest)
         watch.until("pass.skipped")
@@ -94,12 +94,9 @@ def test_existing_manifest_works_without_changes(
     in_new_network(scenario)
 
 
-def test_address_without_a_node_is_not_published(
-    in_new_network: InNewNetwork[None], make_pod: Callable[..., Pod]
-) -> None:
+def test_address_without_a_node_is_not_published(in_new_network: InNewNetwork[None], make_pod: MakePod) -> None:
     def scenario() -> None:
         pod = make_pod()
-        pod.headscale.add_user("svc")
         pod.headscale.add_node(NAME, user="svc")
         ip("address", "add", "100.64.7.7/32", "dev", INTERFACE)
         watch = pod.start_command(PROGRAM, "dns-watch", "--once", MAX_RETRIES="2", RETRY_INTERVAL="1")

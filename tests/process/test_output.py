@@ -1,4 +1,4 @@
-"""Closed, broken, full or blocked standard output does not end or block a command."""
+"""A standard output that is closed, broken, full or blocked neither ends nor blocks a command."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from threading import Event
 
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
 
 DEVNULL = subprocess.DEVNULL
 
 
-class Sink:
+class UnwritableOutput:
     """A standard output that cannot be written.
 
     Args:
-        kind: `closed`, `broken`, `full disk` or `stuck`.
+        kind: `closed`, `broken` (a pipe whose reader has ended), `full disk`, or `blocked` (a full pipe).
     """
 
     def __init__(self, kind: str) -> None:
@@ -56,45 +55,31 @@ class Sink:
             os.close(descriptor)
 
 
-@pytest.fixture(params=["closed", "broken", "full disk", "stuck"])
-def sink(request: pytest.FixtureRequest) -> Iterator[Sink]:
-    sink = Sink(request.param)
-    yield sink
-    sink.close()
+@pytest.fixture(params=["closed", "broken", "full disk", "blocked"])
+def output(request: pytest.FixtureRequest) -> Iterator[UnwritableOutput]:
+    output = UnwritableOutput(request.param)
+    yield output
+    output.close()
 
 
-@pytest.fixture
-def pod_and_request(make_pod: Callable[..., Pod]) -> tuple[Pod, Event]:
-    """A pod, and an event that is set by the first request to Headscale."""
-    detectors: list[RequestDetector] = []
-
-    def detect(application: Callable[..., object]) -> RequestDetector:
-        detectors.append(RequestDetector(application))  # type: ignore[arg-type]
-        return detectors[0]
-
-    pod = make_pod(wrap=detect)
-    pod.headscale.add_user("svc")
-    return pod, detectors[0].has_request
-
-
-def start(pod: Pod, sink: Sink, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+def start(pod: Pod, output: UnwritableOutput, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """Start the program with this standard output."""
     command = [PROGRAM, *arguments]
-    if sink.is_closed:
+    if output.is_closed:
         command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
     return subprocess.Popen(
         command,
         env=pod.environment | variables,
         cwd=pod.working_directory,
         stdin=DEVNULL,
-        stdout=sink.descriptor,
+        stdout=output.descriptor,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Return the exit status and standard error."""
+def result_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait until the process has ended, and return its exit status and standard error."""
     with process:
         try:
             _, errors = process.communicate(timeout=HANGS_AFTER_S)
@@ -103,24 +88,24 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def test_cleanup_does_its_work(pod: Pod, sink: Sink) -> None:
-    assert end_of(start(pod, sink, "cleanup")) == (0, "")
+def test_cleanup_writes_the_key(pod: Pod, output: UnwritableOutput) -> None:
+    assert result_of(start(pod, output, "cleanup")) == (0, "")
     assert pod.key_file.read_text() == pod.headscale.keys[-1].key
 
 
 @pytest.mark.default_cases(2)
-def test_failed_cleanup_has_its_exit_status(pod: Pod, sink: Sink) -> None:
-    assert end_of(start(pod, sink, "cleanup", HEADSCALE_USER="nobody")) == (1, "")
-    assert end_of(start(pod, sink, "cleanup", DOMAIN_NAME="")) == (2, "")
+def test_failed_cleanup_has_its_exit_status(pod: Pod, output: UnwritableOutput) -> None:
+    assert result_of(start(pod, output, "cleanup", HEADSCALE_USER="nobody")) == (1, "")
+    assert result_of(start(pod, output, "cleanup", DOMAIN_NAME="")) == (2, "")
     assert pod.has_no_writes
 
 
-def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
+def test_dns_watch_publishes_the_record(pod: Pod, output: UnwritableOutput) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
 
-    process = start(pod, sink, "dns-watch", "--once", TAILSCALE_INTERFACE="", LOG_LEVEL="debug")
+    process = start(pod, output, "dns-watch", "--once", TAILSCALE_INTERFACE="", LOG_LEVEL="debug")
 
-    assert end_of(process) == (0, "")
+    assert result_of(process) == (0, "")
     assert pod.records() == {f"A {node.address}": MARK}
 
 
@@ -129,27 +114,24 @@ def test_dns_watch_does_its_work(pod: Pod, sink: Sink) -> None:
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
 )
-def test_signal_ends_the_command(
-    pod_and_request: tuple[Pod, Event], sink: Sink, arguments: list[str], status: int
-) -> None:
-    pod, has_request = pod_and_request
+def test_signal_ends_the_command(pod: Pod, output: UnwritableOutput, arguments: list[str], status: int) -> None:
     pod.headscale.faults.add(faults.answer(503, headers={"Retry-After": "60"}), times=None)
-    process = start(pod, sink, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="")
-    assert has_request.wait(HANGS_AFTER_S)
+    process = start(pod, output, *arguments, HEALTH_PORT="0", TAILSCALE_INTERFACE="")
+    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
 
     process.send_signal(signal.SIGTERM)
 
-    assert end_of(process) == (status, "")
+    assert result_of(process) == (status, "")
 
 
 @pytest.mark.default_cases(4)
 @pytest.mark.parametrize("kind", ["closed", "broken", "full disk"])
 @pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--output", "json"], ["--help"], ["--version"]])
-def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, arguments: list[str]) -> None:
-    """Without a traceback, and quietly if the reader has ended, as with `| head`."""
-    sink = Sink(kind)
-    status, errors = end_of(start(pod, sink, *arguments, HEADSCALE_USER="svc"))
-    sink.close()
+def test_report_that_cannot_be_written_exits_with_1(pod: Pod, kind: str, arguments: list[str]) -> None:
+    """No traceback is printed, and nothing at all if the reader has ended, as with `| head`."""
+    output = UnwritableOutput(kind)
+    status, errors = result_of(start(pod, output, *arguments, HEADSCALE_USER="svc"))
+    output.close()
 
     assert status == 1
     events = [json.loads(line)["event"] for line in errors.splitlines()]
@@ -158,16 +140,15 @@ def test_report_that_cannot_be_written_is_a_failure(pod: Pod, kind: str, argumen
     assert pod.has_no_writes
 
 
-def test_signal_ends_a_report_that_is_not_read(pod_and_request: tuple[Pod, Event]) -> None:
-    pod, has_request = pod_and_request
-    sink = Sink("stuck")
-    process = start(pod, sink, "--dry-run", HEADSCALE_USER="svc")
-    assert has_request.wait(HANGS_AFTER_S)
+def test_signal_ends_a_report_that_is_not_read(pod: Pod) -> None:
+    output = UnwritableOutput("blocked")
+    process = start(pod, output, "--dry-run", HEADSCALE_USER="svc")
+    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
 
     process.send_signal(signal.SIGTERM)
 
-    assert end_of(process) == (1, "")
-    sink.close()
+    assert result_of(process) == (1, "")
+    output.close()
 
 
 def test_usage_error_on_a_full_disk_has_its_exit_status(pod: Pod) -> None:

@@ -1,9 +1,9 @@
-"""Requests through a proxy, by real processes."""
+"""Requests of processes through an HTTP proxy, and invalid settings of proxies and certificates."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -36,7 +36,7 @@ def proxy(pod: Pod) -> Iterator[ProxySimulator]:
 
 
 def reads(result: CompletedRun) -> dict[str, bool]:
-    """Return which upstreams a dry run could read."""
+    """Return for each upstream whether the dry run could read it."""
     context = json.loads(result.stdout)["context"]
     return {"Headscale": context["headscale_version"] is not None, "Cloudflare": context["zone"] == "example.com"}
 
@@ -57,7 +57,7 @@ def test_both_upstreams_are_reached_through_the_proxy(pod: Pod, proxy: ProxySimu
     assert result.named("settings.loaded")[0][name.lower()] == proxy.url
 
 
-def test_exempted_host_is_reached_directly(pod: Pod, proxy: ProxySimulator) -> None:
+def test_host_in_no_proxy_is_not_reached_through_the_proxy(pod: Pod, proxy: ProxySimulator) -> None:
     variables = {"HTTP_PROXY": pod.environment["PROXY"], "NO_PROXY": "localhost, example.com"}
 
     assert reads(dry_run(pod, HEADSCALE_URL=HEADSCALE, **variables)) == {"Headscale": False, "Cloudflare": True}
@@ -65,8 +65,10 @@ def test_exempted_host_is_reached_directly(pod: Pod, proxy: ProxySimulator) -> N
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "HEADSCALE_PROXY"])
-def test_address_in_the_cluster_needs_an_explicit_proxy(pod: Pod, proxy: ProxySimulator, name: str) -> None:
-    """An API key in plain HTTP is not sent out of the cluster by accident."""
+def test_only_an_explicit_proxy_is_used_for_a_headscale_in_the_cluster(
+    pod: Pod, proxy: ProxySimulator, name: str
+) -> None:
+    """HTTP_PROXY is ignored, so that no proxy outside the cluster receives the API key in plain HTTP."""
     result = dry_run(pod, HEADSCALE_URL=IN_CLUSTER, **{name: pod.environment["PROXY"]})
 
     is_explicit = name == "HEADSCALE_PROXY"
@@ -74,39 +76,39 @@ def test_address_in_the_cluster_needs_an_explicit_proxy(pod: Pod, proxy: ProxySi
     assert ("headscale.vpn.svc.cluster.local:8080" in proxy.requested) is is_explicit
 
 
-@pytest.mark.parametrize("harm", ["refuses", "down"])
-def test_failing_proxy_is_named(pod: Pod, proxy: ProxySimulator, harm: str) -> None:
-    url = "http://me:{}@127.0.0.1:9" if harm == "down" else proxy.url.replace("http://", "http://me:{}@")
+@pytest.mark.parametrize("failure", ["wrong password", "down"])
+def test_failing_proxy_is_named(pod: Pod, proxy: ProxySimulator, failure: str) -> None:
+    # No program listens on port 9.
+    url = "http://me:{}@127.0.0.1:9" if failure == "down" else proxy.url.replace("http://", "http://me:{}@")
     result = dry_run(pod, HEADSCALE_URL=HEADSCALE, HTTP_PROXY=url.format("wr0ng-pa55word"))
 
     assert result.status == 1
     assert "HTTP_PROXY" in result.stdout
-    assert "wr0ng-pa55word" not in result.stdout + result.stderr
+    assert "wr0ng-pa55word" not in result.output
 
 
-INVALID: list[Callable[[str], dict[str, str]]] = [
-    lambda _: {"ALL_PROXY": f"socks5://me:{PASSWORD}@127.0.0.1:9", "NO_PROXY": "127.0.0.1"},
-    lambda _: {"HTTP_PROXY": f"socks4://me:{PASSWORD}@127.0.0.1:9"},
-    lambda _: {"SSL_CERT_FILE": "/no/such/file"},
-    lambda folder: {"SSL_CERT_FILE": folder},
-    lambda folder: {"SSL_CERT_DIR": folder},
+# The name and value of a setting. "." is the working directory, which contains no certificate.
+INVALID = [
+    pytest.param("ALL_PROXY", f"socks5://me:{PASSWORD}@127.0.0.1:9", id="SOCKS 5"),
+    pytest.param("HTTP_PROXY", f"socks4://me:{PASSWORD}@127.0.0.1:9", id="SOCKS 4"),
+    pytest.param("SSL_CERT_FILE", "/no/such/file", id="missing file"),
+    pytest.param("SSL_CERT_FILE", ".", id="folder instead of a file"),
+    pytest.param("SSL_CERT_DIR", ".", id="folder without certificates"),
 ]
 
 
 @pytest.mark.default_cases(5)
-@pytest.mark.parametrize("variables", INVALID)
+@pytest.mark.parametrize(("name", "value"), INVALID)
 @pytest.mark.parametrize("arguments", [["cleanup"], ["dns-watch"], ["--dry-run"], ["prune", "--yes"]], ids=" ".join)
-def test_unusable_value_is_a_settings_error(
-    pod: Pod, variables: Callable[[str], dict[str, str]], arguments: list[str]
-) -> None:
-    values = variables(str(pod.working_directory))
-    result = pod.run(*arguments, **values, DNS_OWNER="services")
+def test_invalid_value_is_a_settings_error(pod: Pod, name: str, value: str, arguments: list[str]) -> None:
+    # Even a proxy that no request would use is an error.
+    result = pod.run(*arguments, **{name: value}, NO_PROXY="127.0.0.1", DNS_OWNER="services")
 
     assert result.status == 2
-    events = [json.loads(line) for line in (result.stdout + result.stderr).splitlines()]
+    events = [json.loads(line) for line in (result.output).splitlines()]
     invalid = [event["error"].partition(":")[0] for event in events if event["event"] == "settings.invalid"]
-    assert invalid == [next(iter(values))]
-    assert PASSWORD not in result.stdout + result.stderr
+    assert invalid == [name]
+    assert PASSWORD not in result.output
     assert pod.has_no_writes
 
 

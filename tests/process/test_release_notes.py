@@ -1,4 +1,4 @@
-"""scripts/release-notes: a release whose tag, version and changelog disagree is refused."""
+"""scripts/release-notes, which refuses a release if its tag, version and changelog do not match."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def checkout(repository: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def release_notes(checkout: Path, tag: str) -> subprocess.CompletedProcess[str]:
+def run_release_notes(checkout: Path, tag: str) -> subprocess.CompletedProcess[str]:
     command = [str(checkout / "scripts/release-notes"), tag]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_notes_are_the_section_of_the_version(checkout: Path) -> None:
-    done = release_notes(checkout, "v1.2.0")
+    done = run_release_notes(checkout, "v1.2.0")
     assert (done.returncode, done.stdout.strip()) == (0, "- New.")
 
 
 @pytest.mark.parametrize("tag", ["v1.1.0", "1.2.0", "v1.2.0rc1", "v1.2"])
 def test_tag_of_another_version_is_refused(checkout: Path, tag: str) -> None:
-    done = release_notes(checkout, tag)
+    done = run_release_notes(checkout, tag)
     assert (done.returncode, done.stdout) == (1, "")
 
 
@@ -42,11 +42,11 @@ def test_tag_of_another_version_is_refused(checkout: Path, tag: str) -> None:
     [
         pytest.param("## 1.2.0 (unreleased)", id="no date"),
         pytest.param("## 1.2.0 (2027-01-31) draft", id="text after the date"),
-        pytest.param("## 1.20 (2027-01-31)", id="no section"),
+        pytest.param("## 1.20 (2027-01-31)", id="another version"),
         pytest.param("## 1x2.0 (2027-01-31)", id="similar version"),
     ],
 )
 def test_changelog_without_dated_section_is_refused(checkout: Path, heading: str) -> None:
     (checkout / "CHANGELOG.md").write_text(CHANGELOG.replace("## 1.2.0 (2027-01-31)", heading))
-    done = release_notes(checkout, "v1.2.0")
+    done = run_release_notes(checkout, "v1.2.0")
     assert (done.returncode, done.stdout) == (1, "")

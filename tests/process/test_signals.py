@@ -1,13 +1,12 @@
-"""SIGTERM and SIGINT end a command, whatever it is doing."""
+"""SIGTERM and SIGINT end a command during a wait and during a request."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
 
 SIGNALS = [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="SIGINT")]
@@ -39,29 +38,17 @@ def test_signal_ends_a_wait(pod: Pod, number: signal.Signals, arguments: list[st
     ("arguments", "status"),
     [pytest.param(["cleanup"], 1, id="cleanup"), pytest.param(["dns-watch"], 0, id="dns-watch")],
 )
-def test_signal_ends_a_command_with_a_hanging_request(
-    make_pod: Callable[..., Pod], number: signal.Signals, arguments: list[str], status: int
-) -> None:
-    """The response would arrive in an hour."""
-    detectors: list[RequestDetector] = []
-
-    def detect(application: Callable[..., object]) -> RequestDetector:
-        detectors.append(RequestDetector(application))  # type: ignore[arg-type]
-        return detectors[0]
-
-    pod = make_pod(wrap=detect)
-    pod.headscale.add_user("svc")
+def test_signal_ends_a_hanging_request(pod: Pod, number: signal.Signals, arguments: list[str], status: int) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
     running = pod.start_command(PROGRAM, *arguments, HEALTH_PORT="0", HTTP_TIMEOUT="1h", TAILSCALE_INTERFACE="")
-    assert detectors[0].has_request.wait(HANGS_AFTER_S)
+    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
     result = running.stop(number)
     assert (result.status, result.stderr) == (status, "")
     assert [event["signal"] for event in result.named("stop.requested")] == [number.name]
     assert pod.has_no_writes
 
 
-def test_hanging_zone_delays_cleanup_by_one_timeout(pod: Pod) -> None:
-    """HTTP_TIMEOUT ends the request, and nothing is printed to standard error."""
+def test_hanging_cloudflare_delays_cleanup_by_one_http_timeout(pod: Pod) -> None:
     pod.cloudflare.faults.add(faults.hang(limit_s=3600), times=None)
     result = pod.run("cleanup", HTTP_TIMEOUT="2")
     assert (result.status, result.stderr) == (0, "")
