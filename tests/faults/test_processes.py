@@ -1,4 +1,4 @@
-"""The program as a process: killed at each request, frozen, stopped, and with a full or read-only volume."""
+"""The commands as processes: killed at each request, frozen, stopped, and with a full or read-only volume."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock
+from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
 from tests.builders import MARK, NAME
-from tests.simulators.cloudflare import CloudflareSimulator
+from tests.faults.schedule import UpstreamName
+from tests.process.commands import HANGS_AFTER_S, CompletedRun, Pod, Running
 from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
 from tests.tally import count
 
-PROGRAM = [sys.executable, "-m", "lifecycle"]
-HANGS_AFTER_S = 60.0
+# The requests of cleanup to Headscale: version, users, nodes, the node, its deletion, the read after it, the key.
+CLEANUP_REQUESTS = 7
 
-# The requests of cleanup: version, users, nodes, the node, its deletion, the read after it, the key.
-REQUESTS = 7
-
-# The requests of dns-watch, and if they are executed before the kill, which matters for the write only: users,
-# nodes, version and API keys; the records, and the missing one.
+# The requests of dns-watch: users, nodes, version and API keys; the records, and the creation of the missing record.
+# Each has an upstream, a number, and whether it is executed before the kill, which matters for the creation only.
 WATCH_REQUESTS = [
     *(("headscale", number, True) for number in range(4)),
     ("cloudflare", 0, True),
@@ -38,226 +36,178 @@ WATCH_REQUESTS = [
 
 
 class Gate:
-    """A gate in front of an upstream: one request waits until the gate is opened.
+    """An application in front of an upstream, in which one request waits until the gate is opened.
 
     Args:
-        number: of the request that waits, from 0.
-        committed: the request is executed before it waits.
+        number: the number of the request that waits, from 0.
+        committed: True if the upstream executes the request before it waits.
     """
 
     def __init__(self, application: WSGIApplication, number: int, *, committed: bool) -> None:
         self._application = application
-        self._left = number
+        self._requests_left = number
         self._committed = committed
         self._lock = Lock()
         self.reached = Event()
         self.opened = Event()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Pass a request on, now or when the gate is opened."""
+        """Forward a request, now or when the gate is opened."""
         with self._lock:
-            mine = self._left == 0
-            self._left -= 1
-        if not mine:
-            return self._application(environ, start_response)
-        if self._committed:
-            answer = self._application(environ, start_response)
+            waits = self._requests_left == 0
+            self._requests_left -= 1
+        if waits and not self._committed:
             self._wait()
-            return answer
-        self._wait()
-        return self._application(environ, start_response)
+        response = self._application(environ, start_response)
+        if waits and self._committed:
+            self._wait()
+        return response
 
     def _wait(self) -> None:
         self.reached.set()
         self.opened.wait(HANGS_AFTER_S)
 
 
-class Place:
-    """Both upstreams with what an earlier pod left behind, and a volume."""
+class PodWithPredecessor(Pod):
+    """A pod whose predecessor left a node and a record. A foreign node has the same name."""
 
-    def __init__(self, base: Mapping[str, str], folder: Path) -> None:
-        self.headscale, self.cloudflare = HeadscaleSimulator(), CloudflareSimulator()
+    def __init__(self, **pod: Any) -> None:
+        super().__init__(HeadscaleSimulator(), **pod)
         self.headscale.add_user("svc")
         self.foreign = self.headscale.add_node(NAME, user="svc", registered_by="oidc")
-        self.old = self.headscale.add_node(NAME, user="svc", online=False)
-        zone_id = self.zone_id = self.cloudflare.add_zone("example.com")
-        self.cloudflare.add_record(zone_id, type="A", name=NAME, content=self.old.address, comment=MARK)
-        self.volume = folder / "volume"
-        self.volume.mkdir()
-        self.key_file = self.volume / "authkey"
-        self._folder = folder
-        self._environment = {
-            **base,
-            "HEADSCALE_API_KEY": self.headscale.api_key,
-            "CLOUDFLARE_API_TOKEN": self.cloudflare.token,
-            "CLOUDFLARE_ZONE_ID": zone_id,
-            "DOMAIN_NAME": "example.com",
-            "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            "HOSTNAME": "grafana-0",
-            "HEALTH_PORT": "0",
-            "TAILSCALE_INTERFACE": "",
-            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
-        }
-        self._stack = ExitStack()
+        self.old = self.add_leftovers()
+        self.environment |= {"HEALTH_PORT": "0", "TAILSCALE_INTERFACE": ""}
 
-    def close(self) -> None:
-        """Stop the servers."""
-        self._stack.close()
+    @contextmanager
+    def start_until_request(
+        self, *command: str, upstream: UpstreamName = "headscale", number: int, committed: bool = False
+    ) -> Iterator[tuple[Running, Gate]]:
+        """Start a command, and yield it when one of its requests waits at a gate."""
+        gate = Gate(getattr(self, upstream), number, committed=committed)
+        with serve(gate) as url:
+            urls = {"headscale": {"HEADSCALE_URL": url}, "cloudflare": {"CLOUDFLARE_API_URL": f"{url}/client/v4"}}
+            running = self.start(*command, **urls[upstream])
+            assert gate.reached.wait(HANGS_AFTER_S)
+            yield running, gate
+            gate.opened.set()
 
-    def start(
-        self, *command: str, headscale: WSGIApplication | None = None, cloudflare: WSGIApplication | None = None
-    ) -> subprocess.Popen[str]:
-        """Start a command. A gate can be placed in front of an upstream."""
-        headscale_url = self._stack.enter_context(serve(headscale or self.headscale))
-        cloudflare_url = self._stack.enter_context(serve(cloudflare or self.cloudflare))
-        urls = {"HEADSCALE_URL": headscale_url, "CLOUDFLARE_API_URL": f"{cloudflare_url}/client/v4"}
-        return subprocess.Popen(
-            [*PROGRAM, *command],
-            env=self._environment | urls,
-            cwd=self._folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def kill_at_request(self, *command: str, **request: Any) -> None:
+        """Start a command and kill it during a request: see `start_until_request`."""
+        with self.start_until_request(*command, **request) as (running, _gate):
+            assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
+        count("kills", "processes")
 
-    def join(self) -> Node:
-        """Start the pod until its node is registered."""
-        said, status = ended(self.start("cleanup"))
-        assert status == 0, said
+    def register(self) -> Node:
+        """Run `cleanup`, and register the node of this pod with its key."""
+        self.run_successfully("cleanup")
         node = self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
         self.headscale.connect(node.id)
         return node
 
-    def records(self) -> list[tuple[str, str]]:
-        """Return type and content of the records of the name."""
-        return [(record.type, record.content) for record in self.cloudflare.records(self.zone_id, NAME)]
+    def run_successfully(self, *command: str) -> CompletedRun:
+        """Run a command that must succeed."""
+        result = self.run(*command)
+        assert result.status == 0, result.output
+        return result
 
-    def has_to_be_whole(self) -> None:
-        """Check that foreign objects exist, and that the key file is absent or complete."""
+    def check_invariants(self) -> None:
+        """Check that the foreign node exists, and that the key file is absent or complete."""
         assert self.headscale.node(self.foreign.id) is not None
         if self.key_file.exists():
             assert self.key_file.read_text() in {key.key for key in self.headscale.keys}
             assert stat.S_IMODE(self.key_file.stat().st_mode) == 0o640
 
-    def has_to_come_right(self) -> None:
-        """The next start succeeds."""
-        said, status = ended(self.start("cleanup"))
-        assert status == 0, said
-        self.has_to_be_whole()
+    def check_recovery(self) -> None:
+        """Check that the next `cleanup` deletes what the predecessor left, and writes a valid key."""
+        self.run_successfully("cleanup")
+        self.check_invariants()
         assert [node.id for node in self.headscale.nodes] == [self.foreign.id]
-        assert self.cloudflare.records(self.zone_id, NAME) == []
-        assert sorted(file.name for file in self.volume.iterdir()) == ["authkey", "authkey.id"]
+        assert self.records() == {}
+        assert self.volume_files == ["authkey", "authkey.id"]
         assert self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[str, int]:
-    """Return the output and exit status of a process."""
-    said, _ = process.communicate(timeout=HANGS_AFTER_S)
-    return said, process.returncode
-
-
 @pytest.fixture
-def place(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Place]:
-    place = Place(clean_environment, tmp_path)
-    yield place
-    place.close()
+def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[PodWithPredecessor]:
+    with ExitStack() as stack:
+        yield PodWithPredecessor(base=clean_environment, working_directory=tmp_path, stack=stack)
 
 
-@pytest.mark.parametrize("committed", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("number", range(REQUESTS))
-def test_killed_at_each_request(place: Place, number: int, committed: bool) -> None:
-    """kill -9 during a request, before or after the server has executed it."""
-    gate = Gate(place.headscale, number, committed=committed)
-    process = place.start("cleanup", headscale=gate)
-    assert gate.reached.wait(HANGS_AFTER_S)
-    process.kill()
-    _, status = ended(process)
-    assert status == -signal.SIGKILL
-    count("kills", "processes")
-    gate.opened.set()
-    place.has_to_be_whole()
-    place.has_to_come_right()
+# --- Signals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("committed", [False, True], ids=["before execution", "after execution"])
+@pytest.mark.parametrize("number", range(CLEANUP_REQUESTS))
+def test_cleanup_recovers_from_a_kill_at_each_request(pod: PodWithPredecessor, number: int, committed: bool) -> None:
+    pod.kill_at_request("cleanup", number=number, committed=committed)
+    pod.check_invariants()
+    pod.check_recovery()
 
 
 @pytest.mark.parametrize(("upstream", "number", "committed"), WATCH_REQUESTS)
-def test_dns_watch_killed_at_each_request(place: Place, upstream: str, number: int, committed: bool) -> None:
-    """The next process finds its node by the same metadata, and writes what is missing at most once."""
-    node = place.join()
-    gate = Gate(getattr(place, upstream), number, committed=committed)
-    process = place.start("dns-watch", **{upstream: gate})
-    assert gate.reached.wait(HANGS_AFTER_S)
-    process.kill()
-    _, status = ended(process)
-    assert status == -signal.SIGKILL
-    count("kills", "processes")
-    gate.opened.set()
-    place.has_to_be_whole()
-    written = len(place.cloudflare.writes)
-    missing = not place.records()
-    said, status = ended(place.start("dns-watch", "--once"))
-    assert status == 0, said
-    assert place.records() == [("A", node.address)]
-    assert len(place.cloudflare.writes) - written == (1 if missing else 0)
-    place.has_to_be_whole()
+def test_dns_watch_recovers_from_a_kill_at_each_request(
+    pod: PodWithPredecessor, upstream: UpstreamName, number: int, committed: bool
+) -> None:
+    """The next process finds the node by the key metadata, and creates the record only if it is missing."""
+    node = pod.register()
+    pod.kill_at_request("dns-watch", upstream=upstream, number=number, committed=committed)
+    pod.check_invariants()
+    writes = len(pod.cloudflare.writes)
+    is_missing = pod.records() == {}
+    pod.run_successfully("dns-watch", "--once")
+    assert pod.records() == {f"A {node.address}": MARK}
+    assert len(pod.cloudflare.writes) - writes == int(is_missing)
+    pod.check_invariants()
 
 
-def test_frozen_dns_watch_does_not_change_a_record_taken_over_meanwhile(place: Place) -> None:
-    """SIGSTOP after a read from Headscale. The records that it reads then belong to another owner."""
-    place.join()
-    gate = Gate(place.cloudflare, 0, committed=False)
-    process = place.start("dns-watch", "--once", cloudflare=gate)
-    assert gate.reached.wait(HANGS_AFTER_S)
-    os.kill(process.pid, signal.SIGSTOP)
-    count("interruptions", "SIGSTOP to processes")
-    place.cloudflare.add_record(place.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
-    written = len(place.cloudflare.writes)
-    gate.opened.set()
-    os.kill(process.pid, signal.SIGCONT)
-    said, status = ended(process)
-    assert status == 1, said
-    assert "elsewhere.example.org" in said
-    assert place.records() == [("CNAME", "elsewhere.example.org")]
-    assert len(place.cloudflare.writes) == written
+def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(pod: PodWithPredecessor) -> None:
+    """The process is frozen before it reads the records. When it continues, the name has a foreign CNAME."""
+    pod.register()
+    with pod.start_until_request("dns-watch", "--once", upstream="cloudflare", number=0) as (running, gate):
+        os.kill(running.pid, signal.SIGSTOP)
+        count("interruptions", "SIGSTOP to processes")
+        pod.cloudflare.add_record(pod.zone_id, type="CNAME", name=NAME, content="elsewhere.example.org")
+        writes = len(pod.cloudflare.writes)
+        gate.opened.set()
+        result = running.stop(signal.SIGCONT)
+    assert result.status == 1, result.output
+    assert "elsewhere.example.org" in result.output
+    assert list(pod.records()) == ["CNAME elsewhere.example.org"]
+    assert len(pod.cloudflare.writes) == writes
 
 
-@pytest.mark.parametrize("command", ["cleanup", "dns-watch"])
-def test_stop_during_a_hanging_request(place: Place, command: str) -> None:
-    gate = Gate(place.headscale, 2, committed=False)
-    process = place.start(command, headscale=gate)
-    assert gate.reached.wait(HANGS_AFTER_S)
-    process.terminate()
-    said, status = ended(process)
-    assert status == (1 if command == "cleanup" else 0), said
-    assert '"stop.requested"' in said
+def test_frozen_cleanup_does_not_delete_a_node_that_joined_meanwhile(pod: PodWithPredecessor) -> None:
+    """The process is frozen while it reads the old node. Another pod of the workload deletes this node and joins."""
+    with pod.start_until_request("cleanup", number=3, committed=True) as (running, gate):
+        os.kill(running.pid, signal.SIGSTOP)
+        count("interruptions", "SIGSTOP to processes")
+        pod.headscale.delete_node(pod.old.id)
+        newer = pod.headscale.add_node(NAME, user="svc")
+        gate.opened.set()
+        result = running.stop(signal.SIGCONT)
+    assert result.status == 0, result.output
+    assert {node.id for node in pod.headscale.nodes} == {pod.foreign.id, newer.id}
+    pod.check_invariants()
+
+
+@pytest.mark.parametrize(("command", "status"), [("cleanup", 1), ("dns-watch", 0)])
+def test_sigterm_during_a_hanging_request_ends_the_command(pod: PodWithPredecessor, command: str, status: int) -> None:
+    with pod.start_until_request(command, number=2) as (running, _gate):
+        result = running.stop()
+    assert result.status == status, result.output
+    assert result.named("stop.requested")
     count("kills", "SIGTERM to processes")
-    gate.opened.set()
-    place.has_to_come_right()
+    pod.check_recovery()
 
 
-def test_frozen_in_the_middle_and_let_go_again(place: Place) -> None:
-    """SIGSTOP while another pod cleans up. It then continues with stale data and changes nothing foreign."""
-    gate = Gate(place.headscale, 3, committed=True)
-    process = place.start("cleanup", headscale=gate)
-    assert gate.reached.wait(HANGS_AFTER_S)
-    os.kill(process.pid, signal.SIGSTOP)
-    count("interruptions", "SIGSTOP to processes")
-    # The other pod of the workload removes the same node, and writes to its own volume.
-    place.headscale.delete_node(place.old.id)
-    newer = place.headscale.add_node(NAME, user="svc")
-    gate.opened.set()
-    os.kill(process.pid, signal.SIGCONT)
-    said, status = ended(process)
-    assert status == 0, said
-    assert {node.id for node in place.headscale.nodes} == {place.foreign.id, newer.id}
-    place.has_to_be_whole()
-
+# --- The volume ---------------------------------------------------------------------------------------
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a volume")
 
 
 @contextmanager
 def mounted(volume: Path, options: str) -> Iterator[None]:
-    """A volume in memory that exists during the block."""
+    """Mount a volume in memory during the block."""
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(volume)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("needs the right to mount")
@@ -267,38 +217,45 @@ def mounted(volume: Path, options: str) -> Iterator[None]:
         subprocess.run(["umount", volume], check=True)
 
 
+def fill(volume: Path) -> None:
+    """Write to a volume until it is full."""
+    with suppress(OSError), (volume / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
 @needs_root
-@pytest.mark.parametrize("options", ["size=4k,nr_inodes=2", "ro"], ids=["full", "read-only"])
-def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(place: Place, options: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"), [("full volume", "size=4k,nr_inodes=2"), ("read-only volume", "ro")], ids=["full", "read-only"]
+)
+def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(pod: PodWithPredecessor, kind: str, options: str) -> None:
     """The failure is detected before anything is deleted. No unused key is left behind."""
-    with mounted(place.volume, options):
-        if options != "ro":
-            (place.volume / "filler").write_bytes(bytes(4096))
-        said, status = ended(place.start("cleanup"))
-        count("faults injected", "read-only volume" if options == "ro" else "full volume")
-        assert status == 1
-        assert "could not be written" in said
-        assert place.headscale.node(place.old.id) is not None
-        assert not place.headscale.keys[1:]
-        assert not place.key_file.exists()
-    place.has_to_come_right()
+    keys = pod.headscale.keys
+    with mounted(pod.volume, options):
+        if kind == "full volume":
+            fill(pod.volume)
+        result = pod.run("cleanup")
+        count("faults injected", kind)
+        assert result.status == 1
+        assert "could not be written" in result.output
+        assert pod.headscale.node(pod.old.id) is not None
+        assert pod.headscale.keys == keys
+        assert not pod.key_file.exists()
+    pod.check_recovery()
 
 
 @needs_root
 @pytest.mark.parametrize("kind", ["full volume", "read-only volume"])
-def test_dns_watch_works_without_a_writable_volume(place: Place, kind: str) -> None:
-    """The record is in sync nevertheless, and the existing key stays complete."""
-    with mounted(place.volume, "size=16k,nr_inodes=8"):
-        node = place.join()
+def test_dns_watch_works_without_a_writable_volume(pod: PodWithPredecessor, kind: str) -> None:
+    """The record is in sync, and the existing key stays complete."""
+    with mounted(pod.volume, "size=16k,nr_inodes=8"):
+        node = pod.register()
         if kind == "full volume":
-            with suppress(OSError), (place.volume / "filler").open("wb", buffering=0) as filler:
-                while True:
-                    filler.write(bytes(4096))
+            fill(pod.volume)
         else:
-            subprocess.run(["mount", "-o", "remount,ro", place.volume], check=True)
-        said, status = ended(place.start("dns-watch", "--once"))
+            subprocess.run(["mount", "-o", "remount,ro", pod.volume], check=True)
+        pod.run_successfully("dns-watch", "--once")
         count("faults injected", kind)
-        assert status == 0, said
-        assert place.records() == [("A", node.address)]
-        place.has_to_be_whole()
-        assert place.key_file.exists()
+        assert pod.records() == {f"A {node.address}": MARK}
+        pod.check_invariants()
+        assert pod.key_file.exists()

@@ -1,4 +1,4 @@
-"""A fixture that runs the program many times."""
+"""A pod, and both upstreams on loopback."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.security.runs import Runs
+from tests.process.commands import Pod, served_pod
+from tests.simulators.headscale import HeadscaleSimulator
 
 
 @pytest.fixture
-def runs(tmp_path: Path, clean_environment: Mapping[str, str]) -> Iterator[Runs]:
-    """Return a runner that forks one process for each run."""
-    with Runs(tmp_path, clean_environment) as runs:
-        yield runs
+def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
+    """A pod with Headscale 0.27. Up to this release, the list of nodes contains complete pre-auth keys."""
+    with served_pod(clean_environment, tmp_path, HeadscaleSimulator("0.27.1")) as pod:
+        pod.headscale.add_user("svc")
+        yield pod

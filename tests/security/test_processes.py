@@ -1,4 +1,4 @@
-"""No secrets in command lines, child processes, logs and exec requests."""
+"""Command lines, child processes, logs and exec requests contain no secrets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME
 from tests.process.cluster import Authority, ClusterPod, require_mount_namespace
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod, RequestDetector, served_pod
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
-from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.headscale_cli import Finished
-from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
-from tests.simulators.serve import serve
+from tests.simulators.kubernetes import ExecFault
 from tests.tally import count
 
 COMMANDS = [
@@ -29,7 +27,7 @@ COMMANDS = [
 
 SETTINGS = {"LOG_LEVEL": "debug", "DNS_OWNER": "default", "MAX_RETRIES": "1", "HEALTH_PORT": "0", "HTTP_TIMEOUT": "5s"}
 
-FAULTS = {
+EXEC_FAULTS = {
     "none": None,
     "truncated output": ExecFault(cut_after=5),
     "malformed output": ExecFault(instead=Finished(stdout=b"garbage")),
@@ -38,17 +36,10 @@ FAULTS = {
 }
 
 
-def add_leftovers(pod: Pod) -> None:
-    """Add a node that has its own key, and its record."""
-    user = pod.headscale.add_user("svc")
-    node = pod.headscale.add_node(NAME, user=user, pre_auth_key=pod.headscale.create_key(user))
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
-
-
 def children_of(pid: int) -> list[str]:
     """Return the ids of a process's children.
 
-    This compares the parent of each process, because /proc lists children by thread, and threads end at any time.
+    /proc also has a list of children, but one per thread, and threads can end before it is read.
     """
     children = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -60,24 +51,19 @@ def children_of(pid: int) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_command_line_contains_no_secret(
-    clean_environment: Mapping[str, str], tmp_path: Path, command: tuple[str, ...]
-) -> None:
-    """All users of a machine can read command lines; child processes would have their own."""
-    headscale = HeadscaleSimulator("0.27.1")
-    detector = RequestDetector(headscale)
-    with served_pod(clean_environment, tmp_path, headscale, wrap=lambda _application: detector) as pod:
-        add_leftovers(pod)
-        headscale.faults.add(faults.hang())
-        running = pod.start_command(PROGRAM, *command, **SETTINGS)
-        assert detector.has_request.wait(HANGS_AFTER_S)
-        arguments = Path(f"/proc/{running.pid}/cmdline").read_text()
-        children = children_of(running.pid)
-        result = running.stop()
+def test_command_line_contains_no_secret(pod: Pod, command: tuple[str, ...]) -> None:
+    """All users of a machine can read command lines. Child processes would have command lines too."""
+    pod.add_leftovers()
+    pod.headscale.faults.add(faults.hang())
+    running = pod.start_command(PROGRAM, *command, **SETTINGS)
+    assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
+    arguments = Path(f"/proc/{running.pid}/cmdline").read_text()
+    children = children_of(running.pid)
+    result = running.stop()
     assert arguments.rstrip("\0").split("\0")[-len(command) :] == list(command)
-    assert pod.secrets_in(arguments, result.stdout, result.stderr) == []
+    assert pod.secrets_in(arguments, result.output) == []
     assert children == []
-    count("secrets searched", by=len(headscale.secrets()) + len(pod.cloudflare.secrets()))
+    count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +75,19 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture
 def cluster_pod(authority: Authority, clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[ClusterPod]:
     """A pod with Headscale 0.27, whose list of nodes contains complete pre-auth keys."""
-    headscale, cloudflare, kubernetes = HeadscaleSimulator("0.27.1"), CloudflareSimulator(), KubernetesSimulator()
+    headscale = HeadscaleSimulator("0.27.1")
+    headscale.add_user("svc")
     with ExitStack() as stack:
         yield ClusterPod(
-            headscale,
-            cloudflare,
-            headscale_url=stack.enter_context(serve(headscale)),
-            cloudflare_url=stack.enter_context(serve(cloudflare)),
-            base=clean_environment,
-            working_directory=tmp_path,
-            kubernetes=kubernetes,
-            kubernetes_url=stack.enter_context(serve(kubernetes, tls=authority.server)),
-            authority=authority,
+            headscale, authority=authority, base=clean_environment, working_directory=tmp_path, stack=stack
         )
 
 
-@pytest.mark.parametrize("kind", FAULTS)
+@pytest.mark.parametrize("kind", EXEC_FAULTS)
 def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind: str) -> None:
-    """The URLs of the requests contain the arguments of the commands, and audit logs store them."""
-    pod, fault = cluster_pod, FAULTS[kind]
-    add_leftovers(pod)
+    """Audit logs of Kubernetes store the URLs, which contain the arguments of the executed commands."""
+    pod, fault = cluster_pod, EXEC_FAULTS[kind]
+    pod.add_leftovers()
     for command in COMMANDS[:3]:
         if fault is not None:
             pod.kubernetes.spoil(fault, "nodes list")
@@ -118,6 +97,6 @@ def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind:
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]
         metadata = [file.read_text() for file in pod.volume.iterdir() if file.name != "authkey"]
         assert result.stdout
-        assert "Traceback" not in result.stdout + result.stderr
+        assert "Traceback" not in result.output
         count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()) + 1)
-        assert pod.secrets_in(result.stdout, result.stderr, *urls, *metadata) == []
+        assert pod.secrets_in(result.output, *urls, *metadata) == []

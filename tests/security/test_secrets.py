@@ -5,65 +5,87 @@ tests/faults checks the output of self-healing, which takes minutes, on a simula
 
 from __future__ import annotations
 
+from contextlib import suppress
 from random import Random
 
+import httpx
 import pytest
 
 from tests.builders import MARK, NAME
 from tests.faults.schedule import FAULTS, UpstreamName
-from tests.security.runs import Runs
-from tests.simulators.cloudflare import CloudflareSimulator
-from tests.simulators.headscale import HeadscaleSimulator
-from tests.simulators.serve import serve
+from tests.process.commands import Pod
+from tests.real.programs import free_ports
 from tests.tally import count
 
-# Failures of Headscale are reported as text and those of Cloudflare as JSON; both have the same content.
-OUTPUT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
+# The report of a failed Headscale is checked as text, and that of a failed Cloudflare as JSON.
+REPORT_FORMAT: dict[UpstreamName, tuple[str, ...]] = {"headscale": (), "cloudflare": ("--output", "json")}
+
+# After one of these events, a command would repeat the same steps until it is stopped.
+PASS_EVENTS = ("pass.failed", "pass.skipped", "pass.finished")
+RETRY_EVENTS = ("retry.scheduled",)
+
+
+def run(pod: Pod, *command: str) -> dict[str, str]:
+    """Run a command until it ends or would repeat the same steps, and return its output by place."""
+    for file in pod.volume.iterdir():
+        file.unlink()
+    pod.termination_log.write_text("")
+    (port,) = free_ports(1)
+    running = pod.start(
+        *command,
+        DNS_OWNER="default",
+        HEALTH_ADDRESS="127.0.0.1",
+        HEALTH_PORT=str(port),
+        HTTP_TIMEOUT="0.3",
+        LOG_LEVEL="debug",
+    )
+    texts = {}
+    if running.reaches(*(PASS_EVENTS if command[0] == "dns-watch" else RETRY_EVENTS)):
+        if command == ("dns-watch",):
+            texts = request_health_endpoints(port)
+        texts["output"] = running.stop().output
+    else:
+        texts["output"] = running.wait().output
+    texts["termination log"] = pod.termination_log.read_text()
+    texts["files"] = "".join(
+        f"{file.name}: {file.read_text()}" for file in pod.volume.iterdir() if file.name != "authkey"
+    )
+    requests = pod.headscale.requests + pod.cloudflare.requests
+    texts["URLs"] = "\n".join(f"{request.path}?{request.query}" for request in requests)
+    return texts
+
+
+def request_health_endpoints(port: int) -> dict[str, str]:
+    responses = {}
+    for path in ("metrics", "readyz", "nodez", "livez"):
+        with suppress(httpx.TransportError):
+            responses[path] = httpx.get(f"http://127.0.0.1:{port}/{path}").text
+    return responses
 
 
 @pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
-def test_output_of_a_failure_contains_no_secret(runs: Runs, upstream: UpstreamName) -> None:
-    for kind, make in FAULTS.items():
-        # Up to 0.27, the list of nodes contains complete pre-auth keys.
-        headscale, cloudflare = HeadscaleSimulator("0.27.1"), CloudflareSimulator()
-        headscale.add_user("svc")
-        headscale.add_node(NAME, user="svc")
-        zone_id = cloudflare.add_zone("example.com")
-        with serve(headscale) as headscale_url, serve(cloudflare) as cloudflare_url:
-            simulator = headscale if upstream == "headscale" else cloudflare
-            commands = (
-                ("cleanup",),
-                ("dns-watch",),
-                ("--dry-run", *OUTPUT[upstream]),
-                ("dns-watch", "--once"),
-                ("prune", *OUTPUT[upstream]),
-                ("prune", "--name", NAME, "--yes"),
-            )
-            for number, command in enumerate(commands):
-                cloudflare.add_record(zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=MARK)
-                simulator.faults.clear()
-                # Faults start at the first, second or third request, to include partial work.
-                simulator.faults.add(make(upstream, Random(1)), times=None, after=number % 3)
-                result = runs.run(
-                    *command,
-                    HEADSCALE_URL=headscale_url,
-                    HEADSCALE_API_KEY=headscale.api_key,
-                    CLOUDFLARE_API_URL=f"{cloudflare_url}/client/v4",
-                    CLOUDFLARE_API_TOKEN=cloudflare.token,
-                    CLOUDFLARE_ZONE_ID=zone_id,
-                    DOMAIN_NAME="example.com",
-                    DNS_OWNER="default",
-                    HTTP_TIMEOUT="0.3",
-                )
-                count("runs of commands through failures", kind)
-                assert result.output, (command, kind)
-                assert ("metrics" in result.texts) == (command == ("dns-watch",))
-                assert "Traceback" not in result.output, result.output
-                urls = "\n".join(
-                    f"{request.path}?{request.query}" for request in headscale.requests + cloudflare.requests
-                )
-                for secret in headscale.secrets() + cloudflare.secrets():
-                    count("secrets searched")
-                    for where, text in {**result.texts, "URLs": urls}.items():
-                        assert secret not in text, f"{' '.join(command)} with {kind} at {upstream}: secret in {where}"
-            simulator.faults.clear()
+@pytest.mark.parametrize("kind", FAULTS)
+def test_output_of_a_failure_contains_no_secret(pod: Pod, upstream: UpstreamName, kind: str) -> None:
+    pod.headscale.add_node(NAME, user="svc")
+    simulator = pod.headscale if upstream == "headscale" else pod.cloudflare
+    commands = (
+        ("cleanup",),
+        ("dns-watch",),
+        ("--dry-run", *REPORT_FORMAT[upstream]),
+        ("dns-watch", "--once"),
+        ("prune", *REPORT_FORMAT[upstream]),
+        ("prune", "--name", NAME, "--yes"),
+    )
+    for number, command in enumerate(commands):
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=MARK)
+        simulator.faults.clear()
+        # Faults start at the first, second or third request, to include partial work.
+        simulator.faults.add(FAULTS[kind](upstream, Random(1)), times=None, after=number % 3)
+        texts = run(pod, *command)
+        count("runs of commands through failures", kind)
+        assert texts["output"], command
+        assert "Traceback" not in texts["output"]
+        assert ("metrics" in texts) == (command == ("dns-watch",))
+        for place, text in texts.items():
+            assert pod.secrets_in(text) == [], f"{' '.join(command)}: a secret is in the {place}"
+        count("secrets searched", by=len(pod.headscale.secrets()) + len(pod.cloudflare.secrets()))
