@@ -35,7 +35,7 @@ from lifecycle.inject.template import (
     VOLUMES,
     added_containers,
     added_volumes,
-    placeholder,
+    placeholder_name,
     template,
 )
 from lifecycle.settings.models import site_variables
@@ -313,7 +313,7 @@ def _typed_literal(value: Any, type_name: str, indent: str = "  ") -> str:
         case int():
             return str(value)
         case _:
-            return _PLACEHOLDER_VALUES.get(placeholder(value) or "", _literal(value))
+            return _PLACEHOLDER_VALUES.get(placeholder_name(value) or "", _literal(value))
 
 
 def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
@@ -325,10 +325,10 @@ def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
     token, node = (_typed_literal(template()[name], type_name, indent) for name in ("token-mount", "node-name"))
     # Kubernetes requires this order: the value of a variable can refer only to variables before it.
     lists = []
-    for is_placeholder, items in groupby(value, key=lambda item: placeholder(item) in _PLACEHOLDER_LISTS):
+    for is_placeholder, items in groupby(value, key=lambda item: placeholder_name(item) in _PLACEHOLDER_LISTS):
         if is_placeholder:
             lists += [
-                _PLACEHOLDER_LISTS[placeholder(item) or ""].format(token=token, node=node, type=type_name)
+                _PLACEHOLDER_LISTS[placeholder_name(item) or ""].format(token=token, node=node, type=type_name)
                 for item in items
             ]
         else:
@@ -393,7 +393,7 @@ def _validations() -> Iterator[Document]:
     yield _validation(f"{label} in ['true', 'false']", "label", value=label)
     for kind, unknown in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
         is_similar = f"{_normalized('n')} == {_normalized(f'{unknown}[0]')} && n != {unknown}[0]"
-        hint = f"variables.knownKeys.filter(n, {is_similar}).map(n, ' (near ' + n + ')').join('')"
+        hint = f"variables.knownKeys.filter(n, {is_similar}).map(n, ' (did you mean ' + n + '?)').join('')"
         yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {kind} ' + {unknown}[0] + {hint}")
     is_at_object = f"{_literal(LABEL)} in object.metadata.?labels.orValue({{}})"
     yield _validation(

@@ -13,7 +13,7 @@ import yaml
 from admission import mutating_policy, validating_policy
 
 from lifecycle.inject.template import added_tailscale as tailscale_container
-from lifecycle.inject.template import added_volumes, placeholder, template
+from lifecycle.inject.template import added_volumes, placeholder_name, template
 from lifecycle.settings.models import InjectSettings
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -76,8 +76,8 @@ def _patch(init_containers: list[Any], containers: list[Any], volumes: list[Any]
 def _for_kustomize(part: Any) -> Any:
     """Replace the placeholders by references to the ConfigMap "lifecycle"."""
     match part:
-        case {"name": str(name), "value": str(value)} if placeholder(value) in CONFIG_MAP_KEYS:
-            key = CONFIG_MAP_KEYS[placeholder(value) or ""]
+        case {"name": str(name), "value": str(value)} if placeholder_name(value) in CONFIG_MAP_KEYS:
+            key = CONFIG_MAP_KEYS[placeholder_name(value) or ""]
             return {"name": name, "valueFrom": {"configMapKeyRef": {"name": "lifecycle", "key": key}}}
         case {"env": list(env)} if "${settings}" in env:
             rest = {name: value for name, value in part.items() if name != "env"}
@@ -87,9 +87,9 @@ def _for_kustomize(part: Any) -> Any:
             return {name: _for_kustomize(value) for name, value in part.items()}
         case list():
             # Placeholders for mounts and variables that only some settings need are left out. The workload adds those.
-            return [_for_kustomize(item) for item in part if placeholder(item) is None]
+            return [_for_kustomize(item) for item in part if placeholder_name(item) is None]
         case str():
-            return IMAGES.get(placeholder(part) or "", part)
+            return IMAGES.get(placeholder_name(part) or "", part)
         case _:
             return part
 

@@ -58,6 +58,11 @@ def record_name(name: str, domain: str) -> str:
     return name if "." in name.removeprefix(WILDCARD) else f"{name}.{domain}"
 
 
+def is_in_domain(name: str, domain: str) -> bool:
+    """Return True if the name is the domain itself or below it."""
+    return name == domain or name.endswith(f".{domain}")
+
+
 def may_have_name(node: Node, name: str) -> bool:
     """Return True if this can be the record name of the node: the domain that its pod appends is unknown here."""
     hostname = node.hostname.casefold()

@@ -18,7 +18,7 @@ _MAX_VERSION_LENGTH = 64
 
 def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
     """Return the metrics in the format that the Accept header requests, as content type and body."""
-    # Imported by the first scrape: many pods are never scraped.
+    # Imported at the first scrape, to save memory in pods that are never scraped.
     from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
 
@@ -35,7 +35,7 @@ def render_metrics(status: Status, *, accept: str) -> tuple[str, bytes]:
 
 
 def _metrics(status: Status) -> Iterator[Metric]:
-    """Yield every metric. Labels have few values, all known in advance except the versions."""
+    """Yield every metric. Each label has few values, which are known in advance, except the versions."""
     from prometheus_client.metrics_core import (  # noqa: PLC0415 - see render_metrics
         CounterMetricFamily,
         GaugeMetricFamily,
@@ -45,7 +45,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
 
     state = status.state
     prefix = "tailscale_lifecycle_"
-    for name, meaning, value in (
+    for name, description, value in (
         ("node_registered", "1 while the pod's node is registered in Headscale.", state.is_registered),
         ("node_lost", "1 while the pod's node is confirmed gone, expired or stranded.", state.heal.lost is not None),
         ("node_superseded", "1 while a later pod of the workload has the name.", state.superseded_by is not None),
@@ -53,7 +53,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
         ("poll_interval_seconds", "Current interval between reads of the node in Headscale.", status.poll_interval_s),
         ("record_in_sync", "1 while the DNS record is right and was read recently.", status.ready),
     ):
-        yield GaugeMetricFamily(prefix + name, meaning, value=float(value))
+        yield GaugeMetricFamily(prefix + name, description, value=float(value))
 
     yield SummaryMetricFamily(
         prefix + "pass_duration_seconds",
@@ -61,7 +61,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
         count_value=sum(status.passes.values()),
         sum_value=status.passes_s,
     )
-    for family, name, meaning, labels, values in (
+    for family, name, description, labels, values in (
         (CounterMetricFamily, "passes", "Passes by outcome.", ["outcome"], status.passes),
         (
             CounterMetricFamily,
@@ -86,17 +86,17 @@ def _metrics(status: Status) -> Iterator[Metric]:
             status.succeeded_at,
         ),
     ):
-        labelled = family(prefix + name, meaning, labels=labels)
+        labelled = family(prefix + name, description, labels=labels)
         for key, number in sorted(values.items()):
             labelled.add_metric([key] if isinstance(key, str) else key, number)
         yield labelled
-    for name, meaning, expires_at in (
+    for name, description, expires_at in (
         ("node", "When the pod's node has to log in again, in seconds since 1970.", state.node_expires_at),
         ("api_key", "When Headscale will refuse the API key, in seconds since 1970.", state.api_key_expires_at),
     ):
         if expires_at is not None:
             metric = prefix + name + "_expiration_timestamp_seconds"
-            yield GaugeMetricFamily(metric, meaning, value=expires_at.timestamp())
+            yield GaugeMetricFamily(metric, description, value=expires_at.timestamp())
     yield CounterMetricFamily(
         prefix + "log_lines_dropped", "Log lines that could not be written to standard output.", value=dropped_lines()
     )

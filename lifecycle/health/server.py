@@ -29,7 +29,8 @@ ENDPOINTS = {
     "/metrics": "200, the metrics in the format of Prometheus",
 }
 
-# A client that neither sends nor reads for this long is disconnected. If there are more clients, so is the oldest.
+# A client that neither sends nor reads for this long is disconnected. If there are more clients than this, the oldest
+# client is disconnected.
 _CLIENT_TIMEOUT_S = 5.0
 _MAX_CLIENTS = 16
 
@@ -38,9 +39,9 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
     """Serve the health port in threads of its own.
 
     Args:
-        status: read at each request.
-        address: the address to listen at; None = all, IPv4 and IPv6.
-        port: 0 = none. A port that is in use is logged as an error: the pod's containers share their ports.
+        status: the status to report; it is read at each request.
+        address: the address to listen on; None = all addresses, IPv4 and IPv6.
+        port: the port to listen on; 0 = none. If another container of the pod uses it, an error is logged.
 
     Returns:
         A function that closes the port.
@@ -78,7 +79,7 @@ def serve(status: Status, *, address: str | None, port: int) -> Callable[[], Non
 
 
 class _Server(ThreadingHTTPServer):
-    """A server with a thread per client and a limited number of clients, so that none can block a probe."""
+    """A server with one thread for each client, and few clients at a time, so that no client can block a probe."""
 
     daemon_threads = True
     block_on_close = False
@@ -140,8 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
             case "/nodez":
                 self._respond_json(not status.restart_helps, status.node())
             case "/metrics":
-                kind, body = render_metrics(status, accept=self.headers.get("Accept", ""))
-                self._respond(HTTPStatus.OK, kind, body)
+                content_type, body = render_metrics(status, accept=self.headers.get("Accept", ""))
+                self._respond(HTTPStatus.OK, content_type, body)
             case _:
                 self._respond(HTTPStatus.NOT_FOUND, "text/plain", f"endpoints: {', '.join(ENDPOINTS)}\n".encode())
 
@@ -150,13 +151,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
         """Log nothing: probes arrive every few seconds."""
 
-    def _respond_json(self, ok: bool, body: dict[str, Any]) -> None:  # noqa: FBT001
-        status = HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+    def _respond_json(self, is_ok: bool, body: dict[str, Any]) -> None:  # noqa: FBT001
+        status = HTTPStatus.OK if is_ok else HTTPStatus.SERVICE_UNAVAILABLE
         self._respond(status, "application/json", json.dumps(body).encode() + b"\n")
 
-    def _respond(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+    def _respond(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

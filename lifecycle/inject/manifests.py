@@ -86,14 +86,14 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
     for number, (document, separator) in enumerate(_separated(texts), 1):
         try:
             root, is_json = parse_document(document)
-            found = list(_objects(root, document)) if root is not None else []
-            changes = [_add_containers(item, site, problems) for item in found]
+            document_objects = list(_objects(root, document)) if root is not None else []
+            changes = [_add_containers(obj, site, problems) for obj in document_objects]
         except ManifestError as error:
             problems.append(f"document {number}: {error}")
             continue
         if root is not None:
             roots.append(root)
-        objects += found
+        objects += document_objects
         added = [items for change in changes if change is not None for items in change]
         is_changed = root is not None and any(change is not None for change in changes)
         written = write_document(document, root, added, is_json=is_json) if root and is_changed else document
@@ -139,21 +139,21 @@ def _members(node: yaml.Node) -> Iterator[_Object]:
         yield _Object(node, node_value(node))
 
 
-def _add_containers(item: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
+def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[ItemsAsText] | None:
     """Add the containers to one object if it has the label, or append to the problems why they cannot be added.
 
     Returns:
         The added items that are still to be written as text; None if nothing was added.
     """
-    workload = _workload(item)
+    workload = _workload(obj)
     if workload is None:
         return None
     reasons = list(refusals(workload, site))
-    problems += [f"{item.kind} {item.name}: {reason}" for reason in reasons]
+    problems += [f"{obj.kind} {obj.name}: {reason}" for reason in reasons]
     if reasons or not workload.requests_injection or workload.is_injected:
         return None
     containers, volumes = fill_template(template_values(workload, site))
-    spec = cast("yaml.MappingNode", field_of(item.node, *TEMPLATES[item.kind], "spec"))
+    spec = cast("yaml.MappingNode", field_of(obj.node, *TEMPLATES[obj.kind], "spec"))
     added = [
         add_items(spec, "initContainers", containers, at_end=own_init_containers_start_first(workload)),
         add_items(spec, "volumes", volumes, at_end=True),
@@ -161,25 +161,25 @@ def _add_containers(item: _Object, site: Site, problems: list[str]) -> list[Item
     return [items for items in added if items is not None]
 
 
-def _workload(item: _Object) -> Workload | None:
+def _workload(obj: _Object) -> Workload | None:
     """Return an object's pod template; None if it has none, or is of a kind that is never changed."""
-    data = item.data
-    if item.kind not in TEMPLATES or data.get("apiVersion", "v1") not in _VERSIONS:
+    data = obj.data
+    if obj.kind not in TEMPLATES or data.get("apiVersion", "v1") not in _VERSIONS:
         if any(_has_label(value) for name, value in data.items() if name != "metadata"):
             raise ManifestError(
-                f"{item.kind} {item.name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
+                f"{obj.kind} {obj.name} has the label {LABEL}, but its kind is not known. Remove the label, or use "
                 "the admission policy of deploy/inject, which works with pods of every kind"
             )
         return None
-    template = _at(data, *TEMPLATES[item.kind])
+    template = _object_at(data, *TEMPLATES[obj.kind])
     workload = Workload(
-        kind=item.kind,
-        pod_count=_pod_count(item),
-        labels_of_object=_at(data, "metadata", "labels") if TEMPLATES[item.kind] else {},
-        metadata=_at(template, "metadata"),
-        spec=_at(template, "spec"),
+        kind=obj.kind,
+        pod_count=_pod_count(obj),
+        labels_of_object=_object_at(data, "metadata", "labels") if TEMPLATES[obj.kind] else {},
+        metadata=_object_at(template, "metadata"),
+        spec=_object_at(template, "spec"),
     )
-    _check_shape(item, workload)
+    _check_shape(obj, workload)
     return workload
 
 
@@ -189,10 +189,10 @@ def _has_label(data: Any) -> bool:
         return any(map(_has_label, data))
     if not isinstance(data, dict):
         return False
-    return LABEL in _at(data, "labels") or any(map(_has_label, data.values()))
+    return LABEL in _object_at(data, "labels") or any(map(_has_label, data.values()))
 
 
-def _check_shape(item: _Object, workload: Workload) -> None:
+def _check_shape(obj: _Object, workload: Workload) -> None:
     """Raise an error if a field that is read has another type than in Kubernetes."""
     wrong = [name for name in ("labels", "annotations") if not isinstance(workload.metadata.get(name) or {}, dict)]
     for group in ("containers", "initContainers", "volumes"):
@@ -204,26 +204,26 @@ def _check_shape(item: _Object, workload: Workload) -> None:
         elif not all(isinstance(member.get("name", ""), str) for member in members or []):
             wrong.append(f"the names of {group}")
     if wrong:
-        raise ManifestError(f"{item.kind} {item.name}: {', '.join(wrong)} of the pod template are malformed")
+        raise ManifestError(f"{obj.kind} {obj.name}: {', '.join(wrong)} of the pod template are malformed")
     if LABEL in workload.labels and not workload.spec.get("containers"):
-        raise ManifestError(f"{item.kind} {item.name}: the pod template has no containers")
+        raise ManifestError(f"{obj.kind} {obj.name}: the pod template has no containers")
 
 
 def _is_list_of_objects(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(member, dict) for member in value))
 
 
-def _pod_count(item: _Object) -> int:
+def _pod_count(obj: _Object) -> int:
     """Return how many pods of an object run at the same time, by its own number."""
-    spec = _at(item.data, *(("spec", "jobTemplate", "spec") if item.kind == "CronJob" else ("spec",)))
-    field = "parallelism" if item.kind in ("Job", "CronJob") else "replicas"
+    spec = _object_at(obj.data, *(("spec", "jobTemplate", "spec") if obj.kind == "CronJob" else ("spec",)))
+    field = "parallelism" if obj.kind in ("Job", "CronJob") else "replicas"
     count = spec.get(field)
     if count is not None and not isinstance(count, int):
-        raise ManifestError(f"{item.kind} {item.name}: {field} is {count}, which is not an integer")
+        raise ManifestError(f"{obj.kind} {obj.name}: {field} is {count}, which is not an integer")
     return 1 if count is None else count
 
 
-def _at(data: Any, *path: str) -> dict[str, Any]:
+def _object_at(data: Any, *path: str) -> dict[str, Any]:
     """Return the object at a path; {} if there is none."""
     for name in path:
         data = data.get(name) if isinstance(data, dict) else None
@@ -235,22 +235,22 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
     present = {identity for root in roots for identity in _identities(root)}
     owners: dict[tuple[str, str], str] = {}
     documents = []
-    for item in objects:
-        workload = _workload(item)
+    for obj in objects:
+        workload = _workload(obj)
         if workload is None or not workload.requests_injection or not workload.annotations.get(STATE_SECRET):
             continue
         try:
-            found = list(state_objects(workload, name=item.name, owner=item.data))
-            for content in found:
+            contents = list(state_objects(workload, name=obj.name, owner=obj.data))
+            for content in contents:
                 secret = (content["metadata"]["namespace"], content["metadata"]["name"])
-                if content["kind"] == "Secret" and owners.setdefault(secret, item.name) != item.name:
+                if content["kind"] == "Secret" and owners.setdefault(secret, obj.name) != obj.name:
                     raise ManifestError(f"The state Secret {secret[1]} is that of {owners[secret]}, too. Name another.")
         except ManifestError as error:
-            problems.append(f"{item.kind} {item.name}: {error}")
+            problems.append(f"{obj.kind} {obj.name}: {error}")
             continue
         documents += [
             f"---\n{block_yaml(content)}"
-            for content in found
+            for content in contents
             if (content["kind"], content["metadata"]["namespace"], content["metadata"]["name"]) not in present
         ]
     return documents

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lifecycle.domain.ownership import is_in_domain
 from lifecycle.inject.template import (
     CONTAINERS,
     DEFAULTS,
@@ -18,7 +19,7 @@ from lifecycle.inject.template import (
     KEY_VOLUME,
     PORTS,
     VOLUMES,
-    Values,
+    TemplateValues,
     needs_kubernetes_api,
 )
 
@@ -220,10 +221,10 @@ def refusals(workload: Workload, site: Site) -> Iterator[str]:
 
 def _name_refusals(workload: Workload) -> Iterator[str]:
     if LABEL in workload.labels_of_object and LABEL not in workload.labels:
-        yield _text("label-place")
+        yield _message("label-place")
     value = workload.labels.get(LABEL, "false")
     if value not in ("true", "false"):
-        yield _text("label", value=str(value).lower() if isinstance(value, bool) else value)
+        yield _message("label", value=str(value).lower() if isinstance(value, bool) else value)
     for place, names, known in (
         ("label", workload.labels, (LABEL,)),
         ("annotation", workload.annotations, ANNOTATIONS),
@@ -231,8 +232,8 @@ def _name_refusals(workload: Workload) -> Iterator[str]:
         for name in names:
             if name.startswith(f"{DOMAIN}/") and name not in known:
                 near = difflib.get_close_matches(name, (*ANNOTATIONS, LABEL), n=1)
-                hint = f" (near {near[0]})" if near and near[0] != name else ""
-                yield _text("unknown", value=f"The {place} {name}{hint}")
+                hint = f" (did you mean {near[0]}?)" if near and near[0] != name else ""
+                yield _message("unknown", value=f"The {place} {name}{hint}")
 
 
 def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
@@ -240,59 +241,54 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
     for name, pattern in PATTERNS.items():
         value = annotations.get(name)
         if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            yield _text("value", name=name, value=value, example=EXAMPLES[name])
+            yield _message("value", name=name, value=value, example=EXAMPLES[name])
     hostname = annotations.get(HOSTNAME)
     if hostname is None:
-        yield _text("hostname-missing", domain=site.domain)
+        yield _message("hostname-missing", domain=site.domain)
     elif isinstance(hostname, str):
-        if is_outside(hostname, site.domain):
-            yield _text("hostname-domain", value=hostname, domain=site.domain)
+        if "." in hostname and not is_in_domain(hostname, site.domain):
+            yield _message("hostname-domain", value=hostname, domain=site.domain)
         # The length of a reference is known only in the pod, where cleanup checks it.
         elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
-            yield _text("hostname-length", value=full_hostname(hostname, site.domain))
+            yield _message("hostname-length", value=full_hostname(hostname, site.domain))
     args = annotations.get(TAILSCALE_ARGS, "")
     if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):
-        yield _text("args", value=args)
+        yield _message("args", value=args)
 
 
 def _pod_refusals(workload: Workload) -> Iterator[str]:
     if workload.spec.get("hostNetwork"):
-        yield _text("host-network")
+        yield _message("host-network")
     taken = [name for name in CONTAINERS if name in workload.containers]
     if workload.our_volumes and not workload.is_injected:
-        yield _text("partial", value=", ".join([*workload.our_volumes, *taken]))
+        yield _message("partial", value=", ".join([*workload.our_volumes, *taken]))
     elif not workload.is_injected:
         for name in taken:
-            yield _text("container", value=name)
+            yield _message("container", value=name)
     for container in [*(workload.spec.get("initContainers") or []), *(workload.spec.get("containers") or [])]:
         if container.get("name") in CONTAINERS:
             continue
         for port in container.get("ports") or []:
             if port.get("containerPort") in PORTS:
-                yield _text("port", name=container.get("name"), value=port["containerPort"])
+                yield _message("port", name=container.get("name"), value=port["containerPort"])
 
 
 def _count_refusals(workload: Workload) -> Iterator[str]:
     hostname, secret = (str(workload.annotations.get(name, "")) for name in (HOSTNAME, STATE_SECRET))
     if workload.kind == "DaemonSet":
         if "$(NODE_NAME)" not in hostname or (secret and "$(NODE_NAME)" not in secret):
-            yield _text("daemon-set")
+            yield _message("daemon-set")
     elif "$(POD_NAME)" in hostname and workload.kind not in ("StatefulSet", "Pod"):
-        yield _text("pod-name")
+        yield _message("pod-name")
     elif workload.pod_count > 1:
         if "$(POD_NAME)" not in hostname:
-            yield _text("replicas", value=workload.pod_count)
+            yield _message("replicas", value=workload.pod_count)
         elif secret and "$(POD_NAME)" not in secret:
-            yield _text("state-shared", value=workload.pod_count)
+            yield _message("state-shared", value=workload.pod_count)
 
 
-def _text(refusal: str, **values: Any) -> str:
+def _message(refusal: str, **values: Any) -> str:
     return REFUSALS[refusal].format(**values)
-
-
-def is_outside(hostname: str, domain: str) -> bool:
-    """Return True if the hostname has dots, and is neither the domain nor below it."""
-    return "." in hostname and hostname != domain and not hostname.endswith(f".{domain}")
 
 
 def full_hostname(hostname: str, domain: str) -> str:
@@ -300,7 +296,7 @@ def full_hostname(hostname: str, domain: str) -> str:
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
-def template_values(workload: Workload, site: Site) -> Values:
+def template_values(workload: Workload, site: Site) -> TemplateValues:
     """Return the values of the placeholders for a workload."""
     annotations = workload.annotations
     hostname = full_hostname(annotations[HOSTNAME], site.domain)
@@ -314,7 +310,7 @@ def template_values(workload: Workload, site: Site) -> Values:
     }
     settings = {**_defaults(site), **site.settings}
     settings |= {name: value for name, value in from_annotations.items() if value}
-    return Values(
+    return TemplateValues(
         hostname=hostname,
         tailscale_args=f"--login-server={site.login_server} {args}".rstrip(),
         state_secret=secret,

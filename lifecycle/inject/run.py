@@ -1,4 +1,4 @@
-"""Read the manifests and the settings of `inject`."""
+"""Read the input of `inject`: the manifests, and the settings that all workloads share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def read(files: Sequence[str]) -> list[str]:
     Raises:
         ManifestError: a file cannot be read as UTF-8 text.
     """
-    return [_text(file) for file in files or [_STANDARD_INPUT]]
+    return [_read_file(file) for file in files or [_STANDARD_INPUT]]
 
 
-def _text(file: str) -> str:
+def _read_file(file: str) -> str:
     try:
         if file == _STANDARD_INPUT:
             # It is None if it was closed when the process started.

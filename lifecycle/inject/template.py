@@ -38,7 +38,7 @@ Json = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class TemplateValues:
     """What differs between the pods of two workloads.
 
     Attributes:
@@ -57,7 +57,7 @@ class Values:
     lifecycle_image: str
     tailscale_image: str
 
-    def resolve(self) -> dict[str, Json]:
+    def by_placeholder(self) -> dict[str, Json]:
         """Return the value of each placeholder in containers.yaml."""
         token = [template()["token-mount"]]
         needs_token = needs_kubernetes_api(self.settings) or writes_events(self.settings)
@@ -118,10 +118,10 @@ VOLUMES = tuple(volume["name"] for volume in added_volumes())
 """The names of the added volumes."""
 
 
-def fill_template(values: Values) -> tuple[list[Json], list[Json]]:
+def fill_template(values: TemplateValues) -> tuple[list[Json], list[Json]]:
     """Return the containers and the volumes of one workload."""
-    resolved = values.resolve()
-    return [_fill(container, resolved) for container in added_containers()], added_volumes()
+    by_placeholder = values.by_placeholder()
+    return [_fill(container, by_placeholder) for container in added_containers()], added_volumes()
 
 
 def _fill(part: Json, values: Mapping[str, Json]) -> Json:
@@ -131,20 +131,20 @@ def _fill(part: Json, values: Mapping[str, Json]) -> Json:
         case list():
             filled_items: list[Json] = []
             for item in part:
-                reference = placeholder(item)
+                reference = placeholder_name(item)
                 if reference and isinstance(values[reference], list):
                     filled_items += values[reference]
                 else:
                     filled_items.append(_fill(item, values))
             return filled_items
         case str():
-            reference = placeholder(part)
+            reference = placeholder_name(part)
             return values[reference] if reference else part
         case _:
             return part
 
 
-def placeholder(part: Json) -> str | None:
+def placeholder_name(part: Json) -> str | None:
     """Return the name in "${name}", or None for anything else."""
     match = _PLACEHOLDER.fullmatch(part) if isinstance(part, str) else None
     return match[1] if match else None

@@ -16,8 +16,8 @@ def prune_config(settings: PruneSettings, *, name: str | None) -> PruneConfig:
         domain=settings.domain_name,
         mark=settings.mark,
         tags=settings.authkey_tags,
-        after=settings.prune_after,
-        limit=settings.prune_max,
+        min_offline=settings.prune_after,
+        max_workloads=settings.prune_max,
     )
 
 

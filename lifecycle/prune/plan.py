@@ -16,18 +16,18 @@ class PruneConfig:
     """The settings that the plan depends on.
 
     Attributes:
-        name: the only workload to remove, whatever its state; None = every workload that has been gone for long.
+        name: the only workload to remove, even if it is running; None = every workload that is gone.
         domain: is appended to a hostname without a dot.
-        after: a node counts as gone if it has been offline for longer than this.
-        limit: the largest number of workloads that one run may remove.
+        min_offline: a node counts as gone if it has been offline for longer than this.
+        max_workloads: the largest number of workloads that one run may remove.
     """
 
     name: str | None
     domain: str
     mark: str
     tags: frozenset[str]
-    after: timedelta
-    limit: int
+    min_offline: timedelta
+    max_workloads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Observation:
 class PruneWorkload:
     """Remove what one workload left behind: its nodes, then its records.
 
-    The records are removed last, so that the next run finds a workload again whose removal was interrupted.
+    Workloads are found by their records, which are removed last. So the next run continues a removal that failed.
 
     Attributes:
-        name: its main name, in full.
-        records: those under its main name and its further names; at least one.
+        name: the full main name of the workload.
+        records: the records at its main name and its further names; at least one.
     """
 
     name: str
@@ -69,10 +69,13 @@ class PruneWorkload:
 
 
 def plan_prune(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
-    """Find the workloads to remove, in order of names; the time is by Headscale's clock.
+    """Find the workloads to remove, in order of names.
+
+    Args:
+        now: the time by Headscale's clock.
 
     Raises:
-        LifecycleError: the workload that was named has no record of ours.
+        LifecycleError: the workload with the given name has no record of ours.
     """
     if config.name is None:
         return _plan_gone(observation, config=config, now=now)
@@ -94,32 +97,35 @@ def check_limit(workloads: Sequence[PruneWorkload], *, config: PruneConfig) -> N
     Raises:
         PruneLimitError: it contains more workloads than PRUNE_MAX.
     """
-    if len(workloads) <= config.limit:
+    if len(workloads) <= config.max_workloads:
         return
     nodes = sum(len(workload.nodes) for workload in workloads)
     records = sum(len(workload.records) for workload in workloads)
     raise PruneLimitError(
         f"{len(workloads)} workloads ({nodes} nodes, {records} records) would be removed, but PRUNE_MAX is "
-        f"{config.limit}. Nothing was removed. Check the plan without --yes, and raise PRUNE_MAX if it is right"
+        f"{config.max_workloads}. Nothing was removed. Check the plan without --yes, and raise PRUNE_MAX if it is right"
     )
 
 
 def _plan_gone(observation: Observation, *, config: PruneConfig, now: datetime) -> list[PruneWorkload]:
-    """Find the workloads whose node is gone or has been offline for long.
+    """Find the workloads whose node does not exist or has been offline for too long.
 
-    If no node is online the result is empty: after a restart of Headscale every node is offline until it reconnects.
+    If no node at all is online, the result is empty, because after a restart of Headscale every node is offline until
+    it reconnects.
     """
     if not any(node.online for node in observation.nodes):
         return []
-    found = []
+    gone = []
     for name, records in _by_workload(observation.records, config.mark):
         candidates = [node for node in observation.nodes if may_have_name(node, name)]
-        # The workload stays if a node of its name is not ours, or may come back at any moment.
+        # The workload stays if a node with its name is not ours, or was online recently.
         if all(_owns(node, observation.user, config) and _is_long_offline(node, config, now) for node in candidates):
             nodes = tuple(node for node in candidates if record_name(node.hostname, config.domain) == name)
-            reason = f"its node has been offline for more than {config.after}" if candidates else "its node is gone"
-            found.append(PruneWorkload(name, records, nodes, reason))
-    return found
+            reason = (
+                f"its node has been offline for more than {config.min_offline}" if candidates else "its node is gone"
+            )
+            gone.append(PruneWorkload(name, records, nodes, reason))
+    return gone
 
 
 def _by_workload(records: Iterable[Record], mark: str) -> list[tuple[str, tuple[Record, ...]]]:
@@ -134,4 +140,4 @@ def _owns(node: Node, user: User, config: PruneConfig) -> bool:
 
 
 def _is_long_offline(node: Node, config: PruneConfig, now: datetime) -> bool:
-    return not node.online and node.last_seen is not None and now - node.last_seen > config.after
+    return not node.online and node.last_seen is not None and now - node.last_seen > config.min_offline

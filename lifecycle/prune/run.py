@@ -23,22 +23,21 @@ log = structlog.get_logger()
 CONFIRMATION_DELAY_S = 900.0
 """The time between the plan and its confirmation.
 
-After a restart of Headscale every node is offline until its client reconnects. `last_seen` is not a heartbeat: for a
-node that was always connected it can be as old as the registration. One observation therefore does not show that a node
-is gone, and clients get this long to reconnect.
+After a restart of Headscale every node is offline until its client reconnects, and `last_seen` of a node that was
+always connected can be as old as its registration. One observation therefore does not show that a node is gone.
 """
 
 
 @dataclass(slots=True)
 class Prune:
-    """The removal of workloads that are gone for good.
+    """The removal of workloads that no longer exist.
 
     Attributes:
         name: the only workload to remove, without waiting; None = every workload that has been offline for longer than
             PRUNE_AFTER.
-        now: returns aware UTC.
-        stop: no further step starts once it is set.
-        renew_budget: is called after the wait, which is longer than the retry budget.
+        now: returns the current time, aware, in UTC.
+        stop: is set by SIGTERM and SIGINT. No further step starts after that.
+        renew_budget: starts a new retry budget. It is called after the wait, which is longer than one budget.
     """
 
     settings: PruneSettings
@@ -54,7 +53,7 @@ class Prune:
         return prune_config(self.settings, name=self.name)
 
     def run(self) -> None:
-        """Remove what is planned; only a workload that was named is removed without waiting.
+        """Remove the planned workloads. Unless `name` is set, wait first, and confirm each of them by a new plan.
 
         Raises:
             PruneLimitError: the plan contains more workloads than PRUNE_MAX; nothing was removed.
@@ -76,7 +75,7 @@ class Prune:
         log.info("pass.finished", workloads=names)
 
     def _remove_if_confirmed(self, workload: PruneWorkload) -> bool:
-        """Remove a workload if a new plan agrees; return True if it was removed.
+        """Remove a workload if a new plan contains it unchanged; return True if it was removed.
 
         The plan is made again for each workload, because removing another one can have taken minutes of retries.
         """

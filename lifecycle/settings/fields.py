@@ -1,4 +1,4 @@
-"""Types of settings: how each is parsed, checked and written out again."""
+"""The types of settings, which parse and check their values, and the conversion of a value back to text."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _prefix(value: Any) -> Any:
         raise ValueError("each must be a network such as 100.64.0.0/10, with no host bits set") from None
 
 
-def _some_prefixes(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
+def _not_empty(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
     if not value:
         raise ValueError("must contain at least one network")
     return value
@@ -293,7 +293,7 @@ Token = Annotated[SecretStr, AfterValidator(parse_token)]
 Prefixes = Annotated[
     tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
     BeforeValidator(_comma_separated),
-    AfterValidator(_some_prefixes),
+    AfterValidator(_not_empty),
 ]
 Tags = Annotated[frozenset[str], BeforeValidator(_comma_separated), AfterValidator(_tags)]
 Domain = Annotated[str, AfterValidator(_domain)]

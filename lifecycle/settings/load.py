@@ -1,4 +1,4 @@
-"""Read the environment once: every value stripped, every problem reported."""
+"""Read the settings of a command from the environment, and report all problems together."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ALSO_LOWER_CASE = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROX
 # Many programs read these, and some have variants, such as NIX_SSL_CERT_FILE, which are not typing errors.
 _SHARED_VARIABLES = _ALSO_LOWER_CASE | {"SSL_CERT_FILE", "SSL_CERT_DIR"}
 
-# For this variable alone, empty means something else than unset.
+# The only variable that may be empty. For all others, an empty value counts as unset.
 _MAY_BE_EMPTY = "TAILSCALE_INTERFACE"
 
 # Names with at least this similarity (1.0 = equal) are taken for typing errors: one or two wrong letters of ten.
@@ -49,46 +49,46 @@ def load(command: type[Command]) -> Command:
     """
     # Python's ssl would write the keys of TLS sessions to this file, and fail if it cannot.
     os.environ.pop("SSLKEYLOGFILE", None)
-    given, wrong = _checked(command, environment())
+    values, problems = _checked(command, environment())
     try:
-        settings = command.model_validate(given)
+        settings = command.model_validate(values)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_context=False, include_input=False):
-            name = str(problem["loc"][0])
-            wrong.setdefault(name, _message(problem) + _advice(given.pop(name, ""), given))
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            name = str(detail["loc"][0])
+            problems.setdefault(name, _message(detail) + _advice(values.pop(name, ""), values))
             if command_variables(command)[name].is_required():
-                given[name] = PLACEHOLDERS[name]
-        settings = command.model_validate(given)
+                values[name] = PLACEHOLDERS[name]
+        settings = command.model_validate(values)
     # If a secret's file or the pod's name is invalid, the secret or the hostname is not reported as missing too.
-    reported = {name.removesuffix("_FILE") for name in wrong} | wrong.keys()
-    if wrong.keys() & {"POD_NAME", "ORDINALS_START"}:
+    reported = {name.removesuffix("_FILE") for name in problems} | problems.keys()
+    if problems.keys() & {"POD_NAME", "ORDINALS_START"}:
         reported.add("TS_HOSTNAME")
-    combined = [problem for problem in settings.problems() if problem.partition(":")[0] not in reported]
-    problems = [*(f"{name}: {text}" for name, text in wrong.items()), *combined]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    lines = [f"{name}: {problem}" for name, problem in problems.items()]
+    lines += [problem for problem in settings.problems() if problem.partition(":")[0] not in reported]
+    if lines:
+        raise ConfigError("\n".join(lines))
     return settings
 
 
 def _checked(command: type[Command], variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the values of the command's variables and, for those with an invalid text, a message; both by name."""
+    """Return the values of the command's variables, and the problem of each variable with an invalid text."""
     ignored = set(service_links(variables))
-    given: dict[str, str] = {}
-    wrong: dict[str, str] = {}
+    values: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for name in [*command_variables(command), *NON_SETTINGS]:
         value = variables.get(name, "")
         if name in ignored or (not value and (name != _MAY_BE_EMPTY or name not in variables)):
             continue
         try:
-            given[name] = checked_text(value)
+            values[name] = checked_text(value)
         except ValueError as error:
             if name not in NON_SETTINGS:
-                wrong[name] = str(error)
-    return given, wrong
+                problems[name] = str(error)
+    return values, problems
 
 
 def environment() -> dict[str, str]:
-    """Return the stripped variables of `.env` and the environment, whose value takes precedence unless it is empty.
+    """Return the stripped variables of `.env` and of the environment, which takes precedence unless its value is empty.
 
     Raises:
         ConfigError: `.env` exists and cannot be read.
@@ -113,20 +113,17 @@ def _variables_of_file() -> dict[str, str]:
 
 
 def settings_to_pass_on(names: Iterable[str]) -> dict[str, str]:
-    """Return the text of the settings that `inject` passes to other pods.
+    """Return the text of those of the named settings that `inject` passes to other pods.
 
-    Proxies and certificate authorities are passed on only from `.env`: in the environment, they are those of this
+    Proxies and certificate authorities are passed on only from `.env`, because those in the environment are for this
     machine.
-
-    Args:
-        names: the settings.
 
     Raises:
         ConfigError: see `environment`.
     """
-    here, from_file = environment(), _variables_of_file()
-    given = {name: (from_file if name in _SHARED_VARIABLES else here).get(name, "") for name in names}
-    return {name: value for name, value in given.items() if value}
+    everywhere, from_file = environment(), _variables_of_file()
+    values = {name: (from_file if name in _SHARED_VARIABLES else everywhere).get(name, "") for name in names}
+    return {name: value for name, value in values.items() if value}
 
 
 def _env_file() -> Path | None:
@@ -160,22 +157,22 @@ def near_misses(variables: Iterable[str]) -> list[tuple[str, str]]:
     """Return variables that resemble a setting, each with the setting's name."""
     known = (every_variable() | NON_SETTINGS) - _SHARED_VARIABLES
     return [
-        (variable, meant)
+        (variable, setting)
         for variable in sorted(set(variables) - variables_read())
-        for meant in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_MIN_SIMILARITY)
+        for setting in difflib.get_close_matches(variable.upper(), known, n=1, cutoff=_MIN_SIMILARITY)
     ]
 
 
-def _advice(value: str, given: Mapping[str, str]) -> str:
-    """Return what to do about an invalid value: for a file of the Secret "lifecycle", which key is missing there."""
+def _advice(value: str, values: Mapping[str, str]) -> str:
+    """Return the advice to create the Secret "lifecycle" if the value is a file that it should contain, else ""."""
     path = Path(value)
     if path.parent != SECRET_FOLDER or path.exists():
         return ""
-    namespace = given.get("POD_NAMESPACE", "the pod's namespace")
+    namespace = values.get("POD_NAMESPACE", "the pod's namespace")
     return f". Create the Secret lifecycle in {namespace}, with the key {path.name}"
 
 
-def _message(problem: Any) -> str:
-    if problem["type"] == "missing":
+def _message(detail: Any) -> str:
+    if detail["type"] == "missing":
         return "is required"
-    return str(problem["msg"]).removeprefix("Value error, ")
+    return str(detail["msg"]).removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""The settings of each command: checked and frozen."""
+"""The settings of each command, as frozen values, and the checks of their combinations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.model import KeySpec, User
-from lifecycle.domain.ownership import WILDCARD, NameKind, RecordIdentity, mark_of, record_name, workload_mark
+from lifecycle.domain.ownership import (
+    WILDCARD,
+    NameKind,
+    RecordIdentity,
+    is_in_domain,
+    mark_of,
+    record_name,
+    workload_mark,
+)
 from lifecycle.domain.proxy import Proxy
 from lifecycle.settings.fields import (
     COMMENT_LENGTH,
@@ -56,7 +64,7 @@ SECRET_FOLDER = Path("/run/secrets/lifecycle")
 
 SECRETS = ("CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY")
 
-# Values in place of required settings that are invalid, so that the other settings can be checked.
+# These values replace required settings that are invalid, so that the other settings can still be checked.
 PLACEHOLDER_DOMAIN = "domain.invalid"
 PLACEHOLDERS = {"DOMAIN_NAME": PLACEHOLDER_DOMAIN, "LOGIN_SERVER": f"https://{PLACEHOLDER_DOMAIN}"}
 
@@ -80,7 +88,7 @@ class Settings(BaseSettings):
         defer_build=True,
         extra="ignore",
         frozen=True,
-        # Otherwise an error about one value prints the secrets beside it.
+        # Without this, an error about one value also prints the secrets.
         hide_input_in_errors=True,
         validate_default=False,
     )
@@ -94,7 +102,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use the variables that `load` passes: it strips values, and ignores those of service links."""
+        """Use only the variables that `load` passes, because it strips and checks their values first."""
         return (init_settings,)
 
     headscale_namespace: Namespace = Field("headscale", description="namespace of Headscale")
@@ -124,7 +132,8 @@ class Settings(BaseSettings):
     )
     headscale_access: Literal["auto", "api", "exec"] = Field(
         "auto",
-        description="api (REST), exec (the CLI in Headscale's pod) or auto: api if a URL, a key or a Secret is set",
+        description="api (REST), exec (the CLI in Headscale's pod) or auto (api if HEADSCALE_URL or an API key is set, "
+        "else exec)",
     )
     headscale_url: Url | None = Field(
         None,
@@ -273,8 +282,8 @@ class Settings(BaseSettings):
             yield "ORDINALS_START: is higher than this pod's ordinal; set it to spec.ordinals.start of the StatefulSet"
         if ordinal is not None and self._is_shared(name, workload=ordinal[1], number=ordinal[2]):
             yield (
-                "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Use $(POD_NAME) and "
-                ".DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
+                "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Set it to $(POD_NAME) "
+                "and .DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
             )
         is_domain_known = self.domain_name != PLACEHOLDER_DOMAIN
         if len(name) not in _HOSTNAME_LENGTHS and (self.ts_hostname or is_domain_known):
@@ -283,7 +292,7 @@ class Settings(BaseSettings):
             yield "TS_HOSTNAME: must have only letters, digits and inner hyphens between its dots"
         elif not is_domain_known:
             return
-        elif "." in name and name != self.domain_name and not name.endswith(f".{self.domain_name}"):
+        elif "." in name and not is_in_domain(name, self.domain_name):
             yield "TS_HOSTNAME: must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot"
         elif len(self.record_name) > RECORD_NAME_LENGTH:
             yield f"TS_HOSTNAME: with DOMAIN_NAME it is longer than {RECORD_NAME_LENGTH} characters"
@@ -295,7 +304,7 @@ class Settings(BaseSettings):
         for setting, names in (("DNS_ALIASES", self.dns_aliases), ("DNS_SHARED_NAMES", self.dns_shared_names)):
             for number, name in enumerate(names, start=1):
                 full = record_name(name, self.domain_name)
-                if full != self.domain_name and not full.endswith(f".{self.domain_name}"):
+                if not is_in_domain(full, self.domain_name):
                     yield (
                         f"{setting}: name {number} must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot except in "
                         f'"{WILDCARD}"'
@@ -344,13 +353,13 @@ class Settings(BaseSettings):
         """HEADSCALE_ACCESS, with `auto` resolved."""
         if self.headscale_access != "auto":
             return self.headscale_access
-        given = (
+        api_settings = (
             self.headscale_url,
             self.headscale_api_key,
             self.headscale_api_key_file,
             self.headscale_api_key_secret,
         )
-        return "api" if any(given) else "exec"
+        return "api" if any(api_settings) else "exec"
 
     @property
     def uses_kubernetes(self) -> bool:
@@ -542,13 +551,16 @@ class PruneSettings(Settings):
 
 
 class StatusSettings(DnsWatchSettings):
-    """Settings of `status`: those of dns-watch, because it runs in the same container."""
+    """Settings of `status`. It has those of dns-watch, because it can run in the same container."""
 
     def problems(self) -> Iterable[str]:
         """Check combinations of settings; each problem begins with the variable's name."""
         yield from super().problems()
         if not (self.dns_owner or self.pod_namespace or SERVICE_ACCOUNT_NAMESPACE.exists()):
-            yield "DNS_OWNER: is required for status outside of a pod; unless it is set there, the workloads' namespace"
+            yield (
+                "DNS_OWNER: is required for status outside a pod. Set it to the DNS_OWNER of the workloads, or if they "
+                "have none, to their namespace"
+            )
 
     def _name_problems(self) -> Iterable[str]:
         # `status` shows all workloads of an owner, and may run anywhere.
@@ -598,7 +610,7 @@ COMMANDS: dict[str, type[Settings]] = {
 }
 
 # Settings that differ between pods, or that `inject` sets itself.
-_OF_ONE_POD = frozenset(
+_PER_POD = frozenset(
     {"AUTHKEY_FILE_MODE", "AUTHKEY_OUTPUT_PATH", "HEALTH_ADDRESS", "HEALTH_PORT", "NODE_POLICY", "ORDINALS_START"}
     | {"POD_NAME", "POD_NAMESPACE", "TAILSCALE_INTERFACE", "TS_HOSTNAME", "TS_KUBE_SECRET"}
     | {"DNS_ALIASES", "DNS_SHARED_NAMES"}
@@ -614,7 +626,7 @@ def command_variables(command: type[Settings]) -> dict[str, FieldInfo]:
 
 def site_variables() -> list[str]:
     """Return the settings of cleanup and dns-watch that all workloads of a cluster can share."""
-    return [name for name in command_variables(DryRunSettings) if name not in {*_OF_ONE_POD, *SECRETS}]
+    return [name for name in command_variables(DryRunSettings) if name not in {*_PER_POD, *SECRETS}]
 
 
 def every_variable() -> set[str]:

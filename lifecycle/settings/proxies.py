@@ -1,4 +1,4 @@
-"""Which requests go through a proxy: one decision for all clients."""
+"""Decide which requests go through a proxy, for all clients."""
 
 from __future__ import annotations
 

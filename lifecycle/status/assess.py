@@ -1,4 +1,4 @@
-"""Find the state of every workload of an owner from what was read; pure."""
+"""Derive the state of every workload of an owner from the nodes and records that were read; pure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lifecycle.domain.ownership import (
     NameKind,
     NodeIdentity,
     RecordIdentity,
+    is_in_domain,
     marked_workload,
     record_name,
     workload_mark,
@@ -57,7 +58,7 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What was read; None = it could not be read, which `problems` explain.
+    """What was read; None for a value that could not be read. `problems` contains the reasons.
 
     Attributes:
         users: all users of Headscale.
@@ -78,13 +79,13 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One workload, or one more node of it.
+    """One line of the report: one name of a workload, or an older node with that name.
 
     Attributes:
-        name: the full name of its records; several rows have a name that pods share.
-        records: those of the owner.
-        node: the node of ours that has the name; None if there is none, or it is unknown.
-        in_the_way: the foreign node or records with the name.
+        name: the full name of the records; several rows can have the same name if pods share it.
+        records: our records at this name.
+        node: our node with this name; None if there is none or it is unknown.
+        in_the_way: the foreign nodes or records with this name.
         advice: what the operator has to do; "" = nothing.
     """
 
@@ -130,7 +131,10 @@ class _Workload:
 
 
 def assess_workloads(observation: Observation, *, config: StatusConfig, now: datetime) -> tuple[list[Row], list[str]]:
-    """Find the state of every workload, in order of names; the time is by Headscale's clock.
+    """Return one or more rows for every workload, in order of names.
+
+    Args:
+        now: the time by Headscale's clock.
 
     Returns:
         The rows, and the problems that concern no single workload.
@@ -170,34 +174,38 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
         by_hostname[node.hostname.casefold()].append(node)
     for name in sorted({*records, *nodes}):
         record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
-        here, named = records[name], nodes[name]
-        if any(map(record_identity.is_marked, here)):
+        records_here, nodes_here = records[name], nodes[name]
+        if any(map(record_identity.is_marked, records_here)):
             # Its pod may append another domain than ours.
-            yield _Workload(record_identity, here, named or by_hostname[name.partition(".")[0]])
+            yield _Workload(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
-            f".{name}".endswith(f".{config.domain}")
-            and any(_owns(node, observation, config) for node in named)
+            is_in_domain(name, config.domain)
+            and any(_owns(node, observation, config) for node in nodes_here)
             and all(
-                marked_workload(record, config.mark) for record in here if record_identity.is_marked_by_another(record)
+                marked_workload(record, config.mark)
+                for record in records_here
+                if record_identity.is_marked_by_another(record)
             )
         ):
-            yield _Workload(record_identity, here, named)
-    for name, here in sorted(records.items()):
-        for main_name in sorted({marked_workload(record, config.mark) or name for record in here} - {name}):
-            named = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
-            yield _Workload(_further_name(name, main_name, here, config), here, named)
+            yield _Workload(record_identity, records_here, nodes_here)
+    for name, records_here in sorted(records.items()):
+        for main_name in sorted({marked_workload(record, config.mark) or name for record in records_here} - {name}):
+            nodes_here = nodes[main_name] or by_hostname[main_name.partition(".")[0]]
+            yield _Workload(_further_identity(name, main_name, records_here, config), records_here, nodes_here)
 
 
-def _further_name(name: str, main_name: str, here: Sequence[Record], config: StatusConfig) -> RecordIdentity:
+def _further_identity(
+    name: str, main_name: str, records_here: Sequence[Record], config: StatusConfig
+) -> RecordIdentity:
     """Return the criteria for owning a record at a name at which a workload has records besides its main name."""
     mark = workload_mark(config.mark, main_name)
-    is_alias = any(record.type == "CNAME" and record.comment == mark for record in here)
+    is_alias = any(record.type == "CNAME" and record.comment == mark for record in records_here)
     kind = NameKind.ALIAS if is_alias else NameKind.SHARED
     return RecordIdentity(name, mark, config.vpn_prefixes, kind, main_name)
 
 
 def _with_main_name(row: Row, record_identity: RecordIdentity) -> Row:
-    """Say in the advice about a further name whose it is."""
+    """Add the workload to the advice about a further name."""
     if record_identity.kind is NameKind.MAIN or not row.advice:
         return row
     return replace(row, advice=f"This is a further name of {record_identity.target}. {row.advice}")
@@ -221,7 +229,7 @@ def _rows(workload: _Workload, observation: Observation, config: StatusConfig, n
     elif not observation.nodes:
         yield Row(name, State.UNKNOWN, records, advice=_EMPTY_TAILNET)
     elif node is not None:
-        yield _row_of_our_node(workload, node, records, apex=observation.apex, config=config, now=now)
+        yield _row_with_node(workload, node, records, apex=observation.apex, config=config, now=now)
     elif workload.nodes:
         foreign = "; ".join(f"node {node.id} ({describe(node)})" for node in workload.nodes)
         yield Row(name, State.FOREIGN_NODE, records, None, foreign, _ADVICE[State.FOREIGN_NODE])
@@ -233,7 +241,7 @@ def _rows(workload: _Workload, observation: Observation, config: StatusConfig, n
             yield Row(name, State.SUPERSEDED, (), older, advice=advice)
 
 
-def _row_of_our_node(
+def _row_with_node(
     workload: _Workload,
     node: Node,
     records: tuple[Record, ...],

@@ -14,7 +14,7 @@ from lifecycle.status.assess import Observation, StatusConfig
 
 
 def status_config(settings: StatusSettings) -> StatusConfig:
-    """Return the part of the settings that the plan needs."""
+    """Return the settings as a value that pure functions can take."""
     return StatusConfig(
         domain=settings.domain_name,
         mark=settings.mark,
@@ -25,7 +25,7 @@ def status_config(settings: StatusSettings) -> StatusConfig:
 
 
 def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare: CloudflareReader) -> Observation:
-    """Read Headscale, then Cloudflare. A part that could not be read is None, and `problems` contains the error."""
+    """Read Headscale, then Cloudflare. A value that could not be read is None, and `problems` contains the error."""
     observation, problems = Observation(), []
     try:
         observation = replace(observation, users=headscale.users())

@@ -1,4 +1,4 @@
-"""The report of status, as JSON values and as text, optionally with shortened names and addresses."""
+"""Format the report of `status` as JSON values or as text, optionally with shortened names and addresses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lifecycle.status.assess import Row
 _COLUMNS = ("NAME", "RECORD", "NODE", "ADDRESS", "ONLINE", "STATE")
 _NONE = "<none>"
 
-# How many names are listed above each advice. The table has all.
+# At most this many names are listed before each advice. The table lists all names.
 _NAMES_SHOWN = 5
 
 # Values that are never shortened, because they contain no names.
@@ -36,9 +36,9 @@ def document(
     """Return the report as JSON values.
 
     Args:
-        context: what was read; None for a value that could not be read.
-        rows: the table.
-        problems: what concerns no single workload.
+        context: versions, user and other values that were read; None for a value that could not be read.
+        rows: the states of the workloads.
+        problems: the problems that concern no single workload.
         shorten: is applied to names and addresses, and to text that may contain them.
     """
     return {
@@ -64,7 +64,7 @@ def document(
 
 
 def make_shortener(words: Iterable[str]) -> Callable[[str], str]:
-    """Return a function that shortens names and addresses in a text, for a public place.
+    """Return a function that shortens names and addresses in a text, so that it can be published.
 
     Args:
         words: names without a dot, and texts in which every word is shortened.
@@ -86,7 +86,7 @@ def needs_action(report: Mapping[str, Any]) -> bool:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """Return the report as text: what was read, a table, and what to do."""
+    """Return the report as text: the context, a table of the workloads, and advice."""
     width = max(map(len, report["context"]))
     lines = [
         f"{key.replace('_', ' '):<{width}}  {printable(value or 'could not be read')}"

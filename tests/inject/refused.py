@@ -138,7 +138,10 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
     "label-upper-case": (labelled(pod(), inject="True"), (LABEL, "True")),
     "unknown-label": (labelled(deployment(), hostname="web"), ("label tailscale-lifecycle/hostname", _KNOWN)),
     "unknown-annotation": (annotated(deployment(), ttl="60"), ("tailscale-lifecycle/ttl", _KNOWN)),
-    "near-miss": (annotated(deployment(), host_name="web"), ("host-name (near tailscale-lifecycle/hostname)",)),
+    "near-miss": (
+        annotated(deployment(), host_name="web"),
+        ("host-name (did you mean tailscale-lifecycle/hostname?)",),
+    ),
     "label-as-annotation": (annotated(deployment(), inject="true"), ("annotation tailscale-lifecycle/inject",)),
     "label-of-the-object": (
         at_the_object(deployment()),

@@ -20,7 +20,7 @@ AFTER = timedelta(days=7)
 LONG_AGO = NOW - timedelta(days=8)
 RECENTLY = NOW - timedelta(days=7)
 
-CONFIG = PruneConfig(name=None, domain="example.com", mark=MARK, tags=frozenset(), after=AFTER, limit=10)
+CONFIG = PruneConfig(name=None, domain="example.com", mark=MARK, tags=frozenset(), min_offline=AFTER, max_workloads=10)
 
 ONLINE_NODE = a_node(99, hostname="other.example.com")
 

@@ -15,6 +15,7 @@ from lifecycle.clients.json_client import JsonClient
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.model import Record
+from lifecycle.domain.ownership import is_in_domain
 
 Parsed = TypeVar("Parsed")
 
@@ -86,7 +87,7 @@ class CloudflareReader:
             ApiError: the zone's name could not be read.
         """
         zone = self.zone_name()
-        if name != zone and not name.endswith(f".{zone}"):
+        if not is_in_domain(name, zone):
             raise ResponseError(
                 f"CLOUDFLARE_ZONE_ID is the zone {zone}, to which {name} does not belong. Set it to the zone of "
                 "DOMAIN_NAME, or leave it out.",
