@@ -34,7 +34,7 @@ locals {
   pod = merge(local.daemonset.template.spec, {
     for field in ["initContainers", "containers"] : field => [
       for container in local.daemonset.template.spec[field] : merge(container, {
-        # Without empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
+        # Leave out empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
         env = [
           for variable in concat(
             [for variable in container.env : variable if !contains(keys(var.environment), variable.name)],

@@ -9,7 +9,7 @@ terraform {
 locals {
   state_secret = coalesce(var.state_secret, "${var.name}-tailscale")
 
-  # The inputs are validated, so none of these values can end its quotes in the templates.
+  # The inputs are validated, so no value contains a quote that would end its string in the templates.
   values = {
     name                = var.name
     namespace           = var.namespace
@@ -59,14 +59,14 @@ locals {
   workload = one([for manifest in local.template : manifest.spec if manifest.kind == "StatefulSet"])
   pod      = local.workload.template.spec
 
-  # The names of containers and the kinds of objects. The Role gives tailscale access to the state Secret.
+  # Names of containers and kinds of objects that tailscale_enabled = false removes.
   only_with_tailscale = ["cleanup", "tailscale", "dns-watch", "Role", "RoleBinding"]
 
   template_application = one([for container in local.pod.containers : container if container.name == "application"])
   application = merge(var.application, {
     env = concat(
       [for variable in try(local.template_application.env, []) : variable if var.environment == null],
-      # Without empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
+      # Leave out empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
       [for name, value in coalesce(var.environment, {}) : merge({ name = name }, value == "" ? {} : { value = value })],
       try(var.application.env, []),
     )
@@ -105,7 +105,7 @@ locals {
         })
         volumeClaimTemplates = [for claim in local.workload.volumeClaimTemplates : claim if var.data_path != null]
       }
-      # Both rules are for containers of the VPN. Without a rule, all ingress is denied.
+      # Both rules are for tailscale and dns-watch. Without any rule, all ingress is denied.
       NetworkPolicy = { ingress = [for rule in try(manifest.spec.ingress, []) : rule if var.tailscale_enabled] }
     }[manifest.kind]) if contains(["StatefulSet", "NetworkPolicy"], manifest.kind)
   }
@@ -113,7 +113,7 @@ locals {
   manifests = merge(local.configuration, {
     for manifest in local.template : "${manifest.kind}/${manifest.metadata.name}" => merge(
       manifest,
-      # Without empty lists, which the API server leaves out, too.
+      # Leave out empty lists, as the API server does.
       { for kind, spec in local.specs : "spec" => { for name, value in spec : name => value if value != [] } if kind == manifest.kind },
     ) if var.tailscale_enabled || !contains(local.only_with_tailscale, manifest.kind)
   })
