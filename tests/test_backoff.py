@@ -1,4 +1,4 @@
-"""The time until a failed request is repeated."""
+"""Delays before retries: exponential backoff, jitter and Retry-After."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from lifecycle.domain.backoff import backoff_s, lengthened, retry_delay_s, short
 from lifecycle.domain.errors import ApiError, TransientError
 
 JITTER = st.floats(0, 1)
-MAX_LENGTHENING = 1.25
+MAX_JITTER_FACTOR = 1.25
 
 
 def rate_limited(retry_after_s: float | None = None) -> TransientError:
-    """A 429, with or without a Retry-After."""
+    """Return the error of a response with status 429, with or without a Retry-After."""
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
     return TransientError("429", upstream="Cloudflare", retry_after=retry_after, throttled=True)
 
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)
-def test_jitter_lengthens_by_at_most_a_quarter(seconds: float, jitter: float) -> None:
-    assert seconds <= lengthened(seconds, jitter) <= seconds * MAX_LENGTHENING
+def test_jitter_adds_at_most_a_quarter(seconds: float, jitter: float) -> None:
+    assert seconds <= lengthened(seconds, jitter) <= seconds * MAX_JITTER_FACTOR
 
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)
-def test_a_shortened_duration_stays_a_maximum(seconds: float, jitter: float) -> None:
-    assert seconds / MAX_LENGTHENING <= shortened(seconds, jitter) * (1 + 1e-9)
+def test_shortened_duration_is_at_most_a_fifth_shorter(seconds: float, jitter: float) -> None:
+    # Floating-point division and multiplication can round.
+    assert seconds / MAX_JITTER_FACTOR <= shortened(seconds, jitter) * (1 + 1e-9)
     assert shortened(seconds, jitter) <= seconds * (1 + 1e-9)
 
 
 @given(failures=st.integers(1, 10_000), max_s=st.floats(0.5, 3600), jitter=JITTER)
-def test_a_delay_is_bounded_after_any_number_of_failures(failures: int, max_s: float, jitter: float) -> None:
-    assert 0.5 <= retry_delay_s(failures, max_s=max_s, jitter=jitter) <= max_s * MAX_LENGTHENING
+def test_delay_is_bounded_after_any_number_of_failures(failures: int, max_s: float, jitter: float) -> None:
+    assert 0.5 <= retry_delay_s(failures, max_s=max_s, jitter=jitter) <= max_s * MAX_JITTER_FACTOR
 
 
 @given(failures=st.integers(1, 100), requested_s=st.floats(0, 86_400), jitter=JITTER)
-def test_a_retry_after_is_a_minimum(failures: int, requested_s: float, jitter: float) -> None:
-    wait_s = retry_delay_s(failures, max_s=1.0, jitter=jitter, error=rate_limited(requested_s))
-    least_s = max(requested_s, retry_delay_s(failures, max_s=1.0, jitter=0))
-    assert least_s - 1e-3 <= wait_s <= least_s * MAX_LENGTHENING + 1e-3
+def test_delay_is_at_least_the_retry_after(failures: int, requested_s: float, jitter: float) -> None:
+    delay_s = retry_delay_s(failures, max_s=1.0, jitter=jitter, error=rate_limited(requested_s))
+    min_s = max(requested_s, retry_delay_s(failures, max_s=1.0, jitter=0))
+    # A timedelta has a resolution of a microsecond.
+    assert min_s - 1e-3 <= delay_s <= min_s * MAX_JITTER_FACTOR + 1e-3
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x"), ApiError("x", upstream="Headscale"), rate_limited()])
-def test_other_errors_do_not_change_the_delay(error: Exception | None) -> None:
+def test_error_without_a_retry_after_does_not_change_the_delay(error: Exception | None) -> None:
     assert retry_delay_s(2, max_s=60.0, jitter=0, error=error) == 1.0
 
 
@@ -57,11 +59,11 @@ def test_delays_double_up_to_the_maximum() -> None:
 @pytest.mark.parametrize(
     ("error", "failures", "expected_s"),
     [
-        pytest.param(rate_limited(), 1, 60.0, id="rate limit without a time"),
-        pytest.param(rate_limited(5), 1, 5.0, id="rate limit with a time"),
-        pytest.param(rate_limited(0), 9, 128.0, id="repeated rate limit without any delay"),
-        pytest.param(TransientError("502", upstream="Cloudflare"), 3, 2.0, id="outage"),
+        pytest.param(rate_limited(), 1, 60.0, id="429 without Retry-After"),
+        pytest.param(rate_limited(5), 1, 5.0, id="429 with Retry-After"),
+        pytest.param(rate_limited(0), 9, 128.0, id="ninth 429 with Retry-After 0"),
+        pytest.param(TransientError("502", upstream="Cloudflare"), 3, 2.0, id="third 502"),
     ],
 )
-def test_a_loop_waits_for_the_longer_of_both_delays(error: TransientError, failures: int, expected_s: float) -> None:
+def test_backoff_of_a_loop(error: TransientError, failures: int, expected_s: float) -> None:
     assert backoff_s(failures, max_s=300.0, jitter=0, error=error) == expected_s

@@ -1,4 +1,4 @@
-"""Every command line in the pages is accepted by its program and names files and manifests that exist."""
+"""Every command in the Markdown pages is accepted by its program, and refers to existing files and names."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ PROGRAMS = ("kubectl", "lifecycle", "python", "scripts/")
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    """Page and command line, from shell blocks, console blocks and code spans."""
+    """Yield the page and the text of every command in shell blocks, console blocks and inline code."""
     for page in PAGES:
         text = page.read_text().replace("\\\n", " ")
         lines = re.findall(r"`([^`\n]+)`", prose(text))
         for block in blocks(text, "sh"):
+            # A file that `cat <<'END'` writes is not a command.
             lines += re.sub(r"<<'END'\n.*?^END$", "", block.text, flags=re.MULTILINE | re.DOTALL).splitlines()
         for block in blocks(text, "console"):
             lines += re.findall(r"^\$ (.*)$", block.text, flags=re.MULTILINE)
         for line in lines:
-            command = re.sub(r"( >\S+| &)$", "", line.strip().partition(" #")[0].removeprefix(".venv/bin/").strip())
+            without_comment = line.strip().partition(" #")[0].removeprefix(".venv/bin/").strip()
+            command = re.sub(r"( >\S+| &)$", "", without_comment)
             if command.startswith("scripts/") or (command.startswith(PROGRAMS) and " " in command):
                 yield name_of(page), command
 
@@ -56,50 +58,56 @@ TESTED_IN = {
     ("docs/operations.md", "console"): "tests/process/test_readme.py",
     ("docs/platforms.md", "yaml"): "tests/pod/test_docs.py",
 }
-"""Where each kind of block that is not a shell's is tested: page and language, file."""
+"""The test that covers the other code blocks: page and language of the blocks, file of the test."""
 
 
-def of(program: str) -> list[str]:
-    """The command lines of one program."""
+def commands_of(program: str) -> list[str]:
+    """Return the commands of one program."""
     return sorted({command for _, command in COMMANDS if command.startswith(program)})
 
 
 def test_the_pages_show_commands_of_every_program() -> None:
-    assert {program for program in PROGRAMS if not of(program)} == set()
+    assert {program for program in PROGRAMS if not commands_of(program)} == set()
     assert len(COMMANDS) > 60
 
 
 def test_every_block_of_the_pages_is_tested() -> None:
-    """Shell blocks are tested here; diagrams and examples of Markdown are not."""
-    present = {(name_of(page), block.language) for page in PAGES for block in blocks(page.read_text())}
-    assert {block for block in present if block[1] not in {"sh", "mermaid", "markdown"}} == set(TESTED_IN)
+    """Shell blocks are tested here. Diagrams and examples of Markdown need no test."""
+    page_blocks = {(name_of(page), block.language) for page in PAGES for block in blocks(page.read_text())}
+    assert {block for block in page_blocks if block[1] not in {"sh", "mermaid", "markdown"}} == set(TESTED_IN)
     for (page, _), file in TESTED_IN.items():
         assert Path(page).name in (ROOT / file).read_text()
 
 
-@pytest.mark.parametrize("command", of("kubectl"))
+@pytest.mark.parametrize("command", commands_of("kubectl"))
 def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
-    """It rejects unknown flags even if `--help` follows."""
+    """With `--help`, kubectl executes nothing, but still rejects unknown flags."""
     words = shlex.split(command)
-    own = words[: words.index("--")] if "--" in words else words
-    done = subprocess.run([ROOT / ".venv/bin/kubectl", *own[1:], "--help"], capture_output=True, text=True, check=False)
+    # After `--` follows the command that kubectl runs in a container.
+    words = words[: words.index("--")] if "--" in words else words
+    done = subprocess.run(
+        [ROOT / ".venv/bin/kubectl", *words[1:], "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [command for command in of("kubectl") if re.search(r" (-k|kustomize) ", command)])
-def test_a_folder_that_kubectl_applies_renders(command: str) -> None:
-    """`wiki` and `argocd` are created by the page; tests/pod creates them too."""
+@pytest.mark.parametrize(
+    "command", [command for command in commands_of("kubectl") if re.search(r" (-k|kustomize) ", command)]
+)
+def test_folder_that_kubectl_applies_can_be_rendered(command: str) -> None:
+    """The folders `wiki` and `argocd` do not exist: the reader of a page creates them. tests/pod tests those pages."""
     (folder,) = re.findall(r" (?:-k|kustomize) (\S+)", command)
     if folder == "build/":
+        # Rendering it needs sources.tar.gz, which scripts/image creates.
         assert yaml.safe_load((ROOT / folder / "kustomization.yaml").read_text())["resources"] == ["daemonset.yaml"]
     elif folder not in {"deploy/services/wiki", "argocd"}:
         assert render(ROOT / folder)
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in of("kubectl") if re.search(r" (-c|-l) |daemonset/", command)]
+    "command", [command for command in commands_of("kubectl") if re.search(r" (-c|-l) |daemonset/", command)]
 )
-def test_kubectl_is_given_names_that_the_manifests_have(command: str) -> None:
+def test_containers_labels_and_daemonsets_of_kubectl_commands_exist(command: str) -> None:
     (name,) = re.findall(r"(?: -c |=|daemonset/)([\w-]+)", command)
     manifests = [
         ROOT / "build/daemonset.yaml",
@@ -109,7 +117,7 @@ def test_kubectl_is_given_names_that_the_manifests_have(command: str) -> None:
     assert any(re.search(rf"name: {name}$", file.read_text(), flags=re.MULTILINE) for file in manifests)
 
 
-@pytest.mark.parametrize("command", [*of("lifecycle "), *of("python -m lifecycle")])
+@pytest.mark.parametrize("command", [*commands_of("lifecycle "), *commands_of("python -m lifecycle")])
 def test_lifecycle_accepts_the_arguments(command: str) -> None:
     words = shlex.split(command.removeprefix("python -m ").partition(" | ")[0])[1:]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -121,13 +129,14 @@ def test_lifecycle_accepts_the_arguments(command: str) -> None:
             parse_arguments(words)
 
 
-@pytest.mark.parametrize("command", of("scripts/"))
-def test_a_script_exists_and_documents_the_options(command: str) -> None:
-    """The usage comment lists the options. The other arguments are names."""
+@pytest.mark.parametrize("command", commands_of("scripts/"))
+def test_script_exists_and_documents_the_options(command: str) -> None:
+    """The options are documented in the comments of the script."""
     script, *words = command.split()
     usage = "\n".join(line for line in (ROOT / script).read_text().splitlines() if line.startswith("#"))
     options = [word for word in words if word.startswith("--")]
     if script == "scripts/test":
+        # It passes its options to pytest.
         usage += (ROOT / "tests/conftest.py").read_text()
         assert [word for word in words if word.startswith("tests") and not (ROOT / word).exists()] == []
     assert [word for word in options if word not in usage] == []

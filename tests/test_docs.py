@@ -1,4 +1,4 @@
-"""Documentation pages: links lead somewhere, names exist, values match the code."""
+"""The Markdown pages match the code: links, paths, settings, events, messages, limits and versions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from tests.pages import PAGES, ROOT, anchors, blocks, links, name_of, prose, quo
 
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
-page_by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+each_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
-OF_OTHERS = {
+NOT_SETTINGS = {
     "BASE_IMAGE",
     "BUILDER",
     "BUILD_FLAGS",
@@ -82,17 +82,17 @@ OF_OTHERS = {
     "TS_USE_CACHED_NETMAP",
     "WEBUI_SECRET_KEY",
 }
-"""Names in capitals that are not settings of this program."""
+"""Names in the pages that look like settings of this program: variables of other programs, and capabilities."""
 
-MADE_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.gz")
-"""Paths that a page's own commands create."""
+CREATED_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.gz")
+"""Paths that do not exist in the repository, because commands of a page create them."""
 
 
 def test_pages_were_found() -> None:
     assert {"README.md", "SECURITY.md", "docs/operations.md"} <= {name_of(page) for page in PAGES}
 
 
-@page_by_page
+@each_page
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     broken = []
     for path, anchor in links(page.read_text()):
@@ -102,30 +102,30 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken == []
 
 
-@page_by_page
+@each_page
 def test_every_path_in_the_repository_exists(page: Path) -> None:
-    named = set(re.findall(r"(?<![\w./-])(?:deploy|docs|scripts|tests|build)/[\w./-]*\w", page.read_text()))
-    missing = {path for path in named if not (ROOT / path).exists()}
-    assert {path for path in missing if not MADE_BY_THE_READER.match(path)} == set()
+    paths = set(re.findall(r"(?<![\w./-])(?:deploy|docs|scripts|tests|build)/[\w./-]*\w", page.read_text()))
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert {path for path in missing if not CREATED_BY_THE_READER.match(path)} == set()
 
 
-@page_by_page
+@each_page
 def test_every_variable_is_a_setting(page: Path) -> None:
-    named = set(re.findall(r"\b([A-Z]{2,}(?:_[A-Z0-9]+)+)\b", page.read_text()))
-    assert named - every_variable() - OF_OTHERS == set()
+    variables = set(re.findall(r"\b([A-Z]{2,}(?:_[A-Z0-9]+)+)\b", page.read_text()))
+    assert variables - every_variable() - NOT_SETTINGS == set()
 
 
 # --- Log events and messages --------------------------------------------------------------------------
 
 
 @cache
-def texts_of_the_program() -> tuple[str, ...]:
-    """Every string in the package, a placeholder as `…`."""
+def program_strings() -> tuple[str, ...]:
+    """Return every string in the program's code. In f-strings, `…` stands for a value."""
     files = (ROOT / "lifecycle").rglob("*.py")
-    return tuple(text for file in files for text in _texts(ast.parse(file.read_text())))
+    return tuple(text for file in files for text in _strings(ast.parse(file.read_text())))
 
 
-def _texts(tree: ast.AST) -> Iterator[str]:
+def _strings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=values):
@@ -134,14 +134,15 @@ def _texts(tree: ast.AST) -> Iterator[str]:
                 yield value
 
 
-@page_by_page
+@each_page
 def test_every_event_is_logged_by_the_program(page: Path) -> None:
-    known = {text for text in texts_of_the_program() if EVENT.fullmatch(text)}
-    nouns = {event.partition(".")[0] for event in known}
-    named = {span for span in re.findall(r"`([^`\n]+)`", prose(page.read_text())) if EVENT.fullmatch(span)}
-    others = {name for name in named if name.endswith(".py")}
+    logged = {text for text in program_strings() if EVENT.fullmatch(text)}
+    nouns = {event.partition(".")[0] for event in logged}
+    names = {text for text in re.findall(r"`([^`\n]+)`", prose(page.read_text())) if EVENT.fullmatch(text)}
+    # Names of files, and of values in a Helm chart, look like events.
+    others = {name for name in names if name.endswith(".py")}
     others |= {name for row in rows(page.read_text()) for name in quoted(row.get("value", ""))}
-    assert {event for event in named - others if event.partition(".")[0] in nouns} <= known
+    assert {name for name in names - others if name.partition(".")[0] in nouns} <= logged
 
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -153,8 +154,8 @@ def test_operations_lists_messages() -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES)
-def test_a_message_to_search_for_is_one_of_the_program(message: str) -> None:
-    assert [text for text in texts_of_the_program() if message in text]
+def test_message_in_operations_occurs_in_the_program(message: str) -> None:
+    assert [text for text in program_strings() if message in text]
 
 
 # --- Values -------------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ LIMITS = {
 }
 
 
-def test_docs_match_constants() -> None:
+def test_documented_limits_are_those_of_the_program() -> None:
     table = {row["limit"]: quoted(row["value"])[0] for row in rows(section(OPERATIONS, "## Limits and timings"))}
     assert table.keys() == LIMITS.keys()
     for name, value in LIMITS.items():
@@ -184,15 +185,14 @@ def test_docs_match_constants() -> None:
 
 
 def test_operations_lists_the_states_of_nodez() -> None:
-    losses = (kind for kind in LossKind if kind is not LossKind.UNREGISTERED)
-    lost = [State(heal=HealState(lost=kind)) for kind in losses]
+    lost = [State(heal=HealState(lost=kind)) for kind in LossKind if kind is not LossKind.UNREGISTERED]
     states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
-    named = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
-    assert named == {Status(timedelta(), timedelta(), state=state).node_state for state in states}
+    documented = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
+    assert documented == {Status(timedelta(), timedelta(), state=state).node_state for state in states}
 
 
-def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
-    """Jitter lengthens an interval by an eighth on average."""
+def test_documented_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
+    """A request costs one bcrypt check of the API key."""
     table = [row for row in rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale")) if "pods" in row]
     assert len(table) == 3
     config: Any = SimpleNamespace(poll_interval=DnsWatchSettings.model_fields["poll_interval"].default)
@@ -200,27 +200,29 @@ def test_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
         pods = int(row["pods"].replace(",", ""))
         interval = parse_duration(quoted(row["poll interval with default settings"])[0]).total_seconds()
         assert interval == idle_interval_s(State(fleet_size=pods, interface=(ip_address("100.64.0.1"),)), config)
-        needed = pods * BCRYPT_S / (interval * 1.125)
-        assert float(row["cores"]) == round(needed, 1)
+        # Jitter lengthens the interval by up to a quarter, and by an eighth on average.
+        cores = pods * BCRYPT_S / (interval * 1.125)
+        assert float(row["cores"]) == round(cores, 1)
 
 
 def test_every_page_names_the_same_tailscale_image() -> None:
-    shipped = InjectSettings.model_fields["tailscale_image"].default
-    named = {found for page in PAGES for found in re.findall(r"(tailscale/tailscale:[\w.]+[\w.@:]*)", page.read_text())}
-    assert named == {shipped.removeprefix("docker.io/")}
+    default = InjectSettings.model_fields["tailscale_image"].default
+    images = {
+        image for page in PAGES for image in re.findall(r"(tailscale/tailscale:[\w.]+[\w.@:]*)", page.read_text())
+    }
+    assert images == {default.removeprefix("docker.io/")}
 
 
-def test_readme_supports_the_releases_that_were_tested() -> None:
-    """The row in README spans the table's first and last release."""
+def test_readme_supports_the_headscale_releases_of_the_compatibility_page() -> None:
     tested = rows(section((ROOT / "docs/compatibility.md").read_text(), "## Headscale"))
     releases = [release for row in tested for release in re.findall(r"0\.\d+", row["Headscale"])]
     (supported,) = [row for row in rows((ROOT / "README.md").read_text()) if row.get("component") == "Headscale"]
     assert re.findall(r"0\.\d+", supported["supported"]) == [releases[0], releases[-1]]
 
 
-def test_readme_names_the_kubernetes_versions_that_were_tested() -> None:
-    ran = rows(section((ROOT / "docs/compatibility.md").read_text(), "## Kubernetes"))
-    versions = {version for row in ran for version in re.findall(r"1\.\d+\.\d+", row.get("Kubernetes", ""))}
+def test_readme_lists_the_kubernetes_versions_of_the_compatibility_page() -> None:
+    tested = rows(section((ROOT / "docs/compatibility.md").read_text(), "## Kubernetes"))
+    versions = {version for row in tested for version in re.findall(r"1\.\d+\.\d+", row.get("Kubernetes", ""))}
     (supported,) = [row for row in rows((ROOT / "README.md").read_text()) if row.get("component") == "Kubernetes"]
     assert set(re.findall(r"1\.\d+\.\d+", supported["tested with real servers"])) == versions
 
@@ -228,8 +230,8 @@ def test_readme_names_the_kubernetes_versions_that_were_tested() -> None:
 # --- Architecture -------------------------------------------------------------------------------------
 
 
-def test_the_picture_of_the_layers_is_the_import_contract() -> None:
-    (drawn,) = [
+def test_documented_layers_are_those_of_the_import_contract() -> None:
+    (diagram,) = [
         block.text
         for block in blocks((ROOT / "docs/architecture.md").read_text(), "")
         if block.text.startswith("cli\n")
@@ -238,16 +240,16 @@ def test_the_picture_of_the_layers_is_the_import_contract() -> None:
     (layers,) = [
         contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
     ]
-    assert [set(line.split()) for line in drawn.splitlines()] == [
+    assert [set(line.split()) for line in diagram.splitlines()] == [
         {name.removeprefix("lifecycle.") for name in re.split(r" [:|] ", layer)} for layer in layers
     ]
 
 
 def test_every_module_in_the_architecture_exists() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    named = {path for path in re.findall(r"`([a-z_/{},]+(?:\.py|/))`", text) if not path.startswith(("docs", "tests"))}
-    assert named
-    assert {path for path in named if not (ROOT / "lifecycle" / path).exists()} == set()
+    paths = {path for path in re.findall(r"`([a-z_/{},]+(?:\.py|/))`", text) if not path.startswith(("docs", "tests"))}
+    assert paths
+    assert {path for path in paths if not (ROOT / "lifecycle" / path).exists()} == set()
 
 
 # --- Decisions ----------------------------------------------------------------------------------------
@@ -255,6 +257,6 @@ def test_every_module_in_the_architecture_exists() -> None:
 
 def test_every_runtime_dependency_has_a_line_in_the_decisions() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    required = {re.split(r"[<>=;\[ ]", requirement)[0] for requirement in project["project"]["dependencies"]}
+    dependencies = {re.split(r"[<>=;\[ ]", requirement)[0] for requirement in project["project"]["dependencies"]}
     table = rows(section((ROOT / "docs/decisions.md").read_text(), "## Dependencies"))
-    assert required <= {name for row in table for name in quoted(row["package"])}
+    assert dependencies <= {name for row in table for name in quoted(row["package"])}

@@ -1,4 +1,4 @@
-"""Neither a dry run nor status changes anything, in any state of the pod."""
+"""Dry runs and `lifecycle status` change nothing, whatever the state of the pod, its node and its record."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.simulators.tailnet import Node
 from tests.world import USER, World
 
 DRY_RUNS: dict[str, Callable[[], Report]] = {
-    "all": lambda: plan_commands(load(DryRunSettings)),
+    "cleanup and dns-watch": lambda: plan_commands(load(DryRunSettings)),
     "cleanup": lambda: plan_commands(load(CleanupSettings)),
     "dns-watch": lambda: plan_commands(load(DnsWatchSettings)),
     "prune": lambda: plan_commands(load(PruneSettings)),
@@ -31,20 +31,30 @@ DRY_RUNS: dict[str, Callable[[], Report]] = {
 Variables = dict[str, str]
 
 
-def registered(world: World) -> Node:
-    """Run cleanup, and register the pod's node with the fresh key."""
+def register_node(world: World) -> Node:
+    """Run cleanup, and register the pod's node with the new key."""
     world.cleanup().run()
     node = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(node.id)
     return node
 
 
-def note(world: World, node: Node) -> None:
-    """Write the node into the metadata, as dns-watch does."""
+def write_metadata(world: World, node: Node) -> None:
+    """Write the node into the key metadata, as dns-watch does after it has identified its node."""
     path = world.key_file.with_name("authkey.id")
     values = json.loads(path.read_text())
     values |= {"kept_node_id": str(node.id), "kept_machine_key": node.machine_key}
     path.write_text(json.dumps(values))
+
+
+# Each of these functions creates a state, and returns the settings of that pod.
+
+
+def before_cleanup(world: World) -> Variables:
+    """An earlier pod left a node and a record, and cleanup has not run yet."""
+    node = world.headscale.add_node(NAME, user=USER, online=False)
+    world.add_record(node.address, comment=MARK)
+    return {}
 
 
 def unregistered(world: World) -> Variables:
@@ -53,84 +63,80 @@ def unregistered(world: World) -> Variables:
     return {}
 
 
-def first_start(world: World) -> Variables:
-    """An earlier pod left a node and a record, and cleanup has not run yet."""
-    node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, comment=MARK)
+def registered(world: World) -> Variables:
+    """The node has just registered, and the metadata does not contain it yet."""
+    register_node(world)
     return {}
 
 
-def registered_and_not_noted(world: World) -> Variables:
-    registered(world)
-    return {}
-
-
-def registered_and_noted(world: World) -> Variables:
-    note(world, registered(world))
+def identified(world: World) -> Variables:
+    """The node is in the metadata."""
+    write_metadata(world, register_node(world))
     return {}
 
 
 def record_out_of_sync(world: World) -> Variables:
-    note(world, registered(world))
+    """The name has two records with other addresses."""
+    write_metadata(world, register_node(world))
     world.add_record("100.64.0.99", comment=MARK)
     world.add_record("100.64.0.98")
     return {}
 
 
 def lost(world: World) -> Variables:
-    """The node in the metadata was deleted, and another node is online."""
-    node = registered(world)
-    note(world, node)
+    """The node in the metadata was deleted. The list of nodes is not empty."""
+    node = register_node(world)
+    write_metadata(world, node)
     world.headscale.delete_node(node.id)
     world.headscale.add_node("wiki.example.com", user=USER)
     return {}
 
 
-def healing_due(world: World) -> Variables:
-    """The node in the metadata was deleted, and its key is used."""
+def lost_with_self_heal(world: World) -> Variables:
+    """The node in the metadata was deleted, and dns-watch would create a new key."""
     return lost(world) | {"SELF_HEAL": "true"}
 
 
 def superseded(world: World) -> Variables:
-    """A later pod's node is online and published."""
-    note(world, registered(world))
+    """A later pod's node is online, and the record has its address."""
+    write_metadata(world, register_node(world))
     later = world.headscale.add_node(NAME, user=USER)
     world.add_record(later.address, ttl=60, comment=MARK)
     return {}
 
 
 def kept(world: World) -> Variables:
-    """The state Secret names the node of the earlier pod."""
+    """The state Secret contains the node of the earlier pod, which the new pod keeps."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=MARK)
     return {"NODE_POLICY": "keep", "TS_KUBE_SECRET": "state"}
 
 
-def gone_for_long(world: World) -> Variables:
-    """The node has been offline for a month."""
-    first_start(world)
+def offline_for_a_month(world: World) -> Variables:
+    """The workload was removed a month ago, so prune would delete its node and record."""
+    before_cleanup(world)
     world.headscale.add_node("wiki.example.com", user=USER)
     world.clock.sleep(30 * 86_400.0)
     return {}
 
 
 STATES = [
-    first_start,
+    before_cleanup,
     unregistered,
-    registered_and_not_noted,
-    registered_and_noted,
+    registered,
+    identified,
     record_out_of_sync,
     lost,
-    healing_due,
+    lost_with_self_heal,
     superseded,
     kept,
-    gone_for_long,
+    offline_for_a_month,
 ]
 
 
 @contextmanager
 def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) -> Iterator[None]:
-    """Set the environment of a pod that reaches both upstreams on loopback."""
+    """Serve both upstreams on loopback, and set the environment of a pod that uses them."""
     with serve(world.headscale) as headscale, serve(world.cloudflare) as cloudflare:
         urls = {"HEADSCALE_URL": headscale, "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4"}
         owner = {"DNS_OWNER": MARK.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
@@ -139,8 +145,8 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) 
         yield
 
 
-def everything(world: World) -> tuple[Any, ...]:
-    """Return the volume, Headscale and Cloudflare as they are."""
+def snapshot(world: World) -> tuple[Any, ...]:
+    """Return the content of the volume and of both upstreams, and the number of write requests."""
     volume = world.key_file.parent
     files = [(path.name, path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in volume.iterdir()]
     return (
@@ -153,7 +159,7 @@ def everything(world: World) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
-def test_zone_of_another_name_is_a_problem(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_zone_id_of_another_zone_is_a_problem(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, tmp_path)
     with served(world, monkeypatch, {"CLOUDFLARE_ZONE_ID": world.cloudflare.add_zone("example.org")}):
         assert any("CLOUDFLARE_ZONE_ID" in problem for problem in DRY_RUNS[name]().problems)
@@ -161,31 +167,31 @@ def test_zone_of_another_name_is_a_problem(name: str, monkeypatch: pytest.Monkey
 
 def test_dry_run_reads_each_list_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     world = World(monkeypatch, tmp_path)
-    variables = registered_and_not_noted(world)
+    variables = registered(world)
     world.headscale.requests.clear()
     with served(world, monkeypatch, variables):
-        assert not DRY_RUNS["all"]().problems
-    read = [exchange.path for exchange in world.headscale.requests]
-    assert (read.count("/api/v1/node"), read.count("/api/v1/user")) == (1, 1)
+        assert not DRY_RUNS["cleanup and dns-watch"]().problems
+    paths = [exchange.path for exchange in world.headscale.requests]
+    assert (paths.count("/api/v1/node"), paths.count("/api/v1/user")) == (1, 1)
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_dry_run_changes_nothing(
-    state: Callable[[World], Variables], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("create_state", STATES)
+def test_dry_run_and_status_change_nothing(
+    create_state: Callable[[World], Variables], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     world = World(monkeypatch, tmp_path)
-    variables = state(world)
-    # No state needs the Kubernetes API for anything else than the state Secret.
+    variables = create_state(world)
+    # The Kubernetes API is only needed for the state Secret.
     monkeypatch.setattr(dry_run, "connect_cluster", lambda *_, **__: None)
     monkeypatch.setattr(dry_run, "state_reader", lambda *_: lambda: {"device_id": b"1"})
-    before = everything(world)
+    before = snapshot(world)
 
     with served(world, monkeypatch, variables):
         for name, plan in DRY_RUNS.items():
             report = plan()
 
-            assert everything(world) == before, name
+            assert snapshot(world) == before, name
             assert report.sections, name
 
         assert dry_run.status(load(StatusSettings), redact=False)["context"]
-        assert everything(world) == before
+        assert snapshot(world) == before

@@ -1,4 +1,7 @@
-"""Variables that libraries read on their own: no value of them ends a command with a traceback."""
+"""Variables that libraries read, such as HTTP_PROXY and SSL_CERT_FILE: invalid values cause an error, not a traceback.
+
+No message contains a password from a proxy's URL.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,11 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunS
 from tests.conftest import FakeStop
 from tests.settings.environment import ENOUGH
 
-# Nothing listens there, so each request fails at once.
+# Nothing listens at this address, so each request through this proxy fails immediately.
 CLOSED = "127.0.0.1:9"
 PASSWORD = "s3cr3t-pa55word"
 
-BASE = ENOUGH | {
+REST_API = ENOUGH | {
     "DNS_OWNER": "services",
     "HTTP_TIMEOUT": "5s",
     "HEADSCALE_URL": "https://headscale.test",
@@ -32,8 +35,8 @@ BASE = ENOUGH | {
     "HEALTH_PORT": "0",
     "AUTHKEY_OUTPUT_PATH": "authkey",
 }
-# As on a laptop.
-BY_KUBECONFIG = BASE | {"HEADSCALE_ACCESS": "exec", "HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
+# As on a laptop: requests to Headscale go through the Kubernetes API.
+KUBECONFIG = REST_API | {"HEADSCALE_ACCESS": "exec", "HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
 
 PROXIES = (
     CLOSED,
@@ -70,6 +73,7 @@ CASES = [(name, value) for name, values in VALUES.items() for value in values]
 
 
 def kubeconfig(**cluster: Any) -> str:
+    """Return a kubeconfig file with additional fields of its cluster."""
     content = {
         "current-context": "home",
         "contexts": [{"name": "home", "context": {"cluster": "home", "user": "me"}}],
@@ -81,12 +85,14 @@ def kubeconfig(**cluster: Any) -> str:
 
 @pytest.fixture
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Create the files to which the values refer, and let no hostname resolve."""
     monkeypatch.chdir(tmp_path)
     Path("empty").touch()
     Path("no-certificate").write_text("text")
     Path("malformed.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     Path("folder").mkdir()
     Path("hashed").mkdir()
+    # OpenSSL finds a certificate in a folder by the hash of its subject.
     Path("hashed/4042bcee.0").write_text("text")
     Path("plain.yaml").write_text(kubeconfig())
     Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{CLOSED}"}))
@@ -98,9 +104,9 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(host: str, *arguments: Any, **options: Any) -> Any:
         if not host.startswith(("127.", "::1")):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return real(host, *arguments, **options)
+        return getaddrinfo(host, *arguments, **options)
 
-    real = socket.getaddrinfo
+    getaddrinfo = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
@@ -113,8 +119,8 @@ RUNS: dict[str, Callable[[], Any]] = {
 }
 
 
-def messages(run: Callable[[], Any], variables: dict[str, str]) -> str:
-    """Run a command in an environment, and return all that it reports; any other exception is a bug."""
+def run_with(variables: dict[str, str], run: Callable[[], Any]) -> str:
+    """Run a command with these variables, and return its report or its error. Any other exception is a bug."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -128,24 +134,24 @@ def messages(run: Callable[[], Any], variables: dict[str, str]) -> str:
 @pytest.mark.default_cases(4)
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("command", RUNS)
-@pytest.mark.parametrize("base", [BASE, BY_KUBECONFIG], ids=["REST", "kubeconfig"])
-def test_each_value_alone(base: dict[str, str], command: str) -> None:
+@pytest.mark.parametrize("access", [REST_API, KUBECONFIG], ids=["REST", "kubeconfig"])
+def test_any_value_causes_no_traceback(access: dict[str, str], command: str) -> None:
     for name, value in CASES:
-        assert PASSWORD not in messages(RUNS[command], base | {name: value}), (name, value)
+        assert PASSWORD not in run_with(access | {name: value}, RUNS[command]), (name, value)
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("_files", "events")
-@pytest.mark.parametrize("base", [BASE, BY_KUBECONFIG], ids=["REST", "kubeconfig"])
-def test_pairs_of_values(base: dict[str, str]) -> None:
-    """Of each variable two values, with one command per pair, in turn."""
-    some = [
+@pytest.mark.parametrize("access", [REST_API, KUBECONFIG], ids=["REST", "kubeconfig"])
+def test_any_pair_of_values_causes_no_traceback(access: dict[str, str]) -> None:
+    """There are too many pairs for all values and commands: two values per variable, and one command per pair."""
+    some_cases = [
         (name, value)
         for name, values in VALUES.items()
         for value in dict.fromkeys((values[-1], values[1 % len(values)]))
     ]
-    pairs = [(one, other) for one, other in combinations(some, 2) if one[0] != other[0]]
+    pairs = [(first, second) for first, second in combinations(some_cases, 2) if first[0] != second[0]]
     assert len(pairs) > 200
-    for number, (one, other) in enumerate(pairs):
+    for number, (first, second) in enumerate(pairs):
         command = list(RUNS)[number % len(RUNS)]
-        assert PASSWORD not in messages(RUNS[command], base | dict([one, other])), (command, one, other)
+        assert PASSWORD not in run_with(access | dict([first, second]), RUNS[command]), (command, first, second)

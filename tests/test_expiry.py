@@ -1,4 +1,4 @@
-"""Warnings about an API key or a node that expires soon."""
+"""Warnings and metrics about an API key or a node that expires soon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY_S = 86_400.0
 
 API_KEYS = "/api/v1/apikey"
 
-# For tests of simulated weeks, which would otherwise need thousands of polls.
+# With the default intervals, the tests of simulated weeks would need thousands of polls.
 RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
 
@@ -39,21 +39,21 @@ def set_api_key_expiry(world: World, life: timedelta) -> datetime:
     return expires_at
 
 
-def list_requests(world: World) -> int:
-    """Count the requests for the list of API keys."""
+def api_key_requests(world: World) -> int:
+    """Return the number of requests for the list of API keys."""
     return sum(exchange.path == API_KEYS for exchange in world.headscale.requests)
 
 
 def metric(status: Status, name: str) -> float | None:
-    """Return the value of one of our metrics; None if it is missing."""
+    """Return the value of one of the program's metrics; None if it is missing."""
     prefix = f"tailscale_lifecycle_{name} "
     _, text = render_metrics(status, accept="")
-    found = [line for line in text.decode().splitlines() if line.startswith(prefix)]
-    return float(found[0].removeprefix(prefix)) if found else None
+    samples = [line for line in text.decode().splitlines() if line.startswith(prefix)]
+    return float(samples[0].removeprefix(prefix)) if samples else None
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_an_expiring_api_key_is_reported(
+def test_expiring_api_key_is_reported_after_the_record_is_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], version: str
 ) -> None:
     world = World(monkeypatch, tmp_path, version)
@@ -62,8 +62,7 @@ def test_an_expiring_api_key_is_reported(
     expires_at = set_api_key_expiry(world, timedelta(days=13, hours=12))
     pod = Pod(world, tmp_path / "pod")
     pod.start()
-    # Not before the record is published.
-    assert list_requests(world) == 0
+    assert api_key_requests(world) == 0
     pod.run(60)
     (warning,) = named(events, "api_key.expiring")
     assert (warning["log_level"], warning["expires_at"], warning["days_left"]) == ("warning", expires_at, 13)
@@ -71,8 +70,8 @@ def test_an_expiring_api_key_is_reported(
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
 
 
-def test_a_valid_api_key_is_reported_from_14_days_before(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The metric shows it all the time."""
+def test_api_key_is_reported_from_14_days_before_its_expiry(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The metric always has the time of expiry."""
     expires_at = set_api_key_expiry(world, timedelta(days=16))
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -83,8 +82,8 @@ def test_a_valid_api_key_is_reported_from_14_days_before(world: World, tmp_path:
     assert [event["days_left"] for event in named(events, "api_key.expiring")] == [13]
 
 
-def test_an_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """After that, it is read once an hour, so that a new key is detected soon."""
+def test_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """It is read once an hour, so that a new key is detected soon."""
     set_api_key_expiry(world, timedelta(days=10))
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -94,10 +93,10 @@ def test_an_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path
     assert [event["days_left"] for event in warnings] == sorted(
         {event["days_left"] for event in warnings}, reverse=True
     )
-    assert 60 <= list_requests(world) <= 4 * 24 + 2
+    assert 60 <= api_key_requests(world) <= 4 * 24 + 2
 
 
-def test_only_the_api_key_in_use_counts(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_expiry_of_another_api_key_is_not_reported(world: World, tmp_path: Path, events: list[Any]) -> None:
     world.headscale.rotate_api_key()
     expires_at = set_api_key_expiry(world, timedelta(days=80))
     world.environment["HEADSCALE_API_KEY"] = world.headscale.api_key
@@ -108,7 +107,7 @@ def test_only_the_api_key_in_use_counts(world: World, tmp_path: Path, events: li
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") == pytest.approx(expires_at.timestamp())
 
 
-def test_a_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, events: list[Any]) -> None:
     set_api_key_expiry(world, timedelta(days=10))
     file = tmp_path / "api-key"
     file.write_text(world.headscale.api_key)
@@ -117,12 +116,12 @@ def test_a_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path
     pod.start()
     pod.run(0.5 * DAY_S)
     assert named(events, "api_key.expiring")
-    second = world.headscale.add_api_key()
-    file.write_text(second)
+    file.write_text(world.headscale.add_api_key())
     events.clear()
     pod.run(2 * DAY_S)
     assert not named(events, "api_key.expiring")
     expires_at = metric(pod.watch.status, "api_key_expiration_timestamp_seconds")
+    # The simulator's keys are valid for 90 days.
     assert expires_at is not None
     assert expires_at > world.clock.true_now().timestamp() + 80 * DAY_S
 
@@ -134,19 +133,23 @@ def test_a_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path
         pytest.param(html(404), id="404"),
         pytest.param(html(502), id="502"),
         pytest.param(html(200), id="HTML page"),
-        pytest.param(answer(200, '{"apiKeys": null}'), id="null"),
+        pytest.param(answer(200, '{"apiKeys": null}'), id="null instead of a list"),
         pytest.param(answer(200, '{"apiKeys": []}'), id="empty list"),
-        pytest.param(answer(200, '{"apiKeys": [{"prefix": "", "expiration": "2026-03-02T00:00:00Z"}]}'), id="empty"),
         pytest.param(
-            answer(200, '{"apiKeys": [{"prefix": "***", "expiration": "2026-03-02T00:00:00Z"}]}'), id="masked"
+            answer(200, '{"apiKeys": [{"prefix": "", "expiration": "2026-03-02T00:00:00Z"}]}'), id="empty prefix"
         ),
-        pytest.param(answer(200, '{"apiKeys": [{"prefix": 7}]}'), id="number"),
-        pytest.param(garbage(), id="garbage"),
+        pytest.param(
+            answer(200, '{"apiKeys": [{"prefix": "***", "expiration": "2026-03-02T00:00:00Z"}]}'), id="masked prefix"
+        ),
+        pytest.param(answer(200, '{"apiKeys": [{"prefix": 7}]}'), id="number as prefix"),
+        pytest.param(garbage(), id="malformed JSON"),
         pytest.param(drop(), id="lost connection"),
-        pytest.param(oversize(33 << 20), id="oversize"),
+        pytest.param(oversize(33 << 20), id="33 MiB"),
     ],
 )
-def test_an_unreadable_list_is_not_an_error(world: World, tmp_path: Path, events: list[Any], fault: Any) -> None:
+def test_unreadable_list_of_api_keys_is_not_an_error(
+    world: World, tmp_path: Path, events: list[Any], fault: Any
+) -> None:
     """The record is published, and the metric is missing."""
     set_api_key_expiry(world, timedelta(days=1))
     world.headscale.faults.add(fault, path=API_KEYS, times=None)
@@ -157,10 +160,10 @@ def test_an_unreadable_list_is_not_an_error(world: World, tmp_path: Path, events
     assert not {"api_key.expiring", "pass.failed", "command.failed", "retry.scheduled"} & {*names(events)}
     assert all(event["log_level"] not in {"warning", "error"} for event in events if event["event"] != "user.assumed")
     assert metric(pod.watch.status, "api_key_expiration_timestamp_seconds") is None
-    assert list_requests(world) == 1
+    assert api_key_requests(world) == 1
 
 
-def test_a_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
     set_api_key_expiry(world, timedelta(days=1))
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -171,7 +174,7 @@ def test_a_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, e
     assert len(named(events, "api_key.expiring")) == 1
 
 
-def test_an_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
     """The expiry is also a metric."""
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -186,8 +189,8 @@ def test_an_expiring_node_is_reported_once_a_day(world: World, tmp_path: Path, e
     assert (warnings[0]["log_level"], warnings[0]["node_id"]) == ("warning", str(pod.node_id))
 
 
-def test_a_node_without_expiry_is_not_reported(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The server's default for nodes that registered with a key."""
+def test_node_without_expiry_is_not_reported(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """By default, Headscale sets no expiry for nodes that register with a pre-auth key."""
     pod = Pod(world, tmp_path / "pod")
     pod.start()
     pod.run(60)
@@ -196,7 +199,7 @@ def test_a_node_without_expiry_is_not_reported(world: World, tmp_path: Path, eve
 
 
 @pytest.mark.parametrize(
-    ("shown", "prefix"),
+    ("listed", "prefix"),
     [
         pytest.param("gX7-A24fQA", "gX7-A24fQA", id="0.23"),
         pytest.param("Dvg0aDZ", "Dvg0aDZ", id="0.27"),
@@ -205,13 +208,13 @@ def test_a_node_without_expiry_is_not_reported(world: World, tmp_path: Path, eve
         pytest.param("hskey-api-b2d4b895cbf7-***", "hskey-api-b2d4b895cbf7-", id="0.30"),
     ],
 )
-def test_prefix_of_a_listed_api_key(shown: str, prefix: str) -> None:
-    """As real servers list them."""
-    assert parse_api_key({"prefix": shown, "expiration": None}).prefix == prefix
+def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed: str, prefix: str) -> None:
+    """The values are from real servers."""
+    assert parse_api_key({"prefix": listed, "expiration": None}).prefix == prefix
 
 
-@pytest.mark.parametrize("shown", ["", "***", "abc***", "hskey-"])
-def test_too_short_prefix_is_refused(shown: str) -> None:
-    """It would match any key."""
+@pytest.mark.parametrize("listed", ["", "***", "abc***", "hskey-"])
+def test_too_short_prefix_is_refused(listed: str) -> None:
+    """It would match any API key."""
     with pytest.raises(ValueError, match="prefix"):
-        parse_api_key({"prefix": shown, "expiration": None})
+        parse_api_key({"prefix": listed, "expiration": None})
