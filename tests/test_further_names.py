@@ -1,4 +1,7 @@
-"""DNS_ALIASES and DNS_SHARED_NAMES: whole commands against both simulated upstreams."""
+"""Further names of a workload, DNS_ALIASES and DNS_SHARED_NAMES: the real commands against simulated upstreams.
+
+An alias is a CNAME record that points to the workload's main name. Each pod adds an address record to a shared name.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ from tests.world import USER, Interface, World, named
 
 Events = list[Any]
 
-MINUTE = 60.0
-# Several reads of the records.
-LONG = 20 * MINUTE
+MINUTE_S = 60.0
+# dns-watch reads the records every 5 minutes.
+SEVERAL_READS_S = 20 * MINUTE_S
 
 ALIASES = {"DNS_ALIASES": "docs,www.example.com,*.wiki"}
 CNAME = {f"CNAME {NAME}": WORKLOAD_MARK}
@@ -47,12 +50,12 @@ def node(world: World) -> Node:
 def run(world: World, node: Node, /, **variables: str) -> DnsWatch:
     """Run dns-watch in the pod of a node for several reads of the records."""
     watch = world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name, **variables)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     return watch
 
 
-def zone(world: World) -> set[tuple[str, str, str, str]]:
-    """Return the name, type, content and comment of every record."""
+def all_records(world: World) -> set[tuple[str, str, str, str]]:
+    """Return the name, type, content and comment of every record in the zone."""
     records = world.cloudflare.records(world.zone_id)
     return {(record.name, record.type, record.content, record.comment) for record in records}
 
@@ -69,7 +72,7 @@ def test_aliases_point_to_the_main_name(world: World, node: Node) -> None:
     assert watch.state.records.in_sync
 
 
-def test_an_alias_that_is_the_domain_has_address_records(world: World, node: Node) -> None:
+def test_alias_that_is_the_domain_has_address_records(world: World, node: Node) -> None:
     """A CNAME there would hide the domain's mail servers."""
     world.add_record("mail.example.com", name="example.com", type_="MX", priority=10)
     run(world, node, DNS_ALIASES="example.com", DNS_IPV6="true")
@@ -78,12 +81,12 @@ def test_an_alias_that_is_the_domain_has_address_records(world: World, node: Nod
     assert records == {f"A {v4}": WORKLOAD_MARK, f"AAAA {v6}": WORKLOAD_MARK}
 
 
-def test_names_that_are_right_cost_one_request_per_interval_and_no_write(world: World, node: Node) -> None:
+def test_correct_names_need_one_request_per_interval_and_no_write(world: World, node: Node) -> None:
     variables = {"DNS_ALIASES": "a,b,c,d,example.com", "DNS_SHARED_NAMES": "*.apps,ingress"}
     watch = run(world, node, **variables)
     requests, writes = len(world.cloudflare.requests), len(world.cloudflare.writes)
     assert writes == 8
-    world.run(watch, 100 * MINUTE)
+    world.run(watch, 100 * MINUTE_S)
     assert len(world.cloudflare.writes) == writes
     # Jitter only makes the interval of 5 minutes longer.
     assert 15 <= len(world.cloudflare.requests) - requests <= 20
@@ -99,14 +102,21 @@ def test_only_the_main_record_changes_with_the_address(world: World, node: Node)
     assert len(world.cloudflare.writes) == writes + 1
 
 
-FOREIGN = [
+# Foreign both at an alias and at a shared name.
+FOREIGN_RECORDS = [
     pytest.param({"content": "198.51.100.7"}, id="public-address"),
     pytest.param({"content": "100.64.0.1"}, id="VPN-address-without-a-comment"),
-    pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
     pytest.param({"content": "100.64.0.1", "comment": MARK}, id="main-name-of-another-workload"),
-    pytest.param({"content": "100.64.0.1", "comment": OTHER_MARK}, id="main-name-of-another-owner"),
     pytest.param({"content": "x.example.com", "type_": "CNAME"}, id="CNAME"),
-    pytest.param({"content": "wiki.example.com", "type_": "CNAME", "comment": f"{MARK} wiki.example.com"}, id="alias"),
+    pytest.param(
+        {"content": "wiki.example.com", "type_": "CNAME", "comment": f"{MARK} wiki.example.com"},
+        id="alias-of-another-workload",
+    ),
+]
+FOREIGN_RECORDS_AT_AN_ALIAS = [
+    *FOREIGN_RECORDS,
+    pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
+    pytest.param({"content": "100.64.0.1", "comment": OTHER_MARK}, id="main-name-of-another-owner"),
     pytest.param({"content": NAME, "type_": "CNAME", "comment": f"{WORKLOAD_MARK} x"}, id="CNAME-with-a-longer-mark"),
     pytest.param({"content": "2001:db8::1", "type_": "AAAA"}, id="AAAA"),
     pytest.param({"content": "v=spf1", "type_": "TXT"}, id="TXT-that-a-CNAME-would-hide"),
@@ -114,14 +124,14 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("fields", FOREIGN)
-def test_a_foreign_record_at_an_alias_is_reported_and_does_not_hold_up_other_names(
+@pytest.mark.parametrize("fields", FOREIGN_RECORDS_AT_AN_ALIAS)
+def test_foreign_record_at_an_alias_is_reported_and_does_not_block_other_names(
     world: World, node: Node, events: Events, fields: dict[str, Any]
 ) -> None:
     foreign = world.add_record(**fields, name="www.example.com")
     before = world.cloudflare.records(world.zone_id, "www.example.com")
+    # cleanup deletes the node, so the new pod registers another one.
     world.cleanup(**ALIASES).run()
-    # cleanup deleted the node of an earlier pod.
     node = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(node.id)
     watch = run(world, node, **ALIASES)
@@ -132,7 +142,7 @@ def test_a_foreign_record_at_an_alias_is_reported_and_does_not_hold_up_other_nam
     assert not watch.state.records.in_sync
     assert "www.example.com" in watch.state.records.reason
     world.cloudflare.remove_record(foreign)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records("www.example.com") == CNAME
     assert watch.state.records.in_sync
 
@@ -143,58 +153,59 @@ def test_aliases_do_not_point_to_a_main_name_with_a_foreign_record(world: World,
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [foreign]
     assert {event["record"] for event in named(events, "record.foreign")} == {NAME}
     world.cloudflare.remove_record(foreign)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME
 
 
-def test_a_foreign_record_is_found_if_cloudflare_requires_all_filters(world: World, node: Node) -> None:
-    """Then no record matches both the name and the comment."""
+def test_foreign_record_is_found_if_cloudflare_ignores_match_any(world: World, node: Node) -> None:
+    """Records are listed by name or comment (`match=any`). With `match=all`, the list would be empty."""
 
-    def requiring_all(upstream: Upstream) -> Handler:
+    def ignoring_match_any(upstream: Upstream) -> Handler:
         return lambda request: upstream.handle(replace(request, query=request.query.replace("match=any", "match=all")))
 
-    world.route = requiring_all
+    world.route = ignoring_match_any
     world.add_record("100.64.9.9", comment=OTHER_MARK)
-    before = zone(world)
+    before = all_records(world)
     run(world, node, **ALIASES)
-    assert zone(world) == before
+    assert all_records(world) == before
 
 
-def test_a_refused_alias_does_not_hold_up_other_names(world: World, node: Node) -> None:
-    """The zone has as many records as its plan allows, for example. The second write is the first alias."""
+def test_refused_alias_does_not_block_other_names(world: World, node: Node) -> None:
+    """Cloudflare returns the error code 81045 if the zone has as many records as its plan allows."""
+    # The first write is the main name, the second is the first alias.
     world.cloudflare.faults.add(refusal(400, 81045), method="POST", after=1)
     watch = world.watch(Interface(*node.addresses), **ALIASES)
     watch.run_pass()
     assert world.records() == {f"A {node.address}": MARK}
     assert world.records("*.wiki.example.com") == CNAME
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME
     assert watch.state.records.in_sync
 
 
 def test_aliases_wait_until_the_main_name_is_accepted(world: World, node: Node) -> None:
-    """Another owner can have created a record there since it was read."""
+    """Another owner can have created a record at the main name since the records were read (error code 81053)."""
     world.cloudflare.faults.add(refusal(400, 81053), method="POST")
     watch = world.watch(Interface(*node.addresses), **ALIASES, DNS_SHARED_NAMES="ingress")
     watch.run_pass()
-    assert {name for name, *_ in zone(world)} == {"ingress.example.com"}
-    world.run(watch, LONG)
+    assert {name for name, *_ in all_records(world)} == {"ingress.example.com"}
+    world.run(watch, SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME
     assert watch.state.records.in_sync
 
 
-def test_after_an_outage_no_further_name_is_written(world: World, node: Node) -> None:
+def test_pass_sends_no_further_write_after_an_outage(world: World, node: Node) -> None:
     world.cloudflare.faults.add(faults.html(503), method="POST", times=1)
     world.watch(Interface(*node.addresses), **ALIASES).run_pass()
     assert len(world.cloudflare.writes) == 1
 
 
 @pytest.mark.parametrize("change", [{"content": "elsewhere.example.org"}, {"ttl": 600}])
-def test_an_edited_alias_is_corrected_in_place(world: World, node: Node, change: dict[str, Any]) -> None:
+def test_edited_alias_is_corrected_in_place(world: World, node: Node, change: dict[str, Any]) -> None:
     watch = run(world, node, **ALIASES)
     [alias] = world.cloudflare.records(world.zone_id, "docs.example.com")
     world.cloudflare.change_record(alias.id, **change)
-    world.run(watch, LONG)
+    world.run(watch, SEVERAL_READS_S)
     [after] = world.cloudflare.records(world.zone_id, "docs.example.com")
     assert (after.id, after.content, after.ttl) == (alias.id, NAME, 60)
 
@@ -202,56 +213,58 @@ def test_an_edited_alias_is_corrected_in_place(world: World, node: Node, change:
 @pytest.mark.parametrize(
     "mark", [MARK, f"{OTHER_MARK} {NAME}", f"{MARK} x{NAME}", f"was {WORKLOAD_MARK}", WORKLOAD_MARK.upper(), ""]
 )
-def test_records_with_another_mark_under_other_names_stay(world: World, node: Node, mark: str) -> None:
+def test_records_of_others_at_other_names_are_not_deleted(world: World, node: Node, mark: str) -> None:
+    """Records at names that are no longer configured are deleted, but only those with exactly this workload's mark."""
     world.add_record(node.address, name="old.example.com", comment=mark)
     world.add_record(NAME, name="older.example.com", type_="CNAME", comment=mark)
     world.add_record(WORKLOAD_MARK, name="note.example.com", type_="TXT", comment=WORKLOAD_MARK)
-    before = zone(world)
+    before = all_records(world)
     world.cleanup(**ALIASES).run()
     run(world, world.headscale.add_node(NAME, user=USER), **ALIASES)
-    assert before <= zone(world)
+    assert before <= all_records(world)
 
 
-def test_a_removed_alias_is_deleted_by_cleanup(world: World, node: Node) -> None:
+def test_removed_alias_is_deleted_by_cleanup(world: World, node: Node) -> None:
     run(world, node, **ALIASES)
     world.cleanup().run()
-    assert zone(world) == set()
+    assert all_records(world) == set()
 
 
-def test_a_removed_alias_is_deleted_by_dns_watch(world: World, node: Node) -> None:
+def test_removed_alias_is_deleted_by_dns_watch(world: World, node: Node) -> None:
     run(world, node, **ALIASES)
     run(world, node, DNS_ALIASES="docs")
-    assert {name for name, *_ in zone(world)} == {NAME, "docs.example.com"}
+    assert {name for name, *_ in all_records(world)} == {NAME, "docs.example.com"}
 
 
-def test_cleanup_leaves_an_alias_that_is_still_configured(world: World, node: Node) -> None:
+def test_cleanup_keeps_the_cname_of_a_configured_alias(world: World, node: Node) -> None:
+    """It is correct for the new pod, too. The address record at the domain is not."""
     run(world, node, DNS_ALIASES="docs,example.com")
     world.cleanup(DNS_ALIASES="docs,example.com").run()
-    assert zone(world) == {("docs.example.com", "CNAME", NAME, WORKLOAD_MARK)}
+    assert all_records(world) == {("docs.example.com", "CNAME", NAME, WORKLOAD_MARK)}
 
 
 @pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])
-def test_a_name_can_change_between_alias_and_shared_name(world: World, node: Node, setting: str) -> None:
-    settings = {"DNS_ALIASES": CNAME, "DNS_SHARED_NAMES": {f"A {node.address}": WORKLOAD_MARK}}
-    other = next(name for name in settings if name != setting)
-    run(world, node, **{setting: "docs"})
-    assert world.records("docs.example.com") == settings[setting]
-    run(world, node, **{other: "docs"})
-    assert world.records("docs.example.com") == settings[other]
+def test_name_can_change_between_alias_and_shared_name(world: World, node: Node, setting: str) -> None:
+    expected = {"DNS_ALIASES": CNAME, "DNS_SHARED_NAMES": {f"A {node.address}": WORKLOAD_MARK}}
+    other_setting = next(name for name in expected if name != setting)
+    for name in (setting, other_setting):
+        run(world, node, **{name: "docs"})
+        assert world.records("docs.example.com") == expected[name]
 
 
-def test_of_two_workloads_with_one_alias_the_first_has_it(world: World, node: Node, events: Events) -> None:
+def test_first_of_two_workloads_with_the_same_alias_owns_it(world: World, node: Node) -> None:
     wiki = world.headscale.add_node("wiki.example.com", user=USER)
     watches = [
-        world.watch(Interface(*each.addresses), TS_HOSTNAME=each.name, DNS_ALIASES="docs") for each in (node, wiki)
+        world.watch(Interface(*owner.addresses), TS_HOSTNAME=owner.name, DNS_ALIASES="docs") for owner in (node, wiki)
     ]
-    world.run_together(*watches, seconds=LONG)
+    world.run_together(*watches, seconds=SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME
+    # Both main names and one alias.
     assert len(world.cloudflare.writes) == 3
     assert [watch.state.records.in_sync for watch in watches] == [True, False]
 
 
-def test_an_alias_of_another_workload_is_not_taken_as_a_main_name(world: World, node: Node) -> None:
+def test_workload_whose_main_name_is_an_alias_of_another_one_is_refused(world: World, node: Node) -> None:
     run(world, node, DNS_ALIASES="docs")
     docs = world.headscale.add_node("docs.example.com", user=USER)
     with pytest.raises(NameTakenError, match=r"docs\.example\.com"):
@@ -261,15 +274,15 @@ def test_an_alias_of_another_workload_is_not_taken_as_a_main_name(world: World, 
     assert not watch.state.records.in_sync
 
 
-def test_an_earlier_pod_leaves_all_names_to_the_later_one(world: World, node: Node) -> None:
+def test_earlier_pod_stops_updating_all_names_when_a_later_one_is_online(world: World, node: Node) -> None:
     variables = {"DNS_ALIASES": "docs,example.com", "DNS_SHARED_NAMES": "ingress"}
     earlier = world.watch(Interface(*node.addresses), **variables)
-    world.run(earlier, MINUTE)
+    world.run(earlier, MINUTE_S)
     later = world.headscale.add_node(NAME, user=USER)
-    world.run_together(earlier, world.watch(Interface(*later.addresses), **variables), seconds=3 * LONG)
+    world.run_together(earlier, world.watch(Interface(*later.addresses), **variables), seconds=3 * SEVERAL_READS_S)
     for name in (NAME, "example.com", "ingress.example.com"):
         assert list(world.records(name)) == [f"A {later.address}"]
-    # The names of the first pod, and the three address records of the second one.
+    # The four names of the earlier pod. The later one updates the address records, but not the alias "docs".
     assert len(world.cloudflare.writes) == 4 + 3
     assert earlier.state.superseded_by == str(later.id)
 
@@ -281,29 +294,30 @@ SHARED_NAMES = ("*.apps.example.com", "ingress.example.com")
 
 
 def ingress_pods(world: World, count: int = 3) -> list[Node]:
-    """Register the pods of a DaemonSet."""
+    """Register the nodes of an ingress controller's pods, each with a hostname of its own."""
     return [world.headscale.add_node(f"ingress-{number}.example.com", user=USER) for number in range(count)]
 
 
 def shared_by(*nodes: Node) -> dict[str, str]:
+    """Return the expected records at a shared name, as `World.records` does."""
     return {f"A {node.address}": f"{MARK} {node.name}" for node in nodes}
 
 
-def test_each_pod_has_a_record_at_a_shared_name(world: World) -> None:
+def test_each_pod_has_a_record_at_each_shared_name(world: World) -> None:
     pods = ingress_pods(world)
     watches = [world.watch(Interface(*pod.addresses), TS_HOSTNAME=pod.name, **SHARED) for pod in pods]
-    world.run_together(*watches, seconds=LONG)
+    world.run_together(*watches, seconds=SEVERAL_READS_S)
     for name in SHARED_NAMES:
         assert world.records(name) == shared_by(*pods)
     writes = len(world.cloudflare.writes)
     assert writes == 3 * len(pods)
-    world.run_together(*watches, seconds=LONG)
+    world.run_together(*watches, seconds=SEVERAL_READS_S)
     assert len(world.cloudflare.writes) == writes
     assert all(watch.state.records.in_sync for watch in watches)
 
 
 @pytest.mark.parametrize("policy", ["delete", "keep"])
-def test_cleanup_removes_only_the_records_of_its_own_pod(world: World, policy: str) -> None:
+def test_cleanup_deletes_only_the_records_of_its_own_pod(world: World, policy: str) -> None:
     first, second = ingress_pods(world, 2)
     for pod in (first, second):
         run(world, pod, **SHARED)
@@ -312,7 +326,7 @@ def test_cleanup_removes_only_the_records_of_its_own_pod(world: World, policy: s
         assert world.records(name) == shared_by(second)
 
 
-def test_a_pod_with_a_new_address_replaces_its_own_record(world: World) -> None:
+def test_pod_with_a_new_address_replaces_only_its_own_record(world: World) -> None:
     first, second = ingress_pods(world, 2)
     for pod in (first, second):
         run(world, pod, **SHARED)
@@ -322,17 +336,8 @@ def test_a_pod_with_a_new_address_replaces_its_own_record(world: World) -> None:
         assert world.records(name) == shared_by(moved, second)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"content": "198.51.100.7"}, id="public-address"),
-        pytest.param({"content": "100.64.0.1"}, id="VPN-address-without-a-comment"),
-        pytest.param({"content": "100.64.0.1", "comment": MARK}, id="main-name-of-another-workload"),
-        pytest.param({"content": "x.example.com", "type_": "CNAME"}, id="CNAME"),
-        pytest.param({"content": "x.example.com", "type_": "CNAME", "comment": f"{MARK} x.example.com"}, id="alias"),
-    ],
-)
-def test_nothing_is_added_beside_a_foreign_record_at_a_shared_name(
+@pytest.mark.parametrize("fields", FOREIGN_RECORDS)
+def test_no_record_is_created_at_a_shared_name_with_a_foreign_record(
     world: World, node: Node, events: Events, fields: dict[str, Any]
 ) -> None:
     world.add_record(**fields, name="ingress.example.com")
@@ -344,13 +349,13 @@ def test_nothing_is_added_beside_a_foreign_record_at_a_shared_name(
     assert not watch.state.records.in_sync
 
 
-def test_a_shared_name_can_have_other_records_beside_it(world: World, node: Node) -> None:
+def test_record_is_created_at_a_shared_name_with_a_txt_record(world: World, node: Node) -> None:
     world.add_record("v=spf1", name="ingress.example.com", type_="TXT")
     run(world, node, **SHARED)
     assert world.records("ingress.example.com") == shared_by(node) | {"TXT v=spf1": ""}
 
 
-def test_shared_names_are_published_although_the_main_name_has_a_foreign_record(world: World, node: Node) -> None:
+def test_shared_names_are_published_if_the_main_name_has_a_foreign_record(world: World, node: Node) -> None:
     world.add_record("198.51.100.7")
     watch = run(world, node, **SHARED)
     assert world.records("ingress.example.com") == shared_by(node)

@@ -1,4 +1,4 @@
-"""What the program does not import, and the regular exit of a dry run."""
+"""asyncio is not loaded without need, and a dry run removes the temporary files of the Kubernetes client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-UNUSED_ASYNCIO = """
+PRINT_WHETHER_ASYNCIO_IS_LOADED = """
 import sys
 import lifecycle.imports
 import httpcore, httpx, pydantic_settings, structlog, tenacity
@@ -20,17 +20,18 @@ print(loaded, asyncio.run(three()), asyncio is sys.modules["asyncio"])
 """
 
 
-def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_asyncio_is_loaded_when_it_is_used() -> None:
-    done = python("-c", UNUSED_ASYNCIO)
+def test_asyncio_is_loaded_only_when_it_is_used() -> None:
+    """The placeholder for it still works: `asyncio.run` returns 3."""
+    done = run_python("-c", PRINT_WHETHER_ASYNCIO_IS_LOADED)
     assert done.stdout.split() == ["False", "3", "False"], done.stderr
 
 
 def test_dry_run_removes_the_files_of_the_kubernetes_client(tmp_path: Path) -> None:
-    """The client writes certificates of a kubeconfig into files that it removes at a regular exit."""
+    """The client writes certificates of a kubeconfig to temporary files, and removes them when Python exits."""
     config = tmp_path / "config"
     cluster = {"server": "https://127.0.0.1:9", "certificate-authority-data": "LS0tCg=="}
     config.write_text(
@@ -47,6 +48,6 @@ def test_dry_run_removes_the_files_of_the_kubernetes_client(tmp_path: Path) -> N
     folder.mkdir()
     settings = {"CLOUDFLARE_API_TOKEN": "none", "DOMAIN_NAME": "example.com", "TS_HOSTNAME": "grafana"}
     access = {"HEADSCALE_ACCESS": "exec", "KUBECONFIG": str(config), "TMPDIR": str(folder)}
-    done = python("-m", "lifecycle", "--dry-run", **settings, **access)
+    done = run_python("-m", "lifecycle", "--dry-run", **settings, **access)
     assert "certificate" in done.stderr
     assert list(folder.iterdir()) == []
