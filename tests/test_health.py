@@ -1,11 +1,9 @@
-"""The health port on loopback: its responses, and clients that cannot harm the loop."""
+"""The health port: its responses and metrics, misbehaving clients, and the addresses at which it listens."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -37,12 +35,13 @@ from tests.world import Clock, Interface, World, named, names
 
 VERIFY_S = 300.0
 
-PROMETHEUS_ACCEPTS = (
+# The Accept header of Prometheus.
+PROMETHEUS_ACCEPT = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
 
-# Each metric and the possible values of its labels; None = a version.
+# Each metric, with the possible values of its labels. A label with None is a version, which can have any value.
 METRICS: Mapping[str, Mapping[str, frozenset[str] | None]] = {
     "node_registered": {},
     "node_lost": {},
@@ -73,7 +72,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def status(clock: Clock) -> Status:
-    """The status of a process that has just started."""
+    """Return the status of a process that has just started."""
     return Status(
         longest_interval=timedelta(seconds=VERIFY_S),
         verify_interval=timedelta(seconds=VERIFY_S),
@@ -83,7 +82,7 @@ def status(clock: Clock) -> Status:
 
 
 def set_status(status: Status, **changes: Any) -> None:
-    """Change fields of the status that the health port reports. The fields of its nested values are accepted, too."""
+    """Change fields of the status that the health port reports. Fields of the nested values are accepted, too."""
     state = status.state
     if "lost" in changes:
         changes["heal"] = replace(state.heal, lost=LossKind(changes.pop("lost")))
@@ -96,12 +95,12 @@ def set_status(status: Status, **changes: Any) -> None:
     status.state = replace(state, records=replace(state.records, **records), **changes)
 
 
-Port = Callable[..., int]
+StartServer = Callable[..., int]
 
 
 @pytest.fixture
-def served() -> Iterator[Port]:
-    """Serve a status on a free port, and return the port."""
+def start_server() -> Iterator[StartServer]:
+    """Return a function that serves a status on a free port, and returns the port."""
     with ExitStack() as stack:
 
         def start(status: Status, address: str | None = "127.0.0.1") -> int:
@@ -113,8 +112,9 @@ def served() -> Iterator[Port]:
 
 
 @pytest.fixture
-def port(served: Port, status: Status) -> int:
-    return served(status)
+def port(start_server: StartServer, status: Status) -> int:
+    """Serve the status, and return the port."""
+    return start_server(status)
 
 
 def get(port: int, path: str, *, accept: str = "", host: str = "127.0.0.1") -> httpx.Response:
@@ -137,7 +137,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
     )
 
 
-def test_readyz_fails_for_a_stale_or_outdated_record(clock: Clock, status: Status, port: int) -> None:
+def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
     """Its body contains the reason."""
     set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
@@ -156,8 +156,8 @@ def test_readyz_fails_for_a_stale_or_outdated_record(clock: Clock, status: Statu
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
 
 
-def test_a_failed_request_does_not_make_a_record_unready(clock: Clock, status: Status, port: int) -> None:
-    """Until the last successful read is too old."""
+def test_failed_request_does_not_make_readyz_fail_at_first(clock: Clock, status: Status, port: int) -> None:
+    """It fails when the last successful read is too long ago."""
     set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
     status.failed("Cloudflare", throttled_s=0)
     assert get(port, "/readyz").status_code == 200
@@ -187,16 +187,16 @@ def test_nodez_fails_only_if_a_restart_helps(
 
 
 class TestLivez:
-    """It fails only without progress for three times the longest interval."""
+    """The response of /livez: it fails only after three times the longest interval without progress."""
 
-    def test_an_endless_pass_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
+    def test_endless_pass_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
         status.pass_began()
         clock.sleep(3 * VERIFY_S)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (503, {"alive": False})
 
-    def test_a_long_backoff_is_alive(self, clock: Clock, status: Status, port: int) -> None:
+    def test_long_backoff_is_alive(self, clock: Clock, status: Status, port: int) -> None:
         """An upstream requested a day of backoff."""
         status.pass_ended(86_400, duration_s=0, failed=False)
         clock.sleep(86_400 + 3 * VERIFY_S)
@@ -204,9 +204,7 @@ class TestLivez:
         clock.sleep(1)
         assert get(port, "/livez").status_code == 503
 
-    def test_an_endless_pass_after_an_interrupted_wait_is_not_alive(
-        self, clock: Clock, status: Status, port: int
-    ) -> None:
+    def test_endless_pass_after_an_interrupted_wait_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
         """The interface changed, and the next pass started early."""
         status.pass_ended(86_400, duration_s=0, failed=False)
         clock.sleep(5)
@@ -223,45 +221,49 @@ class TestLivez:
             clock.sleep(300)
             assert get(port, "/livez").status_code == 200
 
-    def test_a_pass_ends_the_wait_before_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_time_without_progress_counts_from_the_start_of_a_pass_or_the_end_of_a_wait(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         world = World(monkeypatch, tmp_path)
-        seen: list[float] = []
+        silent_since_s: list[float] = []
 
-        class Observed(Interface):
+        class ObservedInterface(Interface):
+            """It is read during each pass."""
+
             def __call__(self) -> tuple[IpAddress, ...] | None:
-                seen.append(watch.status.silent_since_s)
+                silent_since_s.append(watch.status.silent_since_s)
                 return super().__call__()
 
-        watch = world.watch(Observed(None))
+        watch = world.watch(ObservedInterface(None))
         for _ in range(3):
             watch.run_pass()
             assert watch.status.silent_since_s > world.clock.elapsed_s
             world.clock.sleep(0.5)
-        assert seen == [0.0, 0.5, 1.0]
+        assert silent_since_s == [0.0, 0.5, 1.0]
 
-    def test_an_outage_of_both_upstreams_is_alive(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_outage_of_headscale_is_alive(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         world = World(monkeypatch, tmp_path)
         pod = Pod(world, tmp_path / "pod")
         world.headscale.faults.add(html(502), times=None)
-        for at in range(0, 3600, 7):
-            world.clock.schedule(at, lambda: alive.append(pod.watch.status.alive))
+        for elapsed_s in range(0, 3600, 7):
+            world.clock.schedule(elapsed_s, lambda: alive.append(pod.watch.status.alive))
         alive: list[bool] = []
         pod.run(3600)
         assert len(alive) == 515
         assert all(alive)
 
 
-def test_unknown_path(port: int) -> None:
+def test_response_to_an_unknown_path_lists_the_endpoints(port: int) -> None:
     answer = get(port, "/")
     assert answer.status_code == 404
     assert all(path in answer.text for path in ENDPOINTS)
 
 
-def test_a_query_changes_nothing(port: int) -> None:
+def test_query_is_ignored(port: int) -> None:
     assert get(port, "/livez?verbose").json() == {"alive": True}
 
 
-def test_head_requests_have_no_body(port: int) -> None:
+def test_response_to_a_head_request_has_no_body(port: int) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
         connection.request("HEAD", "/readyz")
         answer = connection.getresponse()
@@ -282,13 +284,13 @@ def test_the_server_header_has_no_versions(port: int) -> None:
 
 
 def families(text: str) -> dict[str, Metric]:
-    """Return our metrics by their names without the prefix."""
+    """Return the program's metrics by their names, without the prefix."""
     prefix = "tailscale_lifecycle_"
     return {family.name.removeprefix(prefix): family for family in parse_text(text) if family.name.startswith(prefix)}
 
 
 def samples(port: int) -> dict[tuple[str, ...], float]:
-    """Return our samples by their name and label values."""
+    """Return the samples of the program's metrics by name and label values: the upstream comes before the outcome."""
     return {
         (
             sample.name.removeprefix("tailscale_lifecycle_"),
@@ -302,16 +304,14 @@ def samples(port: int) -> dict[tuple[str, ...], float]:
 @pytest.mark.parametrize(
     ("accept", "kind"),
     [
-        pytest.param("", "text/plain; version=0.0.4; charset=utf-8", id="none"),
-        pytest.param("*/*", "text/plain; version=0.0.4; charset=utf-8", id="any"),
+        pytest.param("", "text/plain; version=0.0.4; charset=utf-8", id="no header"),
+        pytest.param("*/*", "text/plain; version=0.0.4; charset=utf-8", id="any type"),
         pytest.param("text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8", id="text"),
-        pytest.param(
-            PROMETHEUS_ACCEPTS, "application/openmetrics-text; version=1.0.0; charset=utf-8", id="openmetrics"
-        ),
-        pytest.param("<<;;q=,", "text/plain; version=0.0.4; charset=utf-8", id="garbage"),
+        pytest.param(PROMETHEUS_ACCEPT, "application/openmetrics-text; version=1.0.0; charset=utf-8", id="Prometheus"),
+        pytest.param("<<;;q=,", "text/plain; version=0.0.4; charset=utf-8", id="malformed"),
     ],
 )
-def test_the_scraper_chooses_the_format(port: int, accept: str, kind: str) -> None:
+def test_format_of_the_metrics_depends_on_the_accept_header(port: int, accept: str, kind: str) -> None:
     answer = get(port, "/metrics", accept=accept)
     assert (answer.status_code, answer.headers["Content-Type"].partition("; escaping")[0]) == (200, kind)
     parse = parse_openmetrics if "openmetrics" in kind else parse_text
@@ -320,30 +320,30 @@ def test_the_scraper_chooses_the_format(port: int, accept: str, kind: str) -> No
 
 def test_every_metric_has_a_name_and_a_help_text(status: Status, port: int) -> None:
     set_status(status, node_expires_at=NOW, api_key_expires_at=NOW)
-    found = families(get(port, "/metrics").text)
+    metrics = families(get(port, "/metrics").text)
     # In the plain text format, an info metric is a gauge with this suffix.
-    assert {name.removesuffix("_info") for name in found} == set(METRICS)
-    assert all(family.documentation.endswith(".") for family in found.values())
-    assert all(family.type != "unknown" for family in found.values())
+    assert {name.removesuffix("_info") for name in metrics} == set(METRICS)
+    assert all(family.documentation.endswith(".") for family in metrics.values())
+    assert all(family.type != "unknown" for family in metrics.values())
 
 
 def test_counters_start_at_zero(status: Status, port: int) -> None:
-    """So that `increase()` sees the first event."""
-    found = samples(port)
-    for service in ("Headscale", "Cloudflare", access.UPSTREAM):
-        assert found["retries_total", service] == 0
-        assert found["rate_limit_wait_seconds_total", service] == 0
-    for service in ("Headscale", "Cloudflare"):
-        assert found["last_success_timestamp_seconds", service] == 0
+    """In Prometheus, `increase()` does not count the first event of a counter that starts at 1."""
+    metrics = samples(port)
+    for upstream in ("Headscale", "Cloudflare", access.UPSTREAM):
+        assert metrics["retries_total", upstream] == 0
+        assert metrics["rate_limit_wait_seconds_total", upstream] == 0
+    for upstream in ("Headscale", "Cloudflare"):
+        assert metrics["last_success_timestamp_seconds", upstream] == 0
         for outcome in ("ok", "no_answer", "throttled", "server_error", "refused"):
-            assert found["requests_total", service, outcome] == 0
-    assert found["passes_total", "finished"] == found["passes_total", "failed"] == 0
-    assert found["build_info", lifecycle.__version__, "unknown"] == 1
-    assert ("api_key_expiration_timestamp_seconds",) not in found
-    assert ("node_expiration_timestamp_seconds",) not in found
+            assert metrics["requests_total", upstream, outcome] == 0
+    assert metrics["passes_total", "finished"] == metrics["passes_total", "failed"] == 0
+    assert metrics["build_info", lifecycle.__version__, "unknown"] == 1
+    assert ("api_key_expiration_timestamp_seconds",) not in metrics
+    assert ("node_expiration_timestamp_seconds",) not in metrics
 
 
-def test_metrics_count_what_happened(clock: Clock, status: Status, port: int) -> None:
+def test_metrics_have_the_values_of_the_status(clock: Clock, status: Status, port: int) -> None:
     status.count_request("Headscale", "ok")
     status.succeeded("Headscale")
     status.count_request("Cloudflare", "throttled")
@@ -356,73 +356,75 @@ def test_metrics_count_what_happened(clock: Clock, status: Status, port: int) ->
         node_expires_at=NOW + timedelta(days=30),
         api_key_expires_at=NOW + timedelta(days=90),
     )
-    found = samples(port)
-    assert found["requests_total", "Headscale", "ok"] == found["requests_total", "Cloudflare", "throttled"] == 1
-    assert found["retries_total", "Cloudflare"] == 1
-    assert found["rate_limit_wait_seconds_total", "Cloudflare"] == 12.5
-    assert found["last_success_timestamp_seconds", "Headscale"] == NOW.timestamp()
-    assert found["last_success_timestamp_seconds", "Cloudflare"] == 0
-    assert (found["pass_duration_seconds_count",], found["pass_duration_seconds_sum",]) == (1, 0.25)
-    assert found["build_info", lifecycle.__version__, "0.28.0"] == 1
-    assert found["node_registered",] == 1
-    assert found["node_expiration_timestamp_seconds",] == (NOW + timedelta(days=30)).timestamp()
-    assert found["api_key_expiration_timestamp_seconds",] == (NOW + timedelta(days=90)).timestamp()
+    metrics = samples(port)
+    assert metrics["requests_total", "Headscale", "ok"] == metrics["requests_total", "Cloudflare", "throttled"] == 1
+    assert metrics["retries_total", "Cloudflare"] == 1
+    assert metrics["rate_limit_wait_seconds_total", "Cloudflare"] == 12.5
+    assert metrics["last_success_timestamp_seconds", "Headscale"] == NOW.timestamp()
+    assert metrics["last_success_timestamp_seconds", "Cloudflare"] == 0
+    assert (metrics["pass_duration_seconds_count",], metrics["pass_duration_seconds_sum",]) == (1, 0.25)
+    assert metrics["build_info", lifecycle.__version__, "0.28.0"] == 1
+    assert metrics["node_registered",] == 1
+    assert metrics["node_expiration_timestamp_seconds",] == (NOW + timedelta(days=30)).timestamp()
+    assert metrics["api_key_expiration_timestamp_seconds",] == (NOW + timedelta(days=90)).timestamp()
 
 
 def test_process_metrics_have_their_standard_names(port: int) -> None:
-    found = {family.name for family in parse_text(get(port, "/metrics").text)}
-    assert {"process_start_time_seconds", "process_resident_memory_bytes", "process_open_fds"} <= found
+    names_of_metrics = {family.name for family in parse_text(get(port, "/metrics").text)}
+    assert {"process_start_time_seconds", "process_resident_memory_bytes", "process_open_fds"} <= names_of_metrics
 
 
-def test_a_long_version_is_cut(status: Status, port: int) -> None:
+def test_long_headscale_version_is_truncated(status: Status, port: int) -> None:
     set_status(status, headscale_version="0.28.0-" + "x" * 100_000)
     (family,) = (family for name, family in families(get(port, "/metrics").text).items() if name.startswith("build"))
     assert len(family.samples[0].labels["headscale"]) == 64
 
 
 def test_metrics_have_known_labels_and_no_secrets(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_server: StartServer
 ) -> None:
-    """This is so even after hours of failures of all kinds."""
+    """The pod runs for hours with failures of all kinds."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
-    port = served(pod.watch.status)
-    said = ""
+    port = start_server(pod.watch.status)
+    responses = ""
 
-    def ask() -> None:
-        nonlocal said
+    def request_all() -> None:
+        nonlocal responses
         for path in ("/livez", "/readyz", "/nodez", "/metrics", "/other"):
-            said += get(port, path).text
+            responses += get(port, path).text
 
     pod.run(60)
-    ask()
+    request_all()
     for fault in (html(404), html(502), too_many_requests(7), too_many_requests()):
         for simulator in (world.headscale, world.cloudflare):
             simulator.faults.add(fault, times=5)
             pod.run(900)
-            ask()
+            request_all()
     world.headscale.rotate_api_key()
     world.cloudflare.set_token()
     pod.run(900)
-    ask()
+    request_all()
     world.headscale.delete_node(pod.node_id)
     pod.run(900)
-    ask()
+    request_all()
 
     for name, family in families(get(port, "/metrics").text).items():
-        known = METRICS[name.removesuffix("_info")]
+        labels = METRICS[name.removesuffix("_info")]
         for sample in family.samples:
-            assert sample.labels.keys() == known.keys()
-            assert all(known[label] is None or value in (known[label] or ()) for label, value in sample.labels.items())
+            assert sample.labels.keys() == labels.keys()
+            for label, value in sample.labels.items():
+                possible_values = labels[label]
+                assert possible_values is None or value in possible_values
     secrets = [*world.headscale.secrets(), *world.cloudflare.secrets(), pod.key]
     assert len(secrets) > 5
-    assert not [secret for secret in secrets if secret in said]
+    assert not [secret for secret in secrets if secret in responses]
 
 
-def test_an_html_page_is_not_a_success(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A proxy can respond with 200 too."""
+def test_html_page_does_not_count_as_a_successful_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A proxy can send one with status 200."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -435,18 +437,11 @@ def test_an_html_page_is_not_a_success(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert pod.watch.status.succeeded_at == before
 
 
-# --- Clients cannot harm the loop --------------------------------------------------------------------------
+# --- Misbehaving clients ----------------------------------------------------------------------------
 
 
 def serving_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
-
-
-def silent_clients(stack: ExitStack, port: int, number: int, request_data: bytes) -> None:
-    """Open connections that send these bytes and then wait."""
-    for _ in range(number):
-        client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
-        client.sendall(request_data)
 
 
 @pytest.mark.parametrize(
@@ -458,30 +453,34 @@ def silent_clients(stack: ExitStack, port: int, number: int, request_data: bytes
         pytest.param(b"GET /metrics HTTP/1.1\r\n\r\n", id="response not read"),
     ],
 )
-def test_slow_clients_do_not_block_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, served: Port, request_data: bytes
+def test_clients_that_send_nothing_more_do_not_block_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_server: StartServer, request_data: bytes
 ) -> None:
-    """A hundred of them use a few threads and delay no pass."""
+    """A hundred of them make no pass fail, and occupy at most 16 threads."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
-    port = served(pod.watch.status)
+    port = start_server(pod.watch.status)
     with ExitStack() as stack:
-        silent_clients(stack, port, 100, request_data)
+        for _ in range(100):
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            client.sendall(request_data)
         pod.run(60)
-        assert pod.watch.status.passes == {"finished": pod.watch.status.passes["finished"], "failed": 0}
+        assert pod.watch.status.passes["finished"] > 0
+        assert pod.watch.status.passes["failed"] == 0
         for path in ("/livez", "/nodez", "/metrics"):
             assert get(port, path).status_code == 200
-        eventually(lambda: len(serving_threads()) <= 16, "the oldest clients to be hung up on")
-    eventually(lambda: not serving_threads(), "all to be gone")
+        eventually(lambda: len(serving_threads()) <= 16, "the oldest clients to be disconnected")
+    eventually(lambda: not serving_threads(), "all clients to be disconnected")
 
 
-def test_disconnected_clients_are_not_logged(port: int, capfd: pytest.CaptureFixture[str], events: list[Any]) -> None:
+def test_connection_resets_are_not_logged(port: int, capfd: pytest.CaptureFixture[str], events: list[Any]) -> None:
     for request_data in (b"", b"GET", b"GET /metrics HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            # With a linger time of 0, closing the socket resets the connection.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sendall(request_data)
-    eventually(lambda: not serving_threads(), "all to be gone")
+    eventually(lambda: not serving_threads(), "all clients to be disconnected")
     assert get(port, "/livez").status_code == 200
     assert capfd.readouterr() == ("", "")
     assert events == []
@@ -508,25 +507,25 @@ def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_bug_keeps_its_traceback(
-    status: Status, served: Port, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_exception_of_a_bug_reaches_the_exception_hook(
+    status: Status, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server keeps serving requests."""
-    seen: list[Any] = []
-    monkeypatch.setattr(threading, "excepthook", seen.append)
-    port = served(status)
+    """The server continues with other requests."""
+    exceptions: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", exceptions.append)
+    port = start_server(status)
     set_status(status, addresses=1)
     with pytest.raises(httpx.RemoteProtocolError):
         get(port, "/readyz")
     assert get(port, "/livez").status_code == 200
-    eventually(lambda: seen, "the traceback")
-    assert seen[0].exc_type is TypeError
+    eventually(lambda: exceptions, "the exception")
+    assert exceptions[0].exc_type is TypeError
 
 
-# --- Where it listens -------------------------------------------------------------------------------
+# --- Addresses and ports ----------------------------------------------------------------------------
 
 
-def reachable(port: int, host: str) -> bool:
+def is_reachable(port: int, host: str) -> bool:
     try:
         socket.create_connection((host, port), timeout=30).close()
     except ConnectionRefusedError:
@@ -537,16 +536,16 @@ def reachable(port: int, host: str) -> bool:
 @pytest.mark.parametrize(
     ("address", "ipv4", "ipv6"),
     [
-        pytest.param(None, True, True, id="everywhere"),
-        pytest.param("127.0.0.1", True, False, id="ipv4"),
-        pytest.param("::1", False, True, id="ipv6"),
+        pytest.param(None, True, True, id="all addresses"),
+        pytest.param("127.0.0.1", True, False, id="IPv4"),
+        pytest.param("::1", False, True, id="IPv6"),
     ],
 )
-def test_listens_at_the_configured_address(
-    status: Status, served: Port, address: str | None, ipv4: bool, ipv6: bool
+def test_server_listens_at_the_configured_address(
+    status: Status, start_server: StartServer, address: str | None, ipv4: bool, ipv6: bool
 ) -> None:
-    port = served(status, address)
-    assert (reachable(port, "127.0.0.1"), reachable(port, "::1")) == (ipv4, ipv6)
+    port = start_server(status, address)
+    assert (is_reachable(port, "127.0.0.1"), is_reachable(port, "::1")) == (ipv4, ipv6)
 
 
 def test_port_zero_disables_the_server(status: Status, events: list[Any]) -> None:
@@ -556,10 +555,10 @@ def test_port_zero_disables_the_server(status: Status, events: list[Any]) -> Non
 
 
 @pytest.mark.parametrize("address", [None, "127.0.0.1"])
-def test_a_port_in_use_is_one_error(status: Status, events: list[Any], address: str | None) -> None:
-    """The containers of a pod share their ports."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        close = serve(status, address=address, port=taken.getsockname()[1])
+def test_port_in_use_is_logged_as_an_error(status: Status, events: list[Any], address: str | None) -> None:
+    """Another container of the pod can use the port."""
+    with socket.create_server(("127.0.0.1", 0)) as other_server:
+        close = serve(status, address=address, port=other_server.getsockname()[1])
         close()
     (error,) = events
     assert (error["event"], error["log_level"]) == ("health_port.unavailable", "error")
@@ -568,18 +567,20 @@ def test_a_port_in_use_is_one_error(status: Status, events: list[Any], address: 
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "no such address", "300.1.1.1"])
-def test_a_foreign_address_is_one_error(status: Status, events: list[Any], address: str) -> None:
+def test_address_that_the_pod_does_not_have_is_logged_as_an_error(
+    status: Status, events: list[Any], address: str
+) -> None:
     serve(status, address=address, port=free_ports(1)[0])()
     assert names(events) == ["health_port.unavailable"]
 
 
-def test_a_closed_port_can_be_used_again(status: Status) -> None:
+def test_closed_port_can_be_used_again(status: Status) -> None:
     (port,) = free_ports(1)
     for _ in range(2):
         close = serve(status, address="127.0.0.1", port=port)
         assert get(port, "/livez").status_code == 200
         close()
-        assert not reachable(port, "127.0.0.1")
+        assert not is_reachable(port, "127.0.0.1")
 
 
 # --- The process ------------------------------------------------------------------------------------
@@ -587,17 +588,17 @@ def test_a_closed_port_can_be_used_again(status: Status) -> None:
 
 @pytest.fixture
 def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Start dns-watch without reachable upstreams, and return the path of its log."""
-    started: list[subprocess.Popen[bytes]] = []
+    """Return a function that starts dns-watch without reachable upstreams, and returns the path of its log."""
+    processes: list[subprocess.Popen[bytes]] = []
 
     def start(**variables: str) -> Path:
         log = tmp_path / "log"
-        (unused,) = free_ports(1)
+        (unused_port,) = free_ports(1)
         environment = clean_environment | {
-            "HEADSCALE_URL": f"http://127.0.0.1:{unused}",
+            "HEADSCALE_URL": f"http://127.0.0.1:{unused_port}",
             "HEADSCALE_API_KEY": "key",
             "CLOUDFLARE_API_TOKEN": "token",
-            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{unused}/client/v4",
+            "CLOUDFLARE_API_URL": f"http://127.0.0.1:{unused_port}/client/v4",
             "DOMAIN_NAME": "example.com",
             "HOSTNAME": "grafana-0",
             "AUTHKEY_OUTPUT_PATH": str(tmp_path / "authkey"),
@@ -605,21 +606,14 @@ def dns_watch(clean_environment: dict[str, str], tmp_path: Path) -> Iterator[Cal
             "PYTHONPATH": str(Path(lifecycle.__file__).parent.parent),
             **variables,
         }
-        with log.open("wb") as out:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "lifecycle", "dns-watch"],
-                    env=environment,
-                    cwd=tmp_path,
-                    stdout=out,
-                    stderr=out,
-                )
-            )
+        command = [sys.executable, "-m", "lifecycle", "dns-watch"]
+        with log.open("wb") as output:
+            processes.append(subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=output, stderr=output))
         return log
 
     yield start
-    for process in started:
-        os.kill(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.terminate()
         assert process.wait(60) == 0
 
 
@@ -627,19 +621,18 @@ def events_of(log: Path) -> list[Any]:
     return [json.loads(line) for line in log.read_text().split("\n")[:-1]]
 
 
-def test_the_loop_continues_without_its_port(dns_watch: Callable[..., Path]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        log = dns_watch(HEALTH_PORT=str(taken.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
+def test_dns_watch_runs_although_its_health_port_is_in_use(dns_watch: Callable[..., Path]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other_server:
+        log = dns_watch(HEALTH_PORT=str(other_server.getsockname()[1]), HEALTH_ADDRESS="127.0.0.1")
         eventually(lambda: len(named(events_of(log), "pass.failed")) >= 2, "two passes")
     assert len(named(events_of(log), "health_port.unavailable")) == 1
 
 
-def test_the_process_serves_the_configured_address(dns_watch: Callable[..., Path]) -> None:
-    """This holds even if no upstream is reachable."""
+def test_dns_watch_serves_its_health_port_without_reachable_upstreams(dns_watch: Callable[..., Path]) -> None:
     (port,) = free_ports(1)
     log = dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
-    eventually(lambda: reachable(port, "127.0.0.1"), "the port")
-    assert not reachable(port, "::1")
+    eventually(lambda: is_reachable(port, "127.0.0.1"), "the port")
+    assert not is_reachable(port, "::1")
     assert get(port, "/livez").json() == {"alive": True}
     eventually(lambda: "HEADSCALE_URL" in get(port, "/readyz").json()["reason"], "the reason")
     assert get(port, "/nodez").status_code == 200

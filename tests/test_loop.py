@@ -1,4 +1,4 @@
-"""The loop of passes."""
+"""The loop that repeats the passes of a command: when a pass starts, and what ends a wait or the loop."""
 
 from __future__ import annotations
 
@@ -10,120 +10,112 @@ import pytest
 from lifecycle.runtime.loop import repeat
 from tests.conftest import FakeStop
 
-MANY = 20
+MAX_PASSES = 20
 
 
 class Passes:
-    """Passes that return these waits; the last one repeats.
+    """A function that runs a simulated pass, and returns the wait after it.
 
     Args:
-        take_s: the duration of each pass.
+        waits_s: the wait after each pass; the last one repeats.
+        duration_s: the duration of each pass.
     """
 
-    def __init__(self, stop: FakeStop, *waits_s: float, take_s: float = 0.0) -> None:
+    def __init__(self, stop: FakeStop, *waits_s: float, duration_s: float = 0.0) -> None:
         self._stop = stop
         self._waits_s = waits_s
-        self._take_s = take_s
-        self.began_at: list[float] = []
-        self.ended_at: list[float] = []
+        self._duration_s = duration_s
+        self.started_at: list[float] = []
 
     def __call__(self) -> float:
-        self.began_at.append(self._stop.now)
-        if len(self.began_at) > MANY:
+        self.started_at.append(self._stop.now)
+        if len(self.started_at) > MAX_PASSES:
             pytest.fail("the loop does not wait")
-        self._stop.now += self._take_s
-        self.ended_at.append(self._stop.now)
-        return self._waits_s[min(len(self.began_at), len(self._waits_s)) - 1]
+        self._stop.now += self._duration_s
+        return self._waits_s[min(len(self.started_at), len(self._waits_s)) - 1]
 
 
-def never() -> bool:
-    return False
+def run(
+    one_pass: Callable[[], float],
+    stop: FakeStop,
+    *,
+    wake: Callable[[], bool] = lambda: False,
+    finished: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the loop with pauses of at most a second."""
+    repeat(
+        one_pass,
+        stop=stop,
+        wake=wake,
+        pause=lambda seconds: stop.wait(min(seconds, 1.0)),
+        monotonic=stop.monotonic,
+        finished=finished,
+    )
 
 
 def returning(*values: bool) -> Callable[[], bool]:
     """Return a function that returns these values, and then False."""
-    left = list(values)
-    return lambda: left.pop(0) if left else False
+    remaining = list(values)
+    return lambda: remaining.pop(0) if remaining else False
 
 
-def ticking(stop: FakeStop) -> Callable[[float], object]:
-    """Return a pause that ends at least once a second."""
-    return lambda seconds: stop.wait(min(seconds, 1.0))
+@pytest.mark.parametrize(
+    "waits_s", [pytest.param([3.0] * 4, id="constant"), pytest.param([1.0, 2.0, 4.0, 1.0], id="varying")]
+)
+def test_each_pass_determines_the_wait_after_it(waits_s: list[float]) -> None:
+    stop = FakeStop(after=int(sum(waits_s)) + 1)
+    passes = Passes(stop, *waits_s)
 
+    run(passes, stop)
 
-def test_passes_follow_at_the_returned_interval() -> None:
-    stop = FakeStop(after=12)
-    passes = Passes(stop, 3.0)
-
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
-
-    assert passes.began_at == [0.0, 3.0, 6.0, 9.0]
-
-
-def test_each_pass_determines_its_wait() -> None:
-    stop = FakeStop(after=7)
-    passes = Passes(stop, 1.0, 4.0, 2.0)
-
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
-
-    assert passes.began_at == [0.0, 1.0, 5.0]
+    assert [later - earlier for earlier, later in pairwise(passes.started_at)] == waits_s
 
 
 def test_wait_begins_at_the_end_of_the_pass() -> None:
     """A Retry-After counts from the response."""
     stop = FakeStop(after=10)
-    passes = Passes(stop, 5.0, take_s=10.0)
+    passes = Passes(stop, 5.0, duration_s=10.0)
 
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+    run(passes, stop)
 
-    assert passes.began_at == [0.0, 15.0]
-    assert passes.began_at[1] - passes.ended_at[0] == 5.0
+    assert passes.started_at == [0.0, 15.0]
 
 
-@pytest.mark.parametrize("wait_s", [pytest.param(0.0, id="none"), pytest.param(-1.0, id="overdue")])
-def test_pass_without_a_wait(wait_s: float) -> None:
+@pytest.mark.parametrize("wait_s", [0.0, -1.0])
+def test_next_pass_starts_immediately_without_a_wait(wait_s: float) -> None:
     stop = FakeStop(after=3)
     passes = Passes(stop, wait_s, wait_s, 3.0)
 
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+    run(passes, stop)
 
-    assert passes.began_at == [0.0, 0.0, 0.0]
+    assert passes.started_at == [0.0, 0.0, 0.0]
 
 
-def test_a_pause_that_ends_early_is_continued() -> None:
+def test_pauses_are_repeated_until_the_wait_is_over() -> None:
     stop = FakeStop(after=3)
 
-    repeat(Passes(stop, 2.5), stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+    run(Passes(stop, 2.5), stop)
 
     assert stop.waits == [1.0, 1.0, 0.5]
 
 
-def test_wake_ends_the_wait() -> None:
-    stop = FakeStop(after=4)
-    passes = Passes(stop, 60.0)
-
-    repeat(passes, stop=stop, wake=returning(False, False, True), pause=ticking(stop), monotonic=stop.monotonic)
-
-    assert passes.began_at == [0.0, 2.0]
-
-
-def test_wake_ends_one_wait_only() -> None:
+def test_wake_ends_one_wait() -> None:
     stop = FakeStop(after=5)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=returning(True), pause=ticking(stop), monotonic=stop.monotonic)
+    run(passes, stop, wake=returning(False, False, True))
 
-    assert passes.began_at == [0.0, 0.0]
+    assert passes.started_at == [0.0, 2.0]
     assert stop.waits == [1.0] * 5
 
 
-def test_stop_ends_the_wait() -> None:
+def test_stop_ends_the_wait_and_the_loop() -> None:
     stop = FakeStop(after=2)
     passes = Passes(stop, 60.0)
 
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+    run(passes, stop)
 
-    assert len(passes.began_at) == 1
+    assert len(passes.started_at) == 1
     assert stop.waits == [1.0, 1.0]
 
 
@@ -134,13 +126,7 @@ def test_stop_during_a_pass_ends_the_loop() -> None:
         stop.set()
         return 60.0
 
-    repeat(
-        one_pass,
-        stop=stop,
-        wake=lambda: pytest.fail("called after the stop"),
-        pause=ticking(stop),
-        monotonic=stop.monotonic,
-    )
+    run(one_pass, stop, wake=lambda: pytest.fail("called after the stop"))
 
     assert stop.waits == []
 
@@ -149,26 +135,19 @@ def test_stop_before_the_first_pass_ends_the_loop() -> None:
     stop = FakeStop()
     stop.set()
 
-    repeat(lambda: pytest.fail("no pass"), stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+    run(lambda: pytest.fail("a pass started"), stop)
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_loop_ends_when_finished(after: int) -> None:
-    """Without a wait, for `--once`."""
+@pytest.mark.parametrize("passes_to_run", [1, 3])
+def test_finished_ends_the_loop_without_a_wait(passes_to_run: int) -> None:
+    """`dns-watch --once` uses it."""
     stop = FakeStop()
     passes = Passes(stop, 1.0)
 
-    repeat(
-        passes,
-        stop=stop,
-        wake=never,
-        pause=ticking(stop),
-        monotonic=stop.monotonic,
-        finished=lambda: len(passes.began_at) == after,
-    )
+    run(passes, stop, finished=lambda: len(passes.started_at) == passes_to_run)
 
-    assert len(passes.began_at) == after
-    assert len(stop.waits) == after - 1
+    assert len(passes.started_at) == passes_to_run
+    assert len(stop.waits) == passes_to_run - 1
 
 
 def test_exception_ends_the_loop() -> None:
@@ -178,16 +157,6 @@ def test_exception_ends_the_loop() -> None:
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        repeat(one_pass, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
+        run(one_pass, stop)
 
     assert stop.waits == []
-
-
-def test_intervals_may_differ() -> None:
-    """As after failures and a recovery."""
-    stop = FakeStop(after=9)
-    passes = Passes(stop, 1.0, 2.0, 4.0, 1.0)
-
-    repeat(passes, stop=stop, wake=never, pause=ticking(stop), monotonic=stop.monotonic)
-
-    assert [later - earlier for earlier, later in pairwise(passes.began_at)] == [1.0, 2.0, 4.0, 1.0]
