@@ -1,4 +1,7 @@
-"""The VPN address of this pod, from real interfaces."""
+"""The addresses of the VPN interface and the events about their changes, with real interfaces in a network namespace.
+
+Each test runs a Python program in a new process, because a process cannot leave the namespace that it has created.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,43 +20,43 @@ from typing import Any
 import pytest
 
 from lifecycle.clients.interface import InterfaceEvents, interface_addresses
-from lifecycle.domain.model import IpAddress
 from tests.conftest import FakeStop
 
-# Creates a network namespace that ends with the process, and runs `ip` in it.
-NAMESPACE = """
+# The start of each program: it creates a network namespace, which ends with the process, and a function that runs `ip`.
+# The command "create" adds an interface.
+CREATE_NAMESPACE = """
 import ctypes, json, os, subprocess, sys
 
 CLONE_NEWNET = 0x40000000
-# tailscale creates a tunnel; not every machine has every kind of interface.
-KINDS = [
+# tailscaled creates a tunnel. Not every machine supports every type of interface.
+TYPES = [
     ["tuntap", "add", "dev", "NAME", "mode", "tun"],
     ["link", "add", "NAME", "type", "dummy"],
     ["link", "add", "NAME", "type", "bridge"],
 ]
 
-def refused(reason):
-    print(json.dumps({"refused": reason}))
+def exit_with(error):
+    print(json.dumps({"error": error}))
     sys.exit()
 
 def ip(*arguments):
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     return done.stderr.strip() or "exit status" if done.returncode else ""
 
+def run(command, *arguments):
+    if command == "create":
+        errors = []
+        for words in TYPES:
+            errors.append(ip(*(word.replace("NAME", arguments[0]) for word in words)))
+            if not errors[-1]:
+                return
+        exit_with("; ".join(errors))
+    elif error := ip(command, *arguments):
+        exit_with(error)
+
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.unshare(CLONE_NEWNET) != 0:
-    refused(os.strerror(ctypes.get_errno()))
-def run(command, *arguments):
-    if command == "make":
-        reasons = []
-        for kind in KINDS:
-            reasons.append(ip(*(word.replace("NAME", arguments[0]) for word in kind)))
-            if not reasons[-1]:
-                break
-        else:
-            refused("; ".join(reasons))
-    elif reason := ip(command, *arguments):
-        refused(reason)
+    exit_with(os.strerror(ctypes.get_errno()))
 """
 
 PRINT_ADDRESSES = """
@@ -62,20 +65,20 @@ for command in json.loads(sys.argv[1]):
 
 from lifecycle.clients.interface import interface_addresses
 
-found = interface_addresses("tailscale0")
-print(json.dumps({"addresses": None if found is None else sorted(map(str, found))}))
+addresses = interface_addresses("tailscale0")
+print(json.dumps({"addresses": None if addresses is None else sorted(map(str, addresses))}))
 """
 
-# Counts the waits that an event ended: only those are followed by a pause.
-PRINT_WOKEN = """
+# Counts the waits that an event has ended, after each of three waits. Only after an event, `wait` calls `Stop.wait`.
+COUNT_EVENTS = """
 from lifecycle.clients.interface import InterfaceEvents
 from lifecycle.runtime.stop import StopEvent
 
 class Stop(StopEvent):
-    pauses = 0
+    waits_ended = 0
 
     def wait(self, timeout=None):
-        self.pauses += 1
+        self.waits_ended += 1
 
 before, during = json.loads(sys.argv[1])
 run("link", "set", "lo", "up")
@@ -83,60 +86,73 @@ for command in before:
     run(*command)
 stop = Stop()
 events = InterfaceEvents(stop)
-woken = []
+waits_ended = []
 for command in during:
     run(*command)
 for _ in range(2):
     events.wait(0, is_settled=True)
-    woken.append(stop.pauses)
+    waits_ended.append(stop.waits_ended)
 stop.set()
 events.wait(3600, is_settled=True)
-woken.append(stop.pauses)
-print(json.dumps({"woken": woken}))
+waits_ended.append(stop.waits_ended)
+print(json.dumps({"waits_ended": waits_ended}))
 """
 
 # A process that does not end within this time hangs, however slow the machine is.
 HANGS_AFTER_S = 120
 
 V4, V6 = "100.64.0.5", "fd7a:115c:a1e0::5"
-MAKE = ["make", "tailscale0"]
+CREATE = ["create", "tailscale0"]
 UP = ["link", "set", "tailscale0", "up"]
+# The kernel assigns no link-local address.
+NO_LINK_LOCAL = ["link", "set", "tailscale0", "addrgenmode", "none"]
+# A new IPv6 address can be used immediately, without duplicate address detection.
+NO_DAD = "nodad"
+
+RunInNamespace = Callable[[str, Any], Any]
 
 
-def address(text: str, *more: str) -> list[str]:
-    return ["address", "add", text, "dev", "tailscale0", *more]
+def add_address(address: str, *options: str, interface: str = "tailscale0") -> list[str]:
+    return ["address", "add", address, "dev", interface, *options]
 
 
-def in_a_namespace(program: str, argument: Any, *, cwd: Path, env: dict[str, str]) -> Any:
-    """Run a program in a network namespace of its own, and return the JSON that it prints."""
-    if os.geteuid() != 0 or shutil.which("ip", path=env["PATH"]) is None:
-        pytest.skip("needs to be root, and `ip` of iproute2, to make an interface")
-    done = subprocess.run(
-        [sys.executable, "-c", NAMESPACE + program, json.dumps(argument)],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=env,
-        timeout=HANGS_AFTER_S,
-    )
-    seen = json.loads(done.stdout)
-    if "refused" in seen:
-        pytest.skip(f"interfaces cannot be created on this machine ({seen['refused']}); run as root with CAP_NET_ADMIN")
-    return seen
+@pytest.fixture
+def run_in_namespace(repository: Path, clean_environment: dict[str, str]) -> RunInNamespace:
+    """Return a function that runs a program in a new network namespace, and returns the JSON that it prints."""
+
+    def run(program: str, argument: Any) -> Any:
+        if os.geteuid() != 0 or shutil.which("ip", path=clean_environment["PATH"]) is None:
+            pytest.skip("needs to be root, and `ip` of iproute2, to create an interface")
+        done = subprocess.run(
+            [sys.executable, "-c", CREATE_NAMESPACE + program, json.dumps(argument)],
+            check=True,
+            capture_output=True,
+            text=True,
+            cwd=repository,
+            env=clean_environment,
+            timeout=HANGS_AFTER_S,
+        )
+        output = json.loads(done.stdout)
+        if "error" in output:
+            pytest.skip(f"this machine cannot create interfaces ({output['error']}); run as root with CAP_NET_ADMIN")
+        return output
+
+    return run
 
 
-def test_an_existing_interface_has_its_addresses() -> None:
-    found = interface_addresses("lo")
+def test_addresses_of_an_existing_interface_are_returned() -> None:
+    """They are values, because an IPv6 address has many spellings."""
+    addresses = interface_addresses("lo")
 
-    assert found is not None
-    assert ip_address("127.0.0.1") in found
+    assert addresses is not None
+    assert ip_address("127.0.0.1") in addresses
+    assert {address.version for address in addresses} <= {4, 6}
 
 
 @pytest.mark.parametrize(
     "name", ["nosuch0", "", "l", "lo0", "LO", "lo ", "127.0.0.1", "a-name-longer-than-any-interface"]
 )
-def test_a_missing_interface_differs_from_one_without_addresses(name: str) -> None:
+def test_missing_interface_has_none_instead_of_addresses(name: str) -> None:
     assert interface_addresses(name) is None
 
 
@@ -144,73 +160,51 @@ def test_a_missing_interface_differs_from_one_without_addresses(name: str) -> No
     ("commands", "expected"),
     [
         pytest.param([], None, id="missing"),
-        pytest.param([MAKE], [], id="down"),
-        pytest.param([MAKE, ["link", "set", "tailscale0", "addrgenmode", "none"], UP], [], id="up without an address"),
-        pytest.param([MAKE, address(f"{V4}/32")], [V4], id="IPv4"),
+        pytest.param([CREATE], [], id="down"),
+        pytest.param([CREATE, NO_LINK_LOCAL, UP], [], id="up without an address"),
+        pytest.param([CREATE, add_address(f"{V4}/32")], [V4], id="IPv4"),
         pytest.param(
-            [MAKE, address(f"{V4}/32"), address("100.64.0.6/32")], [V4, "100.64.0.6"], id="two IPv4 addresses"
+            [CREATE, add_address(f"{V4}/32"), add_address("100.64.0.6/32")], [V4, "100.64.0.6"], id="two IPv4 addresses"
         ),
         pytest.param(
             [
-                MAKE,
-                ["link", "set", "tailscale0", "addrgenmode", "none"],
+                CREATE,
+                NO_LINK_LOCAL,
                 UP,
-                address(f"{V4}/32"),
-                address(f"{V6}/128", "nodad"),
-                address("fe80::1/64", "nodad"),
+                add_address(f"{V4}/32"),
+                add_address(f"{V6}/128", NO_DAD),
+                add_address("fe80::1/64", NO_DAD),
             ],
             [V4, V6, "fe80::1"],
             id="both families and link-local",
         ),
         pytest.param(
-            [
-                ["make", "tailscale01"],
-                ["address", "add", f"{V4}/32", "dev", "tailscale01"],
-            ],
+            [["create", "tailscale01"], add_address(f"{V4}/32", interface="tailscale01")],
             None,
-            id="longer name",
+            id="only an interface with a longer name",
         ),
         pytest.param(
             [
-                MAKE,
-                ["make", "eth0"],
-                ["address", "add", "10.0.0.1/24", "dev", "eth0"],
-                address(f"{V4}/32"),
+                CREATE,
+                add_address(f"{V4}/32"),
+                ["create", "eth0"],
+                add_address("10.0.0.1/24", interface="eth0"),
+                ["create", "tailscale01"],
+                add_address("100.64.0.6/32", interface="tailscale01"),
             ],
             [V4],
             id="other interfaces",
         ),
-        pytest.param(
-            [
-                MAKE,
-                address(f"{V4}/32"),
-                ["make", "tailscale01"],
-                ["address", "add", "100.64.0.6/32", "dev", "tailscale01"],
-            ],
-            [V4],
-            id="interface with a longer name",
-        ),
-        pytest.param([MAKE, address(f"{V4}/32"), ["link", "delete", "tailscale0"]], None, id="deleted"),
-        pytest.param([MAKE, address(f"{V4}/32"), ["address", "flush", "dev", "tailscale0"]], [], id="flushed"),
+        pytest.param([CREATE, add_address(f"{V4}/32"), ["link", "delete", "tailscale0"]], None, id="deleted"),
+        pytest.param([CREATE, add_address(f"{V4}/32"), ["address", "flush", "dev", "tailscale0"]], [], id="flushed"),
     ],
 )
 def test_addresses_of_a_tunnel(
-    repository: Path,
-    clean_environment: dict[str, str],
-    commands: Sequence[Sequence[str]],
-    expected: list[str] | None,
+    run_in_namespace: RunInNamespace, commands: Sequence[Sequence[str]], expected: list[str] | None
 ) -> None:
-    seen = in_a_namespace(PRINT_ADDRESSES, commands, cwd=repository, env=clean_environment)
+    output = run_in_namespace(PRINT_ADDRESSES, commands)
 
-    assert seen["addresses"] == (None if expected is None else sorted(expected))
-
-
-def test_addresses_are_not_text() -> None:
-    """IPv6 addresses have many spellings."""
-    found: Sequence[IpAddress] = interface_addresses("lo") or ()
-
-    assert {one.version for one in found} <= {4, 6}
-    assert all(one == ip_address(str(one)) for one in found)
+    assert output["addresses"] == (None if expected is None else sorted(expected))
 
 
 # --- Events -----------------------------------------------------------------------------------------------
@@ -219,25 +213,31 @@ def test_addresses_are_not_text() -> None:
 @pytest.mark.parametrize(
     ("before", "during"),
     [
-        pytest.param([], [MAKE], id="new interface"),
-        pytest.param([MAKE], [address(f"{V4}/32")], id="IPv4 address"),
-        pytest.param([MAKE, UP], [address(f"{V6}/128", "nodad")], id="IPv6 address"),
-        pytest.param([MAKE, address(f"{V4}/32")], [["address", "flush", "dev", "tailscale0"]], id="address removed"),
-        pytest.param([MAKE], [["link", "delete", "tailscale0"]], id="interface deleted"),
-        pytest.param([], [["address", "add", f"127.0.1.{n}", "dev", "lo"] for n in range(20)], id="flood"),
+        pytest.param([], [CREATE], id="new interface"),
+        pytest.param([CREATE], [add_address(f"{V4}/32")], id="new IPv4 address"),
+        pytest.param([CREATE, UP], [add_address(f"{V6}/128", NO_DAD)], id="new IPv6 address"),
+        pytest.param(
+            [CREATE, add_address(f"{V4}/32")], [["address", "flush", "dev", "tailscale0"]], id="address removed"
+        ),
+        pytest.param([CREATE], [["link", "delete", "tailscale0"]], id="interface deleted"),
+        pytest.param([], [add_address(f"127.0.1.{n}", interface="lo") for n in range(20)], id="twenty new addresses"),
     ],
 )
-def test_a_change_ends_one_wait(
-    repository: Path, clean_environment: dict[str, str], before: list[list[str]], during: list[list[str]]
+def test_change_ends_exactly_one_wait(
+    run_in_namespace: RunInNamespace, before: list[list[str]], during: list[list[str]]
 ) -> None:
-    """However many messages the kernel sent about it."""
-    seen = in_a_namespace(PRINT_WOKEN, [before, during], cwd=repository, env=clean_environment)
+    """The kernel can send several messages about one change."""
+    output = run_in_namespace(COUNT_EVENTS, [before, during])
 
-    assert seen["woken"] == [1, 1, 1]
+    assert output["waits_ended"] == [1, 1, 1]
 
 
-class Unusable(socket.socket):
-    """A netlink socket whose calls fail."""
+class FailingSocket(socket.socket):
+    """A netlink socket of which one method fails.
+
+    Attributes:
+        failing: the name of that method.
+    """
 
     failing = ""
 
@@ -254,38 +254,38 @@ class Unusable(socket.socket):
             raise PermissionError
 
 
-class WokenStop(FakeStop):
-    """A stop whose waits are ended by the socket."""
+class ReadableStop(FakeStop):
+    """A stop event for which the socket always has data."""
 
-    received = 0
+    times_readable = 0
 
     def wait_readable(self, _socket: socket.socket, _timeout_s: float) -> bool:
-        self.received += 1
+        self.times_readable += 1
         return True
 
 
 @pytest.mark.parametrize("failing", ["socket", "bind", "recv"])
-def test_the_interface_is_polled_if_events_are_refused(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    """As by gVisor or a seccomp profile."""
-    monkeypatch.setattr(Unusable, "failing", failing)
+def test_interface_is_polled_if_the_subscription_fails(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """gVisor and seccomp profiles can refuse these calls."""
+    monkeypatch.setattr(FailingSocket, "failing", failing)
     monkeypatch.setattr(socket, "AF_NETLINK", -1 if failing == "socket" else socket.AF_NETLINK)
-    monkeypatch.setattr(socket, "socket", Unusable)
-    stop = WokenStop()
+    monkeypatch.setattr(socket, "socket", FailingSocket)
+    stop = ReadableStop()
 
     with closing(InterfaceEvents(stop)) as events:
         for _ in range(2):
             events.wait(3600, is_settled=True)
 
     assert stop.waits[-1] == 1.0
-    assert stop.received == (failing == "recv")
+    assert stop.times_readable == (failing == "recv")
 
 
-@pytest.mark.parametrize(("is_settled", "expected"), [(False, 1.0), (True, 60.0)])
-def test_a_lost_event_only_delays(is_settled: bool, expected: float) -> None:
-    """The interface is read once a minute, and every second while the pod starts."""
+@pytest.mark.parametrize(("is_settled", "expected_s"), [(False, 1.0), (True, 60.0)])
+def test_wait_without_an_event_ends_after_a_second_or_a_minute(is_settled: bool, expected_s: float) -> None:
+    """The kernel drops messages if the socket's buffer is full."""
     stop = FakeStop()
 
     with closing(InterfaceEvents(stop)) as events:
         events.wait(3600, is_settled=is_settled)
 
-    assert stop.waits == [expected]
+    assert stop.waits == [expected_s]

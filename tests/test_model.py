@@ -1,4 +1,4 @@
-"""The properties of users, nodes, keys and records."""
+"""Users, nodes, pre-auth keys and records: when two are the same, valid or different."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ KEY = PreAuthKey("7", SVC, frozenset(), reusable=False, ephemeral=False, used=Fa
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        pytest.param(User("1", "svc"), User("1", "svc"), True, id="both"),
-        pytest.param(User("1", "svc"), User("1", "renamed"), True, id="by-id"),
-        pytest.param(User("1", "svc"), User("2", "svc"), False, id="id-before-name"),
-        pytest.param(User("1", "svc"), User(None, "svc"), True, id="by-name-if-one-has-no-id"),
-        pytest.param(User("1", "svc"), User(None, "1"), False, id="name-that-equals-an-id"),
-        pytest.param(User(None, "svc"), User(None, "svc"), True, id="by-name"),
-        pytest.param(User(None, "svc"), User(None, "SVC"), False, id="other-case"),
-        pytest.param(User("1", "svc"), User(None, "ann"), False, id="other-name"),
+        pytest.param(User("1", "svc"), User("1", "svc"), True, id="same-id-and-name"),
+        pytest.param(User("1", "svc"), User("1", "renamed"), True, id="same-id-and-other-name"),
+        pytest.param(User("1", "svc"), User("2", "svc"), False, id="other-id-and-same-name"),
+        pytest.param(User("1", "svc"), User(None, "svc"), True, id="one-id-and-same-name"),
+        pytest.param(User("1", "svc"), User(None, "ann"), False, id="one-id-and-other-name"),
+        pytest.param(User("1", "svc"), User(None, "1"), False, id="name-that-equals-the-id"),
+        pytest.param(User(None, "svc"), User(None, "svc"), True, id="no-ids-and-same-name"),
+        pytest.param(User(None, "svc"), User(None, "SVC"), False, id="no-ids-and-name-in-upper-case"),
     ],
 )
-def test_users_are_compared_by_id_or_name(one: User, other: User, same: bool) -> None:
+def test_users_are_compared_by_id_and_without_it_by_name(one: User, other: User, same: bool) -> None:
     assert one.is_same(other) is same
     assert other.is_same(one) is same
 
@@ -42,7 +42,7 @@ def test_users_are_compared_by_id_or_name(one: User, other: User, same: bool) ->
     ("expires_at", "expired"),
     [(None, False), (LATER, False), (NOW, True), (EXPIRED, True)],
 )
-def test_node_is_expired_at_the_moment_of_its_expiry(expires_at: datetime | None, expired: bool) -> None:
+def test_node_is_expired_from_the_moment_of_its_expiry(expires_at: datetime | None, expired: bool) -> None:
     assert replace(a_node(), expires_at=expires_at).is_expired(NOW) is expired
 
 
@@ -69,7 +69,7 @@ def test_only_a_created_key_has_a_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "differing"),
+    ("record", "differences"),
     [
         pytest.param(a_record(), {}, id="none"),
         pytest.param(a_record(content="100.64.0.2"), {"content": "100.64.0.1"}, id="content"),
@@ -85,8 +85,8 @@ def test_only_a_created_key_has_a_secret() -> None:
         ),
     ],
 )
-def test_only_differing_fields_are_changed(record: Record, differing: dict[str, object]) -> None:
-    assert a_spec().differences(record) == differing
+def test_differences_between_a_record_and_the_desired_one(record: Record, differences: dict[str, object]) -> None:
+    assert a_spec().differences(record) == differences
 
 
 @pytest.mark.parametrize("spelling", [V6, V6.upper(), "fd7a:115c:a1e0:0:0:0:0:1", "fd7a:115c:a1e0:0000::0001"])
@@ -95,17 +95,17 @@ def test_addresses_are_compared_by_value(spelling: str) -> None:
 
 
 @given(st.ip_addresses())
-def test_type_depends_on_the_address(address: object) -> None:
+def test_record_type_depends_on_the_address_family(address: object) -> None:
     spec = a_spec(str(address))
 
     assert spec.type == ("A" if ip_address(str(address)).version == 4 else "AAAA")
 
 
-def test_values_are_frozen() -> None:
+def test_values_are_immutable() -> None:
     for value, name in ((a_node(), "id"), (a_record(), "content"), (a_spec(), "ttl_s"), (SVC, "name"), (KEY, "used")):
         with pytest.raises(FrozenInstanceError):
             setattr(value, name, "x")
 
 
-def test_ids_are_ordered_as_numbers() -> None:
+def test_node_ids_are_ordered_as_numbers() -> None:
     assert a_node(10).sequence > a_node(9).sequence

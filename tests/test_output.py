@@ -1,4 +1,4 @@
-"""Lines of the log on pipes and disks that are full, stuck or gone."""
+"""Log lines are dropped and counted, and never block the program, if standard output is full or closed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 
 from lifecycle.runtime.output import LineOutput
 
-# A line that does not appear within this time is lost, however slow the machine is.
+# A line that is not written within this time is lost, however slow the machine is.
 FLUSH_S = 60.0
 
 
 class Pipe:
-    """A small pipe."""
+    """A pipe with a buffer of 4096 bytes, the minimum in Linux."""
 
     def __init__(self) -> None:
         self.reader, descriptor = os.pipe()
@@ -40,7 +40,7 @@ class Pipe:
         return written
 
     def read(self, size: int) -> bytes:
-        """Wait for this many bytes."""
+        """Return this many bytes, and wait for them if necessary."""
         received = b""
         while len(received) < size:
             received += os.read(self.reader, size - len(received))
@@ -68,22 +68,22 @@ def test_lines_are_written_in_order(pipe: Pipe) -> None:
     assert output.dropped == 0
 
 
-def test_full_pipe_blocks_nothing(pipe: Pipe) -> None:
-    """The lines that are queued are written when the reader continues; the others are counted."""
+def test_full_pipe_does_not_block(pipe: Pipe) -> None:
+    """A thousand lines are queued, and written when the reader continues. The other lines are dropped."""
     output = LineOutput(pipe.writer)
-    filled = pipe.fill()
+    bytes_before = pipe.fill()
 
     for number in range(1500):
         output.write_line(f"{number:04}")
     output.flush(0.0)
 
     assert output.dropped == 500
-    pipe.read(filled)
+    pipe.read(bytes_before)
     assert pipe.read(5000) == "".join(f"{number:04}\n" for number in range(1000)).encode()
     assert output.dropped == 500
 
 
-def test_pipe_without_a_reader_drops_lines(pipe: Pipe) -> None:
+def test_lines_are_dropped_if_the_pipe_has_no_reader(pipe: Pipe) -> None:
     output = LineOutput(pipe.writer)
     os.close(pipe.reader)
 
@@ -94,7 +94,7 @@ def test_pipe_without_a_reader_drops_lines(pipe: Pipe) -> None:
     assert output.dropped == 3
 
 
-def test_full_disk_drops_lines() -> None:
+def test_lines_are_dropped_if_the_disk_is_full() -> None:
     with Path("/dev/full").open("w") as disk:
         output = LineOutput(disk)
 
@@ -105,7 +105,8 @@ def test_full_disk_drops_lines() -> None:
     assert output.dropped == 3
 
 
-def test_closed_stream_drops_lines() -> None:
+def test_lines_are_dropped_if_standard_output_is_closed() -> None:
+    """Python sets `sys.stdout` to None then."""
     output = LineOutput(None)
 
     output.write_line("line")
@@ -114,8 +115,8 @@ def test_closed_stream_drops_lines() -> None:
     assert output.dropped == 1
 
 
-def test_non_blocking_pipe_loses_nothing(pipe: Pipe) -> None:
-    """Another process with the same pipe can make it non-blocking."""
+def test_line_is_written_completely_to_a_non_blocking_pipe(pipe: Pipe) -> None:
+    """Another process with the same pipe can make it non-blocking. The line is longer than the pipe's buffer."""
     output = LineOutput(pipe.writer)
     os.set_blocking(pipe.writer.fileno(), False)
     line = "y" * 20_000
@@ -127,8 +128,8 @@ def test_non_blocking_pipe_loses_nothing(pipe: Pipe) -> None:
     assert output.dropped == 0
 
 
-def test_line_after_a_partial_line_begins_anew(tmp_path: Path, repository: Path) -> None:
-    """The disk is full in the middle of a line, and later has space again."""
+def test_partial_line_is_ended_before_the_next_line(tmp_path: Path, repository: Path) -> None:
+    """The disk is full in the middle of a line, and later has space again. A limit of the file's size simulates it."""
     program = """
         import resource, sys
         from lifecycle.runtime.output import LineOutput
@@ -153,7 +154,7 @@ def test_line_after_a_partial_line_begins_anew(tmp_path: Path, repository: Path)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_any_character_can_be_written(tmp_path: Path, encoding: str) -> None:
+def test_characters_that_cannot_be_encoded_are_replaced(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "log"
     stream: TextIO
     with TextIOWrapper(file.open("wb"), encoding=encoding) as stream:
