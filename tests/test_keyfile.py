@@ -1,4 +1,4 @@
-"""The key file is complete or absent, whatever fails while it is written."""
+"""The key file and its metadata: they are complete or absent, whatever fails while they are written."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ from lifecycle.keyfile.writer import KeyFileWriter, is_mount_point
 from lifecycle.runtime.background import in_background
 from tests.builders import NOW
 
-KEY = SecretStr("hskey-auth-abcdefghijkl-" + "Ab_-" * 16)
-OLD = SecretStr("0123456789abcdef" * 3)
+KEY_TEXT = "hskey-auth-abcdefghijkl-" + "Ab_-" * 16
+OLD_TEXT = "0123456789abcdef" * 3
+KEY, OLD_KEY = SecretStr(KEY_TEXT), SecretStr(OLD_TEXT)
 METADATA = KeyMetadata(pre_auth_key_id="7")
 
-# The temporary file.
+# The file to which the key is written before it replaces the key file.
 TEMPORARY = ".authkey.tmp"
 
+# The user id of `nobody`.
 UNPRIVILEGED = 65534
 
 
@@ -57,7 +59,7 @@ def key_file(tmp_path: Path) -> KeyFileWriter:
 @pytest.fixture
 def old_key(key_file: KeyFileWriter) -> KeyFileWriter:
     """A key file from an earlier start of the pod."""
-    key_file.write(OLD, KeyMetadata(pre_auth_key_id="3"))
+    key_file.write(OLD_KEY, KeyMetadata(pre_auth_key_id="3"))
     return key_file
 
 
@@ -71,8 +73,8 @@ def umask(mask: int) -> Iterator[None]:
 
 
 @contextmanager
-def disk_with_room_for(size: int) -> Iterator[None]:
-    """Limit the size of files, so that a write fails half-way as on a full disk."""
+def max_file_size(size: int) -> Iterator[None]:
+    """Limit the size of files, so that a write fails half-way, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -83,7 +85,7 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def unprivileged_folder() -> Iterator[Path]:
-    """Return a folder, and run the test as a user for whom permission bits count; root ignores them."""
+    """Return a folder, and run the test as a user other than root, who would ignore permission bits."""
     folder = Path(tempfile.mkdtemp())
     if os.geteuid() != 0:
         yield folder
@@ -102,31 +104,25 @@ def unprivileged_folder() -> Iterator[Path]:
 
 
 class TestWrite:
-    """A key that can be written."""
+    """Writing a key succeeds."""
 
     def test_file_contains_exactly_the_key(self, key_file: KeyFileWriter) -> None:
-        """The file ends without a line break, because a reader uses every byte as the key."""
+        """There is no line break at the end, because tailscale uses every byte as the key."""
         key_file.write(KEY, METADATA)
 
-        assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
+        assert key_file.path.read_bytes() == KEY_TEXT.encode()
 
     def test_longer_key_is_replaced_completely(self, key_file: KeyFileWriter) -> None:
         key_file.write(KEY, METADATA)
 
-        key_file.write(OLD, METADATA)
+        key_file.write(OLD_KEY, METADATA)
 
-        assert key_file.path.read_bytes() == OLD.get_secret_value().encode()
-
-    def test_folder_contains_only_key_and_metadata(self, key_file: KeyFileWriter) -> None:
-        key_file.check_writable()
-        key_file.write(KEY, METADATA)
-
-        assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
+        assert key_file.path.read_text() == OLD_TEXT
 
     @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
     @pytest.mark.parametrize("mode", [0o640, 0o600, 0o400, 0o644, 0o440])
     def test_modes_do_not_depend_on_the_umask(self, tmp_path: Path, mode: int, mask: int) -> None:
-        """tailscale can run as another user of the pod's group."""
+        """The mode of the key lets tailscale run as another user of the pod's group."""
         key_file = KeyFileWriter(tmp_path / "authkey", mode)
 
         with umask(mask):
@@ -136,31 +132,26 @@ class TestWrite:
         assert mode_of(key_file.path) == mode
         assert mode_of(key_file.metadata_path) == 0o644
 
-    def test_default_mode_is_0640(self, key_file: KeyFileWriter) -> None:
-        key_file.write(KEY, METADATA)
-
-        assert mode_of(key_file.path) == 0o640
-
-    def test_wider_mode_is_narrowed(self, old_key: KeyFileWriter) -> None:
+    def test_mode_of_an_existing_file_is_changed_to_the_default(self, old_key: KeyFileWriter) -> None:
         old_key.path.chmod(0o666)
 
         old_key.write(KEY, METADATA)
 
         assert mode_of(old_key.path) == 0o640
 
-    def test_open_reader_sees_the_complete_old_key(self, old_key: KeyFileWriter) -> None:
-        """The file is replaced, not overwritten, so that no reader gets parts of two keys."""
+    def test_reader_of_the_old_file_gets_the_complete_old_key(self, old_key: KeyFileWriter) -> None:
+        """The file is replaced, not overwritten."""
         with old_key.path.open("rb") as reader:
             old_key.write(KEY, METADATA)
 
-            assert reader.read() == OLD.get_secret_value().encode()
+            assert reader.read() == OLD_TEXT.encode()
 
     def test_metadata_describes_the_key(self, key_file: KeyFileWriter) -> None:
         assert key_file.metadata_path == key_file.path.with_name("authkey.id")
 
         key_file.write(KEY, KeyMetadata(pre_auth_key_id="12", kept_node_id="4"))
 
-        digest = hashlib.sha256(KEY.get_secret_value().encode()).hexdigest()
+        digest = hashlib.sha256(KEY_TEXT.encode()).hexdigest()
         expected = {
             "pre_auth_key_id": "12",
             "kept_node_id": "4",
@@ -169,10 +160,11 @@ class TestWrite:
             "key_created_at": None,
         }
         assert json.loads(key_file.metadata_path.read_bytes()) == expected
-        assert KEY.get_secret_value() not in key_file.metadata_path.read_text()
+        assert KEY_TEXT not in key_file.metadata_path.read_text()
 
     @pytest.mark.parametrize("name", ["authkey", ".hidden", "key.txt", "ключ", "a b", "x" * 200])
-    def test_file_name_does_not_matter(self, tmp_path: Path, name: str) -> None:
+    def test_folder_contains_only_key_and_metadata(self, tmp_path: Path, name: str) -> None:
+        """The files can have any name."""
         key_file = KeyFileWriter(tmp_path / name)
 
         key_file.check_writable()
@@ -182,17 +174,17 @@ class TestWrite:
 
 
 class TestLeftovers:
-    """Files that an earlier run or another program left in the folder."""
+    """An earlier run or another program left files in the folder."""
 
     @pytest.mark.parametrize("mode", [0o600, 0o666, 0o000])
-    def test_temporary_file_of_a_killed_run_is_removed(self, key_file: KeyFileWriter, mode: int) -> None:
+    def test_temporary_file_of_a_killed_run_is_replaced(self, key_file: KeyFileWriter, mode: int) -> None:
         leftover = key_file.path.with_name(TEMPORARY)
         leftover.write_bytes(b"half a ke")
         leftover.chmod(mode)
 
         key_file.write(KEY, METADATA)
 
-        assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
+        assert key_file.path.read_text() == KEY_TEXT
         assert mode_of(key_file.path) == 0o640
         assert names_in(key_file.path.parent) == ["authkey", "authkey.id"]
 
@@ -207,9 +199,9 @@ class TestLeftovers:
 
         assert elsewhere.read_bytes() == b"precious"
         assert not key_file.path.is_symlink()
-        assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
+        assert key_file.path.read_text() == KEY_TEXT
 
-    def test_hard_link_at_the_temporary_name_keeps_its_content(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
+    def test_hard_link_at_the_temporary_name_is_not_overwritten(self, key_file: KeyFileWriter, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere"
         elsewhere.write_bytes(b"precious")
         os.link(elsewhere, key_file.path.with_name(TEMPORARY))
@@ -226,7 +218,7 @@ class TestLeftovers:
 
 
 class TestCannotBeWritten:
-    """A key that cannot be written: the old key stays, and no part of the new one is left."""
+    """Writing a key fails: the old key stays, and no part of the new one is left."""
 
     def test_missing_folder(self, tmp_path: Path) -> None:
         key_file = KeyFileWriter(tmp_path / "volume" / "authkey")
@@ -238,20 +230,23 @@ class TestCannotBeWritten:
 
         assert names_in(tmp_path) == []
 
-    def test_file_instead_of_a_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "volume").write_bytes(b"")
+    @pytest.mark.parametrize(
+        "path",
+        [
+            pytest.param("file/authkey", id="file-instead-of-a-folder"),
+            pytest.param("x" * 300, id="file-name-too-long"),
+            pytest.param("x" * 300 + "/authkey", id="folder-name-too-long"),
+        ],
+    )
+    def test_impossible_path_is_detected_by_the_check(self, tmp_path: Path, path: str) -> None:
+        (tmp_path / "file").touch()
 
         with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-            KeyFileWriter(tmp_path / "volume" / "authkey").check_writable()
-
-    def test_name_that_is_too_long(self, tmp_path: Path) -> None:
-        for path in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "authkey"):
-            with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
-                KeyFileWriter(path).check_writable()
+            KeyFileWriter(tmp_path / path).check_writable()
 
     def test_read_only_folder(self, unprivileged_folder: Path) -> None:
         key_file = KeyFileWriter(unprivileged_folder / "authkey")
-        key_file.write(OLD, METADATA)
+        key_file.write(OLD_KEY, METADATA)
         unprivileged_folder.chmod(0o500)
 
         with pytest.raises(KeyFileError, match=rf"Permission denied.*uid {os.getuid()}"):
@@ -260,7 +255,7 @@ class TestCannotBeWritten:
             key_file.write(KEY, METADATA)
 
         unprivileged_folder.chmod(0o700)
-        assert key_file.path.read_bytes() == OLD.get_secret_value().encode()
+        assert key_file.path.read_text() == OLD_TEXT
         assert names_in(unprivileged_folder) == ["authkey", "authkey.id"]
 
     def test_folder_without_permission_to_enter(self, unprivileged_folder: Path) -> None:
@@ -273,60 +268,49 @@ class TestCannotBeWritten:
 
         unprivileged_folder.chmod(0o700)
 
-    def test_folder_that_is_writable_and_not_readable(self, unprivileged_folder: Path) -> None:
-        """The key is in place, although the folder cannot be opened to sync it."""
+    def test_key_is_written_to_a_folder_that_is_not_readable(self, unprivileged_folder: Path) -> None:
+        """Such a folder cannot be opened for fsync."""
         key_file = KeyFileWriter(unprivileged_folder / "authkey")
         unprivileged_folder.chmod(0o300)
 
         key_file.check_writable()
         key_file.write(KEY, METADATA)
 
-        assert key_file.path.read_bytes() == KEY.get_secret_value().encode()
+        assert key_file.path.read_text() == KEY_TEXT
 
     def test_full_disk_is_detected_by_the_check(self, old_key: KeyFileWriter) -> None:
-        with disk_with_room_for(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
+        with max_file_size(0), pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
             old_key.check_writable()
 
-        assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
+        assert old_key.path.read_text() == OLD_TEXT
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
 
-    @pytest.mark.parametrize("room", [0, 1, 40, 87])
-    def test_disk_that_fills_up_leaves_the_old_key(self, old_key: KeyFileWriter, room: int) -> None:
+    @pytest.mark.parametrize("size", [0, 1, 40, 87])
+    def test_old_key_stays_if_the_disk_becomes_full(self, old_key: KeyFileWriter, size: int) -> None:
         """The key has 88 bytes."""
-        with disk_with_room_for(room), pytest.raises(KeyFileError):
+        with max_file_size(size), pytest.raises(KeyFileError) as raised:
             old_key.write(KEY, METADATA)
 
-        assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
+        assert old_key.path.read_text() == OLD_TEXT
         assert names_in(old_key.path.parent) == ["authkey", "authkey.id"]
+        assert KEY_TEXT not in str(raised.value)
 
-    def test_disk_that_fills_up_leaves_no_file(self, key_file: KeyFileWriter) -> None:
-        with disk_with_room_for(87), pytest.raises(KeyFileError):
+    def test_first_key_is_not_written_partly_if_the_disk_becomes_full(self, key_file: KeyFileWriter) -> None:
+        with max_file_size(87), pytest.raises(KeyFileError):
             key_file.write(KEY, METADATA)
 
         assert not key_file.path.exists()
         assert TEMPORARY not in names_in(key_file.path.parent)
 
-    def test_folder_in_place_of_the_metadata_leaves_the_old_key(self, old_key: KeyFileWriter) -> None:
-        """With the metadata of another key, dns-watch would identify the wrong node."""
+    def test_old_key_stays_if_the_metadata_cannot_be_replaced(self, old_key: KeyFileWriter) -> None:
+        """With a new key and old metadata, dns-watch would identify the wrong node."""
         old_key.metadata_path.unlink()
         old_key.metadata_path.mkdir()
 
         with pytest.raises(KeyFileError):
             old_key.write(KEY, METADATA)
 
-        assert old_key.path.read_bytes() == OLD.get_secret_value().encode()
-
-    @pytest.mark.parametrize("room", [0, 40])
-    def test_error_does_not_contain_the_key(self, key_file: KeyFileWriter, room: int) -> None:
-        with disk_with_room_for(room), pytest.raises(KeyFileError) as raised:
-            key_file.write(KEY, METADATA)
-
-        assert KEY.get_secret_value() not in str(raised.value)
-
-    def test_check_leaves_no_file(self, key_file: KeyFileWriter) -> None:
-        key_file.check_writable()
-
-        assert names_in(key_file.path.parent) == []
+        assert old_key.path.read_text() == OLD_TEXT
 
 
 def make_folder(path: Path) -> None:
@@ -338,13 +322,13 @@ def make_fifo(path: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    # The path can be longer than an address of a socket.
+    # In the folder, because the address of a socket is limited to 108 bytes.
     with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
 
 
 def make_device(path: Path) -> None:
-    """Create a device of its own that works like /dev/null."""
+    """Create a device that works like /dev/null."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     except PermissionError:
@@ -365,11 +349,11 @@ SPECIAL_FILES = [make_folder, make_fifo, make_socket, make_device, make_link, ma
 
 
 class TestSpecialFiles:
-    """Only a regular file is replaced."""
+    """Files that are not regular are neither replaced nor read."""
 
     @pytest.mark.parametrize("make", SPECIAL_FILES)
     @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
-    def test_special_file_is_refused_and_stays(
+    def test_special_file_is_not_replaced(
         self, key_file: KeyFileWriter, make: Callable[[Path], None], name: str
     ) -> None:
         path = key_file.path.with_name(name)
@@ -393,7 +377,7 @@ class TestSpecialFiles:
         key_file.check_writable()
         key_file.write(KEY, METADATA)
 
-        assert (tmp_path / "volume" / "authkey").read_text() == KEY.get_secret_value()
+        assert (tmp_path / "volume" / "authkey").read_text() == KEY_TEXT
 
     @pytest.mark.parametrize("make", SPECIAL_FILES)
     def test_special_file_is_not_read(self, key_file: KeyFileWriter, make: Callable[[Path], None]) -> None:
@@ -405,9 +389,9 @@ class TestSpecialFiles:
         metadata = in_background(key_file.read_metadata, name="metadata")
         key = in_background(lambda: key_file.contains_key_of(KeyMetadata("7", key_sha256="0")), name="key")
 
-        for outcome in (metadata, key):
+        for future in (metadata, key):
             with pytest.raises(KeyFileError):
-                outcome.result(10)
+                future.result(10)
 
     def test_large_file_is_not_read_completely(self, key_file: KeyFileWriter) -> None:
         with key_file.metadata_path.open("wb") as file:
@@ -417,7 +401,7 @@ class TestSpecialFiles:
             key_file.read_metadata()
 
 
-# In a mount namespace of its own, where a file of the volume is mounted as by subPath.
+# Mounts a file over a file of the volume, as Kubernetes does for a volumeMount with subPath.
 CHECK_MOUNTED_FILE = """
     import subprocess, sys
     from pathlib import Path
@@ -437,7 +421,7 @@ CHECK_MOUNTED_FILE = """
 
 
 class TestMounts:
-    """A single file that is mounted by subPath cannot be replaced."""
+    """A file that Kubernetes has mounted by subPath cannot be replaced."""
 
     @pytest.mark.parametrize("name", ["authkey", "authkey.id"])
     def test_mounted_file_is_detected_by_the_check(
@@ -464,7 +448,7 @@ class TestMounts:
             pytest.param("source", False, id="source-of-a-mount"),
         ],
     )
-    def test_mount_point_is_found_by_its_path(self, tmp_path: Path, name: str, is_mounted: bool) -> None:
+    def test_mount_points_are_read_from_mountinfo(self, tmp_path: Path, name: str, is_mounted: bool) -> None:
         lines = [
             f"36 35 98:0 {tmp_path}/source {tmp_path}/{mounted} rw,noatime master:1 - ext4 /dev/root rw"
             for mounted in ("authkey", r"a\040b", r"back\134slash")
@@ -474,12 +458,12 @@ class TestMounts:
 
         assert is_mount_point(tmp_path / name, mounts) is is_mounted
 
-    def test_no_mounts_are_found_without_proc(self, tmp_path: Path) -> None:
+    def test_no_path_is_a_mount_point_without_proc(self, tmp_path: Path) -> None:
         assert not is_mount_point(tmp_path / "authkey", tmp_path / "missing")
 
 
 class TestRestartMarker:
-    """The file with which dns-watch makes the probe of the tailscale container fail."""
+    """The restart marker, a file that makes the liveness probe of the tailscale container fail."""
 
     def test_marker_is_written_and_removed(self, key_file: KeyFileWriter) -> None:
         assert not key_file.write_restart_marker(None)
@@ -489,11 +473,11 @@ class TestRestartMarker:
         assert not key_file.restart_marker_path.exists()
 
     def test_marker_is_replaced_only_for_another_key(self, key_file: KeyFileWriter) -> None:
-        """The probe compares its time with that of the client's last start."""
+        """The probe compares its modification time with the time of the client's last start."""
         key_file.write_restart_marker("8")
-        first = key_file.restart_marker_path.stat().st_ino
+        inode = key_file.restart_marker_path.stat().st_ino
         assert not key_file.write_restart_marker("8")
-        assert key_file.restart_marker_path.stat().st_ino == first
+        assert key_file.restart_marker_path.stat().st_ino == inode
         assert key_file.write_restart_marker("9")
         assert key_file.restart_marker_path.read_text() == "9"
 
@@ -503,7 +487,7 @@ class TestRestartMarker:
 
 
 class TestReadMetadata:
-    """What dns-watch reads beside the key."""
+    """Reading the key metadata, as dns-watch does."""
 
     @pytest.mark.parametrize(
         "metadata",
@@ -521,14 +505,14 @@ class TestReadMetadata:
 
         assert key_file.read_metadata() == metadata
 
-    def test_key_and_metadata_can_differ(self, key_file: KeyFileWriter) -> None:
+    def test_key_that_the_metadata_does_not_describe_is_detected(self, key_file: KeyFileWriter) -> None:
         """A process that is killed after writing the metadata leaves the earlier key."""
         key_file.write(KEY, METADATA)
         metadata = key_file.read_metadata()
 
         assert metadata is not None
         assert key_file.contains_key_of(metadata)
-        key_file.path.write_text("hskey-auth-of-the-start-before")
+        key_file.path.write_text(OLD_TEXT)
         assert not key_file.contains_key_of(metadata)
         key_file.path.unlink()
         assert not key_file.contains_key_of(metadata)
@@ -541,14 +525,11 @@ class TestReadMetadata:
         assert metadata == KeyMetadata("7")
         assert key_file.contains_key_of(metadata)
 
-    def test_missing_file_is_no_metadata(self, key_file: KeyFileWriter) -> None:
-        assert key_file.read_metadata() is None
+    @pytest.mark.parametrize("path", ["authkey", "missing/authkey", "file/authkey"])
+    def test_missing_metadata_is_none(self, tmp_path: Path, path: str) -> None:
+        (tmp_path / "file").touch()
 
-    def test_missing_volume_is_no_metadata(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_bytes(b"")
-
-        assert KeyFileWriter(tmp_path / "volume" / "authkey").read_metadata() is None
-        assert KeyFileWriter(tmp_path / "file" / "authkey").read_metadata() is None
+        assert KeyFileWriter(tmp_path / path).read_metadata() is None
 
     @pytest.mark.parametrize(
         "content",
@@ -587,7 +568,7 @@ class TestReadMetadata:
             key_file.read_metadata()
 
     @given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
-    def test_any_content_is_an_error_or_its_own_metadata(self, content: bytes) -> None:
+    def test_any_content_is_malformed_or_read_correctly(self, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             key_file = KeyFileWriter(Path(folder) / "authkey")
             key_file.metadata_path.write_bytes(content)
@@ -600,11 +581,11 @@ class TestReadMetadata:
                 )
 
 
-# Their lengths differ, so that parts of two keys never form a valid one.
+# Their lengths differ, so that parts of two keys never form another valid key.
 KEYS = [f"hskey-auth-{number:012d}-{chr(ord('A') + number) * (40 + 997 * number)}" for number in range(12)]
 
-# It forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child writes keys
-# until it is killed. With a step, it writes the last key and kills itself before that step.
+# A program that forks a child for each line on standard input, `{"folder": …, "step": …}`. Without a step, the child
+# writes keys until it is killed. With a step, it writes the last key, and kills itself before that instruction.
 WRITER = """
     import itertools, json, os, signal, sys
     from pathlib import Path
@@ -621,10 +602,10 @@ WRITER = """
         print(os.getpid(), flush=True)
         for number in itertools.count():
             write(key_file, number % len(KEYS))
-            # A single system call, because it can be killed here, too.
+            # A single system call, so that a kill does not leave part of this line.
             os.write(1, b"written\\n")
 
-    def write_until(key_file, step):
+    def write_until_step(key_file, step):
         steps = 0
 
         def trace(frame, event, argument):
@@ -647,23 +628,25 @@ WRITER = """
         child = os.fork()
         if not child:
             key_file = KeyFileWriter(Path(task["folder"]) / "authkey", 0o640)
-            write_until(key_file, task["step"]) if task["step"] else write_until_killed(key_file)
+            write_until_step(key_file, task["step"]) if task["step"] else write_until_killed(key_file)
             os._exit(0)
         print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "ended", flush=True)
 """
 
 
 class Writer:
-    """A process whose children write keys, and are killed while they do."""
+    """A process that runs WRITER. Its children write keys, and are killed meanwhile."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._send(KEYS)
 
     def start(self, folder: Path, *, step: int | None = None) -> None:
+        """Start a child that writes the key file in this folder."""
         self._send({"folder": str(folder), "step": step})
 
-    def line(self) -> str:
+    def read_line(self) -> str:
+        """Return the next line: the pid of a child, "written", "killed" or "ended"."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip()
 
@@ -688,20 +671,20 @@ def writer(repository: Path, clean_environment: dict[str, str]) -> Iterator[Writ
 
 
 @pytest.fixture
-def quick_key_file() -> Iterator[KeyFileWriter]:
-    """Return a key file in memory if possible, so that a thousand writes do not wait for a disk."""
+def key_file_in_memory() -> Iterator[KeyFileWriter]:
+    """Return a key file in memory, where a thousand writes are fast; on disk if /dev/shm is not writable."""
     memory = "/dev/shm"
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield KeyFileWriter(Path(folder) / "authkey")
 
 
-def assert_whole(key_file: KeyFileWriter) -> str:
-    """Check what a killed writer left; return the key in the file."""
+def check_after_kill(key_file: KeyFileWriter) -> str:
+    """Check the files that a killed writer left, and return the key; "" if there is none."""
     folder = key_file.path.parent
     assert set(names_in(folder)) <= {"authkey", "authkey.id", TEMPORARY, ".authkey.id.tmp", ".authkey.check"}
     leftover = folder / TEMPORARY
     assert not leftover.exists() or mode_of(leftover) & ~0o640 == 0
-    # It raises an error if the metadata is incomplete.
+    # Incomplete metadata raises an error.
     metadata = key_file.read_metadata()
     if not key_file.path.exists():
         return ""
@@ -713,14 +696,16 @@ def assert_whole(key_file: KeyFileWriter) -> str:
 
 
 class TestKilled:
-    """kill -9 leaves the file absent or complete, and the next run succeeds."""
+    """The writer is killed: the file is absent or complete, and the next run succeeds."""
 
     @pytest.mark.default_cases(1)
     @pytest.mark.parametrize("old", [None, KEYS[3]], ids=["no-earlier-key", "earlier-key"])
-    def test_kill_before_each_step(self, writer: Writer, quick_key_file: KeyFileWriter, old: str | None) -> None:
-        """The writer is killed before each instruction of the module that writes the key."""
-        key_file = quick_key_file
-        seen = set()
+    def test_kill_before_each_instruction(
+        self, writer: Writer, key_file_in_memory: KeyFileWriter, old: str | None
+    ) -> None:
+        """The instructions are those of the module that writes the key."""
+        key_file = key_file_in_memory
+        keys = set()
         for step in range(1, 10_000):
             for path in key_file.path.parent.iterdir():
                 path.unlink()
@@ -728,36 +713,36 @@ class TestKilled:
                 key_file.write(SecretStr(old), METADATA)
 
             writer.start(key_file.path.parent, step=step)
-            outcome = writer.line()
+            outcome = writer.read_line()
 
-            key = assert_whole(key_file)
+            key = check_after_kill(key_file)
             assert key in {old or "", KEYS[-1]}
-            seen.add(key)
+            keys.add(key)
             if outcome == "ended":
                 break
         else:
             pytest.fail("the writer does not end")
-        assert seen == {old or "", KEYS[-1]}
+        assert keys == {old or "", KEYS[-1]}
         assert step > 100
 
-    def test_kill_at_random_moments(self, writer: Writer, quick_key_file: KeyFileWriter) -> None:
-        """The writer is killed within instructions and system calls, and continues with what earlier kills left."""
-        key_file = quick_key_file
+    def test_kill_at_random_moments(self, writer: Writer, key_file_in_memory: KeyFileWriter) -> None:
+        """The writer is killed within system calls, too. It continues with the files that earlier kills left."""
+        key_file = key_file_in_memory
         moments = random.Random(20260301)
         for _ in range(80):
             writer.start(key_file.path.parent)
-            pid = int(writer.line())
+            pid = int(writer.read_line())
             for _ in range(moments.randrange(4)):
-                assert writer.line() == "written"
+                assert writer.read_line() == "written"
             for _ in range(moments.randrange(30_000)):
                 pass
             os.kill(pid, signal.SIGKILL)
-            while (line := writer.line()) == "written":
+            while (line := writer.read_line()) == "written":
                 pass
 
             assert line == "killed"
-            assert_whole(key_file)
+            check_after_kill(key_file)
 
         key_file.write(KEY, METADATA)
-        assert key_file.path.read_text() == KEY.get_secret_value()
+        assert key_file.path.read_text() == KEY_TEXT
         assert TEMPORARY not in names_in(key_file.path.parent)
