@@ -1,4 +1,4 @@
-{{/* The recommended labels, without the name, which selects pods. */}}
+{{/* The labels that Helm recommends, except app.kubernetes.io/name, which each object sets. */}}
 {{- define "tailscale-lifecycle.labels" -}}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -7,7 +7,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* An image as a reference. Takes: repository, tag, digest. */}}
+{{/* The reference of an image: REPOSITORY:TAG@DIGEST. Takes a dict with repository, tag and digest. */}}
 {{- define "tailscale-lifecycle.reference" -}}
 {{ .repository }}{{ with .tag }}:{{ . }}{{ end }}{{ with .digest }}@{{ . }}{{ end }}
 {{- end }}
@@ -29,8 +29,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
 {{/*
-The data of a ConfigMap with settings. An empty value counts as unset. Takes: context, settings (which take precedence
-over those of the values) and omit (names).
+The data of a ConfigMap with settings. An empty value counts as unset. Takes a dict with context, settings, which take
+precedence over .Values.settings, and omit, the name of a setting to leave out.
 */}}
 {{- define "tailscale-lifecycle.data" -}}
 {{- $namespace := include "tailscale-lifecycle.headscaleNamespace" .context }}
@@ -63,7 +63,7 @@ over those of the values) and omit (names).
 admissionregistration.k8s.io/{{ $version }}
 {{- end }}
 
-{{/* The scripts of the build. */}}
+{{/* The scripts of the build, as entries of a ConfigMap. */}}
 {{- define "tailscale-lifecycle.buildScripts" -}}
 {{- (.Files.Glob "files/*.sh").AsConfig }}
 {{ (.Files.Glob "files/storage.conf").AsConfig }}
