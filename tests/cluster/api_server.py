@@ -21,9 +21,9 @@ from typing import Any, Final, Self
 import yaml
 
 from tests.pod.network import Host
-from tests.real.programs import Background, eventually, free_ports
+from tests.real.programs import BackgroundProcess, eventually, free_ports
 
-FOLDER_VARIABLE = "KUBERNETES_BINARIES"
+PROGRAMS_VARIABLE = "KUBERNETES_BINARIES"
 SERVICES: Final = "10.96.0.0/16"
 """The addresses of Services."""
 _ADMIN = "made-up-for-tests"
@@ -33,9 +33,9 @@ Document = dict[str, Any]
 
 def missing() -> str:
     """Return what is missing to run an API server; "" if nothing is."""
-    folder = os.environ.get(FOLDER_VARIABLE)
+    folder = os.environ.get(PROGRAMS_VARIABLE)
     if not folder:
-        return f"set {FOLDER_VARIABLE} to a folder with kube-apiserver, built from k8s.io/kubernetes"
+        return f"set {PROGRAMS_VARIABLE} to a folder with kube-apiserver, built from k8s.io/kubernetes"
     if not (Path(folder) / "kube-apiserver").exists():
         return f"{folder} has no kube-apiserver; build it from k8s.io/kubernetes"
     if shutil.which("etcd") is None:
@@ -43,7 +43,7 @@ def missing() -> str:
     return ""
 
 
-class Refused(Exception):  # noqa: N818 - the API server's answer, which tests expect
+class RefusedError(Exception):
     """The API server refused an object; the text is its message."""
 
 
@@ -60,8 +60,8 @@ class ApiServer:
         self._folder = folder
         self._host = host
         self._address = address
-        self._binary = Path(os.environ[FOLDER_VARIABLE]) / "kube-apiserver"
-        self._processes: list[Background] = []
+        self._binary = Path(os.environ[PROGRAMS_VARIABLE]) / "kube-apiserver"
+        self._processes: list[BackgroundProcess] = []
         self._etcd, self._peer, self._port = free_ports(3)
         self.version = (0, 0)
 
@@ -141,7 +141,7 @@ class ApiServer:
     def _start(self, command: list[Any]) -> None:
         log = self._folder / f"{Path(command[0]).name}.log"
         command = self._command(*command)
-        self._processes.append(Background(command, log=log, environment=os.environ, folder=self._folder))
+        self._processes.append(BackgroundProcess(command, log=log, environment=os.environ, folder=self._folder))
 
     def _command(self, *words: str | Path) -> list[str | Path]:
         return [*self._host.command(*words)] if self._host else [*words]
@@ -151,7 +151,7 @@ class ApiServer:
 
     def _is_ready(self) -> bool:
         assert all(process.exit_status is None for process in self._processes), self._log()
-        with suppress(OSError, Refused):
+        with suppress(OSError, RefusedError):
             return str(self.request("GET", "/readyz")) == "ok"
         return False
 
@@ -183,7 +183,7 @@ class ApiServer:
             answer = error.read().decode()
             with suppress(ValueError):
                 answer = json.loads(answer)["message"]
-            raise Refused(answer) from None
+            raise RefusedError(answer) from None
         try:
             return json.loads(text)
         except ValueError:
@@ -237,7 +237,7 @@ class ApiServer:
         """
         done = subprocess.run(self.kubectl_command(*arguments), input=text, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Refused(done.stderr)
+            raise RefusedError(done.stderr)
         return done.stdout
 
     def create_namespace(self, name: str, labels: dict[str, str]) -> None:

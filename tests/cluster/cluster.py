@@ -32,12 +32,12 @@ from typing import Any, Final, Self
 import yaml
 
 from tests.cluster import images
-from tests.cluster.api_server import FOLDER_VARIABLE, SERVICES, ApiServer, Refused
+from tests.cluster.api_server import PROGRAMS_VARIABLE, SERVICES, ApiServer, RefusedError
 from tests.cluster.dns import serve_dns
 from tests.cluster.images import Image
 from tests.cluster.node import ADDRESS, NAME, PODS, Node
 from tests.pod.network import Host
-from tests.real.programs import Background, eventually
+from tests.real.programs import BackgroundProcess, eventually
 
 Document = dict[str, Any]
 
@@ -119,9 +119,9 @@ class Cluster:
 
     def _start_controller(self, name: str, *options: str) -> None:
         kubeconfig = self.server.kubeconfig
-        process = Background(
+        process = BackgroundProcess(
             self.host.command(
-                Path(os.environ[FOLDER_VARIABLE]) / name,
+                Path(os.environ[PROGRAMS_VARIABLE]) / name,
                 f"--kubeconfig={kubeconfig}",
                 f"--authentication-kubeconfig={kubeconfig}",
                 f"--authorization-kubeconfig={kubeconfig}",
@@ -142,7 +142,7 @@ class Cluster:
     def _service(self, name: str) -> str | None:
         match name.split("."):
             case [service, namespace, "svc", "cluster", "local"]:
-                with suppress(Refused, OSError):
+                with suppress(RefusedError, OSError):
                     found = self.server.request("GET", f"/api/v1/namespaces/{namespace}/services/{service}")
                     # A headless Service has the address "None", and one for an external name has none.
                     address: str = found["spec"].get("clusterIP", "None")
@@ -192,7 +192,7 @@ class Cluster:
         eventually(self._node_is_ready, "a ready node", details=self._logs, timeout_s=STARTED_S)
 
     def _node_is_ready(self) -> bool:
-        with suppress(Refused):
+        with suppress(RefusedError):
             conditions = self.server.request("GET", f"/api/v1/nodes/{NAME}")["status"].get("conditions", ())
             return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
         return False
@@ -210,7 +210,7 @@ class Cluster:
         """
 
         def find() -> Document | None:
-            with suppress(Refused):
+            with suppress(RefusedError):
                 pod: Document = self.server.request("GET", f"/api/v1/namespaces/{namespace}/pods/{name}")
                 conditions = {item["type"]: item["status"] for item in pod["status"].get("conditions", ())}
                 if pod["metadata"]["uid"] != not_uid and conditions.get("Ready") == "True":
@@ -222,11 +222,11 @@ class Cluster:
     def describe_pod(self, name: str, namespace: str = "services") -> str:
         """Return what helps to find out why a pod does not work."""
         parts = []
-        with suppress(Refused):
+        with suppress(RefusedError):
             parts.append(self.kubectl("-n", namespace, "describe", "pod", name))
             pod = self.get("pod", name, namespace)
             for container in [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]:
-                with suppress(Refused):
+                with suppress(RefusedError):
                     log = self.logs(name, container["name"], namespace, "--tail=30")
                     parts.append(f"--- {container['name']}\n{log}")
         return "\n".join(parts)

@@ -17,7 +17,7 @@ from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster import images, node
 from tests.cluster import workloads as deployed
-from tests.cluster.api_server import ApiServer, Refused, missing
+from tests.cluster.api_server import ApiServer, RefusedError, missing
 from tests.cluster.cluster import Cluster
 from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.image.tools import Builds
@@ -63,7 +63,7 @@ def set_settings(server: ApiServer, **settings: str | None) -> None:
         "metadata": {"name": "tailscale-lifecycle", "namespace": "tailscale-lifecycle-inject"},
         "data": {name: value for name, value in data.items() if value is not None},
     }
-    with suppress(Refused):
+    with suppress(RefusedError):
         server.kubectl("delete", "configmap", "-n", "tailscale-lifecycle-inject", "tailscale-lifecycle")
     server.kubectl("create", "-f", "-", text=yaml.safe_dump(config))
 
@@ -71,7 +71,7 @@ def set_settings(server: ApiServer, **settings: str | None) -> None:
 def _refuses(server: ApiServer) -> bool:
     try:
         server.create(labelled(pod(), inject="yes"))
-    except Refused:
+    except RefusedError:
         return True
     return False
 
@@ -235,5 +235,5 @@ def injection(server: ApiServer) -> str:
     """Return "on" if a labelled pod gets the containers, "off" if not, or "refused" if only one policy is in force."""
     try:
         return "on" if "initContainers" in server.create(pod())["spec"] else "off"
-    except Refused:
+    except RefusedError:
         return "refused"

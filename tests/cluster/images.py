@@ -23,9 +23,7 @@ from typing import Any, Final
 
 from tests.pod.rendering import containers, pod_spec, rendered
 from tests.real.container import PROGRAMS
-from tests.real.programs import FOLDER_VARIABLE as SERVERS_VARIABLE
-
-CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
+from tests.real.programs import CLIENTS_VARIABLE, SERVERS_VARIABLE
 
 _CONTAINERS: Final = containers(pod_spec(rendered("ollama")))
 TAILSCALE: Final[str] = _CONTAINERS["tailscale"]["image"]

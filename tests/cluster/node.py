@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.api_server import FOLDER_VARIABLE, ApiServer
+from tests.cluster.api_server import PROGRAMS_VARIABLE, ApiServer
 from tests.pod.namespaces import private_init
 from tests.pod.network import Host, run
-from tests.real.programs import Background, eventually
+from tests.real.programs import BackgroundProcess, eventually
 
 NAME: Final = "node-1"
 ADDRESS: Final = "10.244.0.1"
@@ -67,10 +67,10 @@ find . -type f | while read -r name; do mount --bind "$name" "/proc/sys/$name"; 
 
 def missing() -> str:
     """Return what is missing to run a node; "" if nothing is."""
-    folder = os.environ.get(FOLDER_VARIABLE, "")
+    folder = os.environ.get(PROGRAMS_VARIABLE, "")
     programs = [name for name in PROGRAMS if not (Path(folder) / name).exists()]
     if not folder or programs:
-        return f"set {FOLDER_VARIABLE} to a folder with {', '.join(PROGRAMS)}, built from k8s.io/kubernetes"
+        return f"set {PROGRAMS_VARIABLE} to a folder with {', '.join(PROGRAMS)}, built from k8s.io/kubernetes"
     commands = [name for name in (*_COMMANDS, "etcd") if shutil.which(name) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or commands or not (CNI / "bridge").exists():
         wanted = ", ".join(commands or _COMMANDS)
@@ -98,9 +98,9 @@ class Node:
         self.disk = folder / "disk"
         self._folder = folder
         self._server = server
-        self._binaries = Path(os.environ[FOLDER_VARIABLE])
+        self._binaries = Path(os.environ[PROGRAMS_VARIABLE])
         self._stack = ExitStack()
-        self._processes: dict[str, Background] = {}
+        self._processes: dict[str, BackgroundProcess] = {}
         self._cgroup = f"tailscale-lifecycle-{host.name}"
         for name in ("disk", "log", "cni"):
             (folder / name).mkdir()
@@ -220,7 +220,7 @@ state = "/run/containerd"
 
     def _start(self, program: str | Path, *options: str | Path) -> None:
         name = Path(program).name
-        self._processes[name] = Background(
+        self._processes[name] = BackgroundProcess(
             self.command(program, *options),
             log=self._folder / f"{name}.log",
             environment=os.environ,

@@ -13,7 +13,7 @@ import pytest
 from lifecycle.apply import EventRecorder
 from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.events import error, info
-from tests.cluster.api_server import ApiServer, Refused
+from tests.cluster.api_server import ApiServer, RefusedError
 from tests.in_cluster import access_to
 from tests.pod.rendering import DEPLOY
 from tests.test_pod_events import HANGS_AFTER_S
@@ -25,7 +25,7 @@ LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the 
 @pytest.fixture
 def pod(api_server: ApiServer) -> str:
     """The name of a pod with the service account of the Role."""
-    with suppress(Refused):
+    with suppress(RefusedError):
         api_server.kubectl("create", "serviceaccount", "grafana", "-n", "services")
     api_server.kubectl("apply", "-k", DEPLOY / "rbac/events")
     manifest = {
@@ -34,7 +34,7 @@ def pod(api_server: ApiServer) -> str:
         "metadata": {"name": "events-0", "namespace": "services"},
         "spec": {"serviceAccountName": "grafana", "containers": [{"name": "a", "image": "registry.example.com/a"}]},
     }
-    with suppress(Refused):
+    with suppress(RefusedError):
         api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
     return "events-0"
 

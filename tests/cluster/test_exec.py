@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.cluster.api_server import Refused
+from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import STARTED_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, PATH, Image, headscale, layer
 from tests.cluster.tailnet import URL, Tailnet
@@ -247,7 +247,7 @@ def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
     try:
         yield server
     finally:
-        with suppress(Refused):
+        with suppress(RefusedError):
             tailnet.cluster.kubectl("delete", "namespace", server.namespace, "--wait=false")
 
 
@@ -256,7 +256,7 @@ def test_distroless_container_with_its_configuration_elsewhere(prepared: Tailnet
     """There is no shell, and a single container needs no usual name."""
     with server_in(prepared, kind="Deployment", container=container, image=DISTROLESS) as server:
         (pod,) = server.pods
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             prepared.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
         server.allow_all()
         events = server.start_cleanup().succeed()
@@ -329,7 +329,7 @@ def test_pod_that_is_replaced_in_the_middle_of_a_command(
         client = server.start_cleanup(HTTP_TIMEOUT="30s")
 
         def hangs() -> bool:
-            with suppress(Refused):
+            with suppress(RefusedError):
                 cluster.exec(pod, "headscale", "ls", "/tmp/hanging", namespace=server.namespace)
                 return True
             return False

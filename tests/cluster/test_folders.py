@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.cluster.api_server import ApiServer, Refused
+from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import definition
 from tests.pod.rendering import DEPLOY, SHIPPED, render, rendered
 from tests.real.programs import eventually
@@ -42,15 +42,15 @@ def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
 def prepare(server: ApiServer, document: dict[str, Any]) -> None:
     """Create what an object needs: its namespace, and its kind if that is not Kubernetes' own."""
     metadata, (group, _, version) = document["metadata"], document["apiVersion"].rpartition("/")
-    with suppress(Refused):
+    with suppress(RefusedError):
         server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])
     if "." in group and not group.endswith("k8s.io"):
-        with suppress(Refused):
+        with suppress(RefusedError):
             server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(document["kind"], group, version)))
         eventually(lambda: _is_served(server, f"/apis/{group}/{version}", document["kind"]), group, timeout_s=60)
 
 
 def _is_served(server: ApiServer, path: str, kind: str) -> bool:
-    with suppress(Refused):
+    with suppress(RefusedError):
         return any(resource["kind"] == kind for resource in server.request("GET", path)["resources"])
     return False

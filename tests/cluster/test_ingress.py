@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from tests.cluster.api_server import SERVICES, Refused
+from tests.cluster.api_server import SERVICES, RefusedError
 from tests.cluster.cluster import STARTED_S, Cluster, Document
 from tests.cluster.images import BUSYBOX, TAILSCALE, Image
 from tests.cluster.node import ADDRESS, NAME
@@ -211,7 +211,7 @@ def wait_for_page(tailnet: Tailnet, client: str, address: str) -> None:
     def is_served() -> bool:
         try:
             return PAGE in page(tailnet, client, "tailscale", address)
-        except Refused:
+        except RefusedError:
             return False
 
     eventually(is_served, "the page of the wiki", timeout_s=STARTED_S)
@@ -225,7 +225,7 @@ def test_clients_outside_of_the_vpn_are_refused(internal: Tailnet, client: str, 
     address = wait_for_records(internal)
     wait_for_page(internal, client, address)
     for to in (address, ADDRESS):
-        with pytest.raises(Refused, match="403"):
+        with pytest.raises(RefusedError, match="403"):
             page(internal, stranger, "shell", to)
 
 
@@ -247,7 +247,7 @@ def test_health_port_is_not_reachable_on_the_vpn(internal: Tailnet, client: str,
     address = wait_for_records(internal)
     get = ("wget", "-T", "5", "-q", "-O", "-")
     assert internal.cluster.exec(stranger, "shell", *get, f"http://{ADDRESS}:9003/readyz")
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         internal.cluster.exec(client, "tailscale", *get, f"http://{address}:9003/readyz")
 
 
@@ -291,7 +291,7 @@ def test_documented_command_removes_a_cluster_node(internal: Tailnet) -> None:
         timeout_s=STARTED_S,
     )
     assert [record.content for record in internal.records(SHARED)] == [OTHER]
-    with pytest.raises(Refused, match="NotFound"):
+    with pytest.raises(RefusedError, match="NotFound"):
         cluster.get("secret", HOSTNAME, NAMESPACE)
 
 
@@ -320,7 +320,7 @@ def test_external_controller_publishes_the_login_server_only(external: Tailnet, 
         get = ("wget", "-T", "10", "-q", "-O", "-")
         assert "pass" in cluster.exec(stranger, "shell", *get, f"{URL}/health")
         for path in ("/api/v1/node", "/metrics", "/version"):
-            with pytest.raises(Refused, match="404"):
+            with pytest.raises(RefusedError, match="404"):
                 cluster.exec(stranger, "shell", *get, f"{URL}{path}")
     finally:
         cluster.names[LOGIN_NAME] = service

@@ -14,7 +14,7 @@ import yaml
 
 from lifecycle.inject.rules import LABEL
 from lifecycle.inject.template import CONTAINERS
-from tests.cluster.api_server import ApiServer, Refused
+from tests.cluster.api_server import ApiServer, RefusedError
 from tests.cluster.conftest import set_settings
 from tests.inject.refused import ACCEPTED, REFUSED, annotated, deployment, pod, template_of
 from tests.inject.samples import (
@@ -90,7 +90,7 @@ def test_workload_itself_is_accepted_with_the_containers(api_server: ApiServer, 
 @pytest.mark.parametrize("name", REFUSED)
 def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer, name: str) -> None:
     document, texts = REFUSED[name]
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         api_server.create(document)
     message = str(refused.value)
     assert document["metadata"]["name"] in message
@@ -112,7 +112,7 @@ def test_pod_of_each_kind_is_the_same_by_policy_and_by_inject(api_server: ApiSer
 def test_pods_of_workloads_are_refused_too(api_server: ApiServer) -> None:
     """A workload that was created before the policies is caught when it creates a pod."""
     document = annotated(deployment(), hostname="Web")
-    with pytest.raises(Refused, match="Web"):
+    with pytest.raises(RefusedError, match="Web"):
         api_server.create(pod_of(document))
 
 
@@ -123,7 +123,7 @@ def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiSer
     api_server.kubectl("create", "-f", "-", text=json.dumps(document))
     api_server.kubectl("-n", "services", "scale", "deployment", "scaled", "--replicas=3")
     api_server.kubectl("-n", "services", "annotate", "deployment", "scaled", "a=b")
-    with pytest.raises(Refused, match="3 pods"):
+    with pytest.raises(RefusedError, match="3 pods"):
         api_server.kubectl("-n", "services", "set", "image", "deployment/scaled", "web=docker.io/library/web:2")
     api_server.kubectl("-n", "services", "delete", "deployment", "scaled", "--cascade=foreground", "--wait=false")
     api_server.kubectl("-n", "services", "patch", "deployment", "scaled", "-p", '{"metadata":{"finalizers":null}}')
@@ -146,7 +146,7 @@ def test_without_the_settings_only_labelled_pods_are_refused(api_server: ApiServ
 def _is_accepted(server: ApiServer, document: Document) -> bool:
     try:
         server.create(document)
-    except Refused:
+    except RefusedError:
         return False
     return True
 
@@ -209,7 +209,7 @@ def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str
     def refusal() -> str | None:
         try:
             api_server.create(pod())
-        except Refused as refused:
+        except RefusedError as refused:
             return str(refused)
         return None
 

@@ -20,7 +20,7 @@ from typing import Final
 import pytest
 import yaml
 
-from tests.cluster.api_server import Refused
+from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import STARTED_S, Cluster
 from tests.cluster.images import application
 from tests.cluster.tailnet import Tailnet
@@ -29,7 +29,7 @@ from tests.cluster.test_injection import pod_of
 from tests.cluster.workloads import GRAFANA, GRAFANA_NAME, WIKI_IMAGE
 from tests.pages import ROOT, blocks, prose
 from tests.pod.rendering import of_kind, render
-from tests.real.programs import Background, eventually
+from tests.real.programs import BackgroundProcess, eventually
 
 PAGES: Final = ("operations.md", "add-a-service.md")
 
@@ -82,11 +82,11 @@ class Shell:
         assert done.returncode == status, f"{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    def start(self, text: str) -> Background:
+    def start(self, text: str) -> BackgroundProcess:
         """Run a command that does not end."""
         log = self.tailnet.cluster.folder / "shell.log"
         log.unlink(missing_ok=True)
-        return Background(self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy.parent)
+        return BackgroundProcess(self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy.parent)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def replaces_the_api_key(shell: Shell, commands: str) -> None:
 def _is_in_sync(shell: Shell) -> bool:
     try:
         text = shell.tailnet.cluster.exec(GRAFANA, "dns-watch", "lifecycle", "status")
-    except Refused:
+    except RefusedError:
         return False
     return any("in sync" in line for line in text.splitlines() if GRAFANA_NAME in line)
 
@@ -220,7 +220,7 @@ def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
 def deletes_the_volume(shell: Shell, command: str) -> None:
     """Check it without the workload, and apply the workload again."""
     shell.run(command)
-    with pytest.raises(Refused, match="not found"):
+    with pytest.raises(RefusedError, match="not found"):
         shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
     shell.run("kubectl apply -k deploy/services/grafana")
     shell.tailnet.cluster.wait_for_pod(GRAFANA)
@@ -248,7 +248,7 @@ def admits_the_pod(shell: Shell, command: str) -> None:
     cluster.server.create(pod)
     baseline = "pod-security.kubernetes.io/enforce=baseline"
     cluster.kubectl("label", "--overwrite", "namespace", TRIAL, baseline)
-    with pytest.raises(Refused, match="NET_ADMIN"):
+    with pytest.raises(RefusedError, match="NET_ADMIN"):
         cluster.server.create(pod)
 
 

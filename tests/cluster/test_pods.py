@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.cluster.api_server import Refused
+from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import Document
 from tests.cluster.tailnet import Tailnet
 from tests.cluster.workloads import (
@@ -201,7 +201,7 @@ def test_prune_of_one_workload_removes_it_and_nothing_else(tailnet: Tailnet, orp
 
 def job_events(tailnet: Tailnet, job: str, name: str) -> list[Document]:
     """Return the events of a job with this name; none if it has not started."""
-    with suppress(Refused):
+    with suppress(RefusedError):
         lines = tailnet.cluster.kubectl("-n", "services", "logs", f"job/{job}").splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == name]
     return []

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from lifecycle.inject.rules import HOSTNAME, LABEL
-from tests.cluster.api_server import Refused
+from tests.cluster.api_server import RefusedError
 from tests.cluster.cluster import STARTED_S, Document
 from tests.cluster.images import BUSYBOX, TAILSCALE, application
 from tests.cluster.tailnet import URL, Tailnet
@@ -76,7 +76,7 @@ def enable_injection(tailnet: Tailnet) -> None:
     pod = {**pod, "metadata": pod["metadata"] | template["metadata"], "spec": template["spec"]}
 
     def is_injected() -> bool:
-        with suppress(Refused):
+        with suppress(RefusedError):
             return "initContainers" in cluster.server.create(pod)["spec"]
         return False
 
@@ -134,7 +134,7 @@ def response_to(tailnet: Tailnet, pod: str, url: str) -> str:
     """Request a URL in one of the two pods, and return the body, or the error that wget prints."""
     try:
         return tailnet.cluster.exec(pod, "shell", "wget", "-T", "5", "-q", "-O", "-", url)
-    except Refused as refused:
+    except RefusedError as refused:
         return str(refused)
 
 

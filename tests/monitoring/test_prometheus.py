@@ -22,7 +22,7 @@ from lifecycle.domain.model import KeyMetadata
 from lifecycle.keyfile.reader import KeyFileReader
 from tests.builders import NAME
 from tests.monitoring.test_rules import FOLDER, metrics_in
-from tests.real.programs import Background, eventually, free_ports
+from tests.real.programs import BackgroundProcess, eventually, free_ports
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.serve import serve
@@ -68,7 +68,7 @@ class Prometheus:
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         (port,) = free_ports(1)
-        self._process = Background(
+        self._process = BackgroundProcess(
             [
                 PROMETHEUS or "",
                 f"--config.file={folder / 'prometheus.yml'}",
@@ -124,7 +124,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> It
         )
         assert KeyFileReader(folder / "authkey").read_metadata() == KeyMetadata(str(key.id))
         (port,) = free_ports(1)
-        watch = Background(
+        watch = BackgroundProcess(
             [sys.executable, "-m", "lifecycle", "dns-watch"],
             log=folder / "dns-watch.log",
             environment={

@@ -1,1 +1,1 @@
-"""Tests of the commands with real Headscale servers and Tailscale clients, skipped if these are not installed."""
+"""Tests with real Headscale servers and Tailscale clients. They are skipped if these programs are not installed."""

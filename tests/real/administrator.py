@@ -1,4 +1,4 @@
-"""What an administrator does to a running Headscale."""
+"""Actions of an administrator on a running Headscale: API keys, users, nodes, backups and the policy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.real.server import HeadscaleServer
 
 
 class Administrator:
-    """The administrator of a server, who uses an API key of their own."""
+    """The administrator of a server. The workloads use other API keys."""
 
     def __init__(self, server: HeadscaleServer) -> None:
         self._server = server
@@ -34,20 +34,21 @@ class Administrator:
 
     @staticmethod
     def _prefix(key: str) -> str:
-        # Its last part may contain every separator.
+        # The secret part of a key may contain hyphens, so it cannot be split off at the last one.
         return key.removeprefix("hskey-api-")[:12] if key.startswith("hskey-api-") else key.partition(".")[0]
 
     # --- Users --------------------------------------------------------------------------------------
 
     def rename_user(self, name: str, new_name: str) -> None:
-        """Rename a user. Release 0.23 identifies it by its name."""
-        old = self._server.user_id(name) if self._server.release.minor >= 24 else name
-        self._post(f"/user/{old}/rename/{new_name}")
+        """Rename a user."""
+        # Headscale 0.23 identifies users by name.
+        user = self._server.user_id(name) if self._server.release.minor >= 24 else name
+        self._post(f"/user/{user}/rename/{new_name}")
 
     # --- Nodes --------------------------------------------------------------------------------------
 
     def rename_node(self, node_id: str, name: str) -> None:
-        """Change the name of a node in the tailnet."""
+        """Change a node's name in the tailnet. Its hostname stays the same."""
         self._post(f"/node/{node_id}/rename/{name}")
 
     def tag_node(self, node_id: str, *tags: str) -> None:
@@ -55,8 +56,8 @@ class Administrator:
         self._post(f"/node/{node_id}/tags", {"tags": list(tags)})
 
     def move_node(self, node_id: str, user: str) -> None:
-        """Move a node to another user. Requires 0.27 or older."""
-        self._server.cli("nodes", "move", "--identifier", node_id, "--user", self._server.reference(user))
+        """Move a node to another user. Headscale 0.28 and newer cannot do this."""
+        self._server.cli("nodes", "move", "--identifier", node_id, "--user", self._server.cli_user(user))
 
     # --- The database -------------------------------------------------------------------------------
 
@@ -69,7 +70,7 @@ class Administrator:
         self._server.start()
 
     def restore_database(self, folder: Path) -> None:
-        """Replace the SQLite database by a copy."""
+        """Replace the SQLite database with a copy."""
         self._server.stop()
         for file in self._database_files():
             file.unlink()
@@ -78,7 +79,7 @@ class Administrator:
         self._server.start()
 
     def _database_files(self) -> list[Path]:
-        # Beside the database itself, its write-ahead log.
+        # SQLite keeps a write-ahead log in files beside the database.
         return list(self._server.folder.glob("db.sqlite*"))
 
     # --- The policy ---------------------------------------------------------------------------------

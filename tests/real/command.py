@@ -1,4 +1,4 @@
-"""The commands as processes: exit status and log."""
+"""Run the commands of this project as processes, and read the events that they log."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.real.programs import TIMEOUT_S, Background, eventually
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually
 
 Event = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A command that has ended."""
+class CompletedCommand:
+    """The result of a command."""
 
     exit_status: int
     out: str
@@ -33,29 +33,29 @@ class Ended:
 def events_in(text: str) -> list[Event]:
     """Return the events of a log, without an incomplete last line."""
     lines = text.split("\n")[:-1]
-    # Other lines are usually a traceback, so the message shows all of the text.
+    # Lines that are no events usually are a traceback, so the message contains the whole log.
     assert all(line.startswith("{") for line in lines), text
     return [json.loads(line) for line in lines]
 
 
-def named(events: list[Event], name: str) -> list[Event]:
-    """Return the events with a name."""
+def events_named(events: list[Event], name: str) -> list[Event]:
+    """Return the events with this name."""
     return [event for event in events if event["event"] == name]
 
 
-def lifecycle(
-    *arguments: str, environment: Mapping[str, str], folder: Path, within: Sequence[str | Path] = ()
-) -> Ended:
+def run_command(
+    *arguments: str, environment: Mapping[str, str], folder: Path, prefix: Sequence[str | Path] = ()
+) -> CompletedCommand:
     """Run a command and wait until it has ended.
 
     Args:
         arguments: arguments of the command.
         environment: the complete environment.
         folder: the working directory, without an `.env` file.
-        within: prefix of the command, such as one that creates a mount namespace.
+        prefix: a command that runs the rest of the command line, such as one that creates a mount namespace.
     """
     done = subprocess.run(
-        [*within, sys.executable, "-m", "lifecycle", *arguments],
+        [*prefix, sys.executable, "-m", "lifecycle", *arguments],
         env=environment,
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -64,16 +64,16 @@ def lifecycle(
         timeout=TIMEOUT_S,
         check=False,
     )
-    return Ended(done.returncode, done.stdout, done.stderr)
+    return CompletedCommand(done.returncode, done.stdout, done.stderr)
 
 
-class Watch(Background):
+class Watch(BackgroundProcess):
     """A running `dns-watch`."""
 
     def __init__(
-        self, *, environment: Mapping[str, str], folder: Path, log: Path, within: Sequence[str | Path] = ()
+        self, *, environment: Mapping[str, str], folder: Path, log: Path, prefix: Sequence[str | Path] = ()
     ) -> None:
-        command = [*within, sys.executable, "-m", "lifecycle", "dns-watch"]
+        command = [*prefix, sys.executable, "-m", "lifecycle", "dns-watch"]
         super().__init__(command, log=log, environment=environment, folder=folder)
 
     @property
@@ -81,28 +81,28 @@ class Watch(Background):
         """The events logged so far."""
         return events_in(self.output())
 
-    def named(self, name: str) -> list[Event]:
-        """Return the events logged so far with a name."""
-        return named(self.events, name)
+    def events_named(self, name: str) -> list[Event]:
+        """Return the events with this name that were logged so far."""
+        return events_named(self.events, name)
 
     def wait_for(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
-        """Wait until an event with these values has been logged, and return the latest."""
+        """Wait until an event with this name and these values has been logged, and return the latest one."""
 
         def find() -> Event | None:
             assert self.exit_status is None, self.output()
-            found = [event for event in self.named(name) if keys.items() <= event.items()]
-            return found[-1] if found else None
+            matching = [event for event in self.events_named(name) if keys.items() <= event.items()]
+            return matching[-1] if matching else None
 
         return eventually(find, f"{name} {keys}", details=self.output, timeout_s=timeout_s)
 
     def wait_for_next(self, name: str, *, timeout_s: float = TIMEOUT_S, **keys: object) -> Event:
-        """Wait for an event that has not been logged yet."""
+        """Wait until such an event is logged after this call, and return it."""
         before = len(self.events)
 
         def find() -> Event | None:
             assert self.exit_status is None, self.output()
             new = self.events[before:]
-            return next((event for event in named(new, name) if keys.items() <= event.items()), None)
+            return next((event for event in events_named(new, name) if keys.items() <= event.items()), None)
 
         return eventually(find, f"another {name} {keys}", details=self.output, timeout_s=timeout_s)
 

@@ -1,4 +1,4 @@
-"""A real server for each installed release, and one workload on it for each test."""
+"""Fixtures: a real server for each installed release of Headscale, and a workload on it for each test."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _numbers = count(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "every_client: the test runs with the newest client, and also with older ones")
     config.addinivalue_line(
-        "markers", "sample: the test runs on some releases: the oldest, a middle one, the newest ones"
+        "markers", "sample: the test runs on the oldest, a middle and the newest release, and on the main branch"
     )
-    config.addinivalue_line("markers", "takes_minutes: the test starts before the others, which run beside it")
+    config.addinivalue_line("markers", "takes_minutes: the test starts first, so that others can run in parallel")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,14 +35,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parameters = [pytest.param(None, marks=pytest.mark.skip(reason=releases), id="none")]
     else:
         if metafunc.definition.get_closest_marker("sample"):
-            releases = sample(releases)
+            releases = select_sample(releases)
         if metafunc.definition.get_closest_marker("every_client"):
             releases = [each for release in releases for each in (release, *with_older_clients(release))]
         parameters = [pytest.param(release, id=release.test_id) for release in releases]
     metafunc.parametrize("release", parameters, scope="session")
 
 
-def sample(releases: list[Release]) -> list[Release]:
+def select_sample(releases: list[Release]) -> list[Release]:
     """Return the oldest, a middle and the newest release, and a build of the main branch, if there is one."""
     released = [release for release in releases if release.name != "head"]
     chosen = {released[index].name for index in (0, len(released) // 2, -1) if released} | {"head"}
@@ -65,14 +65,14 @@ def releases() -> list[Release]:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder with a path that is short enough for sockets."""
+    """A folder with a short path, because the path of a Unix socket is limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def server(release: Release) -> Iterator[HeadscaleServer]:
-    """A running server of this release, shared by its tests. `USER` owns the nodes of the workloads."""
+    """A running server of this release, which its tests share. `USER` owns the nodes of the workloads."""
     with (
         tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True) as folder,
         server_with_users(release, Path(folder, "server")) as running,
@@ -82,7 +82,7 @@ def server(release: Release) -> Iterator[HeadscaleServer]:
 
 @pytest.fixture
 def own_server(release: Release, short_folder: Path) -> Iterator[HeadscaleServer]:
-    """A running server of this release for one test, which may change its users and its database."""
+    """A running server of this release for a test that changes its users or its database."""
     with server_with_users(release, short_folder / "server") as running:
         yield running
 
@@ -96,7 +96,7 @@ def workload(server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
 
 @pytest.fixture
 def own_workload(own_server: HeadscaleServer, short_folder: Path) -> Iterator[Workload]:
-    """A workload on the server of one test."""
+    """A workload on `own_server`."""
     with workload_on(own_server, short_folder / "pod") as workload:
         yield workload
 
@@ -109,7 +109,7 @@ def cloudflare() -> CloudflareSimulator:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresCluster]:
-    """A running PostgreSQL cluster, shared by the tests, which create a database each."""
+    """A running PostgreSQL cluster, which the tests share. Each test creates its own database."""
     programs = postgres_programs()
     if isinstance(programs, str):
         pytest.skip(programs)

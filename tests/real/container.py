@@ -1,4 +1,7 @@
-"""The rendered tailscale container of deploy/: its image's entry point, environment, files and probes."""
+"""Run the tailscale container as rendered from deploy/, without an image.
+
+It has the entry point of the image (containerboot), and the rendered environment, files and probes.
+"""
 
 from __future__ import annotations
 
@@ -11,46 +14,48 @@ from typing import Final
 
 from tests.pod.rendering import containers, environment, of_kind, pod_spec, rendered
 from tests.probe import BUSYBOX
-from tests.real.programs import TIMEOUT_S, Background, Release, eventually
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually
 from tests.real.workload import NAMESPACE
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.serve import serve
 
 DOCUMENTS: Final = rendered("ollama")
-RENDERED: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
-LIFECYCLE: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
+MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
+SETTINGS: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
 """The rendered settings of `cleanup` and `dns-watch`."""
 
 POD: Final = {"POD_NAME": "ollama-0", "POD_UID": "11111111-2222-4333-8444-555555555555"}
 
-STARTED_S: Final = 180.0
-"""The limit of the startup probe: 60 failures, every 3 s."""
+START_TIMEOUT_S: Final = 180.0
+"""The time limit of the rendered startup probe: 60 failures, one every 3 s."""
 
 PROGRAMS: Final = ("containerboot", "tailscale", "tailscaled")
 
-# Run the entry point with a root folder that has the paths of the image and of the pod's volumes.
-ENTRY_POINT: Final = """
+ENTRY_POINT_SCRIPT: Final = """
 mount --rbind /dev "$1/dev"
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
 mount --rbind /usr "$1/usr"
 exec chroot "$1" /bin/containerboot
 """
+"""Runs the entry point in a folder that has the paths of the image and of the pod's volumes."""
 
 
 class TailscaleContainer:
     """The tailscale container of a pod, in the network namespace of this thread.
 
     Args:
-        release: contains the client; `containerboot` is in the same folder.
-        folder: an empty folder, the root of the container.
+        release: has the Tailscale client; `containerboot` is in the same folder.
+        folder: an empty folder, which becomes the root folder of the container.
         hosts: the content of /etc/hosts.
         trust: the certificates that the image trusts.
         authority: the certificate of the Kubernetes API, and its TLS settings.
-        stack: stops the container and the Kubernetes API.
+        stack: stops the container and the Kubernetes API when it is closed.
 
     Attributes:
         kubernetes: the API with the state Secret. The container has the rights of the rendered Role.
+        account: the folder with the service account token.
+        api: the variables with the address of the Kubernetes API.
         starts: how many times the container was started.
     """
 
@@ -67,7 +72,7 @@ class TailscaleContainer:
         self.root = folder
         self.log = folder.with_name(f"{folder.name}.log")
         self.starts = 0
-        self._process: Background | None = None
+        self._process: BackgroundProcess | None = None
         for name in ("bin", "dev", "proc", "sys", "usr", "root", "run", "tmp", "var", "tailscale-auth"):
             (folder / name).mkdir()
         for name in ("lib", "lib64"):
@@ -75,7 +80,7 @@ class TailscaleContainer:
         (folder / "var/run").symlink_to("../run")
         for program in PROGRAMS:
             shutil.copy2(release.tailscaled.with_name(program), folder / "bin" / program)
-        # Not wget: that of Debian's busybox 1.35 crashes with -T. The machine's wget has the same options.
+        # wget is in /usr/bin. The one in Debian's busybox 1.35 crashes with the option -T, which a probe uses.
         for applet in ("sh", "test"):
             shutil.copy2(BUSYBOX or "", folder / "bin" / applet)
         (folder / "etc/ssl/certs").mkdir(parents=True)
@@ -86,7 +91,7 @@ class TailscaleContainer:
 
     def _with_kubernetes(self, certificate: Path, tls: ssl.SSLContext, stack: ExitStack) -> dict[str, str]:
         """Serve the Kubernetes API and return the environment of the container."""
-        variables = {name: value for name, value in environment(RENDERED, DOCUMENTS).items() if value is not None}
+        variables = {name: value for name, value in environment(MANIFEST, DOCUMENTS).items() if value is not None}
         self.kubernetes = KubernetesSimulator()
         self.kubernetes.put_secret(NAMESPACE, variables["TS_KUBE_SECRET"], {})
         (role,) = of_kind(DOCUMENTS, "Role")
@@ -113,13 +118,18 @@ class TailscaleContainer:
     def start(self) -> None:
         """Start the container, and wait until its startup probe passes."""
         self._run()
-        eventually(lambda: self.passes("startupProbe"), "the startup probe", details=self.output, timeout_s=STARTED_S)
+        eventually(
+            lambda: self.probe_passes("startupProbe"),
+            "the startup probe",
+            details=self.output,
+            timeout_s=START_TIMEOUT_S,
+        )
 
     def _run(self) -> None:
         self.starts += 1
         unshare = ("unshare", "--mount", "--propagation", "private")
-        self._process = Background(
-            [*unshare, "sh", "-ec", ENTRY_POINT, "sh", self.root],
+        self._process = BackgroundProcess(
+            [*unshare, "sh", "-ec", ENTRY_POINT_SCRIPT, "sh", self.root],
             log=self.log,
             environment=self._environment | {"PATH": "/bin:/usr/sbin:/usr/bin"},
             folder=self.root,
@@ -130,14 +140,14 @@ class TailscaleContainer:
         if self._process is not None:
             self._process.stop()
 
-    def passes(self, probe: str) -> bool:
-        """Run a rendered probe in the container, and restart a container that has ended, like the kubelet."""
+    def probe_passes(self, probe: str) -> bool:
+        """Return True if a rendered probe passes. First restart the container if it has ended, like the kubelet."""
         assert self._process is not None
         if self._process.exit_status is not None:
             self._run()
-        within = ("nsenter", f"--target={self._process.pid}", "--mount", "--root", "--wd")
+        enter = ("nsenter", f"--target={self._process.pid}", "--mount", "--root", "--wd")
         done = subprocess.run(
-            [*within, *RENDERED[probe]["exec"]["command"]],
+            [*enter, *MANIFEST[probe]["exec"]["command"]],
             env={"PATH": "/bin:/usr/bin"},
             capture_output=True,
             timeout=TIMEOUT_S,

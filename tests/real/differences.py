@@ -1,4 +1,4 @@
-"""Differences between a real and a simulated response, for people."""
+"""Describe the differences between a real and a simulated response, one per line."""
 
 from __future__ import annotations
 

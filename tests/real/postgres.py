@@ -1,4 +1,4 @@
-"""A PostgreSQL cluster on loopback."""
+"""A PostgreSQL cluster, in which each Headscale server has a database."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.real.programs import TIMEOUT_S, Background, eventually, free_ports
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, free_ports
 
 _ROLE: Final = "postgres"
 """The role in the database, and the account that runs the server: PostgreSQL refuses to run as root."""
@@ -22,14 +22,14 @@ _VERSIONS: Final = Path("/usr/lib/postgresql")
 
 def postgres_programs() -> Path | str:
     """Return the folder with the newest server's programs, or a message about what to install."""
-    found = sorted(_VERSIONS.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
-    if not found or os.getuid() or shutil.which("setpriv") is None:
+    servers = sorted(_VERSIONS.glob("*/bin/postgres"), key=lambda program: int(program.parts[-3]))
+    if not servers or os.getuid() or shutil.which("setpriv") is None:
         return "needs root, setpriv and postgres: install the packages postgresql and util-linux"
-    return found[-1].parent
+    return servers[-1].parent
 
 
 class PostgresCluster:
-    """A cluster with one database for each server of Headscale.
+    """A PostgreSQL cluster that listens on a loopback port.
 
     Args:
         programs: the folder with the server's programs.
@@ -41,7 +41,7 @@ class PostgresCluster:
         self._folder = folder
         self._data = folder / "data"
         (self._port,) = free_ports(1)
-        self._process: Background | None = None
+        self._process: BackgroundProcess | None = None
         shutil.chown(folder, _ROLE)
         self._run("initdb", "--pgdata", self._data, "--auth=trust", "--no-sync")
 
@@ -58,7 +58,7 @@ class PostgresCluster:
 
     def start(self) -> None:
         """Start the cluster, and wait until it accepts connections."""
-        process = self._process = Background(
+        process = self._process = BackgroundProcess(
             self._command(
                 "postgres",
                 *("-D", self._data, "-k", self._folder, "-h", "127.0.0.1", "-p", str(self._port)),
@@ -82,7 +82,7 @@ class PostgresCluster:
             self._process.stop(signal.SIGINT)
 
     def create_database(self, name: str) -> dict[str, Any]:
-        """Create a database and return the part of Headscale's configuration for it."""
+        """Create a database, and return the section of Headscale's configuration that selects it."""
         self._run("createdb", *self._connection(), name)
         connection = {"host": "127.0.0.1", "port": self._port, "name": name, "user": _ROLE, "pass": "", "ssl": False}
         return {"database": {"type": "postgres", "postgres": connection}}

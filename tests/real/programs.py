@@ -1,4 +1,4 @@
-"""The installed programs, and background processes that end with a test."""
+"""Find the installed releases of Headscale and Tailscale, and run processes in the background."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from typing import Final, TypeVar
 
 from tests.simulators.dialects import VERSIONS
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
-FOLDER_VARIABLE: Final = "HEADSCALE_BINARIES"
+SERVERS_VARIABLE: Final = "HEADSCALE_BINARIES"
 CLIENTS_VARIABLE: Final = "TAILSCALE_BINARIES"
 
 TIMEOUT_S: Final = 45.0
 """The time limit of each step, for a machine under load."""
 
 POLL_INTERVAL_S: Final = 0.05
-"""The first interval of `eventually`. It grows, because each request costs Headscale a slow comparison of the key."""
+"""The first interval of `eventually`. It grows, because Headscale compares the API key slowly at each request."""
 
 MAX_POLL_INTERVAL_S: Final = 0.5
 
-# Below the ephemeral ports of the kernel, so that the port of a server is still free when it restarts.
+# Below the kernel's ephemeral ports. Otherwise, a connection could take the port of a server while it restarts.
 _PORTS: Final = range(20000, 32000)
 
 
@@ -40,9 +40,9 @@ class Release:
     """One release of Headscale, and the Tailscale client for it.
 
     Attributes:
-        name: from the file name of the program, such as `0.28.0` or `head`, or the version of the program on PATH.
-        minor: minor version; for `head`, that of the next release.
-        client: version of the client if it is not the newest one.
+        name: the version, or `head` for a build of the main branch.
+        minor: the minor version; for `head`, that of the next release.
+        client: the version of the Tailscale client, or "" for the newest one.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Release:
 
     @property
     def test_id(self) -> str:
-        """The part of a test's id that names the programs."""
+        """The part of a test's id for this release."""
         return f"{self.name} with client {self.client}" if self.client else self.name
 
     @property
     def simulated(self) -> str:
-        """The version of the simulator that corresponds to this release."""
+        """The version for the Headscale simulator that behaves like this release."""
         exact = [version for version in VERSIONS if version == self.name]
         same_minor = [version for version in VERSIONS if version.split(".")[1] == str(self.minor)]
         return (exact or same_minor)[-1]
@@ -76,8 +76,8 @@ class Release:
 
 
 def installed_releases() -> list[Release] | str:
-    """Return the installed releases with the newest client, oldest first, or a message about what to install."""
-    folder = os.environ.get(FOLDER_VARIABLE)
+    """Return the installed releases with the newest client, oldest first, or a message that says what to install."""
+    folder = os.environ.get(SERVERS_VARIABLE)
     path = os.pathsep.join(filter(None, [*map(str, _client_folders()[:1]), folder, os.environ.get("PATH")]))
     tailscale, tailscaled = (shutil.which(name, path=path) for name in ("tailscale", "tailscaled"))
     if tailscale is None or tailscaled is None:
@@ -90,7 +90,7 @@ def installed_releases() -> list[Release] | str:
         servers = {}
     if not servers:
         return (
-            f"needs headscale: install its package, or set {FOLDER_VARIABLE} to a folder with one program for each "
+            f"needs headscale: install its package, or set {SERVERS_VARIABLE} to a folder with one program for each "
             "release, named headscale-0.28.0 and so on"
         )
     releases = [
@@ -109,16 +109,16 @@ def with_older_clients(release: Release) -> list[Release]:
 
 
 def _client_folders() -> list[Path]:
-    """Return the folders of the clients, each named like its version, newest first."""
+    """Return the folders in TAILSCALE_BINARIES, each with the version as its name, newest first."""
     folder = os.environ.get(CLIENTS_VARIABLE)
     if folder is None:
         return []
-    found = [path.parent for path in Path(folder).glob("*/tailscaled")]
-    return sorted(found, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
+    folders = [path.parent for path in Path(folder).glob("*/tailscaled")]
+    return sorted(folders, key=lambda path: [int(part) for part in path.name.split(".")], reverse=True)
 
 
 def _version(headscale: Path) -> str:
-    """Return the version that the program prints, without `v`."""
+    """Return the version that the program prints, without the letter v, or `head`."""
     result = subprocess.run([headscale, "version"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     match = re.search(r"\d+\.\d+\.\d\S*", result.stdout)
     return match[0] if match else "head"
@@ -138,7 +138,7 @@ def free_ports(count: int) -> list[int]:
     """Return loopback ports that are free for TCP and UDP."""
     ports: list[int] = []
     while len(ports) < count:
-        # The default random generator has the same seed in all tests, and tests run in parallel.
+        # tests/conftest.py sets the seed of the default generator, so parallel tests would choose the same ports.
         port = random.SystemRandom().choice(_PORTS)
         with suppress(OSError):
             for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -150,34 +150,37 @@ def free_ports(count: int) -> list[int]:
 
 
 def eventually(
-    condition: Callable[[], Found | None], what: str, *, details: Callable[[], str] = str, timeout_s: float = TIMEOUT_S
-) -> Found:
-    """Poll a condition until it is true, and return its value, or raise AssertionError after a timeout.
+    condition: Callable[[], Value | None], what: str, *, details: Callable[[], str] = str, timeout_s: float = TIMEOUT_S
+) -> Value:
+    """Poll a condition until it is neither None nor False, and return its value.
 
     Args:
-        condition: returns None or False until it is true.
+        condition: is called repeatedly.
         what: the expected state, for the error message.
         details: returns more text for the error message.
-        timeout_s: the timeout; increase it only for what is slow by design.
+        timeout_s: the time limit; increase it only for what is slow by design.
+
+    Raises:
+        AssertionError: the time is over.
     """
     deadline = time.monotonic() + timeout_s
     interval_s = POLL_INTERVAL_S
     while True:
-        found = condition()
-        if found is not None and found is not False:
-            return found
+        value = condition()
+        if value is not None and value is not False:
+            return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s:g} s for {what}\n{details()}")
         time.sleep(interval_s)
         interval_s = min(interval_s * 1.3, MAX_POLL_INTERVAL_S)
 
 
-class Background:
-    """A process in its own process group that writes to a file.
+class BackgroundProcess:
+    """A running process in its own process group. It appends its output to a file.
 
     Args:
         arguments: the command.
-        log: the file to which the output is appended.
+        log: the file for the output.
         environment: the complete environment.
         folder: the working directory.
     """
@@ -207,15 +210,15 @@ class Background:
         """The exit status, or None if the process is running."""
         return self._process.poll()
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, signal_number: signal.Signals) -> None:
         """Send a signal to the process group."""
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal_number)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, kill the process after the timeout, and return the exit status."""
         if self._process.poll() is None:
-            self.send(number)
+            self.send(signal_number)
         try:
             self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""nginx in front of a real server: TLS with a certificate of a private authority, and errors of its own."""
+"""nginx in front of a real Headscale, with a certificate of a private authority. It can respond with errors itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, Self
 import httpx
 
 from tests.clients.certificates import PrivateAuthority
-from tests.real.programs import TIMEOUT_S, Background, eventually, free_ports
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, eventually, free_ports
 
 NGINX_START: Final = """
 worker_processes 1;
@@ -36,7 +36,7 @@ http {{
     proxy_buffering off;
     proxy_read_timeout 1h;
 """
-"""The start of a configuration, up to the first server, as a format string."""
+"""The start of a configuration, up to the first server. It is a format string, so braces are doubled."""
 
 _CONFIGURATION: Final = (
     NGINX_START
@@ -54,24 +54,24 @@ _CONFIGURATION: Final = (
 )
 
 FAULTS: Final = {
-    "404 page": 'default_type text/html; return 404 "<h1>Not Found</h1>";',
-    "502": "return 502;",
-    "200 page": 'default_type text/html; return 200 "<html><body>Welcome to nginx</body></html>";',
+    "page with status 404": 'default_type text/html; return 404 "<h1>Not Found</h1>";',
+    "status 502": "return 502;",
+    "page with status 200": 'default_type text/html; return 200 "<html><body>Welcome to nginx</body></html>";',
     "empty object": 'default_type application/json; return 200 "{}";',
     "redirect to a login page": "return 302 https://login.example.com/?next=$uri;",
-    "401 page": 'default_type text/html; return 401 "<h1>Authorization Required</h1>";',
+    "page with status 401": 'default_type text/html; return 401 "<h1>Authorization Required</h1>";',
 }
-"""Responses of a proxy that does not reach Headscale, or protects it."""
+"""Responses of a proxy that does not reach Headscale, or requires a login."""
 
 
 class TlsProxy:
-    """nginx with TLS.
+    """A proxy with TLS. It starts at the first call of a method.
 
     Args:
-        folder: an existing one.
+        folder: an existing folder for its configuration and log.
 
     Attributes:
-        url: its URL, with a host name.
+        url: its URL.
         certificate: the certificate of the private authority.
     """
 
@@ -82,7 +82,7 @@ class TlsProxy:
         self.certificate = authority.certificate
         (self._port,) = free_ports(1)
         self.url = f"https://localhost:{self._port}"
-        self._process: Background | None = None
+        self._process: BackgroundProcess | None = None
 
     def __enter__(self) -> Self:
         """Return the proxy."""
@@ -103,11 +103,11 @@ class TlsProxy:
         self._serve(FAULTS[fault])
 
     def _serve(self, response: str) -> None:
-        """Restart nginx, which closes the connections of clients."""
+        """Restart nginx with a configuration. This closes the connections of clients."""
         self._stop()
         text = _CONFIGURATION.format(port=self._port, folder=self._folder, response=response)
         (self._folder / "nginx.conf").write_text(text)
-        process = self._process = Background(
+        process = self._process = BackgroundProcess(
             ["nginx", "-p", f"{self._folder}/", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
             log=self._folder / "nginx.log",
             environment={"PATH": os.environ["PATH"]},

@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 import httpx
 import yaml
 
-from tests.real.machine import Machine
-from tests.real.programs import TIMEOUT_S, Background, Release, eventually, free_ports
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually, free_ports
+from tests.real.tailscale_client import TailscaleClient
 
 _REGIONS: Final = (901, 902, 903)
-"""A client determines its public address with all regions, and continues after three responses."""
+"""Relay regions at the same address. A client that determines its public address waits for three responses."""
 
 _VOLATILE: Final = frozenset({"lastSeen", "online"})
-"""The fields of a node that change without a request."""
+"""Fields of a node that change without a request from a test."""
 
 
 def configuration(
@@ -35,9 +35,9 @@ def configuration(
         url: the URL for clients.
         folder: for its database and keys.
         ports: of the API, the metrics, gRPC and STUN.
-        relay: the URL of its relay.
+        relay: the URL of the relay that is part of the server.
         listen: the address to listen on.
-        address: the address of the relay.
+        address: the IP address of the relay.
     """
     api, metrics, grpc, stun = ports
     parts = urlsplit(relay)
@@ -96,7 +96,7 @@ def configuration(
 
 
 class HeadscaleServer:
-    """One server on loopback.
+    """A server on a loopback port.
 
     Args:
         release: the release to run.
@@ -119,7 +119,7 @@ class HeadscaleServer:
         self._port, self._metrics_port, self._grpc_port, self._stun_port = free_ports(4)
         self.public_url = public_url or self.url
         self._settings = settings or {}
-        self._process: Background | None = None
+        self._process: BackgroundProcess | None = None
         self._write_config()
 
     def __enter__(self) -> Self:
@@ -145,7 +145,7 @@ class HeadscaleServer:
         return self.request("GET", "/api/v1/user").is_success
 
     def renew_api_key(self) -> str:
-        """Replace the API key by a new one."""
+        """Create a new API key, and return it."""
         del self.api_key
         return self.api_key
 
@@ -165,7 +165,7 @@ class HeadscaleServer:
 
     def start(self) -> None:
         """Start the server and wait until it responds."""
-        process = self._process = Background(
+        process = self._process = BackgroundProcess(
             [self.release.headscale, "--config", self.config, "serve"],
             log=self.folder / "headscale.log",
             environment=self._environment(),
@@ -221,22 +221,22 @@ class HeadscaleServer:
         """Create a user and return its id."""
         return str(self.cli("users", "create", name)["id"])
 
-    def reference(self, user: str) -> str:
-        """Return how commands identify a user: by name, or by id from 0.26 on."""
+    def cli_user(self, user: str) -> str:
+        """Return the argument that identifies a user in commands: its name, or its id from Headscale 0.26 on."""
         return self.user_id(user) if self.release.user_by_id else user
 
     def user_id(self, name: str) -> str:
         """Return the id of a user."""
-        return next(str(known["id"]) for known in self.cli("users", "list") if known["name"] == name)
+        return next(str(user["id"]) for user in self.cli("users", "list") if user["name"] == name)
 
     def create_key(self, user: str | None, *options: str) -> str:
         """Create a pre-auth key and return its secret.
 
         Args:
-            user: the user's name; None = a key with tags and without a user, from 0.28 on.
+            user: the user's name; None = a key with tags and without a user, which Headscale has from 0.28 on.
             options: options of the command, such as `--reusable` or `--tags=tag:web`.
         """
-        owner = [] if user is None else ["--user", self.reference(user)]
+        owner = [] if user is None else ["--user", self.cli_user(user)]
         key: str = self.cli("preauthkeys", "create", *owner, "--expiration", "1h", *options)["key"]
         return key
 
@@ -262,14 +262,14 @@ class HeadscaleServer:
         selected = [node for node in nodes if hostname is None or node["name"].lower() == hostname.lower()]
         return sorted(selected, key=lambda node: int(node["id"]))
 
-    def ids(self, hostname: str) -> list[str]:
+    def node_ids(self, hostname: str) -> list[str]:
         """Return the ids of the nodes with a hostname."""
         return [node["id"] for node in self.nodes(hostname)]
 
     def key_id(self, secret: str) -> str:
         """Return the id of a pre-auth key. From 0.28 on, lists contain only a prefix of the key."""
-        (found,) = (key["id"] for key in self.keys() if secret.startswith(key["key"].removesuffix("***")))
-        return str(found)
+        (key_id,) = (key["id"] for key in self.keys() if secret.startswith(key["key"].removesuffix("***")))
+        return str(key_id)
 
     def expire_key(self, secret: str) -> None:
         """Expire a pre-auth key."""
@@ -279,7 +279,7 @@ class HeadscaleServer:
             (user,) = (key["user"] for key in self.keys() if key["key"] == secret)
             body = {"user": user["id"] if self.release.user_by_id else user, "key": secret}
         response = self.request("POST", "/api/v1/preauthkey/expire", body=body)
-        # Up to 0.24, the server responds with an error if the key is used.
+        # Headscale up to 0.24 returns an error for a used key.
         assert response.is_success or "already been used" in response.text, response.text
 
     def delete_key(self, secret: str) -> None:
@@ -290,18 +290,18 @@ class HeadscaleServer:
         """Delete a node."""
         self.request("DELETE", f"/api/v1/node/{node_id}").raise_for_status()
 
-    def approve(self, machine: Machine, user: str) -> None:
+    def approve(self, client: TailscaleClient, user: str) -> None:
         """Register a client without a key, as an administrator does with its login link.
 
         Args:
-            machine: a running client that is not logged in.
+            client: a running client that is not logged in.
             user: the name of the user that will own the node.
         """
-        with machine.login_link() as link:
+        with client.login_link() as link:
             self.cli("nodes", "register", "--user", user, "--key", link.rpartition("/")[2])
 
     def snapshot(self) -> Any:
-        """Return users, nodes and keys, without the volatile fields."""
+        """Return users, nodes and keys, without fields that change by themselves."""
         users = self.request("GET", "/api/v1/user").raise_for_status().json()
         nodes = [{name: value for name, value in node.items() if name not in _VOLATILE} for node in self.nodes()]
         return users, nodes, self.keys()
@@ -312,5 +312,5 @@ class HeadscaleServer:
         owners = [{"user": user["id"] if self.release.user_by_id else user["name"]} for user in users]
         responses = [self.request("GET", "/api/v1/preauthkey", params=params) for params in owners]
         lists = [response.raise_for_status().json()["preAuthKeys"] for response in responses]
-        # From 0.28 on, each list contains the keys of all users.
+        # Headscale 0.28 and newer return the keys of all users in each list.
         return list({key["id"]: key for keys in lists for key in keys}.values())

@@ -1,4 +1,4 @@
-"""The Headscale client with lost and misleading responses, on real servers."""
+"""Test the Headscale client on real servers, also when a response is lost or comes from a proxy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.real.workload import USER
 
 
 class LosingTransport(PooledTransport):
-    """A transport that loses the first response to each of some requests."""
+    """A transport that loses the first response to each of the given requests (method and path)."""
 
     def __init__(self, *lost: tuple[str, str]) -> None:
         super().__init__(public_trust())
@@ -37,12 +37,12 @@ class LosingTransport(PooledTransport):
         if (request.method, request.url.path) in self._lost:
             self._lost.remove((request.method, request.url.path))
             response.close()
-            raise httpx.RemoteProtocolError("the connection is gone")
+            raise httpx.RemoteProtocolError("the connection was closed")
         return response
 
 
 class MisleadingTransport(PooledTransport):
-    """A transport on which another server responds to the first four requests, as version 0.28 does."""
+    """A transport on which a proxy responds to the first four requests, as Headscale 0.28 would."""
 
     def __init__(self) -> None:
         super().__init__(public_trust())
@@ -52,14 +52,14 @@ class MisleadingTransport(PooledTransport):
         if not self._remaining:
             return super().handle_request(request)
         self._remaining -= 1
-        # A response with `json` has been read, which the client does not expect of a transport.
+        # httpx.Response(json=...) would be a response that has been read. The client reads a stream.
         body = httpx.ByteStream(b'{"preAuthKeys": []}')
         return httpx.Response(200, headers={"Content-Type": "application/json"}, stream=body)
 
 
 @pytest.fixture
 def headscale(server: HeadscaleServer) -> Iterator[HeadscaleWriter]:
-    """A client that does not receive the response to its first new key."""
+    """A client that does not receive the response to its first request for a key."""
     with client_of(server, LosingTransport(("POST", "/api/v1/preauthkey"))) as headscale:
         yield headscale
 
@@ -75,45 +75,45 @@ def client_of(server: HeadscaleServer, transport: httpx.BaseTransport) -> Iterat
         yield HeadscaleWriter(HttpTransport(client), policy)
 
 
-def our_user(headscale: HeadscaleWriter) -> User:
+def configured_user(headscale: HeadscaleWriter) -> User:
     return choose_user(headscale.users(), USER)
 
 
 @pytest.mark.parametrize("tags", [frozenset[str](), frozenset({"tag:web"})], ids=["no tags", "tags"])
 def test_key_with_lost_response_is_expired_and_replaced(headscale: HeadscaleWriter, tags: frozenset[str]) -> None:
-    user = our_user(headscale)
+    user = configured_user(headscale)
     before = {key.id for key in headscale.pre_auth_keys(user)}
     spec = KeySpec(user, timedelta(hours=1), tags=tags)
-    made = headscale.create_pre_auth_key(spec, now=datetime.now(UTC))
+    created = headscale.create_pre_auth_key(spec, now=datetime.now(UTC))
     lost, kept = sorted(
         (key for key in headscale.pre_auth_keys(user) if key.id not in before), key=lambda key: int(key.id)
     )
-    assert kept.id == made.id
+    assert kept.id == created.id
     assert (lost.is_usable(datetime.now(UTC)), kept.is_usable(datetime.now(UTC))) == (False, True)
     assert (lost.tags, kept.tags) == (tags, tags)
 
 
 def test_key_can_be_expired_twice(headscale: HeadscaleWriter) -> None:
-    user = our_user(headscale)
-    made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
+    user = configured_user(headscale)
+    created = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
     for _ in range(2):
-        headscale.expire_pre_auth_key(made, user)
-    (listed,) = (key for key in headscale.pre_auth_keys(user) if key.id == made.id)
+        headscale.expire_pre_auth_key(created, user)
+    (listed,) = (key for key in headscale.pre_auth_keys(user) if key.id == created.id)
     assert not listed.is_usable(datetime.now(UTC))
 
 
 def test_missing_node_is_not_found(headscale: HeadscaleWriter) -> None:
-    """The responses differ between releases."""
+    """Releases of Headscale return different responses for an unknown node."""
     with pytest.raises(NotFoundError):
         headscale.node("424242")
 
 
 def test_wrongly_detected_version_is_detected_again(server: HeadscaleServer) -> None:
-    """The version is detected again after the server has rejected a request as malformed."""
+    """The client detects the version again after Headscale has rejected a request as malformed."""
     with client_of(server, MisleadingTransport()) as headscale:
         assert headscale.version() == "0.28 or newer"
-        user = our_user(headscale)
-        made = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
+        user = configured_user(headscale)
+        created = headscale.create_pre_auth_key(KeySpec(user, timedelta(hours=1)), now=datetime.now(UTC))
     with client_of(server, MisleadingTransport()) as headscale:
         assert headscale.version() == "0.28 or newer"
-        assert made.id in {key.id for key in headscale.pre_auth_keys(user)}
+        assert created.id in {key.id for key in headscale.pre_auth_keys(user)}

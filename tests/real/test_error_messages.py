@@ -1,4 +1,4 @@
-"""The messages of Headscale and Tailscale in the operations page are in the programs."""
+"""Test that Headscale and Tailscale contain the error messages that docs/operations.md explains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TAILSCALE_MESSAGES = ("requires mentioning all", "non-default flags")
 
 
 @pytest.mark.parametrize("message", [*HEADSCALE_MESSAGES, *TAILSCALE_MESSAGES])
-def test_message_of_the_page_is_in_the_program(repository: Path, release: Release, message: str) -> None:
-    """Headscale has these messages from 0.25 on."""
+def test_program_contains_the_documented_message(repository: Path, release: Release, message: str) -> None:
+    """Headscale has its three messages from 0.25 on."""
     row = re.search(rf"^\|[^|]*`{message}`[^|]*\|", (repository / "docs/operations.md").read_text(), flags=re.MULTILINE)
-    assert row
+    assert row, "docs/operations.md has no table row for the message"
     program = release.headscale if message in HEADSCALE_MESSAGES else release.tailscale
     expected = message in TAILSCALE_MESSAGES or release.minor >= 25
     assert (message.encode() in program.read_bytes()) == expected

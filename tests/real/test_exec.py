@@ -1,4 +1,4 @@
-"""Headscale's real command line in a simulated pod: the life of a pod, and a comparison with the simulated one."""
+"""Use the real `headscale` command in a simulated Kubernetes pod, and compare its output with the simulated command."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lifecycle.clients.headscale.exec import ExecTransport
 from lifecycle.domain.errors import NotFoundError, TransientError
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, cluster_at, exec_transport, may_read
 from tests.process.cluster import Authority, require_mount_namespace, with_service_account
-from tests.real.command import named
+from tests.real.command import events_named
 from tests.real.differences import differences
-from tests.real.machine import Machine
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
-from tests.real.test_life import (  # run again with this module's workload
-    test_dry_run,
-    test_missing_key_metadata,
-    test_node_registered_by_cli,
-    test_pod_is_replaced,
-    test_unknown_user,
+from tests.real.tailscale_client import TailscaleClient
+from tests.real.test_life import (  # these run here with the fixture `workload` of this module
+    test_dry_run_changes_nothing,
+    test_new_pod_replaces_the_node_and_the_record,
+    test_node_registered_by_the_cli_is_not_deleted,
+    test_only_online_node_is_published_without_key_metadata,
+    test_unknown_user_is_reported_with_the_existing_users,
 )
 from tests.real.workload import NAMESPACE, OTHER_USER, USER, Workload
 from tests.simulators.headscale import HeadscaleSimulator
@@ -38,21 +38,22 @@ from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
 
 __all__ = [
-    "test_dry_run",
-    "test_missing_key_metadata",
-    "test_node_registered_by_cli",
-    "test_pod_is_replaced",
-    "test_unknown_user",
+    "test_dry_run_changes_nothing",
+    "test_new_pod_replaces_the_node_and_the_record",
+    "test_node_registered_by_the_cli_is_not_deleted",
+    "test_only_online_node_is_published_without_key_metadata",
+    "test_unknown_user_is_reported_with_the_existing_users",
 ]
 
 STATE_SECRET: Final = "app-tailscale"
 KEEP: Final = {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET}
 
-Program = Callable[[Sequence[str]], Finished]
+Command = Callable[[Sequence[str]], Finished]
+"""A function that runs a command line."""
 
 
-def real_cli(server: HeadscaleServer) -> Program:
-    """Return the server's command line, which uses the socket of the server."""
+def real_cli(server: HeadscaleServer) -> Command:
+    """Return a function that runs the command `headscale`, which connects to the socket of the server."""
 
     def run(argv: Sequence[str]) -> Finished:
         done = subprocess.run(
@@ -89,7 +90,7 @@ def kubernetes(server: HeadscaleServer) -> KubernetesSimulator:
 def workload(
     workload: Workload, kubernetes: KubernetesSimulator, authority: Authority, short_folder: Path
 ) -> Iterator[Workload]:
-    """A workload that finds Headscale by its namespace."""
+    """A workload that runs `headscale` in a pod, and has no URL and API key of Headscale."""
     account = short_folder / "serviceaccount"
     account.mkdir()
     (account / "ca.crt").write_bytes(authority.certificate.read_bytes())
@@ -104,7 +105,7 @@ def workload(
             "KUBERNETES_SERVICE_HOST": host,
             "KUBERNETES_SERVICE_PORT": port,
         }
-        workload.within = with_service_account(account)
+        workload.prefix = with_service_account(account)
         yield workload
 
 
@@ -114,8 +115,8 @@ def transport(kubernetes: KubernetesSimulator) -> Iterator[ExecTransport]:
         yield exec_transport(cluster, lambda: datetime.now(UTC))
 
 
-def publish(workload: Workload, **settings: str) -> None:
-    """Update the record once."""
+def run_dns_watch_once(workload: Workload, **settings: str) -> None:
+    """Publish the address of the node, and check that the command succeeds."""
     ended = workload.run("dns-watch", "--once", **settings)
     assert (ended.exit_status, ended.errors) == (0, ""), ended.out + ended.errors
 
@@ -130,78 +131,78 @@ def publish(workload: Workload, **settings: str) -> None:
 def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
     tags: str, auth_once: bool, workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """The pod is replaced and keeps its state."""
+    """The pod is replaced, and its new client has the state of the old one."""
     settings = KEEP | {"AUTHKEY_TAGS": tags}
-    [event] = named(workload.cleanup(**settings).events, "node.not_kept")
+    [event] = events_named(workload.cleanup(**settings).events, "node.not_kept")
     assert "Secret does not exist" in event["reason"]
-    machine = workload.machine()
-    # The tailscale container writes this when it runs.
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    publish(workload, AUTHKEY_TAGS=tags)
-    ids, address, written = workload.ids, machine.address, len(workload.cloudflare.writes)
-    assert (workload.contents, len(ids)) == ([address], 1)
-    machine.stop()
+    client = workload.start_client()
+    # The real tailscale container writes the id of its node into the Secret.
+    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    run_dns_watch_once(workload, AUTHKEY_TAGS=tags)
+    ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
+    assert (workload.record_contents, len(ids)) == ([address], 1)
+    client.stop()
 
-    [kept] = named(workload.cleanup(**settings).events, "node.kept")
-    assert ([kept["node_id"]], workload.ids) == (ids, ids)
-    machine.start()
+    [kept] = events_named(workload.cleanup(**settings).events, "node.kept")
+    assert ([kept["node_id"]], workload.node_ids) == (ids, ids)
+    client.start()
     if not auth_once:
-        machine.up(workload.key_file)
-    publish(workload, AUTHKEY_TAGS=tags)
-    assert (workload.ids, machine.address) == (ids, address)
-    assert (workload.contents, len(workload.cloudflare.writes)) == ([address], written)
+        client.up(workload.key_file)
+    run_dns_watch_once(workload, AUTHKEY_TAGS=tags)
+    assert (workload.node_ids, client.address) == (ids, address)
+    assert (workload.record_contents, len(workload.cloudflare.writes)) == ([address], written)
 
 
 def test_duplicate_of_a_kept_node_is_deleted(workload: Workload, kubernetes: KubernetesSimulator) -> None:
     workload.cleanup()
-    machine = workload.machine()
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [kept] = workload.ids
-    workload.machine(key_file=workload.write_key(workload.server.create_key(USER))).stop()
-    assert len(workload.ids) == 2
+    client = workload.start_client()
+    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    [kept] = workload.node_ids
+    workload.start_client(key_file=workload.write_key(workload.server.create_key(USER))).stop()
+    assert len(workload.node_ids) == 2
     workload.cleanup(**KEEP)
-    assert workload.ids == [kept]
+    assert workload.node_ids == [kept]
 
 
 def test_deleted_node_is_replaced_although_its_state_was_kept(
     workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
-    """The Secret still names the deleted node, and the client registers again with the same state."""
+    """The Secret still contains the id of the deleted node. The client registers again with its state."""
     workload.cleanup()
-    machine = workload.machine()
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [old] = workload.ids
-    machine.stop()
+    client = workload.start_client()
+    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    [old] = workload.node_ids
+    client.stop()
     workload.server.delete_node(old)
-    [event] = named(workload.cleanup(**KEEP).events, "node.not_kept")
+    [event] = events_named(workload.cleanup(**KEEP).events, "node.not_kept")
     assert f"no node {old}" in event["reason"]
-    machine.start()
-    machine.up(workload.key_file)
+    client.start()
+    client.up(workload.key_file)
     # A restarted client reports its old node until the server has responded.
-    [new] = eventually(lambda: workload.ids or None, "the client to register")
+    [new] = eventually(lambda: workload.node_ids or None, "the client to register")
     assert new != old
 
 
 def test_node_of_a_key_without_user_is_kept_if_it_can_return(
     workload: Workload, kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
-    """Headscale 0.28 refuses the second login of such a node, so the node is replaced there.
+    """Headscale 0.28 refuses a second login of such a node, so this project replaces the node there.
 
-    It is also replaced if the program cannot tell 0.28 from a newer version, as with a build that reports no version.
+    It does the same for a build without a version, which it cannot distinguish from 0.28.
     """
     if workload.server.release.minor < 28:
         pytest.skip("needs Headscale 0.28 or newer: all keys of older releases have a user")
     can_return = "0.28" not in transport.version()
     key = workload.server.cli("preauthkeys", "create", "--tags", "tag:web", "--expiration", "1h")["key"]
-    machine = workload.machine(key_file=workload.write_key(key))
-    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": machine.status()["Self"]["ID"]})
-    [old] = workload.ids
-    machine.stop()
+    client = workload.start_client(key_file=workload.write_key(key))
+    kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
+    [old] = workload.node_ids
+    client.stop()
     workload.cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
-    assert workload.ids == ([old] if can_return else [])
-    machine.start()
-    machine.up(workload.key_file)
-    [new] = eventually(lambda: workload.ids or None, "the client to register")
+    assert workload.node_ids == ([old] if can_return else [])
+    client.start()
+    client.up(workload.key_file)
+    [new] = eventually(lambda: workload.node_ids or None, "the client to register")
     assert (new == old) is can_return
 
 
@@ -212,17 +213,17 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_return(
     "fault", [ExecFault(cut_after=7), ExecFault(status=False)], ids=["truncated output", "no status"]
 )
 def test_key_with_lost_output_is_expired(fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator) -> None:
-    """Before 0.28, the command line needs the lost secret to expire the key, so the key expires by itself."""
+    """Before Headscale 0.28, `headscale preauthkeys expire` needs the secret, which was lost. The key expires later."""
     before = _key_ids(workload)
     kubernetes.spoil(fault, "preauthkeys create")
     ended = workload.cleanup()
-    hidden, made = sorted(_key_ids(workload) - before, key=int)
+    lost, kept = sorted(_key_ids(workload) - before, key=int)
     by_id = workload.server.release.minor >= 28
-    [event] = named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
-    assert event["key_id"] == hidden
+    [event] = events_named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
+    assert event["key_id"] == lost
     keys = {key["id"]: key for key in workload.server.keys()}  # noqa: SIM118 - not a dictionary
-    assert (keys[hidden]["expiration"] < keys[made]["createdAt"]) is by_id
-    workload.machine()
+    assert (keys[lost]["expiration"] < keys[kept]["createdAt"]) is by_id
+    workload.start_client()
 
 
 def _key_ids(workload: Workload) -> set[str]:
@@ -230,7 +231,7 @@ def _key_ids(workload: Workload) -> set[str]:
 
 
 def test_stopped_server_is_a_transient_error(workload: Workload, transport: ExecTransport) -> None:
-    """The command line is available, but its server is not."""
+    """The pod runs, and `headscale` in it cannot connect to the server."""
     workload.server.stop()
     try:
         with pytest.raises(TransientError, match="`headscale nodes list`"):
@@ -243,8 +244,8 @@ def test_stopped_server_is_a_transient_error(workload: Workload, transport: Exec
 # --- The simulated command ----------------------------------------------------------------------------
 
 
-class CliTwins:
-    """The real and the simulated command line, on servers with the same users, keys and nodes."""
+class CliPair:
+    """The real and the simulated command `headscale`, on servers with the same users, keys and nodes."""
 
     def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
         server = stack.enter_context(HeadscaleServer(release, folder))
@@ -258,9 +259,9 @@ class CliTwins:
             simulator.add_user(name)
         for hostname, tags in (("app.example.com", ()), ("web.example.com", ("tag:web",))):
             (folder / "authkey").write_text(server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
-            machine = Machine(release, folder / hostname.partition(".")[0], hostname=hostname, url=server.url)
-            stack.callback(machine.stop)
-            machine.up(folder / "authkey")
+            client = TailscaleClient(release, folder / hostname.partition(".")[0], hostname=hostname, url=server.url)
+            stack.callback(client.stop)
+            client.up(folder / "authkey")
             key = simulator.create_key(USER, tags=tags)
             simulator.connect(simulator.register(key=key.key, hostname=hostname).id)
 
@@ -274,7 +275,7 @@ class CliTwins:
 
 
 def shape_of(finished: Finished) -> Any:
-    """Return the exit status, the names and types of the output, and the kind of error."""
+    """Return the exit status, the field names and types in the output, and the kind of error."""
     stdout = finished.stdout.decode()
     reason = finished.stderr.decode()
     kind = re.search(r"code = (\w+)|unexpected response status|unknown flag|invalid argument", reason)
@@ -285,7 +286,7 @@ def shape_of(finished: Finished) -> Any:
 def _shape(value: Any) -> Any:
     match value:
         case dict():
-            # A zero fraction is omitted, and `online` depends on timing.
+            # Headscale omits `nanos` if it is 0, and `online` depends on timing.
             fields = {name: _shape(item) for name, item in sorted(value.items()) if name not in ("nanos", "online")}
             return {name: shape for name, shape in fields.items() if name != "display_name"}
         case list():
@@ -299,16 +300,16 @@ def _shape(value: Any) -> Any:
 
 
 @pytest.fixture
-def twins(release: Release, short_folder: Path) -> Iterator[CliTwins]:
+def clis(release: Release, short_folder: Path) -> Iterator[CliPair]:
     with ExitStack() as stack:
-        yield CliTwins(release, short_folder, stack)
+        yield CliPair(release, short_folder, stack)
 
 
-def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> None:
-    """Compare exit status, field names, types and kinds of errors of several commands."""
-    named_user = ("--user", twins.user())
-    listed = () if twins.minor >= 28 else named_user
-    expire = ("--id", "424242") if twins.minor >= 28 else ("nothing", *named_user)
+def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
+    """The messages of errors may differ."""
+    named_user = ("--user", clis.user())
+    listed = () if clis.minor >= 28 else named_user
+    expire = ("--id", "424242") if clis.minor >= 28 else ("nothing", *named_user)
     commands: list[tuple[str, ...]] = [
         ("users", "list"),
         ("nodes", "list"),
@@ -325,7 +326,7 @@ def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> Non
             "--tags",
             "tag:a,tag:b",
         ),
-        ("preauthkeys", "create", "--user", twins.user("nobody"), "--expiration", "1h"),
+        ("preauthkeys", "create", "--user", clis.user("nobody"), "--expiration", "1h"),
         ("preauthkeys", "create", *named_user, "--expiration", "1h", "--tags", "web"),
         ("preauthkeys", "list", *listed),
         ("preauthkeys", "expire", *expire),
@@ -335,7 +336,7 @@ def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> Non
     ]
     different = []
     for command in commands:
-        real, simulated = twins.shapes(*command, "-o", "json")
+        real, simulated = clis.shapes(*command, "-o", "json")
         if real != simulated:
             different.append(f"headscale {' '.join(command)}")
             different += (f"    {line}" for line in differences(real, simulated))
@@ -346,9 +347,10 @@ def test_real_and_simulated_command_have_the_same_output(twins: CliTwins) -> Non
 def test_version_is_detected(workload: Workload, transport: ExecTransport) -> None:
     minor = workload.server.release.minor
     version = transport.version()
-    found = {int(found) for found in re.findall(r"0\.(\d+)", version)}
-    # A build from the main branch has the version of the previous release, or none: then the help is read.
-    assert found & {minor, minor - 1} or (version.endswith("or newer") and max(found) <= minor)
+    minors = {int(found) for found in re.findall(r"0\.(\d+)", version)}
+    # A build of the main branch has the version of the previous release or none. In the second case, the client reads
+    # the help text.
+    assert minors & {minor, minor - 1} or (version.endswith("or newer") and max(minors) <= minor)
     command = ["headscale", "preauthkeys", "list", "--help"]
     simulated_cli = HeadscaleCli(HeadscaleSimulator(workload.server.release.simulated))
     real, simulated = (run(command).stdout.decode() for run in (real_cli(workload.server), simulated_cli))
@@ -358,6 +360,6 @@ def test_version_is_detected(workload: Workload, transport: ExecTransport) -> No
 def test_missing_node_is_not_found(transport: ExecTransport) -> None:
     with pytest.raises(NotFoundError):
         transport.delete_node("424242")
-    # After an attempt to delete, an empty list is trusted, too.
+    # After an attempt to delete a node, the client also trusts an empty list of nodes.
     with pytest.raises(NotFoundError):
         transport.node("424242")

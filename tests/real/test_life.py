@@ -1,23 +1,23 @@
-"""The life of a pod on real servers: each test is one event in it."""
+"""The lifecycle of a pod on real servers: start, restart, replacement, and errors in its configuration."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.real.command import named
+from tests.real.command import events_named
 from tests.real.programs import eventually
-from tests.real.workload import MARK, OTHER_USER, USER, Workload
+from tests.real.workload import OTHER_USER, RECORD_COMMENT, USER, Workload
 
 
 @pytest.mark.every_client
-def test_first_start(workload: Workload) -> None:
-    """A key is written, a node registers with it, and its address is published once."""
+def test_first_pod_is_published(workload: Workload) -> None:
+    """`cleanup` writes a key, a client registers with it, and `dns-watch` publishes its address once."""
     workload.cleanup()
     watch = workload.watch()
     watch.wait_for("pass.skipped")
-    machine = workload.machine()
-    workload.wait_until_published(machine)
-    assert watch.wait_for("node.registered")["node_id"] == workload.ids[0]
+    client = workload.start_client()
+    workload.wait_until_published(client)
+    assert watch.wait_for("node.registered")["node_id"] == workload.node_ids[0]
     written = len(workload.cloudflare.writes)
     for _ in range(2):
         watch.wait_for_next("pass.finished", changes=0, in_sync=True)
@@ -25,170 +25,169 @@ def test_first_start(workload: Workload) -> None:
     assert watch.terminate() == 0
 
 
-def test_missing_key_metadata(workload: Workload) -> None:
-    """Without key metadata, as in a sidecar without the key volume, the only node that is online is published."""
-    machine = workload.machine(key_file=workload.write_key(workload.server.create_key(USER)))
+def test_only_online_node_is_published_without_key_metadata(workload: Workload) -> None:
+    """A sidecar that does not mount the key volume has no key metadata."""
+    client = workload.start_client(key_file=workload.write_key(workload.server.create_key(USER)))
     workload.watch()
-    workload.wait_until_published(machine)
+    workload.wait_until_published(client)
 
 
 @pytest.mark.every_client
-def test_container_restarts(workload: Workload) -> None:
-    """A client with state keeps its address, although its key is used and expired; the zone is not written."""
+def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
+    """A client with state can log in although its key is used and expired. The record is not written again."""
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     watch = workload.watch()
-    workload.wait_until_published(machine)
-    ids, address, written = workload.ids, machine.address, len(workload.cloudflare.writes)
+    workload.wait_until_published(client)
+    ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
     workload.server.expire_key(workload.key_file.read_text())
-    machine.restart_logged_in()
-    assert machine.login_error(workload.key_file) is None
-    assert (workload.ids, machine.address) == (ids, address)
+    client.restart_logged_in()
+    assert client.login_error(workload.key_file) is None
+    assert (workload.node_ids, client.address) == (ids, address)
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
     assert watch.terminate() == 0
     workload.watch().wait_for("pass.finished", changes=0, in_sync=True)
     assert len(workload.cloudflare.writes) == written
 
 
-def test_pod_is_replaced(workload: Workload) -> None:
-    """A pod without state replaces the old node, although it is online, and the record."""
+def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
+    """The new pod has no state. It replaces the old node although Headscale reports it as online."""
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     watch = workload.watch()
-    workload.wait_until_published(machine)
-    (old,) = workload.ids
+    workload.wait_until_published(client)
+    (old,) = workload.node_ids
     watch.terminate()
 
     ended = workload.cleanup()
     for event in ("node.online", "node.deleted"):
-        assert [logged["node_id"] for logged in named(ended.events, event)] == [old]
-    assert (workload.ids, workload.contents) == ([], [])
+        assert [logged["node_id"] for logged in events_named(ended.events, event)] == [old]
+    assert (workload.node_ids, workload.record_contents) == ([], [])
 
-    machine.reset()
-    machine.up(workload.key_file)
+    client.reset()
+    client.up(workload.key_file)
     workload.watch()
-    workload.wait_until_published(machine)
-    (new,) = workload.ids
+    workload.wait_until_published(client)
+    (new,) = workload.node_ids
     assert int(new) > int(old)
 
 
 @pytest.mark.every_client
-def test_node_is_deleted(workload: Workload) -> None:
-    """The node of a running pod is deleted: its record stays until a new node registers."""
+def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Workload) -> None:
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     watch = workload.watch()
-    workload.wait_until_published(machine)
-    (old,), written = workload.ids, len(workload.cloudflare.writes)
+    workload.wait_until_published(client)
+    (old,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.delete_node(old)
     watch.wait_for("pass.skipped")
     assert len(workload.cloudflare.writes) == written
 
     # The operator creates a new key and restarts the container of the client.
     workload.cleanup()
-    machine.restart()
-    machine.up(workload.key_file)
-    workload.wait_until_published(machine)
-    (new,) = workload.ids
+    client.restart()
+    client.up(workload.key_file)
+    workload.wait_until_published(client)
+    (new,) = workload.node_ids
     assert int(new) > int(old)
     assert watch.wait_for("node.registered")["node_id"] == new
 
 
-def test_two_concurrent_pods(workload: Workload) -> None:
-    """The later pod is published; the earlier one stands down."""
+def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
+    """`dns-watch` in the earlier pod stops changing the record."""
     later_key = workload.folder / "later"
     workload.cleanup()
     workload.cleanup(AUTHKEY_OUTPUT_PATH=str(later_key))
-    earlier = workload.machine()
+    earlier = workload.start_client()
     watch = workload.watch()
     workload.wait_until_published(earlier)
 
-    later = workload.machine(key_file=later_key)
+    later = workload.start_client(key_file=later_key)
     later_watch = workload.watch(AUTHKEY_OUTPUT_PATH=str(later_key))
     workload.wait_until_published(later)
-    watch.wait_for("node.superseded", successor_id=workload.ids[1])
-    later_watch.wait_for("node.registered", node_id=workload.ids[1])
+    watch.wait_for("node.superseded", successor_id=workload.node_ids[1])
+    later_watch.wait_for("node.registered", node_id=workload.node_ids[1])
     written = len(workload.cloudflare.writes)
-    for either in (watch, later_watch, watch):
-        either.wait_for_next("pass.finished", changes=0)
-    assert (workload.contents, len(workload.cloudflare.writes)) == ([later.address], written)
+    for each in (watch, later_watch, watch):
+        each.wait_for_next("pass.finished", changes=0)
+    assert (workload.record_contents, len(workload.cloudflare.writes)) == ([later.address], written)
 
 
-def test_node_of_another_user(workload: Workload) -> None:
-    """A node with the same name and another user is not deleted or published, and is logged once."""
-    other = workload.machine(key_file=workload.write_key(workload.server.create_key(OTHER_USER)))
-    (foreign,) = workload.ids
-    (warned,) = named(workload.cleanup().events, "node.foreign")
+def test_node_of_another_user_is_neither_deleted_nor_published(workload: Workload) -> None:
+    """It has the same name, and is logged once."""
+    other = workload.start_client(key_file=workload.write_key(workload.server.create_key(OTHER_USER)))
+    (foreign,) = workload.node_ids
+    (warned,) = events_named(workload.cleanup().events, "node.foreign")
     assert (warned["node_id"], warned["user"]) == (foreign, OTHER_USER)
     watch = workload.watch()
     watch.wait_for("pass.skipped")
-    machine = workload.machine()
-    workload.wait_until_published(machine)
-    assert other.address != machine.address
-    assert foreign in workload.ids
+    client = workload.start_client()
+    workload.wait_until_published(client)
+    assert other.address != client.address
+    assert foreign in workload.node_ids
 
 
-def test_node_registered_by_cli(workload: Workload) -> None:
-    """A node that registered without a key is not deleted, although it has the same user."""
-    machine = workload.new_machine()
-    workload.server.approve(machine, USER)
-    (foreign,) = workload.ids
-    (warned,) = named(workload.cleanup().events, "node.foreign")
+def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
+    """It has the same user, but registered without a key."""
+    client = workload.start_client_without_login()
+    workload.server.approve(client, USER)
+    (foreign,) = workload.node_ids
+    (warned,) = events_named(workload.cleanup().events, "node.foreign")
     assert (warned["node_id"], warned["registered_by"]) == (foreign, "CLI")
-    assert workload.ids == [foreign]
+    assert workload.node_ids == [foreign]
 
 
 @pytest.mark.every_client
-def test_tagged_node(workload: Workload) -> None:
-    """A node with the configured tags is owned: published, and deleted by the next pod."""
+def test_node_with_the_configured_tags_is_published_and_deleted(workload: Workload) -> None:
+    """The next pod deletes it."""
     tags = {"AUTHKEY_TAGS": "tag:web"}
     workload.cleanup(**tags)
-    machine = workload.machine()
+    client = workload.start_client()
     workload.watch(**tags)
-    workload.wait_until_published(machine)
+    workload.wait_until_published(client)
     (node,) = workload.server.nodes(workload.name)
     assert (node.get("tags") or node["forcedTags"]) == ["tag:web"]
-    (deleted,) = named(workload.cleanup(**tags).events, "node.deleted")
+    (deleted,) = events_named(workload.cleanup(**tags).events, "node.deleted")
     assert deleted["node_id"] == node["id"]
-    assert workload.ids == []
+    assert workload.node_ids == []
 
 
 @pytest.mark.every_client
-def test_both_address_families(workload: Workload) -> None:
-    """With DNS_IPV6 both addresses are published, and deleted records are created again."""
+def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
+    """When both records are deleted, `dns-watch` creates them again."""
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     watch = workload.watch(DNS_IPV6="true")
-    workload.wait_until_published(machine, ipv6=True)
+    workload.wait_until_published(client, ipv6=True)
     for record in workload.records:
         workload.cloudflare.remove_record(record.id)
-    eventually(lambda: len(watch.named("record.created")) == 4, "both records again", details=watch.output)
-    workload.wait_until_published(machine, ipv6=True)
+    eventually(lambda: len(watch.events_named("record.created")) == 4, "both records again", details=watch.output)
+    workload.wait_until_published(client, ipv6=True)
 
 
 @pytest.mark.every_client
-def test_server_restarts(workload: Workload) -> None:
-    """Nodes are offline after a restart of the server, and keep their addresses."""
+def test_restarted_server_changes_nothing(workload: Workload) -> None:
+    """After a restart, Headscale reports nodes as offline until they connect. They keep their addresses."""
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     watch = workload.watch()
-    workload.wait_until_published(machine)
-    ids, written = workload.ids, len(workload.cloudflare.writes)
+    workload.wait_until_published(client)
+    ids, written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
     watch.wait_for("pass.failed", upstream="Headscale")
     workload.server.start()
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
     eventually(lambda: workload.server.nodes(workload.name)[0]["online"], "the client to be online")
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
-    assert (workload.ids, len(workload.cloudflare.writes)) == (ids, written)
+    assert (workload.node_ids, len(workload.cloudflare.writes)) == (ids, written)
 
 
-def test_wrong_api_key(workload: Workload) -> None:
-    """The error names the setting; `cleanup` fails and `dns-watch` continues."""
+def test_wrong_api_key_is_reported(workload: Workload) -> None:
+    """The error names the setting. `cleanup` fails, and `dns-watch` continues."""
     wrong = workload.server.api_key[:-4] + "oooo"
     ended = workload.run("cleanup", HEADSCALE_API_KEY=wrong)
     assert ended.exit_status == 1
-    (failed,) = named(ended.events, "command.failed")
+    (failed,) = events_named(ended.events, "command.failed")
     assert (failed["error_type"], "HEADSCALE_API_KEY" in failed["error"]) == ("AuthError", True)
     assert not workload.key_file.exists()
     assert wrong not in ended.out + ended.errors
@@ -199,26 +198,25 @@ def test_wrong_api_key(workload: Workload) -> None:
     assert wrong not in watch.output()
 
 
-def test_unknown_user(workload: Workload) -> None:
-    """The error lists the existing users."""
+def test_unknown_user_is_reported_with_the_existing_users(workload: Workload) -> None:
     ended = workload.run("cleanup", HEADSCALE_USER="nobody")
     assert ended.exit_status == 1
-    (failed,) = named(ended.events, "command.failed")
+    (failed,) = events_named(ended.events, "command.failed")
     assert all(name in failed["error"] for name in (OTHER_USER, USER))
     assert not workload.key_file.exists()
 
 
-def test_dry_run(workload: Workload) -> None:
-    """A dry run does not change Headscale, the zone or files."""
+def test_dry_run_changes_nothing(workload: Workload) -> None:
+    """It changes neither Headscale nor the DNS zone nor files."""
     workload.cleanup()
-    machine = workload.machine()
+    client = workload.start_client()
     workload.cloudflare.add_record(
-        workload.zone_id, type="A", name=workload.name, content="100.64.200.1", comment=MARK, ttl=60
+        workload.zone_id, type="A", name=workload.name, content="100.64.200.1", comment=RECORD_COMMENT, ttl=60
     )
     before = workload.server.snapshot()
     key = workload.key_file.read_bytes()
     ended = workload.run("--dry-run", "--output", "json")
     assert (ended.exit_status, workload.cloudflare.writes) == (0, [])
     assert (workload.server.snapshot(), workload.key_file.read_bytes()) == (before, key)
-    assert f'"content": "{machine.address}"' in ended.out
-    assert workload.ids[0] in ended.out
+    assert f'"content": "{client.address}"' in ended.out
+    assert workload.node_ids[0] in ended.out

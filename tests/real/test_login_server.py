@@ -1,13 +1,12 @@
-"""Restart a real Headscale under a real tailscale container, as rendered from deploy/.
+"""Test that tailscale reconnects after a restart of Headscale, with the tailscale container as rendered from deploy/.
 
-The container is the entry point of the image (containerboot) with the rendered environment, paths and probes. It finds
-Headscale by name. With http and a host name, tailscale connects to the given port once. Later connections use TLS on
-port 443 of that host, and a Kubernetes Service for Headscale has no such port: one test shows that such a client does
-not reconnect.
+The URL of the login server matters. With http and a host name, tailscale connects to the given port only once. Later
+connections use TLS on port 443 of that host, which a Kubernetes Service for Headscale usually does not have. One test
+shows that such a client does not reconnect.
 
-Needs root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/conftest.py looks for.
-`TAILSCALE_BINARIES=<folder>` has one folder per version of the client, with containerboot, tailscale and tailscaled.
-Each test runs in its own network namespace.
+The tests need root, /dev/net/tun, busybox, nginx, openssl and ip, and the programs that tests/real/programs.py finds.
+`TAILSCALE_BINARIES=<folder>` must have a folder for each version, with containerboot, tailscale and tailscaled. Each
+test runs in its own network namespace.
 """
 
 from __future__ import annotations
@@ -32,32 +31,33 @@ from tests.pod.rendering import environment, of_kind, rendered
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
 from tests.real.command import Watch
-from tests.real.container import DOCUMENTS, LIFECYCLE, PROGRAMS, RENDERED, TailscaleContainer
-from tests.real.machine import Machine
-from tests.real.programs import CLIENTS_VARIABLE, Background, Release, eventually, installed_releases
+from tests.real.container import DOCUMENTS, MANIFEST, PROGRAMS, SETTINGS, TailscaleContainer
+from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, eventually, installed_releases
 from tests.real.proxy import NGINX_START
 from tests.real.server import HeadscaleServer
+from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
-RENDERED_CLIENT: Final = RENDERED["image"].partition("@")[0].rpartition(":v")[2]
+RENDERED_CLIENT: Final = MANIFEST["image"].partition("@")[0].rpartition(":v")[2]
 OLD_CLIENT: Final = "1.80.3"
 """A client of the oldest minor version that Headscale 0.29 accepts."""
 
 SERVICE_NAME: Final = "headscale.headscale.svc.cluster.local"
 CLUSTER_IP: Final = "10.96.0.20"
-"""A Service that forwards port 8080 to Headscale, as people create it."""
+"""The address of a Service that forwards port 8080 to Headscale."""
 INGRESS_IP: Final = "10.96.0.21"
+"""The address of the ingress controller, which publishes Headscale with https."""
 
-FORCED: Final = "forcing port 443 dial due to recent noise dial"
-"""Logged by tailscale for each connection attempt within two minutes of the previous one.
+FORCED_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
+"""tailscale logs this for each connection attempt within two minutes of the previous one.
 
-With https or a private IP address, the message has no consequence.
+With https or a private IP address, it does not change the port.
 """
 
 CONFIRMED_S: Final = 150.0
-"""How long `dns-watch` may take to confirm that a node is deleted: a minute by design."""
+"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
 
 RECONNECTED_S: Final = 150.0
 """How long a client may take after an outage. Its longest backoff is about half a minute."""
@@ -85,19 +85,19 @@ NGINX: Final = (
 }}
 """
 )
-"""The Service, and the parts of the external ingress controller's configuration that matter here."""
+"""The configuration of an nginx that replaces the Service and the external ingress controller."""
 
-# Resolves names as in a cluster and trusts the certificate of the ingress.
 WRAPPER: Final = """#!/bin/sh
 export SSL_CERT_DIR={folder}/trust
 exec unshare --mount --propagation private \
     sh -c 'mount --bind {folder}/hosts /etc/hosts && exec "$@"' sh {program} "$@"
 """
+"""Runs tailscaled with the names of a cluster, and with the certificate of the ingress controller as its authority."""
 
 
 def rendered_url() -> str:
     """Return the login server of the rendered manifests."""
-    options = environment(RENDERED, DOCUMENTS)["TS_EXTRA_ARGS"].split()
+    options = environment(MANIFEST, DOCUMENTS)["TS_EXTRA_ARGS"].split()
     (url,) = [option.removeprefix("--login-server=") for option in options if option.startswith("--login-server=")]
     return str(url)
 
@@ -116,11 +116,11 @@ def published_locations(headscale: str) -> str:
 INGRESS_NAME: Final = rendered_url().removeprefix("https://")
 
 URLS: Final = {"http-name": f"http://{SERVICE_NAME}:8080", "http-address": f"http://{CLUSTER_IP}:8080"}
-"""Login servers other than the rendered one."""
+"""Other login servers than the rendered one, by a name for the client that uses it."""
 
 
-def client(version: str) -> Release | str:
-    """Return the newest Headscale with a version of the client, or what to install."""
+def release_with_client(version: str) -> Release | str:
+    """Return the newest release of Headscale with a version of the client, or a message that says what to install."""
     releases = installed_releases()
     if isinstance(releases, str):
         return releases
@@ -140,7 +140,7 @@ def client(version: str) -> Release | str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with every client, or skip it with the reason."""
     if "setup" in metafunc.fixturenames:
-        found = {version: client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
+        found = {version: release_with_client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
         parameters = [
             pytest.param(release, marks=pytest.mark.skipif(isinstance(release, str), reason=str(release)), id=version)
             for version, release in found.items()
@@ -153,24 +153,24 @@ class Setup:
     """Headscale, its Service and its ingress in one network namespace.
 
     Attributes:
-        release: the programs, with tailscaled in the wrapper.
-        client: the programs without the wrapper.
-        stack: stops the clients.
+        release: the programs, with WRAPPER in place of tailscaled.
+        unwrapped_release: the programs themselves.
+        stack: stops the clients when it is closed.
     """
 
     release: Release
-    client: Release
+    unwrapped_release: Release
     server: HeadscaleServer
     folder: Path
     stack: ExitStack
 
     def join(self, kind: str) -> None:
-        """Start a client with a kind of URL, and log it in."""
-        machine = Machine(self.release, self.folder / kind, hostname=kind, url=URLS[kind])
-        self.stack.callback(machine.stop)
+        """Start the client for one of URLS, and log it in."""
+        client = TailscaleClient(self.release, self.folder / kind, hostname=kind, url=URLS[kind])
+        self.stack.callback(client.stop)
         key = self.folder / f"{kind}.key"
         key.write_text(self.server.create_key(USER))
-        machine.up(key)
+        client.up(key)
         self.wait_until_connected(kind, self.log_of(kind))
 
     def is_connected(self, hostname: str) -> bool:
@@ -187,18 +187,18 @@ class Setup:
         )
 
     def forced_connections(self, kind: str) -> int:
-        """Return how many connections the client has forced to port 443."""
-        return self.log_of(kind)().count(FORCED)
+        """Return how often the client has logged FORCED_MESSAGE."""
+        return self.log_of(kind)().count(FORCED_MESSAGE)
 
     def log_of(self, kind: str) -> Callable[[], str]:
-        """Return a function that reads the client's log."""
+        """Return a function that returns the client's log."""
         return partial((self.folder / kind / "tailscaled.log").read_text, errors="replace")
 
     def stop_headscale(self, outage_s: float) -> None:
-        """Stop Headscale for some time."""
+        """Stop Headscale for some time, and start it again."""
         self.server.stop()
-        back_at = time.monotonic() + outage_s
-        eventually(lambda: time.monotonic() >= back_at, "the end of the outage", timeout_s=outage_s + 1.0)
+        end = time.monotonic() + outage_s
+        eventually(lambda: time.monotonic() >= end, "the end of the outage", timeout_s=outage_s + 1.0)
         self.server.start()
 
 
@@ -225,7 +225,7 @@ class Pod:
     def wait_until_published(self) -> None:
         """Wait until the record is the address of the only node."""
         eventually(
-            lambda: len(self.workload.ids) == 1 and self.workload.contents == [self.address],
+            lambda: len(self.workload.node_ids) == 1 and self.workload.record_contents == [self.address],
             "the record to follow the node",
             details=lambda: self.container.output() + self.watch.output(),
             timeout_s=RECONNECTED_S,
@@ -237,7 +237,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     authority = Authority(setup.folder)
     (setup.folder / "root").mkdir()
     container = TailscaleContainer(
-        setup.client,
+        setup.unwrapped_release,
         setup.folder / "root",
         hosts=(setup.folder / "hosts").read_text(),
         trust=(setup.folder / "trust/ca.pem").read_text(),
@@ -246,7 +246,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     )
     workload = setup.stack.enter_context(
         Workload(
-            LIFECYCLE["TS_HOSTNAME"],
+            SETTINGS["TS_HOSTNAME"],
             server=setup.server,
             cloudflare=cloudflare,
             cloudflare_url=setup.stack.enter_context(serve(cloudflare)),
@@ -254,9 +254,9 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
         )
     )
     workload.key_file = container.key_file
-    workload.within = with_service_account(container.account)
+    workload.prefix = with_service_account(container.account)
     names = ("DNS_CLEANUP", "HEADSCALE_USER", "NODE_POLICY", "SELF_HEAL", "TS_KUBE_SECRET")
-    workload.environment |= {name: LIFECYCLE[name] for name in names} | container.api
+    workload.environment |= {name: SETTINGS[name] for name in names} | container.api
     workload.environment["AUTHKEY_OUTPUT_PATH"] = str(container.key_file)
     del workload.environment["TAILSCALE_INTERFACE"]
     workload.cleanup()
@@ -268,7 +268,7 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
 
 
 def wrapped_client(release: Release, folder: Path) -> Release:
-    """Return the release with a tailscaled that runs in the wrapper."""
+    """Return the release with WRAPPER in place of tailscaled."""
     wrapper = folder / "tailscaled"
     wrapper.write_text(WRAPPER.format(folder=folder, program=shlex.quote(str(release.tailscaled))))
     wrapper.chmod(0o755)
@@ -282,7 +282,7 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True)))
         namespace = stack.enter_context(create_host("login-server"))
-        # Without a default route, tailscaled considers the network down.
+        # Without a default route, tailscaled considers the network to be down.
         namespace.ip("link", "add", "uplink", "type", "veth", "peer", "name", "beyond")
         for interface in ("beyond", "uplink"):
             namespace.ip("link", "set", interface, "up")
@@ -299,7 +299,7 @@ def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
 
 
 def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
-    """Run nginx as the Service and the ingress, and write what clients need to reach it."""
+    """Run nginx as the Service and the ingress controller, and write the hosts file and the certificate for clients."""
     proxy, trust = folder / "proxy", folder / "trust"
     proxy.mkdir()
     trust.mkdir()
@@ -316,7 +316,7 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
             locations=published_locations(headscale),
         )
     )
-    nginx = Background(
+    nginx = BackgroundProcess(
         ["nginx", "-p", f"{proxy}/", "-c", "nginx.conf", "-e", "stderr", "-g", "daemon off;"],
         log=folder / "nginx.log",
         environment={"PATH": os.environ["PATH"]},
@@ -330,47 +330,50 @@ def start_proxy(headscale: str, folder: Path, stack: ExitStack) -> None:
 def test_rendered_pod_reconnects_after_an_outage_of_headscale(
     setup: Setup, cloudflare: CloudflareSimulator, outage_s: int
 ) -> None:
-    """The container is not restarted, and node, address and record remain."""
+    """The container is not restarted. Node, address and record stay the same."""
     pod = start_pod(setup, cloudflare)
-    before = pod.workload.ids, pod.address, pod.workload.contents
+    before = pod.workload.node_ids, pod.address, pod.workload.record_contents
     # A restarted server reports a node as offline until it connects again.
     setup.stop_headscale(outage_s)
     setup.wait_until_connected(pod.name, pod.container.output)
     pod.watch.wait_for_next("pass.finished")
-    assert (pod.workload.ids, pod.address, pod.workload.contents) == before
-    assert pod.container.passes("livenessProbe")
+    assert (pod.workload.node_ids, pod.address, pod.workload.record_contents) == before
+    assert pod.container.probe_passes("livenessProbe")
     assert pod.container.starts == 1
 
 
 def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, cloudflare: CloudflareSimulator) -> None:
     """The liveness probe fails after `dns-watch` has written a fresh key, and the container is restarted."""
-    # With an empty list of nodes, a deletion takes five minutes to be confirmed.
+    # With a second node, the list of nodes is not empty. With an empty list, a confirmation takes five minutes.
     setup.join("http-address")
     pod = start_pod(setup, cloudflare)
-    (deleted,) = pod.workload.ids
+    (deleted,) = pod.workload.node_ids
     setup.server.delete_node(deleted)
     container = pod.container
     eventually(
-        lambda: not container.passes("livenessProbe"), "the probe", details=pod.watch.output, timeout_s=CONFIRMED_S
+        lambda: not container.probe_passes("livenessProbe"),
+        "the probe",
+        details=pod.watch.output,
+        timeout_s=CONFIRMED_S,
     )
     container.stop()
     container.start()
     setup.wait_until_connected(pod.name, container.output)
     pod.watch.wait_for("node.returned")
     pod.wait_until_published()
-    assert int(pod.workload.ids[0]) > int(deleted)
-    assert container.passes("livenessProbe")
-    assert len(pod.watch.named("pre_auth_key.created")) == 1
+    assert int(pod.workload.node_ids[0]) > int(deleted)
+    assert container.probe_passes("livenessProbe")
+    assert len(pod.watch.events_named("pre_auth_key.created")) == 1
 
 
 def test_client_with_http_and_a_name_does_not_reconnect(setup: Setup) -> None:
-    """A client with http and a private IP address does."""
+    """A client with http and a private IP address reconnects."""
     for kind in URLS:
         setup.join(kind)
     forced = setup.forced_connections("http-name")
     setup.stop_headscale(5)
     setup.wait_until_connected("http-address", setup.log_of("http-address"))
-    # Attempts after the outage fail too, because nothing listens on port 443 of the Service.
+    # Attempts after the outage fail as well, because nothing listens on port 443 of the Service.
     eventually(
         lambda: setup.forced_connections("http-name") >= forced + 3,
         "further attempts of the client",

@@ -1,4 +1,4 @@
-"""Logins of a client with existing state and various keys, on real and simulated servers."""
+"""Compare which logins a real and a simulated Headscale accept from a client with existing state."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.real.machine import Machine
 from tests.real.programs import Release
 from tests.real.server import HeadscaleServer
+from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER
 from tests.simulators.headscale import HeadscaleSimulator, RegistrationRefusedError
 
@@ -30,11 +30,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The result of a login, and the nodes after it.
+    """The result of a login, and the nodes of the server after it.
 
     Attributes:
         accepted: the server accepted the login.
-        nodes: id, address, owner and key id of each node, as in the API.
+        nodes: the id, address, owner and key id of each node, as returned by the API.
         error: the message that the client received.
     """
 
@@ -56,11 +56,11 @@ def _nodes(response: httpx.Response) -> list[tuple[str, str, str | None, str | N
     ]
 
 
-class Twins:
-    """The same client on a real server and a simulator.
+class ServerPair:
+    """A real server and a simulator, on which the same client logs in.
 
     Args:
-        owner: `user`, `user and tags` or `tags`: the owner of the keys.
+        owner: the owner of the keys, one of OWNERS.
     """
 
     def __init__(self, release: Release, owner: str, folder: Path, stack: ExitStack) -> None:
@@ -78,11 +78,11 @@ class Twins:
         for user in (USER, OTHER_USER):
             self._server.create_user(user)
             self._simulator.add_user(user)
-        self._machine = Machine(release, folder / "ts", hostname=HOSTNAME, url=self._server.url)
-        stack.callback(self._machine.stop)
+        self._client = TailscaleClient(release, folder / "ts", hostname=HOSTNAME, url=self._server.url)
+        stack.callback(self._client.stop)
 
     def key(self, user: str = USER) -> Key:
-        """Create a single-use key. A key with only tags has no user."""
+        """Create a single-use key on both servers. With the owner `tags`, it has no user."""
         owner = None if self.owner == "tags" else user
         tags = () if self.owner == "user" else (TAG,)
         real = self._server.create_key(owner, *(f"--tags={tag}" for tag in tags))
@@ -104,7 +104,7 @@ class Twins:
             self._server.delete_node(node["id"])
         for known in self._simulator.nodes:
             self._simulator.delete_node(known.id)
-        self._machine.restart()
+        self._client.restart()
 
     def expire_nodes(self) -> None:
         """Expire all nodes on both servers, and restart the client."""
@@ -112,33 +112,33 @@ class Twins:
             self._server.request("POST", f"/api/v1/node/{node['id']}/expire").raise_for_status()
         for known in self._simulator.nodes:
             self._simulator.expire_node(known.id)
-        self._machine.restart()
+        self._client.restart()
 
     def restart_servers(self) -> None:
         """Restart both servers and the client, which logs in with its existing state."""
         self._server.restart()
         self._simulator.restart()
-        self._machine.restart_logged_in()
+        self._client.restart_logged_in()
 
     def login(self, key: Key) -> tuple[Login, Login]:
-        """Log in to both servers with a key."""
+        """Log in to both servers with a key, and return both results."""
         key_file = self._folder / "authkey"
         key_file.write_text(key.real)
-        refused = self._machine.login_error(key_file)
+        refused = self._client.login_error(key_file)
         real = Login(refused is None, _nodes(self._server.request("GET", "/api/v1/node")), refused)
         try:
             node = self._simulator.register(
                 key=key.simulated, hostname=HOSTNAME, machine_key="mkey:" + "1" * 64, node_key="nodekey:" + "1" * 64
             )
-            # If its node is still expired, the client has to log in again, with a key that is used.
+            # A real client with a node that is still expired logs in again. The server refuses its key, which is used.
             accepted = node.expires_at is None
         except RegistrationRefusedError:
             accepted = False
         return real, Login(accepted, _nodes(self._http.get("/api/v1/node")))
 
     def restart_client(self) -> None:
-        """Restart the client with its state after a refused key."""
-        self._machine.restart()
+        """Restart the client with its state. This is necessary after a refused key."""
+        self._client.restart()
 
     def _simulated_id(self, key: Key) -> int:
         return next(known.id for known in self._simulator.keys if known.key == key.simulated)
@@ -148,53 +148,53 @@ OWNERS = ("user", "user and tags", "tags")
 
 
 @pytest.fixture(params=OWNERS)
-def twins(request: pytest.FixtureRequest, release: Release, short_folder: Path) -> Iterator[Twins]:
+def servers(request: pytest.FixtureRequest, release: Release, short_folder: Path) -> Iterator[ServerPair]:
     """A client on both servers, for each kind of owner. Keys without a user exist from 0.28 on."""
     if request.param == "tags" and not release.keys_by_id:
         pytest.skip(f"Headscale {release.name} has no keys without a user")
     with ExitStack() as stack:
-        yield Twins(release, request.param, short_folder, stack)
+        yield ServerPair(release, request.param, short_folder, stack)
 
 
 @pytest.mark.every_client
-def test_real_and_simulated_server_accept_the_same_logins(twins: Twins, release: Release) -> None:
-    """After each login, the servers also have the same nodes."""
+def test_real_and_simulated_server_accept_the_same_logins(servers: ServerPair, release: Release) -> None:
+    """After each login, both servers have the same nodes."""
     different: list[str] = []
 
     def check(key: Key, situation: str, *, is_random: bool = False) -> None:
-        real, simulated = twins.login(key)
+        real, simulated = servers.login(key)
         if real.nodes != simulated.nodes or (real.accepted != simulated.accepted and not is_random):
             different.append(f"{situation}\n  real      {real}\n  simulated {simulated}")
         if not real.accepted:
-            twins.restart_client()
+            servers.restart_client()
 
-    first = twins.key()
+    first = servers.key()
     check(first, "new key, new client")
     check(first, "same key, used")
-    second = twins.key()
+    second = servers.key()
     check(second, "second new key")
-    twins.expire(first)
+    servers.expire(first)
     check(first, "first key, used and expired")
-    twins.restart_servers()
+    servers.restart_servers()
     check(second, "second key, used, after a restart")
     if release.keys_by_id:
-        twins.delete(first)
+        servers.delete(first)
         check(first, "deleted key")
-    twins.expire_nodes()
+    servers.expire_nodes()
     check(second, "used key, expired node")
-    third = twins.key()
-    # The machine has three nodes with one node key, and 0.28.0 selects one of them at random.
-    has_several_nodes = twins.owner == "tags" and release.name.startswith("0.28.")
+    third = servers.key()
+    # The client has three nodes with the same node key, and Headscale 0.28 selects one of them at random.
+    has_several_nodes = servers.owner == "tags" and release.name.startswith("0.28.")
     check(third, "new key, expired node", is_random=has_several_nodes)
-    twins.delete_nodes()
+    servers.delete_nodes()
     check(third, "used key, deleted node")
-    fourth = twins.key()
-    twins.expire(fourth)
+    fourth = servers.key()
+    servers.expire(fourth)
     check(fourth, "expired key, deleted node")
-    fifth = twins.key()
+    fifth = servers.key()
     check(fifth, "new key, deleted node")
-    check(twins.key(OTHER_USER), "key of another user")
-    twins.restart_servers()
+    check(servers.key(OTHER_USER), "key of another user")
+    servers.restart_servers()
     check(fifth, "previous key, after a restart")
     if different:
         pytest.fail("\n".join(different), pytrace=False)

@@ -1,4 +1,8 @@
-"""The only node of a tailnet: its pod recovers after a deletion, and waits if the server has another database."""
+"""Self-healing with a single node in the tailnet.
+
+If it is missing, the list of nodes is empty. This also happens while the server runs with another database, so
+`dns-watch` waits longer before it treats the node as deleted.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,17 @@ import pytest
 
 from lifecycle.dns_watch.healing import CONFIRMING_S, EMPTY_LIST_CONFIRMING_S
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
-from tests.real.command import Event, named
+from tests.real.command import Event, events_named
 from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
 from tests.real.test_healing import CONFIRMED_S, Pod
 from tests.real.workload import USER
 
-# The oldest release, the last one without and the first one with a list of nodes in memory, and the newest ones. Each
-# takes six minutes.
 VERSIONS = ("0.23.0", "0.26.1", "0.27.1", "0.29.3", "head")
+"""The oldest and the newest releases, and those before and after Headscale began to keep the list of nodes in memory.
+
+Each release takes six minutes.
+"""
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
@@ -38,7 +44,7 @@ def server(request: pytest.FixtureRequest, releases: list[Release], short_folder
 
 
 def copy_database(source: Path, target: Path) -> None:
-    """Replace the database in one folder by that of another one. The server is stopped."""
+    """Replace the database in one folder with that of another one. The server must be stopped."""
     for file in target.glob("db.sqlite*"):
         file.unlink()
     for file in source.glob("db.sqlite*"):
@@ -56,22 +62,22 @@ def test_pod_with_the_only_node_recovers(server: HeadscaleServer, short_folder: 
         server.delete_node(pod.first_id)
         assert server.nodes() == []
 
-        pod.restart_by(probe, timeout_s=CONFIRMED_S + EMPTY_LIST_CONFIRMING_S)
+        pod.restart_when_probe_fails(probe, timeout_s=CONFIRMED_S + EMPTY_LIST_CONFIRMING_S)
 
-        pod.workload.wait_until_published(pod.machine)
-        (new_id,) = pod.workload.ids
+        pod.workload.wait_until_published(pod.client)
+        (new_id,) = pod.workload.node_ids
         assert int(new_id) > int(pod.first_id)
         assert pod.nodez == (200, "registered")
-        (lost,) = named(pod.watch.events, "node.lost")
+        (lost,) = events_named(pod.watch.events, "node.lost")
         assert lost["node_id"] == pod.first_id
-        first_missed = named(pod.watch.events, "pass.skipped")[0]
+        first_missed = events_named(pod.watch.events, "pass.skipped")[0]
         assert (time_of(lost) - time_of(first_missed)).total_seconds() >= EMPTY_LIST_CONFIRMING_S - 1
-        assert len(named(pod.watch.events, "pre_auth_key.created")) == 1
+        assert len(events_named(pod.watch.events, "pre_auth_key.created")) == 1
         assert pod.watch.terminate() == 0
 
 
 def test_database_without_the_node_for_two_minutes_changes_nothing(server: HeadscaleServer, short_folder: Path) -> None:
-    """An administrator starts the server with an old backup, and replaces it with the newest one."""
+    """An administrator first restores an old backup by mistake, and then the newest one."""
     with ExitStack() as stack:
         old, newest = short_folder / "old", short_folder / "newest"
         for folder in (old, newest):
@@ -87,19 +93,19 @@ def test_database_without_the_node_for_two_minutes_changes_nothing(server: Heads
         server.start()
         assert (server.nodes(), server.keys()) == ([], [])
 
-        def has_missed_it_for_long() -> bool:
-            missed = named(pod.watch.events, "pass.skipped")
+        def has_missed_the_node_for_two_minutes() -> bool:
+            missed = events_named(pod.watch.events, "pass.skipped")
             return bool(missed) and (time_of(missed[-1]) - time_of(missed[0])).total_seconds() > 2 * CONFIRMING_S
 
-        eventually(has_missed_it_for_long, "two minutes without the node", timeout_s=CONFIRMED_S)
+        eventually(has_missed_the_node_for_two_minutes, "two minutes without the node", timeout_s=CONFIRMED_S)
         assert server.keys() == []
         assert pod.nodez == (200, "waiting")
         server.stop()
         copy_database(newest, server.folder)
         server.start()
         eventually(lambda: pod.nodez == (200, "registered"), "the node to be found again", details=pod.watch.output)
-        assert pod.workload.ids == [pod.first_id]
+        assert pod.workload.node_ids == [pod.first_id]
         assert pod.workload.key_file.read_text() == pod.first_key
         assert len(pod.workload.cloudflare.writes) == pod.writes
-        assert not named(pod.watch.events, "node.lost")
+        assert not events_named(pod.watch.events, "node.lost")
         assert pod.watch.terminate() == 0

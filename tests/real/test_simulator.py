@@ -1,4 +1,4 @@
-"""Comparison of the simulated with the real Headscale: the same requests to servers in the same state."""
+"""Compare the responses of a real and a simulated Headscale in the same state to the same requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from lifecycle.clients.headscale import dialect
 from tests.real.differences import differences
-from tests.real.machine import Machine
 from tests.real.programs import TIMEOUT_S, Release, eventually
 from tests.real.server import HeadscaleServer
+from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER
 from tests.simulators.headscale import HeadscaleSimulator
 
@@ -35,7 +35,7 @@ class Request:
     content: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     key: str | None = "valid"
-    """The API key to send; None = no key."""
+    """"valid" or "wrong" = an API key; other text = the value of the Authorization header; None = no header."""
 
     def __str__(self) -> str:
         key = "" if self.key == "valid" else f", API key: {self.key}"
@@ -52,7 +52,7 @@ class Summary:
     shape: Any
 
 
-class Twins:
+class ServerPair:
     """A real server and a simulator with the same users, keys and nodes."""
 
     def __init__(self, release: Release, folder: Path, stack: ExitStack) -> None:
@@ -75,9 +75,9 @@ class Twins:
         key_file = self._folder / "authkey"
         key_file.write_text(self._server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
         folder = self._folder / hostname.partition(".")[0]
-        machine = Machine(self._release, folder, hostname=hostname, url=self._server.url)
-        self._stack.callback(machine.stop)
-        machine.up(key_file)
+        client = TailscaleClient(self._release, folder, hostname=hostname, url=self._server.url)
+        self._stack.callback(client.stop)
+        client.up(key_file)
         eventually(lambda: self._server.nodes(hostname)[0]["online"], "the client to be online")
         key = self._simulator.create_key(USER, tags=tags)
         self._simulator.connect(self._simulator.register(key=key.key, hostname=hostname).id)
@@ -107,10 +107,10 @@ def _authorization(api_key: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def twins(release: Release, short_folder: Path) -> Iterator[Twins]:
+def servers(release: Release, short_folder: Path) -> Iterator[ServerPair]:
     """A real server and a simulator of its release."""
     with ExitStack() as stack:
-        yield Twins(release, short_folder, stack)
+        yield ServerPair(release, short_folder, stack)
 
 
 def summary(response: httpx.Response) -> Summary:
@@ -120,10 +120,10 @@ def summary(response: httpx.Response) -> Summary:
 
 
 def shape_of(value: Any) -> Any:
-    """Return the keys, types and kinds of text, and the distinct items of each list."""
+    """Replace what may differ in a JSON value: messages, kinds of text such as times and keys, and repeated items."""
     match value:
         case {"code": int(code), "message": str(message)}:
-            # Messages may differ, but clients depend on the code and on "not found".
+            # Messages may differ, except the words "not found", on which clients depend.
             return {**value, "code": f"code {code}", "message": "not found" in message}
         case {"title": str(), "status": int()}:
             return value | {"detail": "text", "errors": [sorted(error) for error in value.get("errors", ())]}
@@ -141,7 +141,7 @@ def shape_of(value: Any) -> Any:
     return value
 
 
-_KINDS: Final = (
+_TEXT_KINDS: Final = (
     ("year 1", r"0001-01-01T00:00:00Z"),
     ("instant", r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"),
     ("48 hex digits", r"[0-9a-f]{48}"),
@@ -155,7 +155,7 @@ _KINDS: Final = (
 
 
 def _kind_of(text: str) -> str:
-    kinds = [name for name, pattern in _KINDS if re.fullmatch(pattern, text)]
+    kinds = [name for name, pattern in _TEXT_KINDS if re.fullmatch(pattern, text)]
     return f"<{kinds[-1]}>" if kinds else text
 
 
@@ -308,11 +308,11 @@ REQUESTS: Final = [
 ]
 
 
-def test_real_and_simulated_server_send_the_same_responses(twins: Twins) -> None:
+def test_real_and_simulated_server_send_the_same_responses(servers: ServerPair) -> None:
     """Compare status, content type, and the name, type and kind of each field."""
     different = []
     for request in REQUESTS:
-        real, simulated = map(summary, twins.send(request))
+        real, simulated = map(summary, servers.send(request))
         if real != simulated:
             different.append(str(request))
             different += (f"    {line}" for line in differences(asdict(real), asdict(simulated)))
@@ -320,8 +320,8 @@ def test_real_and_simulated_server_send_the_same_responses(twins: Twins) -> None
         pytest.fail("\n".join(different), pytrace=False)
 
 
-def test_version_documents_are_consistent(server: HeadscaleServer) -> None:
-    """Clients detect the same dialect from both, and the simulated documents are subsets of the real ones."""
+def test_simulated_version_documents_are_subsets_of_the_real_ones(server: HeadscaleServer) -> None:
+    """The client detects the same dialect of Headscale's API from both."""
     simulator = HeadscaleSimulator(server.release.simulated)
     transport = httpx.WSGITransport(app=simulator)
     with httpx.Client(transport=transport, base_url="http://headscale.test") as simulated:

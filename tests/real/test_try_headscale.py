@@ -1,4 +1,4 @@
-"""`scripts/try-headscale`, which compares a new Headscale program with the simulator."""
+"""Test scripts/try-headscale, which compares a new Headscale program with the simulator."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from tests.real.programs import Release
 
 ROOT = Path(__file__).parents[2]
 
-# Like the real program, but a proxy in front of the server renames a field. The names have the same length, so that no
-# header changes.
-CHANGED = """\
+PROGRAM_WITH_RENAMED_FIELD = """\
 #!{python}
 import os, socket, subprocess, sys, threading, re
 
@@ -48,10 +46,11 @@ with socket.create_server(("127.0.0.1", port)) as listener:
                      (upstream, client, lambda data: data.replace(b'"givenName"', b'"givenNamX"'))):
             threading.Thread(target=relay, args=pair, daemon=True).start()
 """
+"""Runs the real program behind a proxy that renames a field. Both names have the same length, so headers stay valid."""
 
 
-def compare(program: Path, release: Release) -> subprocess.CompletedProcess[str]:
-    """Run the script."""
+def try_headscale(program: Path, release: Release) -> subprocess.CompletedProcess[str]:
+    """Run the script with a program, and with the Tailscale client of a release."""
     path = os.pathsep.join([str(release.tailscale.parent), os.environ["PATH"]])
     return subprocess.run(
         [ROOT / "scripts/try-headscale", program],
@@ -62,25 +61,25 @@ def compare(program: Path, release: Release) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_program_that_is_like_the_simulator(releases: list[Release]) -> None:
-    done = compare(releases[0].headscale, releases[0])
+def test_matching_program_is_accepted(releases: list[Release]) -> None:
+    done = try_headscale(releases[0].headscale, releases[0])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_program_that_names_a_field_differently(releases: list[Release], short_folder: Path) -> None:
+def test_renamed_field_is_reported(releases: list[Release], short_folder: Path) -> None:
     program = short_folder / "headscale"
-    program.write_text(CHANGED.format(python=sys.executable, program=releases[-1].headscale))
+    program.write_text(PROGRAM_WITH_RENAMED_FIELD.format(python=sys.executable, program=releases[-1].headscale))
     program.chmod(0o755)
-    done = compare(program, releases[-1])
+    done = try_headscale(program, releases[-1])
     assert done.returncode == 1, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     page = (ROOT / "docs/releasing.md").read_text()
     (example,) = [dedent(block.text).splitlines() for block in blocks(page) if block.language == "text"]
-    at = lines.index(example[0])
-    assert lines[at : at + len(example)] == example
+    start = lines.index(example[0])
+    assert lines[start : start + len(example)] == example
 
 
 def test_missing_program_is_reported(releases: list[Release], short_folder: Path) -> None:
-    done = compare(short_folder / "headscale", releases[0])
+    done = try_headscale(short_folder / "headscale", releases[0])
     assert (done.returncode, done.stdout) == (2, "")
     assert "headscale is not an executable program" in done.stderr

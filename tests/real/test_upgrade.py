@@ -1,4 +1,4 @@
-"""Upgrades of the server under a fleet of pods."""
+"""Upgrade the Headscale server from the oldest to the newest release while pods with various settings run."""
 
 from __future__ import annotations
 
@@ -12,54 +12,42 @@ from typing import Final
 import pytest
 
 from tests.real.command import Watch
-from tests.real.machine import Machine
 from tests.real.programs import Release, eventually
-from tests.real.workload import Workload, server_with_users, workload_on
+from tests.real.tailscale_client import TailscaleClient
+from tests.real.workload import State, Workload, server_with_users, workload_on
 
-FLEET: Final[Mapping[str, Mapping[str, str]]] = {
+POD_SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "plain": {},
     "tagged": {"AUTHKEY_TAGS": "tag:web"},
     "reusable": {"AUTHKEY_REUSABLE": "true"},
     "both-families": {"DNS_IPV6": "true"},
     "healing": {"SELF_HEAL": "true"},
 }
-"""The settings of each pod in the fleet."""
+"""The settings of each pod, by name."""
 
 
 @dataclass
 class Pod:
-    """A running pod, and what must not change."""
+    """A running pod, and its state before the upgrades."""
 
     workload: Workload
-    machine: Machine
+    client: TailscaleClient
     watch: Watch
-    before: tuple[list[str], list[str], int]
+    before: State
 
     @classmethod
     def start(cls, workload: Workload) -> Pod:
         """Start a pod, and wait until it is published."""
         workload.cleanup()
-        machine = workload.machine()
+        client = workload.start_client()
         watch = workload.watch()
-        workload.wait_until_published(machine, ipv6="DNS_IPV6" in workload.environment)
-        return cls(workload, machine, watch, cls._state(workload))
-
-    @property
-    def state(self) -> tuple[list[str], list[str], int]:
-        """The ids of its nodes, the contents of its records, and the number of writes to its zone."""
-        return self._state(self.workload)
-
-    @staticmethod
-    def _state(workload: Workload) -> tuple[list[str], list[str], int]:
-        return workload.ids, workload.contents, len(workload.cloudflare.writes)
+        workload.wait_until_published(client, ipv6="DNS_IPV6" in workload.environment)
+        return cls(workload, client, watch, workload.state())
 
 
 @pytest.mark.takes_minutes
-def test_fleet_survives_upgrades(releases: list[Release], short_folder: Path) -> None:
-    """The server is upgraded from the oldest installed release to the newest, with one database.
-
-    If a release refuses the API key of an older one, the new key is read from its file.
-    """
+def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], short_folder: Path) -> None:
+    """The database stays the same. If a release refuses an older release's API key, the administrator replaces it."""
     if len(releases) == 1:
         pytest.skip("needs more than one release of headscale; see HEADSCALE_BINARIES")
     with ExitStack() as stack:
@@ -73,7 +61,7 @@ def test_fleet_survives_upgrades(releases: list[Release], short_folder: Path) ->
                     workload_on(server, short_folder / name, f"{name}.example.com", **settings, **from_file)
                 )
             )
-            for name, settings in FLEET.items()
+            for name, settings in POD_SETTINGS.items()
         ]
         for _, release in pairwise(releases):
             server.restart(release)
@@ -87,19 +75,19 @@ def test_fleet_survives_upgrades(releases: list[Release], short_folder: Path) ->
                     "the client to be online",
                 )
                 pod.watch.wait_for_next("pass.finished", changes=0, in_sync=True)
-                assert pod.state == pod.before, (release.name, pod.workload.name)
-                assert pod.watch.named("node.lost") == []
+                assert pod.workload.state() == pod.before, (release.name, pod.workload.name)
+                assert pod.watch.events_named("node.lost") == []
 
-        # The newest release accepts the key of the oldest one, and `cleanup` deletes the node of that release.
+        # The newest release accepts the pre-auth key of the oldest one, and `cleanup` can delete the node.
         for pod in pods:
-            workload, machine = pod.workload, pod.machine
-            machine.restart_logged_in()
-            assert machine.login_error(workload.key_file) is None
-            assert pod.state == pod.before
+            workload, client = pod.workload, pod.client
+            client.restart_logged_in()
+            assert client.login_error(workload.key_file) is None
+            assert workload.state() == pod.before
             pod.watch.terminate()
             workload.cleanup()
-            assert workload.ids == []
-            machine.reset()
-            machine.up(workload.key_file)
+            assert workload.node_ids == []
+            client.reset()
+            client.up(workload.key_file)
             workload.watch()
-            workload.wait_until_published(machine, ipv6="DNS_IPV6" in workload.environment)
+            workload.wait_until_published(client, ipv6="DNS_IPV6" in workload.environment)

@@ -1,18 +1,19 @@
-"""One workload: the commands and the Tailscale client of its pod, and its DNS zone."""
+"""A workload in tests with real servers: the commands and the Tailscale client of its pod, and its DNS zone."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.real.command import Ended, Watch, lifecycle
-from tests.real.machine import Machine
+from tests.real.command import CompletedCommand, Watch, run_command
 from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
+from tests.real.tailscale_client import TailscaleClient
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
 from tests.simulators.serve import serve
@@ -21,26 +22,39 @@ USER: Final = "services"
 """The Headscale user that owns the nodes of the workloads."""
 
 OTHER_USER: Final = "people"
-"""A user whose nodes have another owner, whatever their names."""
+"""Another Headscale user. This project must not touch its nodes."""
 
 NAMESPACE: Final = "apps"
 
-MARK: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
-"""The comment of an owned record."""
+RECORD_COMMENT: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
+"""The comment by which the program recognizes its records."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The node, the record and the key of a workload."""
+
+    node_ids: list[str]
+    record_contents: list[str]
+    writes: int
+    """The number of writes to the DNS zone."""
+    key: str
 
 
 class Workload:
-    """One workload.
+    """A workload.
 
     Args:
-        name: hostname of its node, and name of its record.
-        server: contains its node.
-        cloudflare: contains its record.
-        cloudflare_url: address of the Cloudflare simulator.
+        name: the hostname of its node, and the name of its record.
+        server: the server on which its node registers.
+        cloudflare: the Cloudflare simulator.
+        cloudflare_url: the URL of the Cloudflare simulator.
         folder: for its files.
 
     Attributes:
-        within: prefix of each command, such as one that creates a mount namespace.
+        prefix: a command that runs each command of this project, such as one that creates a mount namespace.
+        environment: the environment of each command.
+        watches: the instances of `dns-watch` that were started.
     """
 
     def __init__(
@@ -53,7 +67,7 @@ class Workload:
         folder: Path,
     ) -> None:
         self.name = name
-        self.within: Sequence[str | Path] = ()
+        self.prefix: Sequence[str | Path] = ()
         self.server = server
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone("example.com")
@@ -97,11 +111,11 @@ class Workload:
 
     # --- The pod ------------------------------------------------------------------------------------
 
-    def run(self, *arguments: str, **settings: str) -> Ended:
-        """Run a command and wait until it has ended."""
-        return lifecycle(*arguments, environment=self._with(settings), folder=self.folder, within=self.within)
+    def run(self, *arguments: str, **settings: str) -> CompletedCommand:
+        """Run a command, and wait until it has ended."""
+        return run_command(*arguments, environment=self._with(settings), folder=self.folder, prefix=self.prefix)
 
-    def cleanup(self, **settings: str) -> Ended:
+    def cleanup(self, **settings: str) -> CompletedCommand:
         """Run `cleanup` and require its success."""
         ended = self.run("cleanup", **settings)
         assert (ended.exit_status, ended.errors) == (0, ""), ended.out + ended.errors
@@ -110,15 +124,15 @@ class Workload:
     def watch(self, **settings: str) -> Watch:
         """Start `dns-watch`."""
         log = self.folder / f"watch{self._number()}"
-        watch = Watch(environment=self._with(settings), folder=self.folder, log=log, within=self.within)
+        watch = Watch(environment=self._with(settings), folder=self.folder, log=log, prefix=self.prefix)
         self._cleanup.callback(watch.stop)
         self.watches.append(watch)
         return watch
 
-    def new_machine(self) -> Machine:
+    def start_client_without_login(self) -> TailscaleClient:
         """Start a client with the hostname of the workload, without logging in."""
         folder = self.folder / f"ts{self._number()}"
-        machine = Machine(
+        client = TailscaleClient(
             self.server.release,
             folder,
             hostname=self.name,
@@ -126,14 +140,14 @@ class Workload:
             interface=self.environment["TAILSCALE_INTERFACE"],
             trust=Path(trust) if (trust := self.environment.get("HEADSCALE_CA_FILE")) else None,
         )
-        self._cleanup.callback(machine.stop)
-        return machine
+        self._cleanup.callback(client.stop)
+        return client
 
-    def machine(self, *, key_file: Path | None = None) -> Machine:
+    def start_client(self, *, key_file: Path | None = None) -> TailscaleClient:
         """Start a client with the hostname of the workload, and log in with a key file."""
-        machine = self.new_machine()
-        machine.up(key_file or self.key_file)
-        return machine
+        client = self.start_client_without_login()
+        client.up(key_file or self.key_file)
+        return client
 
     def write_key(self, key: str) -> Path:
         """Write a key to a new file."""
@@ -150,20 +164,24 @@ class Workload:
 
     # --- Observed state -----------------------------------------------------------------------------
 
-    def wait_until_published(self, machine: Machine, *, ipv6: bool = False) -> None:
+    def wait_until_published(self, client: TailscaleClient, *, ipv6: bool = False) -> None:
         """Wait until the records are exactly the addresses of the client."""
 
         def is_published() -> bool:
             # A restarted client reports its old address until it has logged in, so the address is read each time.
-            addresses = machine.addresses
-            return sorted(self.contents) == sorted(addresses if ipv6 else addresses[:1])
+            addresses = client.addresses
+            return sorted(self.record_contents) == sorted(addresses if ipv6 else addresses[:1])
 
-        eventually(is_published, "the record to follow the client", details=self._state)
-        assert {record.comment for record in self.records} == {MARK}
+        eventually(is_published, "the record to follow the client", details=self._describe)
+        assert {record.comment for record in self.records} == {RECORD_COMMENT}
 
-    def _state(self) -> str:
+    def state(self) -> State:
+        """Return what must not change without a reason."""
+        return State(self.node_ids, self.record_contents, len(self.cloudflare.writes), self.key_file.read_text())
+
+    def _describe(self) -> str:
         """Return records, nodes and logs, for the message of a failed test."""
-        lines = [f"records: {self.contents}", f"nodes: {self.server.nodes(self.name)}"]
+        lines = [f"records: {self.record_contents}", f"nodes: {self.server.nodes(self.name)}"]
         for watch in self.watches:
             lines += ["dns-watch:", watch.output()]
         return "\n".join(lines)
@@ -174,23 +192,23 @@ class Workload:
         return self.cloudflare.records(self.zone_id, self.name)
 
     @property
-    def contents(self) -> list[str]:
+    def record_contents(self) -> list[str]:
         """The contents of the records."""
         return [record.content for record in self.records]
 
     @property
-    def ids(self) -> list[str]:
+    def node_ids(self) -> list[str]:
         """The ids of the nodes of the workload."""
-        return self.server.ids(self.name)
+        return self.server.node_ids(self.name)
 
 
 @contextmanager
 def server_with_users(release: Release, folder: Path, **options: Any) -> Iterator[HeadscaleServer]:
-    """Start a server with the users of this module.
+    """Start a server with the users USER and OTHER_USER.
 
     Args:
         release: the release to run.
-        folder: is created; a short path.
+        folder: a folder with a short path, which is created.
         options: options of `HeadscaleServer`.
     """
     folder.mkdir()
@@ -204,12 +222,12 @@ def server_with_users(release: Release, folder: Path, **options: Any) -> Iterato
 def workload_on(
     server: HeadscaleServer, folder: Path, name: str = "app.example.com", **settings: str
 ) -> Iterator[Workload]:
-    """Yield a workload with a zone of its own, and stop its processes at the end.
+    """Yield a workload with its own DNS zone, and stop its processes at the end.
 
     Args:
-        server: contains its node.
-        folder: is created; a short path.
-        name: hostname of its node.
+        server: the server on which its node registers.
+        folder: a folder with a short path, which is created.
+        name: the hostname of its node.
         settings: settings of its commands.
     """
     folder.mkdir()

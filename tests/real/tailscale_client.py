@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from tests.real.programs import TIMEOUT_S, Background, Release, eventually
+from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventually
 
 LOGIN_TIMEOUT: Final = "20s"
 
@@ -21,18 +21,18 @@ _AUTHORIZED: Final = re.compile(r"RegisterReq: got response; .* machineAuthorize
 _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
 
-class Machine:
-    """One tailscaled.
+class TailscaleClient:
+    """A running tailscaled.
 
-    By default it uses userspace networking, which needs no permissions and does not change the network of the machine.
+    By default, it uses userspace networking, which needs no privileges and does not change the host's network.
 
     Args:
-        release: contains the client programs.
+        release: has the client programs.
         folder: for its state, socket and log; a short path.
         hostname: the hostname of its node.
         url: the URL of the Headscale server.
         interface: the network interface to create; "" = userspace networking.
-        trust: a file with the certificate authority of the URL; None = those of the machine.
+        trust: a file with the certificate authority of the URL; None = the public authorities.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class Machine:
         self._url = url
         self._interface = interface
         self._trust = trust
-        self._process: Background | None = None
+        self._process: BackgroundProcess | None = None
         self.start()
 
     def start(self) -> None:
-        """Start the client. With existing state it remains the same node."""
+        """Start the client. With existing state, it stays the same node."""
         self._folder.mkdir(exist_ok=True)
         state = self._folder / "state"
-        process = self._process = Background(
+        process = self._process = BackgroundProcess(
             [
                 self._release.tailscaled,
                 f"--tun={self._interface or 'userspace-networking'}",
@@ -109,8 +109,8 @@ class Machine:
         server has responded.
         """
         log = self._new_log()
-        login = Background(
-            [*self._command(*self._up(LOGIN_TIMEOUT)), f"--auth-key=file:{key_file}"],
+        login = BackgroundProcess(
+            [*self._command(*self._up()), f"--auth-key=file:{key_file}"],
             log=self._folder / "up.log",
             environment=self._environment(),
             folder=self._folder,
@@ -122,23 +122,23 @@ class Machine:
             if result.re is _REFUSED:
                 return result[1]
             eventually(lambda: login.exit_status is not None, "the login to end", details=log)
-            # The server can accept a key although the node is expired.
+            # The server can accept the key and then refuse the node, because the node is expired.
             refused = _REFUSED.search(log())
             return login.output() if login.exit_status else refused and refused[1]
         finally:
             login.stop()
 
     def _new_log(self) -> Callable[[], str]:
-        """Return a function that reads what has been logged since this call."""
+        """Return a function that returns what the client has logged since this call."""
         path = self._folder / "tailscaled.log"
         start = path.stat().st_size if path.exists() else 0
         return lambda: path.read_bytes()[start:].decode(errors="replace")
 
     @contextmanager
     def login_link(self) -> Iterator[str]:
-        """Log in without a key: yield the link for the administrator, then wait until the node is registered."""
-        waiting = Background(
-            self._command(*self._up(LOGIN_TIMEOUT)),
+        """Log in without a key. Yield the link for the administrator, and then wait until the node is registered."""
+        waiting = BackgroundProcess(
+            self._command(*self._up()),
             log=self._folder / "up.log",
             environment=self._environment(),
             folder=self._folder,
@@ -150,14 +150,14 @@ class Machine:
         finally:
             waiting.stop()
 
-    def _up(self, timeout: str) -> list[str]:
+    def _up(self) -> list[str]:
         return [
             "up",
             f"--hostname={self._hostname}",
             f"--login-server={self._url}",
             "--accept-dns=false",
             *(["--netfilter-mode=off"] if self._interface else []),
-            f"--timeout={timeout}",
+            f"--timeout={LOGIN_TIMEOUT}",
         ]
 
     def status(self) -> dict[str, Any]:
@@ -179,7 +179,7 @@ class Machine:
 
     @property
     def socket(self) -> Path:
-        """The socket of its LocalAPI."""
+        """The Unix socket for the commands of the client."""
         return self._folder / "s"
 
     def _command(self, *arguments: str) -> list[str | Path]:
@@ -187,7 +187,7 @@ class Machine:
 
     def _environment(self) -> dict[str, str]:
         trust = {} if self._trust is None else {"SSL_CERT_FILE": str(self._trust)}
-        # Do not map a port on the gateway.
+        # The client would otherwise ask the router to map a port.
         return {"PATH": os.environ["PATH"], "HOME": str(self._folder), "TS_DISABLE_PORTMAPPER": "1", **trust}
 
     def _tailscale(self, *arguments: str) -> subprocess.CompletedProcess[str]:
