@@ -1,1 +1,1 @@
-"""Clients of the upstreams: their methods return values of `domain.model` and raise errors of `domain.errors`."""
+"""Clients of the upstreams. Their methods return values of `domain.model`, and raise errors of `domain.errors`."""

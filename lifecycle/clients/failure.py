@@ -18,15 +18,15 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 
-# OpenSSL's reasons for a peer that does not speak TLS; they differ by version.
+# The errors of OpenSSL if the peer does not speak TLS. They differ by version.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
-# OpenSSL's results of verification.
+# Results of OpenSSL's certificate verification: no trusted issuer, or a certificate for another host name or address.
 # Source: <openssl/x509_vfy.h>.
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
 
-# The first digit of a proxy's status that no retry changes. Other statuses, such as 502, can be temporary.
+# The first digit of a proxy's status if a retry cannot help. Other statuses, such as 502, can be temporary.
 _PERMANENT_STATUS = "4"
 
 
@@ -61,26 +61,26 @@ class Endpoint:
 
 
 def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_s: float) -> ApiError:
-    """Return the error for a request that got no whole response.
+    """Return the error for a request without a complete response.
 
     Args:
         error: an error of httpx.
         what: the request, for the message.
-        timeout_s: its time budget.
+        timeout_s: the time budget of the request.
     """
-    # The error of the operating system that caused it: `network.Network` makes it an argument of the cause.
+    # `network.Network` raises errors of httpcore with the original OSError as an argument.
     arguments = error.__cause__.args if error.__cause__ else ()
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
     kind: type[ApiError] = TransientError
     name, proxy = endpoint.upstream.name, endpoint.proxy
     match cause:
         case ResolutionError() | UnreachableError():
-            text = _not_connected(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
+            text = _explain_connection(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
             return TransientError(text, upstream=name, sent=False)
         case TlsExpectedError():
             return endpoint.needs_https(what)
         case ssl.SSLError():
-            kind, text = _no_tls(cause, what=what, endpoint=endpoint)
+            kind, text = _explain_tls(cause, what=what, endpoint=endpoint)
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
             # The reason begins with the proxy's status.
             reason = excerpt(str(error))
@@ -90,9 +90,11 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
                 f"Check {proxy.setting}."
             )
         case _:
-            # The text of an httpx error is not quoted, because it can contain a URL with a password.
-            broken = "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
-            reason = (cause and cause.strerror) or broken
+            # The text of an httpx error is left out, because it can contain a URL with a password.
+            kind_of_error = (
+                "no valid HTTP response" if isinstance(error, httpx.RemoteProtocolError) else type(error).__name__
+            )
+            reason = (cause and cause.strerror) or kind_of_error
             failed = (
                 f"did not respond to {what}{endpoint.via} within {timeout_s:g} s"
                 if isinstance(error, httpx.TimeoutException)
@@ -103,8 +105,8 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
     return kind(text, upstream=name)
 
 
-def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> str:
-    """Explain a connection that could not be opened, to the proxy if there is one."""
+def _explain_connection(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: float) -> str:
+    """Return why no connection could be opened: to the proxy if there is one, else to the upstream."""
     proxy, upstream = endpoint.proxy, endpoint.upstream
     name = f"The proxy {proxy.address}" if proxy else f"{upstream.name} at {endpoint.url}"
     setting = proxy.setting if proxy else upstream.url_setting
@@ -121,7 +123,7 @@ def _not_connected(error: OSError, *, what: str, endpoint: Endpoint, timeout_s: 
     return f"{name} is unreachable for {what} ({error}). Check that it is running and that {setting} is correct."
 
 
-def _no_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple[type[ApiError], str]:
+def _explain_tls(error: ssl.SSLError, *, what: str, endpoint: Endpoint) -> tuple[type[ApiError], str]:
     upstream = endpoint.upstream
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"The certificate of {upstream.name} at {endpoint.url} could not be verified ({error.verify_message}). "

@@ -1,4 +1,4 @@
-"""One request to an upstream, within one time budget."""
+"""Send HTTP requests to an upstream, each within one time budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lifecycle.runtime.deadline import time_budget
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 
-# A list is parsed in pieces of this length, each with some hundred nodes.
+# A list is parsed in pieces of this length, which contain some hundred nodes each.
 _PIECE_BYTES = 256 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
@@ -33,8 +33,8 @@ class HttpClient:
     Args:
         http: has the base address; follows no redirects.
         upstream: names the upstream and its settings, for messages.
-        timeout: for opening a connection, and for one whole request, the body of its response included. For the latter,
-            it is multiplied by `Upstream.response_timeouts`.
+        timeout: the limit for opening a connection. A whole request, from resolving the name to the end of the
+            response, may take this time multiplied by `Upstream.response_timeouts`.
         proxy: the proxy that `http` uses, for messages.
         now: returns aware UTC.
 
@@ -75,7 +75,7 @@ class HttpClient:
 
         Args:
             path: below the base address; with a slash.
-            items: takes items out of the body of a success.
+            items: parses the list in a successful response while it arrives, and removes its items from the body.
             secret: see `parse_response`.
             request: `params`, `headers` and `content`, as for `stream`.
 
@@ -83,8 +83,8 @@ class HttpClient:
             The response, whatever its status.
 
         Raises:
-            TransientError: there was no whole response.
-            ResponseError: what responded is not the upstream's HTTP server, or the response is too large.
+            TransientError: there was no complete response.
+            ResponseError: the response is not from the upstream's HTTP server, or is too large.
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:
@@ -104,20 +104,18 @@ class HttpClient:
             ResponseError: the response is too large, or the upstream expects HTTPS.
         """
         body = bytearray()
-        size = rest = 0
+        received = unparsed = 0
+        is_success = httpx.codes.is_success(streamed.status_code)
         for chunk in streamed.iter_raw():
-            size += len(chunk)
-            if size > MAX_RESPONSE_BYTES:
+            received += len(chunk)
+            if received > MAX_RESPONSE_BYTES:
                 raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
             body += chunk
-            # Items that are incomplete are parsed again, so each time more is required.
-            if (
-                items is not None
-                and len(body) >= _PIECE_BYTES + 2 * rest
-                and httpx.codes.is_success(streamed.status_code)
-            ):
+            # What could not be parsed is parsed again with the next piece. The pieces grow with it, so that the total
+            # time stays proportional to the length of the body.
+            if items is not None and is_success and len(body) >= _PIECE_BYTES + 2 * unparsed:
                 items.take_from(body)
-                rest = len(body)
+                unparsed = len(body)
         response = parse_response(streamed.status_code, streamed.headers, body, secret=secret)
         if response.date is not None:
             self.clock_skew = response.date - self._now()
@@ -148,7 +146,7 @@ class HttpClient:
             headers: in addition to those of every request.
 
         Raises:
-            TransientError, ResponseError: as `send`, also for what fails within the block.
+            TransientError, ResponseError: as for `send`; also if reading the response in the block fails.
         """
         # A body is never decompressed: some kilobytes can decompress to gigabytes.
         headers = {**(headers or {}), "Accept-Encoding": "identity"}
@@ -164,9 +162,9 @@ class HttpClient:
                     raise self._unusable(what, "is compressed, against the request", streamed.status_code)
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-            # The exception's text can have a URL with a password in it.
-            is_unconnected = isinstance(error, httpx.ConnectTimeout)
-            timeout_s = self._connect_timeout_s if is_unconnected else self._timeout_s
+            is_connecting = isinstance(error, httpx.ConnectTimeout)
+            timeout_s = self._connect_timeout_s if is_connecting else self._timeout_s
+            # Not chained: the exception's text can contain a URL with a password.
             raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=timeout_s) from None
 
     def _unusable(self, what: str, reason: str, status: int) -> ResponseError:

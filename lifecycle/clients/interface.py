@@ -1,4 +1,4 @@
-"""The VPN addresses of this pod. All containers of a pod share its network interfaces."""
+"""Read the addresses of this pod's VPN interface, which all containers of the pod share, and wait for changes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import ifaddr
 from lifecycle.domain.model import IpAddress
 from lifecycle.runtime.stop import StopEvent
 
-# Source: linux/rtnetlink.h. A link can disappear without a message about its addresses.
+# The netlink groups to subscribe to. A link can disappear without a message about its addresses.
+# Source: linux/rtnetlink.h.
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 
-# An interface gets its addresses one after another, and a cluster node can have many interfaces.
+# After the first event, wait until the interface has all of its addresses.
 _SETTLE_S = 0.1
+# The most messages to discard at a time. A host network can have many interfaces, and new messages may arrive.
 _MAX_MESSAGES = 100
 
-# How often to read the interface if there are no events, and if there are, in case one was lost.
+# The longest waits: without a subscription or until the node is registered, and in case an event was lost.
 _POLL_S, _SAFETY_POLL_S = 1.0, 60.0
 
 
@@ -26,12 +28,12 @@ def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
     """Return every address of a network interface, in no particular order.
 
     Returns:
-        None if the interface does not exist, or no name is given.
+        None if the interface does not exist, or if the name is empty or None.
     """
     if not name or name not in (interface for _, interface in socket.if_nameindex()):
         return None
     return tuple(
-        # ifaddr gives IPv4 as text, IPv6 as (text, flow, scope).
+        # ifaddr represents an IPv4 address as text, and an IPv6 address as (text, flow, scope).
         ip_address(ip.ip if isinstance(ip.ip, str) else ip.ip[0])
         for adapter in ifaddr.get_adapters()
         if adapter.nice_name == name
@@ -40,10 +42,10 @@ def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
 
 
 class InterfaceEvents:
-    """Waits that end when an interface or address of this network namespace changes.
+    """Waits until an interface or address of this network namespace changes.
 
-    The kernel reports changes over netlink. Their content is not read. If the subscription is refused, as by gVisor,
-    the waits end once a second.
+    The kernel reports changes over netlink; their content is ignored. If the subscription is refused, as in gVisor,
+    each wait ends within a second.
 
     Args:
         stop: ends a wait.
@@ -51,13 +53,13 @@ class InterfaceEvents:
 
     def __init__(self, stop: StopEvent) -> None:
         self._stop = stop
-        self._socket = _subscribe()
+        self._netlink = _subscribe()
 
     def close(self) -> None:
         """End the subscription."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
 
     def wait(self, timeout_s: float, *, is_settled: bool) -> None:
         """Wait until the interface should be read again.
@@ -66,20 +68,20 @@ class InterfaceEvents:
             timeout_s: the longest wait.
             is_settled: no change is expected soon. Otherwise the wait ends within a second, even without an event.
         """
-        if self._socket is None:
+        if self._netlink is None:
             self._stop.wait(min(timeout_s, _POLL_S))
-        elif self._stop.wait_readable(self._socket, min(timeout_s, _SAFETY_POLL_S if is_settled else _POLL_S)):
+        elif self._stop.wait_readable(self._netlink, min(timeout_s, _SAFETY_POLL_S if is_settled else _POLL_S)):
             self._stop.wait(_SETTLE_S)
-            self._drain(self._socket)
+            self._discard_messages(self._netlink)
 
-    def _drain(self, events: socket.socket) -> None:
+    def _discard_messages(self, netlink: socket.socket) -> None:
         for _ in range(_MAX_MESSAGES):
             try:
-                events.recv(1)
+                netlink.recv(1)
             except BlockingIOError:
                 return
             except OSError as error:
-                # Some messages did not fit into the buffer.
+                # ENOBUFS: some messages did not fit into the buffer.
                 if error.errno != errno.ENOBUFS:
                     self.close()
                     return
@@ -87,14 +89,14 @@ class InterfaceEvents:
 
 def _subscribe() -> socket.socket | None:
     try:
-        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
     except (AttributeError, OSError):
         return None
     try:
-        # It only matters that a message arrived. A small buffer limits how many have to be read.
-        events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        events.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
+        # One message is enough for a wait to end. The smallest buffer limits how many have to be discarded.
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
     except OSError:
-        events.close()
+        netlink.close()
         return None
-    return events
+    return netlink

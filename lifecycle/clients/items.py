@@ -1,4 +1,4 @@
-"""The items of a JSON list, parsed while it arrives: a list of thousands of nodes is megabytes of text and objects."""
+"""Parse a JSON list while it arrives. This saves memory: thousands of nodes are megabytes of text and objects."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _BEFORE_NEXT = re.compile(f"{_SPACE},{_SPACE}(?={{)")
 
 
 class Items(Generic[Parsed]):
-    """The items of a list that is the first member of an object; the items are objects.
+    """The items of a list such as `{"nodes": [{…}, {…}]}`.
 
     Args:
-        member: the name of the list.
+        member: the name of the list, which has to be the first member.
         parse: parses an item; raises ValueError, KeyError, TypeError or AttributeError if it is malformed.
 
     Attributes:
-        parsed: the items that were taken so far.
+        parsed: the items that were parsed so far.
     """
 
     def __init__(self, member: str, parse: Callable[[Any], Parsed]) -> None:
@@ -37,10 +37,10 @@ class Items(Generic[Parsed]):
     def take_from(self, body: bytearray) -> None:
         """Parse each item that is followed by the start of another one, and remove it from the body.
 
-        The last item stays, and whatever is incomplete, malformed or unexpected.
+        The last item stays in the body, and so does everything from a malformed item on.
         """
         start = self._start.match(body)
-        # Up to an ASCII character, so that no other one is cut.
+        # The text ends after an ASCII character: a cut inside a longer character could not be decoded.
         end = body.rfind(b"{") + 1
         if start is None or start.end() >= end:
             return

@@ -1,4 +1,4 @@
-"""A JSON API with a bearer token: each refusal becomes an error of its kind."""
+"""A JSON API with a bearer token. Each refusal becomes an error of `domain.errors`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Credential:
         self._value = self._read()
 
     def renew(self, refused: str) -> bool:
-        """Read the secret again if this one is still in use. Return True if it differs now."""
+        """Read the secret again, if the refused one is still in use. Return True if it is another one now."""
         if self._value == refused:
             self._value = self._read()
         return self._value != refused
@@ -107,7 +107,7 @@ class JsonClient:
             The response, with a status of success; its `json` may be None.
 
         Raises:
-            ApiError: the request was refused, or got no response. The subclass says which of these.
+            ApiError: the request was refused, or got no response; the subclass depends on the reason.
         """
         send = partial(self._send, method, path, params=params, body=body, items=items)
         if not authorized:
@@ -124,13 +124,13 @@ class JsonClient:
         try:
             return send(token=token)
         except AuthError:
-            # A refused request had no effect: it is safe to send it again.
+            # It is safe to send a request again that was refused.
             if not self._from_credential(partial(self._credential.renew, token)):
                 raise
             return send(token=self._credential.value)
 
     def _check_health(self, refusal: AuthError) -> None:
-        """Check whether a refusal can be trusted: while its database is down, Headscale refuses valid API keys too.
+        """Check that the upstream is healthy: while its database is down, Headscale refuses valid API keys too.
 
         Raises:
             TransientError: the upstream is unhealthy.
@@ -150,15 +150,15 @@ class JsonClient:
                 throttled=error.throttled,
             ) from refusal
         except ApiError:
-            # Something in front of the upstream serves only the API, so nothing contradicts the refusal.
+            # The health endpoint cannot be reached, for example because a proxy forwards only the API.
             return
 
     def _from_credential(self, use: Callable[[], Result]) -> Result:
         """Use the credential.
 
         Raises:
-            AuthError: it cannot be read. It could be at the start, so this may be temporary: unlike a ConfigError, an
-                AuthError does not end dns-watch.
+            AuthError: it cannot be read. This may be temporary, because it could be read at the start. Unlike a
+                ConfigError, an AuthError does not end dns-watch.
         """
         try:
             return use()

@@ -1,4 +1,4 @@
-"""TCP and TLS connections whose every step uses the caller's time budget, as a network backend of httpcore."""
+"""A network backend for httpcore: it opens TCP and TLS connections within the caller's time budget."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
 # Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
 _ATTEMPT_DELAY_S = 0.25
 
-# The delay is shorter if the attempts would otherwise not all start within this share of the time budget.
+# All attempts start within this share of the time budget. If there are many addresses, the delay is shorter.
 _SHARE_FOR_ATTEMPTS = 0.5
 
-# The start of a TLS record with an alert.
+# The first bytes of a TLS alert.
 # Source: RFC 8446, section 5.1.
 _TLS_ALERT = b"\x15\x03"
 
@@ -41,7 +41,7 @@ class ResolutionTimeoutError(ResolutionError, TimeoutError):
 
 
 class TlsExpectedError(OSError):
-    """The peer responded to plain text with a TLS alert."""
+    """The peer responded to a plain HTTP request with a TLS alert."""
 
 
 class UnreachableError(OSError):
@@ -55,7 +55,7 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 class Network(httpcore.NetworkBackend):
     """Opens connections within the caller's time budget, which replaces the time-outs of httpcore.
 
-    One of these still applies: the time-out for a connection limits the TCP connection and the TLS handshake, each.
+    Only httpcore's connect time-out still applies: it limits the TCP connection, and then the TLS handshake.
 
     Args:
         tls_server_name: the name that certificates have to be for; None = the host of the URL.
@@ -83,7 +83,7 @@ class Stream(httpcore.NetworkStream):
         self._may_be_tls = not isinstance(connection, ssl.SSLSocket)
 
     def read(self, max_bytes: int, *_args: Any, **_options: Any) -> bytes:
-        """Wait for data; b"" at the end."""
+        """Wait for data, and return it; b"" if the peer has closed the connection."""
         with _httpcore_errors(httpcore.ReadTimeout, httpcore.ReadError):
             self._socket.settimeout(remaining_s())
             data = self._socket.recv(max_bytes)
@@ -93,7 +93,7 @@ class Stream(httpcore.NetworkStream):
             return data
 
     def write(self, buffer: bytes, *_args: Any, **_options: Any) -> None:
-        """Send all of it."""
+        """Send all bytes."""
         with _httpcore_errors(httpcore.WriteTimeout, httpcore.WriteError):
             unsent = memoryview(buffer)
             while unsent:
@@ -110,7 +110,7 @@ class Stream(httpcore.NetworkStream):
         """Continue this connection with TLS."""
         with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
             try:
-                # The time-out of the socket limits the handshake as a whole.
+                # For a handshake, Python's ssl module applies the socket's time-out to the whole of it.
                 self._socket.settimeout(remaining_s())
                 name = self._tls_server_name or server_hostname
                 secured = ssl_context.wrap_socket(self._socket, server_hostname=name)
@@ -120,7 +120,12 @@ class Stream(httpcore.NetworkStream):
         return Stream(secured, tls_server_name=None)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what httpcore needs to know: whether there is TLS, and whether the peer has sent or closed."""
+        """Return the values that httpcore asks for; None for any other name.
+
+        Args:
+            info: "ssl_object" for the TLS connection if it is one, or "is_readable" for whether the peer has sent
+                data or closed the connection.
+        """
         match info:
             case "ssl_object":
                 return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
@@ -135,29 +140,29 @@ def resolve(host: str, port: int) -> Sequence[Address]:
     """Return the addresses of a host, in the order of preference (RFC 6724).
 
     Raises:
-        ResolutionError: there is none, or it could not be found out in time.
+        ResolutionError: the host has no address, or was not resolved in time.
     """
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        # The resolver of the C library cannot be interrupted.
-        found = look_up() if _is_address(host) else run_bounded(look_up, name="resolve")
+        # The resolver of the C library cannot be interrupted, so it runs in a thread.
+        results = look_up() if _is_address(host) else run_bounded(look_up, name="resolve")
     except TimeoutError:
         raise ResolutionTimeoutError(host) from None
     except socket.gaierror as error:
         raise ResolutionError(f"Resolving {host} failed ({error.strerror})") from None
     except UnicodeError:
         raise ResolutionError(f"Resolving {host} failed (not a host name)") from None
-    return [(family, address) for family, _, _, _, address in found]
+    return [(family, address) for family, _, _, _, address in results]
 
 
 def connect(addresses: Sequence[Address]) -> socket.socket:
-    """Connect to the first of several addresses that accepts.
+    """Connect to the first of several addresses that accepts a connection.
 
-    If an attempt has not succeeded soon, the next address is tried at the same time. Otherwise, an address that drops
-    packets would use up all of the time.
+    The next attempt starts after a short delay, while the previous ones continue. Otherwise, one address that drops
+    packets would use up the time budget.
 
     Raises:
-        UnreachableError: none of them accepted, or not in time.
+        UnreachableError: no address accepted a connection, or none did in time.
     """
     untried = deque(addresses)
     delay_s = min(_ATTEMPT_DELAY_S, _SHARE_FOR_ATTEMPTS * remaining_s() / len(addresses))
@@ -190,7 +195,7 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
 
 
 def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
-    """Start to connect to an address; the selector reports the socket when that has succeeded or failed."""
+    """Start to connect to an address. The selector reports the socket as writable after success or failure."""
     family, name = address
     attempt = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -217,7 +222,7 @@ def _limit(timeout_s: float | None) -> AbstractContextManager[None]:
 
 @contextmanager
 def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """Turn errors into those of httpcore. The original is an argument, since httpcore resets the cause."""
+    """Raise OSError as an error of httpcore. The original becomes its argument, since httpcore resets the cause."""
     try:
         yield
     except TimeoutError as error:

@@ -1,4 +1,4 @@
-"""A whole HTTP response, parsed."""
+"""Parse complete HTTP responses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 from lifecycle.clients.text import excerpt
 from lifecycle.domain.errors import ApiError
 
-# Longer than any upstream asks for; a larger number may not even fit a timedelta.
+# Longer than any upstream asks for. A much larger number would overflow a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
 
-# The most values that are parsed from JSON. A list of 20,000 nodes has about a million.
+# The most values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
 _MAX_VALUES = 2_000_000
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -25,12 +25,12 @@ _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A whole HTTP response.
+    """A complete HTTP response.
 
     Attributes:
-        text: the body, undecodable bytes replaced; "" if it was parsed as JSON.
-        json: the parsed body if its content type is JSON; None if it is not, or is malformed.
-        secret: the credentials of the request, which must not be quoted.
+        text: the body, with undecodable bytes replaced; "" if it was parsed as JSON.
+        json: the parsed body; None if its content type is not JSON, or if it is malformed.
+        secret: the credentials of the request, which must not appear in a message.
     """
 
     status: int
@@ -41,7 +41,7 @@ class Response:
 
     @property
     def retry_after(self) -> timedelta | None:
-        """How long to wait before the next request, sent as seconds or as a date; None if not sent."""
+        """The header Retry-After, in seconds or as a date; None if there is none."""
         text = self.headers.get("retry-after", "").strip()
         if not text:
             return None
@@ -49,19 +49,19 @@ class Response:
             return timedelta(seconds=min(max(float(text), 0.0), _MAX_RETRY_AFTER.total_seconds()))
         except ValueError:
             pass
-        at = _parse_date(text)
-        return None if at is None else min(max(at - datetime.now(UTC), timedelta()), _MAX_RETRY_AFTER)
+        date = _parse_date(text)
+        return None if date is None else min(max(date - datetime.now(UTC), timedelta()), _MAX_RETRY_AFTER)
 
     @property
     def date(self) -> datetime | None:
-        """The upstream's clock, in whole seconds, when it sent the response."""
+        """The header Date: the upstream's clock in whole seconds; None if there is none."""
         return _parse_date(self.headers.get("date", ""))
 
     @property
     def reason(self) -> str:
-        """The upstream's own words about a refusal, as the end of a message; "" if there are none."""
-        words = excerpt("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
-        return f' Response: "{words}"' if words else ""
+        """What the upstream says about a refusal, as the end of a message; "" if it says nothing."""
+        message = excerpt("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
+        return f' Response: "{message}"' if message else ""
 
     @property
     def _plain_text(self) -> str:
@@ -81,14 +81,14 @@ def parse_response(
     """Parse a response.
 
     Args:
-        headers: of the response; names are case-insensitive.
-        body: is cleared, so that there are not two copies of it.
+        headers: a mapping with case-insensitive names.
+        body: is cleared, to save memory.
         secret: see `Response`.
     """
     text = body.decode(errors="replace")
     body.clear()
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (kind == "application/json" or kind.endswith("+json")) and is_moderate(text):
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if (content_type == "application/json" or content_type.endswith("+json")) and is_moderate(text):
         with suppress(ValueError, RecursionError):
             return Response(status, headers, "", json.loads(text), secret)
     return Response(status, headers, text, None, secret)
@@ -107,7 +107,7 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
 
 
 def is_moderate(text: str) -> bool:
-    """Return True unless parsing could take a multiple of the text's memory: `{},` becomes more than 64 bytes."""
+    """Return True if the JSON text has few enough values to parse it: each `{},` takes more than 64 bytes of memory."""
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
 
 
@@ -119,7 +119,7 @@ def _parse_date(text: str) -> datetime | None:
 
 
 def _messages(body: Any) -> list[str]:
-    """Return the messages in a refusal: of Cloudflare, Headscale (gRPC gateway, problem document) and Kubernetes."""
+    """Return the messages in a refusal by Cloudflare, Headscale (gRPC gateway or problem document) or Kubernetes."""
     match body:
         case {"errors": [*errors]}:
             return [message for error in errors for message in _messages(error)] or _texts(body)

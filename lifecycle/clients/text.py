@@ -1,4 +1,4 @@
-"""Text from upstreams, as it may be part of a message."""
+"""Prepare text from an upstream for a message."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 
 _MAX_LENGTH = 300
 
-# The rest of a long text is not even processed.
+# Processing a text of megabytes takes long, and most of it would be cut anyway.
 _MAX_PROCESSED = 10_000
 
-# Keys and tokens of all kinds are longer than any word.
+# Keys and tokens are longer than words.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
 
 def excerpt(text: str, *, secret: str | None = None) -> str:
-    """Return one line of printable text, without secrets and cut.
+    """Return the start of the text as one line of printable characters, without secrets.
 
     Args:
-        secret: removed wherever it occurs, in addition to all that looks like a secret.
+        secret: is removed, in addition to everything that looks like a secret.
     """
     text = text[:_MAX_PROCESSED]
     if secret:

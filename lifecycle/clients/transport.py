@@ -1,4 +1,4 @@
-"""HTTP clients on our own connections: one time budget, an explicit proxy, nothing from the environment."""
+"""Open httpx clients that use `network.Network`, an explicit proxy, and nothing from the environment."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def open_http(
     """Return a client of one upstream; no connection is opened yet.
 
     Args:
+        trust: the certificate authorities that are trusted.
         proxy: used for every request, if given.
-        tls_server_name: the name that the upstream's certificate has to be for; None = the host of the address.
+        tls_server_name: the name that the upstream's certificate has to be for; None = the host of the URL.
     """
     return httpx.Client(
         base_url=base_url,
@@ -86,7 +87,7 @@ class _Body(httpx.SyncByteStream):
 
 @contextmanager
 def httpx_errors() -> Iterator[None]:
-    """Turn httpcore's exceptions into those of httpx, which have the same names."""
+    """Raise exceptions of httpcore as those of httpx, which have the same names."""
     try:
         yield
     except (
@@ -104,6 +105,6 @@ def _core_url(url: httpx.URL) -> httpcore.URL:
 
 
 def _core_proxy(proxy: Proxy) -> httpcore.Proxy:
-    """Return a proxy as httpcore takes it; httpx decodes its credentials."""
+    """Return a proxy for httpcore. httpx parses the URL, and decodes the credentials in it."""
     parsed = httpx.Proxy(proxy.url)
     return httpcore.Proxy(_core_url(parsed.url), auth=parsed.raw_auth)

@@ -1,8 +1,8 @@
-"""Certificate authorities, as TLS contexts.
+"""TLS contexts that trust the given certificate authorities.
 
-Python 3.13 verifies strictly by default, which refuses authorities without a key usage extension (RFC 5280).
-Private authorities often lack it, those of Kubernetes clusters included. For contexts with a private authority only
-this strictness is dropped: certificates and host names are always verified.
+From Python 3.13 on, verification is strict by default (VERIFY_X509_STRICT): it refuses authorities without a key usage
+extension (RFC 5280). Private authorities often lack it, for example those of Kubernetes clusters, so a context with a
+private authority is not strict. Certificates and host names are always verified.
 
 Each function raises OSError if a file or folder is missing, or contains no certificate.
 """
@@ -17,11 +17,11 @@ from pathlib import Path
 AnyPath = str | PathLike[str]
 
 BUILT_IN = Path(sys.prefix, "etc/ssl/certs")
-"""The public authorities, which build/certificates.py writes for the image."""
+"""The public authorities in the image, which build/certificates.py writes."""
 
 
 def public_trust(*, cafile: AnyPath | None = None, capath: AnyPath | None = None) -> ssl.SSLContext:
-    """Return a context for public authorities: the usual ones, or those given."""
+    """Return a context for public authorities: those in the image or of certifi, or the given ones instead."""
     if cafile is None and capath is None:
         if BUILT_IN.is_dir():
             capath = BUILT_IN
@@ -33,13 +33,13 @@ def public_trust(*, cafile: AnyPath | None = None, capath: AnyPath | None = None
 
 
 def private_trust(cafile: AnyPath | None) -> ssl.SSLContext:
-    """Return a context for the authorities in a file alone."""
+    """Return a context for only the authorities in a file."""
     context = ssl.create_default_context(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 def add_authorities(context: ssl.SSLContext, cafile: AnyPath) -> None:
-    """Let a context trust the authorities in a file as well."""
+    """Make a context trust the authorities in a file, too."""
     context.load_verify_locations(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -1,4 +1,4 @@
-"""What the clients have to know about an upstream, apart from its API."""
+"""What differs between upstreams for the HTTP clients: names for messages, refusals and time-outs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lifecycle.domain.errors import ApiError
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """An upstream.
+    """A server that this program uses: Headscale, Cloudflare or the Kubernetes API.
 
     Attributes:
-        name: as in messages.
+        name: the name for messages.
         url_setting: the setting with its address.
         ca_setting: the setting with the path of a file of additional certificate authorities.
-        explain: returns the error for a request and its response; None if the status is enough.
+        explain: returns the error for a request and the refusal of it; None to choose the error by the status.
         is_own: returns True if an error response is the upstream's own, and not a proxy's.
-        response_timeouts: how many time-outs a response may take once the connection is open.
+        response_timeouts: the time for a whole request, as a multiple of HTTP_TIMEOUT.
         health_path: path of the health endpoint, which needs no credentials; None if the upstream has none.
     """
 

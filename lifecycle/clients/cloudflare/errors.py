@@ -1,7 +1,7 @@
-"""What a refusal by Cloudflare means.
+"""Turn a refusal by Cloudflare into an error with advice.
 
 Cloudflare publishes no list of error codes. These come from public issue trackers and recorded responses.
-Messages change over the years, codes do not.
+Only the codes are used, because Cloudflare has changed the messages over the years.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ _NAME_IN_USE = Meaning(
     "latter is removed at the product (Workers & Pages, the Worker's settings, Domains & Routes), not in the zone.",
 )
 
-# No endpoint has the path of the request.
+# The API has no endpoint with the path of the request.
 _NO_ROUTE = frozenset({7000, 7003})
 
-# What each group of codes means, the most specific first.
+# The meaning of each group of codes. If a response has several codes, the first group here counts.
 _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({6003, 9106}, _MALFORMED_TOKEN),
     ({9109, 10001}, _INVALID_TOKEN),
@@ -66,11 +66,11 @@ _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({81044}, Meaning(NotFoundError, "The record no longer exists.")),
     ({81045}, Meaning(ConflictError, "The zone has as many records as its plan allows. Delete some.")),
     ({81053, 81054, 81057, 81058}, _CONFLICTING_RECORD),
-    # The other codes of this range have similar meanings. 81062 was seen for a Workers custom domain.
+    # The other codes of this range have similar meanings. For example, 81062 is returned for a Workers custom domain.
     (range(81050, 81070), _NAME_IN_USE),
 )
 
-# For a response with other codes, or with none.
+# The meaning of a status, for a response with other codes or with none.
 _BY_STATUS: dict[int, Meaning] = {
     401: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
     403: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
@@ -83,7 +83,7 @@ _BLOCKED = Meaning(
     "Something in front of the API blocked the request: a proxy, or Cloudflare's edge, which blocks IP addresses.",
 )
 
-# For a response that is not of Cloudflare's API.
+# The meaning of a status without a code, which means that the response is not from Cloudflare's API.
 _BY_STATUS_ALONE: dict[int, Meaning] = {
     401: _BLOCKED,
     403: _BLOCKED,
@@ -95,7 +95,7 @@ _BY_STATUS_ALONE: dict[int, Meaning] = {
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Explain a refusal by its codes, as `Upstream.explain` requires."""
+    """Return the error for a refusal, by its codes; see `Upstream.explain`."""
     status = response.status
     if status == httpx.codes.TOO_MANY_REQUESTS or not httpx.codes.is_client_error(status):
         return None
@@ -117,12 +117,12 @@ def _meaning(status: int, codes: list[int]) -> Meaning:
 
 
 def _is_unknown_path(what: str, codes: list[int]) -> bool:
-    """Return True if even the list of zones, whose path contains no id, does not exist."""
+    """Return True if the list of zones does not exist: its path contains no id, so the API's URL is wrong."""
     return what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
 
 
 def _codes(body: Any) -> list[int]:
-    """Return every code of a refusal; the most specific one can be in the chain below another."""
+    """Return every code of a refusal. An error can contain a chain with the codes of its causes."""
     errors = _list(body, "errors")
     causes = [cause for error in errors for cause in _list(error, "error_chain")]
     return [item["code"] for item in errors + causes if isinstance(item, dict) and isinstance(item.get("code"), int)]

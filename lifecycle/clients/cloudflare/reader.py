@@ -21,19 +21,19 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[0-9a-f]{1,32}")
 
-# The API's default. The largest page that works has 5,000 items, and a name has a handful.
+# The API's default: a name has only a few records. The API accepts up to 5,000 per page.
 _RECORDS_PER_PAGE = 100
 _RECORDS_PER_LARGE_PAGE = 1000
 _ZONES_PER_PAGE = 50
 
 
 class CloudflareReader:
-    """The zone that a domain's records belong to.
+    """The Cloudflare zone that contains a domain.
 
     Args:
         client: its base address ends in `/client/v4`.
-        domain: the domain; its zone is the longest of its suffixes that is a zone at Cloudflare.
-        zone_id: the zone, if known; saves the search.
+        domain: the domain. Its zone is the longest suffix of it that is a zone at Cloudflare.
+        zone_id: the id of the zone; None = search for the zone.
     """
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
@@ -43,23 +43,23 @@ class CloudflareReader:
         self._zone_name: str | None = None
 
     def records(self, name: str, *, comment: str | None = None) -> list[Record]:
-        """Return everything at exactly this name, of all types.
+        """Return the records of every type at exactly this name.
 
         Args:
-            name: the full name, lower case, no trailing dot.
-            comment: also return the records under any name that have exactly this comment.
+            name: the full name in lower case, without a trailing dot.
+            comment: also return the records at other names that have exactly this comment.
 
         Raises:
             ApiError: also if the list may be incomplete.
 
-        Source: GET /zones/{zone}/dns_records; with match=any, one filter is enough.
+        Source: GET /zones/{zone}/dns_records; with match=any, a record has to match only one of the filters.
         """
         filters = {"name": name} if comment is None else {"name": name, "comment.exact": comment, "match": "any"}
         records = self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_PAGE, parse_record)
         return [record for record in records if record.name == name or record.comment == comment]
 
     def records_commented(self, start: str) -> list[Record]:
-        """Return every record whose comment starts with a text, which Cloudflare compares case-insensitively.
+        """Return every record whose comment starts with a text. Cloudflare ignores case in the comparison.
 
         Raises:
             ApiError: also if the list may be incomplete.
@@ -80,10 +80,10 @@ class CloudflareReader:
         return self._pages(f"{self.zone_path()}/dns_records", {}, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def check_zone(self, name: str) -> None:
-        """Check that the zone is that of a name: Cloudflare would append the zone's name to a foreign one.
+        """Check that a name belongs to the zone. If it does not, Cloudflare would create a record at `name.zone`.
 
         Raises:
-            ResponseError: it is another zone.
+            ResponseError: it belongs to another zone.
             ApiError: the zone's name could not be read.
         """
         zone = self.zone_name()
@@ -95,7 +95,7 @@ class CloudflareReader:
             )
 
     def zone_name(self) -> str:
-        """Return the zone's own name, which is its apex. It is read once.
+        """Return the zone's own name, also called its apex. It is read only once.
 
         Source: GET /zones/{zone}.
         """
@@ -105,13 +105,16 @@ class CloudflareReader:
         return self._zone_name
 
     def zone_path(self) -> str:
-        """Return the path of the zone, which is searched first if no id was given."""
+        """Return the path of the zone in the API. If no id was given, search for the zone first."""
         if self._zone_id is None:
             self._zone_id, self._zone_name = self._find_zone()
         return f"/zones/{self._zone_id}"
 
     def _find_zone(self) -> tuple[str, str]:
-        """Search the zone from the whole domain upwards; an error ends the search.
+        """Return the id and name of the zone: try the whole domain first, then each of its parent domains.
+
+        Raises:
+            ApiError: there is no such zone, or more than one, or a list could not be read.
 
         Source: GET /zones?name=.
         """
@@ -192,7 +195,7 @@ def parse_record(payload: Any) -> Record:
 
 
 def malformed_response(what: str) -> ResponseError:
-    """Return the error for a response that is not Cloudflare's, or that lacks required values."""
+    """Return the error for a response that lacks required values, for example because it is from another server."""
     return ResponseError(f"Malformed response to {what}. Check CLOUDFLARE_API_URL.", upstream=UPSTREAM)
 
 
@@ -205,7 +208,7 @@ def _plain_name(value: Any) -> str:
 
 
 def _identifier(value: Any) -> str:
-    """Return an id, which becomes part of a path."""
+    """Return an id. It is checked, because it becomes part of a path."""
     text = _text(value)
     if not _ID.fullmatch(text):
         raise ValueError("an id has up to 32 hex digits")

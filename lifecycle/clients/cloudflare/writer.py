@@ -1,4 +1,4 @@
-"""Change the records of one Cloudflare zone, several as one transaction."""
+"""Change the records of one Cloudflare zone. Several changes are one transaction."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CloudflareWriter(CloudflareReader):
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Records that Cloudflare created under another name than requested, and that are not deleted yet.
+        # Records that Cloudflare created at another name than requested, and that still have to be deleted.
         self._strays: list[Record] = []
-        # The error of every later creation, if the zone turned out to be that of another name.
+        # The message of the error for every further creation, once a stray has shown that the zone is wrong.
         self._wrong_zone: str | None = None
 
     def change(
@@ -33,15 +33,15 @@ class CloudflareWriter(CloudflareReader):
         updates: Sequence[tuple[Record, RecordSpec]] = (),
         creates: Sequence[RecordSpec] = (),
     ) -> None:
-        """Make all of these changes or none; several are one transaction.
+        """Make all of these changes or none.
 
         Raises:
             ConflictError: another record conflicts, or a record was changed since it was read.
             NotFoundError: a record to update, or one of several to delete, does not exist.
-            ResponseError: the zone is that of another name, or a record is not as requested afterwards.
+            ResponseError: a name belongs to another zone, or a record differs from the request afterwards.
 
         Source: POST, PATCH and DELETE below /zones/{zone}/dns_records, and POST …/batch, which deletes,
-        then updates, then creates, and accepts 200 records on every plan.
+        then updates, then creates, and accepts 200 records on every plan of Cloudflare.
         """
         path = f"{self.zone_path()}/dns_records"
         patches = [(record, spec, spec.differences(record)) for record, spec in updates]
@@ -52,7 +52,7 @@ class CloudflareWriter(CloudflareReader):
         self._delete_strays(path)
         if self._wrong_zone is not None and names:
             raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
-        # Before anything is written. A token that may edit records may not be allowed to read the zone.
+        # A token that may edit records is not always allowed to read the zone.
         with suppress(AuthError):
             for name in names:
                 self.check_zone(name)
@@ -82,12 +82,16 @@ class CloudflareWriter(CloudflareReader):
         _check(path, changed, [spec for _, spec, _ in patches])
 
     def _delete(self, path: str, record_id: str) -> None:
-        # It may have been deleted since it was read.
+        # The record can have been deleted since it was read.
         with suppress(NotFoundError):
             self._one("DELETE", f"{path}/{record_id}", lambda _result: None)
 
     def _revert_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
-        """Delete records that were created under another name: Cloudflare appends the zone's name to a foreign one."""
+        """Delete records that were created at another name: Cloudflare appends the zone's name if it is missing.
+
+        Raises:
+            ResponseError: there were such records.
+        """
         strays = [record for record in created if record.name not in names]
         if not strays:
             return
@@ -100,9 +104,9 @@ class CloudflareWriter(CloudflareReader):
         raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
 
     def _delete_strays(self, path: str) -> None:
-        """Delete these records one by one. After a failure, the next change deletes the rest.
+        """Delete the strays one by one. After a failure, the next change deletes the rest.
 
-        A record that was changed since it was created stays, because it may have another owner.
+        A stray that was changed since it was created stays, because it may have another owner.
         """
         while self._strays:
             stray = self._strays[0]
@@ -117,7 +121,7 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.content),
         "ttl": spec.ttl_s,
-        # Always sent: with private routing enabled, a proxied VPN address would be routed through a tunnel.
+        # Always sent: with private routing enabled, Cloudflare would route a proxied VPN address through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }
@@ -131,7 +135,11 @@ def _parse_batch(payload: Any) -> tuple[list[Record], list[Record]]:
 
 
 def _check(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
-    """Compare the records in a response with the requested ones."""
+    """Check that the records in a response are the requested ones.
+
+    Raises:
+        ConflictError, ResponseError: they differ.
+    """
     if len(records) != len(specs):
         raise malformed_response(f"a change of {path}")
     for record, spec in zip(records, specs, strict=True):

@@ -1,1 +1,1 @@
-"""Nodes, pre-auth keys and users of a Headscale server, on every version from 0.23 on."""
+"""Read and change nodes, pre-auth keys and users of a Headscale server, from release 0.23 on."""

@@ -1,4 +1,4 @@
-"""The output of Headscale's command line: its JSON, and what its failures mean."""
+"""Parse the output of Headscale's command line: its JSON, and its errors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, Response
 
 PROGRAM: Final = "headscale"
 
-# The exit status of a shell, and of some container runtimes, if the program does not exist.
+# The exit statuses with which shells and some container runtimes report that the program does not exist.
 _NO_PROGRAM = frozenset({126, 127})
 
-# gRPC codes of refusals; "" = any refusal by 0.30 and newer, which report no code.
+# gRPC codes of refusals; "" = a refusal by 0.30 or newer, which report no code.
 _NOT_FOUND = frozenset({"NotFound", "Unknown", ""})
 _REFUSED_CALLER = frozenset({"Unauthenticated", "PermissionDenied"})
 _INVALID_REQUEST = frozenset({"InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"})
@@ -27,7 +27,7 @@ _USAGE = re.compile(
     r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", re.IGNORECASE
 )
 
-# Failures of the command line before it reaches the server, which no retry changes.
+# Failures of the command line before it reaches the server. A retry does not help.
 _NO_CONFIGURATION = re.compile(
     r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+", re.IGNORECASE
 )
@@ -41,12 +41,12 @@ class UsageError(ResponseError):
 
 
 def describe(arguments: Sequence[str]) -> str:
-    """Return a command for messages, without the values of options, which can be secret."""
+    """Return the name of a command for messages: without its options, which can contain secrets."""
     return " ".join([f"`{PROGRAM}", *arguments[:2]]) + "`"
 
 
-def explain_failure(arguments: Sequence[str], target: Target, output: Output) -> ApiError:
-    """Explain a failed command; the exit status alone is ambiguous."""
+def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output) -> ApiError:
+    """Return the error for a failed command, by its exit status and what it wrote."""
     text = _reason(output.stderr)
     kind: type[ApiError] = TransientError
     if output.exit_status in _NO_PROGRAM:
@@ -63,7 +63,7 @@ def explain_failure(arguments: Sequence[str], target: Target, output: Output) ->
 
 
 def _meaning(text: str) -> tuple[type[ApiError], str]:
-    """Return the kind of a failure and the advice: of a refusal by the server, or of the command line itself."""
+    """Return the type of the error, and advice. The server refused the request, or the command line failed itself."""
     code, message = cli_refusal(text)
     if is_ambiguous(message):
         return ResponseError, f". {CHECK_NAMES}"
@@ -85,25 +85,25 @@ def _meaning(text: str) -> tuple[type[ApiError], str]:
 
 
 def _kind(code: str, message: str) -> type[ApiError]:
-    """Return the kind of a refusal by the server."""
+    """Return the type of the error for a refusal by the server."""
     if code in _NOT_FOUND and is_missing(message):
         return NotFoundError
     if code in _REFUSED_CALLER:
         return AuthError
-    # Otherwise the server is down, or failed.
+    # With any other code, the server is down or has failed.
     return ResponseError if code in _INVALID_REQUEST else TransientError
 
 
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
-    """Return the error for output that is not that of Headscale's command line."""
+    """Return the error for output that Headscale's command line does not write."""
     return ResponseError(f"Malformed output of {describe(arguments)} in {target}. {CHECK_SETTINGS}", upstream=UPSTREAM)
 
 
 def last_json(text: str) -> Any:
-    """Return the JSON value at the end of a text, whatever lines precede it.
+    """Return the JSON value at the end of a text. Log lines can precede it.
 
     Raises:
-        ValueError: the text does not end with one that begins at the start of a line.
+        ValueError: the text does not end with a JSON value that begins at the start of a line.
     """
     decoder = json.JSONDecoder()
     for line in _LINE_START.finditer(text):
@@ -117,7 +117,7 @@ def last_json(text: str) -> Any:
 
 
 def _reason(stderr: bytes) -> str:
-    """Return the reason that the command line gives: the `error` of a JSON object, or a line of text."""
+    """Return the reason that the command line wrote: the `error` of a JSON object, or a line of text."""
     text = stderr.decode(errors="replace").strip()
     try:
         text = str(last_json(text)["error"])

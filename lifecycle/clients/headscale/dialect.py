@@ -1,9 +1,9 @@
-"""What differs between Headscale's releases in the form of a request, and how a release is detected.
+"""How requests differ between Headscale's releases, and how the release is detected.
 
-How values are read is in `parsing.py`, what refusals mean in `errors.py`.
+The differences between responses are in `parsing.py`, and those between refusals in `errors.py`.
 
-Sources: the REST API v1 and its generated description at each tag from v0.23.0 to v0.29.2 and on the
-main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
+Sources: the REST API v1 and its generated description in Headscale's repository, at each tag from v0.23.0 to v0.29.2
+and on the main branch that becomes 0.30 (`proto/headscale/v1`, `hscontrol/grpcv1.go`, `hscontrol/api/v1`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lifecycle.domain.model import User
 
 OLDEST_MINOR: Final = 23
 
-# The first minor release with each change of the requests about pre-auth keys.
+# The minor releases in which requests about pre-auth keys have changed.
 _USER_BY_ID_SINCE: Final = 26
 _KEYS_OF_ALL_USERS_SINCE: Final = 28
 _EXPIRE_BY_ID_SINCE: Final = 28
@@ -31,10 +31,10 @@ class Dialect:
     """How requests to one release of Headscale are formed.
 
     Attributes:
-        version: as the server reports it, or the range of releases that its API belongs to.
-        user_by_id: requests about pre-auth keys name the user by id (0.26 and newer), not by name.
+        version: as the server reports it, or a range of releases such as "0.26 or 0.27".
+        user_by_id: requests about pre-auth keys contain the user's id (0.26 and newer), not the name.
         keys_by_user: pre-auth keys are listed for one user (0.27 and older), not for all users.
-        key_expire_by_id: a pre-auth key is expired by its id (0.28 and newer), not by its secret.
+        key_expire_by_id: a request to expire a pre-auth key contains its id (0.28 and newer), not its secret.
     """
 
     version: str
@@ -59,7 +59,7 @@ class Dialect:
         )
 
     def user_reference(self, user: User) -> str:
-        """Return the name or id by which a request about pre-auth keys names a user."""
+        """Return the id or name of a user, whichever requests about pre-auth keys contain."""
         return user.id if self.user_by_id and user.id is not None else user.name
 
 
@@ -72,9 +72,9 @@ def unsupported(version: str) -> ResponseError:
 
 
 def dialect_of_version(text: object) -> Dialect | None:
-    """Detect the dialect from a version such as "v0.28.0" or "0.30.0-beta.1"; None for "dev" and the like."""
+    """Detect the dialect from a version such as "v0.28.0" or "0.30.0-beta.1"; None for other texts, such as "dev"."""
     match = _VERSION.fullmatch(text) if isinstance(text, str) else None
-    # Builds from a working copy report v0.0.0-<date>-<hash>.
+    # Builds of an untagged commit report v0.0.0-<date>-<hash>.
     if match is None or match[1] == "0":
         return None
     return Dialect.of_minor(int(match[1]), match[0].removeprefix("v"))
@@ -84,7 +84,7 @@ def dialect_of_swagger(document: Any) -> Dialect | None:
     """Detect the dialect from the generated API description that releases up to 0.29 serve.
 
     Raises:
-        ResponseError: it describes the API of a release before 0.23.
+        ResponseError: the API is that of a release before 0.23.
     """
     match document:
         case {"paths": dict(paths), "definitions": dict(definitions)}:
@@ -114,12 +114,12 @@ def dialect_of_openapi(document: Any) -> Dialect | None:
 
 
 def dialect_of_help(text: str) -> Dialect | None:
-    """Detect the dialect from the help of `headscale preauthkeys list`: the type of its option `--user`."""
+    """Detect the dialect from the help text of `headscale preauthkeys list`, by the type of the option `--user`."""
     if "preauthkeys list" not in text:
         return None
     match re.search(r"--user (string|uint)", text):
         case None:
             return Dialect.of_minor(28, "0.28 or newer")
-        case found if found[1] == "uint":
+        case match if match[1] == "uint":
             return Dialect.of_minor(26, "0.26 or 0.27")
     return Dialect.of_minor(23, "0.23 to 0.25")

@@ -1,4 +1,4 @@
-"""What a refusal by Headscale means, over HTTP and on its command line, in every release."""
+"""Turn a refusal by Headscale, in any release, into an error with advice."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _GRPC_NOT_FOUND = 5
 _GRPC_RESOURCE_EXHAUSTED = 8
 _GRPC_CODES = range(1, 17)
 
-# The body of a refused API key up to 0.29.
+# The body of the response to a refused API key, up to 0.29.
 _UNAUTHORIZED_TEXT = "Unauthorized"
 
-# Other texts do not mean that an object is missing. For example, the database can be down.
+# The text of an error about a missing object. With another text, the database can be down, for example.
 _MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 
-# The texts with which 0.23 and 0.24 refuse to expire an expired or used key, with a server error.
+# The texts of the server errors with which 0.23 and 0.24 refuse to expire an expired or used key.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
-# 0.24 and 0.25 find users by name only. Keys cannot be listed or created for one of two users with the same name.
+# 0.24 and 0.25 find users by name only. If two users have the same name, keys can be listed and created for neither.
 _AMBIGUOUS_USER = "expected exactly one user"
 CHECK_NAMES: Final = (
     "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
@@ -41,7 +41,7 @@ _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Explain a refusal, as `Upstream.explain` requires; up to 0.29 the HTTP status alone is ambiguous."""
+    """Return the error for a refusal; see `Upstream.explain`. Up to 0.29, the HTTP status alone is ambiguous."""
     match _meaning(what, response):
         case kind, text:
             return kind(text, upstream=UPSTREAM, status=response.status)
@@ -84,7 +84,7 @@ def _meaning(what: str, response: Response) -> tuple[type[ApiError], str] | None
 
 
 def _meaning_of_unknown(what: str, text: str) -> tuple[type[ApiError], str] | None:
-    """Return the meaning of a server error of the gRPC code "unknown", by its text."""
+    """Return the meaning of a server error with the gRPC code "unknown", by its text."""
     if is_missing(text):
         return NotFoundError, f"Headscale: {what}: not found"
     if text in _UNUSABLE_KEY:
@@ -95,10 +95,11 @@ def _meaning_of_unknown(what: str, text: str) -> tuple[type[ApiError], str] | No
 
 
 def malformed_response(what: str, *, version: str = "") -> ResponseError:
-    """Return the error for a response that is not Headscale's, or that lacks required values.
+    """Return the error for a response that lacks required values, for example because it is from another server.
 
     Args:
-        version: of the server; "" if it is not known.
+        what: the request, for the message.
+        version: of the server; "" if unknown.
     """
     if is_untested(version):
         return ResponseError(
@@ -116,8 +117,8 @@ def cli_refusal(text: str) -> tuple[str | None, str]:
     """Parse an error of the command line.
 
     Returns:
-        The gRPC code (up to 0.29, such as "NotFound") and the server's message. The code is "" for every refusal
-        from 0.30 on, and None if the error is not a refusal by the server.
+        The gRPC code, such as "NotFound", and the server's message. The code is "" for a refusal by 0.30 or newer,
+        and None if the server did not refuse anything.
     """
     if match := _CLI_GRPC.search(text):
         return match[1], match[2]
@@ -137,7 +138,7 @@ def is_ambiguous(text: str) -> bool:
 
 
 def is_own(response: Response) -> bool:
-    """Return True if a refusal has a form of Headscale's own."""
+    """Return True if Headscale itself refused the request, and not a proxy; see `Upstream.is_own`."""
     return (
         response.text.strip() == _UNAUTHORIZED_TEXT
         or _grpc_error(response.json)[0] in _GRPC_CODES
@@ -168,8 +169,9 @@ HEADSCALE: Final = Upstream(
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
     is_own=is_own,
-    # By default 40 s, because Headscale itself gives up after 30 s (`WriteTimeout` of its HTTP server). A request that
-    # was given up still costs it a check of the API key, so giving up earlier adds to an overload.
+    # 40 s with the default of HTTP_TIMEOUT, because Headscale's HTTP server gives up after 30 s (its `WriteTimeout`).
+    # Headscale also checks the API key of a request that the client gave up, which is expensive. So to give up and
+    # retry earlier would make an overload worse.
     response_timeouts=4,
     health_path="/health",
 )

@@ -1,4 +1,4 @@
-"""Headscale through its command line, run in its pod through the Kubernetes API."""
+"""Use Headscale with its command line, which is run in Headscale's pod through the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lifecycle.clients.headscale.cli import (
     PROGRAM,
     UsageError,
     describe,
-    explain_failure,
+    explain_cli_failure,
     last_json,
     malformed_output,
 )
@@ -25,13 +25,13 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
-# The longest time between the command line's clock reading and the server's, when a key is created.
+# When a key is created, the command line computes its expiry, and the server sets its creation time a moment later.
 _CREATION_TIME = timedelta(seconds=0.5)
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class ExecTransport:
-    """A Headscale server through the command line in its pod. Most calls run one command.
+    """A Headscale server, used with the command line in its pod. Most methods run one command.
 
     Args:
         now: returns aware UTC.
@@ -56,11 +56,11 @@ class ExecTransport:
         self._deleted: set[str] = set()
 
     def clock_skew(self) -> timedelta | None:
-        """Return how far the cluster's clock was ahead of ours; the command line does not report the server's."""
+        """Return how far the cluster's clock was ahead of ours. The command line does not report Headscale's time."""
         return self._pod.cluster.clock_skew
 
     def version(self) -> str:
-        """Return the server's version as its command line reports it, or the range that its options belong to."""
+        """Return the server's version as its command line reports it, or a range of releases with the same options."""
         return self._current_dialect().version
 
     def users(self) -> list[User]:
@@ -73,11 +73,11 @@ class ExecTransport:
         return self._list(("nodes", "list"), lambda node: parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
-        """Return one node, from the list: the command line cannot read a single one.
+        """Return one node. The command line cannot read a single node, so all nodes are listed.
 
         Raises:
-            NotFoundError: two lists in a row have other nodes, but not this one. An empty list counts only for a node
-                that was deleted here.
+            NotFoundError: two consecutive lists contain other nodes, but not this one. An empty list is accepted only
+                for a node that this program has deleted.
         """
         for _ in range(2):
             nodes = self.nodes()
@@ -89,7 +89,7 @@ class ExecTransport:
         raise NotFoundError(f"Headscale lists no node {node_id}.", upstream=UPSTREAM)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node, and read the list again: up to 0.28 the command line does not report every failure.
+        """Delete a node, and check that it is gone: up to 0.28, the command line does not report every failure.
 
         Raises:
             ResponseError: the node still exists.
@@ -97,15 +97,15 @@ class ExecTransport:
         self._deleted.add(node_id)
         # Without --force the command asks for confirmation.
         if self._json("nodes", "delete", "--identifier", node_id, "--force") is None:
-            # Up to 0.28, only this output differs from that of a successful deletion.
+            # Up to 0.28, a failed deletion differs from a successful one only in this output.
             raise TransientError(f"Headscale did not delete node {node_id}, and gave no reason.", upstream=UPSTREAM)
         with suppress(NotFoundError):
             self.node(node_id)
             raise ResponseError(f"Headscale still has node {node_id} after its deletion.", upstream=UPSTREAM)
 
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
-        """Create a key. The command line takes its lifetime, not its expiry."""
-        # The exact number of milliseconds identifies our key if the output is lost.
+        """Create a key. The command line accepts a lifetime, not a time of expiry."""
+        # If the output is lost, the exact number of milliseconds identifies our key in a list.
         server_time = self._now() + (self.clock_skew() or timedelta())
         milliseconds = (expires_at - server_time) // timedelta(milliseconds=1)
         self._requested_lifetime = timedelta(milliseconds=milliseconds)
@@ -123,7 +123,7 @@ class ExecTransport:
         return self._in_dialect(create)
 
     def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Return True if a listed key has the last requested lifetime, and expires at about this time."""
+        """Return True if a listed key has exactly the lifetime that was requested last, and about this expiry."""
         if self._requested_lifetime is None or key.created_at is None or key.expires_at is None:
             return False
         creation_time = self._requested_lifetime - (key.expires_at - key.created_at)
@@ -149,8 +149,8 @@ class ExecTransport:
         """Expire a key.
 
         Raises:
-            ResponseError: up to 0.27 the command line takes the key's secret as an argument. It would be visible in
-                the process table, in URLs and in audit logs, so it is not passed.
+            ResponseError: the release is 0.27 or older. Its command line requires the key's secret as an argument,
+                which would be visible in the process table, in URLs and in audit logs.
         """
 
         def expire(dialect: Dialect) -> None:
@@ -165,12 +165,12 @@ class ExecTransport:
         self._in_dialect(expire)
 
     def _in_dialect(self, operation: Callable[[Dialect], Parsed]) -> Parsed:
-        """Run a command whose options depend on the release; again if the server was upgraded."""
+        """Run a command whose options depend on the release. Repeat it if the server was upgraded in the meantime."""
         dialect = self._current_dialect()
         try:
             return operation(dialect)
         except UsageError:
-            # A refused command had no effect.
+            # It is safe to repeat a command that was refused.
             self._dialect = None
             if self._current_dialect() == dialect:
                 raise
@@ -182,12 +182,12 @@ class ExecTransport:
         return self._dialect
 
     def _detect(self) -> Dialect:
-        """Detect the release by its version, or by its options if the version is that of a custom build."""
+        """Detect the release by its version, or by its options if the version is not that of a release."""
         output = self._run("version", "-o", "json")
         try:
             version = last_json(output)["version"]
         except (ValueError, KeyError, TypeError):
-            # Some older releases write the bare version, with and without `-o json`.
+            # Some older releases write only the version, even with `-o json`.
             version = output.strip()
         dialect = dialect_of_version(version)
         if dialect is None:
@@ -206,8 +206,8 @@ class ExecTransport:
             return [parse(item) for item in items]
 
     def _json(self, *arguments: str) -> Any:
-        """Run a command and return its JSON, with the names of the API."""
-        # `-o` and `json` are two arguments: `-ojson` and `--output=json` do not disable log lines.
+        """Run a command and return its JSON, with members named as in the API."""
+        # Only as two arguments, `-o` and `json` also disable log lines.
         output = self._run(*arguments, "-o", "json")
         if not output.strip():
             raise TransientError(f"{describe(arguments)} in {self._target} wrote no output.", upstream=UPSTREAM)
@@ -226,11 +226,11 @@ class ExecTransport:
             self._on_outcome("no_answer")
             raise
         if self._target is None or target.pod.uid != self._target.pod.uid:
-            # Another pod can have another release.
+            # Another pod can run another release.
             self._dialect = None
         self._target = target
         if output.exit_status != 0:
-            error = explain_failure(arguments, target, output)
+            error = explain_cli_failure(arguments, target, output)
             self._on_outcome("server_error" if isinstance(error, TransientError) else "refused")
             raise error
         self._on_outcome("ok")

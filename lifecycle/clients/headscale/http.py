@@ -1,4 +1,4 @@
-"""Headscale over its REST API, in the dialect of the server that responds."""
+"""Use Headscale with its REST API, in the dialect of the server's release."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[1-9][0-9]*")
 
-# Statuses with which a release refuses a request in the form of another release. 0.24 and 0.25 return 500 for a list of
-# keys without a user if there are several users.
-_OTHER_FORM = frozenset({400, 404, 405, 415, 422, 500})
+# Statuses with which a release refuses a request in the dialect of another release. For example, if there are several
+# users, 0.24 and 0.25 return 500 for a list of keys without a user.
+_OTHER_DIALECT = frozenset({400, 404, 405, 415, 422, 500})
 
-# Where the release can be read without an API key, in this order. Each path exists in some releases only.
+# Where the release can be read without an API key, in this order. Each path exists only in some releases.
 _VERSION_SOURCES: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
     ("/version", lambda body: dialect_of_version(body.get("version"))),
     ("/swagger/v1/openapiv2.json", dialect_of_swagger),
     ("/api/v1/openapi.json", dialect_of_openapi),
 )
-# Statuses for a path that a release does not have: up to 0.29, an unknown path below /api needs an API key.
+# Statuses for an unknown path. Up to 0.29, even an unknown path below /api needs an API key.
 _MISSING_PATH = frozenset({401, 404})
 
 # Neither a name nor an id of a user in any release.
@@ -46,7 +46,7 @@ _IMPOSSIBLE_USER = "~"
 
 
 class HttpTransport:
-    """A Headscale server at a URL, with an API key; one request per call."""
+    """A Headscale server, used with its REST API. Each method sends one request, apart from detecting the release."""
 
     def __init__(self, client: JsonClient) -> None:
         self._client = client
@@ -57,7 +57,7 @@ class HttpTransport:
         return self._client.clock_skew
 
     def version(self) -> str:
-        """Return the server's version as it reports it, or the range of releases that its API belongs to."""
+        """Return the server's version as it reports it, or a range of releases with the same API."""
         return self._current_dialect().version
 
     def users(self) -> list[User]:
@@ -73,10 +73,10 @@ class HttpTransport:
         return self._one("GET", _node_path(node_id), "node", parse_complete_node)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node. Source: DELETE /api/v1/node/{id}, which responds when the node is deleted, with an object.
+        """Delete a node. Source: DELETE /api/v1/node/{id}, which returns an object after the deletion.
 
         Raises:
-            ResponseError: something else responded, such as a proxy.
+            ResponseError: the response is not from Headscale, but from a proxy, for example.
         """
         path = _node_path(node_id)
         if not isinstance(self._send("DELETE", path), dict):
@@ -85,7 +85,7 @@ class HttpTransport:
     def create_pre_auth_key(self, spec: KeySpec, expires_at: datetime) -> PreAuthKey:
         """Create a key. Source: POST /api/v1/preauthkey.
 
-        The expiration is always sent: without one, every release creates a key that is already expired.
+        The expiration is always sent. Without it, Headscale creates a key that has already expired.
         """
 
         def create(dialect: Dialect) -> PreAuthKey:
@@ -114,8 +114,11 @@ class HttpTransport:
         return self._in_dialect(list_keys)
 
     def api_key_expires_at(self) -> datetime | None:
-        """Return when the API key expires, which is found by its prefix. Source: GET /api/v1/apikey."""
-        # The key can have been rotated while the old one is still accepted.
+        """Return when the API key in use expires; None if unknown. Source: GET /api/v1/apikey.
+
+        The list contains prefixes of the keys, by which the one in use is found.
+        """
+        # Headscale can still accept the old key after a rotation.
         self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parse_api_key)
         ours = [key for key in keys if self._client.token_starts_with(key.prefix)]
@@ -132,13 +135,13 @@ class HttpTransport:
                 body = {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
-        # 0.28 and 0.29 return 200 for the older form, and expire nothing. No refusal would show that the server was
-        # upgraded, so its release is always detected again.
+        # 0.28 and 0.29 return 200 for a request in the older dialect, and expire nothing. So after an upgrade of the
+        # server nothing would be refused. The release is therefore detected again.
         self._dialect = None
         self._in_dialect(expire)
 
     def _in_dialect(self, operation: Callable[[Dialect], Parsed]) -> Parsed:
-        """Send a request whose form depends on the release; again if the server was upgraded."""
+        """Send a request that depends on the release. Repeat it if the server was upgraded in the meantime."""
         dialect = self._current_dialect()
         try:
             return operation(dialect)
@@ -148,9 +151,9 @@ class HttpTransport:
             if self._current_dialect() == dialect:
                 raise
         except ResponseError as error:
-            if error.status not in _OTHER_FORM or self._current_dialect() == dialect:
+            if error.status not in _OTHER_DIALECT or self._current_dialect() == dialect:
                 raise
-        # A request in the wrong form had no effect.
+        # It is safe to repeat a request that was refused.
         return operation(self._current_dialect())
 
     def _current_dialect(self) -> Dialect:
@@ -159,10 +162,10 @@ class HttpTransport:
         return self._dialect
 
     def _detect(self) -> Dialect:
-        """Detect the release from what the server serves without an API key, or from how it refuses.
+        """Detect the release from what the server serves without an API key, or from how it refuses a request.
 
         Raises:
-            TransientError: nothing responds that could be Headscale.
+            TransientError: the server does not respond as Headscale would. It may be starting.
             ResponseError: it is another server, or an unsupported release.
         """
         missing: ApiError | None = None
@@ -174,16 +177,16 @@ class HttpTransport:
                     raise
                 missing = error
                 continue
-            found = read(response.json) if isinstance(response.json, dict) else None
-            if found is not None:
-                return found
+            dialect = read(response.json) if isinstance(response.json, dict) else None
+            if dialect is not None:
+                return dialect
         try:
             return self._detect_by_refusal()
         except (TransientError, ResponseError) as error:
             raise missing or error from None
 
     def _detect_by_refusal(self) -> Dialect:
-        """Detect the release by its response to a request for the keys of an impossible user.
+        """Detect the release by its response to a request for the keys of a user that cannot exist.
 
         Source: GET /api/v1/preauthkey?user=, observed on 0.23.0 to 0.30.
         """
@@ -206,14 +209,14 @@ class HttpTransport:
         except ApiError as error:
             # The server may have been upgraded: the next request detects its release again.
             is_lost = isinstance(error, TransientError) and error.status is None
-            is_refused = isinstance(error, ResponseError) and error.status in _OTHER_FORM
+            is_refused = isinstance(error, ResponseError) and error.status in _OTHER_DIALECT
             if is_lost or is_refused:
                 self._dialect = None
             raise
 
     @contextmanager
     def _well_formed(self, what: str) -> Iterator[None]:
-        """Raise ResponseError if a payload cannot be parsed in the block. A release that is newer explains that."""
+        """Raise ResponseError if the block cannot parse a payload. The message says so if the release is untested."""
         try:
             with well_formed(malformed_response(what)):
                 yield

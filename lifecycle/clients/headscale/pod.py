@@ -1,4 +1,4 @@
-"""The pod in which Headscale runs, found through the Kubernetes API."""
+"""Find the pod in which Headscale runs, and run commands in it, through the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Target:
     """The container in which a command runs.
 
     Attributes:
-        ready_pods: how many pods it was chosen from.
+        ready_pods: the number of ready pods, of which this is the newest.
     """
 
     pod: Pod
@@ -34,11 +34,11 @@ class Target:
 
 
 class HeadscalePod:
-    """The pod in which Headscale runs. It is found again for each command, because pods are replaced.
+    """The pod in which Headscale runs. It is searched for each command, because pods are replaced.
 
     Args:
-        selector: label selector of its pods; None = the usual ones.
-        container: name of its container; None = the one called headscale, or else the only one.
+        selector: label selector of its pods; None = the usual labels of Headscale.
+        container: name of its container; None = the container called headscale, or else the only one.
     """
 
     def __init__(self, cluster: Cluster, *, namespace: str, selector: str | None, container: str | None) -> None:
@@ -60,23 +60,23 @@ class HeadscalePod:
             raise ResponseError(f"{error} {CHECK_SETTINGS}", upstream=error.upstream, status=error.status) from error
 
     def _find(self) -> Target:
-        found: list[Pod] = []
+        other_pods: list[Pod] = []
         for selector in self._selectors:
             pods = self.cluster.pods(self._namespace, selector)
             candidates = self._candidates(pods)
             ready = [(pod, container) for pod, container in candidates if pod.ready]
             if ready:
-                # During a rolling update the older pod is about to terminate, and changes that it makes can be lost.
+                # During a rolling update, changes by the older pod can be lost.
                 pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
                 return Target(pod, container, len(ready))
             if candidates:
                 names = ", ".join(pod.name for pod, _ in candidates)
                 raise TransientError(f"Headscale's pod is not ready ({self._namespace}/{names}).", upstream=UPSTREAM)
-            found += pods
-        if found:
+            other_pods += pods
+        if other_pods:
             raise ResponseError(
-                f"Pod {self._namespace}/{found[0].name} has no container {self._container or _CONTAINER}. Set "
-                f"HEADSCALE_CONTAINER to one of: {', '.join(found[0].containers)}.",
+                f"Pod {self._namespace}/{other_pods[0].name} has no container {self._container or _CONTAINER}. Set "
+                f"HEADSCALE_CONTAINER to one of: {', '.join(other_pods[0].containers)}.",
                 upstream=UPSTREAM,
             )
         raise TransientError(
@@ -86,10 +86,10 @@ class HeadscalePod:
         )
 
     def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
-        """Return the pods that can be Headscale's, ready or not, each with its container."""
-        wanted = self._container or _CONTAINER
-        # Other pods can have the same labels: the container's name identifies Headscale.
-        named = [(pod, wanted) for pod in pods if wanted in pod.containers]
-        if named or self._container is not None:
-            return named
+        """Return the pods that can be Headscale's, ready or not, each with the name of its container."""
+        container = self._container or _CONTAINER
+        # Other pods can have the same labels, so the container's name identifies Headscale.
+        pods_with_container = [(pod, container) for pod in pods if container in pod.containers]
+        if pods_with_container or self._container is not None:
+            return pods_with_container
         return [(pod, pod.containers[0]) for pod in pods if len(pod.containers) == 1]

@@ -11,11 +11,11 @@ import tenacity
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 if TYPE_CHECKING:
-    # At run time, most pods import only one of them: `scripts/bench` shows the cost of the other.
+    # Not at run time, because most pods need only one of them, and an import takes time.
     from lifecycle.clients.headscale.exec import ExecTransport
     from lifecycle.clients.headscale.http import HttpTransport
 
-# Both have the same methods: one request per call, without retries or checks.
+# Both have the same methods, which neither retry nor check anything.
 HeadscaleTransport: TypeAlias = "HttpTransport | ExecTransport"
 
 
@@ -32,15 +32,15 @@ class HeadscaleReader:
         self._retrying = retrying
 
     def server_time(self, now: datetime) -> datetime:
-        """Return the time by the server's clock, which expiry is compared with; ours until its first response."""
+        """Return the time by the server's clock, which decides when keys and nodes expire; ours if it is unknown."""
         return now + (self._transport.clock_skew() or timedelta())
 
     def version(self) -> str:
-        """Return the server's version as it reports it, or the range of releases that its API belongs to."""
+        """Return the server's version as it reports it, or a range of releases such as "0.26 or 0.27"."""
         return self._retrying(self._transport.version)
 
     def detect_version(self) -> None:
-        """Detect the version for later calls. Not retried, since each of them detects it if this fails."""
+        """Detect the version, which later calls need. Not retried, because those calls detect it if this fails."""
         self._transport.version()
 
     def users(self) -> list[User]:
@@ -60,17 +60,17 @@ class HeadscaleReader:
         return self._retrying(self._transport.node, node_id)
 
     def api_key_expires_at(self) -> datetime | None:
-        """Return when the API key in use expires; None if never, unknown, or without a key. Not retried."""
+        """Return when the API key in use expires; None if it never does, or if that is unknown. Not retried."""
         return self._transport.api_key_expires_at()
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
         """Return the user's keys, used and expired ones included."""
         keys = self._retrying(self._transport.pre_auth_keys, user)
-        return [key for key in keys if is_users(key, user)]
+        return [key for key in keys if is_key_of(key, user)]
 
 
 class HeadscaleSnapshot(HeadscaleReader):
-    """A Headscale server whose lists are read once, for a dry run: each is expensive, and all plans need the same."""
+    """A Headscale server whose lists are read only once: they are expensive, and every plan of a dry run needs them."""
 
     @cached_property
     def _users(self) -> list[User]:
@@ -89,9 +89,10 @@ class HeadscaleSnapshot(HeadscaleReader):
         return self._nodes
 
 
-def is_users(key: PreAuthKey, user: User) -> bool:
-    """Return True if a listed key is the user's.
+def is_key_of(key: PreAuthKey, user: User) -> bool:
+    """Return True if a listed key belongs to the user.
 
-    Up to 0.25 a list has one user's keys only, and names that user by a name without id, or by the e-mail address.
+    Up to 0.25, a list contains only the keys of the requested user. It has no id of the user, and the name in it can be
+    the e-mail address, so a user without an id is accepted.
     """
     return key.user is not None and (key.user.id is None or key.user.is_same(user))

@@ -1,4 +1,4 @@
-"""Change a Headscale server: nodes are read before they are deleted, and lost responses to a new key are resolved."""
+"""Delete nodes, and create and expire pre-auth keys, even if responses are lost."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import structlog
 import tenacity
 
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleTransport, is_users
+from lifecycle.clients.headscale.reader import HeadscaleReader, HeadscaleTransport, is_key_of
 from lifecycle.domain.errors import ApiError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
-# Added to a key's lifetime, in whole seconds, so that the keys of two pods that start together differ.
+# A random number of seconds up to this is added to the lifetime, so that keys of pods that start together differ.
 _MAX_SPREAD_S = 60
 
 # How much longer than requested a created key may be valid, because the clocks of two machines differ.
@@ -32,14 +32,14 @@ class HeadscaleWriter(HeadscaleReader):
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
-        # The last requested key, if its response was lost: it can exist all the same.
+        # The request for a key whose response was lost: its specification and expiry. The key can exist.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def delete_node(self, node: Node, *, is_still_ours: Callable[[Node], bool]) -> None:
-        """Delete a node if it is unchanged since it was planned; a missing node counts as deleted.
+        """Read a node again, and delete it if it is still ours. A missing node counts as deleted.
 
         Args:
-            node: as it was planned.
+            node: as it was when its deletion was planned.
             is_still_ours: called with the node as it is now.
 
         Raises:
@@ -48,7 +48,7 @@ class HeadscaleWriter(HeadscaleReader):
         """
 
         def attempt() -> None:
-            # Also before a retry: the wait can have been long.
+            # Read before each retry, too, because the wait can have been long.
             current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
             if not is_same_machine or not is_still_ours(current):
@@ -66,8 +66,8 @@ class HeadscaleWriter(HeadscaleReader):
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
 
-        If the response is lost, the key can exist: it is searched and expired before another one is created, in
-        this call or a later one.
+        If the response is lost, the key can exist. Before the next key is created, in this call or a later one, the
+        lost key is searched in the list and expired.
 
         Args:
             now: aware UTC, by our clock.
@@ -126,7 +126,7 @@ class HeadscaleWriter(HeadscaleReader):
         matching = [
             key
             for key in keys
-            if is_users(key, spec.user)
+            if is_key_of(key, spec.user)
             and self._transport.matches_request(key, expires_at)
             and not key.used
             and (key.reusable, key.ephemeral, key.tags) == (spec.reusable, spec.ephemeral, spec.tags)
@@ -148,16 +148,16 @@ class HeadscaleWriter(HeadscaleReader):
 
 
 def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
-    """Return True if a created key lives about as long as requested, by the server's clock alone."""
+    """Return True if the lifetime of a created key, by the server's clock alone, is about the requested one."""
     if key.expires_at is None:
         return False
     if key.created_at is None:
         return True
     actual = key.expires_at - key.created_at
-    # A key with half of a short lifetime is still usable.
+    # A shorter lifetime is accepted down to half of it, because such a key is still usable.
     return lifetime / 2 <= actual <= lifetime + timedelta(seconds=_MAX_SPREAD_S) + _LIFETIME_TOLERANCE
 
 
 def _may_have_succeeded(error: TransientError | ResponseError) -> bool:
-    """Return True if the request can have been executed: it was not refused, but its response was lost or malformed."""
+    """Return True if the server can have executed the request: its response was lost or malformed, not a refusal."""
     return not error.throttled if isinstance(error, TransientError) else error.status is None

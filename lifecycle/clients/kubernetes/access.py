@@ -1,4 +1,4 @@
-"""How to reach the Kubernetes API of the cluster that this pod runs in."""
+"""Find out how to reach the Kubernetes API: with this pod's service account, or with a kubeconfig."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
 
-# What to set instead, by the setting that needs the Kubernetes API.
+# By the setting that needs the Kubernetes API: what to set instead.
 _ALTERNATIVES = {
     "HEADSCALE_ACCESS": "set HEADSCALE_URL and HEADSCALE_API_KEY",
     "HEADSCALE_API_KEY_SECRET": "set HEADSCALE_API_KEY or HEADSCALE_API_KEY_FILE instead",
@@ -42,10 +42,10 @@ class Access:
 
     Attributes:
         description: which cluster it is, for messages.
-        credentials: whose they are, for messages.
-        upstream: names the settings of the access, for messages.
-        trust: the authority of the server's certificate, and our certificate if we have one.
-        authorization: returns the header with the current token; empty if we authenticate with a certificate.
+        credentials: a description of the credentials, for messages.
+        upstream: names the settings with the URL and the authorities, for messages.
+        trust: the trusted authorities, and the client certificate if there is one.
+        authorization: returns the header with the current token; empty with a client certificate.
         tls_server_name: the name that the server's certificate has to be for; None = the host of the URL.
     """
 
@@ -67,17 +67,17 @@ def find_access(
     proxy_for: Callable[[str], Proxy | None] = lambda _url: None,
     public_authorities: Callable[[], ssl.SSLContext] = public_trust,
 ) -> Access:
-    """Return the access that a pod's service account has; outside of a cluster, that of the kubeconfig.
+    """Return the access of this pod's service account, or outside of a cluster that of the kubeconfig.
 
     Args:
         needed_for: the setting that needs the Kubernetes API.
         may_use_kubeconfig: for commands that only read. A command that writes must not use a laptop's current context.
         timeout: for a credential plugin of the kubeconfig.
-        proxy_for: returns the proxy for the server of a kubeconfig without one. In the cluster, no proxy is used.
-        public_authorities: returns the authorities for a kubeconfig without one.
+        proxy_for: returns the proxy for a URL, if the kubeconfig sets none. In the cluster, no proxy is used.
+        public_authorities: returns the trusted authorities, if the kubeconfig sets none.
 
     Raises:
-        ConfigError: neither a kubeconfig nor a service account exists.
+        ConfigError: there is neither a service account nor a usable kubeconfig.
     """
     try:
         return _in_cluster(needed_for=needed_for)
@@ -166,17 +166,20 @@ def _kubeconfig(
 
 
 def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
-    """Load the kubeconfig, and return what the library logs about a failing credential plugin.
+    """Load the kubeconfig.
+
+    Returns:
+        The configuration, and the errors that the library has logged about a credential plugin.
 
     Raises:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # Remove the environment's proxy, which is a setting of this program. The kubeconfig can set another one.
+    # The library takes a proxy from the environment. Only settings of this program and the kubeconfig count.
     configuration.proxy = None
-    # The file is not written, as it would be with a refreshed token.
+    # Otherwise, the library would write a refreshed token to the file.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
-    # The library reports a failed plugin only here, through the root logger.
+    # The library reports a failed plugin only to the root logger.
     logged = BufferingHandler(capacity=sys.maxsize)
     logged.setLevel(logging.ERROR)
     logging.getLogger().addHandler(logged)

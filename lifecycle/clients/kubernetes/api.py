@@ -1,4 +1,4 @@
-"""The Kubernetes API: Secrets, pods, and commands in their containers."""
+"""Read Secrets and pods from the Kubernetes API, and run commands in containers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lifecycle.clients.response import Response, well_formed
 from lifecycle.clients.transport import open_http
 from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, ResponseError, TransientError
 
-# The characters that a header can have.
+# A token consists of characters that are allowed in a header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
-# In Kubernetes' message about a missing permission.
+# The account in Kubernetes' message about a missing permission.
 _USER = re.compile(r'User "([^"]+)"')
 
 
 @dataclass(frozen=True, slots=True)
 class RbacRule:
-    """The rule of RBAC that one request needs.
+    """The RBAC rule that a request needs.
 
     Attributes:
-        names: the objects that it is limited to; empty = all.
+        names: the objects that the rule is limited to; empty = all.
         group: the API group of the resource; "" = the core group.
     """
 
@@ -44,7 +44,11 @@ class RbacRule:
     group: str = ""
 
     def advice(self, refusal: str) -> str:
-        """Return the sentence that asks for the rule; the message of Kubernetes about the refusal names the account."""
+        """Return the advice to add the rule.
+
+        Args:
+            refusal: Kubernetes' message about the missing permission, which names the account.
+        """
         names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
         rule = (
             f'- {{apiGroups: ["{self.group}"], resources: [{self.resource}],{names} verbs: [{", ".join(self.verbs)}]}}'
@@ -61,8 +65,8 @@ class Pod:
     Attributes:
         created_at: RFC 3339 in UTC, whole seconds: text that sorts as the instants do.
         containers: their names, in the order of the manifest.
-        ready: it is running, ready, and not being deleted.
-        keeps_its_name: it is a StatefulSet's pod, whose replacement has the same name.
+        ready: the pod is running, ready, and not being deleted.
+        keeps_its_name: the pod belongs to a StatefulSet, so its replacement has the same name.
     """
 
     namespace: str
@@ -75,10 +79,10 @@ class Pod:
 
 
 class Cluster:
-    """A Kubernetes API server.
+    """The Kubernetes API server of a cluster.
 
     Args:
-        timeout: for one whole request, or one command.
+        timeout: the limit for a whole request or command.
     """
 
     def __init__(self, access: Access, *, timeout: timedelta) -> None:
@@ -112,14 +116,14 @@ class Cluster:
             TransientError: it is unknown whether it exists.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
-        found = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
+        secret = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
         with well_formed(malformed(f"Secret {namespace}/{name}")):
-            match found:
+            match secret:
                 case None:
                     return None
-                # A Secret without values has no `data`: its kind and name distinguish it from other JSON.
-                case {"kind": "Secret", "metadata": {"name": found_name}} if found_name == name:
-                    data = found.get("data") or {}
+                # Not by `data`, which a Secret without values does not have.
+                case {"kind": "Secret", "metadata": {"name": returned_name}} if returned_name == name:
+                    data = secret.get("data") or {}
                     return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
             raise ValueError("not this Secret")
 
@@ -127,7 +131,7 @@ class Cluster:
         """Return a token that is stored in a Secret.
 
         Args:
-            reference: its `name`, if it has one value, or `name/key`.
+            reference: `name/key`, or only the `name` of a Secret with one key.
 
         Raises:
             AuthError: the token does not exist.
@@ -154,16 +158,16 @@ class Cluster:
             AuthError: the permission is missing.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
-        # A list cannot be limited to some pods.
-        found = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
+        # RBAC cannot limit a list to some pods.
+        pods = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
         with well_formed(malformed(f"the pods in namespace {namespace}")):
-            match found:
+            match pods:
                 case {"kind": "PodList", "items": [*items]}:
                     return [_parse_pod(item) for item in items]
             raise ValueError("not a list of pods")
 
     def run(self, pod: Pod, container: str, command: Sequence[str], *, where: str | None = None) -> Output:
-        """Run a command in a container, without a shell, and wait for its end.
+        """Run a command in a container, without a shell, and wait until it ends.
 
         Args:
             command: the program and its arguments.
@@ -188,12 +192,12 @@ class Cluster:
             if streamed.status_code == httpx.codes.SWITCHING_PROTOCOLS:
                 return run(streamed, upgrade, what=what)
             response = self._http.read(streamed, what, secret=_token_of(authorization))
-        # Up to Kubernetes 1.34 a websocket needs only `get`, from 1.35 on `create` too.
+        # Up to Kubernetes 1.34, a websocket needs only the verb `get`. From 1.35 on, it needs `create`, too.
         names = (pod.name,) if pod.keeps_its_name else ()
         raise self._refused(what, response, RbacRule(pod.namespace, "pods/exec", ("create", "get"), names))
 
     def _get(self, path: str, query: Mapping[str, str], rule: RbacRule) -> dict[str, Any] | None:
-        """Return the JSON of a GET; None if Kubernetes itself reports that the object does not exist."""
+        """Send a GET and return the JSON; None if Kubernetes itself reports that the object does not exist."""
         with suppress(NotFoundError):
             return self.send("GET", path, rule, query=query)
         return None
@@ -211,7 +215,7 @@ class Cluster:
 
         Raises:
             NotFoundError: Kubernetes itself reports that the object does not exist.
-            ApiError: the request was refused, or it is unknown what became of it.
+            ApiError: the request was refused, or its result is unknown.
         """
         what = f"{method} {path}"
         authorization = self._access.authorization()
@@ -253,7 +257,7 @@ class Cluster:
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
         is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
-        # A 400 is a pod that has ended. A 404 is a pod that was replaced since it was listed, or a proxy's.
+        # A 400 means that the pod has ended. A 404 means that it was replaced after it was listed, or is from a proxy.
         has_ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return TransientError(
@@ -262,7 +266,7 @@ class Cluster:
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
     def _error_if_unhealthy(self, what: str) -> TransientError | None:
-        """Return an error if the server is not ready: while it starts, it can refuse valid tokens."""
+        """Return an error if the server is not ready, because it can refuse valid tokens while it starts."""
         try:
             status = self._http.send("GET", "/readyz").status
         except ApiError as error:
@@ -296,7 +300,7 @@ def _token_of(authorization: Mapping[str, str]) -> str | None:
 
 
 def _status(response: Response) -> dict[str, Any]:
-    """Return the Status object with which Kubernetes itself refuses; {} for a refusal by anything else."""
+    """Return the Status object of a refusal by Kubernetes; {} if something else refused the request."""
     body = response.json
     return body if isinstance(body, dict) and body.get("kind") == "Status" else {}
 

@@ -17,14 +17,15 @@ from lifecycle.domain.pod_events import PodEvent
 
 _CONTROLLER: Final = "tailscale-lifecycle"
 _GROUP: Final = "events.k8s.io"
-# A name has at most 253 characters; 17 of them are ours.
-_MAX_NAME: Final = 236
+# The name of an Event has at most 253 characters: up to 236 of the pod's name, a dot, and 16 random ones.
+_MAX_POD_NAME: Final = 236
 _MAX_INSTANCE: Final = 128
-_POD: Final = "authentication.kubernetes.io/pod-"
+# The start of the keys under which a SelfSubjectReview describes the pod of a token.
+_POD_KEY: Final = "authentication.kubernetes.io/pod-"
 
 
 class EventWriter(Cluster):
-    """The Kubernetes API, for Events about this pod; see `Cluster`."""
+    """A `Cluster` in which Events about this pod can be written."""
 
     def __init__(self, access: Access, *, timeout: timedelta) -> None:
         super().__init__(access, timeout=timeout)
@@ -34,10 +35,10 @@ class EventWriter(Cluster):
         """Create an Event, and return its name.
 
         Raises:
-            ApiError: it was not created, or that is unknown.
+            ApiError: it was not created, or it is unknown whether it was.
         """
         pod = self._own_pod()
-        name = f"{pod['name'][:_MAX_NAME]}.{uuid4().hex[:16]}"
+        name = f"{pod['name'][:_MAX_POD_NAME]}.{uuid4().hex[:16]}"
         body = {
             "apiVersion": f"{_GROUP}/v1",
             "kind": "Event",
@@ -55,11 +56,11 @@ class EventWriter(Cluster):
         return name
 
     def repeat_event(self, name: str, count: int, now: datetime) -> None:
-        """Set how often an Event has occurred.
+        """Update how often an Event has occurred.
 
         Raises:
-            NotFoundError: it does not exist any more.
-            ApiError: it was not changed, or that is unknown.
+            NotFoundError: it no longer exists.
+            ApiError: it was not changed, or it is unknown whether it was.
         """
         self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
 
@@ -69,7 +70,7 @@ class EventWriter(Cluster):
         self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{name}", rule, body=body)
 
     def _own_pod(self) -> dict[str, str]:
-        """Return the reference to this pod: the API server knows for which pod it has issued the token.
+        """Return the reference to this pod. The API server reports it, because the token was issued for the pod.
 
         Raises:
             AuthError: the token was not issued for a pod.
@@ -85,14 +86,14 @@ class EventWriter(Cluster):
         with well_formed(malformed("the service account")):
             user: Any = review["status"]["userInfo"]
             extra = user.get("extra") or {}
-            if f"{_POD}uid" not in extra:
+            if f"{_POD_KEY}uid" not in extra:
                 raise AuthError(
                     f"KUBERNETES_EVENTS: the credentials of {user['username']} are not those of a pod. Mount a "
                     "projected service account token.",
                     upstream=UPSTREAM,
                 )
             _, _, namespace, _ = user["username"].split(":")
-            names = {key: ", ".join(extra[f"{_POD}{key}"]) for key in ("name", "uid")}
+            names = {key: ", ".join(extra[f"{_POD_KEY}{key}"]) for key in ("name", "uid")}
         return {"apiVersion": "v1", "kind": "Pod", "namespace": namespace, **names}
 
 

@@ -1,4 +1,4 @@
-"""Run one command in a container: the Kubernetes API's exec, over a websocket (RFC 6455)."""
+"""The protocol of `kubectl exec`: the output of a command, over a websocket (RFC 6455)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from lifecycle.clients.text import excerpt
 from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
-# Source: k8s.io/apimachinery/pkg/util/remotecommand: the subprotocols and the channel in each message's first byte.
+# The subprotocols, and the channels. The first byte of each message is its channel.
+# Source: k8s.io/apimachinery/pkg/util/remotecommand.
 _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -31,7 +32,7 @@ _ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How a command ended, and what it wrote, which may be secret."""
+    """The exit status of a command, and what it wrote, which can contain secrets."""
 
     exit_status: int
     stdout: bytes = field(repr=False)
@@ -39,7 +40,7 @@ class Output:
 
 
 def handshake() -> dict[str, str]:
-    """Return the headers of a request to upgrade a connection to a websocket."""
+    """Return the headers of a request that upgrades the connection to a websocket."""
     return {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -73,7 +74,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     except WebSocketException as error:
         raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
-        # The status comes last. Without it the connection was cut, and the output may be incomplete.
+        # The status comes last. Without it, the connection was cut and the output may be incomplete.
         exit_status=_exit_status(output[_ERROR], what),
         stdout=bytes(output[_STDOUT]),
         stderr=bytes(output[_STDERR]),
@@ -81,7 +82,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
 
 
 def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
-    """Read everything from a network stream of httpcore until the server closes it, by channel."""
+    """Read a network stream of httpcore until the server closes it, and return what each channel contained."""
     received = 0
 
     def receive(size: int) -> bytes:
@@ -90,7 +91,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
         if not data:
             raise WebSocketException("closed by the server")
         received += len(data)
-        # Counted as it arrives, because a frame can announce any length.
+        # Checked while the data arrives, because a frame can announce any length.
         if received > MAX_RESPONSE_BYTES:
             raise ResponseError(
                 f"The output of {what} is larger than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM
@@ -110,7 +111,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
                 connection.write(ABNF.create_frame(data, ABNF.OPCODE_PONG).format())
             case ABNF.OPCODE_BINARY | ABNF.OPCODE_TEXT | ABNF.OPCODE_CONT:
                 message += data
-                # There are further channels, such as v5's signal that another one was closed.
+                # Other channels are ignored, such as the one on which v5 reports that a channel was closed.
                 if frame.fin and message[:1] and message[0] in output:
                     output[message[0]] += message[1:]
                 if frame.fin:
@@ -118,7 +119,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
 
 
 def _exit_status(text: bytearray, what: str) -> int:
-    """Parse the error channel: a Status of the Kubernetes API.
+    """Return the exit status, which the error channel contains in a Status object of the Kubernetes API.
 
     Raises:
         ApiError: the command did not run to its end.
@@ -136,7 +137,7 @@ def _exit_status(text: bytearray, what: str) -> int:
                     case {"reason": "ExitCode", "message": str(number)} if number.isdecimal():
                         return int(number)
     message = excerpt(str(status.get("message", ""))) if isinstance(status, dict) else ""
-    # A retry cannot add a program to the image. Anything else, such as a container that is being replaced, may be
-    # temporary.
+    # A retry does not help if the program is missing. Other errors can be temporary, for example while a container is
+    # replaced.
     kind = ResponseError if "executable file not found" in message else TransientError
     raise kind(f"Kubernetes could not run {what}: {message or 'no reason given'}", upstream=UPSTREAM)

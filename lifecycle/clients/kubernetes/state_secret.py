@@ -1,4 +1,4 @@
-"""The Secret in which a tailscale container stores the state of its node."""
+"""Read the Secret in which a tailscale container stores the state of its node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_state(cluster: Cluster, *, namespace: str, name: str, retrying: tenacit
         try:
             return cluster.secret(namespace, name)
         except AuthError as error:
-            # The Role is often created a moment after the pod.
+            # The Role is often created shortly after the pod.
             raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
 
     return retrying(read)
