@@ -1,4 +1,4 @@
-"""Entry point: react to stop signals before slow libraries are imported."""
+"""The entry point. It reacts to stop signals before the slow imports of libraries."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ def main() -> int:
     """Run the command line and return the exit status, or end the process with it."""
     # For process number 1 of a container, the kernel drops a signal that has no handler and is not blocked.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    # Most of what is created from here on lives until the end, so looking for garbage only takes time.
+    # Most objects are needed until the process ends, so garbage collection would only take time.
     gc.disable()
     from lifecycle.domain.errors import EXIT_FAILED  # noqa: PLC0415 - the signals are blocked before
     from lifecycle.runtime.stop import exit_on_stop_signals  # noqa: PLC0415 - as above
@@ -25,8 +25,8 @@ def main() -> int:
     options = parse_arguments(arguments)
     status = run(options)
     if not options.is_dry_run:
-        # All output is flushed, and a regular exit would spend time on freeing each object. A dry run needs one: with
-        # a kubeconfig, the Kubernetes client removes its temporary files at a regular exit.
+        # All output is flushed, and a regular exit would take time to free each object. Only a dry run needs it: with
+        # a kubeconfig, the Kubernetes library removes its temporary files at a regular exit.
         os._exit(status)
     return status
 

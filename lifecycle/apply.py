@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 
-# How many Events may wait to be written, and how many are remembered to count repetitions.
+# The most Kubernetes Events that wait to be written, and that are remembered to count repetitions.
 _MAX_WAITING_EVENTS = 32
 _MAX_REMEMBERED_EVENTS = 64
 
@@ -54,17 +54,17 @@ _MAX_EVENT_DELAY_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """An Event that exists: its name, how often it has occurred, and when that was last written."""
+class _WrittenEvent:
+    """A Kubernetes Event that exists: its name, how often it has occurred, and when it was last written."""
 
     name: str
     count: int
-    at: datetime
+    written_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """The clients for everything that this program can change. Each of them can read, too."""
+    """The clients for everything that this program can change. They can also read."""
 
     headscale: HeadscaleWriter
     cloudflare: CloudflareWriter
@@ -74,20 +74,18 @@ class Writers:
 def delete_nodes(
     changes: Iterable[DeleteNode], headscale: HeadscaleWriter, *, is_still_ours: Callable[[Node], bool]
 ) -> None:
-    """Delete the nodes in order, and stop at the first failure.
-
-    Each node is read again directly before it is deleted.
+    """Delete the nodes in order. Each is read again directly before its deletion.
 
     Args:
-        is_still_ours: called with the node as it is now; the node is deleted only if it returns true.
+        is_still_ours: called with the node as it is now; the node is deleted only if this returns True.
 
     Raises:
-        ApiError: a deletion could not be confirmed. The nodes before it were deleted.
+        ApiError: a deletion could not be confirmed. The nodes before it were deleted, the ones after it were not.
     """
     for change in changes:
         node = change.node
         if node.online:
-            # Headscale can report a node as online for a quarter of an hour after its pod died.
+            # Headscale can report a node as online for 15 minutes after its pod was killed.
             log.warning("node.online", node_id=node.id, hostname=node.hostname, reason=change.reason)
         headscale.delete_node(node, is_still_ours=is_still_ours)
         log.info("node.deleted", node_id=node.id, hostname=node.hostname, reason=change.reason)
@@ -96,14 +94,14 @@ def delete_nodes(
 def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter) -> None:
     """Make all changes in one transaction, or none.
 
-    A record to update or delete is read again first, because another owner may have changed it since it was planned.
+    Records to update or delete are read again first, because another owner may have changed them since the plan.
     A record to delete that no longer exists counts as deleted.
 
     Raises:
-        ConflictError: a record is not the planned one; nothing was changed.
+        ConflictError: a record was changed since the plan. Nothing was written.
         ApiError: it could not be confirmed that the changes were made.
     """
-    changes = _without_done(changes, cloudflare)
+    changes = _remaining_changes(changes, cloudflare)
     cloudflare.change(
         deletes=[change.record for change in changes if isinstance(change, DeleteRecord)],
         updates=[(change.record, change.spec) for change in changes if isinstance(change, UpdateRecord)],
@@ -130,18 +128,18 @@ def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter
                 assert_never(change)
 
 
-def _without_done(changes: Sequence[RecordChange], cloudflare: CloudflareReader) -> list[RecordChange]:
+def _remaining_changes(changes: Sequence[RecordChange], cloudflare: CloudflareReader) -> list[RecordChange]:
     """Read the records again, and return the changes without the deletions of records that no longer exist.
 
     Raises:
-        ConflictError: a record to update or delete is not as it was when it was planned.
+        ConflictError: a record to update or delete was changed since the plan.
     """
     planned = [change.record for change in changes if not isinstance(change, CreateRecord)]
     current = {record.id: record for name in {record.name for record in planned} for record in cloudflare.records(name)}
-    left: list[RecordChange] = []
+    remaining: list[RecordChange] = []
     for change in changes:
         if isinstance(change, CreateRecord):
-            left.append(change)
+            remaining.append(change)
             continue
         record = change.record
         if record.id not in current and isinstance(change, DeleteRecord):
@@ -153,15 +151,15 @@ def _without_done(changes: Sequence[RecordChange], cloudflare: CloudflareReader)
                 f"{record.content}). Nothing was written; the next run plans again",
                 upstream=UPSTREAM,
             )
-        left.append(change)
-    return left
+        remaining.append(change)
+    return remaining
 
 
 def check_key_file(key_file: KeyFileWriter) -> None:
-    """Check that a key could be written, before anything is changed for it.
+    """Check that a key can be written to the key file, before anything else is changed.
 
     Raises:
-        KeyFileError: it could not be written.
+        KeyFileError: it cannot be written.
     """
     key_file.check_writable()
 
@@ -176,7 +174,7 @@ def write_fresh_key(
 
     Raises:
         ApiError: no usable key was created.
-        KeyFileError: the key could not be written, and was expired again if it had been created.
+        KeyFileError: the key could not be written. If it was created, it was expired again.
     """
     check_key_file(key_file)
     spec = change.spec
@@ -202,7 +200,7 @@ def write_fresh_key(
 
 
 def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
-    """Replace the metadata beside the key.
+    """Replace the metadata file beside the key file.
 
     Raises:
         KeyFileError: it was not replaced.
@@ -212,10 +210,10 @@ def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
 
 
 def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
-    """Write the file that makes the liveness probe of the tailscale container fail, or remove it.
+    """Write the restart marker, a file that makes the liveness probe of the tailscale container fail, or remove it.
 
     Args:
-        key_id: the fresh key with which a restart of the container helps; None if a restart does not help.
+        key_id: the fresh key with which the restarted container can register; None = remove the marker.
 
     Raises:
         KeyFileError: the marker was neither written nor removed.
@@ -227,13 +225,13 @@ def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
 
 
 class EventRecorder:
-    """Writes Kubernetes Events about this pod, in a thread that starts with the first one.
+    """Writes Kubernetes Events about this pod, in a thread that starts with the first Event.
 
-    `record` neither waits nor raises, because an Event only repeats a line of the log. A failure is logged once per
-    reason until an Event is written again.
+    `record` neither waits nor raises, because an Event only repeats a line of the log. Until an Event is written again,
+    failures with the same reason are logged only once.
 
     Args:
-        connect: returns the writer.
+        connect: returns the client that writes Events.
         now: returns aware UTC.
         pause: waits for so many seconds.
     """
@@ -251,16 +249,17 @@ class EventRecorder:
         self._writer: EventWriter | None = None
         self._queue: Queue[PodEvent] = Queue(_MAX_WAITING_EVENTS)
         self._thread: Thread | None = None
-        self._written: dict[PodEvent, _Written] = {}
+        self._written: dict[PodEvent, _WrittenEvent] = {}
+        # The type and HTTP status of the failures that were logged.
         self._logged: set[tuple[type[Exception], int | None]] = set()
 
     def record(self, event: Event) -> None:
-        """Queue the Event for a log event, if there is one; it is dropped if too many are waiting."""
-        found = pod_event(event)
-        if found is None:
+        """Queue the Kubernetes Event for a log event, if it has one. It is dropped if too many are waiting."""
+        kubernetes_event = pod_event(event)
+        if kubernetes_event is None:
             return
         with suppress(Full):
-            self._queue.put_nowait(found)
+            self._queue.put_nowait(kubernetes_event)
         # If no thread can be started, only the log has the event.
         with suppress(RuntimeError):
             if self._thread is None:
@@ -269,7 +268,7 @@ class EventRecorder:
                 self._thread = thread
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all Events are written, at most for the time-out."""
+        """Wait until all Events are written, or until the time-out."""
         with self._queue.all_tasks_done:
             self._queue.all_tasks_done.wait_for(lambda: not self._queue.unfinished_tasks, timeout_s)
 
@@ -284,7 +283,7 @@ class EventRecorder:
             self._queue.task_done()
 
     def _write(self, event: PodEvent, attempt: int) -> float | None:
-        """Write an Event; return the delay before the next attempt, or None if there is none."""
+        """Write an Event. Return the delay before the next attempt; None if no further attempt is needed or useful."""
         try:
             self._writer = self._writer or self._connect()
             self._write_once(event, self._writer)
@@ -303,15 +302,15 @@ class EventRecorder:
     def _write_once(self, event: PodEvent, writer: EventWriter) -> None:
         now = self._now()
         written = self._written.get(event)
-        if written is not None and now - written.at < _EVENT_INTERVAL:
+        if written is not None and now - written.written_at < _EVENT_INTERVAL:
             self._written[event] = replace(written, count=written.count + 1)
             return
         if written is not None:
             with suppress(NotFoundError):
-                # The API server deletes Events after an hour.
+                # By default, the API server deletes an Event after an hour. It is then created again.
                 writer.repeat_event(written.name, written.count + 1, now)
-                self._written[event] = replace(written, count=written.count + 1, at=now)
+                self._written[event] = replace(written, count=written.count + 1, written_at=now)
                 return
-        self._written[event] = _Written(writer.create_event(event, now), 1, now)
+        self._written[event] = _WrittenEvent(writer.create_event(event, now), 1, now)
         while len(self._written) > _MAX_REMEMBERED_EVENTS:
             del self._written[next(iter(self._written))]

@@ -1,4 +1,4 @@
-"""Arguments in, exit status out."""
+"""Parse the command line, run the command, and return its exit status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 _PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status": status, "inject": inject}
 
-# How long the end of the process waits for a slow reader of the log.
+# The longest time that the process waits at its end until the reader of a pipe has read the log.
 _FLUSH_S = 0.5
 
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         The exit status: 0 done or stopped on request, 1 failed, 2 usage or settings.
     """
     configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
-    # `status` runs inside the container of dns-watch, and must not replace its termination message.
+    # `status` is run with `kubectl exec` in the container of dns-watch, and must not replace its termination message.
     is_container = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
     stop = Stop(
@@ -112,7 +112,7 @@ def _show(report: Report, *, as_json: bool) -> int:
     from lifecycle import report as reports  # noqa: PLC0415 - see above
 
     text = _json(reports.document(report)) if as_json else reports.text(report, colors=_is_terminal("stdout"))
-    # Warnings come before the report, also if both go to one terminal.
+    # On a terminal, warnings must appear before the report.
     flush_logs(_FLUSH_S)
     if not _print(text):
         return EXIT_FAILED
@@ -142,7 +142,7 @@ def _report_failure(error: LifecycleError, *, is_container: bool) -> int:
 
     Args:
         error: the reason.
-        is_container: the command is that of a container, so the termination message is its own.
+        is_container: the command is the main process of a container, so it writes the termination message.
     """
     if isinstance(error, ConfigError | ManifestError):
         event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
@@ -168,10 +168,10 @@ def _is_terminal(name: str) -> bool:
 
 
 def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command:
-    """Load the settings, warn of variables that look wrong, and configure the log.
+    """Load the settings, warn about variables that are probably misspelt, and configure the log.
 
     Args:
-        command: the settings' class.
+        command: the class of the settings.
         is_logged: apply LOG_LEVEL and LOG_FORMAT, and log the settings.
     """
     variables = environment()
@@ -203,8 +203,8 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Write a message so that a full disk or a closed pipe causes no traceback."""
-        # argparse passes None for a stream that was closed when the process started.
+        """Write a message. A full disk or a closed pipe must not cause a traceback."""
+        # For a stream that was closed when the process started, argparse passes None.
         is_output = file is standard_stream("stdout") and file is not standard_stream("stderr")
         try:
             print_text(message, "stdout" if is_output else "stderr")
@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_output(command, default="text")
             command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
-        # Suppressed, so that an option before the command keeps its value.
+        # Without a default, so that `lifecycle --dry-run COMMAND` keeps the value of the option.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
             command.add_argument(
@@ -263,7 +263,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exit with status 2 if it is invalid.
 
     Returns:
-        The options; `is_dry_run` is true for `status` and for `prune` without --yes, too.
+        The options. `is_dry_run` is also true for `status`, and for `prune` without --yes.
     """
     parser = _parser()
     options = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Run the commands that are not dry runs: build the clients from the settings, then start the work."""
+"""Run a command that is not a dry run: create the clients from the settings, then do the work."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectS
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers, recorded_events
 
-# How long `cleanup` retries its requests to Headscale, together. A thousand pods that start at once need ten minutes on
-# a server with one core.
+# The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a server with
+# one core needs ten minutes.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
-# How long `prune` retries each time it reads both upstreams. It runs again the next day.
+# The time in which `prune` may retry each time that it reads both upstreams. It is short, because `prune` is run daily.
 PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
 def cleanup(settings: CleanupSettings, stop: Event) -> None:
-    """Remove what earlier pods left, and write a fresh key."""
+    """Delete what earlier pods left behind, and write a fresh key."""
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
     with ExitStack() as stack, recorded_events(settings):
@@ -43,7 +43,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
 
 
 def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -> None:
-    """Keep the record in sync until the stop; with `only_once`, until the first pass that finds the node."""
+    """Keep the record in sync until the stop, or with `only_once` until the first pass that finds the node."""
     from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - see above
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
@@ -62,7 +62,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        # The objects that exist now live until the end, so exempt them from garbage collection.
+        # The objects that exist now are needed until the process ends, so garbage collection can ignore them.
         gc.collect()
         gc.freeze()
         gc.enable()
@@ -86,7 +86,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
 
 
 def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
-    """Remove workloads that are gone for good."""
+    """Delete the nodes and records of workloads that no longer exist."""
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - see above
 
     with ExitStack() as stack:

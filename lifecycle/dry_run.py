@@ -1,4 +1,4 @@
-"""Dry runs and status: read everything with clients that cannot write, and return what was found."""
+"""Run `--dry-run` and `status` with clients that can only read, and return a report."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ from lifecycle.wiring.readers import connect_cluster, connect_readers, state_rea
 
 
 def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
-    """Return the plans of the commands whose settings these are.
+    """Return what each command that uses these settings would change.
 
     Args:
-        name: the only workload that `prune` would remove; None = every workload that has been gone for long.
+        settings: of one command, or of `cleanup` and `dns-watch` together.
+        name: the only workload that `prune` would remove; None = every workload that has been gone for a long time.
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
@@ -92,7 +93,7 @@ def status_report(
 
 
 def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
-    """Return what the plans are based on; None for a value that could not be read."""
+    """Return the settings and values that the plans are based on; None for a value that could not be read."""
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
         "kubernetes": kubernetes or "not used (no setting needs it)",
@@ -106,7 +107,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
 
 
 def _read(read: Callable[[], str]) -> str | None:
-    # If the value cannot be read, a plan needs it too and reports the reason.
+    # A plan needs the same value, and reports why it cannot be read.
     with suppress(LifecycleError):
         return read()
     return None
@@ -140,10 +141,10 @@ def cleanup_section(
 
 
 def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Interface, *, now: datetime) -> Section:
-    """Return what a pass of dns-watch would change in a pod that has waited for its interface long enough."""
+    """Return what a pass of dns-watch would change, in a pod that no longer waits for its VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # No time passes: everything is due, and the wait for an interface is over.
+    # The pass starts an infinite time after the interface was last seen, so it does not wait for the interface.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:
@@ -200,6 +201,6 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
 
 
 def _check_zone(sources: Sources, name: str) -> None:
-    # A token that may edit records may not be allowed to read the zone.
+    # A token that may edit records is not always allowed to read the zone.
     with suppress(AuthError):
         sources.cloudflare.check_zone(name)

@@ -1,4 +1,4 @@
-"""Save time and memory when libraries are imported; import this module before them."""
+"""Save time and memory when libraries are imported. This module has to be imported before them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 
 class _OnDemand(ModuleType):
-    """A placeholder for a module that is imported when one of its attributes is used.
+    """A placeholder for a module, which is imported when one of its attributes is used.
 
-    Unlike `importlib.util.LazyLoader`, a second import statement does not load the module.
+    `importlib.util.LazyLoader` would load the module at its second import statement.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,7 +26,7 @@ class _OnDemand(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-# The libraries import asyncio for functions that are not used here.
+# Libraries import asyncio for functions that this program does not use.
 sys.modules.setdefault("asyncio", _OnDemand("asyncio"))
 
 # Otherwise pydantic reads the metadata of all installed packages to find plugins.

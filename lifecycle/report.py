@@ -1,4 +1,4 @@
-"""The report of a dry run, as text and as JSON."""
+"""Format the result of a dry run as text or as JSON."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Step:
     Attributes:
         action: `create`, `update`, `delete` or `write`.
         kind: `node`, `pre_auth_key`, `file` or `record`.
-        what: what is changed, for people.
-        details: what is changed, for programs; JSON values.
+        what: the object of the change, for people.
+        details: the object of the change, as JSON values for programs.
     """
 
     action: str
@@ -45,11 +45,11 @@ class Step:
 
 @dataclass(slots=True)
 class Section:
-    """The plan of one command.
+    """What one command would change.
 
     Attributes:
         notes: further information for people.
-        problems: why the plan is incomplete.
+        problems: the reasons why the plan is incomplete.
     """
 
     command: str
@@ -76,7 +76,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Why the plans are incomplete."""
+        """The reasons why plans are incomplete."""
         return [problem for section in self.sections for problem in section.problems]
 
 
@@ -112,7 +112,7 @@ def _steps(change: Change, key_path: Path) -> Iterator[Step]:
 def text(report: Report, *, colors: bool) -> str:
     """Return the report as text."""
 
-    def painted(color: str, words: str) -> str:
+    def colored(color: str, words: str) -> str:
         return f"{color}{words}{_PLAIN}" if colors and color else words
 
     width = max(len(name) for name in report.context)
@@ -121,14 +121,14 @@ def text(report: Report, *, colors: bool) -> str:
         for name, value in report.context.items()
     ]
     for section in report.sections:
-        lines += ["", painted(_BOLD, f"lifecycle {section.command} would")]
+        lines += ["", colored(_BOLD, f"lifecycle {section.command} would")]
         for step in section.steps:
-            lines.append(f"  {painted(_COLORS.get(step.action, ''), step.action)} {printable(step.what)}")
+            lines.append(f"  {colored(_COLORS.get(step.action, ''), step.action)} {printable(step.what)}")
             lines.append(f"      because {printable(step.reason)}")
         if not section.steps and not section.problems:
             lines.append("  change nothing")
         lines += [f"  note: {printable(note)}" for note in section.notes]
-        lines += [f"  {painted(_RED, 'problem:')} {printable(problem)}" for problem in section.problems]
+        lines += [f"  {colored(_RED, 'problem:')} {printable(problem)}" for problem in section.problems]
     lines += ["", "Nothing was changed."]
     return "\n".join(lines) + "\n"
 

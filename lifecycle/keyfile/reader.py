@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
 
-# Far more than a key or its metadata has.
+# Much larger than a key or its metadata.
 _MAX_BYTES = 64 * 1024
 
 # Parses and formats the metadata file, which is JSON.
@@ -23,7 +23,11 @@ METADATA = TypeAdapter(KeyMetadata)
 
 @dataclass(frozen=True, slots=True)
 class KeyFileReader:
-    """The key file with its permission bits, and `<path>.id` beside it."""
+    """The key file, and two files beside it: its metadata (`<path>.id`) and the restart marker (`<path>.restart`).
+
+    Attributes:
+        mode: the permission bits of the key file.
+    """
 
     path: Path
     mode: int = 0o640
@@ -35,11 +39,11 @@ class KeyFileReader:
 
     @property
     def restart_marker_path(self) -> Path:
-        """The path of the file that exists while a restart of the tailscale container helps."""
+        """The path of the restart marker, which exists while a restart of the tailscale container is needed."""
         return self.path.with_name(self.path.name + ".restart")
 
     def read_metadata(self) -> KeyMetadata | None:
-        """Read the key metadata; None if there is none: no volume is mounted, or `cleanup` has not run.
+        """Return the key metadata; None if the file does not exist, for example before `cleanup` has run.
 
         Raises:
             KeyFileError: the file is malformed, or cannot be read.
@@ -75,7 +79,7 @@ def digest_of(key: bytes) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Read the beginning of a file. Only a regular file is read: opening a FIFO blocks, and a device has no end."""
+    """Return the start of a regular file. Other files are an error: a FIFO would block, and a device has no end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -36,7 +36,7 @@ class KeyFileWriter(KeyFileReader):
     __slots__ = ()
 
     def check_writable(self) -> None:
-        """Check that a key could be written: create and rename a file beside it, and check what would be replaced.
+        """Check that a key can be written: create and rename a file beside it, and check the files to be replaced.
 
         Raises:
             KeyFileError: the folder is missing, not a folder, full or not writable; or the key or its metadata is a
@@ -52,7 +52,7 @@ class KeyFileWriter(KeyFileReader):
             for path in (self.path, self.metadata_path):
                 _check_replaceable(path)
             with _temporary(self.path, b"\n", 0o600) as temporary:
-                # Not to the key's own name, so that the key stays as it is.
+                # Renamed to another name than the key's, so that the key is not replaced.
                 temporary.replace(temporary.with_suffix(".check"))
                 temporary.with_suffix(".check").unlink()
 
@@ -86,7 +86,7 @@ class KeyFileWriter(KeyFileReader):
                 path.unlink()
                 return True
             return False
-        # The probe compares the time of the file, so the file is not written again for the same key.
+        # The liveness probe uses the time of the file, so the file is not written again for the same key.
         with suppress(OSError):
             if read_file(path) == content.encode():
                 return False
@@ -95,13 +95,13 @@ class KeyFileWriter(KeyFileReader):
 
 
 def _check_replaceable(path: Path) -> None:
-    """Check that the path is absent or a regular file that can be renamed over.
+    """Check that the path does not exist, or is a regular file that a rename can replace.
 
-    Renaming over a device, FIFO or socket would destroy it. A symbolic link is refused, because it is not known
-    whether the link or its target should be replaced.
+    A device, FIFO or socket must not be replaced. A symbolic link is refused, because it is unclear whether the link or
+    its target should be replaced.
 
     Raises:
-        KeyFileError: it is something else.
+        KeyFileError: the path is something else.
     """
     try:
         mode = path.lstat().st_mode
@@ -139,7 +139,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
     with _explained(path), _temporary(path, content, mode) as temporary:
         _check_replaceable(path)
         temporary.replace(path)
-    # The file is complete and in place. It stays so if the folder cannot be opened or synced.
+    # The file has been replaced. Syncing the folder only makes that durable, so a failure is ignored.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -151,7 +151,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 @contextmanager
 def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
     """Write the content to a temporary file beside the path, and remove that file afterwards."""
-    # The name is fixed, so that the next run removes what a killed run left.
+    # The name is always the same, so that the next run removes the file of a run that was killed.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         _write_new(temporary, content, mode)
@@ -174,11 +174,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system into one that says what to do.
-
-    Raises:
-        KeyFileError: the block failed.
-    """
+    """Raise an OSError of the block as a KeyFileError with advice."""
     try:
         yield
     except OSError as error:

@@ -1,1 +1,1 @@
-"""Signals, retries, the loop and logging."""
+"""Signals, retries, loops, time budgets and logging."""

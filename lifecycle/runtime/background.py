@@ -1,4 +1,4 @@
-"""Work in a thread that does not keep the process alive."""
+"""Run a function in a thread that does not keep the process alive."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
-    """Run work in a daemon thread.
+    """Run a function in a daemon thread.
 
     Args:
-        work: may raise; it may also outlive the clients that it uses.
-        name: of the thread.
+        work: the function. It can still run when the caller has closed the clients that it uses.
+        name: the name of the thread.
 
     Returns:
-        The future result. An exception is raised by `result()` and reported nowhere else.
+        A future with the result. If the function raises an exception, only `result()` reports it.
     """
     future: Future[Result] = Future()
 

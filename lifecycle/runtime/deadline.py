@@ -1,7 +1,7 @@
-"""One time budget for all that a call does on the network: resolving names, connecting, TLS, sending and reading.
+"""One time budget for a whole call: for resolving the name, connecting, TLS, sending and reading.
 
-Libraries have a time-out for each step, which a slow peer can stretch without limit. Here, each step gets what
-is left of the whole.
+Libraries have a time-out for each of these steps, so a call to a slow peer could take any time in total. Here, each
+step gets the rest of the time budget.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ends_at: ContextVar[float] = ContextVar("ends_at")
 
 @contextmanager
 def time_budget(seconds: float) -> Iterator[None]:
-    """Limit the time of the block, as far as it uses `remaining_s`. An inner budget never extends an outer one."""
+    """Set the time budget that `remaining_s` uses in the block. An inner budget never extends an outer one."""
     ends_at = monotonic() + seconds
     token = _ends_at.set(min(ends_at, _ends_at.get(ends_at)))
     try:
@@ -31,11 +31,11 @@ def time_budget(seconds: float) -> Iterator[None]:
 
 
 def remaining_s() -> float:
-    """Return the seconds that are left of the time budget.
+    """Return how many seconds of the time budget are left.
 
     Raises:
-        TimeoutError: none are left.
-        LookupError: no time budget is set, which is a bug.
+        TimeoutError: the time budget is used up.
+        LookupError: no time budget was set, which is a bug.
     """
     left_s = _ends_at.get() - monotonic()
     if left_s <= 0:
@@ -44,13 +44,13 @@ def remaining_s() -> float:
 
 
 def run_bounded(work: Callable[[], Result], *, name: str) -> Result:
-    """Run work that cannot be interrupted, and abandon it when the time budget is used up.
+    """Run a function that cannot be interrupted, and wait for its result until the time budget is used up.
 
     Args:
-        work: runs in a daemon thread, without a time budget.
-        name: of the thread.
+        work: the function. It runs in a daemon thread, without a time budget.
+        name: the name of the thread.
 
     Raises:
-        TimeoutError: the work did not end in time.
+        TimeoutError: the function did not return in time. It continues to run.
     """
     return in_background(work, name=name).result(remaining_s())

@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, aligned text on a terminal."""
+"""Write log lines: JSON for machines, or aligned text for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lifecycle.domain.events import Event
 from lifecycle.domain.text import printable, printable_json
 from lifecycle.runtime.output import LineOutput, standard_stream
 
-# Text that is readable without quotes.
+# A value that needs no quotes on a terminal.
 _PLAIN_VALUE = re.compile(r"[^\s\"'=]+")
 
 _outputs: dict[str, LineOutput] = {}
@@ -24,17 +24,17 @@ _listeners: list[Callable[[Event], None]] = []
 
 
 def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = False) -> None:
-    """Send every event to standard output, one per line.
+    """Configure structlog to write each event as a line to standard output.
 
     Args:
-        console: text for a terminal instead of JSON.
+        console: write text for a terminal instead of JSON.
         level: the lowest level to log.
         to_stderr: write to standard error, because standard output is for a report.
     """
     for name in ("stdout", "stderr"):
         stream = standard_stream(name)
         if isinstance(stream, TextIOWrapper):
-            # Paths and names may contain characters that the terminal's encoding lacks.
+            # Otherwise, a character that the terminal's encoding lacks would be an error.
             stream.reconfigure(errors="backslashreplace")
     name = "stderr" if to_stderr else "stdout"
     stream = standard_stream(name)
@@ -59,7 +59,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
 
 @contextmanager
 def listening(listener: Callable[[Event], None]) -> Iterator[None]:
-    """Call the listener, which must not raise or block, for each event of `log_event`, whatever LOG_LEVEL is."""
+    """Call the listener for each event of `log_event` in the block, with any LOG_LEVEL. It must not raise or block."""
     _listeners.append(listener)
     try:
         yield
@@ -68,7 +68,7 @@ def listening(listener: Callable[[Event], None]) -> Iterator[None]:
 
 
 def log_event(event: Event) -> None:
-    """Log an event that is a value."""
+    """Log an event, and pass it to the listeners."""
     for listener in _listeners:
         listener(event)
     getattr(structlog.get_logger(), event.level)(event.name, **event.fields)
@@ -81,7 +81,7 @@ def flush_logs(timeout_s: float) -> None:
 
 
 def dropped_lines() -> int:
-    """Return how many lines could not be written since the start."""
+    """Return how many lines could not be written since the process started."""
     return sum(output.dropped for output in _outputs.values())
 
 
@@ -138,6 +138,6 @@ def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 
 
 def _console_text(value: object) -> str:
-    """Return a value on one line, without control characters that a name or comment may contain."""
+    """Return a value as text on one line. Control characters, which a name or comment can contain, are escaped."""
     text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if _PLAIN_VALUE.fullmatch(text) else f'"{text}"'

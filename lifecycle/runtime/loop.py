@@ -15,23 +15,23 @@ def repeat(
     monotonic: Callable[[], float],
     finished: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run passes, each followed by the wait that it returns.
+    """Run passes, and wait after each of them.
 
     Args:
-        one_pass: returns the seconds until the next pass; an exception ends the loop.
+        one_pass: returns the seconds until the next pass. An exception ends the loop.
         stop: ends the loop.
-        wake: called before each pause; True starts the next pass immediately.
-        pause: waits, at most for this many seconds. It returns early at the stop, or if `wake` should be called.
-        monotonic: returns seconds that never go back.
-        finished: called after each pass; True ends the loop.
+        wake: called before each pause; if it returns True, the next pass starts immediately.
+        pause: waits at most for so many seconds. It returns early after a stop, and when `wake` should be called again.
+        monotonic: returns the seconds of a clock that never goes back.
+        finished: called after each pass; if it returns True, the loop ends.
     """
     while not stop.is_set():
         wait_s = one_pass()
-        until = monotonic() + wait_s
+        next_pass_at = monotonic() + wait_s
         if finished():
             return
         while not stop.is_set() and not wake():
-            left = until - monotonic()
-            if left <= 0:
+            left_s = next_pass_at - monotonic()
+            if left_s <= 0:
                 break
-            pause(left)
+            pause(left_s)

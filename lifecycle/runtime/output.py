@@ -1,4 +1,4 @@
-"""Write to standard output and standard error without ever blocking or ending the program."""
+"""Write to standard output and standard error, without blocking or ending the program."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections import deque
 from threading import Condition, Thread
 from typing import TextIO
 
-# Enough for some minutes of a busy log.
+# A busy log has so many lines in some minutes.
 _MAX_WAITING_LINES = 1000
 
 
 class LineOutput:
-    """Writes lines in order, from a thread of its own.
+    """Writes lines in their order, in a separate thread.
 
-    A pipe that is full and not read blocks the thread only. Lines that do not fit into the queue, or that cannot be
-    written, are dropped and counted.
+    If the reader of a pipe stops reading, only that thread blocks. A line that does not fit into the queue or cannot
+    be written is dropped and counted.
 
     Args:
-        stream: gives the descriptor and the encoding; None = every line is dropped.
+        stream: provides the file descriptor and the encoding; None = every line is dropped.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        # A descriptor that was closed before the start may by now be another file, such as the key file.
+        # Without a stream, descriptors 1 and 2 can belong to another file, such as the key file.
         self._descriptor = stream.fileno() if stream is not None else None
         self._encoding = stream.encoding if stream is not None else "utf-8"
         self._waiting: deque[bytes] = deque()
@@ -62,13 +62,13 @@ class LineOutput:
                 self._changed.notify_all()
 
     def _write(self, descriptor: int, line: bytes) -> bool:
-        # After a disk was full, the part of a line that was written must not run into the next one.
+        # If a line was written only in part, because a disk was full, the next one starts on a new line.
         rest = memoryview(b"\n" + line if self._is_line_open else line)
         while rest:
             try:
                 written = os.write(descriptor, rest)
             except BlockingIOError:
-                # Another process with the same pipe or terminal made it non-blocking.
+                # Another process that uses the same pipe or terminal has made it non-blocking.
                 select.select([], [descriptor], [])
             except OSError:
                 return False
@@ -79,13 +79,13 @@ class LineOutput:
 
 
 def standard_stream(name: str) -> TextIO | None:
-    """Return `stdout` or `stderr`; None if its descriptor was closed before the start."""
+    """Return `stdout` or `stderr`; None if it was closed when the process started."""
     stream: TextIO | None = getattr(sys, name)
     return stream
 
 
 def print_text(text: str, name: str = "stdout") -> None:
-    """Write a whole text to standard output or standard error.
+    """Write a text to standard output or standard error, and wait until it is written.
 
     Raises:
         OSError: it cannot be written.

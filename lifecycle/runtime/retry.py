@@ -1,7 +1,7 @@
-"""Retry after a TransientError, within a budget, and space out the requests to a server that is overloaded.
+"""Retry after a TransientError within a budget, and send fewer requests to a server that is overloaded.
 
-Headscale checks the API key of a request even if the client has given up. Hundreds of pods that start at once must
-therefore wait while the server processes their requests, and must not send them faster than it can.
+Headscale checks the API key of a request even if the client has given it up, and this check is expensive. If hundreds
+of pods start at the same time, each must therefore wait for its responses, and pause after a slow one.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ Result = TypeVar("Result")
 
 _MAX_DELAY_S = 15.0
 
-# The number of retries. If an upstream refuses connections, they take two to three minutes in all.
+# The most retries of a budget. If an upstream refuses connections, they take two to three minutes in total.
 MAX_RETRIES = 12
 
-# A longer call shows that the server is busy. On an idle server, a list of 5,000 nodes takes one second.
+# A call that takes longer shows that the server is busy: on an idle one, a list of 5,000 nodes takes one second.
 _SLOW_S = 2.0
 
-# The longest pause after a slow call, as a multiple of the time beyond _SLOW_S; doubled by each slow failure. The mean
-# pause is half of it, so a quarter of the pods that start at once have a request at the server at any time.
+# The longest pause after a slow call, as a multiple of the time beyond _SLOW_S. Each slow failure doubles it. The
+# average pause is half as long, so at any time about a quarter of the waiting pods have sent a request.
 _PAUSE_FACTOR = 6.0
 _MAX_PAUSE_S = 300.0
 
 
 def once() -> tenacity.Retrying:
-    """Return a policy without retries, for a loop that runs again anyway."""
+    """Return a policy without retries, for a loop that repeats its requests anyway."""
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
 class RetryBudget:
-    """A limit for the time and number of the retries of several calls together.
+    """Limits the total time and number of retries of several calls.
 
     Args:
         length: the time after which no retry starts.
-        clock: returns seconds that never go back.
+        clock: returns the seconds of a clock that never goes back.
     """
 
     def __init__(self, length: timedelta, *, clock: Callable[[], float] = monotonic) -> None:
@@ -70,10 +70,10 @@ class RetryBudget:
 
 
 class Pace:
-    """How soon an upstream may get the next request: after a slow response, a random pause that grows with it.
+    """Decides when the next request may be sent: after a slow response, there is a random pause that grows with it.
 
     Args:
-        clock: returns seconds that never go back.
+        clock: returns the seconds of a clock that never goes back.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -83,11 +83,11 @@ class Pace:
 
     @property
     def pause_s(self) -> float:
-        """The rest of the pause; 0 if there is none."""
+        """The seconds until the next request may be sent; 0 if there is no pause."""
         return max(0.0, self._not_before_s - self._clock())
 
     def measured(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        """Return the call, followed by a pause if it was slow."""
+        """Return a function that makes the call, and that starts a pause if the call was slow."""
 
         def run(*arguments: Any) -> Result:
             started_s = self._clock()
@@ -103,23 +103,23 @@ class Pace:
         return run
 
     def _pause_after(self, duration_s: float, *, failed: bool = False) -> None:
-        slow_s = duration_s - _SLOW_S
-        if slow_s <= 0:
+        excess_s = duration_s - _SLOW_S
+        if excess_s <= 0:
             return
-        longest_s = min(self._factor * slow_s, _MAX_PAUSE_S)
-        # The server is still busy with the requests that it received before the failed one.
-        least_s = min(duration_s, longest_s) if failed else 0.0
-        self._not_before_s = self._clock() + random.uniform(least_s, longest_s)  # noqa: S311 - spreads load
+        max_pause_s = min(self._factor * excess_s, _MAX_PAUSE_S)
+        # After a failure, the server is still busy with the requests that it received before.
+        min_pause_s = min(duration_s, max_pause_s) if failed else 0.0
+        self._not_before_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load
         if failed:
             self._factor *= 2
 
 
 class PacedRetrying(tenacity.Retrying):
-    """A policy that also pauses before a call.
+    """A retry policy that also pauses before the first attempt of a call, if its `Pace` requires that.
 
     Args:
-        pace: of the upstream.
-        pause: waits for some seconds.
+        pace: shared by all calls to the upstream.
+        pause: waits for so many seconds.
         options: those of `tenacity.Retrying`.
     """
 
@@ -142,7 +142,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
 
     Args:
         budget: shared by all calls.
-        stop: ends a wait; nothing is sent after it.
+        stop: ends a wait, after which no request is sent.
         sleep: replaces the wait in tests.
 
     Raises:
@@ -153,7 +153,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
     def is_over(state: tenacity.RetryCallState) -> bool:
         return stop.is_set() or not budget.allows(state.upcoming_sleep)
 
-    # With tenacity's own sleep on an event, one more request would be sent after the stop.
+    # After a stop, tenacity.sleep_using_event would send one more request.
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError("stopped while waiting for the next attempt; nothing needs undoing")

@@ -13,10 +13,10 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# How long after the signal the process is terminated. It has to end within 2 s, and the interpreter's exit takes time.
+# The time from the signal until the process is terminated. The limit is 2 s, and the interpreter's exit takes time.
 GRACE_S = 1.5
 
-# How long `finish` waits until the stop has been logged.
+# The longest time that `finish` waits until the stop is logged.
 REPORT_S = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -25,9 +25,9 @@ STOPPED_EARLY = "stopped by {} before the work was done; nothing needs undoing"
 
 
 def exit_on_stop_signals(exit_status: int) -> None:
-    """End the process as soon as a stop signal arrives, until a `Stop` is created. A pending signal counts, too.
+    """End the process when a stop signal arrives or is pending, until a `Stop` is created.
 
-    Call it before slow imports.
+    Call this before slow imports.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -41,7 +41,7 @@ def exit_on_stop_signals(exit_status: int) -> None:
 
 
 class StopEvent(Event):
-    """An event that can be waited for together with a socket."""
+    """An event that a thread can wait for together with a socket."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class StopEvent(Event):
 
 
 class Stop(StopEvent):
-    """Set by the first stop signal.
+    """An event that the first stop signal sets.
 
-    Create it before any other thread. If the process still runs `GRACE_S` after the signal, it is terminated: every
-    command can be interrupted at any point.
+    Create it before any other thread. If the process still runs `GRACE_S` after the signal, it is terminated, because
+    every command can be interrupted at any point.
 
     Args:
-        exit_status: the status if the process is terminated.
-        on_stop: called with the signal's name, once, after the event is set.
+        exit_status: the exit status if the process is terminated.
+        on_stop: called once with the name of the signal, after the event is set.
     """
 
     def __init__(self, exit_status: int, on_stop: Callable[[str], None]) -> None:
@@ -76,14 +76,14 @@ class Stop(StopEvent):
         self._exit_status = exit_status
         self._on_stop = on_stop
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # Threads instead of a handler: a handler runs inside the main thread, where Event.set() inside Event.wait()
-        # can deadlock. Both are started now, because the system may refuse a new thread later.
+        # Threads instead of a signal handler: it would run in the main thread, where Event.set() inside Event.wait()
+        # can deadlock. Both start now, because the system may refuse a new thread later.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
         self._reporter.start()
         Thread(target=self._end_process, name="stop-deadline", daemon=True).start()
 
     def finish(self) -> None:
-        """Wait briefly until the stop has been logged. Call it before the process ends."""
+        """If the event is set, wait briefly until the stop is logged. Call this before the process ends."""
         if self.is_set():
             self._reporter.join(REPORT_S)
 

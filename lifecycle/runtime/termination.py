@@ -15,7 +15,7 @@ _MAX_BYTES = 4096
 
 
 def write_termination_message(reason: str) -> None:
-    """Write the reason to the termination log if the kubelet has created it."""
+    """Write the reason to the termination log, if the kubelet has created that file."""
     if not TERMINATION_LOG.is_file():
         return
     text = "\n".join(map(printable, reason.splitlines()))

@@ -1,1 +1,1 @@
-"""Clients from the settings; no other module constructs one."""
+"""Create clients from the settings. No other module creates one."""

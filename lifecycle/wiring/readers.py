@@ -1,6 +1,7 @@
-"""Clients that can only read, and what readers and writers share.
+"""Create clients that can only read, and the connections that readers and writers share.
 
-The functions take the command's settings, a stack that closes the connections, and the Kubernetes API if it is needed.
+The functions take the settings of the command, a stack that closes the connections, and the client of the Kubernetes
+API if a setting needs it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """Everything that a dry run reads."""
+    """The clients for everything that a dry run reads."""
 
     headscale: HeadscaleReader
     cloudflare: CloudflareReader
@@ -44,7 +45,7 @@ class Readers:
 def connect_readers(
     settings: Settings, policy: tenacity.Retrying, stack: ExitStack, cluster: Cluster | None
 ) -> Readers:
-    """Return what a dry run needs; no request is sent yet.
+    """Return clients that can only read; no request is sent yet.
 
     Args:
         policy: the retry policy for Headscale.
@@ -63,7 +64,7 @@ def connect_readers(
 def open_upstreams(
     settings: Settings, stack: ExitStack, cluster: Cluster | None, on_outcome: Callable[[str, str], None]
 ) -> tuple[HeadscaleTransport, JsonClient]:
-    """Open Headscale and Cloudflare; no request is sent yet.
+    """Return clients of the APIs of Headscale and Cloudflare; no request is sent yet.
 
     Args:
         on_outcome: called after each request with the upstream and the outcome.
@@ -83,7 +84,7 @@ def open_upstreams(
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, on_headscale_outcome), cloudflare
     if settings.headscale_ca_file:
-        # Separate, since the private authority is not trusted for Cloudflare.
+        # A separate context, because the private authority must not be trusted for Cloudflare.
         trust = _trust(settings)
         with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
@@ -98,7 +99,7 @@ def open_upstreams(
 
 
 def _trust(settings: Settings) -> ssl.SSLContext:
-    """Return a context with the public certificate authorities, or with those that replace them."""
+    """Return a context that trusts the public certificate authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
     with _readable_certificates("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
         return public_trust(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
 
@@ -114,7 +115,7 @@ def _readable_certificates(name: str) -> Iterator[None]:
 def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Credential:
     if settings.headscale_api_key_secret is None or cluster is None:
         return Credential(partial(settings.secret, "HEADSCALE_API_KEY"), name="HEADSCALE_API_KEY")
-    # Read when it is first needed, and again when Headscale refuses it.
+    # The Secret is read when the key is first needed, and again when Headscale refuses the key.
     read = partial(cluster.token, settings.headscale_namespace, settings.headscale_api_key_secret)
     return Credential(read, name="HEADSCALE_API_KEY_SECRET")
 
@@ -130,7 +131,7 @@ def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = 
     """
     if not settings.uses_kubernetes:
         return None
-    # Imported late, since most pods do not need it: `scripts/bench` shows its cost.
+    # Not at the top, because the import takes time and most pods do not need it.
     from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415
     from lifecycle.clients.kubernetes.api import Cluster  # noqa: PLC0415
 

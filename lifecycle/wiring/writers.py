@@ -1,4 +1,4 @@
-"""Clients that can write."""
+"""Create clients that can write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
     from lifecycle.clients.kubernetes.events import EventWriter
 
-# How long a command waits at its end until its last Events are written.
+# The longest time that a command waits at its end until its last Kubernetes Events are written.
 _FLUSH_S = 0.5
 
 
@@ -51,7 +51,7 @@ def connect_writers(
 
 @contextmanager
 def recorded_events(settings: Settings) -> Iterator[None]:
-    """Write Kubernetes Events about this pod in the block, if KUBERNETES_EVENTS=true. A failure is only logged."""
+    """Write Kubernetes Events about what the block logs, if KUBERNETES_EVENTS=true. A failure is only logged."""
     if not settings.kubernetes_events:
         yield
         return

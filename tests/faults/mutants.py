@@ -304,7 +304,7 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 1",
         name="changes records without reading them again",
         file="apply.py",
-        old="    changes = _without_done(changes, cloudflare)\n",
+        old="    changes = _remaining_changes(changes, cloudflare)\n",
         new="",
         seed=137,
     ),
