@@ -1,4 +1,4 @@
-"""Log lines, which a separate process writes."""
+"""The format of log lines, as JSON and as text for the console. Each test runs a program that logs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-HEAD = """
+PROGRAM_START = """
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 import structlog
@@ -28,39 +28,42 @@ from lifecycle.runtime.logs import configure_logs, flush_logs
 log = structlog.get_logger()
 """
 
-# What every command does at its end; a line is written from another thread.
-FLUSH = "\nflush_logs(60)\n"
+# Lines are written by another thread, so every command waits for them at its end.
+PROGRAM_END = "\nflush_logs(60)\n"
 
 
 @pytest.fixture
 def run(repository: Path, clean_environment: dict[str, str]) -> Run:
-    """Run a Python program with `configure_logs` and `log`."""
+    """Return a function that runs a Python program with `configure_logs` and `log`."""
 
-    def start(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run_program(
+        program: str, *, stdout: int | TextIO = subprocess.PIPE, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", HEAD + textwrap.dedent(program) + FLUSH],
+            [sys.executable, "-c", PROGRAM_START + textwrap.dedent(program) + PROGRAM_END],
             check=False,
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             cwd=repository,
             env=clean_environment | environment,
         )
 
-    return start
+    return run_program
 
 
-def events_of(output: str) -> list[dict[str, Any]]:
+def parse_lines(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
+def test_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
         log.info("node.deleted", node_id="7", reason="it was left by an earlier pod")
         log.warning("pass.failed", wait_s=1.5)
     """)
 
-    first, second = events_of(done.stdout)
+    first, second = parse_lines(done.stdout)
     assert first | {"timestamp": ""} == {
         "event": "node.deleted",
         "level": "info",
@@ -68,6 +71,7 @@ def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
         "reason": "it was left by an earlier pod",
         "timestamp": "",
     }
+    assert list(second) == ["timestamp", "level", "event", "wait_s"]
     assert (second["event"], second["level"], second["wait_s"]) == ("pass.failed", "warning", 1.5)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -75,12 +79,12 @@ def test_an_event_is_one_line_of_json_on_standard_output(run: Run) -> None:
 def test_time_is_rfc_3339_in_utc(run: Run) -> None:
     done = run("configure_logs(console=False); log.info('x')", TZ="Asia/Tokyo")
 
-    at = datetime.fromisoformat(events_of(done.stdout)[0]["timestamp"])
-    assert at.utcoffset() == datetime.now(UTC).utcoffset()
-    assert events_of(done.stdout)[0]["timestamp"].endswith("Z")
+    timestamp = parse_lines(done.stdout)[0]["timestamp"]
+    assert datetime.fromisoformat(timestamp).utcoffset() == timedelta()
+    assert timestamp.endswith("Z")
 
 
-def test_event_is_always_one_line(run: Run) -> None:
+def test_line_breaks_in_values_are_escaped(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
         log.info("x", error="first\\nsecond\\r\\x85\\u2028third", quotes='a "b" \\\\ c')
@@ -91,7 +95,7 @@ def test_event_is_always_one_line(run: Run) -> None:
     assert json.loads(done.stdout)["quotes"] == 'a "b" \\ c'
 
 
-def test_values_of_every_kind_are_logged(run: Run) -> None:
+def test_values_of_every_type_are_logged(run: Run) -> None:
     done = run("""
         configure_logs(console=False)
         at = datetime(2026, 3, 1, tzinfo=UTC)
@@ -99,7 +103,7 @@ def test_values_of_every_kind_are_logged(run: Run) -> None:
                  nested={"at": (at + timedelta(seconds=0.5),)})
     """)
 
-    assert events_of(done.stdout)[0] | {"timestamp": ""} == {
+    assert parse_lines(done.stdout)[0] | {"timestamp": ""} == {
         "at": "2026-03-01T00:00:00Z",
         "event": "x",
         "level": "info",
@@ -123,44 +127,39 @@ def test_secret_in_an_event_is_masked(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "shown"),
+    ("options", "logged"),
     [
-        ("debug", ["debug", "info", "warning", "error"]),
-        ("info", ["info", "warning", "error"]),
-        ("warning", ["warning", "error"]),
-        ("error", ["error"]),
+        pytest.param("level='debug'", ["debug", "info", "warning", "error"], id="debug"),
+        pytest.param("level='info'", ["info", "warning", "error"], id="info"),
+        pytest.param("", ["info", "warning", "error"], id="default"),
+        pytest.param("level='warning'", ["warning", "error"], id="warning"),
+        pytest.param("level='error'", ["error"], id="error"),
     ],
 )
-def test_lower_levels_are_not_logged(run: Run, level: str, shown: list[str]) -> None:
+def test_lower_levels_are_not_logged(run: Run, options: str, logged: list[str]) -> None:
     done = run(f"""
-        configure_logs(console=False, level={level!r})
+        configure_logs(console=False, {options})
         for level in ("debug", "info", "warning", "error"):
             getattr(log, level)("x")
     """)
 
-    assert [event["level"] for event in events_of(done.stdout)] == shown
-
-
-def test_default_level_is_info(run: Run) -> None:
-    done = run("configure_logs(console=False); log.debug('no'); log.info('yes')")
-
-    assert [event["event"] for event in events_of(done.stdout)] == ["yes"]
+    assert [event["level"] for event in parse_lines(done.stdout)] == logged
 
 
 def test_log_can_go_to_standard_error(run: Run) -> None:
     done = run("configure_logs(console=False, to_stderr=True); log.info('x'); print('the report')")
 
     assert done.stdout == "the report\n"
-    assert [event["event"] for event in events_of(done.stderr)] == ["x"]
+    assert [event["event"] for event in parse_lines(done.stderr)] == ["x"]
 
 
 def test_last_configuration_applies(run: Run) -> None:
-    """The settings come after the first events."""
+    """Events can be logged before the settings have been read."""
     done = run("""
         configure_logs(console=False)
         log.info("early")
         configure_logs(console=True, level="warning")
-        log.info("unseen")
+        log.info("not logged")
         log.warning("late")
     """)
 
@@ -178,24 +177,21 @@ def test_console_text_has_no_colors_in_a_pipe(run: Run) -> None:
     assert "node_id=7" in done.stdout
 
 
-def test_console_text_has_colors_on_a_terminal(repository: Path, clean_environment: dict[str, str]) -> None:
-    ours, its = pty.openpty()
-    program = HEAD + "configure_logs(console=True); log.info('node.deleted')" + FLUSH
+def test_console_text_has_colors_on_a_terminal(run: Run) -> None:
+    terminal, standard_output = pty.openpty()
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, stdout=its, cwd=repository, env=clean_environment
-    )
-    seen = os.read(ours, 4096).decode()
-    os.close(its)
-    os.close(ours)
+    done = run("configure_logs(console=True); log.info('node.deleted')", stdout=standard_output)
+    text = os.read(terminal, 4096).decode()
+    os.close(standard_output)
+    os.close(terminal)
 
     assert done.returncode == 0
-    assert "\x1b[" in seen
-    assert "node.deleted" in seen
+    assert "\x1b[" in text
+    assert "node.deleted" in text
 
 
-# Half a surrogate pair, a path that is not UTF-8, and characters beyond ASCII.
-ODD = [r"a\ud800b", r"/a\udcff", r"k\u00e9y \u2192 \U0001f600"]
+# Half of a surrogate pair, a path that is not UTF-8, and characters beyond ASCII.
+UNUSUAL_TEXTS = [r"a\ud800b", r"/a\udcff", r"k\u00e9y \u2192 \U0001f600"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -205,19 +201,20 @@ def test_any_character_can_be_logged(run: Run, console: bool, to_stderr: bool, e
     """A record's comment can contain any characters."""
     done = run(
         f"configure_logs(console={console}, to_stderr={to_stderr})\n"
-        + "\n".join(f"log.error('record.foreign', comment='{text}')" for text in ODD),
+        + "\n".join(f"log.error('record.foreign', comment='{text}')" for text in UNUSUAL_TEXTS),
         PYTHONIOENCODING=f"{encoding}:strict",
     )
 
     assert done.returncode == 0, done.stderr
     lines = done.stderr if to_stderr else done.stdout
-    assert lines.count("record.foreign") == len(ODD)
+    assert lines.count("record.foreign") == len(UNUSUAL_TEXTS)
     assert (done.stdout if to_stderr else done.stderr) == ""
     if not console and encoding == "utf-8":
-        assert all(event["comment"] for event in events_of(lines))
+        assert all(event["comment"] for event in parse_lines(lines))
 
 
-def test_any_character_can_be_reported(run: Run) -> None:
+def test_any_character_can_be_printed(run: Run) -> None:
+    """`configure_logs` changes how standard output encodes characters, for reports."""
     done = run(r"configure_logs(console=True, to_stderr=True); print('a\ud800b')", PYTHONIOENCODING="utf-8:strict")
 
     assert (done.returncode, done.stdout) == (0, "a\\ud800b\n")
@@ -248,7 +245,7 @@ def test_json_contains_no_terminal_escapes(run: Run) -> None:
 
     controls = {character for character in done.stdout if unicodedata.category(character) in {"Cc", "Zl"}}
     assert controls == {"\n"}
-    assert [event["comment"] for event in events_of(done.stdout)][: len(ESCAPES)] == ESCAPES
+    assert [event["comment"] for event in parse_lines(done.stdout)][: len(ESCAPES)] == ESCAPES
 
 
 @pytest.mark.parametrize("console", [True, False])
@@ -276,23 +273,17 @@ def test_console_text_shows_values_without_python_syntax(run: Run) -> None:
     assert "items=a,b" in done.stdout
 
 
-def test_event_begins_with_its_name(run: Run) -> None:
-    done = run("configure_logs(console=False); log.info('x', key=1)")
-
-    assert list(events_of(done.stdout)[0]) == ["timestamp", "level", "event", "key"]
-
-
-def test_dropped_lines_are_counted(repository: Path, clean_environment: dict[str, str]) -> None:
-    program = HEAD + "\nfrom lifecycle.runtime.logs import dropped_lines\n"
-    program += "configure_logs(console=False); log.info('x'); log.info('y'); flush_logs(60); exit(dropped_lines())"
+def test_dropped_lines_are_counted(run: Run) -> None:
+    """/dev/full refuses every write, like a full disk."""
+    program = """
+        from lifecycle.runtime.logs import dropped_lines
+        configure_logs(console=False)
+        log.info("x")
+        log.info("y")
+        flush_logs(60)
+        exit(dropped_lines())
+    """
     with Path("/dev/full").open("w") as disk:
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            check=False,
-            stdout=disk,
-            stderr=subprocess.PIPE,
-            cwd=repository,
-            env=clean_environment,
-        )
+        done = run(program, stdout=disk)
 
-    assert (done.returncode, done.stderr) == (2, b"")
+    assert (done.returncode, done.stderr) == (2, "")

@@ -1,4 +1,4 @@
-"""Nodes and records that are ours, and others that only resemble ours."""
+"""The ownership criteria: which nodes and records are ours, and which Headscale user owns our nodes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.builders import (
     addresses,
 )
 
-TAG = ["tag:svc"]
-OUTSIDE = "203.0.113.7"
-VPN6 = "fd7a:115c:a1e0::1"
+OUR_TAGS = ["tag:svc"]
+PUBLIC_ADDRESS = "203.0.113.7"
+VPN_IPV6_ADDRESS = "fd7a:115c:a1e0::1"
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,14 @@ VPN6 = "fd7a:115c:a1e0::1"
         pytest.param(a_node(key_user=None), id="ours-with-a-key-that-has-only-tags"),
         pytest.param(a_node(user=None, tags=["tag:other"]), id="tagged-with-our-user's-key"),
         pytest.param(a_node(user=None, key_user=User(None, "svc")), id="tagged-with-our-user's-key-by-name"),
-        pytest.param(a_node(user=None, key_user=None, tags=TAG), id="no-user-and-our-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=[*TAG, "tag:other"]), id="no-user-and-our-tag-among-others"),
+        pytest.param(a_node(user=None, key_user=None, tags=OUR_TAGS), id="no-user-and-our-tag"),
+        pytest.param(
+            a_node(user=None, key_user=None, tags=[*OUR_TAGS, "tag:other"]), id="no-user-and-our-tag-among-others"
+        ),
     ],
 )
-def test_node_with_our_hostname_key_and_user_or_tag_is_ours(node: Node) -> None:
+def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
+    """It has our hostname, registered with a pre-auth key, and belongs to our user or has our tag."""
     assert NODE_IDENTITY.owns_node(node)
 
 
@@ -69,33 +72,35 @@ def test_node_with_our_hostname_key_and_user_or_tag_is_ours(node: Node) -> None:
         pytest.param(a_node(user=ANN, key_user=ANN), id="another-user's"),
         pytest.param(a_node(user=User("2", "svc")), id="another-user-of-our-name"),
         pytest.param(a_node(user=User(None, "ann")), id="another-user's-by-name"),
-        pytest.param(a_node(user=ANN, tags=TAG), id="another-user's-with-our-tag"),
+        pytest.param(a_node(user=ANN, tags=OUR_TAGS), id="another-user's-with-our-tag"),
         pytest.param(a_node(user=None, key_user=ANN), id="tagged-with-another-user's-key"),
-        pytest.param(a_node(user=None, key_user=ANN, tags=TAG), id="another-user's-key-with-our-tag"),
+        pytest.param(a_node(user=None, key_user=ANN, tags=OUR_TAGS), id="another-user's-key-with-our-tag"),
         pytest.param(a_node(user=None, key_user=None), id="no-user"),
         pytest.param(a_node(user=None, key_user=None, tags=["tag:other"]), id="no-user-and-another-tag"),
         pytest.param(a_node(user=None, key_user=None, tags=["tag:svc2"]), id="no-user-and-a-longer-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=["TAG:SVC"]), id="no-user-and-our-tag-in-upper-case"),
+        pytest.param(a_node(user=None, key_user=None, tags=["OUR_TAGS:SVC"]), id="no-user-and-our-tag-in-upper-case"),
         pytest.param(a_node(registered_by=RegisterMethod.CLI), id="registered-by-CLI"),
         pytest.param(a_node(registered_by=RegisterMethod.OIDC), id="registered-by-OIDC"),
         pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), id="unknown-register-method"),
-        pytest.param(a_node(registered_by=RegisterMethod.CLI, user=None, tags=TAG), id="our-tag-registered-by-CLI"),
+        pytest.param(
+            a_node(registered_by=RegisterMethod.CLI, user=None, tags=OUR_TAGS), id="our-tag-registered-by-CLI"
+        ),
     ],
 )
-def test_other_node_is_not_ours(node: Node) -> None:
+def test_node_that_misses_one_criterion_is_not_ours(node: Node) -> None:
     assert not NODE_IDENTITY.owns_node(node)
 
 
 def test_tags_count_only_if_our_keys_have_tags() -> None:
     untagged = NodeIdentity(NAME, SVC)
 
-    assert not untagged.owns_node(a_node(user=None, key_user=None, tags=TAG))
+    assert not untagged.owns_node(a_node(user=None, key_user=None, tags=OUR_TAGS))
     assert not untagged.owns_node(a_node(user=None, key_user=None))
 
 
 def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
-    """From 0.28 on, a node has no key after its key was deleted."""
-    node = a_node(user=None, tags=TAG)
+    """From Headscale 0.28 on, a node has no key after its key was deleted."""
+    node = a_node(user=None, tags=OUR_TAGS)
     without_key = replace(node, pre_auth_key=None)
 
     assert NODE_IDENTITY.owns_node(without_key)
@@ -109,7 +114,7 @@ def test_tagged_node_whose_key_was_deleted_is_ours() -> None:
         pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer"),
     ],
 )
-def test_foreign_node_can_have_our_name(node: Node, has_name: bool) -> None:
+def test_foreign_nodes_with_our_hostname_are_detected(node: Node, has_name: bool) -> None:
     assert NODE_IDENTITY.has_our_name(node) is has_name
 
 
@@ -123,7 +128,7 @@ USERS = st.one_of(st.none(), st.builds(User, st.sampled_from([None, "1", "2"]), 
     hostname=st.sampled_from([NAME, NAME.upper(), "grafana", f"{NAME}x"]),
     registered_by=st.sampled_from(RegisterMethod),
 )
-def test_node_of_ours_meets_every_criterion(
+def test_any_node_of_ours_meets_every_criterion(
     user: User | None,
     key: KeyOrigin | None,
     tags: frozenset[str],
@@ -143,16 +148,17 @@ def test_node_of_ours_meets_every_criterion(
     "record",
     [
         pytest.param(a_record(), id="our-mark"),
-        pytest.param(a_record(content=OUTSIDE), id="our-mark-outside-the-VPN"),
+        pytest.param(a_record(content=PUBLIC_ADDRESS), id="our-mark-outside-the-VPN"),
         pytest.param(a_record(proxied=True, ttl_s=1), id="our-mark-proxied"),
-        pytest.param(a_record(type_="AAAA", content=VPN6), id="our-mark-on-an-AAAA"),
-        pytest.param(a_record(comment=""), id="an-older-script's"),
-        pytest.param(a_record(comment="", type_="AAAA", content=VPN6), id="an-older-script's-AAAA"),
-        pytest.param(a_record(comment="", content="100.64.0.0"), id="first-VPN-address"),
-        pytest.param(a_record(comment="", content="100.127.255.255"), id="last-VPN-address"),
+        pytest.param(a_record(type_="AAAA", content=VPN_IPV6_ADDRESS), id="our-mark-on-an-AAAA"),
+        pytest.param(a_record(comment=""), id="unmarked"),
+        pytest.param(a_record(comment="", type_="AAAA", content=VPN_IPV6_ADDRESS), id="unmarked-AAAA"),
+        pytest.param(a_record(comment="", content="100.64.0.0"), id="unmarked-first-VPN-address"),
+        pytest.param(a_record(comment="", content="100.127.255.255"), id="unmarked-last-VPN-address"),
     ],
 )
 def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record) -> None:
+    """The mark is our comment. An unmarked record has no comment, because an older script created it."""
     assert RECORD_IDENTITY.owns_record(record)
 
 
@@ -168,14 +174,14 @@ def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record)
         pytest.param(a_record(comment=f"x {MARK}"), id="text-before-our-mark"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-mark-of-another-version"),
         pytest.param(a_record(comment=" "), id="blank-comment"),
-        pytest.param(a_record(comment="", content=OUTSIDE), id="unmarked-outside-the-VPN"),
+        pytest.param(a_record(comment="", content=PUBLIC_ADDRESS), id="unmarked-outside-the-VPN"),
         pytest.param(a_record(comment="", content="100.63.255.255"), id="unmarked-just-below-the-VPN"),
         pytest.param(a_record(comment="", content="100.128.0.0"), id="unmarked-just-above-the-VPN"),
         pytest.param(a_record(comment="", type_="AAAA", content="2001:db8::1"), id="unmarked-AAAA-outside"),
         pytest.param(a_record(comment="", content="not an address"), id="unmarked-text"),
         pytest.param(a_record(comment="", content=""), id="unmarked-and-empty"),
-        pytest.param(a_record(name=f"www.{NAME}"), id="name-below"),
-        pytest.param(a_record(name="example.com"), id="name-above"),
+        pytest.param(a_record(name=f"www.{NAME}"), id="subdomain"),
+        pytest.param(a_record(name="example.com"), id="parent-domain"),
         pytest.param(a_record(name=f"x{NAME}"), id="longer-name"),
         pytest.param(a_record(name="*.example.com"), id="wildcard"),
         pytest.param(a_record(name=""), id="no-name"),
@@ -189,7 +195,7 @@ def test_other_record_is_not_ours(record: Record) -> None:
     assert not RECORD_IDENTITY.owns_record(record)
 
 
-@given(comment=st.text(max_size=40), content=st.sampled_from(["100.64.0.1", OUTSIDE]))
+@given(comment=st.text(max_size=40), content=st.sampled_from(["100.64.0.1", PUBLIC_ADDRESS]))
 def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -> None:
     owned = RECORD_IDENTITY.owns_record(a_record(comment=comment, content=content))
 
@@ -197,42 +203,43 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
 
 
 @pytest.mark.parametrize(
-    ("record", "is_marked", "is_taken"),
+    ("record", "is_ours", "is_another_owners"),
     [
         pytest.param(a_record(), True, False, id="ours"),
-        pytest.param(a_record(comment=""), False, False, id="an-older-script's"),
+        pytest.param(a_record(comment=""), False, False, id="unmarked"),
         pytest.param(a_record(comment=OTHER_MARK), False, True, id="another-owner's"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="later-mark-version"),
-        pytest.param(a_record(comment=OTHER_MARK, type_="AAAA", content=VPN6), False, True, id="another-owner's-AAAA"),
+        pytest.param(
+            a_record(comment=OTHER_MARK, type_="AAAA", content=VPN_IPV6_ADDRESS), False, True, id="another-owner's-AAAA"
+        ),
         pytest.param(a_record(comment=OTHER_MARK, type_="TXT", content="x"), False, False, id="another-type"),
         pytest.param(a_record(comment=OTHER_MARK, name=f"x{NAME}"), False, False, id="another-name"),
         pytest.param(a_record(comment=f"see {OTHER_MARK}"), False, False, id="comment-that-contains-a-mark"),
         pytest.param(a_record(comment="managed by terraform"), False, False, id="foreign"),
     ],
 )
-def test_mark_is_ours_or_another_owners_or_missing(record: Record, is_marked: bool, is_taken: bool) -> None:
-    assert RECORD_IDENTITY.is_marked(record) is is_marked
-    assert RECORD_IDENTITY.is_marked_by_another(record) is is_taken
+def test_mark_is_ours_or_another_owners_or_missing(record: Record, is_ours: bool, is_another_owners: bool) -> None:
+    assert RECORD_IDENTITY.is_marked(record) is is_ours
+    assert RECORD_IDENTITY.is_marked_by_another(record) is is_another_owners
 
 
-def test_mark_never_changes() -> None:
-    """Existing records are identified by it."""
+def test_mark_is_that_of_existing_records() -> None:
+    """Another mark in a new release would make them foreign."""
     assert mark_of("default") == "tailscale-lifecycle/1 default"
 
 
-def test_vpn_addresses_keep_their_order_and_family() -> None:
-    given_addresses = addresses(VPN6, "192.0.2.1", "100.64.0.2", "::1", "100.64.0.1", "fe80::1")
+def test_vpn_addresses_are_selected_by_prefix_in_their_order() -> None:
+    all_addresses = addresses(VPN_IPV6_ADDRESS, "192.0.2.1", "100.64.0.2", "::1", "100.64.0.1", "fe80::1")
+    ipv4_only = RecordIdentity(NAME, MARK, VPN_PREFIXES[:1])
 
-    assert RECORD_IDENTITY.vpn_addresses(given_addresses) == addresses(VPN6, "100.64.0.2", "100.64.0.1")
-    assert RecordIdentity(NAME, MARK, VPN_PREFIXES[:1]).vpn_addresses(given_addresses) == addresses(
-        "100.64.0.2", "100.64.0.1"
-    )
+    assert RECORD_IDENTITY.vpn_addresses(all_addresses) == addresses(VPN_IPV6_ADDRESS, "100.64.0.2", "100.64.0.1")
+    assert ipv4_only.vpn_addresses(all_addresses) == addresses("100.64.0.2", "100.64.0.1")
 
 
 LOCAL = User("1", "svc")
 FROM_OIDC = User("5", "svc", email="svc@example.com", provider="oidc")
-NAMED_LIKE_AN_ADDRESS = User("6", "ann@example.com")
-WITH_THAT_ADDRESS = User("7", "ann", email="ann@example.com")
+NAMED_LIKE_AN_EMAIL = User("6", "ann@example.com")
+WITH_THAT_EMAIL = User("7", "ann", email="ann@example.com")
 
 
 class TestChooseUser:
@@ -252,15 +259,15 @@ class TestChooseUser:
             pytest.param("id:5", FROM_OIDC, id="another-id"),
             pytest.param("svc@example.com", FROM_OIDC, id="e-mail"),
             pytest.param("SVC@Example.com", FROM_OIDC, id="e-mail-in-another-case"),
-            pytest.param("ann@example.com", NAMED_LIKE_AN_ADDRESS, id="name-before-e-mail"),
+            pytest.param("ann@example.com", NAMED_LIKE_AN_EMAIL, id="name-before-e-mail"),
         ],
     )
-    def test_users_of_one_name_are_chosen_by_id_or_address(self, selector: str, chosen: User) -> None:
-        users = [LOCAL, FROM_OIDC, NAMED_LIKE_AN_ADDRESS, WITH_THAT_ADDRESS]
+    def test_user_can_be_chosen_by_id_or_email(self, selector: str, chosen: User) -> None:
+        users = [LOCAL, FROM_OIDC, NAMED_LIKE_AN_EMAIL, WITH_THAT_EMAIL]
         assert choose_user(users, selector) == chosen
         assert choose_user(users[::-1], selector) == chosen
 
-    def test_users_of_one_name_are_listed_with_id_address_and_provider(self) -> None:
+    def test_users_with_the_same_name_are_listed_with_id_email_and_provider(self) -> None:
         with pytest.raises(UserError) as raised:
             choose_user([LOCAL, FROM_OIDC], "svc")
 
@@ -286,7 +293,7 @@ class TestChooseUser:
             pytest.param([SVC, User("3", "svc")], None, ["HEADSCALE_USER"], id="one-name-and-no-selector"),
         ],
     )
-    def test_ambiguous_user_is_an_error_with_advice(
+    def test_unknown_or_ambiguous_user_is_an_error_with_advice(
         self, users: list[User], selector: str | None, parts: list[str]
     ) -> None:
         with pytest.raises(UserError) as raised:

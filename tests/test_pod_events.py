@@ -1,4 +1,4 @@
-"""Kubernetes Events about the pod: from which log events, how often, and that no failure has an effect."""
+"""Kubernetes Events about the pod: which log events create one, how often, and that failures have no effect."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RETURNED = info("node.returned", after="gone")
 
 
 class MemoryEventWriter(EventWriter):
-    """A writer of Events of a simulator in this process."""
+    """A writer whose requests are calls of a simulator in this process."""
 
     def __init__(self, kubernetes: KubernetesSimulator) -> None:
         self._pod = None
@@ -47,7 +47,11 @@ class MemoryEventWriter(EventWriter):
 
 
 class Recording:
-    """A recorder on a clock of its own, and what it writes."""
+    """A recorder of Events with a simulated clock and API server.
+
+    Attributes:
+        pauses: the pauses between attempts to write an Event, in seconds.
+    """
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -57,13 +61,14 @@ class Recording:
         self.recorder = EventRecorder(lambda: MemoryEventWriter(self.kubernetes), now=self.clock.now, pause=self._pause)
 
     def record(self, *events: Event) -> None:
+        """Record log events, and wait until their Events have been written."""
         for event in events:
             self.recorder.record(event)
         self.recorder.flush(HANGS_AFTER_S)
 
     @property
-    def shown(self) -> list[tuple[str, int]]:
-        """The reason of each Event, and how often it has occurred."""
+    def written(self) -> list[tuple[str, int]]:
+        """Return the reason of each Event in the API, and how often it has occurred."""
         return [
             (event["reason"], (event.get("series") or {"count": 1})["count"])
             for event in self.kubernetes.events.values()
@@ -80,19 +85,19 @@ def recording() -> Recording:
 
 
 class TestNotes:
-    """Which log events become Events, and their text."""
+    """The log events that create an Event, and the text of that Event, its note."""
 
     @pytest.mark.parametrize("name", NOTES)
-    def test_every_field_of_a_note_is_logged(self, name: str) -> None:
+    def test_note_needs_only_keys_of_the_log_event(self, name: str) -> None:
         level = EVENTS[name].levels[0]
         event = pod_event(Event(level, name, dict.fromkeys(EVENTS[name].keys, "x")))
         assert event is not None
         assert event.type == ("Normal" if level == "info" else "Warning")
 
-    def test_other_log_events_are_not_shown(self) -> None:
+    def test_other_log_events_create_no_event(self) -> None:
         assert pod_event(info("pass.finished", in_sync=True)) is None
 
-    def test_note_is_one_printable_line_that_is_short_enough(self) -> None:
+    def test_note_is_printable_and_at_most_1024_bytes_long(self) -> None:
         event = pod_event(warning("node.superseded", successor_id="8", reason="a\n\x1b[31m" + "é" * 2000))
         assert event is not None
         assert event.note.isprintable()
@@ -105,7 +110,7 @@ class TestNotes:
 
 
 class TestRecorder:
-    """What reaches the API server."""
+    """The Events that are written to the API server."""
 
     def test_event_is_about_this_pod(self, recording: Recording) -> None:
         recording.record(LOST)
@@ -121,75 +126,75 @@ class TestRecorder:
         assert (event["type"], event["reason"]) == ("Warning", "NodeLost")
         assert "Restart the pod." in event["note"]
 
-    def test_repetition_is_counted_and_written_every_five_minutes_at_most(self, recording: Recording) -> None:
+    def test_repeated_event_is_counted_and_written_at_most_every_five_minutes(self, recording: Recording) -> None:
         recording.record(LOST, LOST, LOST)
-        assert recording.shown == [("NodeLost", 1)]
+        assert recording.written == [("NodeLost", 1)]
         recording.clock.sleep(300.0)
         recording.record(LOST)
-        assert recording.shown == [("NodeLost", 4)]
+        assert recording.written == [("NodeLost", 4)]
         assert len(recording.kubernetes.writes) == 3  # the review of the token, the Event, the series
 
     def test_different_notes_are_different_events(self, recording: Recording) -> None:
         recording.record(LOST, RETURNED, error("node.lost", node_id="9", reason="it is gone", advice=""))
-        assert recording.shown == [("NodeLost", 1), ("NodeReturned", 1), ("NodeLost", 1)]
+        assert recording.written == [("NodeLost", 1), ("NodeReturned", 1), ("NodeLost", 1)]
 
-    def test_event_that_the_server_has_deleted_is_created_again(self, recording: Recording) -> None:
+    def test_event_that_has_expired_in_the_api_is_created_again(self, recording: Recording) -> None:
         recording.record(LOST)
         recording.kubernetes.events.clear()
         recording.clock.sleep(3600.0)
         recording.record(LOST)
-        assert recording.shown == [("NodeLost", 1)]
+        assert recording.written == [("NodeLost", 1)]
 
-    def test_memory_is_bounded(self, recording: Recording) -> None:
+    def test_number_of_remembered_events_is_limited(self, recording: Recording) -> None:
         for number in range(200):
             recording.record(info("node.returned", after=str(number)))
-        assert len(recording.shown) == 200
+        assert len(recording.written) == 200
         recording.clock.sleep(300.0)
         recording.record(info("node.returned", after="0"), info("node.returned", after="199"))
-        # The oldest is forgotten and counts from 1 again.
-        assert recording.shown[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
+        # The last one is counted. The first one was forgotten, so it is created again.
+        assert recording.written[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
 
 
 class TestFailures:
-    """Each failure is one line of the log until an Event is written again, and nothing else."""
+    """A failure is logged once until an Event is written again, and has no other effect."""
 
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()
         recording.record(LOST, RETURNED)
-        assert (recording.shown, recording.pauses) == ([], [])
+        assert (recording.written, recording.pauses) == ([], [])
         [line] = named(events, "kubernetes_event.failed")
         assert 'apiGroups: ["events.k8s.io"], resources: [events], verbs: [create, patch]' in line["error"]
 
     @pytest.mark.parametrize(
         ("fault", "pauses"),
         [
-            pytest.param(faults.refuse(), [0.5, 1.0, 2.0, 4.0, 8.0], id="server-is-down"),
-            pytest.param(faults.html(502), [0.5, 1.0, 2.0, 4.0, 8.0], id="server-fails"),
+            pytest.param(faults.refuse(), [0.5, 1.0, 2.0, 4.0, 8.0], id="connection-refused"),
+            pytest.param(faults.html(502), [0.5, 1.0, 2.0, 4.0, 8.0], id="502"),
             pytest.param(faults.answer(429, headers={"Retry-After": "7"}), [7.0, 7.0, 7.0, 7.0, 8.0], id="rate-limit"),
             pytest.param(faults.answer(429, headers={"Retry-After": "9000"}), [300.0] * 5, id="long-rate-limit"),
         ],
     )
-    def test_outage_is_retried_for_a_limited_time(
+    def test_failed_request_is_retried_four_times(
         self, recording: Recording, events: list[Any], fault: Any, pauses: list[float]
     ) -> None:
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
-        assert (recording.shown, recording.pauses) == ([], pauses)
+        assert (recording.written, recording.pauses) == ([], pauses)
         assert len(named(events, "kubernetes_event.failed")) == 1
 
-    def test_event_is_written_once_the_server_is_back(self, recording: Recording, events: list[Any]) -> None:
+    def test_event_is_written_after_a_short_outage(self, recording: Recording, events: list[Any]) -> None:
         recording.record(RETURNED)
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(LOST)
-        assert recording.shown == [("NodeReturned", 1), ("NodeLost", 1)]
+        assert recording.written == [("NodeReturned", 1), ("NodeLost", 1)]
         recording.kubernetes.allow_nothing()
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(named(events, "kubernetes_event.failed")) == 2
 
-    def test_token_that_is_not_a_pods_is_reported(self, recording: Recording, events: list[Any]) -> None:
+    def test_token_without_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
-        assert recording.shown == []
+        assert recording.written == []
         [line] = named(events, "kubernetes_event.failed")
         assert "KUBERNETES_EVENTS" in line["error"]
 
@@ -202,7 +207,9 @@ class TestFailures:
         recorder.flush(HANGS_AFTER_S)
         assert [line["error"] for line in named(events, "kubernetes_event.failed")] == ["no service account"]
 
-    def test_recording_without_another_thread(self, recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_events_are_kept_if_no_thread_can_be_started(
+        self, recording: Recording, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(_thread: Thread) -> None:
             raise RuntimeError("can't start new thread")
 
@@ -210,64 +217,64 @@ class TestFailures:
             patch.setattr(Thread, "start", refuse)
             recording.recorder.record(LOST)
         recording.record(RETURNED)
-        assert recording.shown == [("NodeLost", 1), ("NodeReturned", 1)]
+        assert recording.written == [("NodeLost", 1), ("NodeReturned", 1)]
 
-    def test_recording_never_waits(self, recording: Recording) -> None:
+    def test_recording_does_not_wait_for_the_server(self, recording: Recording) -> None:
         recording.kubernetes.faults.add(faults.hang(), times=None)
         for number in range(1000):
             recording.recorder.record(info("node.returned", after=str(number)))
         recording.recorder.flush(0.0)
-        assert recording.shown == []
+        assert recording.written == []
         recording.kubernetes.faults.release()
 
 
 @pytest.fixture
-def heard() -> Iterator[list[str]]:
-    """The reasons of the Events that would be written."""
+def reasons() -> Iterator[list[str]]:
+    """Return the reasons of the Events that would be written."""
     reasons: list[str] = []
 
     def listen(event: Event) -> None:
-        found = pod_event(event)
-        if found is not None:
-            reasons.append(found.reason)
+        kubernetes_event = pod_event(event)
+        if kubernetes_event is not None:
+            reasons.append(kubernetes_event.reason)
 
     with listening(listen):
         yield reasons
 
 
 class TestCommands:
-    """What the commands report."""
+    """The Events of the commands."""
 
     @pytest.fixture
     def world(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         return World(monkeypatch, tmp_path)
 
-    def test_record_is_created_and_updated(self, world: World, heard: list[str]) -> None:
+    def test_record_is_created_and_updated(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.run(world.watch(Interface(node.address)), 60)
         world.add_record("100.64.0.99", name="wiki.example.com", comment=MARK)
         wiki = world.headscale.add_node("wiki.example.com", user=USER)
         world.run(world.watch(Interface(wiki.address), TS_HOSTNAME="wiki.example.com"), 60)
-        assert heard == ["RecordCreated", "RecordUpdated"]
+        assert reasons == ["RecordCreated", "RecordUpdated"]
 
-    def test_foreign_record(self, world: World, heard: list[str]) -> None:
+    def test_foreign_record(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record("203.0.113.7", comment=OTHER_MARK)
         world.run(world.watch(Interface(node.address)), 60)
-        assert set(heard) == {"RecordForeign"}
+        assert set(reasons) == {"RecordForeign"}
 
-    def test_superseded(self, world: World, heard: list[str]) -> None:
+    def test_superseded_node(self, world: World, reasons: list[str]) -> None:
         old, new = (world.headscale.add_node(NAME, user=USER) for _ in range(2))
         world.add_record(new.address, ttl=60, comment=MARK)
         world.run(world.watch(Interface(old.address)), 60)
-        assert heard == ["NodeSuperseded"]
+        assert reasons == ["NodeSuperseded"]
 
-    def test_foreign_node_of_cleanup(self, world: World, heard: list[str]) -> None:
+    def test_foreign_node(self, world: World, reasons: list[str]) -> None:
         world.headscale.add_user("ann")
         world.headscale.add_node(NAME, user="ann")
         world.cleanup(HEADSCALE_USER=USER).run()
-        assert heard == ["NodeForeign"]
+        assert reasons == ["NodeForeign"]
 
-    def test_log_level_has_no_effect(self, heard: list[str]) -> None:
+    def test_log_level_has_no_effect(self, reasons: list[str]) -> None:
         log_event(RETURNED)
-        assert heard == ["NodeReturned"]
+        assert reasons == ["NodeReturned"]
