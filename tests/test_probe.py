@@ -1,3 +1,5 @@
+"""The liveness probe of the tailscale container fails if dns-watch requested a restart after the last start."""
+
 from __future__ import annotations
 
 import os
@@ -16,12 +18,12 @@ from tests.real.programs import eventually
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
-STARTED = 1_800_000_000
+STARTED_AT = 1_800_000_000
 """When tailscaled was started, in seconds since 1970."""
 
 
 class Container:
-    """The probe, and the files that it reads. A regular file replaces the socket."""
+    """The probe, and the files that it reads: the restart marker and, instead of tailscaled's socket, a file."""
 
     def __init__(self, folder: Path) -> None:
         self._probe = Probe(folder / "bin")
@@ -29,16 +31,16 @@ class Container:
         self.socket = folder / "tailscaled.sock"
         self.marker.parent.mkdir()
 
-    def start(self, at: int) -> None:
+    def start(self, time: int) -> None:
         """Replace the socket, as tailscaled does when it starts."""
         self.socket.unlink(missing_ok=True)
         self.socket.touch()
-        os.utime(self.socket, (at, at))
+        os.utime(self.socket, (time, time))
 
-    def mark(self, at: int) -> None:
-        """Write the marker, as dns-watch does when a restart helps."""
+    def write_marker(self, time: int) -> None:
+        """Write the restart marker, as dns-watch does when a restart brings the node back."""
         self.marker.write_text("1")
-        os.utime(self.marker, (at, at))
+        os.utime(self.marker, (time, time))
 
     def fails_probe(self) -> bool:
         """Return True if the probe fails."""
@@ -51,26 +53,26 @@ def container(tmp_path: Path) -> Container:
 
 
 @pytest.mark.parametrize(
-    ("marked", "restarted"),
+    ("marker_time", "fails"),
     [
-        pytest.param(STARTED + 1, True, id="newer"),
-        pytest.param(STARTED + 86_400, True, id="a-day-newer"),
-        pytest.param(STARTED, False, id="same-second"),
-        pytest.param(STARTED - 1, False, id="older"),
+        pytest.param(STARTED_AT + 1, True, id="newer"),
+        pytest.param(STARTED_AT + 86_400, True, id="a-day-newer"),
+        pytest.param(STARTED_AT, False, id="same-second"),
+        pytest.param(STARTED_AT - 1, False, id="older"),
         pytest.param(None, False, id="no-marker"),
     ],
 )
 def test_probe_fails_only_with_a_marker_newer_than_the_socket(
-    container: Container, marked: int | None, restarted: bool
+    container: Container, marker_time: int | None, fails: bool
 ) -> None:
-    container.start(STARTED)
-    if marked is not None:
-        container.mark(marked)
-    assert container.fails_probe() == restarted
+    container.start(STARTED_AT)
+    if marker_time is not None:
+        container.write_marker(marker_time)
+    assert container.fails_probe() == fails
 
 
 def test_probe_passes_before_tailscaled_has_created_its_socket(container: Container) -> None:
-    container.mark(STARTED)
+    container.write_marker(STARTED_AT)
     assert not container.fails_probe()
 
 
@@ -79,38 +81,39 @@ def test_probe_passes_without_any_file(container: Container) -> None:
 
 
 def test_probe_passes_without_the_key_folder(container: Container) -> None:
-    container.start(STARTED)
+    container.start(STARTED_AT)
     container.marker.parent.rmdir()
     assert not container.fails_probe()
 
 
 def test_probe_passes_again_when_the_marker_is_removed(container: Container) -> None:
-    container.start(STARTED)
-    container.mark(STARTED + 60)
+    container.start(STARTED_AT)
+    container.write_marker(STARTED_AT + 60)
     assert container.fails_probe()
     container.marker.unlink()
     assert not container.fails_probe()
 
 
-def test_marker_of_a_dead_dns_watch_causes_one_restart(container: Container) -> None:
-    container.start(STARTED)
-    container.mark(STARTED + 60)
+def test_marker_that_is_not_removed_causes_only_one_restart(container: Container) -> None:
+    """dns-watch can end before it removes the marker."""
+    container.start(STARTED_AT)
+    container.write_marker(STARTED_AT + 60)
     assert container.fails_probe()
-    container.start(STARTED + 120)
+    container.start(STARTED_AT + 120)
     assert not container.fails_probe()
 
 
-def test_next_fresh_key_causes_another_restart(container: Container) -> None:
-    container.start(STARTED)
-    container.mark(STARTED + 60)
-    container.start(STARTED + 120)
-    container.mark(STARTED + 180)
+def test_marker_for_another_key_causes_another_restart(container: Container) -> None:
+    container.start(STARTED_AT)
+    container.write_marker(STARTED_AT + 60)
+    container.start(STARTED_AT + 120)
+    container.write_marker(STARTED_AT + 180)
     assert container.fails_probe()
 
 
 @contextmanager
-def unavailable_on(port: int) -> Iterator[list[str]]:
-    """Return 503 to every request to the port, and yield the requested paths."""
+def unavailable_server(port: int) -> Iterator[list[str]]:
+    """Serve status 503 for every path until the block ends, and yield the list of requested paths."""
     requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -122,7 +125,7 @@ def unavailable_on(port: int) -> Iterator[list[str]]:
             """Log nothing."""
 
     def listen() -> HTTPServer | None:
-        # A dns-watch of another test can have the port for a moment.
+        # A dns-watch of another test can use the port for a moment.
         try:
             return HTTPServer(("127.0.0.1", port), Handler)
         except OSError:
@@ -139,10 +142,11 @@ def unavailable_on(port: int) -> Iterator[list[str]]:
         server.server_close()
 
 
-def test_application_on_the_health_port_does_not_affect_the_probe(container: Container) -> None:
-    container.start(STARTED)
-    with unavailable_on(command_variables(DnsWatchSettings)["HEALTH_PORT"].default) as requested:
+def test_probe_sends_no_request_to_the_health_port(container: Container) -> None:
+    """The application of the pod can use that port."""
+    container.start(STARTED_AT)
+    with unavailable_server(command_variables(DnsWatchSettings)["HEALTH_PORT"].default) as requested:
         assert not container.fails_probe()
-        container.mark(STARTED + 60)
+        container.write_marker(STARTED_AT + 60)
         assert container.fails_probe()
     assert not requested

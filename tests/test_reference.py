@@ -1,4 +1,4 @@
-"""The reference page and the code agree."""
+"""docs/reference.md is up to date, and its events, settings, endpoints and exit statuses are those of the code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
 def check(path: Path) -> int:
-    """Return the exit status of `scripts/reference --check`."""
+    """Return the exit status of `scripts/reference.py --check`, which fails if the page is not up to date."""
     program = [sys.executable, "scripts/reference.py", "--check", str(path)]
     return subprocess.run(program, cwd=ROOT, check=False, capture_output=True).returncode
 
 
 def test_page_is_up_to_date() -> None:
-    assert check(ROOT / PAGE) == 0, "run scripts/reference"
+    assert check(ROOT / PAGE) == 0, "run scripts/reference.py"
 
 
 def test_stale_page_is_detected(tmp_path: Path) -> None:
@@ -40,6 +40,7 @@ def test_stale_page_is_detected(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def logged() -> dict[str, Logged]:
+    """Return the events that the code logs."""
     return logged_events(ROOT / "lifecycle")
 
 
@@ -64,13 +65,15 @@ def test_page_lists_each_setting_once() -> None:
 
 
 def test_every_endpoint_is_documented() -> None:
+    """The page is generated from ENDPOINTS."""
     served = re.findall(r'case "(/\w+)"', (ROOT / "lifecycle/health/server.py").read_text())
 
     assert served == list(ENDPOINTS)
 
 
 def test_every_exit_status_is_documented() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    statuses = {kind.exit_status for kind in kinds if issubclass(kind, errors.LifecycleError)}
+    """The page is generated from EXIT_STATUSES."""
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    statuses = {error.exit_status for error in classes if issubclass(error, errors.LifecycleError)}
 
     assert errors.EXIT_STATUSES.keys() == {0, *statuses}

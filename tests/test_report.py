@@ -1,4 +1,4 @@
-"""The report of a dry run: its plans, as text and as JSON."""
+"""The report of a dry run, as text and as JSON, and the plans in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.world import USER, Interface, World
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
 REPORT = Report(
     context={"headscale": "http://headscale", "headscale_version": None, "name": NAME},
@@ -70,21 +70,21 @@ def json_of(report: Report) -> Any:
     return json.loads(json.dumps(reports.document(report)))
 
 
-class TestOutput:
-    """The output of a report."""
+class TestFormat:
+    """The format of a report."""
 
     def test_text(self) -> None:
         assert text_of(REPORT) == TEXT
 
-    def test_text_in_colour(self) -> None:
+    def test_text_with_colors(self) -> None:
         colored = text_of(REPORT, colors=True)
 
-        assert COLOUR.sub("", colored) == TEXT
+        assert COLOR.sub("", colored) == TEXT
         assert "\x1b[31mdelete\x1b[0m node 1" in colored
         assert "\x1b[32mcreate\x1b[0m a pre-auth key" in colored
         assert "\x1b[31mproblem:\x1b[0m" in colored
-        # Each colour is reset.
-        assert len(re.findall(r"\x1b\[0m", colored)) * 2 == len(COLOUR.findall(colored))
+        # Each color is reset.
+        assert len(re.findall(r"\x1b\[0m", colored)) * 2 == len(COLOR.findall(colored))
 
     def test_json(self) -> None:
         assert json_of(REPORT) == {
@@ -128,24 +128,19 @@ class TestOutput:
 
     @pytest.mark.parametrize("character", ["\x1b", "\n", "\r", "\x00", "\x9b", "\u202e", "\x07"])
     def test_control_characters_are_escaped(self, character: str) -> None:
-        """A comment or a hostname can contain any character."""
-        odd = f"a{character}[31mproblem: b"
-        report = Report(
-            context={"user": odd},
-            sections=[
-                Section("cleanup", [Step("delete", "node", odd, odd)], notes=[odd], problems=[odd]),
-            ],
-        )
-        plain = Report(
-            context={"user": "a"},
-            sections=[Section("cleanup", [Step("delete", "node", "a", "a")], notes=["a"], problems=["a"])],
-        )
+        """Comments, hostnames and user names can contain any character."""
 
+        def report_with(value: str) -> Report:
+            section = Section("cleanup", [Step("delete", "node", value, value)], notes=[value], problems=[value])
+            return Report(context={"user": value}, sections=[section])
+
+        unsafe = f"a{character}[31mproblem: b"
         for colors in (True, False):
-            text = text_of(report, colors=colors)
-            assert text.count("\n") == text_of(plain).count("\n")
-            assert text.count(character) == text_of(plain, colors=colors).count(character)
-        assert json_of(report)["plans"]["cleanup"]["notes"] == [odd]
+            text = text_of(report_with(unsafe), colors=colors)
+            safe_text = text_of(report_with("a"), colors=colors)
+            assert text.count("\n") == safe_text.count("\n")
+            assert text.count(character) == safe_text.count(character)
+        assert json_of(report_with(unsafe))["plans"]["cleanup"]["notes"] == [unsafe]
 
 
 @pytest.fixture
@@ -154,7 +149,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def dry_run_in(world: World, interface: Interface | None = None, **variables: str) -> Report:
-    """Return a dry run in the world, and check that it changed nothing."""
+    """Return the report of a dry run in the world, after a check that it contains no secret."""
     settings = world.settings(DryRunSettings, **variables)
     writers = world.writers(settings, once())
     now = world.clock.now()
@@ -163,23 +158,24 @@ def dry_run_in(world: World, interface: Interface | None = None, **variables: st
         watch_section(settings, writers, (interface or Interface(None))(), now=now),
     ]
     report = Report(context(settings, writers, None), sections)
-    shown = text_of(report) + json.dumps(json_of(report))
+    output = text_of(report) + json.dumps(json_of(report))
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
-        assert secret not in shown
+        assert secret not in output
     return report
 
 
 def section(report: Report, command: str) -> Section:
-    [found] = [section for section in report.sections if section.command == command]
-    return found
+    """Return the section of a command."""
+    return next(section for section in report.sections if section.command == command)
 
 
 def steps(report: Report, command: str) -> list[tuple[str, str]]:
+    """Return the action and the kind of each step in the section of a command."""
     return [(step.action, step.kind) for step in section(report, command).steps]
 
 
 class TestDryRun:
-    """What is read, and what is planned from it."""
+    """The content of a report in different states of the pod, Headscale and the zone."""
 
     def test_context(self, world: World) -> None:
         assert dry_run_in(world).context == {
@@ -192,7 +188,7 @@ class TestDryRun:
             "owner": MARK,
         }
 
-    def test_without_leftovers_only_a_key_is_planned(self, world: World) -> None:
+    def test_only_a_key_is_planned_without_leftovers(self, world: World) -> None:
         report = dry_run_in(world)
 
         assert not report.problems
@@ -250,12 +246,12 @@ class TestDryRun:
     @pytest.mark.parametrize(
         ("content", "comment", "expected"),
         [
-            pytest.param(None, "", [("create", "record")], id="missing"),
-            pytest.param("100.64.0.99", MARK, [("update", "record")], id="moved"),
-            pytest.param("100.64.0.99", "", [("update", "record")], id="adopted"),
+            pytest.param(None, "", [("create", "record")], id="no-record"),
+            pytest.param("100.64.0.99", MARK, [("update", "record")], id="old-address"),
+            pytest.param("100.64.0.99", "", [("update", "record")], id="old-address-without-a-comment"),
         ],
     )
-    def test_changes_of_dns_watch(
+    def test_change_of_the_record_is_planned(
         self, world: World, content: str | None, comment: str, expected: list[tuple[str, str]]
     ) -> None:
         node = world.headscale.add_node(NAME, user=USER)
@@ -270,7 +266,7 @@ class TestDryRun:
         assert step.details.get("was") == content
         assert f"node is {node.id}" in section(report, "dns-watch").notes[0]
 
-    def test_adopted_record_is_shown_with_its_differing_fields(self, world: World) -> None:
+    def test_update_is_shown_with_the_differing_fields(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.add_record(node.address, comment="", ttl=300)
 
@@ -278,7 +274,7 @@ class TestDryRun:
 
         assert step.what == f"A {NAME} -> {node.address}: ttl, comment"
 
-    def test_metadata_that_dns_watch_would_write_is_shown(self, world: World) -> None:
+    def test_change_of_the_key_metadata_is_planned(self, world: World) -> None:
         world.cleanup().run()
         node = world.headscale.register(key=world.key, hostname=NAME)
 
@@ -351,7 +347,7 @@ class TestDryRun:
         for command in ("cleanup", "dns-watch"):
             assert "Cloudflare" in section(report, command).problems[0]
 
-    def test_zone_of_another_name_is_a_problem(self, world: World) -> None:
+    def test_zone_id_of_another_zone_is_a_problem(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
 
         report = dry_run_in(world, Interface(node.address), CLOUDFLARE_ZONE_ID=world.cloudflare.add_zone("example.org"))
@@ -362,8 +358,8 @@ class TestDryRun:
             [problem] = section(report, command).problems
             assert "CLOUDFLARE_ZONE_ID is the zone example.org" in problem
 
-    def test_unreadable_name_of_the_zone_is_no_problem(self, world: World) -> None:
-        """A token that may edit records may not be allowed to read the zone."""
+    def test_unreadable_name_of_the_zone_is_not_a_problem(self, world: World) -> None:
+        """A token that can edit records is not always allowed to read the zone."""
         node = world.headscale.add_node(NAME, user=USER)
         world.cloudflare.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
 

@@ -23,216 +23,223 @@ from tests.conftest import FakeStop
 
 BUDGET = timedelta(minutes=2)
 
-# The most that jitter lengthens a delay.
-SPREAD = 1.25
+# Jitter multiplies a delay by at most this.
+MAX_JITTER_FACTOR = 1.25
 
 
-def down(retry_after_s: float | None = None) -> TransientError:
+def outage(retry_after_s: float | None = None) -> TransientError:
+    """Return an error that is retried."""
     retry_after = None if retry_after_s is None else timedelta(seconds=retry_after_s)
     return TransientError("it is down", upstream="Headscale", retry_after=retry_after)
 
 
-class Calls:
-    """A call that raises these errors one by one, and then succeeds."""
+class Requests:
+    """A function that raises one of these errors in each call, and then succeeds.
 
-    def __init__(self, errors: Iterable[Exception] = (), *, clock: FakeStop | None = None, take_s: float = 0.0) -> None:
+    Args:
+        duration_s: how far each call advances the clock.
+    """
+
+    def __init__(
+        self, errors: Iterable[Exception] = (), *, clock: FakeStop | None = None, duration_s: float = 0.0
+    ) -> None:
         self._errors = iter(errors)
         self._clock = clock
-        self._take_s = take_s
+        self._duration_s = duration_s
         self.count = 0
 
     def __call__(self) -> str:
         self.count += 1
         if self._clock is not None:
-            self._clock.now += self._take_s
+            self._clock.now += self._duration_s
         for error in self._errors:
             raise error
         return "done"
 
 
-def endless(make: Callable[[], Exception]) -> Iterable[Exception]:
+def endless(create_error: Callable[[], Exception]) -> Iterable[Exception]:
     while True:
-        yield make()
+        yield create_error()
 
 
 def policy(stop: FakeStop) -> Any:
-    """Return the policy, waiting on a stop that does not sleep."""
+    """Return a retry policy with a budget of two minutes. Its waits advance the clock of the stop event."""
     return retrying(budget=RetryBudget(BUDGET, clock=stop.monotonic), stop=stop)
 
 
 def test_success_is_not_retried() -> None:
-    stop, calls = FakeStop(), Calls()
+    stop, requests = FakeStop(), Requests()
 
-    assert policy(stop)(calls) == "done"
-    assert (calls.count, stop.waits) == (1, [])
+    assert policy(stop)(requests) == "done"
+    assert (requests.count, stop.waits) == (1, [])
 
 
 def test_transient_errors_are_retried(events: list[Any]) -> None:
-    stop, calls = FakeStop(), Calls([down(), down(), down()])
+    stop, requests = FakeStop(), Requests([outage(), outage(), outage()])
 
-    assert policy(stop)(calls) == "done"
-    assert calls.count == 4
+    assert policy(stop)(requests) == "done"
+    assert requests.count == 4
     assert [event["event"] for event in events] == ["retry.scheduled"] * 3
 
 
 def test_delays_grow() -> None:
     stop = FakeStop()
 
-    policy(stop)(Calls([down()] * 6))
+    policy(stop)(Requests([outage()] * 6))
 
-    for wait_s, least_s in zip(stop.waits, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], strict=True):
-        assert least_s <= wait_s <= least_s * SPREAD
-
-
-@pytest.mark.parametrize("kind", [AuthError, NotFoundError, ConflictError, ResponseError, ApiError])
-def test_permanent_error_is_raised_at_once(kind: type[ApiError], events: list[Any]) -> None:
-    stop, calls = FakeStop(), Calls([kind("refused", upstream="Headscale")])
-
-    with pytest.raises(kind, match="refused"):
-        policy(stop)(calls)
-
-    assert (calls.count, stop.waits, events) == (1, [], [])
+    for wait_s, min_s in zip(stop.waits, [0.5, 1.0, 2.0, 4.0, 8.0, 15.0], strict=True):
+        assert min_s <= wait_s <= min_s * MAX_JITTER_FACTOR
 
 
-@pytest.mark.parametrize("bug", [ValueError("a bug"), KeyError("a bug"), LifecycleError("no ApiError")])
-def test_bug_is_raised_at_once(bug: Exception) -> None:
-    stop, calls = FakeStop(), Calls([bug])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(
+            error("refused", upstream="Headscale")
+            for error in (AuthError, NotFoundError, ConflictError, ResponseError, ApiError)
+        ),
+        LifecycleError("not an ApiError"),
+        ValueError("a bug"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_other_errors_are_not_retried(error: Exception, events: list[Any]) -> None:
+    stop, requests = FakeStop(), Requests([error])
 
-    with pytest.raises(type(bug)):
-        policy(stop)(calls)
+    with pytest.raises(type(error)) as raised:
+        policy(stop)(requests)
 
-    assert calls.count == 1
+    assert raised.value is error
+    assert (requests.count, stop.waits, events) == (1, [], [])
 
 
 def test_refusal_after_an_outage_is_raised() -> None:
-    stop, calls = FakeStop(), Calls([down(), AuthError("refused", upstream="Headscale")])
+    stop, requests = FakeStop(), Requests([outage(), AuthError("refused", upstream="Headscale")])
 
     with pytest.raises(AuthError):
-        policy(stop)(calls)
+        policy(stop)(requests)
 
-    assert calls.count == 2
+    assert requests.count == 2
 
 
 def test_last_error_is_raised_when_the_budget_is_used_up() -> None:
     stop = FakeStop()
-    errors = [down() for _ in range(1000)]
-    calls = Calls(errors)
+    errors = [outage() for _ in range(1000)]
+    requests = Requests(errors)
 
     with pytest.raises(TransientError) as raised:
-        policy(stop)(calls)
+        policy(stop)(requests)
 
-    assert raised.value is errors[calls.count - 1]
+    assert raised.value is errors[requests.count - 1]
     assert sum(stop.waits) < BUDGET.total_seconds()
-    # The rest of the budget was too short for another delay.
-    assert sum(stop.waits) + 15.0 * SPREAD >= BUDGET.total_seconds()
+    # The rest of the budget was shorter than the longest delay.
+    assert sum(stop.waits) + 15.0 * MAX_JITTER_FACTOR >= BUDGET.total_seconds()
 
 
-def test_duration_of_the_calls_counts() -> None:
-    """An upstream that hangs is given up in bounded time."""
+def test_duration_of_requests_counts_towards_the_budget() -> None:
     stop = FakeStop()
-    calls = Calls(endless(down), clock=stop, take_s=40.0)
+    requests = Requests(endless(outage), clock=stop, duration_s=40.0)
 
     with pytest.raises(TransientError):
-        policy(stop)(calls)
+        policy(stop)(requests)
 
     assert stop.now < BUDGET.total_seconds() + 40.0
 
 
 def test_number_of_retries_is_limited() -> None:
-    """Each of them can cost the upstream as much as a request that succeeds."""
-    stop, calls = FakeStop(), Calls(endless(down))
+    """A failed request can cost the upstream as much as one that succeeds."""
+    stop, requests = FakeStop(), Requests(endless(outage))
 
     with pytest.raises(TransientError):
-        retrying(budget=RetryBudget(timedelta(hours=1), clock=stop.monotonic), stop=stop)(calls)
+        retrying(budget=RetryBudget(timedelta(hours=1), clock=stop.monotonic), stop=stop)(requests)
 
-    assert calls.count == 13
+    assert requests.count == 13
 
 
-def test_slow_call_is_followed_by_a_random_pause(events: list[Any]) -> None:
+def test_slow_request_is_followed_by_a_random_pause(events: list[Any]) -> None:
     stop = FakeStop()
-    shared = policy(stop)
+    retry = policy(stop)
 
     for _ in range(20):
-        shared(Calls(clock=stop, take_s=10.0))
+        retry(Requests(clock=stop, duration_s=10.0))
 
     assert len({*stop.waits}) == len(stop.waits) == 19
     assert 0.0 <= min(stop.waits) < 10.0 < max(stop.waits) <= 48.0
     assert [event["event"] for event in events] == ["request.delayed"] * 19
 
 
-def test_fast_calls_are_not_delayed() -> None:
+def test_fast_request_is_not_followed_by_a_pause() -> None:
     stop = FakeStop()
-    shared = policy(stop)
+    retry = policy(stop)
 
     for _ in range(20):
-        shared(Calls(clock=stop, take_s=1.9))
+        retry(Requests(clock=stop, duration_s=1.9))
 
     assert stop.waits == []
 
 
-def test_slow_failure_is_retried_later_each_time() -> None:
-    """The upstream still works on the request that it did not respond to."""
+def test_delay_after_a_slow_failure_is_longer() -> None:
+    """The upstream can still be working on the request to which it did not respond in time."""
     stop = FakeStop()
-    shared = retrying(budget=RetryBudget(timedelta(hours=2), clock=stop.monotonic), stop=stop)
+    retry = retrying(budget=RetryBudget(timedelta(hours=2), clock=stop.monotonic), stop=stop)
 
-    shared(Calls([down()] * 8, clock=stop, take_s=12.0))
+    retry(Requests([outage()] * 8, clock=stop, duration_s=12.0))
 
     assert min(stop.waits) >= 12.0
     assert max(stop.waits) > 120.0
     assert max(stop.waits) <= 300.0
 
 
-def test_failed_connection_is_no_sign_of_overload() -> None:
-    """An address that drops packets, for example."""
+def test_delay_after_a_slow_failure_to_connect_is_not_longer() -> None:
+    """A firewall that drops packets, for example, is not a sign of an overloaded upstream."""
     stop = FakeStop()
 
-    policy(stop)(Calls([TransientError("", upstream="Headscale", sent=False)] * 4, clock=stop, take_s=10.0))
+    policy(stop)(Requests([TransientError("", upstream="Headscale", sent=False)] * 4, clock=stop, duration_s=10.0))
 
     assert stop.waits[0] < 1.0
-    assert max(stop.waits) <= 4.0 * SPREAD
+    assert max(stop.waits) <= 4.0 * MAX_JITTER_FACTOR
 
 
-def test_pause_ends_with_a_stop() -> None:
+def test_no_request_is_sent_if_the_stop_ends_the_pause() -> None:
     stop = FakeStop(after=1)
-    shared = policy(stop)
-    shared(Calls(clock=stop, take_s=10.0))
-    calls = Calls()
+    retry = policy(stop)
+    retry(Requests(clock=stop, duration_s=10.0))
+    requests = Requests()
 
     with pytest.raises(StoppedError):
-        shared(calls)
+        retry(requests)
 
-    assert calls.count == 0
+    assert requests.count == 0
 
 
-def test_calls_share_one_budget() -> None:
-    """Two minutes in total, not for each request."""
+def test_requests_share_one_budget() -> None:
     stop = FakeStop()
-    shared = policy(stop)
+    retry = policy(stop)
     with pytest.raises(TransientError):
-        shared(Calls(endless(down)))
-    waited = len(stop.waits)
+        retry(Requests(endless(outage)))
+    waits_before = len(stop.waits)
 
     with pytest.raises(TransientError):
-        shared(Calls(endless(down)))
+        retry(Requests(endless(outage)))
 
-    # The rest of the budget is shorter than the longest delay, but not than the first ones.
+    # The rest of the budget is only enough for short delays.
     assert sum(stop.waits) < BUDGET.total_seconds()
-    assert len(stop.waits) - waited < waited
+    assert len(stop.waits) - waits_before < waits_before
 
 
 def test_retry_after_is_waited_for() -> None:
     stop = FakeStop()
 
-    policy(stop)(Calls([down(retry_after_s=60)]))
+    policy(stop)(Requests([outage(retry_after_s=60)]))
 
-    assert 60.0 <= stop.waits[0] <= 60.0 * SPREAD
+    assert 60.0 <= stop.waits[0] <= 60.0 * MAX_JITTER_FACTOR
 
 
 def test_short_retry_after_does_not_shorten_the_delay() -> None:
-    """It is a minimum, and an upstream that is overloaded for long needs more."""
+    """It is a minimum. An upstream that has been overloaded for long needs longer delays."""
     stop = FakeStop()
 
-    policy(stop)(Calls([down(), down(), down(), down(), down(retry_after_s=1)]))
+    policy(stop)(Requests([outage(), outage(), outage(), outage(), outage(retry_after_s=1)]))
 
     assert stop.waits[4] >= 8.0
 
@@ -240,53 +247,53 @@ def test_short_retry_after_does_not_shorten_the_delay() -> None:
 def test_renewed_budget_starts_again() -> None:
     stop = FakeStop()
     budget = RetryBudget(BUDGET, clock=stop.monotonic)
-    shared = retrying(budget=budget, stop=stop)
+    retry = retrying(budget=budget, stop=stop)
     stop.now += 900.0
     with pytest.raises(TransientError):
-        shared(Calls([down()]))
+        retry(Requests([outage()]))
 
     budget.renew()
 
-    assert shared(Calls([down()])) == "done"
+    assert retry(Requests([outage()])) == "done"
     with pytest.raises(TransientError):
-        shared(Calls(endless(down)))
+        retry(Requests(endless(outage)))
     assert BUDGET.total_seconds() / 2 < sum(stop.waits) < BUDGET.total_seconds()
 
 
 def test_retry_after_beyond_the_budget_is_not_waited_for() -> None:
-    stop, calls = FakeStop(), Calls([down(retry_after_s=121)])
+    stop, requests = FakeStop(), Requests([outage(retry_after_s=121)])
 
     with pytest.raises(TransientError):
-        policy(stop)(calls)
+        policy(stop)(requests)
 
-    assert (calls.count, stop.waits) == (1, [])
+    assert (requests.count, stop.waits) == (1, [])
 
 
 def test_nothing_is_sent_after_a_stop(events: list[Any]) -> None:
     """The next attempt may be a write."""
-    stop, calls = FakeStop(after=2), Calls(endless(down))
+    stop, requests = FakeStop(after=2), Requests(endless(outage))
 
     with pytest.raises(StoppedError):
-        policy(stop)(calls)
+        policy(stop)(requests)
 
-    assert calls.count == 2
+    assert requests.count == 2
     assert len(stop.waits) == 2
 
 
 def test_failure_after_a_stop_is_not_retried() -> None:
-    stop, calls = FakeStop(), Calls(endless(down))
+    stop, requests = FakeStop(), Requests(endless(outage))
     stop.set()
 
     with pytest.raises(TransientError):
-        policy(stop)(calls)
+        policy(stop)(requests)
 
-    assert (calls.count, stop.waits) == (1, [])
+    assert (requests.count, stop.waits) == (1, [])
 
 
 def test_each_retry_is_logged(events: list[Any]) -> None:
     stop = FakeStop()
 
-    policy(stop)(Calls([down(retry_after_s=2), down()]))
+    policy(stop)(Requests([outage(retry_after_s=2), outage()]))
 
     assert [event["attempt"] for event in events] == [1, 2]
     assert {event["error"] for event in events} == {"it is down"}
@@ -295,10 +302,10 @@ def test_each_retry_is_logged(events: list[Any]) -> None:
 
 
 def test_policy_without_retries(events: list[Any]) -> None:
-    calls = Calls([down()])
+    requests = Requests([outage()])
 
     with pytest.raises(TransientError, match="it is down"):
-        once()(calls)
+        once()(requests)
 
-    assert (calls.count, events) == (1, [])
-    assert once()(Calls()) == "done"
+    assert (requests.count, events) == (1, [])
+    assert once()(Requests()) == "done"

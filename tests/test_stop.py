@@ -1,4 +1,4 @@
-"""Stop signals, which are sent to a separate process."""
+"""The effect of SIGTERM and SIGINT on a process. Each test runs a program and sends signals to it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lifecycle.runtime.stop import GRACE_S, REPORT_S, StopEvent
 # A process that does not end within this time hangs, however slow the machine is.
 HANGS_AFTER_S = 60
 
-SAYS_READY = "print('ready', flush=True)"
+PRINT_READY = "print('ready', flush=True)"
 
-# The signal handling of a terminal. A background process ignores SIGINT, one under nohup SIGHUP, and children inherit
-# that.
-HEAD = """
+# The default handling of signals is restored, because a background process can ignore SIGINT, a process under nohup
+# ignores SIGHUP, and its children inherit that.
+PROGRAM_START = """
 import signal
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
@@ -40,12 +40,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start]:
-    """Start a Python program with `Stop` and `report`, and wait until it prints `ready`."""
+    """Return a function that starts a Python program with `Stop` and `report`, and waits until it prints `ready`."""
     children: list[subprocess.Popen[str]] = []
 
     def run(program: str, *, is_ready: bool = True, **environment: str) -> subprocess.Popen[str]:
         child = subprocess.Popen(
-            [sys.executable, "-c", HEAD + textwrap.dedent(program)],
+            [sys.executable, "-c", PROGRAM_START + textwrap.dedent(program)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -64,17 +64,17 @@ def start(repository: Path, clean_environment: dict[str, str]) -> Iterator[Start
         child.communicate()
 
 
-def end_of(child: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Return the exit status and the output since `ready`."""
-    out, err = child.communicate(timeout=HANGS_AFTER_S)
-    return child.returncode, out, err
+def wait_for(child: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait until a program ends, and return its exit status and its output after `ready`."""
+    stdout, stderr = child.communicate(timeout=HANGS_AFTER_S)
+    return child.returncode, stdout, stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_wait(start: Start, number: signal.Signals) -> None:
     child = start(f"""
         stop = Stop(7, report)
-        {SAYS_READY}
+        {PRINT_READY}
         stop.wait(3600)
         stop.finish()
         print("done", flush=True)
@@ -82,77 +82,77 @@ def test_signal_ends_a_wait(start: Start, number: signal.Signals) -> None:
 
     child.send_signal(number)
 
-    assert end_of(child) == (0, f"reported {number.name}\ndone\n", "")
+    assert wait_for(child) == (0, f"reported {number.name}\ndone\n", "")
 
 
 def test_event_is_set_before_the_stop_is_reported(start: Start) -> None:
-    """A report that blocks must not delay the stop."""
+    """A report that blocks does not delay the stop."""
     child = start(f"""
         stop = Stop(7, lambda name: Event().wait())
-        {SAYS_READY}
+        {PRINT_READY}
         stop.wait(3600)
         print("done", flush=True)
     """)
 
     child.terminate()
 
-    assert end_of(child) == (0, "done\n", "")
+    assert wait_for(child) == (0, "done\n", "")
 
 
-def test_process_without_a_signal_is_not_stopped(start: Start) -> None:
+def test_event_is_not_set_without_a_signal(start: Start) -> None:
     child = start("""
         stop = Stop(7, report)
         stop.finish()
         print("stopped" if stop.is_set() else "ready", flush=True)
     """)
 
-    assert end_of(child) == (0, "", "")
+    assert wait_for(child) == (0, "", "")
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_hanging_process_is_ended_with_the_given_status(start: Start, status: int) -> None:
+def test_process_that_hangs_is_ended_with_the_given_status(start: Start, status: int) -> None:
     child = start(f"""
         Stop({status}, report)
-        {SAYS_READY}
+        {PRINT_READY}
         Event().wait()
     """)
 
     child.terminate()
 
-    assert end_of(child) == (status, "reported SIGTERM\n", "")
+    assert wait_for(child) == (status, "reported SIGTERM\n", "")
 
 
 def test_process_in_a_busy_loop_is_ended(start: Start) -> None:
     child = start(f"""
         Stop(7, report)
-        {SAYS_READY}
+        {PRINT_READY}
         while True:
             pass
     """)
 
     child.terminate()
 
-    assert end_of(child)[0] == 7
+    assert wait_for(child)[0] == 7
 
 
 @pytest.mark.parametrize("report", ["lambda name: Event().wait()", "lambda name: 1 / 0"], ids=["blocks", "raises"])
-def test_process_is_ended_although_the_report_fails(start: Start, report: str) -> None:
+def test_process_is_ended_even_if_the_report_fails(start: Start, report: str) -> None:
     child = start(f"""
         Stop(7, {report})
-        {SAYS_READY}
+        {PRINT_READY}
         Event().wait()
     """)
 
     child.terminate()
 
-    assert end_of(child)[0] == 7
+    assert wait_for(child)[0] == 7
 
 
 def test_second_signal_has_no_effect(start: Start) -> None:
-    """Ctrl-C twice shows no traceback."""
+    """Pressing Ctrl-C twice prints no traceback."""
     child = start(f"""
         stop = Stop(7, report)
-        {SAYS_READY}
+        {PRINT_READY}
         stop.wait()
         stop.finish()
         print("stopping", flush=True)
@@ -165,12 +165,12 @@ def test_second_signal_has_no_effect(start: Start) -> None:
     child.send_signal(signal.SIGINT)
     child.terminate()
 
-    assert end_of(child) == (7, "", "")
+    assert wait_for(child) == (7, "", "")
 
 
 @pytest.fixture(params=[False, True], ids=["terminal", "nohup"])
-def _is_hangup_ignored(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Under nohup, the tests and their children inherit an ignored SIGHUP."""
+def _terminal_or_nohup(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Handle SIGHUP like a process at a terminal, or ignore it like a process under nohup. Children inherit that."""
     before = signal.getsignal(signal.SIGHUP)
     if request.param:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -178,45 +178,45 @@ def _is_hangup_ignored(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.usefixtures("_is_hangup_ignored")
+@pytest.mark.usefixtures("_terminal_or_nohup")
 def test_other_signals_have_their_default_action(start: Start) -> None:
     child = start(f"""
         Stop(7, report)
-        {SAYS_READY}
+        {PRINT_READY}
         Event().wait()
     """)
 
     child.send_signal(signal.SIGHUP)
 
-    assert end_of(child) == (-signal.SIGHUP, "", "")
+    assert wait_for(child) == (-signal.SIGHUP, "", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("status", [0, 1])
-def test_signal_before_a_stop_exists_ends_the_process(start: Start, number: signal.Signals, status: int) -> None:
+def test_signal_before_a_stop_is_created_ends_the_process(start: Start, number: signal.Signals, status: int) -> None:
     child = start(f"""
         exit_on_stop_signals({status})
-        {SAYS_READY}
+        {PRINT_READY}
         Event().wait()
     """)
 
     child.send_signal(number)
 
-    assert end_of(child) == (status, "", "")
+    assert wait_for(child) == (status, "", "")
 
 
-def test_stop_takes_over_the_signals(start: Start) -> None:
+def test_stop_replaces_the_earlier_signal_handlers(start: Start) -> None:
     child = start(f"""
         exit_on_stop_signals(3)
         stop = Stop(7, report)
-        {SAYS_READY}
+        {PRINT_READY}
         stop.wait(3600)
         stop.finish()
     """)
 
     child.terminate()
 
-    assert end_of(child) == (0, "reported SIGTERM\n", "")
+    assert wait_for(child) == (0, "reported SIGTERM\n", "")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_stop_takes_over_the_signals(start: Start) -> None:
 def test_signal_during_a_slow_import_ends_the_program(
     start: Start, tmp_path: Path, arguments: list[str], status: int
 ) -> None:
-    """Under a tight CPU limit, the imports take longer than the two seconds that a stop may take."""
+    """With a low CPU limit, the imports take longer than the two seconds that a stop may take."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     (tmp_path / "structlog.py").write_text(f"open({str(fifo)!r}).read()")
@@ -245,10 +245,10 @@ def test_signal_during_a_slow_import_ends_the_program(
         is_ready=False,
         PYTHONPATH=str(tmp_path),
     )
-    # This waits until the import reads.
+    # Opening the FIFO waits until the import reads from it.
     with fifo.open("wb", buffering=0):
         child.terminate()
-        assert end_of(child) == (status, "", "")
+        assert wait_for(child) == (status, "", "")
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,7 @@ def test_signal_during_a_slow_import_ends_the_program(
 def test_signal_before_the_handlers_exist_is_not_lost(
     start: Start, tmp_path: Path, arguments: list[str], status: int
 ) -> None:
+    """The signal arrives while the module that installs the handlers is imported."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     child = start(
@@ -279,32 +280,33 @@ def test_signal_before_the_handlers_exist_is_not_lost(
     )
     with fifo.open("wb", buffering=0):
         child.terminate()
-    assert end_of(child) == (status, "", "")
+    assert wait_for(child) == (status, "", "")
 
 
-def test_process_ends_within_two_seconds() -> None:
+def test_process_has_to_end_within_two_seconds() -> None:
     assert GRACE_S < 2
     assert REPORT_S < GRACE_S
 
 
-# --- Waiting for a socket as well ---------------------------------------------------------------------------
+# --- Waits that also end when a socket has data --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("is_set", "is_sent", "received"),
+    ("is_set", "has_data"),
     [
-        pytest.param(True, False, False, id="set"),
-        pytest.param(False, True, True, id="data"),
-        pytest.param(True, True, True, id="both"),
+        pytest.param(True, False, id="stop"),
+        pytest.param(False, True, id="data"),
+        pytest.param(True, True, id="both"),
     ],
 )
-def test_a_socket_or_the_stop_ends_a_wait(is_set: bool, is_sent: bool, received: bool) -> None:
-    ours, theirs = socketpair()
+def test_stop_or_data_in_the_socket_ends_a_wait(is_set: bool, has_data: bool) -> None:
+    """The wait returns True if the socket has data."""
+    receiver, sender = socketpair()
     stop = StopEvent()
-    with ours, theirs, ThreadPoolExecutor() as pool:
-        waiting = pool.submit(stop.wait_readable, ours, 3600)
-        if is_sent:
-            theirs.send(b"data")
+    with receiver, sender, ThreadPoolExecutor() as pool:
+        future = pool.submit(stop.wait_readable, receiver, 3600)
+        if has_data:
+            sender.send(b"data")
         if is_set:
             stop.set()
-        assert waiting.result(HANGS_AFTER_S) == received
+        assert future.result(HANGS_AFTER_S) == has_data
