@@ -1,4 +1,4 @@
-"""Faults that need more than a response: compressed bodies, and a standard output that cannot be written."""
+"""Two faults: a compressed response that decodes to a large one, and a standard output that cannot be written."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ from lifecycle.runtime import logs
 from tests.simulators.faults import Fault, answer
 
 DECODED_BYTES: Final = 48 * 1024 * 1024
-"""More than the limit for a response."""
+"""The size of the decoded body, which is more than the limit of 32 MiB for a response."""
 
 
 @cache
 def compressed_response(*, twice: bool) -> Fault:
-    """Return a small response that decodes to a large, valid and empty list."""
+    """Return a response that is small, but decodes to a valid empty list followed by many spaces.
+
+    Args:
+        twice: the body is compressed two times.
+    """
     body = gzip.compress(b'{"success":true,"result":[],"nodes":[],"users":[]}'.ljust(DECODED_BYTES), compresslevel=1)
     if twice:
         body = gzip.compress(body)
@@ -39,7 +43,7 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
         os.dup2(full, writer)
         os.close(full)
     elif kind == "stuck pipe":
-        # A write that would block fails instead, so that tests need not wait for it.
+        # A write fails instead of blocking, so that tests do not wait for it.
         os.set_blocking(writer, False)
         with suppress(BlockingIOError):
             while True:
@@ -52,24 +56,24 @@ def failing_output(random: Random, events: list[Any]) -> Iterator[None]:
         events.append(dict(event))
         return event
 
-    opened = logs._outputs  # noqa: SLF001 - the log keeps one output for each stream
-    stdout, outputs = sys.stdout, dict(opened)
+    outputs = logs._outputs  # noqa: SLF001 - the log keeps one output for each stream
+    previous_stdout, previous_outputs = sys.stdout, dict(outputs)
     config = structlog.get_config()
     stream = os.fdopen(writer, "w", closefd=False)
     sys.stdout = None if kind == "closed" else stream
-    opened.clear()
+    outputs.clear()
     try:
         logs.configure_logs(console=False, level="debug")
         structlog.configure(processors=[capture, *structlog.get_config()["processors"]])
         yield
     finally:
-        # The thread that writes must have finished before its descriptor becomes another file.
+        # The thread that writes must finish before another file gets the number of its descriptor.
         os.close(reader)
         logs.flush_logs(timeout_s=10.0)
         with suppress(OSError):
             stream.close()
         os.close(writer)
-        sys.stdout = stdout
-        opened.clear()
-        opened.update(outputs)
+        sys.stdout = previous_stdout
+        outputs.clear()
+        outputs.update(previous_outputs)
         structlog.configure(**config)

@@ -1,6 +1,6 @@
-"""Run a schedule: the pods of a workload, and the faults and events around them.
+"""Run a schedule: run the pods of a workload on a simulated clock, and inject the faults and events of the schedule.
 
-`workload` contains the pods and the upstreams, `events` what happens to them, and `invariants` what is checked.
+`workload.py` has the pods and the upstreams, `events.py` the events, and `invariants.py` what is checked.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
 from tests.simulators.upstream import Upstream
 from tests.tally import count
-from tests.world import USER, StopAt
+from tests.world import MIN_WAIT_S, USER, StopAt
 
 RECOVERY_S: Final = 1800.0
-"""The time until everything has to be in sync again: several of the longest waits of either loop."""
+"""After the last fault, everything must be in sync within this time. It is several times the longest backoff."""
 
 CHECK_INTERVAL_S: Final = 60.0
 """How often it is checked whether everything is in sync."""
 
 WRITERS: Final = frozenset({"check_writable", "write", "write_metadata", "_replace", "_temporary", "_write_new"})
-"""Functions of the module that writes the key file."""
+"""Functions of keyfile/writer.py that run while a key is written."""
 
-LINES: Final = 80
-"""More lines than these functions execute when they write a key."""
+MAX_LINE: Final = 80
+"""These functions execute fewer lines than this to write a key."""
 
 POLLS: Final = 20
-"""More polls than are made in the minute after which a missing node counts as lost."""
+"""More polls than in the minute after which dns-watch treats a missing node as lost."""
 
-MEMORY: Final = Path("/dev/shm")
+MEMORY_FOLDER: Final = Path("/dev/shm")
+"""A file system in memory, on Linux."""
 
 RESTART_S: Final = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 """The kubelet's backoff before it restarts a container."""
@@ -81,7 +82,7 @@ class Engine:
         self.invariants = Invariants(self.workload, log_events)
         self._log_events = log_events
         self._interruptions: list[Interruption] = []
-        # For each process that is to be killed while it writes a key: the number of lines until then.
+        # For each process to be killed while it writes a key: the number of lines that it executes before.
         self._lines_until_kill: list[int] = []
         self._running_pod: Pod | None = None
         self._machines = 0
@@ -136,7 +137,7 @@ class Engine:
             world.add_record("100.64.9.3", name="x.example.com", comment=f"{MARK} x{NAME}")
             # An alias that the workload does not have any more.
             world.add_record(NAME, name="old.example.com", type_="CNAME", comment=WORKLOAD_MARK)
-        if self.schedule.crowded:
+        if self.schedule.many_records:
             for number in range(100):
                 world.add_record(f"note {number}", type_="TXT")
         # What an earlier pod left behind.
@@ -147,7 +148,7 @@ class Engine:
     # --- Pods --------------------------------------------------------------------------------------------
 
     def run_for(self, seconds: float) -> None:
-        """Run the pods for this long, each when it is due."""
+        """Run the pods for this long, each pass when it is due."""
         until = self.clock.elapsed_s + seconds
         while True:
             pod = min(self.workload.between_passes, key=lambda pod: (pod.due_s, pod.number), default=None)
@@ -158,8 +159,9 @@ class Engine:
         self.clock.sleep(max(0.0, until - self.clock.elapsed_s))
 
     def run_pod(self, pod: Pod) -> None:
-        """Run what is due in a pod, once."""
-        outer, self._running_pod = self._running_pod, pod
+        """Run the command or the pass that is due in a pod."""
+        # During a request of one pod, other pods can run.
+        interrupted_pod, self._running_pod = self._running_pod, pod
         self.workload.passes.append(Pass(pod, superseded_at_start=self.workload.published_successors(pod)))
         try:
             with self._kill_at_line(pod):
@@ -170,17 +172,16 @@ class Engine:
         except OSError as error:
             raise BrokenError(f"Never 8: pod {pod.number} ended with a traceback: {error!r}") from error
         finally:
-            self._running_pod = outer
+            self._running_pod = interrupted_pod
             self.workload.passes.pop()
-        # The clock always advances, because a loop without waits would never end.
-        pod.due_s = self.clock.elapsed_s + max(wait_s, 0.001)
+        pod.due_s = self.clock.elapsed_s + max(wait_s, MIN_WAIT_S)
         if not self.workload.passes:
             self.invariants.check_foreign_objects()
             self.invariants.check_key_files()
 
     @contextmanager
     def _kill_at_line(self, pod: Pod) -> Iterator[None]:
-        """Kill the process at a line of the module that writes the key file. Check the key files before each line."""
+        """Kill the process at a line of the code that writes the key file. Check the key files before each line."""
         if not self._lines_until_kill or len(self.workload.passes) > 1:
             yield
             return
@@ -193,7 +194,7 @@ class Engine:
                 self.invariants.check_key_files()
                 lines_left -= 1
                 if lines_left == 0:
-                    # Exception handlers of the program run for this exception too. Their effects are undone below.
+                    # A real kill runs no exception handlers. Those of the program run here, and are undone below.
                     if pod.folder.exists():
                         shutil.copytree(pod.folder, snapshot)
                     raise KilledError
@@ -203,7 +204,7 @@ class Engine:
             code = frame.f_code
             return line_by_line if code.co_filename == key_file_writer.__file__ and code.co_name in WRITERS else None
 
-        before = sys.gettrace()
+        previous_trace = sys.gettrace()
         sys.settrace(call)
         try:
             yield
@@ -216,7 +217,7 @@ class Engine:
                 snapshot.rename(pod.folder)
             raise
         finally:
-            sys.settrace(before)
+            sys.settrace(previous_trace)
 
     def _run_due(self, pod: Pod) -> float:
         if not pod.initialized:
@@ -251,12 +252,12 @@ class Engine:
         world = self.world
         pod.stop = StopAt(self.clock)
         cleanup = self._commands(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
-        fired = world.queues["headscale"].fired
+        faults_before = world.queues["headscale"].fired
         current = self.workload.passes[-1]
         try:
             cleanup.run()
         except LifecycleError as error:
-            headscale_was_healthy = world.queues["headscale"].fired == fired and not pod.cut_off
+            headscale_was_healthy = world.queues["headscale"].fired == faults_before and not pod.cut_off
             is_expected = isinstance(error, StoppedError | KeyFileError | NameTakenError)
             if headscale_was_healthy and not current.disturbed and not is_expected and self._settings_are_accepted:
                 raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error
@@ -288,7 +289,7 @@ class Engine:
             pod.show(None)
         if pod.node_id is not None or pod.cut_off:
             return
-        if pod.machine_key is None or not self.schedule.kept_state:
+        if pod.machine_key is None or not self.schedule.keeps_machine_key:
             self._machines += 1
             pod.machine_key = f"mkey:{self._machines:064x}"
         with suppress(OSError, RegistrationRefusedError, NodeGoneError):
@@ -306,8 +307,8 @@ class Engine:
             count("faults injected", step.kind)
             self._output.enter_context(failing_output(step.random, self._log_events))
         elif step.kind == HIDDEN_NODES:
-            # Without an interface, the list is the only evidence. The pod would conclude that its node never registered
-            # with the key, and create another key.
+            # Without an interface, the list is the only evidence of the node. The pod would conclude that its key was
+            # never used, and create another one.
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.queues["headscale"]
@@ -320,10 +321,10 @@ class Engine:
             for pod in self.workload.running:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
-            self._lines_until_kill.append(1 + step.draw % LINES)
-        elif step.meanwhile:
+            self._lines_until_kill.append(1 + step.seed % MAX_LINE)
+        elif step.during_pass:
             action = partial(self._interrupt, step)
-            committed = bool(step.draw % 2)
+            committed = bool(step.seed % 2)
             self._interruptions.append(
                 Interruption(action, self.world.upstream(step.upstream), after=step.after, committed=committed)
             )
@@ -333,7 +334,7 @@ class Engine:
     def _play_event(self, step: Step) -> None:
         # An event can change foreign objects. Changes before it are checked first.
         self.invariants.check_foreign_objects()
-        count("events in the middle of a pass" if step.meanwhile else "events", step.kind)
+        count("events in the middle of a pass" if step.during_pass else "events", step.kind)
         self._events.play(step)
         self.invariants.remember_foreign_objects()
 
@@ -342,9 +343,9 @@ class Engine:
             fault = compressed_response(twice=step.random.random() < 0.5)
         else:
             fault = FAULTS[step.kind](step.upstream, step.random)
-        path = SECOND_PAGE.pattern if step.page_two else None
+        path = SECOND_PAGE.pattern if step.second_page else None
         method = "GET" if step.kind == "stale read" else step.method
-        # A list that is incomplete only once has no effect.
+        # dns-watch ignores a list that is incomplete only once.
         times = POLLS if step.kind == "short list" and step.times > 1 else step.times
         self.world.queues[step.upstream].order(
             step.kind, fault, method=method, path=path, times=times, after=step.after
@@ -367,7 +368,7 @@ class Engine:
             case "another pod's pass":
                 self._run_other_pods()
             case "volume gone":
-                # Without an interface, only the metadata distinguishes two pods, so it stays.
+                # Without an interface, only the key metadata distinguishes two pods, so the volume stays.
                 pod = self._running_pod
                 if pod is not None and pod.has_interface and pod.folder.exists():
                     count("faults injected", "volume gone")
@@ -448,7 +449,7 @@ class Engine:
 
     @property
     def _quiet_time_s(self) -> float:
-        """Longer than VERIFY_INTERVAL with its jitter."""
+        """A time that is longer than VERIFY_INTERVAL with its jitter."""
         return 400.0 if self.world.environment["VERIFY_INTERVAL"] == "5m" else 160.0
 
     def _check_blocked_record_is_reported(self) -> None:
@@ -479,7 +480,7 @@ def run(schedule: Schedule) -> None:
     """
     count("schedules")
     # In memory if possible, because each key file is synced to the disk.
-    folder = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(dir=MEMORY_FOLDER if MEMORY_FOLDER.is_dir() else None))
     random_state = random.getstate()
     random.seed(schedule.seed)
     try:

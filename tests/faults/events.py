@@ -1,4 +1,4 @@
-"""The events of a schedule: what other owners, operators, Headscale, the kubelet and the network do."""
+"""The events of a schedule: actions of other owners, operators, Headscale, the kubelet and the network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.simulators.headscale import Node, NodeGoneError
 from tests.world import USER
 
 LOST_NODE: Final = 0
-"""The node id of a pod whose node is not in a restored database. No node has this id."""
+"""The node id of a pod whose node is missing in the restored database. No node has this id."""
 
 RECONNECT_S: Final = 5.0
 """How soon a tailscale client reconnects after its server has restarted."""
@@ -54,8 +54,8 @@ class Events:
         if record is not None:
             self._world.cloudflare.change_record(record.id, comment="")
             if record.name != NAME:
-                # There it is foreign now.
-                self._change_zone_again()
+                # At a further name, a record without a comment is foreign.
+                self._add_change_for_stale_reads()
 
     def record_deleted(self, step: Step) -> None:
         record = self._choose_record(step)
@@ -69,29 +69,29 @@ class Events:
         record = self._choose_record(step)
         if record is not None:
             self._world.cloudflare.change_record(record.id, comment="mine now")
-        self._change_zone_again()
+        self._add_change_for_stale_reads()
 
     def name_taken_by_another_owner(self, _step: Step) -> None:
         self._world.add_record("100.64.99.9", comment=OTHER_MARK)
-        self._change_zone_again()
+        self._add_change_for_stale_reads()
 
     def cname_in_the_way(self, _step: Step) -> None:
         for record in self._world.our_records:
             self._world.cloudflare.remove_record(record.id)
         self._world.add_record("elsewhere.example.org", type_="CNAME")
-        self._change_zone_again()
+        self._add_change_for_stale_reads()
 
     def record_changed_during_a_pass(self, step: Step) -> None:
-        """Take a record over, or point it at another online node."""
+        """Take over a record, or point it to another online node."""
         record = self._choose_record(step)
         if record is None:
             return
         online = [node for node in self._world.our_nodes if self._world.headscale.online(node.id)]
-        if online and step.draw % 2:
+        if online and step.seed % 2:
             self._world.cloudflare.change_record(record.id, content=step.random.choice(online).addresses[0], ttl=120)
         else:
             self._world.cloudflare.change_record(record.id, comment="mine now")
-        self._change_zone_again()
+        self._add_change_for_stale_reads()
         for current in self._workload.passes:
             current.unread_changes.add(record.id)
 
@@ -99,11 +99,10 @@ class Events:
         ours = self._world.our_records
         return step.random.choice(ours) if ours else None
 
-    def _change_zone_again(self) -> None:
-        """Change another name, so that even a stale response shows the new owner of ours."""
-        self._world.add_record("later", name="later.example.com", type_="TXT")
-        later = self._world.cloudflare.records(self._world.zone_id, "later.example.com")
-        self._world.cloudflare.remove_record(later[0].id)
+    def _add_change_for_stale_reads(self) -> None:
+        """Change another record, so that a stale response, which lacks the last change, has the previous one."""
+        record_id = self._world.add_record("later", name="later.example.com", type_="TXT")
+        self._world.cloudflare.remove_record(record_id)
 
     # --- Nodes and addresses -----------------------------------------------------------------------------
 
@@ -138,9 +137,9 @@ class Events:
         self._clock.schedule(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
 
     def headscale_upgraded(self, step: Step) -> None:
-        later = VERSIONS[VERSIONS.index(self._world.headscale.version) :][1:2]
-        if later:
-            self._world.headscale.upgrade(later[0])
+        position = VERSIONS.index(self._world.headscale.version)
+        if position + 1 < len(VERSIONS):
+            self._world.headscale.upgrade(VERSIONS[position + 1])
             if not self._world.headscale.accepts_api_key:
                 self.api_key_renewed(step)
             self._clock.schedule(self._clock.elapsed_s + RECONNECT_S, self._workload.reconnect)
@@ -197,7 +196,7 @@ class Events:
 
     def pod_restarted(self, step: Step) -> None:
         for pod in self._workload.running:
-            self._workload.end_pod(pod, silently=bool(step.draw % 2))
+            self._workload.end_pod(pod, silently=bool(step.seed % 2))
         self._workload.start_pod()
 
     def sidecar_restarted(self, _step: Step) -> None:
@@ -210,7 +209,7 @@ class Events:
 
     def tailscale_restarted(self, step: Step) -> None:
         pod = step.random.choice(self._workload.running)
-        if self._workload.schedule.kept_state and pod.node_id is not None:
+        if self._workload.schedule.keeps_machine_key and pod.node_id is not None:
             with suppress(NodeGoneError):
                 self._world.headscale.connect(pod.node_id)
 

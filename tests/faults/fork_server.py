@@ -1,7 +1,7 @@
-"""Run programs in forks of one process that has imported the libraries, which takes longer than most programs.
+"""Run Python code in forks of one process that has imported the libraries. The import takes longer than most tests.
 
-Reads one job per line of standard input, as JSON: `folder`, which is searched first for modules, and `code`. Writes
-`status` and `output` of each.
+It reads one job per line of standard input, as JSON: the `code`, and the `folder` that is searched first for modules.
+For each job, it writes a line with `status` and `output`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LIBRARIES = (
 
 
 def run(job: dict[str, Any]) -> int:
-    """Run a program, and return its exit status."""
+    """Run the code of a job, and return writer exit status."""
     sys.path.insert(0, job["folder"])
     os.chdir(job["folder"])
     try:
         exec(job["code"], {})
     except SystemExit as error:
         return int(error.code or 0)
-    except BaseException:  # noqa: BLE001 - as the interpreter does
+    except BaseException:  # noqa: BLE001 - the interpreter prints a traceback too
         traceback.print_exc()
         return 70
     finally:
@@ -47,15 +47,15 @@ def main() -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
     for line in sys.stdin:
-        ours, its = os.pipe()
+        reader, writer = os.pipe()
         if os.fork() == 0:
-            os.dup2(its, 1)
-            os.dup2(its, 2)
-            # The inherited streams assume that their descriptors are still the same files.
+            os.dup2(writer, 1)
+            os.dup2(writer, 2)
+            # The inherited stream objects have cached properties of the previous files.
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(run(json.loads(line)))
-        os.close(its)
-        with os.fdopen(ours) as output:
+        os.close(writer)
+        with os.fdopen(reader) as output:
             text = output.read()
         _, status = os.wait()
         sys.stdout.write(json.dumps({"status": os.waitstatus_to_exitcode(status), "output": text}) + "\n")

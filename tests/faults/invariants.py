@@ -1,7 +1,7 @@
-"""The invariants of a run, checked at every request and after every step.
+"""The invariants of a schedule, which are checked at every request and after every step.
 
-They are evaluated on the simulators' tables, independently of the program's rules. docs/architecture.md describes the
-guarantees "Never 1" to "Never 8".
+They compare the simulators' data, and do not use the program's own rules. docs/architecture.md lists the guarantees
+"Never 1" to "Never 8".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.simulators.upstream import Upstream
 from tests.tally import count
 
 MAX_TRACED_BYTES: Final = DECODED_BYTES // 2
-"""More memory than a pass needs, unless it decodes the whole response."""
+"""A pass needs less memory than this, unless it decodes the whole compressed response."""
 
 
 class BrokenError(AssertionError):
@@ -94,8 +94,8 @@ class Invariants:
             current.unread_changes -= {key for key, record in records.items() if record.name in names}
         if request.fault in UNDETECTABLE:
             current.disturbed = True
-        # A list without a node that dns-watch has already found proves nothing: Headscale also has to report that the
-        # node does not exist. Only if it does, or if no node is known, an incomplete list misleads the pod.
+        # If a list lacks a node that dns-watch has found, it reads this node directly before it treats it as lost.
+        # An incomplete list therefore misleads the pod only if the node does not exist, or if no node is known.
         known = current.pod.watch.state.node if current.pod.watch else None
         is_known = known is not None and self._world.headscale.node(int(known.id)) is not None
         if request.fault == "stale read" or (request.fault == HIDDEN_NODES and not is_known):
@@ -152,17 +152,21 @@ class Invariants:
             record, old = now[key], before.get(key)
             if old is not None and old.content == record.content:
                 continue
-            # The address can be that of any node of ours, because addresses are reassigned. An expired node counts too,
-            # because a pod whose clock is behind cannot know that it has expired.
+            # The address of any node of ours is allowed, because addresses are reassigned. So is that of an expired
+            # node, because a pod whose clock is behind cannot know that it has expired.
             ours = [node for node in self._world.headscale.nodes if self._world.is_our_node(node)]
             addresses = {address for node in ours for address in node.addresses}
-            shown = pod.interface.addresses
+            on_interface = pod.interface.addresses
             if record.type == "CNAME":
                 is_right = record.content == NAME
             else:
-                is_right = record.content in addresses and (shown is None or ip_address(record.content) in shown)
+                is_right = record.content in addresses and (
+                    on_interface is None or ip_address(record.content) in on_interface
+                )
             if not current.disturbed and not is_right:
-                raise BrokenError(f"pod {pod.number}, node {pod.node_id}, {shown}, published {record.content}")
+                raise BrokenError(
+                    f"pod {pod.number} with node {pod.node_id} and addresses {on_interface} published {record.content}"
+                )
             at_main_name = {other.id for other in self._world.blocking if other.name == NAME}
             if record.type == "CNAME" and at_main_name - current.unread_changes:
                 raise BrokenError(f"Never 1: {record.name} was pointed to a foreign record")
@@ -203,9 +207,9 @@ class Invariants:
         node = self._world.headscale.node(pod.node_id or 0)
         if node is not None and not self._world.is_expired(node):
             raise BrokenError(f"Never 3: pod {pod.number} creates a key although its node {node.id} exists")
-        held = pod.key_file.read_text() if pod.key_file.exists() else ""
+        current_key = pod.key_file.read_text() if pod.key_file.exists() else ""
         if any(
-            key.key == held and not key.used and key.expires_at > self._clock.true_now()
+            key.key == current_key and not key.used and key.expires_at > self._clock.true_now()
             for key in self._world.headscale.keys
         ):
             raise BrokenError(f"pod {pod.number} creates a key although the one in its file is valid")
@@ -247,26 +251,31 @@ class Invariants:
         if node is not None and not self._world.is_expired(node) and not self._is_misled(pod):
             raise BrokenError(f"pod {pod.number}: /nodez is 503 although node {node.id} exists")
         now = self._clock.true_now()
-        held = [key for key in self._world.headscale.keys if key.key == pod.key_file.read_text()]
-        if not self._clock.skew and not any(key.expires_at > now and not key.used for key in held):
-            raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {held}")
+        in_file = [key for key in self._world.headscale.keys if key.key == pod.key_file.read_text()]
+        if not self._clock.skew and not any(key.expires_at > now and not key.used for key in in_file):
+            raise BrokenError(f"pod {pod.number}: /nodez is 503 although the key in the file is invalid: {in_file}")
 
     def check_secrets(self) -> None:
         """Never 5: no output contains a secret."""
         world = self._world
-        shown = [repr(self._log_events)]
+        output = [repr(self._log_events)]
         for pod in self._workload.pods:
             if pod.watch is not None:
-                shown += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
+                output += [render_metrics(pod.watch.status, accept="")[1].decode(), repr(pod.watch.status)]
             # The key file and its temporary file may contain the key.
-            shown += [file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}]
-        shown += [f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests]
-        everything = "\n".join(shown)
+            output += [
+                file.read_text() for file in pod.folder.glob("*") if file.name not in {"authkey", ".authkey.tmp"}
+            ]
+        output += [
+            f"{request.path}?{request.query}" for request in world.headscale.requests + world.cloudflare.requests
+        ]
+        everything = "\n".join(output)
         for secret in world.headscale.secrets() + world.cloudflare.secrets():
             count("secrets searched")
             if secret in everything:
-                at = everything.index(secret)
-                raise BrokenError(f"Never 5: the output contains a secret: {everything[max(0, at - 200) : at]}…")
+                start = everything.index(secret)
+                context = everything[max(0, start - 200) : start]
+                raise BrokenError(f"Never 5: the output contains a secret: {context}…")
 
     # --- Recovery ----------------------------------------------------------------------------------------
 
@@ -278,22 +287,22 @@ class Invariants:
             if self._must_heal():
                 return "no pod is registered, and none has healed"
             count("recoveries without a node")
-            wrong = [
+            ready = [
                 each.number for each in self._workload.running if each.watch is not None and each.watch.status.ready
             ]
-            return f"pods {wrong} report the record in sync without a node" if wrong else ""
+            return f"pods {ready} report the record in sync without a node" if ready else ""
         node = next(node for node in world.our_nodes if node.id == pod.node_id)
-        wanted = world.wanted_records(node)
+        desired = world.desired_records(node)
         ours = world.our_records
-        good = sorted((record.name, record.content, record.comment) for record in ours) == sorted(wanted) and all(
-            (record.ttl, record.proxied) == (60, False) for record in ours
-        )
-        if not good:
+        is_in_sync = sorted((record.name, record.content, record.comment) for record in ours) == sorted(
+            desired
+        ) and all((record.ttl, record.proxied) == (60, False) for record in ours)
+        if not is_in_sync:
             states = [
                 (each.number, each.node_id, each.watch and each.watch.status.readiness())
                 for each in self._workload.running
             ]
-            return f"node {node.id} of pod {pod.number} has {wanted}; our records are {ours}; {states}"
+            return f"node {node.id} of pod {pod.number} should have {desired}; our records are {ours}; {states}"
         if pod.watch is None or not pod.watch.status.ready:
             reason = pod.watch.state.records.reason if pod.watch else "no sidecar"
             return f"the record is in sync, but pod {pod.number} does not report it: {reason}"
@@ -302,8 +311,8 @@ class Invariants:
     def _must_heal(self) -> bool:
         """Return True if the running pods can recover by themselves.
 
-        A sidecar cannot if it started after its node was lost and has no interface, because nothing shows that the node
-        existed. It cannot either if no sidecar has ever found the node. It then reports that to the operator.
+        A sidecar cannot if it started after its node was lost and has no interface, because it cannot know that the
+        node existed. Nor can it if no sidecar has ever found the node. It then reports that no node is registered.
         """
         return self._world.environment["SELF_HEAL"] == "true" and all(
             pod.watch is not None

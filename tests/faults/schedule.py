@@ -1,4 +1,4 @@
-"""The faults and events of one run, which are drawn from a seed or read from once_failed.json."""
+"""Schedules: the faults and events of one run, generated from a seed or read from regressions.json."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from tests.simulators.dialects import VERSIONS
 from tests.simulators.faults import Fault
 
 STEPS: Final = 14
-"""The number of steps of a random schedule, without the added one."""
+"""The number of steps of a random schedule, without the additional one."""
 
-ADDED_SHARE: Final = 0.5
-"""The share of random schedules with an added step."""
+ADDITIONAL_STEP_SHARE: Final = 0.5
+"""The share of random schedules that have an additional step."""
 
 UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
-# Headscale's own errors, as its gateway returns them.
-EXHAUSTED: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
+# What Headscale returns, through its gRPC gateway, if a response is too large.
+TOO_LARGE: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
+# The error codes of Cloudflare for a rate limit.
 THROTTLED_971: Final = json.dumps(
     {"success": False, "errors": [{"code": 971, "message": "wait"}], "messages": [], "result": None}
 )
 THROTTLED_10429: Final = json.dumps({"success": False, "errors": [{"code": 10429, "message": "wait"}]})
-NOTHING_OF_ONE: Final = json.dumps(
+# An empty page of a list that has one record.
+EMPTY_PAGE: Final = json.dumps(
     {
         "success": True,
         "errors": [],
@@ -50,7 +52,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
     "null": lambda _upstream, _random: faults.answer(200, "null"),
     "short list": lambda upstream, _random: faults.answer(
-        200, NOTHING_OF_ONE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
+        200, EMPTY_PAGE if upstream == "cloudflare" else '{"nodes":[],"users":[],"preAuthKeys":[],"apiKeys":[]}'
     ),
     "401": lambda upstream, _random: (
         refusal(401, 10000)
@@ -65,7 +67,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
         refusal(400, 81058) if upstream == "cloudflare" else faults.answer(409, '{"title":"Conflict","status":409}')
     ),
     "429": lambda upstream, random: faults.too_many_requests(
-        body=EXHAUSTED if upstream == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
+        body=TOO_LARGE if upstream == "headscale" else random.choice((THROTTLED_971, THROTTLED_10429))
     ),
     "429 with Retry-After": lambda _upstream, random: faults.too_many_requests(
         random.choice((1, 20, 90)), body=random.choice((THROTTLED_971, THROTTLED_10429))
@@ -74,13 +76,13 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "redirect": lambda _upstream, _random: faults.answer(302, headers={"Location": "http://elsewhere.example/"}),
     "stale read": lambda _upstream, _random: faults.stale(),
 }
-"""All faults of a request."""
+"""The faults of single requests, by kind."""
 
 HIDDEN_NODES: Final = "our nodes hidden"
-"""A proxy returns 404 for each node, and the list lacks the nodes of our name. No node must count as lost."""
+"""A proxy returns 404 for each node, and lists lack the nodes with our name. No node may be treated as lost."""
 
 EMPTY_NODE_LIST: Final = "node list empty"
-"""Headscale and all sidecars have just started: the list is empty, and the sidecars have only the key metadata."""
+"""Headscale and all sidecars have just started. The list is empty, and the sidecars know only the key metadata."""
 
 UNDETECTABLE: Final = frozenset({"stale read", HIDDEN_NODES, EMPTY_NODE_LIST})
 """Faults that a client cannot distinguish from a correct response."""
@@ -108,7 +110,7 @@ EVENTS: Final = (
 )
 """Events between two passes."""
 
-ALSO_MEANWHILE: Final = frozenset(
+ALSO_DURING_PASS: Final = frozenset(
     {
         "record edited",
         "node deleted",
@@ -120,31 +122,31 @@ ALSO_MEANWHILE: Final = frozenset(
         "clock jumps",
     }
 )
-"""Events that also happen in the middle of a pass.
+"""Events that can also happen in the middle of a pass.
 
-Changes of a record's owner are not among them: the program cannot detect those in time, because Cloudflare has no
-conditional writes.
+Changes of a record's owner are not among them. The program cannot detect a change between its last read and its write,
+because Cloudflare has no conditional writes.
 """
 
 KILLED_WRITING: Final = "kill -9 while a key is written"
 
 INTERRUPTIONS: Final = ("kill -9", KILLED_WRITING, "SIGTERM", "SIGSTOP", "another pod's pass", "volume gone")
-"""Interruptions in the middle of a pass, around a request or at a line of the code that writes the key."""
+"""Interruptions of a pass, before or after a request or at a line of the code that writes the key."""
 
 DATABASE_RESTORED: Final = "database restored"
-"""Headscale's database is restored from a backup, and other machines get the ids of nodes and keys created since."""
+"""Headscale's database is restored from a backup. Other machines get the ids of nodes and keys created after it."""
 
 OUTPUT_FAILS: Final = "output fails"
 """Standard output is a broken pipe, a full disk, a full pipe without a reader, or closed."""
 
 COMPRESSED: Final = "compressed"
-"""A response decodes to more than the size limit: gzip, or gzip within gzip."""
+"""A response is compressed once or twice, and decodes to more than the size limit."""
 
 RECORD_CHANGED_DURING_PASS: Final = "record changed during a pass"
-"""Another owner takes over or repoints a record during a request to Headscale, after the program read the zone."""
+"""Another owner changes a record during a request to Headscale, after the program has read the zone."""
 
-ADDED_KINDS: Final = (DATABASE_RESTORED, OUTPUT_FAILS, COMPRESSED, RECORD_CHANGED_DURING_PASS)
-"""Kinds of the additional step. They are not drawn with the others, so that a seed keeps its other steps."""
+ADDITIONAL_KINDS: Final = (DATABASE_RESTORED, OUTPUT_FAILS, COMPRESSED, RECORD_CHANGED_DURING_PASS)
+"""Kinds of the additional step. It has a random generator of its own, so that a seed keeps its other steps."""
 
 POD_EVENTS: Final = (
     "pod restarted",
@@ -160,31 +162,31 @@ class Step:
     """One fault or event, and the wait after it.
 
     Attributes:
-        kind: a key of `FAULTS`, or one of the other lists.
-        meanwhile: it happens in the middle of a pass instead of between two passes.
+        kind: a key of `FAULTS`, or one of the other kinds of this module.
+        during_pass: it happens in the middle of a pass instead of between two passes.
         upstream: the upstream of the affected requests.
-        method: the method of the affected requests; None = any.
-        page_two: the fault affects only second pages.
+        method: the HTTP method of the affected requests; None = any.
+        second_page: the fault affects only requests for the second page of a list.
         times: the number of requests that the fault affects.
-        after: the number of requests before the first one that it affects.
+        after: the number of matching requests before the first one that it affects.
         wait_s: how long the pods run before the next step.
-        draw: seed for the random choices of this step.
+        seed: for the random choices of this step.
     """
 
     kind: str
-    meanwhile: bool
+    during_pass: bool
     upstream: UpstreamName
     method: str | None
-    page_two: bool
+    second_page: bool
     times: int
     after: int
     wait_s: float
-    draw: int
+    seed: int
 
     @property
     def random(self) -> Random:
         """Return a random generator that is the same for the same step."""
-        return Random(self.draw)
+        return Random(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,16 +197,16 @@ class Schedule:
         seed: for the random values of the program itself.
         version: Headscale's release at the start.
         variables: settings that differ from the defaults.
-        crowded: our name has more than one page of records.
-        kept_state: tailscale keeps its machine key when it restarts.
+        many_records: our name has more than one page of records.
+        keeps_machine_key: a tailscale container has the same machine key after a restart.
         steps: in order.
     """
 
     seed: int
     version: str
     variables: Mapping[str, str]
-    crowded: bool
-    kept_state: bool
+    many_records: bool
+    keeps_machine_key: bool
     steps: tuple[Step, ...]
 
     def without(self, number: int) -> Schedule:
@@ -212,25 +214,28 @@ class Schedule:
         return replace(self, steps=self.steps[:number] + self.steps[number + 1 :])
 
     def text(self) -> str:
-        """Return the schedule as JSON, which does not depend on how later versions draw schedules."""
+        """Return the schedule as JSON, for regressions.json."""
         return json.dumps(asdict(self))
 
 
-def drawn(seed: int) -> Schedule:
-    """Generate a schedule. The same seed always gives the same schedule."""
+def random_schedule(seed: int) -> Schedule:
+    """Return the schedule of a seed.
 
-    def draw(what: str) -> Random:
-        return Random(f"{seed}/{what}")
+    Each part has its own random generator, so that a change to one part does not change the others.
+    """
 
-    settings = draw("settings")
-    crowded = draw("crowd").random() < 0.12
-    steps = [_step(draw(str(number)), crowded=crowded) for number in range(STEPS)]
-    added = draw("added")
-    if added.random() < ADDED_SHARE:
-        steps.insert(added.randrange(STEPS // 2), _added_step(added))
+    def random_of(part: str) -> Random:
+        return Random(f"{seed}/{part}")
+
+    settings = random_of("settings")
+    many_records = random_of("crowd").random() < 0.12
+    steps = [_random_step(random_of(str(number)), many_records=many_records) for number in range(STEPS)]
+    additional = random_of("added")
+    if additional.random() < ADDITIONAL_STEP_SHARE:
+        steps.insert(additional.randrange(STEPS // 2), _random_additional_step(additional))
     return Schedule(
         seed=seed,
-        version=draw("version").choice(VERSIONS),
+        version=random_of("version").choice(VERSIONS),
         variables={
             "SELF_HEAL": settings.choice(("true", "false")),
             "DNS_CLEANUP": settings.choice(("delete", "keep")),
@@ -242,24 +247,24 @@ def drawn(seed: int) -> Schedule:
             "CLOUDFLARE_ZONE_ID": settings.choice(("given", "given", "looked up")),
             "TAILSCALE_INTERFACE": settings.choice(("tailscale0", "tailscale0", "")),
         },
-        crowded=crowded,
-        kept_state=draw("state").random() < 0.5,
+        many_records=many_records,
+        keeps_machine_key=random_of("state").random() < 0.5,
         steps=tuple(steps),
     )
 
 
 def with_further_names(schedule: Schedule) -> Schedule:
     """Return the schedule for a workload that has an alias, an alias that is the domain, and a shared name."""
-    further = {"DNS_ALIASES": "docs,example.com", "DNS_SHARED_NAMES": "ingress"}
-    return replace(schedule, variables={**schedule.variables, **further})
+    names = {"DNS_ALIASES": "docs,example.com", "DNS_SHARED_NAMES": "ingress"}
+    return replace(schedule, variables={**schedule.variables, **names})
 
 
-def parsed(values: Mapping[str, Any]) -> Schedule:
+def from_json(values: Mapping[str, Any]) -> Schedule:
     """Parse the result of `Schedule.text`."""
     return Schedule(**{**values, "steps": tuple(Step(**step) for step in values["steps"])})
 
 
-def _step(random: Random, *, crowded: bool) -> Step:
+def _random_step(random: Random, *, many_records: bool) -> Step:
     kind = random.choice(
         random.choices(
             ((*FAULTS, HIDDEN_NODES, EMPTY_NODE_LIST), EVENTS, INTERRUPTIONS, POD_EVENTS), weights=(50, 22, 16, 12)
@@ -270,31 +275,31 @@ def _step(random: Random, *, crowded: bool) -> Step:
     if kind == "short list":
         method = "GET"
     # Only Cloudflare has pages, and only if a name has many records.
-    page_two = crowded and kind in FAULTS and random.random() < 0.4
+    second_page = many_records and kind in FAULTS and random.random() < 0.4
     return Step(
         kind=kind,
-        meanwhile=kind in INTERRUPTIONS or (kind in ALSO_MEANWHILE and random.random() < 0.4),
-        upstream="cloudflare" if page_two else upstream,
-        method="GET" if page_two else method,
-        page_two=page_two,
+        during_pass=kind in INTERRUPTIONS or (kind in ALSO_DURING_PASS and random.random() < 0.4),
+        upstream="cloudflare" if second_page else upstream,
+        method="GET" if second_page else method,
+        second_page=second_page,
         times=random.choice((1, 1, 1, 2, 3, 12)),
         after=random.choice((0, 0, 0, 1, 2, 4)),
         wait_s=random.choice((0.0, 1.0, 20.0, 70.0, 200.0, 400.0)),
-        draw=random.getrandbits(32),
+        seed=random.getrandbits(32),
     )
 
 
-def _added_step(random: Random) -> Step:
-    kind = random.choice(ADDED_KINDS)
-    during_pass = kind == RECORD_CHANGED_DURING_PASS
+def _random_additional_step(random: Random) -> Step:
+    kind = random.choice(ADDITIONAL_KINDS)
+    is_record_change = kind == RECORD_CHANGED_DURING_PASS
     return Step(
         kind=kind,
-        meanwhile=during_pass,
-        upstream="headscale" if during_pass else random.choice(("headscale", "cloudflare")),
+        during_pass=is_record_change,
+        upstream="headscale" if is_record_change else random.choice(("headscale", "cloudflare")),
         method="GET" if kind == COMPRESSED else None,
-        page_two=False,
+        second_page=False,
         times=random.choice((1, 3, 12)),
         after=random.choice((0, 1, 2, 4)),
         wait_s=random.choice((20.0, 70.0, 400.0)),
-        draw=random.getrandbits(32),
+        seed=random.getrandbits(32),
     )

@@ -1,4 +1,4 @@
-"""Sits between a client and a simulator: records each request, and runs actions around it."""
+"""`Tap`, an application between a client and a simulator that reports each request and can interrupt it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ class KilledError(BaseException):
 
 
 class NamedFaults(FaultQueue):
-    """A queue of faults with names, which counts their uses."""
+    """A queue of faults that have names. It counts how often each is used.
+
+    Attributes:
+        taken: the name of the fault of the last request; None if it had no fault.
+        fired: the number of requests with a fault.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,11 +59,11 @@ class NamedFaults(FaultQueue):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request from the sender's point of view.
+    """One request, as its sender experienced it.
 
     Attributes:
         query: without the question mark.
-        fault: its name; None = a correct response.
+        fault: the name of the injected fault; None = a correct response.
         status: of the response; None = no complete response.
     """
 
@@ -91,10 +96,10 @@ class Interruption:
     """An action around a request.
 
     Attributes:
-        action: what to run.
+        action: the function to run.
         upstream: the upstream of the request.
-        after: the number of earlier requests.
-        committed: run after the request is executed instead of before.
+        after: the number of requests to this upstream before it.
+        committed: the action runs after the request is executed instead of before.
     """
 
     action: Callable[[], None]
@@ -104,19 +109,20 @@ class Interruption:
 
 
 class Watcher(Protocol):
-    """Is called for every request."""
+    """Checks every request."""
 
     def before(self, upstream: Upstream, method: str, path: str) -> None:
-        """Called before a request is executed."""
+        """Prepare the check, before a request is executed."""
 
     def after(self, request: Request) -> None:
-        """Called after a request."""
+        """Check a request that was executed or has failed."""
 
 
 class Tap:
-    """A WSGI application in front of a simulator, for one sender.
+    """The handler of one sender's requests to a simulator.
 
     Args:
+        watcher: checks every request.
         interruptions: shared by all senders; each is removed when it runs.
         cut_off: returns True while the sender has no network.
     """
@@ -155,7 +161,7 @@ class Tap:
                 due.action()
 
     def _due(self) -> Interruption | None:
-        # Reads in a separate thread are not interrupted, because they have no clock of their own.
+        # Only requests of the main thread are interrupted, because the simulated clock belongs to this thread.
         if threading.current_thread() is not threading.main_thread():
             return None
         for interruption in self._interruptions:
@@ -170,7 +176,7 @@ class Tap:
 
 
 def _wait_for_reads() -> None:
-    """Order the concurrent reads of `cleanup`, so that a seed always gives the same run."""
+    """Let the concurrent reads of `cleanup` run in a fixed order, so that a seed always gives the same run."""
     order = ("zone", "version", threading.main_thread().name)
     first = order.index(threading.current_thread().name)
     for thread in threading.enumerate():

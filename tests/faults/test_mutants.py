@@ -1,4 +1,4 @@
-"""Each mutant, a change to the program that breaks one guarantee, makes a test fail."""
+"""The tests detect every mutant: a change to the program that breaks one guarantee."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pods of one workload, the simulated upstreams around them, and what has happened to them so far."""
+"""The pods of one workload, their simulated upstreams, and what has happened to them so far."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIBLING_MARK: Final = f"{MARK} wiki.{ZONE}"
 """The comment of another workload's records under SHARED."""
 
 MISLED_S: Final = 600.0
-"""The time after an undetectably wrong response in which its consequences are not counted as failures."""
+"""For this long after a wrong response that no client can detect, the program may act on it."""
 
 
 @dataclass(slots=True)
@@ -40,13 +40,16 @@ class Pod:
 
     Attributes:
         has_interface: tailscale creates a VPN interface.
-        due_s: when one of its containers runs next.
+        number: counts the pods of the workload, from 0.
+        folder: the volume with the key file.
+        due_s: when one of its containers runs next, on the simulated clock.
         initialized: the init container has succeeded.
         watch: the sidecar; None while the init container runs, or before its next start.
         stop: the stop signal of the running command, if it has one.
         restarts: how often one of its containers has ended.
         node_id: the node that tailscale registered; None until then.
-        cut_off: it reaches no upstream.
+        machine_key: tailscale's; None until it has registered once.
+        cut_off: it has no network.
         misled_at_s: when it last received a wrong response that it cannot distinguish from a correct one.
         is_running: False after the kubelet has stopped it.
     """
@@ -72,7 +75,7 @@ class Pod:
 
     @property
     def kept_node_id(self) -> str | None:
-        """The node in the key metadata; None if it has none, or the metadata is missing."""
+        """The `kept_node_id` in the key metadata; None if the metadata has none or is missing."""
         metadata = self.key_file.with_suffix(".id")
         return json.loads(metadata.read_text())["kept_node_id"] if metadata.exists() else None
 
@@ -87,8 +90,8 @@ class Pass:
     """What happened during one run of a command, or one pass of `dns-watch`.
 
     Attributes:
-        disturbed: an upstream changed during the pass, or a response was stale.
-        unread_changes: ids of records that another owner changed after the last time that this pass read the zone.
+        disturbed: an upstream changed during the pass, or a response was wrong without a sign of it.
+        unread_changes: ids of records that another owner has changed since this pass last read them.
         superseded_at_start: nodes of later pods that had published their address when the pass started.
     """
 
@@ -128,7 +131,7 @@ class FaultWorld(World):
         return self.headscale if name == "headscale" else self.cloudflare
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """Return a command's settings. All pods share them, apart from the path of the key file."""
+        """Return the settings of a command. All pods have the same, except for the path of the key file."""
         path = Path(variables.pop("AUTHKEY_OUTPUT_PATH"))
         if command not in self._loaded:
             self._loaded[command] = super().settings(command, **variables)
@@ -172,14 +175,14 @@ class FaultWorld(World):
         """True if the workload has the names ALIAS, APEX and SHARED."""
         return "DNS_ALIASES" in self.environment
 
-    def wanted_records(self, node: Node) -> list[tuple[str, str, str]]:
+    def desired_records(self, node: Node) -> list[tuple[str, str, str]]:
         """Return name, content and comment of each record that a node should have."""
         addresses = node.addresses if self.environment["DNS_IPV6"] == "true" else node.addresses[:1]
-        wanted = [(NAME, address, MARK) for address in addresses]
+        desired = [(NAME, address, MARK) for address in addresses]
         if self.has_further_names:
-            wanted.append((ALIAS, NAME, WORKLOAD_MARK))
-            wanted += [(name, address, WORKLOAD_MARK) for name in (APEX, SHARED) for address in addresses]
-        return wanted
+            desired.append((ALIAS, NAME, WORKLOAD_MARK))
+            desired += [(name, address, WORKLOAD_MARK) for name in (APEX, SHARED) for address in addresses]
+        return desired
 
     @property
     def our_nodes(self) -> list[Node]:
@@ -196,12 +199,12 @@ class FaultWorld(World):
         ipv6 = self.environment["DNS_IPV6"] == "true"
         kinds = {"A", "CNAME", "NS"} | ({"AAAA"} if ipv6 else set())
         names = {ALIAS, APEX, SHARED} if self.has_further_names else set()
-        # A foreign record beside ours is only detected at the main name.
-        complete = {(record.name, record.type) for record in self.our_records}
+        # At a further name, the program does not detect a foreign record if ours exists too.
+        existing = {(record.name, record.type) for record in self.our_records}
         return [
             record
             for record in self.cloudflare.records(self.zone_id)
-            if (record.name == NAME or (record.name in names and (record.name, record.type) not in complete))
+            if (record.name == NAME or (record.name in names and (record.name, record.type) not in existing))
             and record.type in kinds
             and not self.is_our_record(record)
             and record.comment != SIBLING_MARK
@@ -212,8 +215,8 @@ class Workload:
     """All pods of one workload, and the passes that are running now.
 
     Attributes:
-        passes: outermost first: during a request of one pod's pass, another pod can run a pass.
-        credentials_are_valid: the secrets in the files are those that the upstreams accept.
+        passes: the outermost first. During a request of one pod's pass, another pod can run a pass.
+        credentials_are_valid: the upstreams accept the secrets in the pods' files.
     """
 
     def __init__(self, schedule: Schedule, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +241,7 @@ class Workload:
 
     @property
     def record_owner(self) -> Pod | None:
-        """Return the pod that has to own the record: the one with the newest node."""
+        """Return the pod that must own the record, which is the one with the newest node."""
         node_ids = {node.id for node in self.world.our_nodes}
         registered = [pod for pod in self.running if pod.node_id in node_ids and pod.initialized]
         return max(registered, key=lambda pod: pod.node_id or 0, default=None)
@@ -271,7 +274,11 @@ class Workload:
         return pod
 
     def end_pod(self, pod: Pod, *, silently: bool = False) -> None:
-        """Stop a pod, as the kubelet does or together with its cluster node."""
+        """Stop a pod.
+
+        Args:
+            silently: Headscale still reports the node as online, as after a failure of the cluster node.
+        """
         pod.is_running = False
         if pod.node_id is not None:
             self.world.headscale.disconnect(pod.node_id, silently=silently)

@@ -1,4 +1,4 @@
-"""A simulated clock for hundreds of threads, scheduled cooperatively: only one runs, until it sleeps."""
+"""A simulated clock for hundreds of threads. Only one thread runs at a time, until it sleeps on the clock."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class CooperativeClock(Clock):
         """Let other threads run until the simulated time has advanced."""
         semaphore = self._semaphores.get(current_thread())
         if semaphore is None:
-            # A thread that `run` did not start, such as a background thread of a program, does not wait.
+            # `run` did not start this thread. It can be a background thread of a command.
             return
         heappush(self._sleepers, (self.elapsed_s + seconds, next(self._order), semaphore))
         self._yielded.release()
         semaphore.acquire()
 
     def run(self, programs: Iterable[Callable[[], None]]) -> None:
-        """Run all programs concurrently until the last one ends, then raise the first error."""
+        """Run each program in a thread until the last one ends, then raise the first error."""
         for program in programs:
             thread = Thread(target=self._begin, args=(program,), daemon=True)
             semaphore = self._semaphores[thread] = Semaphore(0)
@@ -49,7 +49,7 @@ class CooperativeClock(Clock):
         self._semaphores[current_thread()].acquire()
         try:
             program()
-        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the test
+        except BaseException as error:  # noqa: BLE001 - `run` raises it in the thread of the test
             self._errors.append(error)
         finally:
             self._yielded.release()

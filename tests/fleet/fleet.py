@@ -1,46 +1,55 @@
-"""Many pods of different workloads, a Cloudflare account with a rate limit, and a slow Headscale."""
+"""A fleet: many pods of different workloads, with slow upstreams and the rate limit of a Cloudflare account."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from lifecycle.dns_watch.loop import DnsWatch
+from lifecycle.domain.errors import LifecycleError
 from lifecycle.runtime.deadline import remaining_s
 from lifecycle.settings.models import Command
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
-from tests.world import ZONE, Clock, World
+from tests.world import ZONE, Clock, Interface, World
 
-# Headscale compares the API key with bcrypt for each request.
+# The CPU time of one request to Headscale, which compares the API key with a bcrypt hash.
 BCRYPT_S = 0.06
-# The number of concurrent comparisons.
+# The CPU cores of Headscale.
 CORES = 2
 
+# The duration of one request to Cloudflare.
 CLOUDFLARE_S = 0.1
 
-# Cloudflare's limit, shared by all tokens of a user and the dashboard.
+# Cloudflare's rate limit, in requests per five minutes. All tokens of a user and the dashboard share it.
 LIMIT = 1200
 WINDOW_S = 300.0
 
+# The kubelet's backoff before it restarts a container.
+RESTART_S = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+
 
 class FleetWorld(World):
-    """A world in which each command belongs to a different workload."""
+    """A tailnet and a zone for many workloads. TS_HOSTNAME selects the workload of a command."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, clock: Clock, **variables: str) -> None:
         super().__init__(monkeypatch, folder, clock=clock)
         self.environment |= variables
         self._folder = folder
+        # Loading settings takes longer than most passes, so each command does it only once.
         self._loaded: dict[type[Any], Any] = {}
         self.headscale.keep_bodies = False
-        self.share(CloudflareSimulator(now=clock.true_now, plan="pro"), ZONE)
+        self.use_account(CloudflareSimulator(now=clock.true_now, plan="pro"), ZONE)
 
-    def share(self, cloudflare: CloudflareSimulator, zone: str) -> None:
-        """Use a separate zone in this account."""
+    def use_account(self, cloudflare: CloudflareSimulator, zone: str) -> None:
+        """Use a new zone in this Cloudflare account."""
         cloudflare.keep_bodies = False
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone(zone)
@@ -51,7 +60,7 @@ class FleetWorld(World):
         }
 
     def settings(self, command: type[Command], **variables: str) -> Command:
-        """Return the settings of one workload: those of the fleet, and TS_HOSTNAME."""
+        """Return the settings of a command of one workload."""
         hostname = variables.pop("TS_HOSTNAME")
         if command not in self._loaded:
             self._loaded[command] = super().settings(command, TS_HOSTNAME=hostname, **variables)
@@ -61,62 +70,95 @@ class FleetWorld(World):
         return settings
 
     def key_file_of(self, hostname: str) -> Path:
-        """Return the key file of one workload."""
+        """Return the path of the key file of one workload."""
         folder = self._folder / hostname
         folder.mkdir(exist_ok=True)
         return folder / "authkey"
 
+    def start_pod(self, hostname: str) -> StartedPod:
+        """Run `cleanup` until it succeeds, register the node of the pod, and create its `dns-watch`."""
+        exits = 0
+        while True:
+            try:
+                self.cleanup(TS_HOSTNAME=hostname).run()
+                break
+            except LifecycleError:
+                self.clock.sleep(RESTART_S[min(exits, len(RESTART_S) - 1)])
+                exits += 1
+        key_created_s = self.clock.elapsed_s
+        # The start of the tailscale container takes this long.
+        self.clock.sleep(random.uniform(1.0, 4.0))
+        node = self.headscale.register(key=self.key_file_of(hostname).read_text(), hostname=hostname)
+        self.headscale.connect(node.id)
+        watch = self.watch(Interface(*node.addresses), TS_HOSTNAME=hostname)
+        return StartedPod(watch, key_created_s, exits)
+
+
+@dataclass(frozen=True, slots=True)
+class StartedPod:
+    """A pod whose node is registered.
+
+    Attributes:
+        key_created_s: when `cleanup` had created the key, on the simulated clock.
+        exits: how often `cleanup` failed before.
+    """
+
+    watch: DnsWatch
+    key_created_s: float
+    exits: int
+
 
 class SlowUpstream:
-    """An upstream with limited concurrency that records the time of each request.
+    """An upstream that needs time for each request.
 
     Args:
-        cost_s: duration of each request. If it exceeds the time-out of the client, the response is lost.
-        concurrency: number of concurrent requests; None = unlimited.
+        cost_s: the time for a request. The client times out if the response takes longer than its limit.
+        concurrency: how many requests with credentials are executed at the same time; None = all.
+
+    Attributes:
+        request_times_s: the time of each request.
+        timed_out: the number of requests for which the client timed out.
     """
 
     def __init__(self, upstream: Upstream, clock: Clock, *, cost_s: float, concurrency: int | None) -> None:
         self._upstream = upstream
         self._clock = clock
         self._cost_s = cost_s
-        self._free_at = [0.0] * concurrency if concurrency else None
-        self.requested_at: list[float] = []
+        # When each worker has finished its last request.
+        self._workers_free_s = [0.0] * concurrency if concurrency else None
+        self.request_times_s: list[float] = []
         self.timed_out = 0
 
     def __call__(self, request: Request) -> Response:
-        requested_at = self._clock.elapsed_s
-        self.requested_at.append(requested_at)
-        done_at = requested_at + self._cost_s
-        if self._free_at is not None and "authorization" in request.headers:
-            worker = min(range(len(self._free_at)), key=self._free_at.__getitem__)
-            done_at = max(requested_at, self._free_at[worker]) + self._cost_s
-            self._free_at[worker] = done_at
-        # The clock of the real client is the real one.
+        requested_s = self._clock.elapsed_s
+        self.request_times_s.append(requested_s)
+        duration_s = self._cost_s
+        if self._workers_free_s is not None and "authorization" in request.headers:
+            worker = min(range(len(self._workers_free_s)), key=self._workers_free_s.__getitem__)
+            self._workers_free_s[worker] = max(requested_s, self._workers_free_s[worker]) + self._cost_s
+            duration_s = self._workers_free_s[worker] - requested_s
+        # The client measures its time-out with the real clock, on which hardly any time passes.
         timeout_s = round(remaining_s())
-        self._clock.sleep(min(done_at - requested_at, timeout_s))
+        self._clock.sleep(min(duration_s, timeout_s))
         response = self._upstream.handle(request)
-        if done_at - requested_at > timeout_s:
+        if duration_s > timeout_s:
             self.timed_out += 1
             raise httpx.ReadTimeout("The read operation timed out")
         return response
 
 
-def busiest(times: Iterable[float], window_s: float) -> int:
+def busiest(times_s: Iterable[float], window_s: float) -> int:
     """Return the maximum number of times within any window of this length."""
-    ordered = sorted(times)
+    ordered = sorted(times_s)
     most = first = 0
-    for number, at in enumerate(ordered):
-        while at - ordered[first] >= window_s:
+    for number, time_s in enumerate(ordered):
+        while time_s - ordered[first] >= window_s:
             first += 1
         most = max(most, number - first + 1)
     return most
 
 
-def route_through(*slow: tuple[Upstream, Handler]) -> Any:
-    """Return a function that replaces each upstream by its slow handler."""
-    by_upstream = {id(upstream): handler for upstream, handler in slow}
-
-    def between(upstream: Upstream) -> Handler:
-        return by_upstream[id(upstream)]
-
-    return between
+def route_through(*handlers: tuple[Upstream, Handler]) -> Callable[[Upstream], Handler]:
+    """Return a value for `World.route` that replaces each upstream by the given handler."""
+    by_upstream = {id(upstream): handler for upstream, handler in handlers}
+    return lambda upstream: by_upstream[id(upstream)]

@@ -1,4 +1,4 @@
-"""Pods that have their node and their record, and the load on Headscale of their polls."""
+"""Measure the load on Headscale from the polls of many pods whose nodes and records do not change."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Steady:
     """The load of a fleet in its second hour, with default settings.
 
     Attributes:
-        cores: of Headscale, for all pods.
+        cores: how many CPU cores Headscale needs for the requests of all pods.
         interval_s: the longest interval between two polls of a pod.
-        ready: all records are in sync.
+        ready: True if all records are in sync.
     """
 
     pods: int
@@ -36,7 +36,11 @@ class Steady:
 
 
 def steady_state(pods: int, *, sample: int = 5) -> Steady:
-    """Run a sample of the pods for two hours. It is enough, because pods do not interact."""
+    """Measure the load of this many pods in steady state.
+
+    Args:
+        sample: how many of the pods run. The load is scaled to all pods, because pods do not interact.
+    """
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         world = FleetWorld(patch, Path(folder), clock=clock)
@@ -47,9 +51,9 @@ def steady_state(pods: int, *, sample: int = 5) -> Steady:
         sampled = random.sample(nodes, sample)
         watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in sampled]
         world.run_together(*watches, seconds=HOUR_S)
-        begun = len(headscale.requested_at)
+        earlier_requests = len(headscale.request_times_s)
         world.run_together(*watches, seconds=HOUR_S)
-        requests = len(headscale.requested_at) - begun
+        requests = len(headscale.request_times_s) - earlier_requests
         return Steady(
             pods,
             cores=requests * BCRYPT_S / HOUR_S * pods / sample,
