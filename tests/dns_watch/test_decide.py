@@ -1,4 +1,4 @@
-"""Table tests of the pure function `decide`, which need no simulator and no waiting."""
+"""What dns-watch decides in one pass, or in several passes, as tests of the pure functions `decide` and `conclude`."""
 
 from __future__ import annotations
 
@@ -109,25 +109,34 @@ def at(seconds: float, *, jitter: float = 0.0) -> Moment:
 
 
 def a_key(key_id: str = "7", *, used: bool = False, expires_in_s: float = 3600) -> PreAuthKey:
-    """A key as Headscale lists it."""
+    """Return a key as Headscale lists it."""
     expires_at = NOW + timedelta(seconds=expires_in_s)
     return PreAuthKey(key_id, SVC, frozenset(), False, False, used, NOW, expires_at)
 
 
-def found(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = ()) -> Observation:
-    """Return an observation of a found node, with the records if they were read, or the error."""
+def registered(node: Node = NODE, *, records: Iterable[Record] | FailedRead | None = ()) -> Observation:
+    """Return an observation of a registered node.
+
+    Args:
+        records: the records that were read, or the error; None = they were not due.
+    """
     read = records if records is None or isinstance(records, FailedRead) else RecordsRead(tuple(records))
     return Observation(INTERFACE, node, NODE_IDENTITY, records=read)
 
 
-def missing(
+def unregistered(
     kind: LossKind | None = LossKind.GONE,
     *,
     successor: Node | None = None,
     is_list_empty: bool = False,
     **fields: object,
 ) -> Observation:
-    """Return an observation without a node, for this reason; None = the reason is uncertain."""
+    """Return an observation without a node.
+
+    Args:
+        kind: of the loss; None if it is uncertain.
+        fields: other fields of the observation.
+    """
     node_id = None if kind in (LossKind.STRANDED, LossKind.UNREGISTERED) else "1"
     loss = None if kind is None else Loss(kind, node_id, is_list_empty)
     observation = Observation(INTERFACE, Unregistered("not found", loss, successor), NODE_IDENTITY, METADATA)
@@ -148,11 +157,28 @@ def event_names(decision: Decision) -> list[str]:
     return [event.name for event in decision.events]
 
 
+def decide_at(
+    state: State, observation: Observation, seconds: float = 0.0, *, config: WatchConfig = CONFIG
+) -> Decision:
+    return decide(state, observation, config=config, now=at(seconds))
+
+
+def conclude_at(
+    decision: Decision,
+    result: ApplyResult,
+    observation: Observation,
+    seconds: float = 0.0,
+    *,
+    config: WatchConfig = CONFIG,
+) -> Decision:
+    return conclude(decision, result, observation=observation, config=config, now=at(seconds))
+
+
 def after(state: State, *steps: tuple[float, Observation], config: WatchConfig = CONFIG) -> Decision:
-    """Return the last of several decisions, each of which was applied successfully."""
+    """Return the last of several decisions. Each step is the time of a pass in seconds, and what it observes."""
     decision = Decision(state)
     for seconds, observation in steps:
-        decision = decide(decision.state, observation, config=config, now=at(seconds))
+        decision = decide_at(decision.state, observation, seconds, config=config)
     return decision
 
 
@@ -172,7 +198,7 @@ def after(state: State, *steps: tuple[float, Observation], config: WatchConfig =
     ],
 )
 def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Record], changes: list[type]) -> None:
-    decision = decide(KNOWN, found(records=records), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, registered(records=records))
     assert [type(change) for change in decision.changes] == changes
 
 
@@ -180,46 +206,40 @@ def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Reco
     "foreign", [a_record(content=V4, comment=OTHER_MARK), a_record(content="203.0.113.7", comment="")]
 )
 def test_a_foreign_record_is_reported_and_keeps_the_record_out_of_sync(foreign: Record) -> None:
-    decision = decide(KNOWN, found(records=[foreign]), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, registered(records=[foreign]))
     assert "record.foreign" in event_names(decision)
     assert not decision.state.records.in_sync
 
 
 def test_a_correct_record_is_in_sync_and_read_again_after_verify_interval() -> None:
-    decision = decide(KNOWN, found(records=[a_record(content=V4)]), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, registered(records=[a_record(content=V4)]))
     records = decision.state.records
     assert (records.in_sync, records.addresses, records.verify_at_s) == (True, INTERFACE, VERIFY_S)
 
 
 def test_a_record_is_out_of_sync_until_its_change_is_confirmed() -> None:
-    observation = found(records=[a_record(content="100.64.0.9")])
-    decision = decide(IN_SYNC, observation, config=CONFIG, now=at(0))
+    observation = registered(records=[a_record(content="100.64.0.9")])
+    decision = decide_at(IN_SYNC, observation)
     assert not decision.state.records.in_sync
-    done = conclude(decision, ApplyResult(), observation=observation, config=CONFIG, now=at(1))
+    done = conclude_at(decision, ApplyResult(), observation, 1)
     assert done.state.records.in_sync
 
 
 def test_a_created_record_is_read_again_soon() -> None:
-    """Another pod may have created one in the same second."""
-    observation = found(records=[])
-    done = conclude(
-        decide(KNOWN, observation, config=CONFIG, now=at(0)),
-        ApplyResult(),
-        observation=observation,
-        config=CONFIG,
-        now=at(0),
-    )
+    """Another pod may have created a record at the same time."""
+    observation = registered(records=[])
+    done = conclude_at(decide_at(KNOWN, observation), ApplyResult(), observation)
     assert done.state.records.verify_at_s == POLL_S
 
 
 def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -> None:
-    observation = found(records=[])
+    observation = registered(records=[])
     state = KNOWN
     waits = []
     for seconds in (0, 100, 200):
-        decision = decide(state, observation, config=CONFIG, now=at(seconds))
+        decision = decide_at(state, observation, seconds)
         failed = ApplyResult(records_error=CLOUDFLARE_OUTAGE)
-        done = conclude(decision, failed, observation=observation, config=CONFIG, now=at(seconds))
+        done = conclude_at(decision, failed, observation, seconds)
         state = done.state
         waits.append(state.records.not_before_s - seconds)
         assert not state.records.in_sync
@@ -228,55 +248,55 @@ def test_a_failed_change_is_retried_with_backoff_and_not_reported_as_in_sync() -
     assert waits == [0.5, 1.0, 2.0]
 
 
-def test_a_rate_limit_is_obeyed_for_as_long_as_requested() -> None:
-    decision = decide(KNOWN, found(records=FailedRead(RATE_LIMIT)), config=CONFIG, now=at(0))
+def test_cloudflare_is_not_contacted_before_the_time_of_retry_after() -> None:
+    decision = decide_at(KNOWN, registered(records=FailedRead(RATE_LIMIT)))
     assert decision.state.records.not_before_s == 700
     assert decision.wait_s == POLL_S
     due = [records_are_due(decision.state, NODE, (SPEC,), at(seconds)) for seconds in (0, 699, 700)]
     assert due == [False, False, True]
 
 
-def test_an_outage_of_cloudflare_keeps_a_record_in_sync() -> None:
-    decision = decide(IN_SYNC, found(records=FailedRead(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(VERIFY_S))
+def test_a_record_stays_in_sync_during_an_outage_of_cloudflare() -> None:
+    decision = decide_at(IN_SYNC, registered(records=FailedRead(CLOUDFLARE_OUTAGE)), VERIFY_S)
     assert decision.state.records.in_sync
     assert decision.state.records.failures == 1
 
 
 def test_an_outage_is_the_reason_of_a_record_that_is_out_of_sync() -> None:
-    decision = decide(KNOWN, found(records=FailedRead(CLOUDFLARE_OUTAGE)), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, registered(records=FailedRead(CLOUDFLARE_OUTAGE)))
     assert decision.state.records.reason == str(CLOUDFLARE_OUTAGE)
 
 
 @pytest.mark.parametrize(("error", "level"), [(CLOUDFLARE_OUTAGE, "warning"), (REFUSED, "error")])
 def test_refused_credentials_are_an_error_and_an_outage_is_a_warning(error: ApiError, level: str) -> None:
-    decision = decide(KNOWN, found(records=FailedRead(error)), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, registered(records=FailedRead(error)))
     [event] = map(failure_event, decision.failures)
     assert (event.name, event.level, event.fields["upstream"]) == ("pass.failed", level, "Cloudflare")
 
 
-def test_a_moved_address_is_out_of_sync_before_the_record_can_be_read() -> None:
+def test_a_changed_address_makes_the_record_out_of_sync_before_it_is_read() -> None:
     moved = replace(NODE, addresses=addresses("100.64.0.8"))
-    observation = replace(found(moved, records=None), interface=addresses("100.64.0.8"))
+    observation = replace(registered(moved, records=None), interface=addresses("100.64.0.8"))
     state = replace(IN_SYNC, records=replace(IN_SYNC.records, not_before_s=1000.0))
-    assert not decide(state, observation, config=CONFIG, now=at(10)).state.records.in_sync
+    assert not decide_at(state, observation, 10).state.records.in_sync
 
 
 def test_an_address_outside_the_vpn_prefixes_is_never_published() -> None:
     outside = replace(NODE, addresses=addresses("203.0.113.9"))
-    decision = decide(IN_SYNC, found(outside, records=None), config=CONFIG, now=at(0))
+    decision = decide_at(IN_SYNC, registered(outside, records=None))
     assert decision.changes == ()
     assert "address.unpublishable" in event_names(decision)
     assert not decision.state.records.in_sync
 
 
 def test_an_address_that_the_interface_lacks_is_not_published() -> None:
-    observation = replace(found(records=[]), interface=addresses("100.64.0.2"))
-    assert decide(KNOWN, observation, config=CONFIG, now=at(0)).changes == ()
+    observation = replace(registered(records=[]), interface=addresses("100.64.0.2"))
+    assert decide_at(KNOWN, observation).changes == ()
 
 
-def test_another_node_than_before_invalidates_what_was_compared() -> None:
+def test_the_records_are_compared_again_for_a_different_node() -> None:
     other = a_node(2, addresses=[V4])
-    decision = decide(IN_SYNC, found(other, records=None), config=CONFIG, now=at(0))
+    decision = decide_at(IN_SYNC, registered(other, records=None))
     assert decision.state.records.compared_specs is None
     assert decision.state.node == KnownNode("2", other.machine_key)
     assert "node.registered" in event_names(decision)
@@ -297,14 +317,14 @@ SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{MARK}
 
 def changed_names(*records: Record) -> list[tuple[type, str]]:
     """Return the type and the name of each change."""
-    decision = decide(KNOWN, found(records=records), config=NAMES, now=at(0))
+    decision = decide_at(KNOWN, registered(records=records), config=NAMES)
     return [(type(change), change.name) for change in decision.changes if isinstance(change, RECORD_CHANGES)]
 
 
 def test_records_at_every_name_are_created_once() -> None:
     assert changed_names() == [(CreateRecord, name) for name in (NAME, ALIAS, APEX, SHARED_NAME)]
     assert changed_names(*EVERY_RECORD, SIBLING) == []
-    assert decide(KNOWN, found(records=[*EVERY_RECORD, SIBLING]), config=NAMES, now=at(0)).state.records.in_sync
+    assert decide_at(KNOWN, registered(records=[*EVERY_RECORD, SIBLING]), config=NAMES).state.records.in_sync
 
 
 @pytest.mark.parametrize(
@@ -318,24 +338,24 @@ def test_records_at_every_name_are_created_once() -> None:
     ],
 )
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
-    observation = found(records=[foreign])
-    decision = decide(KNOWN, observation, config=NAMES, now=at(0))
+    observation = registered(records=[foreign])
+    decision = decide_at(KNOWN, observation, config=NAMES)
     assert [change.name for change in decision.changes if isinstance(change, RECORD_CHANGES)] == [
         name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
     assert event.fields["record"] == foreign.name
-    records = conclude(decision, ApplyResult(), observation=observation, config=NAMES, now=at(1)).state.records
+    records = conclude_at(decision, ApplyResult(), observation, 1, config=NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, INTERFACE)
     assert foreign.name in records.reason
 
 
 def test_no_alias_points_to_a_foreign_record() -> None:
     foreign = a_record(content="203.0.113.7", comment="")
-    observation = found(records=[foreign])
+    observation = registered(records=[foreign])
     assert changed_names(foreign) == [(CreateRecord, APEX), (CreateRecord, SHARED_NAME)]
-    decision = decide(KNOWN, observation, config=NAMES, now=at(0))
-    records = conclude(decision, ApplyResult(), observation=observation, config=NAMES, now=at(1)).state.records
+    decision = decide_at(KNOWN, observation, config=NAMES)
+    records = conclude_at(decision, ApplyResult(), observation, 1, config=NAMES).state.records
     assert (records.in_sync, records.addresses) == (False, ())
 
 
@@ -352,7 +372,7 @@ def test_only_the_workloads_own_records_under_other_names_are_deleted() -> None:
 def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
     taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=WORKLOAD_MARK)
     records = RecordsRead((taken,), successors=(SUCCESSOR,))
-    decision = decide(KNOWN, replace(found(), records=records), config=NAMES, now=at(0))
+    decision = decide_at(KNOWN, replace(registered(), records=records), config=NAMES)
     assert (decision.changes, decision.state.superseded_by) == ((), "2")
 
 
@@ -363,7 +383,7 @@ SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 
 def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
     records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
-    decision = decide(KNOWN, replace(found(), records=records), config=CONFIG, now=at(0))
+    decision = decide_at(KNOWN, replace(registered(), records=records))
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
     assert not decision.state.records.in_sync
@@ -372,17 +392,17 @@ def test_a_pod_stands_down_for_a_later_pod_that_has_the_record() -> None:
 
 def test_standing_down_is_reported_once_and_ends() -> None:
     records = RecordsRead((a_record(content="100.64.0.2"),), successors=(SUCCESSOR,))
-    superseded = replace(found(), records=records)
+    superseded = replace(registered(), records=records)
     decision = after(KNOWN, (0, superseded), (VERIFY_S, superseded))
     assert decision.events == ()
-    decision = after(decision.state, (2 * VERIFY_S, found(records=[a_record(content="100.64.0.2")])))
+    decision = after(decision.state, (2 * VERIFY_S, registered(records=[a_record(content="100.64.0.2")])))
     assert event_names(decision) == ["node.reinstated"]
     assert [type(change) for change in decision.changes] == [UpdateRecord]
 
 
 def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
-    check = KeyCheck(a_key(used=True), is_in_file=True)
-    steps = [(seconds, missing(successor=SUCCESSOR, key_check=check)) for seconds in (0, 40, 80, 120)]
+    key_check = KeyCheck(a_key(used=True), is_in_file=True)
+    steps = [(seconds, unregistered(successor=SUCCESSOR, key_check=key_check)) for seconds in (0, 40, 80, 120)]
     decision = after(IN_SYNC, *steps)
     assert decision.changes == ()
     assert decision.state.superseded_by == "2"
@@ -392,12 +412,12 @@ def test_a_lost_node_with_a_successor_stands_down_and_creates_no_key() -> None:
 # --- Lookups ----------------------------------------------------------------------------------------
 
 
-def waits_of(state: State, observation: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
+def waits_of(state: State, observations: Sequence[Observation], *, config: WatchConfig = CONFIG) -> list[float]:
     """Return the wait after each of several consecutive observations."""
     waits = []
     seconds = 0.0
-    for one in observation:
-        decision = decide(state, one, config=config, now=at(seconds))
+    for observation in observations:
+        decision = decide_at(state, observation, seconds, config=config)
         state = decision.state
         waits.append(decision.wait_s)
         seconds += decision.wait_s
@@ -405,27 +425,27 @@ def waits_of(state: State, observation: Sequence[Observation], *, config: WatchC
 
 
 def test_lookups_slow_down_to_the_retry_interval() -> None:
-    waits = waits_of(State(interface=INTERFACE), [missing(LossKind.UNREGISTERED)] * 10)
+    waits = waits_of(State(interface=INTERFACE), [unregistered(LossKind.UNREGISTERED)] * 10)
     assert waits == pytest.approx([0.8, 0.8, 1.6, 1.6, 3.2, 3.2, 6.4, 6.4, 8.0, 8.0])
 
 
 def test_lookups_are_frequent_again_after_the_interface_has_changed() -> None:
-    slow = after(State(), *[(seconds, missing(LossKind.UNREGISTERED)) for seconds in range(20)])
+    slow = after(State(), *[(seconds, unregistered(LossKind.UNREGISTERED)) for seconds in range(20)])
     assert slow.wait_s == pytest.approx(8.0)
-    changed = replace(missing(LossKind.UNREGISTERED), interface=addresses("100.64.0.5"))
+    changed = replace(unregistered(LossKind.UNREGISTERED), interface=addresses("100.64.0.5"))
     assert after(slow.state, (30, changed)).wait_s == pytest.approx(0.8)
 
 
 def test_failed_lookups_back_off_and_do_not_count_as_lookups() -> None:
     failed = Observation(INTERFACE, FailedRead(OUTAGE))
     assert waits_of(State(), [failed] * 8) == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    decision = after(State(), (0, missing(LossKind.UNREGISTERED)), (1, failed), (2, failed))
+    decision = after(State(), (0, unregistered(LossKind.UNREGISTERED)), (1, failed), (2, failed))
     assert (decision.state.lookups, decision.state.failures) == (1, 2)
 
 
 def test_the_command_gives_up_after_max_retries() -> None:
     config = replace(CONFIG, max_retries=3)
-    steps = [(seconds, missing(LossKind.UNREGISTERED)) for seconds in range(3)]
+    steps = [(seconds, unregistered(LossKind.UNREGISTERED)) for seconds in range(3)]
     assert after(State(), *steps[:2], config=config).give_up is None
     reason = after(State(), *steps, config=config).give_up
     assert reason is not None
@@ -435,30 +455,30 @@ def test_the_command_gives_up_after_max_retries() -> None:
 @pytest.mark.parametrize(
     ("state", "observation"),
     [
-        pytest.param(KNOWN, missing(None), id="registered before"),
-        pytest.param(State(), missing(LossKind.GONE), id="gone before this process started"),
-        pytest.param(State(), missing(LossKind.EXPIRED), id="expired before this process started"),
+        pytest.param(KNOWN, unregistered(None), id="registered before"),
+        pytest.param(State(), unregistered(LossKind.GONE), id="gone before this process started"),
+        pytest.param(State(), unregistered(LossKind.EXPIRED), id="expired before this process started"),
     ],
 )
-def test_a_node_that_was_registered_is_waited_for_without_limit(state: State, observation: Observation) -> None:
+def test_max_retries_does_not_apply_to_a_node_that_was_registered(state: State, observation: Observation) -> None:
     steps = [(seconds, observation) for seconds in range(100)]
     assert after(state, *steps, config=replace(CONFIG, max_retries=1)).give_up is None
 
 
 def test_polls_over_exec_keep_their_minimum_interval() -> None:
     config = replace(CONFIG, min_poll_interval=timedelta(seconds=60))
-    assert after(KNOWN, (0, missing(None)), config=config).wait_s == 60
-    assert after(State(), (0, missing(None)), config=config).wait_s < 1
+    assert after(KNOWN, (0, unregistered(None)), config=config).wait_s == 60
+    assert after(State(), (0, unregistered(None)), config=config).wait_s < 1
 
 
-def test_the_next_pass_is_due_when_the_record_is() -> None:
+def test_the_next_pass_is_due_when_the_record_has_to_be_read() -> None:
     state = replace(IN_SYNC, records=replace(IN_SYNC.records, verify_at_s=12.0))
-    assert after(state, (0, found(records=None))).wait_s == pytest.approx(12.0, abs=0.01)
-    assert after(IN_SYNC, (0, found(records=None))).wait_s == POLL_S
+    assert after(state, (0, registered(records=None))).wait_s == pytest.approx(12.0, abs=0.01)
+    assert after(IN_SYNC, (0, registered(records=None))).wait_s == POLL_S
 
 
 def test_an_identification_problem_is_reported_once() -> None:
-    problem = replace(missing(None), node=Unregistered("no user", error=UserError("no user")), node_identity=None)
+    problem = replace(unregistered(None), node=Unregistered("no user", error=UserError("no user")), node_identity=None)
     decision = after(State(), (0, problem))
     assert event_names(decision)[0] == "node.identification_failed"
     assert "node.identification_failed" not in event_names(after(decision.state, (1, problem)))
@@ -466,9 +486,9 @@ def test_an_identification_problem_is_reported_once() -> None:
 
 def test_an_assumed_user_is_reported_once() -> None:
     config = replace(CONFIG, user=None)
-    decision = after(State(), (0, found(records=None)), config=config)
+    decision = after(State(), (0, registered(records=None)), config=config)
     assert event_names(decision)[0] == "user.assumed"
-    assert "user.assumed" not in event_names(after(decision.state, (1, found(records=None)), config=config))
+    assert "user.assumed" not in event_names(after(decision.state, (1, registered(records=None)), config=config))
 
 
 # --- Key metadata -----------------------------------------------------------------------------------
@@ -477,16 +497,16 @@ def test_an_assumed_user_is_reported_once() -> None:
 @pytest.mark.parametrize(
     ("metadata", "changes"),
     [
-        pytest.param(KeyMetadata("7"), 1, id="no node noted"),
-        pytest.param(METADATA, 0, id="this node noted"),
-        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="another machine with its id noted"),
+        pytest.param(KeyMetadata("7"), 1, id="metadata without a node"),
+        pytest.param(METADATA, 0, id="metadata with this node"),
+        pytest.param(replace(METADATA, kept_machine_key="mkey:other"), 1, id="metadata with another machine key"),
         pytest.param(KeyMetadata(None), 0, id="no key"),
         pytest.param(None, 0, id="no metadata"),
     ],
 )
 def test_a_node_that_registers_is_stored_in_the_metadata(metadata: KeyMetadata | None, changes: int) -> None:
-    observation = replace(found(records=None), metadata=metadata)
-    written = decide(KNOWN, observation, config=CONFIG, now=at(0)).changes
+    observation = replace(registered(records=None), metadata=metadata)
+    written = decide_at(KNOWN, observation).changes
     assert len(written) == changes
     for change in written:
         assert isinstance(change, WriteKeyMetadata)
@@ -501,21 +521,23 @@ FRESH = KeyCheck(a_key(), is_in_file=True)
 
 def test_a_loss_is_confirmed_by_three_observations_over_a_minute() -> None:
     assert (CONFIRMING_OBSERVATIONS, CONFIRMING_S) == (3, 60)
-    assert after(IN_SYNC, (0, missing()), (30, missing()), (59, missing())).state.heal.lost is None
-    assert after(IN_SYNC, (0, missing()), (61, missing())).state.heal.lost is None
-    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing()))
+    assert after(IN_SYNC, (0, unregistered()), (30, unregistered()), (59, unregistered())).state.heal.lost is None
+    assert after(IN_SYNC, (0, unregistered()), (61, unregistered())).state.heal.lost is None
+    decision = after(IN_SYNC, (0, unregistered()), (30, unregistered()), (60, unregistered()))
     assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
 
 
-ALONE = missing(is_list_empty=True)
+EMPTY_LIST = unregistered(is_list_empty=True)
 
 
 def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_minutes() -> None:
     assert EMPTY_LIST_CONFIRMING_S == 300
-    assert after(IN_SYNC, *[(seconds, ALONE) for seconds in range(300)]).state.heal.lost is None
-    assert after(IN_SYNC, (0, ALONE), (301, ALONE)).state.heal.lost is None
-    decision = after(IN_SYNC, (0, ALONE), (150, ALONE), (300, missing(is_list_empty=True, key_check=USED)))
+    assert after(IN_SYNC, *[(seconds, EMPTY_LIST) for seconds in range(300)]).state.heal.lost is None
+    assert after(IN_SYNC, (0, EMPTY_LIST), (301, EMPTY_LIST)).state.heal.lost is None
+    decision = after(
+        IN_SYNC, (0, EMPTY_LIST), (150, EMPTY_LIST), (300, unregistered(is_list_empty=True, key_check=USED))
+    )
     assert decision.state.heal.lost is LossKind.GONE
     assert event_names(decision) == ["node.lost", "pass.skipped"]
     assert [type(change) for change in decision.changes] == [WriteFreshKey]
@@ -524,8 +546,8 @@ def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_
 @pytest.mark.parametrize(
     ("first", "second", "not_yet", "confirmed"),
     [
-        pytest.param(missing(), ALONE, 329, 330, id="list becomes empty"),
-        pytest.param(ALONE, missing(), 89, 90, id="list is no longer empty"),
+        pytest.param(unregistered(), EMPTY_LIST, 329, 330, id="list becomes empty"),
+        pytest.param(EMPTY_LIST, unregistered(), 89, 90, id="list is no longer empty"),
     ],
 )
 def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
@@ -540,26 +562,32 @@ def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
     "interruption",
     [
         pytest.param(Observation(INTERFACE, FailedRead(OUTAGE)), id="outage"),
-        pytest.param(missing(None), id="uncertain observation"),
-        pytest.param(missing(LossKind.EXPIRED), id="other loss"),
-        pytest.param(ALONE, id="empty list"),
-        pytest.param(found(records=None), id="node found"),
+        pytest.param(unregistered(None), id="uncertain observation"),
+        pytest.param(unregistered(LossKind.EXPIRED), id="another kind of loss"),
+        pytest.param(EMPTY_LIST, id="empty list"),
+        pytest.param(registered(records=None), id="registered node"),
     ],
 )
 def test_an_interruption_restarts_the_confirmation(interruption: Observation) -> None:
-    steps = [(0, missing()), (30, missing()), (45, interruption), (61, missing()), (90, missing())]
+    steps = [(0, unregistered()), (30, unregistered()), (45, interruption), (61, unregistered()), (90, unregistered())]
     assert after(IN_SYNC, *steps).state.heal.lost is None
 
 
-def lost(
-    check: KeyCheck | FailedRead | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
+def confirmed_loss(
+    key_check: KeyCheck | FailedRead | None, kind: LossKind = LossKind.GONE, *, config: WatchConfig = CONFIG
 ) -> Decision:
-    """The third observation of a loss, with this key in the file."""
-    return after(IN_SYNC, (0, missing(kind)), (30, missing(kind)), (60, missing(kind, key_check=check)), config=config)
+    """Return the decision after the third observation of a loss, with this key in the file."""
+    return after(
+        IN_SYNC,
+        (0, unregistered(kind)),
+        (30, unregistered(kind)),
+        (60, unregistered(kind, key_check=key_check)),
+        config=config,
+    )
 
 
 @pytest.mark.parametrize(
-    ("check", "creates"),
+    ("key_check", "creates"),
     [
         pytest.param(USED, True, id="used key"),
         pytest.param(KeyCheck(a_key(expires_in_s=-1), is_in_file=True), True, id="expired key"),
@@ -571,46 +599,46 @@ def lost(
         pytest.param(None, False, id="keys not read"),
     ],
 )
-def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(check: KeyCheck | None, creates: bool) -> None:
-    changes = lost(check).changes
+def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(key_check: KeyCheck | None, creates: bool) -> None:
+    changes = confirmed_loss(key_check).changes
     assert [type(change) for change in changes] == ([WriteFreshKey] if creates else [])
 
 
 def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
-    decision = lost(USED, config=replace(CONFIG, self_heal=False))
+    decision = confirmed_loss(USED, config=replace(CONFIG, self_heal=False))
     assert decision.changes == ()
     assert "node.lost" in event_names(decision)
 
 
-def test_a_key_that_was_never_stored_is_expired_first() -> None:
-    [change] = lost(KeyCheck(a_key(), is_in_file=False)).changes
+def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:
+    [change] = confirmed_loss(KeyCheck(a_key(), is_in_file=False)).changes
     assert isinstance(change, WriteFreshKey)
     assert change.replaces == a_key()
     assert (change.kept_node_id, change.kept_machine_key) == ("1", NODE.machine_key)
 
 
-def test_a_stranded_pod_gets_a_key_only_if_it_used_the_last_one() -> None:
-    assert len(lost(USED, LossKind.STRANDED).changes) == 1
-    assert lost(KeyCheck(None), LossKind.STRANDED).changes == ()
+def test_a_stranded_pod_gets_a_fresh_key_only_if_its_last_key_was_used() -> None:
+    assert len(confirmed_loss(USED, LossKind.STRANDED).changes) == 1
+    assert confirmed_loss(KeyCheck(None), LossKind.STRANDED).changes == ()
 
 
-def healed() -> State:
-    """The state after a fresh key was written at 60 s."""
-    decision = lost(USED)
-    observation = missing(key_check=USED)
-    return conclude(decision, ApplyResult(key=a_key("8")), observation=observation, config=CONFIG, now=at(60)).state
+def with_fresh_key() -> State:
+    """Return the state after a confirmed loss, with a fresh key that was written at 60 s."""
+    decision = confirmed_loss(USED)
+    observation = unregistered(key_check=USED)
+    return conclude_at(decision, ApplyResult(key=a_key("8")), observation, 60).state
 
 
-def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
-    assert not restart_helps(lost(USED).state.heal, lost(USED).state, at(60))
-    state = healed()
+def test_a_restart_helps_after_a_fresh_key_was_written() -> None:
+    assert not restart_helps(confirmed_loss(USED).state.heal, confirmed_loss(USED).state, at(60))
+    state = with_fresh_key()
     assert restart_helps(state.heal, state, at(61))
 
 
 @pytest.mark.parametrize(
     "heal",
     [
-        pytest.param({"loss_count": None}, id="outage since"),
+        pytest.param({"loss_count": None}, id="outage after the loss"),
         pytest.param({"key": None}, id="no key"),
         pytest.param({"key": a_key("8", used=True)}, id="used key"),
         pytest.param({"key": a_key("8", expires_in_s=10)}, id="expired key"),
@@ -619,28 +647,26 @@ def test_a_restart_helps_once_a_fresh_key_is_in_the_file() -> None:
     ],
 )
 def test_a_restart_does_not_help(heal: dict[str, object]) -> None:
-    state = healed()
+    state = with_fresh_key()
     assert not restart_helps(replace(state.heal, **heal), state, at(61))  # type: ignore[arg-type]
 
 
 def test_a_restart_does_not_help_while_the_interface_is_changing() -> None:
-    state = replace(healed(), interface_changed_s=50.0)
+    state = replace(with_fresh_key(), interface_changed_s=50.0)
     assert not restart_helps(state.heal, state, at(61))
     assert restart_helps(state.heal, state, at(110))
 
 
-def test_fresh_keys_are_created_more_and_more_rarely() -> None:
-    state = healed()
+def test_the_interval_between_fresh_keys_grows() -> None:
+    state = with_fresh_key()
     created = []
     for seconds in range(70, 4 * 3600, 10):
-        observation = missing(key_check=USED)
-        decision = decide(state, observation, config=CONFIG, now=at(seconds))
+        observation = unregistered(key_check=USED)
+        decision = decide_at(state, observation, seconds)
         state = decision.state
         if decision.changes:
             created.append(seconds)
-            state = conclude(
-                decision, ApplyResult(key=a_key("9")), observation=observation, config=CONFIG, now=at(seconds)
-            ).state
+            state = conclude_at(decision, ApplyResult(key=a_key("9")), observation, seconds).state
     pauses = [later - earlier for earlier, later in pairwise(created)]
     assert created
     assert pauses == sorted(pauses)
@@ -648,97 +674,93 @@ def test_fresh_keys_are_created_more_and_more_rarely() -> None:
 
 
 def test_a_node_that_returns_ends_the_loss() -> None:
-    decision = after(healed(), (70, found(records=[a_record(content=V4)])))
+    decision = after(with_fresh_key(), (70, registered(records=[a_record(content=V4)])))
     assert decision.state.heal == HealState()
     assert "node.returned" in event_names(decision)
 
 
 def test_a_failed_key_creation_backs_off() -> None:
-    decision = lost(USED)
+    decision = confirmed_loss(USED)
     state = decision.state
-    done = conclude(
-        decision, ApplyResult(key_error=OUTAGE), observation=missing(key_check=USED), config=CONFIG, now=at(60)
-    )
+    done = conclude_at(decision, ApplyResult(key_error=OUTAGE), unregistered(key_check=USED), 60)
     assert [failure.error for failure in done.failures] == [OUTAGE]
     assert done.state.failures == state.failures + 1
     assert done.state.heal.loss_count is None
 
 
-def test_a_key_file_that_cannot_be_written_is_an_error_and_no_failure_of_headscale() -> None:
-    done = conclude(
-        lost(USED),
-        ApplyResult(key_error=KeyFileError("read-only")),
-        observation=missing(key_check=USED),
-        config=CONFIG,
-        now=at(60),
+def test_an_unwritable_key_file_is_not_counted_as_a_failure_of_headscale() -> None:
+    done = conclude_at(
+        confirmed_loss(USED), ApplyResult(key_error=KeyFileError("read-only")), unregistered(key_check=USED), 60
     )
     assert event_names(done) == ["key_file.unwritable"]
     assert done.failures == ()
 
 
 def test_missing_metadata_is_reported_once() -> None:
-    decision = after(IN_SYNC, (0, missing()), (30, missing()), (60, missing(metadata=None, key_check=KeyCheck())))
+    decision = after(
+        IN_SYNC, (0, unregistered()), (30, unregistered()), (60, unregistered(metadata=None, key_check=KeyCheck()))
+    )
     assert "key_file.unwritable" in event_names(decision)
-    again = after(decision.state, (200, missing(metadata=None, key_check=KeyCheck())))
+    again = after(decision.state, (200, unregistered(metadata=None, key_check=KeyCheck())))
     assert "key_file.unwritable" not in event_names(again)
 
 
 # --- The restart marker -----------------------------------------------------------------------------
 
 
-def marker(state: State, observation: Observation, seconds: float) -> str | None:
-    """The content of the restart marker after a pass."""
-    decision = decide(state, observation, config=CONFIG, now=at(seconds))
-    done = conclude(decision, ApplyResult(), observation=observation, config=CONFIG, now=at(seconds))
+def restart_marker(state: State, observation: Observation, seconds: float) -> str | None:
+    """Return the content of the restart marker after one pass, or None if there is no marker."""
+    decision = decide_at(state, observation, seconds)
+    done = conclude_at(decision, ApplyResult(), observation, seconds)
     return fresh_key_id(done.state, at(seconds))
 
 
 def test_the_marker_exists_while_a_restart_helps() -> None:
-    state = healed()
+    state = with_fresh_key()
     assert fresh_key_id(state, at(61)) == "8"
-    assert marker(state, missing(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
-    assert marker(state, found(records=None), 70) is None
-    assert marker(state, Observation(INTERFACE, FailedRead(OUTAGE)), 70) is None
+    assert restart_marker(state, unregistered(key_check=KeyCheck(a_key("8"), is_in_file=True)), 70) == "8"
+    assert restart_marker(state, registered(records=None), 70) is None
+    assert restart_marker(state, Observation(INTERFACE, FailedRead(OUTAGE)), 70) is None
 
 
 # --- Expiry -----------------------------------------------------------------------------------------
 
 
 def test_an_api_key_that_expires_soon_is_reported_once_a_day() -> None:
-    expiring = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
+    expiring = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=3)))
     decision = after(KNOWN, (0, expiring))
     assert "api_key.expiring" in event_names(decision)
     assert decision.state.api_keys_due_s == 3600
-    assert "api_key.expiring" not in event_names(after(decision.state, (86_000, found(records=None))))
-    assert "api_key.expiring" in event_names(after(decision.state, (86_400, found(records=None))))
+    assert "api_key.expiring" not in event_names(after(decision.state, (86_000, registered(records=None))))
+    assert "api_key.expiring" in event_names(after(decision.state, (86_400, registered(records=None))))
 
 
 def test_an_api_key_that_stays_valid_is_read_once_a_day() -> None:
-    valid = replace(found(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
+    valid = replace(registered(records=None), api_key=ApiKeyRead(NOW + timedelta(days=60)))
     decision = after(KNOWN, (0, valid))
     assert decision.state.api_keys_due_s == 86_400
     assert decision.events == ()
 
 
-def test_an_unreadable_list_of_api_keys_keeps_what_is_known() -> None:
+def test_the_known_expiry_is_kept_if_the_api_keys_cannot_be_listed() -> None:
     state = replace(KNOWN, api_key_expires_at=NOW + timedelta(days=60))
-    decision = after(state, (0, replace(found(records=None), api_key=FailedRead(OUTAGE))))
+    decision = after(state, (0, replace(registered(records=None), api_key=FailedRead(OUTAGE))))
     assert decision.state.api_key_expires_at == NOW + timedelta(days=60)
     assert decision.state.api_keys_due_s == 3600
 
 
-def test_an_expired_node_is_no_longer_current() -> None:
-    """An expired node is not found: the state keeps which one it was, so that it can be recognised."""
+def test_an_expired_node_stays_known_but_is_not_registered() -> None:
+    """The state keeps the node, so that it is recognised when it registers again."""
     expired = replace(NODE, expires_at=EXPIRED)
-    decision = after(IN_SYNC, (0, missing(LossKind.EXPIRED)))
+    decision = after(IN_SYNC, (0, unregistered(LossKind.EXPIRED)))
     assert decision.state.node == KnownNode(expired.id, expired.machine_key)
     assert not decision.state.is_registered
 
 
 # --- The poll interval --------------------------------------------------------------------------------------
 
-CALM = replace(IN_SYNC, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
-CALM = replace(CALM, records=replace(CALM.records, verify_at_s=1e9))
+IDLE = replace(IN_SYNC, fleet_size=1000, idle_polls=10, fleet_count_due_s=1e9)
+IDLE = replace(IDLE, records=replace(IDLE.records, verify_at_s=1e9))
 BUSY = TransientError("Headscale returned 503", upstream="Headscale", status=503)
 SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 
@@ -746,11 +768,11 @@ SUCCESSOR = a_node(2, addresses=["100.64.0.2"])
 @pytest.mark.parametrize(
     ("fleet", "response_s", "configured_s", "expected_s"),
     [
-        pytest.param(1, 0.06, 30, 30, id="lone pod"),
+        pytest.param(1, 0.06, 30, 30, id="one pod"),
         pytest.param(100, 0.06, 30, 30, id="small fleet"),
         pytest.param(400, 0.06, 30, 120, id="large fleet"),
         pytest.param(1000, 0.06, 30, 300, id="thousand pods"),
-        pytest.param(9000, 0.06, 30, 300, id="slowest interval"),
+        pytest.param(9000, 0.06, 30, 300, id="more than a thousand pods"),
         pytest.param(1, 2.0, 30, 120, id="slow Headscale"),
         pytest.param(1, 60.0, 30, 300, id="very slow Headscale"),
         pytest.param(400, 1.0, 30, 120, id="large fleet and slow Headscale"),
@@ -763,58 +785,53 @@ def test_the_poll_interval_depends_on_the_load(
     fleet: int, response_s: float, configured_s: float, expected_s: float
 ) -> None:
     config = replace(CONFIG, poll_interval=timedelta(seconds=configured_s))
-    state = replace(CALM, fleet_size=fleet, response_s=response_s)
-    observation = replace(found(records=None), response_s=response_s)
-    assert decide(state, observation, config=config, now=at(0)).wait_s == pytest.approx(expected_s)
+    state = replace(IDLE, fleet_size=fleet, response_s=response_s)
+    observation = replace(registered(records=None), response_s=response_s)
+    assert decide_at(state, observation, config=config).wait_s == pytest.approx(expected_s)
 
 
 def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
-    state = replace(CALM, interface=None)
-    observation = replace(found(records=None), interface=None)
-    assert decide(state, observation, config=CONFIG, now=at(0)).wait_s == pytest.approx(30)
+    state = replace(IDLE, interface=None)
+    observation = replace(registered(records=None), interface=None)
+    assert decide_at(state, observation).wait_s == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
     ("state", "observation"),
     [
-        pytest.param(replace(CALM, node=None), found(records=None), id="node registered"),
-        pytest.param(replace(CALM, node=KnownNode("9", "other")), found(records=None), id="other node"),
-        pytest.param(replace(CALM, interface=None), found(records=None), id="interface changed"),
-        pytest.param(CALM, found(records=[a_record(content="100.64.0.9")]), id="record differs"),
-        pytest.param(CALM, found(records=[a_record(content=V4, comment=OTHER_MARK)]), id="foreign record"),
-        pytest.param(replace(CALM, superseded_by="2"), found(records=None), id="superseded"),
-        pytest.param(decide(CALM, missing(), config=CONFIG, now=at(0)).state, found(records=None), id="missing"),
+        pytest.param(replace(IDLE, node=None), registered(records=None), id="node registered"),
+        pytest.param(replace(IDLE, node=KnownNode("9", "other")), registered(records=None), id="other node"),
+        pytest.param(replace(IDLE, interface=None), registered(records=None), id="interface changed"),
+        pytest.param(IDLE, registered(records=[a_record(content="100.64.0.9")]), id="record differs"),
+        pytest.param(IDLE, registered(records=[a_record(content=V4, comment=OTHER_MARK)]), id="foreign record"),
+        pytest.param(replace(IDLE, superseded_by="2"), registered(records=None), id="superseded"),
+        pytest.param(decide_at(IDLE, unregistered()).state, registered(records=None), id="unregistered before"),
         pytest.param(
-            decide(CALM, Observation(INTERFACE, FailedRead(OUTAGE)), config=CONFIG, now=at(0)).state,
-            found(records=None),
-            id="failed before",
+            decide_at(IDLE, Observation(INTERFACE, FailedRead(OUTAGE))).state,
+            registered(records=None),
+            id="outage before",
         ),
     ],
 )
 def test_anything_unusual_makes_polls_frequent_again(state: State, observation: Observation) -> None:
-    decision = decide(state, observation, config=CONFIG, now=at(0))
+    decision = decide_at(state, observation)
     assert decision.wait_s == POLL_S
     waits_s = []
     for _ in range(5):
-        decision = decide(decision.state, found(records=None), config=CONFIG, now=at(0))
+        decision = decide_at(decision.state, registered(records=None))
         waits_s.append(decision.wait_s)
     assert waits_s[-1] == pytest.approx(POLL_S if decision.state.superseded_by else 300, abs=0.01)
     assert sorted(waits_s) == waits_s
 
 
 def test_an_overloaded_headscale_is_not_polled_more_often() -> None:
-    failed = decide(CALM, Observation(INTERFACE, FailedRead(BUSY)), config=CONFIG, now=at(0))
-    assert decide(failed.state, found(records=None), config=CONFIG, now=at(0)).wait_s == 300
+    failed = decide_at(IDLE, Observation(INTERFACE, FailedRead(BUSY)))
+    assert decide_at(failed.state, registered(records=None)).wait_s == 300
 
 
 @pytest.mark.parametrize(("fleet", "longest_s"), [(1, POLL_S), (1000, 300.0)])
 def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) -> None:
-    failed = decide(
-        replace(CALM, fleet_size=fleet, failures=50),
-        Observation(INTERFACE, FailedRead(OUTAGE)),
-        config=CONFIG,
-        now=at(0),
-    )
+    failed = decide_at(replace(IDLE, fleet_size=fleet, failures=50), Observation(INTERFACE, FailedRead(OUTAGE)))
     assert failed.wait_s == longest_s
 
 
@@ -826,28 +843,26 @@ def test_the_backoff_of_a_large_fleet_is_longer(fleet: int, longest_s: float) ->
         pytest.param(380, 300, id="records due later"),
     ],
 )
-def test_a_poll_waits_for_the_records(verify_in_s: float, expected_s: float) -> None:
-    state = replace(CALM, records=replace(CALM.records, verify_at_s=verify_in_s))
-    assert decide(state, found(records=None), config=CONFIG, now=at(0)).wait_s == pytest.approx(expected_s, abs=0.01)
+def test_a_pass_is_scheduled_when_the_records_are_due(verify_in_s: float, expected_s: float) -> None:
+    state = replace(IDLE, records=replace(IDLE.records, verify_at_s=verify_in_s))
+    assert decide_at(state, registered(records=None)).wait_s == pytest.approx(expected_s, abs=0.01)
 
 
-def test_the_node_is_read_when_it_expires() -> None:
+def test_a_pass_is_scheduled_when_the_node_expires() -> None:
     node = replace(NODE, expires_at=NOW + timedelta(seconds=40))
-    state = replace(CALM, node_warned_at_s=0.0)
-    assert decide(state, found(node, records=None), config=CONFIG, now=at(0)).wait_s == pytest.approx(40, abs=0.01)
+    state = replace(IDLE, node_warned_at_s=0.0)
+    assert decide_at(state, registered(node, records=None)).wait_s == pytest.approx(40, abs=0.01)
 
 
-def test_one_slow_response_changes_little() -> None:
-    slow = decide(CALM, replace(found(records=None), response_s=2.0), config=CONFIG, now=at(0))
+def test_one_slow_response_changes_the_average_by_a_quarter() -> None:
+    slow = decide_at(IDLE, replace(registered(records=None), response_s=2.0))
     assert slow.state.response_s == pytest.approx(0.5)
 
 
 def test_the_fleet_is_counted_again_within_two_hours_and_then_daily() -> None:
-    first = decide(State(), replace(found(), fleet_size=1), config=CONFIG, now=at(0, jitter=1.0)).state
+    first = decide(State(), replace(registered(), fleet_size=1), config=CONFIG, now=at(0, jitter=1.0)).state
     assert 0 < first.fleet_count_due_s <= 2 * 3600
-    second = decide(first, replace(found(), fleet_size=1000), config=CONFIG, now=at(first.fleet_count_due_s)).state
+    second = decide_at(first, replace(registered(), fleet_size=1000), first.fleet_count_due_s).state
     assert (second.fleet_size, second.fleet_count_due_s - first.fleet_count_due_s) == (1000, 86_400)
-    unread = decide(
-        first, replace(found(), fleet_size=FailedRead(OUTAGE)), config=CONFIG, now=at(first.fleet_count_due_s)
-    ).state
+    unread = decide_at(first, replace(registered(), fleet_size=FailedRead(OUTAGE)), first.fleet_count_due_s).state
     assert (unread.fleet_size, unread.fleet_count_due_s) == (1, second.fleet_count_due_s)
