@@ -17,21 +17,29 @@ class Nodez(NamedTuple):
 
     Attributes:
         state: the state of the node.
-        restart_helps: whether a restart of the tailscale container brings the node back.
+        restart_helps: a restart of the tailscale container brings the node back.
     """
 
     state: str
     restart_helps: bool
 
 
+WAITING = Nodez("waiting", restart_helps=False)
+REGISTERED = Nodez("registered", restart_helps=False)
+SUPERSEDED = Nodez("superseded", restart_helps=False)
+GONE = Nodez("gone", restart_helps=False)
+GONE_WITH_FRESH_KEY = Nodez("gone", restart_helps=True)
+EXPIRED_WITH_FRESH_KEY = Nodez("expired", restart_helps=True)
+
+
 class Pod:
     """A pod of the workload. Nothing runs before `start`.
 
     Args:
-        world: its upstreams and its clock.
-        folder: for its volume and its client's state; it is created.
-        settings: of both commands.
-        kernel: whether the client creates a VPN interface; in userspace mode it does not.
+        world: the simulated upstreams and clock.
+        folder: a folder for the volume of the pod and the state of the client; it is created.
+        settings: settings of both commands.
+        kernel: the client creates a VPN interface. In userspace mode it does not.
     """
 
     def __init__(
@@ -67,11 +75,11 @@ class Pod:
         self.join()
 
     def run(self, seconds: float) -> None:
-        """Run dns-watch for this long."""
+        """Run dns-watch for this many simulated seconds."""
         self.world.run(self.watch, seconds)
 
     def run_until(self, nodez: Nodez, *, within_s: float) -> None:
-        """Run dns-watch until `/nodez` reports this."""
+        """Run dns-watch until `/nodez` reports this, and fail if that takes too long."""
         until = self.world.clock.elapsed_s + within_s
         while self.nodez != nodez:
             assert self.world.clock.elapsed_s < until, self.nodez
@@ -103,3 +111,8 @@ class Pod:
         """Return what `/nodez` reports."""
         status = self.watch.status
         return Nodez(status.node_state, status.restart_helps)
+
+
+def published_addresses(world: World) -> list[str]:
+    """Return the contents of the records at the workload's name."""
+    return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]

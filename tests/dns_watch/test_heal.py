@@ -1,11 +1,13 @@
-"""A lost node is detected reliably and registers again with one new key. Nothing else is changed."""
+"""With SELF_HEAL, a lost node is detected and registers again with one new key. Nothing else is changed.
+
+The tests run `dns-watch` with simulated upstreams and a simulated clock.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from datetime import timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,17 @@ from lifecycle.dns_watch.nodes import Hints, find_loss
 from lifecycle.dns_watch.state import KnownNode
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME, NODE_IDENTITY, NOW, a_node
-from tests.dns_watch.pods import Nodez, Pod
-from tests.simulators.faults import answer, drop, garbage, html, lacking, refuse
+from tests.dns_watch.pods import (
+    EXPIRED_WITH_FRESH_KEY,
+    GONE,
+    GONE_WITH_FRESH_KEY,
+    REGISTERED,
+    WAITING,
+    Nodez,
+    Pod,
+    published_addresses,
+)
+from tests.simulators.faults import Fault, answer, drop, garbage, html, lacking, refuse
 from tests.world import World, named, names
 
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
@@ -24,7 +35,7 @@ VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
 HOUR_S = 3600.0
 
 # For tests of many simulated hours, which would otherwise need thousands of polls.
-RARE_POLLS = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
+RARE_POLLS: Mapping[str, Any] = {"POLL_INTERVAL": "2m", "RETRY_INTERVAL": "2m"}
 
 NODE = r"/api/v1/node/\d+$"
 NODES = r"/api/v1/node$"
@@ -49,59 +60,53 @@ def any_world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, t
     return a_world(monkeypatch, tmp_path, request.param)
 
 
-def a_pod(world: World, folder: Path, **settings: str) -> Pod:
-    """Return a pod that has published its address."""
-    pod = Pod(world, folder, {"SELF_HEAL": "true", "MAX_RETRIES": "0"} | settings)
+def a_pod(world: World, folder: Path, *, kernel: bool = True, **settings: str) -> Pod:
+    """Return a pod with SELF_HEAL that has published its address."""
+    pod = Pod(world, folder, {"SELF_HEAL": "true"} | settings, kernel=kernel)
     pod.start()
     pod.run(30)
-    assert published(world) == [pod.address]
+    assert published_addresses(world) == [pod.address]
     return pod
-
-
-def published(world: World) -> list[str]:
-    return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
 
 
 def delete_node(pod: Pod) -> None:
     pod.world.headscale.delete_node(pod.node_id)
 
 
-def keys(world: World) -> int:
+def key_count(world: World) -> int:
     return len(world.headscale.keys)
 
 
-# --- Healed -----------------------------------------------------------------------------------------
+# --- Losses that are healed -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 def test_a_deleted_node_comes_back(any_world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
-    """The client does not notice the deletion by itself."""
+    """The client does not detect the deletion by itself."""
     world = any_world
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
-    pod.start()
-    pod.run(30)
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
     delete_node(pod)
 
     pod.run(55)
-    assert (pod.nodez, pod.key, keys(world)) == (Nodez("waiting", restart_helps=False), old_key, 1)
+    assert (pod.nodez, pod.key, key_count(world)) == (WAITING, old_key, 1)
     pod.run(60)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
     assert pod.restart_marker.exists()
     assert pod.key != old_key
     assert world.usable_keys().count(pod.key) == 1
     (lost,) = named(events, "node.lost")
     assert (lost["node_id"], lost["log_level"]) == (str(old_id), "error")
     # The record stays as it is, and no request is sent to Cloudflare.
-    assert (published(world), len(world.cloudflare.writes)) == ([old_address], writes)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([old_address], writes)
 
     pod.join()
     pod.run(60)
     assert pod.node_id != old_id
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
     assert not pod.restart_marker.exists()
     assert [event["after"] for event in named(events, "node.returned")] == ["gone"]
-    assert keys(world) == 2
+    assert key_count(world) == 2
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -112,9 +117,7 @@ def test_the_only_node_of_a_tailnet_comes_back(
 ) -> None:
     """The list of nodes is empty, so the confirmation takes five minutes."""
     world = World(monkeypatch, tmp_path, version)
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
-    pod.start()
-    pod.run(30)
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
     old_id, old_key = pod.node_id, pod.key
     delete_node(pod)
     assert world.headscale.nodes == []
@@ -122,15 +125,15 @@ def test_the_only_node_of_a_tailnet_comes_back(
         pod.new_watch()
 
     pod.run(299)
-    assert (pod.nodez, pod.key, keys(world)) == (Nodez("waiting", restart_helps=False), old_key, 1)
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=150)
+    assert (pod.nodez, pod.key, key_count(world)) == (WAITING, old_key, 1)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=150)
     assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
     assert world.usable_keys() == [pod.key]
 
     pod.join()
     pod.run(60)
-    assert pod.nodez == Nodez("registered", restart_helps=False)
-    assert (published(world), keys(world)) == ([pod.address], 2)
+    assert pod.nodez == REGISTERED
+    assert (published_addresses(world), key_count(world)) == ([pod.address], 2)
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
@@ -139,22 +142,20 @@ def test_a_node_whose_id_belongs_to_another_machine_comes_back(
 ) -> None:
     """The database was restored from a backup, and another machine registered before this pod did."""
     backup = world.headscale.backup()
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
-    pod.start()
-    pod.run(30)
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
     old_id, old_key = pod.node_id, pod.key
     world.headscale.restore(backup)
     other = world.headscale.add_node("printer", user="svc", registered_by="cli")
     assert other.id == old_id
 
     pod.run(130)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
     assert [event["node_id"] for event in named(events, "node.lost")] == [str(old_id)]
     assert pod.key != old_key
     pod.join()
     pod.run(60)
-    assert pod.nodez == Nodez("registered", restart_helps=False)
-    assert published(world) == [pod.address] != [other.address]
+    assert pod.nodez == REGISTERED
+    assert published_addresses(world) == [pod.address] != [other.address]
     assert [node.name for node in world.headscale.nodes] == ["laptop", "printer", NAME]
 
 
@@ -168,20 +169,20 @@ def test_a_key_whose_id_belongs_to_another_key_is_replaced(any_world: World, tmp
     other = world.headscale.create_key("svc")
     assert (other.id, other.key) == (1, world.headscale.keys[0].key)
 
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
     assert pod.key != old_key
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
 
 def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> None:
-    """The same, but the process died between writing the metadata and the key."""
+    """The metadata names a key id that was assigned again. The process died before it wrote the key itself."""
     backup = world.headscale.backup()
     pod = a_pod(world, tmp_path / "pod")
     pod.key_file.write_text("an earlier key")
     world.headscale.restore(backup)
     other = world.headscale.create_key("svc")
 
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
     assert sorted(world.usable_keys()) == sorted([pod.key, other.key])
 
 
@@ -189,39 +190,35 @@ def test_the_key_of_another_pod_is_not_expired(world: World, tmp_path: Path) -> 
 def test_an_expired_node_comes_back_as_itself(
     any_world: World, tmp_path: Path, events: list[Any], kernel: bool
 ) -> None:
-    """It logs in again with a fresh key, and keeps its address and record."""
+    """The node logs in again with a fresh key, and keeps its address and record."""
     world = any_world
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=kernel)
-    pod.start()
-    pod.run(30)
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
     old_id, old_address, old_key, writes = pod.node_id, pod.address, pod.key, len(world.cloudflare.writes)
     world.headscale.expire_node(pod.node_id)
     if kernel:
         # A client that has to log in shows no address.
         pod.interface.set_addresses()
     pod.run(130)
-    assert pod.nodez == Nodez("expired", restart_helps=True)
+    assert pod.nodez == EXPIRED_WITH_FRESH_KEY
     assert pod.key != old_key
     assert json.loads(pod.key_file.with_name("authkey.id").read_text())["kept_node_id"] == str(old_id)
 
     pod.join()
     assert (pod.node_id, pod.address) == (old_id, old_address)
     pod.run(60)
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
     assert len(world.cloudflare.writes) == writes
 
 
-@pytest.mark.parametrize(
-    ("skew", "nodez"), [(400, Nodez("registered", restart_helps=False)), (-400, Nodez("expired", restart_helps=True))]
-)
+@pytest.mark.parametrize(("skew", "nodez"), [(400, REGISTERED), (-400, EXPIRED_WITH_FRESH_KEY)])
 def test_expiry_is_compared_with_the_clock_of_headscale(world: World, tmp_path: Path, skew: int, nodez: Nodez) -> None:
-    """This machine's clock is wrong by 400 days; by Headscale's, the node has 30 days left, or expired 30 days ago."""
+    """The clock of this machine is wrong by 400 days. By Headscale's, the node expires in 30 days or expired 30 ago."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"})
     pod.start()
     world.headscale.expire_node(pod.node_id, world.clock.true_now() + timedelta(days=30 if skew > 0 else -30))
     world.clock.skew = timedelta(days=skew)
     pod.run(130)
-    assert (pod.nodez, keys(world)) == (nodez, 1 + nodez.restart_helps)
+    assert (pod.nodez, key_count(world)) == (nodez, 1 + nodez.restart_helps)
     pod.new_watch()
     pod.watch.run_pass()
     assert pod.watch.state.is_registered is not nodez.restart_helps
@@ -233,25 +230,25 @@ def test_expiry_of_a_key_is_compared_with_the_clock_of_headscale(world: World, t
     world.clock.skew = timedelta(days=skew)
     delete_node(pod)
     pod.run(300)
-    assert (pod.nodez, keys(world)) == (Nodez("gone", restart_helps=True), 2)
+    assert (pod.nodez, key_count(world)) == (GONE_WITH_FRESH_KEY, 2)
 
 
-def test_a_key_that_was_never_stored_is_replaced(world: World, tmp_path: Path) -> None:
+def test_a_fresh_key_that_is_not_in_the_file_is_replaced(world: World, tmp_path: Path) -> None:
     """The process died between writing the metadata and the key: the file still contains the used key."""
     pod = a_pod(world, tmp_path / "pod")
     old_key = pod.key
     delete_node(pod)
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
     pod.key_file.write_text(old_key)
     pod.new_watch()
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=200)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=200)
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
     pod.join()
-    pod.run_until(Nodez("registered", restart_helps=False), within_s=60)
+    pod.run_until(REGISTERED, within_s=60)
 
 
-def test_a_restarted_dns_watch_recognises_the_loss_from_the_metadata(
+def test_a_restarted_dns_watch_detects_the_loss_by_the_metadata(
     world: World, tmp_path: Path, events: list[Any]
 ) -> None:
     """The previous dns-watch stored the node, and Headscale reports it as not found."""
@@ -260,11 +257,11 @@ def test_a_restarted_dns_watch_recognises_the_loss_from_the_metadata(
     delete_node(pod)
     pod.new_watch()
     pod.run(130)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
     assert pod.key != old_key
     pod.join()
     pod.run(60)
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
 
 
 def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Path) -> None:
@@ -275,12 +272,12 @@ def test_metadata_of_a_fresh_key_names_the_lost_node(world: World, tmp_path: Pat
     fresh = pod.key
     pod.new_watch()
     pod.run(130)
-    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=True), fresh)
-    assert keys(world) == 2
+    assert (pod.nodez, pod.key) == (GONE_WITH_FRESH_KEY, fresh)
+    assert key_count(world) == 2
 
 
 def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
-    """The client fails with it repeatedly, and registers with the new key without a restart by the probe."""
+    """The client fails repeatedly with the used key. It registers with the new key without a restart by the probe."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
@@ -289,10 +286,10 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     delete_node(pod)
     pod.run(130)
     assert pod.key != old_key
-    assert pod.nodez == Nodez("waiting", restart_helps=False)
+    assert pod.nodez == WAITING
     pod.join()
     pod.run(5)
-    assert pod.nodez == Nodez("registered", restart_helps=False)
+    assert pod.nodez == REGISTERED
 
 
 def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: Path) -> None:
@@ -306,109 +303,73 @@ def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_pat
     assert pod.key != old_key
     pod.join()
     pod.run(5)
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
 
 
-# --- Not healed -------------------------------------------------------------------------------------
+# --- No healing -------------------------------------------------------------------------------------
 
 
-def not_found_and_an_incomplete_list(world: World) -> None:
-    """Report the node as not found, with a list of other nodes."""
-    text = json.dumps({"code": 5, "message": "node not found", "details": []})
-    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
-    others = [{**node, "name": "laptop"} for node in listed(world)][:1]
-    world.headscale.faults.add(answer(200, json.dumps({"nodes": others})), path=NODES, times=None)
+NOT_FOUND = answer(404, json.dumps({"code": 5, "message": "node not found", "details": []}))
+EMPTY_LIST = answer(200, json.dumps({"nodes": []}))
+INCOMPLETE_LIST = lacking(NAME)
+OTHER_USERS = answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]}))
 
 
-def html_404_and_an_incomplete_list(world: World) -> None:
-    """A proxy's 404 with an incomplete list: only Headscale's own not-found counts."""
-    world.headscale.faults.add(html(404), path=NODE, times=None)
-    not_found_and_an_incomplete_list(world)
-
-
-def not_found_and_an_empty_list(world: World) -> None:
-    """Report the node as not found, with an empty list."""
-    text = json.dumps({"code": 5, "message": "node not found", "details": []})
-    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
-    an_empty_list(world)
-
-
-def an_empty_list(world: World) -> None:
-    """Return an empty list of nodes."""
-    world.headscale.faults.add(answer(200, json.dumps({"nodes": []})), path=NODES, times=None)
-
-
-def html_404_and_an_empty_list(world: World) -> None:
-    """A proxy's 404 with an empty list: only Headscale's own not-found counts."""
-    world.headscale.faults.add(html(404), path=NODE, times=None)
-    an_empty_list(world)
-
-
-def an_empty_database(world: World) -> None:
-    """Report the node as not found, with an empty list of nodes, and without our user."""
-    not_found_and_an_empty_list(world)
-    world.headscale.faults.add(
-        answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]})), path=USERS, times=None
-    )
-
-
-def not_found_and_still_listed(world: World) -> None:
-    """Report the node as not found, although the list contains it."""
-    text = json.dumps({"code": 5, "message": "node not found", "details": []})
-    world.headscale.faults.add(answer(404, text), path=NODE, times=None)
-
-
-def listed(world: World) -> list[dict[str, Any]]:
-    """Return the nodes as the API lists them."""
-    settings_key = {"HTTP_AUTHORIZATION": f"Bearer {world.headscale.api_key}"}
-    import werkzeug.test  # noqa: PLC0415 - only here
-
-    client = werkzeug.test.Client(world.headscale)
-    nodes: list[dict[str, Any]] = client.get("/api/v1/node", environ_overrides=settings_key).get_json()["nodes"]
-    return nodes
-
-
-def every_answer(fault: Any) -> Callable[[World], None]:
-    """Return a setup in which every request fails like this."""
-    return lambda world: world.headscale.faults.add(fault, times=None)
+def fail(world: World, faults: Mapping[str | None, Fault]) -> None:
+    """Let each request to a path fail; None = every path."""
+    for path, fault in faults.items():
+        world.headscale.faults.add(fault, path=path, times=None)
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
 @pytest.mark.parametrize(
-    ("happen", "for_s"),
+    ("faults", "duration_s"),
     [
-        pytest.param(not_found_and_an_empty_list, 270.0, id="empty list for minutes"),
-        pytest.param(an_empty_list, HOUR_S, id="empty list and an existing node"),
-        pytest.param(html_404_and_an_empty_list, HOUR_S, id="ingress 404 and empty list"),
-        pytest.param(an_empty_database, HOUR_S, id="database without our user"),
-        pytest.param(not_found_and_still_listed, HOUR_S, id="contradiction"),
-        pytest.param(not_found_and_an_incomplete_list, 50.0, id="incomplete list for a moment"),
-        pytest.param(html_404_and_an_incomplete_list, HOUR_S, id="ingress 404 and incomplete list"),
-        pytest.param(every_answer(html(404)), HOUR_S, id="ingress-404"),
-        pytest.param(every_answer(answer(404, '{"error": "not found"}')), HOUR_S, id="ingress-404-json"),
-        pytest.param(every_answer(answer(404, "default backend - 404", content_type="text/plain")), HOUR_S, id="404"),
-        pytest.param(every_answer(html(503)), HOUR_S, id="503"),
-        pytest.param(every_answer(html(200)), HOUR_S, id="HTML page"),
-        pytest.param(every_answer(garbage()), HOUR_S, id="garbage"),
-        pytest.param(every_answer(refuse()), HOUR_S, id="refused"),
-        pytest.param(lambda world: world.headscale.restart(), HOUR_S, id="every node offline"),
+        pytest.param({NODE: NOT_FOUND, NODES: EMPTY_LIST}, 270.0, id="empty list for less than five minutes"),
+        pytest.param({NODES: EMPTY_LIST}, HOUR_S, id="empty list, but the node exists"),
+        pytest.param({NODE: html(404), NODES: EMPTY_LIST}, HOUR_S, id="404 of a proxy and an empty list"),
+        pytest.param({NODE: NOT_FOUND, NODES: EMPTY_LIST, USERS: OTHER_USERS}, HOUR_S, id="database without our user"),
+        pytest.param({NODE: NOT_FOUND}, HOUR_S, id="node not found, but listed"),
+        pytest.param({NODE: NOT_FOUND, NODES: INCOMPLETE_LIST}, 50.0, id="incomplete list for less than a minute"),
+        pytest.param({NODE: html(404), NODES: INCOMPLETE_LIST}, HOUR_S, id="404 of a proxy and an incomplete list"),
+        pytest.param({None: html(404)}, HOUR_S, id="404 of a proxy"),
+        pytest.param({None: answer(404, '{"error": "not found"}')}, HOUR_S, id="404 of a proxy in JSON"),
+        pytest.param({None: answer(404, "default backend - 404", content_type="text/plain")}, HOUR_S, id="404 as text"),
+        pytest.param({None: html(503)}, HOUR_S, id="503"),
+        pytest.param({None: html(200)}, HOUR_S, id="HTML page"),
+        pytest.param({None: garbage()}, HOUR_S, id="garbage"),
+        pytest.param({None: refuse()}, HOUR_S, id="connection refused"),
     ],
 )
 def test_a_headscale_failure_is_not_a_lost_node(
-    world: World, tmp_path: Path, events: list[Any], happen: Callable[[World], None], for_s: float, kernel: bool
+    world: World,
+    tmp_path: Path,
+    events: list[Any],
+    faults: Mapping[str | None, Fault],
+    duration_s: float,
+    kernel: bool,
 ) -> None:
-    """No key, no restart, no change of the record."""
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "HEADSCALE_USER": "svc"}, kernel=kernel)
-    pod.start()
-    pod.run(30)
-    key, writes, number = pod.key, len(world.cloudflare.writes), keys(world)
-    happen(world)
-    pod.run(for_s)
+    """No key is created, no restart is requested, and the record is not changed."""
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel, HEADSCALE_USER="svc")
+    key, writes, count = pod.key, len(world.cloudflare.writes), key_count(world)
+    fail(world, faults)
+    pod.run(duration_s)
     assert pod.nodez.restart_helps is False
     world.headscale.faults.clear()
     pod.run(120)
-    assert pod.nodez == Nodez("registered", restart_helps=False)
-    assert (pod.key, keys(world), len(world.cloudflare.writes)) == (key, number, writes)
+    assert pod.nodez == REGISTERED
+    assert (pod.key, key_count(world), len(world.cloudflare.writes)) == (key, count, writes)
+    assert "node.lost" not in names(events)
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["interface", "user-space"])
+def test_an_offline_node_is_not_a_lost_node(world: World, tmp_path: Path, events: list[Any], kernel: bool) -> None:
+    """After a restart of Headscale, every node is offline."""
+    pod = a_pod(world, tmp_path / "pod", kernel=kernel)
+    key, writes = pod.key, len(world.cloudflare.writes)
+    world.headscale.restart()
+    pod.run(HOUR_S)
+    assert (pod.nodez, pod.key, len(world.cloudflare.writes)) == (REGISTERED, key, writes)
     assert "node.lost" not in names(events)
 
 
@@ -426,45 +387,11 @@ def test_a_renamed_node_is_not_reported_as_gone() -> None:
     assert loss is None
 
 
-class Steps:
-    """Runs passes of `dns-watch` at given times.
-
-    Args:
-        pod: a pod whose node is gone.
-    """
-
-    def __init__(self, pod: Pod) -> None:
-        self._pod = pod
-
-    def look(self, *, after_s: float) -> str | None:
-        """Run a pass after this time, and return the confirmed loss."""
-        self._pod.world.clock.sleep(after_s)
-        self._pod.watch.run_pass()
-        return self._pod.watch.state.heal.lost
-
-    def look_in_vain(self, *, after_s: float, path: str) -> str | None:
-        """Run a pass in which requests for a path fail."""
-        self._pod.world.headscale.faults.add(html(502), path=path)
-        found = self.look(after_s=after_s)
-        assert self._pod.world.headscale.faults.pending == 0
-        return found
-
-
-def test_two_observations_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
-    """The time between them does not matter."""
-    pod = a_pod(world, tmp_path / "pod")
-    delete_node(pod)
-    steps = Steps(pod)
-    assert [steps.look(after_s=600) for _ in range(3)] == [None, None, "gone"]
-
-
-def test_observations_within_a_minute_do_not_confirm_a_loss(world: World, tmp_path: Path) -> None:
-    """Their number does not matter."""
-    pod = a_pod(world, tmp_path / "pod")
-    delete_node(pod)
-    steps = Steps(pod)
-    assert [steps.look(after_s=1) for _ in range(60)] == [None] * 60
-    assert steps.look(after_s=1) == "gone"
+def run_pass(pod: Pod, *, after_s: float) -> str | None:
+    """Run one pass after this time, and return the confirmed loss."""
+    pod.world.clock.sleep(after_s)
+    pod.watch.run_pass()
+    return pod.watch.state.heal.lost
 
 
 @pytest.mark.parametrize("path", [NODE, NODES, USERS])
@@ -472,35 +399,24 @@ def test_a_failed_read_restarts_the_confirmation(world: World, tmp_path: Path, p
     pod = a_pod(world, tmp_path / "pod")
     key = pod.key
     delete_node(pod)
-    steps = Steps(pod)
     for _ in range(20):
-        assert steps.look(after_s=30) is None
-        assert steps.look(after_s=31) is None
-        assert steps.look_in_vain(after_s=31, path=path) is None
+        assert run_pass(pod, after_s=30) is None
+        assert run_pass(pod, after_s=31) is None
+        world.headscale.faults.add(html(502), path=path)
+        assert run_pass(pod, after_s=31) is None
+        assert world.headscale.faults.pending == 0
     assert pod.key == key
-    assert [steps.look(after_s=30) for _ in range(3)] == [None, None, "gone"]
-
-
-def test_an_empty_list_restarts_the_confirmation(world: World, tmp_path: Path) -> None:
-    pod = a_pod(world, tmp_path / "pod")
-    delete_node(pod)
-    steps = Steps(pod)
-    for _ in range(20):
-        assert [steps.look(after_s=31) for _ in range(2)] == [None, None]
-        # A pass that counts the fleet lists the nodes twice.
-        world.headscale.faults.add(answer(200, '{"nodes": []}'), path=NODES, times=None)
-        assert steps.look(after_s=31) is None
-        world.headscale.faults.clear()
+    assert [run_pass(pod, after_s=30) for _ in range(3)] == [None, None, "gone"]
 
 
 def test_without_self_heal_no_key_is_written(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """This holds for a whole night. The loss is logged with advice."""
+    """The loss is logged with advice, and nothing else happens for eight hours."""
     pod = a_pod(world, tmp_path / "pod", SELF_HEAL="false", **RARE_POLLS)
-    key, number = pod.key, keys(world)
+    key, count = pod.key, key_count(world)
     delete_node(pod)
     pod.run(8 * HOUR_S)
-    assert (pod.key, keys(world)) == (key, number)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert (pod.key, key_count(world)) == (key, count)
+    assert pod.nodez == GONE
     (lost,) = named(events, "node.lost")
     assert "SELF_HEAL=true" in lost["advice"]
 
@@ -511,27 +427,27 @@ def test_a_reusable_key_is_kept_until_it_expires(world: World, tmp_path: Path) -
     key = pod.key
     delete_node(pod)
     pod.run(120)
-    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=True), key)
+    assert (pod.nodez, pod.key) == (GONE_WITH_FRESH_KEY, key)
     pod.run(HOUR_S)
-    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=False), key)
+    assert (pod.nodez, pod.key) == (GONE, key)
 
 
 def test_a_missing_key_volume_is_reported_once(world: World, tmp_path: Path, events: list[Any]) -> None:
     """The sidecar keeps running without it."""
     pod = a_pod(world, tmp_path / "pod")
-    number = keys(world)
+    count = key_count(world)
     pod.new_watch(AUTHKEY_OUTPUT_PATH=str(tmp_path / "no-volume" / "authkey"))
     pod.run(30)
     delete_node(pod)
     pod.run(4 * HOUR_S)
-    assert (pod.nodez, keys(world)) == (Nodez("gone", restart_helps=False), number)
-    (complaint,) = named(events, "key_file.unwritable")
-    assert "SELF_HEAL" in complaint["error"]
+    assert (pod.nodez, key_count(world)) == (GONE, count)
+    (event,) = named(events, "key_file.unwritable")
+    assert "SELF_HEAL" in event["error"]
     assert not (tmp_path / "no-volume").exists()
 
 
 def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_path: Path) -> None:
-    """Its client may use another Headscale."""
+    """Its client may be registered at another Headscale server."""
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.cleanup()
     pod.interface.set_addresses("100.64.99.1")
@@ -539,14 +455,14 @@ def test_a_stranded_pod_with_an_unused_key_is_not_restarted(world: World, tmp_pa
     assert pod.nodez == Nodez("stranded", restart_helps=False)
 
 
-def test_a_stranded_address_is_uncertain_with_another_node_of_ours(world: World, tmp_path: Path) -> None:
-    """The other node can be this pod's, with a new address."""
-    pod = a_pod(world, tmp_path / "pod")
+def test_a_stranded_pod_is_not_healed_if_another_node_of_ours_exists(world: World, tmp_path: Path) -> None:
+    """The other node may be this pod's node with a new address."""
+    pod = a_pod(world, tmp_path / "pod", MAX_RETRIES="0")
     key = pod.key
     pod.interface.set_addresses("100.64.99.1")
     pod.new_watch()
     pod.run(2 * HOUR_S)
-    assert (pod.nodez, pod.key) == (Nodez("waiting", restart_helps=False), key)
+    assert (pod.nodez, pod.key) == (WAITING, key)
 
 
 # --- One key at a time ------------------------------------------------------------------------------
@@ -564,31 +480,10 @@ def run_and_check(pod: Pod, seconds: float) -> None:
 def test_at_most_one_unexpired_key_exists(any_world: World, tmp_path: Path) -> None:
     """If no client uses the key, the next one is created only after the first has expired."""
     pod = a_pod(any_world, tmp_path / "pod", **RARE_POLLS)
-    before = keys(any_world)
+    before = key_count(any_world)
     delete_node(pod)
     run_and_check(pod, 8 * HOUR_S)
-    assert 4 <= keys(any_world) - before <= 8
-
-
-def test_keys_that_do_not_help_are_created_more_and_more_rarely(world: World, tmp_path: Path) -> None:
-    pod = a_pod(world, tmp_path / "pod", POLL_INTERVAL="1m", RETRY_INTERVAL="1m")
-    delete_node(pod)
-    made: list[float] = []
-    number = keys(world)
-    until = world.clock.elapsed_s + 12 * HOUR_S
-    while world.clock.elapsed_s < until:
-        wait_s = pod.watch.run_pass()
-        assert len(world.usable_keys()) <= 1
-        if keys(world) > number:
-            number = keys(world)
-            made.append(world.clock.elapsed_s)
-            # The key is used up without a login, as by an expired tagged node.
-            world.headscale.delete_node(world.headscale.register(key=pod.key, hostname="other").id)
-        world.clock.sleep(wait_s)
-    pauses = [later - earlier for earlier, later in pairwise(made)]
-    assert all(pause >= 120 for pause in pauses)
-    assert all(later > 1.2 * earlier or later >= HOUR_S for earlier, later in pairwise(pauses))
-    assert len(made) <= 18
+    assert 4 <= key_count(any_world) - before <= 8
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -604,38 +499,38 @@ def test_a_key_whose_response_was_lost_is_expired(
     assert world.headscale.faults.pending == 0
     assert pod.key != old_key
     assert world.usable_keys() == [pod.key]
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
 
 
 def test_failing_key_creation_is_retried_with_backoff(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """This lasts for six hours, in which the health port keeps reporting the loss."""
+    """While the creation fails for six hours, the health port reports the loss."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     world.headscale.faults.add(html(500), method="POST", path=KEYS, times=None)
     pod.run(6 * HOUR_S)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
-    tries = [exchange for exchange in world.headscale.writes if exchange.path == "/api/v1/preauthkey"]
-    assert 4 <= len(tries) <= 12
+    assert pod.nodez == GONE
+    attempts = [exchange for exchange in world.headscale.writes if exchange.path == "/api/v1/preauthkey"]
+    assert 4 <= len(attempts) <= 12
     world.headscale.faults.clear()
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=2 * HOUR_S)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=2 * HOUR_S)
 
 
-def test_no_key_is_created_for_an_unwritable_folder(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The old key file stays."""
+def test_no_key_is_created_if_the_folder_is_not_writable(world: World, tmp_path: Path, events: list[Any]) -> None:
+    """The old key stays in the file."""
     pod = a_pod(world, tmp_path / "pod")
-    old_key, number = pod.key, keys(world)
+    old_key, count = pod.key, key_count(world)
     delete_node(pod)
-    # The name of the file with which it is checked that the volume is writable. A folder of that name blocks it.
+    # A folder with the name of the temporary file, with which dns-watch checks that it can write.
     blocked = pod.key_file.with_name(".authkey.tmp")
     blocked.mkdir()
     pod.run(HOUR_S)
-    assert (pod.nodez, pod.key, keys(world)) == (Nodez("gone", restart_helps=False), old_key, number)
+    assert (pod.nodez, pod.key, key_count(world)) == (GONE, old_key, count)
     assert 2 <= len(named(events, "key_file.unwritable")) <= 8
     blocked.rmdir()
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=2 * HOUR_S)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=2 * HOUR_S)
 
 
-# --- While it is healed -----------------------------------------------------------------------------
+# --- Until the node is registered again -----------------------------------------------------------------------------
 
 
 def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_path: Path) -> None:
@@ -643,15 +538,15 @@ def test_no_restart_is_requested_while_a_client_is_starting(world: World, tmp_pa
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
     pod.interface.set_addresses(None)
     pod.run(1)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     pod.interface.set_addresses()
     pod.run(45)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     pod.run(60)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
 
 
 def test_a_restart_marker_of_an_earlier_process_is_removed(world: World, tmp_path: Path) -> None:
@@ -666,13 +561,13 @@ def test_no_restart_is_requested_while_headscale_is_down(world: World, tmp_path:
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
-    assert pod.nodez == Nodez("gone", restart_helps=True)
+    assert pod.nodez == GONE_WITH_FRESH_KEY
     key = pod.key
     world.headscale.faults.add(refuse(), times=None)
     pod.run(600)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     world.headscale.faults.clear()
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=60)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=60)
     assert pod.key == key
 
 
@@ -681,12 +576,12 @@ def test_no_restart_is_requested_after_an_uncertain_lookup(world: World, tmp_pat
     pod = a_pod(world, tmp_path / "pod")
     world.headscale.expire_node(pod.node_id)
     pod.run(130)
-    assert pod.nodez == Nodez("expired", restart_helps=True)
+    assert pod.nodez == EXPIRED_WITH_FRESH_KEY
     world.headscale.faults.add(answer(200, json.dumps({"users": []})), method="GET", path=USERS)
     pod.watch.run_pass()
     assert world.headscale.faults.pending == 0
     assert pod.nodez == Nodez("expired", restart_helps=False)
-    pod.run_until(Nodez("expired", restart_helps=True), within_s=60)
+    pod.run_until(EXPIRED_WITH_FRESH_KEY, within_s=60)
 
 
 def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path, events: list[Any]) -> None:
@@ -697,10 +592,10 @@ def test_a_new_node_of_this_pod_is_not_a_successor(world: World, tmp_path: Path,
     pod.interface.set_addresses()
     new = pod.client.start()
     pod.run(10)
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     pod.interface.set_addresses(*new.addresses)
     pod.run(10)
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
     assert "node.superseded" not in names(events)
 
 
@@ -714,31 +609,29 @@ def test_no_restart_is_requested_with_an_expired_key(world: World, tmp_path: Pat
     pod.run(2 * HOUR_S)
     world.headscale.faults.clear()
     pod.watch.run_pass()
-    assert (pod.nodez, pod.key) == (Nodez("gone", restart_helps=False), key)
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=300)
+    assert (pod.nodez, pod.key) == (GONE, key)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=300)
     assert pod.key != key
     assert world.usable_keys() == [pod.key]
 
 
 def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -> None:
     """The client has registered in user space mode, and the list does not contain the new node yet."""
-    pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true"}, kernel=False)
-    pod.start()
-    pod.run(30)
+    pod = a_pod(world, tmp_path / "pod", kernel=False)
     delete_node(pod)
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=130)
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=130)
     pod.client.start()
     world.headscale.faults.add(lacking(NAME), method="GET", path=NODES, times=1)
     pod.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     pod.run(30)
-    assert (pod.nodez, published(world)) == (Nodez("registered", restart_helps=False), [pod.address])
-    assert keys(world) == 2
+    assert (pod.nodez, published_addresses(world)) == (REGISTERED, [pod.address])
+    assert key_count(world) == 2
 
 
 def test_the_health_port_reports_a_lost_node(world: World, tmp_path: Path) -> None:
-    """`/nodez` and the metrics."""
+    """The loss is visible in `/nodez`, `/readyz` and the metrics."""
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     pod.run(130)
@@ -759,10 +652,9 @@ def test_the_loss_is_reported_even_if_keys_cannot_be_listed(world: World, tmp_pa
     pod = a_pod(world, tmp_path / "pod")
     delete_node(pod)
     world.headscale.faults.add(html(500), method="GET", path=KEYS)
-    steps = Steps(pod)
-    assert [steps.look(after_s=31) for _ in range(3)] == [None, None, "gone"]
+    assert [run_pass(pod, after_s=31) for _ in range(3)] == [None, None, "gone"]
     assert world.headscale.faults.pending == 0
-    assert pod.nodez == Nodez("gone", restart_helps=False)
+    assert pod.nodez == GONE
     assert pod.watch.state.is_registered is False
 
 

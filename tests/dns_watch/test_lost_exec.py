@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
-from tests.dns_watch.pods import Nodez, Pod
-from tests.dns_watch.test_heal import a_pod, delete_node, not_found_and_an_incomplete_list, published
+from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, Pod, published_addresses
+from tests.dns_watch.test_heal import INCOMPLETE_LIST, NODE, NODES, NOT_FOUND, a_pod, delete_node, fail
 from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import ExecFault
 from tests.world import names
 
-# The others wait for polls at the rate of HTTP.
+# The other scenarios depend on the interval between polls over HTTP.
 SCENARIOS = (
     "test_a_partitioned_pod_stands_down_for_its_successor",
     "test_standing_down_ends_when_the_successor_is_gone",
     "test_standing_down_ends_when_the_successor_is_offline",
-    "test_a_restart_of_headscale_changes_no_name",
+    "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
     "test_an_incomplete_list_does_not_heal_a_superseded_pod",
     "test_an_expired_superseded_node_does_not_come_back",
@@ -61,13 +61,13 @@ def test_a_lost_node_comes_back_over_exec(
     pod.run_until(Nodez(loss, restart_helps=True), within_s=600)
     assert pod.key != old_key
     pod.join()
-    pod.run_until(Nodez("registered", restart_helps=False), within_s=180)
+    pod.run_until(REGISTERED, within_s=180)
     pod.run(600)
-    assert published(world) == [pod.address]
+    assert published_addresses(world) == [pod.address]
 
 
 @pytest.mark.parametrize(
-    "written",
+    "output",
     [
         pytest.param(b"null", id="null"),
         pytest.param(b"[]", id="empty list"),
@@ -76,11 +76,11 @@ def test_a_lost_node_comes_back_over_exec(
     ],
 )
 def test_an_inconclusive_list_heals_nothing(
-    world: ClusterWorld, tmp_path: Path, events: list[Any], written: bytes
+    world: ClusterWorld, tmp_path: Path, events: list[Any], output: bytes
 ) -> None:
     pod = a_pod(world, tmp_path / "pod")
     key, writes = pod.key, len(world.cloudflare.writes)
-    world.kubernetes.spoil(ExecFault(instead=Finished(stdout=written)), "nodes list", times=None)
+    world.kubernetes.spoil(ExecFault(instead=Finished(stdout=output)), "nodes list", times=None)
     pod.run(3600)
     assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)
@@ -91,16 +91,16 @@ def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Pa
     """Over exec, Headscale's list is the only evidence of a loss."""
     pod = a_pod(world, tmp_path / "pod")
     writes = len(world.cloudflare.writes)
-    not_found_and_an_incomplete_list(world)
-    pod.run_until(Nodez("gone", restart_helps=True), within_s=600)
-    assert (published(world), len(world.cloudflare.writes)) == ([pod.address], writes)
+    fail(world, {NODE: NOT_FOUND, NODES: INCOMPLETE_LIST})
+    pod.run_until(GONE_WITH_FRESH_KEY, within_s=600)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([pod.address], writes)
     world.headscale.faults.clear()
     pod.run(600)
-    assert pod.nodez == Nodez("registered", restart_helps=False)
+    assert pod.nodez == REGISTERED
     assert len(world.headscale.nodes) == 2
 
 
-def test_of_two_records_created_together_the_later_pods_stays(world: ClusterWorld, tmp_path: Path) -> None:
+def test_the_record_of_the_later_pod_stays_if_two_are_created_together(world: ClusterWorld, tmp_path: Path) -> None:
     earlier, later = (Pod(world, tmp_path / name) for name in ("earlier", "later"))
     for pod in (earlier, later):
         pod.cleanup()
@@ -108,8 +108,8 @@ def test_of_two_records_created_together_the_later_pods_stays(world: ClusterWorl
         pod.join()
     world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     world.run_together(earlier.watch, later.watch, seconds=2)
-    assert len(published(world)) == 2
+    assert len(published_addresses(world)) == 2
     world.run_together(earlier.watch, later.watch, seconds=150)
-    assert published(world) == [later.address]
+    assert published_addresses(world) == [later.address]
     world.run_together(earlier.watch, later.watch, seconds=3600)
     assert (earlier.nodez.state, later.nodez.state) == ("superseded", "registered")

@@ -10,7 +10,7 @@ import pytest
 
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
-from tests.dns_watch.pods import Nodez, Pod
+from tests.dns_watch.pods import GONE, GONE_WITH_FRESH_KEY, REGISTERED, SUPERSEDED, Pod, published_addresses
 from tests.simulators.faults import answer, html, lacking, refuse, stale
 from tests.world import Interface, World, named
 
@@ -27,16 +27,12 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     return world
 
 
-def published(world: World) -> list[str]:
-    return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
-
-
 def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
     """Return a pod that has published its address."""
     pod = Pod(world, folder, settings)
     pod.start()
     pod.run(60)
-    assert published(world) == [pod.address]
+    assert published_addresses(world) == [pod.address]
     return pod
 
 
@@ -44,7 +40,7 @@ def an_old_pod(world: World, folder: Path, **settings: str) -> Pod:
 def test_a_partitioned_pod_stands_down_for_its_successor(
     world: World, tmp_path: Path, events: list[Any], self_heal: str
 ) -> None:
-    """It writes nothing for an hour, and logs the reason once."""
+    """The old pod writes nothing for an hour, and logs the reason once."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL=self_heal)
     key = old.key
 
@@ -54,21 +50,18 @@ def test_a_partitioned_pod_stands_down_for_its_successor(
     world.run_together(old.watch, seconds=45)
     new.join()
     world.run_together(new.watch, old.watch, seconds=10)
-    assert published(world) == [new.address]
+    assert published_addresses(world) == [new.address]
     writes = len(world.cloudflare.writes)
     keys = len(world.headscale.keys)
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
 
-    assert published(world) == [new.address]
+    assert published_addresses(world) == [new.address]
     assert (len(world.cloudflare.writes), len(world.headscale.keys), old.key) == (writes, keys, key)
     assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [
         (str(old.node_id), str(new.node_id))
     ]
     assert not named(events, "node.reinstated")
-    assert (old.nodez, new.nodez) == (
-        Nodez("superseded", restart_helps=False),
-        Nodez("registered", restart_helps=False),
-    )
+    assert (old.nodez, new.nodez) == (SUPERSEDED, REGISTERED)
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["interface", "metadata"])
@@ -89,19 +82,16 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
         world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     order = [earlier.watch, later.watch] if first == "earlier" else [later.watch, earlier.watch]
     world.run_together(*order, seconds=2)
-    assert len(published(world)) == (2 if race else 1)
+    assert len(published_addresses(world)) == (2 if race else 1)
     # A new record is read again after POLL_INTERVAL.
     world.run_together(*order, seconds=45)
-    assert published(world) == [later.address]
+    assert published_addresses(world) == [later.address]
 
     world.run_together(*order, seconds=600)
     writes = len(world.cloudflare.writes)
     world.run_together(*order, seconds=HOUR_S)
-    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
-    assert (earlier.nodez, later.nodez) == (
-        Nodez("superseded", restart_helps=False),
-        Nodez("registered", restart_helps=False),
-    )
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    assert (earlier.nodez, later.nodez) == (SUPERSEDED, REGISTERED)
     assert len(named(events, "node.superseded")) == 1
 
 
@@ -113,7 +103,7 @@ def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     for pod in (earlier, later):
         pod.join()
     world.run_together(earlier.watch, later.watch, seconds=900)
-    assert (published(world), earlier.nodez.state) == ([later.address], "superseded")
+    assert (published_addresses(world), earlier.nodez.state) == ([later.address], "superseded")
     return earlier, later
 
 
@@ -122,8 +112,8 @@ def test_standing_down_ends_when_the_successor_is_gone(world: World, tmp_path: P
     later.client.die()
     world.headscale.delete_node(later.node_id)
     world.run_together(earlier.watch, seconds=900)
-    assert published(world) == [earlier.address]
-    assert earlier.nodez == Nodez("registered", restart_helps=False)
+    assert published_addresses(world) == [earlier.address]
+    assert earlier.nodez == REGISTERED
     assert len(named(events, "node.reinstated")) == 1
 
 
@@ -132,37 +122,37 @@ def test_standing_down_ends_when_the_successor_is_offline(world: World, tmp_path
     earlier, later = two_pods(world, tmp_path)
     later.client.die()
     world.run_together(earlier.watch, seconds=900)
-    assert published(world) == [earlier.address]
+    assert published_addresses(world) == [earlier.address]
 
 
-def test_a_restart_of_headscale_changes_no_name(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
     """All nodes are offline until they reconnect."""
     earlier, later = two_pods(world, tmp_path)
     writes = len(world.cloudflare.writes)
     world.headscale.restart()
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
-    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([later.address], writes)
     for pod in (earlier, later):
         world.headscale.connect(pod.node_id)
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
-    assert (published(world), len(world.cloudflare.writes)) == ([later.address], writes)
+    assert (published_addresses(world), len(world.cloudflare.writes)) == ([later.address], writes)
     assert not named(events, "node.reinstated")
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(answer(200, json.dumps({"nodes": []})), id="empty-list"),
-        pytest.param(html(404), id="ingress-404"),
-        pytest.param(html(503), id="ingress-503"),
-        pytest.param(refuse(), id="refused"),
-        pytest.param(answer(200, json.dumps({"users": []})), id="no-users"),
+        pytest.param(answer(200, json.dumps({"nodes": []})), id="empty list"),
+        pytest.param(html(404), id="404 of a proxy"),
+        pytest.param(html(503), id="503 of a proxy"),
+        pytest.param(refuse(), id="connection refused"),
+        pytest.param(answer(200, json.dumps({"users": []})), id="no users"),
     ],
 )
 def test_standing_down_continues_while_headscale_fails(
     world: World, tmp_path: Path, events: list[Any], fault: Any
 ) -> None:
-    """It is logged once."""
+    """The successor is reported once, and the record stays."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
     new.start()
@@ -170,13 +160,13 @@ def test_standing_down_continues_while_headscale_fails(
     path = r"/api/v1/user$" if b"users" in fault.body else r"/api/v1/node(\?|$)"
     world.headscale.faults.add(fault, method="GET", path=path, times=None)
     old.run(600)
-    assert old.nodez == Nodez("superseded", restart_helps=False)
+    assert old.nodez == SUPERSEDED
     world.headscale.faults.clear()
     old.run(600)
-    assert old.nodez == Nodez("superseded", restart_helps=False)
+    assert old.nodez == SUPERSEDED
     assert len(named(events, "node.superseded")) == 1
     assert not named(events, "node.reinstated")
-    assert published(world) == [new.address]
+    assert published_addresses(world) == [new.address]
 
 
 def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
@@ -185,52 +175,52 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
     new = Pod(world, folder / "new")
     new.cleanup()
     old.run(120)
-    assert old.nodez == Nodez("gone", restart_helps=True)
+    assert old.nodez == GONE_WITH_FRESH_KEY
     new.join()
     old.run(60)
     return old, new
 
 
 def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
-    """Without the new pod, the old pod would have healed."""
+    """Without the new pod, the old pod would register again."""
     old, new = superseded_while_it_heals(world, tmp_path)
-    assert old.nodez == Nodez("superseded", restart_helps=False)
+    assert old.nodez == SUPERSEDED
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert old.nodez == Nodez("superseded", restart_helps=False)
-    assert published(world) == [new.address]
+    assert old.nodez == SUPERSEDED
+    assert published_addresses(world) == [new.address]
 
 
-@pytest.mark.parametrize("looks", [1, 2])
-def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_path: Path, looks: int) -> None:
+@pytest.mark.parametrize("list_count", [1, 2])
+def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_path: Path, list_count: int) -> None:
     """The absence of a successor is confirmed like a loss."""
     old = an_old_pod(world, tmp_path / "old", SELF_HEAL="true")
     new = Pod(world, tmp_path / "new")
     new.start()
     world.run_together(new.watch, old.watch, seconds=600)
     key = old.key
-    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=looks)
-    for _ in range(looks):
+    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=list_count)
+    for _ in range(list_count):
         world.clock.sleep(600)
         old.watch.run_pass()
         assert (old.nodez.restart_helps, old.key) == (False, key)
     assert world.headscale.faults.pending == 0
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert (old.nodez, old.key) == (Nodez("superseded", restart_helps=False), key)
-    assert published(world) == [new.address]
+    assert (old.nodez, old.key) == (SUPERSEDED, key)
+    assert published_addresses(world) == [new.address]
 
 
 def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
-    """A fresh key is already in its file."""
+    """This is so even if a fresh key is already in its file."""
     old, new = superseded_while_it_heals(world, tmp_path)
     world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
     old.watch.run_pass()
     assert world.headscale.faults.pending == 0
-    assert old.nodez == Nodez("gone", restart_helps=False)
+    assert old.nodez == GONE
     new.client.die()
     world.headscale.delete_node(new.node_id)
     old.run(120)
-    assert old.nodez == Nodez("gone", restart_helps=True)
+    assert old.nodez == GONE_WITH_FRESH_KEY
 
 
 def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Path) -> None:
@@ -241,8 +231,8 @@ def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Pat
     new.start()
     old.new_watch()
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
-    assert (old.nodez, old.key) == (Nodez("superseded", restart_helps=False), key)
-    assert published(world) == [new.address]
+    assert (old.nodez, old.key) == (SUPERSEDED, key)
+    assert published_addresses(world) == [new.address]
 
 
 def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: Path) -> None:
@@ -252,8 +242,8 @@ def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: P
     earlier.run(30)
     world.headscale.expire_node(earlier.node_id)
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
-    assert (earlier.nodez, earlier.key) == (Nodez("superseded", restart_helps=False), key)
-    assert published(world) == [later.address]
+    assert (earlier.nodez, earlier.key) == (SUPERSEDED, key)
+    assert published_addresses(world) == [later.address]
 
 
 def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> None:
@@ -279,12 +269,12 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
     """Otherwise two pods would revert each other's writes."""
     node = world.headscale.add_node(NAME, user="svc")
     interface = Interface(None) if settings else Interface(*node.addresses)
-    no_note = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
-    old = world.watch(interface, **settings, **no_note, DNS_TTL="60")
+    no_metadata = {"AUTHKEY_OUTPUT_PATH": str(tmp_path / "none" / "authkey")}
+    old = world.watch(interface, **settings, **no_metadata, DNS_TTL="60")
     world.run(old, 100)
     interface.set_addresses(None)
     world.run(old, 100)
-    assert published(world) == [node.addresses[0]]
+    assert published_addresses(world) == [node.addresses[0]]
 
     if own_node == "deleted":
         world.headscale.delete_node(node.id)
@@ -295,7 +285,7 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
     world.run_together(new, old, seconds=60)
     writes = len(world.cloudflare.writes)
     world.run_together(old, new, seconds=HOUR_S)
-    assert published(world) == [later.addresses[0]]
+    assert published_addresses(world) == [later.addresses[0]]
     assert len(world.cloudflare.writes) == writes
     assert not old.state.is_registered
 
@@ -306,7 +296,7 @@ def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path:
     watch = world.watch(interface, AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey"))
     world.run(watch, 120)
     world.headscale.add_node(NAME, user="svc")
-    # Its last poll can be 10 s old, and the next one can be 10 s late.
+    # The last poll can be 10 s old, and the next one can be 10 s late.
     interface.set_addresses(None)
     world.run(watch, 18)
     assert not watch.state.is_registered
@@ -322,11 +312,11 @@ def test_a_node_that_was_moved_to_another_user_is_not_published(
     node = world.headscale.add_node(NAME, user="svc")
     watch = world.watch(Interface(*node.addresses))
     world.run(watch, 100)
-    assert published(world) == [node.addresses[0]]
+    assert published_addresses(world) == [node.addresses[0]]
     world.headscale.add_user("ann")
     world.headscale.move_node(node.id, "ann")
     (record,) = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.remove_record(record.id)
     world.run(watch, HOUR_S)
-    assert published(world) == []
+    assert published_addresses(world) == []
     assert not watch.state.is_registered
