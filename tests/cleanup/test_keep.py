@@ -27,72 +27,73 @@ from tests.world import USER, Interface, named, names
 Events = list[Any]
 
 
-# --- The decision, from values --------------------------------------------------------------------------
+# --- The decision --------------------------------------------------------------------------
 
 
-def kept(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **state: str) -> str:
+def kept_id_or_reason(*nodes: Node, device_id: str | None = "3", version: str = "0.29.2", **state: str) -> str:
     """Return the id of the kept node, or the reason why there is none."""
     values = {key: value.encode() for key, value in state.items()}
     if device_id is not None:
         values["device_id"] = device_id.encode()
-    found = find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
-    return found.id if isinstance(found, Node) else found.reason
+    kept = find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(values), version=version, now=NOW)
+    return kept.id if isinstance(kept, Node) else kept.reason
 
 
-def test_node_named_by_the_secret_stays() -> None:
+def test_node_that_the_secret_names_is_kept() -> None:
     nodes = [a_node(1), a_node(3, online=False), a_node(12)]
-    assert {kept(*order) for order in permutations(nodes)} == {"3"}
+    assert {kept_id_or_reason(*order) for order in permutations(nodes)} == {"3"}
 
 
 @pytest.mark.parametrize(
     ("node", "reason"),
     [
         pytest.param(a_node(4), "no node 3", id="gone"),
-        pytest.param(a_node(30), "no node 3", id="longer-id"),
+        pytest.param(a_node(30), "no node 3", id="longer id"),
         pytest.param(a_node(3, expires_at=EXPIRED), "has expired", id="expired"),
-        pytest.param(a_node(3, expires_at=NOW), "has expired", id="expires-now"),
-        pytest.param(a_node(3, hostname="wiki.example.com"), "hostname wiki.example.com", id="another-hostname"),
-        pytest.param(a_node(3, user=ANN), "user svc", id="moved-to-another-user"),
-        pytest.param(a_node(3, registered_by=RegisterMethod.CLI), "user svc", id="registered-by-CLI"),
+        pytest.param(a_node(3, expires_at=NOW), "has expired", id="expires now"),
+        pytest.param(a_node(3, hostname="wiki.example.com"), "hostname wiki.example.com", id="another hostname"),
+        pytest.param(a_node(3, user=ANN), "user svc", id="moved to another user"),
+        pytest.param(a_node(3, registered_by=RegisterMethod.CLI), "user svc", id="registered by CLI"),
     ],
 )
-def test_node_that_cannot_come_back_does_not_stay(node: Node, reason: str) -> None:
-    assert reason in kept(a_node(1), node, a_node(9))
+def test_node_that_cannot_log_in_again_is_not_kept(node: Node, reason: str) -> None:
+    assert reason in kept_id_or_reason(a_node(1), node, a_node(9))
 
 
 @pytest.mark.parametrize(
     ("device_id", "state"),
     [
-        pytest.param(None, {}, id="empty-secret"),
+        pytest.param(None, {}, id="empty secret"),
         pytest.param("", {}, id="cleared"),
-        pytest.param(None, {"device_ips": '["100.64.0.3"]', "device_fqdn": "x.", "_machinekey": "x"}, id="device-ips"),
+        pytest.param(None, {"device_ips": '["100.64.0.3"]', "device_fqdn": "x.", "_machinekey": "x"}, id="device ips"),
     ],
 )
 def test_only_the_id_identifies_a_node(device_id: str | None, state: dict[str, str]) -> None:
     """The addresses in the Secret can be those of an earlier pod."""
-    assert "device_id" in kept(a_node(3), device_id=device_id, **state)
+    assert "device_id" in kept_id_or_reason(a_node(3), device_id=device_id, **state)
 
 
 @pytest.mark.parametrize("device_id", ["nTxyz11CNTRL", "3 ", "03", "+3", "٣", "\xff"])
-def test_id_is_compared_as_a_whole(device_id: str) -> None:
-    assert "no node" in kept(a_node(3), device_id=device_id)
+def test_the_id_is_compared_exactly(device_id: str) -> None:
+    assert "no node" in kept_id_or_reason(a_node(3), device_id=device_id)
 
 
-def test_missing_secret_names_no_node() -> None:
-    found = find_kept_node([a_node(3)], node_identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
-    assert isinstance(found, NoKeptNode)
+def test_no_node_is_kept_without_the_secret() -> None:
+    kept = find_kept_node([a_node(3)], node_identity=NODE_IDENTITY, state=None, version="0.29.2", now=NOW)
+    assert isinstance(kept, NoKeptNode)
 
 
 @pytest.mark.parametrize(
     ("version", "key_user", "stays"),
     [
-        pytest.param("0.28.0", None, False, id="0.28-key-of-no-user"),
-        pytest.param("0.28.1", None, False, id="0.28.1-key-of-no-user"),
-        pytest.param("0.28 or 0.29", None, False, id="possibly-0.28"),
-        pytest.param("0.29.2", None, True, id="0.29-key-of-no-user"),
-        pytest.param("0.30.0", None, True, id="0.30-key-of-no-user"),
-        pytest.param("0.28.0", User("1", "svc"), True, id="0.28-key-of-our-user"),
-        pytest.param("0.29.2", User("1", "svc"), True, id="0.29-key-of-our-user"),
+        pytest.param("0.28.0", None, False, id="0.28 without a user"),
+        pytest.param("0.28.1", None, False, id="0.28.1 without a user"),
+        pytest.param("0.28 or 0.29", None, False, id="possibly 0.28"),
+        pytest.param("0.27.1", None, True, id="0.27 without a user"),
+        pytest.param("0.29.2", None, True, id="0.29 without a user"),
+        pytest.param("0.30.0", None, True, id="0.30 without a user"),
+        pytest.param("0.28.0", User("1", "svc"), True, id="0.28 with our user"),
+        pytest.param("0.29.2", User("1", "svc"), True, id="0.29 with our user"),
     ],
 )
 def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
@@ -100,7 +101,7 @@ def test_tagged_node_without_a_user_does_not_come_back_on_0_28(
 ) -> None:
     """Headscale 0.28 does not let a node log in again if its key has tags and no user."""
     node = a_node(3, user=None, tags=["tag:svc"], key_user=key_user)
-    assert (kept(node, version=version) == "3") is stays
+    assert (kept_id_or_reason(node, version=version) == "3") is stays
 
 
 # --- The command --------------------------------------------------------------------------------------
@@ -126,7 +127,9 @@ def metadata(world: ClusterWorld) -> dict[str, Any]:
     return text
 
 
-def cleanup(world: ClusterWorld, **variables: str) -> Cleanup:
+def cleanup(world: ClusterWorld, access: str = "exec", **variables: str) -> Cleanup:
+    if access == "api":
+        variables |= {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     world.environment |= {"NODE_POLICY": "keep", "TS_KUBE_SECRET": STATE_SECRET} | variables
     return world.cleanup()
 
@@ -137,17 +140,16 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     version: str, access: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: Events
 ) -> None:
     world = ClusterWorld(monkeypatch, tmp_path, version)
-    node = add_kept_node(world)
-    by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
-    cleanup(world, **(by_api if access == "api" else {})).run()
-    assert [left.id for left in world.headscale.nodes] == [node.id]
-    assert world.records() == {f"A {node.address}": MARK}
+    kept = add_kept_node(world)
+    cleanup(world, access).run()
+    assert [node.id for node in world.headscale.nodes] == [kept.id]
+    assert world.records() == {f"A {kept.address}": MARK}
     assert world.cloudflare.writes == []
-    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(node.id), "3")
+    assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), "3")
     # The fresh key works if the kept node is deleted in Headscale later.
     assert world.headscale.register(key=world.key, hostname=NAME).name == NAME
     [event] = named(events, "node.kept")
-    assert event["node_id"] == str(node.id)
+    assert event["node_id"] == str(kept.id)
 
 
 @pytest.mark.parametrize("interface", [True, False], ids=["with-an-interface", "without-an-interface"])
@@ -193,34 +195,34 @@ def test_keep_requires_the_name_of_the_secret(world: ClusterWorld) -> None:
 def test_only_the_one_secret_is_read(world: ClusterWorld) -> None:
     add_kept_node(world)
     cleanup(world).run()
-    read = {exchange.path for exchange in world.kubernetes.requests if "/secrets" in exchange.path}
-    assert read == {f"/api/v1/namespaces/{NAMESPACE}/secrets/{STATE_SECRET}"}
+    paths = {exchange.path for exchange in world.kubernetes.requests if "/secrets" in exchange.path}
+    assert paths == {f"/api/v1/namespaces/{NAMESPACE}/secrets/{STATE_SECRET}"}
 
 
 # --- The Secret cannot be read -------------------------------------------------------------------------------
 
 FAULTS = [
     pytest.param(faults.html(503), id="503"),
-    pytest.param(faults.html(404), id="404-of-a-proxy"),
-    pytest.param(faults.drop(), id="connection-lost"),
+    pytest.param(faults.html(404), id="404 of a proxy"),
+    pytest.param(faults.drop(), id="connection lost"),
     pytest.param(faults.hang(), id="hangs"),
     pytest.param(faults.answer(403, '{"kind": "Status", "message": "forbidden"}'), id="forbidden"),
-    pytest.param(faults.answer(401, "{}"), id="token-refused"),
+    pytest.param(faults.answer(401, "{}"), id="token refused"),
     pytest.param(faults.too_many_requests(1), id="throttled"),
 ]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_temporary_failure_to_read_the_secret_is_retried(fault: Fault, world: ClusterWorld, events: Events) -> None:
-    node = add_kept_node(world)
+    kept = add_kept_node(world)
     world.kubernetes.faults.add(fault, path="/secrets/", times=4)
     cleanup(world).run()
-    assert [left.id for left in world.headscale.nodes] == [node.id]
+    assert [node.id for node in world.headscale.nodes] == [kept.id]
     assert len(named(events, "retry.scheduled")) == 4
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
+def test_permanent_failure_to_read_the_secret_deletes_nothing(fault: Fault, world: ClusterWorld) -> None:
     add_kept_node(world)
     world.kubernetes.faults.add(fault, path="/secrets/", times=None)
     with pytest.raises(TransientError):
@@ -232,28 +234,26 @@ def test_lasting_failure_to_read_the_secret_deletes_nothing(fault: Fault, world:
 def test_missing_permission_is_reported_with_its_rule(world: ClusterWorld) -> None:
     add_kept_node(world)
     world.kubernetes.allow_nothing()
-    by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     with pytest.raises(TransientError) as raised:
-        cleanup(world, **by_api).run()
+        cleanup(world, "api").run()
     assert f"resourceNames: [{STATE_SECRET}]" in str(raised.value)
     world.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET))
-    cleanup(world, **by_api).run()
+    cleanup(world, "api").run()
     assert len(world.hostnames) == 1
 
 
-def test_permission_that_is_granted_late_is_enough(world: ClusterWorld) -> None:
+def test_permission_that_is_granted_during_the_retries_is_enough(world: ClusterWorld) -> None:
     """The RoleBinding is often applied after the pod."""
     add_kept_node(world)
     world.kubernetes.allow_nothing()
-    by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
     world.clock.schedule(20, lambda: world.kubernetes.allow(NAMESPACE, may_read(STATE_SECRET)))
-    cleanup(world, **by_api).run()
+    cleanup(world, "api").run()
     assert len(world.hostnames) == 1
 
 
 @pytest.mark.parametrize("body", ["{}", "[]", "null", '{"data": {}}', '{"kind": "Secret"}'])
 def test_malformed_secret_deletes_nothing(body: str, world: ClusterWorld) -> None:
-    """It must not be treated like an empty Secret, which means a first start."""
+    """It is not treated like an empty Secret, which the pod has at its first start."""
     add_kept_node(world)
     world.kubernetes.faults.add(faults.answer(200, body), path="/secrets/")
     with pytest.raises(ResponseError, match="Kubernetes"):
@@ -270,14 +270,13 @@ def test_kept_node_that_is_deleted_before_the_run_is_replaced(world: ClusterWorl
     assert "node.not_kept" in names(events)
 
 
-@pytest.mark.parametrize("access", ["url", "exec"])
+@pytest.mark.parametrize("access", ["api", "exec"])
 @pytest.mark.parametrize("skew", [timedelta(days=400), timedelta(days=-400)], ids=["ahead", "behind"])
 def test_expiry_is_compared_with_the_clock_of_headscale(world: ClusterWorld, skew: timedelta, access: str) -> None:
     node = add_kept_node(world)
     world.headscale.expire_node(node.id, world.clock.true_now() + timedelta(days=30 if skew > timedelta() else -30))
     world.clock.skew = skew
-    by_api = {"HEADSCALE_URL": "http://headscale", "HEADSCALE_API_KEY": world.headscale.api_key}
-    cleanup(world, **(by_api if access == "url" else {})).run()
+    cleanup(world, access).run()
     assert (metadata(world)["kept_node_id"] == str(node.id)) is (skew > timedelta())
 
 
@@ -289,34 +288,34 @@ PUBLIC_KEY = "mkey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882
 
 
 @pytest.mark.parametrize(
-    ("private", "public"),
+    ("private_key", "public_key"),
     [
-        pytest.param(PRIVATE_KEY.encode(), PUBLIC_KEY, id="RFC-7748"),
-        pytest.param(PRIVATE_KEY.encode() + b"\n", PUBLIC_KEY, id="line-break"),
+        pytest.param(PRIVATE_KEY.encode(), PUBLIC_KEY, id="RFC 7748"),
+        pytest.param(PRIVATE_KEY.encode() + b"\n", PUBLIC_KEY, id="line break"),
         pytest.param(b"", None, id="empty"),
         pytest.param(b"privkey:00", None, id="short"),
         pytest.param(PUBLIC_KEY.encode(), None, id="public"),
-        pytest.param(b"\xff" * 72, None, id="not-text"),
+        pytest.param(b"\xff" * 72, None, id="not text"),
     ],
 )
-def test_public_machine_key(private: bytes, public: str | None) -> None:
-    assert public_machine_key(private) == public
+def test_public_machine_key(private_key: bytes, public_key: str | None) -> None:
+    assert public_machine_key(private_key) == public_key
 
 
 @pytest.mark.parametrize(
     ("machine_key", "stays"),
     [
-        pytest.param(PUBLIC_KEY, True, id="same-machine"),
-        pytest.param("mkey:" + "1" * 64, False, id="another-machine"),
+        pytest.param(PUBLIC_KEY, True, id="same machine"),
+        pytest.param("mkey:" + "1" * 64, False, id="another machine"),
     ],
 )
 def test_node_of_another_machine_is_not_kept(machine_key: str, stays: bool) -> None:
-    found = kept(a_node(3, machine_key=machine_key), _machinekey=PRIVATE_KEY)
-    assert (found == "3") is stays
+    kept = kept_id_or_reason(a_node(3, machine_key=machine_key), _machinekey=PRIVATE_KEY)
+    assert (kept == "3") is stays
 
 
 def test_node_is_kept_if_its_machine_key_is_unknown() -> None:
-    assert kept(a_node(3), _machinekey="privkey:00") == "3"
+    assert kept_id_or_reason(a_node(3), _machinekey="privkey:00") == "3"
 
 
 def test_restored_database_does_not_keep_the_node_of_another_machine(world: ClusterWorld, events: Events) -> None:
@@ -349,11 +348,11 @@ def test_private_machine_key_is_never_written(world: ClusterWorld, events: Event
     values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
     world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
     cleanup(world).run()
-    written = json.dumps(events, default=str) + "".join(path.read_text() for path in world.key_file.parent.iterdir())
-    assert PRIVATE_KEY.removeprefix("privkey:") not in written
+    output = json.dumps(events, default=str) + "".join(path.read_text() for path in world.key_file.parent.iterdir())
+    assert PRIVATE_KEY.removeprefix("privkey:") not in output
 
 
 def test_renamed_node_is_not_reported_as_another_machine() -> None:
-    reason = kept(a_node(3, hostname="wiki.example.com", machine_key=PUBLIC_KEY), _machinekey=PRIVATE_KEY)
+    reason = kept_id_or_reason(a_node(3, hostname="wiki.example.com", machine_key=PUBLIC_KEY), _machinekey=PRIVATE_KEY)
     assert "wiki.example.com" in reason
     assert "machine" not in reason

@@ -1,4 +1,4 @@
-"""`cleanup` plans which nodes and records to delete: table and property tests of the pure functions."""
+"""Which nodes and records `cleanup` deletes: tests of its pure functions with tables and properties."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.cleanup.observe import saved_state
 from lifecycle.cleanup.plan import (
     CleanupConfig,
     NoKeptNode,
@@ -67,10 +66,10 @@ class TestNodes:
             pytest.param(a_node(online=False), id="offline"),
             pytest.param(a_node(online=True), id="online"),
             pytest.param(a_node(expires_at=EXPIRED), id="expired"),
-            pytest.param(a_node(hostname=NAME.upper()), id="other-case"),
-            pytest.param(a_node(addresses=()), id="without-an-address"),
-            pytest.param(a_node(user=None), id="tagged-by-our-user's-key"),
-            pytest.param(a_node(user=None, key_user=None, tags=["tag:svc"]), id="tagged-without-a-user"),
+            pytest.param(a_node(hostname=NAME.upper()), id="other case"),
+            pytest.param(a_node(addresses=()), id="without an address"),
+            pytest.param(a_node(user=None), id="tagged by our user's key"),
+            pytest.param(a_node(user=None, key_user=None, tags=["tag:svc"]), id="tagged without a user"),
         ],
     )
     def test_node_of_ours_is_deleted(self, node: Node) -> None:
@@ -80,26 +79,26 @@ class TestNodes:
         assert foreign_nodes([node], node_identity=NODE_IDENTITY) == []
 
     @pytest.mark.parametrize(
-        ("node", "is_warned_about"),
+        ("node", "is_reported"),
         [
-            pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer-hostname"),
-            pytest.param(a_node(hostname=f"x-{NAME}"), False, id="prefixed-hostname"),
-            pytest.param(a_node(hostname="invalid-abcd1234"), False, id="hostname-that-Headscale-generated"),
-            pytest.param(a_node(user=ANN), True, id="another-user's"),
-            pytest.param(a_node(user=None, key_user=ANN, tags=["tag:svc"]), True, id="tagged-by-another-user's-key"),
-            pytest.param(a_node(registered_by=RegisterMethod.OIDC), True, id="registered-by-OIDC"),
-            pytest.param(a_node(registered_by=RegisterMethod.CLI), True, id="registered-by-CLI"),
-            pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), True, id="unknown-register-method"),
+            pytest.param(a_node(hostname=f"{NAME}.evil"), False, id="longer hostname"),
+            pytest.param(a_node(hostname=f"x-{NAME}"), False, id="prefixed hostname"),
+            pytest.param(a_node(hostname="invalid-abcd1234"), False, id="hostname that Headscale generated"),
+            pytest.param(a_node(user=ANN), True, id="another user's"),
+            pytest.param(a_node(user=None, key_user=ANN, tags=["tag:svc"]), True, id="tagged by another user's key"),
+            pytest.param(a_node(registered_by=RegisterMethod.OIDC), True, id="registered by OIDC"),
+            pytest.param(a_node(registered_by=RegisterMethod.CLI), True, id="registered by CLI"),
+            pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), True, id="unknown register method"),
         ],
     )
-    def test_node_that_is_not_ours_stays(self, node: Node, is_warned_about: bool) -> None:
+    def test_node_that_is_not_ours_stays(self, node: Node, is_reported: bool) -> None:
         assert deleted_nodes([node]) == []
-        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_warned_about else [])
+        assert foreign_nodes([node], node_identity=NODE_IDENTITY) == ([node] if is_reported else [])
 
     def test_kept_node_stays_and_others_are_deleted(self) -> None:
         assert deleted_nodes([a_node(1), a_node(2), a_node(3)], kept="2") == ["1", "3"]
 
-    def test_kept_id_is_compared_as_a_whole(self) -> None:
+    def test_the_kept_id_is_compared_exactly(self) -> None:
         assert deleted_nodes([a_node(1), a_node(12)], kept="2") == ["1", "12"]
 
     def test_order_is_by_numeric_id(self) -> None:
@@ -109,65 +108,6 @@ class TestNodes:
 
     def test_no_nodes_need_no_deletion(self) -> None:
         assert deleted_nodes([]) == []
-
-
-class TestKeptNode:
-    """With NODE_POLICY=keep, the node that the state Secret names is not deleted."""
-
-    @staticmethod
-    def find(*nodes: Node, state: dict[str, bytes] | None, version: str = "0.29.2") -> Node | NoKeptNode:
-        return find_kept_node(nodes, node_identity=NODE_IDENTITY, state=saved_state(state), version=version, now=NOW)
-
-    @pytest.mark.parametrize(
-        ("node", "version"),
-        [
-            pytest.param(a_node(7), "0.29.2", id="ours"),
-            pytest.param(a_node(7, online=False), "0.23.0", id="offline"),
-            pytest.param(a_node(7, user=None), "0.28.0", id="tagged-by-a-user's-key-on-0.28"),
-            pytest.param(
-                a_node(7, user=None, key_user=None, tags=["tag:svc"]), "0.29.0", id="tagged-without-a-user-on-0.29"
-            ),
-            pytest.param(
-                a_node(7, user=None, key_user=None, tags=["tag:svc"]), "0.27.1", id="tagged-without-a-user-on-0.27"
-            ),
-        ],
-    )
-    def test_node_named_by_the_secret_is_kept(self, node: Node, version: str) -> None:
-        """Neither a newer node nor an online node takes precedence."""
-        assert self.find(a_node(8), node, a_node(6), state={"device_id": b"7"}, version=version) is node
-
-    @pytest.mark.parametrize(
-        ("node", "state", "version", "part"),
-        [
-            pytest.param(a_node(7), None, "0.29.2", "Secret does not exist", id="no-secret"),
-            pytest.param(a_node(7), {}, "0.29.2", "device_id", id="empty-secret"),
-            pytest.param(a_node(7), {"device_id": b""}, "0.29.2", "device_id", id="empty-id"),
-            pytest.param(
-                a_node(7), {"device_ips": b'["100.64.0.7"]'}, "0.29.2", "device_id", id="addresses-without-an-id"
-            ),
-            pytest.param(a_node(7), {"device_id": b"8"}, "0.29.2", "no node 8", id="no-such-node"),
-            pytest.param(a_node(7), {"device_id": b"07"}, "0.29.2", "no node 07", id="id-with-a-leading-zero"),
-            pytest.param(a_node(7), {"device_id": b"\xff"}, "0.29.2", "no node", id="not-UTF-8"),
-            pytest.param(a_node(7, user=ANN), {"device_id": b"7"}, "0.29.2", "user svc", id="another-user's"),
-            pytest.param(a_node(7, hostname="x"), {"device_id": b"7"}, "0.29.2", "hostname x", id="another-hostname"),
-            pytest.param(a_node(7, expires_at=EXPIRED), {"device_id": b"7"}, "0.29.2", "expired", id="expired"),
-            pytest.param(a_node(7, expires_at=NOW), {"device_id": b"7"}, "0.29.2", "expired", id="expires-just-now"),
-            pytest.param(
-                a_node(7, user=None, key_user=None, tags=["tag:svc"]),
-                {"device_id": b"7"},
-                "0.28.0",
-                "0.28",
-                id="tagged-without-a-user-which-0.28-refuses-to-log-in-again",
-            ),
-        ],
-    )
-    def test_unsuitable_node_is_not_kept(
-        self, node: Node, state: dict[str, bytes] | None, version: str, part: str
-    ) -> None:
-        found = self.find(node, a_node(1), state=state, version=version)
-
-        assert isinstance(found, NoKeptNode)
-        assert part in found.reason
 
 
 def record_deletions(
@@ -196,11 +136,11 @@ class TestRecords:
         "record",
         [
             pytest.param(a_record(), id="marked"),
-            pytest.param(a_record(comment=""), id="unmarked-with-a-VPN-address"),
-            pytest.param(a_record(type_="AAAA", content=VPN6), id="marked-AAAA"),
-            pytest.param(a_record(type_="AAAA", content=VPN6, comment=""), id="unmarked-AAAA-with-a-VPN-address"),
-            pytest.param(a_record(content="203.0.113.7"), id="marked-with-a-public-address"),
-            pytest.param(a_record(proxied=True, ttl_s=1), id="proxied-with-automatic-TTL"),
+            pytest.param(a_record(comment=""), id="unmarked with a VPN address"),
+            pytest.param(a_record(type_="AAAA", content=VPN6), id="marked AAAA"),
+            pytest.param(a_record(type_="AAAA", content=VPN6, comment=""), id="unmarked AAAA with a VPN address"),
+            pytest.param(a_record(content="203.0.113.7"), id="marked with a public address"),
+            pytest.param(a_record(proxied=True, ttl_s=1), id="proxied with automatic TTL"),
         ],
     )
     def test_stale_record_of_ours_is_deleted(self, record: Record) -> None:
@@ -210,18 +150,19 @@ class TestRecords:
         "record",
         [
             pytest.param(a_record(comment="managed by terraform"), id="foreign"),
-            pytest.param(a_record(comment=MARK.upper()), id="our-mark-in-upper-case"),
-            pytest.param(a_record(comment="", content="203.0.113.7"), id="unmarked-with-a-public-address"),
-            pytest.param(a_record(comment="", content="nonsense"), id="unmarked-without-an-address"),
-            pytest.param(a_record(name=f"x.{NAME}"), id="another-name"),
+            pytest.param(a_record(comment=MARK.upper()), id="our mark in upper case"),
+            pytest.param(a_record(comment=f" {MARK}"), id="a space and our mark"),
+            pytest.param(a_record(comment="", content="203.0.113.7"), id="unmarked with a public address"),
+            pytest.param(a_record(comment="", content="nonsense"), id="unmarked without an address"),
+            pytest.param(a_record(name=f"x.{NAME}"), id="another name"),
             pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME"),
             pytest.param(a_record(type_="TXT", content="x"), id="TXT"),
             pytest.param(a_record(type_="MX", content="x", comment=""), id="MX"),
-            pytest.param(a_record(content="100.64.0.9"), id="address-of-our-node"),
-            pytest.param(a_record(content="100.64.0.9", comment=""), id="unmarked-with-the-address-of-our-node"),
+            pytest.param(a_record(content="100.64.0.9"), id="address of our node"),
+            pytest.param(a_record(content="100.64.0.9", comment=""), id="unmarked with the address of our node"),
             pytest.param(
                 a_record(type_="AAAA", content="fd7a:115c:a1e0:0000:0:0:0:9"),
-                id="IPv6-address-of-our-node-in-another-spelling",
+                id="IPv6 address of our node in another spelling",
             ),
         ],
     )
@@ -249,18 +190,18 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("records", "other_addresses", "expected"),
         [
-            pytest.param([a_record("a")], [], [], id="only-record-is-left"),
-            pytest.param([a_record("a"), a_record("b")], [], ["b"], id="one-of-two-is-left"),
-            pytest.param([a_record("a"), a_record("b", type_="AAAA", content=VPN6)], [], [], id="one-of-each-type"),
-            pytest.param([a_record("a")], ["100.64.0.1"], ["a"], id="address-of-another-node"),
+            pytest.param([a_record("a")], [], [], id="only record is left"),
+            pytest.param([a_record("a"), a_record("b")], [], ["b"], id="one of two is left"),
+            pytest.param([a_record("a"), a_record("b", type_="AAAA", content=VPN6)], [], [], id="one of each type"),
+            pytest.param([a_record("a")], ["100.64.0.1"], ["a"], id="address of another node"),
             pytest.param(
                 [a_record("a"), a_record("b", content="100.64.0.2")],
                 ["100.64.0.1"],
                 ["a"],
-                id="record-with-an-unused-address-is-left",
+                id="record with an unused address is left",
             ),
-            pytest.param([a_record("a", comment="x"), a_record("b")], [], [], id="foreign-record-does-not-count"),
-            pytest.param([a_record("a", comment="")], [], [], id="unmarked-record-is-left"),
+            pytest.param([a_record("a", comment="x"), a_record("b")], [], [], id="foreign record does not count"),
+            pytest.param([a_record("a", comment="")], [], [], id="unmarked record is left"),
         ],
     )
     def test_one_stale_record_can_be_left_for_dns_watch(
@@ -273,9 +214,9 @@ class TestRecords:
     def test_no_stale_record_is_left_beside_a_valid_one(self, order: int) -> None:
         """The name resolves without it."""
         records = [a_record("a", content="100.64.0.1"), a_record("b", content="100.64.0.9")][::order]
-        stays = addresses("100.64.0.9")
+        valid = addresses("100.64.0.9")
 
-        assert deleted_records(*records, our_addresses=stays, other_addresses=stays, leave_one=True) == ["a"]
+        assert deleted_records(*records, our_addresses=valid, other_addresses=valid, leave_one=True) == ["a"]
 
     def test_types_are_independent(self) -> None:
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=VPN6)]
@@ -289,12 +230,13 @@ class TestTakenName:
     @pytest.mark.parametrize(
         "record",
         [
-            pytest.param(a_record(comment=OTHER_MARK), id="another-namespace"),
+            pytest.param(a_record(comment=OTHER_MARK), id="another namespace"),
             pytest.param(
-                a_record(comment=OTHER_MARK, content="203.0.113.7"), id="another-namespace-with-a-public-address"
+                a_record(comment=OTHER_MARK, content="203.0.113.7"), id="another namespace with a public address"
             ),
-            pytest.param(a_record(comment=OTHER_MARK, type_="AAAA", content=VPN6), id="another-namespace's-AAAA"),
-            pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="later-mark-version"),
+            pytest.param(a_record(comment=OTHER_MARK, type_="AAAA", content=VPN6), id="another namespace's AAAA"),
+            pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="mark of a later version"),
+            pytest.param(a_record(comment=f"{MARK} "), id="our mark and a space"),
         ],
     )
     def test_name_of_another_owner_is_refused(self, record: Record) -> None:
@@ -308,11 +250,11 @@ class TestTakenName:
         "record",
         [
             pytest.param(a_record(), id="ours"),
-            pytest.param(a_record(comment=""), id="unmarked-with-a-VPN-address"),
+            pytest.param(a_record(comment=""), id="unmarked with a VPN address"),
             pytest.param(a_record(comment="managed by terraform"), id="foreign"),
-            pytest.param(a_record(comment=OTHER_MARK, name=f"x.{NAME}"), id="at-another-name"),
+            pytest.param(a_record(comment=OTHER_MARK, name=f"x.{NAME}"), id="at another name"),
             pytest.param(a_record(comment=OTHER_MARK, type_="TXT", content="x"), id="TXT"),
-            pytest.param(a_record(comment=f"was {OTHER_MARK}"), id="comment-that-contains-the-mark"),
+            pytest.param(a_record(comment=f"was {OTHER_MARK}"), id="comment that contains the mark"),
         ],
     )
     def test_name_with_another_record_is_accepted(self, record: Record) -> None:
@@ -355,7 +297,7 @@ RECORDS = st.lists(
     unique_by=lambda record: record.id,
 )
 
-SOME_ADDRESSES = st.lists(st.sampled_from(CONTENTS[:-1]).map(ip_address), max_size=3, unique=True)
+ADDRESSES = st.lists(st.sampled_from(CONTENTS[:-1]).map(ip_address), max_size=3, unique=True)
 
 
 class TestProperties:
@@ -383,10 +325,12 @@ class TestProperties:
     @given(NODES)
     def test_plan_after_deletion_is_empty(self, nodes: list[Node]) -> None:
         deletions = deleted_nodes(nodes)
-        left = [node for node in nodes if node.id not in deletions]
+        remaining = [node for node in nodes if node.id not in deletions]
 
-        assert deleted_nodes(left) == []
-        assert foreign_nodes(left, node_identity=NODE_IDENTITY) == foreign_nodes(nodes, node_identity=NODE_IDENTITY)
+        assert deleted_nodes(remaining) == []
+        assert foreign_nodes(remaining, node_identity=NODE_IDENTITY) == foreign_nodes(
+            nodes, node_identity=NODE_IDENTITY
+        )
 
     @given(NODES)
     def test_every_node_of_our_name_is_deleted_or_reported(self, nodes: list[Node]) -> None:
@@ -394,7 +338,7 @@ class TestProperties:
 
         assert sorted(handled) == sorted(node.id for node in nodes if node.hostname.lower() == NAME)
 
-    @given(RECORDS, SOME_ADDRESSES, SOME_ADDRESSES, st.booleans())
+    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans())
     def test_only_records_of_ours_are_deleted(
         self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress], leave_one: bool
     ) -> None:
@@ -409,7 +353,7 @@ class TestProperties:
             assert record.comment == MARK or (record.comment == "" and record.content.startswith(("100.64.", "fd7a:")))
             assert record.address not in our_addresses
 
-    @given(RECORDS, SOME_ADDRESSES, SOME_ADDRESSES)
+    @given(RECORDS, ADDRESSES, ADDRESSES)
     def test_every_stale_record_is_deleted(
         self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress]
     ) -> None:
@@ -421,7 +365,7 @@ class TestProperties:
 
         assert set(deleted_records(*records, our_addresses=our_addresses, other_addresses=other_addresses)) == stale
 
-    @given(RECORDS, SOME_ADDRESSES, SOME_ADDRESSES)
+    @given(RECORDS, ADDRESSES, ADDRESSES)
     def test_at_most_one_stale_record_of_each_type_is_left(
         self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress]
     ) -> None:
@@ -433,13 +377,13 @@ class TestProperties:
 
         for type_ in ("A", "AAAA"):
             ours = [record for record in records if RECORD_IDENTITY.owns_record(record) and record.type == type_]
-            left_here = [record for record in ours if record.id in left]
+            left_of_type = [record for record in ours if record.id in left]
             has_valid = any(record.address in our_addresses for record in ours)
             candidates = [record for record in ours if record.id in all_stale and record.address not in other_addresses]
-            assert len(left_here) == (1 if candidates and not has_valid else 0)
-            assert all(record in candidates for record in left_here)
+            assert len(left_of_type) == (1 if candidates and not has_valid else 0)
+            assert all(record in candidates for record in left_of_type)
 
-    @given(RECORDS, SOME_ADDRESSES, SOME_ADDRESSES, st.booleans(), st.randoms(use_true_random=False))
+    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans(), st.randoms(use_true_random=False))
     def test_order_of_records_does_not_matter(
         self,
         records: list[Record],
@@ -457,17 +401,19 @@ class TestProperties:
             *records, our_addresses=our_addresses[::-1], other_addresses=other_addresses[::-1], leave_one=leave_one
         )
 
-    @given(RECORDS, SOME_ADDRESSES, SOME_ADDRESSES, st.booleans())
+    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans())
     def test_plan_after_record_deletion_is_empty(
         self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress], leave_one: bool
     ) -> None:
         deletions = deleted_records(
             *records, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
         )
-        left = [record for record in records if record.id not in deletions]
+        remaining = [record for record in records if record.id not in deletions]
 
         assert (
-            deleted_records(*left, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one)
+            deleted_records(
+                *remaining, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
+            )
             == []
         )
 

@@ -1,4 +1,4 @@
-"""cleanup against both upstreams: what it deletes, in which order, and when it fails instead."""
+"""`cleanup` with simulated upstreams: what it deletes, in which order, and when it fails."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Events = list[Any]
 
 @pytest.fixture(autouse=True)
 def _no_output(events: Events) -> None:
-    """Events are captured, not printed."""
+    """Capture events instead of printing them."""
 
 
 @pytest.fixture
@@ -52,15 +52,15 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def stale_world(world: World) -> World:
+def with_leftovers(world: World) -> World:
     """Add the node and the record of an earlier pod."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=MARK)
     return world
 
 
-def story(world: World) -> list[str]:
-    """Return the writing requests to Headscale, in order."""
+def headscale_writes(world: World) -> list[str]:
+    """Return the requests to Headscale that change something, in order."""
     descriptions = {
         ("DELETE", "node"): "delete node",
         ("POST", "preauthkey"): "create key",
@@ -72,8 +72,8 @@ def story(world: World) -> list[str]:
     ]
 
 
-def untouched(world: World) -> bool:
-    """Return True if no writing request was sent and no file was written."""
+def is_unchanged(world: World) -> bool:
+    """Return True if no request that changes something was sent, and no file was written."""
     return not world.headscale.writes and not world.cloudflare.writes and not list(world.key_file.parent.iterdir())
 
 
@@ -84,7 +84,7 @@ def untouched(world: World) -> bool:
 def test_leftovers_are_removed_and_a_fresh_key_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, events: Events
 ) -> None:
-    world = stale_world(World(monkeypatch, tmp_path, version))
+    world = with_leftovers(World(monkeypatch, tmp_path, version))
     other = world.headscale.add_node("wiki.example.com", user=USER)
     world.add_record(other.address, name="wiki.example.com", comment=MARK)
     world.cleanup().run()
@@ -98,17 +98,17 @@ def test_leftovers_are_removed_and_a_fresh_key_is_written(
 
 def test_without_leftovers_only_a_key_is_created(world: World) -> None:
     world.cleanup().run()
-    assert story(world) == ["create key"]
+    assert headscale_writes(world) == ["create key"]
     assert world.cloudflare.writes == []
     assert world.key is not None
 
 
 def test_nodes_are_deleted_before_the_key_and_records_after_it(world: World, events: Events) -> None:
-    stale_world(world).cleanup().run()
-    happened = [
+    with_leftovers(world).cleanup().run()
+    changes = [
         name for name in names(events) if name.partition(".")[0] in {"node", "pre_auth_key", "key_file", "record"}
     ]
-    assert happened == ["node.deleted", "pre_auth_key.created", "key_file.written", "record.deleted"]
+    assert changes == ["node.deleted", "pre_auth_key.created", "key_file.written", "record.deleted"]
     assert names(events)[-1] == "pass.finished"
 
 
@@ -138,13 +138,13 @@ def test_nodes_are_deleted_one_by_one(world: World) -> None:
         world.headscale.add_node(NAME, user=USER, online=False)
     world.cleanup().run()
     assert world.headscale.nodes == []
-    asked = [
+    requests = [
         (exchange.method, exchange.path.rpartition("/")[2])
         for exchange in world.headscale.requests
         if "/node/" in exchange.path
     ]
     # Each node is read directly before its deletion.
-    assert asked == [(method, node_id) for node_id in "123" for method in ("GET", "DELETE")]
+    assert requests == [(method, node_id) for node_id in "123" for method in ("GET", "DELETE")]
 
 
 def test_online_node_is_deleted_with_a_warning(world: World, events: Events) -> None:
@@ -198,11 +198,11 @@ def test_user_from_oidc_with_the_name_of_a_local_user_can_be_selected(world: Wor
 
 
 @pytest.mark.parametrize("variables", [{}, {"HEADSCALE_USER": USER}])
-def test_users_of_one_name_are_listed_with_what_distinguishes_them(world: World, variables: dict[str, str]) -> None:
+def test_users_with_the_same_name_are_listed_with_id_and_email(world: World, variables: dict[str, str]) -> None:
     world.headscale.add_user(USER, "svc@example.com", provider="oidc")
     with pytest.raises(UserError, match=r"id 1.*id 2.*svc@example\.com.*oidc"):
         world.cleanup(**variables).run()
-    assert untouched(world)
+    assert is_unchanged(world)
 
 
 # --- Nodes that are not ours --------------------------------------------------------------------------
@@ -221,55 +221,29 @@ def test_foreign_node_of_our_name_is_reported(world: World, events: Events) -> N
 
 
 def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
-    """Databases of older releases assign the highest id again after a deletion."""
+    """The databases of older Headscale releases assign the highest id again after its node was deleted."""
     world.headscale.add_node(NAME, user=USER)
     fields = ("user", "ipAddresses", "preAuthKey", "registerMethod", "online", "expiry", "lastSeen", "tags")
     node = {"id": "1", "machineKey": "mkey:" + "0" * 64, "name": NAME, **dict.fromkeys(fields)}
     world.headscale.faults.add(faults.answer(200, json.dumps({"node": node})), path="/api/v1/node/1")
     with pytest.raises(ConflictError):
         world.cleanup().run()
-    assert untouched(world)
+    assert is_unchanged(world)
 
 
 # --- Names that are taken -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"content": "100.64.0.9"}, id="A"),
-        pytest.param({"content": "198.51.100.7"}, id="A-outside-the-VPN"),
-        pytest.param({"content": "fd7a:115c:a1e0::9", "type_": "AAAA"}, id="AAAA"),
-    ],
-)
-def test_name_of_another_owner_is_refused_and_nothing_is_changed(
-    world: World, fields: dict[str, str], dns_cleanup: str
-) -> None:
-    stale_world(world)
-    world.add_record(**fields, comment=OTHER_MARK)
+def test_name_of_another_owner_is_refused_and_nothing_is_changed(world: World, dns_cleanup: str) -> None:
+    with_leftovers(world)
+    world.add_record("100.64.0.9", comment=OTHER_MARK)
     with pytest.raises(NameTakenError, match=rf'{NAME}.*"{OTHER_MARK}".*"{MARK}".*TS_HOSTNAME'):
         world.cleanup(DNS_CLEANUP=dns_cleanup).run()
-    assert untouched(world)
+    assert is_unchanged(world)
 
 
-@pytest.mark.parametrize(
-    "comment", ["managed by terraform", "TAILSCALE-LIFECYCLE/1 staging", " tailscale-lifecycle/1 x", f"{MARK} "]
-)
-def test_record_with_another_comment_stays(world: World, comment: str) -> None:
-    world.headscale.add_node(NAME, user=USER)
-    world.add_record("100.64.0.1", comment=comment)
-    if comment == f"{MARK} ":
-        # It has the form of a mark, so it counts as the mark of another owner.
-        with pytest.raises(NameTakenError):
-            world.cleanup().run()
-        return
-    world.cleanup().run()
-    assert world.records() == {"A 100.64.0.1": comment}
-    assert world.headscale.nodes == []
-
-
-def test_own_mark_is_no_reason_to_refuse(world: World) -> None:
+def test_records_of_the_configured_owner_are_ours(world: World) -> None:
     world.add_record("100.64.0.9", comment="tailscale-lifecycle/1 staging")
     world.cleanup(DNS_OWNER="staging").run()
     assert world.records() == {}
@@ -283,38 +257,25 @@ def test_only_records_of_ours_are_deleted(world: World) -> None:
     world.add_record("100.64.0.9")
     world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=MARK)
     world.add_record("198.51.100.7", comment=MARK)
-    stays = {
+    foreign = {
         "A 198.51.100.8": "",
         "A 100.64.0.10": "by hand",
         "AAAA 2001:db8::1": "",
         "TXT v=spf1 -all": "",
     }
-    for text, comment in stays.items():
+    for text, comment in foreign.items():
         type_, _, content = text.partition(" ")
         world.add_record(content, type_=type_, comment=comment or None)
     world.add_record("100.64.0.11", name=f"x.{NAME}", comment=MARK)
     world.cleanup().run()
-    assert world.records() == stays
+    assert world.records() == foreign
     assert len(world.records(f"x.{NAME}")) == 1
     [write] = world.cloudflare.writes
     assert write.path.endswith("/dns_records/batch")
 
 
-def test_one_stale_record_is_left_for_dns_watch(world: World) -> None:
-    for content in ("100.64.0.8", "100.64.0.9"):
-        world.add_record(content, comment=MARK)
-    world.cleanup(DNS_CLEANUP="keep").run()
-    assert len(world.records()) == 1
-
-
-def test_only_stale_record_is_left_without_a_write(world: World) -> None:
-    stale_world(world).cleanup(DNS_CLEANUP="keep").run()
-    assert world.records() == {"A 100.64.0.1": MARK}
-    assert world.cloudflare.writes == []
-
-
 def test_stale_record_with_the_address_of_another_node_is_not_left(world: World, events: Events) -> None:
-    """The name would resolve to another machine."""
+    """If the record were left, the name would resolve to another machine."""
     other = world.headscale.add_node("phone", user=USER)
     world.add_record(other.address, comment=MARK)
     world.add_record("100.64.0.9", comment=MARK)
@@ -326,31 +287,31 @@ def test_stale_record_with_the_address_of_another_node_is_not_left(world: World,
 # --- Records that change during the run ---------------------------------------------------------------
 
 
-def while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
+def run_while_the_key_is_created(world: World, action: Callable[[], object]) -> None:
     """Run an action after the upstreams were read and the nodes deleted, but before the records are deleted."""
     world.headscale.faults.add(faults.html(502), method="POST", path="/preauthkey$")
     world.clock.schedule(world.clock.elapsed_s + 0.1, action)
 
 
-def hand_over(world: World) -> None:
+def give_to_another_owner(world: World) -> None:
     """Another owner takes over the record."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.change_record(record.id, comment=OTHER_MARK)
 
 
-def adopt(world: World) -> None:
+def give_to_another_tool(world: World) -> None:
     """Another tool takes over the record, which has no comment."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.change_record(record.id, comment="managed by terraform")
 
 
-def repoint(world: World) -> None:
+def publish_a_later_pod(world: World) -> None:
     """A later pod registers and publishes its address."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
     world.cloudflare.change_record(record.id, content=world.headscale.add_node(NAME, user=USER).address)
 
 
-@pytest.mark.parametrize("change", [hand_over, adopt, repoint])
+@pytest.mark.parametrize("change", [give_to_another_owner, give_to_another_tool, publish_a_later_pod])
 @pytest.mark.parametrize("comment", [MARK, ""])
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_record_that_changes_during_the_run_stays(
@@ -358,7 +319,7 @@ def test_record_that_changes_during_the_run_stays(
 ) -> None:
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=comment)
-    while_the_key_is_created(world, lambda: change(world))
+    run_while_the_key_is_created(world, lambda: change(world))
     world.cleanup(DNS_CLEANUP=dns_cleanup).run()
     assert len(world.records()) == 1
     assert world.cloudflare.writes == []
@@ -368,26 +329,28 @@ def test_record_that_changes_during_the_run_stays(
 
 def test_record_that_a_later_pod_makes_valid_during_the_run_stays(world: World) -> None:
     """The record is unchanged, but a node of ours has registered with its address."""
-    node = stale_world(world).headscale.nodes[0]
-    while_the_key_is_created(world, lambda: world.headscale.add_node(NAME, user=USER, addresses=node.addresses))
+    node = with_leftovers(world).headscale.nodes[0]
+    run_while_the_key_is_created(world, lambda: world.headscale.add_node(NAME, user=USER, addresses=node.addresses))
     world.cleanup().run()
     assert world.records() == {f"A {node.address}": MARK}
     assert world.cloudflare.writes == []
 
 
 def test_record_that_is_deleted_during_the_run_counts_as_deleted(world: World, events: Events) -> None:
-    stale_world(world)
+    with_leftovers(world)
     [record] = world.cloudflare.records(world.zone_id, NAME)
-    while_the_key_is_created(world, lambda: world.cloudflare.remove_record(record.id))
+    run_while_the_key_is_created(world, lambda: world.cloudflare.remove_record(record.id))
     world.cleanup().run()
     assert world.cloudflare.writes == []
     assert named(events, "record.delete_failed") == []
 
 
 def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Events) -> None:
-    stale_world(world)
+    with_leftovers(world)
     fault = faults.html(502)
-    while_the_key_is_created(world, lambda: world.headscale.faults.add(fault, path=r"/api/v1/node(\?|$)", times=None))
+    run_while_the_key_is_created(
+        world, lambda: world.headscale.faults.add(fault, path=r"/api/v1/node(\?|$)", times=None)
+    )
     world.cleanup().run()
     assert world.key is not None
     assert len(world.records()) == 1
@@ -404,15 +367,15 @@ def test_records_stay_if_the_nodes_cannot_be_read_again(world: World, events: Ev
         pytest.param(faults.refuse(), id="unreachable"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.too_many_requests(300), id="throttled"),
-        pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.html(403), id="token-refused"),
-        pytest.param(faults.answer(404, "{}"), id="404-of-a-proxy"),
-        pytest.param(refusal(404, 7003), id="zone-unknown"),
+        pytest.param(faults.html(200), id="HTML page"),
+        pytest.param(faults.html(403), id="token refused"),
+        pytest.param(faults.answer(404, "{}"), id="404 of a proxy"),
+        pytest.param(refusal(404, 7003), id="unknown zone"),
     ],
 )
 def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, fault: Fault) -> None:
-    """Its records stay, and the name is not refused."""
-    stale_world(world)
+    """The records stay, and the run succeeds."""
+    with_leftovers(world)
     world.cloudflare.faults.add(fault, times=None)
     world.cleanup().run()
     assert world.headscale.nodes == []
@@ -436,17 +399,17 @@ def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events
     "fault",
     [
         pytest.param(faults.html(502), id="down"),
-        pytest.param(faults.drop(), id="lost"),
-        pytest.param(faults.drop(committed=True), id="lost-after-commit"),
+        pytest.param(faults.drop(), id="connection lost"),
+        pytest.param(faults.drop(committed=True), id="response lost"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.too_many_requests(300), id="throttled"),
         pytest.param(faults.html(403), id="forbidden"),
-        pytest.param(faults.html(404), id="404-of-a-proxy"),
+        pytest.param(faults.html(404), id="404 of a proxy"),
         pytest.param(faults.answer(200, "{}"), id="malformed"),
     ],
 )
 def test_failed_record_deletion_is_a_warning(world: World, events: Events, fault: Fault) -> None:
-    stale_world(world)
+    with_leftovers(world)
     world.cloudflare.faults.add(fault, method="DELETE", times=None)
     world.cleanup().run()
     assert world.key is not None
@@ -456,7 +419,7 @@ def test_failed_record_deletion_is_a_warning(world: World, events: Events, fault
 
 
 def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Path) -> None:
-    stale_world(world)
+    with_leftovers(world)
     token = tmp_path.parent / "token"
     token.write_text(world.cloudflare.token)
     cleanup = world.cleanup(CLOUDFLARE_API_TOKEN="", CLOUDFLARE_API_TOKEN_FILE=str(token))
@@ -465,7 +428,7 @@ def test_missing_token_file_does_not_block_the_start(world: World, tmp_path: Pat
     assert world.key is not None
 
 
-def test_zone_reading_that_outlasts_the_run_fails_silently(
+def test_zone_read_that_outlasts_the_run_logs_no_traceback(
     world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The connections are closed before the background thread uses one."""
@@ -505,13 +468,13 @@ def test_zone_reading_that_outlasts_the_run_fails_silently(
     "fault",
     [
         pytest.param(faults.html(502), id="502"),
-        pytest.param(faults.drop(committed=True), id="lost-after-commit"),
+        pytest.param(faults.drop(committed=True), id="response lost"),
         pytest.param(faults.hang(), id="slow"),
-        pytest.param(faults.html(404), id="proxy-404"),
+        pytest.param(faults.html(404), id="404 of a proxy"),
     ],
 )
 def test_temporary_failure_is_retried(world: World, path: str, fault: Fault) -> None:
-    stale_world(world)
+    with_leftovers(world)
     world.headscale.faults.add(fault, path=path, times=3)
     world.cleanup().run()
     assert world.headscale.nodes == []
@@ -524,19 +487,19 @@ def test_temporary_failure_is_retried(world: World, path: str, fault: Fault) -> 
     [
         pytest.param(faults.html(502), TransientError, id="502"),
         pytest.param(faults.refuse(), TransientError, id="unreachable"),
-        pytest.param(faults.html(404), TransientError, id="proxy-404"),
-        pytest.param(faults.html(200), ResponseError, id="html"),
-        pytest.param(faults.html(403), AuthError, id="refused"),
+        pytest.param(faults.html(404), TransientError, id="404 of a proxy"),
+        pytest.param(faults.html(200), ResponseError, id="HTML page"),
+        pytest.param(faults.html(403), AuthError, id="API key refused"),
     ],
 )
 @pytest.mark.parametrize("path", ["", "/api/v1/user", "/api/v1/node"])
 def test_unreadable_headscale_changes_nothing(world: World, path: str, fault: Fault, kind: type[ApiError]) -> None:
-    stale_world(world)
+    with_leftovers(world)
     world.headscale.faults.add(fault, path=path, times=None)
     with pytest.raises(kind):
         world.cleanup().run()
-    assert untouched(world)
-    # About two minutes, because the number of retries is limited.
+    assert is_unchanged(world)
+    # The retries take about two minutes.
     assert world.clock.elapsed_s <= 180
     assert (world.clock.elapsed_s > 60) == (kind is TransientError)
 
@@ -548,28 +511,28 @@ def test_unreachable_address_is_reported_with_its_setting(world: World) -> None:
 
 
 def test_wrong_api_key_is_reported_immediately(world: World) -> None:
-    stale_world(world)
+    with_leftovers(world)
     with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
         world.cleanup(HEADSCALE_API_KEY="wrong").run()
-    assert untouched(world)
+    assert is_unchanged(world)
     assert world.clock.elapsed_s == 0
 
 
 @pytest.mark.parametrize(
     ("users", "user", "pattern"),
     [
-        pytest.param(["ann"], "", "HEADSCALE_USER.*ann.*svc", id="several-and-none-configured"),
-        pytest.param(["ann"], "bob", "bob.*ann.*svc", id="unknown-user"),
-        pytest.param([], "SVC", "SVC", id="other-case"),
+        pytest.param(["ann"], "", "HEADSCALE_USER.*ann.*svc", id="several users, none configured"),
+        pytest.param(["ann"], "bob", "bob.*ann.*svc", id="unknown user"),
+        pytest.param([], "SVC", "SVC", id="name in upper case"),
     ],
 )
 def test_ambiguous_user_changes_nothing(world: World, users: list[str], user: str, pattern: str) -> None:
-    stale_world(world)
+    with_leftovers(world)
     for other in users:
         world.headscale.add_user(other)
     with pytest.raises(UserError, match=pattern):
         world.cleanup(HEADSCALE_USER=user).run()
-    assert untouched(world)
+    assert is_unchanged(world)
 
 
 def test_missing_user_is_reported_with_the_command_that_creates_one(world: World) -> None:
@@ -582,11 +545,11 @@ def test_missing_user_is_reported_with_the_command_that_creates_one(world: World
     "fault", [faults.html(502), faults.html(404), faults.html(200), faults.html(403), faults.drop()]
 )
 def test_failed_node_deletion_ends_the_run_without_a_key(world: World, fault: Fault) -> None:
-    stale_world(world)
+    with_leftovers(world)
     world.headscale.faults.add(fault, method="DELETE", times=None)
     with pytest.raises(ApiError):
         world.cleanup().run()
-    assert "create key" not in story(world)
+    assert "create key" not in headscale_writes(world)
     assert world.key is None
     assert world.cloudflare.writes == []
 
@@ -629,7 +592,7 @@ def link_as_file(folder: Path) -> Path:
 def test_unwritable_path_is_detected_before_anything_is_deleted(
     world: World, tmp_path: Path, path: Callable[[Path], Path]
 ) -> None:
-    stale_world(world)
+    with_leftovers(world)
     with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
         world.cleanup(AUTHKEY_OUTPUT_PATH=str(path(tmp_path))).run()
     assert not world.headscale.writes
@@ -638,13 +601,13 @@ def test_unwritable_path_is_detected_before_anything_is_deleted(
 
 def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: Events) -> None:
     """A folder appears at the path of the metadata after the check."""
-    stale_world(world)
+    with_leftovers(world)
     folder = world.key_file.parent / "auth"
     folder.mkdir()
     (folder / "authkey").write_text(OLD_KEY)
 
     cleanup = world.cleanup(AUTHKEY_OUTPUT_PATH=str(folder / "authkey"))
-    while_the_key_is_created(world, (folder / "authkey.id").mkdir)
+    run_while_the_key_is_created(world, (folder / "authkey.id").mkdir)
     with pytest.raises(KeyFileError, match="AUTHKEY_OUTPUT_PATH"):
         cleanup.run()
     assert (folder / "authkey").read_text() == OLD_KEY
@@ -655,17 +618,11 @@ def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: E
 
 
 def test_unwritten_key_that_cannot_be_expired_is_reported(world: World, events: Events) -> None:
-    while_the_key_is_created(world, (world.key_file.parent / "authkey.id").mkdir)
+    run_while_the_key_is_created(world, (world.key_file.parent / "authkey.id").mkdir)
     world.headscale.faults.add(faults.html(403), path="/preauthkey/expire")
     with pytest.raises(KeyFileError):
         world.cleanup().run()
     assert len(named(events, "pre_auth_key.expire_failed")) == 1
-
-
-def test_older_key_file_is_replaced(world: World) -> None:
-    world.key_file.write_text(OLD_KEY)
-    world.cleanup().run()
-    assert world.key == world.headscale.keys[0].key
 
 
 # --- Stopping ----------------------------------------------------------------------------------------
@@ -675,19 +632,19 @@ def test_stop_before_the_first_change_changes_nothing(world: World) -> None:
     stop = StopAt(world.clock)
     stop.set()
     with pytest.raises(StoppedError):
-        stale_world(world).cleanup(stop).run()
-    assert untouched(world)
+        with_leftovers(world).cleanup(stop).run()
+    assert is_unchanged(world)
 
 
 def test_stop_during_a_deletion_creates_no_key(world: World) -> None:
-    class StopOnceGone(StopAt):
+    class StopAfterDeletion(StopAt):
         def is_set(self) -> bool:
             return not world.headscale.nodes
 
-    stale_world(world)
+    with_leftovers(world)
     keys = len(world.headscale.keys)
     with pytest.raises(StoppedError):
-        world.cleanup(StopOnceGone(world.clock)).run()
+        world.cleanup(StopAfterDeletion(world.clock)).run()
     assert len(world.headscale.keys) == keys
     assert world.key is None
 
@@ -699,4 +656,4 @@ def test_stop_ends_the_wait_for_a_retry(world: World) -> None:
     with pytest.raises(StoppedError):
         world.cleanup(stop).run()
     assert world.clock.elapsed_s == 10
-    assert untouched(world)
+    assert is_unchanged(world)

@@ -23,8 +23,6 @@ from tests.world import names
 # The other scenarios depend on the interval between polls over HTTP.
 SCENARIOS = (
     "test_a_partitioned_pod_stands_down_for_its_successor",
-    "test_standing_down_ends_when_the_successor_is_gone",
-    "test_standing_down_ends_when_the_successor_is_offline",
     "test_a_restart_of_headscale_changes_no_record",
     "test_standing_down_continues_while_headscale_fails",
     "test_an_incomplete_list_does_not_heal_a_superseded_pod",

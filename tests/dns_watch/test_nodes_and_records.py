@@ -49,13 +49,13 @@ from tests.dns_watch.test_decide import CONFIG
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 OUTSIDE = "203.0.113.7"
 
-# Hints of every kind, about the pod of node 1.
-UP = Hints(interface=addresses(V4, V6))
-BARE = Hints(interface=())
-WITH_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
-KEPT = Hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
-WAITING = Hints(interface=None)
-WAITED = Hints(interface=None, has_waited=True)
+# Hints in a pod whose node is node 1.
+BY_ADDRESS = Hints(interface=addresses(V4, V6))
+NO_ADDRESS = Hints(interface=())
+BY_KEY = Hints(interface=None, metadata=KeyMetadata("7"))
+BY_KEPT_NODE = Hints(interface=None, metadata=KeyMetadata("7", kept_node_id="1"))
+GRACE_PERIOD = Hints(interface=None)
+NO_HINTS = Hints(interface=None, has_waited=True)
 
 
 def known(node_id: str | None) -> KnownNode | None:
@@ -63,10 +63,14 @@ def known(node_id: str | None) -> KnownNode | None:
     return KnownNode(node_id, a_node(int(node_id)).machine_key) if node_id else None
 
 
-def chosen(*nodes: Node, hints: Hints) -> str | None:
+def choose(nodes: Iterable[Node], hints: Hints) -> Node | Unidentified:
+    return choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+
+
+def chosen_id(nodes: Iterable[Node], hints: Hints) -> str | None:
     """Return the id of the chosen node; None if it is unidentified."""
-    found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
-    return found.id if isinstance(found, Node) else None
+    node = choose(nodes, hints)
+    return node.id if isinstance(node, Node) else None
 
 
 class TestChooseNode:
@@ -75,121 +79,149 @@ class TestChooseNode:
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
         [
-            pytest.param([a_node(1)], UP, "1", id="address-of-the-interface"),
-            pytest.param([a_node(1)], Hints(interface=addresses(V4)), "1", id="IPv4-alone"),
-            pytest.param([a_node(1)], Hints(interface=addresses(V6)), "1", id="IPv6-alone"),
-            pytest.param([a_node(1), a_node(2)], UP, "1", id="not-the-newest"),
+            pytest.param([a_node(1)], BY_ADDRESS, "1", id="both addresses of the interface"),
+            pytest.param([a_node(1)], Hints(interface=addresses(V4)), "1", id="interface with the IPv4 address only"),
+            pytest.param([a_node(1)], Hints(interface=addresses(V6)), "1", id="interface with the IPv6 address only"),
+            pytest.param([a_node(1), a_node(2)], BY_ADDRESS, "1", id="a later node is not chosen"),
             pytest.param(
                 [a_node(1, key_created_at=NOW), a_node(2, key_created_at=EXPIRED)],
                 Hints(interface=None, metadata=KeyMetadata("7", key_created_at=NOW)),
                 "1",
-                id="not-by-the-id-of-the-key-alone",
+                id="a key with the same id but another time",
             ),
-            pytest.param([a_node(1, online=False), a_node(2)], UP, "1", id="not-the-one-that-is-online"),
+            pytest.param([a_node(1, online=False), a_node(2)], BY_ADDRESS, "1", id="an offline node with the address"),
             pytest.param(
-                [a_node(1, key_id="3"), a_node(2)], replace(UP, metadata=KeyMetadata("7")), "1", id="not-by-the-key"
+                [a_node(1, key_id="3"), a_node(2)],
+                replace(BY_ADDRESS, metadata=KeyMetadata("7")),
+                "1",
+                id="the address takes precedence over the key",
             ),
             pytest.param(
                 [a_node(1), a_node(2)],
-                replace(UP, metadata=KeyMetadata(None, kept_node_id="2"), has_waited=True),
+                replace(BY_ADDRESS, metadata=KeyMetadata(None, kept_node_id="2"), has_waited=True),
                 "1",
-                id="not-the-kept-one",
+                id="the address takes precedence over the kept node",
             ),
-            pytest.param([a_node(1), a_node(2, hostname="x")], UP, "1", id="others-are-others"),
-            pytest.param([a_node(2)], UP, None, id="not-registered-yet"),
+            pytest.param([a_node(1), a_node(2, hostname="x")], BY_ADDRESS, "1", id="a node with another hostname"),
+            pytest.param([a_node(2)], BY_ADDRESS, None, id="no node with the address"),
             pytest.param(
-                [a_node(2)], replace(UP, metadata=KeyMetadata("7"), has_waited=True), None, id="nor-by-other-signs"
+                [a_node(2)],
+                replace(BY_ADDRESS, metadata=KeyMetadata("7"), has_waited=True),
+                None,
+                id="no node with the address, but one with the key",
             ),
-            pytest.param([a_node(1, user=ANN)], UP, None, id="address-of-a-foreign-node"),
-            pytest.param([a_node(1, hostname="x")], UP, None, id="address-of-another-name"),
-            pytest.param([a_node(1, expires_at=EXPIRED)], UP, None, id="address-of-an-expired-node"),
-            pytest.param([a_node(1, expires_at=NOW)], UP, None, id="expires-just-now"),
+            pytest.param([a_node(1, user=ANN)], BY_ADDRESS, None, id="a foreign node with the address"),
+            pytest.param([a_node(1, hostname="x")], BY_ADDRESS, None, id="another hostname with the address"),
+            pytest.param([a_node(1, expires_at=EXPIRED)], BY_ADDRESS, None, id="an expired node with the address"),
+            pytest.param([a_node(1, expires_at=NOW)], BY_ADDRESS, None, id="a node that expires now"),
             pytest.param(
-                [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])], UP, None, id="one-address-of-each-of-two-nodes"
+                [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])],
+                BY_ADDRESS,
+                None,
+                id="two nodes with one address each",
             ),
-            pytest.param([a_node(1)], BARE, None, id="interface-without-an-address"),
-            pytest.param([a_node(1)], replace(BARE, has_waited=True), None, id="however-long-it-is-without"),
-            pytest.param([], UP, None, id="empty-list"),
+            pytest.param([a_node(1)], NO_ADDRESS, None, id="interface without an address"),
+            pytest.param(
+                [a_node(1)],
+                replace(NO_ADDRESS, has_waited=True),
+                None,
+                id="interface without an address after the grace period",
+            ),
+            pytest.param([], BY_ADDRESS, None, id="empty list"),
         ],
     )
     def test_by_interface(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
-        assert chosen(*nodes, hints=hints) == expected
+        assert chosen_id(nodes, hints) == expected
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
         [
-            pytest.param([a_node(1), a_node(2, key_id="8")], WITH_KEY, "1", id="the-one-with-our-key"),
-            pytest.param([a_node(1, online=False), a_node(2, key_id="8")], WITH_KEY, "1", id="offline-all-the-same"),
-            pytest.param([a_node(1, key_id="8")], WITH_KEY, None, id="another-key"),
-            pytest.param([a_node(1, key_id="77")], WITH_KEY, None, id="a-longer-key-id"),
+            pytest.param([a_node(1), a_node(2, key_id="8")], BY_KEY, "1", id="one node with our key"),
             pytest.param(
-                [a_node(1, key_id="8")], replace(WITH_KEY, has_waited=True), None, id="waiting-changes-nothing"
+                [a_node(1, online=False), a_node(2, key_id="8")], BY_KEY, "1", id="an offline node with our key"
             ),
-            pytest.param([a_node(1), a_node(2)], WITH_KEY, None, id="two-with-our-key"),
-            pytest.param([a_node(1), a_node(2, user=ANN)], WITH_KEY, "1", id="a-foreign-one-with-our-key"),
-            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WITH_KEY, "1", id="an-expired-one-with-our-key"),
-            pytest.param([a_node(1, key_id="3")], KEPT, "1", id="the-kept-one"),
-            pytest.param([a_node(1, key_id="7")], KEPT, "1", id="the-kept-one-with-our-key"),
-            pytest.param([a_node(1, key_id="3"), a_node(2, key_id="8")], KEPT, "1", id="the-kept-one-of-two"),
-            pytest.param([a_node(1, key_id="3"), a_node(2, key_id="7")], KEPT, "2", id="the-kept-one's-state-was-lost"),
-            pytest.param([a_node(1, key_id="3", user=ANN)], KEPT, None, id="the-kept-one-is-not-ours"),
-            pytest.param([a_node(12, key_id="3")], KEPT, None, id="a-longer-id"),
-            pytest.param([], WITH_KEY, None, id="empty-list"),
+            pytest.param([a_node(1, key_id="8")], BY_KEY, None, id="a node with another key"),
+            pytest.param([a_node(1, key_id="77")], BY_KEY, None, id="a key id that begins with ours"),
+            pytest.param(
+                [a_node(1, key_id="8")],
+                replace(BY_KEY, has_waited=True),
+                None,
+                id="a node with another key after the grace period",
+            ),
+            pytest.param([a_node(1), a_node(2)], BY_KEY, None, id="two nodes with our key"),
+            pytest.param([a_node(1), a_node(2, user=ANN)], BY_KEY, "1", id="a foreign node with our key"),
+            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], BY_KEY, "1", id="an expired node with our key"),
+            pytest.param([a_node(1, key_id="3")], BY_KEPT_NODE, "1", id="the kept node"),
+            pytest.param([a_node(1, key_id="7")], BY_KEPT_NODE, "1", id="the kept node with our key"),
+            pytest.param(
+                [a_node(1, key_id="3"), a_node(2, key_id="8")], BY_KEPT_NODE, "1", id="the kept node and another one"
+            ),
+            pytest.param(
+                [a_node(1, key_id="3"), a_node(2, key_id="7")],
+                BY_KEPT_NODE,
+                "2",
+                id="our key takes precedence over the kept node",
+            ),
+            pytest.param(
+                [a_node(1, key_id="3", user=ANN)], BY_KEPT_NODE, None, id="the kept node belongs to another user"
+            ),
+            pytest.param([a_node(12, key_id="3")], BY_KEPT_NODE, None, id="an id that begins with the kept one"),
+            pytest.param([], BY_KEY, None, id="empty list"),
         ],
     )
     def test_by_metadata(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
         """Without an interface, the key that cleanup wrote identifies the node."""
-        assert chosen(*nodes, hints=hints) == expected
+        assert chosen_id(nodes, hints) == expected
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "expected"),
         [
-            pytest.param([a_node(1)], WAITED, "1", id="the-only-one"),
-            pytest.param([a_node(1, online=False), a_node(2)], WAITED, "2", id="the-only-one-online"),
-            pytest.param([a_node(1), a_node(2, online=False)], WAITED, "1", id="the-older-one-is-online"),
-            pytest.param([a_node(1), a_node(2, user=ANN)], WAITED, "1", id="the-only-one-of-ours"),
-            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], WAITED, "1", id="the-only-unexpired-one"),
-            pytest.param([a_node(1), a_node(2)], WAITED, None, id="two-online"),
-            pytest.param([a_node(1, online=False)], WAITED, None, id="none-online"),
-            pytest.param([], WAITED, None, id="empty-list"),
-            pytest.param([a_node(1)], WAITING, None, id="during-the-grace-period"),
+            pytest.param([a_node(1)], NO_HINTS, "1", id="one node"),
+            pytest.param([a_node(1, online=False), a_node(2)], NO_HINTS, "2", id="one of two online"),
+            pytest.param([a_node(1), a_node(2, online=False)], NO_HINTS, "1", id="the earlier one of two online"),
+            pytest.param([a_node(1), a_node(2, user=ANN)], NO_HINTS, "1", id="one of ours and a foreign one"),
+            pytest.param([a_node(1), a_node(2, expires_at=EXPIRED)], NO_HINTS, "1", id="one valid and one expired"),
+            pytest.param([a_node(1), a_node(2)], NO_HINTS, None, id="two online"),
+            pytest.param([a_node(1, online=False)], NO_HINTS, None, id="none online"),
+            pytest.param([], NO_HINTS, None, id="empty list"),
+            pytest.param([a_node(1)], GRACE_PERIOD, None, id="during the grace period"),
         ],
     )
-    def test_by_being_the_only_online_node(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
-        """After the grace period, without other hints."""
-        assert chosen(*nodes, hints=hints) == expected
+    def test_by_online_state(self, nodes: list[Node], hints: Hints, expected: str | None) -> None:
+        """This is used only without other hints, after the grace period."""
+        assert chosen_id(nodes, hints) == expected
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "mentions"),
         [
-            pytest.param([], UP, ["no node with this pod's VPN address"], id="not-registered-yet"),
+            pytest.param([], BY_ADDRESS, ["no node with this pod's VPN address"], id="no node with the address"),
             pytest.param(
                 [a_node(1, user=ANN)],
-                UP,
+                BY_ADDRESS,
                 ["node 1", "user ann", "TS_HOSTNAME", "HEADSCALE_USER"],
                 id="owner of the address",
             ),
-            pytest.param([a_node(1, hostname="x")], UP, ["node 1", "hostname x"], id="name of its node"),
-            pytest.param([], BARE, ["VPN_PREFIXES"], id="setting"),
+            pytest.param([a_node(1, hostname="x")], BY_ADDRESS, ["node 1", "hostname x"], id="name of its node"),
+            pytest.param([], NO_ADDRESS, ["VPN_PREFIXES"], id="setting"),
             pytest.param(
                 [a_node(1, addresses=[V4]), a_node(2, addresses=[V6])],
-                UP,
+                BY_ADDRESS,
                 ["several", "1, 2"],
                 id="nodes with the address",
             ),
-            pytest.param([], WITH_KEY, ["pre-auth key"], id="no-node-with-the-key"),
-            pytest.param([a_node(2), a_node(10)], WITH_KEY, ["2, 10"], id="nodes with the key"),
-            pytest.param([a_node(2), a_node(10)], WAITED, ["2, 10"], id="nodes online"),
-            pytest.param([], WAITED, ["no node of ours is online"], id="none-online"),
-            pytest.param([], WAITING, ["interface"], id="during-the-grace-period"),
+            pytest.param([], BY_KEY, ["pre-auth key"], id="no node with the key"),
+            pytest.param([a_node(2), a_node(10)], BY_KEY, ["2, 10"], id="nodes with the key"),
+            pytest.param([a_node(2), a_node(10)], NO_HINTS, ["2, 10"], id="nodes online"),
+            pytest.param([], NO_HINTS, ["no node of ours is online"], id="none online"),
+            pytest.param([], GRACE_PERIOD, ["interface"], id="during the grace period"),
         ],
     )
     def test_an_unidentified_node_has_a_reason(self, nodes: list[Node], hints: Hints, mentions: list[str]) -> None:
-        found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+        choice = choose(nodes, hints)
 
-        assert isinstance(found, Unidentified)
-        for part in mentions:
-            assert part in found.reason
+        assert isinstance(choice, Unidentified)
+        for mention in mentions:
+            assert mention in choice.reason
 
     @pytest.mark.parametrize(
         ("node", "owner"),
@@ -203,94 +235,113 @@ class TestChooseNode:
         assert describe(node) == f"hostname {NAME}, {owner}, registered by auth key"
 
 
-class TestWhyMissing:
-    """What is concluded if this pod's node is not among the nodes of the tailnet."""
+class TestFindLoss:
+    """Why this pod's node is not in the list of all nodes."""
 
     @pytest.mark.parametrize(
         ("nodes", "hints", "own_id", "is_gone", "loss"),
         [
             # Headscale reports that the node does not exist, and the list contains other nodes.
-            pytest.param([a_node(5, hostname="x")], WAITED, "1", True, Loss(LossKind.GONE, "1"), id="gone"),
-            pytest.param([a_node(5, hostname="x")], UP, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-interface"),
+            pytest.param([a_node(5, hostname="x")], NO_HINTS, "1", True, Loss(LossKind.GONE, "1"), id="gone"),
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-metadata"
+                [a_node(5, hostname="x")], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1"), id="gone, with an interface"
             ),
-            pytest.param([a_node(2)], UP, "1", True, Loss(LossKind.GONE, "1"), id="gone-with-a-later-pod"),
-            # The only evidence is Headscale's answer about this one node.
-            pytest.param([], UP, "1", True, Loss(LossKind.GONE, "1", is_list_empty=True), id="gone-with-an-empty-list"),
-            pytest.param([], UP, "1", False, None, id="empty-list-proves-nothing"),
-            pytest.param([], WITH_KEY, "1", False, None, id="empty-list-proves-nothing-without-an-interface"),
-            pytest.param([a_node(1, user=ANN)], UP, "1", True, None, id="still-in-the-list"),
+            pytest.param(
+                [a_node(5, hostname="x")], BY_KEY, "1", True, Loss(LossKind.GONE, "1"), id="gone, with metadata"
+            ),
+            pytest.param(
+                [a_node(2)], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1"), id="gone, with a node of a later pod"
+            ),
+            # The list is empty. Headscale reports whether this one node exists.
+            pytest.param(
+                [], BY_ADDRESS, "1", True, Loss(LossKind.GONE, "1", is_list_empty=True), id="gone, with an empty list"
+            ),
+            pytest.param([], BY_ADDRESS, "1", False, None, id="empty list, but the node exists"),
+            pytest.param([], BY_KEY, "1", False, None, id="empty list, but the node exists, without an interface"),
+            pytest.param([a_node(1, user=ANN)], BY_ADDRESS, "1", True, None, id="not found, but listed"),
             # The node exists and has to log in again.
             pytest.param(
-                [a_node(1, expires_at=EXPIRED)], UP, None, False, Loss(LossKind.EXPIRED, "1"), id="expired-by-interface"
+                [a_node(1, expires_at=EXPIRED)],
+                BY_ADDRESS,
+                None,
+                False,
+                Loss(LossKind.EXPIRED, "1"),
+                id="expired, by its address",
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED)],
-                WITH_KEY,
+                BY_KEY,
                 None,
                 False,
                 Loss(LossKind.EXPIRED, "1"),
-                id="expired-by-metadata",
+                id="expired, by metadata",
             ),
             pytest.param(
                 [a_node(1, expires_at=EXPIRED, key_id="3")],
-                WAITED,
+                NO_HINTS,
                 "1",
                 False,
                 Loss(LossKind.EXPIRED, "1"),
-                id="expired-by-its-id",
+                id="expired, by its id",
             ),
             pytest.param(
                 [a_node(2, expires_at=EXPIRED, key_id="3"), a_node(5, hostname="x")],
-                WITH_KEY,
+                BY_KEY,
                 None,
                 False,
                 Loss(LossKind.UNREGISTERED),
-                id="other-node-expired",
+                id="another node expired",
             ),
             # This pod has an address that no node has.
-            pytest.param([a_node(5, hostname="x")], UP, None, False, Loss(LossKind.STRANDED), id="unknown-address"),
-            pytest.param([a_node(5, hostname="x")], UP, "4", False, None, id="incomplete-list-and-an-existing-node"),
             pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, "4", False, None, id="incomplete-list-without-an-interface"
-            ),
-            pytest.param([a_node(1, user=ANN)], UP, None, False, None, id="address-of-a-foreign-node"),
-            pytest.param([a_node(2)], UP, None, False, None, id="unknown-address-with-another-node-of-ours"),
-            pytest.param([], UP, None, False, None, id="unknown-address-with-an-empty-list"),
-            # The pod may still register its node.
-            pytest.param(
-                [a_node(5, hostname="x")], WITH_KEY, None, False, Loss(LossKind.UNREGISTERED), id="key-not-used-yet"
+                [a_node(5, hostname="x")], BY_ADDRESS, None, False, Loss(LossKind.STRANDED), id="unknown address"
             ),
             pytest.param(
-                [a_node(5, hostname="x")], WAITED, None, False, Loss(LossKind.UNREGISTERED), id="no-node-known"
+                [a_node(5, hostname="x")], BY_ADDRESS, "4", False, None, id="incomplete list, but the node exists"
             ),
             pytest.param(
                 [a_node(5, hostname="x")],
-                BARE,
+                BY_KEY,
+                "4",
+                False,
+                None,
+                id="incomplete list, but the node exists, without an interface",
+            ),
+            pytest.param([a_node(1, user=ANN)], BY_ADDRESS, None, False, None, id="a foreign node with the address"),
+            pytest.param([a_node(2)], BY_ADDRESS, None, False, None, id="unknown address, and another node of ours"),
+            pytest.param([], BY_ADDRESS, None, False, None, id="unknown address, and an empty list"),
+            # The pod may still register its node.
+            pytest.param(
+                [a_node(5, hostname="x")], BY_KEY, None, False, Loss(LossKind.UNREGISTERED), id="key not used yet"
+            ),
+            pytest.param(
+                [a_node(5, hostname="x")], NO_HINTS, None, False, Loss(LossKind.UNREGISTERED), id="no known node"
+            ),
+            pytest.param(
+                [a_node(5, hostname="x")],
+                NO_ADDRESS,
                 None,
                 False,
                 Loss(LossKind.UNREGISTERED),
-                id="interface-without-an-address",
+                id="interface without an address",
             ),
             pytest.param(
-                [a_node(2, key_id="8")], WITH_KEY, None, False, None, id="key-not-used-yet-and-another-pod's-node"
+                [a_node(2, key_id="8")], BY_KEY, None, False, None, id="key not used yet, and another pod's node"
             ),
-            pytest.param([], WITH_KEY, None, False, None, id="key-not-used-and-an-empty-list"),
+            pytest.param([], BY_KEY, None, False, None, id="key not used yet, and an empty list"),
         ],
     )
-    def test_reason_of_a_missing_node(
+    def test_the_kind_of_loss_depends_on_the_evidence(
         self, nodes: list[Node], hints: Hints, own_id: str | None, is_gone: bool, loss: Loss | None
     ) -> None:
-        found = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
+        result = find_loss(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW, own=known(own_id), is_gone=is_gone)
 
-        assert found == loss
+        assert result == loss
 
     def test_an_empty_list_does_not_end_standing_down(self) -> None:
-        """Headscale's answer is about this pod's node. Nothing shows that the later pod's node is gone, too."""
-        nothing: list[Node] = []
+        """This pod's node does not exist. Nothing shows that the later pod's node does not exist either."""
         loss = find_loss(
-            nothing, node_identity=NODE_IDENTITY, hints=UP, now=NOW, own=known("1"), is_gone=True, is_superseded=True
+            [], node_identity=NODE_IDENTITY, hints=BY_ADDRESS, now=NOW, own=known("1"), is_gone=True, is_superseded=True
         )
 
         assert loss is None
@@ -302,37 +353,47 @@ class TestStandingDown:
     @pytest.mark.parametrize(
         ("nodes", "expected"),
         [
-            pytest.param([a_node(5), a_node(6), a_node(12)], ["6", "12"], id="later-ones-by-number"),
-            pytest.param([a_node(6, online=False)], ["6"], id="offline"),
-            pytest.param([a_node(4), a_node(5)], [], id="earlier-and-itself"),
+            pytest.param([a_node(5), a_node(6), a_node(12)], ["6", "12"], id="later nodes, in numeric order"),
+            pytest.param([a_node(6, online=False)], ["6"], id="offline node"),
+            pytest.param([a_node(4), a_node(5)], [], id="earlier node and the node itself"),
             pytest.param([a_node(6, user=ANN), a_node(7, hostname="x")], [], id="foreign"),
-            pytest.param([a_node(6, registered_by=RegisterMethod.OIDC)], [], id="a-person's"),
-            pytest.param([a_node(6, expires_at=EXPIRED)], [], id="expired"),
-            pytest.param([a_node(6, expires_at=NOW)], [], id="expires-just-now"),
+            pytest.param([a_node(6, registered_by=RegisterMethod.OIDC)], [], id="registered by OIDC"),
+            pytest.param([a_node(6, expires_at=EXPIRED)], [], id="expired node"),
+            pytest.param([a_node(6, expires_at=NOW)], [], id="a node that expires now"),
         ],
     )
     def test_successors(self, nodes: list[Node], expected: list[str]) -> None:
-        found = successors(nodes, node_id="5", node_identity=NODE_IDENTITY, now=NOW)
+        later = successors(nodes, node_id="5", node_identity=NODE_IDENTITY, now=NOW)
 
-        assert [node.id for node in found] == expected
-        assert successors(nodes[::-1], node_id="5", node_identity=NODE_IDENTITY, now=NOW) == found
+        assert [node.id for node in later] == expected
+        assert successors(nodes[::-1], node_id="5", node_identity=NODE_IDENTITY, now=NOW) == later
 
     @pytest.mark.parametrize(
         ("records", "later", "own", "expected"),
         [
-            pytest.param([a_record(content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="has-the-name"),
+            pytest.param([a_record(content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="its A record"),
             pytest.param(
-                [a_record(type_="AAAA", content="fd7a:115c:a1e0::2")], [a_node(2)], a_node(1), "2", id="by-its-AAAA"
+                [a_record(type_="AAAA", content="fd7a:115c:a1e0::2")], [a_node(2)], a_node(1), "2", id="its AAAA record"
             ),
             pytest.param(
-                [a_record("a"), a_record("b", content="100.64.0.2")], [a_node(2)], a_node(1), "2", id="beside-ours"
+                [a_record("a"), a_record("b", content="100.64.0.2")],
+                [a_node(2)],
+                a_node(1),
+                "2",
+                id="its record and ours",
             ),
-            pytest.param([a_record(content="100.64.0.3")], [a_node(2), a_node(3)], a_node(1), "3", id="one-of-two"),
-            pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="ours-has-it"),
+            pytest.param(
+                [a_record(content="100.64.0.3")],
+                [a_node(2), a_node(3)],
+                a_node(1),
+                "3",
+                id="record of one of two successors",
+            ),
+            pytest.param([a_record(content=V4)], [a_node(2)], a_node(1), None, id="our record"),
             pytest.param([], [a_node(2)], a_node(1), None, id="no record"),
-            pytest.param([a_record(content="100.64.0.2")], [], a_node(1), None, id="no-successor"),
+            pytest.param([a_record(content="100.64.0.2")], [], a_node(1), None, id="no successor"),
             pytest.param(
-                [a_record(content="100.64.0.2")], [a_node(2, online=False)], a_node(1), None, id="it-is-offline"
+                [a_record(content="100.64.0.2")], [a_node(2, online=False)], a_node(1), None, id="offline successor"
             ),
             pytest.param(
                 [a_record(content="100.64.0.2")],
@@ -342,39 +403,55 @@ class TestStandingDown:
                 id="every node offline after a restart",
             ),
             pytest.param(
-                [a_record(content="100.64.0.2", comment="")], [a_node(2)], a_node(1), None, id="an-unmarked-record"
+                [a_record(content="100.64.0.2", comment="")],
+                [a_node(2)],
+                a_node(1),
+                None,
+                id="record without a comment",
             ),
             pytest.param(
-                [a_record(content="100.64.0.2", comment=OTHER_MARK)], [a_node(2)], a_node(1), None, id="another-owner's"
+                [a_record(content="100.64.0.2", comment=OTHER_MARK)],
+                [a_node(2)],
+                a_node(1),
+                None,
+                id="record of another owner",
             ),
             pytest.param(
-                [a_record(content="100.64.0.2", name=f"x.{NAME}")], [a_node(2)], a_node(1), None, id="another-name"
+                [a_record(content="100.64.0.2", name=f"x.{NAME}")],
+                [a_node(2)],
+                a_node(1),
+                None,
+                id="record at another name",
             ),
         ],
     )
     def test_published_successor(
         self, records: list[Record], later: list[Node], own: Node, expected: str | None
     ) -> None:
-        found = published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own)
+        successor = published_successor(records, later, record_identities=[RECORD_IDENTITY], node=own)
 
-        assert (found.id if found else None) == expected
+        assert (successor.id if successor else None) == expected
 
     @pytest.mark.parametrize(
-        ("records", "needed"),
+        ("records", "is_needed"),
         [
-            pytest.param([], False, id="no-record"),
-            pytest.param([a_record()], False, id="ours-mentions-ours"),
-            pytest.param([a_record(type_="AAAA", content=V6)], False, id="ours-mentions-our-IPv6"),
+            pytest.param([], False, id="no record"),
+            pytest.param([a_record()], False, id="our A record"),
+            pytest.param([a_record(type_="AAAA", content=V6)], False, id="our AAAA record"),
             pytest.param([a_record(type_="AAAA", content="FD7A:115C:A1E0:0::1")], False, id="other spelling"),
-            pytest.param([a_record(content="100.64.0.2")], True, id="ours-mentions-another"),
-            pytest.param([a_record("a"), a_record("b", content="100.64.0.2")], True, id="one-of-ours-mentions-another"),
-            pytest.param([a_record(content="100.64.0.2", comment="")], False, id="unmarked"),
+            pytest.param([a_record(content="100.64.0.2")], True, id="our record with another address"),
+            pytest.param(
+                [a_record("a"), a_record("b", content="100.64.0.2")], True, id="two records, one with another address"
+            ),
+            pytest.param([a_record(content="100.64.0.2", comment="")], False, id="no comment"),
             pytest.param([a_record(content="100.64.0.2", comment="x")], False, id="foreign"),
         ],
     )
-    def test_a_list_is_read_only_if_a_successor_is_possible(self, records: list[Record], needed: bool) -> None:
-        """Listing is expensive: a list of 1,000 nodes has 1 MB."""
-        assert needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=a_node(1)) is needed
+    def test_nodes_are_listed_only_if_a_record_may_be_a_successors(
+        self, records: list[Record], is_needed: bool
+    ) -> None:
+        """Listing is expensive: the list of 1,000 nodes has 1 MB."""
+        assert needs_successor_check(records, record_identities=[RECORD_IDENTITY], node=a_node(1)) is is_needed
 
 
 def planned(
@@ -385,10 +462,10 @@ def planned(
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
     """Return each change as its action, and its record or type."""
-    return [(type(change).__name__.removesuffix("Record").lower(), _about(change)) for change in plan.changes]
+    return [(type(change).__name__.removesuffix("Record").lower(), _target(change)) for change in plan.changes]
 
 
-def _about(change: RecordChange) -> str:
+def _target(change: RecordChange) -> str:
     return change.spec.type if isinstance(change, CreateRecord) else change.record.id
 
 
@@ -406,11 +483,11 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("record", "differing"),
         [
-            pytest.param(a_record(content="100.64.0.2"), "content", id="address-moved"),
+            pytest.param(a_record(content="100.64.0.2"), "content", id="address"),
             pytest.param(a_record(ttl_s=300), "ttl", id="TTL"),
             pytest.param(a_record(proxied=True), "proxied", id="proxied"),
-            pytest.param(a_record(proxied=True, ttl_s=1), "ttl, proxied", id="proxied-with-its-TTL"),
-            pytest.param(a_record(content=OUTSIDE), "content", id="changed-by-hand-to-an-address-outside"),
+            pytest.param(a_record(proxied=True, ttl_s=1), "ttl, proxied", id="proxied and its TTL"),
+            pytest.param(a_record(content=OUTSIDE), "content", id="address outside the VPN"),
         ],
     )
     def test_a_different_record_is_updated_in_place(self, record: Record, differing: str) -> None:
@@ -430,32 +507,34 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("records", "expected"),
         [
-            pytest.param([a_record("a"), a_record("b")], [("delete", "b")], id="two-right-ones"),
+            pytest.param([a_record("a"), a_record("b")], [("delete", "b")], id="two correct records"),
             pytest.param(
-                [a_record("a", content="100.64.0.2"), a_record("b")], [("delete", "a")], id="the-right-one-stays"
+                [a_record("a", content="100.64.0.2"), a_record("b")],
+                [("delete", "a")],
+                id="a stale and a correct record",
             ),
             pytest.param(
                 [a_record("a", content="100.64.0.2"), a_record("b", content="100.64.0.3")],
                 [("update", "a"), ("delete", "b")],
-                id="neither-is-right",
+                id="two stale records",
             ),
             pytest.param(
                 [a_record("a", content="100.64.0.2", comment=""), a_record("b", content="100.64.0.3")],
                 [("update", "b"), ("delete", "a")],
-                id="the-marked-one-stays",
+                id="a stale record without a comment",
             ),
             pytest.param(
-                [a_record("a", comment=""), a_record("b")], [("delete", "a")], id="the-marked-one-of-two-right-ones"
+                [a_record("a", comment=""), a_record("b")], [("delete", "a")], id="a correct record without a comment"
             ),
             pytest.param(
                 [a_record("a", comment=""), a_record("b", content="100.64.0.2")],
                 [("update", "a"), ("delete", "b")],
-                id="the-right-address-counts-most",
+                id="a correct record without a comment and a stale one",
             ),
             pytest.param(
                 [a_record("a", ttl_s=300), a_record("b"), a_record("c")],
                 [("update", "a"), ("delete", "b"), ("delete", "c")],
-                id="three",
+                id="three records",
             ),
         ],
     )
@@ -465,23 +544,23 @@ class TestRecords:
     @pytest.mark.parametrize(
         "record",
         [
-            pytest.param(a_record(comment="managed by terraform"), id="foreign-A"),
-            pytest.param(a_record(comment=OTHER_MARK), id="another-owner's-A"),
-            pytest.param(a_record(comment=MARK.upper()), id="our-mark-in-upper-case"),
-            pytest.param(a_record(comment="", content=OUTSIDE), id="unmarked-A-outside"),
+            pytest.param(a_record(comment="managed by terraform"), id="A with another comment"),
+            pytest.param(a_record(comment=OTHER_MARK), id="A of another owner"),
+            pytest.param(a_record(comment=MARK.upper()), id="our mark in upper case"),
+            pytest.param(a_record(comment="", content=OUTSIDE), id="A without a comment, outside the VPN"),
             pytest.param(a_record(type_="CNAME", content="x.example.com", comment=""), id="CNAME"),
-            pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME-with-our-mark"),
-            pytest.param(a_record(type_="NS", content="ns.example.com", comment=""), id="NS-below-the-apex"),
+            pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME with our mark"),
+            pytest.param(a_record(type_="NS", content="ns.example.com", comment=""), id="NS below the zone"),
         ],
     )
     @pytest.mark.parametrize("ipv6", [True, False])
-    @pytest.mark.parametrize("also", [[], [a_record("0", content="100.64.0.2")]])
-    def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, also: list[Record]) -> None:
+    @pytest.mark.parametrize("ours", [[], [a_record("0", content="100.64.0.2")]])
+    def test_a_foreign_record_blocks_every_change(self, record: Record, ipv6: bool, ours: list[Record]) -> None:
         """A record of ours beside it is not changed either."""
-        assert planned(record, *also, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
+        assert planned(record, *ours, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
 
     @pytest.mark.parametrize("ipv6", [False, True])
-    def test_record_of_another_product_is_in_the_way(self, ipv6: bool) -> None:
+    def test_a_record_of_another_product_blocks_every_change(self, ipv6: bool) -> None:
         """Cloudflare allows no other record at the name of a Workers custom domain."""
         record = replace(a_record(type_="AAAA", content="100::", proxied=True, comment=""), read_only=True)
         assert planned(record, ipv6=ipv6) == RecordPlan(in_the_way=(record,))
@@ -502,8 +581,8 @@ class TestRecords:
             for comment in ("", MARK, "x")
         ]
         + [
-            pytest.param(a_record("x", name=f"x.{NAME}", comment="x"), id="another-name"),
-            pytest.param(a_record("x", name=f"x.{NAME}", type_="CNAME", content="x"), id="CNAME-of-another-name"),
+            pytest.param(a_record("x", name=f"x.{NAME}", comment="x"), id="record at another name"),
+            pytest.param(a_record("x", name=f"x.{NAME}", type_="CNAME", content="x"), id="CNAME at another name"),
         ],
     )
     def test_other_records_are_ignored(self, record: Record) -> None:
@@ -514,42 +593,47 @@ class TestRecords:
         record_identity = replace(RECORD_IDENTITY, name=APEX)
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
-        def in_the_way(apex: str | None) -> tuple[Record, ...]:
+        def blocking(apex: str | None) -> tuple[Record, ...]:
             return plan_records([record], [a_spec()], record_identity=record_identity, ipv6=False, apex=apex).in_the_way
 
-        assert in_the_way(APEX) == ()
-        assert in_the_way("com") == (record,)
-        # An unknown apex does not count as the apex of this record.
-        assert in_the_way(None) == (record,)
+        assert blocking(APEX) == ()
+        assert blocking("com") == (record,)
+        # If the apex is unknown, the NS record counts as foreign.
+        assert blocking(None) == (record,)
 
     @pytest.mark.parametrize(
         ("records", "specs", "expected"),
         [
-            pytest.param([], [V4, V6], [("create", "A"), ("create", "AAAA")], id="both-missing"),
-            pytest.param([a_record()], [V4, V6], [("create", "AAAA")], id="AAAA-missing"),
-            pytest.param([a_record(), a_record("6", type_="AAAA", content=V6)], [V4, V6], [], id="both-right"),
+            pytest.param([], [V4, V6], [("create", "A"), ("create", "AAAA")], id="both missing"),
+            pytest.param([a_record()], [V4, V6], [("create", "AAAA")], id="AAAA missing"),
+            pytest.param([a_record(), a_record("6", type_="AAAA", content=V6)], [V4, V6], [], id="both correct"),
             pytest.param(
                 [a_record(), a_record("6", type_="AAAA", content="FD7A:115C:A1E0:0:0::1")],
                 [V4, V6],
                 [],
-                id="IPv6-in-another-spelling",
+                id="IPv6 address in another spelling",
             ),
             pytest.param(
                 [a_record(), a_record("6", type_="AAAA", content="fd7a:115c:a1e0::2")],
                 [V4, V6],
                 [("update", "6")],
-                id="IPv6-moved",
+                id="IPv6 address changed",
             ),
             pytest.param(
                 [a_record(), a_record("6", type_="AAAA", content=V6, comment="")],
                 [V4, V6],
                 [("update", "6")],
-                id="AAAA-adopted",
+                id="AAAA without a comment",
             ),
             pytest.param(
-                [a_record(), a_record("6", type_="AAAA", content=V6)], [V4], [("delete", "6")], id="no-IPv6-any-more"
+                [a_record(), a_record("6", type_="AAAA", content=V6)],
+                [V4],
+                [("delete", "6")],
+                id="node without an IPv6 address",
             ),
-            pytest.param([a_record()], [V6], [("delete", "a"), ("create", "AAAA")], id="IPv6-alone"),
+            pytest.param(
+                [a_record()], [V6], [("delete", "a"), ("create", "AAAA")], id="interface with the IPv6 address only"
+            ),
         ],
     )
     def test_records_with_dns_ipv6(
@@ -563,12 +647,14 @@ class TestRecords:
     @pytest.mark.parametrize(
         ("record", "expected"),
         [
-            pytest.param(a_record("6", type_="AAAA", content=V6), [("delete", "6")], id="marked-goes"),
-            pytest.param(a_record("6", type_="AAAA", content=OUTSIDE), [("delete", "6")], id="marked-outside-goes"),
-            pytest.param(a_record("6", type_="AAAA", content=V6, comment=""), [], id="unmarked-stays"),
-            pytest.param(a_record("6", type_="AAAA", content="2001:db8::1", comment=""), [], id="outside-stays"),
-            pytest.param(a_record("6", type_="AAAA", content=V6, comment="x"), [], id="foreign-is-not-in-the-way"),
-            pytest.param(a_record("6", type_="AAAA", content=V6, comment=OTHER_MARK), [], id="nor-another-owner's"),
+            pytest.param(a_record("6", type_="AAAA", content=V6), [("delete", "6")], id="marked"),
+            pytest.param(a_record("6", type_="AAAA", content=OUTSIDE), [("delete", "6")], id="marked, outside the VPN"),
+            pytest.param(a_record("6", type_="AAAA", content=V6, comment=""), [], id="no comment"),
+            pytest.param(
+                a_record("6", type_="AAAA", content="2001:db8::1", comment=""), [], id="no comment, outside the VPN"
+            ),
+            pytest.param(a_record("6", type_="AAAA", content=V6, comment="x"), [], id="another comment"),
+            pytest.param(a_record("6", type_="AAAA", content=V6, comment=OTHER_MARK), [], id="another owner"),
         ],
     )
     def test_records_without_dns_ipv6(self, record: Record, expected: list[tuple[str, str]]) -> None:
@@ -581,12 +667,7 @@ class TestRecords:
         """The node has an address of this type that the interface does not have yet."""
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
         plan = plan_records(
-            records,
-            [a_spec(V6)],
-            record_identity=RECORD_IDENTITY,
-            ipv6=True,
-            apex=None,
-            undecided=frozenset({"A"}),
+            records, [a_spec(V6)], record_identity=RECORD_IDENTITY, ipv6=True, apex=None, undecided=frozenset({"A"})
         )
         assert plan == RecordPlan()
 
@@ -642,15 +723,15 @@ class TestChooseNodeProperties:
 
     @given(NODES, HINTS)
     def test_only_a_valid_node_of_ours_is_chosen(self, nodes: list[Node], hints: Hints) -> None:
-        found = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+        choice = choose(nodes, hints)
 
-        if isinstance(found, Node):
-            assert found in nodes
-            assert NODE_IDENTITY.owns_node(found)
-            assert not found.is_expired(NOW)
-            assert hints.interface is None or set(hints.interface) & set(found.addresses)
+        if isinstance(choice, Node):
+            assert choice in nodes
+            assert NODE_IDENTITY.owns_node(choice)
+            assert not choice.is_expired(NOW)
+            assert hints.interface is None or set(hints.interface) & set(choice.addresses)
         else:
-            assert found.reason
+            assert choice.reason
 
     @given(NODES, HINTS, st.randoms(use_true_random=False))
     def test_the_age_of_nodes_does_not_matter(self, nodes: list[Node], hints: Hints, random: Random) -> None:
@@ -662,34 +743,27 @@ class TestChooseNodeProperties:
         kept = hints.kept.id if hints.kept else None
         metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
-        before = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
-        after = choose_node(
-            [replace(node, id=renumbered[node.id]) for node in nodes],
-            node_identity=NODE_IDENTITY,
-            hints=replace(hints, metadata=metadata),
-            now=NOW,
-        )
+        before = choose(nodes, hints)
+        after = choose([replace(node, id=renumbered[node.id]) for node in nodes], replace(hints, metadata=metadata))
 
-        assert machine_of(after) == machine_of(before)
+        assert machine_key_of(after) == machine_key_of(before)
 
     @given(NODES, HINTS, st.randoms(use_true_random=False))
     def test_the_order_of_nodes_does_not_matter(self, nodes: list[Node], hints: Hints, random: Random) -> None:
         shuffled = nodes[:]
         random.shuffle(shuffled)
 
-        assert choose_node(shuffled, node_identity=NODE_IDENTITY, hints=hints, now=NOW) == choose_node(
-            nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW
-        )
+        assert choose(shuffled, hints) == choose(nodes, hints)
 
     @given(NODES, NODES, HINTS)
     def test_foreign_nodes_do_not_matter(self, nodes: list[Node], more: list[Node], hints: Hints) -> None:
         ids = {node.id for node in nodes}
         foreign = [node for node in more if not NODE_IDENTITY.owns_node(node) and node.id not in ids]
 
-        alone = choose_node(nodes, node_identity=NODE_IDENTITY, hints=hints, now=NOW)
-        among_others = choose_node([*foreign, *nodes], node_identity=NODE_IDENTITY, hints=hints, now=NOW)
+        alone = choose(nodes, hints)
+        among_others = choose([*foreign, *nodes], hints)
 
-        assert machine_of(among_others) == machine_of(alone)
+        assert machine_key_of(among_others) == machine_key_of(alone)
 
     @given(NODES, HINTS, st.sampled_from([None, "1", "2", "3"]), st.booleans())
     def test_a_listed_node_is_never_lost(
@@ -713,8 +787,8 @@ class TestChooseNodeProperties:
             assert not any(set(hints.interface or ()) & set(node.addresses) for node in nodes)
 
 
-def machine_of(found: Node | Unidentified) -> str | None:
-    return found.machine_key if isinstance(found, Node) else None
+def machine_key_of(choice: Node | Unidentified) -> str | None:
+    return choice.machine_key if isinstance(choice, Node) else None
 
 
 RECORDS = st.lists(
@@ -753,7 +827,7 @@ SPECS = st.sampled_from(
 
 
 def specs_for(specs: list[RecordSpec], *, ipv6: bool) -> list[RecordSpec]:
-    """Drop the AAAA record without DNS_IPV6."""
+    """Return the specs without the AAAA records, unless `ipv6` is set."""
     return [spec for spec in specs if ipv6 or spec.type == "A"]
 
 
@@ -763,15 +837,15 @@ def applied(records: Iterable[Record], changes: Iterable[RecordChange]) -> list[
     for number, change in enumerate(changes):
         match change:
             case CreateRecord(spec):
-                zone[f"new{number}"] = made(f"new{number}", spec)
+                zone[f"new{number}"] = record_from(f"new{number}", spec)
             case UpdateRecord(record, spec):
-                zone[record.id] = made(record.id, spec)
+                zone[record.id] = record_from(record.id, spec)
             case DeleteRecord(record):
                 del zone[record.id]
     return list(zone.values())
 
 
-def made(record_id: str, spec: RecordSpec) -> Record:
+def record_from(record_id: str, spec: RecordSpec) -> Record:
     return Record(record_id, spec.name, spec.type, str(spec.content), spec.ttl_s, proxied=False, comment=spec.comment)
 
 
@@ -800,13 +874,13 @@ class TestRecordProperties:
 
     @given(OWN_RECORDS, SPECS, st.booleans())
     def test_a_plan_reaches_the_desired_state(self, records: list[Record], specs: list[RecordSpec], ipv6: bool) -> None:
-        wanted = specs_for(specs, ipv6=ipv6)
-        plan = planned(*records, specs=wanted, ipv6=ipv6)
+        desired = specs_for(specs, ipv6=ipv6)
+        plan = planned(*records, specs=desired, ipv6=ipv6)
         zone = applied(records, plan.changes)
 
-        assert planned(*zone, specs=wanted, ipv6=ipv6) == RecordPlan()
+        assert planned(*zone, specs=desired, ipv6=ipv6) == RecordPlan()
         for type_ in ("A", "AAAA"):
-            spec = next((spec for spec in wanted if spec.type == type_), None)
+            spec = next((spec for spec in desired if spec.type == type_), None)
             ours = [record for record in zone if RECORD_IDENTITY.is_marked(record) and record.type == type_]
             assert len(ours) == (1 if spec else 0)
             assert all(spec and not spec.differences(record) for record in ours)
@@ -821,8 +895,8 @@ class TestRecordProperties:
         plan = planned(*records, specs=specs_for(specs, ipv6=ipv6), ipv6=ipv6)
 
         for type_ in ("A", "AAAA"):
-            mine = [change for change in plan.changes if _type(change) == type_]
-            kinds = [type(change) for change in mine]
+            changes = [change for change in plan.changes if _type(change) == type_]
+            kinds = [type(change) for change in changes]
             if CreateRecord in kinds:
                 assert kinds == [CreateRecord]
                 assert not any(RECORD_IDENTITY.owns_record(record) and record.type == type_ for record in records)
@@ -835,9 +909,9 @@ class TestRecordProperties:
         """The order of the specs does not matter either."""
         shuffled = records[:]
         random.shuffle(shuffled)
-        wanted = specs_for(specs, ipv6=ipv6)
+        desired = specs_for(specs, ipv6=ipv6)
 
-        assert planned(*shuffled, specs=wanted[::-1], ipv6=ipv6) == planned(*records, specs=wanted, ipv6=ipv6)
+        assert planned(*shuffled, specs=desired[::-1], ipv6=ipv6) == planned(*records, specs=desired, ipv6=ipv6)
 
     @given(RECORDS, SPECS)
     def test_a_record_that_blocks_without_ipv6_blocks_with_it(
@@ -850,13 +924,12 @@ class TestRecordProperties:
         assert all(record.type == "AAAA" for record in set(with_it.in_the_way) - set(without.in_the_way))
 
     @given(
-        st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=12),
-        st.sampled_from([None, *SOME_V4, "100.64.0.9"]),
+        st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=12), st.sampled_from([None, *SOME_V4, "100.64.0.9"])
     )
-    def test_of_simultaneous_pods_the_later_one_wins(self, passes: list[int], before: str | None) -> None:
+    def test_the_record_is_that_of_the_latest_pod(self, passes: list[int], existing: str | None) -> None:
         """The order of the passes does not matter."""
         nodes = [a_node(number, online=True, addresses=[f"100.64.0.{number}"]) for number in (1, 2, 3)]
-        records = [a_record(content=before)] if before else []
+        records = [a_record(content=existing)] if existing else []
         latest = 0
         for number in passes:
             own = nodes[number - 1]
@@ -865,10 +938,10 @@ class TestRecordProperties:
                 records = applied(records, planned(*records, specs=[spec]).changes)
             latest = max(latest, number)
             holder = records[0].address if records else None
-            already = [other for other in (1, 2, 3) if before == f"100.64.0.{other}"]
+            published = [other for other in (1, 2, 3) if existing == f"100.64.0.{other}"]
 
             assert len(records) == 1
-            assert holder == ip_address(f"100.64.0.{max([latest, *already])}")
+            assert holder == ip_address(f"100.64.0.{max([latest, *published])}")
 
         # When the later pods are gone, the first pod owns the name again.
         survivors = [node for node in nodes if node.id == "1"]

@@ -29,8 +29,8 @@ HOUR = 3600.0
 LONG = 20 * MINUTE
 POLL_S = 30.0
 VERIFY_S = 300.0
-# The most that jitter adds to an interval.
-SPREAD = 1.25
+# Jitter lengthens an interval by up to this factor.
+MAX_JITTER = 1.25
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def writes(world: World) -> list[tuple[str, Any]]:
     return [(write.method, json.loads(write.body) if write.body else None) for write in world.cloudflare.writes]
 
 
-def by_key(world: World, *, others: int = 0) -> Node:
+def register_with_our_key(world: World, *, others: int = 0) -> Node:
     """Register a node with the key that cleanup wrote, and others of our name without it."""
     world.cleanup().run()
     for _ in range(others):
@@ -98,7 +98,7 @@ def test_without_an_interface_the_node_that_used_our_key_is_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str
 ) -> None:
     world = World(monkeypatch, tmp_path, version)
-    ours = by_key(world, others=2)
+    ours = register_with_our_key(world, others=2)
     world.run(world.watch(), MINUTE)
     assert world.records() == {f"A {ours.address}": MARK}
 
@@ -148,12 +148,6 @@ def test_an_address_of_a_foreign_node_is_reported_with_its_owner(world: World, e
     assert "user ann" in reason
 
 
-def test_an_expired_node_is_not_published(world: World, node: Node, watch: DnsWatch) -> None:
-    world.headscale.expire_node(node.id)
-    world.run(watch, MINUTE)
-    assert world.records() == {}
-
-
 def test_malformed_metadata_is_ignored_if_there_is_an_interface(world: World, watch: DnsWatch) -> None:
     Path(f"{world.key_file}.id").write_text("no json")
     world.run(watch, MINUTE)
@@ -186,7 +180,7 @@ def test_the_only_user_is_assumed_with_one_warning(world: World, watch: DnsWatch
 # --- When to poll -------------------------------------------------------------------------------------
 
 
-def test_an_address_that_appears_is_published_within_a_tick(world: World) -> None:
+def test_an_address_that_appears_is_published_within_a_second_or_two(world: World) -> None:
     interface = Interface(None)
     watch = world.watch(interface, MAX_RETRIES="0")
 
@@ -245,7 +239,7 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
 
 
 @pytest.mark.parametrize(
-    ("was", "sent"),
+    ("changed", "sent"),
     [
         pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="address"),
         pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
@@ -263,9 +257,9 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
     ],
 )
 def test_our_record_is_updated_in_place(
-    world: World, watch: DnsWatch, events: Events, was: dict[str, Any], sent: dict[str, Any]
+    world: World, watch: DnsWatch, events: Events, changed: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": MARK} | was
+    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": MARK} | changed
     record_id = world.add_record(**fields)
     world.run(watch, LONG)
     assert writes(world) == [("PATCH", sent)]
@@ -292,7 +286,7 @@ def test_duplicates_are_deleted_in_the_same_transaction(world: World, node: Node
 
 
 @pytest.mark.parametrize(("variable", "ttl"), [("1", 1), ("86400", 86_400)])
-def test_the_ttl_is_the_configured_one(world: World, node: Node, variable: str, ttl: int) -> None:
+def test_the_record_has_the_configured_ttl(world: World, node: Node, variable: str, ttl: int) -> None:
     world.run(world.watch(Interface(node.address), DNS_TTL=variable), LONG)
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [ttl]
     assert len(world.cloudflare.writes) == 1
@@ -302,19 +296,6 @@ def test_an_aaaa_record_is_created_with_dns_ipv6(world: World, node: Node) -> No
     world.run(world.watch(Interface(*node.addresses), DNS_IPV6="true"), LONG)
     assert world.records() == {f"A {node.addresses[0]}": MARK, f"AAAA {node.addresses[1]}": MARK}
     assert len(world.cloudflare.writes) == 1
-
-
-def test_a_marked_aaaa_record_is_deleted_without_dns_ipv6(world: World, node: Node, watch: DnsWatch) -> None:
-    world.add_record(node.addresses[1], type_="AAAA", comment=MARK)
-    world.add_record("fd7a:115c:a1e0::99", type_="AAAA")
-    world.add_record("2001:db8::1", type_="AAAA", comment="by hand")
-    world.run(watch, LONG)
-    assert world.records() == {"AAAA fd7a:115c:a1e0::99": "", "AAAA 2001:db8::1": "by hand", f"A {node.address}": MARK}
-
-
-def test_only_an_address_of_the_interface_is_published(world: World, node: Node) -> None:
-    world.run(world.watch(Interface(node.address), DNS_IPV6="true"), LONG)
-    assert world.records() == {f"A {node.address}": MARK}
 
 
 def test_a_record_stays_while_the_interface_lacks_its_address(world: World, node: Node) -> None:
@@ -353,7 +334,7 @@ def test_the_domain_is_appended_to_a_hostname_without_a_dot(world: World) -> Non
     assert world.records() == {f"A {node.address}": MARK}
 
 
-# --- Changes by others ----------------------------------------------------------------------------
+# --- Changes by other programs ----------------------------------------------------------------------------
 
 
 def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> None:
@@ -373,16 +354,16 @@ def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> 
 
 
 def test_a_changed_address_is_noticed_within_a_poll_without_an_interface(world: World) -> None:
-    node = by_key(world)
+    node = register_with_our_key(world)
     watch = world.watch()
     world.run(watch, 10 * MINUTE)
     moved = world.headscale.readdress(node.id)
-    world.run(watch, POLL_S * SPREAD)
+    world.run(watch, POLL_S * MAX_JITTER)
     assert world.records() == {f"A {moved.address}": MARK}
 
 
 @pytest.mark.parametrize(
-    "harm",
+    "change",
     [
         pytest.param(lambda world, record_id: world.cloudflare.remove_record(record_id), id="removed"),
         pytest.param(
@@ -394,20 +375,20 @@ def test_a_changed_address_is_noticed_within_a_poll_without_an_interface(world: 
     ],
 )
 def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
-    world: World, node: Node, watch: DnsWatch, harm: Callable[[World, str], object]
+    world: World, node: Node, watch: DnsWatch, change: Callable[[World, str], object]
 ) -> None:
     world.run(watch, 10 * MINUTE)
     [record] = world.cloudflare.records(world.zone_id)
-    harm(world, record.id)
-    world.run(watch, VERIFY_S * SPREAD)
+    change(world, record.id)
+    world.run(watch, VERIFY_S * MAX_JITTER)
     assert world.records() == {f"A {node.address}": MARK}
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [60]
-    settled = len(world.cloudflare.writes)
+    write_count = len(world.cloudflare.writes)
     world.run(watch, LONG)
-    assert len(world.cloudflare.writes) == settled == 2
+    assert len(world.cloudflare.writes) == write_count == 2
 
 
-def test_a_record_that_was_handed_over_is_not_changed(world: World, watch: DnsWatch) -> None:
+def test_a_record_that_got_the_mark_of_another_owner_is_not_changed(world: World, watch: DnsWatch) -> None:
     world.run(watch, 10 * MINUTE)
     [record] = world.cloudflare.records(world.zone_id)
     world.cloudflare.change_record(record.id, comment=OTHER_MARK, content="100.64.0.77")
@@ -434,11 +415,11 @@ def test_a_record_that_was_handed_over_is_not_changed(world: World, watch: DnsWa
         ),
     ],
 )
-def test_a_conflicting_record_is_one_error_and_no_write(
+def test_a_conflicting_record_is_reported_once_and_prevents_writes(
     world: World, node: Node, events: Events, fields: dict[str, Any], variables: dict[str, str], advice: str
 ) -> None:
     record_id = world.add_record(**fields)
-    there = world.records()
+    records = world.records()
     watch = world.watch(Interface(*node.addresses), **variables)
     world.run(watch, 9)
     [event] = named(events, "record.foreign")
@@ -447,29 +428,13 @@ def test_a_conflicting_record_is_one_error_and_no_write(
     assert not in_sync(watch)
     assert advice in watch.state.records.reason
     world.run(watch, LONG)
-    assert world.records() == there
+    assert world.records() == records
     assert world.cloudflare.writes == []
 
     world.cloudflare.remove_record(record_id)
-    world.run(watch, VERIFY_S * SPREAD)
+    world.run(watch, VERIFY_S * MAX_JITTER)
     assert f"A {node.address}" in world.records()
     assert in_sync(watch)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"type_": "TXT", "content": "v=spf1 -all"}, id="TXT"),
-        pytest.param({"type_": "MX", "content": "mx.example.com", "priority": 10}, id="MX"),
-        pytest.param({"type_": "AAAA", "content": "2001:db8::1", "comment": "by hand"}, id="AAAA-without-DNS_IPV6"),
-        pytest.param({"content": "198.51.100.7", "name": f"x.{NAME}"}, id="another-name"),
-    ],
-)
-def test_other_records_are_ignored(world: World, node: Node, watch: DnsWatch, fields: dict[str, Any]) -> None:
-    world.add_record(**fields)
-    world.run(watch, LONG)
-    assert f"A {node.address}" in world.records()
-    assert len(world.cloudflare.records(world.zone_id)) == 2
 
 
 @pytest.mark.parametrize("zone_given", [True, False])
@@ -501,12 +466,12 @@ def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node
         pytest.param(faults.html(502), id="down"),
         pytest.param(faults.refuse(), id="unreachable"),
         pytest.param(faults.hang(), id="slow"),
-        pytest.param(faults.html(200), id="html"),
+        pytest.param(faults.html(200), id="HTML page"),
         pytest.param(faults.garbage(), id="garbage"),
         pytest.param(faults.too_many_requests(), id="rate limit"),
         pytest.param(faults.too_many_requests(0), id="rate limit with Retry-After 0"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
-        pytest.param(refusal(403, 9109), id="token-invalid"),
+        pytest.param(refusal(403, 9109), id="invalid token"),
         pytest.param(refusal(403, 10000), id="missing permission"),
         pytest.param(refusal(400, 81045), id="quota"),
     ],
@@ -522,7 +487,7 @@ def test_cloudflare_failures_are_retried_with_exponential_backoff(
     assert len(world.cloudflare.requests) <= 2 * 22
     assert len(world.headscale.requests) <= HOUR / POLL_S + 22
     world.cloudflare.faults.clear()
-    world.run(watch, VERIFY_S * SPREAD)
+    world.run(watch, VERIFY_S * MAX_JITTER)
     assert world.records() == {f"A {node.address}": MARK}
     assert in_sync(watch)
 
@@ -538,15 +503,6 @@ def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, no
     assert len(world.headscale.requests) <= HOUR / POLL_S + 10
 
 
-def test_a_retry_after_is_obeyed(world: World, node: Node, watch: DnsWatch) -> None:
-    world.cloudflare.faults.add(faults.too_many_requests(700), times=None)
-    world.run(watch, 699)
-    assert len(world.cloudflare.requests) == 1
-    world.cloudflare.faults.clear()
-    world.run(watch, 701 * SPREAD - 699)
-    assert world.records() == {f"A {node.address}": MARK}
-
-
 def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
     """The limit applies to all clients of the account, and every request counts."""
     world.cloudflare.limit(0, per=timedelta(minutes=5), retry_after=False)
@@ -555,22 +511,22 @@ def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, no
     world.run(watch, 5 * MINUTE)
     assert len(world.cloudflare.requests) <= 6
     world.cloudflare.unlimit()
-    world.run(watch, VERIFY_S * SPREAD)
+    world.run(watch, VERIFY_S * MAX_JITTER)
     assert world.records() == {f"A {node.address}": MARK}
 
 
 def test_jitter_spreads_the_retries_of_a_fleet(world: World, node: Node) -> None:
     world.cloudflare.faults.add(faults.too_many_requests(300), times=None)
     watches = [world.watch(Interface(node.address)) for _ in range(20)]
-    for one in watches:
-        one.run_pass()
-    waits = [one.state.records.not_before_s for one in watches]
+    for watch in watches:
+        watch.run_pass()
+    waits = [watch.state.records.not_before_s for watch in watches]
     assert len(set(waits)) == 20
 
 
 @pytest.mark.parametrize("fault", [faults.drop(committed=True), faults.hang(committed=True), faults.truncate()])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-def test_a_lost_response_to_a_write_creates_no_second_record(
+def test_no_second_record_is_created_if_the_response_to_a_write_is_lost(
     world: World, node: Node, watch: DnsWatch, fault: Fault, method: str
 ) -> None:
     if method == "PATCH":
@@ -596,14 +552,9 @@ def test_a_stale_record_that_cannot_be_updated_is_out_of_sync(
     assert watch.state.records.reason
 
 
-def test_a_record_stays_in_sync_while_cloudflare_is_down(world: World, watch: DnsWatch) -> None:
-    world.run(watch, 10 * MINUTE)
-    world.cloudflare.faults.add(faults.html(502), times=None)
-    world.run(watch, 10 * MINUTE)
-    assert in_sync(watch)
-
-
-@pytest.mark.parametrize("down_before_s", [0, 6 * MINUTE], ids=["since-then", "since-before"])
+@pytest.mark.parametrize(
+    "down_before_s", [0, 6 * MINUTE], ids=["outage starts before the change", "outage starts earlier"]
+)
 @pytest.mark.parametrize("fault", [faults.html(502), faults.too_many_requests(3000)], ids=["502", "429"])
 def test_a_changed_address_is_out_of_sync_while_cloudflare_is_down(
     world: World, node: Node, down_before_s: float, fault: faults.Fault
@@ -634,26 +585,26 @@ def test_a_rotated_token_is_read_from_its_file(
     assert in_sync(watch)
 
 
-@pytest.mark.parametrize("harm", ["gone", "empty", "folder"])
+@pytest.mark.parametrize("state", ["gone", "empty", "folder"])
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY"])
 def test_an_unreadable_token_file_does_not_end_the_command(
-    world: World, node: Node, tmp_path: Path, name: str, harm: str
+    world: World, node: Node, tmp_path: Path, name: str, state: str
 ) -> None:
-    token = tmp_path.parent / f"{name}-{harm}"
+    token = tmp_path.parent / f"{name}-{state}"
     token.write_text(world.environment[name])
     watch = world.watch(Interface(node.address), **{name: "", f"{name}_FILE": str(token)})
     world.run(watch, 10 * MINUTE)
     new = world.cloudflare.set_token() if name.startswith("CLOUDFLARE") else world.headscale.rotate_api_key()
     token.unlink()
-    if harm == "empty":
+    if state == "empty":
         token.write_text("")
-    elif harm == "folder":
+    elif state == "folder":
         token.mkdir()
     world.run(watch, HOUR)
-    if harm == "folder":
+    if state == "folder":
         token.rmdir()
     token.write_text(new)
-    world.run(watch, VERIFY_S * SPREAD)
+    world.run(watch, VERIFY_S * MAX_JITTER)
     assert in_sync(watch)
     assert watch.state.is_registered
 
@@ -667,10 +618,10 @@ def test_an_unreadable_token_file_does_not_end_the_command(
         pytest.param(faults.html(502), id="down"),
         pytest.param(faults.refuse(), id="unreachable"),
         pytest.param(faults.hang(), id="slow"),
-        pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.html(404), id="proxy-404"),
+        pytest.param(faults.html(200), id="HTML page"),
+        pytest.param(faults.html(404), id="404 of a proxy"),
         pytest.param(faults.garbage(), id="garbage"),
-        pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="key-refused"),
+        pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="API key refused"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
     ],
 )
@@ -685,7 +636,7 @@ def test_headscale_failures_change_no_record_and_do_not_exit(
     # Each poll also detects the version again, which takes a few requests.
     assert len(world.headscale.requests) - before <= 4 * (HOUR / POLL_S + 8)
     world.headscale.faults.clear()
-    world.run(watch, POLL_S * SPREAD)
+    world.run(watch, POLL_S * MAX_JITTER)
     assert watch.state.is_registered
 
 
@@ -706,7 +657,7 @@ def test_an_upgrade_of_headscale_is_handled(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize(("nodes", "poll_s"), [(10, POLL_S), (1000, SLOWEST_POLL_S)])
-def test_a_steady_state_costs_one_request_per_poll_and_no_write(
+def test_a_poll_without_changes_needs_one_request_and_no_write(
     world: World, watch: DnsWatch, nodes: int, poll_s: float
 ) -> None:
     for number in range(nodes):
@@ -714,18 +665,18 @@ def test_a_steady_state_costs_one_request_per_poll_and_no_write(
     world.run(watch, 2 * HOUR)
     headscale, cloudflare = len(world.headscale.requests), len(world.cloudflare.requests)
     world.run(watch, HOUR)
-    spent = world.headscale.requests[headscale:]
+    requests = world.headscale.requests[headscale:]
     # Jitter lengthens the intervals, and each read of the record follows a poll of the node.
-    assert HOUR / poll_s / SPREAD - 1 <= len(spent) <= HOUR / poll_s + 1
-    assert {exchange.path for exchange in spent} == {"/api/v1/node/1"}
-    assert max(len(exchange.response) for exchange in spent) <= 4096
+    assert HOUR / poll_s / MAX_JITTER - 1 <= len(requests) <= HOUR / poll_s + 1
+    assert {exchange.path for exchange in requests} == {"/api/v1/node/1"}
+    assert max(len(exchange.response) for exchange in requests) <= 4096
     reads = world.cloudflare.requests[cloudflare:]
-    assert HOUR / VERIFY_S / SPREAD - 1 <= len(reads) <= HOUR / VERIFY_S
+    assert HOUR / VERIFY_S / MAX_JITTER - 1 <= len(reads) <= HOUR / VERIFY_S
     assert [exchange for exchange in reads if exchange.is_write] == []
 
 
-def test_a_list_that_fails_costs_one_pass_a_day(world: World, watch: DnsWatch, events: Events) -> None:
-    """A list of very many nodes is too large for Headscale, but the node is found without it."""
+def test_a_list_that_cannot_be_read_fails_one_pass_a_day(world: World, watch: DnsWatch, events: Events) -> None:
+    """The list of very many nodes can be too large for Headscale. The node is found without it."""
     world.run(watch, MINUTE)
     world.headscale.faults.add(faults.html(502), path="/api/v1/node$", times=None)
     world.run(watch, 12 * HOUR)
@@ -734,7 +685,7 @@ def test_a_list_that_fails_costs_one_pass_a_day(world: World, watch: DnsWatch, e
 
 
 def test_the_fleet_is_counted_again(world: World, watch: DnsWatch) -> None:
-    """The first pods of a new fleet see few others. The list replaces a poll."""
+    """Pods that start first count few other pods. The list replaces a poll."""
     world.run(watch, MINUTE)
     before = len(world.headscale.requests)
     for number in range(400):
@@ -745,18 +696,18 @@ def test_the_fleet_is_counted_again(world: World, watch: DnsWatch) -> None:
     assert watch.state.fleet_size == 401
 
 
-def test_a_restart_with_a_correct_record_costs_one_read_and_no_write(world: World, node: Node) -> None:
+def test_a_restart_with_a_correct_record_needs_one_read_and_no_write(world: World, node: Node) -> None:
     world.run(world.watch(Interface(node.address)), MINUTE)
     before = len(world.cloudflare.requests)
     world.run(world.watch(Interface(node.address)), MINUTE)
     assert [exchange.method for exchange in world.cloudflare.requests[before:]] == ["GET"]
 
 
-def test_intervals_are_the_configured_ones(world: World, node: Node) -> None:
+def test_poll_and_verify_intervals_can_be_configured(world: World, node: Node) -> None:
     watch = world.watch(Interface(node.address), POLL_INTERVAL="5m", VERIFY_INTERVAL="1h")
     world.run(watch, 6 * HOUR)
-    assert 6 * 12 / SPREAD <= len(world.headscale.requests) <= 6 * 12 + 6 + 5
-    assert 6 / SPREAD <= len(world.cloudflare.requests) <= 6 + 3
+    assert 6 * 12 / MAX_JITTER <= len(world.headscale.requests) <= 6 * 12 + 6 + 5
+    assert 6 / MAX_JITTER <= len(world.cloudflare.requests) <= 6 + 3
 
 
 def test_each_pass_logs_one_line(world: World, watch: DnsWatch, events: Events) -> None:
@@ -798,38 +749,25 @@ def pods(world: World) -> TwoPods:
 def test_the_later_pod_keeps_the_name_and_neither_pod_writes_again(pods: TwoPods, first: str, events: Events) -> None:
     if first != "both":
         pods.world.run(getattr(pods, first), 10 * MINUTE)
-    pods.run(VERIFY_S * SPREAD)
+    pods.run(VERIFY_S * MAX_JITTER)
     assert pods.published == [pods.nodes[1].address]
-    settled = len(pods.world.cloudflare.writes)
-    assert settled <= 2
+    write_count = len(pods.world.cloudflare.writes)
+    assert write_count <= 2
     pods.run(HOUR)
     assert pods.published == [pods.nodes[1].address]
-    assert len(pods.world.cloudflare.writes) == settled
+    assert len(pods.world.cloudflare.writes) == write_count
     assert pods.later.state.records.in_sync
     assert not pods.earlier.state.records.in_sync
     assert pods.earlier.state.superseded_by == "2"
     assert [(event["node_id"], event["successor_id"]) for event in named(events, "node.superseded")] == [("1", "2")]
 
 
-def test_two_records_created_simultaneously_become_one(pods: TwoPods) -> None:
-    pods.earlier.run_pass()
-    # The later pod reads the zone as it was before the earlier pod created its record.
-    pods.world.cloudflare.faults.add(faults.stale(), method="GET")
-    pods.later.run_pass()
-    assert len(pods.published) == 2
-    pods.run(2 * MINUTE)
-    assert pods.published == [pods.nodes[1].address]
-    settled = len(pods.world.cloudflare.writes)
-    pods.run(HOUR)
-    assert len(pods.world.cloudflare.writes) == settled
-
-
 def test_a_restarted_pod_still_stands_down(pods: TwoPods) -> None:
     pods.run(10 * MINUTE)
-    settled = len(pods.world.cloudflare.writes)
+    write_count = len(pods.world.cloudflare.writes)
     again = pods.world.watch(Interface(*pods.nodes[0].addresses))
     pods.world.run_together(again, pods.later, seconds=LONG)
-    assert len(pods.world.cloudflare.writes) == settled
+    assert len(pods.world.cloudflare.writes) == write_count
     assert again.state.superseded_by == "2"
 
 
@@ -845,39 +783,8 @@ def test_the_earlier_pod_takes_over_again_when_the_later_one_is_gone(pods: TwoPo
             headscale.expire_node(later)
         case _:
             headscale.disconnect(later)
-    pods.world.run(pods.earlier, VERIFY_S * SPREAD + POLL_S)
+    pods.world.run(pods.earlier, VERIFY_S * MAX_JITTER + POLL_S)
     assert pods.published == [pods.nodes[0].address]
     assert pods.earlier.state.records.in_sync
     assert pods.earlier.state.superseded_by is None
     assert [event["node_id"] for event in named(events, "node.reinstated")] == ["1"]
-
-
-def test_a_pod_without_a_node_does_not_change_its_successors_record(pods: TwoPods, events: Events) -> None:
-    """cleanup of the later pod deletes the earlier pod's node."""
-    pods.world.run(pods.earlier, 10 * MINUTE)
-    pods.world.headscale.delete_node(pods.nodes[0].id)
-    pods.run(HOUR)
-    assert pods.published == [pods.nodes[1].address]
-    assert len(pods.world.cloudflare.writes) == 2
-    assert [event["successor_id"] for event in named(events, "node.superseded")] == ["2"]
-    assert pods.earlier.state.superseded_by == "2"
-
-
-def test_a_later_foreign_node_is_not_a_successor(world: World, node: Node, watch: DnsWatch) -> None:
-    world.headscale.add_user("ann")
-    foreign = world.headscale.add_node(NAME, user="ann")
-    watch = world.watch(Interface(*node.addresses), HEADSCALE_USER=USER)
-    world.add_record(foreign.address, ttl=60, comment=MARK)
-    world.run(watch, MINUTE)
-    assert world.records() == {f"A {node.address}": MARK}
-
-
-def test_the_last_of_three_pods_keeps_the_name(world: World) -> None:
-    nodes = [world.headscale.add_node(NAME, user=USER) for _ in range(3)]
-    watches = [world.watch(Interface(*node.addresses)) for node in nodes]
-    world.run_together(*watches, seconds=LONG)
-    assert world.records() == {f"A {nodes[2].address}": MARK}
-    settled = len(world.cloudflare.writes)
-    world.run_together(*watches, seconds=HOUR)
-    assert len(world.cloudflare.writes) == settled
-    assert [one.state.records.in_sync for one in watches] == [False, False, True]

@@ -107,24 +107,6 @@ def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     return earlier, later
 
 
-def test_standing_down_ends_when_the_successor_is_gone(world: World, tmp_path: Path, events: list[Any]) -> None:
-    earlier, later = two_pods(world, tmp_path)
-    later.client.die()
-    world.headscale.delete_node(later.node_id)
-    world.run_together(earlier.watch, seconds=900)
-    assert published_addresses(world) == [earlier.address]
-    assert earlier.nodez == REGISTERED
-    assert len(named(events, "node.reinstated")) == 1
-
-
-def test_standing_down_ends_when_the_successor_is_offline(world: World, tmp_path: Path) -> None:
-    """A pod that was removed leaves its node behind."""
-    earlier, later = two_pods(world, tmp_path)
-    later.client.die()
-    world.run_together(earlier.watch, seconds=900)
-    assert published_addresses(world) == [earlier.address]
-
-
 def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
     """All nodes are offline until they reconnect."""
     earlier, later = two_pods(world, tmp_path)
