@@ -78,6 +78,7 @@ class Tailnet:
     Attributes:
         cloudflare: the zone of the pods' records.
         zone_id: its id.
+        cloudflare_url: the URL of the simulated API, the value of CLOUDFLARE_API_URL.
         deploy: a copy of deploy/, to apply and to change.
         certificate: the certificate and key for all names of the domain; it is its own authority.
     """
@@ -85,6 +86,7 @@ class Tailnet:
     cluster: Cluster
     cloudflare: CloudflareSimulator
     zone_id: str
+    cloudflare_url: str
     deploy: Path
     certificate: tuple[str, str]
 
@@ -152,7 +154,7 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
         for name in ("inject/settings.env", "prune/prune.env"):
             file = repository / "deploy" / name
             file.write_text(_env(read_env_file(file) | settings))
-        made = Tailnet(cluster, cloudflare, zone_id, repository / "deploy", certificate)
+        made = Tailnet(cluster, cloudflare, zone_id, settings["CLOUDFLARE_API_URL"], repository / "deploy", certificate)
         cluster.names[NAME] = CLUSTER_IP
         cluster.lookups.append(made.address)
         cluster.kubectl("create", "namespace", NAMESPACE)

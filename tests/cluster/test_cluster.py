@@ -34,8 +34,6 @@ def test_pod_reaches_headscale_by_its_names(tailnet: Tailnet, pod: str) -> None:
 
 
 def test_pod_reaches_the_cloudflare_simulator(tailnet: Tailnet, pod: str) -> None:
-    settings = (tailnet.deploy / "base/resources/lifecycle.env").read_text()
-    (url,) = [line.partition("=")[2] for line in settings.splitlines() if line.startswith("CLOUDFLARE_API_URL=")]
     header = f"Authorization: Bearer {tailnet.cloudflare.token}"
-    command = ("wget", "-T", "5", "-q", "-O", "-", "--header", header, f"{url}/zones")
+    command = ("wget", "-T", "5", "-q", "-O", "-", "--header", header, f"{tailnet.cloudflare_url}/zones")
     assert tailnet.zone_id in tailnet.cluster.exec(pod, "shell", *command)

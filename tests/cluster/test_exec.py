@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -165,12 +164,10 @@ class Client:
     def __init__(self, server: Server, settings: dict[str, str]) -> None:
         self._cluster = server.cluster
         self._name = f"cleanup-{next(_numbers)}"
-        shipped = (server.tailnet.deploy / "base/lifecycle.env").read_text()
-        (cloudflare,) = re.findall(r"^CLOUDFLARE_API_URL=(.*)$", shipped, re.MULTILINE)
         variables = {
             "HEADSCALE_ACCESS": "exec",
             "HEADSCALE_NAMESPACE": server.namespace,
-            "CLOUDFLARE_API_URL": cloudflare,
+            "CLOUDFLARE_API_URL": server.tailnet.cloudflare_url,
             "CLOUDFLARE_API_TOKEN": server.tailnet.cloudflare.token,
             "CLOUDFLARE_ZONE_ID": server.tailnet.zone_id,
             "DOMAIN_NAME": DOMAIN,

@@ -149,10 +149,8 @@ def application() -> Iterator[Document]:
 
 def add_setting(tailnet: Tailnet, file: str) -> None:
     """Add the URL of the Cloudflare simulator to the settings of a controller."""
-    lines = (tailnet.deploy / "base/resources/lifecycle.env").read_text().splitlines(keepends=True)
-    (line,) = [line for line in lines if line.startswith("CLOUDFLARE_API_URL=")]
-    with (tailnet.deploy / file).open("a") as opened:
-        opened.write(line)
+    with (tailnet.deploy / file).open("a") as settings:
+        settings.write(f"CLOUDFLARE_API_URL={tailnet.cloudflare_url}\n")
 
 
 def add_other_cluster_node(tailnet: Tailnet) -> None:
