@@ -1,6 +1,6 @@
-"""A real Kubernetes API server with etcd: alone for admission and validation, or as a part of a cluster.
+"""Run a real Kubernetes API server with etcd, alone for admission and validation, or as a part of a cluster.
 
-Requires KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on the path (Debian: etcd-server).
+It needs KUBERNETES_BINARIES=<folder> with the program kube-apiserver, and etcd on PATH (Debian: etcd-server).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tests.pod.network import Host
 from tests.real.programs import BackgroundProcess, eventually, free_ports
 
 PROGRAMS_VARIABLE = "KUBERNETES_BINARIES"
-SERVICES: Final = "10.96.0.0/16"
-"""The addresses of Services."""
-_ADMIN = "made-up-for-tests"
+SERVICE_NETWORK: Final = "10.96.0.0/16"
+"""The network of the Services' addresses."""
+_ADMIN_TOKEN = "made-up-for-tests"
 
 Document = dict[str, Any]
 
 
-def missing() -> str:
-    """Return what is missing to run an API server; "" if nothing is."""
+def missing_programs() -> str:
+    """Return a message that says what is missing to run an API server; "" if nothing is."""
     folder = os.environ.get(PROGRAMS_VARIABLE)
     if not folder:
         return f"set {PROGRAMS_VARIABLE} to a folder with kube-apiserver, built from k8s.io/kubernetes"
@@ -44,16 +44,19 @@ def missing() -> str:
 
 
 class RefusedError(Exception):
-    """The API server refused an object; the text is its message."""
+    """The API server refused a request, or kubectl failed. The text is the error message."""
 
 
 class ApiServer:
-    """A running API server on a loopback port. The version is that of the program.
+    """A running API server on a loopback port.
 
     Args:
         folder: an empty folder for its data.
-        host: the network namespace that it runs in; None = that of the machine.
-        address: the address for pods, in the network namespace; "" = it has no pods.
+        host: the network namespace in which it runs; None = that of the tests.
+        address: the address in this namespace to which pods connect; "" = there are no pods.
+
+    Attributes:
+        version: the major and minor version of the program.
     """
 
     def __init__(self, folder: Path, *, host: Host | None = None, address: str = "") -> None:
@@ -89,7 +92,7 @@ class ApiServer:
         )
         key = self.service_account_key
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
-        (self._folder / "tokens.csv").write_text(f"{_ADMIN},admin,admin,system:masters\n")
+        (self._folder / "tokens.csv").write_text(f"{_ADMIN_TOKEN},admin,admin,system:masters\n")
         version = subprocess.run([self._binary, "--version"], check=True, capture_output=True, text=True).stdout
         major, minor = version.removeprefix("Kubernetes v").split(".")[:2]
         self.version = (int(major), int(minor))
@@ -104,7 +107,7 @@ class ApiServer:
                 "--service-account-issuer=https://kubernetes.default.svc",
                 f"--service-account-key-file={key}",
                 f"--service-account-signing-key-file={key}",
-                f"--service-cluster-ip-range={SERVICES}",
+                f"--service-cluster-ip-range={SERVICE_NETWORK}",
                 "--allow-privileged",
                 *self._addresses(),
                 *self._beta_options(),
@@ -123,14 +126,14 @@ class ApiServer:
 
     def _addresses(self) -> list[str]:
         if self._address:
-            # The name of a node is not in DNS.
+            # The cluster's DNS does not know the name of the node.
             kubelet = "--kubelet-preferred-address-types=InternalIP"
             return ["--bind-address=0.0.0.0", f"--advertise-address={self._address}", kubelet]
-        # Nothing connects to the Service "kubernetes", which cannot have a loopback address.
+        # The Service "kubernetes" cannot have a loopback address. Without pods, nothing connects to it.
         return ["--bind-address=127.0.0.1", "--endpoint-reconciler-type=none"]
 
     def _beta_options(self) -> list[str]:
-        """Enable MutatingAdmissionPolicy, which is off by default before 1.36."""
+        """Return the options that enable MutatingAdmissionPolicy, which is off by default before Kubernetes 1.36."""
         if self.version >= (1, 36):
             return []
         return [
@@ -162,15 +165,15 @@ class ApiServer:
         """Send a request as the administrator, and return the object or text of the response.
 
         Raises:
-            Refused: the API server answered with an error.
+            RefusedError: the API server returned an error.
         """
-        # Not the default context, which loads all public authorities for each request.
+        # ssl.create_default_context would load all public authorities for each request.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         request = urllib.request.Request(
             f"{self.url}{path}",
             data=json.dumps(body).encode() if body is not None else None,
-            headers={"Authorization": f"Bearer {_ADMIN}", "Content-Type": kind},
+            headers={"Authorization": f"Bearer {_ADMIN_TOKEN}", "Content-Type": kind},
             method=method,
         )
         opener = urllib.request.build_opener(
@@ -180,10 +183,10 @@ class ApiServer:
             with self._inside(), opener.open(request, timeout=30) as response:
                 text = response.read().decode()
         except urllib.error.HTTPError as error:
-            answer = error.read().decode()
+            message = error.read().decode()
             with suppress(ValueError):
-                answer = json.loads(answer)["message"]
-            raise RefusedError(answer) from None
+                message = json.loads(message)["message"]
+            raise RefusedError(message) from None
         try:
             return json.loads(text)
         except ValueError:
@@ -191,23 +194,23 @@ class ApiServer:
 
     @property
     def url(self) -> str:
-        """The address that it listens on."""
+        """The URL of the API server."""
         return f"https://127.0.0.1:{self._port}"
 
     @property
     def certificate(self) -> Path:
-        """The certificate of the server, and that of the authority that issued it."""
+        """The file with the server's certificate and the certificate of its authority."""
         return self._folder / "certificates/apiserver.crt"
 
     @property
     def service_account_key(self) -> Path:
-        """The private key of service accounts' tokens."""
+        """The file with the private key that signs the tokens of service accounts."""
         return self._folder / "service-accounts.key"
 
     @property
     def token(self) -> str:
         """The administrator's token."""
-        return _ADMIN
+        return _ADMIN_TOKEN
 
     @cached_property
     def kubeconfig(self) -> Path:
@@ -233,7 +236,7 @@ class ApiServer:
         """Run kubectl as the administrator, and return its output.
 
         Raises:
-            Refused: kubectl failed.
+            RefusedError: kubectl failed.
         """
         done = subprocess.run(self.kubectl_command(*arguments), input=text, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -241,19 +244,19 @@ class ApiServer:
         return done.stdout
 
     def create_namespace(self, name: str, labels: dict[str, str]) -> None:
-        """Create a namespace with its default service account, which a controller manager would create."""
+        """Create a namespace, and the default service account that a controller manager would create."""
         metadata = {"name": name, "labels": labels}
-        for item in (
+        for manifest in (
             {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata},
             {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}},
         ):
-            self.kubectl("create", "-f", "-", text=json.dumps(item))
+            self.kubectl("create", "-f", "-", text=json.dumps(manifest))
 
     def create(self, manifest: Document) -> Document:
-        """Create an object without storing it, and return it as the API server would store it.
+        """Return an object as the API server would store it, after a server-side dry run.
 
         Raises:
-            Refused: it was not admitted.
+            RefusedError: the API server refused it.
         """
         text = self.kubectl("create", "--dry-run=server", "-o", "yaml", "-f", "-", text=json.dumps(manifest))
         created: Document = yaml.safe_load(text)

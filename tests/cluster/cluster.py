@@ -1,22 +1,20 @@
-"""A real cluster of one node, and a real tailnet in it. This page describes how to write a test with them.
+"""A real Kubernetes cluster with one node.
 
-A test takes the fixture `cluster`, or `tailnet` if it needs Headscale and Cloudflare. It is skipped if something is not
-installed. Both exist once for all tests, so a test uses names of its own, and deletes what would disturb others:
+A test uses the fixture `cluster`, or `tailnet` if it needs Headscale and Cloudflare. It is skipped if a program is not
+installed. All tests share both, so each test uses its own names, and deletes what would affect other tests:
 
     def test_pod_gets_a_record(tailnet: Tailnet) -> None:
         cluster = tailnet.cluster
         cluster.apply(*manifests)                       # or cluster.kubectl("apply", "-k", tailnet.deploy / "…")
-        cluster.wait_for_pod("wiki-0")                  # in the namespace "services"
+        cluster.wait_for_pod("wiki-0")                  # in the namespace `services`
         node = tailnet.wait_for_record("wiki.example.com")
         assert "ok" in cluster.exec("wiki-0", "application", "cat", "/data/state")
 
-`Cluster` has kubectl, exec, logs, objects as JSON, and waits. `Cluster.node` is the machine: reboot it, stop its
-kubelet, run a command on it. `Cluster.load` adds images, such as `images.application(cluster.layers, 3000)` under the
-name that a manifest has; `images.py` has the names of those that are there.
-`tailnet.py` describes `Tailnet`.
+`Cluster.node` can be rebooted, and can run commands. `Cluster.load` adds images to the node, such as
+`images.application(cluster.layers, 3000)`; `images.py` has the names of the images that exist already.
 
-The image of this project is built for the tests, which takes minutes. `IMAGE_ARCHIVE=<file>` uses one that was saved
-with `scripts/image --archive` instead.
+The tests build the image of this project, which takes minutes. With `IMAGE_ARCHIVE=<file>`, they use an archive that
+`scripts/image --archive` has saved.
 """
 
 from __future__ import annotations
@@ -32,19 +30,20 @@ from typing import Any, Final, Self
 import yaml
 
 from tests.cluster import images
-from tests.cluster.api_server import PROGRAMS_VARIABLE, SERVICES, ApiServer, RefusedError
+from tests.cluster.api_server import PROGRAMS_VARIABLE, SERVICE_NETWORK, ApiServer, RefusedError
 from tests.cluster.dns import serve_dns
 from tests.cluster.images import Image
-from tests.cluster.node import ADDRESS, NAME, PODS, Node
+from tests.cluster.node import NODE_ADDRESS, NODE_NAME, POD_NETWORK, Node
 from tests.pod.network import Host
 from tests.real.programs import BackgroundProcess, eventually
 
 Document = dict[str, Any]
 
-STARTED_S: Final = 180.0
-"""The time limit for a pod, on a machine under load."""
+START_TIMEOUT_S: Final = 180.0
+"""The time limit for the start of a pod, under load."""
 
-_VOLUMES: Final = 20
+_VOLUME_COUNT: Final = 20
+"""The number of PersistentVolumes, which no controller creates here."""
 
 
 class Cluster:
@@ -53,13 +52,14 @@ class Cluster:
     Args:
         folder: an empty folder with a short path.
         host: an empty network namespace.
-        layers: the layers of the stand-in images, to make further ones.
-        archives: archives of images, which are imported before the kubelet starts.
+        layers: the layers that all stand-in images share.
+        archives: archives of images, which the node imports before the kubelet starts.
 
     Attributes:
-        names: addresses by name, besides the Services, for the cluster's DNS.
+        names: further names in the cluster's DNS, with their addresses.
+        lookups: functions that return the address of a name in DNS, or None.
         server: the API server.
-        node: the node.
+        node: the only node.
     """
 
     def __init__(self, folder: Path, host: Host, layers: Sequence[Path], archives: Sequence[Path]) -> None:
@@ -70,7 +70,7 @@ class Cluster:
         self.host = host
         (folder / "server").mkdir()
         (folder / "node").mkdir()
-        self.server = ApiServer(folder / "server", host=host, address=ADDRESS)
+        self.server = ApiServer(folder / "server", host=host, address=NODE_ADDRESS)
         self._archives = archives
         self._stack = ExitStack()
 
@@ -90,29 +90,29 @@ class Cluster:
     def _start(self) -> None:
         self._add_network()
         with self.host.inside():
-            self._stack.enter_context(serve_dns(ADDRESS, self._resolve))
+            self._stack.enter_context(serve_dns(NODE_ADDRESS, self._resolve))
         self._stack.enter_context(self.server)
         self.node = Node(self.folder / "node", self.host, self.server)
         self._stack.callback(self.node.stop)
         self.node.start()
         for archive in self._archives:
             self.node.load(archive)
-        for name, options in _CONTROLLERS.items():
+        for name, options in _CONTROL_PLANE.items():
             self._start_controller(name, *options)
         self.node.start_kubelet()
         self.wait_for_node()
-        for number in range(_VOLUMES):
+        for number in range(_VOLUME_COUNT):
             (self.node.disk / f"volumes/{number}").mkdir(parents=True)
-        self.apply(*(_volume(number) for number in range(_VOLUMES)))
+        self.apply(*(_volume(number) for number in range(_VOLUME_COUNT)))
 
     def _add_network(self) -> None:
         self.host.ip("link", "add", "cni0", "type", "bridge")
-        self.host.ip("address", "add", f"{ADDRESS}/{PODS.rpartition('/')[2]}", "dev", "cni0")
+        self.host.ip("address", "add", f"{NODE_ADDRESS}/{POD_NETWORK.rpartition('/')[2]}", "dev", "cni0")
         self.host.ip("link", "set", "cni0", "up")
         self.host.set_sysctls(
             [
                 {"name": "net.ipv4.ip_forward", "value": "1"},
-                # kube-proxy translates addresses of connections between two pods, too.
+                # So that kube-proxy also translates the addresses of connections between pods.
                 {"name": "net.bridge.bridge-nf-call-iptables", "value": "1"},
             ]
         )
@@ -143,9 +143,9 @@ class Cluster:
         match name.split("."):
             case [service, namespace, "svc", "cluster", "local"]:
                 with suppress(RefusedError, OSError):
-                    found = self.server.request("GET", f"/api/v1/namespaces/{namespace}/services/{service}")
-                    # A headless Service has the address "None", and one for an external name has none.
-                    address: str = found["spec"].get("clusterIP", "None")
+                    manifest = self.server.request("GET", f"/api/v1/namespaces/{namespace}/services/{service}")
+                    # A headless Service has the address "None". An ExternalName Service has no such field.
+                    address: str = manifest["spec"].get("clusterIP", "None")
                     return None if address == "None" else address
         return None
 
@@ -155,24 +155,24 @@ class Cluster:
         """Run kubectl as the administrator, and return its output.
 
         Raises:
-            Refused: kubectl failed.
+            RefusedError: kubectl failed.
         """
         return self.server.kubectl(*arguments, text=text)
 
     def apply(self, *documents: Document) -> None:
-        """Apply manifests, server-side."""
+        """Apply manifests with server-side apply."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=yaml.safe_dump_all(documents))
 
     def get(self, kind: str, name: str, namespace: str = "services") -> Document:
         """Return an object."""
-        found: Document = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
-        return found
+        manifest: Document = json.loads(self.kubectl("-n", namespace, "get", kind, name, "-o", "json"))
+        return manifest
 
     def exec(self, pod: str, container: str, *command: str, namespace: str = "services") -> str:
         """Run a command in a container, and return its output.
 
         Raises:
-            Refused: the command failed.
+            RefusedError: the command failed.
         """
         return self.kubectl("-n", namespace, "exec", pod, "-c", container, "--", *command)
 
@@ -189,11 +189,11 @@ class Cluster:
 
     def wait_for_node(self) -> None:
         """Wait until the node is ready."""
-        eventually(self._node_is_ready, "a ready node", details=self._logs, timeout_s=STARTED_S)
+        eventually(self._node_is_ready, "a ready node", details=self._logs, timeout_s=START_TIMEOUT_S)
 
     def _node_is_ready(self) -> bool:
         with suppress(RefusedError):
-            conditions = self.server.request("GET", f"/api/v1/nodes/{NAME}")["status"].get("conditions", ())
+            conditions = self.server.request("GET", f"/api/v1/nodes/{NODE_NAME}")["status"].get("conditions", ())
             return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
         return False
 
@@ -204,9 +204,9 @@ class Cluster:
         """Wait until a pod is ready, and return it.
 
         Args:
-            name: its name.
-            namespace: its namespace.
-            not_uid: the id of an earlier pod with this name.
+            name: the name of the pod.
+            namespace: the namespace of the pod.
+            not_uid: the uid of an earlier pod with the same name, which is ignored.
         """
 
         def find() -> Document | None:
@@ -217,10 +217,12 @@ class Cluster:
                     return pod
             return None
 
-        return eventually(find, f"pod {name}", details=lambda: self.describe_pod(name, namespace), timeout_s=STARTED_S)
+        return eventually(
+            find, f"pod {name}", details=lambda: self.describe_pod(name, namespace), timeout_s=START_TIMEOUT_S
+        )
 
     def describe_pod(self, name: str, namespace: str = "services") -> str:
-        """Return what helps to find out why a pod does not work."""
+        """Return the description of a pod and the ends of its logs, for the message of a failed test."""
         parts = []
         with suppress(RefusedError):
             parts.append(self.kubectl("-n", namespace, "describe", "pod", name))
@@ -232,31 +234,31 @@ class Cluster:
         return "\n".join(parts)
 
     def pods(self, selector: str, namespace: str = "services") -> list[Document]:
-        """Return the pods with labels."""
+        """Return the pods that a label selector selects."""
         text = self.kubectl("-n", namespace, "get", "pods", "-l", selector, "-o", "json")
-        found: list[Document] = json.loads(text)["items"]
-        return found
+        items: list[Document] = json.loads(text)["items"]
+        return items
 
-    def load(self, wanted: Mapping[str, Image]) -> None:
-        """Add images to the node, by name."""
+    def load(self, images_by_name: Mapping[str, Image]) -> None:
+        """Add images to the node."""
         with tempfile.NamedTemporaryFile(suffix=".tar", dir=self.folder) as archive:
-            images.write(wanted, Path(archive.name))
+            images.write_archive(images_by_name, Path(archive.name))
             self.node.load(Path(archive.name))
 
 
-_CONTROLLERS: Final = {
+_CONTROL_PLANE: Final = {
     "kube-scheduler": (),
     "kube-controller-manager": (
         "--service-account-private-key-file={server.service_account_key}",
         "--root-ca-file={server.certificate}",
-        f"--cluster-cidr={PODS}",
-        f"--service-cluster-ip-range={SERVICES}",
+        f"--cluster-cidr={POD_NETWORK}",
+        f"--service-cluster-ip-range={SERVICE_NETWORK}",
     ),
 }
 
 
 def _volume(number: int) -> Document:
-    """Return a volume for any claim, in a folder of the node."""
+    """Return a PersistentVolume that any claim can use. It is a folder of the node."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -269,7 +271,11 @@ def _volume(number: int) -> Document:
             "nodeAffinity": {
                 "required": {
                     "nodeSelectorTerms": [
-                        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NAME]}]}
+                        {
+                            "matchExpressions": [
+                                {"key": "kubernetes.io/hostname", "operator": "In", "values": [NODE_NAME]}
+                            ]
+                        }
                     ]
                 }
             },

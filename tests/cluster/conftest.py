@@ -1,4 +1,4 @@
-"""A real API server with the admission policies of deploy/inject, and a real cluster of one node."""
+"""Fixtures: API servers for the admission policies and for the chart, and a cluster with a tailnet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster import images, node
 from tests.cluster import workloads as deployed
-from tests.cluster.api_server import ApiServer, RefusedError, missing
+from tests.cluster.api_server import ApiServer, RefusedError, missing_programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.tailnet import Tailnet, tailnet_in
 from tests.image.tools import Builds
@@ -31,8 +31,8 @@ from tests.real.programs import eventually
 
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[ApiServer]:
-    """A running API server. Its admission policies are in force in the namespace "services"."""
-    if reason := missing():
+    """A running API server. The admission policies of deploy/inject apply in the namespace `services`."""
+    if reason := missing_programs():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
         server.create_namespace("services", {LABEL: "enabled"})
@@ -42,20 +42,20 @@ def api_server() -> Iterator[ApiServer]:
                 server.kubectl("create", "serviceaccount", account, "-n", "services")
         server.kubectl("apply", "-f", "-", text=policies(server))
         set_settings(server)
-        # A policy takes effect some seconds after it was created.
+        # Policies take effect some seconds after their creation.
         eventually(lambda: _refuses(server), "a refusal", timeout_s=60)
         eventually(lambda: "initContainers" in server.create(pod())["spec"] or None, "containers", timeout_s=60)
         yield server
 
 
 def policies(server: ApiServer) -> str:
-    """Return what `kubectl apply -k deploy/inject` applies, in the version that the server has."""
+    """Return the manifests of deploy/inject, or of deploy/inject-v1beta1 for a server before Kubernetes 1.36."""
     folder = DEPLOY / "inject" if server.version >= (1, 36) else DEPLOY / "inject-v1beta1"
     return yaml.safe_dump_all(render(folder))
 
 
 def set_settings(server: ApiServer, **settings: str | None) -> None:
-    """Write the settings of all workloads; None removes one."""
+    """Write the ConfigMap with the settings of injection. A setting that is None is omitted."""
     data = SETTINGS | {"LOGIN_SERVER": LOGIN_SERVER} | settings
     config = {
         "apiVersion": "v1",
@@ -81,35 +81,35 @@ def _refuses(server: ApiServer) -> bool:
 
 @pytest.fixture(scope="session")
 def cluster_programs() -> None:
-    """Skip the test unless everything for a cluster is installed."""
-    if reason := node.missing() or images.missing():
+    """Skip the test unless all programs for a cluster are installed."""
+    if reason := node.missing_programs() or images.missing_programs():
         pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def certificate() -> tuple[str, str]:
-    """A certificate for all names of the domain, and its key. The stand-in images trust no other authority."""
+    """A certificate for all names of the domain, and its key. The stand-in images trust only this certificate."""
     return issue(f"*.{DOMAIN}")
 
 
 @pytest.fixture(scope="session")
 def image_archive(cluster_programs: None, request: pytest.FixtureRequest) -> Path:
-    """This project's image: built for the tests, or the archive that IMAGE_ARCHIVE names."""
-    if given := os.environ.get("IMAGE_ARCHIVE"):
-        return Path(given)
+    """The archive of this project's image: the file in IMAGE_ARCHIVE, or one that is built for the tests."""
+    if archive := os.environ.get("IMAGE_ARCHIVE"):
+        return Path(archive)
     builds: Builds = request.getfixturevalue("first_build")
     return builds.archive.path
 
 
 @pytest.fixture(scope="session")
 def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str, str]) -> Iterator[Cluster]:
-    """A running cluster, with this project's image and stand-ins for the others. See tests/cluster/cluster.py."""
-    # On a disk: files in memory would count against the memory limits of the pods that write them.
+    """A running cluster with this project's image and the stand-ins for other images."""
+    # In /var/tmp, which is on a disk. Files in memory would count towards the memory limits of pods that write them.
     with tempfile.TemporaryDirectory(prefix="c-", dir="/var/tmp") as name:
         folder = Path(name)
-        layers = images.base(folder, authority=certificate[0])
+        layers = images.base_layers(folder, authority=certificate[0])
         archive = folder / "stand-ins.tar"
-        images.write(images.stand_ins(layers, folder), archive)
+        images.write_archive(images.stand_ins(layers, folder), archive)
         with create_host("node") as namespace, Cluster(folder, namespace, layers, [archive, image_archive]) as running:
             archive.unlink()
             yield running
@@ -117,7 +117,7 @@ def cluster(cluster_programs: None, image_archive: Path, certificate: tuple[str,
 
 @pytest.fixture(scope="session")
 def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]:
-    """Headscale in the cluster, and the Cloudflare simulator. See tests/cluster/tailnet.py."""
+    """Headscale in the cluster, and the Cloudflare simulator."""
     with tailnet_in(cluster, certificate) as running:
         yield running
 
@@ -131,14 +131,14 @@ def grafana(tailnet: Tailnet) -> str:
 
 @pytest.fixture(scope="session")
 def wiki(tailnet: Tailnet) -> str:
-    """The name of an injected Deployment."""
+    """The name of a Deployment whose pods get the containers by injection."""
     deployed.deploy_wiki(tailnet)
     return deployed.WIKI
 
 
 @pytest.fixture(scope="session")
 def clients(tailnet: Tailnet) -> None:
-    """Two pods to send requests from: one is a client on the VPN, the other is not."""
+    """Start two pods that can send requests: a VPN client, and one outside the VPN."""
     deployed.deploy_clients(tailnet)
 
 
@@ -149,20 +149,20 @@ RELEASE_NAMESPACE = "system"
 
 @pytest.fixture(scope="session")
 def server(chart: Path) -> Iterator[ApiServer]:
-    """A second API server for the chart, with namespaces, custom resource definitions and objects of others."""
-    if reason := missing():
+    """An API server for the chart, with namespaces, custom resource definitions, and objects that others created."""
+    if reason := missing_programs():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="api-") as folder, ApiServer(Path(folder)) as server:
         for name in ("headscale", "media", "monitoring", RELEASE_NAMESPACE):
             server.create_namespace(name, {})
         server.create_namespace("services", {LABEL: "enabled"})
         for kind in ("PodMonitor", "PrometheusRule"):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(kind)))
+            server.kubectl("create", "-f", "-", text=yaml.safe_dump(custom_resource_definition(kind)))
         for namespace in ("services", "monitoring", RELEASE_NAMESPACE):
-            server.kubectl("create", "configmap", "of-others", "-n", namespace)
+            server.kubectl("create", "configmap", "unrelated", "-n", namespace)
         for kind in ("MutatingAdmissionPolicy", "ValidatingAdmissionPolicy"):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump_all(policy_of_others(kind, server)))
-        server.kubectl("create", "rolebinding", "of-others", "--clusterrole=view", "--user=a", "-n", "headscale")
+            server.kubectl("create", "-f", "-", text=yaml.safe_dump_all(unrelated_policy(kind, server)))
+        server.kubectl("create", "rolebinding", "unrelated", "--clusterrole=view", "--user=a", "-n", "headscale")
         eventually(
             lambda: "resources" in server.request("GET", "/apis/monitoring.coreos.com/v1"), "resources", timeout_s=60
         )
@@ -176,11 +176,11 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed_chart(tmp_path_factory.mktemp("chart"))
 
 
-def definition(kind: str, group: str = "monitoring.coreos.com", version: str = "v1") -> dict[str, Any]:
-    """Return a custom resource definition that accepts anything, by default in place of the Prometheus operator's."""
+def custom_resource_definition(kind: str, group: str = "monitoring.coreos.com", version: str = "v1") -> dict[str, Any]:
+    """Return a custom resource definition that accepts all fields. The default group is the Prometheus operator's."""
     plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    described = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    version_definition = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -189,16 +189,16 @@ def definition(kind: str, group: str = "monitoring.coreos.com", version: str = "
             "group": group,
             "names": {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"},
             "scope": "Cluster" if kind.startswith("Cluster") else "Namespaced",
-            "versions": [described],
+            "versions": [version_definition],
         },
     }
 
 
-def policy_of_others(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
-    """Yield a policy that uses a ConfigMap, and its binding.
+def unrelated_policy(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
+    """Yield a policy with a ConfigMap as parameter, and its binding.
 
-    An API server stops reading ConfigMaps for good when no policy uses one any more (kubernetes/kubernetes#130887).
-    Without this policy, the chart could be installed only once.
+    When its last policy with such a parameter is deleted, an API server stops reading ConfigMaps, also for later
+    policies (kubernetes/kubernetes#130887). Without this policy, the chart could be installed only once.
     """
     is_mutating = kind.startswith("Mutating")
     rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["replicationcontrollers"]}
@@ -208,10 +208,10 @@ def policy_of_others(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
         if is_mutating
         else {"validations": [{"expression": "true"}]}
     )
-    reference = {"name": "of-others", "namespace": "services", "parameterNotFoundAction": "Allow"}
+    reference = {"name": "unrelated", "namespace": "services", "parameterNotFoundAction": "Allow"}
     common = {
         "apiVersion": server.policy_version if is_mutating else "admissionregistration.k8s.io/v1",
-        "metadata": {"name": "of-others"},
+        "metadata": {"name": "unrelated"},
     }
     constraints = {
         "paramKind": {"apiVersion": "v1", "kind": "ConfigMap"},
@@ -219,7 +219,7 @@ def policy_of_others(kind: str, server: ApiServer) -> Iterator[dict[str, Any]]:
     }
     yield {**common, "kind": kind, "spec": {**constraints, **spec}}
     actions = {} if is_mutating else {"validationActions": ["Deny"]}
-    yield {**common, "kind": f"{kind}Binding", "spec": {"policyName": "of-others", "paramRef": reference, **actions}}
+    yield {**common, "kind": f"{kind}Binding", "spec": {"policyName": "unrelated", "paramRef": reference, **actions}}
 
 
 def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None) -> str:
@@ -231,8 +231,11 @@ def helm(server: ApiServer, *arguments: str | Path, values: Values | None = None
     return done.stdout
 
 
-def injection(server: ApiServer) -> str:
-    """Return "on" if a labelled pod gets the containers, "off" if not, or "refused" if only one policy is in force."""
+def injection_state(server: ApiServer) -> str:
+    """Return "on" if a labelled pod gets the containers, "off" if it does not, or "refused".
+
+    The server refuses such a pod while only one of the two policies is in force.
+    """
     try:
         return "on" if "initContainers" in server.create(pod())["spec"] else "off"
     except RefusedError:

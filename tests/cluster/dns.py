@@ -1,4 +1,4 @@
-"""The cluster's DNS server: addresses of Services, and of names that a test sets."""
+"""The DNS server of the cluster. It returns the addresses of Services, and of names that a test adds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from contextlib import contextmanager
 
 _A = 1
 _FLAGS = 0x8580
-"""A response that is authoritative, to a query that may ask for recursion."""
+"""The flags of an authoritative response with recursion desired and available."""
 _NAME_ERROR = 3
 _TTL_S = 1
 
 
-def answer(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
-    """Return the response to a query: the IPv4 address of a name, or a name error. Source: RFC 1035, section 4."""
+def response_to(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
+    """Return the response to a query: the IPv4 address of a name, or a name error (RFC 1035, section 4)."""
     labels = []
+    # The header has 12 bytes.
     end = 12
     while length := query[end]:
         labels.append(query[end + 1 : end + 1 + length].decode().lower())
         end += 1 + length
+    # The end of the name, its type and its class.
     end += 5
     (kind,) = struct.unpack_from("!H", query, end - 4)
     address = lookup(".".join(labels))
@@ -37,7 +39,7 @@ def answer(query: bytes, lookup: Callable[[str], str | None]) -> bytes:
 
 @contextmanager
 def serve_dns(address: str, lookup: Callable[[str], str | None]) -> Iterator[None]:
-    """Answer queries on UDP port 53 of an address, in this thread's network namespace, until the block ends."""
+    """Respond to queries on UDP port 53 of an address in this thread's network namespace, until the block ends."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind((address, 53))
 
@@ -46,13 +48,13 @@ def serve_dns(address: str, lookup: Callable[[str], str | None]) -> Iterator[Non
                 query, client = server.recvfrom(4096)
                 if not query:
                     return
-                server.sendto(answer(query, lookup), client)
+                server.sendto(response_to(query, lookup), client)
 
         thread = threading.Thread(target=run, name="dns", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            # Wake the thread up, which waits for a query.
+            # An empty query ends the thread.
             server.sendto(b"", (address, 53))
             thread.join()

@@ -1,8 +1,7 @@
-"""Stand-ins for the images that the manifests name, made from local programs, because tests have no registry.
+"""Build stand-ins for the images in the manifests from local programs, because tests have no registry.
 
-Each has the programs that the real image has, in the same places: Debian's busybox in place of Alpine's, and real
-tailscale, Headscale and nginx. `Image` describes one, and `write` packs several into an archive for
-`ctr images import`.
+Each stand-in has the programs of the real image in the same places: Debian's busybox in place of Alpine's, and the real
+tailscale, Headscale and nginx. `write_archive` writes several `Image`s into an archive for `ctr images import`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ TAILSCALE: Final[str] = _CONTAINERS["tailscale"]["image"]
 NGINX: Final[str] = _CONTAINERS["nginx-tls"]["image"]
 BUSYBOX: Final = "docker.io/library/busybox:1.37"
 HEADSCALE: Final = "docker.io/headscale/headscale:0.29"
-"""Any release that is installed."""
+"""The stand-in for this image contains the newest installed release."""
 PAUSE: Final = "registry.k8s.io/pause:3.10"
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,14 +41,14 @@ _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 
 @dataclass(frozen=True)
 class Image:
-    """An image.
+    """A container image.
 
     Attributes:
-        layers: uncompressed archives, from the bottom up.
+        layers: the layers as uncompressed tar files, from the bottom up.
         entrypoint: the command.
         command: its default arguments.
-        user: the user, "" = root.
-        environment: more variables.
+        user: the user; "" = root.
+        environment: variables besides PATH.
     """
 
     layers: Sequence[Path]
@@ -59,16 +58,17 @@ class Image:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(images: Mapping[str, Image], archive: Path) -> None:
-    """Write images to an OCI archive, by name. A name may have a digest, which is not checked."""
+def write_archive(images: Mapping[str, Image], archive: Path) -> None:
+    """Write images, by name, into an OCI archive. If a name has a digest, it does not have to match."""
     manifests: list[dict[str, Any]] = []
     with tarfile.open(archive, "w") as file:
         written: set[str] = set()
 
         def add(kind: str, data: bytes | Path) -> dict[str, Any]:
+            """Add a blob once, and return its descriptor."""
             if isinstance(data, Path):
-                with data.open("rb") as opened:
-                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                with data.open("rb") as content:
+                    digest = hashlib.file_digest(content, "sha256").hexdigest()
                 size = data.stat().st_size
             else:
                 digest, size = hashlib.sha256(data).hexdigest(), len(data)
@@ -99,10 +99,10 @@ def write(images: Mapping[str, Image], archive: Path) -> None:
                 "config": add(_CONFIG, json.dumps(config).encode()),
                 "layers": layers,
             }
-            described = add(_MANIFEST, json.dumps(manifest).encode())
+            descriptor = add(_MANIFEST, json.dumps(manifest).encode())
             # containerd omits the tag of a name that also has a digest.
             reference = re.sub(r":[^/@]+@", "@", name)
-            manifests.append({**described, "annotations": {"io.containerd.image.name": reference}})
+            manifests.append({**descriptor, "annotations": {"io.containerd.image.name": reference}})
         index = {"schemaVersion": 2, "manifests": manifests}
         for path, content in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
             data = json.dumps(content).encode()
@@ -111,13 +111,13 @@ def write(images: Mapping[str, Image], archive: Path) -> None:
             file.addfile(member, io.BytesIO(data))
 
 
-def layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
-    """Write a layer, and return it.
+def write_layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
+    """Write a layer, and return its file.
 
     Args:
-        archive: where to write it.
-        files: content, or a program of this machine, by the path in the image. A path that ends in "/" is a folder that
-            all users can write to.
+        archive: the file of the layer.
+        files: by the path in the image, the content of a file, or a local program to copy. A path that ends in "/" is a
+            folder in which all users can write.
     """
     with tarfile.open(archive, "w") as file:
         for path, source in files.items():
@@ -136,8 +136,8 @@ def layer(archive: Path, files: Mapping[str, str | Path]) -> Path:
     return archive
 
 
-def root(archive: Path) -> Path:
-    """Write a layer with Debian's busybox, for all of its commands, and nginx."""
+def write_root_layer(archive: Path) -> Path:
+    """Write a layer with all commands of Debian's busybox, and with nginx. Return its file."""
     done = subprocess.run(
         [
             *("mmdebstrap", "--variant=extract", '--aptopt=Acquire::Check-Valid-Until "false"'),
@@ -157,11 +157,11 @@ def root(archive: Path) -> Path:
     return archive
 
 
-def headscale() -> Path | None:
+def newest_headscale() -> Path | None:
     """Return the newest installed release of Headscale."""
     folder = Path(os.environ.get(SERVERS_VARIABLE, "/nonexistent"))
-    found = {re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name): file for file in folder.glob("headscale-*")}
-    releases = {tuple(map(int, match.groups())): file for match, file in found.items() if match}
+    programs = {re.fullmatch(r"headscale-(\d+)\.(\d+)\.(\d+)", file.name): file for file in folder.glob("headscale-*")}
+    releases = {tuple(map(int, match.groups())): file for match, file in programs.items() if match}
     return releases[max(releases)] if releases else None
 
 
@@ -171,17 +171,17 @@ def _clients() -> Path:
     return Path(os.environ.get(CLIENTS_VARIABLE, "/nonexistent"), version)
 
 
-def missing() -> str:
-    """Return what is missing to make the images; "" if nothing is."""
-    if headscale() is None:
+def missing_programs() -> str:
+    """Return a message that says what is missing to build the images; "" if nothing is."""
+    if newest_headscale() is None:
         return f"set {SERVERS_VARIABLE} to a folder with headscale-0.29.3 or another release"
     if not all((_clients() / name).exists() for name in PROGRAMS):
         return f"set {CLIENTS_VARIABLE} to a folder with the folder {_clients().name}, which has {', '.join(PROGRAMS)}"
     return "" if shutil.which("mmdebstrap") else "needs mmdebstrap: as root, scripts/bootstrap --system"
 
 
-def base(folder: Path, *, authority: str) -> list[Path]:
-    """Write the layers that all of the images have, and return them.
+def base_layers(folder: Path, *, authority: str) -> list[Path]:
+    """Write the layers that all stand-ins share, and return their files.
 
     Args:
         folder: an empty folder.
@@ -193,20 +193,20 @@ def base(folder: Path, *, authority: str) -> list[Path]:
         "etc/ssl/certs/ca-certificates.crt": authority,
         "tmp/": "",
     }
-    return [root(folder / "root.tar"), layer(folder / "common.tar", files)]
+    return [write_root_layer(folder / "root.tar"), write_layer(folder / "common.tar", files)]
 
 
 def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
-    """Make the images that are not this project's own, and return them by name.
+    """Return the stand-ins for all images except that of this project, by name.
 
     Args:
-        layers: those of `base`.
-        folder: for further layers.
+        layers: the result of `base_layers`.
+        folder: for the files of further layers.
     """
-    program = headscale()
+    program = newest_headscale()
     assert program is not None
-    tailscale = layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
-    server = layer(folder / "headscale.tar", {"usr/local/bin/headscale": program})
+    tailscale = write_layer(folder / "tailscale.tar", {f"usr/local/bin/{name}": _clients() / name for name in PROGRAMS})
+    server = write_layer(folder / "headscale.tar", {"usr/local/bin/headscale": program})
     return {
         PAUSE: Image(layers, ["sleep", "2147483647"], user="65535:65535"),
         BUSYBOX: Image(layers, command=["sh"]),
@@ -217,15 +217,15 @@ def stand_ins(layers: Sequence[Path], folder: Path) -> dict[str, Image]:
 
 
 def application(layers: Sequence[Path], port: int, path: str = "/index.html", *, address: str = "127.0.0.1") -> Image:
-    """Return an application that returns 200 for a path. It needs a folder /tmp that it can write to.
+    """Return an image with an HTTP server that serves one path. It needs a writable folder /tmp.
 
     Args:
-        layers: those of `base`, or `Cluster.layers`.
-        port: what it listens on.
-        path: the only path.
-        address: what it listens on.
+        layers: the result of `base_layers`.
+        port: the port on which it listens.
+        path: the path for which it returns 200.
+        address: the address on which it listens.
     """
-    # As the first process of a container, httpd would ignore SIGTERM.
+    # As process 1 of a container, httpd would ignore SIGTERM. The shell handles it.
     serve = f"httpd -f -p {address}:{port} -h /tmp/www"
     script = f"mkdir -p /tmp/www{Path(path).parent}; echo ok >/tmp/www{path}; trap 'exit 0' TERM; {serve} & wait"
     return Image(layers, command=["sh", "-c", script])

@@ -1,8 +1,8 @@
-"""A cluster node on this machine: containerd, kubelet and kube-proxy, apart from everything else that runs here.
+"""A cluster node in namespaces of the test machine: containerd, kubelet and kube-proxy.
 
-The node is a network namespace for all of the cluster, a PID and mount namespace for the node's processes and the
-pods, its own cgroups, and a folder that is its disk. `Node.stop` ends its processes and mounts with their namespaces,
-like a power failure; `Node.start` boots it again with the same disk.
+The node and its pods have a PID and a mount namespace, cgroups, and a folder as their disk. The API server runs in the
+same network namespace. `Node.stop` ends all processes and mounts, like a power failure. `Node.start` boots the node
+again with the same disk.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tests.pod.namespaces import private_init
 from tests.pod.network import Host, run
 from tests.real.programs import BackgroundProcess, eventually
 
-NAME: Final = "node-1"
-ADDRESS: Final = "10.244.0.1"
-"""The node's address: the API server, the kubelet, DNS, and the pods' gateway."""
-PODS: Final = "10.244.0.0/16"
+NODE_NAME: Final = "node-1"
+NODE_ADDRESS: Final = "10.244.0.1"
+"""The address of the node, and so of the API server, the kubelet, DNS, and the gateway of the pods."""
+POD_NETWORK: Final = "10.244.0.0/16"
 
 CNI: Final = Path("/usr/lib/cni")
 SOCKET: Final = "/run/containerd/containerd.sock"
@@ -37,7 +37,7 @@ _PACKAGES: Final = (
     "catatonit conntrack containerd containernetworking-plugins etcd-server iproute2 iptables openssl runc"
 )
 
-_TUNABLES: Final = {
+_SYSCTLS: Final = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
     "kernel/panic": "10",
@@ -45,16 +45,15 @@ _TUNABLES: Final = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-"""What the kubelet writes to /proc/sys. These are not of a namespace, so it finds them instead of changing the machine.
+"""The values that the kubelet writes to /proc/sys (setupKernelTunables in container_manager_linux.go of Kubernetes).
 
-Source: Kubernetes, pkg/kubelet/cm/container_manager_linux.go, setupKernelTunables.
+These sysctls have no namespace. Files with these values cover them, so the kubelet does not change the test machine.
 """
 
-_WEIGHTS: Final = {"cpu.shares": "20480", "cpu.weight": "2000"}
-"""Twenty times the default. Otherwise all pods together would get as much time as one process outside."""
+_CPU_WEIGHTS: Final = {"cpu.shares": "20480", "cpu.weight": "2000"}
+"""Twenty times the default. With the default, all pods together would get as much CPU time as one other process."""
 
-# Mounts with the default paths, so that hostPath volumes of the manifests mean the node and not this machine.
-_MOUNTS: Final = """
+_MOUNT_SCRIPT: Final = """
 mount --make-rshared /
 mount --bind "$1/disk" /var/lib
 mount -t tmpfs -o mode=0755 tmpfs /run
@@ -63,18 +62,19 @@ mkdir -p /run/lock
 cd "$1/tunables"
 find . -type f | while read -r name; do mount --bind "$name" "/proc/sys/$name"; done
 """
+"""Mounts the folders of the node at the usual paths, so that hostPath volumes do not reach the test machine's files."""
 
 
-def missing() -> str:
-    """Return what is missing to run a node; "" if nothing is."""
+def missing_programs() -> str:
+    """Return a message that says what is missing to run a node; "" if nothing is."""
     folder = os.environ.get(PROGRAMS_VARIABLE, "")
     programs = [name for name in PROGRAMS if not (Path(folder) / name).exists()]
     if not folder or programs:
         return f"set {PROGRAMS_VARIABLE} to a folder with {', '.join(PROGRAMS)}, built from k8s.io/kubernetes"
     commands = [name for name in (*_COMMANDS, "etcd") if shutil.which(name) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or commands or not (CNI / "bridge").exists():
-        wanted = ", ".join(commands or _COMMANDS)
-        return f"needs root on Linux, the CNI plugins in {CNI}, and {wanted}: on Debian, install {_PACKAGES}"
+        required = ", ".join(commands or _COMMANDS)
+        return f"needs root on Linux, the CNI plugins in {CNI}, and {required}: on Debian, install {_PACKAGES}"
     return ""
 
 
@@ -83,13 +83,13 @@ class Node:
 
     Args:
         folder: an empty folder for its disk, logs and configuration.
-        host: its network namespace, in which the API server runs.
+        host: its network namespace, in which the API server also runs.
         server: the API server.
 
     Attributes:
         host: the network namespace.
-        disk: what the node has as /var/lib.
-        init: the id of the process with which the node ends.
+        disk: the folder that is /var/lib of the node.
+        init: the process id of the node's init process.
     """
 
     def __init__(self, folder: Path, host: Host, server: ApiServer) -> None:
@@ -104,7 +104,7 @@ class Node:
         self._cgroup = f"tailscale-lifecycle-{host.name}"
         for name in ("disk", "log", "cni"):
             (folder / name).mkdir()
-        for name, value in _TUNABLES.items():
+        for name, value in _SYSCTLS.items():
             (folder / "tunables" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "tunables" / name).write_text(f"{value}\n")
         self._configure()
@@ -120,7 +120,7 @@ state = "/run/containerd"
   address = "{SOCKET}"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "registry.k8s.io/pause:3.10"
-  # Without the capability CAP_SYS_RESOURCE, as in a container, scores cannot be lowered.
+  # Processes without CAP_SYS_RESOURCE, such as those in a container, cannot lower their OOM score.
   restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
   bin_dir = "{CNI}"
@@ -134,7 +134,7 @@ state = "/run/containerd"
             "hairpinMode": True,
             "ipam": {
                 "type": "host-local",
-                "ranges": [[{"subnet": PODS, "rangeStart": "10.244.1.0", "gateway": ADDRESS}]],
+                "ranges": [[{"subnet": POD_NETWORK, "rangeStart": "10.244.1.0", "gateway": NODE_ADDRESS}]],
                 "routes": [{"dst": "0.0.0.0/0"}],
             },
         }
@@ -144,18 +144,18 @@ state = "/run/containerd"
         kubelet: dict[str, Any] = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
-            # The API server has no client certificate, and nothing outside of the namespace can connect.
+            # The API server has no client certificate. The kubelet is reachable only in the network namespace.
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
             "address": "0.0.0.0",
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{self._cgroup}",
-            "clusterDNS": [ADDRESS],
+            "clusterDNS": [NODE_ADDRESS],
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": f"unix://{SOCKET}",
             "failSwapOn": False,
             "maxPods": 250,
-            # Sandboxes and images are this suite's own.
+            # The kubelet must not evict pods or delete images when the test machine is short of memory or disk space.
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
         }
@@ -167,9 +167,9 @@ state = "/run/containerd"
             "kind": "KubeProxyConfiguration",
             "mode": "iptables",
             "clientConnection": {"kubeconfig": str(self._server.kubeconfig)},
-            "clusterCIDR": PODS,
-            "hostnameOverride": NAME,
-            # 0 leaves the machine's values as they are.
+            "clusterCIDR": POD_NETWORK,
+            "hostnameOverride": NODE_NAME,
+            # With 0, kube-proxy does not change the values of the test machine.
             "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         }
         (self._folder / "proxy.yaml").write_text(yaml.safe_dump(proxy))
@@ -178,26 +178,26 @@ state = "/run/containerd"
 
     def start(self) -> None:
         """Boot the node, and wait until containerd responds. The kubelet does not run yet."""
-        for place in self.cgroups():
-            place.mkdir(exist_ok=True)
-            for name, weight in _WEIGHTS.items():
-                if (place / name).exists():
-                    (place / name).write_text(weight)
+        for cgroup in self.cgroups():
+            cgroup.mkdir(exist_ok=True)
+            for name, weight in _CPU_WEIGHTS.items():
+                if (cgroup / name).exists():
+                    (cgroup / name).write_text(weight)
         self._stack.callback(self._remove_cgroups)
         self.init = self._stack.enter_context(private_init("nsenter", f"--net=/run/netns/{self.host.name}"))
-        run(*self.command("sh", "-euc", _MOUNTS, "sh", self._folder))
+        run(*self.command("sh", "-euc", _MOUNT_SCRIPT, "sh", self._folder))
         self._start("containerd", "--config", self._folder / "containerd.toml")
-        eventually(lambda: self._answers(*self.ctr("version")), "containerd", details=lambda: self.log("containerd"))
+        eventually(lambda: self._succeeds(*self.ctr("version")), "containerd", details=lambda: self.log("containerd"))
 
     def start_kubelet(self) -> None:
-        """Start the kubelet and kube-proxy, without waiting."""
+        """Start the kubelet and kube-proxy. Do not wait until the node is ready."""
         kubeconfig = f"--kubeconfig={self._server.kubeconfig}"
         self._start(
             self._binaries / "kubelet",
             f"--config={self._folder / 'kubelet.yaml'}",
             kubeconfig,
-            f"--node-ip={ADDRESS}",
-            f"--hostname-override={NAME}",
+            f"--node-ip={NODE_ADDRESS}",
+            f"--hostname-override={NODE_NAME}",
         )
         self._start(self._binaries / "kube-proxy", f"--config={self._folder / 'proxy.yaml'}")
 
@@ -245,13 +245,13 @@ state = "/run/containerd"
         """Import the images of an archive."""
         run(*self.ctr("images", "import", archive))
 
-    def _answers(self, *command: str | Path) -> bool:
+    def _succeeds(self, *command: str | Path) -> bool:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     # --- Cgroups ------------------------------------------------------------------------------------
 
     def cgroups(self) -> list[Path]:
-        """The node's cgroup in each hierarchy of version 1, or in the only one of version 2."""
+        """Return the node's cgroup in each hierarchy of cgroup v1, or in the only hierarchy of cgroup v2."""
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
         return [Path(mount[1]) / self._cgroup for mount in mounts if mount[2] in {"cgroup", "cgroup2"}]
 

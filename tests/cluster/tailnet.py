@@ -1,11 +1,10 @@
 """A real Headscale and the Cloudflare simulator for the pods of a cluster.
 
-Headscale runs in the namespace `headscale`, as the Service and with the labels that the manifests expect. Its https
-URL is the login server that deploy/ ships, behind an nginx with a certificate that the tailscale image trusts. The
-simulator listens on the node's address.
+Headscale runs in the namespace `headscale`, with the Service and the labels that the manifests expect. nginx in the
+same pod serves the login server's URL, with a certificate that the tailscale image trusts. The simulator listens on
+the address of the node.
 
-The namespace `services` has the Pod Security label and the Secrets that docs/add-a-service.md asks for.
-`Tailnet.deploy` is a copy of deploy/ with the URL of the simulator, and otherwise as shipped.
+The namespace `services` has the label and the Secrets that docs/add-a-service.md describes.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.cluster import STARTED_S, Cluster, Document
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
 from tests.cluster.images import HEADSCALE, NGINX
-from tests.cluster.node import ADDRESS
+from tests.cluster.node import NODE_ADDRESS
 from tests.pod.reference import USER, configure
 from tests.pod.rendering import DOMAIN, SITE, copy_deploy, read_env_file
 from tests.real.programs import eventually
@@ -30,11 +29,11 @@ from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.dns import Record
 from tests.simulators.serve import serve
 
-NAMESPACE: Final = "headscale"
-URL: Final = SITE["LOGIN_SERVER"]
-NAME: Final = URL.removeprefix("https://")
+HEADSCALE_NAMESPACE: Final = "headscale"
+LOGIN_URL: Final = SITE["LOGIN_SERVER"]
+LOGIN_NAME: Final = LOGIN_URL.removeprefix("https://")
 CLUSTER_IP: Final = "10.96.0.20"
-FOLDER: Final = "/var/lib/headscale"
+DATA_FOLDER: Final = "/var/lib/headscale"
 
 _NGINX: Final = """
 worker_processes 1;
@@ -76,11 +75,11 @@ class Tailnet:
     """The tailnet of a cluster.
 
     Attributes:
-        cloudflare: the zone of the pods' records.
+        cloudflare: the Cloudflare simulator, with the zone of the pods' records.
         zone_id: its id.
         cloudflare_url: the URL of the simulated API, the value of CLOUDFLARE_API_URL.
-        deploy: a copy of deploy/, to apply and to change.
-        certificate: the certificate and key for all names of the domain; it is its own authority.
+        deploy: a copy of deploy/ with the URL of the simulator. Tests may change it.
+        certificate: a self-signed certificate for all names of the domain, and its key.
     """
 
     cluster: Cluster
@@ -92,16 +91,26 @@ class Tailnet:
 
     def headscale(self, *arguments: str) -> Any:
         """Run a command of Headscale's CLI, and return its JSON output."""
-        command = ("-n", NAMESPACE, "exec", "deploy/headscale", "-c", "headscale", "--", "headscale", *arguments)
+        command = (
+            "-n",
+            HEADSCALE_NAMESPACE,
+            "exec",
+            "deploy/headscale",
+            "-c",
+            "headscale",
+            "--",
+            "headscale",
+            *arguments,
+        )
         return json.loads(self.cluster.kubectl(*command, "-o", "json"))
 
     def nodes(self, hostname: str) -> list[Document]:
-        """Return the nodes with a hostname, oldest first."""
+        """Return the nodes with this hostname, oldest first."""
         nodes = [node for node in self.headscale("nodes", "list") or [] if node["name"] == hostname]
         return sorted(nodes, key=lambda node: int(node["id"]))
 
     def records(self, name: str) -> list[Record]:
-        """Return the records with a name."""
+        """Return the records with this name."""
         return self.cloudflare.records(self.zone_id, name)
 
     def wait_for_record(self, name: str) -> Document:
@@ -110,23 +119,23 @@ class Tailnet:
         def find() -> Document | None:
             match self.nodes(name), self.records(name):
                 case [node], [record] if record.content in node["ip_addresses"]:
-                    found: Document = node
-                    return found
+                    result: Document = node
+                    return result
             return None
 
         return eventually(
             find,
             f"one node and its record at {name}",
             details=lambda: f"{self.nodes(name)}\n{self.records(name)}",
-            timeout_s=STARTED_S,
+            timeout_s=START_TIMEOUT_S,
         )
 
     def address(self, name: str) -> str | None:
-        """Return the address of a record, for the cluster's DNS."""
+        """Return the address in the A record with this name, for the cluster's DNS."""
         return next((record.content for record in self.records(name) if record.type == "A"), None)
 
-    def prepare(self, namespace: str) -> None:
-        """Create a namespace with its label and Secrets, as docs/add-a-service.md describes."""
+    def prepare_namespace(self, namespace: str) -> None:
+        """Create a namespace with the label and the Secrets that docs/add-a-service.md describes."""
         cluster = self.cluster
         cluster.kubectl("create", "namespace", namespace)
         labels = ("pod-security.kubernetes.io/enforce=privileged", "pod-security.kubernetes.io/warn=restricted")
@@ -147,48 +156,57 @@ def tailnet_in(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailn
     zone_id = cloudflare.add_zone(DOMAIN)
     with ExitStack() as stack:
         with cluster.host.inside():
-            url = stack.enter_context(serve(cloudflare, host=ADDRESS))
+            url = stack.enter_context(serve(cloudflare, host=NODE_ADDRESS))
         repository = copy_deploy(cluster.folder / "repository")
         settings = {"CLOUDFLARE_API_URL": f"{url}/client/v4"}
         configure(repository, **settings)
         for name in ("inject/settings.env", "prune/prune.env"):
             file = repository / "deploy" / name
             file.write_text(_env(read_env_file(file) | settings))
-        made = Tailnet(cluster, cloudflare, zone_id, settings["CLOUDFLARE_API_URL"], repository / "deploy", certificate)
-        cluster.names[NAME] = CLUSTER_IP
-        cluster.lookups.append(made.address)
-        cluster.kubectl("create", "namespace", NAMESPACE)
+        tailnet = Tailnet(
+            cluster, cloudflare, zone_id, settings["CLOUDFLARE_API_URL"], repository / "deploy", certificate
+        )
+        cluster.names[LOGIN_NAME] = CLUSTER_IP
+        cluster.lookups.append(tailnet.address)
+        cluster.kubectl("create", "namespace", HEADSCALE_NAMESPACE)
         cluster.apply(*_server(certificate))
-        cluster.kubectl("-n", NAMESPACE, "rollout", "status", "deployment/headscale", f"--timeout={STARTED_S:g}s")
-        made.headscale("users", "create", USER)
-        made.prepare("services")
-        yield made
+        cluster.kubectl(
+            "-n", HEADSCALE_NAMESPACE, "rollout", "status", "deployment/headscale", f"--timeout={START_TIMEOUT_S:g}s"
+        )
+        tailnet.headscale("users", "create", USER)
+        tailnet.prepare_namespace("services")
+        yield tailnet
 
 
 def _server(certificate: tuple[str, str]) -> Iterator[Document]:
     """Iterate over the objects of Headscale."""
     ports = (8080, 9090, 50443, 3478)
-    config, relays = configuration(URL, FOLDER, ports=ports, relay=URL, listen="0.0.0.0", address=CLUSTER_IP)
+    config, relays = configuration(
+        LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0", address=CLUSTER_IP
+    )
     config["derp"]["paths"] = ["/etc/headscale/derp.yaml"]
     config["unix_socket"] = "/var/run/headscale/headscale.sock"
     files = {"config.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "nginx.conf": _NGINX}
     labels = {"app.kubernetes.io/name": "headscale"}
-    yield _object("ConfigMap", "headscale", NAMESPACE, data=files)
+    yield _object("ConfigMap", "headscale", HEADSCALE_NAMESPACE, data=files)
     tls = dict(zip(("tls.crt", "tls.key"), certificate, strict=True))
-    yield _object("Secret", "tls", NAMESPACE, type="kubernetes.io/tls", stringData=tls)
+    yield _object("Secret", "tls", HEADSCALE_NAMESPACE, type="kubernetes.io/tls", stringData=tls)
     service_ports = [
         {"name": "http", "port": 8080, "targetPort": 8080},
         {"name": "https", "port": 443, "targetPort": 8443},
         {"name": "stun", "port": 3478, "targetPort": 3478, "protocol": "UDP"},
     ]
     yield _object(
-        "Service", "headscale", NAMESPACE, spec={"clusterIP": CLUSTER_IP, "selector": labels, "ports": service_ports}
+        "Service",
+        "headscale",
+        HEADSCALE_NAMESPACE,
+        spec={"clusterIP": CLUSTER_IP, "selector": labels, "ports": service_ports},
     )
     volumes: dict[str, Document] = {
         "config": {"configMap": {"name": "headscale"}},
         "tls": {"secret": {"secretName": "tls", "defaultMode": 0o444}},
-        # On the node's disk, so that the database outlives the pod.
-        "data": {"hostPath": {"path": FOLDER, "type": "DirectoryOrCreate"}},
+        # A hostPath volume, so that the database is kept when the pod is replaced.
+        "data": {"hostPath": {"path": DATA_FOLDER, "type": "DirectoryOrCreate"}},
         "run": {"emptyDir": {}},
     }
     containers = [
@@ -196,7 +214,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
             "name": "headscale",
             "image": HEADSCALE,
             "args": ["serve"],
-            # On a busy machine, shorter limits would take the server out of its Service.
+            # Under load, the probe would fail with shorter limits, and the Service would have no endpoint.
             "readinessProbe": {
                 "httpGet": {"path": "/health", "port": 8080},
                 "periodSeconds": 1,
@@ -205,7 +223,7 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
             },
             "volumeMounts": [
                 {"name": "config", "mountPath": "/etc/headscale"},
-                {"name": "data", "mountPath": FOLDER},
+                {"name": "data", "mountPath": DATA_FOLDER},
                 {"name": "run", "mountPath": "/var/run/headscale"},
             ],
         },
@@ -222,13 +240,13 @@ def _server(certificate: tuple[str, str]) -> Iterator[Document]:
     pod = {
         "containers": containers,
         "volumes": [{"name": name, **volume} for name, volume in volumes.items()],
-        # The server waits for open polls.
+        # When it stops, Headscale waits for long-running requests of clients.
         "terminationGracePeriodSeconds": 2,
     }
     yield _object(
         "Deployment",
         "headscale",
-        NAMESPACE,
+        HEADSCALE_NAMESPACE,
         api="apps/v1",
         spec={
             "selector": {"matchLabels": labels},

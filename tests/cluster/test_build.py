@@ -1,7 +1,7 @@
-"""Test build/ as shipped on a real cluster, with a local base image.
+"""Build the image in a real cluster with the DaemonSet of build/, and a local base image.
 
-The pods have no access to the internet: a proxy on the node's address forwards the requests of apt and pip, with the
-settings that docs/image.md describes.
+The pods have no access to the internet. A proxy on the node's address forwards the requests of apt and pip, as
+docs/image.md describes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from tests.cluster import images
 from tests.cluster.cluster import Cluster, Document
 from tests.cluster.images import Image
-from tests.cluster.node import ADDRESS
+from tests.cluster.node import NODE_ADDRESS
 from tests.image.tools import BUILD, IMAGE, PIN, Archive, Builds
 from tests.pod.network import run
 from tests.pod.rendering import containers, pod_spec, render
@@ -31,10 +31,10 @@ from tests.simulators.proxy import ProxySimulator
 NAMESPACE: Final = "tailscale-lifecycle"
 NAME: Final = "tailscale-lifecycle-image"
 ARCHIVE: Final = "tailscale-lifecycle-image.tar"
-BUILT_S: Final = 1200.0
-"""The time limit for a build, on a machine under load."""
-REPAIRED_S: Final = 120.0
-"""A multiple of the shipped CHECK_INTERVAL."""
+BUILD_TIMEOUT_S: Final = 1200.0
+"""The time limit for a build, under load."""
+REPAIR_TIMEOUT_S: Final = 120.0
+"""The time limit until a deleted image is imported again, a multiple of the shipped CHECK_INTERVAL."""
 
 PATCH: Final = """
 apiVersion: apps/v1
@@ -62,8 +62,8 @@ spec:
 """
 
 
-class Internet(dict[str, str]):
-    """Every server, at its own address."""
+class AnyTarget(dict[str, str]):
+    """The targets of a proxy that forwards requests to every server, at its real address."""
 
     def __contains__(self, target: object) -> bool:
         return True
@@ -74,22 +74,28 @@ class Internet(dict[str, str]):
 
 @dataclass
 class DaemonSet:
-    """The DaemonSet of build/."""
+    """The DaemonSet of build/ in the cluster.
+
+    Attributes:
+        folder: has a copy of build/ in `build`, and a kustomization that patches it.
+    """
 
     cluster: Cluster
     folder: Path
 
     def apply(self, sources: Path) -> None:
-        """Apply the folder with these sources."""
+        """Apply the kustomization with these sources."""
         shutil.copy(sources, self.folder / "build/sources.tar.gz")
         self.cluster.kubectl("apply", "--server-side", "-k", self.folder)
 
-    def wait(self) -> None:
+    def wait_for_rollout(self) -> None:
         """Wait until the rollout is complete, as docs/image.md describes."""
-        self.cluster.kubectl("-n", NAMESPACE, "rollout", "status", f"daemonset/{NAME}", f"--timeout={BUILT_S:g}s")
+        self.cluster.kubectl(
+            "-n", NAMESPACE, "rollout", "status", f"daemonset/{NAME}", f"--timeout={BUILD_TIMEOUT_S:g}s"
+        )
 
     def pod(self) -> Document:
-        """Return the only pod that is not being deleted."""
+        """Return the pod, which must be the only one that is not being deleted."""
         pods = self.cluster.pods(f"app.kubernetes.io/name={NAME}", NAMESPACE)
         (pod,) = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return pod
@@ -97,31 +103,32 @@ class DaemonSet:
     def replace_pod(self) -> Document:
         """Delete the pod, and return its ready successor."""
         self.cluster.kubectl("-n", NAMESPACE, "delete", "pod", self.pod()["metadata"]["name"])
-        self.wait()
+        self.wait_for_rollout()
         return self.pod()
 
     def image(self) -> list[str]:
-        """Return the columns of containerd's listing of the image, without its header; [] if it does not exist."""
+        """Return the row of the image in `ctr images ls`, as columns; [] if the image does not exist."""
         lines = run(*self.cluster.node.ctr("images", "ls", f"name=={IMAGE}")).splitlines()[1:]
         return lines[0].split() if lines else []
 
     def is_pinned(self) -> bool:
+        """Return True if the image has the label that protects it from the kubelet's garbage collection."""
         return any(f"{PIN}=pinned" in column for column in self.image())
 
     @property
     def archive(self) -> Archive:
-        """The archive on the node."""
+        """The archive that the build has saved on the node."""
         return Archive(self.cluster.node.disk / ARCHIVE)
 
     def messages(self, reason: str) -> list[str]:
-        """Return the messages of the Events with a reason."""
-        found: dict[str, Any] = json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", "events", "-o", "json"))
-        return [event["message"] for event in found["items"] if event["reason"] == reason]
+        """Return the messages of the Kubernetes Events with this reason."""
+        listed: dict[str, Any] = json.loads(self.cluster.kubectl("-n", NAMESPACE, "get", "events", "-o", "json"))
+        return [event["message"] for event in listed["items"] if event["reason"] == reason]
 
 
 @pytest.fixture(autouse=True)
 def _loopback_only() -> None:
-    """Replace the fixture that allows only connections to loopback: the proxy connects to the package registries."""
+    """Replace the fixture that allows only connections to loopback. The proxy connects to the package registries."""
 
 
 @pytest.fixture(scope="module")
@@ -133,33 +140,33 @@ def daemon_set(
     image_archive: Path,
     scratch_dir: Path,
 ) -> Iterator[DaemonSet]:
-    """Apply build/ to a node without the image, and wait until it is there."""
+    """Delete the image from the node, apply build/, and wait until the image is built."""
     folder = scratch_dir / "build-of-the-cluster"
     settings = cluster.node.disk / "build-settings"
     settings.mkdir()
-    with ProxySimulator(Internet()).serve(address=ADDRESS, namespace=cluster.host.inside()) as proxy:
+    with ProxySimulator(AnyTarget()).serve(address=NODE_ADDRESS, namespace=cluster.host.inside()) as proxy:
         flags = write_settings(settings, debian["base"], pip_settings, proxy)
         shutil.copytree(BUILD, folder / "build", ignore=shutil.ignore_patterns("sources.tar.gz"))
         patch = {"target": {"kind": "DaemonSet"}, "patch": PATCH.format(flags=flags)}
         (folder / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["build"], "patches": [patch]}))
-        made = DaemonSet(cluster, folder)
+        daemon_set = DaemonSet(cluster, folder)
         shutil.copy(sources, folder / "build/sources.tar.gz")
         load_tools(cluster, debian["tools"], folder)
         run(*cluster.node.ctr("images", "rm", "--sync", IMAGE))
         try:
-            made.apply(sources)
-            made.wait()
-            yield made
+            daemon_set.apply(sources)
+            daemon_set.wait_for_rollout()
+            yield daemon_set
         finally:
             cluster.kubectl("delete", "namespace", NAMESPACE)
             (cluster.node.disk / ARCHIVE).unlink(missing_ok=True)
-            # For the tests of other modules.
+            # Tests in other modules use the original image.
             cluster.node.load(image_archive)
 
 
 def write_settings(folder: Path, base: Path, pip_settings: list[str], proxy: str) -> str:
-    """Write the base image and the settings of apt and pip, and return the flags of the build."""
-    images.write({"localhost/debian:test": Image([base])}, folder / "base.oci")
+    """Write the base image and the settings of apt and pip into a folder, and return the value of BUILD_FLAGS."""
+    images.write_archive({"localhost/debian:test": Image([base])}, folder / "base.oci")
     (folder / "apt.conf").write_text(f'Acquire::http::Proxy "{proxy}";\n')
     config, *certificates = pip_settings
     (folder / "pip.conf").write_text(f"{Path(config.partition(':')[0]).read_text()}proxy = {proxy}\n")
@@ -172,7 +179,7 @@ def write_settings(folder: Path, base: Path, pip_settings: list[str], proxy: str
 
 
 def load_tools(cluster: Cluster, tools: Path, folder: Path) -> None:
-    """Load Debian's Buildah and containerd as the images of both containers."""
+    """Load an image with Debian's Buildah and containerd under the names that both containers use."""
     layer = folder / "tools.tar"
     with tarfile.open(layer, "w") as archive:
         for path in sorted(tools.iterdir()):
@@ -190,16 +197,16 @@ def test_image_is_built_imported_and_pinned(daemon_set: DaemonSet) -> None:
     assert f"saved /node/{ARCHIVE}" in log
 
 
-def test_events_of_the_startup_probe_have_a_reason(daemon_set: DaemonSet) -> None:
+def test_events_of_the_startup_probe_name_the_missing_image(daemon_set: DaemonSet) -> None:
     messages = daemon_set.messages("Unhealthy")
     assert [message for message in messages if IMAGE not in message] == []
 
 
-def test_removed_image_comes_back(daemon_set: DaemonSet) -> None:
+def test_deleted_image_is_imported_again(daemon_set: DaemonSet) -> None:
     before = daemon_set.image()
     run(*daemon_set.cluster.node.ctr("images", "rm", "--sync", IMAGE))
     assert daemon_set.image() == []
-    eventually(daemon_set.is_pinned, "the image to come back", timeout_s=REPAIRED_S)
+    eventually(daemon_set.is_pinned, "the image to come back", timeout_s=REPAIR_TIMEOUT_S)
     assert daemon_set.image()[2] == before[2]
 
 
@@ -210,13 +217,13 @@ def test_unchanged_sources_are_not_built_again(daemon_set: DaemonSet) -> None:
     assert daemon_set.archive.path.stat() == before
 
 
-def test_socket_of_k3s_can_be_a_link(daemon_set: DaemonSet) -> None:
+def test_socket_of_containerd_can_be_a_symbolic_link_as_on_k3s(daemon_set: DaemonSet) -> None:
     cluster = daemon_set.cluster
     link = "/run/k3s/containerd/containerd.sock"
     run(*cluster.node.command("ln", "-s", "/run/containerd/containerd.sock", link))
     try:
         pod = daemon_set.replace_pod()
-        # import.sh exports the address to the commands that it runs.
+        # import.sh exports the address, so its child processes have it in their environment.
         script = "cat /proc/[0-9]*/environ | tr '\\0' '\\n'"
         variables = cluster.exec(pod["metadata"]["name"], "import", "sh", "-c", script, namespace=NAMESPACE)
         assert f"CONTAINERD_ADDRESS={link}" in variables.splitlines()
@@ -224,33 +231,35 @@ def test_socket_of_k3s_can_be_a_link(daemon_set: DaemonSet) -> None:
         run(*cluster.node.command("rm", link))
 
 
-def test_failed_build_shows_its_reason_and_keeps_the_image(
+def test_failed_build_reports_its_reason_and_keeps_the_image(
     daemon_set: DaemonSet, sources: Path, tmp_path: Path
 ) -> None:
     before = daemon_set.image()
-    daemon_set.apply(changed(sources, tmp_path, "Containerfile", "NONSENSE"))
+    daemon_set.apply(changed_sources(sources, tmp_path, "Containerfile", "NONSENSE"))
 
-    def described() -> str:
+    def description() -> str:
         selector = f"app.kubernetes.io/name={NAME}"
         return daemon_set.cluster.kubectl("-n", NAMESPACE, "describe", "pod", "-l", selector)
 
-    eventually(lambda: "The build failed" in described(), "the reason", details=described, timeout_s=BUILT_S)
-    assert "NONSENSE" in described()
+    eventually(
+        lambda: "The build failed" in description(), "the reason", details=description, timeout_s=BUILD_TIMEOUT_S
+    )
+    assert "NONSENSE" in description()
     assert daemon_set.image() == before
     daemon_set.apply(sources)
-    daemon_set.wait()
+    daemon_set.wait_for_rollout()
 
 
 def test_changed_sources_are_rolled_out(daemon_set: DaemonSet, sources: Path, tmp_path: Path) -> None:
     before, image = daemon_set.pod(), daemon_set.image()
-    daemon_set.apply(changed(sources, tmp_path, "LICENSE", "another"))
-    daemon_set.wait()
+    daemon_set.apply(changed_sources(sources, tmp_path, "LICENSE", "another"))
+    daemon_set.wait_for_rollout()
     assert daemon_set.pod()["metadata"]["uid"] != before["metadata"]["uid"]
     assert daemon_set.image()[2] == daemon_set.archive.digest != image[2]
     assert daemon_set.is_pinned()
 
 
-def changed(sources: Path, folder: Path, name: str, text: str) -> Path:
+def changed_sources(sources: Path, folder: Path, name: str, text: str) -> Path:
     """Return a copy of the sources with a line at the end of a file."""
     builds = Builds(folder, sources, os.environ)
 

@@ -1,4 +1,4 @@
-"""Test on a real API server that the chart installs, upgrades and uninstalls without a trace."""
+"""Install, upgrade and uninstall the Helm chart on a real API server."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import yaml
 
 from tests.chart.helm import SITE, Values, run, template
 from tests.cluster.api_server import ApiServer
-from tests.cluster.conftest import RELEASE_NAMESPACE, helm, injection
+from tests.cluster.conftest import RELEASE_NAMESPACE, helm, injection_state
 from tests.inject.refused import pod
 from tests.pod.rendering import DEPLOY, render
 from tests.real.programs import eventually
 
 NAME = "tailscale-lifecycle"
 
-# Changed by the API server itself.
-OF_THE_SERVER = {"events", "leases", "endpoints", "endpointslices"}
+CHANGED_BY_THE_SERVER = {"events", "leases", "endpoints", "endpointslices"}
+"""Resources whose objects the API server itself creates and changes."""
 
 SUBJECTS = [{"kind": "ServiceAccount", "name": "grafana", "namespace": "services"}]
-FIRST: Values = {
+FIRST_VALUES: Values = {
     "settings": SITE,
     "prune": {"enabled": True, "namespaces": ["media", "services"]},
     "rbac": {
@@ -34,7 +34,7 @@ FIRST: Values = {
     "dashboard": {"enabled": True, "namespace": "monitoring"},
     "networkPolicy": {"enabled": True},
 }
-SECOND: Values = {
+SECOND_VALUES: Values = {
     "settings": {**SITE, "LOG_LEVEL": "debug"},
     "build": {"enabled": False},
     "image": {"repository": "registry.example.com/lifecycle", "tag": "1"},
@@ -44,25 +44,26 @@ SECOND: Values = {
     "dashboard": {"enabled": True},
 }
 
-Key = tuple[str, str, str]
+ObjectKey = tuple[str, str, str]
+"""The kind, namespace and name of an object."""
 
 
-def objects(server: ApiServer) -> dict[Key, dict[str, Any]]:
-    """Return the metadata of every object, by resource, namespace and name."""
+def objects(server: ApiServer) -> dict[ObjectKey, dict[str, Any]]:
+    """Return the metadata of all objects on the API server."""
     groups = [group["preferredVersion"]["groupVersion"] for group in server.request("GET", "/apis")["groups"]]
-    found: dict[Key, dict[str, Any]] = {}
+    metadata_by_key: dict[ObjectKey, dict[str, Any]] = {}
     for path in ("/api/v1", *(f"/apis/{group}" for group in groups)):
         for resource in server.request("GET", path)["resources"]:
-            if "list" not in resource["verbs"] or resource["name"] in OF_THE_SERVER:
+            if "list" not in resource["verbs"] or resource["name"] in CHANGED_BY_THE_SERVER:
                 continue
             for item in server.request("GET", f"{path}/{resource['name']}")["items"]:
                 metadata = item["metadata"]
-                found[resource["kind"], metadata.get("namespace", ""), metadata["name"]] = metadata
-    return found
+                metadata_by_key[resource["kind"], metadata.get("namespace", ""), metadata["name"]] = metadata
+    return metadata_by_key
 
 
-def of_release(server: ApiServer) -> set[Key]:
-    """Return the objects that Helm manages, without its record of the release."""
+def objects_of_release(server: ApiServer) -> set[ObjectKey]:
+    """Return the objects that Helm manages, without the Secret in which Helm stores the release."""
     return {
         key
         for key, metadata in objects(server).items()
@@ -70,49 +71,52 @@ def of_release(server: ApiServer) -> set[Key]:
     }
 
 
-def rendered(chart: Path, values: Values) -> set[Key]:
+def rendered_objects(chart: Path, values: Values) -> set[ObjectKey]:
+    """Return the objects that the chart contains with these values."""
     documents = template(chart, values, f"--namespace={RELEASE_NAMESPACE}")
     return {(item["kind"], item["metadata"].get("namespace", ""), item["metadata"]["name"]) for item in documents}
 
 
-def test_install_upgrade_and_uninstall_leave_nothing(server: ApiServer, chart: Path) -> None:
+def test_uninstalled_chart_leaves_no_objects(server: ApiServer, chart: Path) -> None:
     before = objects(server)
 
-    helm(server, "install", NAME, chart, values=FIRST)
-    assert of_release(server) == rendered(chart, FIRST)
-    eventually(lambda: injection(server) == "on" or None, "an injected pod", timeout_s=60)
+    helm(server, "install", NAME, chart, values=FIRST_VALUES)
+    assert objects_of_release(server) == rendered_objects(chart, FIRST_VALUES)
+    eventually(lambda: injection_state(server) == "on" or None, "an injected pod", timeout_s=60)
     (release,) = server.request("GET", f"/api/v1/namespaces/{RELEASE_NAMESPACE}/secrets")["items"]
-    assert len(release["data"]["release"]) < 0.75 * 4 / 3 * 2**20, "the release comes near the limit of a Secret"
-    created = pod()
-    created["metadata"]["name"] = "running"
-    server.kubectl("create", "-f", "-", text=json.dumps(created))
+    assert len(release["data"]["release"]) < 0.75 * 4 / 3 * 2**20, (
+        "the release nearly exceeds the size limit of a Secret"
+    )
+    manifest = pod()
+    manifest["metadata"]["name"] = "running"
+    server.kubectl("create", "-f", "-", text=json.dumps(manifest))
     path = "/api/v1/namespaces/services/pods/running"
     running = server.request("GET", path)
     assert "tailscale" in str(running["spec"]["initContainers"])
 
-    helm(server, "upgrade", NAME, chart, values=SECOND)
-    assert of_release(server) == rendered(chart, SECOND)
+    helm(server, "upgrade", NAME, chart, values=SECOND_VALUES)
+    assert objects_of_release(server) == rendered_objects(chart, SECOND_VALUES)
 
     helm(server, "uninstall", NAME)
-    eventually(lambda: injection(server) == "off" or None, "a pod that is not injected", timeout_s=60)
+    eventually(lambda: injection_state(server) == "off" or None, "a pod that is not injected", timeout_s=60)
     assert server.request("GET", path) == running
     server.kubectl("delete", "pod", "-n", "services", "running", "--force", "--grace-period=0")
     after = objects(server)
     assert after.keys() == before.keys()
-    versions = [{key: item.get("resourceVersion") for key, item in seen.items()} for seen in (before, after)]
-    assert versions[0] == versions[1]
+    for key, metadata in before.items():
+        assert after[key].get("resourceVersion") == metadata.get("resourceVersion"), key
 
 
 def test_chart_takes_over_the_objects_of_kustomize(server: ApiServer, chart: Path) -> None:
     folder = DEPLOY / ("inject" if server.version >= (1, 36) else "inject-v1beta1")
     server.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(render(folder)))
     values: Values = {"settings": SITE, "build": {"enabled": False}}
-    # Helm 4 applies on the server, which reports fields that kubectl has set.
+    # Helm 4 uses server-side apply, which reports conflicts for fields that kubectl has set.
     force = ["--force-conflicts"] if "--force-conflicts" in run("upgrade", "--help").stdout else []
     helm(server, "upgrade", "--install", NAME, chart, "--take-ownership", *force, values=values)
-    assert of_release(server) == rendered(chart, values)
+    assert objects_of_release(server) == rendered_objects(chart, values)
     path = f"/apis/{server.policy_version}/mutatingadmissionpolicybindings/{NAME}"
     assert server.request("GET", path)["spec"]["paramRef"]["namespace"] == RELEASE_NAMESPACE
     helm(server, "uninstall", NAME)
-    assert of_release(server) == set()
+    assert objects_of_release(server) == set()
     server.kubectl("delete", "namespace", "tailscale-lifecycle-inject", "--wait=false")

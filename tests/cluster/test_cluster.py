@@ -1,4 +1,4 @@
-"""Test the cluster itself: what the other tests in this folder rely on."""
+"""Test that the cluster and the tailnet work, which other tests assume."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.cluster.images import BUSYBOX
-from tests.cluster.node import NAME
-from tests.cluster.tailnet import URL, Tailnet
+from tests.cluster.node import NODE_NAME
+from tests.cluster.tailnet import LOGIN_URL, Tailnet
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,13 @@ def pod(tailnet: Tailnet) -> Iterator[str]:
     tailnet.cluster.kubectl("-n", "services", "delete", "pod", "shell", "--force")
 
 
-def test_version_is_that_of_the_programs(cluster: Cluster) -> None:
-    version = cluster.get("node", NAME)["status"]["nodeInfo"]["kubeletVersion"]
+def test_kubelet_and_api_server_have_the_same_version(cluster: Cluster) -> None:
+    version = cluster.get("node", NODE_NAME)["status"]["nodeInfo"]["kubeletVersion"]
     assert version.startswith(f"v{cluster.server.version[0]}.{cluster.server.version[1]}.")
 
 
 def test_pod_reaches_headscale_by_its_names(tailnet: Tailnet, pod: str) -> None:
-    for url in (f"{URL}/health", "http://headscale.headscale.svc.cluster.local:8080/health"):
+    for url in (f"{LOGIN_URL}/health", "http://headscale.headscale.svc.cluster.local:8080/health"):
         assert "pass" in tailnet.cluster.exec(pod, "shell", "wget", "-T", "5", "-q", "-O", "-", url)
 
 

@@ -1,4 +1,4 @@
-"""Test that a real API server accepts pods with their own tailscale container and a Kustomize component."""
+"""Test that a real API server accepts workloads to which a Kustomize component adds the containers."""
 
 from __future__ import annotations
 

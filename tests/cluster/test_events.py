@@ -1,4 +1,4 @@
-"""Events about a pod, written with the Role of deploy/rbac/events and the token that the kubelet would mount."""
+"""Write Kubernetes Events about a pod to a real API server, with the Role of deploy/rbac/events."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.pod.rendering import DEPLOY
 from tests.test_pod_events import HANGS_AFTER_S
 from tests.world import Clock, named
 
-LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
+NODE_LOST = error("node.lost", node_id="7", reason="it is gone", advice="Restart the pod.")
 
 
 @pytest.fixture
@@ -39,44 +39,45 @@ def pod(api_server: ApiServer) -> str:
     return "events-0"
 
 
-def recorder(api_server: ApiServer, clock: Clock, *bound: str) -> EventRecorder:
-    token = api_server.kubectl("create", "token", "grafana", "-n", "services", *bound).strip()
+def recorder(api_server: ApiServer, clock: Clock, *options: str) -> EventRecorder:
+    """Return a recorder with a token of the service account. The options of kubectl can bind it to a pod."""
+    token = api_server.kubectl("create", "token", "grafana", "-n", "services", *options).strip()
     trust = ssl.create_default_context()
     trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
     access = access_to(api_server.url, token, trust=trust)
     return EventRecorder(lambda: EventWriter(access, timeout=timedelta(seconds=30)), now=clock.now)
 
 
-def test_role_suffices_and_describe_shows_the_count(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+def test_role_is_sufficient_and_kubectl_shows_the_count(api_server: ApiServer, pod: str, events: list[Any]) -> None:
     clock = Clock()
-    found = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+    event_recorder = recorder(api_server, clock, "--bound-object-kind=Pod", f"--bound-object-name={pod}")
     for _ in range(3):
-        found.record(LOST)
-        found.flush(HANGS_AFTER_S)
+        event_recorder.record(NODE_LOST)
+        event_recorder.flush(HANGS_AFTER_S)
         clock.sleep(300.0)
-    found.record(info("node.returned", after="gone" + "é" * 2000))
-    found.flush(HANGS_AFTER_S)
+    event_recorder.record(info("node.returned", after="gone" + "é" * 2000))
+    event_recorder.flush(HANGS_AFTER_S)
     assert named(events, "kubernetes_event.failed") == []
-    listed = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
-    shown = {event["reason"]: event.get("series", {}).get("count") for event in listed}
-    assert shown == {"NodeLost": 3, "NodeReturned": None}
-    described = api_server.kubectl("describe", "pod", "-n", "services", pod)
-    assert "(x3 over" in described
-    assert "Restart the pod." in described
+    written = json.loads(api_server.kubectl("get", "events.events.k8s.io", "-n", "services", "-o", "json"))["items"]
+    counts = {event["reason"]: event.get("series", {}).get("count") for event in written}
+    assert counts == {"NodeLost": 3, "NodeReturned": None}
+    description = api_server.kubectl("describe", "pod", "-n", "services", pod)
+    assert "(x3 over" in description
+    assert "Restart the pod." in description
 
 
-def test_token_that_is_not_a_pods_is_reported(api_server: ApiServer, pod: str, events: list[Any]) -> None:
-    found = recorder(api_server, Clock())
-    found.record(LOST)
-    found.flush(HANGS_AFTER_S)
+def test_token_without_a_pod_is_reported(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+    event_recorder = recorder(api_server, Clock())
+    event_recorder.record(NODE_LOST)
+    event_recorder.flush(HANGS_AFTER_S)
     [line] = named(events, "kubernetes_event.failed")
     assert "KUBERNETES_EVENTS" in line["error"]
 
 
-def test_missing_role_is_reported_with_the_rule(api_server: ApiServer, pod: str, events: list[Any]) -> None:
+def test_missing_role_is_reported_with_the_required_rule(api_server: ApiServer, pod: str, events: list[Any]) -> None:
     api_server.kubectl("delete", "rolebinding", "lifecycle-events", "-n", "services")
-    found = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
-    found.record(LOST)
-    found.flush(HANGS_AFTER_S)
+    event_recorder = recorder(api_server, Clock(), "--bound-object-kind=Pod", f"--bound-object-name={pod}")
+    event_recorder.record(NODE_LOST)
+    event_recorder.flush(HANGS_AFTER_S)
     [line] = named(events, "kubernetes_event.failed")
     assert 'apiGroups: ["events.k8s.io"]' in line["error"]

@@ -1,4 +1,4 @@
-"""Headscale through exec, on a real API server and kubelet: HEADSCALE_ACCESS=exec."""
+"""Run `cleanup` with HEADSCALE_ACCESS=exec, which runs Headscale's CLI in a pod, in a real cluster."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ import pytest
 import yaml
 
 from tests.cluster.api_server import RefusedError
-from tests.cluster.cluster import STARTED_S, Cluster, Document
-from tests.cluster.images import HEADSCALE, PATH, Image, headscale, layer
-from tests.cluster.tailnet import URL, Tailnet
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster, Document
+from tests.cluster.images import HEADSCALE, PATH, Image, newest_headscale, write_layer
+from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.reference import USER
 from tests.pod.rendering import DOMAIN
 from tests.real.programs import eventually
 from tests.real.server import configuration
 
-DISTROLESS: Final = "docker.io/headscale/headscale:distroless"
-LIFECYCLE: Final = "localhost/tailscale-lifecycle:latest"
+DISTROLESS_IMAGE: Final = "docker.io/headscale/headscale:distroless"
+LIFECYCLE_IMAGE: Final = "localhost/tailscale-lifecycle:latest"
 ACCOUNT: Final = "through-exec"
 CONFIG: Final = "/elsewhere/headscale.yaml"
-FOLDER: Final = "/data"
+DATA_FOLDER: Final = "/data"
 
 _numbers = count(1)
 
-# In place of the program: hangs when a file says so, before or after a command is run.
 WRAPPER = """\
 #!/bin/sh
 if [ -e /tmp/hang ] && [ "$1 $2" = "$(cat /tmp/hang)" ]; then
@@ -39,16 +38,17 @@ if [ -e /tmp/hang ] && [ "$1 $2" = "$(cat /tmp/hang)" ]; then
 fi
 exec /usr/local/bin/headscale "$@"
 """
+"""Replaces `headscale`. It hangs at the command in /tmp/hang; if /tmp/after exists, it runs the command before."""
 
 
 class Server:
-    """Headscale in a namespace of its own, with its configuration at an unusual path.
+    """Headscale in its own namespace, with its configuration at an unusual path.
 
     Args:
         kind: Deployment or StatefulSet.
         container: the name of its container.
         image: its image.
-        replicas: how many; each has a database of its own.
+        replicas: the number of pods, each with its own database.
     """
 
     def __init__(self, tailnet: Tailnet, *, kind: str, container: str, image: str, replicas: int = 1) -> None:
@@ -59,14 +59,14 @@ class Server:
         self.cluster.kubectl("create", "namespace", self.namespace)
         self.cluster.apply(*self._manifests(kind, image, replicas))
         self.cluster.kubectl(
-            *("-n", self.namespace, "rollout", "status", f"{kind.lower()}/headscale", f"--timeout={STARTED_S:g}s")
+            *("-n", self.namespace, "rollout", "status", f"{kind.lower()}/headscale", f"--timeout={START_TIMEOUT_S:g}s")
         )
         for pod in self.pods:
             self.run(pod, "users", "create", USER)
 
     def _manifests(self, kind: str, image: str, replicas: int) -> Iterator[Document]:
         ports = (8080, 9090, 50443, 3478)
-        config, relays = configuration(URL, FOLDER, ports=ports, relay=URL, listen="0.0.0.0")
+        config, relays = configuration(LOGIN_URL, DATA_FOLDER, ports=ports, relay=LOGIN_URL, listen="0.0.0.0")
         config["derp"]["paths"] = ["/elsewhere/derp.yaml"]
         files = {"headscale.yaml": yaml.safe_dump(config), "derp.yaml": yaml.safe_dump(relays), "headscale": WRAPPER}
         yield self._object("v1", "ConfigMap", data=files)
@@ -83,10 +83,10 @@ class Server:
             "volumeMounts": [
                 {"name": "config", "mountPath": "/elsewhere"},
                 {"name": "config", "mountPath": "/wrapper"},
-                {"name": "data", "mountPath": FOLDER},
+                {"name": "data", "mountPath": DATA_FOLDER},
             ],
         }
-        # On the node's disk, so that the database outlives a pod that is replaced.
+        # A hostPath volume, so that the database is kept when the pod is replaced.
         folder = {"hostPath": {"path": f"/var/lib/{self.namespace}", "type": "DirectoryOrCreate"}}
         pod = {
             "containers": [server],
@@ -119,7 +119,7 @@ class Server:
         ]
 
     def run(self, pod: str, *arguments: str) -> Any:
-        """Run a command of the command line in a pod, and return its output."""
+        """Run a command of Headscale's CLI in a pod, and return its JSON output."""
         command = ("headscale", *arguments, "-o", "json")
         return json.loads(self.cluster.exec(pod, self._container, *command, namespace=self.namespace))
 
@@ -130,7 +130,7 @@ class Server:
     # --- Its clients --------------------------------------------------------------------------------
 
     def allow(self, *rules: Document) -> None:
-        """Give the clients' account a Role in the namespace."""
+        """Give the service account of the clients a Role with these rules."""
         name = f"rules-{next(_numbers)}"
         metadata = {"name": name, "namespace": self.namespace}
         api = "rbac.authorization.k8s.io"
@@ -147,14 +147,14 @@ class Server:
         )
 
     def allow_all(self) -> None:
-        """Give the clients' account all permissions that they need."""
+        """Give the service account of the clients all permissions that they need."""
         self.allow(
             {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
             {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]},
         )
 
     def start_cleanup(self, **settings: str) -> Client:
-        """Start a pod that runs `cleanup` through exec."""
+        """Start a pod that runs `cleanup`, with further settings."""
         return Client(self, settings)
 
 
@@ -177,7 +177,7 @@ class Client:
         }
         container = {
             "name": "cleanup",
-            "image": LIFECYCLE,
+            "image": LIFECYCLE_IMAGE,
             "imagePullPolicy": "Never",
             "args": ["cleanup"],
             "env": [{"name": name, "value": value} for name, value in variables.items()],
@@ -194,52 +194,56 @@ class Client:
         self._cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
 
     def wait(self) -> tuple[int, list[Document]]:
-        """Wait until the command has ended, and return its exit status and its log."""
+        """Wait until the command has ended, and return its exit status and the logged events."""
 
-        def ended() -> int | None:
+        def terminated() -> Document | None:
             statuses = self._cluster.get("pod", self._name)["status"].get("containerStatuses", ())
             states = [status["state"]["terminated"] for status in statuses if "terminated" in status["state"]]
-            return states[0]["exitCode"] + 1 if states else None
+            return states[0] if states else None
 
-        details = lambda: self._cluster.describe_pod(self._name)  # noqa: E731 - a short callback
-        status = eventually(ended, f"the end of {self._name}", details=details, timeout_s=STARTED_S) - 1
-        return status, self._cluster.events(self._name, "cleanup")
+        state = eventually(
+            terminated,
+            f"the end of {self._name}",
+            details=lambda: self._cluster.describe_pod(self._name),
+            timeout_s=START_TIMEOUT_S,
+        )
+        return state["exitCode"], self._cluster.events(self._name, "cleanup")
 
     def succeed(self) -> list[Document]:
-        """Wait until the command has succeeded, and return its log."""
+        """Wait until the command has succeeded, and return the logged events."""
         status, events = self.wait()
         assert status == 0, events
         return events
 
     def fail(self) -> str:
-        """Wait until the command has failed, and return its message."""
+        """Wait until the command has failed, and return the error message."""
         status, events = self.wait()
         assert status == 1, events
-        (failed,) = named(events, "command.failed")
+        (failed,) = events_named(events, "command.failed")
         error: str = failed["error"]
         return error
 
 
-def named(events: list[Document], name: str) -> list[Document]:
+def events_named(events: list[Document], name: str) -> list[Document]:
     return [event for event in events if event["event"] == name]
 
 
 @pytest.fixture(scope="module")
 def prepared(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Tailnet:
-    """The cluster with a service account, and with an image that has only the static program, as Headscale's own."""
+    """The tailnet with a service account, and with an image that contains only `headscale`, like the official image."""
     archive: Path = tmp_path_factory.mktemp("distroless") / "layer.tar"
-    program = headscale()
+    program = newest_headscale()
     assert program is not None
     files: dict[str, str | Path] = {"ko-app/headscale": program, "tmp/": ""}
-    image = Image([layer(archive, files)], ["/ko-app/headscale"], environment={"PATH": f"{PATH}:/ko-app"})
-    tailnet.cluster.load({DISTROLESS: image})
+    image = Image([write_layer(archive, files)], ["/ko-app/headscale"], environment={"PATH": f"{PATH}:/ko-app"})
+    tailnet.cluster.load({DISTROLESS_IMAGE: image})
     tailnet.cluster.kubectl("-n", "services", "create", "serviceaccount", ACCOUNT)
     return tailnet
 
 
 @contextmanager
 def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
-    """Run a server, and delete it at the end."""
+    """Run a server for the duration of the block."""
     server = Server(tailnet, **options)
     try:
         yield server
@@ -249,21 +253,21 @@ def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("container", ["headscale", "server"])
-def test_distroless_container_with_its_configuration_elsewhere(prepared: Tailnet, container: str) -> None:
-    """There is no shell, and a single container needs no usual name."""
-    with server_in(prepared, kind="Deployment", container=container, image=DISTROLESS) as server:
+def test_container_without_shell_and_with_other_configuration_path_works(prepared: Tailnet, container: str) -> None:
+    """The image has no shell. If the pod has only one container, its name does not matter."""
+    with server_in(prepared, kind="Deployment", container=container, image=DISTROLESS_IMAGE) as server:
         (pod,) = server.pods
         with pytest.raises(RefusedError):
             prepared.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
         server.allow_all()
         events = server.start_cleanup().succeed()
-        (created,) = named(events, "pre_auth_key.created")
+        (created,) = events_named(events, "pre_auth_key.created")
         assert [(str(key["id"]), key.get("used", False)) for key in server.keys(pod)] == [(created["key_id"], False)]
 
 
 def test_missing_permissions_are_named_with_the_rule_to_add(prepared: Tailnet) -> None:
-    """With the two rules of the messages, and no other ones, the command works."""
-    with server_in(prepared, kind="StatefulSet", container="headscale", image=DISTROLESS) as server:
+    """With the rules from both error messages, the command succeeds."""
+    with server_in(prepared, kind="StatefulSet", container="headscale", image=DISTROLESS_IMAGE) as server:
         added = []
         for _ in range(2):
             message = server.start_cleanup().fail()
@@ -284,9 +288,8 @@ def test_missing_permissions_are_named_with_the_rule_to_add(prepared: Tailnet) -
         server.start_cleanup().succeed()
 
 
-def test_missing_program_and_other_containers_are_explained(prepared: Tailnet) -> None:
-    """A retry would not help, so the command fails without one."""
-    with server_in(prepared, kind="Deployment", container="server", image=DISTROLESS) as server:
+def test_missing_container_or_pod_is_reported_without_retries(prepared: Tailnet) -> None:
+    with server_in(prepared, kind="Deployment", container="server", image=DISTROLESS_IMAGE) as server:
         server.allow_all()
         message = server.start_cleanup(HEADSCALE_CONTAINER="sidecar").fail()
         assert "HEADSCALE_CONTAINER to one of: server" in message
@@ -294,12 +297,12 @@ def test_missing_program_and_other_containers_are_explained(prepared: Tailnet) -
         assert "namespace kube-system" in message
 
 
-def test_newest_of_two_replicas_is_used(prepared: Tailnet) -> None:
-    """Headscale has no replicas, so each has a database of its own. All commands of one run go to the same pod."""
-    with server_in(prepared, kind="Deployment", container="headscale", image=DISTROLESS, replicas=2) as server:
+def test_all_commands_run_in_the_newest_of_two_pods(prepared: Tailnet) -> None:
+    """Headscale does not support replicas. Here, each pod has its own database."""
+    with server_in(prepared, kind="Deployment", container="headscale", image=DISTROLESS_IMAGE, replicas=2) as server:
         server.allow_all()
-        found = [prepared.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
-        newest = max((pod["creationTimestamp"], pod["name"]) for pod in found)[1]
+        pods = [prepared.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
+        newest = max((pod["creationTimestamp"], pod["name"]) for pod in pods)[1]
         (other,) = (name for name in server.pods if name != newest)
         for number in (1, 2):
             server.start_cleanup().succeed()
@@ -307,21 +310,21 @@ def test_newest_of_two_replicas_is_used(prepared: Tailnet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "after", "keys"),
+    ("command", "hangs_after", "key_count"),
     [
         pytest.param("users list", False, 1, id="while it reads"),
         pytest.param("preauthkeys create", False, 1, id="before it creates a key"),
         pytest.param("preauthkeys create", True, 2, id="after it has created a key"),
     ],
 )
-def test_pod_that_is_replaced_in_the_middle_of_a_command(
-    prepared: Tailnet, command: str, after: bool, keys: int
+def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
+    prepared: Tailnet, command: str, hangs_after: bool, key_count: int
 ) -> None:
-    """The command runs again in the new pod. A key whose output was lost is expired."""
+    """The command runs again in the new pod. If a key was created and its output is lost, the key is expired."""
     with server_in(prepared, kind="Deployment", container="headscale", image=HEADSCALE) as server:
         server.allow_all()
         cluster, (pod,) = prepared.cluster, server.pods
-        script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if after else "")
+        script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if hangs_after else "")
         cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
         client = server.start_cleanup(HTTP_TIMEOUT="30s")
 
@@ -331,15 +334,15 @@ def test_pod_that_is_replaced_in_the_middle_of_a_command(
                 return True
             return False
 
-        eventually(hangs, "the command to hang", timeout_s=STARTED_S)
+        eventually(hangs, "the command to hang", timeout_s=START_TIMEOUT_S)
         cluster.kubectl("-n", server.namespace, "delete", "pod", pod, "--wait=false")
 
         events = client.succeed()
-        assert named(events, "retry.scheduled")
-        (created,) = named(events, "pre_auth_key.created")
+        assert events_named(events, "retry.scheduled")
+        (created,) = events_named(events, "pre_auth_key.created")
         (new_pod,) = [name for name in server.pods if name != pod]
-        found = server.keys(new_pod)
-        assert len(found) == keys
-        assert str(found[-1]["id"]) == created["key_id"]
-        expirations = [key["expiration"]["seconds"] for key in found]
+        keys = server.keys(new_pod)
+        assert len(keys) == key_count
+        assert str(keys[-1]["id"]) == created["key_id"]
+        expirations = [key["expiration"]["seconds"] for key in keys]
         assert all(expiration < expirations[-1] - 3000 for expiration in expirations[:-1])

@@ -1,4 +1,4 @@
-"""Test that a real API server accepts every folder of deploy/ that is applied directly."""
+"""Test that a real API server accepts every folder of deploy/ that operators apply."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 import yaml
 
 from tests.cluster.api_server import ApiServer, RefusedError
-from tests.cluster.conftest import definition
+from tests.cluster.conftest import custom_resource_definition
 from tests.pod.rendering import DEPLOY, SHIPPED, render, rendered
 from tests.real.programs import eventually
 
 NOT_APPLIED: Final = ("base", "ingress/controller", "services/_template", "inject", "inject-v1beta1")
-"""Folders that others use, and those that the fixture `api_server` applies."""
+"""Folders that only other folders include, and those that the fixture `api_server` applies."""
 
 
 def folders() -> list[str]:
     """Return the workloads, and the other folders with a kustomization that is not a component."""
-    found = [f"services/{name}" for name in SHIPPED]
+    names = [f"services/{name}" for name in SHIPPED]
     for file in sorted(DEPLOY.rglob("kustomization.yaml")):
         name = str(file.parent.relative_to(DEPLOY))
-        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in (*NOT_APPLIED, *found):
-            found.append(name)
-    return found
+        if yaml.safe_load(file.read_text())["kind"] == "Kustomization" and name not in (*NOT_APPLIED, *names):
+            names.append(name)
+    return names
 
 
 @pytest.mark.parametrize("folder", folders())
@@ -32,21 +32,23 @@ def test_folder_is_accepted(api_server: ApiServer, folder: str) -> None:
     kind, _, name = folder.partition("/")
     documents = rendered(name) if kind == "services" else render(DEPLOY / folder)
     for document in documents:
-        prepare(api_server, document)
+        create_prerequisites(api_server, document)
     text = yaml.safe_dump_all(documents)
     options = ("--server-side", "--dry-run=server", "-o", "name", "-f", "-")
     accepted = api_server.kubectl("apply", *options, text=text)
     assert len(accepted.splitlines()) == len(documents)
 
 
-def prepare(server: ApiServer, document: dict[str, Any]) -> None:
-    """Create what an object needs: its namespace, and its kind if that is not Kubernetes' own."""
+def create_prerequisites(server: ApiServer, document: dict[str, Any]) -> None:
+    """Create an object's namespace, and the definition of its kind if it is a custom resource."""
     metadata, (group, _, version) = document["metadata"], document["apiVersion"].rpartition("/")
     with suppress(RefusedError):
         server.kubectl("create", "namespace", metadata.get("namespace") or metadata["name"])
     if "." in group and not group.endswith("k8s.io"):
         with suppress(RefusedError):
-            server.kubectl("create", "-f", "-", text=yaml.safe_dump(definition(document["kind"], group, version)))
+            server.kubectl(
+                "create", "-f", "-", text=yaml.safe_dump(custom_resource_definition(document["kind"], group, version))
+            )
         eventually(lambda: _is_served(server, f"/apis/{group}/{version}", document["kind"]), group, timeout_s=60)
 
 

@@ -1,4 +1,4 @@
-"""Test the admission policies on a real API server, against `lifecycle inject` and the Kustomize component."""
+"""Test on a real API server that the admission policies add the same containers as `lifecycle inject` and Kustomize."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Document = dict[str, Any]
 
 
 def pod_of(workload: Document) -> Document:
-    """Return a pod as the controller of a workload creates it."""
+    """Return the pod that the controller of a workload creates, in the namespace `services`."""
     if workload["kind"] == "Pod":
         return workload
     template = template_of(workload)
@@ -52,43 +52,41 @@ def pod_of(workload: Document) -> Document:
 
 
 def admitted(server: ApiServer, document: Document, config: dict[str, str] | None = None) -> Document:
-    """Return the spec of a pod as the API server admits it, in comparable form."""
+    """Return the spec of a pod as the API server admits it, without differences that do not matter."""
     spec = server.create(document)["spec"]
-    # The API server adds the service account's token to every container that has none, under a random name.
+    # The API server adds a volume with a random name, for the service account's token.
     for container in [*spec["initContainers"], *spec["containers"]]:
-        mounts = (
-            [mount for mount in container["volumeMounts"] if not mount["name"].startswith("kube-api-access-")]
-            if ("volumeMounts" in container)
-            else []
-        )
-        container["volumeMounts"] = mounts
+        container["volumeMounts"] = [
+            mount for mount in container.get("volumeMounts", []) if not mount["name"].startswith("kube-api-access-")
+        ]
     spec["volumes"] = [volume for volume in spec["volumes"] if not volume["name"].startswith("kube-api-access-")]
     return effective(spec, config)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_three_ways_give_the_same_pod(api_server: ApiServer, name: str, tmp_path: Path) -> None:
+def test_policy_command_and_component_create_the_same_pod(api_server: ApiServer, name: str, tmp_path: Path) -> None:
     workload, literals = workloads()[name], literals_of(workloads()[name])
     by_policy = admitted(api_server, pod_of(workload))
     by_inject = admitted(api_server, pod_of(injected(workload)))
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
-    (built,) = [document for document in rendered if document["kind"] == workload["kind"]]
-    own_first(workload, template_of(built)["spec"])
-    by_component = admitted(api_server, pod_of(built), literals)
+    (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
+    own_first(workload, template_of(result)["spec"])
+    by_component = admitted(api_server, pod_of(result), literals)
 
-    assert [c["name"] for c in by_policy["initContainers"] if c["name"] in CONTAINERS] == list(CONTAINERS)
+    names = [container["name"] for container in by_policy["initContainers"]]
+    assert [name for name in names if name in CONTAINERS] == list(CONTAINERS)
     assert by_policy == by_inject
     assert by_component == by_inject
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_workload_itself_is_accepted_with_the_containers(api_server: ApiServer, name: str) -> None:
+def test_workload_is_accepted_before_and_after_injection(api_server: ApiServer, name: str) -> None:
     api_server.create(workloads()[name])
     api_server.create(injected(workloads()[name]))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer, name: str) -> None:
+def test_invalid_workload_is_refused_with_its_name_and_a_remedy(api_server: ApiServer, name: str) -> None:
     document, texts = REFUSED[name]
     with pytest.raises(RefusedError) as refused:
         api_server.create(document)
@@ -99,25 +97,25 @@ def test_workload_is_refused_with_its_name_and_the_remedy(api_server: ApiServer,
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_workload_is_accepted(api_server: ApiServer, name: str) -> None:
+def test_valid_workload_is_accepted(api_server: ApiServer, name: str) -> None:
     api_server.create(ACCEPTED[name])
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if name != "label-false"])
-def test_pod_of_each_kind_is_the_same_by_policy_and_by_inject(api_server: ApiServer, name: str) -> None:
+def test_policy_and_command_create_the_same_pod_for_each_kind(api_server: ApiServer, name: str) -> None:
     by_policy = admitted(api_server, pod_of(ACCEPTED[name]))
     assert by_policy == admitted(api_server, pod_of(injected(ACCEPTED[name])))
 
 
-def test_pods_of_workloads_are_refused_too(api_server: ApiServer) -> None:
-    """A workload that was created before the policies is caught when it creates a pod."""
+def test_pod_of_an_invalid_workload_is_refused(api_server: ApiServer) -> None:
+    """Such a workload can exist if it was created before the policies."""
     document = annotated(deployment(), hostname="Web")
     with pytest.raises(RefusedError, match="Web"):
         api_server.create(pod_of(document))
 
 
 def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiServer) -> None:
-    """Scaling is not checked. Afterwards, only a change of the workload's spec is refused."""
+    """The policies do not check scaling. With several replicas, they refuse changes of the pod template."""
     document = deployment()
     document["metadata"]["name"] = "scaled"
     api_server.kubectl("create", "-f", "-", text=json.dumps(document))
@@ -130,7 +128,7 @@ def test_invalid_workload_can_be_scaled_annotated_and_deleted(api_server: ApiSer
     assert api_server.kubectl("-n", "services", "get", "deployment", "scaled", "--ignore-not-found") == ""
 
 
-def test_without_the_settings_only_labelled_pods_are_refused(api_server: ApiServer) -> None:
+def test_only_labelled_pods_are_refused_without_the_settings(api_server: ApiServer) -> None:
     unlabelled = pod()
     del unlabelled["metadata"]["labels"][LABEL]
     del unlabelled["metadata"]["annotations"]
@@ -151,13 +149,13 @@ def _is_accepted(server: ApiServer, document: Document) -> bool:
     return True
 
 
-def test_namespace_without_the_label_is_left_alone(api_server: ApiServer) -> None:
+def test_pod_in_a_namespace_without_the_label_is_not_changed(api_server: ApiServer) -> None:
     document = pod()
     document["metadata"]["namespace"] = "elsewhere"
     assert "initContainers" not in api_server.create(document)["spec"]
 
 
-def test_pod_without_the_label_is_left_alone(api_server: ApiServer) -> None:
+def test_pod_without_the_label_is_not_changed(api_server: ApiServer) -> None:
     document = pod()
     del document["metadata"]["labels"][LABEL]
     created = api_server.create(document)
@@ -184,9 +182,9 @@ def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str
     image = "registry.example.com/l:1"
     set_settings(api_server, LIFECYCLE_IMAGE=image, **settings)
     try:
-        wanted = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image)
+        site = replace(SITE, settings=SETTINGS | settings, lifecycle_image=image)
         workload = deployment()
-        expected = admitted(api_server, pod_of(injected(workload, wanted)))
+        expected = admitted(api_server, pod_of(injected(workload, site)))
         eventually(lambda: admitted(api_server, pod_of(workload)) == expected or None, "the new settings")
     finally:
         set_settings(api_server)
@@ -203,7 +201,7 @@ def test_settings_reach_the_containers(api_server: ApiServer, settings: dict[str
         ({"HEADSCALE_USR": "x"}, "HEADSCALE_USR"),
         ({"TS_HOSTNAME": "x"}, "TS_HOSTNAME"),
     ],
-    ids=["no-domain", "no-login-server", "http-by-name", "unknown", "of-one-pod"],
+    ids=["no-domain", "no-login-server", "http-with-a-name", "unknown-setting", "setting-of-one-pod"],
 )
 def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str, str | None], text: str) -> None:
     def refusal() -> str | None:
@@ -224,14 +222,14 @@ def test_invalid_settings_are_reported(api_server: ApiServer, settings: dict[str
 
 
 def test_policies_are_valid_for_every_kind(api_server: ApiServer) -> None:
-    """The API server checks the types of the expressions, and reports what it doubts in the status."""
+    """The API server checks the types in the expressions, and writes warnings into the status."""
     for kind in ("mutatingadmissionpolicies", "validatingadmissionpolicies"):
         policy = json.loads(api_server.kubectl("get", kind, "tailscale-lifecycle", "-o", "json"))
         assert not policy.get("status", {}).get("typeChecking", {}).get("expressionWarnings"), yaml.safe_dump(policy)
 
 
-def test_another_policy_does_not_add_them_twice(api_server: ApiServer) -> None:
-    """A policy that changes the pod afterwards lets the API server call ours again."""
+def test_containers_are_added_once_when_the_policy_is_called_twice(api_server: ApiServer) -> None:
+    """The API server calls a policy again when a later policy has changed the pod."""
     policy = {
         "apiVersion": api_server.policy_version,
         "kind": "MutatingAdmissionPolicy",
@@ -260,11 +258,11 @@ def test_another_policy_does_not_add_them_twice(api_server: ApiServer) -> None:
         "metadata": {"name": "zz-other"},
         "spec": {"policyName": "zz-other"},
     }
-    for item in (policy, binding):
-        api_server.kubectl("create", "-f", "-", text=json.dumps(item))
+    for manifest in (policy, binding):
+        api_server.kubectl("create", "-f", "-", text=json.dumps(manifest))
     try:
         created = eventually(
-            lambda: found if "other" in (found := api_server.create(pod()))["metadata"]["labels"] else None,
+            lambda: result if "other" in (result := api_server.create(pod()))["metadata"]["labels"] else None,
             "the other policy in force",
         )
         assert [container["name"] for container in created["spec"]["initContainers"]] == list(CONTAINERS)
@@ -273,8 +271,8 @@ def test_another_policy_does_not_add_them_twice(api_server: ApiServer) -> None:
             api_server.kubectl("delete", kind, "zz-other")
 
 
-def test_the_image_build_is_accepted(api_server: ApiServer, tmp_path: Path) -> None:
-    """The ConfigMap with the sources is too large for the annotation of a client-side apply."""
+def test_image_build_is_accepted_with_server_side_apply(api_server: ApiServer, tmp_path: Path) -> None:
+    """Client-side apply would copy the ConfigMap with the sources into an annotation, for which it is too large."""
     folder = tmp_path / "build"
     shutil.copytree(ROOT / "build", folder)
     subprocess.run([ROOT / "scripts/image", "--sources", folder / "sources.tar.gz"], check=True)

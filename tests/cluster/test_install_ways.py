@@ -1,4 +1,4 @@
-"""Test that Kustomize, Terraform and Helm give the same pod, from the folder of a user, on a real API server."""
+"""Test on a real API server that Kustomize, Terraform and Helm create the same pod from the same settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from lifecycle.inject.rules import HOSTNAME, LABEL, STATE_SECRET
 from tests.chart.helm import Values
 from tests.cluster.api_server import ApiServer
-from tests.cluster.conftest import helm, injection
+from tests.cluster.conftest import helm, injection_state
 from tests.cluster.test_injection import admitted, pod_of
 from tests.inject.refused import template_of
 from tests.pod.rendering import DEPLOY, ROOT, Document, config_map_data, of_kind, render
@@ -28,8 +28,8 @@ from tests.terraform.modules import BINARY, apply, root_module
 NAME, IMAGE, PORT, DATA = "wiki", "docker.io/a/wiki:1.2", 8080, "/srv/wiki"
 SETTINGS = {name: SITE[name] for name in SITE if not name.startswith(("ACME", "KERBEROS"))}
 
-# What the folders set for a whole pod. The other settings have the same defaults.
 VALUES: Values = {"settings": {**SETTINGS, "DNS_CLEANUP": "keep"}, "build": {"enabled": False}}
+"""The values of the chart. DNS_CLEANUP is `keep` in the Kustomize folders, too."""
 INPUTS: dict[str, Any] = {
     "name": NAME,
     "image": IMAGE,
@@ -46,11 +46,11 @@ INPUTS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def installed(server: ApiServer, chart: Path) -> Iterator[ApiServer]:
-    """The API server with the chart."""
+    """The API server on which the chart is installed."""
     helm(server, "install", "tailscale-lifecycle", chart, values=VALUES)
-    # Pods are not accepted without it, and a dry run stores nothing.
+    # The API server refuses a pod without its service account. The tests store no objects.
     server.kubectl("create", "serviceaccount", NAME, "-n", "services")
-    eventually(lambda: injection(server) == "on" or None, "an injected pod", timeout_s=60)
+    eventually(lambda: injection_state(server) == "on" or None, "an injected pod", timeout_s=60)
     yield server
     server.kubectl("delete", "serviceaccount", NAME, "-n", "services")
     helm(server, "uninstall", "tailscale-lifecycle")
@@ -60,30 +60,20 @@ def by_kustomize(folder: Path) -> list[Document]:
     """Create the workload as deploy/README.md describes, and render it."""
     cluster = create_site(folder)
     deploy = os.path.relpath(DEPLOY, cluster / NAME)
-    command: list[str | Path] = [
-        ROOT / "scripts/new-service",
-        "--into",
-        cluster,
-        "--deploy",
-        deploy,
-        NAME,
-        IMAGE,
-        str(PORT),
-        DATA,
-    ]
-    subprocess.run(command, check=True)
+    options: list[str | Path] = ["--into", cluster, "--deploy", deploy]
+    subprocess.run([ROOT / "scripts/new-service", *options, NAME, IMAGE, str(PORT), DATA], check=True)
     return render(cluster / NAME)
 
 
 def by_terraform(folder: Path) -> tuple[list[Document], list[Document]]:
-    """Apply the module with tailscale, and without."""
+    """Apply the module, and return its manifests with and without the VPN containers."""
     folder.mkdir()
     outputs = apply(root_module(folder, {"on": INPUTS, "off": INPUTS | {"tailscale_enabled": False}}))["outputs"]
     return list(outputs["on"]["value"].values()), list(outputs["off"]["value"].values())
 
 
 def labelled(workload: Document) -> Document:
-    """Return the workload with the label and the annotations of injection."""
+    """Add the label and the annotations of injection to a workload, and return it."""
     metadata = template_of(workload)["metadata"]
     metadata["labels"][LABEL] = "true"
     metadata["annotations"] = {HOSTNAME: NAME, STATE_SECRET: f"{NAME}-tailscale"}
@@ -91,14 +81,14 @@ def labelled(workload: Document) -> Document:
 
 
 def without_hashes(documents: list[Document]) -> list[Document]:
-    """Remove the generated parts of the names of ConfigMaps, which Terraform begins with the workload's name."""
+    """Remove generated suffixes from the names of ConfigMaps, and the prefix that Terraform adds."""
     text = re.sub(rf'"(?:{NAME}-)?(nginx|lifecycle)-[0-9a-z]{{10}}"', r'"\1"', json.dumps(documents))
-    without: list[Document] = json.loads(text)
-    return without
+    renamed: list[Document] = json.loads(text)
+    return renamed
 
 
-def pod_by(way: str, documents: list[Document], server: ApiServer) -> Document:
-    """Return the spec of the pod as the API server admits it. It accepts all objects, without storing them."""
+def admitted_pod(way: str, documents: list[Document], server: ApiServer) -> Document:
+    """Check that the API server accepts all objects, and return the spec of the pod as it admits it."""
     accepted = server.kubectl("apply", "--dry-run=server", "-o", "name", "-f", "-", text=yaml.safe_dump_all(documents))
     assert len(accepted.splitlines()) == len(documents)
     documents = without_hashes(documents)
@@ -108,15 +98,15 @@ def pod_by(way: str, documents: list[Document], server: ApiServer) -> Document:
     return spec | {"containers": sorted(spec["containers"], key=itemgetter("name"))}
 
 
-def test_three_ways_give_the_same_pod(installed: ApiServer, tmp_path: Path) -> None:
+def test_kustomize_terraform_and_helm_create_the_same_pod(installed: ApiServer, tmp_path: Path) -> None:
     if BINARY is None:
         pytest.skip("install Terraform or OpenTofu")
     kustomize = by_kustomize(tmp_path / "cluster")
-    terraform, without = by_terraform(tmp_path / "terraform")
-    (workload,) = of_kind(without, "StatefulSet")
+    terraform, without_vpn = by_terraform(tmp_path / "terraform")
+    (workload,) = of_kind(without_vpn, "StatefulSet")
     labelled(workload)
-    ways = {"kustomize": kustomize, "terraform": terraform, "helm": without}
-    pods = {way: pod_by(way, documents, installed) for way, documents in ways.items()}
+    ways = {"kustomize": kustomize, "terraform": terraform, "helm": without_vpn}
+    pods = {way: admitted_pod(way, documents, installed) for way, documents in ways.items()}
     assert [container["name"] for container in pods["helm"]["initContainers"]] == ["cleanup", "tailscale", "dns-watch"]
     assert pods["kustomize"] == pods["terraform"]
     assert pods["kustomize"] == pods["helm"]

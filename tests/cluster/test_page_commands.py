@@ -1,7 +1,7 @@
-"""Run every kubectl command of docs/operations.md and docs/add-a-service.md, and check what the page says about it.
+"""Run every kubectl command in docs/operations.md and docs/add-a-service.md, and check its documented effect.
 
-The commands are read from the pages. A new one fails `test_every_command_has_a_check` until it has a check here. They
-run as they are written, in a copy of the repository, with `kubectl` and `headscale` of this cluster on the path.
+`test_every_command_has_a_check` fails for a command in the pages that has no check here. The commands run in a copy of
+the repository, with `kubectl` and `headscale` of the cluster on PATH.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import pytest
 import yaml
 
 from tests.cluster.api_server import RefusedError
-from tests.cluster.cluster import STARTED_S, Cluster
+from tests.cluster.cluster import START_TIMEOUT_S, Cluster
 from tests.cluster.images import application
 from tests.cluster.tailnet import Tailnet
-from tests.cluster.test_folders import prepare
+from tests.cluster.test_folders import create_prerequisites
 from tests.cluster.test_injection import pod_of
 from tests.cluster.workloads import GRAFANA, GRAFANA_NAME, WIKI_IMAGE
 from tests.pages import ROOT, blocks, prose
@@ -33,57 +33,57 @@ from tests.real.programs import BackgroundProcess, eventually
 
 PAGES: Final = ("operations.md", "add-a-service.md")
 
-_STARTS: Final = ("kubectl ", "key=$(kubectl ", "scripts/new-service ")
+_COMMAND_STARTS: Final = ("kubectl ", "key=$(kubectl ", "scripts/new-service ")
 
 
 def commands(text: str) -> Iterator[str]:
-    """Iterate over the commands in code blocks and in code spans, without comments."""
+    """Iterate over the commands in the code blocks and code spans of a page, without comments."""
     for block in blocks(text, "sh"):
-        # A command that sets a variable belongs to the next one.
+        # Join a command that sets a variable with the next one, which uses it.
         joined = re.sub(r"^( *key=.*)\n *", r"\1; ", re.sub(r" *\\\n *", " ", block.text), flags=re.MULTILINE)
         for line in joined.splitlines():
             command = re.sub(r"\s+#.*", "", line).strip()
-            if command.startswith(_STARTS):
+            if command.startswith(_COMMAND_STARTS):
                 yield command
     for span in re.findall(r"`(kubectl [^`]+)`", prose(text)):
-        # A span without an object, such as `kubectl describe`, is the name of a command.
+        # A short span, such as `kubectl describe`, is the name of a command.
         if len(span.split()) > 3:
             yield " ".join(span.split())
 
 
-FOUND: Final = [command for page in PAGES for command in commands((ROOT / "docs" / page).read_text())]
+PAGE_COMMANDS: Final = [command for page in PAGES for command in commands((ROOT / "docs" / page).read_text())]
 
 
 @dataclass(frozen=True)
 class Shell:
-    """Runs commands in a copy of the repository.
+    """A shell in a copy of the repository.
 
     Attributes:
-        path: a folder with `kubectl` and `headscale`.
+        path: a folder with the programs `kubectl` and `headscale`.
     """
 
     tailnet: Tailnet
     path: Path
 
     def command(self, text: str) -> list[str]:
-        """Return the command line of a shell."""
+        """Return a command line that runs commands in the shell."""
         return ["env", f"PATH={self.path}{os.pathsep}{os.environ['PATH']}", "bash", "-euc", text]
 
     def run(self, text: str, *, status: int = 0) -> str:
-        """Run commands, and return their output."""
+        """Run commands, check the exit status, and return the standard output."""
         done = subprocess.run(
             self.command(text),
             cwd=self.tailnet.deploy.parent,
             capture_output=True,
             text=True,
             check=False,
-            timeout=STARTED_S,
+            timeout=START_TIMEOUT_S,
         )
         assert done.returncode == status, f"{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     def start(self, text: str) -> BackgroundProcess:
-        """Run a command that does not end."""
+        """Start a command that does not end by itself."""
         log = self.tailnet.cluster.folder / "shell.log"
         log.unlink(missing_ok=True)
         return BackgroundProcess(self.command(text), log=log, environment=os.environ, folder=self.tailnet.deploy.parent)
@@ -91,6 +91,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def shell(tailnet: Tailnet) -> Shell:
+    """A shell for the cluster."""
     path = tailnet.cluster.folder / "bin"
     path.mkdir()
     kubectl = shlex.join(map(str, tailnet.cluster.server.kubectl_command()))
@@ -186,7 +187,7 @@ def resolves_cloudflare(shell: Shell, command: str) -> None:
 
 
 def replaces_the_api_key(shell: Shell, commands: str) -> None:
-    """Check that the running pod uses the new key after Headscale refuses the old one."""
+    """The running pod uses the new key when Headscale refuses the old one."""
     tailnet = shell.tailnet
     old = [str(key["id"]) for key in tailnet.headscale("apikeys", "list")]
     shell.run(commands)
@@ -196,7 +197,7 @@ def replaces_the_api_key(shell: Shell, commands: str) -> None:
         lambda: _is_in_sync(shell),
         "a pod with the new key",
         details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch"),
-        timeout_s=STARTED_S,
+        timeout_s=START_TIMEOUT_S,
     )
 
 
@@ -212,13 +213,13 @@ def leaves_node_record_and_volume(shell: Shell, command: str) -> None:
     tailnet = shell.tailnet
     node = tailnet.wait_for_record(GRAFANA_NAME)
     shell.run(command)
-    eventually(lambda: not tailnet.cluster.pods("app.kubernetes.io/name=grafana"), "no pod", timeout_s=STARTED_S)
+    eventually(lambda: not tailnet.cluster.pods("app.kubernetes.io/name=grafana"), "no pod", timeout_s=START_TIMEOUT_S)
     assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
     tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
 
 
 def deletes_the_volume(shell: Shell, command: str) -> None:
-    """Check it without the workload, and apply the workload again."""
+    """Afterwards, the workload is applied again for later checks."""
     shell.run(command)
     with pytest.raises(RefusedError, match="not found"):
         shell.tailnet.cluster.get("persistentvolumeclaim", "data-grafana-0")
@@ -229,38 +230,38 @@ def deletes_the_volume(shell: Shell, command: str) -> None:
 
 # --- docs/add-a-service.md ----------------------------------------------------------------------------
 
-TRIAL: Final = "trial"
-"""In place of the namespace `services`, which exists."""
+OTHER_NAMESPACE: Final = "other-services"
+"""Replaces the namespace `services` of the page, which exists."""
 
 
 def creates_a_namespace(shell: Shell, command: str) -> None:
-    shell.run(command.replace("services", TRIAL))
+    shell.run(command.replace("services", OTHER_NAMESPACE))
 
 
 def admits_the_pod(shell: Shell, command: str) -> None:
-    """Check that the namespace admits the capability NET_ADMIN, which the level `baseline` does not."""
+    """The namespace admits the capability NET_ADMIN. With the level `baseline`, it would not."""
     cluster = shell.tailnet.cluster
-    shell.run(command.replace("services", TRIAL))
+    shell.run(command.replace("services", OTHER_NAMESPACE))
     (workload,) = of_kind(render(shell.tailnet.deploy / "services/grafana"), "StatefulSet")
-    cluster.kubectl("-n", TRIAL, "create", "serviceaccount", "grafana")
+    cluster.kubectl("-n", OTHER_NAMESPACE, "create", "serviceaccount", "grafana")
     pod = pod_of(workload)
-    pod["metadata"] |= {"namespace": TRIAL}
+    pod["metadata"] |= {"namespace": OTHER_NAMESPACE}
     cluster.server.create(pod)
     baseline = "pod-security.kubernetes.io/enforce=baseline"
-    cluster.kubectl("label", "--overwrite", "namespace", TRIAL, baseline)
+    cluster.kubectl("label", "--overwrite", "namespace", OTHER_NAMESPACE, baseline)
     with pytest.raises(RefusedError, match="NET_ADMIN"):
         cluster.server.create(pod)
 
 
 def creates_the_secret(shell: Shell, command: str) -> None:
-    shell.run(command.replace("-n services", f"-n {TRIAL}"))
-    keys = shell.tailnet.cluster.get("secret", "lifecycle", TRIAL)["data"]
+    shell.run(command.replace("-n services", f"-n {OTHER_NAMESPACE}"))
+    keys = shell.tailnet.cluster.get("secret", "lifecycle", OTHER_NAMESPACE)["data"]
     assert keys.keys() == {"HEADSCALE_API_KEY", "CLOUDFLARE_API_TOKEN"}
 
 
 def applies_a_folder(shell: Shell, command: str) -> None:
     for document in render(shell.tailnet.deploy.parent / command.rsplit(maxsplit=1)[-1]):
-        prepare(shell.tailnet.cluster.server, document)
+        create_prerequisites(shell.tailnet.cluster.server, document)
     shell.run(command)
 
 
@@ -269,7 +270,7 @@ def creates_manifests(shell: Shell, command: str) -> None:
     assert (shell.tailnet.deploy / "services/wiki/kustomization.yaml").exists()
 
 
-def renders(shell: Shell, command: str) -> None:
+def prints_the_manifests(shell: Shell, command: str) -> None:
     assert {"StatefulSet", "Service"} <= {document["kind"] for document in yaml.safe_load_all(shell.run(command))}
 
 
@@ -287,13 +288,13 @@ def shows_progress(shell: Shell, command: str) -> None:
         eventually(lambda: "Running" in process.output(), "the pod's line", details=process.output)
     finally:
         process.stop()
-        # The name is needed by other tests.
+        # Other tests use the name.
         shell.run("kubectl delete -k deploy/services/wiki")
         (node,) = shell.tailnet.nodes("wiki.example.com")
         shell.tailnet.headscale("nodes", "delete", "--identifier", str(node["id"]), "--force")
 
 
-def runs(shell: Shell, command: str) -> None:
+def succeeds(shell: Shell, command: str) -> None:
     shell.run(command)
 
 
@@ -311,11 +312,11 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     f"""{_SERVICES} get pod grafana-0 -o jsonpath="{{range .status['initContainerStatuses','containerStatuses'][*]}}"""
     """{.name} {.state}{'\\n'}{end}\"""": shows_states,
     f"{_SERVICES} exec grafana-0 -c nginx-tls -- netstat -tln": shows_ports,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -t": runs,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -t": succeeds,
     f"{_SERVICES} exec grafana-0 -c nginx-tls -- nginx -T": shows_the_configuration,
-    f"{_SERVICES} exec grafana-0 -c nginx-tls -- wget -S -O - http://127.0.0.1:9004/application": runs,
+    f"{_SERVICES} exec grafana-0 -c nginx-tls -- wget -S -O - http://127.0.0.1:9004/application": succeeds,
     f"{_SERVICES} exec grafana-0 -c tailscale -- nslookup api.cloudflare.com": resolves_cloudflare,
-    f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": runs,
+    f"""{_SERVICES} patch secret grafana-tailscale --type=json -p '[{{"op": "remove", "path": "/data"}}]'""": succeeds,
     f"{_SERVICES} delete pod grafana-0": registers_as_a_new_node,
     "key=$(kubectl -n headscale exec deployment/headscale -- headscale apikeys create --expiration 365d); "
     f'{_SERVICES} patch secret lifecycle --patch "{{\\"stringData\\": '
@@ -329,17 +330,17 @@ CHECKS: Final[dict[str, Callable[[Shell, str], None]]] = {
     '--from-literal=HEADSCALE_API_KEY="$(headscale apikeys create --expiration 365d)" '
     "--from-literal=CLOUDFLARE_API_TOKEN=...": creates_the_secret,
     "scripts/new-service wiki docker.io/a/wiki:1.2 3000 /wiki/data": creates_manifests,
-    "kubectl kustomize deploy/services/wiki": renders,
+    "kubectl kustomize deploy/services/wiki": prints_the_manifests,
     "kubectl apply -k deploy/services/wiki": starts_the_workload,
     f"{_SERVICES} get pod wiki-0 --watch": shows_progress,
     "kubectl apply -k deploy/cert-manager": applies_a_folder,
     f"{_SERVICES} describe certificate wildcard": describes_the_certificate,
 }
-"""The check of each command, in an order in which they work."""
+"""The check of each command. The checks run in this order."""
 
 
 def test_every_command_has_a_check() -> None:
-    assert sorted({*FOUND}) == sorted(CHECKS)
+    assert sorted({*PAGE_COMMANDS}) == sorted(CHECKS)
 
 
 @pytest.mark.parametrize("command", CHECKS)

@@ -1,7 +1,7 @@
-"""Run the manifests on a real cluster, with a real Headscale, and break what breaks in operation.
+"""Run pods in a real cluster with a real Headscale: requests, deleted pods and nodes, killed processes, and a reboot.
 
-The pods are a workload of deploy/services, which keeps its node, and an injected Deployment, which gets a new one for
-each pod. The tests use the same pods in the order of this file.
+One pod is a workload of deploy/services, which keeps its node. The other one belongs to an injected Deployment, whose
+pods get a new node each. The tests use the same pods in the order of this file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.cluster.workloads import (
     WIKI,
     WIKI_NAME,
     container_id,
-    pod_of,
+    ready_pod,
     response_to,
     restarts,
     wait_for_response,
@@ -31,13 +31,13 @@ from tests.pod.reference import RECORD_COMMENT, USER
 from tests.pod.rendering import DOMAIN
 from tests.real.programs import eventually
 
-HEALED_S = 480.0
-"""The limit for self-healing: a minute to confirm the loss, another until the kubelet has restarted the container."""
+RECOVERY_TIMEOUT_S = 480.0
+"""The time limit for recovery. Self-healing takes a minute to confirm the loss, and one to restart the container."""
 
 
 @pytest.fixture(autouse=True)
 def _pods(grafana: str, wiki: str, clients: None) -> None:
-    """All tests here need the same pods."""
+    """Start the pods for all tests in this module."""
 
 
 @pytest.mark.parametrize("name", [GRAFANA_NAME, WIKI_NAME])
@@ -48,18 +48,18 @@ def test_pod_has_a_node_and_a_record(tailnet: Tailnet, name: str) -> None:
     assert (node["user"]["name"], node["given_name"]) == (USER, name.replace(".", "-"))
 
 
-def test_client_on_the_vpn_is_served(tailnet: Tailnet) -> None:
+def test_vpn_client_reaches_both_pods(tailnet: Tailnet) -> None:
     wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
 
-def test_pod_without_the_vpn_gets_403(tailnet: Tailnet) -> None:
+def test_pod_outside_the_vpn_gets_403(tailnet: Tailnet) -> None:
     address = tailnet.cluster.get("pod", GRAFANA)["status"]["podIP"]
     for scheme in ("http", "https"):
         assert "403" in response_to(tailnet, OUTSIDER, f"{scheme}://{address}/api/health")
 
 
-def test_deleted_pod_comes_back_as_the_same_node(tailnet: Tailnet) -> None:
+def test_replaced_pod_keeps_its_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
     pod, node = cluster.get("pod", GRAFANA), tailnet.wait_for_record(GRAFANA_NAME)
     cluster.kubectl("-n", "services", "delete", "pod", GRAFANA)
@@ -69,17 +69,17 @@ def test_deleted_pod_comes_back_as_the_same_node(tailnet: Tailnet) -> None:
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
 
-def test_deleted_injected_pod_is_followed_by_a_new_node_of_the_same_name(tailnet: Tailnet) -> None:
-    pod, node = pod_of(tailnet, WIKI), tailnet.wait_for_record(WIKI_NAME)
+def test_replaced_injected_pod_gets_a_new_node_with_the_same_name(tailnet: Tailnet) -> None:
+    pod, node = ready_pod(tailnet, WIKI), tailnet.wait_for_record(WIKI_NAME)
     tailnet.cluster.kubectl("-n", "services", "delete", "pod", pod["metadata"]["name"])
-    pod_of(tailnet, WIKI, not_uid=pod["metadata"]["uid"])
+    ready_pod(tailnet, WIKI, not_uid=pod["metadata"]["uid"])
     after = tailnet.wait_for_record(WIKI_NAME)
     assert after["id"] != node["id"]
     assert after["given_name"] == node["given_name"]
     wait_for_response(tailnet, f"http://{WIKI_NAME}/", "ok")
 
 
-def test_killed_tailscale_is_restarted_as_the_same_node(tailnet: Tailnet) -> None:
+def test_killed_tailscale_restarts_with_the_same_node(tailnet: Tailnet) -> None:
     cluster = tailnet.cluster
     node, before = tailnet.wait_for_record(GRAFANA_NAME), restarts(cluster.get("pod", GRAFANA), "tailscale")
     cluster.exec(GRAFANA, "tailscale", "killall", "-9", "tailscaled")
@@ -87,28 +87,28 @@ def test_killed_tailscale_is_restarted_as_the_same_node(tailnet: Tailnet) -> Non
         lambda: restarts(cluster.get("pod", GRAFANA), "tailscale") > before,
         "a restart",
         details=lambda: cluster.describe_pod(GRAFANA),
-        timeout_s=HEALED_S,
+        timeout_s=RECOVERY_TIMEOUT_S,
     )
     cluster.wait_for_pod(GRAFANA)
     assert tailnet.wait_for_record(GRAFANA_NAME)["id"] == node["id"]
     wait_for_response(tailnet, f"https://{GRAFANA_NAME}/api/health", "ok")
 
 
-def test_nodes_deleted_in_headscale_are_healed(tailnet: Tailnet) -> None:
-    """Both pods at the same time, because the loss is confirmed over a minute."""
+def test_pods_recover_when_their_nodes_are_deleted_in_headscale(tailnet: Tailnet) -> None:
+    """The test deletes both nodes at the same time, because each confirmation takes a minute."""
     names = (GRAFANA_NAME, WIKI_NAME)
     deleted = {name: tailnet.wait_for_record(name)["id"] for name in names}
     for node_id in deleted.values():
         tailnet.headscale("nodes", "delete", "--identifier", str(node_id), "--force")
 
-    def are_healed() -> bool:
+    def have_new_nodes() -> bool:
         return all([node["id"] for node in tailnet.nodes(name)] not in ([], [deleted[name]]) for name in names)
 
     eventually(
-        are_healed,
+        have_new_nodes,
         "new nodes",
         details=lambda: tailnet.cluster.logs(GRAFANA, "dns-watch", "services", "--tail=30"),
-        timeout_s=HEALED_S,
+        timeout_s=RECOVERY_TIMEOUT_S,
     )
     for name in names:
         tailnet.wait_for_record(name)
@@ -117,18 +117,18 @@ def test_nodes_deleted_in_headscale_are_healed(tailnet: Tailnet) -> None:
     assert {"node.lost", "restart.requested"} <= events
 
 
-def test_pods_survive_a_reboot_of_the_node(tailnet: Tailnet) -> None:
-    """Without power, every process ends. The kubelet finds pods without containers, and starts the containers again."""
+def test_pods_recover_after_a_reboot_of_the_cluster_node(tailnet: Tailnet) -> None:
+    """All processes end, as after a power failure. The kubelet starts the containers of its pods again."""
     cluster = tailnet.cluster
     nodes = {name: tailnet.wait_for_record(name) for name in (GRAFANA_NAME, WIKI_NAME)}
-    names = (GRAFANA, pod_of(tailnet, WIKI)["metadata"]["name"])
+    names = (GRAFANA, ready_pod(tailnet, WIKI)["metadata"]["name"])
     before = {name: container_id(cluster.get("pod", name), "dns-watch") for name in names}
     cluster.node.reboot()
     eventually(
         lambda: all(container_id(cluster.get("pod", name), "dns-watch") not in ("", before[name]) for name in names),
         "new containers",
         details=lambda: "\n".join(map(cluster.describe_pod, names)),
-        timeout_s=HEALED_S,
+        timeout_s=RECOVERY_TIMEOUT_S,
     )
     for name in names:
         cluster.wait_for_pod(name)
@@ -142,7 +142,7 @@ def test_pods_survive_a_reboot_of_the_node(tailnet: Tailnet) -> None:
 
 @pytest.fixture
 def orphan(tailnet: Tailnet) -> Iterator[str]:
-    """The name of an owned record that has no node."""
+    """The name of a record that the program owns, without a node."""
     name = f"gone.{DOMAIN}"
     record = tailnet.cloudflare.add_record(
         tailnet.zone_id, type="A", name=name, content="100.64.9.9", comment=RECORD_COMMENT
@@ -154,14 +154,14 @@ def orphan(tailnet: Tailnet) -> Iterator[str]:
 
 @pytest.fixture
 def cron_job(tailnet: Tailnet) -> Iterator[str]:
-    """The CronJob of deploy/prune, by its name for kubectl."""
+    """The argument of kubectl for the CronJob of deploy/prune."""
     tailnet.cluster.kubectl("-n", "services", "apply", "-k", tailnet.deploy / "prune")
     yield "cronjob/lifecycle-prune"
     tailnet.cluster.kubectl("-n", "services", "delete", "-k", tailnet.deploy / "prune")
 
 
-def test_prune_waits_before_it_removes_what_has_no_node(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
-    """Run the CronJob now. It confirms its plan after a quarter of an hour, which this test does not wait for."""
+def test_prune_waits_before_it_deletes_orphaned_records(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
+    """It would delete the record after a quarter of an hour. The test does not wait for this."""
     cluster = tailnet.cluster
     cluster.kubectl("-n", "services", "create", "job", "prune-now", f"--from={cron_job}")
     try:
@@ -169,7 +169,7 @@ def test_prune_waits_before_it_removes_what_has_no_node(tailnet: Tailnet, orphan
             lambda: job_events(tailnet, "prune-now", "prune.waiting") or None,
             "a plan",
             details=lambda: cluster.kubectl("-n", "services", "describe", "pod", "-l", "job-name=prune-now"),
-            timeout_s=HEALED_S,
+            timeout_s=RECOVERY_TIMEOUT_S,
         )
         assert waiting["workloads"] == [orphan]
     finally:
@@ -177,7 +177,7 @@ def test_prune_waits_before_it_removes_what_has_no_node(tailnet: Tailnet, orphan
     assert tailnet.records(orphan)
 
 
-def test_prune_of_one_workload_removes_it_and_nothing_else(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
+def test_prune_of_one_workload_deletes_nothing_else(tailnet: Tailnet, orphan: str, cron_job: str) -> None:
     cluster = tailnet.cluster
     text = cluster.kubectl(
         *("-n", "services", "create", "job", "prune-one", f"--from={cron_job}", "--dry-run=client", "-o", "json")
@@ -190,7 +190,7 @@ def test_prune_of_one_workload_removes_it_and_nothing_else(tailnet: Tailnet, orp
             lambda: job_events(tailnet, "prune-one", "pass.finished") or None,
             "the end of prune",
             details=lambda: cluster.kubectl("-n", "services", "logs", "job/prune-one"),
-            timeout_s=HEALED_S,
+            timeout_s=RECOVERY_TIMEOUT_S,
         )
     finally:
         cluster.kubectl("-n", "services", "delete", "job", "prune-one")
@@ -200,7 +200,7 @@ def test_prune_of_one_workload_removes_it_and_nothing_else(tailnet: Tailnet, orp
 
 
 def job_events(tailnet: Tailnet, job: str, name: str) -> list[Document]:
-    """Return the events of a job with this name; none if it has not started."""
+    """Return the events with this name that a Job has logged; [] if it has not started."""
     with suppress(RefusedError):
         lines = tailnet.cluster.kubectl("-n", "services", "logs", f"job/{job}").splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == name]

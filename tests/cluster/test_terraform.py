@@ -1,4 +1,4 @@
-"""Test that a real API server accepts what the Terraform modules give, and keeps every value as it is."""
+"""Test that a real API server accepts the manifests of the Terraform modules, and does not change their values."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from tests.terraform.test_service import INPUTS
 def test_manifests_are_accepted_unchanged(
     api_server: ApiServer, module: str, inputs: dict[str, Any], tmp_path: Path
 ) -> None:
-    """kubernetes_manifest reports an error after an apply that changed a value."""
+    """Terraform's resource kubernetes_manifest fails if the API server has changed a value."""
     outputs = apply(root_module(tmp_path, {"wiki": inputs}, module))["outputs"]
     for manifest in outputs["wiki"]["value"].values():
         if manifest["metadata"].get("namespace") == "tailscale-lifecycle":
-            manifest["metadata"]["namespace"] = "elsewhere"  # exists already
+            manifest["metadata"]["namespace"] = "elsewhere"  # a namespace that exists
         options = ("--server-side", "--dry-run=server", "--field-manager=Terraform")
         text = api_server.kubectl("apply", *options, "-o", "yaml", "-f", "-", text=json.dumps(manifest))
         assert list(differences(manifest, yaml.safe_load(text))) == []
 
 
-def differences(wanted: Any, found: Any, place: str = "") -> Iterator[str]:
-    """Iterate over what was not stored as it was sent. Fields that the API server added do not count."""
-    match wanted, found:
+def differences(sent: Any, stored: Any, path: str = "") -> Iterator[str]:
+    """Iterate over values that the API server did not store as they were sent. It may add fields."""
+    match sent, stored:
         case dict(), dict():
-            for name, value in wanted.items():
-                yield from differences(value, found.get(name), f"{place}.{name}")
-        case list(), list() if len(wanted) == len(found):
-            for number, (first, second) in enumerate(zip(wanted, found, strict=True)):
-                yield from differences(first, second, f"{place}[{number}]")
-        case _ if wanted != found:
-            yield f"{place}: {wanted!r} became {found!r}"
+            for name, value in sent.items():
+                yield from differences(value, stored.get(name), f"{path}.{name}")
+        case list(), list() if len(sent) == len(stored):
+            for number, (sent_item, stored_item) in enumerate(zip(sent, stored, strict=True)):
+                yield from differences(sent_item, stored_item, f"{path}[{number}]")
+        case _ if sent != stored:
+            yield f"{path}: {sent!r} became {stored!r}"

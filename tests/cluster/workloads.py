@@ -1,4 +1,4 @@
-"""Pods that tests in this folder share: a workload of deploy/services, an injected Deployment, and a VPN client."""
+"""Pods that several tests use: a workload of deploy/services, an injected Deployment, and clients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Final
 
 from lifecycle.inject.rules import HOSTNAME, LABEL
 from tests.cluster.api_server import RefusedError
-from tests.cluster.cluster import STARTED_S, Document
+from tests.cluster.cluster import START_TIMEOUT_S, Document
 from tests.cluster.images import BUSYBOX, TAILSCALE, application
-from tests.cluster.tailnet import URL, Tailnet
+from tests.cluster.tailnet import LOGIN_URL, Tailnet
 from tests.pod.rendering import DOMAIN, containers, pod_spec, render, rendered
 from tests.real.programs import eventually
 
@@ -20,8 +20,10 @@ WIKI: Final = "wiki"
 WIKI_IMAGE: Final = "docker.io/a/wiki:1.2"
 WIKI_NAME: Final = f"wiki.{DOMAIN}"
 CLIENT: Final = "client"
+"""A pod that is a VPN client."""
 OUTSIDER: Final = "outsider"
-PEOPLE: Final = "people"
+"""A pod without VPN."""
+CLIENT_USER: Final = "people"
 """The Headscale user of the VPN client."""
 
 
@@ -36,8 +38,8 @@ def deploy_grafana(tailnet: Tailnet) -> None:
     tailnet.wait_for_record(GRAFANA_NAME)
 
 
-def wiki() -> Document:
-    """Return a Deployment as docs/inject.md describes it: one label and one annotation."""
+def wiki_manifest() -> Document:
+    """Return a Deployment with the label and the annotation that docs/inject.md describes."""
     labels = {"app": WIKI}
     container = {"name": "wiki", "image": WIKI_IMAGE}
     return {
@@ -60,19 +62,19 @@ def deploy_wiki(tailnet: Tailnet) -> None:
     enable_injection(tailnet)
     cluster = tailnet.cluster
     cluster.load({WIKI_IMAGE: application(cluster.layers, 80, address="0.0.0.0")})
-    cluster.apply(wiki())
-    pod_of(tailnet, WIKI)
+    cluster.apply(wiki_manifest())
+    ready_pod(tailnet, WIKI)
     tailnet.wait_for_record(WIKI_NAME)
 
 
 def enable_injection(tailnet: Tailnet) -> None:
-    """Apply deploy/inject, and wait until it has an effect in the namespace `services`."""
+    """Apply deploy/inject, and wait until pods in the namespace `services` get the containers."""
     cluster = tailnet.cluster
     cluster.kubectl("label", "--overwrite", "namespace", "services", "tailscale-lifecycle/inject=enabled")
     folder = "inject" if cluster.server.version >= (1, 36) else "inject-v1beta1"
     cluster.apply(*render(tailnet.deploy / folder))
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trial", "namespace": "services"}}
-    template = wiki()["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "dry-run", "namespace": "services"}}
+    template = wiki_manifest()["spec"]["template"]
     pod = {**pod, "metadata": pod["metadata"] | template["metadata"], "spec": template["spec"]}
 
     def is_injected() -> bool:
@@ -80,23 +82,23 @@ def enable_injection(tailnet: Tailnet) -> None:
             return "initContainers" in cluster.server.create(pod)["spec"]
         return False
 
-    eventually(is_injected, "injection", timeout_s=STARTED_S)
+    eventually(is_injected, "injection", timeout_s=START_TIMEOUT_S)
 
 
-def pod_of(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
-    """Wait until a Deployment has a ready pod, and return it."""
+def ready_pod(tailnet: Tailnet, app: str, *, not_uid: str = "") -> Document:
+    """Wait until a Deployment has a ready pod whose uid is not `not_uid`, and return it."""
 
     def find() -> Document | None:
         pods = [pod for pod in tailnet.cluster.pods(f"app={app}") if pod["metadata"]["uid"] != not_uid]
         return pods[0] if pods else None
 
-    found: Document = eventually(find, f"a pod of {app}", timeout_s=STARTED_S)
-    return tailnet.cluster.wait_for_pod(found["metadata"]["name"], not_uid=not_uid)
+    pod: Document = eventually(find, f"a pod of {app}", timeout_s=START_TIMEOUT_S)
+    return tailnet.cluster.wait_for_pod(pod["metadata"]["name"], not_uid=not_uid)
 
 
 def deploy_clients(tailnet: Tailnet) -> None:
-    """Start a VPN client, which is a node of another user, and a pod without VPN."""
-    user = tailnet.headscale("users", "create", PEOPLE)["id"]
+    """Start the pods CLIENT and OUTSIDER. The node of CLIENT belongs to CLIENT_USER."""
+    user = tailnet.headscale("users", "create", CLIENT_USER)["id"]
     key = tailnet.headscale("preauthkeys", "create", "--user", str(user), "--reusable", "--expiration", "24h")["key"]
     variables = {
         "TS_AUTHKEY": key,
@@ -106,7 +108,7 @@ def deploy_clients(tailnet: Tailnet) -> None:
         "TS_KUBE_SECRET": "",
         "TS_ACCEPT_DNS": "false",
         "TS_DEBUG_FIREWALL_MODE": "nftables",
-        "TS_EXTRA_ARGS": f"--login-server={URL}",
+        "TS_EXTRA_ARGS": f"--login-server={LOGIN_URL}",
         "TS_TAILSCALED_EXTRA_ARGS": "--no-logs-no-support",
     }
     containers_by_pod: dict[str, Document] = {
@@ -127,44 +129,47 @@ def deploy_clients(tailnet: Tailnet) -> None:
         tailnet.cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
     for name in containers_by_pod:
         tailnet.cluster.wait_for_pod(name)
-    eventually(lambda: tailnet.nodes(CLIENT), "the client's node", timeout_s=STARTED_S)
+    eventually(lambda: tailnet.nodes(CLIENT), "the client's node", timeout_s=START_TIMEOUT_S)
 
 
 def response_to(tailnet: Tailnet, pod: str, url: str) -> str:
-    """Request a URL in one of the two pods, and return the body, or the error that wget prints."""
+    """Request a URL from CLIENT or OUTSIDER, and return the body, or the error that wget prints."""
     try:
         return tailnet.cluster.exec(pod, "shell", "wget", "-T", "5", "-q", "-O", "-", url)
-    except RefusedError as refused:
-        return str(refused)
+    except RefusedError as error:
+        return str(error)
 
 
 def wait_for_response(tailnet: Tailnet, url: str, text: str) -> None:
-    """Wait until the VPN client gets a response with this text, or an error with it."""
+    """Wait until a response or an error that CLIENT receives contains a text."""
     last: list[str] = []
 
-    def is_there() -> bool:
+    def is_received() -> bool:
         last[:] = [response_to(tailnet, CLIENT, url)]
         return text in last[0]
 
-    eventually(is_there, f"{text!r} at {url}", details=lambda: json.dumps(last), timeout_s=STARTED_S)
+    eventually(is_received, f"{text!r} at {url}", details=lambda: json.dumps(last), timeout_s=START_TIMEOUT_S)
 
 
 def restarts(pod: Document, container: str) -> int:
-    """Return how often a container was restarted. In 1.34, a new sandbox resets the count of a sidecar."""
+    """Return how often a container was restarted.
+
+    Kubernetes 1.34 resets the count of a sidecar when the pod gets a new sandbox.
+    """
     return int(_status(pod, container)["restartCount"])
 
 
 def container_id(pod: Document, container: str) -> str:
-    """Return the id of a container, which changes at each restart; "" if it was not created yet."""
+    """Return the id of a container, which changes at each restart; "" = the container does not exist yet."""
     return str(_status(pod, container).get("containerID", ""))
 
 
 def _status(pod: Document, container: str) -> Document:
     status = pod["status"]
-    found: Document
-    (found,) = [
+    container_status: Document
+    (container_status,) = [
         item
         for item in [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
         if item["name"] == container
     ]
-    return found
+    return container_status
