@@ -90,7 +90,7 @@ class Bench:
         def once_registered(*arguments: str) -> Cost:
             node = world.register()
             cost = world.run(*arguments)
-            node.die()
+            node.stop()
             return cost
 
         def with_leftovers(*arguments: str) -> Cost:
@@ -162,7 +162,7 @@ class Bench:
                     time.sleep(1.5 + run / runs)
                     node = world.register(INTERFACE)
                     times.append(wait_until(partial(world.is_published, node)))
-                    node.die()
+                    node.stop()
             _delete_interface()
         text = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s of {len(times)}"
         yield Figure("delay from interface address to DNS record", text, "promised: 1.5 s", max(times))
@@ -186,7 +186,7 @@ class Bench:
                 time.sleep(seconds)
                 after, bare_after, libraries = usage(watch.pid), usage(bare_watch.pid), usage(imports.pid)
                 imports.kill()
-            node.die()
+            node.stop()
         _delete_interface()
         cpu_s, wakes = _per_hour(before, after, seconds)
         bare_cpu_s, bare_wakes = _per_hour(bare_before, bare_after, seconds)
@@ -210,7 +210,7 @@ class Bench:
             world.run("cleanup")
             node = world.register()
             early, late = memory_of_passes(world, number)
-            node.die()
+            node.stop()
         text = f"{late - early:+.1f} MiB, to {late:.1f} after {number} passes"
         yield Figure("dns-watch memory growth", text, f"{early:.1f} MiB after {number // 10}", late - early)
 

@@ -184,7 +184,7 @@ def play(world: World) -> None:
         for record in cloudflare.records(world.zone, NAME):
             cloudflare.remove_record(record.id)
         world.expect("the record is created again", lambda: world.addresses() == [node.addresses[0]])
-    node.die()
+    node.stop()
 
     announce("The pod is replaced. The new pod runs the same two commands:")
     world.run("cleanup")

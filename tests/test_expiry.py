@@ -14,7 +14,7 @@ from lifecycle.dns_watch.status import Status
 from lifecycle.health.metrics import render_metrics
 from tests.dns_watch.pods import Pod
 from tests.simulators.dialects import VERSIONS
-from tests.simulators.faults import answer, drop, garbage, html, oversize
+from tests.simulators.faults import answer, drop, html, malformed_json, oversize
 from tests.world import World, named, names
 
 DAY_S = 86_400.0
@@ -142,7 +142,7 @@ def test_new_api_key_in_the_file_ends_the_warning(world: World, tmp_path: Path, 
             answer(200, '{"apiKeys": [{"prefix": "***", "expiration": "2026-03-02T00:00:00Z"}]}'), id="masked prefix"
         ),
         pytest.param(answer(200, '{"apiKeys": [{"prefix": 7}]}'), id="number as prefix"),
-        pytest.param(garbage(), id="malformed JSON"),
+        pytest.param(malformed_json(), id="malformed JSON"),
         pytest.param(drop(), id="lost connection"),
         pytest.param(oversize(33 << 20), id="33 MiB"),
     ],

@@ -198,7 +198,7 @@ UNUSABLE_RESPONSES = [
     pytest.param(faults.answer(200, "{}"), id="empty-object"),
     pytest.param(faults.answer(200, '{"success": true, "result": null}'), id="null-result"),
     pytest.param(faults.answer(200, '{"users": null, "nodes": null, "node": null}'), id="null-lists"),
-    pytest.param(faults.garbage(), id="malformed-JSON"),
+    pytest.param(faults.malformed_json(), id="malformed-JSON"),
     pytest.param(faults.truncate(), id="truncated"),
     pytest.param(faults.drop(), id="connection-lost"),
     pytest.param(faults.too_many_requests(1), id="429"),
@@ -330,7 +330,7 @@ FAULTS = [
     pytest.param(faults.drop(committed=True), id="response-lost"),
     pytest.param(faults.truncate(), id="truncated"),
     pytest.param(faults.html(502), id="502"),
-    pytest.param(faults.garbage(), id="malformed-JSON"),
+    pytest.param(faults.malformed_json(), id="malformed-JSON"),
     pytest.param(faults.too_many_requests(1), id="429"),
     pytest.param(refusal(403, 10000), id="403"),
 ]
@@ -496,7 +496,7 @@ OUTAGES = [
     pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="401"),
     pytest.param(refusal(403, 9109), id="403"),
     pytest.param(refusal(400, 81053), id="conflict"),
-    pytest.param(faults.garbage(), id="malformed-JSON"),
+    pytest.param(faults.malformed_json(), id="malformed-JSON"),
     pytest.param(faults.answer(200, b"[" * 100_000), id="deeply-nested"),
     pytest.param(faults.answer(200, b"\xff\xfe"), id="not-text"),
 ]

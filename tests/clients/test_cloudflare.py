@@ -165,7 +165,7 @@ SHOWN = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
         pytest.param(faults.answer(200, "[]"), id="list"),
         pytest.param(faults.answer(200, ""), id="empty"),
         pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.garbage(), id="malformed-json"),
+        pytest.param(faults.malformed_json(), id="malformed-json"),
     ],
 )
 def test_malformed_response_is_an_error(
@@ -638,7 +638,7 @@ def test_invalid_token_is_an_auth_error(account: CloudflareSimulator, zone_id: s
 def test_rate_limit_has_the_time_to_wait(
     account: CloudflareSimulator, cloudflare: CloudflareWriter, body_code: Any, is_sent: bool
 ) -> None:
-    account.limit(0, code=body_code, retry_after=is_sent)
+    account.limit_rate(0, code=body_code, retry_after=is_sent)
     with pytest.raises(TransientError) as raised:
         cloudflare.records(NAME)
     assert raised.value.throttled

@@ -21,10 +21,10 @@ from tests.clients.test_headscale import (  # the same cases, with this module's
     CREATE,
     HOUR,
     a_key,
+    add_fault,
     ours,
     retrying_on,
     server_of,
-    spoil,
     test_create_without_a_response_is_logged,
     test_deletion_of_a_missing_node_succeeds,
     test_deletion_with_a_lost_response_is_confirmed,
@@ -145,7 +145,7 @@ def test_version_is_read_once(server: HeadscaleSimulator, transport: ExecTranspo
 @ONE_RELEASE
 @pytest.mark.parametrize("written", ["v0.26.1\n", "0.26.1\n", "0.26.1"])
 def test_bare_version_is_accepted(written: str, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
-    kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), "headscale version")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=written.encode())), "headscale version")
     assert transport.version() == "0.26.1"
 
 
@@ -166,7 +166,7 @@ def test_custom_build_is_detected_by_its_options(
 def test_unsupported_version_is_refused(
     kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    kubernetes.spoil(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=b"v0.22.3\n")), "headscale version")
     with pytest.raises(ResponseError, match=r"0\.22\.3 .* 0\.23"):
         headscale.version()
     assert clock.elapsed_s == 0, "it must not be retried"
@@ -224,7 +224,7 @@ def test_no_secret_is_in_an_argument(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator, clock: Clock
 ) -> None:
     """Arguments are visible in URLs, audit logs and the process table of Headscale's node."""
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     with suppress(ResponseError):
         headscale.expire_pre_auth_key(key, the_user(headscale))
@@ -264,9 +264,9 @@ A_LOG_LINE = '{"level":"info","time":1767225600,"message":"Opening database"}'
 def test_null_of_a_successful_command_is_an_empty_list(
     call: Callable[[ExecTransport], list[Any]], kubernetes: KubernetesSimulator, transport: ExecTransport
 ) -> None:
-    kubernetes.spoil(ExecFault(instead=Finished(stdout=b"null\n")), " list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=b"null\n")), " list")
     assert call(transport) == []
-    kubernetes.spoil(ExecFault(instead=Finished(1, stdout=b"null\n")), " list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(1, stdout=b"null\n")), " list")
     with pytest.raises(TransientError):
         call(transport)
 
@@ -299,7 +299,7 @@ def test_malformed_output_is_an_error(
     kubernetes: KubernetesSimulator,
     transport: ExecTransport,
 ) -> None:
-    kubernetes.spoil(ExecFault(instead=Finished(stdout=written.encode())), " list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=written.encode())), " list")
     with pytest.raises(ApiError) as raised:
         call(transport)
     assert type(raised.value) is kind
@@ -323,7 +323,7 @@ def test_text_before_the_result_is_ignored(
     before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
-    kubernetes.spoil(ExecFault(before=before.encode()), times=None)
+    kubernetes.add_exec_fault(ExecFault(before=before.encode()), times=None)
     assert [node.hostname for node in headscale.nodes()] == [NAME]
     assert headscale.version() == server.version
 
@@ -339,7 +339,7 @@ def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: Exe
         Finished(1, stderr=f'{{"error": "no such key {secret}"}}'.encode()),
         Finished(1, stderr=f"panic with hskey-auth-{secret} in hand".encode()),
     ):
-        kubernetes.spoil(ExecFault(instead=finished), "nodes list")
+        kubernetes.add_exec_fault(ExecFault(instead=finished), "nodes list")
         with pytest.raises(ApiError) as raised:
             transport.nodes()
         error: BaseException | None = raised.value
@@ -401,7 +401,7 @@ def test_kind_of_error_for_each_failure(
 ) -> None:
     failed = ExecFault(instead=Finished(status, stdout=b"null\n", stderr=stderr.encode()))
     for call in (transport.nodes, lambda: transport.delete_node("1")):
-        kubernetes.spoil(failed, "nodes")
+        kubernetes.add_exec_fault(failed, "nodes")
         with pytest.raises(ApiError) as raised:
             call()
         assert type(raised.value) is kind
@@ -423,7 +423,7 @@ def test_kind_of_error_for_each_failure(
 def test_permanent_failure_is_not_retried(
     stderr: str, setting: str, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    kubernetes.spoil(ExecFault(instead=Finished(1, stderr=stderr.encode())), "list", times=None)
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(1, stderr=stderr.encode())), "list", times=None)
     with pytest.raises(ResponseError, match=setting):
         headscale.nodes()
     assert clock.elapsed_s == 0
@@ -450,7 +450,7 @@ def test_retry_budget_is_two_minutes_in_all(cli: HeadscaleCli, headscale: Headsc
     [
         pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
         pytest.param(ExecFault(status=False), id="closed-without-a-status"),
-        pytest.param(ExecFault(unstarted="container not running"), id="container-stopped"),
+        pytest.param(ExecFault(start_error="container not running"), id="container-stopped"),
         pytest.param(ExecFault(instead=Finished()), id="success-without-output"),
     ],
 )
@@ -458,7 +458,7 @@ def test_interrupted_read_is_retried(
     fault: ExecFault, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
-    kubernetes.spoil(fault, "nodes list", times=2)
+    kubernetes.add_exec_fault(fault, "nodes list", times=2)
     assert [node.hostname for node in headscale.nodes()] == [NAME]
 
 
@@ -507,7 +507,7 @@ def test_empty_list_does_not_mean_a_missing_node(
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     for _ in range(20):
-        kubernetes.spoil(ExecFault(instead=Finished(stdout=listed)), "nodes list")
+        kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=listed)), "nodes list")
     with pytest.raises(TransientError):
         headscale.delete_node(node, is_still_ours=ours)
 
@@ -519,7 +519,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     server.add_node("laptop", user="ann")
     [node, _] = headscale.nodes()
     laptop = b'[{"id": 2, "machine_key": "mkey:' + b"2" * 64 + b'", "name": "laptop"}]'
-    kubernetes.spoil(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
     headscale.delete_node(node, is_still_ours=ours)
     assert [left.name for left in server.nodes] == ["laptop"]
 
@@ -545,7 +545,7 @@ def test_lost_response_leaves_one_usable_key(
     clock: Clock,
 ) -> None:
     clock.sleep(0.123456)
-    kubernetes.spoil(fault, "preauthkeys create", times=times)
+    kubernetes.add_exec_fault(fault, "preauthkeys create", times=times)
     key = a_key(headscale, clock)
     assert len(server.keys) == times + 1
     assert usable(server, clock) == [key.secret.get_secret_value()]
@@ -569,7 +569,7 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
     clock: Clock,
     events: list[dict[str, object]],
 ) -> None:
-    kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = a_key(headscale, clock)
     hidden, made = server.keys
     assert (key.id, key.secret.get_secret_value()) == (str(made.id), made.key)
@@ -590,7 +590,7 @@ def test_lost_response_is_resolved_despite_clock_skew(
     transport = connect()
     headscale = HeadscaleWriter(ExecTransport(transport._pod, now=lambda: clock.now() + skew), retrying_on(clock))  # noqa: SLF001
     user = the_user(headscale)
-    kubernetes.spoil(ExecFault(cut_after=1), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
@@ -616,7 +616,7 @@ def test_key_of_another_pod_is_not_expired(
 ) -> None:
     """Our key was never created. The other pod's key has almost the same lifetime."""
     user = the_user(headscale)
-    kubernetes.spoil(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
     created: list[timedelta] = []
 
     def other_pod() -> None:
@@ -695,7 +695,7 @@ class TestPodSelection:
         kubernetes.add_pod("ui-0", {"ui": {}}, age=timedelta(0))
         assert transport.nodes() == []
 
-    @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"leaving": True}])
+    @pytest.mark.parametrize("state", [{"ready": False}, {"phase": "Pending"}, {"is_terminating": True}])
     @pytest.mark.parametrize(
         "other_pod", [None, {"ui": {}}, {"ui": {}, "proxy": {}}], ids=["no-other-pod", "ui", "ui-2"]
     )
@@ -711,7 +711,7 @@ class TestPodSelection:
         if other_pod is not None:
             kubernetes.add_pod("ui-0", other_pod)
         pod = kubernetes.change_pod(kubernetes.pods[0], **state)
-        clock.schedule(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", leaving=False))
+        clock.schedule(20, lambda: kubernetes.change_pod(pod, ready=True, phase="Running", is_terminating=False))
         assert headscale.nodes() == []
         assert clock.elapsed_s >= 20
 
@@ -777,7 +777,7 @@ def test_outcome_of_each_command_is_observed(kubernetes: KubernetesSimulator, co
         ExecFault(instead=Finished(1)),
         ExecFault(instead=Finished(1, stderr=grpc("InvalidArgument").encode())),
     ):
-        kubernetes.spoil(fault)
+        kubernetes.add_exec_fault(fault)
         with pytest.raises(ApiError):
             transport.nodes()
     assert seen == ["ok", "no_answer", "server_error", "refused"]

@@ -159,7 +159,7 @@ def test_unsupported_version_is_refused(reported: str | None, clock: Clock) -> N
     ("fault", "kind", "named"),
     [
         pytest.param(faults.html(200), ResponseError, "HEADSCALE_URL", id="web-page"),
-        pytest.param(faults.garbage(), ResponseError, "HEADSCALE_URL", id="malformed-json"),
+        pytest.param(faults.malformed_json(), ResponseError, "HEADSCALE_URL", id="malformed-json"),
         pytest.param(faults.answer(200, "[]"), ResponseError, "HEADSCALE_URL", id="other-api"),
         pytest.param(faults.html(404), TransientError, "HEADSCALE_URL", id="proxy-without-route"),
         pytest.param(faults.html(502), TransientError, "502", id="proxy-without-upstream"),
@@ -326,7 +326,7 @@ LIST = ("GET", "/api/v1/preauthkey")
 EXPIRE = ("POST", "/api/v1/preauthkey/expire")
 
 
-def spoil(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault, *, times: int | None = 1) -> None:
+def add_fault(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault, *, times: int | None = 1) -> None:
     """Inject a fault into a request."""
     method, path = request
     server.faults.add(fault, method=method, path=path, times=times)
@@ -348,7 +348,7 @@ def spoil(server: HeadscaleSimulator, request: tuple[str, str], fault: Fault, *,
 def test_lost_response_leaves_one_usable_key(
     fault: Fault, times: int, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    spoil(server, CREATE, fault, times=times)
+    add_fault(server, CREATE, fault, times=times)
     key = a_key(headscale, clock)
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
@@ -356,7 +356,7 @@ def test_lost_response_leaves_one_usable_key(
 def test_expired_key_of_a_lost_response_is_logged(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     a_key(headscale, clock)
     assert [event["key_id"] for event in named(events, "pre_auth_key.expired")] == ["1"]
 
@@ -368,8 +368,8 @@ def test_expired_key_of_a_lost_response_is_logged(
 def test_lost_response_is_resolved_despite_further_faults(
     failing: tuple[str, str], fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
-    spoil(server, CREATE, faults.drop(committed=True))
-    spoil(server, failing, fault, times=2)
+    add_fault(server, CREATE, faults.drop(committed=True))
+    add_fault(server, failing, fault, times=2)
     key = a_key(headscale, clock)
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
@@ -380,7 +380,7 @@ def test_lost_response_does_not_prevent_a_later_key(
 ) -> None:
     """The first key can have expired since, and some releases refuse to expire it again."""
     user = the_user(headscale)
-    spoil(server, CREATE, faults.wrong_content_type(committed=True))
+    add_fault(server, CREATE, faults.wrong_content_type(committed=True))
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     clock.sleep(later.total_seconds())
@@ -394,7 +394,7 @@ def test_lost_response_is_resolved_for_a_user_with_an_email(
 ) -> None:
     """Releases 0.24 and 0.25 list the email of a key's user instead of the name, if the user has one."""
     user = server.add_user("web", email)
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     spec = KeySpec(User(str(user.id), "web"), HOUR)
     key = headscale.create_pre_auth_key(spec, now=clock.now())
     assert usable(server, clock) == [key.secret.get_secret_value()]
@@ -410,7 +410,7 @@ def test_other_keys_are_not_expired_after_a_lost_response(
         server.create_key("svc", expires_in=2 * HOUR),
         server.create_key("svc", expires_in=HOUR - timedelta(seconds=1)),
     ]
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     assert usable(server, clock) == [*(key.key for key in kept), key.secret.get_secret_value()]
 
@@ -419,7 +419,7 @@ def test_create_without_a_response_is_logged(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock, events: list[dict[str, object]]
 ) -> None:
     user = the_user(headscale)
-    spoil(server, CREATE, faults.drop(), times=None)
+    add_fault(server, CREATE, faults.drop(), times=None)
     with pytest.raises(TransientError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert clock.elapsed_s <= 120
@@ -430,7 +430,7 @@ def test_create_without_a_response_is_logged(
     "fault",
     [
         pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.garbage(), id="malformed-json"),
+        pytest.param(faults.malformed_json(), id="malformed-json"),
         pytest.param(faults.answer(200, "{}"), id="without-key"),
         pytest.param(faults.answer(400, '{"code": 3, "message": "no", "details": []}'), id="400"),
     ],
@@ -439,7 +439,7 @@ def test_create_with_a_malformed_response_is_not_repeated(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     user = the_user(headscale)
-    spoil(server, CREATE, fault)
+    add_fault(server, CREATE, fault)
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(server.writes) == 1
@@ -450,7 +450,7 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
 ) -> None:
     """The server created it, but a proxy replaced the response by a page."""
     user = the_user(headscale)
-    spoil(server, CREATE, faults.wrong_content_type(committed=True))
+    add_fault(server, CREATE, faults.wrong_content_type(committed=True))
     with pytest.raises(ResponseError):
         headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     assert len(usable(server, clock)) == 1
@@ -474,7 +474,7 @@ def test_expiry_with_a_lost_response_succeeds(
     fault: Fault, server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     key = a_key(headscale, clock)
-    spoil(server, EXPIRE, fault)
+    add_fault(server, EXPIRE, fault)
     headscale.expire_pre_auth_key(key, the_user(headscale))
     assert usable(server, clock) == []
     assert clock.elapsed_s < 10
@@ -550,7 +550,7 @@ def test_malformed_id_is_not_sent(node_id: str, server: HeadscaleSimulator, head
     "fault",
     [
         pytest.param(faults.html(200), id="html"),
-        pytest.param(faults.garbage(), id="malformed-json"),
+        pytest.param(faults.malformed_json(), id="malformed-json"),
         pytest.param(faults.answer(200, "{}"), id="list-missing"),
         pytest.param(faults.answer(200, '{"nodes": null}'), id="null"),
         pytest.param(faults.answer(200, '{"nodes": {}}'), id="object"),
@@ -792,7 +792,7 @@ def test_client_adapts_to_an_upgrade(old: str, new: str, is_visible: bool, clock
     if is_visible:
         server.faults.add(faults.drop())
     headscale.expire_pre_auth_key(before, user)
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     after = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
     node_key = [key.key for key in server.keys if key.used]
     assert [key for key in usable(server, clock) if key not in node_key] == [after.secret.get_secret_value()]
@@ -852,7 +852,7 @@ def test_no_error_has_a_secret(field: str, value: object, clock: Clock) -> None:
 
 
 def test_no_secret_is_in_a_url(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
-    spoil(server, CREATE, faults.drop(committed=True))
+    add_fault(server, CREATE, faults.drop(committed=True))
     key = a_key(headscale, clock)
     headscale.expire_pre_auth_key(key, the_user(headscale))
     urls = " ".join(f"{exchange.path}?{exchange.query}" for exchange in server.requests)

@@ -300,7 +300,7 @@ def test_list_of_twenty_thousand_nodes_is_read(api: Api) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(faults.garbage(), id="truncated-json"),
+        pytest.param(faults.malformed_json(), id="truncated-json"),
         pytest.param(faults.html(200), id="html"),
         pytest.param(faults.answer(200, b'{"path": 1}', content_type="text/plain"), id="json-of-another-type"),
         pytest.param(faults.answer(200, b'{"path": 1}', content_type=""), id="no-content-type"),

@@ -227,7 +227,7 @@ def test_pods_are_selected_by_labels(kubernetes: KubernetesSimulator, cluster: C
         ({"ready": False}, False),
         ({"phase": "Pending"}, False),
         ({"phase": "Succeeded"}, False),
-        ({"leaving": True}, False),
+        ({"is_terminating": True}, False),
     ],
 )
 def test_readiness_of_a_pod(
@@ -272,7 +272,7 @@ def test_arguments_are_passed_unchanged_in_either_subprotocol(spoken: tuple[str,
         output = run(cluster, "echo", *arguments)
     assert (output.exit_status, output.stdout.decode().split("\n")) == (0, arguments)
     assert output.stderr == b"also on stderr\n"
-    assert kubernetes.chosen == [spoken[0]]
+    assert kubernetes.used_subprotocols == [spoken[0]]
 
 
 @pytest.mark.parametrize("status", [1, 2, 126, 255])
@@ -302,13 +302,13 @@ def test_repr_has_no_output(cluster: Cluster) -> None:
         pytest.param(ExecFault(cut_after=0), id="cut-before-the-output"),
         pytest.param(ExecFault(cut_after=4), id="cut-in-the-output"),
         pytest.param(ExecFault(status=False), id="closed-without-a-status"),
-        pytest.param(ExecFault(unstarted="container is not running"), id="container-stopped"),
+        pytest.param(ExecFault(start_error="container is not running"), id="container-stopped"),
     ],
 )
 def test_command_with_an_unknown_end_is_transient(
     fault: ExecFault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    kubernetes.spoil(fault)
+    kubernetes.add_exec_fault(fault)
     assert type(failure(lambda: run(cluster, "echo", "all of it"))) is TransientError
     assert run(cluster, "echo", "all of it").stdout == b"all of it"
 
@@ -318,7 +318,7 @@ def test_command_with_an_unknown_end_is_transient(
 def test_hanging_command_ends_with_the_time_budget(
     fault: ExecFault, kubernetes: KubernetesSimulator, quick_cluster: Cluster
 ) -> None:
-    kubernetes.spoil(fault)
+    kubernetes.add_exec_fault(fault)
     error = failure(lambda: run(quick_cluster, "echo", "some words that make a frame"))
     assert type(error) is TransientError
     assert f"{SHORT_S:g} s" in str(error)

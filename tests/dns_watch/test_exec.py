@@ -159,7 +159,7 @@ def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) ->
     watch = world.watch(a_registered_world(world))
     world.run(watch, 100)
     before, written = world.records(), len(world.cloudflare.writes)
-    world.kubernetes.spoil(fault, times=None)
+    world.kubernetes.add_exec_fault(fault, times=None)
     world.run(watch, HOUR_S)
     assert (world.records(), len(world.cloudflare.writes)) == (before, written)
     assert watch.state.heal.lost is None

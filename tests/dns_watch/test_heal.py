@@ -27,7 +27,7 @@ from tests.dns_watch.pods import (
     Pod,
     published_addresses,
 )
-from tests.simulators.faults import Fault, answer, drop, garbage, html, lacking, refuse
+from tests.simulators.faults import Fault, answer, drop, html, malformed_json, omit_items, refuse
 from tests.world import World, named, names
 
 VERSIONS = ("0.23.0", "0.25.1", "0.27.1", "0.28.0", "0.29.2", "0.30.0")
@@ -281,7 +281,7 @@ def test_a_used_key_of_an_unregistered_pod_is_replaced(world: World, tmp_path: P
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
     pod.start()
     old_key = pod.key
-    pod.client.die()
+    pod.client.stop()
     pod.interface.set_addresses(None)
     delete_node(pod)
     pod.run(130)
@@ -311,7 +311,7 @@ def test_an_expired_key_of_an_unregistered_pod_is_replaced(world: World, tmp_pat
 
 NOT_FOUND = answer(404, json.dumps({"code": 5, "message": "node not found", "details": []}))
 EMPTY_LIST = answer(200, json.dumps({"nodes": []}))
-INCOMPLETE_LIST = lacking(NAME)
+INCOMPLETE_LIST = omit_items(NAME)
 OTHER_USERS = answer(200, json.dumps({"users": [{"id": "1", "name": "admin"}]}))
 
 
@@ -337,7 +337,7 @@ def fail(world: World, faults: Mapping[str | None, Fault]) -> None:
         pytest.param({None: answer(404, "default backend - 404", content_type="text/plain")}, HOUR_S, id="404 as text"),
         pytest.param({None: html(503)}, HOUR_S, id="503"),
         pytest.param({None: html(200)}, HOUR_S, id="HTML page"),
-        pytest.param({None: garbage()}, HOUR_S, id="garbage"),
+        pytest.param({None: malformed_json()}, HOUR_S, id="garbage"),
         pytest.param({None: refuse()}, HOUR_S, id="connection refused"),
     ],
 )
@@ -621,7 +621,7 @@ def test_no_restart_is_requested_with_a_used_key(world: World, tmp_path: Path) -
     delete_node(pod)
     pod.run_until(GONE_WITH_FRESH_KEY, within_s=130)
     pod.client.start()
-    world.headscale.faults.add(lacking(NAME), method="GET", path=NODES, times=1)
+    world.headscale.faults.add(omit_items(NAME), method="GET", path=NODES, times=1)
     pod.watch.run_pass()
     assert world.headscale.faults.pending == 0
     assert pod.nodez == GONE

@@ -78,7 +78,7 @@ def test_an_inconclusive_list_heals_nothing(
 ) -> None:
     pod = a_pod(world, tmp_path / "pod")
     key, writes = pod.key, len(world.cloudflare.writes)
-    world.kubernetes.spoil(ExecFault(instead=Finished(stdout=output)), "nodes list", times=None)
+    world.kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list", times=None)
     pod.run(3600)
     assert pod.nodez.restart_helps is False
     assert (pod.key, len(world.cloudflare.writes)) == (key, writes)

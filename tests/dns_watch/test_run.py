@@ -467,7 +467,7 @@ def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node
         pytest.param(faults.refuse(), id="unreachable"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(200), id="HTML page"),
-        pytest.param(faults.garbage(), id="garbage"),
+        pytest.param(faults.malformed_json(), id="garbage"),
         pytest.param(faults.too_many_requests(), id="rate limit"),
         pytest.param(faults.too_many_requests(0), id="rate limit with Retry-After 0"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
@@ -505,12 +505,12 @@ def test_cloudflare_failures_do_not_increase_polls_of_headscale(world: World, no
 
 def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, node: Node, watch: DnsWatch) -> None:
     """The limit applies to all clients of the account, and every request counts."""
-    world.cloudflare.limit(0, per=timedelta(minutes=5), retry_after=False)
+    world.cloudflare.limit_rate(0, per=timedelta(minutes=5), retry_after=False)
     world.run(watch, MINUTE - 1)
     assert len(world.cloudflare.requests) == 1
     world.run(watch, 5 * MINUTE)
     assert len(world.cloudflare.requests) <= 6
-    world.cloudflare.unlimit()
+    world.cloudflare.remove_rate_limit()
     world.run(watch, VERIFY_S * MAX_JITTER)
     assert world.records() == {f"A {node.address}": MARK}
 
@@ -620,7 +620,7 @@ def test_an_unreadable_token_file_does_not_end_the_command(
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(200), id="HTML page"),
         pytest.param(faults.html(404), id="404 of a proxy"),
-        pytest.param(faults.garbage(), id="garbage"),
+        pytest.param(faults.malformed_json(), id="garbage"),
         pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="API key refused"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
     ],

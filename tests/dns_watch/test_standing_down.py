@@ -11,7 +11,7 @@ import pytest
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
 from tests.dns_watch.pods import GONE, GONE_WITH_FRESH_KEY, REGISTERED, SUPERSEDED, Pod, published_addresses
-from tests.simulators.faults import answer, html, lacking, refuse, stale
+from tests.simulators.faults import answer, html, omit_items, refuse, stale
 from tests.world import Interface, World, named
 
 HOUR_S = 3600.0
@@ -180,7 +180,7 @@ def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_pat
     new.start()
     world.run_together(new.watch, old.watch, seconds=600)
     key = old.key
-    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=list_count)
+    world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)", times=list_count)
     for _ in range(list_count):
         world.clock.sleep(600)
         old.watch.run_pass()
@@ -194,12 +194,12 @@ def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_pat
 def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
     """This is so even if a fresh key is already in its file."""
     old, new = superseded_while_it_heals(world, tmp_path)
-    world.headscale.faults.add(lacking(NAME), method="GET", path=r"/api/v1/node(\?|$)")
+    world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
     old.watch.run_pass()
     assert world.headscale.faults.pending == 0
     assert old.nodez == GONE
-    new.client.die()
+    new.client.stop()
     world.headscale.delete_node(new.node_id)
     old.run(120)
     assert old.nodez == GONE_WITH_FRESH_KEY

@@ -312,7 +312,7 @@ class Engine:
             if not self.world.environment["TAILSCALE_INTERFACE"]:
                 return
             queue = self.world.queues["headscale"]
-            for path, fault in ((r"/node(\?|$)", faults.lacking(NAME)), (r"/node/\d", faults.html(404))):
+            for path, fault in ((r"/node(\?|$)", faults.omit_items(NAME)), (r"/node/\d", faults.html(404))):
                 queue.order(step.kind, fault, method="GET", path=path, times=POLLS, after=0)
         elif step.kind == EMPTY_NODE_LIST:
             empty = faults.answer(200, '{"nodes":[]}')

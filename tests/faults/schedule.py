@@ -47,7 +47,7 @@ FAULTS: Final[dict[str, Callable[[UpstreamName, Random], Fault]]] = {
     "time-out after": lambda _upstream, _random: faults.hang(committed=True),
     "slow drip": lambda _upstream, _random: faults.drip(),
     "truncated": lambda _upstream, _random: faults.truncate(),
-    "garbage": lambda _upstream, _random: faults.garbage(),
+    "garbage": lambda _upstream, _random: faults.malformed_json(),
     "wrong content type": lambda _upstream, _random: faults.wrong_content_type(),
     "empty object": lambda _upstream, _random: faults.answer(200, "{}"),
     "null": lambda _upstream, _random: faults.answer(200, "null"),

@@ -181,7 +181,7 @@ FAILURES = (
     faults.drop(),
     faults.drop(committed=True),
     faults.truncate(),
-    faults.garbage(),
+    faults.malformed_json(),
     faults.wrong_content_type(),
     faults.too_many_requests(1),
     faults.html(502),

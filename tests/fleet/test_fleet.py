@@ -49,7 +49,7 @@ class SimultaneousStart:
         self.clock = CooperativeClock()
         self.world = FleetWorld(monkeypatch, folder, clock=self.clock, **variables)
         world = self.world
-        world.cloudflare.limit(LIMIT - used, timedelta(seconds=WINDOW_S))
+        world.cloudflare.limit_rate(LIMIT - used, timedelta(seconds=WINDOW_S))
         self.headscale = SlowUpstream(world.headscale, self.clock, cost_s=BCRYPT_S, concurrency=CORES)
         self.cloudflare = SlowUpstream(world.cloudflare, self.clock, cost_s=CLOUDFLARE_S, concurrency=None)
         world.route = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))

@@ -45,7 +45,7 @@ def stay_connected(login_server: str, key_file: Path) -> None:
     client.start()
     Health.has_address = True
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
-    client.die()
+    client.stop()
 
 
 REQUIRED_VALUES = {

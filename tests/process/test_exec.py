@@ -168,12 +168,12 @@ def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) ->
         pytest.param(ExecFault(cut_after=5), "preauthkeys create", id="truncated new key"),
         pytest.param(ExecFault(before=b"warning: garbage\n"), "preauthkeys create", id="garbage before a new key"),
         pytest.param(ExecFault(instead=Finished()), "users list", id="success without output"),
-        pytest.param(ExecFault(unstarted="container is restarting"), "nodes delete", id="restarting container"),
+        pytest.param(ExecFault(start_error="container is restarting"), "nodes delete", id="restarting container"),
     ],
 )
 def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command: str, pod: ClusterPod) -> None:
     pod.add_leftovers()
-    pod.kubernetes.spoil(fault, headscale_command)
+    pod.kubernetes.add_exec_fault(fault, headscale_command)
     result = pod.run("cleanup")
     assert result.status == 0, result.stdout
     assert pod.headscale.nodes == []
@@ -184,7 +184,7 @@ def test_command_that_fails_once_is_retried(fault: ExecFault, headscale_command:
 
 def test_malformed_output_deletes_nothing(pod: ClusterPod) -> None:
     pod.add_leftovers()
-    pod.kubernetes.spoil(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
+    pod.kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=b"garbage")), "nodes list")
     result = pod.run("cleanup")
     assert (result.status, result.last["error_type"]) == (1, "ResponseError")
     assert pod.has_no_writes
@@ -209,7 +209,7 @@ def test_hanging_exec_does_not_delay_a_stop(pod: ClusterPod) -> None:
 
     [headscale] = pod.kubernetes.pods
     pod.kubernetes.change_pod(headscale, containers={"headscale": {"headscale": headscale_command}})
-    pod.kubernetes.spoil(ExecFault(hang=True), times=None)
+    pod.kubernetes.add_exec_fault(ExecFault(hang=True), times=None)
     for command, status in (("dns-watch", 0), ("cleanup", 1)):
         is_executed.clear()
         running = pod.start(command, **SIDECAR)
@@ -234,7 +234,7 @@ def test_configured_pod_and_container_are_used(pod: ClusterPod) -> None:
 
 @pytest.mark.full
 def test_http_timeout_applies_to_a_headscale_command(pod: ClusterPod) -> None:
-    pod.kubernetes.spoil(ExecFault(hang=True), "users list")
+    pod.kubernetes.add_exec_fault(ExecFault(hang=True), "users list")
     result = pod.run("cleanup", HTTP_TIMEOUT="2s")
     assert result.status == 0, result.stdout
     assert ["within 2 s" in event["error"] for event in result.named("retry.scheduled")] == [True]

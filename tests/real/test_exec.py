@@ -215,7 +215,7 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_return(
 def test_key_with_lost_output_is_expired(fault: ExecFault, workload: Workload, kubernetes: KubernetesSimulator) -> None:
     """Before Headscale 0.28, `headscale preauthkeys expire` needs the secret, which was lost. The key expires later."""
     before = _key_ids(workload)
-    kubernetes.spoil(fault, "preauthkeys create")
+    kubernetes.add_exec_fault(fault, "preauthkeys create")
     ended = workload.cleanup()
     lost, kept = sorted(_key_ids(workload) - before, key=int)
     by_id = workload.server.release.minor >= 28

@@ -32,7 +32,7 @@ EXEC_FAULTS = {
     "truncated output": ExecFault(cut_after=5),
     "malformed output": ExecFault(instead=Finished(stdout=b"garbage")),
     "error": ExecFault(instead=Finished(exit_status=1, stderr=b"Error: rpc error: code = Unavailable")),
-    "restarting container": ExecFault(unstarted="container is restarting"),
+    "restarting container": ExecFault(start_error="container is restarting"),
 }
 
 
@@ -90,8 +90,8 @@ def test_output_of_failed_exec_contains_no_secret(cluster_pod: ClusterPod, kind:
     pod.add_leftovers()
     for command in COMMANDS[:3]:
         if fault is not None:
-            pod.kubernetes.spoil(fault, "nodes list")
-            pod.kubernetes.spoil(fault, "preauthkeys create")
+            pod.kubernetes.add_exec_fault(fault, "nodes list")
+            pod.kubernetes.add_exec_fault(fault, "preauthkeys create")
         result = pod.run(*command, **SETTINGS)
         count("runs of commands through failures", f"exec: {kind}")
         urls = [f"{request.path}?{request.query}" for request in pod.kubernetes.requests]

@@ -239,7 +239,7 @@ class CloudflareSimulator(Upstream):
         with self.lock:
             return list(self._secrets)
 
-    def limit(
+    def limit_rate(
         self,
         requests: int,
         per: timedelta = timedelta(minutes=5),
@@ -259,7 +259,7 @@ class CloudflareSimulator(Upstream):
             now = self._now()
             self._limit = _Limit(requests=requests, per=per, retry_after=retry_after, code=code, since=now)
 
-    def unlimit(self) -> None:
+    def remove_rate_limit(self) -> None:
         """Remove the rate limit."""
         with self.lock:
             self._limit = None

@@ -93,7 +93,7 @@ def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str
     return answer(429, body, headers=headers)
 
 
-def garbage() -> Fault:
+def malformed_json() -> Fault:
     """Send status 200 and the content type of JSON, with a body that is not JSON."""
     return answer(200, b'{"nodes": [{"id": ')
 
@@ -133,7 +133,7 @@ def stale() -> Fault:
     return Fault(kind=Kind.STALE)
 
 
-def lacking(text: str) -> Fault:
+def omit_items(text: str) -> Fault:
     """Omit list items that contain this text, ignoring case, from an otherwise correct response."""
     return Fault(kind=Kind.LACKING, lacks=text.casefold())
 

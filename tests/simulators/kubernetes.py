@@ -74,7 +74,7 @@ class SimulatedPod:
     owner: str | None
     ready: bool
     phase: str
-    leaving: bool
+    is_terminating: bool
 
     def shown(self) -> dict[str, Any]:
         """Return the essential part of its JSON."""
@@ -87,7 +87,7 @@ class SimulatedPod:
         }
         if self.owner is not None:
             metadata["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": self.owner, "name": "headscale"}]
-        if self.leaving:
+        if self.is_terminating:
             metadata["deletionTimestamp"] = metadata["creationTimestamp"]
         return {
             "metadata": metadata,
@@ -110,7 +110,7 @@ class ExecFault:
         status: whether the exit status is sent.
         hang: run the command, but send nothing until the client closes the connection.
         stall: send half of a frame, and nothing more.
-        unstarted: why the container runtime could not start the command; "" = it could.
+        start_error: why the container runtime could not start the command; "" = it could.
     """
 
     before: bytes = b""
@@ -119,7 +119,7 @@ class ExecFault:
     status: bool = True
     hang: bool = False
     stall: bool = False
-    unstarted: str = ""
+    start_error: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -192,7 +192,7 @@ class KubernetesSimulator(Upstream):
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
         self.is_starting = False
         """True if the server is not ready and refuses every token."""
-        self.chosen: list[str] = []
+        self.used_subprotocols: list[str] = []
         """The subprotocol of each command."""
         self.account = SERVICE_ACCOUNT
         self.events = Events()
@@ -233,7 +233,7 @@ class KubernetesSimulator(Upstream):
         owner: str | None = "StatefulSet",
         ready: bool = True,
         phase: str = "Running",
-        leaving: bool = False,
+        is_terminating: bool = False,
         age: timedelta = timedelta(hours=1),
     ) -> SimulatedPod:
         """Add a pod. By default it has the recommended labels of Headscale."""
@@ -247,7 +247,7 @@ class KubernetesSimulator(Upstream):
             owner=owner,
             ready=ready,
             phase=phase,
-            leaving=leaving,
+            is_terminating=is_terminating,
         )
         with self.lock:
             self._pods.append(pod)
@@ -277,7 +277,7 @@ class KubernetesSimulator(Upstream):
         with self.lock:
             self._rules.clear()
 
-    def spoil(self, fault: ExecFault, command: str = "", *, times: int | None = 1, after: int = 0) -> None:
+    def add_exec_fault(self, fault: ExecFault, command: str = "", *, times: int | None = 1, after: int = 0) -> None:
         """Inject a fault into a command.
 
         Args:
@@ -472,7 +472,7 @@ class KubernetesSimulator(Upstream):
             spoken = [subprotocol for subprotocol in offered if subprotocol in self.subprotocols]
             if request.headers.get("upgrade", "").lower() != "websocket" or not spoken:
                 raise _RefusedError(400, "unable to upgrade: unknown subprotocol")
-            self.chosen.append(spoken[0])
+            self.used_subprotocols.append(spoken[0])
             command = request.parameters.all("command")[0]
             return pod.containers[container].get(command), spoken[0]
 
@@ -519,8 +519,8 @@ class KubernetesSimulator(Upstream):
         argv = request.parameters.all("command")
         fault = self._fault_of(" ".join(argv))
         if program is None:
-            fault = ExecFault(unstarted=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
-        finished = fault.instead or (program(argv) if program and not fault.unstarted else Finished())
+            fault = ExecFault(start_error=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
+        finished = fault.instead or (program(argv) if program and not fault.start_error else Finished())
         stdout = fault.before + finished.stdout
         if fault.hang or fault.stall:
             half = frame(bytes([STDOUT]) + stdout)[: len(stdout) // 2]
@@ -533,7 +533,7 @@ class KubernetesSimulator(Upstream):
         if subprotocol == V5:
             written += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
         if fault.status:
-            status = _unstarted(fault.unstarted) if fault.unstarted else _ended(finished.exit_status)
+            status = _not_started(fault.start_error) if fault.start_error else _ended(finished.exit_status)
             written += _messages(ERROR, json.dumps(status).encode())
         return written, None
 
@@ -586,7 +586,7 @@ def _ended(exit_status: int) -> dict[str, Any]:
     }
 
 
-def _unstarted(reason: str) -> dict[str, Any]:
+def _not_started(reason: str) -> dict[str, Any]:
     return {
         "metadata": {},
         "status": "Failure",

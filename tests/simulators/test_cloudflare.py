@@ -431,7 +431,7 @@ class Clock:
 def test_rate_limit(code: Any, retry_after: bool) -> None:
     clock = Clock()
     account = Account(now=clock)
-    account.sim.limit(2, timedelta(minutes=5), retry_after=retry_after, code=code)
+    account.sim.limit_rate(2, timedelta(minutes=5), retry_after=retry_after, code=code)
     assert [account.client.get(account.records).status_code for _ in range(3)] == [200, 200, 429]
     clock.now += timedelta(seconds=100.5)
     response = account.client.get(account.records)
@@ -440,16 +440,16 @@ def test_rate_limit(code: Any, retry_after: bool) -> None:
     assert response.headers.get("retry-after") == ("200" if retry_after else None)
     clock.now += timedelta(seconds=199.5)
     assert account.client.get(account.records).status_code == 200
-    account.sim.limit(0)
+    account.sim.limit_rate(0)
     assert account.client.get(account.records).status_code == 429
-    account.sim.unlimit()
+    account.sim.remove_rate_limit()
     assert account.client.get(account.records).status_code == 200
 
 
 def test_window_of_the_rate_limit() -> None:
     clock = Clock()
     account = Account(now=clock)
-    account.sim.limit(1, timedelta(minutes=5))
+    account.sim.limit_rate(1, timedelta(minutes=5))
     for _ in range(3):
         response = account.client.get(account.records)
         assert response.headers["ratelimit"] == '"default";r=0;t=300'

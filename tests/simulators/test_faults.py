@@ -76,7 +76,7 @@ def test_connection_fails(
     ("fault", "status", "content_type"),
     [
         pytest.param(faults.html(503), 503, "text/html; charset=UTF-8", id="html"),
-        pytest.param(faults.garbage(), 200, "application/json", id="garbage"),
+        pytest.param(faults.malformed_json(), 200, "application/json", id="malformed-JSON"),
         pytest.param(faults.wrong_content_type(), 200, "text/html; charset=UTF-8", id="wrong-content-type"),
         pytest.param(faults.too_many_requests(30), 429, "application/json", id="429"),
         pytest.param(faults.oversize(300_000), 200, "application/json", id="oversize"),

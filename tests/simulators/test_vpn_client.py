@@ -14,7 +14,7 @@ import pytest
 from tests.releases import DEFAULT
 from tests.simulators.headscale import HeadscaleSimulator, RegistrationRefusedError
 from tests.simulators.serve import serve
-from tests.simulators.vpn_client import KeyFileUnusableError, VpnClient, put_address
+from tests.simulators.vpn_client import KeyFileUnusableError, VpnClient, set_address
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_client_registers_and_connects(sim: HeadscaleSimulator, key_file: Path, 
         assert node.addresses == client.addresses == ("100.64.0.1", "fd7a:115c:a1e0::1")
         moved = client.change_address()
         assert moved.addresses == client.addresses != node.addresses
-        client.die()
+        client.stop()
         assert not sim.online(node.node_id)
 
 
@@ -71,7 +71,7 @@ def test_client_with_state_needs_a_key_only_if_its_node_was_deleted(
     key_file.write_text(sim.create_key("svc").key)
     first = VpnClient(sim, key_file=key_file, hostname="a1", state_dir=tmp_path)
     node = first.start()
-    first.die()
+    first.stop()
     client = VpnClient(sim, key_file=key_file, hostname="a1", state_dir=tmp_path)
     assert client.start() == node
     sim.delete_node(1)
@@ -86,7 +86,7 @@ def test_client_without_state_is_another_machine(sim: HeadscaleSimulator, key_fi
     key_file.write_text(sim.create_key("svc", reusable=True).key)
     client = VpnClient(sim, key_file=key_file, hostname="a1")
     assert client.start() != client.start()
-    client.die(cleanly=False)
+    client.stop(cleanly=False)
     # The server has not noticed.
     assert sim.online(2)
 
@@ -102,7 +102,7 @@ def interface_addresses(name: str) -> set[str]:
 
 def test_interface_has_only_the_current_addresses(sim: HeadscaleSimulator, key_file: Path) -> None:
     try:
-        put_address("simtest0", "100.64.0.1")
+        set_address("simtest0", "100.64.0.1")
     except OSError as error:
         pytest.skip(f"needs `ip` and CAP_NET_ADMIN: {error}")
     key_file.write_text(sim.create_key("svc").key)
@@ -112,7 +112,7 @@ def test_interface_has_only_the_current_addresses(sim: HeadscaleSimulator, key_f
         client.change_address()
         assert interface_addresses("simtest0") == {"100.64.0.2", "fd7a:115c:a1e0::2"}
     finally:
-        client.die()
+        client.stop()
     assert interface_addresses("simtest0") == set()
 
 

@@ -186,7 +186,7 @@ class VpnClient:
         self._show(node)
         return node
 
-    def die(self, *, cleanly: bool = True) -> None:
+    def stop(self, *, cleanly: bool = True) -> None:
         """Stop the container. If it is killed, the server reports its node as online for another 15 minutes."""
         if self.node_id is not None:
             self._control.disconnect(self.node_id, silently=not cleanly)
@@ -216,7 +216,7 @@ class VpnClient:
         self.addresses = node.addresses
         if self._interface is not None:
             for address in node.addresses:
-                put_address(self._interface, address, netns=self._netns)
+                set_address(self._interface, address, netns=self._netns)
 
     def _load(self) -> Identity:
         if self._state_dir is None:
@@ -239,7 +239,7 @@ KINDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add 
 """Ways to create an interface, the most realistic first. Not every kernel supports all."""
 
 
-def put_address(interface: str, address: str, netns: str | None = None) -> None:
+def set_address(interface: str, address: str, netns: str | None = None) -> None:
     """Make this the interface's only address of its family. Requires CAP_NET_ADMIN and `ip`.
 
     Raises:
@@ -312,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write(json.dumps({"nodeId": node.node_id, "addresses": node.addresses}) + "\n")
     sys.stdout.flush()
     signal.sigwait(signals)
-    client.die()
+    client.stop()
     return 0
 
 
