@@ -21,21 +21,21 @@ STAND_INS = "localhost/stand-ins:test"
 _PACKAGES = "busybox,iproute2,nginx-light,python3-httpx,python3-werkzeug"
 _SOURCES = ("__init__.py", "simulators", "pod/__init__.py", "pod/application.py", "pod/tailscale_container.py")
 
-
 SetVariables = Callable[[Mapping[str, str | None]], None]
 
 
 @pytest.fixture
 def set_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetVariables:
-    """Return a function that sets environment variables, and gives the variables of Secret files an existing file."""
+    """Return a function that sets environment variables. Variables with the path of a Secret get a real file."""
     secret = tmp_path / "secret"
     secret.write_text("made-up")
 
     def set_all(variables: Mapping[str, str | None]) -> None:
         for name, value in variables.items():
-            monkeypatch.setenv(
-                name, str(secret) if name.endswith("_FILE") else "from-the-kubelet" if value is None else value
-            )
+            if name.endswith("_FILE"):
+                monkeypatch.setenv(name, str(secret))
+            else:
+                monkeypatch.setenv(name, "from-the-kubelet" if value is None else value)
 
     return set_all
 

@@ -38,7 +38,7 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-"""runc runs on kernels that lack features that crun, the default, needs. Raising these ulimits needs no privilege."""
+"""runc runs on kernels that lack features that crun, the default, needs. Setting these ulimits needs no privilege."""
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Kubelet:
         ]
         created = {volume["name"] for volume in spec["volumes"]}
         context = spec["securityContext"]
-        # The kubelet adds fsGroup to the supplemental groups of every process. podman ignores fsGroup.
+        # The kubelet adds fsGroup to the supplemental groups of every process. podman 4.3 does not implement it.
         context["supplementalGroups"] = [context.pop("fsGroup")]
         del context["fsGroupChangePolicy"], context["sysctls"], spec["enableServiceLinks"]
         # With the policy Always, podman restarts init containers that have succeeded.

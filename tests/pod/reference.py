@@ -42,7 +42,7 @@ def configure(repository: Path, **settings: str) -> None:
         file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
 
 
-def deploy_reference_workload(
+def prepare_reference_workload(
     runtime: Podman,
     hosts: Hosts,
     folder: Path,

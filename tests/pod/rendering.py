@@ -42,8 +42,9 @@ WORKLOADS = (*SHIPPED, GENERATED_NAME)
 INGRESS_CONTROLLERS = ("ingress/external", "ingress/internal")
 FOLDERS_WITH_PODS = (*INGRESS_CONTROLLERS, "ingress/headscale-ui")
 OTHER_FOLDERS = ("cert-manager", "ingress/examples", *FOLDERS_WITH_PODS)
-"""The folders for certificates and Ingresses."""
+"""The folders for certificates and for Ingresses."""
 SUPPORT_FOLDERS = ("monitoring", "prune", *(f"rbac/{folder.name}" for folder in sorted((DEPLOY / "rbac").iterdir())))
+"""The folders for metrics, for removed workloads, and for permissions."""
 
 LIFECYCLE_CONTAINERS = ("cleanup", "dns-watch")
 

@@ -74,11 +74,11 @@ def test_documented_registry_image_replaces_the_local_image(tmp_path: Path) -> N
     kustomization = copy_deploy(tmp_path) / "deploy/services/grafana/kustomization.yaml"
     (documented,) = kustomizations("image.md")
     kustomization.write_text(yaml.safe_dump(yaml.safe_load(kustomization.read_text()) | documented))
-    every = containers(pod_spec(render(kustomization.parent)))
+    pod_containers = containers(pod_spec(render(kustomization.parent)))
     (image,) = documented["images"]
     reference = f"{image['newName']}:{image['newTag']}"
     for name in LIFECYCLE_CONTAINERS:
-        assert (every[name]["image"], every[name]["imagePullPolicy"]) == (reference, "IfNotPresent")
+        assert (pod_containers[name]["image"], pod_containers[name]["imagePullPolicy"]) == (reference, "IfNotPresent")
     assert f"docker://{reference}\n" in page_text("image.md")
 
 

@@ -41,7 +41,6 @@ def test_external_controller_publishes_neither_the_api_nor_the_metrics() -> None
     published = {path["path"]: path["pathType"] for path in rule["http"]["paths"]}
     assert published["/ts2021"] == "Exact"
     assert not [path for path in published if "/api/v1/node".startswith(path) or "/metrics".startswith(path)]
-    assert ingress["metadata"]["annotations"]["nginx.org/websocket-services"] == "headscale"
 
 
 def test_external_controller_has_access_to_two_namespaces_only() -> None:
@@ -156,8 +155,9 @@ POD_FIELDS = {
     "ingress/external": {"POD_NAME": "nginx-external-0", "NODE_NAME": "worker-1"},
     "ingress/internal": {"POD_NAME": "nginx-ingress-x", "NODE_NAME": "worker-1"},
 }
-"""By controller: the variables that contain the names of its pod and of the cluster node."""
+"""By controller: variables with the names of an example pod and its cluster node."""
 HOSTNAMES = {"ingress/external": "nginx-external-0", "ingress/internal": "nginx-ingress-worker-1"}
+"""By controller: the hostname on the VPN of this example."""
 
 
 def variables(name: str, container: str) -> dict[str, str]:
@@ -165,20 +165,20 @@ def variables(name: str, container: str) -> dict[str, str]:
     fields = POD_FIELDS[name] | {"POD_NAMESPACE": "ingress", "HEALTH_ADDRESS": "192.0.2.1"}
     documents = rendered(name)
     manifest = containers(pod_spec(documents))[container]
-    every = environment(manifest, documents)
+    rendered_values = environment(manifest, documents)
     values: dict[str, str] = {}
     # A variable can only refer to variables above it.
     for variable in (variable["name"] for variable in manifest["env"]):
-        value = fields.get(variable, "") if every[variable] is None else every[variable]
+        value = fields.get(variable, "") if rendered_values[variable] is None else rendered_values[variable]
         values[variable] = re.sub(r"\$\((\w+)\)", lambda reference: values[reference[1]], value)
-    return every | values
+    return rendered_values | values
 
 
 @pytest.mark.parametrize("name", INGRESS_CONTROLLERS)
 def test_node_of_a_controller_is_named_after_the_pod_or_cluster_node(name: str) -> None:
-    every = {container: variables(name, container) for container in (*LIFECYCLE_CONTAINERS, "tailscale")}
-    assert {values["TS_HOSTNAME"] for values in every.values()} == {HOSTNAMES[name]}
-    assert len({values["TS_KUBE_SECRET"] for values in every.values()}) == 1
+    by_container = {container: variables(name, container) for container in (*LIFECYCLE_CONTAINERS, "tailscale")}
+    assert {values["TS_HOSTNAME"] for values in by_container.values()} == {HOSTNAMES[name]}
+    assert len({values["TS_KUBE_SECRET"] for values in by_container.values()}) == 1
 
 
 @pytest.mark.parametrize("name", INGRESS_CONTROLLERS)

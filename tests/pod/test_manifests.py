@@ -22,6 +22,7 @@ from tests.pod.rendering import (
     NEWEST,
     OTHER_FOLDERS,
     SHIPPED,
+    SUPPORT_FOLDERS,
     VARIANTS,
     WORKLOADS,
     Document,
@@ -117,7 +118,7 @@ def test_schema_of_an_old_version_rejects_native_sidecars() -> None:
 
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_native_sidecars_start_in_order_before_other_containers(workload: str) -> None:
-    """If tailscale started before cleanup, it would wait for the key, and the pod would never start."""
+    """If tailscale started before cleanup, it would have no key, and the pod would never start."""
     spec = pod_spec(rendered(workload))
     init_containers = [(container["name"], container.get("restartPolicy")) for container in spec["initContainers"]]
     before = [("copy-models", None)] if workload == "open-webui" else []
@@ -164,9 +165,9 @@ def test_variables_are_valid_settings(workload: str, variant: Variant, set_varia
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_tailscale_settings_match_the_settings_of_cleanup(workload: str, variant: Variant) -> None:
     documents = rendered(workload, variant)
-    every = containers(pod_spec(documents))
-    tailscale = environment(every["tailscale"], documents)
-    cleanup = environment(every["cleanup"], documents)
+    pod_containers = containers(pod_spec(documents))
+    tailscale = environment(pod_containers["tailscale"], documents)
+    cleanup = environment(pod_containers["cleanup"], documents)
     assert set(tailscale) == TAILSCALE_VARIABLES
     for name in ("TS_HOSTNAME", "TS_KUBE_SECRET"):
         assert tailscale[name] == cleanup[name]
@@ -259,7 +260,6 @@ def test_probes_do_not_use_ports_with_an_allow_list(workload: str, variant: Vari
 def test_readiness_does_not_depend_on_readyz(workload: str, variant: Variant) -> None:
     """A Cloudflare outage must not make pods unready."""
     assert "readyz" not in yaml.safe_dump(pod_spec(rendered(workload, variant)))
-    assert "readinessProbe" not in containers(pod_spec(rendered(workload, variant)))["dns-watch"]
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
@@ -290,7 +290,7 @@ def test_all_resources_are_named_after_the_workload(workload: str) -> None:
     (policy,) = of_kind(documents, "NetworkPolicy")
     assert policy["spec"]["podSelector"]["matchLabels"] == label
     for document in documents:
-        # The name in the base.
+        # "service" is the placeholder in deploy/base.
         assert document["metadata"]["name"] != "service"
         assert document["metadata"]["namespace"] == resource["metadata"]["namespace"]
     if resource["kind"] == "StatefulSet":
@@ -301,9 +301,9 @@ def test_all_resources_are_named_after_the_workload(workload: str) -> None:
 
 def test_images_are_pinned_to_a_version() -> None:
     """Except the image of this repository, which each cluster node builds."""
-    every = {image for name in [*OTHER_FOLDERS, *WORKLOADS] for image in images(rendered(name))}
-    assert "localhost/tailscale-lifecycle:latest" in every
-    for image in every - {"localhost/tailscale-lifecycle:latest"}:
+    references = {image for name in [*OTHER_FOLDERS, *WORKLOADS] for image in images(rendered(name))}
+    assert "localhost/tailscale-lifecycle:latest" in references
+    for image in references - {"localhost/tailscale-lifecycle:latest"}:
         assert re.fullmatch(
             r"[a-z0-9.-]+\.[a-z]+(:\d+)?/[a-z0-9._/-]+:[a-z-]*v?\d+(-\d+)?(\.\d+)+(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?",
             image,
@@ -335,8 +335,7 @@ def test_network_policy_allows_only_wireguard_and_metrics(workload: str) -> None
 
 @pytest.mark.parametrize(("name", "variant"), [*((name, "native") for name in FOLDERS_WITH_PODS), *VARIANTS])
 def test_termination_message_falls_back_to_the_log(name: str, variant: Variant) -> None:
-    every = containers(pod_spec(rendered(name, variant)))
-    for container in every.values():
+    for container in containers(pod_spec(rendered(name, variant))).values():
         assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
         assert "terminationMessagePath" not in container
 
@@ -350,15 +349,15 @@ PROBES = {
     ("application", "livenessProbe"): "/application",
     ("application", "readinessProbe"): "/application",
 }
-"""The path or URL of each probe that sends a request. FreeIPA's application has other probes, which use systemctl."""
+"""The path or URL of each probe that sends a request. The application of FreeIPA has other probes, with systemctl."""
 
 
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_probes_use_existing_endpoints(workload: str, variant: Variant) -> None:
-    every = containers(pod_spec(rendered(workload, variant)))
+    pod_containers = containers(pod_spec(rendered(workload, variant)))
     for (name, kind), path in PROBES.items():
         is_argocd = (workload, name) == ("argocd", "application")
-        probe = every.get("argocd-server" if is_argocd else name, {}).get(kind)
+        probe = pod_containers.get("argocd-server" if is_argocd else name, {}).get(kind)
         if is_argocd and kind == "startupProbe":
             # The manifest of Argo CD has no startup probe.
             assert probe is None
@@ -376,19 +375,19 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
     workload: str, variant: Variant
 ) -> None:
     documents = rendered(workload, variant)
-    every = containers(pod_spec(documents))
-    variables = environment(every["dns-watch"], documents)
+    pod_containers = containers(pod_spec(documents))
+    variables = environment(pod_containers["dns-watch"], documents)
     key_file = Path(
         variables.get("AUTHKEY_OUTPUT_PATH", command_variables(DryRunSettings)["AUTHKEY_OUTPUT_PATH"].default)
     )
-    socket = environment(every["tailscale"], documents)["TS_SOCKET"]
-    shell, option, script = every["tailscale"]["livenessProbe"]["exec"]["command"]
+    socket = environment(pod_containers["tailscale"], documents)["TS_SOCKET"]
+    shell, option, script = pod_containers["tailscale"]["livenessProbe"]["exec"]["command"]
     assert (shell, option, script.split()) == ("sh", "-c", ["!", "test", f"{key_file}.restart", "-nt", socket])
     assert variables["SELF_HEAL"] == "true"
     mounts = {
         (mount["name"], mount.get("readOnly", False))
         for name in ("dns-watch", "tailscale")
-        for mount in every[name]["volumeMounts"]
+        for mount in pod_containers[name]["volumeMounts"]
         if mount["mountPath"] == str(key_file.parent)
     }
     # dns-watch writes the marker, and tailscale only reads it.
@@ -398,17 +397,19 @@ def test_liveness_probe_of_tailscale_compares_the_restart_marker_with_the_socket
 @pytest.mark.parametrize(("workload", "variant"), VARIANTS)
 def test_no_other_container_can_replace_the_socket_of_tailscale(workload: str, variant: Variant) -> None:
     documents = rendered(workload, variant)
-    every = containers(pod_spec(documents))
-    socket = Path(environment(every["tailscale"], documents)["TS_SOCKET"])
+    pod_containers = containers(pod_spec(documents))
+    socket = Path(environment(pod_containers["tailscale"], documents)["TS_SOCKET"])
     (volume,) = {
-        mount["name"] for mount in every["tailscale"]["volumeMounts"] if mount["mountPath"] == str(socket.parent)
+        mount["name"]
+        for mount in pod_containers["tailscale"]["volumeMounts"]
+        if mount["mountPath"] == str(socket.parent)
     }
-    assert {
+    mounted_by = {
         name
-        for name, container in every.items()
-        for mount in container.get("volumeMounts", [])
-        if mount["name"] == volume
-    } == {"tailscale"}
+        for name, container in pod_containers.items()
+        if volume in {mount["name"] for mount in container.get("volumeMounts", [])}
+    }
+    assert mounted_by == {"tailscale"}
 
 
 def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() -> None:
@@ -425,7 +426,7 @@ def test_documented_dry_run_of_prune_removes_the_option_that_applies_the_plan() 
 
 
 def test_roles_have_no_wildcards() -> None:
-    for name in [*OTHER_FOLDERS, *WORKLOADS]:
+    for name in [*OTHER_FOLDERS, *SUPPORT_FOLDERS, *WORKLOADS]:
         for role in of_kind(rendered(name), "Role", "ClusterRole"):
             for rule in role["rules"]:
                 assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]

@@ -46,6 +46,11 @@ NGINX_GROUP = 101
 WITH_NGINX = [workload for workload in WORKLOADS if workload != "freeipa"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs() -> None:
+    require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
+
+
 @dataclass
 class Pod:
     """nginx and the stand-in application in the pod's network namespace.
@@ -128,7 +133,6 @@ def application(host: Host, port: int, folder: Path) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     """Run the pod of the workload that scripts/new-service generates."""
-    require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
     folder = tmp_path_factory.mktemp("pod")
     with create_network() as hosts:
         hosts.add_vpn_addresses(*VPN_ADDRESSES)
@@ -253,7 +257,6 @@ def test_application_port_is_not_reachable_from_outside(pod: Pod) -> None:
 
 
 def test_stopped_application_fails_its_own_probe_but_not_the_probe_of_nginx(tmp_path: Path) -> None:
-    require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
     with create_network() as hosts, nginx(hosts.pod, GENERATED_NAME, tmp_path, MountedSecret(tmp_path / "tls").folder):
         assert hosts.cluster.request(f"http://{POD_ADDRESSES[0]}:9004/application").status == 500
         assert hosts.cluster.request(f"http://{POD_ADDRESSES[0]}:9004/nginx").status == 204
@@ -261,14 +264,12 @@ def test_stopped_application_fails_its_own_probe_but_not_the_probe_of_nginx(tmp_
 
 @pytest.mark.parametrize("workload", WITH_NGINX)
 def test_nginx_accepts_the_configuration_without_warnings(workload: str, tmp_path: Path) -> None:
-    require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
     with create_network() as hosts, nginx(hosts.pod, workload, tmp_path, MountedSecret(tmp_path / "tls").folder):
         assert (tmp_path / "nginx.log").read_text() == ""
 
 
 def test_requests_to_ollama_have_the_host_header_localhost(tmp_path: Path) -> None:
     """When Ollama listens on localhost, it rejects other Host headers."""
-    require_commands("ip", "nginx", "openssl", "setpriv", "unshare")
     tls = MountedSecret(tmp_path / "tls")
     tls.write_certificate(*issue(NAME), group=NGINX_GROUP)
     with (
@@ -309,7 +310,6 @@ http {{
 
 
 def test_snippets_of_the_internal_controller_allow_vpn_clients_only(tmp_path: Path) -> None:
-    require_commands("ip", "nginx", "openssl")
     snippets = config_map_data(rendered("ingress/internal"), "nginx-config")
     MountedSecret(tmp_path / "tls").write_certificate(*issue(NAME), group=0)
     file = tmp_path / "nginx.conf"

@@ -23,7 +23,7 @@ from tests.pod.network import (
     create_hosts,
     eventually,
 )
-from tests.pod.reference import NAME, RECORD_COMMENT, USER, deploy_reference_workload
+from tests.pod.reference import NAME, RECORD_COMMENT, USER, prepare_reference_workload
 from tests.pod.rendering import DOMAIN, config_map_data, containers, pod_spec, rendered
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.headscale import HeadscaleSimulator
@@ -80,7 +80,7 @@ def set_up(runtime: Podman, folder: Path) -> Iterator[Setup]:
                 stack.enter_context(serve(upstream, host=CLUSTER_NODE_ADDRESSES[0]))
                 for upstream in (headscale, cloudflare)
             )
-        kubelet, trust = deploy_reference_workload(
+        kubelet, trust = prepare_reference_workload(
             runtime,
             hosts,
             folder,
@@ -145,8 +145,10 @@ def test_probe_passes_in_a_healthy_pod(container: str, kind: str, running: tuple
 
 
 def test_all_probes_are_tested() -> None:
-    every = containers(pod_spec(rendered("ollama", "plain")))
-    assert [(name, kind) for name in sorted(every) for kind in sorted(PROBES) if kind in every[name]] == PROBED
+    pod_containers = containers(pod_spec(rendered("ollama", "plain")))
+    assert [
+        (name, kind) for name in sorted(pod_containers) for kind in sorted(PROBES) if kind in pod_containers[name]
+    ] == PROBED
 
 
 @pytest.mark.parametrize("name", ["dns-watch", "nginx-tls", "application", "tailscale"])

@@ -1,4 +1,4 @@
-"""Test that each Role in deploy/rbac has the permissions that its way of running needs, and no others."""
+"""Test that each Role in deploy/rbac grants the permissions that this project needs for a mode, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.simulators.serve import serve
 Rules = list[dict[str, Any]]
 
 MODES = ("exec", "exec-any-pod", "api-key-secret", "keep", "events")
-"""The folders of deploy/rbac."""
+"""The folders of deploy/rbac, one for each way to use Headscale or the Kubernetes API."""
 POD_NAMES = {"exec": "headscale-0", "exec-any-pod": "headscale-5d9c7b-x2x4z"}
 """The name of Headscale's pod: that of a StatefulSet, or that of a Deployment, which is not known in advance."""
 
@@ -70,6 +70,7 @@ def run_commands(cluster: Cluster) -> None:
 
 
 def write_event(cluster: Cluster) -> None:
+    """Create an Event, and increase its count."""
     assert isinstance(cluster, EventWriter)
     now = datetime.now(UTC)
     name = cluster.create_event(PodEvent("Normal", "RecordCreated", "x"), now)
@@ -111,6 +112,7 @@ def test_manifests_match_the_schemas(mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 def test_role_is_sufficient(mode: str, minor: int) -> None:
+    """Kubernetes 1.35 and newer require the verb `create` for `exec` through a WebSocket, older versions `get`."""
     with simulated_cluster(mode, role_of(mode)["rules"], minor=minor) as cluster:
         OPERATIONS[mode](cluster)
 
@@ -126,7 +128,6 @@ def test_role_has_no_unneeded_permission(mode: str) -> None:
 def test_rules_name_one_resource_where_rbac_allows_it(mode: str) -> None:
     for rule in role_of(mode)["rules"]:
         assert rule["apiGroups"] == ["events.k8s.io" if mode == "events" else ""]
-        assert "*" not in [*rule["verbs"], *rule["resources"]]
         # RBAC cannot limit `list` and `create` to a name.
         nameable = rule["resources"] not in (["pods"], ["events"]) and mode != "exec-any-pod"
         assert len(rule.get("resourceNames", ())) == (1 if nameable else 0)

@@ -20,7 +20,7 @@ import yaml
 from tests.pod.conftest import STAND_INS
 from tests.pod.kubelet import Pod, Podman
 from tests.pod.network import CLUSTER_NODE_ADDRESSES, POD_ADDRESSES, Hosts, create_hosts, eventually, process, run
-from tests.pod.reference import NAME, RECORD_COMMENT, USER, deploy_reference_workload
+from tests.pod.reference import NAME, RECORD_COMMENT, USER, prepare_reference_workload
 from tests.real.programs import Release, installed_releases
 from tests.simulators.cloudflare import CloudflareSimulator, Record
 from tests.simulators.serve import serve
@@ -169,7 +169,7 @@ def setup(runtime: Podman, scratch_dir: Path) -> Iterator[Setup]:
         stack.enter_context(process(serving, folder / "headscale.log"))
         eventually(lambda: hosts.cluster.request(f"{server.url}/health").status == 200, "Headscale")
         server.cli("users", "create", USER)
-        kubelet, trust = deploy_reference_workload(
+        kubelet, trust = prepare_reference_workload(
             runtime,
             hosts,
             folder,

@@ -97,7 +97,7 @@ def documented_kustomizations() -> list[str]:
     return [block.text for block in blocks((DEPLOY / "README.md").read_text(), "yaml")]
 
 
-def overlay(cluster: Path, name: str, addition: str = "") -> Path:
+def write_overlay(cluster: Path, name: str, addition: str = "") -> Path:
     """Write the documented kustomization for a folder of deploy/, and return its folder."""
     text = documented_kustomizations()[1]
     assert text.count("services/grafana") == 1
@@ -117,7 +117,7 @@ def scalars(value: object) -> list[str]:
 @cache
 def _rendered(name: str) -> str:
     with tempfile.TemporaryDirectory() as temporary:
-        return yaml.safe_dump_all(render(overlay(create_site(Path(temporary) / "cluster"), name)))
+        return yaml.safe_dump_all(render(write_overlay(create_site(Path(temporary) / "cluster"), name)))
 
 
 def rendered_with_site(name: str) -> list[Document]:
@@ -140,16 +140,14 @@ def test_shipped_site_file_has_the_same_variables_as_the_site_of_the_tests() -> 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_pod_of_a_workload_gets_the_site(name: str) -> None:
     documents = rendered_with_site(f"services/{name}")
-    every = {name: environment(each, documents) for name, each in containers(pod_spec(documents)).items()}
+    variables = variables_by_container(documents)
     hostname = f"{name}.vpn.acme.test"
     for container in LIFECYCLE_CONTAINERS:
-        assert {key: every[container][key] for key in SETTINGS} == {key: SITE[key] for key in SETTINGS}
-    assert {every[each]["TS_HOSTNAME"] for each in ("tailscale", *LIFECYCLE_CONTAINERS)} == {hostname}
-    assert every["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test"
-    application = every.get("application", {})
-    assert {
-        key: expanded(value, application) for key, value in application.items()
-    }.items() >= APPLICATION_VARIABLES.get(name, {}).items()
+        assert {key: variables[container][key] for key in SETTINGS} == {key: SITE[key] for key in SETTINGS}
+    assert {variables[each]["TS_HOSTNAME"] for each in ("tailscale", *LIFECYCLE_CONTAINERS)} == {hostname}
+    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test"
+    for key, value in APPLICATION_VARIABLES.get(name, {}).items():
+        assert expanded(variables["application"][key], variables["application"]) == value
     assert pod_spec(documents).get("hostnameOverride", hostname) == hostname
     for certificate in of_kind(documents, "Certificate"):
         assert certificate["spec"]["dnsNames"] == [hostname]
@@ -167,8 +165,12 @@ APPLICATION_VARIABLES = {
 """By workload: the variables of its application that contain a name of the site."""
 
 
+def variables_by_container(documents: list[Document]) -> dict[str, Document]:
+    return {name: environment(container, documents) for name, container in containers(pod_spec(documents)).items()}
+
+
 def expanded(value: str | None, variables: Document) -> str:
-    """Replace references to variables that are defined before, as the kubelet does."""
+    """Replace references to other variables, as the kubelet does."""
     return re.sub(r"\$\((\w+)\)", lambda reference: str(variables[reference[1]]), value or "")
 
 
@@ -193,7 +195,7 @@ def test_certificates_are_issued_for_the_domain() -> None:
     assert certificate["spec"]["dnsNames"] == ["*.vpn.acme.test", "*.in.vpn.acme.test"]
 
 
-def test_login_server_is_published_from_headscales_namespace() -> None:
+def test_external_controller_gets_the_login_server_and_headscales_namespace() -> None:
     documents = rendered_with_site("ingress/external")
     (ingress,) = of_kind(documents, "Ingress")
     (certificate,) = of_kind(documents, "Certificate")
@@ -209,10 +211,9 @@ def test_login_server_is_published_from_headscales_namespace() -> None:
 
 
 @pytest.mark.default_cases(1)
-@pytest.mark.parametrize("mode", ["exec", "exec-any-pod", "api-key-secret"])
-def test_roles_are_in_headscales_namespace(mode: str) -> None:
-    documents = rendered_with_site(f"rbac/{mode}")
-    assert {document["metadata"]["namespace"] for document in documents} == {"control"}
+@pytest.mark.parametrize("folder", ["rbac/exec", "rbac/exec-any-pod", "rbac/api-key-secret", "ingress/headscale-ui"])
+def test_objects_are_in_headscales_namespace(folder: str) -> None:
+    assert {document["metadata"]["namespace"] for document in rendered_with_site(folder)} == {"control"}
 
 
 @pytest.mark.parametrize(("folder", "name"), [("ingress/examples", "wiki"), ("ingress/headscale-ui", "headscale-ui")])
@@ -222,17 +223,13 @@ def test_hosts_of_ingresses_are_below_the_ingress_domain(folder: str, name: str)
     assert hosts == [f"{name}.in.vpn.acme.test"] * 2
 
 
-def test_headscale_ui_is_in_headscales_namespace() -> None:
-    assert {document["metadata"]["namespace"] for document in rendered_with_site("ingress/headscale-ui")} == {"control"}
-
-
 @pytest.mark.parametrize("name", INGRESS_CONTROLLERS)
 def test_ingress_controllers_get_the_site(name: str) -> None:
     documents = rendered_with_site(name)
-    every = containers(pod_spec(documents))
+    variables = variables_by_container(documents)
     for container in LIFECYCLE_CONTAINERS:
-        assert environment(every[container], documents).items() >= {key: SITE[key] for key in SETTINGS}.items()
-    flags = environment(every["tailscale"], documents)["TS_EXTRA_ARGS"].split()
+        assert variables[container].items() >= {key: SITE[key] for key in SETTINGS}.items()
+    flags = variables["tailscale"]["TS_EXTRA_ARGS"].split()
     assert flags[0] == "--login-server=https://login.acme.test"
 
 
@@ -246,27 +243,30 @@ def test_internal_controller_gets_the_networks_and_the_ingress_domain() -> None:
 
 
 def test_replacements_select_by_exact_names() -> None:
-    """Kustomize 5.4, which is in kubectl 1.31, does not accept patterns."""
+    """Kustomize 5.4, which is a part of kubectl 1.31, does not accept patterns."""
     replacements = yaml.safe_load((DEPLOY / "site/replacements/kustomization.yaml").read_text())["replacements"]
-    selected = [target["select"].get("name", "") for each in replacements for target in each["targets"]]
-    assert [name for name in selected if not re.fullmatch("[a-z-]*", name)] == []
+    names = [target["select"].get("name", "") for each in replacements for target in each["targets"]]
+    assert [name for name in names if not re.fullmatch("[a-z-]*", name)] == []
 
 
 def test_changed_site_restarts_the_pods(cluster: Path) -> None:
-    folder = overlay(cluster, "services/grafana")
+    folder = write_overlay(cluster, "services/grafana")
     before = workload_resource(render(folder))["spec"]["template"]
     file = cluster / "site/site.env"
     file.write_text(file.read_text().replace("HEADSCALE_USER=pods", "HEADSCALE_USER=others"))
     assert workload_resource(render(folder))["spec"]["template"] != before
 
 
-def test_overlay_changes_settings_and_adds_flags(cluster: Path) -> None:
-    """The flag of the login server comes first."""
+def test_overlay_can_change_settings_and_add_flags(cluster: Path) -> None:
+    """In TS_EXTRA_ARGS, a site replaces the value of the first flag."""
     addition = dedent(documented_kustomizations()[2]) + "      - TS_EXTRA_ARGS=--login-server --accept-routes\n"
-    documents = render(overlay(cluster, "services/grafana", addition))
-    every = {name: environment(each, documents) for name, each in containers(pod_spec(documents)).items()}
-    assert (every["cleanup"]["LOG_LEVEL"], every["cleanup"]["TS_HOSTNAME"]) == ("debug", "grafana.vpn.acme.test")
-    assert every["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test --accept-routes"
+    documents = render(write_overlay(cluster, "services/grafana", addition))
+    variables = variables_by_container(documents)
+    assert (variables["cleanup"]["LOG_LEVEL"], variables["cleanup"]["TS_HOSTNAME"]) == (
+        "debug",
+        "grafana.vpn.acme.test",
+    )
+    assert variables["tailscale"]["TS_EXTRA_ARGS"] == "--login-server=https://login.acme.test --accept-routes"
 
 
 @pytest.mark.full
@@ -274,7 +274,7 @@ def test_folders_can_be_combined(cluster: Path) -> None:
     names = [
         name for name in FOLDERS if name not in ("inject-v1beta1", "rbac/exec") and not name.startswith("services/")
     ]
-    resources = [overlay(cluster, name).name for name in [*names, "services/grafana"]]
+    resources = [write_overlay(cluster, name).name for name in [*names, "services/grafana"]]
     (cluster / "kustomization.yaml").write_text(yaml.safe_dump({"resources": resources}))
     alone = [document for name in resources for document in render(cluster / name)]
     assert sorted(map(str, render(cluster))) == sorted(map(str, alone))
