@@ -134,7 +134,7 @@ def headscale(transport: ExecTransport, clock: Clock) -> HeadscaleWriter:
     return HeadscaleWriter(transport, retrying_on(clock))
 
 
-# --- Detecting the version ----------------------------------------------------------------------------
+# --- Detecting the version -----------------------------------------------------------------------------
 
 
 def test_version_is_read_once(server: HeadscaleSimulator, transport: ExecTransport, cli: HeadscaleCli) -> None:
@@ -190,7 +190,7 @@ def test_version_is_detected_again_in_another_pod(
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
 
-# --- Commands -----------------------------------------------------------------------------------------
+# --- Commands ------------------------------------------------------------------------------------------
 
 
 def test_arguments_of_each_command(
@@ -248,7 +248,7 @@ def test_list_of_a_thousand_nodes_is_complete(clock: Clock, connect: Connect, se
     assert len(connect().nodes()) == 1000
 
 
-# --- Output -------------------------------------------------------------------------------------------
+# --- Output --------------------------------------------------------------------------------------------
 
 LISTS: list[Any] = [
     pytest.param(lambda transport: transport.users(), id="users"),
@@ -348,7 +348,7 @@ def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: Exe
             error = error.__cause__ or error.__context__
 
 
-# --- Failures -----------------------------------------------------------------------------------------
+# --- Failures ------------------------------------------------------------------------------------------
 
 
 def grpc(code: str, text: str = "no") -> str:
@@ -524,7 +524,7 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     assert [left.name for left in server.nodes] == ["laptop"]
 
 
-# --- Lost responses to a new key ----------------------------------------------------------------------
+# --- Lost responses to a new key -----------------------------------------------------------------------
 
 LOST = [
     pytest.param(ExecFault(cut_after=1), id="cut-in-the-output"),
@@ -632,7 +632,7 @@ def test_key_of_another_pod_is_not_expired(
     assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
 
 
-# --- Selecting the pod ----------------------------------------------------------------------------------------
+# --- Selecting the pod ---------------------------------------------------------------------------------
 
 
 @ONE_RELEASE
@@ -764,7 +764,7 @@ class TestPodSelection:
         assert headscale.nodes() == []
 
 
-# --- Observation --------------------------------------------------------------------------------------
+# --- Observation ---------------------------------------------------------------------------------------
 
 
 @ONE_RELEASE

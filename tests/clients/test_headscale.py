@@ -100,7 +100,7 @@ def paths(server: HeadscaleSimulator) -> list[str]:
     return [exchange.path for exchange in server.requests]
 
 
-# --- Detecting the version ----------------------------------------------------------------------------
+# --- Detecting the version -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_wrong_version_is_detected_again(server: HeadscaleSimulator, headscale: 
     assert usable(server, clock) == []
 
 
-# --- Users --------------------------------------------------------------------------------------------
+# --- Users ---------------------------------------------------------------------------------------------
 
 
 def test_users_have_id_and_name(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
@@ -217,7 +217,7 @@ def test_user_of_a_provider_without_name(server: HeadscaleSimulator, headscale: 
     assert headscale.users()[-1] == User("3", shown, *details)
 
 
-# --- Creating keys ------------------------------------------------------------------------------------
+# --- Creating keys -------------------------------------------------------------------------------------
 
 
 def test_key_belongs_to_the_user_and_is_valid(
@@ -319,7 +319,7 @@ def test_time_of_the_server_is_known_after_a_response(
     assert headscale.server_time(clock.now()) == clock.true_now()
 
 
-# --- Lost responses -----------------------------------------------------------------------------------
+# --- Lost responses ------------------------------------------------------------------------------------
 
 CREATE = ("POST", "/api/v1/preauthkey$")
 LIST = ("GET", "/api/v1/preauthkey")
@@ -459,7 +459,7 @@ def test_key_of_a_malformed_response_is_expired_by_the_next_call(
     assert usable(server, clock) == [key.secret.get_secret_value()]
 
 
-# --- Expiring keys ------------------------------------------------------------------------------------
+# --- Expiring keys -------------------------------------------------------------------------------------
 
 
 def test_created_key_can_be_expired(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
@@ -504,7 +504,7 @@ def test_only_the_users_keys_are_listed(server: HeadscaleSimulator, headscale: H
     assert [key.is_usable(clock.now()) for key in listed] == [True, False]
 
 
-# --- Nodes --------------------------------------------------------------------------------------------
+# --- Nodes ---------------------------------------------------------------------------------------------
 
 
 def test_fields_of_a_node(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
@@ -566,7 +566,7 @@ def test_malformed_list_is_an_error(fault: Fault, server: HeadscaleSimulator, he
         headscale.nodes()
 
 
-# --- Missing nodes ------------------------------------------------------------------------------------
+# --- Missing nodes -------------------------------------------------------------------------------------
 
 
 def test_missing_node_is_not_found(server: HeadscaleSimulator, headscale: HeadscaleWriter) -> None:
@@ -648,7 +648,7 @@ def test_too_many_nodes_for_one_response(server: HeadscaleSimulator, clock: Cloc
     assert clock.elapsed_s == 0
 
 
-# --- Retries ------------------------------------------------------------------------------------------
+# --- Retries -------------------------------------------------------------------------------------------
 
 
 def test_reads_are_retried(server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock) -> None:
@@ -671,7 +671,7 @@ def test_retry_budget_is_shared_by_all_requests(
     assert clock.elapsed_s <= 120
 
 
-# --- Deleting nodes -----------------------------------------------------------------------------------
+# --- Deleting nodes ------------------------------------------------------------------------------------
 
 
 def ours(_node: Node) -> bool:
@@ -760,7 +760,7 @@ def test_node_is_read_again_before_a_deletion_is_retried(
     assert len(server.nodes) == 1
 
 
-# --- Upgrades at run time -----------------------------------------------------------------------------
+# --- Upgrades at run time ------------------------------------------------------------------------------
 
 # In the form of 0.25 to 0.27. Keys of 0.23 and 0.24 are longer, and refused from 0.28 on.
 PORTABLE_KEY = f"{'a' * 7}.{'b' * 32}"
@@ -813,7 +813,7 @@ def test_create_after_an_upgrade_uses_the_new_form(old: str, new: str, clock: Cl
     assert [key.user_id for key in server.keys] == [2]
 
 
-# --- Secrets ------------------------------------------------------------------------------------------
+# --- Secrets -------------------------------------------------------------------------------------------
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

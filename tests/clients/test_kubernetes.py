@@ -107,7 +107,7 @@ def failure(call: Callable[[], object]) -> ApiError:
     return raised.value
 
 
-# --- Secrets ------------------------------------------------------------------------------------------
+# --- Secrets -------------------------------------------------------------------------------------------
 
 
 def test_secret_is_returned_unchanged(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
@@ -207,7 +207,7 @@ def test_missing_token_is_an_auth_error(
     assert "secret" not in str(error).replace("Secret", "").replace("SECRET", "")
 
 
-# --- Pods ---------------------------------------------------------------------------------------------
+# --- Pods ----------------------------------------------------------------------------------------------
 
 
 def test_pods_are_selected_by_labels(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
@@ -258,7 +258,7 @@ def test_malformed_list_of_pods_is_an_error(
     assert type(failure(lambda: cluster.pods(HEADSCALE_NAMESPACE, "app=x"))) is ResponseError
 
 
-# --- Commands -----------------------------------------------------------------------------------------
+# --- Commands ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spoken", [(V5, V4), (V4,), (V5,)], ids=["both", "v4", "v5"])
@@ -353,7 +353,7 @@ def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulat
     assert not isinstance(error, NotFoundError)
 
 
-# --- Faults of any request ----------------------------------------------------------------------------
+# --- Faults of any request -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
@@ -534,7 +534,7 @@ def test_only_a_server_of_the_clusters_authority_gets_requests(
     assert bool(kubernetes.requests) is known
 
 
-# --- Permissions --------------------------------------------------------------------------------------
+# --- Permissions ---------------------------------------------------------------------------------------
 
 
 def refusal(call: Callable[[], object]) -> AuthError | None:
@@ -573,7 +573,7 @@ def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> Non
     assert given == [may_read("api-key"), MAY_LIST_PODS, MAY_EXEC | names]
 
 
-# --- Access -------------------------------------------------------------------------------------------
+# --- Access --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -639,7 +639,7 @@ def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatc
     assert access().url == "https://[fd00::1]:443"
 
 
-# --- The kubeconfig -----------------------------------------------------------------------------------
+# --- The kubeconfig ------------------------------------------------------------------------------------
 
 
 def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, path: Path, **changes: Any) -> None:
@@ -707,7 +707,7 @@ def access(
     return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timeout)
 
 
-# --- Imports ------------------------------------------------------------------------------------------
+# --- Imports -------------------------------------------------------------------------------------------
 
 
 def modules_after(code: str) -> set[str]:

@@ -25,10 +25,9 @@ from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
+from tests.clients.servers import Api, ignore, peer
 from tests.process.cluster import Authority
-from tests.simulators.messages import Request, Response, json_response
 from tests.simulators.serve import serve
-from tests.simulators.upstream import Upstream as SimulatedUpstream
 
 BUDGET_S = 0.4
 # Much less than the time-outs of a library would add up to.
@@ -55,23 +54,7 @@ def failure(client: JsonClient, **request: Any) -> ApiError:
     return raised.value
 
 
-class Api(SimulatedUpstream):
-    """An API that responds to everything.
-
-    Args:
-        delay_s: before each response.
-    """
-
-    def __init__(self, *, delay_s: float = 0.0) -> None:
-        super().__init__()
-        self._delay_s = delay_s
-
-    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        time.sleep(self._delay_s)
-        return json_response({"ok": True})
-
-
-# --- Budgets ------------------------------------------------------------------------------------------
+# --- Budgets -------------------------------------------------------------------------------------------
 
 
 def test_remaining_time_needs_a_budget() -> None:
@@ -117,7 +100,7 @@ def test_one_budget_covers_several_requests() -> None:
         assert time.monotonic() - started < LATEST_S
 
 
-# --- Name resolution ----------------------------------------------------------------------------------
+# --- Name resolution -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -179,7 +162,7 @@ def test_addresses_need_no_thread(host: str, monkeypatch: pytest.MonkeyPatch) ->
         assert client_of(url.replace(bare, host) if ":" in bare else url).send("GET", "/thing").json == {"ok": True}
 
 
-# --- Addresses ----------------------------------------------------------------------------------------
+# --- Addresses -----------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -239,24 +222,7 @@ def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
             connect(found[1:2])
 
 
-# --- Slow peers ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def peer(behave: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Serve one connection, until the client closes it; the budget of the client is what ends it."""
-    closed = Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve_one() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(OSError):
-                behave(connection)
-            closed.set()
-
-        Thread(target=serve_one, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        assert closed.wait(30), "the client did not close the connection"
+# --- Slow peers ----------------------------------------------------------------------------------------
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
@@ -266,15 +232,10 @@ def drip(connection: socket.socket, data: bytes) -> None:
         time.sleep(0.02)
 
 
-def say_nothing(connection: socket.socket) -> None:
-    while connection.recv(65536):
-        pass
-
-
 @pytest.mark.parametrize(
     "behave",
     [
-        pytest.param(say_nothing, id="no-response"),
+        pytest.param(ignore, id="no-response"),
         pytest.param(lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nX: " + b"s" * 10_000), id="slow-headers"),
         pytest.param(
             lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000),
@@ -300,7 +261,7 @@ def test_request_that_is_not_read_ends_with_the_budget() -> None:
 @pytest.mark.parametrize(
     "behave",
     [
-        pytest.param(say_nothing, id="silent"),
+        pytest.param(ignore, id="silent"),
         # A TLS record of 16 KiB that arrives byte by byte.
         pytest.param(lambda connection: drip(connection, b"\x16\x03\x03\x40\x00" + b"\x02" * 10_000), id="slow"),
     ],
@@ -340,15 +301,15 @@ def test_open_connection_may_get_more_time_for_the_response(resolve_to: Callable
     assert isinstance(error, TransientError)
     assert "within 0.1 s" in str(error)
     assert not error.sent
-    with peer(say_nothing) as address:
+    with peer(ignore) as address:
         resolve_to(lambda *_args, **_options: addresses(port_of(address)))
         assert "within 0.1 s" in str(failure(client("https://api.example")))
-    with peer(say_nothing) as address:
+    with peer(ignore) as address:
         resolve_to(lambda *_args, **_options: addresses(port_of(address)))
         assert "within 0.4 s" in str(failure(client("http://api.example")))
 
 
-# --- Connections --------------------------------------------------------------------------------------
+# --- Connections ---------------------------------------------------------------------------------------
 
 
 def test_connection_is_reused_until_the_server_closes_it() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -25,32 +24,16 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 from tests.clients.certificates import PrivateAuthority
+from tests.clients.servers import Api, peer, respond, revealed_by
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
-from tests.simulators.messages import Request, Response, json_response, text_response
 from tests.simulators.proxy import ProxySimulator
 from tests.simulators.serve import serve
-from tests.simulators.upstream import Upstream as SimulatedUpstream
 
 USER = "me:p@ss/word"
 QUOTED_USER = "me:p%40ss%2Fword"
 PASSWORDS = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
-
-
-class Api(SimulatedUpstream):
-    """An API that responds with a status, and remembers the credentials for proxies that reach it."""
-
-    def __init__(self, status: int = 200) -> None:
-        super().__init__()
-        self._status = status
-        self.proxy_authorizations: list[str | None] = []
-
-    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        self.proxy_authorizations.append(request.headers.get("proxy-authorization"))
-        if self._status != 200:
-            return text_response("Unauthorized", self._status)
-        return json_response({"ok": True})
 
 
 def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, budget_s: float = 10.0, **http: Any) -> object:
@@ -70,10 +53,8 @@ def failure(*args: Any, **options: Any) -> ApiError:
     """Return the error of a request, which has no password and names the proxy."""
     with pytest.raises(ApiError) as raised:
         send(*args, **options)
-    cause: BaseException | None = raised.value
-    while cause is not None:
-        assert not [password for password in PASSWORDS if password in f"{cause} {cause!r} {vars(cause)}"]
-        cause = cause.__cause__ or cause.__context__
+    revealed = revealed_by(raised.value)
+    assert not [password for password in PASSWORDS if password in revealed]
     assert "HTTPS_PROXY" in str(raised.value)
     return raised.value
 
@@ -90,7 +71,12 @@ def proxied(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[Pro
     return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{QUOTED_USER}@")
 
 
-# --- Requests -------------------------------------------------------------------------------------------
+def proxy_that_sends(stack: ExitStack, raw: bytes) -> str:
+    """Return the URL of a proxy that sends these bytes to one client."""
+    return f"http://{QUOTED_USER}@{stack.enter_context(peer(respond(raw, stay_open=True)))}"
+
+
+# --- Requests ------------------------------------------------------------------------------------------
 
 
 def test_plain_http_is_forwarded(stack: ExitStack) -> None:
@@ -141,7 +127,7 @@ def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Pat
     assert set(proxy.requested) == {"10.0.0.1:443"}
 
 
-# --- Errors ---------------------------------------------------------------------------------------------
+# --- Errors --------------------------------------------------------------------------------------------
 
 SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 
@@ -202,40 +188,19 @@ def test_refusal_by_the_upstream_is_not_the_proxys(stack: ExitStack) -> None:
     ],
 )
 def test_refusal_that_is_not_the_upstreams_names_the_proxy(
-    respond: Callable[[bytes], str], upstream: Upstream, status: int, kind: str, body: str
+    stack: ExitStack, upstream: Upstream, status: int, kind: str, body: str
 ) -> None:
     raw = f"HTTP/1.1 {status} No\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    error = failure("http://api.example", respond(raw.encode()), upstream=upstream)
+    error = failure("http://api.example", proxy_that_sends(stack, raw.encode()), upstream=upstream)
     assert type(error) is ResponseError
     assert "denied" in str(error)
     assert not re.search("API key|token|TOKEN", str(error))
 
 
-@pytest.fixture
-def respond(stack: ExitStack) -> Callable[[bytes], str]:
-    """Serve bytes to one request, and return the URL as a proxy's."""
-
-    def start(raw: bytes) -> str:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-
-        def serve_one() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(raw)
-                while connection.recv(65536):
-                    pass
-
-        Thread(target=serve_one, daemon=True).start()
-        return f"http://{QUOTED_USER}@127.0.0.1:{listener.getsockname()[1]}"
-
-    return start
-
-
 @SCHEMES
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_outage_behind_the_proxy_is_transient(respond: Callable[[bytes], str], scheme: str, status: int) -> None:
-    proxy = respond(f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+def test_outage_behind_the_proxy_is_transient(stack: ExitStack, scheme: str, status: int) -> None:
+    proxy = proxy_that_sends(stack, f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
     error = failure(f"{scheme}://api.example", proxy)
     assert type(error) is TransientError
     assert str(status) in str(error)
@@ -243,6 +208,6 @@ def test_outage_behind_the_proxy_is_transient(respond: Callable[[bytes], str], s
 
 @SCHEMES
 @pytest.mark.parametrize("raw", [b"", b"SSH-2.0-OpenSSH_10.0\r\n"], ids=["silent", "other-protocol"])
-def test_malfunctioning_proxy_is_named(respond: Callable[[bytes], str], scheme: str, raw: bytes) -> None:
-    error = failure(f"{scheme}://api.example", respond(raw), budget_s=0.5)
+def test_malfunctioning_proxy_is_named(stack: ExitStack, scheme: str, raw: bytes) -> None:
+    error = failure(f"{scheme}://api.example", proxy_that_sends(stack, raw), budget_s=0.5)
     assert type(error) is TransientError

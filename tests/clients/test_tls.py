@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import runpy
-import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -22,9 +18,8 @@ from lifecycle.clients.trust import add_authorities, private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from tests.clients.certificates import PrivateAuthority
-from tests.simulators.messages import Request, Response, json_response
+from tests.clients.servers import Api, peer, respond
 from tests.simulators.serve import serve
-from tests.simulators.upstream import Upstream as SimulatedUpstream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,13 +27,6 @@ UPSTREAMS = [
     pytest.param(HEADSCALE, "HEADSCALE_URL", "HEADSCALE_CA_FILE", id="Headscale"),
     pytest.param(CLOUDFLARE, "CLOUDFLARE_API_URL", "SSL_CERT_FILE", id="Cloudflare"),
 ]
-
-
-class Api(SimulatedUpstream):
-    """An API that responds to everything."""
-
-    def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        return json_response({"ok": True})
 
 
 def send(url: str, trust: ssl.SSLContext, upstream: Upstream = HEADSCALE) -> object:
@@ -61,7 +49,7 @@ def authority(tmp_path: Path) -> PrivateAuthority:
     return PrivateAuthority(tmp_path)
 
 
-# --- Trust ----------------------------------------------------------------------------------------------
+# --- Trust ---------------------------------------------------------------------------------------------
 
 
 def test_private_authority_is_trusted_if_added(authority: PrivateAuthority) -> None:
@@ -150,7 +138,7 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
         add_authorities(public_trust(), path)
 
 
-# --- Advice ---------------------------------------------------------------------------------------------
+# --- Advice --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
@@ -191,23 +179,6 @@ def test_https_on_an_http_port_advises_http(upstream: Upstream, url_setting: str
     assert "http://" in str(error)
 
 
-@contextmanager
-def responding(raw: bytes) -> Iterator[str]:
-    """Serve these bytes to one request, as TLS servers respond to plain HTTP."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve_one() -> None:
-            connection, _ = listener.accept()
-            with connection, suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(raw)
-
-        thread = Thread(target=serve_one)
-        thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
-
-
 GO = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
 NGINX = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
@@ -219,8 +190,8 @@ ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
 @pytest.mark.parametrize("raw", [GO, NGINX, ALERT], ids=["go", "nginx", "tls-alert"])
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
 def test_http_on_an_https_port_advises_https(upstream: Upstream, url_setting: str, ca_setting: str, raw: bytes) -> None:
-    with responding(raw) as url:
-        error = failure(url, public_trust(), upstream)
+    with peer(respond(raw)) as address:
+        error = failure(f"http://{address}", public_trust(), upstream)
     assert type(error) is ResponseError
     assert url_setting in str(error)
     assert "https://" in str(error)
@@ -234,6 +205,6 @@ def test_http_on_the_port_of_a_real_tls_server(authority: PrivateAuthority) -> N
 
 
 def test_connection_that_ends_during_the_handshake_is_transient() -> None:
-    with responding(b"") as url:
-        error = failure(url.replace("http:", "https:"), public_trust())
+    with peer(respond(b"")) as address:
+        error = failure(f"https://{address}", public_trust())
     assert type(error) is TransientError
