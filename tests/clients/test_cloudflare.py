@@ -361,7 +361,7 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
         cloudflare.change(deletes=cloudflare.records(NAME))
 
 
-# --- Records created at another name ----------------------------------------------------------------
+# --- Records created at another name -------------------------------------------------------------------
 
 
 @pytest.fixture

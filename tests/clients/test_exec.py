@@ -1,4 +1,7 @@
-"""The Headscale client over exec, against every release: the tests of the HTTP transport, and further ones."""
+"""The client of Headscale's command line, with simulated pods of every release.
+
+Many tests are those of the REST API's client, which run here with the fixtures of this module.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, Response
 from lifecycle.domain.model import KeySpec, User
 from tests.builders import NAME
 from tests.clients import test_headscale as over_http
-from tests.clients.test_headscale import (  # the same cases, with this module's fixtures
+from tests.clients.servers import revealed_by
+from tests.clients.test_headscale import (
     CREATE,
     HOUR,
     a_key,
     add_fault,
-    ours,
+    always_ours,
     retrying_on,
     server_of,
     test_create_without_a_response_is_logged,
@@ -42,7 +46,7 @@ from tests.clients.test_headscale import (  # the same cases, with this module's
     test_user_of_a_provider_without_name,
     test_users_have_id_and_name,
     the_user,
-    usable,
+    unexpired_keys,
 )
 from tests.in_cluster import (
     HEADSCALE_NAMESPACE,
@@ -82,7 +86,7 @@ __all__ = [
 ]
 
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
-"""For behavior that all releases share."""
+"""Run a test with only one release, because all releases behave in the same way."""
 
 EXPIRES_BY_ID = [version for version in VERSIONS if version >= "0.28"]
 EXPIRES_BY_SECRET = [version for version in VERSIONS if version < "0.28"]
@@ -101,13 +105,13 @@ def server(request: pytest.FixtureRequest, clock: Clock) -> HeadscaleSimulator:
 
 @pytest.fixture
 def cli(server: HeadscaleSimulator, clock: Clock) -> HeadscaleCli:
-    """The `headscale` command of that server."""
+    """The `headscale` command of the server."""
     return HeadscaleCli(server, now=clock.now)
 
 
 @pytest.fixture
 def kubernetes(cli: HeadscaleCli) -> KubernetesSimulator:
-    """A cluster in which a StatefulSet's pod runs that server."""
+    """A cluster in which a pod of a StatefulSet runs the server."""
     kubernetes = KubernetesSimulator()
     add_headscale(kubernetes, cli)
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
@@ -119,7 +123,7 @@ Connect = Callable[..., ExecTransport]
 
 @pytest.fixture
 def connect(kubernetes: KubernetesSimulator, clock: Clock) -> Iterator[Connect]:
-    """Return a transport with the given settings."""
+    """A function that returns a transport with the given settings."""
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         yield lambda **settings: exec_transport(cluster, clock.now, **settings)
 
@@ -143,9 +147,11 @@ def test_version_is_read_once(server: HeadscaleSimulator, transport: ExecTranspo
 
 
 @ONE_RELEASE
-@pytest.mark.parametrize("written", ["v0.26.1\n", "0.26.1\n", "0.26.1"])
-def test_bare_version_is_accepted(written: str, kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
-    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=written.encode())), "headscale version")
+@pytest.mark.parametrize("output", ["v0.26.1\n", "0.26.1\n", "0.26.1"])
+def test_version_that_is_not_json_is_accepted(
+    output: str, kubernetes: KubernetesSimulator, transport: ExecTransport
+) -> None:
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output.encode())), "headscale version")
     assert transport.version() == "0.26.1"
 
 
@@ -180,14 +186,14 @@ def test_version_is_detected_again_in_another_pod(
     clock: Clock,
 ) -> None:
     """An upgrade of Headscale replaces its pod."""
-    before = headscale.version()
+    assert headscale.version() == server.version
     [pod] = kubernetes.pods
     kubernetes.delete_pod(pod)
     server.upgrade("0.30.0")
     add_headscale(kubernetes, cli)
     key = a_key(headscale, clock)
-    assert (before, headscale.version()) == (server.version if before == "0.30.0" else before, "0.30.0")
-    assert usable(server, clock) == [key.secret.get_secret_value()]
+    assert headscale.version() == "0.30.0"
+    assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
 # --- Commands ------------------------------------------------------------------------------------------
@@ -203,19 +209,19 @@ def test_arguments_of_each_command(
         KeySpec(user, HOUR, reusable=True, ephemeral=True, tags=frozenset({"tag:b", "tag:a"})), now=clock.now()
     )
     headscale.pre_auth_keys(user)
-    headscale.delete_node(node, is_still_ours=ours)
+    headscale.delete_node(node, is_still_ours=always_ours)
     minor = int(server.version.split(".")[1])
-    named_as = ("--user", "svc" if minor <= 25 else "2")
+    user_option = ("--user", "svc" if minor <= 25 else "2")
     lifetime = next(argument for call in cli.calls for argument in call if argument.endswith("ms"))
     assert list(dict.fromkeys(cli.calls)) == [
         ("users", "list", "-o", "json"),
         ("nodes", "list", "-o", "json"),
         ("version", "-o", "json"),
         (
-            *("preauthkeys", "create", *named_as, "--expiration", lifetime, "--reusable", "--ephemeral"),
+            *("preauthkeys", "create", *user_option, "--expiration", lifetime, "--reusable", "--ephemeral"),
             *("--tags", "tag:a,tag:b", "-o", "json"),
         ),
-        ("preauthkeys", "list", *(named_as if minor <= 27 else ()), "-o", "json"),
+        ("preauthkeys", "list", *(user_option if minor <= 27 else ()), "-o", "json"),
         ("nodes", "delete", "--identifier", "1", "--force", "-o", "json"),
     ]
 
@@ -274,7 +280,7 @@ def test_null_of_a_successful_command_is_an_empty_list(
 @ONE_RELEASE
 @pytest.mark.parametrize("call", LISTS)
 @pytest.mark.parametrize(
-    ("written", "kind"),
+    ("output", "kind"),
     [
         pytest.param("", TransientError, id="empty"),
         pytest.param("\n \n", TransientError, id="blanks"),
@@ -294,21 +300,21 @@ def test_null_of_a_successful_command_is_an_empty_list(
 )
 def test_malformed_output_is_an_error(
     call: Callable[[ExecTransport], list[Any]],
-    written: str,
+    output: str,
     kind: type[ApiError],
     kubernetes: KubernetesSimulator,
     transport: ExecTransport,
 ) -> None:
-    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=written.encode())), " list")
+    kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output.encode())), " list")
     with pytest.raises(ApiError) as raised:
         call(transport)
     assert type(raised.value) is kind
-    assert written[:20] not in str(raised.value) or not written.strip()
+    assert output[:20] not in str(raised.value) or not output.strip()
 
 
 @ONE_RELEASE
 @pytest.mark.parametrize(
-    "before",
+    "preceding",
     [
         f"{A_LOG_LINE}\n",
         f"{A_LOG_LINE}\n{A_LOG_LINE}\n",
@@ -317,46 +323,43 @@ def test_malformed_output_is_an_error(
         "null\n",
         "[]\n",
     ],
-    ids=["log-line", "two", "text", "text-with-json-in-it", "null", "empty-list"],
+    ids=["log-line", "two-log-lines", "text", "text-with-json-in-it", "null", "empty-list"],
 )
 def test_text_before_the_result_is_ignored(
-    before: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
+    preceding: str, server: HeadscaleSimulator, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
 ) -> None:
     server.add_node(NAME, user="svc")
-    kubernetes.add_exec_fault(ExecFault(before=before.encode()), times=None)
+    kubernetes.add_exec_fault(ExecFault(before=preceding.encode()), times=None)
     assert [node.hostname for node in headscale.nodes()] == [NAME]
     assert headscale.version() == server.version
 
 
 @ONE_RELEASE
-def test_no_error_has_the_output(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
+def test_no_error_reveals_a_secret_in_the_output(kubernetes: KubernetesSimulator, transport: ExecTransport) -> None:
     """Up to 0.27, lists of nodes contain pre-auth keys."""
     secret = "0123456789abcdef" * 3
-    spoilt = f'[{{"id": 1, "pre_auth_key": {{"key": "{secret}"}}}}]'
+    malformed = f'[{{"id": 1, "pre_auth_key": {{"key": "{secret}"}}}}]'
     for finished in (
-        Finished(stdout=spoilt.encode()),
-        Finished(stdout=spoilt[:-4].encode()),
+        Finished(stdout=malformed.encode()),
+        Finished(stdout=malformed[:-4].encode()),
         Finished(1, stderr=f'{{"error": "no such key {secret}"}}'.encode()),
         Finished(1, stderr=f"panic with hskey-auth-{secret} in hand".encode()),
     ):
         kubernetes.add_exec_fault(ExecFault(instead=finished), "nodes list")
         with pytest.raises(ApiError) as raised:
             transport.nodes()
-        error: BaseException | None = raised.value
-        while error is not None:
-            assert secret not in f"{error} {error!r} {vars(error)}"
-            error = error.__cause__ or error.__context__
+        assert secret not in revealed_by(raised.value)
 
 
 # --- Failures ------------------------------------------------------------------------------------------
 
 
 def grpc(code: str, text: str = "no") -> str:
-    """Return the error that the `headscale` command of 0.23 to 0.29 prints for a refusal."""
+    """Return what the `headscale` command of 0.23 to 0.29 writes if the server refuses a request."""
     return json.dumps({"error": f"getting node: rpc error: code = {code} desc = {text}"}, indent="\t") + "\n"
 
 
-CONFIGURATION_ELSEWHERE = (
+NO_CONFIGURATION = (
     'FTL Error loading config error="fatal error reading config file: '
     'Config File \\"config\\" Not Found in \\"[/etc/headscale /root/.headscale /]\\""'
 )
@@ -378,7 +381,7 @@ NO_SOCKET = f'FTL Could not connect error="{SOCKET} no such file or directory"'
         pytest.param(1, grpc("Internal"), TransientError, id="internal"),
         pytest.param(1, '{"error": "unexpected response status: 500"}', TransientError, id="server-error-0.30"),
         pytest.param(1, "… FTL Could not connect: context deadline exceeded\n", TransientError, id="no-socket"),
-        pytest.param(1, CONFIGURATION_ELSEWHERE, ResponseError, id="no-configuration"),
+        pytest.param(1, NO_CONFIGURATION, ResponseError, id="no-configuration"),
         pytest.param(1, "Error: loading configuration: no such file", ResponseError, id="no-configuration-0.30"),
         pytest.param(1, "FTL HEADSCALE_CLI_API_KEY environment variable needs to be set", ResponseError, id="no-key"),
         pytest.param(1, NO_ACCESS, ResponseError, id="no-access-to-the-socket"),
@@ -412,19 +415,19 @@ def test_kind_of_error_for_each_failure(
 
 @ONE_RELEASE
 @pytest.mark.parametrize(
-    ("stderr", "setting"),
+    ("stderr", "advice"),
     [
-        pytest.param(CONFIGURATION_ELSEWHERE, "HEADSCALE_CONFIG", id="configuration"),
+        pytest.param(NO_CONFIGURATION, "HEADSCALE_CONFIG", id="configuration"),
         pytest.param(NO_ACCESS, "unix_socket_permission", id="permission"),
         pytest.param("unknown flag: --identifier", "HEADSCALE_POD_SELECTOR", id="usage"),
         pytest.param(grpc("Unknown", "expected exactly one user, found 2"), "users rename", id="ambiguous-user"),
     ],
 )
 def test_permanent_failure_is_not_retried(
-    stderr: str, setting: str, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
+    stderr: str, advice: str, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     kubernetes.add_exec_fault(ExecFault(instead=Finished(1, stderr=stderr.encode())), "list", times=None)
-    with pytest.raises(ResponseError, match=setting):
+    with pytest.raises(ResponseError, match=advice):
         headscale.nodes()
     assert clock.elapsed_s == 0
 
@@ -437,7 +440,7 @@ def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter
 
 
 @ONE_RELEASE
-def test_retry_budget_is_two_minutes_in_all(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
+def test_retries_take_two_minutes_in_total(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
     cli.stopped = True
     with pytest.raises(TransientError, match="context deadline exceeded"):
         headscale.nodes()
@@ -487,7 +490,7 @@ def test_silently_refused_deletion_is_retried(server: HeadscaleSimulator, headsc
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     server.faults.add(faults.answer(500, '{"code": 2, "message": "database is locked"}'), method="DELETE", times=2)
-    headscale.delete_node(node, is_still_ours=ours)
+    headscale.delete_node(node, is_still_ours=always_ours)
     assert server.nodes == []
 
 
@@ -496,20 +499,20 @@ def test_ineffective_deletion_is_an_error(server: HeadscaleSimulator, headscale:
     [node] = headscale.nodes()
     server.faults.add(faults.answer(200, "{}"), method="DELETE")
     with pytest.raises(ResponseError, match="ode 1"):
-        headscale.delete_node(node, is_still_ours=ours)
+        headscale.delete_node(node, is_still_ours=always_ours)
 
 
-@pytest.mark.parametrize("listed", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])
+@pytest.mark.parametrize("output", [b"null", b"[]", b""], ids=["null", "empty-list", "no-output"])
 def test_empty_list_does_not_mean_a_missing_node(
-    listed: bytes, server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
+    output: bytes, server: HeadscaleSimulator, headscale: HeadscaleWriter, kubernetes: KubernetesSimulator
 ) -> None:
-    """If it did, the deletion would count as done."""
+    """Otherwise, the deletion would be reported as successful."""
     server.add_node(NAME, user="svc")
     [node] = headscale.nodes()
     for _ in range(20):
-        kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=listed)), "nodes list")
+        kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=output)), "nodes list")
     with pytest.raises(TransientError):
-        headscale.delete_node(node, is_still_ours=ours)
+        headscale.delete_node(node, is_still_ours=always_ours)
 
 
 def test_one_incomplete_list_does_not_mean_a_missing_node(
@@ -520,8 +523,8 @@ def test_one_incomplete_list_does_not_mean_a_missing_node(
     [node, _] = headscale.nodes()
     laptop = b'[{"id": 2, "machine_key": "mkey:' + b"2" * 64 + b'", "name": "laptop"}]'
     kubernetes.add_exec_fault(ExecFault(instead=Finished(stdout=laptop)), "nodes list")
-    headscale.delete_node(node, is_still_ours=ours)
-    assert [left.name for left in server.nodes] == ["laptop"]
+    headscale.delete_node(node, is_still_ours=always_ours)
+    assert [remaining.name for remaining in server.nodes] == ["laptop"]
 
 
 # --- Lost responses to a new key -----------------------------------------------------------------------
@@ -548,11 +551,11 @@ def test_lost_response_leaves_one_usable_key(
     kubernetes.add_exec_fault(fault, "preauthkeys create", times=times)
     key = a_key(headscale, clock)
     assert len(server.keys) == times + 1
-    assert usable(server, clock) == [key.secret.get_secret_value()]
+    assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
-def test_cases_of_http_with_a_lost_response(
+def test_only_the_lost_and_the_expired_key_are_expired(
     server: HeadscaleSimulator, headscale: HeadscaleWriter, clock: Clock
 ) -> None:
     over_http.test_other_keys_are_not_expired_after_a_lost_response(server, headscale, clock)
@@ -571,12 +574,12 @@ def test_key_that_cannot_be_expired_by_id_is_logged(
 ) -> None:
     kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = a_key(headscale, clock)
-    hidden, made = server.keys
-    assert (key.id, key.secret.get_secret_value()) == (str(made.id), made.key)
-    [left] = named(events, "pre_auth_key.expire_failed")
-    assert (left["key_id"], left["expires_at"]) == (str(hidden.id), hidden.expires_at)
+    lost, created = server.keys
+    assert (key.id, key.secret.get_secret_value()) == (str(created.id), created.key)
+    [event] = named(events, "pre_auth_key.expire_failed")
+    assert (event["key_id"], event["expires_at"]) == (str(lost.id), lost.expires_at)
     clock.sleep(HOUR.total_seconds() + 60)
-    assert usable(server, clock) == []
+    assert unexpired_keys(server, clock) == []
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
@@ -592,7 +595,7 @@ def test_lost_response_is_resolved_despite_clock_skew(
     user = the_user(headscale)
     kubernetes.add_exec_fault(ExecFault(cut_after=1), "preauthkeys create")
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now() + skew)
-    assert usable(server, clock) == [key.secret.get_secret_value()]
+    assert unexpired_keys(server, clock) == [key.secret.get_secret_value()]
 
 
 @ONE_RELEASE
@@ -606,8 +609,8 @@ def test_clock_of_the_cluster_is_used(skew: timedelta, server: HeadscaleSimulato
     user = the_user(headscale)
     assert headscale.server_time(clock.now()) == clock.true_now()
     headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
-    [made] = server.keys
-    assert HOUR <= made.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
+    [created] = server.keys
+    assert HOUR <= created.expires_at - clock.true_now() < HOUR + timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("server", EXPIRES_BY_ID, indirect=True)
@@ -617,19 +620,19 @@ def test_key_of_another_pod_is_not_expired(
     """Our key was never created. The other pod's key has almost the same lifetime."""
     user = the_user(headscale)
     kubernetes.add_exec_fault(ExecFault(instead=Finished(), cut_after=0), "preauthkeys create")
-    created: list[timedelta] = []
+    lifetimes: list[timedelta] = []
 
     def other_pod() -> None:
-        create = next(command for command in kubernetes.commands if "preauthkeys create" in command)
-        words = shlex.split(create)
+        command_line = next(command for command in kubernetes.commands if "preauthkeys create" in command)
+        words = shlex.split(command_line)
         milliseconds = int(words[words.index("--expiration") + 1].removesuffix("ms"))
-        created.append(timedelta(milliseconds=milliseconds))
-        server.create_key("svc", expires_in=created[0] + timedelta(milliseconds=20))
+        lifetimes.append(timedelta(milliseconds=milliseconds))
+        server.create_key("svc", expires_in=lifetimes[0] + timedelta(milliseconds=20))
 
     clock.schedule(0.1, other_pod)
     key = headscale.create_pre_auth_key(KeySpec(user, HOUR), now=clock.now())
-    assert created
-    assert usable(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
+    assert lifetimes, "the other pod created no key"
+    assert unexpired_keys(server, clock) == [server.keys[0].key, key.secret.get_secret_value()]
 
 
 # --- Selecting the pod ---------------------------------------------------------------------------------
@@ -637,7 +640,7 @@ def test_key_of_another_pod_is_not_expired(
 
 @ONE_RELEASE
 class TestPodSelection:
-    """The pod is selected by labels, readiness and age, and then the container."""
+    """How Headscale's pod and container are chosen."""
 
     def test_default_labels_are_tried_in_order(
         self, kubernetes: KubernetesSimulator, cli: HeadscaleCli, transport: ExecTransport
@@ -754,7 +757,7 @@ class TestPodSelection:
         [node] = headscale.nodes()
         kubernetes.delete_pod(kubernetes.pods[0])
         kubernetes.add_pod("headscale-5d9c7-x2x4z", {"headscale": {"headscale": cli}}, owner="ReplicaSet")
-        headscale.delete_node(node, is_still_ours=ours)
+        headscale.delete_node(node, is_still_ours=always_ours)
         assert server.nodes == []
 
     def test_pod_that_is_deleted_after_it_was_listed(
@@ -764,13 +767,13 @@ class TestPodSelection:
         assert headscale.nodes() == []
 
 
-# --- Observation ---------------------------------------------------------------------------------------
+# --- Reported outcomes ---------------------------------------------------------------------------------
 
 
 @ONE_RELEASE
-def test_outcome_of_each_command_is_observed(kubernetes: KubernetesSimulator, connect: Connect, clock: Clock) -> None:
-    seen: list[str] = []
-    transport = ExecTransport(connect()._pod, now=clock.now, on_outcome=seen.append)  # noqa: SLF001
+def test_outcome_of_each_command_is_reported(kubernetes: KubernetesSimulator, connect: Connect, clock: Clock) -> None:
+    outcomes: list[str] = []
+    transport = ExecTransport(connect()._pod, now=clock.now, on_outcome=outcomes.append)  # noqa: SLF001
     transport.nodes()
     for fault in (
         ExecFault(cut_after=0),
@@ -780,4 +783,4 @@ def test_outcome_of_each_command_is_observed(kubernetes: KubernetesSimulator, co
         kubernetes.add_exec_fault(fault)
         with pytest.raises(ApiError):
             transport.nodes()
-    assert seen == ["ok", "no_answer", "server_error", "refused"]
+    assert outcomes == ["ok", "no_answer", "server_error", "refused"]

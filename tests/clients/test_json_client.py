@@ -152,7 +152,7 @@ def test_explanation_by_the_upstream_has_precedence(api: Api) -> None:
 
 
 def test_redirect_is_not_followed(client: JsonClient, api: Api) -> None:
-    """The client would send the token to the new address."""
+    """Otherwise, the client would send the token to the new address."""
     api.faults.add(faults.answer(302, headers={"location": "/elsewhere"}))
     error = failure(client)
     assert isinstance(error, ResponseError)
