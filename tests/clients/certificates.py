@@ -17,8 +17,8 @@ class PrivateAuthority:
     """A private certificate authority.
 
     Args:
-        folder: an existing one.
-        has_key_usage: whether its certificate has the key usage extension, as RFC 5280 requires.
+        folder: an existing folder for its files.
+        has_key_usage: whether its certificate has the key usage extension, which RFC 5280 requires.
     """
 
     def __init__(self, folder: Path, *, has_key_usage: bool = True) -> None:
@@ -34,13 +34,13 @@ class PrivateAuthority:
         """Return the TLS context of a server.
 
         Args:
-            name: that the certificate is for.
-            days: that the certificate is valid from now on; negative = expired.
+            name: the name or address that the certificate is for.
+            days: how long the certificate is valid; negative = it has expired.
         """
         key, request, certificate = (self._folder / f"server.{suffix}" for suffix in ("key", "csr", "crt"))
         openssl("req", *_KEY, "-subj", "/CN=server", "-keyout", key, "-out", request)
         extensions = self._folder / "extensions"
-        # The identifiers of keys are required by strict verification.
+        # Strict verification requires the key identifiers.
         extensions.write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
         openssl(
             *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._folder / "ca.key"),

@@ -1,4 +1,4 @@
-"""Arbitrary JSON values, biased towards those that look like Headscale's."""
+"""Arbitrary JSON values for property tests. Many of them look like values of Headscale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detection of Headscale's release, and the form of requests to it."""
+"""Detection of Headscale's release, and the differences between requests to it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TestVersion:
             ("v0.100.12", 100),
         ],
     )
-    def test_supported_version_gives_its_dialect(self, text: str, minor: int) -> None:
+    def test_dialect_of_a_supported_version(self, text: str, minor: int) -> None:
         dialect = dialect_of_version(text)
 
         assert dialect == Dialect.of_minor(minor, text.removeprefix("v"))
@@ -77,8 +77,8 @@ class TestVersion:
             {"version": "v0.28.0"},
         ],
     )
-    def test_unusable_version_gives_no_dialect(self, text: object) -> None:
-        """The release of a development build is detected by its API instead."""
+    def test_unknown_version_has_no_dialect(self, text: object) -> None:
+        """The release is then detected by the API instead."""
         assert dialect_of_version(text) is None
 
     @pytest.mark.parametrize("text", ["v0.22.3", "0.22.0-alpha", "v0.1.0"])
@@ -87,7 +87,7 @@ class TestVersion:
             dialect_of_version(text)
 
     @given(st.one_of(JSON, st.text()))
-    def test_arbitrary_value_gives_no_dialect(self, value: Any) -> None:
+    def test_arbitrary_value_has_no_dialect(self, value: Any) -> None:
         assert dialect_of_version(value) is None
 
 
@@ -100,23 +100,23 @@ def covers(releases: str, minor: int) -> bool:
     return minors[0] <= minor and (minor <= minors[-1] or releases.endswith("or newer"))
 
 
-class TestFingerprint:
-    """Detection by the API description, for a server that does not report its version."""
+class TestDescription:
+    """Detection by the description of the API, or by a help text, for a server that does not report its version."""
 
     @pytest.mark.parametrize("version", RELEASES)
     def test_every_release_is_detected_by_its_description(self, version: str) -> None:
         release = DIALECTS[version]
-        found = dialect_of_swagger(swagger(release)) if release.swagger else dialect_of_openapi(openapi(release))
+        detected = dialect_of_swagger(swagger(release)) if release.swagger else dialect_of_openapi(openapi(release))
 
         expected = dialect_of_version(version)
-        assert found is not None
+        assert detected is not None
         assert expected is not None
-        assert (found.user_by_id, found.keys_by_user, found.key_expire_by_id) == (
+        assert (detected.user_by_id, detected.keys_by_user, detected.key_expire_by_id) == (
             expected.user_by_id,
             expected.keys_by_user,
             expected.key_expire_by_id,
         )
-        assert covers(found.version, int(version.split(".")[1]))
+        assert covers(detected.version, int(version.split(".")[1]))
 
     def test_old_api_is_refused(self) -> None:
         document: dict[str, Any] = {"paths": {"/api/v1/machine": {}, "/api/v1/node": {}}, "definitions": {}}
@@ -141,7 +141,7 @@ class TestFingerprint:
             [],
         ],
     )
-    def test_other_description_gives_no_dialect(self, document: object) -> None:
+    def test_other_document_has_no_dialect(self, document: object) -> None:
         assert dialect_of_swagger(document) is None
         assert dialect_of_openapi(document) is None
 
@@ -153,17 +153,17 @@ class TestFingerprint:
             {"paths": {"/api/v1/node": {}}},
         ],
     )
-    def test_openapi_of_another_product_gives_no_dialect(self, document: object) -> None:
+    def test_openapi_document_of_another_product_has_no_dialect(self, document: object) -> None:
         assert dialect_of_openapi(document) is None
 
     @given(JSON)
-    def test_arbitrary_document_gives_no_dialect(self, value: Any) -> None:
+    def test_arbitrary_document_has_no_dialect(self, value: Any) -> None:
         assert dialect_of_swagger(value) is None
         assert dialect_of_openapi(value) is None
         assert dialect_of_swagger({"paths": value, "definitions": value}) is None
         paths = {"/api/v1/preauthkey": value}
-        found = dialect_of_swagger({"paths": paths, "definitions": {"v1CreatePreAuthKeyRequest": value}})
-        assert found is None or isinstance(value, dict)
+        detected = dialect_of_swagger({"paths": paths, "definitions": {"v1CreatePreAuthKeyRequest": value}})
+        assert detected is None or isinstance(value, dict)
 
     @pytest.mark.parametrize(
         ("text", "version"),
@@ -175,10 +175,10 @@ class TestFingerprint:
             ("", None),
         ],
     )
-    def test_cli_release_is_detected_by_its_help(self, text: str, version: str | None) -> None:
-        found = dialect_of_help(text)
+    def test_release_of_the_command_line_is_detected_by_its_help(self, text: str, version: str | None) -> None:
+        detected = dialect_of_help(text)
 
-        assert (found.version if found else None) == version
+        assert (detected.version if detected else None) == version
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ class TestFingerprint:
         (30, User(None, "svc"), "svc"),
     ],
 )
-def test_user_reference(minor: int, user: User, reference: str) -> None:
+def test_user_is_identified_by_id_or_name(minor: int, user: User, reference: str) -> None:
     assert Dialect.of_minor(minor, "").user_reference(user) == reference
 
 
@@ -204,5 +204,5 @@ def test_user_reference(minor: int, user: User, reference: str) -> None:
         ("", None, ""),
     ],
 )
-def test_refusal_by_the_cli_is_parsed(text: str, code: str | None, message: str) -> None:
+def test_refusal_in_the_output_of_the_command_line_is_parsed(text: str, code: str | None, message: str) -> None:
     assert cli_refusal(text) == (code, message)

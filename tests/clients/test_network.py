@@ -1,4 +1,4 @@
-"""The time budget: name resolution, addresses, TLS, sending and reading, each on real sockets."""
+"""Connections and their time budget: name resolution, addresses, TLS, sending and reading, on real sockets."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.process.cluster import Authority
 from tests.simulators.serve import serve
 
 BUDGET_S = 0.4
-# Much less than the time-outs of a library would add up to.
-LATEST_S = 3.0
+# Every request must fail within this time. The separate time-outs of a library would take longer.
+MAX_DURATION_S = 3.0
 
 API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
 
@@ -50,7 +50,7 @@ def failure(client: JsonClient, **request: Any) -> ApiError:
     started = time.monotonic()
     with pytest.raises(ApiError) as raised:
         client.send("POST", "/thing", **request)
-    assert time.monotonic() - started < LATEST_S
+    assert time.monotonic() - started < MAX_DURATION_S
     return raised.value
 
 
@@ -97,7 +97,7 @@ def test_one_budget_covers_several_requests() -> None:
         with suppress(TransientError), time_budget(0.35):
             for _ in range(100):
                 client.send("GET", "/thing")
-        assert time.monotonic() - started < LATEST_S
+        assert time.monotonic() - started < MAX_DURATION_S
 
 
 # --- Name resolution -----------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
     return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
 
 
-def test_hanging_resolver_is_reported_as_such(resolve_to: Callable[[Resolver], None]) -> None:
+def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) -> None:
     """The message names DNS, which does not respond, and not the upstream."""
     never = Event()
     resolve_to(lambda *_args, **_options: [never.wait()])
@@ -138,7 +138,7 @@ def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolve
     assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
 
 
-def test_error_while_another_one_is_handled_has_its_own_reason(
+def test_error_during_the_handling_of_another_one_has_its_own_reason(
     resolve_to: Callable[[Resolver], None], closed_port: int
 ) -> None:
     def unknown(*_args: Any, **_options: Any) -> list[Any]:
@@ -155,7 +155,7 @@ def test_error_while_another_one_is_handled_has_its_own_reason(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-def test_addresses_need_no_thread(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lifecycle.clients.network.run_bounded", None)
     bare = host.strip("[]")
     with serve(Api(), host=bare) as url:
@@ -179,7 +179,7 @@ def black_hole() -> Iterator[int]:
 
 
 def addresses(*ports: int) -> list[Any]:
-    """Return what the resolver returns for a host with these addresses, which differ only by their port here."""
+    """Return the result of the resolver for a host. To have several on loopback, its addresses differ by port."""
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
 
@@ -187,46 +187,46 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-@pytest.mark.parametrize("holes", [1, 3])
+@pytest.mark.parametrize("holes", [1, 3], ids=["one-address", "three-addresses"])
 def test_address_that_drops_packets_does_not_use_up_the_budget(
     holes: int, resolve_to: Callable[[Resolver], None]
 ) -> None:
     with serve(Api()) as url, black_hole() as hole:
-        found = addresses(*[hole] * holes, port_of(url))
-        resolve_to(lambda *_args, **_options: found)
+        resolved = addresses(*[hole] * holes, port_of(url))
+        resolve_to(lambda *_args, **_options: resolved)
         assert client_of("http://api.example", budget_s=1.5).send("GET", "/thing").json == {"ok": True}
 
 
 def test_refused_address_is_followed_by_the_next_one(closed_port: int, resolve_to: Callable[[Resolver], None]) -> None:
     with serve(Api()) as url:
-        found = addresses(closed_port, port_of(url))
-        resolve_to(lambda *_args, **_options: found)
+        resolved = addresses(closed_port, port_of(url))
+        resolve_to(lambda *_args, **_options: resolved)
         assert client_of("http://api.example").send("GET", "/thing").json == {"ok": True}
 
 
 def test_no_address_that_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
     with black_hole() as hole:
-        found = addresses(hole, hole)
-        resolve_to(lambda *_args, **_options: found)
+        resolved = addresses(hole, hole)
+        resolve_to(lambda *_args, **_options: resolved)
         error = failure(client_of("http://api.example"))
     assert type(error) is TransientError
     assert all(text in str(error) for text in ("http://api.example", "0.4 s", "API_URL"))
 
 
 def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
-    """A leaked socket is a ResourceWarning, and those are errors."""
+    """A socket that is not closed would cause a ResourceWarning, which fails the test."""
     with serve(Api()) as url, black_hole() as hole, time_budget(5.0):
-        found = [(family, name) for family, *_, name in addresses(hole, closed_port, port_of(url))]
-        connect(found).close()
+        targets = [(family, name) for family, *_, name in addresses(hole, closed_port, port_of(url))]
+        connect(targets).close()
         with pytest.raises(UnreachableError):
-            connect(found[1:2])
+            connect(targets[1:2])
 
 
 # --- Slow peers ----------------------------------------------------------------------------------------
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
-    """Send byte by byte, more often than a time-out for each read detects."""
+    """Send byte by byte, so that a time-out of each single read is never reached."""
     for byte in data:
         connection.sendall(bytes([byte]))
         time.sleep(0.02)
@@ -287,12 +287,12 @@ def test_slow_body_over_tls_ends_with_the_budget(tmp_path: Path) -> None:
     assert "1 s" in str(error)
 
 
-def test_open_connection_may_get_more_time_for_the_response(resolve_to: Callable[[Resolver], None]) -> None:
-    """An address that drops packets is still detected as soon as with other upstreams."""
+def test_time_for_a_response_can_exceed_that_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
+    """Headscale gets four time-outs for a response, but opening a connection to it may take only one."""
 
     def client(url: str) -> JsonClient:
-        patient = replace(API, response_timeouts=4)
-        http = HttpClient(open_http(url, trust=public_trust()), upstream=patient, timeout=timedelta(seconds=0.1))
+        slow_api = replace(API, response_timeouts=4)
+        http = HttpClient(open_http(url, trust=public_trust()), upstream=slow_api, timeout=timedelta(seconds=0.1))
         return JsonClient(http, credential=Credential(lambda: "token", name="API_TOKEN"))
 
     with black_hole() as hole:

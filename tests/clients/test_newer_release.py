@@ -1,4 +1,4 @@
-"""A release of Headscale that is newer than those that the program was tested with."""
+"""Behaviour with a release of Headscale that is newer than every release that was tested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Change = Callable[[Any], Any]
 
 
 def renamed(field: str, *, within: str) -> Change:
-    """Return a change of a response: a field of an object, such as of each node, has another name."""
+    """Return a change of a response that renames a member of each object of a kind, such as "node"."""
 
     def change(value: Any, parent: str = "") -> Any:
         match value:
@@ -43,7 +43,7 @@ def renamed(field: str, *, within: str) -> Change:
 
 
 def replaced(old: Any, new: Any, *, field: str) -> Change:
-    """Return a change of a response: a field has another value."""
+    """Return a change of a response that replaces the value of a member."""
 
     def change(value: Any) -> Any:
         match value:
@@ -57,14 +57,14 @@ def replaced(old: Any, new: Any, *, field: str) -> Change:
 
 
 def a_newer_world(monkeypatch: pytest.MonkeyPatch, folder: Path) -> World:
-    """Return a world whose Headscale reports a newer release and behaves like the newest one that is known."""
+    """Return a world whose Headscale reports a newer version, but behaves like the newest tested release."""
     world = World(monkeypatch, folder, "0.30.0")
     world.headscale.reported_version = f"v{NEWER}"
     return world
 
 
 def change_responses(world: World, change: Change) -> None:
-    """Change every JSON object that Headscale returns from now on, for clients that are created from now on."""
+    """Change every JSON response of Headscale to clients that are created later."""
 
     def between(upstream: Upstream) -> Handler:
         def handle(request: Request) -> Response:
@@ -80,7 +80,7 @@ def change_responses(world: World, change: Change) -> None:
 
 CHANGES = [
     *(
-        pytest.param(renamed(field, within=kind), id=f"{field} of a {kind} renamed")
+        pytest.param(renamed(field, within=kind), id=f"{field}-of-{kind or 'the-response'}-renamed")
         for kind, fields in {
             "user": ("id", "name"),
             "node": (
@@ -92,9 +92,9 @@ CHANGES = [
         }.items()
         for field in fields
     ),
-    pytest.param(replaced(True, "true", field="online"), id="online is a text"),
-    pytest.param(replaced(None, "never", field="expiry"), id="expiry is a word"),
-    pytest.param(replaced("1", "a1b2", field="id"), id="id is not a number"),
+    pytest.param(replaced(True, "true", field="online"), id="online-as-string"),
+    pytest.param(replaced(None, "never", field="expiry"), id="expiry-in-words"),
+    pytest.param(replaced("1", "a1b2", field="id"), id="id-with-letters"),
 ]
 
 
@@ -120,7 +120,7 @@ def test_cleanup_refuses_a_changed_response_and_changes_nothing(
 def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], change: Change
 ) -> None:
-    """The node does not count as lost, foreign or superseded."""
+    """It does not report the node as lost or superseded."""
     world = a_newer_world(monkeypatch, tmp_path)
     world.cleanup().run()
     node = world.headscale.register(key=world.key, hostname=NAME)
@@ -146,7 +146,7 @@ def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
 def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str
 ) -> None:
-    """The program learns of the change from the response to the new key."""
+    """The first changed response is the one to the creation of the key."""
     world = a_newer_world(monkeypatch, tmp_path)
     change_responses(world, renamed(field, within="preAuthKey"))
     with pytest.raises(ResponseError, match=rf"{NEWER}.*Upgrade"):
@@ -155,10 +155,10 @@ def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(
     assert world.cloudflare.writes == []
 
 
-def test_newer_release_that_is_like_the_newest_known_one_works(
+def test_newer_release_without_changes_works(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any]
 ) -> None:
-    """Each command logs one warning."""
+    """Each command logs one warning per release."""
     world = a_newer_world(monkeypatch, tmp_path)
     old = world.headscale.add_node(NAME, user=USER)
     world.cleanup().run()
@@ -190,7 +190,7 @@ def test_supported_release_causes_no_warning(
 
 
 @pytest.mark.parametrize(
-    ("version", "untested"),
+    ("version", "is_newer"),
     [
         ("0.30.0", False),
         ("0.30.9", False),
@@ -203,8 +203,8 @@ def test_supported_release_causes_no_warning(
         ("", False),
     ],
 )
-def test_newer_releases_are_recognised_by_their_version(version: str, untested: bool) -> None:
-    assert is_untested(version) is untested
+def test_version_is_compared_with_the_newest_tested_release(version: str, is_newer: bool) -> None:
+    assert is_untested(version) is is_newer
 
 
 def test_newest_tested_release_is_simulated() -> None:

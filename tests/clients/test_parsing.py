@@ -1,4 +1,4 @@
-"""Parsing of users, nodes, keys and times, as every release of Headscale writes them."""
+"""Parsing of users, nodes, keys and times in the forms of every release of Headscale."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lifecycle.clients.headscale.parsing import (
 from lifecycle.domain.model import KeyOrigin, Node, RegisterMethod, User
 from tests.clients.json_values import JSON
 
-# What a parser may raise for a malformed value: the transports turn exactly these into ResponseError.
+# The errors that parsers raise for a malformed value. The transports turn them into a ResponseError.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError)
 
 MACHINE = "mkey:" + "0a" * 32
 SECRET = "0123456789abcdef" * 3
-AT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
+INSTANT = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 SVC = {"id": "1", "name": "svc", "createdAt": "2024-10-01T08:00:00.123456789Z"}
 TAGGED = {"id": "2147455555", "name": "tagged-devices", "createdAt": "0001-01-01T00:00:00Z"}
@@ -66,8 +66,8 @@ KEY: dict[str, Any] = {
 }
 
 
-def parsed(parse: Callable[[Any], Any], payload: Any) -> tuple[bool, Any]:
-    """Return whether the value could be parsed, and the result."""
+def try_parse(parse: Callable[[Any], Any], payload: Any) -> tuple[bool, Any]:
+    """Return whether the value is valid, and what it was parsed to."""
     try:
         return True, parse(payload)
     except MALFORMED:
@@ -80,27 +80,23 @@ def is_id(value: object) -> bool:
 
 
 class TestTime:
-    """Instants."""
+    """Times in the REST API and in the output of the command line."""
 
     @pytest.mark.parametrize(
-        ("value", "at"),
+        ("value", "instant"),
         [
-            pytest.param("2026-03-01T12:00:00Z", AT.replace(microsecond=0), id="without-fraction"),
-            pytest.param("2026-03-01T12:00:00.5Z", AT.replace(microsecond=500_000), id="1-digit"),
-            pytest.param("2026-03-01T12:00:00.12Z", AT.replace(microsecond=120_000), id="2-digits"),
-            pytest.param("2026-03-01T12:00:00.123Z", AT.replace(microsecond=123_000), id="3-digits"),
-            pytest.param("2026-03-01T12:00:00.1234Z", AT.replace(microsecond=123_400), id="4-digits"),
-            pytest.param("2026-03-01T12:00:00.123456Z", AT, id="6-digits"),
-            pytest.param("2026-03-01T12:00:00.1234567Z", AT, id="7-digits"),
-            pytest.param("2026-03-01T12:00:00.123456789Z", AT, id="9-digits"),
-            pytest.param("2026-03-01T12:00:00.123456999Z", AT, id="truncated-not-rounded"),
-            pytest.param("2026-03-01T14:00:00.123456+02:00", AT, id="offset-east"),
-            pytest.param("2026-03-01T07:30:00.123456789-04:30", AT, id="offset-west"),
+            pytest.param("2026-03-01T12:00:00Z", INSTANT.replace(microsecond=0), id="without-fraction"),
+            pytest.param("2026-03-01T12:00:00.5Z", INSTANT.replace(microsecond=500_000), id="1-digit"),
+            pytest.param("2026-03-01T12:00:00.123456Z", INSTANT, id="6-digits"),
+            pytest.param("2026-03-01T12:00:00.123456789Z", INSTANT, id="9-digits"),
+            pytest.param("2026-03-01T12:00:00.123456999Z", INSTANT, id="truncated-not-rounded"),
+            pytest.param("2026-03-01T14:00:00.123456+02:00", INSTANT, id="offset-east"),
+            pytest.param("2026-03-01T07:30:00.123456789-04:30", INSTANT, id="offset-west"),
             # Headscale sets this expiry at logout.
             pytest.param("1970-01-01T00:02:03Z", datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="logged-out"),
             pytest.param("9999-12-31T23:59:59Z", datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), id="far"),
-            pytest.param({"seconds": 1772366400, "nanos": 123456789}, AT, id="cli-output"),
-            pytest.param({"seconds": 1772366400}, AT.replace(microsecond=0), id="cli-output-without-nanos"),
+            pytest.param({"seconds": 1772366400, "nanos": 123456789}, INSTANT, id="cli-output"),
+            pytest.param({"seconds": 1772366400}, INSTANT.replace(microsecond=0), id="cli-output-without-nanos"),
             pytest.param({"seconds": 123}, datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC), id="cli-output-logged-out"),
             pytest.param({"seconds": -1}, datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC), id="before-1970"),
             pytest.param(None, None, id="null"),
@@ -111,8 +107,8 @@ class TestTime:
             pytest.param({"seconds": -62135596800}, None, id="cli-output-year-1"),
         ],
     )
-    def test_instant_is_parsed(self, value: object, at: datetime | None) -> None:
-        assert parse_time(value) == at
+    def test_instant_is_parsed(self, value: object, instant: datetime | None) -> None:
+        assert parse_time(value) == instant
 
     @pytest.mark.parametrize(
         "value",
@@ -154,23 +150,22 @@ class TestTime:
         ),
         st.booleans(),
     )
-    def test_every_instant_round_trips(self, at: datetime, as_z: bool) -> None:
-        text = at.astimezone(UTC).isoformat().replace("+00:00", "Z") if as_z else at.isoformat()
-
-        assert parse_time(text) == at
-        found = parse_time(text)
-        assert found is not None
-        assert found.utcoffset() == timedelta()
+    def test_every_instant_is_parsed_to_utc(self, instant: datetime, ends_in_z: bool) -> None:
+        text = instant.astimezone(UTC).isoformat().replace("+00:00", "Z") if ends_in_z else instant.isoformat()
+        parsed_instant = parse_time(text)
+        assert parsed_instant == instant
+        assert parsed_instant is not None
+        assert parsed_instant.utcoffset() == timedelta()
 
     @given(JSON)
     def test_arbitrary_value(self, value: Any) -> None:
-        understood, at = parsed(parse_time, value)
-        if not understood:
+        is_valid, instant = try_parse(parse_time, value)
+        if not is_valid:
             return
-        if at is None:
+        if instant is None:
             assert value in (None, "") or str(value).startswith("0001-") or "seconds" in value
         else:
-            assert at.utcoffset() == timedelta()
+            assert instant.utcoffset() == timedelta()
             assert isinstance(value, str) or type(value["seconds"]) is int
 
 
@@ -197,13 +192,13 @@ class TestId:
 
     @given(JSON)
     def test_arbitrary_value(self, value: Any) -> None:
-        understood, found = parsed(parse_id, value)
+        is_valid, parsed_id = try_parse(parse_id, value)
 
-        assert not understood or found == (str(value) if is_id(value) else None)
+        assert not is_valid or parsed_id == (str(value) if is_id(value) else None)
 
 
 class TestUser:
-    """Owners of nodes and keys. "No owner" and a malformed owner are different."""
+    """Owners of nodes and keys. A malformed owner must not be treated as no owner."""
 
     @pytest.mark.parametrize(
         ("payload", "user"),
@@ -255,25 +250,24 @@ class TestUser:
 
     @given(JSON)
     def test_arbitrary_value(self, payload: Any) -> None:
-        understood, user = parsed(parse_user, payload)
-        if not understood:
+        is_valid, user = try_parse(parse_user, payload)
+        if not is_valid:
             return
         if user is not None:
-            shown = payload if isinstance(payload, str) else payload.get("name") or ""
-            assert user.name == shown
+            assert user.name == (payload if isinstance(payload, str) else payload.get("name") or "")
             assert user.id is None or user.id == str(payload["id"])
         elif payload:
             assert payload.get("name") in (None, "", "tagged-devices")
             assert payload.get("id") in (None, "", "0", 0) or payload.get("name") == "tagged-devices"
 
 
-def changed(**fields: Any) -> dict[str, Any]:
+def node_with(**fields: Any) -> dict[str, Any]:
     """Return NODE with these fields replaced; `...` removes a field."""
     return {name: value for name, value in (NODE | fields).items() if value is not ...}
 
 
 class TestNode:
-    """Nodes, as each release writes them."""
+    """Nodes in the forms of each release."""
 
     def test_node_is_parsed(self) -> None:
         assert parse_node(NODE) == Node(
@@ -287,7 +281,7 @@ class TestNode:
             pre_auth_key=KeyOrigin("7", User("1", "svc")),
             online=True,
             expires_at=None,
-            last_seen=AT,
+            last_seen=INSTANT,
         )
 
     @pytest.mark.parametrize(
@@ -347,7 +341,7 @@ class TestNode:
             pytest.param(
                 {"preAuthKey": {"id": "7", "createdAt": "2026-03-01T12:00:00.123456789Z"}},
                 "pre_auth_key",
-                KeyOrigin("7", None, AT),
+                KeyOrigin("7", None, INSTANT),
                 id="creation-time-of-the-key",
             ),
             pytest.param({"online": False}, "online", False, id="offline"),
@@ -355,13 +349,13 @@ class TestNode:
             pytest.param({"online": None}, "online", False, id="online-null"),
             pytest.param({"expiry": "0001-01-01T00:00:00Z"}, "expires_at", None, id="no-expiry-as-year-1"),
             pytest.param({"expiry": ...}, "expires_at", None, id="no-expiry-omitted"),
-            pytest.param({"expiry": "2026-03-01T12:00:00.123456Z"}, "expires_at", AT, id="expires"),
+            pytest.param({"expiry": "2026-03-01T12:00:00.123456Z"}, "expires_at", INSTANT, id="expires"),
             pytest.param({"lastSeen": None}, "last_seen", None, id="never-seen"),
             pytest.param({"somethingNew": {"a": [1]}}, "id", "12", id="unknown-field"),
         ],
     )
     def test_field_in_each_form(self, fields: dict[str, Any], name: str, value: object) -> None:
-        assert getattr(parse_node(changed(**fields)), name) == value
+        assert getattr(parse_node(node_with(**fields)), name) == value
 
     @pytest.mark.parametrize(
         "fields",
@@ -399,19 +393,19 @@ class TestNode:
     )
     def test_malformed_node_is_an_error(self, fields: dict[str, Any]) -> None:
         with pytest.raises(MALFORMED):
-            parse_node(changed(**fields))
+            parse_node(node_with(**fields))
 
     @pytest.mark.parametrize("key", [SECRET, "hskey-auth-abcdefghijkl-" + "x" * 64])
     def test_secret_of_the_pre_auth_key_is_dropped(self, key: str) -> None:
-        node = parse_node(changed(preAuthKey={"id": "7", "key": key, "user": SVC}))
+        node = parse_node(node_with(preAuthKey={"id": "7", "key": key, "user": SVC}))
 
         assert key not in repr(node)
 
     @given(st.sampled_from(sorted({*NODE, "forcedTags", "validTags"})), JSON)
     def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
-        """The node is either refused, or every field has the value that was sent."""
-        understood, node = parsed(parse_node, changed(**{field: value}))
-        if not understood:
+        """The node is malformed, or each field is parsed to the value that was sent."""
+        is_valid, node = try_parse(parse_node, node_with(**{field: value}))
+        if not is_valid:
             return
         expected = parse_node(NODE)
         assert node.id == (str(value) if field == "id" else expected.id)
@@ -437,7 +431,7 @@ class TestNode:
 
     @given(JSON)
     def test_arbitrary_value(self, payload: Any) -> None:
-        assert parsed(parse_node, payload) == (False, None)
+        assert try_parse(parse_node, payload) == (False, None)
 
     def test_cli_output_gives_the_same_node(self) -> None:
         """Up to 0.29, `headscale` prints snake case names and numbers, and omits empty values."""
@@ -467,7 +461,7 @@ class TestPreAuthKey:
 
         assert (key.id, key.user, key.tags) == ("7", User("1", "svc"), frozenset({"tag:svc"}))
         assert (key.reusable, key.ephemeral, key.used) == (True, False, True)
-        assert (key.created_at, key.expires_at) == (AT, datetime(2026, 3, 1, 13, tzinfo=UTC))
+        assert (key.created_at, key.expires_at) == (INSTANT, datetime(2026, 3, 1, 13, tzinfo=UTC))
         assert key.secret.get_secret_value() == SECRET
         assert SECRET not in repr(key)
 
@@ -521,8 +515,8 @@ class TestPreAuthKey:
 
     @given(st.sampled_from(sorted(KEY)), JSON)
     def test_arbitrary_value_in_a_field(self, field: str, value: Any) -> None:
-        understood, key = parsed(parse_pre_auth_key, KEY | {field: value})
-        if not understood:
+        is_valid, key = try_parse(parse_pre_auth_key, KEY | {field: value})
+        if not is_valid:
             return
         assert key.id == (str(value) if field == "id" else "7")
         for flag in ("reusable", "ephemeral", "used"):
@@ -546,7 +540,7 @@ class TestApiKey:
                 "hskey-api-abcdefghijkl-",
                 None,
             ),
-            ({"prefix": "abcdefghij***", "expiration": "2026-03-01T12:00:00.123456Z"}, "abcdefghij", AT),
+            ({"prefix": "abcdefghij***", "expiration": "2026-03-01T12:00:00.123456Z"}, "abcdefghij", INSTANT),
         ],
     )
     def test_api_key_is_parsed(self, payload: dict[str, Any], prefix: str, expires_at: datetime | None) -> None:

@@ -1,4 +1,4 @@
-"""Requests through a proxy: what is sent, and that errors name the proxy and never its password."""
+"""Requests through a proxy, and errors, which must name the proxy but not its password."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.simulators.proxy import ProxySimulator
 from tests.simulators.serve import serve
 
 USER = "me:p@ss/word"
-QUOTED_USER = "me:p%40ss%2Fword"
+ENCODED_USER = "me:p%40ss%2Fword"
 PASSWORDS = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
 
 
@@ -50,7 +50,7 @@ def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, budget_s: floa
 
 
 def failure(*args: Any, **options: Any) -> ApiError:
-    """Return the error of a request, which has no password and names the proxy."""
+    """Return the error of a request, which must name the proxy's setting and reveal no password."""
     with pytest.raises(ApiError) as raised:
         send(*args, **options)
     revealed = revealed_by(raised.value)
@@ -66,14 +66,14 @@ def stack() -> Iterator[ExitStack]:
 
 
 def proxied(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[ProxySimulator, str]:
-    """Serve a proxy that alone resolves a name, and return it with its URL and credentials."""
+    """Serve a proxy that forwards requests for a name to a URL. Return it, and its URL with credentials."""
     proxy = ProxySimulator({name: url.partition("://")[2]}, user=USER, **settings)
-    return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{QUOTED_USER}@")
+    return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{ENCODED_USER}@")
 
 
 def proxy_that_sends(stack: ExitStack, raw: bytes) -> str:
     """Return the URL of a proxy that sends these bytes to one client."""
-    return f"http://{QUOTED_USER}@{stack.enter_context(peer(respond(raw, stay_open=True)))}"
+    return f"http://{ENCODED_USER}@{stack.enter_context(peer(respond(raw, stay_open=True)))}"
 
 
 # --- Requests ------------------------------------------------------------------------------------------
@@ -88,13 +88,13 @@ def test_plain_http_is_forwarded(stack: ExitStack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quoted", "user"),
+    ("encoded", "user"),
     [("me:100%2541", "me:100%41"), ("m%C3%A4:p%C3%A4ss", "mä:päss")],
-    ids=["percent sign", "other letters"],
+    ids=["percent-sign", "non-ascii"],
 )
-def test_credentials_are_decoded_once(stack: ExitStack, quoted: str, user: str) -> None:
+def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str) -> None:
     proxy = ProxySimulator({"api.example:80": stack.enter_context(serve(Api())).partition("://")[2]}, user=user)
-    url = stack.enter_context(proxy.serve()).replace("http://", f"http://{quoted}@")
+    url = stack.enter_context(proxy.serve()).replace("http://", f"http://{encoded}@")
     assert send("http://api.example", url) == {"ok": True}
 
 
@@ -109,7 +109,7 @@ def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: 
 
 
 def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Path) -> None:
-    """With the cluster's own name in its certificate."""
+    """The certificate of the API server is for another name than the host of its URL."""
     authority = PrivateAuthority(tmp_path)
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": lambda _arguments: Finished(stdout=b"out")}})
@@ -136,7 +136,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    error = failure(f"{scheme}://api.example", f"http://{QUOTED_USER}@{address}")
+    error = failure(f"{scheme}://api.example", f"http://{ENCODED_USER}@{address}")
     assert type(error) is TransientError
     assert f"http://{address}" in str(error)
     assert "HEADSCALE_URL" not in str(error)
@@ -148,7 +148,7 @@ def test_unknown_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch
         raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    error = failure(f"{scheme}://api.example", f"http://{QUOTED_USER}@proxy.example:3128")
+    error = failure(f"{scheme}://api.example", f"http://{ENCODED_USER}@proxy.example:3128")
     assert type(error) is TransientError
     assert "proxy.example is unknown" in str(error)
     assert "HEADSCALE_URL" not in str(error)
@@ -171,7 +171,7 @@ def test_refusal_by_the_proxy_is_permanent(stack: ExitStack, scheme: str, name: 
     assert proxy.url in str(error)
 
 
-def test_refusal_by_the_upstream_is_not_the_proxys(stack: ExitStack) -> None:
+def test_refusal_by_the_upstream_does_not_name_the_proxy(stack: ExitStack) -> None:
     _, url = proxied(stack, stack.enter_context(serve(Api(401))), "api.example:80")
     with pytest.raises(AuthError, match="API key"):
         send("http://api.example", url)
@@ -187,7 +187,7 @@ def test_refusal_by_the_upstream_is_not_the_proxys(stack: ExitStack) -> None:
         pytest.param("application/json", '{"error": "denied", "code": 403, "message": "denied"}', id="json"),
     ],
 )
-def test_refusal_that_is_not_the_upstreams_names_the_proxy(
+def test_refusal_by_something_else_than_the_upstream_names_the_proxy(
     stack: ExitStack, upstream: Upstream, status: int, kind: str, body: str
 ) -> None:
     raw = f"HTTP/1.1 {status} No\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}"

@@ -1,4 +1,4 @@
-"""TLS with real servers: which certificates are trusted, and which setting an error names."""
+"""TLS with real servers: which certificates are trusted, and which settings errors name."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_private_authority_is_trusted_if_added(authority: PrivateAuthority) -> N
 
 @pytest.fixture
 def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify like Python 3.13, on every version."""
+    """Verify strictly by default on every version of Python, as from 3.13 on."""
     create = ssl.create_default_context
 
     def strict(*args: object, **options: object) -> ssl.SSLContext:
@@ -82,7 +82,7 @@ def test_private_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
     strict = ssl.create_default_context(cafile=authority.certificate)
     with serve(Api(), tls=authority.server()) as url:
         assert isinstance(failure(url, strict), TransientError), (
-            "strict verification must refuse this authority, or the test shows nothing"
+            "strict verification must refuse this authority, or the test proves nothing"
         )
         assert send(url, added) == {"ok": True}
         assert send(url, private_trust(authority.certificate)) == {"ok": True}
@@ -110,7 +110,9 @@ def test_public_authorities_are_verified_strictly() -> None:
 
 @pytest.mark.usefixtures("_strict_by_default")
 @pytest.mark.parametrize("kind", ["added", "private"])
-def test_relaxed_context_still_verifies(authority: PrivateAuthority, kind: str, tmp_path: Path) -> None:
+def test_context_with_a_private_authority_verifies_certificates(
+    authority: PrivateAuthority, kind: str, tmp_path: Path
+) -> None:
     trust = private_trust(authority.certificate) if kind == "private" else public_trust()
     if kind == "added":
         add_authorities(trust, authority.certificate)
@@ -138,7 +140,7 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
         add_authorities(public_trust(), path)
 
 
-# --- Advice --------------------------------------------------------------------------------------------
+# --- Settings in errors --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
@@ -162,7 +164,7 @@ def test_hostname_mismatch_error_names_the_url_setting(
     assert url_setting in str(error)
 
 
-def test_expired_certificate_is_named_as_such(authority: PrivateAuthority) -> None:
+def test_expired_certificate_is_reported(authority: PrivateAuthority) -> None:
     with serve(Api(), tls=authority.server(days=-1)) as url:
         error = failure(url, private_trust(authority.certificate))
     assert type(error) is TransientError
@@ -198,7 +200,7 @@ def test_http_on_an_https_port_advises_https(upstream: Upstream, url_setting: st
 
 
 def test_http_on_the_port_of_a_real_tls_server(authority: PrivateAuthority) -> None:
-    """OpenSSL closes the connection, so the scheme can only be guessed."""
+    """OpenSSL only closes the connection, so the error cannot say that the scheme is wrong."""
     with serve(Api(), tls=authority.server()) as url:
         error = failure(url.replace("https:", "http:"), public_trust())
     assert "HEADSCALE_URL" in str(error)
