@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 from admission import DOMAIN_PATTERN, LOGIN_SERVER_PATTERN, NAMESPACE
-from manifests import IMAGES, as_text, write
+from generated_files import ROOT, write
+from manifests import IMAGES, as_text
 
 from lifecycle import __version__
 from lifecycle.settings.models import PruneSettings, command_variables, site_variables
 
-ROOT = Path(__file__).parent.parent
 CHART = ROOT / "charts" / "tailscale-lifecycle"
 
 COPIES = {
@@ -108,12 +108,11 @@ class Template:
 
 def templates() -> dict[str, Template]:
     """Return how each template is made, by its name."""
-    values = "$.Values"
     injection = ("if .Values.inject.enabled",)
     replacements = (
         (NAMESPACE, RELEASE_NAMESPACE),
         (IMAGES["lifecycle_image"], '{{ include "tailscale-lifecycle.image" $ }}'),
-        (IMAGES["tailscale_image"], f"{{{{ {_image_reference(f'{values}.tailscale.image')} }}}}"),
+        (IMAGES["tailscale_image"], f"{{{{ {_image_reference('$.Values.tailscale.image')} }}}}"),
     )
     return {
         "build-daemonset": Template(DAEMON_SET, ("if .Values.build.enabled",), changes=_build_changes()),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from documented_events import EVENTS
+from generated_files import ROOT, write
 from prometheus_client.parser import text_string_to_metric_families
 
 from lifecycle.dns_watch.state import State
@@ -20,7 +19,7 @@ from lifecycle.health.metrics import render_metrics
 from lifecycle.health.server import ENDPOINTS
 from lifecycle.settings.reference import groups, table
 
-PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
+PAGE = ROOT / "docs" / "reference.md"
 
 HEAD = """\
 # Reference
@@ -137,19 +136,5 @@ def _error_types() -> Iterator[tuple[str, ...]]:
             yield f"`{name}`", str(kind.exit_status), summary
 
 
-def main() -> int:
-    """Write the page, or with --check compare it with the file. Return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail if the page is stale")
-    parser.add_argument("path", nargs="?", type=Path, default=PAGE)
-    options = parser.parse_args()
-    if not options.check:
-        options.path.write_text(page())
-    elif not options.path.exists() or options.path.read_text() != page():
-        print(f"{options.path} is stale: run scripts/reference", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write({PAGE: page()}, "scripts/reference"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from documented_events import EVENTS
+from generated_files import write
+from reference import PAGE, page
 
 from lifecycle.domain import errors
 from lifecycle.health.server import ENDPOINTS
@@ -16,26 +17,22 @@ from lifecycle.settings.models import every_variable
 from tests.logged_events import Logged, logged_events
 from tests.pages import ROOT, quoted, rows, section
 
-PAGE = "docs/reference.md"
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 
 
-def check(path: Path) -> int:
-    """Return the exit status of `scripts/reference.py --check`, which fails if the page is not up to date."""
-    program = [sys.executable, "scripts/reference.py", "--check", str(path)]
-    return subprocess.run(program, cwd=ROOT, check=False, capture_output=True).returncode
-
-
 def test_page_is_up_to_date() -> None:
-    assert check(ROOT / PAGE) == 0, "run scripts/reference.py"
+    assert PAGE.read_text() == page(), "run scripts/reference"
 
 
-def test_stale_page_is_detected(tmp_path: Path) -> None:
-    page = tmp_path / "reference.md"
-    assert check(page) == 1
-
-    page.write_text((ROOT / PAGE).read_text().replace("| `30` |", "| `31` |"))
-    assert check(page) == 1
+def test_check_of_generated_files_fails_if_one_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --check, the script writes the file."""
+    files = {tmp_path / "reference.md": page()}
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
+    assert write(files, "scripts/reference") == 1
+    monkeypatch.setattr(sys, "argv", ["reference.py"])
+    assert write(files, "scripts/reference") == 0
+    monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
+    assert write(files, "scripts/reference") == 0
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,7 @@ def test_event_is_logged_as_documented(logged: dict[str, Logged], name: str) -> 
 
 
 def test_page_lists_each_setting_once() -> None:
-    names = [quoted(row["name"])[0] for row in rows(section((ROOT / PAGE).read_text(), "## Settings"))]
+    names = [quoted(row["name"])[0] for row in rows(section(PAGE.read_text(), "## Settings"))]
 
     assert sorted(names) == sorted(every_variable())
 

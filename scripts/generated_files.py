@@ -1,0 +1,29 @@
+"""Write generated files, or check that they are up to date. All scripts that generate files use this."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(files: dict[Path, str], script: str) -> int:
+    """Write the files, or with --check compare them. Return the exit status.
+
+    Args:
+        files: the content of each file.
+        script: the script that generates them.
+    """
+    parser = argparse.ArgumentParser(prog=script)
+    parser.add_argument("--check", action="store_true", help="change nothing, and fail if a file is stale")
+    options = parser.parse_args()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if options.check:
+            print(f"{path} is stale: run {script}", file=sys.stderr)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(files[path])
+    return 1 if stale and options.check else 0
