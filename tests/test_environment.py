@@ -21,13 +21,13 @@ from lifecycle.dry_run import plan_commands
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings
 from tests.conftest import FakeStop
-from tests.settings.environment import ENOUGH
+from tests.settings.environment import MINIMUM
 
 # Nothing listens at this address, so each request through this proxy fails immediately.
 CLOSED = "127.0.0.1:9"
 PASSWORD = "s3cr3t-pa55word"
 
-REST_API = ENOUGH | {
+REST_API = MINIMUM | {
     "DNS_OWNER": "services",
     "HTTP_TIMEOUT": "5s",
     "HEADSCALE_URL": "https://headscale.test",

@@ -1,4 +1,7 @@
-"""Workloads that are refused, each with the refusal. The API server and `lifecycle inject` must agree on them."""
+"""Workloads that are refused, each with parts of the message, and workloads that are accepted.
+
+Tests use them for `lifecycle inject` and, on a cluster, for the admission policies, which must agree.
+"""
 
 from __future__ import annotations
 
@@ -106,13 +109,13 @@ def labelled(document: Document, **labels: str) -> Document:
     return document
 
 
-def changed(document: Document, **fields: Any) -> Document:
+def with_pod_fields(document: Document, **fields: Any) -> Document:
     """Set fields of the pod's spec."""
     template_of(document)["spec"] |= fields
     return document
 
 
-def at_the_object(document: Document) -> Document:
+def with_label_at_the_object(document: Document) -> Document:
     """Move the label from the pod template to the object itself."""
     document["metadata"]["labels"] = {LABEL: template_of(document)["metadata"]["labels"].pop(LABEL)}
     return document
@@ -143,10 +146,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
         ("host-name (did you mean tailscale-lifecycle/hostname?)",),
     ),
     "label-as-annotation": (annotated(deployment(), inject="true"), ("annotation tailscale-lifecycle/inject",)),
-    "label-of-the-object": (
-        at_the_object(deployment()),
-        (LABEL, "pod template"),
-    ),
+    "label-of-the-object": (with_label_at_the_object(deployment()), (LABEL, "pod template")),
     "no-hostname": (annotated(deployment(), hostname=None), (HOSTNAME, "wiki.example.com")),
     "empty-hostname": (annotated(deployment(), hostname=""), (HOSTNAME,)),
     "upper-case-hostname": (annotated(deployment(), hostname="Web"), (HOSTNAME, "Web")),
@@ -176,26 +176,26 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
         annotated(deployment(), tailscale_args=f"--hostname=x {'a' * 6000}"),
         (TAILSCALE_ARGS, "Remove"),
     ),
-    "host-network": (changed(deployment(), hostNetwork=True), ("hostNetwork",)),
-    "host-network-pod": (changed(pod(), hostNetwork=True), ("hostNetwork",)),
-    "own-tailscale": (changed(deployment(), containers=_containers("web", "tailscale")), ('"tailscale"',)),
-    "own-cleanup": (changed(pod(), initContainers=_containers("cleanup")), ('"cleanup"',)),
-    "own-dns-watch": (changed(stateful_set(), containers=_containers("dns-watch")), ('"dns-watch"',)),
-    "only-volume": (changed(deployment(), volumes=[_AUTH]), ("tailscale-lifecycle-auth", "part")),
+    "host-network": (with_pod_fields(deployment(), hostNetwork=True), ("hostNetwork",)),
+    "host-network-pod": (with_pod_fields(pod(), hostNetwork=True), ("hostNetwork",)),
+    "own-tailscale": (with_pod_fields(deployment(), containers=_containers("web", "tailscale")), ('"tailscale"',)),
+    "own-cleanup": (with_pod_fields(pod(), initContainers=_containers("cleanup")), ('"cleanup"',)),
+    "own-dns-watch": (with_pod_fields(stateful_set(), containers=_containers("dns-watch")), ('"dns-watch"',)),
+    "only-volume": (with_pod_fields(deployment(), volumes=[_AUTH]), ("tailscale-lifecycle-auth", "part")),
     "only-token-volume": (
-        changed(deployment(), volumes=[{"name": "tailscale-lifecycle-token", "emptyDir": {}}]),
+        with_pod_fields(deployment(), volumes=[{"name": "tailscale-lifecycle-token", "emptyDir": {}}]),
         ("tailscale-lifecycle-token", "part"),
     ),
     "volume-and-container": (
-        changed(pod(), volumes=[_AUTH], initContainers=_containers("cleanup")),
+        with_pod_fields(pod(), volumes=[_AUTH], initContainers=_containers("cleanup")),
         ("tailscale-lifecycle-auth, cleanup",),
     ),
     "port": (
-        changed(deployment(), containers=_containers("metrics", ports=[{"containerPort": 9003}])),
+        with_pod_fields(deployment(), containers=_containers("metrics", ports=[{"containerPort": 9003}])),
         ("metrics", "9003"),
     ),
     "port-of-a-sidecar": (
-        changed(
+        with_pod_fields(
             deployment(),
             initContainers=_containers("proxy", restartPolicy="Always", ports=[{"containerPort": 9002}]),
         ),
@@ -216,7 +216,7 @@ REFUSED: dict[str, tuple[Document, tuple[str, ...]]] = {
         ("DaemonSet", STATE_SECRET),
     ),
 }
-"""The document, and texts that its refusal contains: the annotation and the value."""
+"""By name: the workload, and parts of the message that refuses it, such as the annotation and the value."""
 
 ACCEPTED: dict[str, Document] = {
     "deployment": deployment(),
@@ -229,6 +229,6 @@ ACCEPTED: dict[str, Document] = {
     "pod": pod(),
     "no-replicas": deployment(replicas=0),
     "longest-hostname": annotated(deployment(), hostname="w" * 51),
-    "label-false": labelled(changed(deployment(replicas=2), hostNetwork=True), inject="false"),
+    "label-false": labelled(with_pod_fields(deployment(replicas=2), hostNetwork=True), inject="false"),
     "arguments": annotated(deployment(), tailscale_args="--ssh --hostname-like=x"),
 }

@@ -1,4 +1,4 @@
-"""Workloads to add the containers to, and the pods that result."""
+"""The workloads of workloads.yaml, and functions that add the containers and compare the resulting pods."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ NAMES = sorted(workloads())
 
 def injected(document: Document, site: Site = SITE) -> Document:
     """Return a manifest with the containers added."""
-    changed: Document = json.loads(inject(json.dumps(document), site))
-    return changed
+    result: Document = json.loads(inject(json.dumps(document), site))
+    return result
 
 
 def with_component(document: Document, folder: Path, variant: str, literals: dict[str, str]) -> list[Document]:
@@ -120,24 +120,24 @@ def _variables(container: Document, config: dict[str, str]) -> list[Document]:
 def literals_of(document: Document) -> dict[str, str]:
     """Return the ConfigMap that gives a component the same values as the annotations."""
     annotations = template_of(document)["metadata"]["annotations"]
-    given = {name.partition("/")[2]: value for name, value in annotations.items() if name.startswith("tailscale-")}
-    hostname = given["hostname"]
+    values = {name.partition("/")[2]: value for name, value in annotations.items() if name.startswith("tailscale-")}
+    hostname = values["hostname"]
     hostname = hostname if "." in hostname else f"{hostname}.example.com"
     literals = {
         **SETTINGS,
         "HEADSCALE_API_KEY_FILE": "/run/secrets/lifecycle/HEADSCALE_API_KEY",
         "CLOUDFLARE_API_TOKEN_FILE": "/run/secrets/lifecycle/CLOUDFLARE_API_TOKEN",
-        "SELF_HEAL": given.get("self-heal", "true"),
+        "SELF_HEAL": values.get("self-heal", "true"),
         "TS_HOSTNAME": hostname,
-        "TS_EXTRA_ARGS": f"--login-server={LOGIN_SERVER} {given.get('tailscale-args', '')}".strip(),
-        "TS_KUBE_SECRET": given.get("state-secret", ""),
+        "TS_EXTRA_ARGS": f"--login-server={LOGIN_SERVER} {values.get('tailscale-args', '')}".strip(),
+        "TS_KUBE_SECRET": values.get("state-secret", ""),
     }
     optional = {
-        "DNS_ALIASES": given.get("dns-aliases"),
-        "DNS_SHARED_NAMES": given.get("dns-shared-names"),
-        "AUTHKEY_TAGS": given.get("tags"),
-        "LOG_LEVEL": given.get("log-level"),
-        "NODE_POLICY": "keep" if "state-secret" in given else None,
+        "DNS_ALIASES": values.get("dns-aliases"),
+        "DNS_SHARED_NAMES": values.get("dns-shared-names"),
+        "AUTHKEY_TAGS": values.get("tags"),
+        "LOG_LEVEL": values.get("log-level"),
+        "NODE_POLICY": "keep" if "state-secret" in values else None,
     }
     return literals | {name: value for name, value in optional.items() if value}
 
@@ -161,7 +161,7 @@ def prepared_for_component(document: Document) -> Document:
 
 
 def own_first(document: Document, spec: Document) -> Document:
-    """Return a component's result with the order that the annotation of the workload asks for."""
+    """Return the spec with the containers in the order that the annotation init-containers requires."""
     annotations = template_of(document)["metadata"]["annotations"]
     if annotations.get("tailscale-lifecycle/init-containers") == "before":
         added = [container for container in spec["initContainers"] if container["name"] in CONTAINERS]

@@ -1,4 +1,4 @@
-"""Workloads with a tailscale container of their own, rendered with the Kustomize components."""
+"""The workloads of shapes.yaml, which have their own tailscale container, rendered with the Kustomize components."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def is_native(document: Document) -> bool:
     return containers(template_of(document)["spec"])["tailscale"].get("restartPolicy") == "Always"
 
 
-def _fitting(document: Document) -> tuple[str, ...]:
+def _suitable_variants(document: Document) -> tuple[str, ...]:
     if is_native(document):
         return ("sidecar",)
     # A pod needs a container that is not an init container.
     return ("plain",) if len(template_of(document)["spec"]["containers"]) == 1 else ("native", "plain")
 
 
-CASES = [(name, variant) for name, document in shapes().items() for variant in _fitting(document)]
-"""Each workload with each variant of the component that fits it."""
+CASES = [(name, variant) for name, document in shapes().items() for variant in _suitable_variants(document)]
+"""Each workload with each variant of the component that is suitable for it."""
 
 
 def write_kustomization(folder: Path, documents: list[Document], variant: str) -> None:
@@ -59,7 +59,7 @@ def link_components(folder: Path) -> None:
 
 @cache
 def _rendered(variant: str) -> str:
-    names = [name for name, fitting in CASES if fitting == variant]
+    names = [name for name, suitable in CASES if suitable == variant]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         link_components(folder)

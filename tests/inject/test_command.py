@@ -1,4 +1,4 @@
-"""Test the command line of `lifecycle inject`."""
+"""The command line of `lifecycle inject`: its input, settings, output and exit status."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def variables(document: Document, container: str) -> dict[str, str]:
-    (found,) = [item for item in template_of(document)["spec"]["initContainers"] if item["name"] == container]
-    return {variable["name"]: variable.get("value", "") for variable in found["env"]}
+    containers = {item["name"]: item for item in template_of(document)["spec"]["initContainers"]}
+    return {variable["name"]: variable.get("value", "") for variable in containers[container]["env"]}
 
 
-def written(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
+def inject_files(capfd: pytest.CaptureFixture[str], *arguments: str) -> list[Document]:
     assert cli.run(cli.parse_arguments(["inject", *arguments])) == 0
     return list(yaml.safe_load_all(capfd.readouterr().out))
 
 
 def test_files_are_written_one_after_the_other(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "other.yaml").write_text("kind: ConfigMap")
-    first, second, third = written(capfd, "web.yaml", "other.yaml", "web.yaml")
+    first, second, third = inject_files(capfd, "web.yaml", "other.yaml", "web.yaml")
     assert [item["name"] for item in template_of(first)["spec"]["initContainers"]] == list(CONTAINERS)
     assert second == {"kind": "ConfigMap"}
     assert third == first
@@ -53,7 +53,7 @@ def test_standard_input_is_read(
 ) -> None:
     text = json.dumps(deployment()).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
-    (document,) = written(capfd, *arguments)
+    (document,) = inject_files(capfd, *arguments)
     assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
 
 
@@ -61,12 +61,12 @@ def test_settings_are_passed_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     monkeypatch.setenv("AUTHKEY_TAGS", "tag:from-environment")
     monkeypatch.setenv("LIFECYCLE_IMAGE", "registry.example.com/lifecycle:1")
     monkeypatch.setenv("HEADSCALE_API_KEY_FILE", "/run/secrets/lifecycle/other")
-    (document,) = written(capfd, "web.yaml")
+    (document,) = inject_files(capfd, "web.yaml")
     for name in ("cleanup", "dns-watch"):
-        given = variables(document, name)
-        assert given["HEADSCALE_USER"] == "services"
-        assert given["AUTHKEY_TAGS"] == "tag:from-environment"
-        assert given["HEADSCALE_API_KEY_FILE"] == "/run/secrets/lifecycle/other"
+        environment = variables(document, name)
+        assert environment["HEADSCALE_USER"] == "services"
+        assert environment["AUTHKEY_TAGS"] == "tag:from-environment"
+        assert environment["HEADSCALE_API_KEY_FILE"] == "/run/secrets/lifecycle/other"
     assert variables(document, "tailscale")["TS_EXTRA_ARGS"] == f"--login-server={LOGIN_SERVER}"
     images = {item["name"]: item["image"] for item in template_of(document)["spec"]["initContainers"]}
     assert images["cleanup"] == images["dns-watch"] == "registry.example.com/lifecycle:1"
@@ -79,11 +79,11 @@ def test_secrets_and_proxies_of_this_machine_are_not_passed_on(
     monkeypatch.setenv("HEADSCALE_API_KEY", "made-up-key")
     monkeypatch.setenv("HTTPS_PROXY", "http://laptop:3128")
     monkeypatch.setenv("TS_HOSTNAME", "laptop.example.com")
-    (document,) = written(capfd, "web.yaml")
+    (document,) = inject_files(capfd, "web.yaml")
     assert not {"CLOUDFLARE_API_TOKEN", "HEADSCALE_API_KEY", "HTTPS_PROXY"} & variables(document, "cleanup").keys()
     assert variables(document, "cleanup")["TS_HOSTNAME"] == "web.example.com"
     (folder / ".env").write_text(f"{ENV}HTTPS_PROXY=http://cluster:3128\n")
-    (document,) = written(capfd, "web.yaml")
+    (document,) = inject_files(capfd, "web.yaml")
     assert variables(document, "cleanup")["HTTPS_PROXY"] == "http://cluster:3128"
 
 
@@ -92,7 +92,7 @@ def test_access_through_kubernetes_needs_the_token_and_no_key_file(
     access: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / ".env").write_text(f"{ENV}{access}\n")
-    (document,) = written(capfd, "web.yaml")
+    (document,) = inject_files(capfd, "web.yaml")
     for container in template_of(document)["spec"]["initContainers"]:
         assert "tailscale-lifecycle-token" in {mount["name"] for mount in container["volumeMounts"]}
     assert "HEADSCALE_API_KEY_FILE" not in variables(document, "dns-watch")
@@ -101,7 +101,7 @@ def test_access_through_kubernetes_needs_the_token_and_no_key_file(
 @pytest.mark.parametrize(("value", "has_token"), [("true", True), ("True", True), ("false", False), ("", False)])
 def test_events_need_the_token(value: str, has_token: bool, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / ".env").write_text(f"{ENV}KUBERNETES_EVENTS={value}\n")
-    (document,) = written(capfd, "web.yaml")
+    (document,) = inject_files(capfd, "web.yaml")
     mounts = {
         container["name"]: {mount["name"] for mount in container["volumeMounts"]}
         for container in template_of(document)["spec"]["initContainers"]
@@ -142,11 +142,11 @@ def test_refusal_names_the_workload_and_nothing_is_written(folder: Path, capfd: 
     assert "Deployment web" in problem["error"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "binary"])
-def test_file_that_cannot_be_read_is_named(kind: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if kind == "folder":
+@pytest.mark.parametrize("file", ["missing", "folder", "binary"])
+def test_file_that_cannot_be_read_is_named(file: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if file == "folder":
         (folder / "x.yaml").mkdir()
-    elif kind == "binary":
+    elif file == "binary":
         (folder / "x.yaml").write_bytes(b"\xff\xfe\xfa")
     assert cli.run(cli.parse_arguments(["inject", "x.yaml"])) == EXIT_USAGE
     assert "x.yaml" in json.loads(capfd.readouterr().err)["error"]

@@ -1,4 +1,4 @@
-"""Test that the Kustomize components add the same containers as `lifecycle inject`, to pods of any shape."""
+"""The Kustomize components add the same containers as `lifecycle inject`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.inject.samples import (
 )
 from tests.pod.rendering import WORKLOADS, config_map_data, rendered, workload_resource
 
-ENVIRONMENT = command_variables(DryRunSettings)
+VARIABLES = command_variables(DryRunSettings)
 
 
 @pytest.mark.default_cases(6)
@@ -33,21 +33,21 @@ def test_component_adds_the_same_containers_as_inject(name: str, tmp_path: Path)
     workload = workloads()[name]
     literals = literals_of(workload)
     rendered = with_component(prepared_for_component(workloads()[name]), tmp_path, "with-tailscale", literals)
-    (built,) = [document for document in rendered if document["kind"] == workload["kind"]]
-    spec = own_first(workload, template_of(built)["spec"])
+    (result,) = [document for document in rendered if document["kind"] == workload["kind"]]
+    spec = own_first(workload, template_of(result)["spec"])
     assert effective(spec, literals) == effective(template_of(injected(workload))["spec"])
 
 
 @pytest.mark.parametrize("name", sorted({*WORKLOADS} - {"freeipa"}))
-def test_pod_of_a_service_is_the_same_with_inject(name: str) -> None:
-    """FreeIPA's tailscale gets its device from a device plugin."""
+def test_inject_makes_the_same_pod_as_the_manifests_of_a_service(name: str) -> None:
+    """FreeIPA is excluded, because its tailscale container gets its network device from a device plugin."""
     documents = rendered(name)
     literals, workload = config_map_data(documents, "lifecycle"), workload_resource(documents)
-    settings = {key: value for key, value in literals.items() if key in ENVIRONMENT}
+    settings = {key: value for key, value in literals.items() if key in VARIABLES}
     expected = effective(template_of(workload)["spec"], literals)
     template = template_of(workload)
-    for part, ours in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
-        template["spec"][part] = [item for item in template["spec"][part] if item["name"] not in ours]
+    for field, names in (("initContainers", CONTAINERS), ("volumes", VOLUMES)):
+        template["spec"][field] = [item for item in template["spec"][field] if item["name"] not in names]
     template["metadata"]["labels"][LABEL] = "true"
     # The init container of Open WebUI comes before ours.
     template["metadata"]["annotations"] = {

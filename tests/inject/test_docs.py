@@ -1,4 +1,4 @@
-"""Test docs/inject.md: its example is accepted, and it describes every annotation and setting."""
+"""docs/inject.md has a valid example, and describes every annotation and every required setting."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_example_gets_the_hostname_of_its_comment() -> None:
 
 
 def test_every_annotation_has_a_row() -> None:
-    described = [name for row in rows(PAGE) for name in quoted(row.get("annotation", ""))]
-    assert described == list(ANNOTATIONS)
+    documented = [name for row in rows(PAGE) for name in quoted(row.get("annotation", ""))]
+    assert documented == list(ANNOTATIONS)
 
 
 def test_site_has_the_settings_that_inject_requires() -> None:

@@ -1,4 +1,4 @@
-"""Test how manifests are read and written: what is not changed stays as it is, and bad input is reported."""
+"""How `inject` reads and writes manifests: it keeps what it does not change, and reports malformed input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.inject.samples import NAMES, SITE, Document, injected, workloads
 
 TEXT = Path(__file__).with_name("workloads.yaml").read_text()
 
-PLAIN = """\
+UNLABELLED = """\
 # A comment
 kind:   ConfigMap   # and another
 data: {a: yes,  b: 0o14,
@@ -58,47 +58,47 @@ spec:
 
 
 def test_text_without_labelled_workloads_is_returned_as_it_is() -> None:
-    assert inject(PLAIN, SITE) == PLAIN
+    assert inject(UNLABELLED, SITE) == UNLABELLED
 
 
 def test_other_documents_keep_every_byte() -> None:
-    changed = inject(PLAIN + LABELLED + "---\n" + PLAIN, SITE)
-    assert changed.startswith(PLAIN + "---\n# Source: chart/templates/deployment.yaml\n")
-    assert changed.endswith("---\n" + PLAIN)
+    changed = inject(UNLABELLED + LABELLED + "---\n" + UNLABELLED, SITE)
+    assert changed.startswith(UNLABELLED + "---\n# Source: chart/templates/deployment.yaml\n")
+    assert changed.endswith("---\n" + UNLABELLED)
 
 
 def test_values_keep_their_spelling() -> None:
-    odd = {"1": "yes", "2": "0o14", "3": "012", "4": "1e3", "5": "~", "6": '"2026-01-01"', "7": "'x'"}
-    lines = "".join(f"        - {{name: A{name}, value: {value}}}\n" for name, value in odd.items())
+    values = {"1": "yes", "2": "0o14", "3": "012", "4": "1e3", "5": "~", "6": '"2026-01-01"', "7": "'x'"}
+    lines = "".join(f"        - {{name: A{name}, value: {value}}}\n" for name, value in values.items())
     changed = inject(f"{LABELLED}        env:\n{lines}", SITE)
     assert lines in changed
 
 
-def test_time_of_day_stays_text() -> None:
+def test_time_of_day_is_written_as_text() -> None:
     changed = inject(f"{LABELLED}        env: [{{name: A, value: 12:30:45}}]\n", SITE)
     assert "value: '12:30:45'" in changed
 
 
 @cache
-def from_yaml() -> dict[str, Document]:
+def injected_workloads() -> dict[str, Document]:
     return {document["metadata"]["name"]: document for document in yaml.safe_load_all(inject(TEXT, SITE))}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_yaml_and_json_give_the_same(name: str) -> None:
-    assert from_yaml()[name] == injected(workloads()[name])
+def test_yaml_and_json_have_the_same_result(name: str) -> None:
+    assert injected_workloads()[name] == injected(workloads()[name])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_containers_and_volumes_are_added(name: str) -> None:
     before, after = workloads()[name], injected(workloads()[name])
-    spec, old = template_of(after)["spec"], template_of(before)["spec"]
+    spec, old_spec = template_of(after)["spec"], template_of(before)["spec"]
     for group, is_ours in (
         ("initContainers", lambda item: item["name"] in CONTAINERS),
         ("volumes", lambda item: item["name"].startswith("tailscale-lifecycle-")),
     ):
         spec[group] = [item for item in spec[group] if not is_ours(item)]
-        if not spec[group] and group not in old:
+        if not spec[group] and group not in old_spec:
             del spec[group]
     assert after == before
 
@@ -158,8 +158,9 @@ spec:
         (LABELLED.replace(f"annotations: {{{HOSTNAME}: web}}", f"annotations: [{HOSTNAME}]"), "annotations"),
     ],
     ids=[
-        *("cut-off", "cut-off-later", "list", "recursive", "python-object", "unknown-kind", "field-twice", "key-list"),
-        *("boolean-label", "containers-no-list", "no-containers", "annotations-list"),
+        *("incomplete", "incomplete with a label", "list", "recursive alias", "Python object", "unknown kind"),
+        *("field twice", "list as a key", "boolean label", "containers as an object", "no containers"),
+        "annotations as a list",
     ],
 )
 def test_malformed_text_is_reported(text: str, expected: str) -> None:
@@ -177,9 +178,9 @@ def test_malformed_text_is_reported(text: str, expected: str) -> None:
         LABELLED.replace("name: web\n        image", "name: [a]\n        image"),
         LABELLED.replace("kind: Deployment", "kind: Other").replace("labels: {", "labels: 5\n      other: {"),
     ],
-    ids=["other-kind", "other-group", "float", "text", "name-list", "labels-number"],
+    ids=["other kind", "other API group", "float", "text", "list as a name", "number as labels"],
 )
-def test_odd_workload_is_refused_or_left_alone(text: str) -> None:
+def test_workload_with_unexpected_values_is_refused_or_unchanged(text: str) -> None:
     try:
         assert inject(text, SITE) == text
         assert "labels: 5" in text
@@ -197,16 +198,16 @@ def test_null_annotations_count_as_empty() -> None:
     assert template_of(changed)["spec"] == template_of(expected)["spec"]
 
 
-def test_values_that_kubernetes_reads_as_other_types_have_quotes() -> None:
-    odd = ["y", "N", "1e3", "0o14", "-.5", "on", "~", "null"]
-    site = replace(SITE, settings={f"A{number}": value for number, value in enumerate(odd)})
+def test_text_that_kubernetes_would_read_as_another_type_has_quotes() -> None:
+    values = ["y", "N", "1e3", "0o14", "-.5", "on", "~", "null"]
+    site = replace(SITE, settings={f"A{number}": value for number, value in enumerate(values)})
     for text in (LABELLED, json.dumps(deployment()), yaml.safe_dump(deployment(), default_flow_style=True)):
         changed = inject(text, site)
-        for value in odd:
+        for value in values:
             assert re.search(rf"""value"?: ['"]{re.escape(value)}['"]""", changed), value
 
 
-def test_blank_lines_before_the_first_document_take_no_time() -> None:
+def test_thousands_of_blank_lines_are_read_quickly() -> None:
     text = "\n" * 5000 + LABELLED
     assert inject(text, SITE).startswith("\n" * 5000 + "---\n")
 
@@ -220,19 +221,19 @@ def test_files_are_read_one_by_one() -> None:
     assert inject(texts, SITE) == f"{texts[0]}\n...\n{texts[1]}\n---\n{texts[2]}"
 
 
-def test_value_of_an_equals_sign_is_text() -> None:
+def test_equals_sign_is_text() -> None:
     changed = inject(f"{LABELLED}        args: [a, =]\n", SITE)
     assert "args: [a, =]" in changed
 
 
-def test_document_that_multiplies_is_refused() -> None:
+def test_aliases_that_multiply_are_refused() -> None:
     lines = [f"a0: &a0 [{LABEL}]"]
     lines += [f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 9)}]" for number in range(1, 30)]
     with pytest.raises(ManifestError, match="aliases"):
         inject("\n".join(lines), SITE)
 
 
-def test_deep_document_is_refused() -> None:
+def test_deeply_nested_document_is_refused() -> None:
     with pytest.raises(ManifestError):
         inject(f"{'[' * 100_000}{LABEL}", SITE)
 
@@ -250,13 +251,13 @@ _VALUES = st.recursive(
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Document:
-    """Return a labelled workload with arbitrary further fields."""
+    """Return a labelled workload with arbitrary additional fields."""
     document = draw(st.sampled_from([deployment(), stateful_set()]))
     document = deepcopy(document)
     template = template_of(document)
-    extra: dict[str, Any] = draw(st.dictionaries(_NAMES, _VALUES, max_size=3))
+    status: dict[str, Any] = draw(st.dictionaries(_NAMES, _VALUES, max_size=3))
     document["metadata"]["annotations"] = draw(st.dictionaries(_NAMES, st.text(max_size=20), max_size=2))
-    document["status"] = extra
+    document["status"] = status
     template["spec"]["containers"][0]["args"] = draw(st.lists(st.text(max_size=30), max_size=3))
     template["spec"]["x-extra"] = draw(_VALUES)
     if draw(st.booleans()):
@@ -291,7 +292,7 @@ def test_round_trip_and_second_run(document: Document, style: str) -> None:
 
 @settings(max_examples=60)
 @given(st.text(max_size=60))
-def test_any_text_is_returned_or_reported(text: str) -> None:
+def test_any_text_is_returned_or_refused(text: str) -> None:
     try:
         assert inject(text, SITE) == text.removeprefix("\ufeff")
     except ManifestError as error:
@@ -313,21 +314,21 @@ def test_state_secret_and_its_role_are_appended_once(kind: str) -> None:
     text = json.dumps(annotated(deployment(), state_secret="web-state"))
     once = inject(text, SITE, with_state_secrets=True)
     assert inject(once, SITE, with_state_secrets=True) == once
-    (found,) = [document for document in yaml.safe_load_all(once) if document["kind"] == kind]
-    assert found["metadata"] == {"name": "web-state", "namespace": "services"}
+    (appended,) = [document for document in yaml.safe_load_all(once) if document["kind"] == kind]
+    assert appended["metadata"] == {"name": "web-state", "namespace": "services"}
     if kind == "Role":
-        assert found["rules"][0]["resourceNames"] == ["web-state"]
+        assert appended["rules"][0]["resourceNames"] == ["web-state"]
     if kind == "RoleBinding":
-        assert found["subjects"] == [{"kind": "ServiceAccount", "name": "default", "namespace": "services"}]
+        assert appended["subjects"] == [{"kind": "ServiceAccount", "name": "default", "namespace": "services"}]
 
 
 def test_each_ordinal_gets_a_state_secret() -> None:
     document = annotated(stateful_set(replicas=2), hostname="$(POD_NAME)", state_secret="$(POD_NAME)-state")
     document["spec"]["ordinals"] = {"start": 5}
     documents = list(yaml.safe_load_all(inject(json.dumps(document), SITE, with_state_secrets=True)))
-    names = [found["metadata"]["name"] for found in documents if found["kind"] == "Secret"]
+    names = [item["metadata"]["name"] for item in documents if item["kind"] == "Secret"]
     assert names == ["web-5-state", "web-6-state"]
-    (role,) = [found for found in documents if found["kind"] == "Role"]
+    (role,) = [item for item in documents if item["kind"] == "Role"]
     assert role["rules"][0]["resourceNames"] == names
 
 
@@ -338,7 +339,7 @@ def test_state_secret_needs_a_namespace() -> None:
         inject(json.dumps(document), SITE, with_state_secrets=True)
 
 
-def test_state_secrets_of_unknown_names_are_refused() -> None:
+def test_state_secrets_whose_names_are_not_known_are_refused() -> None:
     document = annotated(stateful_set(), hostname="$(POD_NAME)", state_secret="$(POD_NAMESPACE)-state")
     with pytest.raises(ManifestError, match="StatefulSet web"):
         inject(json.dumps(document), SITE, with_state_secrets=True)

@@ -1,4 +1,4 @@
-"""Test that `lifecycle inject` refuses what the admission policy refuses. tests/cluster runs the same cases there."""
+"""`lifecycle inject` refuses the same workloads as the admission policies. tests/cluster tests the policies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.inject.refused import ACCEPTED, KINDS, REFUSED, annotated, deployment
 from tests.inject.samples import SITE
 
 
-def text_of(*documents: object) -> str:
+def to_text(*documents: object) -> str:
     return "---\n".join(f"{json.dumps(document)}\n" for document in documents)
 
 
@@ -22,7 +22,7 @@ def text_of(*documents: object) -> str:
 def test_workload_is_refused_with_its_name_and_the_remedy(name: str) -> None:
     document, texts = REFUSED[name]
     with pytest.raises(ManifestError) as refused:
-        inject(text_of(document), SITE)
+        inject(to_text(document), SITE)
     message = str(refused.value)
     assert f"{document['kind']} {document['metadata']['name']}" in message
     assert [text for text in texts if text not in message] == []
@@ -30,30 +30,30 @@ def test_workload_is_refused_with_its_name_and_the_remedy(name: str) -> None:
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_workload_is_accepted(name: str) -> None:
-    changed = inject(text_of(ACCEPTED[name]), SITE)
-    assert all(f'"name": "{container}"' in changed for container in CONTAINERS) is (name != "label-false")
+    result = inject(to_text(ACCEPTED[name]), SITE)
+    assert all(f'"name": "{container}"' in result for container in CONTAINERS) is (name != "label-false")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind_gets_the_containers(kind: str) -> None:
-    changed = json.loads(inject(text_of(KINDS[kind]()), SITE))
-    template = changed if kind == "pod" else changed["spec"].get("jobTemplate", changed)["spec"]["template"]
+    result = json.loads(inject(to_text(KINDS[kind]()), SITE))
+    template = result if kind == "pod" else result["spec"].get("jobTemplate", result)["spec"]["template"]
     assert [container["name"] for container in template["spec"]["initContainers"]] == list(CONTAINERS)
     assert all(container["image"] for container in template["spec"]["initContainers"])
 
 
 def test_every_refusal_has_a_case() -> None:
-    # "missing" is that of a pod which a policy alone can see.
-    provoked = set()
+    # Only the policy refuses a pod with "missing", because only it receives pods that were not changed.
+    reported = set()
     for document, _ in REFUSED.values():
         with pytest.raises(ManifestError) as refused:
-            inject(text_of(document), SITE)
+            inject(to_text(document), SITE)
         lines = str(refused.value).splitlines()
         for refusal, text in REFUSALS.items():
             parts = [part.partition("}")[2] or part for part in text.split("{")]
             if any(all(part in line for part in parts) for line in lines):
-                provoked.add(refusal)
-    assert provoked == set(REFUSALS) - {"missing"}
+                reported.add(refusal)
+    assert reported == set(REFUSALS) - {"missing"}
 
 
 def test_all_refusals_are_reported_and_nothing_is_written() -> None:
@@ -61,7 +61,7 @@ def test_all_refusals_are_reported_and_nothing_is_written() -> None:
     second = labelled(deployment(replicas=2), inject="true")
     second["metadata"]["name"] = "second"
     with pytest.raises(ManifestError) as refused:
-        inject(text_of(first, deployment(), second), SITE)
+        inject(to_text(first, deployment(), second), SITE)
     lines = str(refused.value).splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("Deployment web: ")

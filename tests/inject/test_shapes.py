@@ -1,4 +1,4 @@
-"""Test that the Kustomize components work for pods that have a tailscale container of their own."""
+"""The Kustomize components work for pods that have a tailscale container of their own, in many variants."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def own_and_result(name: str, variant: str) -> tuple[Document, Document]:
     return containers(spec_of(own))["tailscale"], containers(spec_of(result))["tailscale"]
 
 
-def by(key: str, items: list[Document] | None) -> dict[str, Document]:
+def by_field(key: str, items: list[Document] | None) -> dict[str, Document]:
     """Return the items of a list by a field that no two of them share."""
-    found = {item[key]: item for item in items or []}
-    assert len(found) == len(items or [])
-    return found
+    by_key = {item[key]: item for item in items or []}
+    assert len(by_key) == len(items or [])
+    return by_key
 
 
-def others(items: list[Document] | None, *names: str) -> list[Document]:
-    """Return the items of a list that have other names."""
+def without(items: list[Document] | None, *names: str) -> list[Document]:
+    """Return the items of a list without those of these names."""
     return [item for item in items or [] if item["name"] not in names]
 
 
-def test_shapes_are_of_both_kinds_and_forms() -> None:
+def test_shapes_include_each_kind_with_and_without_native_sidecars() -> None:
     assert len(shapes()) >= 22
-    found = {(document["kind"], is_native(document)) for document in shapes().values()}
-    assert found == {(kind, native) for kind in ("Deployment", "StatefulSet") for native in (True, False)}
+    forms = {(document["kind"], is_native(document)) for document in shapes().values()}
+    assert forms == {(kind, native) for kind in ("Deployment", "StatefulSet") for native in (True, False)}
 
 
 @each_case
@@ -72,7 +72,7 @@ def test_result_matches_the_schema(name: str, variant: str) -> None:
 
 
 @each_case
-def test_unions_have_one_member(name: str, variant: str) -> None:
+def test_each_variable_probe_handler_and_volume_has_one_source(name: str, variant: str) -> None:
     spec = spec_of(rendered_shape(name, variant))
     for container in [*spec["initContainers"], *spec["containers"]]:
         assert container["image"]
@@ -91,13 +91,13 @@ def test_unions_have_one_member(name: str, variant: str) -> None:
 @each_case
 def test_names_and_paths_are_unique(name: str, variant: str) -> None:
     spec = spec_of(rendered_shape(name, variant))
-    every = [*spec["initContainers"], *spec["containers"]]
-    assert len(by("name", every)) == len(containers(spec))
-    volumes = by("name", spec["volumes"]).keys()
+    all_containers = [*spec["initContainers"], *spec["containers"]]
+    assert len(by_field("name", all_containers)) == len(containers(spec))
+    volumes = by_field("name", spec["volumes"]).keys()
     claims = rendered_shape(name, variant)["spec"].get("volumeClaimTemplates", [])
-    for container in every:
-        by("name", container.get("env"))
-        mounts = by("mountPath", container.get("volumeMounts"))
+    for container in all_containers:
+        by_field("name", container.get("env"))
+        mounts = by_field("mountPath", container.get("volumeMounts"))
         assert {mount["name"] for mount in mounts.values()} <= {
             *volumes,
             *(claim["metadata"]["name"] for claim in claims),
@@ -106,24 +106,24 @@ def test_names_and_paths_are_unique(name: str, variant: str) -> None:
 
 @each_case
 def test_tailscale_keeps_its_fields(name: str, variant: str) -> None:
-    """Such as its image, command, arguments, ports and handlers."""
+    """They include its image, command, arguments, ports and lifecycle handlers."""
     own, result = own_and_result(name, variant)
-    kept = {field: value for field, value in result.items() if field not in CHANGED}
+    unchanged = {field: value for field, value in result.items() if field not in CHANGED}
     expected = {field: value for field, value in own.items() if field not in CHANGED}
     if variant != "plain":
         expected["restartPolicy"] = "Always"
-    assert kept == expected
+    assert unchanged == expected
 
 
 @each_case
 def test_variables_are_set_and_the_others_kept(name: str, variant: str) -> None:
     """The others include the hostname, the arguments of `tailscale up` and the state Secret."""
     own, result = own_and_result(name, variant)
-    required = by("name", REQUIRED["env"])
-    kept = others(own.get("env"), *required, *CONFLICTING)
-    assert by("name", result["env"]) == by("name", kept) | required
-    # A variable can refer to those before it.
-    assert others(result["env"], *required) == kept
+    required = by_field("name", REQUIRED["env"])
+    kept = without(own.get("env"), *required, *CONFLICTING)
+    assert by_field("name", result["env"]) == by_field("name", kept) | required
+    # The order is kept, because a variable can refer to variables before it.
+    assert without(result["env"], *required) == kept
 
 
 @each_case
@@ -133,7 +133,7 @@ def test_probes_are_replaced(name: str, variant: str) -> None:
     for probe in ("livenessProbe", "startupProbe"):
         times = {field: value for field, value in (own.get(probe) or {}).items() if field not in PROBE_HANDLERS}
         assert result[probe] == times | REQUIRED[probe]
-    # It would request the health endpoint, whose address is a loopback address, and never succeed.
+    # A readiness probe of the health endpoint would never succeed, because that has a loopback address.
     assert "readinessProbe" not in result
 
 
@@ -147,8 +147,8 @@ def test_only_the_group_of_the_security_context_is_set(name: str, variant: str) 
 def test_mounts_are_added_or_replace_those_at_their_paths(name: str, variant: str) -> None:
     """Kustomize merges two mounts at one path into one, which must have no option of the other, such as subPath."""
     own, result = own_and_result(name, variant)
-    mounts = by("mountPath", result["volumeMounts"])
-    assert mounts == by("mountPath", own.get("volumeMounts")) | by("mountPath", REQUIRED["volumeMounts"])
+    mounts = by_field("mountPath", result["volumeMounts"])
+    assert mounts == by_field("mountPath", own.get("volumeMounts")) | by_field("mountPath", REQUIRED["volumeMounts"])
     assert mounts["/tailscale-auth"] == {
         "name": "tailscale-lifecycle-auth",
         "mountPath": "/tailscale-auth",
@@ -161,39 +161,39 @@ def test_containers_start_in_order(name: str, variant: str) -> None:
     own = spec_of(shapes()[name])
     names = [container["name"] for container in spec_of(rendered_shape(name, variant))["initContainers"]]
     first = ["cleanup"] if variant == "plain" else ["cleanup", "tailscale", "dns-watch"]
-    assert names == [*first, *(container["name"] for container in others(own.get("initContainers"), "tailscale"))]
+    assert names == [*first, *(container["name"] for container in without(own.get("initContainers"), "tailscale"))]
 
 
 @each_case
 def test_cleanup_and_dns_watch_are_complete(name: str, variant: str) -> None:
-    every = containers(spec_of(rendered_shape(name, variant)))
+    all_containers = containers(spec_of(rendered_shape(name, variant)))
     for command in ("cleanup", "dns-watch"):
-        ours, expected = every[command], template()[command]
+        ours, expected = all_containers[command], template()[command]
         assert ours["image"] == SITE.lifecycle_image
         assert ours["envFrom"] == [{"configMapRef": {"name": "lifecycle"}}]
         assert ours["env"] == [variable for variable in expected["env"] if isinstance(variable, dict)]
         assert ours["volumeMounts"] == [mount for mount in expected["volumeMounts"] if isinstance(mount, dict)]
         is_sidecar = command == "dns-watch" and variant != "plain"
         assert ours.get("restartPolicy") == ("Always" if is_sidecar else None)
-        compared = expected.keys() - {"image", "env", "volumeMounts"}
-        assert {field: ours[field] for field in compared} == {field: expected[field] for field in compared}
+        fields = expected.keys() - {"image", "env", "volumeMounts"}
+        assert {field: ours[field] for field in fields} == {field: expected[field] for field in fields}
 
 
 @each_case
 def test_only_tailscale_gets_the_token(name: str, variant: str) -> None:
     """cleanup and dns-watch do not need it by default."""
-    every = containers(spec_of(rendered_shape(name, variant)))
-    mounting = {
-        each
-        for each, container in every.items()
+    all_containers = containers(spec_of(rendered_shape(name, variant)))
+    with_token = {
+        container_name
+        for container_name, container in all_containers.items()
         if any(mount["mountPath"] == TOKEN for mount in container.get("volumeMounts", []))
     }
-    assert mounting == {"tailscale"}
+    assert with_token == {"tailscale"}
 
 
 @each_case
 def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
-    """Such as the group of the pod's files, other containers, volumes and the number of replicas."""
+    """It includes the securityContext of the pod, other containers, volumes and the number of replicas."""
     own, result = shapes()[name], rendered_shape(name, variant)
     added = [volume["name"] for volume in template()["volumes"]]
     assert [volume for volume in spec_of(result)["volumes"] if volume["name"] in added] == template()["volumes"]
@@ -201,8 +201,8 @@ def test_rest_of_the_workload_is_unchanged(name: str, variant: str) -> None:
     for document in (own, result):
         spec = spec_of(document)
         for group in ("initContainers", "containers"):
-            spec[group] = others(spec.get(group), "cleanup", "tailscale", "dns-watch")
-        spec["volumes"] = others(spec.get("volumes"), *added)
+            spec[group] = without(spec.get(group), "cleanup", "tailscale", "dns-watch")
+        spec["volumes"] = without(spec.get("volumes"), *added)
     assert result == own
 
 
@@ -213,27 +213,27 @@ def with_container_named(name: str) -> Document:
     return document
 
 
-UNFIT = {
+UNSUITABLE = {
     "another-name": with_container_named("ts-sidecar"),
     "no-container": deployment(),
     "no-container-in-a-statefulset": stateful_set(),
 }
-FIT = {"plain": "documented-sidecar", "native": "documented-sidecar", "sidecar": "native"}
-"""A shape for each variant."""
+SUITABLE = {"plain": "documented-sidecar", "native": "documented-sidecar", "sidecar": "native"}
+"""One workload for each variant."""
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("document", UNFIT.values(), ids=list(UNFIT))
+@pytest.mark.parametrize("document", UNSUITABLE.values(), ids=list(UNSUITABLE))
 def test_workload_without_the_container_fails_the_build(document: Document, variant: str, tmp_path: Path) -> None:
-    refuses_to_render(document, tmp_path, variant)
+    assert_not_rendered(document, tmp_path, variant)
 
 
 @pytest.mark.parametrize(("name", "variant"), [("native", "plain"), ("native", "native"), ("key-as-value", "sidecar")])
 def test_variant_for_the_other_form_fails_the_build(name: str, variant: str, tmp_path: Path) -> None:
-    refuses_to_render(shapes()[name], tmp_path, variant)
+    assert_not_rendered(shapes()[name], tmp_path, variant)
 
 
-def refuses_to_render(document: Document, folder: Path, variant: str) -> None:
+def assert_not_rendered(document: Document, folder: Path, variant: str) -> None:
     """Check that kubectl fails, and names the field that is missing."""
     group = "initContainers" if variant == "sidecar" else "containers"
     with pytest.raises(AssertionError, match="does not render") as failure:
@@ -242,15 +242,15 @@ def refuses_to_render(document: Document, folder: Path, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_workloads_with_the_label_off_are_left_alone(variant: str, tmp_path: Path) -> None:
+def test_workloads_with_the_label_off_are_not_changed(variant: str, tmp_path: Path) -> None:
     """They are in the same kustomization as a workload that has a tailscale container."""
     excluded = [deployment(), stateful_set(), with_container_named("ts-sidecar"), with_container_named("tailscale")]
     for number, document in enumerate(excluded):
         document["metadata"] |= {"name": f"excluded-{number}", "labels": {"tailscale-lifecycle": "off"}}
     link_components(tmp_path)
-    write_kustomization(tmp_path / "together", [*excluded, shapes()[FIT[variant]]], variant)
+    write_kustomization(tmp_path / "together", [*excluded, shapes()[SUITABLE[variant]]], variant)
     documents = by_name(render(tmp_path / "together"))
-    assert documents == by_name(excluded) | {FIT[variant]: rendered_shape(FIT[variant], variant)}
+    assert documents == by_name(excluded) | {SUITABLE[variant]: rendered_shape(SUITABLE[variant], variant)}
 
 
 def by_name(documents: list[Document]) -> dict[str, Document]:

@@ -1,4 +1,4 @@
-"""Which workloads prune removes, and which it leaves alone."""
+"""Which workloads `prune` removes, and which it keeps: tests of its pure functions."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from lifecycle.domain.ownership import marked_workload
 from lifecycle.prune.plan import Observation, PruneConfig, PruneWorkload, plan_prune
 from tests.builders import ALIAS, ANN, MARK, NAME, NOW, SHARED_NAME, SVC, WORKLOAD_MARK, a_node, a_record
 
-AFTER = timedelta(days=7)
+MIN_OFFLINE = timedelta(days=7)
 LONG_AGO = NOW - timedelta(days=8)
-RECENTLY = NOW - timedelta(days=7)
+AT_THE_LIMIT = NOW - MIN_OFFLINE
 
-CONFIG = PruneConfig(name=None, domain="example.com", mark=MARK, tags=frozenset(), min_offline=AFTER, max_workloads=10)
+CONFIG = PruneConfig(
+    name=None, domain="example.com", mark=MARK, tags=frozenset(), min_offline=MIN_OFFLINE, max_workloads=10
+)
 
 ONLINE_NODE = a_node(99, hostname="other.example.com")
 
@@ -29,82 +31,82 @@ def plan(nodes: list[Node], records: list[Record], config: PruneConfig = CONFIG)
     return plan_prune(Observation(SVC, tuple(nodes), tuple(records)), config=config, now=NOW)
 
 
-def gone(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[str, list[str]]]:
+def removed(nodes: list[Node], records: list[Record] | None = None) -> list[tuple[str, list[str]]]:
     """Return the names of the workloads that would be removed, and the ids of their nodes."""
     workloads = plan([ONLINE_NODE, *nodes], [a_record()] if records is None else records)
     return [(workload.name, [node.id for node in workload.nodes]) for workload in workloads]
 
 
 @pytest.mark.parametrize(
-    ("nodes", "removed"),
+    ("nodes", "expected"),
     [
-        pytest.param([], [(NAME, [])], id="node-is-gone"),
-        pytest.param([a_node(online=False, last_seen=LONG_AGO)], [(NAME, ["1"])], id="offline-for-long"),
+        pytest.param([], [(NAME, [])], id="node is gone"),
+        pytest.param([a_node(online=False, last_seen=LONG_AGO)], [(NAME, ["1"])], id="offline for long"),
         pytest.param(
             [a_node(hostname="grafana", online=False, last_seen=LONG_AGO)],
             [(NAME, ["1"])],
-            id="hostname-without-domain",
+            id="hostname without domain",
         ),
         pytest.param(
             [a_node(1, online=False, last_seen=LONG_AGO), a_node(2, online=False, last_seen=LONG_AGO)],
             [(NAME, ["1", "2"])],
-            id="several-offline-for-long",
+            id="several offline for long",
         ),
-        pytest.param([a_node(hostname="x-" + NAME)], [(NAME, [])], id="only-a-longer-hostname-is-online"),
+        pytest.param([a_node(hostname="x-" + NAME)], [(NAME, [])], id="only a longer hostname is online"),
     ],
 )
-def test_workload_that_is_gone_is_removed(nodes: list[Node], removed: list[tuple[str, list[str]]]) -> None:
-    assert gone(nodes) == removed
+def test_workload_that_is_gone_is_removed(nodes: list[Node], expected: list[tuple[str, list[str]]]) -> None:
+    assert removed(nodes) == expected
 
 
 @pytest.mark.parametrize(
     "nodes",
     [
         pytest.param([a_node()], id="online"),
-        pytest.param([a_node(hostname="grafana")], id="online-with-the-short-hostname"),
-        pytest.param([a_node(hostname=NAME.upper())], id="online-in-upper-case"),
-        pytest.param([a_node(online=False, last_seen=RECENTLY)], id="offline-for-exactly-the-limit"),
-        pytest.param([a_node(online=False, last_seen=None)], id="offline-for-an-unknown-time"),
-        pytest.param([a_node(1, online=False, last_seen=LONG_AGO), a_node(2)], id="offline-node-beside-an-online-one"),
-        pytest.param([a_node(user=ANN, key_user=ANN)], id="another-user's"),
+        pytest.param([a_node(hostname="grafana")], id="online with the short hostname"),
+        pytest.param([a_node(hostname=NAME.upper())], id="online in upper case"),
+        pytest.param([a_node(online=False, last_seen=AT_THE_LIMIT)], id="offline for exactly the limit"),
+        pytest.param([a_node(online=False, last_seen=None)], id="offline for an unknown time"),
+        pytest.param([a_node(1, online=False, last_seen=LONG_AGO), a_node(2)], id="offline node beside an online one"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], id="another user's"),
         pytest.param(
-            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="another-user's-and-offline"
+            [a_node(user=ANN, key_user=ANN, online=False, last_seen=LONG_AGO)], id="another user's and offline"
         ),
         pytest.param(
-            [a_node(registered_by=RegisterMethod.CLI, online=False, last_seen=LONG_AGO)], id="registered-by-CLI"
+            [a_node(registered_by=RegisterMethod.CLI, online=False, last_seen=LONG_AGO)], id="registered by CLI"
         ),
     ],
 )
-def test_workload_that_may_be_alive_stays(nodes: list[Node]) -> None:
-    assert gone(nodes) == []
+def test_workload_that_may_be_running_stays(nodes: list[Node]) -> None:
+    assert removed(nodes) == []
 
 
 IN_ANOTHER_DOMAIN = [a_record(name="grafana.b.example.com")]
 
 
-def test_short_hostname_may_belong_to_a_domain_that_prune_does_not_know() -> None:
-    assert gone([a_node(hostname="grafana")], records=IN_ANOTHER_DOMAIN) == []
+def test_online_node_with_a_short_hostname_keeps_the_workload_of_another_domain() -> None:
+    assert removed([a_node(hostname="grafana")], records=IN_ANOTHER_DOMAIN) == []
 
 
-def test_node_that_may_belong_to_another_record_stays() -> None:
-    """It may be the node of grafana.example.com, whose record is not in the list."""
+def test_node_that_may_belong_to_another_workload_stays() -> None:
+    """The node may belong to grafana.example.com, whose record is not in the list."""
     offline = a_node(hostname="grafana", online=False, last_seen=LONG_AGO)
-    assert gone([offline], records=IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
+    assert removed([offline], records=IN_ANOTHER_DOMAIN) == [("grafana.b.example.com", [])]
 
 
 @pytest.mark.parametrize("others", [[], [a_node(98, hostname="other.example.com", online=False)]])
 def test_nothing_is_removed_while_no_node_is_online(others: list[Node]) -> None:
     """After a restart of Headscale every node is offline, and `last_seen` can be old."""
-    stale = a_node(online=False, last_seen=LONG_AGO)
-    assert plan([stale, *others], [a_record()]) == []
+    offline = a_node(online=False, last_seen=LONG_AGO)
+    assert plan([offline, *others], [a_record()]) == []
 
 
 def test_node_without_a_record_is_never_removed() -> None:
-    assert gone([a_node(online=False, last_seen=LONG_AGO)], records=[]) == []
+    assert removed([a_node(online=False, last_seen=LONG_AGO)], records=[]) == []
 
 
 @pytest.mark.parametrize("name", [NAME, NAME.upper(), "grafana"])
-def test_named_workload_is_removed_whatever_its_state(name: str) -> None:
+def test_named_workload_is_removed_even_if_it_is_online(name: str) -> None:
     other = a_record("b", name="redmine.example.com")
     nodes = [a_node(1), a_node(2, user=ANN, key_user=ANN), a_node(3, hostname="redmine.example.com")]
     [workload] = plan(nodes, [other, a_record()], replace(CONFIG, name=name))
@@ -116,27 +118,29 @@ def test_unknown_name_is_an_error() -> None:
         plan([a_node()], [a_record()], replace(CONFIG, name="wiki"))
 
 
-STALE = a_node(online=False, last_seen=LONG_AGO)
+OFFLINE_NODE = a_node(online=False, last_seen=LONG_AGO)
 
 
 @pytest.mark.parametrize(
     ("node", "record"),
     [
-        pytest.param(None, a_record(), id="node-is-gone"),
-        pytest.param(replace(STALE, machine_key="mkey:another"), a_record(), id="id-was-assigned-to-another-machine"),
-        pytest.param(STALE, a_record("b"), id="another-record"),
-        pytest.param(STALE, a_record(content="100.64.0.77"), id="record-with-another-address"),
+        pytest.param(None, a_record(), id="node is gone"),
+        pytest.param(
+            replace(OFFLINE_NODE, machine_key="mkey:another"), a_record(), id="id was assigned to another machine"
+        ),
+        pytest.param(OFFLINE_NODE, a_record("b"), id="another record"),
+        pytest.param(OFFLINE_NODE, a_record(content="100.64.0.77"), id="record with another address"),
     ],
 )
 def test_workload_that_changed_is_not_confirmed(node: Node | None, record: Record) -> None:
-    [planned] = plan([ONLINE_NODE, STALE], [a_record()])
+    [planned] = plan([ONLINE_NODE, OFFLINE_NODE], [a_record()])
     [later] = plan([ONLINE_NODE, *([node] if node else [])], [record])
     assert not later.is_same(planned)
 
 
 def test_unchanged_workload_is_confirmed() -> None:
-    [planned] = plan([ONLINE_NODE, STALE], [a_record()])
-    [later] = plan([STALE, ONLINE_NODE], [a_record()])
+    [planned] = plan([ONLINE_NODE, OFFLINE_NODE], [a_record()])
+    [later] = plan([OFFLINE_NODE, ONLINE_NODE], [a_record()])
     assert later.is_same(planned)
 
 
@@ -147,15 +151,15 @@ NODES = st.builds(
     user=st.sampled_from([SVC, ANN]),
     key_user=st.sampled_from([SVC, ANN]),
     online=st.booleans(),
-    last_seen=st.sampled_from([None, RECENTLY, LONG_AGO]),
+    last_seen=st.sampled_from([None, AT_THE_LIMIT, LONG_AGO]),
     registered_by=st.sampled_from(list(RegisterMethod)),
 )
 
 
 @given(st.lists(NODES, max_size=8, unique_by=lambda node: node.id), st.randoms())
-def test_node_that_is_alive_or_not_ours_is_never_removed(nodes: list[Node], source: random.Random) -> None:
+def test_node_that_is_online_or_not_ours_is_never_removed(nodes: list[Node], shuffler: random.Random) -> None:
     records = [a_record("a"), a_record("b", name="redmine.example.com")]
-    planned = gone(nodes, records)
+    planned = removed(nodes, records)
     by_id = {node.id: node for node in nodes}
     for _, ids in planned:
         for node_id in ids:
@@ -164,9 +168,11 @@ def test_node_that_is_alive_or_not_ours_is_never_removed(nodes: list[Node], sour
             assert node.last_seen == LONG_AGO
             assert node.registered_by is RegisterMethod.AUTH_KEY
             assert node.user == SVC
-    source.shuffle(nodes)
-    source.shuffle(records)
-    assert [(name, sorted(ids)) for name, ids in gone(nodes, records)] == [(name, sorted(ids)) for name, ids in planned]
+    shuffler.shuffle(nodes)
+    shuffler.shuffle(records)
+    assert [(name, sorted(ids)) for name, ids in removed(nodes, records)] == [
+        (name, sorted(ids)) for name, ids in planned
+    ]
 
 
 FURTHER_RECORDS = [
@@ -175,16 +181,16 @@ FURTHER_RECORDS = [
 ]
 
 
-@pytest.mark.parametrize("main", [[a_record()], []], ids=["with-the-main-record", "without-it"])
+@pytest.mark.parametrize("main", [[a_record()], []], ids=["with a record at the main name", "without one"])
 def test_records_under_further_names_are_removed_with_their_workload(main: list[Record]) -> None:
     [workload] = plan([ONLINE_NODE], [*main, *FURTHER_RECORDS])
     assert (workload.name, {record.id for record in workload.records}) == (NAME, {*"bc", *("a" for _ in main)})
-    assert gone([a_node()], [*main, *FURTHER_RECORDS]) == []
+    assert removed([a_node()], [*main, *FURTHER_RECORDS]) == []
 
 
 def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
     wiki = a_record("w", name=SHARED_NAME, content="100.64.0.2", comment=f"{MARK} wiki.example.com")
-    assert gone([a_node()], [a_record(), *FURTHER_RECORDS, wiki]) == [("wiki.example.com", [])]
+    assert removed([a_node()], [a_record(), *FURTHER_RECORDS, wiki]) == [("wiki.example.com", [])]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""prune against both upstreams: what it deletes, and when it fails instead."""
+"""`prune` with simulated upstreams: what it deletes, and when it fails."""
 
 from __future__ import annotations
 
@@ -41,6 +41,15 @@ def a_workload(world: World, label: str, *, mark: str = MARK) -> int:
     return node.id
 
 
+def one_online_and_one_gone(world: World) -> int:
+    """Add a workload that is online, and one that has been offline for a month; return the node id of the latter."""
+    a_workload(world, "grafana")
+    node_id = a_workload(world, "redmine")
+    world.headscale.disconnect(node_id)
+    world.clock.sleep(A_MONTH_S)
+    return node_id
+
+
 def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, **variables: str) -> Prune:
     settings = world.settings(PruneSettings, **({"DNS_OWNER": OWNER, "HEADSCALE_USER": "svc"} | variables))
     stop = stop or StopAt(world.clock)
@@ -55,21 +64,21 @@ def prune(world: World, name: str | None = None, *, stop: StopAt | None = None, 
     )
 
 
-def names(world: World) -> list[str]:
+def record_names(world: World) -> list[str]:
     return sorted(record.name for record in world.cloudflare.records(world.zone_id))
 
 
-def test_workload_that_is_gone_for_long_is_removed_and_others_stay(world: World, events: list[dict[str, Any]]) -> None:
-    lives = a_workload(world, "grafana")
+def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: list[dict[str, Any]]) -> None:
+    online = a_workload(world, "grafana")
     gone = a_workload(world, "redmine")
     foreign = a_workload(world, "wiki", mark="tailscale-lifecycle/1 other")
-    bare = world.headscale.add_node("laptop", user="svc").id
-    for node_id in (gone, foreign, bare):
+    without_record = world.headscale.add_node("laptop", user="svc").id
+    for node_id in (gone, foreign, without_record):
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
     prune(world).run()
-    assert names(world) == ["grafana.example.com", "wiki.example.com"]
-    assert sorted(node.id for node in world.headscale.nodes) == sorted([lives, foreign, bare])
+    assert record_names(world) == ["grafana.example.com", "wiki.example.com"]
+    assert sorted(node.id for node in world.headscale.nodes) == sorted([online, foreign, without_record])
     assert [event["event"] for event in events if event["event"].endswith(".deleted")] == [
         "node.deleted",
         "record.deleted",
@@ -77,7 +86,7 @@ def test_workload_that_is_gone_for_long_is_removed_and_others_stay(world: World,
 
 
 def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
-    lives, gone = a_workload(world, "grafana"), a_workload(world, "redmine")
+    online, gone = a_workload(world, "grafana"), a_workload(world, "redmine")
     for label in ("grafana", "redmine"):
         mark = f"{MARK} {label}.example.com"
         world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=mark)
@@ -86,33 +95,32 @@ def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> N
     world.headscale.disconnect(gone)
     world.clock.sleep(A_MONTH_S)
     prune(world).run()
-    assert names(world) == ["grafana-docs.example.com", "grafana.example.com", "in.example.com", "in.example.com"]
-    assert [node.id for node in world.headscale.nodes] == [lives]
+    assert record_names(world) == [
+        "grafana-docs.example.com",
+        "grafana.example.com",
+        "in.example.com",
+        "in.example.com",
+    ]
+    assert [node.id for node in world.headscale.nodes] == [online]
 
 
-def test_workload_that_comes_back_during_the_wait_stays(world: World) -> None:
+def test_workload_that_is_online_again_during_the_wait_stays(world: World) -> None:
     """After a restart of Headscale, every node is offline until it reconnects."""
-    lives = a_workload(world, "grafana")
-    slow = a_workload(world, "redmine")
-    world.headscale.disconnect(slow)
-    world.clock.sleep(A_MONTH_S)
-    world.clock.schedule(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(slow))
+    node_id = one_online_and_one_gone(world)
+    world.clock.schedule(world.clock.elapsed_s + CONFIRMATION_DELAY_S / 2, lambda: world.headscale.connect(node_id))
     prune(world).run()
-    assert sorted(node.id for node in world.headscale.nodes) == [lives, slow]
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert len(world.headscale.nodes) == 2
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     assert world.cloudflare.writes == []
 
 
-def test_wait_happens_once(world: World) -> None:
-    a_workload(world, "grafana")
-    late = a_workload(world, "redmine")
-    world.headscale.disconnect(late)
-    world.clock.sleep(A_MONTH_S)
+def test_prune_waits_once(world: World) -> None:
+    node_id = one_online_and_one_gone(world)
     started = world.clock.elapsed_s
     prune(world).run()
     assert CONFIRMATION_DELAY_S <= world.clock.elapsed_s - started < CONFIRMATION_DELAY_S + 60
-    assert world.headscale.node(late) is None
-    assert names(world) == ["grafana.example.com"]
+    assert world.headscale.node(node_id) is None
+    assert record_names(world) == ["grafana.example.com"]
 
 
 def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
@@ -121,7 +129,7 @@ def test_nothing_is_removed_after_a_restart_of_headscale(world: World) -> None:
     world.clock.sleep(A_MONTH_S)
     world.headscale.restart()
     prune(world).run()
-    assert len(world.headscale.nodes) == len(names(world)) == 2
+    assert len(world.headscale.nodes) == len(record_names(world)) == 2
 
 
 def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
@@ -134,16 +142,16 @@ def test_too_many_workloads_are_refused_with_their_number(world: World) -> None:
     assert len(world.headscale.nodes) == 4
     assert world.cloudflare.writes == []
     prune(world, PRUNE_MAX="3").run()
-    assert names(world) == ["grafana.example.com"]
+    assert record_names(world) == ["grafana.example.com"]
 
 
 def test_named_workload_is_removed_without_waiting(world: World) -> None:
-    lives = a_workload(world, "grafana")
+    online = a_workload(world, "grafana")
     a_workload(world, "redmine")
     stop = StopAt(world.clock)
     prune(world, "redmine", stop=stop).run()
-    assert [node.id for node in world.headscale.nodes] == [lives]
-    assert names(world) == ["grafana.example.com"]
+    assert [node.id for node in world.headscale.nodes] == [online]
+    assert record_names(world) == ["grafana.example.com"]
     assert stop.waits == []
 
 
@@ -153,64 +161,61 @@ def test_name_without_our_mark_is_refused(world: World, name: str) -> None:
     with pytest.raises(LifecycleError, match="DNS_OWNER"):
         prune(world, name).run()
     assert world.headscale.node(node_id) is not None
-    assert names(world) == ["wiki.example.com"]
+    assert record_names(world) == ["wiki.example.com"]
 
 
 def test_interrupted_removal_is_resumed_by_the_next_run(world: World) -> None:
     """Nodes are deleted first, so that the record is still there for the next run."""
-    a_workload(world, "grafana")
-    world.headscale.disconnect(a_workload(world, "redmine"))
-    world.clock.sleep(A_MONTH_S)
+    one_online_and_one_gone(world)
     world.cloudflare.faults.add(faults.html(503), method="DELETE")
     with pytest.raises(ApiError):
         prune(world).run()
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     prune(world).run()
-    assert names(world) == ["grafana.example.com"]
+    assert record_names(world) == ["grafana.example.com"]
 
 
 # Both lists are read before and after the wait, and each node directly before it is deleted.
 USERS, NODES, ONE_NODE, RECORDS = "/api/v1/user", r"/api/v1/node(\?|$)", "/api/v1/node/", "/dns_records"
 
 FAULTS = [
-    pytest.param(faults.html(500), id="500-of-a-proxy"),
-    pytest.param(faults.html(502), id="502-of-a-proxy"),
-    pytest.param(faults.html(404), id="404-of-a-proxy"),
-    pytest.param(faults.html(401), id="401-of-a-proxy"),
-    pytest.param(faults.html(403), id="403-of-a-proxy"),
+    pytest.param(faults.html(500), id="500 of a proxy"),
+    pytest.param(faults.html(502), id="502 of a proxy"),
+    pytest.param(faults.html(404), id="404 of a proxy"),
+    pytest.param(faults.html(401), id="401 of a proxy"),
+    pytest.param(faults.html(403), id="403 of a proxy"),
     pytest.param(refusal(401, 10000), id="401"),
     pytest.param(refusal(403, 9109), id="403"),
     pytest.param(faults.too_many_requests(), id="429"),
-    pytest.param(faults.refuse(), id="refused-connection"),
-    pytest.param(faults.drop(), id="dropped-connection"),
-    pytest.param(faults.hang(), id="no-answer"),
-    pytest.param(faults.truncate(), id="half-an-answer"),
-    pytest.param(faults.malformed_json(), id="garbage"),
-    pytest.param(faults.wrong_content_type(), id="200-and-a-page"),
-    pytest.param(faults.answer(200, ""), id="200-and-nothing"),
-    pytest.param(faults.answer(200, "{}"), id="200-and-an-empty-object"),
-    pytest.param(faults.answer(200, "[]"), id="200-and-a-bare-list"),
+    pytest.param(faults.refuse(), id="connection refused"),
+    pytest.param(faults.drop(), id="connection lost"),
+    pytest.param(faults.hang(), id="no response"),
+    pytest.param(faults.truncate(), id="incomplete response"),
+    pytest.param(faults.malformed_json(), id="malformed JSON"),
+    pytest.param(faults.wrong_content_type(), id="HTML page"),
+    pytest.param(faults.answer(200, ""), id="empty body"),
+    pytest.param(faults.answer(200, "{}"), id="empty object"),
+    pytest.param(faults.answer(200, "[]"), id="list instead of an object"),
     pytest.param(
         faults.answer(200, '{"users": null, "nodes": null, "node": null, "success": true, "result": null}'),
-        id="200-and-null",
+        id="null",
     ),
 ]
 
 READS = [
-    pytest.param(USERS, 0, id="users-before-the-wait"),
-    pytest.param(NODES, 0, id="nodes-before-the-wait"),
-    pytest.param(RECORDS, 0, id="records-before-the-wait"),
-    pytest.param(USERS, 1, id="users-after-the-wait"),
-    pytest.param(NODES, 1, id="nodes-after-the-wait"),
-    pytest.param(RECORDS, 1, id="records-after-the-wait"),
-    pytest.param(ONE_NODE, 0, id="the-node-before-it-is-deleted"),
+    pytest.param(USERS, 0, id="users before the wait"),
+    pytest.param(NODES, 0, id="nodes before the wait"),
+    pytest.param(RECORDS, 0, id="records before the wait"),
+    pytest.param(USERS, 1, id="users after the wait"),
+    pytest.param(NODES, 1, id="nodes after the wait"),
+    pytest.param(RECORDS, 1, id="records after the wait"),
+    pytest.param(ONE_NODE, 0, id="the node before it is deleted"),
 ]
 
 
-def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
-    """Add a removed workload and foreign objects. Return a function that lists which of them are left."""
-    a_workload(world, "grafana")
-    gone = a_workload(world, "redmine")
+def add_gone_and_foreign(world: World) -> Callable[[], tuple[list[int], list[str]]]:
+    """Add a workload that is gone, and foreign objects. Return a function that lists the foreign objects left."""
+    one_online_and_one_gone(world)
     world.headscale.add_user("ann")
     others = [
         world.headscale.add_node("laptop", user="ann").id,
@@ -227,17 +232,17 @@ def among_others(world: World) -> Callable[[], tuple[list[int], list[str]]]:
         world.add_record("ours", name="text.example.com", type_="TXT", comment=MARK),
     ]
     records += [record.id for record in world.cloudflare.records(world.zone_id) if record.comment != MARK]
-    for node_id in (gone, *others):
+    for node_id in others:
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
 
-    def there() -> tuple[list[int], list[str]]:
+    def left() -> tuple[list[int], list[str]]:
         return (
             [node_id for node_id in others if world.headscale.node(node_id)],
             [record.id for record in world.cloudflare.records(world.zone_id) if record.id in records],
         )
 
-    return there
+    return left
 
 
 def writes(world: World) -> list[str]:
@@ -249,8 +254,8 @@ def writes(world: World) -> list[str]:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, after: int) -> None:
     """The next run, which can read everything, removes only what is ours."""
-    others = among_others(world)
-    before = others()
+    foreign_left = add_gone_and_foreign(world)
+    before = foreign_left()
     upstream = world.cloudflare if path is RECORDS else world.headscale
     upstream.faults.add(fault, path=path, after=after, times=None)
     with pytest.raises(ApiError):
@@ -258,29 +263,29 @@ def test_failed_read_removes_nothing(world: World, fault: Fault, path: str, afte
     assert writes(world) == []
     upstream.faults.clear()
     prune(world).run()
-    assert "redmine.example.com" not in names(world)
-    assert others() == before
+    assert "redmine.example.com" not in record_names(world)
+    assert foreign_left() == before
     assert len(writes(world)) == 2
 
 
-@pytest.mark.parametrize("after", [pytest.param(0, id="before-the-wait"), pytest.param(1, id="after-the-wait")])
+@pytest.mark.parametrize("after", [pytest.param(0, id="before the wait"), pytest.param(1, id="after the wait")])
 @pytest.mark.parametrize(
-    ("path", "answer"),
+    ("path", "response"),
     [
-        pytest.param(NODES, {"nodes": []}, id="no-nodes"),
+        pytest.param(NODES, {"nodes": []}, id="no nodes"),
         pytest.param(
             RECORDS,
             {"success": True, "result": [], "result_info": {"total_pages": 1, "total_count": 0}},
-            id="no-records",
+            id="no records",
         ),
-        pytest.param(USERS, {"users": []}, id="no-users"),
+        pytest.param(USERS, {"users": []}, id="no users"),
     ],
 )
-def test_empty_list_removes_nothing(world: World, path: str, answer: dict[str, Any], after: int) -> None:
+def test_empty_list_removes_nothing(world: World, path: str, response: dict[str, Any], after: int) -> None:
     """A Headscale with a new database has no nodes. A token for another zone sees no records."""
-    among_others(world)
+    add_gone_and_foreign(world)
     upstream = world.cloudflare if path is RECORDS else world.headscale
-    upstream.faults.add(faults.answer(200, json.dumps(answer)), path=path, after=after, times=None)
+    upstream.faults.add(faults.answer(200, json.dumps(response)), path=path, after=after, times=None)
     if path is USERS:
         with pytest.raises(LifecycleError, match="users create"):
             prune(world).run()
@@ -294,25 +299,25 @@ def test_empty_list_removes_nothing(world: World, path: str, answer: dict[str, A
     [
         pytest.param("GET", USERS, 1, id="users"),
         pytest.param("GET", NODES, 1, id="nodes"),
-        pytest.param("GET", ONE_NODE, 0, id="the-node-before-it-is-deleted"),
-        pytest.param("DELETE", ONE_NODE, 0, id="the-deletion"),
+        pytest.param("GET", ONE_NODE, 0, id="the node before it is deleted"),
+        pytest.param("DELETE", ONE_NODE, 0, id="the deletion"),
     ],
 )
 def test_temporary_failure_after_the_wait_is_retried(
     world: World, events: list[dict[str, Any]], method: str, path: str, after: int
 ) -> None:
     """The wait is longer than the retry budget, which starts again after it."""
-    others = among_others(world)
-    before = others()
+    foreign_left = add_gone_and_foreign(world)
+    before = foreign_left()
     world.headscale.faults.add(faults.html(502), method=method, path=path, after=after)
     prune(world).run()
     assert len(named(events, "retry.scheduled")) == 1
-    assert "redmine.example.com" not in names(world)
-    assert others() == before
+    assert "redmine.example.com" not in record_names(world)
+    assert foreign_left() == before
 
 
-def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
-    among_others(world)
+def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
+    add_gone_and_foreign(world)
     started = world.clock.elapsed_s
     world.headscale.faults.add(faults.html(502), path=NODES, after=1, times=None)
     with pytest.raises(ApiError):
@@ -325,7 +330,7 @@ def test_lasting_failure_after_the_wait_ends_the_run(world: World) -> None:
     ("type_", "content", "mark"),
     [
         pytest.param("TXT", "a note", MARK, id="TXT"),
-        pytest.param("A", "100.64.0.99", MARK.upper(), id="mark-in-upper-case"),
+        pytest.param("A", "100.64.0.99", MARK.upper(), id="mark in upper case"),
     ],
 )
 @pytest.mark.parametrize("name", [None, "redmine"])
@@ -338,18 +343,18 @@ def test_record_that_resembles_ours_stays(world: World, type_: str, content: str
     else:
         with pytest.raises(LifecycleError, match="DNS_OWNER"):
             prune(world, name).run()
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     assert writes(world) == []
 
 
 def just_before(world: World, path: str, action: Callable[[], object]) -> None:
     """Run an action once, directly before the upstream handles a request for this path."""
-    due = [action]
+    actions = [action]
 
     def route(upstream: Upstream) -> Handler:
         def handle(request: Request) -> Response:
-            if due and request.path == path:
-                due.pop()()
+            if actions and request.path == path:
+                actions.pop()()
             return upstream.handle(request)
 
         return handle
@@ -358,11 +363,11 @@ def just_before(world: World, path: str, action: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "comes_back"),
+    ("name", "is_online_again"),
     [
-        pytest.param(None, True, id="came-back"),
-        pytest.param(None, False, id="moved-to-another-user"),
-        pytest.param("redmine", False, id="named-and-moved-to-another-user"),
+        pytest.param(None, True, id="online again"),
+        pytest.param(None, False, id="moved to another user"),
+        pytest.param("redmine", False, id="named and moved to another user"),
     ],
 )
 def test_node_that_changed_directly_before_its_deletion_stays(
@@ -370,20 +375,17 @@ def test_node_that_changed_directly_before_its_deletion_stays(
     tmp_path: Path,
     events: list[dict[str, Any]],
     name: str | None,
-    comes_back: bool,
+    is_online_again: bool,
 ) -> None:
     """Its record stays, too."""
     # The last release that can move a node to another user.
     world = World(monkeypatch, tmp_path, "0.27.1")
     world.headscale.add_user("ann")
-    a_workload(world, "grafana")
-    node_id = a_workload(world, "redmine")
-    world.headscale.disconnect(node_id)
-    world.clock.sleep(A_MONTH_S)
+    node_id = one_online_and_one_gone(world)
     just_before(
         world,
         f"/api/v1/node/{node_id}",
-        lambda: world.headscale.connect(node_id) if comes_back else world.headscale.move_node(node_id, "ann"),
+        lambda: world.headscale.connect(node_id) if is_online_again else world.headscale.move_node(node_id, "ann"),
     )
     if name is None:
         prune(world, name).run()
@@ -392,32 +394,29 @@ def test_node_that_changed_directly_before_its_deletion_stays(
         with pytest.raises(ConflictError, match=f"[Nn]ode {node_id}"):
             prune(world, name).run()
     assert world.headscale.node(node_id) is not None
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     assert writes(world) == []
 
 
-def hand_over(world: World) -> None:
+def give_to_another_owner(world: World) -> None:
     """Another owner takes over the record of redmine."""
     [record] = world.cloudflare.records(world.zone_id, "redmine.example.com")
     world.cloudflare.change_record(record.id, comment="tailscale-lifecycle/1 other")
 
 
-def repoint(world: World) -> None:
+def publish_a_later_pod(world: World) -> None:
     """A new pod of the workload registers and publishes its address."""
     [record] = world.cloudflare.records(world.zone_id, "redmine.example.com")
     node = world.headscale.add_node("redmine.example.com", user="svc")
     world.cloudflare.change_record(record.id, content=node.address)
 
 
-@pytest.mark.parametrize("change", [hand_over, repoint])
+@pytest.mark.parametrize("change", [give_to_another_owner, publish_a_later_pod])
 @pytest.mark.parametrize("name", [None, "redmine"])
 def test_record_that_changes_while_nodes_are_deleted_stays(
     world: World, name: str | None, change: Callable[[World], None]
 ) -> None:
-    a_workload(world, "grafana")
-    node_id = a_workload(world, "redmine")
-    world.headscale.disconnect(node_id)
-    world.clock.sleep(A_MONTH_S)
+    node_id = one_online_and_one_gone(world)
     just_before(world, f"/api/v1/node/{node_id}", lambda: change(world))
     if name is None:
         prune(world).run()
@@ -425,11 +424,11 @@ def test_record_that_changes_while_nodes_are_deleted_stays(
         with pytest.raises(ConflictError, match=r"redmine\.example\.com"):
             prune(world, name).run()
     assert world.headscale.node(node_id) is None
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     assert world.cloudflare.writes == []
 
 
-@pytest.mark.parametrize("change", [hand_over, repoint])
+@pytest.mark.parametrize("change", [give_to_another_owner, publish_a_later_pod])
 def test_workload_that_changes_while_another_is_removed_stays(world: World, change: Callable[[World], None]) -> None:
     a_workload(world, "grafana")
     first, second = a_workload(world, "gitea"), a_workload(world, "redmine")
@@ -440,12 +439,12 @@ def test_workload_that_changes_while_another_is_removed_stays(world: World, chan
     prune(world).run()
     assert world.headscale.node(first) is None
     assert world.headscale.node(second) is not None
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
 
 
 def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> None:
     """Headscale's database is restored during the wait, and another offline machine of the name gets the id."""
-    lives = a_workload(world, "grafana")
+    online = a_workload(world, "grafana")
     backup = world.headscale.backup()
     node_id = a_workload(world, "redmine")
     world.headscale.disconnect(node_id)
@@ -453,14 +452,14 @@ def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> No
 
     def restore() -> None:
         world.headscale.restore(backup)
-        world.headscale.connect(lives)
+        world.headscale.connect(online)
         assert world.headscale.add_node("redmine.example.com", user="svc").id == node_id
         world.headscale.disconnect(node_id)
 
     world.clock.schedule(world.clock.elapsed_s + 1, restore)
     prune(world, PRUNE_AFTER="1s").run()
     assert world.headscale.node(node_id) is not None
-    assert names(world) == ["grafana.example.com", "redmine.example.com"]
+    assert record_names(world) == ["grafana.example.com", "redmine.example.com"]
     assert writes(world) == []
 
 
@@ -472,13 +471,11 @@ def test_offline_time_is_measured_by_the_clock_of_headscale(world: World, skew: 
         world.clock.sleep(offline_s)
     world.clock.skew = skew
     prune(world).run()
-    assert names(world) == ["gitea.example.com", "grafana.example.com"]
+    assert record_names(world) == ["gitea.example.com", "grafana.example.com"]
 
 
 def test_stop_during_the_wait_removes_nothing(world: World) -> None:
-    world.headscale.disconnect(a_workload(world, "redmine"))
-    a_workload(world, "grafana")
-    world.clock.sleep(A_MONTH_S)
+    one_online_and_one_gone(world)
     with pytest.raises(StoppedError):
         prune(world, stop=StopAt(world.clock, world.clock.elapsed_s)).run()
     assert len(world.headscale.nodes) == 2

@@ -1,4 +1,4 @@
-"""The environment of one test."""
+"""Environment variables of one test, and the settings or problems that `load` returns for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DryRunSettings, Settings
 
-# The minimum for all commands, over the REST API.
-ENOUGH = {
+# The minimum for all commands, with the REST API of Headscale.
+MINIMUM = {
     "CLOUDFLARE_API_TOKEN": "cf-t0ken",
     "DOMAIN_NAME": "example.com",
     "HEADSCALE_API_KEY": "hs-k3y",

@@ -1,4 +1,4 @@
-"""Reading the environment and `.env`."""
+"""How settings are read from the environment and `.env`, and which misspelt names are reported."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.settings.load import environment, load, near_misses, service_links
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, command_variables
 from lifecycle.settings.reference import changed
-from tests.settings.environment import ENOUGH, UNPRIVILEGED, ZONE_ID, Environment
+from tests.settings.environment import MINIMUM, UNPRIVILEGED, ZONE_ID, Environment
 
-# --- Text of every value ------------------------------------------------------------------------------
+# --- White space and control characters ------------------------------------------------------------------------------
 
 VALID = {
     "HEADSCALE_NAMESPACE": "vpn",
@@ -52,9 +52,9 @@ VALID = {
 def test_surrounding_whitespace_is_stripped(env: Environment, name: str, padding: str) -> None:
     """Values from files of a Secret or ConfigMap often end with a line break."""
     env.set(TS_KUBE_SECRET="state")
-    plain = getattr(env.load(**{name: VALID[name]}), name.lower())
+    expected = getattr(env.load(**{name: VALID[name]}), name.lower())
 
-    assert getattr(env.load(**{name: f"{padding}{VALID[name]}{padding}"}), name.lower()) == plain
+    assert getattr(env.load(**{name: f"{padding}{VALID[name]}{padding}"}), name.lower()) == expected
 
 
 @pytest.mark.parametrize("name", VALID)
@@ -127,9 +127,7 @@ def test_empty_variable_does_not_override_the_file(env: Environment) -> None:
         ("", None, "tailscale0"),
     ],
 )
-def test_interface_can_be_empty_in_both(
-    env: Environment, in_file: str, in_environment: str | None, interface: str
-) -> None:
+def test_interface_can_be_empty(env: Environment, in_file: str, in_environment: str | None, interface: str) -> None:
     Path(".env").write_text(in_file)
 
     assert env.load(TAILSCALE_INTERFACE=in_environment).tailscale_interface == interface
@@ -176,7 +174,7 @@ def test_unreachable_working_directory_is_ignored(env: Environment) -> None:
         Path().absolute().chmod(0o700)
 
 
-def test_near_misses_include_the_file(env: Environment) -> None:
+def test_environment_includes_the_file(env: Environment) -> None:
     Path(".env").write_text("CLOUDFARE_ZONE_ID=x\nDNS_TTL=120\n")
     env.set(DNS_TTL="300")
 
@@ -188,7 +186,7 @@ def test_near_misses_include_the_file(env: Environment) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "meant"),
+    ("variable", "setting"),
     [
         ("CLOUDFARE_ZONE_ID", "CLOUDFLARE_ZONE_ID"),
         ("CLOUDFLARE_API_KEY", "CLOUDFLARE_API_TOKEN"),
@@ -211,8 +209,8 @@ def test_near_misses_include_the_file(env: Environment) -> None:
         ("LOGLEVEL", "LOG_LEVEL"),
     ],
 )
-def test_misspelt_variable_is_a_near_miss(variable: str, meant: str | None) -> None:
-    assert near_misses([variable]) == ([(variable, meant)] if meant else [])
+def test_misspelt_variable_is_a_near_miss(variable: str, setting: str | None) -> None:
+    assert near_misses([variable]) == ([(variable, setting)] if setting else [])
 
 
 @pytest.mark.parametrize(
@@ -289,7 +287,7 @@ def test_near_miss_has_no_effect(env: Environment) -> None:
 
 
 def test_log_shows_changed_settings(env: Environment) -> None:
-    env.set(**ENOUGH | {"AUTHKEY_TAGS": "tag:b,tag:a", "AUTHKEY_FILE_MODE": "0600", "HTTP_TIMEOUT": "500s"})
+    env.set(**MINIMUM | {"AUTHKEY_TAGS": "tag:b,tag:a", "AUTHKEY_FILE_MODE": "0600", "HTTP_TIMEOUT": "500s"})
     env.set(DNS_TTL="60", SELF_HEAL="true", VPN_PREFIXES="10.0.0.0/8,fd00::/8", TAILSCALE_INTERFACE="")
 
     assert changed(load(DryRunSettings)) == {
@@ -304,7 +302,7 @@ def test_log_shows_changed_settings(env: Environment) -> None:
     }
 
 
-def test_log_shows_settings_of_the_command_alone(env: Environment) -> None:
+def test_log_shows_only_settings_of_the_command(env: Environment) -> None:
     env.set(DNS_TTL="300", DNS_CLEANUP="keep")
 
     assert changed(load(DnsWatchSettings)).keys() - changed(load(CleanupSettings)).keys() == {"dns_ttl"}

@@ -1,4 +1,4 @@
-"""Names of the node, the record and the owner."""
+"""The names of the node, its records and their owner, which settings determine."""
 
 from __future__ import annotations
 
@@ -9,156 +9,121 @@ from hypothesis import strategies as st
 from lifecycle.domain.ownership import NameKind
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings
-from tests.settings.environment import ENOUGH, Environment, problem_of
+from tests.settings.environment import MINIMUM, Environment, problem_of
 
 
 @pytest.mark.parametrize(
-    ("variables", "node", "record"),
+    ("variables", "hostname"),
     [
-        pytest.param({"POD_NAME": "grafana-0"}, "grafana.example.com", "grafana.example.com", id="StatefulSet"),
-        pytest.param(
-            {"POD_NAME": None, "HOSTNAME": "grafana-0"},
-            "grafana.example.com",
-            "grafana.example.com",
-            id="HOSTNAME",
-        ),
-        pytest.param(
-            {"POD_NAME": "grafana-0", "HOSTNAME": "grafana-0"},
-            "grafana.example.com",
-            "grafana.example.com",
-            id="both",
-        ),
-        pytest.param({"POD_NAME": "my-app-0"}, "my-app.example.com", "my-app.example.com", id="hyphen"),
-        pytest.param({"POD_NAME": "app-0-0"}, "app-0.example.com", "app-0.example.com", id="last-ordinal-only"),
-        pytest.param({"TS_HOSTNAME": "web.example.com"}, "web.example.com", "web.example.com", id="full-name"),
-        pytest.param({"TS_HOSTNAME": "Web.Example.com"}, "Web.Example.com", "web.example.com", id="upper-case"),
-        pytest.param({"TS_HOSTNAME": "web"}, "web", "web.example.com", id="one-label"),
-        pytest.param({"TS_HOSTNAME": "a.b.example.com"}, "a.b.example.com", "a.b.example.com", id="deeper"),
-        pytest.param({"TS_HOSTNAME": "example.com"}, "example.com", "example.com", id="domain"),
+        pytest.param({"POD_NAME": "grafana-0"}, "grafana.example.com", id="StatefulSet"),
+        pytest.param({"POD_NAME": None, "HOSTNAME": "grafana-0"}, "grafana.example.com", id="HOSTNAME"),
+        pytest.param({"POD_NAME": "grafana-0", "HOSTNAME": "grafana-0"}, "grafana.example.com", id="both"),
+        pytest.param({"POD_NAME": "my-app-0"}, "my-app.example.com", id="hyphen"),
+        pytest.param({"POD_NAME": "app-0-0"}, "app-0.example.com", id="last ordinal only"),
+        pytest.param({"TS_HOSTNAME": "web.example.com"}, "web.example.com", id="full name"),
+        pytest.param({"TS_HOSTNAME": "Web.Example.com"}, "Web.Example.com", id="upper case"),
+        pytest.param({"TS_HOSTNAME": "web"}, "web", id="one label"),
+        pytest.param({"TS_HOSTNAME": "a.b.example.com"}, "a.b.example.com", id="deeper"),
+        pytest.param({"TS_HOSTNAME": "example.com"}, "example.com", id="domain"),
         pytest.param(
             {"TS_HOSTNAME": "web.eu.example.com", "DOMAIN_NAME": "eu.example.com"},
             "web.eu.example.com",
-            "web.eu.example.com",
-            id="domain-below-the-apex",
+            id="domain below the apex",
         ),
-        pytest.param({"TS_HOSTNAME": "web", "POD_NAME": "web-7d9c5b-xk2vp"}, "web", "web.example.com", id="Deployment"),
-        pytest.param(
-            {"TS_HOSTNAME": "web", "POD_NAME": "web-xk2vp", "HOSTNAME": "worker-1"},
-            "web",
-            "web.example.com",
-            id="host-network",
-        ),
-        pytest.param({"TS_HOSTNAME": "web", "POD_NAME": None}, "web", "web.example.com", id="no-pod"),
-        pytest.param(
-            {"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-1"},
-            "web-1.example.com",
-            "web-1.example.com",
-            id="replica",
-        ),
-        pytest.param(
-            {"TS_HOSTNAME": "n12", "POD_NAME": "web-12"}, "n12", "n12.example.com", id="ordinal-in-another-place"
-        ),
+        pytest.param({"TS_HOSTNAME": "web", "POD_NAME": "web-7d9c5b-xk2vp"}, "web", id="Deployment"),
+        pytest.param({"TS_HOSTNAME": "web", "POD_NAME": "web-xk2vp", "HOSTNAME": "worker-1"}, "web", id="host network"),
+        pytest.param({"TS_HOSTNAME": "web", "POD_NAME": None}, "web", id="no pod"),
+        pytest.param({"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-1"}, "web-1.example.com", id="replica"),
+        pytest.param({"TS_HOSTNAME": "n12", "POD_NAME": "web-12"}, "n12", id="ordinal in another place"),
         pytest.param(
             {"TS_HOSTNAME": "web2-2.example.com", "POD_NAME": "web2-2"},
             "web2-2.example.com",
-            "web2-2.example.com",
-            id="replica-of-a-numbered-workload",
+            id="replica of a numbered workload",
         ),
-        pytest.param(
-            {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-0"},
-            "web.example.com",
-            "web.example.com",
-            id="ordinal-0",
-        ),
+        pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-0"}, "web.example.com", id="ordinal 0"),
         pytest.param(
             {"POD_NAME": "grafana-0", "HOSTNAME": "grafana-0.grafana.services.svc.cluster.local"},
             "grafana.example.com",
-            "grafana.example.com",
             id="setHostnameAsFQDN",
         ),
-        pytest.param(
-            {"POD_NAME": "grafana-1", "ORDINALS_START": "1"},
-            "grafana.example.com",
-            "grafana.example.com",
-            id="first-ordinal-is-1",
-        ),
+        pytest.param({"POD_NAME": "grafana-1", "ORDINALS_START": "1"}, "grafana.example.com", id="first ordinal is 1"),
         pytest.param(
             {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1", "ORDINALS_START": "1"},
             "web.example.com",
-            "web.example.com",
-            id="first-ordinal-is-1-with-a-name",
+            id="first ordinal is 1 with a name",
         ),
         pytest.param(
-            {"TS_HOSTNAME": "web-2", "POD_NAME": "web-2", "ORDINALS_START": "1"},
-            "web-2",
-            "web-2.example.com",
-            id="second-ordinal-is-2",
+            {"TS_HOSTNAME": "web-2", "POD_NAME": "web-2", "ORDINALS_START": "1"}, "web-2", id="second ordinal is 2"
         ),
-        pytest.param({"TS_HOSTNAME": " web\n"}, "web", "web.example.com", id="surrounding-whitespace"),
-        pytest.param({"TS_HOSTNAME": "ab"}, "ab", "ab.example.com", id="shortest"),
-        pytest.param({"TS_HOSTNAME": "a" * 63}, "a" * 63, f"{'a' * 63}.example.com", id="longest-label"),
-        pytest.param(
-            {"TS_HOSTNAME": f"{'a' * 51}.example.com"},
-            f"{'a' * 51}.example.com",
-            f"{'a' * 51}.example.com",
-            id="longest-name",
-        ),
-        pytest.param({"POD_NAME": f"{'a' * 51}-0"}, f"{'a' * 51}.example.com", f"{'a' * 51}.example.com", id="pod"),
+        pytest.param({"TS_HOSTNAME": " web\n"}, "web", id="surrounding whitespace"),
+        pytest.param({"TS_HOSTNAME": "ab"}, "ab", id="shortest"),
+        pytest.param({"TS_HOSTNAME": "a" * 63}, "a" * 63, id="longest label"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 51}.example.com"}, f"{'a' * 51}.example.com", id="longest name"),
+        pytest.param({"POD_NAME": f"{'a' * 51}-0"}, f"{'a' * 51}.example.com", id="longest pod name"),
     ],
 )
-def test_names_of_node_and_record(env: Environment, variables: dict[str, str | None], node: str, record: str) -> None:
-    settings = env.load(**variables)
+def test_hostname_of_the_node(env: Environment, variables: dict[str, str | None], hostname: str) -> None:
+    assert env.load(**variables).node_hostname == hostname
 
-    assert (settings.node_hostname, settings.record_name) == (node, record)
+
+@pytest.mark.parametrize(
+    ("hostname", "record"),
+    [
+        ("web", "web.example.com"),
+        ("Web.Example.com", "web.example.com"),
+        ("a.b.example.com", "a.b.example.com"),
+        ("example.com", "example.com"),
+        ("a" * 63, f"{'a' * 63}.example.com"),
+    ],
+)
+def test_name_of_the_record(env: Environment, hostname: str, record: str) -> None:
+    assert env.load(TS_HOSTNAME=hostname).record_name == record
 
 
 @pytest.mark.parametrize(
     "variables",
     [
-        pytest.param({"POD_NAME": None}, id="no-pod"),
+        pytest.param({"POD_NAME": None}, id="no pod"),
         pytest.param({"POD_NAME": None, "HOSTNAME": "laptop"}, id="laptop"),
         pytest.param({"POD_NAME": "web-7d9c5b-xk2vp"}, id="Deployment"),
-        pytest.param({"POD_NAME": "web-1"}, id="ordinal-1"),
-        pytest.param({"POD_NAME": "web-10"}, id="ordinal-10"),
-        pytest.param({"POD_NAME": "web-00"}, id="no-ordinal"),
-        pytest.param({"POD_NAME": "web0"}, id="no-hyphen"),
-        pytest.param({"POD_NAME": "-0"}, id="no-workload"),
-        pytest.param({"POD_NAME": "web-2", "ORDINALS_START": "1"}, id="second-ordinal-without-a-name"),
-        pytest.param({"POD_NAME": "web-0", "HOSTNAME": "worker-0"}, id="host-network"),
-        pytest.param({"POD_NAME": "web-0", "HOSTNAME": "web-0x.example.com"}, id="hostname-with-the-same-beginning"),
+        pytest.param({"POD_NAME": "web-1"}, id="ordinal 1"),
+        pytest.param({"POD_NAME": "web-10"}, id="ordinal 10"),
+        pytest.param({"POD_NAME": "web-00"}, id="no ordinal"),
+        pytest.param({"POD_NAME": "web0"}, id="no hyphen"),
+        pytest.param({"POD_NAME": "-0"}, id="no workload"),
+        pytest.param({"POD_NAME": "web-2", "ORDINALS_START": "1"}, id="second ordinal without a name"),
+        pytest.param({"POD_NAME": "web-0", "HOSTNAME": "worker-0"}, id="host network"),
+        pytest.param({"POD_NAME": "web-0", "HOSTNAME": "web-0x.example.com"}, id="hostname with the same beginning"),
         pytest.param({"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-1"}, id="shared"),
         pytest.param(
-            {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-2", "ORDINALS_START": "1"}, id="shared-from-ordinal-1"
+            {"TS_HOSTNAME": "web.example.com", "POD_NAME": "web-2", "ORDINALS_START": "1"}, id="shared from ordinal 1"
         ),
-        pytest.param({"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-2"}, id="another-ordinal"),
-        pytest.param({"TS_HOSTNAME": "web-12.example.com", "POD_NAME": "web-2"}, id="end-of-another-ordinal"),
-        pytest.param({"TS_HOSTNAME": "web-21.example.com", "POD_NAME": "web-2"}, id="start-of-another-ordinal"),
+        pytest.param({"TS_HOSTNAME": "web-1.example.com", "POD_NAME": "web-2"}, id="another ordinal"),
+        pytest.param({"TS_HOSTNAME": "web-12.example.com", "POD_NAME": "web-2"}, id="end of another ordinal"),
+        pytest.param({"TS_HOSTNAME": "web-21.example.com", "POD_NAME": "web-2"}, id="start of another ordinal"),
         pytest.param(
-            {"TS_HOSTNAME": "web.srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="number-in-the-domain"
+            {"TS_HOSTNAME": "web.srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="number in the domain"
         ),
         pytest.param({"TS_HOSTNAME": "srv1.net", "POD_NAME": "web-1", "DOMAIN_NAME": "srv1.net"}, id="domain"),
-        pytest.param({"TS_HOSTNAME": "web2.example.com", "POD_NAME": "web2-2"}, id="number-of-the-workload"),
-        pytest.param({"TS_HOSTNAME": "web.example.org"}, id="another-domain"),
-        pytest.param({"TS_HOSTNAME": "webexample.com"}, id="no-dot-before-the-domain"),
-        pytest.param({"TS_HOSTNAME": "example.com.evil"}, id="longer-domain"),
-        pytest.param({"TS_HOSTNAME": "web.example.com."}, id="trailing-dot"),
-        pytest.param({"TS_HOSTNAME": ".example.com"}, id="leading-dot"),
-        pytest.param({"TS_HOSTNAME": "a..example.com"}, id="two-dots"),
+        pytest.param({"TS_HOSTNAME": "web2.example.com", "POD_NAME": "web2-2"}, id="number of the workload"),
+        pytest.param({"TS_HOSTNAME": "web.example.org"}, id="another domain"),
+        pytest.param({"TS_HOSTNAME": "webexample.com"}, id="no dot before the domain"),
+        pytest.param({"TS_HOSTNAME": "example.com.evil"}, id="longer domain"),
+        pytest.param({"TS_HOSTNAME": "web.example.com."}, id="trailing dot"),
+        pytest.param({"TS_HOSTNAME": ".example.com"}, id="leading dot"),
+        pytest.param({"TS_HOSTNAME": "a..example.com"}, id="two dots"),
         pytest.param({"TS_HOSTNAME": "my_app"}, id="underscore"),
         pytest.param({"TS_HOSTNAME": "my app"}, id="space"),
-        pytest.param({"TS_HOSTNAME": "we\nb"}, id="line-break"),
-        pytest.param({"TS_HOSTNAME": "-web"}, id="leading-hyphen"),
-        pytest.param({"TS_HOSTNAME": "web-"}, id="trailing-hyphen"),
-        pytest.param({"TS_HOSTNAME": "\u017ferver"}, id="non-ASCII-letter"),
+        pytest.param({"TS_HOSTNAME": "we\nb"}, id="line break"),
+        pytest.param({"TS_HOSTNAME": "-web"}, id="leading hyphen"),
+        pytest.param({"TS_HOSTNAME": "web-"}, id="trailing hyphen"),
+        pytest.param({"TS_HOSTNAME": "\u017ferver"}, id="non ASCII letter"),
         pytest.param({"TS_HOSTNAME": "*.example.com"}, id="wildcard"),
-        pytest.param({"TS_HOSTNAME": "a"}, id="too-short"),
-        pytest.param({"TS_HOSTNAME": f"{'a' * 52}.example.com"}, id="too-long"),
-        pytest.param({"TS_HOSTNAME": "a" * 64}, id="too-long-label"),
-        pytest.param({"POD_NAME": f"{'a' * 52}-0"}, id="too-long-pod"),
-        pytest.param(
-            {"TS_HOSTNAME": "a" * 63, "DOMAIN_NAME": ".".join(["b" * 60] * 4)[:200]},
-            id="too-long-record",
-        ),
+        pytest.param({"TS_HOSTNAME": "a"}, id="too short"),
+        pytest.param({"TS_HOSTNAME": f"{'a' * 52}.example.com"}, id="too long"),
+        pytest.param({"TS_HOSTNAME": "a" * 64}, id="too long label"),
+        pytest.param({"POD_NAME": f"{'a' * 52}-0"}, id="too long pod"),
+        pytest.param({"TS_HOSTNAME": "a" * 63, "DOMAIN_NAME": ".".join(["b" * 60] * 4)[:200]}, id="too long record"),
     ],
 )
 def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | None]) -> None:
@@ -168,24 +133,20 @@ def test_invalid_name_is_refused(env: Environment, variables: dict[str, str | No
 @pytest.mark.parametrize(
     ("aliases", "shared", "names"),
     [
-        pytest.param("docs", None, {"docs.example.com": NameKind.ALIAS}, id="one-label"),
-        pytest.param("WWW.Example.com.", None, {"www.example.com": NameKind.ALIAS}, id="full-name"),
+        pytest.param("docs", None, {"docs.example.com": NameKind.ALIAS}, id="one label"),
+        pytest.param("WWW.Example.com.", None, {"www.example.com": NameKind.ALIAS}, id="full name"),
         pytest.param("a.b.example.com", None, {"a.b.example.com": NameKind.ALIAS}, id="deeper"),
         pytest.param("*.wiki", None, {"*.wiki.example.com": NameKind.ALIAS}, id="wildcard"),
-        pytest.param("*", None, {"*.example.com": NameKind.ALIAS}, id="wildcard-of-the-domain"),
-        pytest.param("*.wiki.example.com", None, {"*.wiki.example.com": NameKind.ALIAS}, id="full-wildcard"),
+        pytest.param("*", None, {"*.example.com": NameKind.ALIAS}, id="wildcard of the domain"),
+        pytest.param("*.wiki.example.com", None, {"*.wiki.example.com": NameKind.ALIAS}, id="full wildcard"),
         pytest.param("example.com", None, {"example.com": NameKind.APEX_ALIAS}, id="domain"),
         pytest.param("xn--bcher-kva", None, {"xn--bcher-kva.example.com": NameKind.ALIAS}, id="international"),
         pytest.param(None, "*.apps", {"*.apps.example.com": NameKind.SHARED}, id="shared"),
-        pytest.param(None, "example.com", {"example.com": NameKind.SHARED}, id="shared-domain"),
+        pytest.param(None, "example.com", {"example.com": NameKind.SHARED}, id="shared domain"),
         pytest.param(
             " docs , www,",
             "in",
-            {
-                "docs.example.com": NameKind.ALIAS,
-                "www.example.com": NameKind.ALIAS,
-                "in.example.com": NameKind.SHARED,
-            },
+            {"docs.example.com": NameKind.ALIAS, "www.example.com": NameKind.ALIAS, "in.example.com": NameKind.SHARED},
             id="several",
         ),
     ],
@@ -202,30 +163,30 @@ def test_further_names(env: Environment, aliases: str | None, shared: str | None
 
 @pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("value", "problem"),
     [
         pytest.param("docs,docs", "name 2 is in ", id="twice"),
-        pytest.param("docs,Docs.example.com", "name 2 is in ", id="twice-in-two-forms"),
-        pytest.param("grafana", "name 1 is the workload's own", id="own-name"),
-        pytest.param("docs,GRAFANA.example.com", "name 2 is the workload's own", id="own-full-name"),
-        pytest.param("www.example.org", "name 1 must be DOMAIN_NAME", id="another-domain"),
-        pytest.param("*.docs.wiki", "name 1 must be DOMAIN_NAME", id="wildcard-with-a-dot"),
-        pytest.param("wwwexample.com", "name 1 must be DOMAIN_NAME", id="no-dot-before-the-domain"),
+        pytest.param("docs,Docs.example.com", "name 2 is in ", id="twice in two forms"),
+        pytest.param("grafana", "name 1 is the workload's own", id="own name"),
+        pytest.param("docs,GRAFANA.example.com", "name 2 is the workload's own", id="own full name"),
+        pytest.param("www.example.org", "name 1 must be DOMAIN_NAME", id="another domain"),
+        pytest.param("*.docs.wiki", "name 1 must be DOMAIN_NAME", id="wildcard with a dot"),
+        pytest.param("wwwexample.com", "name 1 must be DOMAIN_NAME", id="no dot before the domain"),
         pytest.param("my_docs", "letters, digits", id="underscore"),
         pytest.param("b\u00fccher", "xn--", id="international"),
-        pytest.param("docs.*", "each must be", id="wildcard-at-the-end"),
-        pytest.param("a*", "each must be", id="part-of-a-wildcard"),
-        pytest.param("a..example.com", "each must be", id="two-dots"),
-        pytest.param("-docs", "each must be", id="leading-hyphen"),
-        pytest.param("a" * 64, "each must be", id="too-long-label"),
-        pytest.param(".".join(["a" * 63] * 4) + ".example.com", "longer than 253", id="too-long"),
+        pytest.param("docs.*", "each must be", id="wildcard at the end"),
+        pytest.param("a*", "each must be", id="part of a wildcard"),
+        pytest.param("a..example.com", "each must be", id="two dots"),
+        pytest.param("-docs", "each must be", id="leading hyphen"),
+        pytest.param("a" * 64, "each must be", id="too long label"),
+        pytest.param(".".join(["a" * 63] * 4) + ".example.com", "longer than 253", id="too long"),
     ],
 )
-def test_invalid_further_name_is_refused(env: Environment, setting: str, value: str, text: str) -> None:
+def test_invalid_further_name_is_refused(env: Environment, setting: str, value: str, problem: str) -> None:
     problems = env.problems(**{setting: value})
 
     assert list(problems) == [setting]
-    assert text in problems[setting]
+    assert problem in problems[setting]
 
 
 def test_alias_cannot_be_shared(env: Environment) -> None:
@@ -244,21 +205,21 @@ def test_unexpanded_reference_is_named(env: Environment) -> None:
     assert "$(POD_NAME)" in env.problems(TS_HOSTNAME="$(POD_NAME).example.com")["TS_HOSTNAME"]
 
 
-def test_each_cause_of_another_hostname_is_named(env: Environment) -> None:
+def test_problem_names_each_cause_of_a_different_hostname(env: Environment) -> None:
     problem = env.problems(POD_NAME="web-0", HOSTNAME="wiki")["TS_HOSTNAME"]
 
     for cause in ("HOSTNAME", "POD_NAME", "host network", "setHostnameAsFQDN", "spec.hostname"):
         assert cause in problem
 
 
-def test_first_ordinal_above_the_pods_is_refused(env: Environment) -> None:
+def test_first_ordinal_above_that_of_the_pod_is_refused(env: Environment) -> None:
     """Two pods would share the name."""
     problems = env.problems(POD_NAME="web-0", TS_HOSTNAME="web.example.com", ORDINALS_START="1")
 
     assert list(problems) == ["ORDINALS_START"]
 
 
-def test_refused_replica_is_advised_about_the_first_ordinal(env: Environment) -> None:
+def test_problem_of_a_replica_names_ordinals_start(env: Environment) -> None:
     for variables in ({"POD_NAME": "web-1"}, {"POD_NAME": "web-1", "TS_HOSTNAME": "web.example.com"}):
         assert "ORDINALS_START" in env.problems(**variables)["TS_HOSTNAME"]
 
@@ -274,7 +235,7 @@ def test_replicas_never_share_a_name(base: str, ordinals: list[int], template: s
     for ordinal in ordinals:
         pod = f"{base}-{ordinal}"
         with pytest.MonkeyPatch.context() as monkeypatch:
-            for name, value in ENOUGH.items():
+            for name, value in MINIMUM.items():
                 monkeypatch.setenv(name, value)
             monkeypatch.setenv("POD_NAME", pod)
             monkeypatch.setenv("TS_HOSTNAME", template.format(pod=pod, base=base))

@@ -1,4 +1,4 @@
-"""Proxies and certificate authorities of the environment."""
+"""Settings of proxies and certificate authorities, and which URLs are requested through a proxy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROXY = "http://proxy.corp:3128"
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HEADSCALE_PROXY")
 
 
-def url_of(proxy: Proxy | None) -> str | None:
+def proxy_url(proxy: Proxy | None) -> str | None:
     return proxy.url if proxy else None
 
 
@@ -101,10 +101,10 @@ def test_http_client_accepts_every_valid_proxy(text: str) -> None:
         pytest.param(
             {"ALL_PROXY": "http://c:1", "HTTP_PROXY": "http://a:1"}, "http://a:1", "http://c:1", id="specific"
         ),
-        pytest.param({"https_proxy": "http://d:1"}, None, "http://d:1", id="lower-case"),
-        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="both-cases"),
-        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": ""}, None, "http://d:1", id="empty-upper-case"),
-        pytest.param({"HTTPS_PROXY": "http://b:1", "no_proxy": "x.org"}, None, None, id="lower-case-no-proxy"),
+        pytest.param({"https_proxy": "http://d:1"}, None, "http://d:1", id="lower case"),
+        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": "http://b:1"}, None, "http://b:1", id="both cases"),
+        pytest.param({"https_proxy": "http://d:1", "HTTPS_PROXY": ""}, None, "http://d:1", id="empty upper case"),
+        pytest.param({"HTTPS_PROXY": "http://b:1", "no_proxy": "x.org"}, None, None, id="lower case no proxy"),
     ],
 )
 def test_proxy_depends_on_the_scheme(
@@ -112,8 +112,8 @@ def test_proxy_depends_on_the_scheme(
 ) -> None:
     proxies = env.load(**variables).proxies
 
-    assert url_of(proxies.for_url("http://x.org/")) == http
-    assert url_of(proxies.for_url("https://x.org/")) == https
+    assert proxy_url(proxies.for_url("http://x.org/")) == http
+    assert proxy_url(proxies.for_url("https://x.org/")) == https
 
 
 NO_PROXY = [
@@ -153,15 +153,15 @@ NO_PROXY = [
 ]
 
 
-@pytest.mark.parametrize(("no_proxy", "url", "direct"), NO_PROXY)
-def test_no_proxy_exempts_hosts(env: Environment, no_proxy: str, url: str, direct: bool) -> None:
+@pytest.mark.parametrize(("no_proxy", "url", "is_direct"), NO_PROXY)
+def test_no_proxy_exempts_hosts(env: Environment, no_proxy: str, url: str, is_direct: bool) -> None:
     settings = env.load(HTTPS_PROXY=PROXY, NO_PROXY=no_proxy)
 
-    assert url_of(settings.proxies.for_url(url)) == (None if direct else PROXY)
+    assert proxy_url(settings.proxies.for_url(url)) == (None if is_direct else PROXY)
 
 
 @given(st.text("aZ019.-_:/[]*, \u00e9", max_size=30))
-def test_any_no_proxy_is_readable(no_proxy: str) -> None:
+def test_any_no_proxy_is_accepted(no_proxy: str) -> None:
     for url in (CLOUDFLARE, "http://10.0.0.1", "https://[fd00::1]:8080"):
         proxy = Proxy(PROXY, "ALL_PROXY")
         assert Proxies({"http": proxy, "https": proxy}, no_proxy).for_url(url) in {None, proxy}

@@ -1,4 +1,4 @@
-"""Settings that are required, that exclude each other, or that come from files."""
+"""Settings that are required, that exclude each other, or that come from files. No message contains a value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lifecycle.settings.models import (
     command_variables,
 )
 from lifecycle.settings.reference import changed
-from tests.settings.environment import ENOUGH, UNPRIVILEGED, Environment, problem_of
+from tests.settings.environment import MINIMUM, UNPRIVILEGED, Environment, problem_of
 
 # --- Required -----------------------------------------------------------------------------------------
 
@@ -65,11 +65,11 @@ def test_settings_of_another_command_are_not_checked(env: Environment) -> None:
         pytest.param({}, "exec", id="nothing"),
         pytest.param({"HEADSCALE_NAMESPACE": "vpn"}, "exec", id="namespace"),
         pytest.param({"HEADSCALE_API_KEY": "k"}, "api", id="key"),
-        pytest.param({"HEADSCALE_API_KEY_FILE": "FILE"}, "api", id="key-file"),
-        pytest.param({"HEADSCALE_API_KEY_SECRET": "headscale/key"}, "api", id="key-Secret"),
-        pytest.param({"HEADSCALE_URL": "http://h", "HEADSCALE_API_KEY": "k"}, "api", id="URL-and-key"),
-        pytest.param({"HEADSCALE_ACCESS": "exec", "HEADSCALE_API_KEY": "k"}, "exec", id="explicit-exec"),
-        pytest.param({"HEADSCALE_ACCESS": "api", "HEADSCALE_API_KEY": "k"}, "api", id="explicit-api"),
+        pytest.param({"HEADSCALE_API_KEY_FILE": "FILE"}, "api", id="key file"),
+        pytest.param({"HEADSCALE_API_KEY_SECRET": "headscale/key"}, "api", id="key Secret"),
+        pytest.param({"HEADSCALE_URL": "http://h", "HEADSCALE_API_KEY": "k"}, "api", id="URL and key"),
+        pytest.param({"HEADSCALE_ACCESS": "exec", "HEADSCALE_API_KEY": "k"}, "exec", id="explicit exec"),
+        pytest.param({"HEADSCALE_ACCESS": "api", "HEADSCALE_API_KEY": "k"}, "api", id="explicit api"),
     ],
 )
 def test_access_is_resolved(env: Environment, tmp_path: Path, variables: dict[str, str], access: str) -> None:
@@ -157,7 +157,7 @@ def test_secret_and_its_file_are_refused(env: Environment, tmp_path: Path, name:
 
 @pytest.mark.parametrize("name", [*(f"{name}_FILE" for name in SECRETS), "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
 @pytest.mark.parametrize("path", ["no-such-file", ".", "no/such/folder", "x" * 300, "file/below", "loop", "fifo"])
-def test_unusable_file_is_one_problem(env: Environment, name: str, path: str) -> None:
+def test_unusable_file_is_reported_once(env: Environment, name: str, path: str) -> None:
     """The secret itself is not reported as missing."""
     Path("file").touch()
     Path("loop").symlink_to("loop")
@@ -168,14 +168,14 @@ def test_unusable_file_is_one_problem(env: Environment, name: str, path: str) ->
 
 
 @pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN_FILE", "HEADSCALE_CA_FILE", "SSL_CERT_FILE"])
-@pytest.mark.parametrize("closed", ["file", "folder"])
-def test_unreadable_file_is_one_problem(env: Environment, tmp_path: Path, closed: str, name: str) -> None:
+@pytest.mark.parametrize("unreadable", ["file", "folder"])
+def test_unreadable_file_is_reported_once(env: Environment, tmp_path: Path, unreadable: str, name: str) -> None:
     """Permission bits do not apply to root, so it becomes another user."""
     file = tmp_path / "folder" / "file"
     file.parent.mkdir()
     file.write_text("t0ken")
     env.set(**{name.removesuffix("_FILE"): None, name: str(file)})
-    (file if closed == "file" else file.parent).chmod(0o000)
+    (file if unreadable == "file" else file.parent).chmod(0o000)
     if os.geteuid() == 0:
         os.seteuid(UNPRIVILEGED)
     try:
@@ -217,7 +217,7 @@ def test_secrets_are_never_shown(env: Environment) -> None:
 
 def test_uncaught_error_shows_no_value(env: Environment) -> None:
     with pytest.raises(ValidationError) as raised:
-        DryRunSettings.model_validate(ENOUGH | {"DOMAIN_NAME": "s3cr3t", "HEADSCALE_URL": "s3cr3t"})
+        DryRunSettings.model_validate(MINIMUM | {"DOMAIN_NAME": "s3cr3t", "HEADSCALE_URL": "s3cr3t"})
 
     assert not re.search("cf-t0ken|hs-k3y|s3cr3t", f"{raised.value}{raised.value!r}")
 
@@ -257,21 +257,21 @@ def test_all_problems_are_reported_together(env: Environment) -> None:
 
 @given(data=st.data())
 def test_no_problem_shows_a_value(data: st.DataObject) -> None:
-    usual = st.characters(codec="utf-8", exclude_characters="\x00")
-    odd = st.text(st.one_of(usual, st.sampled_from("\u2100\u2048[]:@/#?%., ")), min_size=4, max_size=30)
-    marked = st.sampled_from(["{}", "https://{}", "https://u:{}@h", "tag:{}", "{}/8", "/{}", "1{}", "[{}]"])
+    characters = st.characters(codec="utf-8", exclude_characters="\x00")
+    texts = st.text(st.one_of(characters, st.sampled_from("\u2100\u2048[]:@/#?%., ")), min_size=4, max_size=30)
+    formats = st.sampled_from(["{}", "https://{}", "https://u:{}@h", "tag:{}", "{}/8", "/{}", "1{}", "[{}]"])
     names = data.draw(st.lists(st.sampled_from([*command_variables(DryRunSettings), "HOSTNAME"]), unique=True))
-    canary = "Zq" + data.draw(odd)
+    value = "Zq" + data.draw(texts)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in ENOUGH.items():
+        for name, value in MINIMUM.items():
             monkeypatch.setenv(name, value)
         for name in names:
-            monkeypatch.setenv(name, data.draw(marked).format(canary))
+            monkeypatch.setenv(name, data.draw(formats).format(value))
 
         error: BaseException | None = problem_of(DryRunSettings)
 
-    known = {*command_variables(DryRunSettings)}
-    assert {line.partition(":")[0] for line in str(error or "").split("\n")} <= known | {""}
+    settings = {*command_variables(DryRunSettings)}
+    assert {line.partition(":")[0] for line in str(error or "").split("\n")} <= settings | {""}
     # A traceback shows the causes too.
     while error is not None:
         assert "Zq" not in str(error)
@@ -283,7 +283,7 @@ def test_no_problem_shows_a_value(data: st.DataObject) -> None:
 )
 def test_http_client_accepts_every_valid_url(url: str) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in ENOUGH.items():
+        for name, value in MINIMUM.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HEADSCALE_URL", url)
         monkeypatch.setenv("HTTPS_PROXY", url)

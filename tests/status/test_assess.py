@@ -1,4 +1,4 @@
-"""The state of each workload, and whether it needs manual action."""
+"""Which state `status` reports for each workload, and whether it needs manual action."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lifecycle.domain.model import Node, Record, RegisterMethod
-from lifecycle.status.assess import Observation, Row, StatusConfig, assess_workloads
+from lifecycle.status.assess import Observation, StatusConfig, assess_workloads
 from tests.builders import (
     ANN,
     EXPIRED,
@@ -32,98 +32,94 @@ WITH_IPV6 = replace(CONFIG, ipv6=True)
 AAAA = a_record("b", type_="AAAA", content="fd7a:115c:a1e0::1")
 OLD_AAAA = replace(AAAA, content="fd7a:115c:a1e0::9")
 CNAME = a_record("c", type_="CNAME", content="example.net", comment="")
-ELSEWHERE = a_node(99, hostname="x.example.org")
+UNRELATED_NODE = a_node(99, hostname="x.example.org")
 
 
-def seen(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
-    return Observation((SVC, ANN), SVC, (ELSEWHERE, *nodes), records, "example.com")
-
-
-def shown(rows: list[Row]) -> list[tuple[str, str | None, bool]]:
-    """The state of each row, the id of its node, and whether it needs manual action."""
-    return [(row.state, row.node.id if row.node else None, bool(row.advice)) for row in rows]
+def observed(nodes: Sequence[Node], records: Sequence[Record]) -> Observation:
+    return Observation((SVC, ANN), SVC, (UNRELATED_NODE, *nodes), records, "example.com")
 
 
 def states(
     nodes: Sequence[Node], records: Sequence[Record], config: StatusConfig = CONFIG
 ) -> list[tuple[str, str | None, bool]]:
-    rows, problems = assess_workloads(seen(nodes, records), config=config, now=NOW)
-    assert rows == assess_workloads(seen(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
+    """Return the state of each row, the id of its node, and whether it has advice."""
+    rows, problems = assess_workloads(observed(nodes, records), config=config, now=NOW)
+    assert rows == assess_workloads(observed(nodes[::-1], records[::-1]), config=config, now=NOW)[0]
     assert rows or problems
-    return shown(rows)
+    return [(row.state, row.node.id if row.node else None, bool(row.advice)) for row in rows]
 
 
 @pytest.mark.parametrize(
     ("nodes", "records", "expected"),
     [
-        pytest.param([a_node()], [a_record()], [("in sync", "1", False)], id="in-sync"),
-        pytest.param([a_node()], [a_record(), AAAA], [("in sync", "1", False)], id="with-AAAA"),
-        pytest.param([a_node(hostname="grafana")], [a_record()], [("in sync", "1", False)], id="short-hostname"),
-        pytest.param([a_node(hostname=NAME.upper())], [a_record()], [("in sync", "1", False)], id="upper-case"),
-        pytest.param([a_node()], [a_record(content="100.64.0.9")], [("drifted", "1", True)], id="another-address"),
+        pytest.param([a_node()], [a_record()], [("in sync", "1", False)], id="in sync"),
+        pytest.param([a_node()], [a_record(), AAAA], [("in sync", "1", False)], id="with AAAA"),
+        pytest.param([a_node(hostname="grafana")], [a_record()], [("in sync", "1", False)], id="short hostname"),
+        pytest.param([a_node(hostname=NAME.upper())], [a_record()], [("in sync", "1", False)], id="upper case"),
+        pytest.param([a_node()], [a_record(content="100.64.0.9")], [("drifted", "1", True)], id="another address"),
         pytest.param([a_node()], [a_record(proxied=True)], [("drifted", "1", True)], id="proxied"),
         pytest.param([a_node()], [a_record(), a_record("d")], [("drifted", "1", True)], id="duplicate"),
-        pytest.param([a_node()], [a_record(comment="")], [("drifted", "1", True)], id="of-an-older-script"),
-        pytest.param([a_node()], [a_record(), OLD_AAAA], [("drifted", "1", True)], id="old-AAAA"),
+        pytest.param([a_node()], [a_record(comment="")], [("drifted", "1", True)], id="no comment"),
+        pytest.param([a_node()], [a_record(), OLD_AAAA], [("drifted", "1", True)], id="old AAAA"),
         pytest.param([a_node(online=False)], [a_record()], [("offline", "1", True)], id="offline"),
         pytest.param([a_node(expires_at=EXPIRED)], [a_record()], [("node expired", "1", True)], id="expired"),
         pytest.param(
             [a_node(expires_at=NOW + timedelta(days=13))], [a_record()], [("node expiring", "1", True)], id="expiring"
         ),
         pytest.param(
-            [a_node(expires_at=NOW + timedelta(days=15))], [a_record()], [("in sync", "1", False)], id="expires-later"
+            [a_node(expires_at=NOW + timedelta(days=15))], [a_record()], [("in sync", "1", False)], id="expires later"
         ),
-        pytest.param([], [a_record()], [("orphaned", None, True)], id="no-node"),
+        pytest.param([], [a_record()], [("orphaned", None, True)], id="no node"),
         pytest.param(
-            [a_node(user=ANN, key_user=ANN)], [a_record()], [("foreign node", None, True)], id="node-of-another-user"
+            [a_node(user=ANN, key_user=ANN)], [a_record()], [("foreign node", None, True)], id="node of another user"
         ),
         pytest.param(
-            [a_node(registered_by=RegisterMethod.CLI)], [a_record()], [("foreign node", None, True)], id="by-CLI"
+            [a_node(registered_by=RegisterMethod.CLI)], [a_record()], [("foreign node", None, True)], id="by CLI"
         ),
-        pytest.param([a_node()], [], [("no record", "1", True)], id="no-record"),
-        pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="leftover-node"),
-        pytest.param([a_node(hostname="laptop")], [], [("no record", "1", False)], id="maybe-no-workload"),
-        pytest.param([a_node()], [a_record(comment="terraform")], [("foreign record", "1", True)], id="foreign-record"),
-        pytest.param([a_node()], [a_record(), CNAME], [("foreign record", "1", True)], id="beside-a-CNAME"),
+        pytest.param([a_node()], [], [("no record", "1", True)], id="no record"),
+        pytest.param([a_node(online=False)], [], [("no record", "1", False)], id="leftover node"),
+        pytest.param([a_node(hostname="laptop")], [], [("no record", "1", False)], id="hostname without a dot"),
+        pytest.param([a_node()], [a_record(comment="terraform")], [("foreign record", "1", True)], id="foreign record"),
+        pytest.param([a_node()], [a_record(), CNAME], [("foreign record", "1", True)], id="beside a CNAME"),
         pytest.param([a_node()], [replace(CNAME, type="TXT")], [("no record", "1", True)], id="TXT"),
         pytest.param(
             [a_node(), a_node(2)],
             [a_record(content="100.64.0.2")],
             [("in sync", "2", False), ("superseded", "1", True)],
-            id="two-pods",
+            id="two pods",
         ),
         pytest.param(
             [a_node(online=False), a_node(2)],
             [a_record(content="100.64.0.2")],
             [("in sync", "2", False), ("superseded", "1", False)],
-            id="older-node-is-offline",
+            id="older node is offline",
         ),
         pytest.param(
-            [a_node(), a_node(2, online=False)], [a_record()], [("in sync", "1", False)], id="later-node-is-offline"
+            [a_node(), a_node(2, online=False)], [a_record()], [("in sync", "1", False)], id="later node is offline"
         ),
         pytest.param(
             [a_node(expires_at=EXPIRED), a_node(2)],
             [a_record(content="100.64.0.2")],
             [("in sync", "2", False)],
-            id="older-node-has-expired",
+            id="older node has expired",
         ),
         pytest.param(
             [a_node(hostname="grafana")],
             [a_record(name="grafana.b.example.com")],
-            # Under our domain, the same hostname may be another machine's.
+            # With our domain, the hostname may be that of another machine.
             [("in sync", "1", False), ("no record", "1", False)],
-            id="pod-with-a-domain-of-its-own",
+            id="pod with another DOMAIN_NAME",
         ),
         pytest.param(
             [a_node(hostname="x-" + NAME)],
             [a_record()],
             [("orphaned", None, True), ("no record", "1", True)],
-            id="longer-hostname",
+            id="longer hostname",
         ),
-        pytest.param([a_node()], [a_record(comment=OTHER_MARK)], [], id="workload-of-another-owner"),
-        pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign-node-alone"),
-        pytest.param([a_node(hostname="grafana.example.org")], [], [], id="node-of-another-domain"),
-        pytest.param([], [CNAME, a_record(comment="")], [], id="records-without-our-mark"),
+        pytest.param([a_node()], [a_record(comment=OTHER_MARK)], [], id="workload of another owner"),
+        pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign node alone"),
+        pytest.param([a_node(hostname="grafana.example.org")], [], [], id="node of another domain"),
+        pytest.param([], [CNAME, a_record(comment="")], [], id="records without our mark"),
     ],
 )
 def test_state(nodes: list[Node], records: list[Record], expected: list[tuple[str, str | None, bool]]) -> None:
@@ -133,15 +129,15 @@ def test_state(nodes: list[Node], records: list[Record], expected: list[tuple[st
 @pytest.mark.parametrize(
     ("nodes", "records", "state"),
     [
-        pytest.param([a_node()], [a_record(), AAAA], "in sync", id="both"),
-        pytest.param([a_node()], [a_record()], "drifted", id="without-AAAA"),
-        pytest.param([a_node(addresses=["100.64.0.1"])], [a_record()], "in sync", id="node-without-IPv6"),
-        pytest.param([a_node(addresses=["fd7a:115c:a1e0::1"])], [AAAA], "in sync", id="node-without-IPv4"),
-        pytest.param([a_node()], [a_record(), replace(AAAA, comment="x")], "foreign record", id="foreign-AAAA"),
+        pytest.param([a_node()], [a_record(), AAAA], "in sync", id="both records"),
+        pytest.param([a_node()], [a_record()], "drifted", id="without AAAA"),
+        pytest.param([a_node(addresses=["100.64.0.1"])], [a_record()], "in sync", id="node without IPv6"),
+        pytest.param([a_node(addresses=["fd7a:115c:a1e0::1"])], [AAAA], "in sync", id="node without IPv4"),
+        pytest.param([a_node()], [a_record(), replace(AAAA, comment="x")], "foreign record", id="foreign AAAA"),
     ],
 )
 def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -> None:
-    assert [found for found, _, _ in states(nodes, records, WITH_IPV6)] == [state]
+    assert [actual for actual, _, _ in states(nodes, records, WITH_IPV6)] == [state]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +145,10 @@ def test_state_with_ipv6(nodes: list[Node], records: list[Record], state: str) -
     [
         pytest.param(Observation(records=(a_record(),), problems=("x",)), id="Headscale"),
         pytest.param(Observation((SVC,), SVC, (a_node(),), problems=("x",)), id="Cloudflare"),
-        pytest.param(Observation((SVC,), SVC, (), (a_record(),)), id="empty-list-of-nodes"),
+        pytest.param(Observation((SVC,), SVC, (), (a_record(),)), id="empty list of nodes"),
     ],
 )
-def test_what_is_not_known_is_a_row_that_needs_a_person(observation: Observation) -> None:
+def test_row_has_advice_if_its_state_is_unknown(observation: Observation) -> None:
     [row], problems = assess_workloads(observation, config=CONFIG, now=NOW)
     assert (row.name, row.state, bool(row.advice)) == (NAME, "unknown", True)
     assert problems == list(observation.problems)
@@ -160,17 +156,17 @@ def test_what_is_not_known_is_a_row_that_needs_a_person(observation: Observation
 
 @pytest.mark.parametrize("problems", [(), ("Headscale did not respond",)])
 def test_an_empty_table_has_a_problem(problems: tuple[str, ...]) -> None:
-    rows, shown_problems = assess_workloads(replace(seen([], []), problems=problems), config=CONFIG, now=NOW)
-    assert (rows, len(shown_problems)) == ([], 1)
+    rows, reported_problems = assess_workloads(replace(observed([], []), problems=problems), config=CONFIG, now=NOW)
+    assert (rows, len(reported_problems)) == ([], 1)
 
 
 @pytest.mark.parametrize(("days", "count"), [(13, 1), (15, 0)])
 def test_api_key_that_expires_soon_is_a_problem(days: int, count: int) -> None:
-    observation = replace(seen([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
+    observation = replace(observed([a_node()], [a_record()]), api_key_expires_at=NOW + timedelta(days=days))
     assert len(assess_workloads(observation, config=CONFIG, now=NOW)[1]) == count
 
 
-def test_a_thousand_workloads_are_judged_one_by_one() -> None:
+def test_each_of_a_thousand_workloads_has_a_row() -> None:
     numbers = random.Random(1).sample(range(1, 1001), 1000)
     nodes = [a_node(n, hostname=f"s{n}.example.com", addresses=[f"100.64.{n // 250}.{n % 250}"]) for n in numbers]
     records = [
@@ -180,8 +176,8 @@ def test_a_thousand_workloads_are_judged_one_by_one() -> None:
     assert len(states(nodes, records)) == 1000
 
 
-def further(main_name: str = NAME) -> list[Record]:
-    """The records of a workload under two further names."""
+def further_records(main_name: str = NAME) -> list[Record]:
+    """Return the records of a workload under two further names."""
     mark = f"{MARK} {main_name}"
     return [
         a_record(f"{main_name[0]}1", name=f"x{main_name}", type_="CNAME", content=main_name, comment=mark),
@@ -189,16 +185,16 @@ def further(main_name: str = NAME) -> list[Record]:
     ]
 
 
-def by_name(nodes: Sequence[Node], records: Sequence[Record]) -> list[tuple[str, str]]:
-    rows, _ = assess_workloads(seen(nodes, records), config=CONFIG, now=NOW)
-    assert rows == assess_workloads(seen(nodes[::-1], records[::-1]), config=CONFIG, now=NOW)[0]
+def states_by_name(nodes: Sequence[Node], records: Sequence[Record]) -> list[tuple[str, str]]:
+    rows, _ = assess_workloads(observed(nodes, records), config=CONFIG, now=NOW)
+    assert rows == assess_workloads(observed(nodes[::-1], records[::-1]), config=CONFIG, now=NOW)[0]
     return [(row.name, row.state) for row in rows]
 
 
 def test_each_further_name_has_a_row() -> None:
     wiki = replace(a_node(2, hostname="wiki.example.com"), addresses=a_node(1).addresses)
-    records = [a_record(), *further(), *further("wiki.example.com")]
-    assert by_name([a_node(), wiki], records) == [
+    records = [a_record(), *further_records(), *further_records("wiki.example.com")]
+    assert states_by_name([a_node(), wiki], records) == [
         (SHARED_NAME, "in sync"),
         (SHARED_NAME, "in sync"),
         (NAME, "in sync"),
@@ -211,28 +207,28 @@ def test_each_further_name_has_a_row() -> None:
 @pytest.mark.parametrize(
     ("change", "state"),
     [
-        pytest.param({"content": "elsewhere.example.org"}, "drifted", id="another-target"),
+        pytest.param({"content": "elsewhere.example.org"}, "drifted", id="another target"),
         pytest.param({"proxied": True}, "drifted", id="proxied"),
-        pytest.param({"content": f"{NAME.upper()}."}, "in sync", id="another-spelling"),
+        pytest.param({"content": f"{NAME.upper()}."}, "in sync", id="another spelling"),
     ],
 )
 def test_state_of_an_alias(change: dict[str, Any], state: str) -> None:
-    alias = replace(further()[0], **change)
-    assert by_name([a_node()], [a_record(), alias]) == [(NAME, "in sync"), (alias.name, state)]
+    alias = replace(further_records()[0], **change)
+    assert states_by_name([a_node()], [a_record(), alias]) == [(NAME, "in sync"), (alias.name, state)]
 
 
 def test_foreign_record_at_a_shared_name() -> None:
-    shared = further()[1]
+    shared = further_records()[1]
     records = [a_record(), shared, a_record("f", name=SHARED_NAME, content="198.51.100.7", comment="")]
-    assert by_name([a_node()], records) == [(SHARED_NAME, "foreign record"), (NAME, "in sync")]
+    assert states_by_name([a_node()], records) == [(SHARED_NAME, "foreign record"), (NAME, "in sync")]
 
 
 def test_advice_about_a_further_name_has_the_main_name() -> None:
-    rows, _ = assess_workloads(seen([], further()), config=CONFIG, now=NOW)
+    rows, _ = assess_workloads(observed([], further_records()), config=CONFIG, now=NOW)
     assert {row.state for row in rows} == {"orphaned"}
     assert all(NAME in row.advice for row in rows)
 
 
 def test_alias_of_another_workload_is_a_foreign_record_at_a_main_name() -> None:
     alias = a_record(type_="CNAME", content="wiki.example.com", comment=f"{MARK} wiki.example.com")
-    assert (NAME, "foreign record") in by_name([a_node()], [alias])
+    assert (NAME, "foreign record") in states_by_name([a_node()], [alias])

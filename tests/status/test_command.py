@@ -1,4 +1,4 @@
-"""`lifecycle status`: its report, its exit status, and that it neither writes nor shows what it must not."""
+"""`lifecycle status`: its report and exit status. It changes nothing, and the report contains no secrets."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from tests.world import USER, World
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """A workload in sync, and one whose name another user's node and a CNAME have."""
+    """Two users, and a workload that is in sync."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_user("annabel")
     world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=MARK)
     return world
 
 
-def add_wiki(world: World) -> None:
-    """Add a workload whose record is foreign, and one whose node is."""
+def add_foreign_objects(world: World) -> None:
+    """Add a workload with a foreign record, and one with a foreign node."""
     world.headscale.add_node("wiki.example.com", user=USER)
     world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel")
     world.add_record(world.headscale.add_node("tools", user="annabel").address, name="tools.example.com", comment=MARK)
 
 
-def report_in(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
+def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
     defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": MARK.partition(" ")[2]}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
     sources = world.writers(settings, once())
@@ -54,8 +54,8 @@ def states(report: dict[str, Any]) -> dict[str, str]:
     return {row["name"]: row["state"] for row in report["workloads"]}
 
 
-def test_head_shows_what_was_read(world: World) -> None:
-    report = report_in(world)
+def test_context_shows_what_was_read(world: World) -> None:
+    report = report_on(world)
     assert {"headscale_version": "0.28.0", "user": USER, "zone": "example.com", "owner": MARK}.items() <= report[
         "context"
     ].items()
@@ -64,38 +64,38 @@ def test_head_shows_what_was_read(world: World) -> None:
 
 
 def test_row_shows_node_and_record(world: World) -> None:
-    [row] = report_in(world)["workloads"]
+    [row] = report_on(world)["workloads"]
     node = world.headscale.nodes[0]
     assert row["records"] == [{"type": "A", "content": node.address}]
     assert (row["node_id"], row["online"], row["addresses"]) == (str(node.id), True, list(node.addresses))
 
 
-def test_row_that_needs_a_person_has_advice_in_both_formats(world: World) -> None:
-    add_wiki(world)
-    report = report_in(world)
+def test_advice_is_in_both_formats(world: World) -> None:
+    add_foreign_objects(world)
+    report = report_on(world)
     assert states(report) == {
         NAME: "in sync",
         "tools.example.com": "foreign node",
         "wiki.example.com": "foreign record",
     }
     assert needs_action(report)
-    shown = " ".join(text(report).split())
+    output = " ".join(text(report).split())
     for row in report["workloads"][1:]:
-        assert row["advice"] in shown
-        assert row["in_the_way"] in shown
+        assert row["advice"] in output
+        assert row["in_the_way"] in output
 
 
-@pytest.mark.parametrize("which", ["headscale", "cloudflare"])
-def test_upstream_that_fails_leaves_no_row_out(world: World, which: str) -> None:
-    getattr(world, which).faults.add(faults.html(502), times=None)
-    report = report_in(world)
+@pytest.mark.parametrize("upstream", ["headscale", "cloudflare"])
+def test_workload_is_shown_if_an_upstream_fails(world: World, upstream: str) -> None:
+    getattr(world, upstream).faults.add(faults.html(502), times=None)
+    report = report_on(world)
     assert states(report) == {NAME: "unknown"}
     assert needs_action(report)
     assert len(report["problems"]) == 1
 
 
 def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
-    add_wiki(world)
+    add_foreign_objects(world)
     for name, value in (
         ("DNS_IPV6", "true"),
         ("HEADSCALE_USER", "x"),
@@ -103,20 +103,22 @@ def test_redacted_report_contains_no_name_and_no_address(world: World) -> None:
         ("DOMAIN_NAME", "example.org"),
     ):
         settings = {name: value}
-        plain, short = report_in(world, settings), report_in(world, settings, redact=True)
-        assert [row["state"] for row in short["workloads"]] == [row["state"] for row in plain["workloads"]]
-        shown = text(short) + json.dumps(short)
+        full, redacted = report_on(world, settings), report_on(world, settings, redact=True)
+        assert [row["state"] for row in redacted["workloads"]] == [row["state"] for row in full["workloads"]]
+        output = text(redacted) + json.dumps(redacted)
         names = ["grafana", "wiki", "tools", "example", "annabel", "opentofu", "default"]
         addresses = [address for node in world.headscale.nodes for address in node.addresses]
-        assert [word for word in [*names, *addresses, "192.0.2.55"] if word in shown] == []
+        assert [word for word in [*names, *addresses, "192.0.2.55"] if word in output] == []
 
 
 @pytest.mark.parametrize("character", ["\x1b", "\n", "\u202e"])
-def test_text_of_others_cannot_control_the_terminal(character: str) -> None:
-    def shown(odd: str) -> str:
-        return text(document({"user": odd}, [Row(odd, State.FOREIGN_RECORD, in_the_way=odd, advice=odd)], [odd]))
+def test_foreign_text_cannot_control_the_terminal(character: str) -> None:
+    def report_with(value: str) -> str:
+        return text(
+            document({"user": value}, [Row(value, State.FOREIGN_RECORD, in_the_way=value, advice=value)], [value])
+        )
 
-    assert shown(f"a{character}b").count(character) == shown("ab").count(character)
+    assert report_with(f"a{character}b").count(character) == report_with("ab").count(character)
 
 
 @pytest.fixture
@@ -132,10 +134,10 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
 WATCH = {"POD_NAME": "grafana-0", "POD_NAMESPACE": "default"}
 
 
-def test_in_the_pod_of_dns_watch_the_status_is_zero_until_something_needs_a_person(pod: Pod) -> None:
-    fine = pod.run("status", "--output", "json", **WATCH)
-    assert (fine.status, fine.stderr) == (0, ""), fine.stdout
-    assert states(json.loads(fine.stdout)) == {NAME: "in sync"}
+def test_exit_status_shows_whether_manual_action_is_needed(pod: Pod) -> None:
+    in_sync = pod.run("status", "--output", "json", **WATCH)
+    assert (in_sync.status, in_sync.stderr) == (0, ""), in_sync.stdout
+    assert states(json.loads(in_sync.stdout)) == {NAME: "in sync"}
 
     pod.headscale.delete_node(pod.headscale.nodes[0].id)
     lost = pod.run("status", "--redact", **WATCH)
@@ -148,6 +150,6 @@ def test_in_the_pod_of_dns_watch_the_status_is_zero_until_something_needs_a_pers
 @pytest.mark.parametrize(
     ("arguments", "variables"), [((), {"POD_NAMESPACE": ""}), (("--dry-run",), {}), (("--once",), {})]
 )
-def test_invalid_request(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+def test_invalid_request_is_a_usage_error(pod: Pod, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
     assert pod.run("status", *arguments, **(WATCH | variables)).status == 2
     assert pod.has_no_writes
