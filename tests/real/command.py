@@ -67,7 +67,7 @@ def run_command(
     return CompletedCommand(done.returncode, done.stdout, done.stderr)
 
 
-class Watch(BackgroundProcess):
+class DnsWatch(BackgroundProcess):
     """A running `dns-watch`."""
 
     def __init__(

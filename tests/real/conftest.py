@@ -57,10 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def releases() -> list[Release]:
     """All installed releases, oldest first."""
-    found = installed_releases()
-    if isinstance(found, str):
-        pytest.skip(found)
-    return found
+    installed = installed_releases()
+    if isinstance(installed, str):
+        pytest.skip(installed)
+    return installed
 
 
 @pytest.fixture

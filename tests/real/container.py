@@ -24,7 +24,7 @@ MANIFEST: Final = containers(pod_spec(DOCUMENTS))["tailscale"]
 SETTINGS: Final = environment(containers(pod_spec(DOCUMENTS))["dns-watch"], DOCUMENTS)
 """The rendered settings of `cleanup` and `dns-watch`."""
 
-POD: Final = {"POD_NAME": "ollama-0", "POD_UID": "11111111-2222-4333-8444-555555555555"}
+POD_VARIABLES: Final = {"POD_NAME": "ollama-0", "POD_UID": "11111111-2222-4333-8444-555555555555"}
 
 START_TIMEOUT_S: Final = 180.0
 """The time limit of the rendered startup probe: 60 failures, one every 3 s."""
@@ -80,7 +80,7 @@ class TailscaleContainer:
         (folder / "var/run").symlink_to("../run")
         for program in PROGRAMS:
             shutil.copy2(release.tailscaled.with_name(program), folder / "bin" / program)
-        # wget is in /usr/bin. The one in Debian's busybox 1.35 crashes with the option -T, which a probe uses.
+        # Not wget: that of Debian's busybox 1.35 crashes with the option -T, which a probe uses. /usr has another one.
         for applet in ("sh", "test"):
             shutil.copy2(BUSYBOX or "", folder / "bin" / applet)
         (folder / "etc/ssl/certs").mkdir(parents=True)
@@ -108,7 +108,7 @@ class TailscaleContainer:
             "KUBERNETES_SERVICE_PORT": port,
             "KUBERNETES_SERVICE_PORT_HTTPS": port,
         }
-        return {"PATH": "/bin", "HOME": "/root", **self.api, **POD, **variables}
+        return {"PATH": "/bin", "HOME": "/root", **self.api, **POD_VARIABLES, **variables}
 
     @property
     def key_file(self) -> Path:

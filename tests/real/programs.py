@@ -84,8 +84,8 @@ def installed_releases() -> list[Release] | str:
         return f"needs tailscale and tailscaled: install the tailscale package, or set {CLIENTS_VARIABLE}"
     if folder is not None:
         servers = {file.name.removeprefix("headscale-"): file for file in Path(folder).glob("headscale-*")}
-    elif found := shutil.which("headscale", path=path):
-        servers = {_version(Path(found)): Path(found)}
+    elif headscale := shutil.which("headscale", path=path):
+        servers = {_version(Path(headscale)): Path(headscale)}
     else:
         servers = {}
     if not servers:
@@ -125,6 +125,7 @@ def _version(headscale: Path) -> str:
 
 
 def _minor(name: str, headscale: Path) -> int:
+    """Return the minor version, but at most the newest one that the simulator has."""
     match = re.match(r"0\.(\d+)\.", name)
     newest = int(VERSIONS[-1].split(".")[1])
     if match is not None:
@@ -157,11 +158,11 @@ def eventually(
     Args:
         condition: is called repeatedly.
         what: the expected state, for the error message.
-        details: returns more text for the error message.
+        details: returns further text for the error message, such as a log.
         timeout_s: the time limit; increase it only for what is slow by design.
 
     Raises:
-        AssertionError: the time is over.
+        AssertionError: the time limit has passed.
     """
     deadline = time.monotonic() + timeout_s
     interval_s = POLL_INTERVAL_S

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import ssl
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import httpx
@@ -88,9 +87,7 @@ class TlsProxy:
         """Return the proxy."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop nginx."""
         self._stop()
 

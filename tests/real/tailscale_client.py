@@ -97,8 +97,8 @@ class TailscaleClient:
         shutil.rmtree(self._folder)
         self.start()
 
-    def up(self, key_file: Path) -> None:
-        """Log in with a key file."""
+    def log_in(self, key_file: Path) -> None:
+        """Log in with a key file, and check that the server accepts the login."""
         error = self.login_error(key_file)
         assert error is None, error
 
@@ -110,7 +110,7 @@ class TailscaleClient:
         """
         log = self._new_log()
         login = BackgroundProcess(
-            [*self._command(*self._up()), f"--auth-key=file:{key_file}"],
+            [*self._command(*self._up_arguments()), f"--auth-key=file:{key_file}"],
             log=self._folder / "up.log",
             environment=self._environment(),
             folder=self._folder,
@@ -138,7 +138,7 @@ class TailscaleClient:
     def login_link(self) -> Iterator[str]:
         """Log in without a key. Yield the link for the administrator, and then wait until the node is registered."""
         waiting = BackgroundProcess(
-            self._command(*self._up()),
+            self._command(*self._up_arguments()),
             log=self._folder / "up.log",
             environment=self._environment(),
             folder=self._folder,
@@ -150,7 +150,7 @@ class TailscaleClient:
         finally:
             waiting.stop()
 
-    def _up(self) -> list[str]:
+    def _up_arguments(self) -> list[str]:
         return [
             "up",
             f"--hostname={self._hostname}",

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.real.administrator import Administrator
-from tests.real.command import Watch, events_named
+from tests.real.command import DnsWatch, events_named
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import OTHER_USER, USER, Workload
@@ -20,16 +20,16 @@ from tests.simulators.dialects import DIALECTS
 SHORT_LIFETIME: Final = timedelta(seconds=5)
 
 
-def start_published_pod(workload: Workload, **settings: str) -> tuple[TailscaleClient, Watch]:
+def start_published_pod(workload: Workload, **settings: str) -> tuple[TailscaleClient, DnsWatch]:
     """Start a pod, and wait until it is published."""
-    workload.cleanup(**settings)
+    workload.run_cleanup(**settings)
     client = workload.start_client()
-    watch = workload.watch(**settings)
+    watch = workload.start_dns_watch(**settings)
     workload.wait_until_published(client)
     return client, watch
 
 
-def assert_unaffected(workload: Workload, watch: Watch, change: Callable[[], None]) -> None:
+def assert_unaffected(workload: Workload, watch: DnsWatch, change: Callable[[], None]) -> None:
     """Check that a change has no effect on node, record and key."""
     before = workload.state()
     change()
@@ -97,7 +97,7 @@ def test_renamed_node_is_still_owned(workload: Workload) -> None:
     assert_unaffected(workload, watch, lambda: administrator.rename_node(node_id, new_name))
     assert workload.server.nodes(workload.name)[0]["givenName"] == new_name
     watch.terminate()
-    workload.cleanup()
+    workload.run_cleanup()
     assert (workload.node_ids, workload.record_contents) == ([], [])
 
 
@@ -111,7 +111,7 @@ def test_node_of_another_user_is_foreign_until_it_is_moved_back(workload: Worklo
     administrator.move_node(before.node_ids[0], OTHER_USER)
     watch.wait_for_next("pass.skipped")
     (warned,) = events_named(
-        workload.cleanup(AUTHKEY_OUTPUT_PATH=str(workload.folder / "other")).events, "node.foreign"
+        workload.run_cleanup(AUTHKEY_OUTPUT_PATH=str(workload.folder / "other")).events, "node.foreign"
     )
     assert (warned["node_id"], warned["user"]) == (before.node_ids[0], OTHER_USER)
     assert workload.node_ids == before.node_ids
@@ -134,11 +134,11 @@ def test_renamed_user_affects_only_new_pods(own_workload: Workload) -> None:
     ended = workload.run("cleanup")
     (failed,) = events_named(ended.events, "command.failed")
     assert (ended.exit_status, failed["error_type"], "platform" in failed["error"]) == (1, "UserError", True)
-    by_id = workload.watch(HEADSCALE_USER=user_id)
+    by_id = workload.start_dns_watch(HEADSCALE_USER=user_id)
     by_id.wait_for("pass.finished", changes=0, in_sync=True)
     by_id.terminate()
     assert workload.state() == before
-    workload.cleanup(HEADSCALE_USER="platform")
+    workload.run_cleanup(HEADSCALE_USER="platform")
     assert (workload.node_ids, workload.record_contents) == ([], [])
 
 
@@ -157,12 +157,12 @@ def test_every_valid_user_name_can_be_configured(own_workload: Workload) -> None
         if not created:
             continue
         accepted.append(name)
-        workload.cleanup(HEADSCALE_USER=name)
+        workload.run_cleanup(HEADSCALE_USER=name)
         client.reset()
-        client.up(workload.key_file)
+        client.log_in(workload.key_file)
         ended = workload.run("dns-watch", "--once", HEADSCALE_USER=name)
         assert (ended.exit_status, workload.record_contents) == (0, [client.address]), ended.out
-        workload.cleanup(HEADSCALE_USER=name)
+        workload.run_cleanup(HEADSCALE_USER=name)
         assert (workload.node_ids, workload.record_contents) == ([], []), name
     assert accepted
 
@@ -194,7 +194,7 @@ def test_cleanup_deletes_only_owned_nodes_among_similar_ones(
         known = {node["id"] for node in server.nodes()}
         client = TailscaleClient(server.release, workload.folder / kind, hostname=hostname, url=server.url)
         try:
-            client.up(workload.write_key(server.create_key(user, *options)))
+            client.log_in(workload.write_key(server.create_key(user, *options)))
         finally:
             client.stop()
         (new,) = {node["id"] for node in server.nodes()} - known
@@ -223,7 +223,7 @@ def test_cleanup_deletes_only_owned_nodes_among_similar_ones(
         "without user, our tag": join("own-tags", HOSTNAME, None, f"--tags={TAG}") if by_id else "",
     }
     server.request("POST", f"/api/v1/node/{owned['expired']}/expire").raise_for_status()
-    ended = workload.cleanup(AUTHKEY_TAGS=TAG)
+    ended = workload.run_cleanup(AUTHKEY_TAGS=TAG)
     kept, deleted = ({node_id for node_id in kind.values() if node_id} for kind in (foreign, owned))
     assert {event["node_id"] for event in events_named(ended.events, "node.deleted")} == deleted
     assert {node["id"] for node in server.nodes()} == kept

@@ -23,9 +23,9 @@ OTHER_IPV4: Final = "10.77.0.0/16"
 
 def run_pod_lifecycle(workload: Workload, *, ipv6: bool = False) -> None:
     """Start a pod, restart the server, and replace the pod."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client, ipv6=ipv6)
     before = workload.state()
     workload.server.restart()
@@ -34,11 +34,11 @@ def run_pod_lifecycle(workload: Workload, *, ipv6: bool = False) -> None:
     assert workload.state() == before
     assert watch.terminate() == 0
 
-    workload.cleanup()
+    workload.run_cleanup()
     assert (workload.node_ids, workload.record_contents) == ([], [])
     client.reset()
-    client.up(workload.key_file)
-    workload.watch()
+    client.log_in(workload.key_file)
+    workload.start_dns_watch()
     workload.wait_until_published(client, ipv6=ipv6)
     assert int(workload.node_ids[0]) > int(before.node_ids[0])
 
@@ -78,9 +78,9 @@ def test_addresses_outside_the_default_prefixes_need_a_setting(
         server_with_users(release, short_folder / "server", settings=server_settings) as server,
         workload_on(server, short_folder / "pod") as workload,
     ):
-        workload.cleanup()
+        workload.run_cleanup()
         client = workload.start_client()
-        watch = workload.watch()
+        watch = workload.start_dns_watch()
         event = watch.wait_for("address.unpublishable")
         assert all(name in event["reason"] for name in required)
         assert client.address.startswith(network)
@@ -134,9 +134,9 @@ def test_record_stays_when_an_administrator_changes_the_tags(
         workload_on(server, short_folder / "pod", AUTHKEY_TAGS=joined_with) as workload,
     ):
         administrator = Administrator(server)
-        workload.cleanup()
+        workload.run_cleanup()
         client = workload.start_client()
-        watch = workload.watch()
+        watch = workload.start_dns_watch()
         workload.wait_until_published(client)
         before = workload.state()
         for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
@@ -144,7 +144,7 @@ def test_record_stays_when_an_administrator_changes_the_tags(
             watch.wait_for_next("pass.finished", changes=0, in_sync=True)
         assert workload.state() == before
         watch.terminate()
-        workload.cleanup()
+        workload.run_cleanup()
         assert (workload.node_ids, workload.record_contents) == ([], [])
 
 
@@ -167,9 +167,9 @@ def test_stopped_postgresql_changes_nothing(release: Release, short_folder: Path
         server_with_users(release, short_folder / "server", settings=settings) as server,
         workload_on(server, short_folder / "pod", SELF_HEAL="true") as workload,
     ):
-        workload.cleanup()
+        workload.run_cleanup()
         client = workload.start_client()
-        watch = workload.watch()
+        watch = workload.start_dns_watch()
         workload.wait_until_published(client)
         before = workload.state()
         postgres.stop()

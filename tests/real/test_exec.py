@@ -133,7 +133,7 @@ def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
 ) -> None:
     """The pod is replaced, and its new client has the state of the old one."""
     settings = KEEP | {"AUTHKEY_TAGS": tags}
-    [event] = events_named(workload.cleanup(**settings).events, "node.not_kept")
+    [event] = events_named(workload.run_cleanup(**settings).events, "node.not_kept")
     assert "Secret does not exist" in event["reason"]
     client = workload.start_client()
     # The real tailscale container writes the id of its node into the Secret.
@@ -143,24 +143,24 @@ def test_kept_node_returns_with_its_address_and_its_record_needs_no_write(
     assert (workload.record_contents, len(ids)) == ([address], 1)
     client.stop()
 
-    [kept] = events_named(workload.cleanup(**settings).events, "node.kept")
+    [kept] = events_named(workload.run_cleanup(**settings).events, "node.kept")
     assert ([kept["node_id"]], workload.node_ids) == (ids, ids)
     client.start()
     if not auth_once:
-        client.up(workload.key_file)
+        client.log_in(workload.key_file)
     run_dns_watch_once(workload, AUTHKEY_TAGS=tags)
     assert (workload.node_ids, client.address) == (ids, address)
     assert (workload.record_contents, len(workload.cloudflare.writes)) == ([address], written)
 
 
 def test_duplicate_of_a_kept_node_is_deleted(workload: Workload, kubernetes: KubernetesSimulator) -> None:
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
     [kept] = workload.node_ids
     workload.start_client(key_file=workload.write_key(workload.server.create_key(USER))).stop()
     assert len(workload.node_ids) == 2
-    workload.cleanup(**KEEP)
+    workload.run_cleanup(**KEEP)
     assert workload.node_ids == [kept]
 
 
@@ -168,16 +168,16 @@ def test_deleted_node_is_replaced_although_its_state_was_kept(
     workload: Workload, kubernetes: KubernetesSimulator
 ) -> None:
     """The Secret still contains the id of the deleted node. The client registers again with its state."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
     [old] = workload.node_ids
     client.stop()
     workload.server.delete_node(old)
-    [event] = events_named(workload.cleanup(**KEEP).events, "node.not_kept")
+    [event] = events_named(workload.run_cleanup(**KEEP).events, "node.not_kept")
     assert f"no node {old}" in event["reason"]
     client.start()
-    client.up(workload.key_file)
+    client.log_in(workload.key_file)
     # A restarted client reports its old node until the server has responded.
     [new] = eventually(lambda: workload.node_ids or None, "the client to register")
     assert new != old
@@ -198,10 +198,10 @@ def test_node_of_a_key_without_user_is_kept_if_it_can_return(
     kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": client.status()["Self"]["ID"]})
     [old] = workload.node_ids
     client.stop()
-    workload.cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
+    workload.run_cleanup(**KEEP, AUTHKEY_TAGS="tag:web")
     assert workload.node_ids == ([old] if can_return else [])
     client.start()
-    client.up(workload.key_file)
+    client.log_in(workload.key_file)
     [new] = eventually(lambda: workload.node_ids or None, "the client to register")
     assert (new == old) is can_return
 
@@ -216,7 +216,7 @@ def test_key_with_lost_output_is_expired(fault: ExecFault, workload: Workload, k
     """Before Headscale 0.28, `headscale preauthkeys expire` needs the secret, which was lost. The key expires later."""
     before = _key_ids(workload)
     kubernetes.add_exec_fault(fault, "preauthkeys create")
-    ended = workload.cleanup()
+    ended = workload.run_cleanup()
     lost, kept = sorted(_key_ids(workload) - before, key=int)
     by_id = workload.server.release.minor >= 28
     [event] = events_named(ended.events, "pre_auth_key.expired" if by_id else "pre_auth_key.expire_failed")
@@ -261,7 +261,7 @@ class CliPair:
             (folder / "authkey").write_text(server.create_key(USER, *(f"--tags={tag}" for tag in tags)))
             client = TailscaleClient(release, folder / hostname.partition(".")[0], hostname=hostname, url=server.url)
             stack.callback(client.stop)
-            client.up(folder / "authkey")
+            client.log_in(folder / "authkey")
             key = simulator.create_key(USER, tags=tags)
             simulator.connect(simulator.register(key=key.key, hostname=hostname).id)
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
-from tests.real.command import Watch, events_named
+from tests.real.command import DnsWatch, events_named
 from tests.real.programs import Release, eventually, free_ports
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
@@ -40,7 +40,9 @@ ip address add 192.0.2.1/24 dev uplink
 ip route add default via 192.0.2.2
 """
 """Without a default route, tailscaled considers the network to be down."""
+
 CLONE_NEWNET = 0x40000000
+"""The flag of unshare(2) for a new network namespace."""
 
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason=NO_BUSYBOX)
 
@@ -79,10 +81,10 @@ class Pod:
     ) -> None:
         self.workload = stack.enter_context(workload_on(server, folder, name, TAILSCALE_INTERFACE=interface))
         self.interface = interface
-        self.workload.cleanup()
+        self.workload.run_cleanup()
         self.client: TailscaleClient = self.workload.start_client()
         (self.port,) = free_ports(1)
-        self.watch: Watch = self.workload.watch(
+        self.watch: DnsWatch = self.workload.start_dns_watch(
             SELF_HEAL="true", HEALTH_PORT=str(self.port), HEALTH_ADDRESS="127.0.0.1"
         )
         self.workload.wait_until_published(self.client)
@@ -119,7 +121,7 @@ class Pod:
         self.client.restart()
         # The new socket is newer than the marker, so the probe passes before dns-watch has deleted the marker.
         assert not self.probe_fails(probe)
-        self.client.up(self.workload.key_file)
+        self.client.log_in(self.workload.key_file)
         self.watch.wait_for("node.returned")
 
 
@@ -171,9 +173,9 @@ def assert_pods_recover(release: Release, folder: Path, interface: str) -> None:
 def test_expiry_of_the_api_key_is_exported(workload: Workload) -> None:
     """All releases list API keys in a way that identifies the configured key."""
     (port,) = free_ports(1)
-    workload.cleanup()
+    workload.run_cleanup()
     workload.start_client()
-    watch = workload.watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
+    watch = workload.start_dns_watch(HEALTH_PORT=str(port), HEALTH_ADDRESS="127.0.0.1")
     watch.wait_for("pass.finished")
 
     def exported() -> str | None:

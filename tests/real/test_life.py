@@ -12,8 +12,8 @@ from tests.real.workload import OTHER_USER, RECORD_COMMENT, USER, Workload
 @pytest.mark.every_client
 def test_first_pod_is_published(workload: Workload) -> None:
     """`cleanup` writes a key, a client registers with it, and `dns-watch` publishes its address once."""
-    workload.cleanup()
-    watch = workload.watch()
+    workload.run_cleanup()
+    watch = workload.start_dns_watch()
     watch.wait_for("pass.skipped")
     client = workload.start_client()
     workload.wait_until_published(client)
@@ -28,16 +28,16 @@ def test_first_pod_is_published(workload: Workload) -> None:
 def test_only_online_node_is_published_without_key_metadata(workload: Workload) -> None:
     """A sidecar that does not mount the key volume has no key metadata."""
     client = workload.start_client(key_file=workload.write_key(workload.server.create_key(USER)))
-    workload.watch()
+    workload.start_dns_watch()
     workload.wait_until_published(client)
 
 
 @pytest.mark.every_client
 def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
     """A client with state can log in although its key is used and expired. The record is not written again."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client)
     ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
     workload.server.expire_key(workload.key_file.read_text())
@@ -46,27 +46,27 @@ def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
     assert (workload.node_ids, client.address) == (ids, address)
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
     assert watch.terminate() == 0
-    workload.watch().wait_for("pass.finished", changes=0, in_sync=True)
+    workload.start_dns_watch().wait_for("pass.finished", changes=0, in_sync=True)
     assert len(workload.cloudflare.writes) == written
 
 
 def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
     """The new pod has no state. It replaces the old node although Headscale reports it as online."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client)
     (old,) = workload.node_ids
     watch.terminate()
 
-    ended = workload.cleanup()
+    ended = workload.run_cleanup()
     for event in ("node.online", "node.deleted"):
         assert [logged["node_id"] for logged in events_named(ended.events, event)] == [old]
     assert (workload.node_ids, workload.record_contents) == ([], [])
 
     client.reset()
-    client.up(workload.key_file)
-    workload.watch()
+    client.log_in(workload.key_file)
+    workload.start_dns_watch()
     workload.wait_until_published(client)
     (new,) = workload.node_ids
     assert int(new) > int(old)
@@ -74,9 +74,9 @@ def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
 
 @pytest.mark.every_client
 def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Workload) -> None:
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client)
     (old,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.delete_node(old)
@@ -84,9 +84,9 @@ def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Wor
     assert len(workload.cloudflare.writes) == written
 
     # The operator creates a new key and restarts the container of the client.
-    workload.cleanup()
+    workload.run_cleanup()
     client.restart()
-    client.up(workload.key_file)
+    client.log_in(workload.key_file)
     workload.wait_until_published(client)
     (new,) = workload.node_ids
     assert int(new) > int(old)
@@ -96,14 +96,14 @@ def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Wor
 def test_later_of_two_concurrent_pods_is_published(workload: Workload) -> None:
     """`dns-watch` in the earlier pod stops changing the record."""
     later_key = workload.folder / "later"
-    workload.cleanup()
-    workload.cleanup(AUTHKEY_OUTPUT_PATH=str(later_key))
+    workload.run_cleanup()
+    workload.run_cleanup(AUTHKEY_OUTPUT_PATH=str(later_key))
     earlier = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(earlier)
 
     later = workload.start_client(key_file=later_key)
-    later_watch = workload.watch(AUTHKEY_OUTPUT_PATH=str(later_key))
+    later_watch = workload.start_dns_watch(AUTHKEY_OUTPUT_PATH=str(later_key))
     workload.wait_until_published(later)
     watch.wait_for("node.superseded", successor_id=workload.node_ids[1])
     later_watch.wait_for("node.registered", node_id=workload.node_ids[1])
@@ -117,9 +117,9 @@ def test_node_of_another_user_is_neither_deleted_nor_published(workload: Workloa
     """It has the same name, and is logged once."""
     other = workload.start_client(key_file=workload.write_key(workload.server.create_key(OTHER_USER)))
     (foreign,) = workload.node_ids
-    (warned,) = events_named(workload.cleanup().events, "node.foreign")
+    (warned,) = events_named(workload.run_cleanup().events, "node.foreign")
     assert (warned["node_id"], warned["user"]) == (foreign, OTHER_USER)
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     watch.wait_for("pass.skipped")
     client = workload.start_client()
     workload.wait_until_published(client)
@@ -132,7 +132,7 @@ def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
     client = workload.start_client_without_login()
     workload.server.approve(client, USER)
     (foreign,) = workload.node_ids
-    (warned,) = events_named(workload.cleanup().events, "node.foreign")
+    (warned,) = events_named(workload.run_cleanup().events, "node.foreign")
     assert (warned["node_id"], warned["registered_by"]) == (foreign, "CLI")
     assert workload.node_ids == [foreign]
 
@@ -141,13 +141,13 @@ def test_node_registered_by_the_cli_is_not_deleted(workload: Workload) -> None:
 def test_node_with_the_configured_tags_is_published_and_deleted(workload: Workload) -> None:
     """The next pod deletes it."""
     tags = {"AUTHKEY_TAGS": "tag:web"}
-    workload.cleanup(**tags)
+    workload.run_cleanup(**tags)
     client = workload.start_client()
-    workload.watch(**tags)
+    workload.start_dns_watch(**tags)
     workload.wait_until_published(client)
     (node,) = workload.server.nodes(workload.name)
     assert (node.get("tags") or node["forcedTags"]) == ["tag:web"]
-    (deleted,) = events_named(workload.cleanup(**tags).events, "node.deleted")
+    (deleted,) = events_named(workload.run_cleanup(**tags).events, "node.deleted")
     assert deleted["node_id"] == node["id"]
     assert workload.node_ids == []
 
@@ -155,9 +155,9 @@ def test_node_with_the_configured_tags_is_published_and_deleted(workload: Worklo
 @pytest.mark.every_client
 def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
     """When both records are deleted, `dns-watch` creates them again."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch(DNS_IPV6="true")
+    watch = workload.start_dns_watch(DNS_IPV6="true")
     workload.wait_until_published(client, ipv6=True)
     for record in workload.records:
         workload.cloudflare.remove_record(record.id)
@@ -168,9 +168,9 @@ def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
 @pytest.mark.every_client
 def test_restarted_server_changes_nothing(workload: Workload) -> None:
     """After a restart, Headscale reports nodes as offline until they connect. They keep their addresses."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client)
     ids, written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
@@ -192,7 +192,7 @@ def test_wrong_api_key_is_reported(workload: Workload) -> None:
     assert not workload.key_file.exists()
     assert wrong not in ended.out + ended.errors
 
-    watch = workload.watch(HEADSCALE_API_KEY=wrong)
+    watch = workload.start_dns_watch(HEADSCALE_API_KEY=wrong)
     watch.wait_for("pass.failed", error_type="AuthError", level="error", failures_in_a_row=2)
     assert watch.terminate() == 0
     assert wrong not in watch.output()
@@ -208,7 +208,7 @@ def test_unknown_user_is_reported_with_the_existing_users(workload: Workload) ->
 
 def test_dry_run_changes_nothing(workload: Workload) -> None:
     """It changes neither Headscale nor the DNS zone nor files."""
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
     workload.cloudflare.add_record(
         workload.zone_id, type="A", name=workload.name, content="100.64.200.1", comment=RECORD_COMMENT, ttl=60

@@ -30,7 +30,7 @@ from tests.pod.network import create_host
 from tests.pod.rendering import environment, of_kind, rendered
 from tests.probe import BUSYBOX
 from tests.process.cluster import Authority, with_service_account
-from tests.real.command import Watch
+from tests.real.command import DnsWatch
 from tests.real.container import DOCUMENTS, MANIFEST, PROGRAMS, SETTINGS, TailscaleContainer
 from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, eventually, installed_releases
 from tests.real.proxy import NGINX_START
@@ -170,7 +170,7 @@ class Setup:
         self.stack.callback(client.stop)
         key = self.folder / f"{kind}.key"
         key.write_text(self.server.create_key(USER))
-        client.up(key)
+        client.log_in(key)
         self.wait_until_connected(kind, self.log_of(kind))
 
     def is_connected(self, hostname: str) -> bool:
@@ -208,7 +208,7 @@ class Pod:
 
     workload: Workload
     container: TailscaleContainer
-    watch: Watch
+    watch: DnsWatch
 
     @property
     def name(self) -> str:
@@ -259,9 +259,9 @@ def start_pod(setup: Setup, cloudflare: CloudflareSimulator) -> Pod:
     workload.environment |= {name: SETTINGS[name] for name in names} | container.api
     workload.environment["AUTHKEY_OUTPUT_PATH"] = str(container.key_file)
     del workload.environment["TAILSCALE_INTERFACE"]
-    workload.cleanup()
+    workload.run_cleanup()
     container.start()
-    pod = Pod(workload, container, workload.watch())
+    pod = Pod(workload, container, workload.start_dns_watch())
     setup.wait_until_connected(pod.name, container.output)
     pod.wait_until_published()
     return pod

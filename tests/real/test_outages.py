@@ -33,9 +33,9 @@ def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], sh
             workload = stack.enter_context(
                 workload_on(server, folder / "pod", POLL_INTERVAL="10s", VERIFY_INTERVAL="1m", SELF_HEAL="true")
             )
-            workload.cleanup()
+            workload.run_cleanup()
             client = workload.start_client()
-            watch = workload.watch()
+            watch = workload.start_dns_watch()
             workload.wait_until_published(client)
             pods.append((workload, watch, workload.state()))
         for workload, _, _ in pods:
@@ -63,9 +63,9 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(own_workload: 
     workload, administrator = own_workload, Administrator(own_workload.server)
     workload.environment["SELF_HEAL"] = "true"
     administrator.copy_database(short_folder / "copy")
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch()
+    watch = workload.start_dns_watch()
     workload.wait_until_published(client)
     (old_id,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
@@ -73,14 +73,14 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(own_workload: 
     client.stop()
     administrator.restore_database(short_folder / "copy")
     with workload_on(workload.server, short_folder / "later", "later.example.com") as later:
-        later.cleanup()
+        later.run_cleanup()
         later.start_client()
         assert later.node_ids == [old_id]
         watch.wait_for("node.lost", node_id=old_id, timeout_s=CONFIRMED_S)
         created = watch.wait_for("pre_auth_key.created", timeout_s=CONFIRMED_S)
         assert len(workload.cloudflare.writes) == written
         client.start()
-        client.up(workload.key_file)
+        client.log_in(workload.key_file)
         watch.wait_for("node.returned")
         workload.wait_until_published(client)
         assert later.node_ids == [old_id]
@@ -101,9 +101,9 @@ lifecycle.runtime.clock.utc_now = lambda: datetime.now(UTC) + timedelta(minutes=
 def test_wrong_clock_of_the_pod_changes_nothing(workload: Workload, minutes: int) -> None:
     (workload.folder / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(minutes=minutes))
     workload.environment["PYTHONPATH"] = str(workload.folder)
-    workload.cleanup()
+    workload.run_cleanup()
     client = workload.start_client()
-    watch = workload.watch(SELF_HEAL="true")
+    watch = workload.start_dns_watch(SELF_HEAL="true")
     workload.wait_until_published(client)
     before = workload.state()
     for _ in range(2):

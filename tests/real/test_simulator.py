@@ -77,7 +77,7 @@ class ServerPair:
         folder = self._folder / hostname.partition(".")[0]
         client = TailscaleClient(self._release, folder, hostname=hostname, url=self._server.url)
         self._stack.callback(client.stop)
-        client.up(key_file)
+        client.log_in(key_file)
         eventually(lambda: self._server.nodes(hostname)[0]["online"], "the client to be online")
         key = self._simulator.create_key(USER, tags=tags)
         self._simulator.connect(self._simulator.register(key=key.key, hostname=hostname).id)

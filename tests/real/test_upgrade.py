@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.real.command import Watch
+from tests.real.command import DnsWatch
 from tests.real.programs import Release, eventually
 from tests.real.tailscale_client import TailscaleClient
 from tests.real.workload import State, Workload, server_with_users, workload_on
@@ -32,15 +32,15 @@ class Pod:
 
     workload: Workload
     client: TailscaleClient
-    watch: Watch
+    watch: DnsWatch
     before: State
 
     @classmethod
     def start(cls, workload: Workload) -> Pod:
         """Start a pod, and wait until it is published."""
-        workload.cleanup()
+        workload.run_cleanup()
         client = workload.start_client()
-        watch = workload.watch()
+        watch = workload.start_dns_watch()
         workload.wait_until_published(client, ipv6="DNS_IPV6" in workload.environment)
         return cls(workload, client, watch, workload.state())
 
@@ -85,9 +85,9 @@ def test_upgrades_of_the_server_do_not_affect_pods(releases: list[Release], shor
             assert client.login_error(workload.key_file) is None
             assert workload.state() == pod.before
             pod.watch.terminate()
-            workload.cleanup()
+            workload.run_cleanup()
             assert workload.node_ids == []
             client.reset()
-            client.up(workload.key_file)
-            workload.watch()
+            client.log_in(workload.key_file)
+            workload.start_dns_watch()
             workload.wait_until_published(client, ipv6="DNS_IPV6" in workload.environment)

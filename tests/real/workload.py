@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.real.command import CompletedCommand, Watch, run_command
+from tests.real.command import CompletedCommand, DnsWatch, run_command
 from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
@@ -86,7 +85,7 @@ class Workload:
             "TS_HOSTNAME": name,
             "POD_NAMESPACE": NAMESPACE,
             "AUTHKEY_OUTPUT_PATH": str(self.key_file),
-            # Userspace networking has no interface, and the machine may have an unrelated one.
+            # With userspace networking, the client has no interface. The test machine may have another one.
             "TAILSCALE_INTERFACE": "",
             "MAX_RETRIES": "0",
             "RETRY_INTERVAL": "1s",
@@ -97,15 +96,13 @@ class Workload:
         }
         self._cleanup = ExitStack()
         self._started = 0
-        self.watches: list[Watch] = []
+        self.watches: list[DnsWatch] = []
 
     def __enter__(self) -> Self:
         """Return the workload."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop all processes in reverse order."""
         self._cleanup.close()
 
@@ -113,25 +110,27 @@ class Workload:
 
     def run(self, *arguments: str, **settings: str) -> CompletedCommand:
         """Run a command, and wait until it has ended."""
-        return run_command(*arguments, environment=self._with(settings), folder=self.folder, prefix=self.prefix)
+        return run_command(
+            *arguments, environment=self._environment_with(settings), folder=self.folder, prefix=self.prefix
+        )
 
-    def cleanup(self, **settings: str) -> CompletedCommand:
-        """Run `cleanup` and require its success."""
+    def run_cleanup(self, **settings: str) -> CompletedCommand:
+        """Run `cleanup`, and check that it succeeds."""
         ended = self.run("cleanup", **settings)
         assert (ended.exit_status, ended.errors) == (0, ""), ended.out + ended.errors
         return ended
 
-    def watch(self, **settings: str) -> Watch:
+    def start_dns_watch(self, **settings: str) -> DnsWatch:
         """Start `dns-watch`."""
-        log = self.folder / f"watch{self._number()}"
-        watch = Watch(environment=self._with(settings), folder=self.folder, log=log, prefix=self.prefix)
+        log = self.folder / f"watch{self._next_number()}"
+        watch = DnsWatch(environment=self._environment_with(settings), folder=self.folder, log=log, prefix=self.prefix)
         self._cleanup.callback(watch.stop)
         self.watches.append(watch)
         return watch
 
     def start_client_without_login(self) -> TailscaleClient:
         """Start a client with the hostname of the workload, without logging in."""
-        folder = self.folder / f"ts{self._number()}"
+        folder = self.folder / f"ts{self._next_number()}"
         client = TailscaleClient(
             self.server.release,
             folder,
@@ -146,19 +145,19 @@ class Workload:
     def start_client(self, *, key_file: Path | None = None) -> TailscaleClient:
         """Start a client with the hostname of the workload, and log in with a key file."""
         client = self.start_client_without_login()
-        client.up(key_file or self.key_file)
+        client.log_in(key_file or self.key_file)
         return client
 
     def write_key(self, key: str) -> Path:
         """Write a key to a new file."""
-        path = self.folder / f"key{self._number()}"
+        path = self.folder / f"key{self._next_number()}"
         path.write_text(key)
         return path
 
-    def _with(self, settings: Mapping[str, str]) -> dict[str, str]:
+    def _environment_with(self, settings: Mapping[str, str]) -> dict[str, str]:
         return {**self.environment, **settings}
 
-    def _number(self) -> int:
+    def _next_number(self) -> int:
         self._started += 1
         return self._started
 
@@ -176,7 +175,7 @@ class Workload:
         assert {record.comment for record in self.records} == {RECORD_COMMENT}
 
     def state(self) -> State:
-        """Return what must not change without a reason."""
+        """Return the current state, which tests compare with a later one."""
         return State(self.node_ids, self.record_contents, len(self.cloudflare.writes), self.key_file.read_text())
 
     def _describe(self) -> str:
