@@ -1,7 +1,7 @@
-"""Faults between a client and an upstream.
+"""Faults that a simulator injects into its responses, such as `html(502)`, `drop()` and `hang()`.
 
-A fault is an effect (`html(502)`, `drop()`, `hang()`). A `FaultQueue` selects the requests that it affects. In this
-process, a fault raises the matching exception of httpx. Over loopback, it breaks the connection.
+A `FaultQueue` selects the requests that a fault affects. If the client calls the simulator in the same process, a
+broken connection is an exception of httpx. If the simulator is served on loopback, its connection is really broken.
 """
 
 from __future__ import annotations
@@ -44,12 +44,21 @@ class Kind(Enum):
     DRIP = auto()
     OVERSIZE = auto()
     STALE = auto()
-    LACKING = auto()
+    OMIT_ITEMS = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault, as created by the functions of this module."""
+    """One fault. The functions below create them.
+
+    Attributes:
+        committed: the request is executed before the fault.
+        status, body, content_type, headers: of the response that `answer` sends.
+        size: the number of bytes that `oversize` sends.
+        omitted_text: the text of the list items that `omit_items` removes.
+        limit_s: the longest duration of `hang` and `drip`.
+        interval_s: the time between two bytes of `drip`.
+    """
 
     kind: Kind
     committed: bool = False
@@ -58,7 +67,7 @@ class Fault:
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
     size: int = 0
-    lacks: str = ""
+    omitted_text: str = ""
     limit_s: float = 60.0
     interval_s: float = 0.2
 
@@ -83,7 +92,10 @@ def html(status: int = 502) -> Fault:
 
 
 def wrong_content_type(*, committed: bool = False) -> Fault:
-    """Send an HTML page with status 200, like a captive portal, or after execution a proxy that lost the response."""
+    """Send an HTML page with status 200, like a captive portal.
+
+    If the request is executed before (`committed`), it is like a proxy that lost the response.
+    """
     return replace(html(200), committed=committed)
 
 
@@ -104,7 +116,7 @@ def refuse() -> Fault:
 
 
 def drop(*, committed: bool = False) -> Fault:
-    """Reset the connection before the request is executed, or afterwards (`committed`), which loses the response."""
+    """Reset the connection before the request is executed, or after it (`committed`), so that the response is lost."""
     return Fault(kind=Kind.DROP, committed=committed)
 
 
@@ -135,12 +147,12 @@ def stale() -> Fault:
 
 def omit_items(text: str) -> Fault:
     """Omit list items that contain this text, ignoring case, from an otherwise correct response."""
-    return Fault(kind=Kind.LACKING, lacks=text.casefold())
+    return Fault(kind=Kind.OMIT_ITEMS, omitted_text=text.casefold())
 
 
 @dataclass(slots=True, kw_only=True)
-class _Order:
-    """A fault, the requests it applies to, and how often."""
+class _QueuedFault:
+    """A fault, the requests that it affects, and how often. The attributes are described at `FaultQueue.add`."""
 
     fault: Fault
     method: str | None
@@ -155,11 +167,11 @@ class _Order:
 
 
 class FaultQueue:
-    """The faults to inject. The first that matches a request is used."""
+    """The faults to inject. Of several that match a request, the first one is used."""
 
     def __init__(self) -> None:
         """Create an empty queue."""
-        self._orders: list[_Order] = []
+        self._queue: list[_QueuedFault] = []
         self._lock = threading.Lock()
         self._released = threading.Event()
 
@@ -175,71 +187,72 @@ class FaultQueue:
         """Add a fault.
 
         Args:
-            fault: what happens.
-            method: HTTP method it applies to; any if omitted.
-            path: regular expression searched in the path, followed by `?` and the query where there is
-                one (`[?&]page=2` hits the second page).
-            times: how often it fires; None = until cleared.
-            after: how many matching requests pass unharmed before.
+            fault: the fault.
+            method: HTTP method of the affected requests; any if omitted.
+            path: regular expression that is searched in the path, or the path and query if there is a query: the
+                pattern `[?&]page=2` matches requests for the second page.
+            times: how many requests are affected; None = all until `clear`.
+            after: how many matching requests before these are not affected.
         """
         pattern = None if path is None else re.compile(path)
         with self._lock:
             self._released.clear()
-            self._orders.append(_Order(fault=fault, method=method, path=pattern, times=times, after=after))
+            self._queue.append(_QueuedFault(fault=fault, method=method, path=pattern, times=times, after=after))
 
     def take(self, method: str, target: str) -> Fault | None:
-        """Return the fault for this request, and count its use."""
+        """Return the fault for this request, and count its use; None if there is none."""
         with self._lock:
-            for order in self._orders:
-                if not order.matches(method, target):
+            for queued in self._queue:
+                if not queued.matches(method, target):
                     continue
-                if order.after > 0:
-                    order.after -= 1
+                if queued.after > 0:
+                    queued.after -= 1
                     continue
-                if order.times is not None:
-                    order.times -= 1
-                    if order.times <= 0:
-                        self._orders.remove(order)
-                return order.fault
+                if queued.times is not None:
+                    queued.times -= 1
+                    if queued.times <= 0:
+                        self._queue.remove(queued)
+                return queued.fault
         return None
 
     @property
     def pending(self) -> int:
-        """The number of faults that are not used up."""
+        """Return the number of faults that still affect requests."""
         with self._lock:
-            return len(self._orders)
+            return len(self._queue)
 
     def clear(self) -> None:
         """Remove all faults, and release the requests that hang."""
         with self._lock:
-            self._orders.clear()
+            self._queue.clear()
         self.release()
 
     def release(self) -> None:
-        """Release the requests that hang or send slowly."""
+        """End the waits of `hang` and `drip`."""
         self._released.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until released or timed out, and return True if released."""
+        """Wait until `release` is called or the time has passed. Return True if it was called."""
         return self._released.wait(seconds)
 
 
-def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[bool], Response]) -> Response:
-    """Apply a fault to a request.
+def apply_fault(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[bool], Response]) -> Response:
+    """Return the response to a request with a fault.
 
     Args:
-        fault: what happens.
-        queue: where the fault came from; its release ends a hang.
-        request: a served one has its socket.
-        execute: executes the request; True = from the state before the last change.
+        fault: the fault.
+        queue: the fault's queue, whose `release` ends a wait.
+        request: the request.
+        execute: executes the request. With the argument True, the response has the state before the last change.
 
     Raises:
-        httpx.TransportError: the connection fails.
+        httpx.TransportError: the fault breaks the connection.
     """
+    is_served = request.connection is not None
     if fault.kind in {Kind.REFUSE, Kind.DROP, Kind.HANG}:
         if fault.committed:
             execute(False)
-        if fault.kind is Kind.HANG and request.connection is not None:
+        if fault.kind is Kind.HANG and is_served:
             queue.wait(fault.limit_s)
         raise _failure(fault.kind)
     if fault.kind is Kind.ANSWER:
@@ -249,12 +262,12 @@ def play(fault: Fault, queue: FaultQueue, request: Request, execute: Callable[[b
     if fault.kind is Kind.OVERSIZE:
         return Response(content_type=fault.content_type, chunks=_whitespace(fault.size), length=fault.size)
     response = execute(fault.kind is Kind.STALE)
-    if fault.kind is Kind.LACKING:
-        return _lacking(response, fault.lacks)
+    if fault.kind is Kind.OMIT_ITEMS:
+        return _without_items(response, fault.omitted_text)
     if fault.kind is Kind.TRUNCATE:
-        response.chunks = _truncated(response.body, served=request.connection is not None)
+        response.chunks = _truncated(response.body, is_served=is_served)
     elif fault.kind is Kind.DRIP:
-        response.chunks = _dripping(queue, fault, response.body, served=request.connection is not None)
+        response.chunks = _byte_by_byte(queue, fault, response.body, is_served=is_served)
     return response
 
 
@@ -270,8 +283,8 @@ def _failure(kind: Kind) -> httpx.TransportError:
 
 def reset(connection: socket.socket) -> None:
     """Close a connection with a reset."""
-    # Linger 0 makes close() send a reset. The descriptor itself is closed: the server's two
-    # file objects on the socket would delay close() until after its polite shutdown().
+    # With a linger time of 0, closing the descriptor sends a reset. `connection.close()` would not close it, because
+    # the server has two file objects of the socket, and would send a regular end of the connection first.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.close(connection.detach())
 
@@ -281,31 +294,31 @@ def _whitespace(size: int) -> Iterator[bytes]:
         yield b" " * min(CHUNK, size - start)
 
 
-def _truncated(body: bytes, *, served: bool) -> Iterator[bytes]:
+def _truncated(body: bytes, *, is_served: bool) -> Iterator[bytes]:
     half = body[: len(body) // 2]
     yield half
-    if served:
+    if is_served:
         raise ConnectionAbortedError("the simulator closed the connection in the middle of a body")
     raise httpx.RemoteProtocolError(
         f"peer closed connection without sending complete message body (received {len(half)} bytes)"
     )
 
 
-def _dripping(queue: FaultQueue, fault: Fault, body: bytes, *, served: bool) -> Iterator[bytes]:
-    if not served:
+def _byte_by_byte(queue: FaultQueue, fault: Fault, body: bytes, *, is_served: bool) -> Iterator[bytes]:
+    if not is_served:
         raise httpx.ReadTimeout(TIMED_OUT)
     sent = 0
-    spent_s = 0.0
-    while sent < len(body) and spent_s < fault.limit_s:
+    elapsed_s = 0.0
+    while sent < len(body) and elapsed_s < fault.limit_s:
         yield body[sent : sent + 1]
         sent += 1
-        spent_s += fault.interval_s
+        elapsed_s += fault.interval_s
         if queue.wait(fault.interval_s):
             break
     yield body[sent:]
 
 
-def _lacking(response: Response, text: str) -> Response:
+def _without_items(response: Response, text: str) -> Response:
     if response.status == 200:
         body = json.loads(response.body)
         for name, value in body.items():

@@ -20,12 +20,12 @@ from urllib.parse import parse_qs
 
 import httpx
 
-from tests.simulators.faults import TIMED_OUT, play, reset
+from tests.simulators.faults import TIMED_OUT, apply_fault, reset
 from tests.simulators.headscale_cli import Finished, Program
 from tests.simulators.kubernetes_events import Events, InvalidEventError
 from tests.simulators.messages import MemoryConnection, Request, Response, json_response, text_response
 from tests.simulators.upstream import Upstream
-from tests.simulators.websocket import CLOSING, PING, close, frame, pong, upgrade_headers
+from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, upgrade_headers
 
 V4: Final = "v4.channel.k8s.io"
 V5: Final = "v5.channel.k8s.io"
@@ -431,7 +431,7 @@ class KubernetesSimulator(Upstream):
         try:
             fault = self.faults.take(request.method, request.target)
             if fault is not None:
-                response = play(fault, self.faults, request, lambda _stale: Response(status=500))
+                response = apply_fault(fault, self.faults, request, lambda _stale: Response(status=500))
                 status = response.status
                 return response
             try:
@@ -497,7 +497,7 @@ class KubernetesSimulator(Upstream):
     ) -> NoReturn:
         head = "".join(f"{name}: {value}\r\n" for name, value in upgrade.items())
         connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{head}\r\n".encode() + opening)
-        if pong(connection) != _PING:
+        if read_pong(connection) != _PING:
             _end("the client did not answer the ping")
         connection.sendall(written)
         if isinstance(failure, httpx.ReadTimeout):

@@ -1,4 +1,4 @@
-"""Requests and responses of the simulators, independent of what carries them."""
+"""Requests and responses of the simulators, which are the same in one process and over HTTP, and their routing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Request:
     """An HTTP request.
 
     Attributes:
-        path: decoded.
+        path: without percent-encoding.
         query: without the question mark; empty if there is none.
-        headers: names in lower case.
-        connection: the socket of a served simulator; None for a call in this process.
-        on_unix_socket: the request arrived over the server's own socket, which needs no API key.
+        headers: with names in lower case.
+        connection: the socket, if the simulator is served on loopback; None for a call in this process.
+        on_unix_socket: the request was sent by Headscale's command line over a Unix socket, without an API key.
     """
 
     method: str
@@ -36,7 +36,7 @@ class Request:
 
     @property
     def target(self) -> str:
-        """The path, and the query after a question mark."""
+        """The path, followed by a question mark and the query if there is one."""
         return f"{self.path}?{self.query}" if self.query else self.path
 
     @property
@@ -76,11 +76,11 @@ class Response:
     """An HTTP response.
 
     Attributes:
-        headers: names in lower case, without the content type.
-        content_type: "" sends no such header.
-        chunks: what is sent instead of the body; None sends the body.
-        length: the announced length, if it is not that of the body.
-        connection: of a response with status 101 in this process.
+        headers: with names in lower case, without the content type.
+        content_type: the Content-Type header; "" = there is none.
+        chunks: what is sent instead of the body; None = the body is sent.
+        length: the Content-Length header; None = the length of the body.
+        connection: the upgraded connection of a response with status 101, if the client is in this process.
     """
 
     body: bytes = b""
@@ -92,14 +92,14 @@ class Response:
     connection: MemoryConnection | None = None
 
     def all_headers(self) -> dict[str, str]:
-        """The headers with content type and length."""
+        """Return all headers, with content type and length."""
         headers = {"content-length": str(len(self.body) if self.length is None else self.length), **self.headers}
         if self.content_type:
             headers["content-type"] = self.content_type
         return headers
 
     def content(self) -> Iterator[bytes]:
-        """What is sent as the body."""
+        """Yield the parts of the body as they are sent."""
         if self.chunks is None:
             yield self.body
         else:
@@ -107,11 +107,11 @@ class Response:
 
 
 class MemoryConnection:
-    """An upgraded connection in this process: the part of httpcore's network stream that the program uses.
+    """An upgraded connection in this process, with the methods of httpcore's network stream that the program uses.
 
     Args:
         data: what the server sends.
-        failure: raised after that; None = the server closes.
+        failure: the exception that is raised after the data; None = the server closes the connection.
     """
 
     def __init__(self, data: bytes, failure: Exception | None) -> None:
@@ -119,29 +119,29 @@ class MemoryConnection:
         self._failure = failure
 
     def read(self, size: int, timeout: float | None = None) -> bytes:
-        """Receive at most so many bytes."""
+        """Receive at most this many bytes."""
         if not self._data and self._failure is not None:
             raise self._failure
         data, self._data = self._data[:size], self._data[size:]
         return data
 
     def write(self, data: bytes, timeout: float | None = None) -> None:
-        """Send bytes."""
+        """Ignore the data, because a simulator has already sent everything."""
 
 
 Handler = Callable[[Request], Response]
-"""Answers a request; raises an `httpx.TransportError` if the connection fails."""
+"""Returns the response to a request. Raises an `httpx.TransportError` if the connection fails."""
 
 
 def json_response(body: Any, status: int = 200, *, content_type: str = "application/json") -> Response:
-    """Compact JSON."""
+    """Return a response with compact JSON."""
     return Response(
         json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(), status, content_type=content_type
     )
 
 
 def text_response(text: str, status: int, *, content_type: str = "text/plain; charset=utf-8") -> Response:
-    """Plain text, or another kind of text."""
+    """Return a response with text, by default plain text."""
     return Response(text.encode(), status, content_type=content_type)
 
 
@@ -150,14 +150,14 @@ class NoRouteError(LookupError):
 
 
 class WrongMethodError(LookupError):
-    """A route has this path, and none of them has this method."""
+    """There are routes with this path, but not with this method."""
 
 
 class Router(Generic[Endpoint]):
     """Finds the endpoint of a request.
 
     Args:
-        routes: method, path and endpoint of each; `<name>` in a path matches one segment.
+        routes: the method, path and endpoint of each route. In a path, `<name>` matches any segment.
     """
 
     def __init__(self, routes: Iterable[tuple[str, str, Endpoint]]) -> None:
@@ -171,19 +171,19 @@ class Router(Generic[Endpoint]):
 
         Raises:
             NoRouteError: no route has this path.
-            WrongMethodError: a route has this path, and none of them has this method.
+            WrongMethodError: there are routes with this path, but not with this method.
         """
-        given = path.split("/")
+        values = path.split("/")
         error: LookupError = NoRouteError(path)
-        for allowed, segments, endpoint in self._routes.get(len(given), ()):
+        for route_method, segments, endpoint in self._routes.get(len(values), ()):
             arguments: dict[str, str] = {}
-            for segment, value in zip(segments, given, strict=True):
+            for segment, value in zip(segments, values, strict=True):
                 if segment.startswith("<") and value:
                     arguments[segment[1:-1]] = value
                 elif segment != value:
                     break
             else:
-                if allowed == method:
+                if route_method == method:
                     return endpoint, arguments
                 error = WrongMethodError(method)
         raise error

@@ -1,4 +1,4 @@
-"""Serve a simulator on loopback, for whole processes."""
+"""Serve a simulator over HTTP on loopback, for clients in other processes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from tests.simulators.upstream import Upstream
 
 POLL_S = 0.02
-"""The maximum duration of a shutdown."""
+"""The interval at which the server checks whether it should shut down."""
 
 
 class _QuietHandler(WSGIRequestHandler):
-    """Logs errors only, and ends if a fault has broken the connection."""
+    """Logs only errors, and ends if a fault has broken the connection."""
 
     protocol_version = "HTTP/1.1"
-    # As servers in Go do: a small frame is sent before the previous one is acknowledged.
+    # Like servers in Go, send a small frame before the previous one is acknowledged.
     disable_nagle_algorithm = True
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's signature
-        """Log errors only, which are bugs of a simulator."""
+        """Log only errors, which are bugs of a simulator."""
         if type == "error":
             super().log(type, message, *args)
 
@@ -56,7 +56,7 @@ class _Server(ThreadedWSGIServer):
             self._open.discard(request)
         super().shutdown_request(request)
 
-    def hang_up(self) -> None:
+    def close_connections(self) -> None:
         """Close the open connections."""
         with self._guard:
             for connection in self._open:
@@ -71,13 +71,13 @@ def serve(
     """Serve an application until the block ends.
 
     Args:
-        app: any WSGI application; hanging requests of a simulator are released at the end.
-        host: address to listen on.
-        port: 0 = a free one.
-        tls: a server's, with its certificate; None = no TLS.
+        app: any WSGI application. At the end of the block, requests that hang in a simulator are released.
+        host: the address to listen on.
+        port: the port to listen on; 0 = a free one.
+        tls: a context with the server's certificate; None = no TLS.
 
     Yields:
-        Its base URL, without a slash at the end.
+        The base URL, without a slash at the end.
     """
     server = _Server(host, port, app, tls)
     thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), name="simulator", daemon=True)
@@ -88,5 +88,5 @@ def serve(
         if isinstance(app, Upstream):
             app.faults.release()
         server.shutdown()
-        server.hang_up()
+        server.close_connections()
         thread.join()

@@ -1,4 +1,4 @@
-"""Faults have the same effect in this process and over loopback, except for `drip`, which is a time-out in process."""
+"""Faults have the same effects in one process and over loopback. Only `drip` differs: in process, it is a timeout."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from tests.simulators.upstream import Upstream
 
 
 class Counter(Upstream):
-    """Counts what is posted."""
+    """A server that counts POST requests, and returns the count."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = self.before = 0
+        self.count = self.previous_count = 0
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
         if request.method == "POST":
-            self.before, self.count = self.count, self.count + 1
-        return json_response({"count": self.before if from_previous_state else self.count, "path": request.path})
+            self.previous_count, self.count = self.count, self.count + 1
+        count = self.previous_count if from_previous_state else self.count
+        return json_response({"count": count, "path": request.path})
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def client(request: pytest.FixtureRequest, counter: Counter) -> Iterator[httpx.C
 
 @pytest.fixture(autouse=True)
 def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """A fault is not an error of the simulator: nothing is printed."""
+    """Check that nothing is printed, because a fault is not an error of the simulator."""
     yield
     assert capfd.readouterr() == ("", "")
 
@@ -60,7 +61,7 @@ def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
         pytest.param(faults.truncate(), httpx.RemoteProtocolError, id="truncate"),
     ],
 )
-def test_connection_fails(
+def test_fault_breaks_the_connection(
     counter: Counter, client: httpx.Client, fault: faults.Fault, error: type[Exception] | tuple[type[Exception], ...]
 ) -> None:
     counter.faults.add(fault)
@@ -82,7 +83,7 @@ def test_connection_fails(
         pytest.param(faults.oversize(300_000), 200, "application/json", id="oversize"),
     ],
 )
-def test_response_is_replaced(
+def test_fault_replaces_the_response(
     counter: Counter, client: httpx.Client, fault: faults.Fault, status: int, content_type: str
 ) -> None:
     counter.faults.add(fault)
@@ -99,7 +100,7 @@ def test_stale_response_is_older_than_the_last_change(counter: Counter, client: 
     assert [client.get("/").json()["count"] for _ in range(2)] == [0, 1]
 
 
-def test_dripping_body_times_out_in_process_and_arrives_over_loopback(counter: Counter) -> None:
+def test_slow_body_arrives_over_loopback_and_times_out_in_process(counter: Counter) -> None:
     counter.faults.add(faults.drip(interval_s=0.001, limit_s=0.02), times=2)
     with serve(counter) as url:
         assert httpx.get(url, trust_env=False).json()["count"] == 0
@@ -107,13 +108,13 @@ def test_dripping_body_times_out_in_process_and_arrives_over_loopback(counter: C
         httpx.Client(transport=MemoryTransport(counter.handle)).get("http://counter.test/")
 
 
-def test_serving_ends_while_a_request_hangs(counter: Counter) -> None:
+def test_server_can_be_closed_while_a_request_hangs(counter: Counter) -> None:
     counter.faults.add(faults.hang())
     with pytest.raises(httpx.ReadTimeout), serve(counter) as url:
         httpx.get(url, timeout=httpx.Timeout(None, read=0.05), trust_env=False)
 
 
-def test_fault_hits_the_selected_requests(counter: Counter, client: httpx.Client) -> None:
+def test_fault_affects_only_the_selected_requests(counter: Counter, client: httpx.Client) -> None:
     counter.faults.add(faults.html(503), method="GET", path=r"[?&]page=2", times=2, after=1)
     assert [client.get("/", params={"page": page}).status_code for page in (1, 2, 2, 2, 2)] == [200, 200, 503, 503, 200]
     assert client.post("/", params={"page": 2}).status_code == 200
@@ -123,7 +124,7 @@ def test_fault_hits_the_selected_requests(counter: Counter, client: httpx.Client
     assert client.get("/").status_code == 200
 
 
-def test_traffic_is_recorded(counter: Counter, client: httpx.Client) -> None:
+def test_requests_are_recorded(counter: Counter, client: httpx.Client) -> None:
     """A request is recorded even if its response is lost."""
     client.get("/a b", params={"name": "a"})
     counter.faults.add(faults.drop(committed=True))

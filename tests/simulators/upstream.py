@@ -1,4 +1,4 @@
-"""The base of all simulated upstreams: faults, a record of the traffic, and a lock."""
+"""The base class of the simulators: it injects faults, records requests, and serves HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx
 
-from tests.simulators.faults import FaultQueue, play, reset
+from tests.simulators.faults import FaultQueue, apply_fault, reset
 from tests.simulators.messages import READS, Request, Response
 
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
@@ -24,9 +24,9 @@ class Exchange:
 
     Attributes:
         query: without the question mark; empty if there is none.
-        status: None if the connection was broken instead.
-        response: the response before a fault changed it; empty if the request was not executed.
-        size: the length of that response.
+        status: the status of the response; None if the connection was broken.
+        response: the body of the response before a fault changed it; empty if the request was not executed.
+        size: the length of that body.
     """
 
     method: str
@@ -39,23 +39,25 @@ class Exchange:
 
     @property
     def is_write(self) -> bool:
-        """Return True if the request asked for a change."""
+        """True if the request can change something."""
         return self.method not in READS
 
 
 class Upstream(ABC):
-    """A server with faults and a record of its traffic.
-
-    `handle` is the server itself. Called as a WSGI application, it serves HTTP.
+    """A simulated server. A test calls `handle` in its own process, or serves the object as a WSGI application.
 
     Attributes:
         faults: the faults to inject.
-        requests: the traffic, oldest first.
-        keep_bodies: whether the bodies of requests and responses are kept; off for long runs.
+        requests: the requests and their responses, oldest first.
+        keep_bodies: the bodies of requests and responses are recorded. Long runs switch it off to save memory.
     """
 
     def __init__(self, *, lock: threading.RLock | None = None) -> None:
-        """Start without faults and traffic, and with this lock or a new one."""
+        """Create a server without faults.
+
+        Args:
+            lock: protects the server's state; a new one if omitted.
+        """
         self.lock = lock or threading.RLock()
         self.faults = FaultQueue()
         self.requests: list[Exchange] = []
@@ -63,45 +65,45 @@ class Upstream(ABC):
 
     @property
     def writes(self) -> list[Exchange]:
-        """The requests that asked for a change, executed or not."""
+        """The requests that can change something, executed or not."""
         with self.lock:
             return [exchange for exchange in self.requests if exchange.is_write]
 
     @abstractmethod
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute one request; called with the lock held.
+        """Execute a request, and return the response. The caller holds the lock.
 
         Args:
             request: the request.
-            from_previous_state: respond with the state before the last change.
+            from_previous_state: respond with the state before the last change, for the fault `stale`.
         """
 
     def handle(self, request: Request) -> Response:
-        """Execute one request, or inject a fault.
+        """Execute a request or inject a fault, and record the request.
 
         Raises:
-            httpx.TransportError: the connection fails.
+            httpx.TransportError: a fault broke the connection.
         """
-        answered = b""
+        body = b""
 
         def execute(from_previous_state: bool) -> Response:
-            nonlocal answered
+            nonlocal body
             with self.lock:
                 response = self.answer(request, from_previous_state=from_previous_state)
-            answered = response.body
+            body = response.body
             return response
 
         status: int | None = None
         try:
             fault = self.faults.take(request.method, request.target)
-            response = execute(False) if fault is None else play(fault, self.faults, request, execute)
+            response = execute(False) if fault is None else apply_fault(fault, self.faults, request, execute)
             status = response.status
             return response
         finally:
-            self.record(request, status, answered)
+            self.record(request, status, body)
 
-    def record(self, request: Request, status: int | None, answered: bytes = b"") -> None:
-        """Add a request to the traffic."""
+    def record(self, request: Request, status: int | None, response_body: bytes = b"") -> None:
+        """Record a request."""
         with self.lock:
             self.requests.append(
                 Exchange(
@@ -110,8 +112,8 @@ class Upstream(ABC):
                     query=request.query,
                     body=request.body if self.keep_bodies else b"",
                     status=status,
-                    response=answered if self.keep_bodies else b"",
-                    size=len(answered),
+                    response=response_body if self.keep_bodies else b"",
+                    size=len(response_body),
                 )
             )
 
@@ -121,7 +123,7 @@ class Upstream(ABC):
         try:
             response = self.handle(request)
         except httpx.TransportError as error:
-            # After the request was recorded, so that the client does not see the effect first.
+            # The request has been recorded before the client sees the failure, so a test can rely on the record.
             if request.connection is None:
                 raise
             reset(request.connection)
@@ -133,7 +135,7 @@ class Upstream(ABC):
 
 
 def from_wsgi(environ: WSGIEnvironment) -> Request:
-    """Read a request as a WSGI server passes it."""
+    """Convert the request of a WSGI server."""
     headers = {
         name.removeprefix("HTTP_").replace("_", "-").lower(): value
         for name, value in environ.items()

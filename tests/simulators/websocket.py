@@ -1,4 +1,4 @@
-"""The server side of a websocket, with the features that the Kubernetes API uses (RFC 6455)."""
+"""The server side of a websocket (RFC 6455), with the features that the Kubernetes API uses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
 
     Args:
         key: the client's `Sec-WebSocket-Key`.
-        subprotocol: the chosen one.
+        subprotocol: the subprotocol that the server has chosen.
     """
     return {
         "upgrade": "websocket",
@@ -38,7 +38,7 @@ def upgrade_headers(key: str, subprotocol: str) -> dict[str, str]:
 
 
 def frame(data: bytes, opcode: int = BINARY) -> bytes:
-    """Return one whole message. Messages of a server are not masked."""
+    """Return a frame with a whole message. Frames of a server are not masked."""
     if len(data) < _SHORT:
         length = bytes([len(data)])
     elif len(data) < _LONG:
@@ -49,13 +49,13 @@ def frame(data: bytes, opcode: int = BINARY) -> bytes:
 
 
 CLOSING: Final = frame(struct.pack("!H", _NORMAL), CLOSE)
-"""The server has sent everything."""
+"""The close frame of a server that has sent everything."""
 
 
-def pong(connection: socket.socket) -> bytes | None:
-    """Return the payload of the client's pong; None if it sent something else or closed the connection.
+def read_pong(connection: socket.socket) -> bytes | None:
+    """Return the payload of the client's pong; None if the client sent something else or closed the connection.
 
-    A client's frames are masked, and one that answers a short ping is short.
+    The frames of a client are masked. The ping was short, so its pong is a short frame, too.
     """
     connection.settimeout(5)
     head = _read(connection, 2)
@@ -63,7 +63,7 @@ def pong(connection: socket.socket) -> bytes | None:
         return None
     mask = _read(connection, 4)
     data = _read(connection, head[1] & ~_MASKED)
-    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(data))
+    return bytes(byte ^ mask[position % 4] for position, byte in enumerate(data))
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
