@@ -1,4 +1,4 @@
-"""An HTTP proxy that resolves made-up host names to servers on loopback."""
+"""An HTTP proxy that forwards requests for hostnames that do not exist to servers on loopback."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ProxySimulator:
     """A proxy on loopback.
 
     Attributes:
-        servers: addresses on loopback by `host:port`.
-        user: required credentials, as `user:password`; None = none.
-        url: without credentials; set when it listens.
-        requested: `host:port` of each request.
+        servers: the address of each server on loopback, by the `host:port` in requests.
+        user: the required credentials, as `user:password`; None = none are required.
+        url: the proxy's URL without credentials, while it is served.
+        requested: the `host:port` of each request.
     """
 
     servers: Mapping[str, str]
@@ -34,11 +34,12 @@ class ProxySimulator:
     def serve(
         self, *, address: str = "127.0.0.1", namespace: AbstractContextManager[None] | None = None
     ) -> Iterator[str]:
-        """Listen until the block ends; give the URL.
+        """Listen until the block ends, and yield the URL.
 
         Args:
             address: the address to listen on.
-            namespace: the network namespace of this address. The proxy's own connections do not use it.
+            namespace: enters the network namespace in which the proxy listens; None = this process's namespace. The
+                connections to the servers are not in that namespace.
         """
         with namespace or nullcontext():
             server = ThreadingHTTPServer((address, 0), partial(_Handler, self))
@@ -53,7 +54,7 @@ class ProxySimulator:
             server.server_close()
 
     def refusal(self, target: str, authorization: str | None) -> int | None:
-        """Return the status of a refusal; None if the request is forwarded."""
+        """Record a request. Return the status with which it is refused; None if it is forwarded."""
         self.requested.append(target)
         expected = self.user and f"Basic {base64.b64encode(self.user.encode()).decode()}"
         if authorization != expected:
@@ -61,7 +62,7 @@ class ProxySimulator:
         return None if target in self.servers else 403
 
     def server_of(self, target: str) -> tuple[str, int]:
-        """Return where a request goes."""
+        """Return the address of the server to which a request is forwarded."""
         host, _, port = self.servers[target].rpartition(":")
         return host, int(port)
 
@@ -71,19 +72,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def __init__(self, proxy: ProxySimulator, *arguments: object) -> None:
         self._proxy = proxy
-        super().__init__(*arguments)  # type: ignore[arg-type]  # given by the server
+        super().__init__(*arguments)  # type: ignore[arg-type]  # passed by the server
 
-    def do_CONNECT(self) -> None:  # the library's name
+    def do_CONNECT(self) -> None:
         if status := self._proxy.refusal(self.path, self.headers.get("Proxy-Authorization")):
             self.send_error(status)
             return
         with socket.create_connection(self._proxy.server_of(self.path)) as upstream:
             self.send_response(200)
             self.end_headers()
-            back = Thread(target=_copy, args=[upstream, self.connection], daemon=True)
-            back.start()
+            responses = Thread(target=_copy, args=[upstream, self.connection], daemon=True)
+            responses.start()
             _copy(self.connection, upstream)
-            back.join()
+            responses.join()
         self.close_connection = True
 
     def _forward(self) -> None:
@@ -107,10 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         connection.close()
 
-    do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = _forward  # noqa: N815 - the library's names
+    do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = _forward  # noqa: N815 - the names of http.server
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-        pass
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of http.server
+        """Log nothing."""
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The VPN client behaves as the tailscale container does."""
+"""The simulated tailscale container behaves like the real one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tests.simulators.serve import serve
 from tests.simulators.vpn_client import KeyFileUnusableError, VpnClient, set_address
 
 
+def headscale_of(version: str) -> HeadscaleSimulator:
+    """Return a server that reports a disconnected node as offline immediately."""
+    headscale = HeadscaleSimulator(version, offline_grace=timedelta(0))
+    headscale.add_user("svc")
+    return headscale
+
+
 @pytest.fixture
-def sim() -> HeadscaleSimulator:
-    """A server that reports a disconnected node as offline immediately."""
-    return headscale("0.28.0")
-
-
-def headscale(version: str) -> HeadscaleSimulator:
-    sim = HeadscaleSimulator(version, offline_grace=timedelta(0))
-    sim.add_user("svc")
-    return sim
+def headscale() -> HeadscaleSimulator:
+    return headscale_of("0.28.0")
 
 
 @pytest.fixture
@@ -35,78 +35,80 @@ def key_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_client_registers_and_connects(sim: HeadscaleSimulator, key_file: Path, served: bool) -> None:
-    key_file.write_text(f"\n {sim.create_key('svc').key} \r\n")
-    with serve(sim) as url:
-        client = VpnClient(url if served else sim, key_file=key_file, hostname="a.example.com")
+def test_client_registers_and_connects(headscale: HeadscaleSimulator, key_file: Path, served: bool) -> None:
+    key_file.write_text(f"\n {headscale.create_key('svc').key} \r\n")
+    with serve(headscale) as url:
+        client = VpnClient(url if served else headscale, key_file=key_file, hostname="a.example.com")
         node = client.start()
-        assert sim.online(node.node_id)
+        assert headscale.online(node.node_id)
         assert node.addresses == client.addresses == ("100.64.0.1", "fd7a:115c:a1e0::1")
         moved = client.change_address()
         assert moved.addresses == client.addresses != node.addresses
         client.stop()
-        assert not sim.online(node.node_id)
+        assert not headscale.online(node.node_id)
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])
-def test_missing_key_is_an_error(sim: HeadscaleSimulator, key_file: Path, content: str | None) -> None:
+def test_missing_key_is_an_error(headscale: HeadscaleSimulator, key_file: Path, content: str | None) -> None:
     if content is not None:
         key_file.write_text(content)
     with pytest.raises(KeyFileUnusableError):
-        VpnClient(sim, key_file=key_file, hostname="a1").start()
+        VpnClient(headscale, key_file=key_file, hostname="a1").start()
 
 
 @pytest.mark.parametrize("served", [False, True])
-def test_unknown_key_is_refused(sim: HeadscaleSimulator, key_file: Path, served: bool) -> None:
+def test_unknown_key_is_refused(headscale: HeadscaleSimulator, key_file: Path, served: bool) -> None:
     key_file.write_text("hskey-auth-nonsense")
-    with serve(sim) as url, pytest.raises(RegistrationRefusedError, match="invalid pre auth key"):
-        VpnClient(url if served else sim, key_file=key_file, hostname="a1").start()
+    with serve(headscale) as url, pytest.raises(RegistrationRefusedError, match="invalid pre auth key"):
+        VpnClient(url if served else headscale, key_file=key_file, hostname="a1").start()
 
 
 @pytest.mark.parametrize("version", DEFAULT)
 def test_client_with_state_needs_a_key_only_if_its_node_was_deleted(
     version: str, key_file: Path, tmp_path: Path
 ) -> None:
-    sim = headscale(version)
-    key_file.write_text(sim.create_key("svc").key)
-    first = VpnClient(sim, key_file=key_file, hostname="a1", state_dir=tmp_path)
+    headscale = headscale_of(version)
+    key_file.write_text(headscale.create_key("svc").key)
+    first = VpnClient(headscale, key_file=key_file, hostname="a1", state_dir=tmp_path)
     node = first.start()
     first.stop()
-    client = VpnClient(sim, key_file=key_file, hostname="a1", state_dir=tmp_path)
+    client = VpnClient(headscale, key_file=key_file, hostname="a1", state_dir=tmp_path)
     assert client.start() == node
-    sim.delete_node(1)
+    headscale.delete_node(1)
     with pytest.raises(RegistrationRefusedError, match="used"):
         client.start()
-    key_file.write_text(sim.create_key("svc").key)
+    key_file.write_text(headscale.create_key("svc").key)
     assert client.start().node_id == 2
     assert client.machine_key == first.machine_key
 
 
-def test_client_without_state_is_another_machine(sim: HeadscaleSimulator, key_file: Path) -> None:
-    key_file.write_text(sim.create_key("svc", reusable=True).key)
-    client = VpnClient(sim, key_file=key_file, hostname="a1")
+def test_client_without_state_registers_another_node_at_each_start(
+    headscale: HeadscaleSimulator, key_file: Path
+) -> None:
+    key_file.write_text(headscale.create_key("svc", reusable=True).key)
+    client = VpnClient(headscale, key_file=key_file, hostname="a1")
     assert client.start() != client.start()
     client.stop(cleanly=False)
-    # The server has not noticed.
-    assert sim.online(2)
+    # The server has not detected the end of the connection yet.
+    assert headscale.online(2)
 
 
 def interface_addresses(name: str) -> set[str]:
     """Return the global addresses of an interface; none if it does not exist."""
     command = ["ip", "-json", "address", "show", "dev", name]
-    shown = subprocess.run(command, check=False, capture_output=True, text=True)
-    interfaces = json.loads(shown.stdout) if shown.returncode == 0 else []
-    found = [address for interface in interfaces for address in interface["addr_info"]]
-    return {address["local"] for address in found if address["scope"] == "global"}
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    interfaces = json.loads(done.stdout) if done.returncode == 0 else []
+    addresses = [address for interface in interfaces for address in interface["addr_info"]]
+    return {address["local"] for address in addresses if address["scope"] == "global"}
 
 
-def test_interface_has_only_the_current_addresses(sim: HeadscaleSimulator, key_file: Path) -> None:
+def test_interface_has_only_the_current_addresses(headscale: HeadscaleSimulator, key_file: Path) -> None:
     try:
         set_address("simtest0", "100.64.0.1")
     except OSError as error:
         pytest.skip(f"needs `ip` and CAP_NET_ADMIN: {error}")
-    key_file.write_text(sim.create_key("svc").key)
-    client = VpnClient(sim, key_file=key_file, hostname="a1", interface="simtest0")
+    key_file.write_text(headscale.create_key("svc").key)
+    client = VpnClient(headscale, key_file=key_file, hostname="a1", interface="simtest0")
     try:
         client.start()
         client.change_address()
@@ -116,20 +118,19 @@ def test_interface_has_only_the_current_addresses(sim: HeadscaleSimulator, key_f
     assert interface_addresses("simtest0") == set()
 
 
-def test_client_as_a_process(sim: HeadscaleSimulator, key_file: Path, repository: Path) -> None:
-    key_file.write_text(sim.create_key("svc").key)
+def test_program_runs_one_client_until_sigterm(headscale: HeadscaleSimulator, key_file: Path, repository: Path) -> None:
+    key_file.write_text(headscale.create_key("svc").key)
     module = [sys.executable, "-m", "tests.simulators.vpn_client"]
     options = ["--key-file", str(key_file), "--hostname", "a.example.com"]
     with (
-        serve(sim) as url,
+        serve(headscale) as url,
         subprocess.Popen(
             [*module, "--control", url, *options], cwd=repository, stdout=subprocess.PIPE, text=True
         ) as process,
     ):
         assert process.stdout is not None
-        started = json.loads(process.stdout.readline())
-        assert started == {"nodeId": 1, "addresses": ["100.64.0.1", "fd7a:115c:a1e0::1"]}
-        assert sim.online(1)
+        assert json.loads(process.stdout.readline()) == {"nodeId": 1, "addresses": ["100.64.0.1", "fd7a:115c:a1e0::1"]}
+        assert headscale.online(1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
-        assert not sim.online(1)
+        assert not headscale.online(1)

@@ -1,4 +1,7 @@
-"""Simulates the tailscale container: reads the key file, registers, connects and assigns the address."""
+"""A simulated tailscale container. It reads the key file, registers, connects, and adds its addresses to an interface.
+
+Run as a program, it is one container that runs until SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ TIMEOUT_S = 10.0
 
 
 class KeyFileUnusableError(Exception):
-    """The key file is missing or empty. The container exits or waits forever."""
+    """The key file is missing or empty. The real container would exit or wait forever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The persistent state of the client."""
+    """The state that a client keeps in a file."""
 
     machine_key: str
     node_key: str
@@ -36,7 +39,7 @@ class Identity:
 
     @classmethod
     def new(cls) -> Identity:
-        """Return the state of a machine that never registered."""
+        """Return the state of a machine that has never registered."""
         source = random.SystemRandom()
         machine_key, node_key = (f"{source.getrandbits(256):064x}" for _ in range(2))
         return cls(machine_key=f"mkey:{machine_key}", node_key=f"nodekey:{node_key}")
@@ -44,14 +47,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """The server's response about this node."""
+    """The node in the server's response to a registration."""
 
     node_id: int
     addresses: tuple[str, ...]
 
 
-class _Local:
-    """Control by a simulator in this process."""
+class _LocalServer:
+    """A simulated Headscale in this process."""
 
     def __init__(self, simulator: HeadscaleSimulator) -> None:
         self._simulator = simulator
@@ -74,8 +77,8 @@ class _Local:
         return Registered(node_id=node_id, addresses=self._simulator.readdress(node_id).addresses)
 
 
-class _Remote:
-    """Control by a simulator that is served on loopback."""
+class _RemoteServer:
+    """A simulated Headscale that is served on loopback. It has endpoints for this client."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -89,19 +92,20 @@ class _Remote:
         return response.raise_for_status()
 
     def register(self, key: str | None, hostname: str, identity: Identity) -> Registered:
-        asked = {
+        body = {
             "key": key,
             "hostname": hostname,
             "machineKey": identity.machine_key,
             "nodeKey": identity.node_key,
         }
-        return self._registered(self._post("register", asked))
+        return self._registered(self._post("register", body))
 
     def connect(self, node_id: int) -> None:
         self._post("connect", {"nodeId": node_id})
 
     def disconnect(self, node_id: int, *, silently: bool) -> None:
-        with suppress(httpx.TransportError):  # The server has closed the connection.
+        # A test can have stopped the server.
+        with suppress(httpx.TransportError):
             self._post("disconnect", {"nodeId": node_id, "silently": silently})
 
     def readdress(self, node_id: int) -> Registered:
@@ -129,15 +133,15 @@ class VpnClient:
         """Configure the container. `start` starts it.
 
         Args:
-            control: a simulator in this process, or the URL of one.
+            control: a simulated Headscale in this process, or the URL of one.
             key_file: the path in `TS_AUTHKEY=file:`.
             hostname: `TS_HOSTNAME`.
-            state_dir: where the state survives; None = it is lost with the process.
-            auth_once: `TS_AUTH_ONCE`: a node with state shows no key as long as the server knows it.
-            interface: where to put the addresses, such as `tailscale0`; None = nowhere.
-            netns: network namespace of the interface; None = this one.
+            state_dir: the folder of the state; None = each start is that of a new machine.
+            auth_once: `TS_AUTH_ONCE`: a client with state sends the key only if the server does not know its node.
+            interface: the interface that gets the addresses, such as `tailscale0`; None = none.
+            netns: the network namespace of the interface; None = that of this process.
         """
-        self._control = _Remote(control) if isinstance(control, str) else _Local(control)
+        self._server = _RemoteServer(control) if isinstance(control, str) else _LocalServer(control)
         self._key_file = key_file
         self._hostname = hostname
         self._state_dir = state_dir
@@ -149,59 +153,63 @@ class VpnClient:
 
     @property
     def node_id(self) -> int | None:
-        """The id of its node."""
+        """The id of the client's node; None if it has never registered."""
         return self._identity.node_id
 
     @property
     def machine_key(self) -> str:
-        """Its machine key, with `mkey:`."""
+        """The client's machine key, including the prefix `mkey:`."""
         return self._identity.machine_key
 
     def start(self) -> Registered:
-        """Start the container: log in if needed, connect, assign the addresses.
+        """Start the container: register, connect, and add the addresses to the interface.
 
         Raises:
             KeyFileUnusableError: a key is needed, and the file does not contain one.
             RegistrationRefusedError: the server refused the registration.
         """
         self._identity = self._load()
-        node = self._logged_in()
+        node = self._register()
         self._identity = Identity(
             machine_key=self._identity.machine_key, node_key=self._identity.node_key, node_id=node.node_id
         )
         self._save()
-        self._control.connect(node.node_id)
-        self._show(node)
+        self._server.connect(node.node_id)
+        self._set_addresses(node)
         return node
 
     def change_address(self) -> Registered:
-        """Get new addresses from the server, and assign them.
+        """Let the server assign new addresses, and replace those of the interface.
 
         Raises:
             NodeGoneError: the node was deleted.
         """
         if self.node_id is None:
             raise NodeGoneError("not registered")
-        node = self._control.readdress(self.node_id)
-        self._show(node)
+        node = self._server.readdress(self.node_id)
+        self._set_addresses(node)
         return node
 
     def stop(self, *, cleanly: bool = True) -> None:
-        """Stop the container. If it is killed, the server reports its node as online for another 15 minutes."""
+        """Stop the container.
+
+        Args:
+            cleanly: False = it is killed, and the server reports its node as online for another 15 minutes.
+        """
         if self.node_id is not None:
-            self._control.disconnect(self.node_id, silently=not cleanly)
+            self._server.disconnect(self.node_id, silently=not cleanly)
         if self._interface is not None:
             remove_interface(self._interface, netns=self._netns)
         self.addresses = ()
 
-    def _logged_in(self) -> Registered:
-        """Log in, first without the key if the container does that."""
+    def _register(self) -> Registered:
+        """Register, with TS_AUTH_ONCE first without the key."""
         if self._auth_once and self._identity.node_id is not None:
             try:
-                return self._control.register(None, self._hostname, self._identity)
+                return self._server.register(None, self._hostname, self._identity)
             except RegistrationRefusedError:
-                pass  # The client is in the state NeedsLogin, so it sends the key.
-        return self._control.register(self._key(), self._hostname, self._identity)
+                pass  # Tailscale's state is NeedsLogin, so the container sends the key.
+        return self._server.register(self._key(), self._hostname, self._identity)
 
     def _key(self) -> str:
         try:
@@ -209,10 +217,10 @@ class VpnClient:
         except OSError as error:
             raise KeyFileUnusableError(f"cannot read the key file: {error.strerror}") from error
         if not key:
-            raise KeyFileUnusableError("the key file is empty: the container would wait in vain")
+            raise KeyFileUnusableError("the key file is empty: the container would wait forever")
         return key
 
-    def _show(self, node: Registered) -> None:
+    def _set_addresses(self, node: Registered) -> None:
         self.addresses = node.addresses
         if self._interface is not None:
             for address in node.addresses:
@@ -235,17 +243,19 @@ def _ip(netns: str | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
-KINDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add name {} type bridge")
-"""Ways to create an interface, the most realistic first. Not every kernel supports all."""
+CREATE_COMMANDS = ("tuntap add mode tun dev {}", "link add name {} type dummy", "link add name {} type bridge")
+"""Commands that create an interface, the most realistic first. Not every kernel supports every type of interface."""
 
 
 def set_address(interface: str, address: str, netns: str | None = None) -> None:
-    """Make this the interface's only address of its family. Requires CAP_NET_ADMIN and `ip`.
+    """Make this the interface's only address of its family, and create the interface if it does not exist.
+
+    This requires CAP_NET_ADMIN and the program `ip`.
 
     Raises:
         OSError: `ip` failed.
     """
-    _make_interface(interface, netns)
+    _create_interface(interface, netns)
     if ":" in address:
         _run_ip(netns, "-6", "address", "flush", "dev", interface, "scope", "global")
         _run_ip(netns, "address", "add", f"{address}/128", "dev", interface, "nodad")
@@ -255,12 +265,12 @@ def set_address(interface: str, address: str, netns: str | None = None) -> None:
     _run_ip(netns, "link", "set", interface, "up")
 
 
-def _make_interface(interface: str, netns: str | None) -> None:
+def _create_interface(interface: str, netns: str | None) -> None:
     if _ip(netns, "link", "show", "dev", interface).returncode == 0:
         return
     errors = []
-    for kind in KINDS:
-        done = _ip(netns, *kind.format(interface).split())
+    for command in CREATE_COMMANDS:
+        done = _ip(netns, *command.format(interface).split())
         if done.returncode == 0:
             return
         errors.append(done.stderr.strip())
@@ -281,18 +291,18 @@ def remove_interface(interface: str, netns: str | None = None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one client until SIGTERM.
 
-    Prints one line of JSON, `nodeId` and `addresses`, once it is connected.
+    When it is connected, it prints a line of JSON with `nodeId` and `addresses`.
 
     Returns:
-        Exit status: 0 stopped on request, 1 could not log in.
+        The exit status: 0 = stopped by a signal, 1 = it could not register.
     """
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--control", required=True, metavar="URL", help="where the simulated Headscale is served")
+    parser.add_argument("--control", required=True, metavar="URL", help="URL of the simulated Headscale")
     parser.add_argument("--key-file", required=True, type=Path, metavar="PATH")
     parser.add_argument("--hostname", required=True)
-    parser.add_argument("--state-dir", type=Path, metavar="DIRECTORY", help="default: the state is lost")
-    parser.add_argument("--interface", help="put the addresses there, as a dummy interface")
-    parser.add_argument("--netns", help="the interface's network namespace")
+    parser.add_argument("--state-dir", type=Path, metavar="DIRECTORY", help="folder of the state; default: no state")
+    parser.add_argument("--interface", help="interface that gets the addresses; default: none")
+    parser.add_argument("--netns", help="network namespace of the interface")
     options = parser.parse_args(arguments)
     client = VpnClient(
         options.control,
