@@ -1,6 +1,6 @@
-"""A small Kubernetes API with RBAC: Secrets, pods, and exec in their containers.
+"""A simulated Kubernetes API with RBAC: Secrets, Events, pods, and commands in the containers of pods (exec).
 
-It has to be served on loopback, because a command's output is sent over a real websocket.
+The output of a command is sent over a websocket, as version 4 or 5 of the subprotocol for exec defines it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import base64
 import json
 import re
 import socket
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from tests.simulators.websocket import CLOSING, PING, close, frame, read_pong, u
 V4: Final = "v4.channel.k8s.io"
 V5: Final = "v5.channel.k8s.io"
 
+# Channels of the subprotocol. The first byte of each message is its channel.
 STDOUT: Final = 1
 STDERR: Final = 2
 ERROR: Final = 3
@@ -37,10 +37,10 @@ CLOSE_CHANNEL: Final = 255
 
 SERVICE_ACCOUNT: Final = "system:serviceaccount:grafana:grafana"
 
-_PIECE: Final = 32 * 1024
-"""The buffer size of the kubelet."""
+_MAX_MESSAGE_BYTES: Final = 32 * 1024
+"""The buffer size of the kubelet, which splits longer output."""
 
-_PING: Final = b"are you there"
+_PING: Final = b"ping"
 
 _REASONS: Final = {
     400: "BadRequest",
@@ -61,8 +61,9 @@ class SimulatedPod:
     """A pod.
 
     Attributes:
-        containers: programs by container name and program name.
-        owner: kind of its controller, such as `StatefulSet`.
+        containers: the programs of each container, by container name and program name.
+        owner: the kind of its controller, such as `StatefulSet`.
+        is_terminating: the pod has been deleted, and its containers are being stopped.
     """
 
     namespace: str
@@ -76,8 +77,8 @@ class SimulatedPod:
     phase: str
     is_terminating: bool
 
-    def shown(self) -> dict[str, Any]:
-        """Return the essential part of its JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the part of its JSON that the program reads."""
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": self.namespace,
@@ -101,15 +102,15 @@ class SimulatedPod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecFault:
-    """A fault of a command after its connection is established.
+    """A fault of a command after its connection has been established.
 
     Attributes:
-        before: bytes to send before the command's standard output.
-        instead: the result to send instead of running the command.
+        before: bytes that are sent before the command's standard output.
+        instead: the result that is sent without running the command.
         cut_after: bytes of standard output after which the connection is reset; None = it is not reset.
         status: whether the exit status is sent.
-        hang: run the command, but send nothing until the client closes the connection.
-        stall: send half of a frame, and nothing more.
+        hang: the command is run, but nothing is sent until the client closes the connection.
+        stall: half of a frame is sent, and nothing more.
         start_error: why the container runtime could not start the command; "" = it could.
     """
 
@@ -123,7 +124,9 @@ class ExecFault:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Order:
+class _QueuedFault:
+    """A fault, and the commands that it affects. The attributes are described at `add_exec_fault`."""
+
     fault: ExecFault
     command: re.Pattern[str]
     times: int | None
@@ -132,6 +135,8 @@ class _Order:
 
 @dataclass(slots=True)
 class _Rule:
+    """A rule of a Role."""
+
     namespace: str
     groups: Sequence[str]
     resources: Sequence[str]
@@ -150,7 +155,7 @@ class _Rule:
 
 
 class _RefusedError(Exception):
-    """A request that is refused, with a Status of the API."""
+    """A refused request. The response contains a `Status` object."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -170,12 +175,20 @@ class _RefusedError(Exception):
 
 
 class KubernetesSimulator(Upstream):
-    """One API server and one service account.
+    """An API server and one service account.
 
     Args:
-        minor: minor version; from 35 on, a websocket also needs the verb create.
-        subprotocols: supported for the websocket of a command.
-        now: returns the server's time, which is sent with each response; None = it is not sent in memory.
+        minor: the minor version of Kubernetes. From 35 on, exec over a websocket needs the verb create, too.
+        subprotocols: the supported subprotocols for commands.
+        now: returns the server's time, aware UTC, for the Date header of responses; None = the header is not sent.
+
+    Attributes:
+        token: the token of the service account.
+        account: the name of the service account.
+        events: the Events.
+        is_starting: the server is not ready, and refuses every token.
+        token_pod: the name and uid of the pod to which the token is bound; None = it is not bound to a pod.
+        used_subprotocols: the subprotocol of each command.
     """
 
     def __init__(
@@ -190,20 +203,16 @@ class KubernetesSimulator(Upstream):
         self.minor = minor
         self.subprotocols = subprotocols
         self.token = "eyJhbGciOiJSUzI1NiJ9.token-0.signature"
-        self.is_starting = False
-        """True if the server is not ready and refuses every token."""
-        self.used_subprotocols: list[str] = []
-        """The subprotocol of each command."""
         self.account = SERVICE_ACCOUNT
         self.events = Events()
+        self.is_starting = False
         self.token_pod: tuple[str, str] | None = ("grafana-0", "00000000-0000-4000-8000-000000000000")
-        """The name and uid of the pod that the token is bound to; None = it is bound to none."""
+        self.used_subprotocols: list[str] = []
         self._secrets: dict[tuple[str, str], dict[str, str]] = {}
         self._pods: list[SimulatedPod] = []
         self._rules: list[_Rule] = []
-        self._orders: list[_Order] = []
+        self._exec_faults: list[_QueuedFault] = []
         self._numbers = count(1)
-        self._abandoned = threading.Event()
 
     # --- Actions of a test --------------------------------------------------------------------------
 
@@ -236,7 +245,7 @@ class KubernetesSimulator(Upstream):
         is_terminating: bool = False,
         age: timedelta = timedelta(hours=1),
     ) -> SimulatedPod:
-        """Add a pod. By default it has the recommended labels of Headscale."""
+        """Add a pod. By default, it has the label by which the program finds Headscale's pod."""
         pod = SimulatedPod(
             namespace=namespace,
             name=name,
@@ -254,7 +263,7 @@ class KubernetesSimulator(Upstream):
         return pod
 
     def change_pod(self, pod: SimulatedPod, **changes: Any) -> SimulatedPod:
-        """Change attributes of a pod, such as its readiness."""
+        """Change attributes of a pod, such as `ready`, and return the changed pod."""
         changed = replace(pod, **changes)
         with self.lock:
             self._pods[self._pods.index(pod)] = changed
@@ -266,7 +275,7 @@ class KubernetesSimulator(Upstream):
             self._pods.remove(pod)
 
     def allow(self, namespace: str, *rules: Mapping[str, Any]) -> None:
-        """Give the service account the rules of a Role, as a manifest has them."""
+        """Give the service account the rules of a Role, in the format of a manifest."""
         with self.lock:
             for rule in rules:
                 names = rule.get("resourceNames", ())
@@ -282,12 +291,12 @@ class KubernetesSimulator(Upstream):
 
         Args:
             fault: the fault.
-            command: regular expression searched in the command, whose words are joined by spaces.
-            times: the number of commands with the fault; None = all.
-            after: the number of earlier commands without the fault.
+            command: regular expression that is searched in the command, whose words are joined by spaces.
+            times: how many commands are affected; None = all.
+            after: how many matching commands before these are not affected.
         """
         with self.lock:
-            self._orders.append(_Order(fault=fault, command=re.compile(command), times=times, after=after))
+            self._exec_faults.append(_QueuedFault(fault=fault, command=re.compile(command), times=times, after=after))
 
     @property
     def pods(self) -> list[SimulatedPod]:
@@ -325,43 +334,45 @@ class KubernetesSimulator(Upstream):
 
     def _answer(self, request: Request) -> Response:
         if request.path == "/readyz":
-            # Readable without credentials, by the ClusterRole system:public-info-viewer.
+            # The ClusterRole system:public-info-viewer allows everyone to read this path.
             return text_response("readyz check failed", 500) if self.is_starting else text_response("ok", 200)
         self._check_token(request)
         match request.path.strip("/").split("/"):
             case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "GET":
-                self._check_right("get", "secrets", namespace, name)
+                self._check_permission("get", "secrets", namespace, name)
                 return self._secret(namespace, name)
             case ["api", "v1", "namespaces", namespace, "secrets", name] if request.method == "PATCH":
-                self._check_right("patch", "secrets", namespace, name)
+                self._check_permission("patch", "secrets", namespace, name)
                 self._patch_secret(self._secrets.get((namespace, name)), json.loads(request.body))
                 return self._secret(namespace, name)
             case ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"] if request.method == "POST":
-                wanted = json.loads(request.body)["spec"]["resourceAttributes"]
-                right = wanted["verb"], wanted["resource"], wanted["namespace"], wanted.get("name")
-                allowed = any(rule.allows(*right) for rule in self._rules)
+                access = json.loads(request.body)["spec"]["resourceAttributes"]
+                permission = access["verb"], access["resource"], access["namespace"], access.get("name")
+                allowed = any(rule.allows(*permission) for rule in self._rules)
                 return json_response({"status": {"allowed": allowed}}, 201)
             case ["apis", "authentication.k8s.io", *_] | ["apis", "events.k8s.io", *_]:
-                return self._answer_about_events(request)
+                return self._answer_for_events(request)
             case ["api", "v1", "namespaces", namespace, "pods"] if request.method == "GET":
-                self._check_right("list", "pods", namespace, None)
+                self._check_permission("list", "pods", namespace, None)
                 return self._list_pods(namespace, request.parameters.get("labelSelector", ""))
         raise _RefusedError(404, "the server could not find the requested resource")
 
-    def _answer_about_events(self, request: Request) -> Response:
+    def _answer_for_events(self, request: Request) -> Response:
+        """Execute a request that is needed to write Events."""
         match request.method, *request.path.strip("/").split("/"):
             case ["POST", "apis", "authentication.k8s.io", "v1", "selfsubjectreviews"]:
                 return json_response({"kind": "SelfSubjectReview", "status": {"userInfo": self._user()}}, 201)
             case ["POST", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events"]:
-                self._check_right("create", "events", namespace, None, "events.k8s.io")
-                return json_response(self.events.create(namespace, _sent(request, "application/json")), 201)
+                self._check_permission("create", "events", namespace, None, "events.k8s.io")
+                return json_response(self.events.create(namespace, _json_body(request, "application/json")), 201)
             case ["PATCH", "apis", "events.k8s.io", "v1", "namespaces", namespace, "events", name]:
-                self._check_right("patch", "events", namespace, name, "events.k8s.io")
-                patch = _sent(request, "application/merge-patch+json")
+                self._check_permission("patch", "events", namespace, name, "events.k8s.io")
+                patch = _json_body(request, "application/merge-patch+json")
                 return json_response(self.events.patch(namespace, name, patch))
         raise _RefusedError(404, "the server could not find the requested resource")
 
     def _user(self) -> dict[str, Any]:
+        """Return the user of a SelfSubjectReview."""
         extra = {}
         if self.token_pod is not None:
             name, uid = self.token_pod
@@ -374,15 +385,14 @@ class KubernetesSimulator(Upstream):
         if self.is_starting or scheme.lower() != "bearer" or token != self.token:
             raise _RefusedError(401, "Unauthorized")
 
-    def _check_right(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> None:
+    def _check_permission(self, verb: str, resource: str, namespace: str, name: str | None, group: str = "") -> None:
         if not any(rule.allows(verb, resource, namespace, name, group) for rule in self._rules):
             plural, _, _ = resource.partition("/")
-            what = f'{plural} "{name}"' if name else plural
+            object_name = f'{plural} "{name}"' if name else plural
             raise _RefusedError(
                 403,
-                f'{what} is forbidden: User "{self.account}" cannot {verb} resource "{resource}" in API group '
-                f'"{group}" '
-                f'in the namespace "{namespace}"',
+                f'{object_name} is forbidden: User "{self.account}" cannot {verb} resource "{resource}" in API group '
+                f'"{group}" in the namespace "{namespace}"',
             )
 
     def _secret(self, namespace: str, name: str) -> Response:
@@ -417,9 +427,9 @@ class KubernetesSimulator(Upstream):
                 values[key] = base64.b64decode(value).decode()
 
     def _list_pods(self, namespace: str, selector: str) -> Response:
-        wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
+        labels = dict(label.split("=", 1) for label in selector.split(",") if label)
         items = [
-            pod.shown() for pod in self._pods if pod.namespace == namespace and wanted.items() <= pod.labels.items()
+            pod.to_json() for pod in self._pods if pod.namespace == namespace and labels.items() <= pod.labels.items()
         ]
         body = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items}
         return json_response(body)
@@ -431,7 +441,7 @@ class KubernetesSimulator(Upstream):
         try:
             fault = self.faults.take(request.method, request.target)
             if fault is not None:
-                response = apply_fault(fault, self.faults, request, lambda _stale: Response(status=500))
+                response = apply_fault(fault, self.faults, request, lambda _from_previous_state: Response(status=500))
                 status = response.status
                 return response
             try:
@@ -453,9 +463,9 @@ class KubernetesSimulator(Upstream):
         with self.lock:
             self._check_token(request)
             *_, namespace, _, name, _ = request.path.split("/")
-            self._check_right("get", "pods/exec", namespace, name)
+            self._check_permission("get", "pods/exec", namespace, name)
             if self.minor >= 35:
-                self._check_right("create", "pods/exec", namespace, name)
+                self._check_permission("create", "pods/exec", namespace, name)
             pod = next((pod for pod in self._pods if (pod.namespace, pod.name) == (namespace, name)), None)
             if pod is None:
                 raise _RefusedError(404, f'pods "{name}" not found')
@@ -469,39 +479,40 @@ class KubernetesSimulator(Upstream):
             if container not in pod.containers:
                 raise _RefusedError(400, f"container {container} is not valid for pod {name}")
             offered = request.headers.get("sec-websocket-protocol", "").replace(" ", "").split(",")
-            spoken = [subprotocol for subprotocol in offered if subprotocol in self.subprotocols]
-            if request.headers.get("upgrade", "").lower() != "websocket" or not spoken:
+            subprotocol = next((subprotocol for subprotocol in offered if subprotocol in self.subprotocols), None)
+            if request.headers.get("upgrade", "").lower() != "websocket" or subprotocol is None:
                 raise _RefusedError(400, "unable to upgrade: unknown subprotocol")
-            self.used_subprotocols.append(spoken[0])
+            self.used_subprotocols.append(subprotocol)
             command = request.parameters.all("command")[0]
-            return pod.containers[container].get(command), spoken[0]
+            return pod.containers[container].get(command), subprotocol
 
     def _run(self, request: Request, program: Program | None, subprotocol: str) -> Response:
         """Run the program, and send its output over a websocket."""
         # The first message on each channel is empty.
         opening = b"".join(frame(bytes([channel])) for channel in (STDOUT, STDERR, ERROR)) + frame(_PING, PING)
-        written, failure = self._written(request, program, subprotocol)
-        upgrade = upgrade_headers(request.headers["sec-websocket-key"], subprotocol)
+        output, failure = self._output(request, program, subprotocol)
+        headers = upgrade_headers(request.headers["sec-websocket-key"], subprotocol)
         if request.connection is not None:
-            self._serve(request.connection, upgrade, opening, written, failure)
-        connection = MemoryConnection(opening + written + (b"" if failure else CLOSING), failure)
-        return Response(status=101, headers=upgrade, connection=connection)
+            self._send(request.connection, headers, opening, output, failure)
+        connection = MemoryConnection(opening + output + (b"" if failure else CLOSING), failure)
+        return Response(status=101, headers=headers, connection=connection)
 
-    def _serve(
+    def _send(
         self,
         connection: socket.socket,
-        upgrade: Mapping[str, str],
+        headers: Mapping[str, str],
         opening: bytes,
-        written: bytes,
+        output: bytes,
         failure: httpx.TransportError | None,
     ) -> NoReturn:
-        head = "".join(f"{name}: {value}\r\n" for name, value in upgrade.items())
-        connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{head}\r\n".encode() + opening)
+        """Send a response over a real connection."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n".encode() + opening)
         if read_pong(connection) != _PING:
             _end("the client did not answer the ping")
-        connection.sendall(written)
+        connection.sendall(output)
         if isinstance(failure, httpx.ReadTimeout):
-            # Until the client has closed the connection.
+            # Wait until the client has closed the connection.
             connection.settimeout(60)
             while connection.recv(4096):
                 pass
@@ -512,12 +523,12 @@ class KubernetesSimulator(Upstream):
         close(connection)
         _end("the command has ended")
 
-    def _written(
+    def _output(
         self, request: Request, program: Program | None, subprotocol: str
     ) -> tuple[bytes, httpx.TransportError | None]:
-        """Return what is sent after the ping, and how the connection fails then; None = it does not."""
+        """Return the frames that are sent after the ping, and the failure of the connection after them, if any."""
         argv = request.parameters.all("command")
-        fault = self._fault_of(" ".join(argv))
+        fault = self._take_exec_fault(" ".join(argv))
         if program is None:
             fault = ExecFault(start_error=f'exec: "{argv[0]}": executable file not found in $PATH: unknown')
         finished = fault.instead or (program(argv) if program and not fault.start_error else Finished())
@@ -527,42 +538,45 @@ class KubernetesSimulator(Upstream):
             return half if fault.stall else b"", httpx.ReadTimeout(TIMED_OUT)
         if fault.cut_after is not None:
             return _messages(STDOUT, stdout[: fault.cut_after]), httpx.ReadError("[Errno 104] Connection reset by peer")
-        # Output that was not requested is not sent.
-        written = _messages(STDOUT, stdout) if _is_requested(request, "stdout") else b""
-        written += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""
+        # Only the requested streams are sent.
+        output = _messages(STDOUT, stdout) if _is_requested(request, "stdout") else b""
+        output += _messages(STDERR, finished.stderr) if _is_requested(request, "stderr") else b""
         if subprotocol == V5:
-            written += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
+            output += frame(bytes([CLOSE_CHANNEL, STDOUT])) + frame(bytes([CLOSE_CHANNEL, STDERR]))
         if fault.status:
-            status = _not_started(fault.start_error) if fault.start_error else _ended(finished.exit_status)
-            written += _messages(ERROR, json.dumps(status).encode())
-        return written, None
+            status = _start_failure(fault.start_error) if fault.start_error else _exit_status(finished.exit_status)
+            output += _messages(ERROR, json.dumps(status).encode())
+        return output, None
 
-    def _fault_of(self, command: str) -> ExecFault:
+    def _take_exec_fault(self, command: str) -> ExecFault:
+        """Return the fault for a command, and count its use. Without a fault, return one that has no effect."""
         with self.lock:
-            for order in self._orders:
-                if order.command.search(command) is None:
+            for queued in self._exec_faults:
+                if queued.command.search(command) is None:
                     continue
-                if order.after > 0:
-                    order.after -= 1
+                if queued.after > 0:
+                    queued.after -= 1
                     continue
-                if order.times is not None:
-                    order.times -= 1
-                    if order.times <= 0:
-                        self._orders.remove(order)
-                return order.fault
+                if queued.times is not None:
+                    queued.times -= 1
+                    if queued.times <= 0:
+                        self._exec_faults.remove(queued)
+                return queued.fault
         return ExecFault()
 
 
 def _messages(channel: int, data: bytes) -> bytes:
-    pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
-    return b"".join(frame(bytes([channel]) + piece) for piece in pieces)
+    """Return the frames with which data is sent on a channel."""
+    parts = (data[start : start + _MAX_MESSAGE_BYTES] for start in range(0, len(data), _MAX_MESSAGE_BYTES))
+    return b"".join(frame(bytes([channel]) + part) for part in parts)
 
 
-def _sent(request: Request, kind: str) -> dict[str, Any]:
-    if request.headers.get("content-type") != kind:
+def _json_body(request: Request, content_type: str) -> dict[str, Any]:
+    """Return the body of a request, or refuse another content type."""
+    if request.headers.get("content-type") != content_type:
         raise _RefusedError(415, "the body of the request was in an unknown format")
-    sent: dict[str, Any] = request.json()
-    return sent
+    body: dict[str, Any] = request.json()
+    return body
 
 
 def _is_requested(request: Request, stream: str) -> bool:
@@ -570,11 +584,12 @@ def _is_requested(request: Request, stream: str) -> bool:
 
 
 def _end(reason: str) -> NoReturn:
-    """Detach the server from this connection."""
+    """End the handling of this connection, which is no HTTP connection anymore."""
     raise ConnectionAbortedError(reason)
 
 
-def _ended(exit_status: int) -> dict[str, Any]:
+def _exit_status(exit_status: int) -> dict[str, Any]:
+    """Return the `Status` object of a command that has ended."""
     if exit_status == 0:
         return {"metadata": {}, "status": "Success"}
     return {
@@ -586,7 +601,8 @@ def _ended(exit_status: int) -> dict[str, Any]:
     }
 
 
-def _not_started(reason: str) -> dict[str, Any]:
+def _start_failure(reason: str) -> dict[str, Any]:
+    """Return the `Status` object of a command that could not be started."""
     return {
         "metadata": {},
         "status": "Failure",

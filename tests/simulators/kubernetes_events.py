@@ -1,4 +1,4 @@
-"""Events of a simulated Kubernetes API: events.k8s.io/v1, as kube-apiserver 1.36 accepts and refuses them."""
+"""Events of the simulated Kubernetes API. They are validated like kube-apiserver 1.36 validates events.k8s.io/v1."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CONTROLLER: Final = re.compile(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?[A-Za-z0-9](
 
 
 class InvalidEventError(Exception):
-    """An Event that is refused, with the status of the response."""
+    """The Event in a request is invalid. The error has the HTTP status of the response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class InvalidEventError(Exception):
 
 
 class Events(dict[tuple[str, str], dict[str, Any]]):
-    """Every Event, by namespace and name."""
+    """All Events, by namespace and name."""
 
     def create(self, namespace: str, event: dict[str, Any]) -> dict[str, Any]:
         """Store a new Event."""
@@ -48,7 +48,7 @@ class Events(dict[tuple[str, str], dict[str, Any]]):
 
 
 def _problem_of_event(event: dict[str, Any], namespace: str) -> str:
-    """Return why a new Event is invalid; "" if it is not."""
+    """Return why a new Event is invalid; "" if it is valid."""
     regarding = event.get("regarding") or {}
     problems = [f"{name}: Required value" for name in _REQUIRED if not event.get(name)]
     problems += [
@@ -69,7 +69,7 @@ def _problem_of_event(event: dict[str, Any], namespace: str) -> str:
 
 
 def _problem_of_patch(event: dict[str, Any], patch: dict[str, Any]) -> str:
-    """Return why a merge patch of an Event is invalid; "" if it is not."""
+    """Return why a merge patch of an Event is invalid; "" if it is valid."""
     changed = [name for name, value in patch.items() if name != "series" and event.get(name) != value]
     problems = [f"{name}: Invalid value: field is immutable" for name in changed]
     return ", ".join([*problems, *_problems_of_series({**(event.get("series") or {}), **patch.get("series", {})})])
