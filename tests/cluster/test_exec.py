@@ -23,7 +23,8 @@ from tests.real.server import configuration
 
 DISTROLESS_IMAGE: Final = "docker.io/headscale/headscale:distroless"
 LIFECYCLE_IMAGE: Final = "localhost/tailscale-lifecycle:latest"
-ACCOUNT: Final = "through-exec"
+SERVICE_ACCOUNT: Final = "cleanup"
+"""The service account of the pods that run `cleanup`."""
 CONFIG: Final = "/elsewhere/headscale.yaml"
 DATA_FOLDER: Final = "/data"
 
@@ -113,7 +114,7 @@ class Server:
 
     @property
     def pods(self) -> list[str]:
-        """The names of its pods."""
+        """The names of the pods."""
         return [
             pod["metadata"]["name"] for pod in self.cluster.pods("app.kubernetes.io/name=headscale", self.namespace)
         ]
@@ -127,14 +128,14 @@ class Server:
         """Return the pre-auth keys, oldest first."""
         return sorted(self.run(pod, "preauthkeys", "list") or [], key=lambda key: int(key["id"]))
 
-    # --- Its clients --------------------------------------------------------------------------------
+    # --- Clients --------------------------------------------------------------------------------
 
     def allow(self, *rules: Document) -> None:
         """Give the service account of the clients a Role with these rules."""
         name = f"rules-{next(_numbers)}"
         metadata = {"name": name, "namespace": self.namespace}
         api = "rbac.authorization.k8s.io"
-        subject = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": "services"}
+        subject = {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": "services"}
         self.cluster.apply(
             {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": list(rules)},
             {
@@ -184,7 +185,7 @@ class Client:
             "volumeMounts": [{"name": "key", "mountPath": "/key"}],
         }
         spec = {
-            "serviceAccountName": ACCOUNT,
+            "serviceAccountName": SERVICE_ACCOUNT,
             "restartPolicy": "Never",
             "containers": [container],
             "volumes": [{"name": "key", "emptyDir": {"medium": "Memory"}}],
@@ -229,7 +230,7 @@ def events_named(events: list[Document], name: str) -> list[Document]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Tailnet:
+def exec_tailnet(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Tailnet:
     """The tailnet with a service account, and with an image that contains only `headscale`, like the official image."""
     archive: Path = tmp_path_factory.mktemp("distroless") / "layer.tar"
     program = newest_headscale()
@@ -237,12 +238,12 @@ def prepared(tailnet: Tailnet, tmp_path_factory: pytest.TempPathFactory) -> Tail
     files: dict[str, str | Path] = {"ko-app/headscale": program, "tmp/": ""}
     image = Image([write_layer(archive, files)], ["/ko-app/headscale"], environment={"PATH": f"{PATH}:/ko-app"})
     tailnet.cluster.load({DISTROLESS_IMAGE: image})
-    tailnet.cluster.kubectl("-n", "services", "create", "serviceaccount", ACCOUNT)
+    tailnet.cluster.kubectl("-n", "services", "create", "serviceaccount", SERVICE_ACCOUNT)
     return tailnet
 
 
 @contextmanager
-def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
+def running_server(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
     """Run a server for the duration of the block."""
     server = Server(tailnet, **options)
     try:
@@ -253,25 +254,25 @@ def server_in(tailnet: Tailnet, **options: Any) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("container", ["headscale", "server"])
-def test_container_without_shell_and_with_other_configuration_path_works(prepared: Tailnet, container: str) -> None:
+def test_container_without_shell_and_with_other_configuration_path_works(exec_tailnet: Tailnet, container: str) -> None:
     """The image has no shell. If the pod has only one container, its name does not matter."""
-    with server_in(prepared, kind="Deployment", container=container, image=DISTROLESS_IMAGE) as server:
+    with running_server(exec_tailnet, kind="Deployment", container=container, image=DISTROLESS_IMAGE) as server:
         (pod,) = server.pods
         with pytest.raises(RefusedError):
-            prepared.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
+            exec_tailnet.cluster.exec(pod, container, "sh", "-c", "true", namespace=server.namespace)
         server.allow_all()
         events = server.start_cleanup().succeed()
         (created,) = events_named(events, "pre_auth_key.created")
         assert [(str(key["id"]), key.get("used", False)) for key in server.keys(pod)] == [(created["key_id"], False)]
 
 
-def test_missing_permissions_are_named_with_the_rule_to_add(prepared: Tailnet) -> None:
+def test_missing_permissions_are_named_with_the_rule_to_add(exec_tailnet: Tailnet) -> None:
     """With the rules from both error messages, the command succeeds."""
-    with server_in(prepared, kind="StatefulSet", container="headscale", image=DISTROLESS_IMAGE) as server:
+    with running_server(exec_tailnet, kind="StatefulSet", container="headscale", image=DISTROLESS_IMAGE) as server:
         added = []
         for _ in range(2):
             message = server.start_cleanup().fail()
-            assert f"system:serviceaccount:services:{ACCOUNT}" in message
+            assert f"system:serviceaccount:services:{SERVICE_ACCOUNT}" in message
             assert f"in namespace {server.namespace}" in message
             (rule,) = yaml.safe_load(message.partition("with this rule: ")[2])
             server.allow(rule)
@@ -288,8 +289,8 @@ def test_missing_permissions_are_named_with_the_rule_to_add(prepared: Tailnet) -
         server.start_cleanup().succeed()
 
 
-def test_missing_container_or_pod_is_reported_without_retries(prepared: Tailnet) -> None:
-    with server_in(prepared, kind="Deployment", container="server", image=DISTROLESS_IMAGE) as server:
+def test_missing_container_or_pod_is_reported_without_retries(exec_tailnet: Tailnet) -> None:
+    with running_server(exec_tailnet, kind="Deployment", container="server", image=DISTROLESS_IMAGE) as server:
         server.allow_all()
         message = server.start_cleanup(HEADSCALE_CONTAINER="sidecar").fail()
         assert "HEADSCALE_CONTAINER to one of: server" in message
@@ -297,11 +298,13 @@ def test_missing_container_or_pod_is_reported_without_retries(prepared: Tailnet)
         assert "namespace kube-system" in message
 
 
-def test_all_commands_run_in_the_newest_of_two_pods(prepared: Tailnet) -> None:
+def test_all_commands_run_in_the_newest_of_two_pods(exec_tailnet: Tailnet) -> None:
     """Headscale does not support replicas. Here, each pod has its own database."""
-    with server_in(prepared, kind="Deployment", container="headscale", image=DISTROLESS_IMAGE, replicas=2) as server:
+    with running_server(
+        exec_tailnet, kind="Deployment", container="headscale", image=DISTROLESS_IMAGE, replicas=2
+    ) as server:
         server.allow_all()
-        pods = [prepared.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
+        pods = [exec_tailnet.cluster.get("pod", name, server.namespace)["metadata"] for name in server.pods]
         newest = max((pod["creationTimestamp"], pod["name"]) for pod in pods)[1]
         (other,) = (name for name in server.pods if name != newest)
         for number in (1, 2):
@@ -318,12 +321,12 @@ def test_all_commands_run_in_the_newest_of_two_pods(prepared: Tailnet) -> None:
     ],
 )
 def test_command_is_repeated_when_the_pod_of_headscale_is_replaced(
-    prepared: Tailnet, command: str, hangs_after: bool, key_count: int
+    exec_tailnet: Tailnet, command: str, hangs_after: bool, key_count: int
 ) -> None:
     """The command runs again in the new pod. If a key was created and its output is lost, the key is expired."""
-    with server_in(prepared, kind="Deployment", container="headscale", image=HEADSCALE) as server:
+    with running_server(exec_tailnet, kind="Deployment", container="headscale", image=HEADSCALE) as server:
         server.allow_all()
-        cluster, (pod,) = prepared.cluster, server.pods
+        cluster, (pod,) = exec_tailnet.cluster, server.pods
         script = f"echo {command} >/tmp/hang" + ("; touch /tmp/after" if hangs_after else "")
         cluster.exec(pod, "headscale", "sh", "-c", script, namespace=server.namespace)
         client = server.start_cleanup(HTTP_TIMEOUT="30s")

@@ -43,7 +43,8 @@ NAME = f"{GENERATED_NAME}.{DOMAIN}"
 VPN_ADDRESSES = "100.64.0.5", "fd7a:115c:a1e0::5"
 """The pod's addresses on the VPN."""
 NGINX_GROUP = 101
-WITH_NGINX = [workload for workload in WORKLOADS if workload != "freeipa"]
+"""The group of nginx in its image."""
+WORKLOADS_WITH_NGINX = [workload for workload in WORKLOADS if workload != "freeipa"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +58,6 @@ class Pod:
 
     Attributes:
         trust: the file with the certificate, which clients trust.
-        log: what nginx logs.
         application_log: the requests that the application received.
         nginx: the process id of nginx.
     """
@@ -65,26 +65,24 @@ class Pod:
     network: Network
     tls: MountedSecret
     trust: Path
-    log: Path
     application_log: Path
     nginx: int
 
-    def request(self, url: str, *, source: str, name: str = NAME, **options: object) -> Response:
-        """Send a request from a source address. NAME in the URL stands for `name`.
+    def request(self, url: str, *, source: str, **options: object) -> Response:
+        """Send a request from a source address.
 
         Clients on the VPN connect to the pod's VPN address, other clients to its address in the cluster network.
         """
         is_on_vpn = source in VPN_SOURCES
         to = same_family(VPN_ADDRESSES if is_on_vpn else POD_ADDRESSES, source)
         host = self.network.vpn if is_on_vpn else self.network.cluster
-        return host.request(url.replace("NAME", name), source=source, to=to, trust=str(self.trust), **options)
+        return host.request(url, source=source, to=to, trust=str(self.trust), **options)
 
-    def renew(self, name: str = NAME) -> str:
-        """Replace the certificate in the way of cert-manager and the kubelet, and return the new one."""
-        certificate, key = issue(name)
+    def renew_certificate(self) -> None:
+        """Replace the certificate, as cert-manager and the kubelet do."""
+        certificate, key = issue(NAME)
         self.trust.write_text(certificate)
         self.tls.write_certificate(certificate, key, group=NGINX_GROUP)
-        return certificate
 
 
 @contextmanager
@@ -137,8 +135,8 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     with create_network() as hosts:
         hosts.add_vpn_addresses(*VPN_ADDRESSES)
         tls = MountedSecret(folder / "tls")
-        pod = Pod(hosts, tls, folder / "trust.pem", folder / "nginx.log", folder / "application.log", 0)
-        pod.renew()
+        pod = Pod(hosts, tls, folder / "trust.pem", folder / "application.log", 0)
+        pod.renew_certificate()
         with (
             application(hosts.pod, GENERATED_PORT, folder),
             nginx(hosts.pod, GENERATED_NAME, folder, tls.folder) as pod.nginx,
@@ -148,7 +146,7 @@ def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
 
 @pytest.mark.parametrize("source", VPN_SOURCES)
 def test_vpn_client_reaches_the_application(source: str, pod: Pod) -> None:
-    response = pod.request("https://NAME/page?x=1", source=source)
+    response = pod.request(f"https://{NAME}/page?x=1", source=source)
     assert (response.status, response.error) == (200, "")
     assert response.forwarded["path"] == "/page?x=1"
     assert response.forwarded["from"] == "127.0.0.1"
@@ -157,7 +155,7 @@ def test_vpn_client_reaches_the_application(source: str, pod: Pod) -> None:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("source", OTHER_SOURCES)
 def test_client_outside_the_vpn_gets_403_without_a_redirect(source: str, scheme: str, pod: Pod) -> None:
-    response = pod.request(f"{scheme}://NAME/page", source=source)
+    response = pod.request(f"{scheme}://{NAME}/page", source=source)
     assert (response.status, response.error) == (403, "")
     assert "Location" not in response.headers
 
@@ -168,7 +166,7 @@ def test_request_from_within_the_pod_gets_403(pod: Pod) -> None:
 
 @pytest.mark.parametrize("source", VPN_CLIENT_ADDRESSES)
 def test_http_is_redirected_to_https(source: str, pod: Pod) -> None:
-    response = pod.request("http://NAME/page?x=1", source=source)
+    response = pod.request(f"http://{NAME}/page?x=1", source=source)
     assert (response.status, response.headers["Location"]) == (301, f"https://{NAME}/page?x=1")
 
 
@@ -182,7 +180,7 @@ def test_forwarding_headers_of_the_client_are_replaced(source: str, pod: Pod) ->
         "X-Forwarded-Port": "1",
         "Forwarded": "for=100.64.0.1",
     }
-    response = pod.request("https://NAME/", source=source, headers=forged)
+    response = pod.request(f"https://{NAME}/", source=source, headers=forged)
     ignored = {"accept-encoding", "connection"}
     assert sorted((name, value) for name, value in response.forwarded["headers"] if name not in ignored) == [
         ("host", NAME),
@@ -196,7 +194,7 @@ def test_forwarding_headers_of_the_client_are_replaced(source: str, pod: Pod) ->
 
 def test_websocket_upgrade_is_forwarded(pod: Pod) -> None:
     upgrade = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
-    response = pod.request("https://NAME/socket", source=VPN_CLIENT_ADDRESSES[0], headers=upgrade, echo="some data")
+    response = pod.request(f"https://{NAME}/socket", source=VPN_CLIENT_ADDRESSES[0], headers=upgrade, echo="some data")
     assert (response.status, response.echo) == (101, "some data")
 
 
@@ -204,7 +202,7 @@ def test_websocket_upgrade_is_forwarded(pod: Pod) -> None:
     ("version", "is_accepted"), [("TLSv1", False), ("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)]
 )
 def test_tls_1_2_and_newer_are_accepted(version: str, is_accepted: bool, pod: Pod) -> None:
-    response = pod.request("https://NAME/", source=VPN_CLIENT_ADDRESSES[0], version=version)
+    response = pod.request(f"https://{NAME}/", source=VPN_CLIENT_ADDRESSES[0], version=version)
     if is_accepted:
         assert (response.status, response.tls) == (200, version.replace("_", "."))
     else:
@@ -215,9 +213,9 @@ def test_renewed_certificate_is_served_without_a_reload(pod: Pod) -> None:
     """The kubelet replaces the files, and nothing notifies nginx. Its worker processes stay the same."""
     children = Path(f"/proc/{pod.nginx}/task/{pod.nginx}/children")
     workers = children.read_text().split()
-    before = pod.request("https://NAME/", source=VPN_CLIENT_ADDRESSES[0])
-    pod.renew()
-    after = pod.request("https://NAME/", source=VPN_CLIENT_ADDRESSES[0])
+    before = pod.request(f"https://{NAME}/", source=VPN_CLIENT_ADDRESSES[0])
+    pod.renew_certificate()
+    after = pod.request(f"https://{NAME}/", source=VPN_CLIENT_ADDRESSES[0])
     assert (before.status, after.status) == (200, 200)
     assert before.certificate != after.certificate
     assert workers
@@ -262,7 +260,7 @@ def test_stopped_application_fails_its_own_probe_but_not_the_probe_of_nginx(tmp_
         assert hosts.cluster.request(f"http://{POD_ADDRESSES[0]}:9004/nginx").status == 204
 
 
-@pytest.mark.parametrize("workload", WITH_NGINX)
+@pytest.mark.parametrize("workload", WORKLOADS_WITH_NGINX)
 def test_nginx_accepts_the_configuration_without_warnings(workload: str, tmp_path: Path) -> None:
     with create_network() as hosts, nginx(hosts.pod, workload, tmp_path, MountedSecret(tmp_path / "tls").folder):
         assert (tmp_path / "nginx.log").read_text() == ""

@@ -55,7 +55,7 @@ class Server:
     url = f"http://{CLUSTER_NODE_ADDRESSES[0]}:8080"
 
     def configure(self) -> Path:
-        """Write the configuration, with an own relay in place of the public ones, and return its path."""
+        """Write the configuration, with its own relay instead of the public ones, and return its path."""
         file = self.folder / "config.yaml"
         address = CLUSTER_NODE_ADDRESSES[0]
         relay = {

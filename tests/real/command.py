@@ -33,7 +33,7 @@ class CompletedCommand:
 def events_in(text: str) -> list[Event]:
     """Return the events of a log, without an incomplete last line."""
     lines = text.split("\n")[:-1]
-    # Lines that are no events usually are a traceback, so the message contains the whole log.
+    # Other lines are usually a traceback, so the error message contains the whole log.
     assert all(line.startswith("{") for line in lines), text
     return [json.loads(line) for line in lines]
 

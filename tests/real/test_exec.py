@@ -347,7 +347,7 @@ def test_real_and_simulated_command_have_the_same_output(clis: CliPair) -> None:
 def test_version_is_detected(workload: Workload, transport: ExecTransport) -> None:
     minor = workload.server.release.minor
     version = transport.version()
-    minors = {int(found) for found in re.findall(r"0\.(\d+)", version)}
+    minors = {int(text) for text in re.findall(r"0\.(\d+)", version)}
     # A build of the main branch has the version of the previous release or none. In the second case, the client reads
     # the help text.
     assert minors & {minor, minor - 1} or (version.endswith("or newer") and max(minors) <= minor)

@@ -20,10 +20,7 @@ from tests.real.command import DnsWatch, events_named
 from tests.real.programs import Release, eventually, free_ports
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
-from tests.real.workload import Workload, server_with_users, workload_on
-
-CONFIRMED_S = 150.0
-"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
+from tests.real.workload import CONFIRM_TIMEOUT_S, Workload, server_with_users, workload_on
 
 CASES = [
     pytest.param("0.28.0", "tailscale0", id="0.28.0 with interface"),
@@ -104,7 +101,7 @@ class Pod:
         key_file = self.workload.key_file
         return probe.fails(marker=key_file.with_name(f"{key_file.name}.restart"), socket=self.client.socket)
 
-    def restart_when_probe_fails(self, probe: Probe, *, timeout_s: float = CONFIRMED_S) -> None:
+    def restart_when_probe_fails(self, probe: Probe, *, timeout_s: float = CONFIRM_TIMEOUT_S) -> None:
         """Wait until the liveness probe fails, restart the client, and wait until it has registered."""
         eventually(lambda: self.probe_fails(probe), "the probe to fail", timeout_s=timeout_s)
         assert self.workload.key_file.read_text() != self.first_key

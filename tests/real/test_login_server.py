@@ -36,7 +36,7 @@ from tests.real.programs import CLIENTS_VARIABLE, BackgroundProcess, Release, ev
 from tests.real.proxy import NGINX_START
 from tests.real.server import HeadscaleServer
 from tests.real.tailscale_client import TailscaleClient
-from tests.real.workload import USER, Workload
+from tests.real.workload import CONFIRM_TIMEOUT_S, USER, Workload
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.serve import serve
 
@@ -56,10 +56,7 @@ FORCED_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
 With https or a private IP address, it does not change the port.
 """
 
-CONFIRMED_S: Final = 150.0
-"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
-
-RECONNECTED_S: Final = 150.0
+RECONNECT_TIMEOUT_S: Final = 150.0
 """How long a client may take after an outage. Its longest backoff is about half a minute."""
 
 NGINX: Final = (
@@ -140,10 +137,10 @@ def release_with_client(version: str) -> Release | str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test with every client, or skip it with the reason."""
     if "setup" in metafunc.fixturenames:
-        found = {version: release_with_client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
+        releases = {version: release_with_client(version) for version in (RENDERED_CLIENT, OLD_CLIENT)}
         parameters = [
             pytest.param(release, marks=pytest.mark.skipif(isinstance(release, str), reason=str(release)), id=version)
-            for version, release in found.items()
+            for version, release in releases.items()
         ]
         metafunc.parametrize("setup", parameters, indirect=True)
 
@@ -183,7 +180,7 @@ class Setup:
             lambda: self.is_connected(hostname),
             f"{hostname} to be connected",
             details=log,
-            timeout_s=RECONNECTED_S,
+            timeout_s=RECONNECT_TIMEOUT_S,
         )
 
     def forced_connections(self, kind: str) -> int:
@@ -228,7 +225,7 @@ class Pod:
             lambda: len(self.workload.node_ids) == 1 and self.workload.record_contents == [self.address],
             "the record to follow the node",
             details=lambda: self.container.output() + self.watch.output(),
-            timeout_s=RECONNECTED_S,
+            timeout_s=RECONNECT_TIMEOUT_S,
         )
 
 
@@ -354,7 +351,7 @@ def test_rendered_pod_registers_again_after_its_node_was_deleted(setup: Setup, c
         lambda: not container.probe_passes("livenessProbe"),
         "the probe",
         details=pod.watch.output,
-        timeout_s=CONFIRMED_S,
+        timeout_s=CONFIRM_TIMEOUT_S,
     )
     container.stop()
     container.start()
@@ -378,6 +375,6 @@ def test_client_with_http_and_a_name_does_not_reconnect(setup: Setup) -> None:
         lambda: setup.forced_connections("http-name") >= forced + 3,
         "further attempts of the client",
         details=setup.log_of("http-name"),
-        timeout_s=RECONNECTED_S,
+        timeout_s=RECONNECT_TIMEOUT_S,
     )
     assert not setup.is_connected("http-name")

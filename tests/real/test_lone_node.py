@@ -19,8 +19,8 @@ from tests.probe import BUSYBOX, NO_BUSYBOX, Probe
 from tests.real.command import Event, events_named
 from tests.real.programs import Release, eventually
 from tests.real.server import HeadscaleServer
-from tests.real.test_healing import CONFIRMED_S, Pod
-from tests.real.workload import USER
+from tests.real.test_healing import Pod
+from tests.real.workload import CONFIRM_TIMEOUT_S, USER
 
 VERSIONS = ("0.23.0", "0.26.1", "0.27.1", "0.29.3", "head")
 """The oldest and the newest releases, and those before and after Headscale began to keep the list of nodes in memory.
@@ -62,7 +62,7 @@ def test_pod_with_the_only_node_recovers(server: HeadscaleServer, short_folder: 
         server.delete_node(pod.first_id)
         assert server.nodes() == []
 
-        pod.restart_when_probe_fails(probe, timeout_s=CONFIRMED_S + EMPTY_LIST_CONFIRMING_S)
+        pod.restart_when_probe_fails(probe, timeout_s=CONFIRM_TIMEOUT_S + EMPTY_LIST_CONFIRMING_S)
 
         pod.workload.wait_until_published(pod.client)
         (new_id,) = pod.workload.node_ids
@@ -97,7 +97,7 @@ def test_database_without_the_node_for_two_minutes_changes_nothing(server: Heads
             missed = events_named(pod.watch.events, "pass.skipped")
             return bool(missed) and (time_of(missed[-1]) - time_of(missed[0])).total_seconds() > 2 * CONFIRMING_S
 
-        eventually(has_missed_the_node_for_two_minutes, "two minutes without the node", timeout_s=CONFIRMED_S)
+        eventually(has_missed_the_node_for_two_minutes, "two minutes without the node", timeout_s=CONFIRM_TIMEOUT_S)
         assert server.keys() == []
         assert pod.nodez == (200, "waiting")
         server.stop()

@@ -11,14 +11,11 @@ import pytest
 
 from tests.real.administrator import Administrator
 from tests.real.programs import Release, eventually
-from tests.real.workload import Workload, server_with_users, workload_on
+from tests.real.workload import CONFIRM_TIMEOUT_S, Workload, server_with_users, workload_on
 
 OUTAGE_S: Final = 600.0
 
-CONFIRMED_S: Final = 150.0
-"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
-
-RECOVERED_S: Final = 400.0
+RECOVERY_TIMEOUT_S: Final = 400.0
 """How long recovery may take after a long outage. The longest backoff is five minutes."""
 
 
@@ -49,9 +46,9 @@ def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], sh
             eventually(
                 lambda workload=workload: workload.server.nodes(workload.name)[0]["online"],  # type: ignore[misc]
                 "the client to be online",
-                timeout_s=RECOVERED_S,
+                timeout_s=RECOVERY_TIMEOUT_S,
             )
-            watch.wait_for_next("pass.finished", timeout_s=RECOVERED_S, changes=0, in_sync=True)
+            watch.wait_for_next("pass.finished", timeout_s=RECOVERY_TIMEOUT_S, changes=0, in_sync=True)
             assert workload.state() == before, workload.server.release.name
             assert watch.events_named("pass.failed")
             assert watch.events_named("node.lost") == []
@@ -76,8 +73,8 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(own_workload: 
         later.run_cleanup()
         later.start_client()
         assert later.node_ids == [old_id]
-        watch.wait_for("node.lost", node_id=old_id, timeout_s=CONFIRMED_S)
-        created = watch.wait_for("pre_auth_key.created", timeout_s=CONFIRMED_S)
+        watch.wait_for("node.lost", node_id=old_id, timeout_s=CONFIRM_TIMEOUT_S)
+        created = watch.wait_for("pre_auth_key.created", timeout_s=CONFIRM_TIMEOUT_S)
         assert len(workload.cloudflare.writes) == written
         client.start()
         client.log_in(workload.key_file)

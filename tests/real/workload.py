@@ -28,6 +28,9 @@ NAMESPACE: Final = "apps"
 RECORD_COMMENT: Final = f"tailscale-lifecycle/1 {NAMESPACE}"
 """The comment by which the program recognizes its records."""
 
+CONFIRM_TIMEOUT_S: Final = 150.0
+"""How long `dns-watch` may take to confirm that a node is gone: a minute by design, and more under load."""
+
 
 @dataclass(frozen=True, slots=True)
 class State:
