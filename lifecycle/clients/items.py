@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from lifecycle.clients.response import is_moderate
+from lifecycle.clients.response import has_few_values
 
 Parsed = TypeVar("Parsed")
 
@@ -45,7 +45,7 @@ class Items(Generic[Parsed]):
         if start is None or start.end() >= end:
             return
         text = body[start.end() : end].decode(errors="replace")
-        if not is_moderate(text):
+        if not has_few_values(text):
             return
         position = 0
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -80,16 +80,17 @@ class Stream(httpcore.NetworkStream):
     def __init__(self, connection: socket.socket, *, tls_server_name: str | None) -> None:
         self._socket = connection
         self._tls_server_name = tls_server_name
-        self._may_be_tls = not isinstance(connection, ssl.SSLSocket)
+        # Before the first response to plain HTTP, the peer can turn out to expect TLS.
+        self._may_expect_tls = not isinstance(connection, ssl.SSLSocket)
 
     def read(self, max_bytes: int, *_args: Any, **_options: Any) -> bytes:
         """Wait for data, and return it; b"" if the peer has closed the connection."""
         with _httpcore_errors(httpcore.ReadTimeout, httpcore.ReadError):
             self._socket.settimeout(remaining_s())
             data = self._socket.recv(max_bytes)
-            if self._may_be_tls and data.startswith(_TLS_ALERT):
+            if self._may_expect_tls and data.startswith(_TLS_ALERT):
                 raise TlsExpectedError
-            self._may_be_tls = False
+            self._may_expect_tls = False
             return data
 
     def write(self, buffer: bytes, *_args: Any, **_options: Any) -> None:
@@ -169,26 +170,30 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
     failure = UnreachableError("no address")
     with selectors.DefaultSelector() as selector:
         try:
-            next_at = monotonic()
+            next_attempt_at = monotonic()
             while untried or selector.get_map():
-                if untried and monotonic() >= next_at:
-                    next_at = monotonic() + delay_s
+                if untried and monotonic() >= next_attempt_at:
+                    next_attempt_at = monotonic() + delay_s
                     try:
                         _start_attempt(untried.popleft(), selector)
                     except OSError as error:
-                        failure, next_at = UnreachableError(error.strerror), monotonic()
+                        failure, next_attempt_at = UnreachableError(error.strerror), monotonic()
                 wait_s = remaining_s()
-                for key, _ in selector.select(min(wait_s, max(0.0, next_at - monotonic())) if untried else wait_s):
+                if untried:
+                    wait_s = min(wait_s, max(0.0, next_attempt_at - monotonic()))
+                for key, _ in selector.select(wait_s):
                     attempt = selector.unregister(key.fileobj).fileobj
                     assert isinstance(attempt, socket.socket)  # noqa: S101 - for mypy: only sockets are registered
                     code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                     if code == 0:
                         return attempt
                     attempt.close()
-                    failure, next_at = UnreachableError(os.strerror(code)), monotonic()
+                    # After a failure, the next attempt starts without a delay.
+                    failure, next_attempt_at = UnreachableError(os.strerror(code)), monotonic()
         except TimeoutError:
             raise UnreachableTimeoutError from None
         finally:
+            # The other attempts are abandoned.
             for key in selector.get_map().values():
                 key.fileobj.close()  # type: ignore[union-attr]
     raise failure
@@ -196,12 +201,12 @@ def connect(addresses: Sequence[Address]) -> socket.socket:
 
 def _start_attempt(address: Address, selector: selectors.BaseSelector) -> None:
     """Start to connect to an address. The selector reports the socket as writable after success or failure."""
-    family, name = address
+    family, socket_address = address
     attempt = socket.socket(family, socket.SOCK_STREAM)
     try:
         attempt.settimeout(0)
         with suppress(BlockingIOError):
-            attempt.connect(name)
+            attempt.connect(socket_address)
     except BaseException:
         attempt.close()
         raise

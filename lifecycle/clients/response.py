@@ -88,7 +88,7 @@ def parse_response(
     text = body.decode(errors="replace")
     body.clear()
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if (content_type == "application/json" or content_type.endswith("+json")) and is_moderate(text):
+    if (content_type == "application/json" or content_type.endswith("+json")) and has_few_values(text):
         with suppress(ValueError, RecursionError):
             return Response(status, headers, "", json.loads(text), secret)
     return Response(status, headers, text, None, secret)
@@ -96,9 +96,9 @@ def parse_response(
 
 @contextmanager
 def well_formed(malformed: ApiError) -> Iterator[None]:
-    """Raise the given error if the block, which parses a payload, fails.
+    """Raise the given error if the block cannot parse a payload.
 
-    The error is not chained, so that the payload, which can contain a secret, is not in the traceback.
+    The error is not chained, because the cause can contain a secret of the payload.
     """
     try:
         yield
@@ -106,8 +106,9 @@ def well_formed(malformed: ApiError) -> Iterator[None]:
         raise malformed from None
 
 
-def is_moderate(text: str) -> bool:
-    """Return True if the JSON text has few enough values to parse it: each `{},` takes more than 64 bytes of memory."""
+def has_few_values(text: str) -> bool:
+    """Return True if parsing a JSON text takes little memory. For example, each `{},` becomes more than 64 bytes."""
+    # Each value except the first follows one of these characters.
     return sum(map(text.count, ",[{")) <= _MAX_VALUES
 
 

@@ -48,7 +48,7 @@ class HeadscalePod:
         self._container = container
 
     def run(self, command: Sequence[str]) -> tuple[Target, Output]:
-        """Run a command.
+        """Run a command in the container, and return where it ran and what it wrote.
 
         Raises:
             ApiError: no pod is ready, or the command did not complete.
@@ -66,7 +66,7 @@ class HeadscalePod:
             candidates = self._candidates(pods)
             ready = [(pod, container) for pod, container in candidates if pod.ready]
             if ready:
-                # During a rolling update, changes by the older pod can be lost.
+                # The newest pod: during a rolling update, changes that an older one makes can be lost.
                 pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
                 return Target(pod, container, len(ready))
             if candidates:
