@@ -17,49 +17,51 @@ from lifecycle.domain.model import Record, RecordSpec
 from tests.builders import MARK, NAME, OTHER_MARK, a_record, a_spec
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator, refusal
+from tests.simulators.cloudflare import Record as SimulatedRecord
 from tests.simulators.faults import Fault
 from tests.world import ZONE, json_client
 
 IPV6_SPEC = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
 
 
-@pytest.fixture
-def account() -> CloudflareSimulator:
-    return CloudflareSimulator()
+class Account(CloudflareSimulator):
+    """A simulated account with one zone, to which the name belongs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zone_id = self.add_zone(ZONE)
+
+    def add(self, content: str, *, zone_id: str | None = None, **fields: Any) -> str:
+        """Add a record, by default an A record of ours at the name, and return its id."""
+        defaults: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": MARK}
+        return self.add_record(zone_id or self.zone_id, content=content, **(defaults | fields))
+
+    def at_name(self) -> list[SimulatedRecord]:
+        """Return the records at the name."""
+        return self.records(self.zone_id, NAME)
 
 
 @pytest.fixture
-def zone_id(account: CloudflareSimulator) -> str:
-    return account.add_zone(ZONE)
+def account() -> Account:
+    return Account()
 
 
-def client_of(
-    account: CloudflareSimulator, zone_id: str | None, *, domain: str = ZONE, token: str | None = None
-) -> CloudflareWriter:
+def client_of(account: Account, zone_id: str | None, *, domain: str = ZONE) -> CloudflareWriter:
     client = json_client(
         account.handle,
         CLOUDFLARE,
         base_url="http://cloudflare/client/v4",
-        credential=Credential(lambda: token or account.token, name="CLOUDFLARE_API_TOKEN"),
+        credential=Credential(lambda: account.token, name="CLOUDFLARE_API_TOKEN"),
     )
     return CloudflareWriter(client, domain=domain, zone_id=zone_id)
 
 
 @pytest.fixture
-def cloudflare(account: CloudflareSimulator, zone_id: str) -> CloudflareWriter:
-    return client_of(account, zone_id)
+def cloudflare(account: Account) -> CloudflareWriter:
+    return client_of(account, account.zone_id)
 
 
-def add(account: CloudflareSimulator, zone_id: str, content: str, **fields: Any) -> str:
-    spec: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": MARK} | fields
-    return account.add_record(zone_id, content=content, **spec)
-
-
-def contents(account: CloudflareSimulator, zone_id: str, name: str = NAME) -> list[str]:
-    return [record.content for record in account.records(zone_id, name)]
-
-
-def sent_changes(account: CloudflareSimulator) -> list[tuple[str, str, Any]]:
+def sent_changes(account: Account) -> list[tuple[str, str, Any]]:
     """Return the method, the path below `dns_records` and the JSON body of each write."""
     return [
         (write.method, write.path.partition("/dns_records")[2], json.loads(write.body) if write.body else None)
@@ -70,15 +72,13 @@ def sent_changes(account: CloudflareSimulator) -> list[tuple[str, str, Any]]:
 # --- Reading -------------------------------------------------------------------------------------------
 
 
-def test_records_of_every_type_at_the_exact_name_are_read(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    add(account, zone_id, "100.64.0.1")
-    add(account, zone_id, "fd7a:115c:a1e0::1", type="AAAA", comment=None)
-    add(account, zone_id, "v=spf1 -all", type="TXT", comment="mail")
-    add(account, zone_id, "mx.example.com", type="MX", priority=10, ttl=1)
+def test_records_of_every_type_at_the_exact_name_are_read(account: Account, cloudflare: CloudflareWriter) -> None:
+    account.add("100.64.0.1")
+    account.add("fd7a:115c:a1e0::1", type="AAAA", comment=None)
+    account.add("v=spf1 -all", type="TXT", comment="mail")
+    account.add("mx.example.com", type="MX", priority=10, ttl=1)
     for other_name in ("x.grafana.example.com", "xgrafana.example.com", "grafana.example.com.example.com", ZONE):
-        add(account, zone_id, "100.64.0.9", name=other_name)
+        account.add("100.64.0.9", name=other_name)
     read = {(record.type, record.content, record.ttl_s, record.comment) for record in cloudflare.records(NAME)}
     assert read == {
         ("A", "100.64.0.1", 60, MARK),
@@ -88,33 +88,31 @@ def test_records_of_every_type_at_the_exact_name_are_read(
     }
 
 
-def test_records_with_a_comment_are_read_with_the_same_request(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    add(account, zone_id, "100.64.0.1")
-    add(account, zone_id, NAME, type="CNAME", name="docs.example.com", comment=f"{MARK} {NAME}")
+def test_records_with_a_comment_are_read_with_the_same_request(account: Account, cloudflare: CloudflareWriter) -> None:
+    account.add("100.64.0.1")
+    account.add(NAME, type="CNAME", name="docs.example.com", comment=f"{MARK} {NAME}")
     for number, comment in enumerate((MARK, f"{MARK} {NAME}".upper(), f"{MARK} x{NAME}", None)):
-        add(account, zone_id, f"100.64.1.{number}", name="other.example.com", comment=comment)
+        account.add(f"100.64.1.{number}", name="other.example.com", comment=comment)
     read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{MARK} {NAME}")}
     assert read == {(NAME, "A"), ("docs.example.com", "CNAME")}
     assert len(account.requests) == 1
 
 
-def test_fields_of_a_record(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
-    record_id = add(account, zone_id, "198.51.100.7", proxied=True, comment=None)
+def test_fields_of_a_record(account: Account, cloudflare: CloudflareWriter) -> None:
+    record_id = account.add("198.51.100.7", proxied=True, comment=None)
     assert cloudflare.records(NAME) == [
         Record(id=record_id, name=NAME, type="A", content="198.51.100.7", ttl_s=1, proxied=True, comment="")
     ]
 
 
-def test_all_pages_are_read(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
+def test_all_pages_are_read(account: Account, cloudflare: CloudflareWriter) -> None:
     for number in range(1, 131):
-        add(account, zone_id, f"100.64.0.{number}")
+        account.add(f"100.64.0.{number}")
     assert len(cloudflare.records(NAME)) == 130
     assert [exchange.query.count("page=2") for exchange in account.requests] == [0, 1]
 
 
-def test_no_records_need_one_request(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
+def test_no_records_need_one_request(account: Account, cloudflare: CloudflareWriter) -> None:
     assert cloudflare.records(NAME) == []
     [request] = account.requests
     assert request.query == "name=grafana.example.com&page=1&per_page=100"
@@ -131,11 +129,9 @@ def test_no_records_need_one_request(account: CloudflareSimulator, cloudflare: C
         pytest.param(refusal(403, 10000), id="refused"),
     ],
 )
-def test_failed_page_fails_the_read(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter, fault: Fault
-) -> None:
+def test_failed_page_fails_the_read(account: Account, cloudflare: CloudflareWriter, fault: Fault) -> None:
     for number in range(1, 131):
-        add(account, zone_id, f"100.64.0.{number}")
+        account.add(f"100.64.0.{number}")
     account.faults.add(fault, path=r"[?&]page=2")
     with pytest.raises(ApiError):
         cloudflare.records(NAME)
@@ -168,17 +164,13 @@ RECORD = {"id": "0" * 32, "type": "A", "name": NAME, "content": "100.64.0.1"}
         pytest.param(faults.malformed_json(), id="malformed-json"),
     ],
 )
-def test_malformed_response_is_an_error(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter, fault: Fault
-) -> None:
+def test_malformed_response_is_an_error(account: Account, cloudflare: CloudflareWriter, fault: Fault) -> None:
     account.faults.add(fault)
     with pytest.raises(ResponseError):
         cloudflare.records(NAME)
 
 
-def test_additional_and_missing_members_are_tolerated(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter
-) -> None:
+def test_additional_and_missing_members_are_tolerated(account: Account, cloudflare: CloudflareWriter) -> None:
     account.faults.add(a_page({**RECORD, "name": "GRAFANA.example.com.", "new": [1]}, total_pages=1, total_count=1))
     assert cloudflare.records(NAME) == [a_record("0" * 32, ttl_s=1, comment="")]
 
@@ -186,7 +178,8 @@ def test_additional_and_missing_members_are_tolerated(
 # --- The zone ------------------------------------------------------------------------------------------
 
 
-def zones_requested(account: CloudflareSimulator) -> list[str]:
+def zones_requested(account: Account) -> list[str]:
+    """Return the names of the zones that were searched."""
     return [
         exchange.query.partition("name=")[2].partition("&")[0]
         for exchange in account.requests
@@ -194,39 +187,36 @@ def zones_requested(account: CloudflareSimulator) -> list[str]:
     ]
 
 
-def test_configured_zone_is_not_searched(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
+def test_configured_zone_is_not_searched(account: Account, cloudflare: CloudflareWriter) -> None:
     cloudflare.records(NAME)
     cloudflare.change(creates=[a_spec()])
     assert zones_requested(account) == []
 
 
-def test_zone_is_searched_once_from_the_domain_upwards(account: CloudflareSimulator) -> None:
-    zone_id = account.add_zone(ZONE)
+def test_zone_is_searched_once_from_the_domain_upwards(account: Account) -> None:
     account.add_zone("com.example")
     cloudflare = client_of(account, None, domain="svc.eu.example.com")
-    add(account, zone_id, "100.64.0.1")
+    account.add("100.64.0.1")
     assert len(cloudflare.records(NAME)) == 1
     cloudflare.records(NAME)
     assert zones_requested(account) == ["svc.eu.example.com", "eu.example.com", "example.com"]
 
 
-def test_longest_matching_zone_is_used(account: CloudflareSimulator) -> None:
-    account.add_zone(ZONE)
+def test_longest_matching_zone_is_used(account: Account) -> None:
     longer = account.add_zone("eu.example.com")
-    add(account, longer, "100.64.0.1", name="grafana.eu.example.com")
+    account.add("100.64.0.1", zone_id=longer, name="grafana.eu.example.com")
     assert len(client_of(account, None, domain="eu.example.com").records("grafana.eu.example.com")) == 1
     assert zones_requested(account) == ["eu.example.com"]
 
 
-def test_search_without_result_is_an_error_and_stops_before_the_top_level_domain(account: CloudflareSimulator) -> None:
-    account.add_zone("example.org")
-    with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*eu\.example\.com.*CLOUDFLARE_ZONE_ID"):
-        client_of(account, None, domain="eu.example.com").records(NAME)
-    assert zones_requested(account) == ["eu.example.com", "example.com"]
+def test_search_for_the_zone_ends_before_the_top_level_domain(account: Account) -> None:
+    with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*eu\.example\.org.*CLOUDFLARE_ZONE_ID"):
+        client_of(account, None, domain="eu.example.org").records(NAME)
+    assert zones_requested(account) == ["eu.example.org", "example.org"]
 
 
-def test_two_zones_of_one_name_are_listed_by_id(account: CloudflareSimulator) -> None:
-    ids = sorted([account.add_zone(ZONE), account.add_zone(ZONE)])
+def test_two_zones_of_one_name_are_listed_by_id(account: Account) -> None:
+    ids = sorted([account.zone_id, account.add_zone(ZONE)])
     with pytest.raises(ResponseError, match=f"CLOUDFLARE_ZONE_ID.*{ids[0]}, {ids[1]}"):
         client_of(account, None).records(NAME)
     assert account.writes == []
@@ -235,9 +225,8 @@ def test_two_zones_of_one_name_are_listed_by_id(account: CloudflareSimulator) ->
 @pytest.mark.parametrize(
     "fault", [faults.html(502), faults.drop(), faults.html(200), faults.too_many_requests(5), refusal(403, 9109)]
 )
-def test_failed_request_ends_the_search_for_the_zone(account: CloudflareSimulator, fault: Fault) -> None:
+def test_failed_request_ends_the_search_for_the_zone(account: Account, fault: Fault) -> None:
     """Otherwise, the zone of the parent domain would be used, although the domain has a zone of its own."""
-    account.add_zone(ZONE)
     child = account.add_zone("eu.example.com")
     cloudflare = client_of(account, None, domain="eu.example.com")
     account.faults.add(fault, path="name=eu")
@@ -248,16 +237,16 @@ def test_failed_request_ends_the_search_for_the_zone(account: CloudflareSimulato
     assert account.requests[-1].path.endswith(f"/zones/{child}/dns_records")
 
 
-def test_zone_without_access_is_not_found(account: CloudflareSimulator) -> None:
-    account.add_zone(ZONE, in_token_account=False)
+def test_zone_without_access_is_not_found(account: Account) -> None:
+    account.add_zone("example.org", in_token_account=False)
     with pytest.raises(ResponseError, match=r"DOMAIN_NAME.*token"):
-        client_of(account, None).records(NAME)
+        client_of(account, None, domain="example.org").records(NAME)
 
 
 # --- Changing ------------------------------------------------------------------------------------------
 
 
-def test_create_sends_every_field(account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter) -> None:
+def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter) -> None:
     cloudflare.change(creates=[a_spec("100.64.0.1", ttl_s=120)])
     [(method, path, body)] = sent_changes(account)
     assert (method, path) == ("POST", "")
@@ -269,7 +258,7 @@ def test_create_sends_every_field(account: CloudflareSimulator, zone_id: str, cl
         "proxied": False,
         "comment": MARK,
     }
-    [record] = account.records(zone_id, NAME)
+    [record] = account.at_name()
     assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, MARK)
 
 
@@ -288,17 +277,13 @@ def test_create_sends_every_field(account: CloudflareSimulator, zone_id: str, cl
     ],
 )
 def test_update_sends_only_the_fields_that_differ(
-    account: CloudflareSimulator,
-    zone_id: str,
-    cloudflare: CloudflareWriter,
-    old: dict[str, Any],
-    changed: dict[str, Any],
+    account: Account, cloudflare: CloudflareWriter, old: dict[str, Any], changed: dict[str, Any]
 ) -> None:
-    record_id = add(account, zone_id, **({"content": "100.64.0.1"} | old))
+    record_id = account.add(**({"content": "100.64.0.1"} | old))
     [record] = cloudflare.records(NAME)
     cloudflare.change(updates=[(record, a_spec("100.64.0.1"))])
     assert sent_changes(account) == [("PATCH", f"/{record_id}", changed)]
-    [updated] = account.records(zone_id, NAME)
+    [updated] = account.at_name()
     assert (updated.id, updated.content, updated.ttl, updated.proxied, updated.comment) == (
         record_id,
         "100.64.0.1",
@@ -308,10 +293,8 @@ def test_update_sends_only_the_fields_that_differ(
     )
 
 
-def test_several_changes_are_one_transaction(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    updated, deleted = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
+def test_several_changes_are_one_transaction(account: Account, cloudflare: CloudflareWriter) -> None:
+    updated, deleted = account.add("100.64.0.1", ttl=300), account.add("100.64.0.2")
     records = {record.id: record for record in cloudflare.records(NAME)}
     cloudflare.change(
         deletes=[records[deleted]], updates=[(records[updated], a_spec("100.64.0.1"))], creates=[IPV6_SPEC]
@@ -321,41 +304,37 @@ def test_several_changes_are_one_transaction(
     assert body["deletes"] == [{"id": deleted}]
     assert body["patches"] == [{"id": updated, "ttl": 60}]
     assert [item["type"] for item in body["posts"]] == ["AAAA"]
-    assert contents(account, zone_id) == ["100.64.0.1", "fd7a:115c:a1e0::1"]
+    assert [record.content for record in account.at_name()] == ["100.64.0.1", "fd7a:115c:a1e0::1"]
 
 
-def test_failed_transaction_changes_nothing(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    first, second = add(account, zone_id, "100.64.0.1", ttl=300), add(account, zone_id, "100.64.0.2")
+def test_failed_transaction_changes_nothing(account: Account, cloudflare: CloudflareWriter) -> None:
+    first, second = account.add("100.64.0.1", ttl=300), account.add("100.64.0.2")
     records = {record.id: record for record in cloudflare.records(NAME)}
     account.remove_record(second)
     with pytest.raises(NotFoundError):
         cloudflare.change(deletes=[records[second]], updates=[(records[first], a_spec("100.64.0.1"))])
-    assert [record.ttl for record in account.records(zone_id, NAME)] == [300]
+    assert [record.ttl for record in account.at_name()] == [300]
 
 
-def test_no_changes_need_no_request(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
+def test_no_changes_need_no_request(account: Account, cloudflare: CloudflareWriter) -> None:
     cloudflare.change()
     assert account.requests == []
 
 
-def test_deletion_of_a_missing_record_succeeds(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    record_id = add(account, zone_id, "100.64.0.1")
+def test_deletion_of_a_missing_record_succeeds(account: Account, cloudflare: CloudflareWriter) -> None:
+    record_id = account.add("100.64.0.1")
     [record] = cloudflare.records(NAME)
     cloudflare.change(deletes=[record])
     cloudflare.change(deletes=[record])
     assert [write[:2] for write in sent_changes(account)] == [("DELETE", f"/{record_id}")] * 2
-    assert contents(account, zone_id) == []
+    assert [record.content for record in account.at_name()] == []
 
 
 @pytest.mark.parametrize("body", ["<html>404</html>", "{}"])
 def test_404_of_a_proxy_does_not_mean_a_missing_record(
-    body: str, account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
+    body: str, account: Account, cloudflare: CloudflareWriter
 ) -> None:
-    add(account, zone_id, "100.64.0.9")
+    account.add("100.64.0.9")
     account.faults.add(faults.answer(404, body), method="DELETE")
     with pytest.raises(TransientError):
         cloudflare.change(deletes=cloudflare.records(NAME))
@@ -365,14 +344,14 @@ def test_404_of_a_proxy_does_not_mean_a_missing_record(
 
 
 @pytest.fixture
-def wrong_zone(account: CloudflareSimulator) -> str:
+def wrong_zone(account: Account) -> str:
     """Return the id of a zone that does not contain the name, for a token that may not read the zone's name."""
     zone_id = account.add_zone("example.org")
     account.faults.add(refusal(403, 9109), path=r"/zones/[0-9a-f]+$", times=None)
     return zone_id
 
 
-def test_nothing_is_created_in_the_zone_of_another_name(account: CloudflareSimulator) -> None:
+def test_nothing_is_created_in_the_zone_of_another_name(account: Account) -> None:
     """Cloudflare would append the zone's name to the record's."""
     wrong = account.add_zone("example.org")
     with pytest.raises(ResponseError, match=r"CLOUDFLARE_ZONE_ID.*example\.org.*grafana\.example\.com"):
@@ -380,9 +359,9 @@ def test_nothing_is_created_in_the_zone_of_another_name(account: CloudflareSimul
     assert account.writes == []
 
 
-def test_nothing_is_created_while_the_zone_is_unknown(account: CloudflareSimulator, zone_id: str) -> None:
+def test_nothing_is_created_while_the_zone_is_unknown(account: Account) -> None:
     account.faults.add(faults.html(502), path=r"/zones/[0-9a-f]+$")
-    cloudflare = client_of(account, zone_id)
+    cloudflare = client_of(account, account.zone_id)
     with pytest.raises(TransientError):
         cloudflare.change(creates=[a_spec()])
     assert account.writes == []
@@ -402,17 +381,13 @@ def test_name_is_in_the_zone_or_not(cloudflare: CloudflareWriter, name: str, is_
         cloudflare.check_zone(name)
 
 
-def test_name_of_the_zone_is_read_once_for_all_changes(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter
-) -> None:
+def test_name_of_the_zone_is_read_once_for_all_changes(account: Account, cloudflare: CloudflareWriter) -> None:
     cloudflare.change(creates=[a_spec("100.64.0.1")])
     cloudflare.change(creates=[a_spec("100.64.0.2")])
     assert [exchange.method for exchange in account.requests] == ["GET", "POST", "POST"]
 
 
-def test_records_at_another_name_are_deleted_and_not_created_again(
-    account: CloudflareSimulator, wrong_zone: str
-) -> None:
+def test_records_at_another_name_are_deleted_and_not_created_again(account: Account, wrong_zone: str) -> None:
     cloudflare = client_of(account, wrong_zone)
     for _ in range(3):
         with pytest.raises(ResponseError, match=r"grafana\.example\.com\.example\.org.*CLOUDFLARE_ZONE_ID"):
@@ -422,9 +397,7 @@ def test_records_at_another_name_are_deleted_and_not_created_again(
 
 
 @pytest.mark.parametrize("fault", [faults.html(502), faults.html(404), faults.drop()], ids=["502", "404", "lost"])
-def test_record_at_another_name_is_deleted_by_the_next_change(
-    fault: Fault, account: CloudflareSimulator, wrong_zone: str
-) -> None:
+def test_record_at_another_name_is_deleted_by_the_next_change(fault: Fault, account: Account, wrong_zone: str) -> None:
     cloudflare = client_of(account, wrong_zone)
     account.faults.add(fault, method="DELETE")
     with pytest.raises(TransientError):
@@ -435,7 +408,7 @@ def test_record_at_another_name_is_deleted_by_the_next_change(
     assert account.records(wrong_zone) == []
 
 
-def test_record_at_another_name_with_a_new_owner_is_kept(account: CloudflareSimulator, wrong_zone: str) -> None:
+def test_record_at_another_name_with_a_new_owner_is_kept(account: Account, wrong_zone: str) -> None:
     """The first deletion failed, and since then another owner has changed the record."""
     cloudflare = client_of(account, wrong_zone)
     account.faults.add(faults.html(503), method="DELETE")
@@ -447,33 +420,27 @@ def test_record_at_another_name_with_a_new_owner_is_kept(account: CloudflareSimu
     assert [record.comment for record in account.records(wrong_zone)] == ["managed by terraform"]
 
 
-def test_name_of_a_workers_domain_is_a_conflict(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    account.add_workers_domain(zone_id, NAME)
+def test_name_of_a_workers_domain_is_a_conflict(account: Account, cloudflare: CloudflareWriter) -> None:
+    account.add_workers_domain(account.zone_id, NAME)
     [record] = cloudflare.records(NAME)
     assert (record.type, record.content, record.read_only) == ("AAAA", "100::", True)
     with pytest.raises(ConflictError, match=r"Workers.*81062"):
         cloudflare.change(creates=[a_spec()])
 
 
-def test_renamed_record_is_not_deleted(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
+def test_renamed_record_is_not_deleted(account: Account, cloudflare: CloudflareWriter) -> None:
     """It was renamed after it was read, so it is no longer ours."""
-    record_id = add(account, zone_id, "100.64.0.9")
+    record_id = account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.change_record(record_id, name="wiki.example.com")
     with pytest.raises(ConflictError, match=r"wiki\.example\.com"):
         cloudflare.change(updates=[(record, a_spec())])
     assert [write.method for write in account.writes] == ["PATCH"]
-    assert len(account.records(zone_id, "wiki.example.com")) == 1
+    assert len(account.records(account.zone_id, "wiki.example.com")) == 1
 
 
-def test_partly_applied_change_is_an_error(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
-    add(account, zone_id, "100.64.0.9", ttl=300)
+def test_partly_applied_change_is_an_error(account: Account, cloudflare: CloudflareWriter) -> None:
+    account.add("100.64.0.9", ttl=300)
     [record] = cloudflare.records(NAME)
     shown = {**RECORD, "ttl": 300, "comment": MARK, "proxied": False}
     account.faults.add(faults.answer(200, json.dumps({"success": True, "result": shown})), method="PATCH")
@@ -484,9 +451,9 @@ def test_partly_applied_change_is_an_error(
 @pytest.mark.parametrize("body", ["{}", '{"success": true, "result": []}', '{"success": true, "result": {"id": "1"}}'])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
 def test_malformed_response_to_a_change_is_an_error(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter, method: str, body: str
+    account: Account, cloudflare: CloudflareWriter, method: str, body: str
 ) -> None:
-    add(account, zone_id, "100.64.0.9")
+    account.add("100.64.0.9")
     [record] = cloudflare.records(NAME)
     account.faults.add(faults.answer(200, body), method=method)
     updates = [(record, a_spec())] if method == "PATCH" else []
@@ -494,18 +461,14 @@ def test_malformed_response_to_a_change_is_an_error(
         cloudflare.change(updates=updates, creates=[] if updates else [a_spec()])
 
 
-def test_batch_response_with_fewer_records_is_an_error(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter
-) -> None:
+def test_batch_response_with_fewer_records_is_an_error(account: Account, cloudflare: CloudflareWriter) -> None:
     body = json.dumps({"success": True, "result": {"posts": [], "patches": None}})
     account.faults.add(faults.answer(200, body), method="POST")
     with pytest.raises(ResponseError):
         cloudflare.change(creates=[a_spec(), IPV6_SPEC])
 
 
-def test_create_with_a_lost_response_is_not_repeated(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
+def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflare: CloudflareWriter) -> None:
     account.faults.add(faults.drop(committed=True), method="POST")
     with pytest.raises(TransientError):
         cloudflare.change(creates=[a_spec()])
@@ -556,7 +519,7 @@ def test_create_with_a_lost_response_is_not_repeated(
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_refusal_is_explained_by_its_code(
-    account: CloudflareSimulator,
+    account: Account,
     cloudflare: CloudflareWriter,
     method: str,
     fault: Fault,
@@ -571,13 +534,13 @@ def test_refusal_is_explained_by_its_code(
     assert method in str(raised.value)
 
 
-def test_unknown_path_without_an_id_is_a_wrong_api_url(account: CloudflareSimulator) -> None:
+def test_unknown_path_without_an_id_is_a_wrong_api_url(account: Account) -> None:
     account.faults.add(refusal(404, 7003), path=r"/zones\?")
     with pytest.raises(ResponseError, match="CLOUDFLARE_API_URL"):
         client_of(account, None).records(NAME)
 
 
-def test_code_of_the_cause_is_used(account: CloudflareSimulator, cloudflare: CloudflareWriter) -> None:
+def test_code_of_the_cause_is_used(account: Account, cloudflare: CloudflareWriter) -> None:
     errors = [{"code": 1004, "message": "DNS Validation Error", "error_chain": [{"code": 81058, "message": "twice"}]}]
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors, "result": None})))
     with pytest.raises(ConflictError, match="code 1004, 81058"):
@@ -585,27 +548,23 @@ def test_code_of_the_cause_is_used(account: CloudflareSimulator, cloudflare: Clo
 
 
 @pytest.mark.parametrize("errors", [None, 7, "text", [None], [{"code": "9109"}], [{"error_chain": {}}], {}])
-def test_malformed_errors_are_tolerated(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter, errors: object
-) -> None:
+def test_malformed_errors_are_tolerated(account: Account, cloudflare: CloudflareWriter, errors: object) -> None:
     account.faults.add(faults.answer(400, json.dumps({"success": False, "errors": errors})))
     with pytest.raises(ResponseError, match="code none"):
         cloudflare.records(NAME)
 
 
-def test_error_names_request_status_code_and_ray(
-    account: CloudflareSimulator, zone_id: str, cloudflare: CloudflareWriter
-) -> None:
+def test_error_names_request_status_code_and_ray(account: Account, cloudflare: CloudflareWriter) -> None:
     account.set_token(permission="read")
     with pytest.raises(AuthError) as raised:
         cloudflare.change(creates=[a_spec()])
-    assert f"POST /zones/{zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)
+    assert f"POST /zones/{account.zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)
 
 
 @pytest.mark.parametrize("account_owned", [False, True], ids=["user-token", "account-token"])
-def test_user_and_account_tokens_are_accepted(account: CloudflareSimulator, zone_id: str, account_owned: bool) -> None:
+def test_user_and_account_tokens_are_accepted(account: Account, account_owned: bool) -> None:
     account.set_token(account_owned=account_owned)
-    cloudflare = client_of(account, zone_id)
+    cloudflare = client_of(account, account.zone_id)
     cloudflare.change(creates=[a_spec()])
     assert len(cloudflare.records(NAME)) == 1
 
@@ -613,7 +572,7 @@ def test_user_and_account_tokens_are_accepted(account: CloudflareSimulator, zone
 @pytest.mark.parametrize("code", [971, 10429])
 @pytest.mark.parametrize("is_sent", [True, False], ids=["with-retry-after", "without"])
 def test_rate_limit_error_has_the_retry_after(
-    account: CloudflareSimulator, cloudflare: CloudflareWriter, code: Any, is_sent: bool
+    account: Account, cloudflare: CloudflareWriter, code: Any, is_sent: bool
 ) -> None:
     account.limit_rate(0, code=code, retry_after=is_sent)
     with pytest.raises(TransientError) as raised:

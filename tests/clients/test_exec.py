@@ -21,7 +21,7 @@ from lifecycle.domain.model import KeySpec, User
 from tests.builders import NAME
 from tests.clients import test_headscale as over_http
 from tests.clients.servers import revealed_by
-from tests.clients.test_headscale import (
+from tests.clients.test_headscale import (  # noqa: F401 - pytest collects the imported tests
     CREATE,
     HOUR,
     a_key,
@@ -65,25 +65,6 @@ from tests.simulators.headscale_cli import Finished, HeadscaleCli
 from tests.simulators.kubernetes import ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
 from tests.world import Clock, named
-
-__all__ = [
-    "test_create_without_a_response_is_logged",
-    "test_deletion_of_a_missing_node_succeeds",
-    "test_deletion_with_a_lost_response_is_confirmed",
-    "test_fields_of_a_node",
-    "test_key_belongs_to_the_user_and_is_valid",
-    "test_key_has_the_requested_properties",
-    "test_logged_out_node_is_expired",
-    "test_missing_node_is_not_found",
-    "test_no_repr_has_a_secret",
-    "test_node_that_is_no_longer_ours_is_not_deleted",
-    "test_only_the_users_keys_are_listed",
-    "test_other_machine_with_the_same_id_is_not_deleted",
-    "test_reads_are_retried",
-    "test_tagged_node_has_tags_and_key",
-    "test_user_of_a_provider_without_name",
-    "test_users_have_id_and_name",
-]
 
 ONE_RELEASE = pytest.mark.parametrize("server", ["0.28.0"], indirect=True)
 """Run a test with only one release, because all releases behave in the same way."""
