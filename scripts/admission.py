@@ -13,18 +13,18 @@ from typing import Any
 
 from lifecycle.inject.rules import (
     ANNOTATIONS,
-    EXAMPLES,
+    ANNOTATIONS_BY_SETTING,
     HOSTNAME,
-    HOSTNAME_LENGTH,
     INIT_CONTAINERS,
     LABEL,
+    MAX_HOSTNAME_LENGTH,
     PATTERNS,
     REFERENCES,
     REFUSALS,
     RESERVED_ARGS,
-    SETTINGS,
     STATE_SECRET,
     TAILSCALE_ARGS,
+    VALID_VALUES,
 )
 from lifecycle.inject.template import (
     CONTAINERS,
@@ -53,13 +53,13 @@ INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 DOMAIN_PATTERN = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"
 LOGIN_SERVER_PATTERN = r"^(https://\S+|http://(localhost|[0-9]+(\.[0-9]+){3}|\[[0-9a-f:]+\])(:[0-9]+)?/?)$"
 
-# Fields of the Kubernetes API whose value is a map with free keys. CEL writes them without a type.
+# Fields of the Kubernetes API whose value is a map with arbitrary keys. In CEL, such a map has no type name.
 _MAP_FIELDS = frozenset({"requests", "limits"})
 
 # The CEL expression for each placeholder ${name} in containers.yaml: first for single values, then for list items.
 _PLACEHOLDER_VALUES = {
     "hostname": "variables.hostname",
-    "tailscale_args": "variables.args",
+    "tailscale_args": "variables.tailscaleArgs",
     "state_secret": "variables.stateSecret",
     "lifecycle_image": "variables.lifecycleImage",
     "tailscale_image": "variables.tailscaleImage",
@@ -71,6 +71,7 @@ _PLACEHOLDER_LISTS = {
     "dns_watch_token": "(variables.needsServiceAccountToken ? [{token}] : [])",
 }
 
+# A pod is its own template. dyn() turns off the type check, because each kind of object has another type.
 _POD_TEMPLATE = (
     "object.kind == 'Pod' ? dyn(object) : object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec.template) : "
     "dyn(object.spec.template)"
@@ -81,7 +82,7 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
     """Yield the policy that adds the containers, and its binding.
 
     Args:
-        images: the default of each image, by its placeholder.
+        images: the default image for each placeholder.
     """
     yield {
         "apiVersion": API,
@@ -102,11 +103,11 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
                     "expression": f"{_literal(HOSTNAME)} in object.metadata.?annotations.orValue({{}})",
                 },
                 {
-                    "name": "has-none-of-our-containers",
+                    "name": "has-no-added-container",
                     "expression": f"!({_container_names('object.spec')}.exists(n, n in {_literal(CONTAINERS)}))",
                 },
                 {
-                    "name": "has-none-of-our-volumes",
+                    "name": "has-no-added-volume",
                     "expression": f"!object.spec.?volumes.orValue([]).exists(v, v.name in {_literal(VOLUMES)})",
                 },
             ],
@@ -119,7 +120,7 @@ def mutating_policy(images: dict[str, str]) -> Iterator[Document]:
 
 def validating_policy() -> Iterator[Document]:
     """Yield the policy that refuses workloads to which the containers cannot be added, and its binding."""
-    known = sorted({*site_variables(), *INJECTION_SETTINGS})
+    settings = sorted({*site_variables(), *INJECTION_SETTINGS})
     yield {
         "apiVersion": API,
         "kind": "ValidatingAdmissionPolicy",
@@ -136,7 +137,7 @@ def validating_policy() -> Iterator[Document]:
             },
             "matchConditions": [
                 {
-                    "name": "has-our-label-or-annotation",
+                    "name": "has-label-or-annotation",
                     "expression": f"[{_POD_TEMPLATE}, dyn(object)].exists(t, "
                     f"t.?metadata.?labels.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')) || "
                     f"t.?metadata.?annotations.orValue({{}}).exists(k, k.startsWith('{DOMAIN}/')))",
@@ -151,27 +152,27 @@ def validating_policy() -> Iterator[Document]:
             ],
             "variables": _as_variables(
                 {
-                    "template": _POD_TEMPLATE,
-                    "pod": "variables.template.spec",
-                    "labels": "variables.template.?metadata.?labels.orValue({})",
-                    "isLabelled": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
-                    **_common_variables("variables.template"),
-                    "containerNames": _container_names("variables.pod"),
-                    "knownKeys": _literal((*ANNOTATIONS, LABEL)),
+                    "podTemplate": _POD_TEMPLATE,
+                    "podSpec": "variables.podTemplate.spec",
+                    "labels": "variables.podTemplate.?metadata.?labels.orValue({})",
+                    "requestsInjection": f"variables.labels[?{_literal(LABEL)}].orValue('') == 'true'",
+                    **_common_variables("variables.podTemplate"),
+                    "containerNames": _container_names("variables.podSpec"),
+                    "knownLabelsAndAnnotations": _literal((*ANNOTATIONS, LABEL)),
                     "unknownLabels": _unknown_keys("variables.labels", (LABEL,)),
                     "unknownAnnotations": _unknown_keys("variables.annotations", ANNOTATIONS),
-                    "unknownSettings": f"variables.site.map(k, k).filter(k, !(k in {_literal(known)}))",
-                    "ourVolumes": (
-                        f"variables.pod.?volumes.orValue([]).map(v, v.name).filter(n, n in {_literal(VOLUMES)})"
+                    "unknownSettings": f"variables.siteSettings.map(k, k).filter(k, !(k in {_literal(settings)}))",
+                    "reservedVolumeNames": (
+                        f"variables.podSpec.?volumes.orValue([]).map(v, v.name).filter(n, n in {_literal(VOLUMES)})"
                     ),
-                    "reservedNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
-                    "withReservedPort": (
-                        "(variables.pod.?initContainers.orValue([]) + variables.pod.?containers.orValue([]))"
+                    "reservedContainerNames": f"{_literal(CONTAINERS)}.filter(n, n in variables.containerNames)",
+                    "containersWithReservedPort": (
+                        "(variables.podSpec.?initContainers.orValue([]) + variables.podSpec.?containers.orValue([]))"
                         f".filter(c, !(c.name in {_literal(CONTAINERS)}) && "
                         f"c.?ports.orValue([]).exists(p, p.containerPort in {list(PORTS)}))"
                     ),
                     "isInjected": (
-                        f"{_literal(KEY_VOLUME)} in variables.ourVolumes && "
+                        f"{_literal(KEY_VOLUME)} in variables.reservedVolumeNames && "
                         f"{_literal(CONTAINERS)}.all(n, n in variables.containerNames)"
                     ),
                     "podCount": _POD_COUNT,
@@ -194,13 +195,13 @@ def _common_variables(pod_template: str) -> dict[str, str]:
     """Return the variables that both policies have.
 
     Args:
-        pod_template: an expression for the object with the annotations.
+        pod_template: an expression for the pod or pod template, which has the annotations.
     """
     annotation = f"variables.annotations[?{_literal(HOSTNAME)}].orValue('')"
     return {
         "annotations": f"{pod_template}.?metadata.?annotations.orValue({{}})",
-        "site": "params.?data.orValue({})",
-        "domain": "variables.site[?'DOMAIN_NAME'].orValue('')",
+        "siteSettings": "params.?data.orValue({})",
+        "domain": "variables.siteSettings[?'DOMAIN_NAME'].orValue('')",
         "hostname": f"{annotation} + ({annotation}.contains('.') ? '' : '.' + variables.domain)",
         "stateSecret": f"variables.annotations[?{_literal(STATE_SECRET)}].orValue('')",
     }
@@ -209,14 +210,16 @@ def _common_variables(pod_template: str) -> dict[str, str]:
 def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
     """Return the variables of the mutating policy, with the values for the placeholders.
 
-    They contain no optional map entries ({?name: value}): the API server of Kubernetes 1.36 panics when it checks them.
+    The expressions contain no optional map entries ({?name: value}), because the API server of Kubernetes 1.36 panics
+    when it checks such entries.
     """
     defaults = {name: _literal(value) for name, value in DEFAULTS.items()}
     defaults["HEADSCALE_API_KEY_FILE"] = (
         f"variables.headscaleThroughKubernetes ? '' : {defaults['HEADSCALE_API_KEY_FILE']}"
     )
     from_annotations = {
-        name: f"variables.annotations[?{_literal(annotation)}].orValue('')" for name, annotation in SETTINGS.items()
+        name: f"variables.annotations[?{_literal(annotation)}].orValue('')"
+        for name, annotation in ANNOTATIONS_BY_SETTING.items()
     }
     from_annotations |= {"TS_HOSTNAME": "variables.hostname", "TS_KUBE_SECRET": "variables.stateSecret"}
     from_annotations["NODE_POLICY"] = "variables.stateSecret != '' ? 'keep' : ''"
@@ -232,7 +235,7 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
             f"!({_site_setting('KUBERNETES_EVENTS')}.lowerAscii() in ['', 'false'])"
         ),
         "loginServer": f"{server}.endsWith('/') ? {server}.substring(0, {server}.size() - 1) : {server}",
-        "args": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
+        "tailscaleArgs": f"('--login-server=' + variables.loginServer + ' ' + {args}).trim()",
         "lifecycleImage": _site_setting("LIFECYCLE_IMAGE", images["lifecycle_image"]),
         "tailscaleImage": _site_setting("TAILSCALE_IMAGE", images["tailscale_image"]),
         "defaults": _map_literal(defaults),
@@ -241,7 +244,7 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
         "settings": (
             f"[\n{_indented_lines(map(_literal, sorted({*site_variables(), *defaults, *from_annotations})))}\n]\n"
             ".map(n, [n, variables.fromAnnotations[?n].orValue('') != '' ? variables.fromAnnotations[n] : "
-            "variables.site[?n].orValue('') != '' ? variables.site[?n].orValue('') : "
+            "variables.siteSettings[?n].orValue('') != '' ? variables.siteSettings[?n].orValue('') : "
             "variables.defaults[?n].orValue('')])\n"
             ".filter(s, s[1] != '')"
         ),
@@ -251,7 +254,7 @@ def _mutation_variables(images: dict[str, str]) -> dict[str, str]:
 
 def _site_setting(name: str, default: str = "") -> str:
     """Return an expression for a setting in the ConfigMap. An empty value counts as unset."""
-    value = f"variables.site[?{_literal(name)}].orValue('')"
+    value = f"variables.siteSettings[?{_literal(name)}].orValue('')"
     return f"({value} != '' ? {value} : {_literal(default)})" if default else value
 
 
@@ -317,7 +320,7 @@ def _typed_literal(value: Any, type_name: str, indent: str = "  ") -> str:
 
 
 def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
-    """Return the value of a field: a map with free keys, a list, or anything that _typed_literal accepts."""
+    """Return the value of a field: a map with arbitrary keys, a list, or anything that _typed_literal accepts."""
     if name in _MAP_FIELDS:
         return f"{{{', '.join(f'{_literal(key)}: {_literal(quantity)}' for key, quantity in value.items())}}}"
     if not isinstance(value, list):
@@ -387,17 +390,19 @@ def _literal(value: Any) -> str:
 
 
 def _validations() -> Iterator[Document]:
-    """Yield every validation, in the order in which the API server reports the first failure."""
+    """Yield the validations in order. The API server reports the first one that fails."""
     annotations = "variables.annotations"
     label = f"variables.labels[?{_literal(LABEL)}].orValue('false')"
     yield _validation(f"{label} in ['true', 'false']", "label", value=label)
     for kind, unknown in (("label", "variables.unknownLabels"), ("annotation", "variables.unknownAnnotations")):
         is_similar = f"{_normalized('n')} == {_normalized(f'{unknown}[0]')} && n != {unknown}[0]"
-        hint = f"variables.knownKeys.filter(n, {is_similar}).map(n, ' (did you mean ' + n + '?)').join('')"
+        hint = (
+            f"variables.knownLabelsAndAnnotations.filter(n, {is_similar}).map(n, ' (did you mean ' + n + '?)').join('')"
+        )
         yield _validation(f"{unknown}.size() == 0", "unknown", value=f"'The {kind} ' + {unknown}[0] + {hint}")
-    is_at_object = f"{_literal(LABEL)} in object.metadata.?labels.orValue({{}})"
+    is_on_object = f"{_literal(LABEL)} in object.metadata.?labels.orValue({{}})"
     yield _validation(
-        f"object.kind == 'Pod' || !({is_at_object}) || {_literal(LABEL)} in variables.labels", "label-place"
+        f"object.kind == 'Pod' || !({is_on_object}) || {_literal(LABEL)} in variables.labels", "label-place"
     )
     yield from _site_validations()
     yield _require(f"{_literal(HOSTNAME)} in {annotations}", "hostname-missing", domain="variables.domain")
@@ -408,7 +413,7 @@ def _validations() -> Iterator[Document]:
             "value",
             name=_literal(name),
             value=value,
-            example=_literal(EXAMPLES[name]),
+            valid=_literal(VALID_VALUES[name]),
         )
     hostname = f"{annotations}[{_literal(HOSTNAME)}]"
     yield _require(
@@ -419,7 +424,7 @@ def _validations() -> Iterator[Document]:
     )
     without_references = "".join(f".replace({_literal(f'$({name})')}, '')" for name in REFERENCES)
     yield _require(
-        f"variables.hostname{without_references}.size() <= {HOSTNAME_LENGTH}",
+        f"variables.hostname{without_references}.size() <= {MAX_HOSTNAME_LENGTH}",
         "hostname-length",
         value="variables.hostname",
     )
@@ -430,16 +435,18 @@ def _validations() -> Iterator[Document]:
 
 def _pod_validations() -> Iterator[Document]:
     """Yield the validations of the pod template and of the number of pods."""
-    yield _require("!variables.pod.?hostNetwork.orValue(false)", "host-network")
+    yield _require("!variables.podSpec.?hostNetwork.orValue(false)", "host-network")
     yield _require(
-        "variables.isInjected || variables.ourVolumes.size() == 0",
+        "variables.isInjected || variables.reservedVolumeNames.size() == 0",
         "partial",
-        value="(variables.ourVolumes + variables.reservedNames).join(', ')",
+        value="(variables.reservedVolumeNames + variables.reservedContainerNames).join(', ')",
     )
     yield _require(
-        "variables.isInjected || variables.reservedNames.size() == 0", "container", value="variables.reservedNames[0]"
+        "variables.isInjected || variables.reservedContainerNames.size() == 0",
+        "container",
+        value="variables.reservedContainerNames[0]",
     )
-    container = "variables.withReservedPort"
+    container = "variables.containersWithReservedPort"
     yield _require(
         f"{container}.size() == 0",
         "port",
@@ -460,31 +467,32 @@ def _pod_validations() -> Iterator[Document]:
 
 def _site_validations() -> Iterator[Document]:
     """Yield the validations of the ConfigMap with the settings."""
-    config_map = f"the ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
+    config_map = f"ConfigMap {DOMAIN} in the namespace {NAMESPACE}"
     unknown = "variables.unknownSettings"
     yield _with_message(
-        _if_labelled(f"{unknown}.size() == 0"),
-        f"'In {config_map}, ' + {unknown}[0] + ' is not a setting for all workloads. Correct or remove it.'",
+        _if_requested(f"{unknown}.size() == 0"),
+        f"'The {config_map} contains ' + {unknown}[0] + ', which is not a setting that applies to all workloads. "
+        "Correct or remove it.'",
     )
     yield _with_message(
-        _if_labelled(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
-        f"'DOMAIN_NAME in {config_map} must be the domain of the workloads. Set it.'",
+        _if_requested(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
+        f"'DOMAIN_NAME in the {config_map} must be the domain of the workloads, such as example.com.'",
     )
-    server = "variables.site[?'LOGIN_SERVER'].orValue('')"
+    server = "variables.siteSettings[?'LOGIN_SERVER'].orValue('')"
     yield _with_message(
-        _if_labelled(f"{server}.matches({_regex(LOGIN_SERVER_PATTERN)})"),
-        f"'LOGIN_SERVER in {config_map} must be an https URL of Headscale. With http and a host name, tailscale stays "
-        "offline after Headscale restarts.'",
+        _if_requested(f"{server}.matches({_regex(LOGIN_SERVER_PATTERN)})"),
+        f"'LOGIN_SERVER in the {config_map} must be an https URL of Headscale. With http and a host name, tailscale "
+        "stays offline after Headscale restarts.'",
     )
 
 
 def _require(expression: str, refusal: str, **values: str) -> Document:
     """Return a validation that applies only to workloads with the label: see _validation."""
-    return _validation(_if_labelled(expression), refusal, **values)
+    return _validation(_if_requested(expression), refusal, **values)
 
 
-def _if_labelled(expression: str) -> str:
-    return f"!variables.isLabelled || {expression}"
+def _if_requested(expression: str) -> str:
+    return f"!variables.requestsInjection || {expression}"
 
 
 def _validation(expression: str, refusal: str, **values: str) -> Document:

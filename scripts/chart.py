@@ -1,6 +1,6 @@
-"""Generate the chart's templates, files, schema and table of values from build/, deploy/, lifecycle/ and values.yaml.
+"""Generate the chart's templates, files, schema and table of values from build/, deploy/ and lifecycle/.
 
-Run scripts/chart, which describes the arguments.
+The comments of values.yaml become the table. Run this with scripts/chart, whose --help describes the arguments.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class Action:
         return lines
 
 
-def yaml_of(value: str) -> Action:
+def yaml_action(value: str) -> Action:
     """Return an action whose result is a list or map."""
     return Action(value, is_text=False)
 
 
-def optional(value: str) -> Action:
+def optional_action(value: str) -> Action:
     """Return an action whose result is a list or map. If it is empty, the field is left out."""
     return Action(value, is_text=False, is_optional=True)
 
@@ -90,10 +90,10 @@ class Template:
 
     Attributes:
         source: path of the manifest.
-        conditions: actions such as "if ..." and "range ..." that begin blocks around all objects.
-        namespace: of all objects; "" if they have none.
+        conditions: actions such as "if ..." and "range ..." that enclose all objects, the outermost first.
+        namespace: the namespace of all objects; "" if they have none.
         changes: new values by path, such as "Role/rules/0/resourceNames/0". A path begins with the kind of the object.
-            It contains the name or the index of a list item, and "+" appends an item.
+            In a path, the name or index of a list item selects the item, and "+" appends a new one.
         replacements: pairs of a text and its replacement, for the whole manifest.
         labels: an expression for further labels of the objects.
     """
@@ -107,7 +107,7 @@ class Template:
 
 
 def templates() -> dict[str, Template]:
-    """Return how each template is made, by its name."""
+    """Return the description of each template, by the name of the template."""
     injection = ("if .Values.inject.enabled",)
     replacements = (
         (NAMESPACE, RELEASE_NAMESPACE),
@@ -141,7 +141,7 @@ def templates() -> dict[str, Template]:
             namespace=HEADSCALE_NAMESPACE,
             changes={
                 "Role/rules/0/resourceNames/0": Action(".name"),
-                "RoleBinding/subjects": yaml_of(".subjects"),
+                "RoleBinding/subjects": yaml_action(".subjects"),
             },
         ),
         "rbac-exec": Template(
@@ -150,8 +150,8 @@ def templates() -> dict[str, Template]:
             namespace=HEADSCALE_NAMESPACE,
             changes={
                 # Without resourceNames, the rule applies to any pod, as in deploy/rbac/exec-any-pod.
-                "Role/rules/1/resourceNames": optional("ternary (list) (list .podName) .anyPod"),
-                "RoleBinding/subjects": yaml_of(".subjects"),
+                "Role/rules/1/resourceNames": optional_action("ternary (list) (list .podName) .anyPod"),
+                "RoleBinding/subjects": yaml_action(".subjects"),
             },
         ),
         "rbac-keep": Template(
@@ -171,7 +171,7 @@ def templates() -> dict[str, Template]:
             "deploy/rbac/events/role.yaml",
             ("range .Values.rbac.events",),
             namespace="{{ .namespace }}",
-            changes={"RoleBinding/subjects": yaml_of(".subjects")},
+            changes={"RoleBinding/subjects": yaml_action(".subjects")},
         ),
         "podmonitor": Template(
             "deploy/monitoring/podmonitor.yaml",
@@ -207,17 +207,17 @@ def _build_changes() -> dict[str, Action]:
         f"{pod}/volumes/build/configMap/name": Action('include "tailscale-lifecycle.buildName" .'),
         **_container_changes(build, values),
         **_container_changes(importer, f"{values}.import"),
-        f"{pod}/volumes/+": optional(f"{values}.extraVolumes"),
+        f"{pod}/volumes/+": optional_action(f"{values}.extraVolumes"),
         **_pod_changes(pod, values, "nodeSelector", "tolerations", "imagePullSecrets", "priorityClassName"),
     }
 
 
 def _container_changes(path: str, values: str) -> dict[str, Action]:
-    """Return the changes of any container."""
+    """Return the changes that every container of the DaemonSet gets."""
     return {
-        f"{path}/env/+": optional(f"{values}.extraEnv"),
-        f"{path}/volumeMounts/+": optional(f"{values}.extraVolumeMounts"),
-        f"{path}/resources": optional(f"{values}.resources"),
+        f"{path}/env/+": optional_action(f"{values}.extraEnv"),
+        f"{path}/volumeMounts/+": optional_action(f"{values}.extraVolumeMounts"),
+        f"{path}/resources": optional_action(f"{values}.resources"),
     }
 
 
@@ -233,7 +233,7 @@ def _prune_changes() -> dict[str, Action]:
     return {
         "CronJob/spec/schedule": Action(f"{values}.schedule | quote"),
         f"{job}/containers/prune/image": Action('include "tailscale-lifecycle.image" $'),
-        f"{job}/containers/prune/resources": optional(f"{values}.resources"),
+        f"{job}/containers/prune/resources": optional_action(f"{values}.resources"),
         f"{job}/automountServiceAccountToken": Action(f'ne {values}.serviceAccountName ""'),
         **_pod_changes(job, values, "serviceAccountName", "nodeSelector", "tolerations", "imagePullSecrets"),
     }
@@ -249,7 +249,7 @@ def template_text(template: Template) -> str:
     documents = [
         document
         for document in yaml.safe_load_all((ROOT / template.source).read_text())
-        # Helm does not own the namespace of a release.
+        # The namespace is left out, because a release does not contain its own namespace.
         if document["kind"] != "Namespace"
     ]
     actions: list[Action] = []
@@ -257,7 +257,7 @@ def template_text(template: Template) -> str:
         for path, action in template.changes.items():
             kind, _, rest = path.partition("/")
             if kind == document["kind"]:
-                # Actions are not YAML. Numbers take their place until the document is text.
+                # An action is not YAML, so a numbered placeholder takes its place until the document is text.
                 _set_value(document, rest.split("/"), f"ACTION{len(actions)}")
                 actions.append(action)
     body = "---\n".join(_with_actions(_document_text(document, template), actions) for document in documents)
@@ -273,24 +273,24 @@ def template_text(template: Template) -> str:
 
 
 def _document_text(document: dict[str, Any], template: Template) -> str:
-    """Return a manifest as text with the template's namespace and labels. Helm does not evaluate its braces."""
+    """Return a manifest as text with the template's namespace and labels, and with escaped braces."""
     metadata = document.pop("metadata")
     lines = [f"name: {metadata['name']}"]
     if template.namespace:
         lines.append(f"namespace: {template.namespace}")
-    own = metadata.get("labels", {"app.kubernetes.io/name": "tailscale-lifecycle"})
-    lines += ["labels:", *(f"  {name}: {value}" for name, value in own.items())]
+    labels = metadata.get("labels", {"app.kubernetes.io/name": "tailscale-lifecycle"})
+    lines += ["labels:", *(f"  {name}: {value}" for name, value in labels.items())]
     lines.append('  {{- include "tailscale-lifecycle.labels" $ | nindent 4 }}')
     if template.labels:
         lines += [f"  {{{{- with {template.labels} }}}}", "  {{- toYaml . | nindent 4 }}", "  {{- end }}"]
     head, rest = (as_text({name: document.pop(name) for name in ("apiVersion", "kind")}), as_text(document))
-    # The alerts contain templates of Prometheus, which have the same braces as those of Helm.
+    # Prometheus also uses braces for templates, in the alerts. Escaped, Helm does not evaluate them.
     rest = re.sub(r"\{\{[^}]*\}\}", lambda match: f"{{{{`{match[0]}`}}}}", rest)
     return f"{head}metadata:\n{''.join(f'  {line}{chr(10)}' for line in lines)}{rest}"
 
 
 def _with_actions(text: str, actions: list[Action]) -> str:
-    """Replace the numbers by the actions."""
+    """Replace the numbered placeholders by the actions."""
     return re.sub(
         r"^( *)((?:\w+:)|-|) ?ACTION(\d+)$",
         lambda match: actions[int(match[3])].lines(match[1], match[2]),
@@ -373,8 +373,8 @@ def schema_text() -> str:
     """Return values.schema.json with the names of all settings."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     common = site_variables()
-    own = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
-    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], own)):
+    prune_settings = [name for name in command_variables(PruneSettings) if name in common or name.startswith("PRUNE_")]
+    for part, names in ((schema, [*common, "LOGIN_SERVER"]), (schema["properties"]["prune"], prune_settings)):
         part["properties"]["settings"]["properties"] = {
             name: {"$ref": "#/definitions/setting"} for name in sorted(names)
         }
@@ -382,7 +382,7 @@ def schema_text() -> str:
 
 
 def table() -> Iterator[str]:
-    """Yield the lines of the table of values. The comments in values.yaml are their meanings."""
+    """Yield the lines of the table of values. The meaning of a value is its comment in values.yaml."""
     yield "| value | meaning | default |"
     yield "|---|---|---|"
     text = values_text()

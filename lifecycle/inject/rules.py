@@ -1,4 +1,4 @@
-"""What a label and annotations may request, and what is refused.
+"""The label and annotations that request the containers, their syntax, and the reasons why a workload is refused.
 
 `scripts/manifests` generates the admission policies from the same patterns and messages.
 """
@@ -45,34 +45,34 @@ ANNOTATIONS = (
     INIT_CONTAINERS,
 )
 
-SETTINGS = {
+ANNOTATIONS_BY_SETTING = {
     "DNS_ALIASES": DNS_ALIASES,
     "DNS_SHARED_NAMES": DNS_SHARED_NAMES,
     "AUTHKEY_TAGS": TAGS,
     "SELF_HEAL": SELF_HEAL,
     "LOG_LEVEL": LOG_LEVEL,
 }
-"""The annotations whose value is that of a setting."""
+"""The settings of cleanup and dns-watch that an annotation sets, each with its annotation."""
 
-HOSTNAME_LENGTH = 63
+MAX_HOSTNAME_LENGTH = 63
 
 REFERENCES = ("POD_NAME", "POD_NAMESPACE", "NODE_NAME")
 """Variables that the hostname and the name of the state Secret can refer to."""
 
 _REFERENCE = rf"\$\(({'|'.join(REFERENCES)})\)"
 
-# Letters, digits and references, with hyphens between them.
-_LABEL = rf"([a-z0-9]|{_REFERENCE})((-|[a-z0-9]|{_REFERENCE})*([a-z0-9]|{_REFERENCE}))?"
+# One part of a hostname, between dots: letters, digits and references, with hyphens between them.
+_HOSTNAME_PART = rf"([a-z0-9]|{_REFERENCE})((-|[a-z0-9]|{_REFERENCE})*([a-z0-9]|{_REFERENCE}))?"
 
-_PLAIN_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-_NAME = rf"(\*|(\*\.)?{_PLAIN_LABEL}(\.{_PLAIN_LABEL})*)"
+_DNS_LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+_DNS_NAME = rf"(\*|(\*\.)?{_DNS_LABEL}(\.{_DNS_LABEL})*)"
 
 PATTERNS = {
-    HOSTNAME: rf"{_LABEL}(\.{_LABEL})*",
-    DNS_ALIASES: rf"{_NAME}(,{_NAME})*",
-    DNS_SHARED_NAMES: rf"{_NAME}(,{_NAME})*",
+    HOSTNAME: rf"{_HOSTNAME_PART}(\.{_HOSTNAME_PART})*",
+    DNS_ALIASES: rf"{_DNS_NAME}(,{_DNS_NAME})*",
+    DNS_SHARED_NAMES: rf"{_DNS_NAME}(,{_DNS_NAME})*",
     TAGS: r"tag:[a-z0-9._-]+(,tag:[a-z0-9._-]+)*",
-    STATE_SECRET: rf"{_LABEL}(\.{_LABEL})*",
+    STATE_SECRET: rf"{_HOSTNAME_PART}(\.{_HOSTNAME_PART})*",
     SELF_HEAL: r"true|false",
     LOG_LEVEL: r"debug|info|warning|error",
     TAILSCALE_ARGS: r"[^\x00-\x1f\x7f]*",
@@ -80,7 +80,7 @@ PATTERNS = {
 }
 """Regular expressions for the whole value of each annotation, in a syntax that Python and RE2 (in CEL) share."""
 
-EXAMPLES = {
+VALID_VALUES = {
     HOSTNAME: 'lower-case letters, digits, inner hyphens and dots, such as "wiki"; $(POD_NAME), $(POD_NAMESPACE) and '
     "$(NODE_NAME) are replaced",
     DNS_ALIASES: "names separated by commas, such as docs,*.wiki",
@@ -92,6 +92,7 @@ EXAMPLES = {
     TAILSCALE_ARGS: 'flags of `tailscale up`, such as "--advertise-routes=10.0.0.0/24"',
     INIT_CONTAINERS: '"after" (the pod\'s own init containers start after the VPN is up) or "before"',
 }
+"""A description of the valid values of each annotation, for messages."""
 
 RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
 """Flags that an annotation must not set: cleanup, the hostname and LOGIN_SERVER define their values."""
@@ -99,25 +100,26 @@ RESERVED_ARGS = r"(^|\s)--?(auth-?key|hostname|login-server)(=|\s|$)"
 REFUSALS = {
     "label": f'The label {LABEL} is "{{value}}". Set it to "true" or "false", in quotes.',
     "unknown": f"{{value}} is not known. The annotations are {', '.join(ANNOTATIONS)}; the label is {LABEL}.",
-    "label-place": f"The label {LABEL} is set at the object itself, not in its pod template. Move it there: pods get "
-    "their labels from the template.",
+    "label-place": f"The label {LABEL} is set in the metadata of the object itself. Move it to the pod template, from "
+    "which pods get their labels.",
     "hostname-missing": f"The annotation {HOSTNAME} is missing. Set it in the pod template to the workload's name, "
     'such as "wiki" for wiki.{domain}.',
-    "value": 'The annotation {name} is "{value}". It must be {example}.',
+    "value": 'The annotation {name} is "{value}". It must be {valid}.',
     "hostname-length": f"The annotation {HOSTNAME} gives the hostname {{value}}, which is longer than "
-    f"{HOSTNAME_LENGTH} characters. Choose a shorter one.",
+    f"{MAX_HOSTNAME_LENGTH} characters. Choose a shorter hostname.",
     "hostname-domain": f'The annotation {HOSTNAME} is "{{value}}", which is outside the domain {{domain}}. Use a name '
-    "without dots, or one that ends in .{domain}.",
-    "args": f'The annotation {TAILSCALE_ARGS} is "{{value}}". Remove --login-server, --hostname and --auth-key: they '
-    f"come from LOGIN_SERVER, {HOSTNAME} and cleanup.",
+    "without dots, or a name that ends in .{domain}.",
+    "args": f'The annotation {TAILSCALE_ARGS} is "{{value}}". Remove --login-server, --hostname and --auth-key. '
+    f"Their values come from the setting LOGIN_SERVER, the annotation {HOSTNAME} and cleanup.",
     "host-network": "The pod uses hostNetwork, so tailscale would change the routes of the cluster node. Remove "
     f"hostNetwork, or the label {LABEL}.",
     "container": 'The pod already has a container named "{value}". Rename it. If it is your own tailscale container, '
     f"remove the label {LABEL} and use deploy/components/lifecycle.",
-    "partial": f"The pod has only a part of the containers and volumes of {DOMAIN}: {{value}}. Remove them from the "
-    "manifest. They are added together.",
+    "partial": f"The pod has only a part of the containers and volumes of {DOMAIN}: {{value}}. Remove "
+    "these from the manifest. The injection adds all of them.",
     "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {DOMAIN} exists, "
-    "and that the API server has it enabled (by default from Kubernetes 1.36).",
+    "and that the API server applies objects of this kind. Kubernetes 1.36 and newer do so by default, 1.34 and 1.35 "
+    "with a feature gate.",
     "port": "The container {name} declares the port {value}, which tailscale (9002) or dns-watch (9003) uses. Choose "
     "another port.",
     "replicas": "{value} pods would share one hostname. Use one replica, or a StatefulSet with $(POD_NAME) in the "
@@ -126,15 +128,15 @@ REFUSALS = {
     f"{STATE_SECRET}, too.",
     "daemon-set": f"A DaemonSet has one pod on each cluster node. Use $(NODE_NAME) in the annotations {HOSTNAME} and "
     f"{STATE_SECRET}.",
-    "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), which changes with each pod of this kind. Only the "
-    "pods of a StatefulSet keep their names.",
+    "pod-name": f"The annotation {HOSTNAME} contains $(POD_NAME), but each new pod of this workload has another name. "
+    "Remove $(POD_NAME), or use a StatefulSet, whose pods keep their names.",
 }
 """The message of each refusal. A name in braces is replaced by a value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What is the same for all workloads.
+    """The configuration that all workloads share.
 
     Attributes:
         domain: DOMAIN_NAME.
@@ -156,11 +158,11 @@ class Workload:
     """One object with a pod template.
 
     Attributes:
-        kind: such as Deployment.
+        kind: the kind of the object, such as Deployment.
         pod_count: how many of its pods run at the same time; for a DaemonSet, on each cluster node.
-        labels_of_object: the labels of the object itself, if it is not a Pod.
-        metadata: that of the pod template.
-        spec: that of the pod template.
+        labels_of_object: the labels of the object itself; empty for a Pod.
+        metadata: the metadata of the pod template.
+        spec: the spec of the pod template.
     """
 
     kind: str
@@ -181,12 +183,12 @@ class Workload:
 
     @property
     def requests_injection(self) -> bool:
-        """Whether the containers are to be added."""
+        """Whether the label requests that the containers are added."""
         return self.labels.get(LABEL) == "true"
 
     @property
     def containers(self) -> list[str]:
-        """The names of all containers."""
+        """The names of all containers and init containers."""
         return [
             container.get("name", "")
             for group in ("initContainers", "containers")
@@ -194,18 +196,18 @@ class Workload:
         ]
 
     @property
-    def our_volumes(self) -> list[str]:
-        """The volumes that have names of ours."""
+    def reserved_volumes(self) -> list[str]:
+        """The pod's volumes that have the name of an added volume."""
         return [volume["name"] for volume in self.spec.get("volumes") or [] if volume.get("name") in VOLUMES]
 
     @property
     def is_injected(self) -> bool:
-        """Whether the containers were added before."""
-        return KEY_VOLUME in self.our_volumes and set(CONTAINERS) <= set(self.containers)
+        """Whether the pod already contains the added containers."""
+        return KEY_VOLUME in self.reserved_volumes and set(CONTAINERS) <= set(self.containers)
 
 
 def _texts(values: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return labels or annotations; Kubernetes reads null as an empty text."""
+    """Return labels or annotations with an empty text for null, as Kubernetes reads null."""
     return {name: "" if value is None else value for name, value in (values or {}).items()}
 
 
@@ -241,7 +243,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
     for name, pattern in PATTERNS.items():
         value = annotations.get(name)
         if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            yield _message("value", name=name, value=value, example=EXAMPLES[name])
+            yield _message("value", name=name, value=value, valid=VALID_VALUES[name])
     hostname = annotations.get(HOSTNAME)
     if hostname is None:
         yield _message("hostname-missing", domain=site.domain)
@@ -249,7 +251,7 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
         if "." in hostname and not is_in_domain(hostname, site.domain):
             yield _message("hostname-domain", value=hostname, domain=site.domain)
         # The length of a reference is known only in the pod, where cleanup checks it.
-        elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > HOSTNAME_LENGTH:
+        elif len(re.sub(_REFERENCE, "", full_hostname(hostname, site.domain))) > MAX_HOSTNAME_LENGTH:
             yield _message("hostname-length", value=full_hostname(hostname, site.domain))
     args = annotations.get(TAILSCALE_ARGS, "")
     if isinstance(args, str) and re.search(RESERVED_ARGS, args, re.ASCII):
@@ -259,11 +261,11 @@ def _hostname_refusals(workload: Workload, site: Site) -> Iterator[str]:
 def _pod_refusals(workload: Workload) -> Iterator[str]:
     if workload.spec.get("hostNetwork"):
         yield _message("host-network")
-    taken = [name for name in CONTAINERS if name in workload.containers]
-    if workload.our_volumes and not workload.is_injected:
-        yield _message("partial", value=", ".join([*workload.our_volumes, *taken]))
+    reserved = [name for name in CONTAINERS if name in workload.containers]
+    if workload.reserved_volumes and not workload.is_injected:
+        yield _message("partial", value=", ".join([*workload.reserved_volumes, *reserved]))
     elif not workload.is_injected:
-        for name in taken:
+        for name in reserved:
             yield _message("container", value=name)
     for container in [*(workload.spec.get("initContainers") or []), *(workload.spec.get("containers") or [])]:
         if container.get("name") in CONTAINERS:
@@ -292,7 +294,7 @@ def _message(refusal: str, **values: Any) -> str:
 
 
 def full_hostname(hostname: str, domain: str) -> str:
-    """Return the hostname of the node: the annotation, and the domain if it has no dots."""
+    """Return the hostname of the node: the hostname of the annotation, followed by the domain if it has no dots."""
     return hostname if "." in hostname else f"{hostname}.{domain}"
 
 
@@ -304,7 +306,7 @@ def template_values(workload: Workload, site: Site) -> TemplateValues:
     args: str = annotations.get(TAILSCALE_ARGS, "").strip(" ")
     from_annotations = {
         "TS_HOSTNAME": hostname,
-        **{setting: annotations.get(annotation) for setting, annotation in SETTINGS.items()},
+        **{setting: annotations.get(annotation) for setting, annotation in ANNOTATIONS_BY_SETTING.items()},
         "NODE_POLICY": "keep" if secret else "",
         "TS_KUBE_SECRET": secret,
     }
@@ -322,7 +324,7 @@ def template_values(workload: Workload, site: Site) -> TemplateValues:
 
 
 def _defaults(site: Site) -> dict[str, str]:
-    """Return the defaults, without the file of the API key if the settings need no key."""
+    """Return the default settings. They include the file of the API key only if the settings need that file."""
     needs_file = not needs_kubernetes_api(site.settings)
     return {name: value for name, value in DEFAULTS.items() if needs_file or name != "HEADSCALE_API_KEY_FILE"}
 
