@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lifecycle.domain.backoff import backoff_s, lengthened, retry_delay_s, shortened
+from lifecycle.domain.backoff import add_jitter, backoff_s, retry_delay_s, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
 
 JITTER = st.floats(0, 1)
@@ -23,14 +23,14 @@ def rate_limited(retry_after_s: float | None = None) -> TransientError:
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)
 def test_jitter_adds_at_most_a_quarter(seconds: float, jitter: float) -> None:
-    assert seconds <= lengthened(seconds, jitter) <= seconds * MAX_JITTER_FACTOR
+    assert seconds <= add_jitter(seconds, jitter) <= seconds * MAX_JITTER_FACTOR
 
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)
 def test_shortened_duration_is_at_most_a_fifth_shorter(seconds: float, jitter: float) -> None:
     # Floating-point division and multiplication can round.
-    assert seconds / MAX_JITTER_FACTOR <= shortened(seconds, jitter) * (1 + 1e-9)
-    assert shortened(seconds, jitter) <= seconds * (1 + 1e-9)
+    assert seconds / MAX_JITTER_FACTOR <= subtract_jitter(seconds, jitter) * (1 + 1e-9)
+    assert subtract_jitter(seconds, jitter) <= seconds * (1 + 1e-9)
 
 
 @given(failures=st.integers(1, 10_000), max_s=st.floats(0.5, 3600), jitter=JITTER)

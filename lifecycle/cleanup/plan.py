@@ -9,7 +9,7 @@ from datetime import datetime
 from lifecycle.domain.changes import DeleteNode, DeleteRecord, WriteFreshKey
 from lifecycle.domain.errors import LifecycleError, NameTakenError
 from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, User
-from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity, leftovers
+from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity, records_at_removed_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,5 +231,5 @@ def plan_records(
                 continue
             reason = "its address belongs to another node" if is_taken else "no node of this workload has its address"
             changes.append(DeleteRecord(record, reason))
-    unused = leftovers(records, config.main_identity, config.further_identities)
+    unused = records_at_removed_names(records, config.main_identity, config.further_identities)
     return changes + [DeleteRecord(record, reason="the workload no longer has this name") for record in unused]

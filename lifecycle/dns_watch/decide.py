@@ -43,11 +43,11 @@ from lifecycle.dns_watch.state import (
     Unregistered,
     WatchConfig,
 )
-from lifecycle.domain.backoff import backoff_s, lengthened
+from lifecycle.domain.backoff import add_jitter, backoff_s
 from lifecycle.domain.changes import RECORD_CHANGES, Change, CreateRecord, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError
 from lifecycle.domain.events import Event, debug, error, info, warning
-from lifecycle.domain.expiry import api_key_warning, is_near, node_warning
+from lifecycle.domain.expiry import api_key_warning, expires_soon, node_warning
 from lifecycle.domain.model import KeyMetadata, Node
 from lifecycle.domain.releases import untested_warning
 
@@ -163,8 +163,8 @@ def _with_api_key_expiry(state: State, observation: Observation, now: Moment) ->
         else:
             state = replace(state, api_key_expires_at=observation.api_key.expires_at)
             # An API key that expires soon may soon be replaced.
-            wait_s = _HOUR_S if is_near(observation.api_key.expires_at, now.utc) else _DAY_S
-        state = replace(state, api_keys_due_s=now.monotonic_s + lengthened(wait_s, now.jitter))
+            wait_s = _HOUR_S if expires_soon(observation.api_key.expires_at, now.utc) else _DAY_S
+        state = replace(state, api_keys_due_s=now.monotonic_s + add_jitter(wait_s, now.jitter))
     expiring = api_key_warning(state.api_key_expires_at, now.utc)
     if expiring is not None and _is_warning_due(state.api_key_warned_at_s, now):
         events = (*events, expiring)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lifecycle.dns_watch.state import HealState, KeyCheck, Loss, LossCount, LossKind, Moment, State, WatchConfig
-from lifecycle.domain.backoff import doubled, lengthened
+from lifecycle.domain.backoff import add_jitter, doubled
 from lifecycle.domain.changes import WriteFreshKey
 from lifecycle.domain.events import Event, error
 from lifecycle.domain.model import KeyMetadata, PreAuthKey, User
@@ -114,7 +114,7 @@ def heal_loss(
         return heal, events, None
     due = _is_renewal_due(heal, now)
     if due:
-        heal = replace(heal, not_before_s=now.monotonic_s + lengthened(_FIRST_PAUSE_S, now.jitter))
+        heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
     if key_check.error is not None:
         return heal, (*events, error("key_file.unwritable", error=str(key_check.error))), None
     if metadata is None or metadata.pre_auth_key_id is None:
@@ -138,7 +138,7 @@ def heal_loss(
     # Count the attempt before the request, so that the interval also grows if the creation fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
-    heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + lengthened(pause_s, now.jitter))
+    heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + add_jitter(pause_s, now.jitter))
     known = state.node if state.node is not None and state.node.id == loss.node_id else None
     change = WriteFreshKey(
         spec=config.key_spec(user),

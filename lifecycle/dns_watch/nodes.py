@@ -40,7 +40,7 @@ class Hints:
     def used_our_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
         key = node.pre_auth_key
-        return self.metadata is not None and key is not None and self.metadata.names_key(key)
+        return self.metadata is not None and key is not None and self.metadata.identifies_key(key)
 
 
 def choose_node(

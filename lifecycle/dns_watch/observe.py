@@ -231,7 +231,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
         if metadata is None or metadata.pre_auth_key_id is None:
             return metadata, KeyCheck()
         keys = sources.headscale.pre_auth_keys(user)
-        key = next((key for key in keys if metadata.names_key(key)), None)
+        key = next((key for key in keys if metadata.identifies_key(key)), None)
         return metadata, KeyCheck(key, is_in_file=sources.key_file.contains_key_of(metadata))
     except KeyFileError as error:
         return None, KeyCheck(error=error)

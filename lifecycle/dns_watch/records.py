@@ -19,13 +19,13 @@ from lifecycle.dns_watch.state import (
     State,
     WatchConfig,
 )
-from lifecycle.domain.backoff import backoff_s, lengthened
+from lifecycle.domain.backoff import add_jitter, backoff_s
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.errors import ApiError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.foreign import advice_on_foreign_record, blocks
 from lifecycle.domain.model import IpAddress, Node, Record, RecordSpec, record_type
-from lifecycle.domain.ownership import NameKind, RecordIdentity, leftovers
+from lifecycle.domain.ownership import NameKind, RecordIdentity, records_at_removed_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
         )
         changes += plan.changes
         in_the_way += plan.in_the_way
-    unused = leftovers(read.records, config.main_identity, config.further_identities)
+    unused = records_at_removed_names(read.records, config.main_identity, config.further_identities)
     changes += (DeleteRecord(record, reason="the workload no longer has this name") for record in unused)
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
@@ -274,7 +274,7 @@ def _advice(record: Record, config: WatchConfig) -> str:
 
 
 def _with_read(records: RecordState, specs: tuple[RecordSpec, ...], interval: timedelta, now: Moment) -> RecordState:
-    wait_s = lengthened(interval.total_seconds(), now.jitter)
+    wait_s = add_jitter(interval.total_seconds(), now.jitter)
     return replace(records, compared_specs=specs, failures=0, verify_at_s=now.monotonic_s + wait_s)
 
 

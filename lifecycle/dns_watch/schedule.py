@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lifecycle.dns_watch.healing import restart_helps
 from lifecycle.dns_watch.state import Interface, Moment, Observation, RecordState, State, WatchConfig
-from lifecycle.domain.backoff import doubled, lengthened, shortened
+from lifecycle.domain.backoff import add_jitter, doubled, subtract_jitter
 from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.domain.model import Node, RecordSpec
 
@@ -85,7 +85,7 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     if restart_helps(state.heal, state, now):
         # After the restarted container has registered, its liveness probe should soon succeed again.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
-    return at_least_min_interval(state, shortened(min(growing_s, max_s), now.jitter), config, now)
+    return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)
 
 
 def with_load(state: State, observation: Observation, now: Moment) -> State:
@@ -97,7 +97,7 @@ def with_load(state: State, observation: Observation, now: Moment) -> State:
         state = replace(state, fleet_size=observation.fleet_size)
     if observation.fleet_size is not None and now.monotonic_s >= state.fleet_count_due_s:
         # Pods that started together must not read the next list, which is expensive, at the same time.
-        wait_s = lengthened(_DAY_S, now.jitter) if state.fleet_count_due_s else _HOUR_S * (0.2 + now.jitter)
+        wait_s = add_jitter(_DAY_S, now.jitter) if state.fleet_count_due_s else _HOUR_S * (0.2 + now.jitter)
         state = replace(state, fleet_count_due_s=now.monotonic_s + wait_s)
     return state
 
@@ -126,12 +126,12 @@ def poll_interval_s(state: State, config: WatchConfig) -> float:
 def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     """Return the seconds until the next poll of Headscale or the next read of the records, whichever is sooner."""
     interval_s = poll_interval_s(state, config)
-    wait_s = lengthened(interval_s, now.jitter)
+    wait_s = add_jitter(interval_s, now.jitter)
     records = state.records
     due_s = records.not_before_s if records.compared_specs is None else max(records.not_before_s, records.verify_at_s)
     left_s = due_s - now.monotonic_s + _MARGIN_S
     # Each pass polls Headscale. If the records are due at about the time of the next poll, one pass does both.
-    if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= lengthened(interval_s, 1.0):
+    if _MARGIN_S < left_s < wait_s or interval_s <= left_s <= add_jitter(interval_s, 1.0):
         wait_s = left_s
     if state.node_expires_at is not None:
         expires_in_s = (state.node_expires_at - now.utc).total_seconds() + _MARGIN_S
@@ -147,4 +147,4 @@ def max_wait_s(config: WatchConfig) -> float:
 def at_least_min_interval(state: State, wait_s: float, config: WatchConfig, now: Moment) -> float:
     """Return the wait, or the minimum interval if that is longer. There is no minimum before the first registration."""
     min_s = config.min_poll_interval.total_seconds() if state.node is not None else 0.0
-    return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)
+    return wait_s if wait_s >= min_s else add_jitter(min_s, now.jitter)

@@ -1,4 +1,4 @@
-"""Every change that this program can make, each with its reason, which is logged."""
+"""The changes that this program can make. Each has a reason, which is logged."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class UpdateRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeleteRecord:
-    """Delete a record of ours that is stale or redundant."""
+    """Delete a stale or redundant record that belongs to this workload."""
 
     record: Record
     reason: str
@@ -58,12 +58,14 @@ class DeleteRecord:
 
 @dataclass(frozen=True, slots=True)
 class WriteFreshKey:
-    """Create a pre-auth key and replace the one in the key file with it.
+    """Create a pre-auth key, and write it to the key file in place of the previous key.
+
+    The attributes `kept_…` are written to the metadata file beside the key file.
 
     Attributes:
-        kept_node_id: for the key metadata: the node that this pod is expected to use again; None if it is unknown.
-        kept_machine_key: the machine key of that node.
-        replaces: an unused key to expire first. If that fails, the change continues.
+        kept_node_id: the id of the node that this pod is expected to use again; None if it is unknown.
+        kept_machine_key: the machine key of the node `kept_node_id`.
+        replaces: an older, unused key to expire first. If it cannot be expired, the new key is created anyway.
     """
 
     spec: KeySpec
@@ -75,7 +77,7 @@ class WriteFreshKey:
 
 @dataclass(frozen=True, slots=True)
 class WriteKeyMetadata:
-    """Replace the metadata beside the key; the key stays as it is."""
+    """Replace the metadata file beside the key file. The key file stays as it is."""
 
     metadata: KeyMetadata
     reason: str

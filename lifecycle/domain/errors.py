@@ -1,4 +1,4 @@
-"""Every error of this program, and its exit status."""
+"""The errors of this program, and the exit status of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_STATUSES = {
     EXIT_FAILED: "failed, or stopped by a signal before the work was done; for `status` also: manual action is needed",
     EXIT_USAGE: "invalid arguments, settings or manifests; every problem is reported",
 }
-"""The meaning of each exit status of every command."""
+"""What each exit status means, for all commands."""
 
 
 class LifecycleError(Exception):
@@ -46,11 +46,11 @@ class UserError(LifecycleError):
 
 
 class NameTakenError(LifecycleError):
-    """Another instance of this program, with another DNS_OWNER, has records at the name."""
+    """The DNS name has records of another instance of this program, which has another DNS_OWNER."""
 
 
 class PruneLimitError(LifecycleError):
-    """The plan contains more workloads than PRUNE_MAX."""
+    """`prune` would remove more workloads than PRUNE_MAX allows."""
 
 
 class StoppedError(LifecycleError):
@@ -58,11 +58,11 @@ class StoppedError(LifecycleError):
 
 
 class ApiError(LifecycleError):
-    """An upstream refused a request or did not respond.
+    """An upstream (Headscale, Cloudflare or the Kubernetes API) refused a request or did not respond.
 
     Attributes:
-        upstream: its name, such as "Headscale".
-        status: the HTTP status; None without a complete response.
+        upstream: the name of the upstream, such as "Headscale".
+        status: the HTTP status of the response; None if there was no complete response.
     """
 
     def __init__(self, message: str, *, upstream: str, status: int | None = None) -> None:
@@ -75,7 +75,7 @@ class TransientError(ApiError):
     """The request can be retried.
 
     Attributes:
-        retry_after: the delay that the upstream asked for; None if it asked for none.
+        retry_after: the delay that the upstream requested; None if it requested none.
         throttled: the response was "too many requests" (429).
         sent: False if no connection was opened, so the upstream cannot have received the request.
     """
@@ -101,7 +101,7 @@ class AuthError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """The upstream itself reports that the object does not exist; not a 404 of a proxy."""
+    """The upstream itself reports that the object does not exist. A 404 of a proxy is another error."""
 
 
 class ConflictError(ApiError):

@@ -14,9 +14,8 @@ class Event:
     """One log line.
 
     Attributes:
-        level: its severity.
-        name: `noun.verb_in_past`.
-        fields: everything else on the line.
+        name: such as "record.created".
+        fields: the other keys and values of the line.
     """
 
     level: Level

@@ -1,4 +1,8 @@
-"""Records at our names that are not ours: which of them prevent every change, and what to do about them; pure."""
+"""Foreign records: which of them block a DNS name of this workload, and what the operator can do about them.
+
+A foreign record is a record at our name that this program does not own. If a foreign record blocks the name, this
+program changes no record at the name.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from lifecycle.domain.ownership import MANAGED_TYPES, NameKind, RecordIdentity
 
 
 def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex: str | None) -> bool:
-    """Return True if the record prevents every change at our name.
+    """Return True if a record is foreign and blocks our name.
 
     Args:
         record: any record of the zone.
-        record_identity: criteria for owning a record.
-        ipv6: AAAA records are managed.
+        record_identity: our name, and the criteria for owning a record there.
+        ipv6: True if this program manages AAAA records.
         apex: the zone's own name, where NS records are normal; None if it is unknown.
     """
     if record.name != record_identity.name:
@@ -23,7 +27,7 @@ def blocks(record: Record, *, record_identity: RecordIdentity, ipv6: bool, apex:
         return False
     if record.type == "NS":
         return record.name != apex
-    # An alias is a CNAME record, which allows no other record at its name.
+    # An alias is published as a CNAME record, and DNS allows no other record beside a CNAME record.
     return record.type in {"A", "CNAME"} or (record.type == "AAAA" and ipv6) or record_identity.kind is NameKind.ALIAS
 
 
@@ -36,22 +40,22 @@ _HOW_TO_AVOID_NAME = {
 
 
 def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity) -> str:
-    """Return what the operator can do about a record at the name that is not ours."""
+    """Return what the operator can do about a foreign record."""
     avoid_name = _HOW_TO_AVOID_NAME[record_identity.kind]
     if record.read_only:
         return (
-            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it there (Workers & Pages, "
-            f"the Worker's settings, Domains & Routes), or {avoid_name}."
+            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it in that product (Workers "
+            f"& Pages, the Worker's settings, Domains & Routes), or {avoid_name}."
         )
     if record.type == "NS":
-        return f"The name is delegated to other name servers. Publish it there, or {avoid_name}."
+        return f"The name is delegated to other name servers. Publish the record on those servers, or {avoid_name}."
     if record_identity.kind is not NameKind.MAIN:
         return _advice_at_further_name(record, record_identity, avoid_name)
     if record.type == "CNAME":
-        return f"A CNAME allows no address record beside it. Delete it, or {avoid_name}."
+        return f"DNS allows no address record beside a CNAME record. Delete the CNAME record, or {avoid_name}."
     if not record.comment:
         return (
-            f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it "
+            f"It has no comment and its address is outside VPN_PREFIXES, so another application may use it. Delete it, "
             f"or {avoid_name}. To let this program manage it, set its comment to "
             f'"{record_identity.mark}". It will then point to this pod and will not be proxied.'
         )

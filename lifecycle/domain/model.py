@@ -14,7 +14,8 @@ IpAddress: TypeAlias = IPv4Address | IPv6Address
 
 DecimalId: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,19}$")]
 
-# A database can round the creation time that the response to the creation contained.
+# Headscale's database can round the creation time of a key. It then differs from the time in the response that created
+# the key.
 _TIME_TOLERANCE = timedelta(seconds=1)
 
 
@@ -32,7 +33,7 @@ class User:
     """A Headscale user.
 
     Attributes:
-        id: decimal text; None where Headscale up to 0.25 returns only a name.
+        id: decimal digits; None if the response contains only the name, as with Headscale up to 0.25.
         name: not unique: a local user and a user from OIDC can have the same name.
         email: "" if there is none.
         provider: the login provider, such as "oidc"; "" for a local user.
@@ -45,11 +46,11 @@ class User:
 
     @property
     def label(self) -> str:
-        """The name for messages. A user from OIDC can have only an e-mail address."""
+        """The user's name for messages. A user from OIDC can have an e-mail address and no name."""
         return self.name or self.email or f"id {self.id}"
 
     def is_same(self, other: User) -> bool:
-        """Return True if both are the same user: by id if both have one, else by name."""
+        """Return True if both values are the same user. Ids are compared if both have one, else names."""
         if self.id is not None and other.id is not None:
             return self.id == other.id
         return self.name == other.name
@@ -60,9 +61,9 @@ class PreAuthKey:
     """A pre-auth key that exists in Headscale.
 
     Attributes:
-        id: decimal text.
-        user: the owner of nodes that register with it; None for a key that only has tags.
-        known_secret: the secret; None where Headscale masks it, in lists from 0.28 on.
+        id: decimal digits.
+        user: the owner of nodes that register with this key; None for a key that only has tags.
+        known_secret: the secret; None if Headscale masks it, as in lists from release 0.28 on.
     """
 
     id: str
@@ -87,7 +88,7 @@ class PreAuthKey:
         return self.known_secret
 
     def is_usable(self, now: datetime) -> bool:
-        """Return True if a node can register with it."""
+        """Return True if a node can register with this key."""
         is_expired = self.expires_at is not None and self.expires_at <= now
         return not is_expired and (self.reusable or not self.used)
 
@@ -97,7 +98,7 @@ class KeySpec:
     """A pre-auth key to create.
 
     Attributes:
-        lifetime: the time until it expires. It has to cover an image pull and some restarts.
+        lifetime: the time until the key expires, which has to cover an image pull and some restarts of the pod.
     """
 
     user: User
@@ -109,17 +110,18 @@ class KeySpec:
 
 @dataclass(frozen=True, slots=True)
 class KeyMetadata:
-    """The content of the metadata file beside the key file. It identifies the node of this pod.
+    """The content of the metadata file beside the key file. It identifies the key, and the node of this pod.
 
     An id alone identifies neither a key nor a node: after Headscale's database was restored from a backup, Headscale
     assigns the same ids again.
 
     Attributes:
-        pre_auth_key_id: the key in the key file.
+        pre_auth_key_id: the id of the key in the key file.
+        kept_node_id: the id of this pod's last known node; with NODE_POLICY=keep, of the node that it will use again.
+        kept_machine_key: the machine key of the node `kept_node_id`.
+        key_sha256: the digest of the key; None if unknown. The metadata file is written first, so the digest shows
+            whether the key file was then written, too.
         key_created_at: when Headscale created the key; None if unknown.
-        kept_node_id: the last known node of this pod, or with NODE_POLICY=keep the node that it will use again.
-        kept_machine_key: the machine key of that node.
-        key_sha256: digest of the key, which is written after the metadata; None if unknown.
     """
 
     pre_auth_key_id: DecimalId | None
@@ -128,10 +130,10 @@ class KeyMetadata:
     key_sha256: str | None = None
     key_created_at: AwareDatetime | None = None
 
-    def names_key(self, key: PreAuthKey | KeyOrigin) -> bool:
-        """Return True if the metadata belongs to this key."""
-        ours, theirs = self.key_created_at, key.created_at
-        is_same_time = ours is None or theirs is None or abs(theirs - ours) < _TIME_TOLERANCE
+    def identifies_key(self, key: PreAuthKey | KeyOrigin) -> bool:
+        """Return True if the metadata identifies this key."""
+        expected, actual = self.key_created_at, key.created_at
+        is_same_time = expected is None or actual is None or abs(actual - expected) < _TIME_TOLERANCE
         return key.id == self.pre_auth_key_id and is_same_time
 
 
@@ -146,19 +148,20 @@ class KeyOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A member of the tailnet.
+    """A node of the VPN.
 
     Attributes:
-        id: decimal text, larger for later nodes. After Headscale's database was restored, another node can get it.
+        id: decimal digits. A node that registered later has a larger id. After Headscale's database was restored from
+            a backup, another node can get the same id.
         hostname: not unique; compared without regard to case.
         machine_key: `mkey:` and 64 hex digits. It stays the same while the machine keeps its state.
         addresses: at most one of each family, in any order; can be empty.
-        user: its owner; None for a tagged node from Headscale 0.28 on.
-        pre_auth_key: the key that it registered with; None for another register method.
+        user: the user that Headscale reports as the owner; None for a tagged node from Headscale 0.28 on.
+        pre_auth_key: the key that the node registered with; None for another register method.
         online: not reliable: it can stay true for 15 minutes after the connection was lost.
         expires_at: None = never.
-        last_seen: when it went offline; not a heartbeat. It can be old for a node that is online, or after a restart
-            of Headscale. None if unknown.
+        last_seen: when the node went offline; None if unknown. This is not a heartbeat: it can be old while the node
+            is online, or after a restart of Headscale.
     """
 
     id: str
@@ -187,7 +190,7 @@ class Node:
 
     @property
     def sequence(self) -> int:
-        """The id as a number. A node that registered later has a larger one."""
+        """The id as a number, by which nodes are sorted in the order of their registration."""
         return int(self.id)
 
 
@@ -204,7 +207,7 @@ class Record:
     Attributes:
         name: the full name in lower case, without a trailing dot.
         content: an address in text form for A and AAAA, a name for CNAME.
-        ttl_s: seconds; 1 = automatic.
+        ttl_s: the time to live in seconds; 1 = automatic.
         comment: "" if there is none.
         read_only: another Cloudflare product manages it, such as a Workers custom domain.
     """
@@ -234,7 +237,7 @@ def record_type(address: IpAddress) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordSpec:
-    """A DNS record as it should be. It is never proxied, because Cloudflare cannot reach a VPN address.
+    """A DNS record that should exist. It never uses Cloudflare's proxy, which cannot reach a VPN address.
 
     Attributes:
         content: an address, or the name that a CNAME record points to.
@@ -251,13 +254,13 @@ class RecordSpec:
         return "CNAME" if isinstance(self.content, str) else record_type(self.content)
 
     def has_content_of(self, record: Record) -> bool:
-        """Return True if the record has the same content. An IPv6 address or a name can be written in several ways."""
+        """Return True if the record has the same content, even if an IPv6 address or a name is written differently."""
         if isinstance(self.content, str):
             return record.content.lower().removesuffix(".") == self.content
         return record.address == self.content
 
     def differences(self, record: Record) -> dict[str, str | int | bool]:
-        """Return the fields to change, named as in Cloudflare's API; empty if nothing differs."""
+        """Return the fields to change and their new values, named as in Cloudflare's API; empty if nothing differs."""
         differing: dict[str, str | int | bool] = {}
         if not self.has_content_of(record):
             differing["content"] = str(self.content)

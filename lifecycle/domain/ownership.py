@@ -1,4 +1,4 @@
-"""Criteria for owning nodes and records; no other module decides what may be changed."""
+"""Decide which nodes and records this program owns. No other module decides what may be changed."""
 
 from __future__ import annotations
 
@@ -19,31 +19,39 @@ MANAGED_TYPES = ADDRESS_TYPES | {"CNAME"}
 
 WILDCARD = "*."
 
-# The beginning of the marks of all owners, in every version of this program.
-_MARK_FAMILY = "tailscale-lifecycle/"
+# The mark of a record is the comment that shows who owns it. Every mark starts with this text, for all owners (settings
+# DNS_OWNER) and in every version of this program.
+_MARK_PREFIX = "tailscale-lifecycle/"
 
-# See `workload_mark`: the program with its version, the owner, and the main name.
+# A mark as returned by `workload_mark`: the program with its version, the owner, and the main name.
 _WORKLOAD_MARK = re.compile(r"\S+ \S+ ([a-z0-9-]+(?:\.[a-z0-9-]+)+)", re.ASCII)
 
 _ID_SELECTOR = "id:"
 
 
 def mark_of(owner: str) -> str:
-    """Return the mark: the comment that identifies an owner's records. It is ASCII, and compared exactly."""
-    return f"{_MARK_FAMILY}1 {owner}"
+    """Return the mark of an owner: the comment of its records at main names. It is ASCII, and case is significant."""
+    return f"{_MARK_PREFIX}1 {owner}"
 
 
 def workload_mark(mark: str, main_name: str) -> str:
     """Return the mark of a workload's records under its further names (DNS_ALIASES, DNS_SHARED_NAMES).
 
-    It contains the main name: two workloads of one owner can be configured with the same further name, and neither
-    may change the records of the other.
+    The mark contains the main name, because two workloads of one owner can be configured with the same further name. It
+    prevents each workload from changing the records of the other.
     """
     return f"{mark} {main_name}"
 
 
 def marked_workload(record: Record, mark: str) -> str | None:
-    """Return the main name of the workload that the record belongs to; None if it has no mark of this owner."""
+    """Return the main name of the workload that the record belongs to.
+
+    Args:
+        mark: the mark of an owner.
+
+    Returns:
+        None if the record does not have a mark of this owner.
+    """
     if record.comment == mark:
         return record.name if record.type in ADDRESS_TYPES else None
     match = _WORKLOAD_MARK.fullmatch(record.comment)
@@ -59,12 +67,15 @@ def record_name(name: str, domain: str) -> str:
 
 
 def is_in_domain(name: str, domain: str) -> bool:
-    """Return True if the name is the domain itself or below it."""
+    """Return True if the name is the domain itself, or a name below the domain."""
     return name == domain or name.endswith(f".{domain}")
 
 
 def may_have_name(node: Node, name: str) -> bool:
-    """Return True if this can be the record name of the node: the domain that its pod appends is unknown here."""
+    """Return True if the node's pod can publish a record with this name.
+
+    A hostname without a dot matches in every domain, because it is unknown here which domain the pod appends.
+    """
     hostname = node.hostname.casefold()
     return name == hostname or ("." not in hostname and name.startswith(f"{hostname}."))
 
@@ -73,11 +84,11 @@ def choose_user(users: Iterable[User], selector: str | None) -> User:
     """Choose the Headscale user that owns our keys and nodes.
 
     Args:
-        selector: a name, an e-mail address or `id:N`; None = the only user. A name takes precedence over an e-mail
-            address.
+        selector: a name, an e-mail address or `id:N`; None = the only user. If the selector is the name of one user and
+            the e-mail address of another, the user with the name is chosen.
 
     Raises:
-        UserError: there is not exactly one such user; the message lists all users.
+        UserError: no user matches, or several do. The message lists all users.
     """
     every_user = sorted(users, key=lambda user: (user.name, user.id or ""))
     listing = "; ".join(map(_describe_user, every_user))
@@ -118,7 +129,10 @@ def _describe_user(user: User) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Criteria for owning a node: its hostname, and its user. If it has no user, a tag of our keys counts instead."""
+    """Criteria for owning a node: it has our hostname, a pre-auth key registered it, and it belongs to our user.
+
+    A node without a user needs a tag of our pre-auth keys instead.
+    """
 
     hostname: str
     user: User
@@ -140,28 +154,28 @@ class NodeIdentity:
 
 
 class NameKind(Enum):
-    """The kinds of a workload's names. The kind decides which records a name has."""
+    """The kinds of DNS names that a workload can have. The kind decides which records the name has."""
 
     MAIN = auto()
-    """The name of the node. It has address records."""
+    """The hostname of the node. It has address records."""
     ALIAS = auto()
-    """A further name. It has a CNAME record that points to the main name."""
+    """A name in DNS_ALIASES. It has a CNAME record that points to the main name."""
     APEX_ALIAS = auto()
-    """A further name that is the domain itself. It has address records, since a CNAME would hide other records."""
+    """A name in DNS_ALIASES that is the domain itself. It has address records: a CNAME would hide other records."""
     SHARED = auto()
-    """A name of several workloads. It has the address records of each."""
+    """A name in DNS_SHARED_NAMES. It has the address records of all workloads that share the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordIdentity:
-    """Criteria for owning a record: it has exactly our name, and our mark.
+    """Criteria for owning a record: it has exactly our name, and our mark as its comment.
 
     At the main name, an address record without a comment is ours too, if its address is in the VPN.
 
     Attributes:
         name: the full name in lower case, without a trailing dot.
-        mark: the comment of our records.
-        target: the main name; "" if this is the main name.
+        mark: the comment of our records at this name.
+        target: the main name; "" if `name` is the main name.
     """
 
     name: str
@@ -175,7 +189,7 @@ class RecordIdentity:
         if record.name != self.name:
             return False
         if self.kind is not NameKind.MAIN:
-            # The kind of a name can change with the settings, so records of every kind are ours.
+            # The settings can change the kind of a name, so a record with our mark is ours whatever its type.
             return record.type in MANAGED_TYPES and record.comment == self.mark
         if record.type not in ADDRESS_TYPES:
             return False
@@ -190,7 +204,7 @@ class RecordIdentity:
 
     def can_coexist(self, record: Record) -> bool:
         """Return True if this name is shared, and the record is another workload's address record."""
-        has_mark = record.comment.startswith(_MARK_FAMILY) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
+        has_mark = record.comment.startswith(_MARK_PREFIX) and _WORKLOAD_MARK.fullmatch(record.comment) is not None
         return self.kind is NameKind.SHARED and record.type in ADDRESS_TYPES and has_mark
 
     def is_marked(self, record: Record) -> bool:
@@ -202,21 +216,32 @@ class RecordIdentity:
         return (
             record.name == self.name
             and record.type in MANAGED_TYPES
-            and record.comment.startswith(_MARK_FAMILY)
+            and record.comment.startswith(_MARK_PREFIX)
             and record.comment != self.mark
         )
 
     def is_vpn_address(self, address: IpAddress) -> bool:
-        """Return True if the address is inside one of the prefixes."""
+        """Return True if the address is inside one of the VPN's prefixes."""
         return any(address in prefix for prefix in self.vpn_prefixes)
 
     def vpn_addresses(self, addresses: Sequence[IpAddress]) -> tuple[IpAddress, ...]:
-        """Return the addresses inside the prefixes, in the same order."""
+        """Return the addresses that are inside the VPN's prefixes, in the same order."""
         return tuple(address for address in addresses if self.is_vpn_address(address))
 
 
-def leftovers(records: Iterable[Record], main: RecordIdentity, further: Iterable[RecordIdentity]) -> list[Record]:
-    """Return this workload's records under names that it no longer has, in ascending order of id."""
+def records_at_removed_names(
+    records: Iterable[Record], main: RecordIdentity, further: Iterable[RecordIdentity]
+) -> list[Record]:
+    """Return the records that this workload has under further names that were removed from its settings.
+
+    Args:
+        records: any records of the zone.
+        main: the identity at the main name.
+        further: the identities at the current further names.
+
+    Returns:
+        The records, in ascending order of id.
+    """
     mark = workload_mark(main.mark, main.name)
     names = {main.name, *(record_identity.name for record_identity in further)}
     return sorted(

@@ -1,4 +1,4 @@
-"""Kubernetes Events about this pod, derived from log events; pure."""
+"""Derive Kubernetes Events about this pod from log events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTES: Final = {
     "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
 }
-"""By the name of a log event: the reason of its Kubernetes Event, and the template of the note.
+"""Maps the name of a log event to the reason of the Kubernetes Event, and to a template of the Event's note.
 
 The placeholders of the template are fields of the log event.
 """
@@ -39,7 +39,7 @@ class PodEvent:
 
 
 def pod_event(event: Event) -> PodEvent | None:
-    """Return the Kubernetes Event for a log event; None if it has none."""
+    """Return the Kubernetes Event for a log event; None if there is none for this log event."""
     if event.name not in NOTES:
         return None
     reason, note = NOTES[event.name]

@@ -1,4 +1,4 @@
-"""An HTTP proxy between the pod and an upstream."""
+"""An HTTP proxy through which requests are sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Warn about a release of Headscale that is newer than every release this program was tested with; pure."""
+"""Warn if Headscale is newer than every release that this program was tested with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from lifecycle.domain.events import Event, warning
 
 NEWEST_TESTED: Final = (0, 30)
-"""The newest minor release of Headscale that this program was tested with."""
+"""The newest minor release of Headscale that this program was tested with: 0.30, as its main branch."""
 
 _MINOR: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
 
@@ -19,7 +19,7 @@ def newest_tested() -> str:
 
 
 def is_untested(version: str) -> bool:
-    """Return True if a release is newer than the newest tested one; False for a range such as "0.30 or newer"."""
+    """Return True if a version is newer than the newest tested release; False for a range such as "0.30 or newer"."""
     match = _MINOR.match(version)
     return match is not None and (int(match[1]), int(match[2])) > NEWEST_TESTED
 
@@ -33,5 +33,6 @@ def untested_warning(version: str) -> Event | None:
         version=version,
         newest_tested=newest_tested(),
         advice="Upgrade tailscale-lifecycle if there is a version that was tested with this release. Until then, "
-        f"requests are made as for {newest_tested()}, and a response that differs from it is refused.",
+        f"requests are sent as to {newest_tested()}, and responses that differ from those of {newest_tested()} are "
+        "refused.",
     )

@@ -7,7 +7,8 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-# json.dumps escapes only the control characters of ASCII. Terminals also interpret these, or end a line at them.
+# json.dumps escapes only the control characters up to U+001F. Terminals also interpret the following characters, or
+# start a new line at them.
 _UNESCAPED = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
@@ -25,5 +26,5 @@ def printable_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def timestamp(instant: datetime) -> str:
-    """Return an aware instant as RFC 3339 in UTC, to the second."""
+    """Return an aware instant as RFC 3339 in UTC, in whole seconds."""
     return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -144,7 +144,7 @@ SCHEDULE_MUTANTS: Final = (
         name="owns records with any mark of this program",
         file="domain/ownership.py",
         old="            return record.comment == self.mark\n",
-        new="            return record.comment.startswith(_MARK_FAMILY)\n",
+        new="            return record.comment.startswith(_MARK_PREFIX)\n",
         seed=0,
     ),
     Mutant(
@@ -337,7 +337,7 @@ DECISION_MUTANTS: Final = (
         name="owns records of other workloads at a further name",
         file=OWNERSHIP_FILE,
         old="            return record.type in MANAGED_TYPES and record.comment == self.mark\n",
-        new="            return record.type in MANAGED_TYPES and record.comment.startswith(_MARK_FAMILY)\n",
+        new="            return record.type in MANAGED_TYPES and record.comment.startswith(_MARK_PREFIX)\n",
     ),
     Mutant(
         guarantee="Never 1",
@@ -448,7 +448,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Backoff",
         name="polls over exec as often as over the API",
         file=SCHEDULE_FILE,
-        old="    return wait_s if wait_s >= min_s else lengthened(min_s, now.jitter)\n",
+        old="    return wait_s if wait_s >= min_s else add_jitter(min_s, now.jitter)\n",
         new="    return wait_s\n",
     ),
     Mutant(
