@@ -13,7 +13,7 @@ from time import monotonic
 from lifecycle.domain.errors import LifecycleError
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.loop import repeat
-from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
 from lifecycle.runtime.stop import StopEvent
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectSettings, PruneSettings
 from lifecycle.wiring.readers import connect_cluster, state_reader
@@ -51,7 +51,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
     with ExitStack() as stack, recorded_events(settings):
         status = new_status(settings)
         writers = connect_writers(
-            settings, once(), stack, connect_cluster(settings, stack), on_outcome=status.count_request
+            settings, no_retries(), stack, connect_cluster(settings, stack), on_outcome=status.count_request
         )
         watch = DnsWatch(
             settings,

@@ -26,7 +26,7 @@ from lifecycle.prune.observe import prune_config
 from lifecycle.prune.plan import check_limit, plan_prune
 from lifecycle.report import Report, Section
 from lifecycle.runtime.clock import utc_now
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, PruneSettings, Settings, StatusSettings
 from lifecycle.status.assess import assess_workloads
 from lifecycle.status.observe import observe as observe_status
@@ -44,10 +44,10 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        readers = connect_readers(settings, once(), stack, cluster)
+        readers = connect_readers(settings, no_retries(), stack, cluster)
         sections = []
         if isinstance(settings, CleanupSettings):
-            read_state = state_reader(settings, once(), cluster)
+            read_state = state_reader(settings, no_retries(), cluster)
             sections.append(cleanup_section(settings, readers, read_state, now=utc_now()))
         if isinstance(settings, DnsWatchSettings):
             interface = interface_addresses(settings.tailscale_interface)
@@ -65,7 +65,7 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
-        readers = connect_readers(settings, once(), stack, cluster)
+        readers = connect_readers(settings, no_retries(), stack, cluster)
         return status_report(settings, readers, cluster.description if cluster else None, now=utc_now(), redact=redact)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from lifecycle.dns_watch.loop import DnsWatch, new_status
 from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import configure_logs
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.load import load
 from lifecycle.settings.models import DnsWatchSettings
 from lifecycle.wiring.writers import connect_writers
@@ -51,7 +51,7 @@ def main(passes: int) -> None:
     configure_logs(console=False)
     with ExitStack() as stack:
         status = new_status(settings)
-        writers = connect_writers(settings, once(), stack, None, on_outcome=status.count_request)
+        writers = connect_writers(settings, no_retries(), stack, None, on_outcome=status.count_request)
         watch = DnsWatch(settings, writers=writers, interface=lambda: None, now=utc_now, status=status)
         for number in range(1, passes + 1):
             watch.run_pass()

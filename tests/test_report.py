@@ -12,7 +12,7 @@ import pytest
 from lifecycle import report as reports
 from lifecycle.dry_run import cleanup_section, context, watch_section
 from lifecycle.report import Report, Section, Step
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import DryRunSettings
 from tests.builders import MARK, NAME, OTHER_MARK
 from tests.simulators import faults
@@ -151,7 +151,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def dry_run_in(world: World, interface: Interface | None = None, **variables: str) -> Report:
     """Return the report of a dry run in the world, after a check that it contains no secret."""
     settings = world.settings(DryRunSettings, **variables)
-    writers = world.writers(settings, once())
+    writers = world.writers(settings, no_retries())
     now = world.clock.now()
     sections = [
         cleanup_section(settings, writers, None, now=now),

@@ -18,7 +18,7 @@ from lifecycle.domain.errors import (
     StoppedError,
     TransientError,
 )
-from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
 from tests.conftest import FakeStop
 
 BUDGET = timedelta(minutes=2)
@@ -305,7 +305,7 @@ def test_policy_without_retries(events: list[Any]) -> None:
     requests = Requests([outage()])
 
     with pytest.raises(TransientError, match="it is down"):
-        once()(requests)
+        no_retries()(requests)
 
     assert (requests.count, events) == (1, [])
-    assert once()(Requests()) == "done"
+    assert no_retries()(Requests()) == "done"

@@ -28,7 +28,7 @@ from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.model import IpAddress
 from lifecycle.keyfile.writer import KeyFileWriter
 from lifecycle.runtime.clock import utc_now
-from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, Command, DnsWatchSettings, Settings
 from tests.builders import NAME, NOW, addresses
@@ -210,7 +210,7 @@ class World:
         settings = self.settings(DnsWatchSettings, **variables)
         return DnsWatch(
             settings,
-            writers=self.writers(settings, once()),
+            writers=self.writers(settings, no_retries()),
             interface=interface,
             now=self.clock.now,
             monotonic=self.clock.monotonic,

@@ -44,8 +44,8 @@ def advice_on_foreign_record(record: Record, *, record_identity: RecordIdentity)
     avoid_name = _HOW_TO_AVOID_NAME[record_identity.kind]
     if record.read_only:
         return (
-            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it in that product (Workers "
-            f"& Pages, the Worker's settings, Domains & Routes), or {avoid_name}."
+            "Another Cloudflare product manages it, such as a Workers custom domain. Remove it in that product "
+            f"(Workers & Pages, the Worker's settings, Domains & Routes), or {avoid_name}."
         )
     if record.type == "NS":
         return f"The name is delegated to other name servers. Publish the record on those servers, or {avoid_name}."

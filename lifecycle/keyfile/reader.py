@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
 
-# Much larger than a key or its metadata.
+# The most bytes to read from a file. A key or its metadata is much smaller.
 _MAX_BYTES = 64 * 1024
 
 # Parses and formats the metadata file, which is JSON.
@@ -23,7 +23,10 @@ METADATA = TypeAdapter(KeyMetadata)
 
 @dataclass(frozen=True, slots=True)
 class KeyFileReader:
-    """The key file, and two files beside it: its metadata (`<path>.id`) and the restart marker (`<path>.restart`).
+    """The key file, and two files beside it: the key metadata (`<path>.id`) and the restart marker (`<path>.restart`).
+
+    The key file contains the pre-auth key for the tailscale container. The metadata identifies the key and the pod's
+    node.
 
     Attributes:
         mode: the permission bits of the key file.
@@ -58,9 +61,9 @@ class KeyFileReader:
             raise KeyFileError(f"{self.metadata_path} is malformed. Run cleanup again to replace it") from error
 
     def contains_key_of(self, metadata: KeyMetadata) -> bool:
-        """Return True if the key in the file is the one that the metadata describes.
+        """Return True if the key file contains the key that the metadata describes.
 
-        They differ if a process was killed between writing the metadata and the key.
+        It contains another key if a process was killed after it wrote the metadata, and before it wrote the key.
 
         Raises:
             KeyFileError: the key file cannot be read.
@@ -74,12 +77,15 @@ class KeyFileReader:
 
 
 def digest_of(key: bytes) -> str:
-    """Return the digest by which the metadata identifies a key."""
+    """Return the digest of a key for `KeyMetadata.key_sha256`."""
     return hashlib.sha256(key).hexdigest()
 
 
 def read_file(path: Path) -> bytes:
-    """Return the start of a regular file. Other files are an error: a FIFO would block, and a device has no end."""
+    """Return the content of a regular file, up to 64 KiB.
+
+    Other kinds of files raise OSError, because reading a FIFO could block, and reading a device might never end.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

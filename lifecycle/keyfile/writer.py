@@ -52,25 +52,25 @@ class KeyFileWriter(KeyFileReader):
             for path in (self.path, self.metadata_path):
                 _check_replaceable(path)
             with _temporary(self.path, b"\n", 0o600) as temporary:
-                # Renamed to another name than the key's, so that the key is not replaced.
+                # The file is renamed to a name that is not the key file's, so that the key file is not replaced.
                 temporary.replace(temporary.with_suffix(".check"))
                 temporary.with_suffix(".check").unlink()
 
     def write(self, key: SecretStr, metadata: KeyMetadata) -> None:
-        """Replace the metadata, then the key, each atomically. The key is written exactly as given.
+        """Replace the metadata file, then the key file, each atomically. No newline is added to the key.
 
         Raises:
-            KeyFileError: nothing was replaced, or only the metadata was.
+            KeyFileError: neither file was replaced, or only the metadata file.
         """
         content = key.get_secret_value().encode()
         self.write_metadata(replace(metadata, key_sha256=digest_of(content)))
         _replace(self.path, content, self.mode)
 
     def write_metadata(self, metadata: KeyMetadata) -> None:
-        """Replace the metadata atomically; the key stays as it is.
+        """Replace the metadata file atomically. The key file stays as it is.
 
         Raises:
-            KeyFileError: it was not replaced.
+            KeyFileError: the metadata file was not replaced.
         """
         _replace(self.metadata_path, METADATA.dump_json(metadata) + b"\n", _METADATA_MODE)
 
@@ -78,7 +78,7 @@ class KeyFileWriter(KeyFileReader):
         """Write the restart marker, or remove it if the content is None; return True if this changed anything.
 
         Raises:
-            KeyFileError: it was neither written nor removed.
+            KeyFileError: the restart marker was neither written nor removed.
         """
         path = self.restart_marker_path
         if content is None:
@@ -86,7 +86,8 @@ class KeyFileWriter(KeyFileReader):
                 path.unlink()
                 return True
             return False
-        # The liveness probe uses the time of the file, so the file is not written again for the same key.
+        # The liveness probe uses the modification time of the marker, so the marker is not written again for the same
+        # key.
         with suppress(OSError):
             if read_file(path) == content.encode():
                 return False
@@ -101,7 +102,7 @@ def _check_replaceable(path: Path) -> None:
     its target should be replaced.
 
     Raises:
-        KeyFileError: the path is something else.
+        KeyFileError: the path is anything else.
     """
     try:
         mode = path.lstat().st_mode
@@ -109,8 +110,8 @@ def _check_replaceable(path: Path) -> None:
         return
     if not stat.S_ISREG(mode):
         raise KeyFileError(
-            f"AUTHKEY_OUTPUT_PATH: {path} is {_FILE_TYPES.get(stat.S_IFMT(mode), 'a special file')}. Set the path of a "
-            "regular file, which may be absent"
+            f"AUTHKEY_OUTPUT_PATH: {path} is {_FILE_TYPES.get(stat.S_IFMT(mode), 'a special file')}. Set this to the "
+            "path of a regular file, which need not exist yet"
         )
     if is_mount_point(path):
         raise KeyFileError(
@@ -139,7 +140,7 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
     with _explained(path), _temporary(path, content, mode) as temporary:
         _check_replaceable(path)
         temporary.replace(path)
-    # The file has been replaced. Syncing the folder only makes that durable, so a failure is ignored.
+    # The file has been replaced. Syncing the folder only makes the replacement durable, so a failure is ignored.
     with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -163,7 +164,7 @@ def _temporary(path: Path, content: bytes, mode: int) -> Iterator[Path]:
 
 def _write_new(path: Path, content: bytes, mode: int) -> None:
     path.unlink(missing_ok=True)
-    # The file is private until it has its final mode, and a symbolic link is not followed.
+    # Only this user can read the file until it has its final mode. A symbolic link is not followed.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
@@ -174,7 +175,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Raise an OSError of the block as a KeyFileError with advice."""
+    """Turn an OSError of the block into a KeyFileError with advice."""
     try:
         yield
     except OSError as error:

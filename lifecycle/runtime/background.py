@@ -14,7 +14,7 @@ def in_background(work: Callable[[], Result], *, name: str) -> Future[Result]:
     """Run a function in a daemon thread.
 
     Args:
-        work: the function. It can still run when the caller has closed the clients that it uses.
+        work: the function. It may still be running after the caller has closed the clients that the function uses.
         name: the name of the thread.
 
     Returns:

@@ -1,7 +1,7 @@
 """One time budget for a whole call: for resolving the name, connecting, TLS, sending and reading.
 
-Libraries have a time-out for each of these steps, so a call to a slow peer could take any time in total. Here, each
-step gets the rest of the time budget.
+HTTP libraries have a separate time-out for each of these steps or even for each packet, so a call to a slow server
+could take any time in total. Here, each step may take only the rest of the time budget.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ends_at: ContextVar[float] = ContextVar("ends_at")
 
 @contextmanager
 def time_budget(seconds: float) -> Iterator[None]:
-    """Set the time budget that `remaining_s` uses in the block. An inner budget never extends an outer one."""
+    """Set the time budget that `remaining_s` uses in the block. A nested block cannot extend the budget."""
     ends_at = monotonic() + seconds
     token = _ends_at.set(min(ends_at, _ends_at.get(ends_at)))
     try:

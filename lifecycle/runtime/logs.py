@@ -34,7 +34,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
     for name in ("stdout", "stderr"):
         stream = standard_stream(name)
         if isinstance(stream, TextIOWrapper):
-            # Otherwise, a character that the terminal's encoding lacks would be an error.
+            # Otherwise, a character that the terminal's encoding cannot represent would raise UnicodeEncodeError.
             stream.reconfigure(errors="backslashreplace")
     name = "stderr" if to_stderr else "stdout"
     stream = standard_stream(name)
@@ -59,7 +59,10 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
 
 @contextmanager
 def listening(listener: Callable[[Event], None]) -> Iterator[None]:
-    """Call the listener for each event of `log_event` in the block, with any LOG_LEVEL. It must not raise or block."""
+    """Call the listener for each event that the block passes to `log_event`, even if LOG_LEVEL suppresses its line.
+
+    The listener must neither raise an exception nor wait.
+    """
     _listeners.append(listener)
     try:
         yield
@@ -75,7 +78,7 @@ def log_event(event: Event) -> None:
 
 
 def flush_logs(timeout_s: float) -> None:
-    """Wait until all lines are written, at most for the time-out."""
+    """Wait until all lines are written, or until the time-out."""
     for output in _outputs.values():
         output.flush(timeout_s)
 
@@ -138,6 +141,6 @@ def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 
 
 def _console_text(value: object) -> str:
-    """Return a value as text on one line. Control characters, which a name or comment can contain, are escaped."""
+    """Return a value as text on one line. Control characters are escaped: a name or a comment can contain them."""
     text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
     return text if _PLAIN_VALUE.fullmatch(text) else f'"{text}"'

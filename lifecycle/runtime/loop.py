@@ -15,13 +15,14 @@ def repeat(
     monotonic: Callable[[], float],
     finished: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run passes, and wait after each of them.
+    """Run passes, with a wait after each.
 
     Args:
-        one_pass: returns the seconds until the next pass. An exception ends the loop.
-        stop: ends the loop.
+        one_pass: runs a pass, and returns the seconds to wait until the next pass. An exception ends the loop.
+        stop: ends the loop when it is set.
         wake: called before each pause; if it returns True, the next pass starts immediately.
-        pause: waits at most for so many seconds. It returns early after a stop, and when `wake` should be called again.
+        pause: waits for at most the given number of seconds. It returns earlier when `stop` is set, or when something
+            has happened for which `wake` may return True.
         monotonic: returns the seconds of a clock that never goes back.
         finished: called after each pass; if it returns True, the loop ends.
     """

@@ -9,22 +9,23 @@ from collections import deque
 from threading import Condition, Thread
 from typing import TextIO
 
-# A busy log has so many lines in some minutes.
+# The longest queue. A busy log takes several minutes for this many lines.
 _MAX_WAITING_LINES = 1000
 
 
 class LineOutput:
     """Writes lines in their order, in a separate thread.
 
-    If the reader of a pipe stops reading, only that thread blocks. A line that does not fit into the queue or cannot
-    be written is dropped and counted.
+    If the reader of a pipe stops reading, only this thread blocks, not the program. A line is dropped and counted if
+    the queue is full, or if the line cannot be written.
 
     Args:
         stream: provides the file descriptor and the encoding; None = every line is dropped.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        # Without a stream, descriptors 1 and 2 can belong to another file, such as the key file.
+        # If a standard stream was closed, its descriptor (1 or 2) can belong to another file, such as the key file. So
+        # the number of the descriptor is never assumed.
         self._descriptor = stream.fileno() if stream is not None else None
         self._encoding = stream.encoding if stream is not None else "utf-8"
         self._waiting: deque[bytes] = deque()
@@ -46,7 +47,7 @@ class LineOutput:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> None:
-        """Wait until all lines are written, at most for the time-out."""
+        """Wait until all lines are written, or until the time-out."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
@@ -62,7 +63,7 @@ class LineOutput:
                 self._changed.notify_all()
 
     def _write(self, descriptor: int, line: bytes) -> bool:
-        # If a line was written only in part, because a disk was full, the next one starts on a new line.
+        # If the previous line was written only in part, because a disk was full, this line starts on a new one.
         rest = memoryview(b"\n" + line if self._is_line_open else line)
         while rest:
             try:
@@ -97,6 +98,6 @@ def print_text(text: str, name: str = "stdout") -> None:
         stream.write(text)
         stream.flush()
     except OSError:
-        # Otherwise the interpreter would try to write the rest at exit, and fail with status 120.
+        # Otherwise, Python would try to write the rest of the text at exit, fail, and return the exit status 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise

@@ -1,7 +1,8 @@
 """Retry after a TransientError within a budget, and send fewer requests to a server that is overloaded.
 
-Headscale checks the API key of a request even if the client has given it up, and this check is expensive. If hundreds
-of pods start at the same time, each must therefore wait for its responses, and pause after a slow one.
+Headscale checks the API key of every request, even if the client no longer waits for the response. This check is
+expensive. If hundreds of pods start at the same time, each pod therefore waits for its response instead of sending the
+request again, and pauses after a slow response.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ Result = TypeVar("Result")
 
 _MAX_DELAY_S = 15.0
 
-# The most retries of a budget. If an upstream refuses connections, they take two to three minutes in total.
+# The largest number of retries within a budget. If Headscale or Cloudflare refuses connections, these retries take two
+# to three minutes in total.
 MAX_RETRIES = 12
 
-# A call that takes longer shows that the server is busy: on an idle one, a list of 5,000 nodes takes one second.
+# A call that takes longer shows that the server is busy: an idle server returns a list of 5,000 nodes in one second.
 _SLOW_S = 2.0
 
-# The longest pause after a slow call, as a multiple of the time beyond _SLOW_S. Each slow failure doubles it. The
-# average pause is half as long, so at any time about a quarter of the waiting pods have sent a request.
+# The longest pause after a slow call, as a multiple of the time by which the call exceeded _SLOW_S. Each slow call that
+# fails doubles this multiple. The average pause is half as long, about three times as long as the call. So about a
+# quarter of the pods have a request in progress at any time.
 _PAUSE_FACTOR = 6.0
 _MAX_PAUSE_S = 300.0
 
 
-def once() -> tenacity.Retrying:
-    """Return a policy without retries, for a loop that repeats its requests anyway."""
+def no_retries() -> tenacity.Retrying:
+    """Return a retry policy that never retries, for a loop that repeats its requests anyway."""
     return tenacity.Retrying(stop=tenacity.stop_after_attempt(1), reraise=True)
 
 
@@ -56,12 +59,12 @@ class RetryBudget:
         self.renew()
 
     def renew(self) -> None:
-        """Start with a full budget again."""
+        """Start again with the full time and number of retries."""
         self._deadline = self.clock() + self._length_s
         self._left = MAX_RETRIES
 
     def allows(self, wait_s: float) -> bool:
-        """Return True if a retry after this wait is within the budget."""
+        """Return True if a retry that starts after this wait is within the budget."""
         return self._left > 0 and self.clock() + wait_s < self._deadline
 
     def spend(self) -> None:
@@ -70,7 +73,7 @@ class RetryBudget:
 
 
 class Pace:
-    """Decides when the next request may be sent: after a slow response, there is a random pause that grows with it.
+    """Decides when the next request may be sent. The slower a response was, the longer is the random pause after it.
 
     Args:
         clock: returns the seconds of a clock that never goes back.
@@ -87,7 +90,7 @@ class Pace:
         return max(0.0, self._not_before_s - self._clock())
 
     def measured(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        """Return a function that makes the call, and that starts a pause if the call was slow."""
+        """Return a function that makes the same call, and then starts a pause if the call was slow."""
 
         def run(*arguments: Any) -> Result:
             started_s = self._clock()
@@ -107,7 +110,7 @@ class Pace:
         if excess_s <= 0:
             return
         max_pause_s = min(self._factor * excess_s, _MAX_PAUSE_S)
-        # After a failure, the server is still busy with the requests that it received before.
+        # A request that failed can still keep the server busy, so the pause lasts at least as long as the request did.
         min_pause_s = min(duration_s, max_pause_s) if failed else 0.0
         self._not_before_s = self._clock() + random.uniform(min_pause_s, max_pause_s)  # noqa: S311 - spreads load
         if failed:
@@ -119,8 +122,8 @@ class PacedRetrying(tenacity.Retrying):
 
     Args:
         pace: shared by all calls to the upstream.
-        pause: waits for so many seconds.
-        options: those of `tenacity.Retrying`.
+        pause: waits for the given number of seconds.
+        options: the options of `tenacity.Retrying`.
     """
 
     def __init__(self, pace: Pace, pause: Callable[[float], None], **options: Any) -> None:
@@ -129,7 +132,7 @@ class PacedRetrying(tenacity.Retrying):
         self._pause = pause
 
     def __call__(self, fn: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call the function, and retry it."""
+        """Call the function after the pause that `Pace` requires, and retry it as the options say."""
         pause_s = self._pace.pause_s
         if pause_s > 0:
             log.info("request.delayed", wait_s=round(pause_s, 1), reason="the last response was slow")
@@ -138,15 +141,13 @@ class PacedRetrying(tenacity.Retrying):
 
 
 def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None] | None = None) -> tenacity.Retrying:
-    """Return a policy that retries within a budget; the last error is raised.
+    """Return a policy that retries within a budget. If the budget is used up, the last error is raised.
+
+    If `stop` is set while a call waits for its next attempt, the call raises StoppedError and sends no further request.
 
     Args:
         budget: shared by all calls.
-        stop: ends a wait, after which no request is sent.
         sleep: replaces the wait in tests.
-
-    Raises:
-        StoppedError: from a call that waits for its next attempt.
     """
     pace = Pace(budget.clock)
 
@@ -156,7 +157,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
     # After a stop, tenacity.sleep_using_event would send one more request.
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
-            raise StoppedError("stopped while waiting for the next attempt; nothing needs undoing")
+            raise StoppedError("stopped while waiting for the next attempt; no manual cleanup is needed")
 
     def retry_wait_s(state: tenacity.RetryCallState) -> float:
         return max(_wait_s(state), pace.pause_s)
@@ -179,7 +180,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
 
 def _wait_s(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    jitter = random.random()  # noqa: S311 - spreads load, hides nothing
+    jitter = random.random()  # noqa: S311 - spreads load
     return retry_delay_s(state.attempt_number, max_s=_MAX_DELAY_S, jitter=jitter, error=error)
 
 

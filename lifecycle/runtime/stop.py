@@ -1,4 +1,4 @@
-"""Stop on SIGTERM or SIGINT, within two seconds."""
+"""Stop the program on SIGTERM or SIGINT, within two seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from types import FrameType
 
 from lifecycle.runtime.termination import write_termination_message
 
-# The time from the signal until the process is terminated. The limit is 2 s, and the interpreter's exit takes time.
+# The time from the signal until the process is terminated. It is less than two seconds, because Python's exit takes
+# time.
 GRACE_S = 1.5
 
 # The longest time that `finish` waits until the stop is logged.
@@ -21,13 +22,13 @@ REPORT_S = 0.5
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-STOPPED_EARLY = "stopped by {} before the work was done; nothing needs undoing"
+STOPPED_EARLY = "stopped by {} before the work was done; no manual cleanup is needed"
 
 
 def exit_on_stop_signals(exit_status: int) -> None:
-    """End the process when a stop signal arrives or is pending, until a `Stop` is created.
+    """End the process when a stop signal arrives, or immediately if one is pending.
 
-    Call this before slow imports.
+    Call this before slow imports. A `Stop` that is created later handles the signals instead.
     """
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -63,8 +64,8 @@ class StopEvent(Event):
 class Stop(StopEvent):
     """An event that the first stop signal sets.
 
-    Create it before any other thread. If the process still runs `GRACE_S` after the signal, it is terminated, because
-    every command can be interrupted at any point.
+    Create it before any other thread. If the process still runs `GRACE_S` after the signal, the process is terminated.
+    This is safe, because every command can be interrupted at any point.
 
     Args:
         exit_status: the exit status if the process is terminated.
@@ -76,8 +77,8 @@ class Stop(StopEvent):
         self._exit_status = exit_status
         self._on_stop = on_stop
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        # Threads instead of a signal handler: it would run in the main thread, where Event.set() inside Event.wait()
-        # can deadlock. Both start now, because the system may refuse a new thread later.
+        # Two threads are used instead of a signal handler. A handler would run in the main thread, where Event.set()
+        # inside of Event.wait() can deadlock. The threads start now, because the system may refuse a new thread later.
         self._reporter = Thread(target=self._wait_for_signal, name="stop", daemon=True)
         self._reporter.start()
         Thread(target=self._end_process, name="stop-deadline", daemon=True).start()

@@ -10,7 +10,7 @@ from lifecycle.domain.text import printable
 TERMINATION_LOG = Path("/dev/termination-log")
 """The kubelet's default `terminationMessagePath`."""
 
-# Source: Kubernetes, "Determine the Reason for Pod Failure": longer messages are cut.
+# Source: Kubernetes, "Determine the Reason for Pod Failure": the kubelet cuts longer messages.
 _MAX_BYTES = 4096
 
 

@@ -26,7 +26,7 @@ from lifecycle.domain.errors import (
     TransientError,
     UserError,
 )
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import CleanupSettings
 from lifecycle.wiring.writers import connect_writers
 from tests.builders import MARK, NAME, OTHER_MARK
@@ -448,7 +448,7 @@ def test_zone_read_that_outlasts_the_run_logs_no_traceback(
         # A reader of the FIFO blocks until something is written to it.
         token.unlink()
         os.mkfifo(token)
-        writers = connect_writers(settings, once(), stack, None)
+        writers = connect_writers(settings, no_retries(), stack, None)
         cleanup = Cleanup(settings, writers=writers, now=world.clock.now, stop=threading.Event())
         with pytest.raises(AuthError, match="HEADSCALE_API_KEY"):
             cleanup.run()

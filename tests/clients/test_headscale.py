@@ -18,7 +18,7 @@ from lifecycle.clients.headscale.writer import HeadscaleWriter
 from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import KeySpec, Node, PreAuthKey, RegisterMethod, User
-from lifecycle.runtime.retry import RetryBudget, once, retrying
+from lifecycle.runtime.retry import RetryBudget, no_retries, retrying
 from tests.builders import NAME
 from tests.clients.servers import revealed_by
 from tests.simulators import faults
@@ -69,7 +69,7 @@ def client_of(
         credential=Credential(lambda: api_key or server.api_key, name="HEADSCALE_API_KEY"),
         now=now or server.now,
     )
-    return HeadscaleWriter(HttpTransport(client), policy or once())
+    return HeadscaleWriter(HttpTransport(client), policy or no_retries())
 
 
 def retrying_on(clock: Clock) -> tenacity.Retrying:

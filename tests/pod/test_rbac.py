@@ -17,7 +17,7 @@ from lifecycle.clients.kubernetes.events import EventWriter
 from lifecycle.domain.errors import AuthError
 from lifecycle.domain.model import KeySpec
 from lifecycle.domain.pod_events import PodEvent
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from tests.builders import NAME
 from tests.in_cluster import HEADSCALE_NAMESPACE, access_to, exec_transport
 from tests.pod.rendering import DEPLOY, NEWEST, Document, of_kind, rendered
@@ -61,7 +61,7 @@ def simulated_cluster(mode: str, rules: Sequence[Mapping[str, Any]], *, minor: i
 
 def run_commands(cluster: Cluster) -> None:
     """Run every operation of the Headscale client through the CLI in the pod."""
-    headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), once())
+    headscale = HeadscaleWriter(exec_transport(cluster, lambda: datetime.now(UTC)), no_retries())
     [user] = headscale.users()
     [node] = headscale.nodes()
     headscale.delete_node(node, is_still_ours=lambda _node: True)

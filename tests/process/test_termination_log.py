@@ -123,7 +123,7 @@ def test_termination_message_contains_the_signal_that_stopped_the_command(
     result = running.stop()
     assert result.status == 1
     assert [event["event"] for event in result.events] == logged
-    assert out.read_text() == "stopped by SIGTERM before the work was done; nothing needs undoing"
+    assert out.read_text() == "stopped by SIGTERM before the work was done; no manual cleanup is needed"
     assert pod.has_no_writes
 
 

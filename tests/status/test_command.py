@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lifecycle.dry_run import status_report
-from lifecycle.runtime.retry import once
+from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Row, State
 from lifecycle.status.report import document, needs_action, text
@@ -40,7 +40,7 @@ def add_foreign_objects(world: World) -> None:
 def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
     defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": MARK.partition(" ")[2]}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
-    sources = world.writers(settings, once())
+    sources = world.writers(settings, no_retries())
     report = status_report(settings, sources, None, now=world.clock.now(), redact=redact)
     printed = text(report) + json.dumps(report)
     for secret in [*world.headscale.secrets(), world.headscale.api_key, world.cloudflare.token]:
