@@ -91,18 +91,8 @@ class Tailnet:
 
     def headscale(self, *arguments: str) -> Any:
         """Run a command of Headscale's CLI, and return its JSON output."""
-        command = (
-            "-n",
-            HEADSCALE_NAMESPACE,
-            "exec",
-            "deploy/headscale",
-            "-c",
-            "headscale",
-            "--",
-            "headscale",
-            *arguments,
-        )
-        return json.loads(self.cluster.kubectl(*command, "-o", "json"))
+        command = ("exec", "deploy/headscale", "-c", "headscale", "--", "headscale", *arguments, "-o", "json")
+        return json.loads(self.cluster.kubectl("-n", HEADSCALE_NAMESPACE, *command))
 
     def nodes(self, hostname: str) -> list[Document]:
         """Return the nodes with this hostname, oldest first."""

@@ -23,7 +23,7 @@ import yaml
 from tests.pod.certificates import MountedSecret
 from tests.pod.namespaces import private_init
 from tests.pod.network import POD_ADDRESSES, TIMEOUT_S, Host, Hosts, named_namespace, run
-from tests.pod.rendering import Document, config_map_data, containers, of_kind, workload_resource
+from tests.pod.rendering import Document, config_map_data, containers, of_kind, pod_spec, workload_resource
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 
@@ -115,7 +115,6 @@ class Kubelet:
         images: by container, the image that replaces the rendered one.
         commands: by container, the command of its stand-in.
         secrets: by name, the content of a Secret that an operator creates.
-        mounted: by name, the volumes of the running pod that contain a Secret.
     """
 
     podman: Podman
@@ -125,7 +124,6 @@ class Kubelet:
     images: Mapping[str, str]
     commands: Mapping[str, list[str]]
     secrets: Mapping[str, Mapping[str, str]]
-    mounted: dict[str, MountedSecret] = field(default_factory=dict)
     _pods: int = 0
 
     @property
@@ -136,12 +134,11 @@ class Kubelet:
     @property
     def spec(self) -> Document:
         """The pod's spec, as rendered."""
-        spec: Document = workload_resource(self.documents)["spec"]["template"]["spec"]
-        return spec
+        return pod_spec(self.documents)
 
     @property
     def group(self) -> int:
-        """The group of the volumes."""
+        """The group id of the volumes."""
         group: int = self.spec["securityContext"]["fsGroup"]
         return group
 
@@ -183,7 +180,7 @@ class Kubelet:
         # With the policy Always, podman restarts init containers that have succeeded.
         spec["restartPolicy"] = "OnFailure"
         for container_name, container in containers(spec).items():
-            # podman would publish container ports on the machine.
+            # podman would publish the ports on the test machine. Tests run the probes themselves.
             for key in ("ports", *PROBES):
                 container.pop(key, None)
             container["image"] = self.images.get(container_name, container["image"])
@@ -236,8 +233,7 @@ class Kubelet:
             elif "secret" in volume:
                 # With an fsGroup, the kubelet adds read permission for the owner and the group to every mode.
                 mode = volume["secret"].get("defaultMode", 0o644) | 0o440
-                self.mounted[name] = MountedSecret(path, mode)
-                self.mounted[name].write(dict(self.secrets[volume["secret"]["secretName"]]), group=self.group)
+                MountedSecret(path, mode).write(dict(self.secrets[volume["secret"]["secretName"]]), group=self.group)
             elif "configMap" in volume:
                 path.mkdir()
                 for key, text in config_map_data(self.documents, volume["configMap"]["name"]).items():
@@ -280,7 +276,7 @@ class Pod:
             command = ["exec", self.container(name), *probe["exec"]["command"]]
             return self.kubelet.podman.try_to(*command).returncode == 0
         port, path = probe["httpGet"]["port"], probe["httpGet"]["path"]
-        numbers = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        numbers = {each["name"]: each["containerPort"] for each in container.get("ports", [])}
         url = f"http://{POD_ADDRESSES[0]}:{numbers.get(port, port)}{path}"
         response = self.kubelet.hosts.cluster.request(url)
         return 200 <= response.status < 400
