@@ -16,10 +16,10 @@ import yaml
 from lifecycle.inject.rules import LABEL
 from tests.chart.helm import Values, packed_chart, program, run
 from tests.cluster import images, node
-from tests.cluster import workloads as deployed
 from tests.cluster.api_server import ApiServer, RefusedError, missing_programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.tailnet import Tailnet, tailnet_in
+from tests.cluster.workloads import GRAFANA, WIKI, deploy_clients, deploy_grafana, deploy_wiki
 from tests.image.tools import Builds
 from tests.inject.refused import labelled, pod, template_of
 from tests.inject.samples import DEPLOY, LOGIN_SERVER, SETTINGS, workloads
@@ -43,7 +43,7 @@ def api_server() -> Iterator[ApiServer]:
         server.kubectl("apply", "-f", "-", text=policies(server))
         set_settings(server)
         # Policies take effect some seconds after their creation.
-        eventually(lambda: _refuses(server), "a refusal", timeout_s=60)
+        eventually(lambda: _refuses_an_invalid_label(server), "a refusal", timeout_s=60)
         eventually(lambda: "initContainers" in server.create(pod())["spec"] or None, "containers", timeout_s=60)
         yield server
 
@@ -68,7 +68,7 @@ def set_settings(server: ApiServer, **settings: str | None) -> None:
     server.kubectl("create", "-f", "-", text=yaml.safe_dump(config))
 
 
-def _refuses(server: ApiServer) -> bool:
+def _refuses_an_invalid_label(server: ApiServer) -> bool:
     try:
         server.create(labelled(pod(), inject="yes"))
     except RefusedError:
@@ -124,22 +124,22 @@ def tailnet(cluster: Cluster, certificate: tuple[str, str]) -> Iterator[Tailnet]
 
 @pytest.fixture(scope="session")
 def grafana(tailnet: Tailnet) -> str:
-    """The name of the pod of deploy/services/grafana."""
-    deployed.deploy_grafana(tailnet)
-    return deployed.GRAFANA
+    """Deploy deploy/services/grafana. The value is the name of its pod."""
+    deploy_grafana(tailnet)
+    return GRAFANA
 
 
 @pytest.fixture(scope="session")
 def wiki(tailnet: Tailnet) -> str:
-    """The name of a Deployment whose pods get the containers by injection."""
-    deployed.deploy_wiki(tailnet)
-    return deployed.WIKI
+    """Deploy a workload whose pods get the containers by injection. The value is the name of its Deployment."""
+    deploy_wiki(tailnet)
+    return WIKI
 
 
 @pytest.fixture(scope="session")
 def clients(tailnet: Tailnet) -> None:
     """Start two pods that can send requests: a VPN client, and one outside the VPN."""
-    deployed.deploy_clients(tailnet)
+    deploy_clients(tailnet)
 
 
 # --- The chart ----------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ INGRESS_IP: Final = "10.96.0.21"
 FORCED_MESSAGE: Final = "forcing port 443 dial due to recent noise dial"
 """tailscale logs this for each connection attempt within two minutes of the previous one.
 
-With https or a private IP address, it does not change the port.
+With https or a private IP address, the connection still uses the port of the URL.
 """
 
 RECONNECT_TIMEOUT_S: Final = 150.0
@@ -129,7 +129,7 @@ def release_with_client(version: str) -> Release | str:
     folder = Path(os.environ.get(CLIENTS_VARIABLE, "/nonexistent"), version)
     if not all((folder / program).is_file() for program in PROGRAMS):
         return f"needs {', '.join(PROGRAMS)} in the folder {version} of {CLIENTS_VARIABLE}"
-    # A build from the main branch may have errors of its own.
+    # A build of the main branch may have new errors.
     newest = [release for release in releases if release.name != "head"][-1]
     return replace(newest, tailscale=folder / "tailscale", tailscaled=folder / "tailscaled")
 
@@ -147,7 +147,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @dataclass
 class Setup:
-    """Headscale, its Service and its ingress in one network namespace.
+    """Headscale, with its Service and its ingress controller, in one network namespace.
 
     Attributes:
         release: the programs, with WRAPPER in place of tailscaled.
@@ -168,7 +168,7 @@ class Setup:
         key = self.folder / f"{kind}.key"
         key.write_text(self.server.create_key(USER))
         client.log_in(key)
-        self.wait_until_connected(kind, self.log_of(kind))
+        self.wait_until_connected(kind, self.log_reader(kind))
 
     def is_connected(self, hostname: str) -> bool:
         """Return True if Headscale reports the only node with this hostname as online."""
@@ -185,9 +185,9 @@ class Setup:
 
     def forced_connections(self, kind: str) -> int:
         """Return how often the client has logged FORCED_MESSAGE."""
-        return self.log_of(kind)().count(FORCED_MESSAGE)
+        return self.log_reader(kind)().count(FORCED_MESSAGE)
 
-    def log_of(self, kind: str) -> Callable[[], str]:
+    def log_reader(self, kind: str) -> Callable[[], str]:
         """Return a function that returns the client's log."""
         return partial((self.folder / kind / "tailscaled.log").read_text, errors="replace")
 
@@ -274,7 +274,7 @@ def wrapped_client(release: Release, folder: Path) -> Release:
 
 @pytest.fixture
 def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
-    """Start Headscale and nginx, in a network namespace that this thread is in until the end of the test."""
+    """Start Headscale and nginx in a network namespace, to which this thread belongs until the end of the test."""
     release: Release = request.param
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lc-", ignore_cleanup_errors=True)))
@@ -369,12 +369,12 @@ def test_client_with_http_and_a_name_does_not_reconnect(setup: Setup) -> None:
         setup.join(kind)
     forced = setup.forced_connections("http-name")
     setup.stop_headscale(5)
-    setup.wait_until_connected("http-address", setup.log_of("http-address"))
+    setup.wait_until_connected("http-address", setup.log_reader("http-address"))
     # Attempts after the outage fail as well, because nothing listens on port 443 of the Service.
     eventually(
         lambda: setup.forced_connections("http-name") >= forced + 3,
         "further attempts of the client",
-        details=setup.log_of("http-name"),
+        details=setup.log_reader("http-name"),
         timeout_s=RECONNECT_TIMEOUT_S,
     )
     assert not setup.is_connected("http-name")
