@@ -49,8 +49,8 @@ class Bench:
     """All measurements.
 
     Args:
-        folder: the folder for files of the commands.
-        quick: fewer and shorter runs.
+        folder: the folder for the key file and manifests.
+        quick: make fewer and shorter runs.
     """
 
     def __init__(self, folder: Path, *, quick: bool) -> None:
@@ -121,10 +121,8 @@ class Bench:
             costs = self._alternate(
                 {"none": lambda: none.run("cleanup"), "many": lambda: many.run("cleanup")}, max(3, self._runs // 2)
             )
-        ratio, peak_mib = (
-            _ratio(costs["many"], costs["none"]),
-            statistics.median(cost.peak_mib for cost in costs["many"]),
-        )
+        ratio = _ratio(costs["many"], costs["none"])
+        peak_mib = statistics.median(cost.peak_mib for cost in costs["many"])
         reference = f"no other node: {_medians(costs['none'])}"
         yield Figure("cleanup, 5000 nodes, CPU", f"{_medians(costs['many'])}: {ratio:.2f} x", reference, ratio)
         yield Figure("cleanup, 5000 nodes, peak memory", f"{peak_mib:.1f} MiB", reference, peak_mib)
@@ -158,7 +156,7 @@ class Bench:
             with world.served():
                 world.run("cleanup")
                 with world.watching(TAILSCALE_INTERFACE=INTERFACE):
-                    # The runs start at different points of an interval of one second.
+                    # dns-watch may read the interface once a second. Register at different times within that second.
                     time.sleep(1.5 + run / runs)
                     node = world.register(INTERFACE)
                     times.append(wait_until(partial(world.is_published, node)))
