@@ -1,7 +1,8 @@
 #!/bin/sh
 # Usage: import.sh [check]
-# Import ARCHIVE into the containerd of this cluster node, pin the image, and repair both every CHECK_INTERVAL seconds.
-# With "check": exit 0 if the image of the archive is complete, pinned and has its exact name. Otherwise print the reason.
+# Import ARCHIVE into the containerd of this cluster node and pin the image. Check both every CHECK_INTERVAL seconds, and
+# repair them if needed. With "check", exit with status 0 if the image of the archive is complete, is pinned and has its
+# exact name. Otherwise print the reason.
 #
 # ARCHIVE               the file that build.sh saved
 # CONTAINERD_ADDRESS    containerd's socket; if empty, that of k3s if it exists, else containerd's default
