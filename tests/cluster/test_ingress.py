@@ -158,11 +158,11 @@ def add_other_cluster_node(tailnet: Tailnet) -> None:
     tailnet.cloudflare.add_record(tailnet.zone_id, name=SHARED_NAME, type="A", content=OTHER_ADDRESS, comment=comment)
 
 
-def pod_name(cluster: Cluster, namespace: str = NAMESPACE) -> str:
+def pod_name(cluster: Cluster) -> str:
     """Return the name of a pod of the controller that is not being deleted."""
 
     def find() -> str | None:
-        pods = cluster.pods("app.kubernetes.io/name=nginx-ingress", namespace)
+        pods = cluster.pods("app.kubernetes.io/name=nginx-ingress", NAMESPACE)
         names: list[str] = [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return names[0] if names else None
 
@@ -197,17 +197,19 @@ def wait_for_records(tailnet: Tailnet, *, not_address: str = "") -> str:
     )
 
 
-def request_page(tailnet: Tailnet, source: str, container: str, address: str, path: str = "/") -> str:
-    """Request a page of the wiki from a container, with a DNS record that has an address.
+def request_page(tailnet: Tailnet, pod: str, container: str, address: str) -> str:
+    """Request the page of the wiki in a container, at an address to which its name resolves.
 
     Raises:
         RefusedError: the status is not 2xx. The message contains the status.
     """
     tailnet.cluster.names[INGRESS_HOST] = address
-    return tailnet.cluster.exec(source, container, "wget", "-T", "10", "-q", "-O", "-", f"https://{INGRESS_HOST}{path}")
+    return tailnet.cluster.exec(pod, container, "wget", "-T", "10", "-q", "-O", "-", f"https://{INGRESS_HOST}/")
 
 
 def wait_for_page(tailnet: Tailnet, client: str, address: str) -> None:
+    """Wait until the VPN client gets the page of the wiki from an address."""
+
     def is_served() -> bool:
         try:
             return PAGE_TEXT in request_page(tailnet, client, "tailscale", address)

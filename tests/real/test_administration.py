@@ -20,15 +20,6 @@ from tests.simulators.dialects import DIALECTS
 SHORT_LIFETIME: Final = timedelta(seconds=5)
 
 
-def start_published_pod(workload: Workload, **settings: str) -> tuple[TailscaleClient, DnsWatch]:
-    """Start a pod, and wait until it is published."""
-    workload.run_cleanup(**settings)
-    client = workload.start_client()
-    watch = workload.start_dns_watch(**settings)
-    workload.wait_until_published(client)
-    return client, watch
-
-
 def assert_unaffected(workload: Workload, watch: DnsWatch, change: Callable[[], None]) -> None:
     """Check that a change has no effect on node, record and key."""
     before = workload.state()
@@ -54,7 +45,7 @@ def api_key_file(workload: Workload) -> Path:
 def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_key_file: Path, reason: str) -> None:
     """While Headscale refuses the old key, `dns-watch` reports this and changes nothing."""
     administrator = Administrator(workload.server)
-    _, watch = start_published_pod(workload)
+    _, watch = workload.start_pod()
     before = workload.state()
     key = api_key_file.read_text()
     match reason:
@@ -78,7 +69,7 @@ def test_new_api_key_in_the_file_replaces_a_refused_one(workload: Workload, api_
 def test_api_key_can_be_rotated_without_a_failed_pass(workload: Workload, api_key_file: Path) -> None:
     """The administrator writes the new key into the file before they delete the old one."""
     administrator = Administrator(workload.server)
-    _, watch = start_published_pod(workload)
+    _, watch = workload.start_pod()
     old = api_key_file.read_text()
     api_key_file.write_text(administrator.create_api_key())
     assert_unaffected(workload, watch, lambda: administrator.revoke_api_key(old))
@@ -91,7 +82,7 @@ def test_api_key_can_be_rotated_without_a_failed_pass(workload: Workload, api_ke
 def test_renamed_node_is_still_owned(workload: Workload) -> None:
     """A node's name in the tailnet can differ from its hostname. The next pod deletes the node."""
     administrator = Administrator(workload.server)
-    _, watch = start_published_pod(workload)
+    _, watch = workload.start_pod()
     (node_id,) = workload.node_ids
     new_name = f"renamed-{workload.name.partition('.')[0]}"
     assert_unaffected(workload, watch, lambda: administrator.rename_node(node_id, new_name))
@@ -106,7 +97,7 @@ def test_node_of_another_user_is_foreign_until_it_is_moved_back(workload: Worklo
     if workload.server.release.minor >= 28:
         pytest.skip("Headscale 0.28 and newer cannot move a node")
     administrator = Administrator(workload.server)
-    _, watch = start_published_pod(workload)
+    _, watch = workload.start_pod()
     before = workload.state()
     administrator.move_node(before.node_ids[0], OTHER_USER)
     watch.wait_for_next("pass.skipped")
@@ -127,7 +118,7 @@ def test_renamed_user_affects_only_new_pods(own_workload: Workload) -> None:
     """A new pod needs the user's new name or its id, which does not change."""
     workload = own_workload
     user_id = f"id:{workload.server.user_id(USER)}"
-    _, watch = start_published_pod(workload)
+    _, watch = workload.start_pod()
     assert_unaffected(workload, watch, lambda: Administrator(workload.server).rename_user(USER, "platform"))
     watch.terminate()
     before = workload.state()

@@ -23,10 +23,7 @@ OTHER_IPV4: Final = "10.77.0.0/16"
 
 def run_pod_lifecycle(workload: Workload, *, ipv6: bool = False) -> None:
     """Start a pod, restart the server, and replace the pod."""
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client, ipv6=ipv6)
+    client, watch = workload.start_pod(ipv6=ipv6)
     before = workload.state()
     workload.server.restart()
     eventually(lambda: workload.server.nodes(workload.name)[0]["online"], "the client to be online")
@@ -134,10 +131,7 @@ def test_record_stays_when_an_administrator_changes_the_tags(
         workload_on(server, short_folder / "pod", AUTHKEY_TAGS=joined_with) as workload,
     ):
         administrator = Administrator(server)
-        workload.run_cleanup()
-        client = workload.start_client()
-        watch = workload.start_dns_watch()
-        workload.wait_until_published(client)
+        _, watch = workload.start_pod()
         before = workload.state()
         for tags in ((TAG, "tag:db"), ("tag:db",), (TAG,)):
             administrator.tag_node(before.node_ids[0], *tags)
@@ -167,10 +161,7 @@ def test_stopped_postgresql_changes_nothing(release: Release, short_folder: Path
         server_with_users(release, short_folder / "server", settings=settings) as server,
         workload_on(server, short_folder / "pod", SELF_HEAL="true") as workload,
     ):
-        workload.run_cleanup()
-        client = workload.start_client()
-        watch = workload.start_dns_watch()
-        workload.wait_until_published(client)
+        _, watch = workload.start_pod()
         before = workload.state()
         postgres.stop()
         try:

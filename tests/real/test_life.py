@@ -35,10 +35,7 @@ def test_only_online_node_is_published_without_key_metadata(workload: Workload) 
 @pytest.mark.every_client
 def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
     """A client with state can log in although its key is used and expired. The record is not written again."""
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client)
+    client, watch = workload.start_pod()
     ids, address, written = workload.node_ids, client.address, len(workload.cloudflare.writes)
     workload.server.expire_key(workload.key_file.read_text())
     client.restart_logged_in()
@@ -52,10 +49,7 @@ def test_restarted_container_keeps_node_and_record(workload: Workload) -> None:
 
 def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
     """The new pod has no state. It replaces the old node although Headscale reports it as online."""
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client)
+    client, watch = workload.start_pod()
     (old,) = workload.node_ids
     watch.terminate()
 
@@ -74,10 +68,7 @@ def test_new_pod_replaces_the_node_and_the_record(workload: Workload) -> None:
 
 @pytest.mark.every_client
 def test_record_of_a_deleted_node_stays_until_a_new_node_registers(workload: Workload) -> None:
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client)
+    client, watch = workload.start_pod()
     (old,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.delete_node(old)
     watch.wait_for("pass.skipped")
@@ -168,18 +159,15 @@ def test_both_addresses_are_published_with_dns_ipv6(workload: Workload) -> None:
 @pytest.mark.every_client
 def test_restarted_server_changes_nothing(workload: Workload) -> None:
     """After a restart, Headscale reports nodes as offline until they connect. They keep their addresses."""
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client)
-    ids, written = workload.node_ids, len(workload.cloudflare.writes)
+    _, watch = workload.start_pod()
+    before = workload.state()
     workload.server.stop()
     watch.wait_for("pass.failed", upstream="Headscale")
     workload.server.start()
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
     eventually(lambda: workload.server.nodes(workload.name)[0]["online"], "the client to be online")
     watch.wait_for_next("pass.finished", changes=0, in_sync=True)
-    assert (workload.node_ids, len(workload.cloudflare.writes)) == (ids, written)
+    assert workload.state() == before
 
 
 def test_wrong_api_key_is_reported(workload: Workload) -> None:

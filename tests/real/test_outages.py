@@ -30,10 +30,7 @@ def test_ten_minutes_without_a_server_change_nothing(releases: list[Release], sh
             workload = stack.enter_context(
                 workload_on(server, folder / "pod", POLL_INTERVAL="10s", VERIFY_INTERVAL="1m", SELF_HEAL="true")
             )
-            workload.run_cleanup()
-            client = workload.start_client()
-            watch = workload.start_dns_watch()
-            workload.wait_until_published(client)
+            _, watch = workload.start_pod()
             pods.append((workload, watch, workload.state()))
         for workload, _, _ in pods:
             workload.server.stop()
@@ -60,10 +57,7 @@ def test_pod_recovers_when_a_restored_database_reuses_its_node_id(own_workload: 
     workload, administrator = own_workload, Administrator(own_workload.server)
     workload.environment["SELF_HEAL"] = "true"
     administrator.copy_database(short_folder / "copy")
-    workload.run_cleanup()
-    client = workload.start_client()
-    watch = workload.start_dns_watch()
-    workload.wait_until_published(client)
+    client, watch = workload.start_pod()
     (old_id,), written = workload.node_ids, len(workload.cloudflare.writes)
     workload.server.stop()
     # Otherwise, the client would try to log in with a node key that the restored database does not contain.

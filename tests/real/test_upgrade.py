@@ -38,10 +38,7 @@ class Pod:
     @classmethod
     def start(cls, workload: Workload) -> Pod:
         """Start a pod, and wait until it is published."""
-        workload.run_cleanup()
-        client = workload.start_client()
-        watch = workload.start_dns_watch()
-        workload.wait_until_published(client, ipv6="DNS_IPV6" in workload.environment)
+        client, watch = workload.start_pod(ipv6="DNS_IPV6" in workload.environment)
         return cls(workload, client, watch, workload.state())
 
 

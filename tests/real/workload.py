@@ -151,6 +151,14 @@ class Workload:
         client.log_in(key_file or self.key_file)
         return client
 
+    def start_pod(self, *, ipv6: bool = False) -> tuple[TailscaleClient, DnsWatch]:
+        """Run `cleanup`, start a client and `dns-watch`, and wait until the record is published."""
+        self.run_cleanup()
+        client = self.start_client()
+        watch = self.start_dns_watch()
+        self.wait_until_published(client, ipv6=ipv6)
+        return client, watch
+
     def write_key(self, key: str) -> Path:
         """Write a key to a new file."""
         path = self.folder / f"key{self._next_number()}"
