@@ -1,4 +1,4 @@
-"""Make changes. This is the only module that calls a method which changes anything outside the process."""
+"""Make the planned changes. No other module calls a method that changes anything outside of this process."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ from lifecycle.runtime.clock import utc_now
 from lifecycle.runtime.logs import log_event
 
 if TYPE_CHECKING:
-    # At run time, only pods with KUBERNETES_EVENTS=true import it.
+    # Only pods with KUBERNETES_EVENTS=true import this module at run time.
     from lifecycle.clients.kubernetes.events import EventWriter
 
 log = structlog.get_logger()
 
 
-# The most Kubernetes Events that wait to be written, and that are remembered to count repetitions.
+# The largest number of Kubernetes Events that wait to be written.
 _MAX_WAITING_EVENTS = 32
+
+# The largest number of written Events whose repetitions are counted.
 _MAX_REMEMBERED_EVENTS = 64
 
-# The shortest interval between two writes of the same Event. Repetitions within it are only counted.
+# An Event that occurs again within this time is only counted. After this time, its new count is written.
 _EVENT_INTERVAL = timedelta(minutes=5)
 
 _EVENT_ATTEMPTS = 5
@@ -55,7 +57,13 @@ _MAX_EVENT_DELAY_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _WrittenEvent:
-    """A Kubernetes Event that exists: its name, how often it has occurred, and when it was last written."""
+    """A Kubernetes Event that was written.
+
+    Attributes:
+        name: the name of the Event in Kubernetes.
+        count: how often the Event has occurred.
+        written_at: when the Event was last written.
+    """
 
     name: str
     count: int
@@ -64,7 +72,7 @@ class _WrittenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """The clients for everything that this program can change. They can also read."""
+    """The clients for everything that this program can change. All of them can also read."""
 
     headscale: HeadscaleWriter
     cloudflare: CloudflareWriter
@@ -74,13 +82,14 @@ class Writers:
 def delete_nodes(
     changes: Iterable[DeleteNode], headscale: HeadscaleWriter, *, is_still_ours: Callable[[Node], bool]
 ) -> None:
-    """Delete the nodes in order. Each is read again directly before its deletion.
+    """Delete the nodes in order. Each node is read again directly before its deletion.
 
     Args:
-        is_still_ours: called with the node as it is now; the node is deleted only if this returns True.
+        is_still_ours: called with the node as it is now. The node is deleted only if this function returns True.
 
     Raises:
-        ApiError: a deletion could not be confirmed. The nodes before it were deleted, the ones after it were not.
+        ApiError: the deletion of a node could not be confirmed. The nodes before this node were deleted, and those
+            after it were not.
     """
     for change in changes:
         node = change.node
@@ -94,11 +103,11 @@ def delete_nodes(
 def change_records(changes: Sequence[RecordChange], cloudflare: CloudflareWriter) -> None:
     """Make all changes in one transaction, or none.
 
-    Records to update or delete are read again first, because another owner may have changed them since the plan.
-    A record to delete that no longer exists counts as deleted.
+    Records to update or delete are read again first, because another owner may have changed them after the plan was
+    made. A record to delete that no longer exists counts as deleted.
 
     Raises:
-        ConflictError: a record was changed since the plan. Nothing was written.
+        ConflictError: a record was changed after the plan was made. Nothing was written.
         ApiError: it could not be confirmed that the changes were made.
     """
     changes = _remaining_changes(changes, cloudflare)
@@ -132,7 +141,7 @@ def _remaining_changes(changes: Sequence[RecordChange], cloudflare: CloudflareRe
     """Read the records again, and return the changes without the deletions of records that no longer exist.
 
     Raises:
-        ConflictError: a record to update or delete was changed since the plan.
+        ConflictError: a record to update or delete was changed after the plan was made.
     """
     planned = [change.record for change in changes if not isinstance(change, CreateRecord)]
     current = {record.id: record for name in {record.name for record in planned} for record in cloudflare.records(name)}
@@ -159,7 +168,7 @@ def check_key_file(key_file: KeyFileWriter) -> None:
     """Check that a key can be written to the key file, before anything else is changed.
 
     Raises:
-        KeyFileError: it cannot be written.
+        KeyFileError: the key file cannot be written.
     """
     key_file.check_writable()
 
@@ -167,14 +176,14 @@ def check_key_file(key_file: KeyFileWriter) -> None:
 def write_fresh_key(
     change: WriteFreshKey, *, headscale: HeadscaleWriter, key_file: KeyFileWriter, now: datetime
 ) -> PreAuthKey:
-    """Create a pre-auth key and replace the one in the key file with it.
+    """Create a pre-auth key, and write it to the key file in place of the previous key.
 
     Args:
-        now: by this machine's clock, not Headscale's.
+        now: the time by the clock of this machine, not of Headscale.
 
     Raises:
         ApiError: no usable key was created.
-        KeyFileError: the key could not be written. If it was created, it was expired again.
+        KeyFileError: the key file could not be written. If a key was created, it was expired again.
     """
     check_key_file(key_file)
     spec = change.spec
@@ -193,7 +202,7 @@ def write_fresh_key(
     try:
         key_file.write(key.secret, metadata)
     except KeyFileError:
-        headscale.discard_pre_auth_key(key, spec.user, reason="it could not be written")
+        headscale.discard_pre_auth_key(key, spec.user, reason="the key file could not be written")
         raise
     log.info("key_file.written", path=str(key_file.path), key_id=key.id)
     return key
@@ -203,7 +212,7 @@ def write_metadata(change: WriteKeyMetadata, key_file: KeyFileWriter) -> None:
     """Replace the metadata file beside the key file.
 
     Raises:
-        KeyFileError: it was not replaced.
+        KeyFileError: the metadata file was not replaced.
     """
     key_file.write_metadata(change.metadata)
     log.debug("key_metadata.written", node_id=change.metadata.kept_node_id, reason=change.reason)
@@ -227,13 +236,13 @@ def write_restart_marker(key_id: str | None, key_file: KeyFileWriter) -> None:
 class EventRecorder:
     """Writes Kubernetes Events about this pod, in a thread that starts with the first Event.
 
-    `record` neither waits nor raises, because an Event only repeats a line of the log. Until an Event is written again,
-    failures with the same reason are logged only once.
+    `record` neither waits nor raises an exception, because an Event only repeats a line of the log. A failure to write
+    is logged; further failures of the same kind are logged only after another Event was written successfully.
 
     Args:
         connect: returns the client that writes Events.
-        now: returns aware UTC.
-        pause: waits for so many seconds.
+        now: returns the current time, aware, in UTC.
+        pause: waits for the given number of seconds.
     """
 
     def __init__(
@@ -250,17 +259,17 @@ class EventRecorder:
         self._queue: Queue[PodEvent] = Queue(_MAX_WAITING_EVENTS)
         self._thread: Thread | None = None
         self._written: dict[PodEvent, _WrittenEvent] = {}
-        # The type and HTTP status of the failures that were logged.
-        self._logged: set[tuple[type[Exception], int | None]] = set()
+        # The type and HTTP status of each failure that was logged since the last success.
+        self._logged_failures: set[tuple[type[Exception], int | None]] = set()
 
     def record(self, event: Event) -> None:
-        """Queue the Kubernetes Event for a log event, if it has one. It is dropped if too many are waiting."""
+        """Queue the Kubernetes Event for a log event, if there is one. It is dropped if too many Events are waiting."""
         kubernetes_event = pod_event(event)
         if kubernetes_event is None:
             return
         with suppress(Full):
             self._queue.put_nowait(kubernetes_event)
-        # If no thread can be started, only the log has the event.
+        # If no thread can be started, the event is only logged.
         with suppress(RuntimeError):
             if self._thread is None:
                 thread = Thread(target=self._run, name="events", daemon=True)
@@ -283,20 +292,20 @@ class EventRecorder:
             self._queue.task_done()
 
     def _write(self, event: PodEvent, attempt: int) -> float | None:
-        """Write an Event. Return the delay before the next attempt; None if no further attempt is needed or useful."""
+        """Write an Event. Return the delay before the next attempt; None if no attempt is needed or can help."""
         try:
             self._writer = self._writer or self._connect()
             self._write_once(event, self._writer)
         except LifecycleError as error:
-            reason = type(error), getattr(error, "status", None)
-            if reason not in self._logged:
+            failure = type(error), getattr(error, "status", None)
+            if failure not in self._logged_failures:
                 log.warning("kubernetes_event.failed", reason=event.reason, error=str(error))
-            self._logged.add(reason)
+            self._logged_failures.add(failure)
             if not isinstance(error, TransientError):
                 return None
             delay_s = retry_delay_s(attempt, max_s=_MAX_EVENT_DELAY_S, jitter=0.0, error=error)
             return min(delay_s, _MAX_EVENT_DELAY_S)
-        self._logged.clear()
+        self._logged_failures.clear()
         return None
 
     def _write_once(self, event: PodEvent, writer: EventWriter) -> None:
@@ -307,7 +316,7 @@ class EventRecorder:
             return
         if written is not None:
             with suppress(NotFoundError):
-                # By default, the API server deletes an Event after an hour. It is then created again.
+                # By default, the API server deletes an Event after an hour. The Event is then created again.
                 writer.repeat_event(written.name, written.count + 1, now)
                 self._written[event] = replace(written, count=written.count + 1, written_at=now)
                 return

@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 _PACKAGES = {"cleanup": cleanup, "dns-watch": dns_watch, "prune": prune, "status": status, "inject": inject}
 
-# The longest time that the process waits at its end until the reader of a pipe has read the log.
+# The longest time that the process waits, before it ends, until the log is written. A pipe can have a slow reader.
 _FLUSH_S = 0.5
 
 
@@ -46,15 +46,16 @@ def run(options: argparse.Namespace) -> int:
     """Run one command line.
 
     Returns:
-        The exit status: 0 done or stopped on request, 1 failed, 2 usage or settings.
+        The exit status, as described in `EXIT_STATUSES`.
     """
     configure_logs(console=_is_terminal("stdout"), to_stderr=options.is_dry_run or options.command == "inject")
-    # `status` is run with `kubectl exec` in the container of dns-watch, and must not replace its termination message.
-    is_container = options.command != "status"
+    # `status` is run with `kubectl exec` in the container of dns-watch. It must not replace the termination message of
+    # dns-watch.
+    is_main_process = options.command != "status"
     is_watching = options.command == "dns-watch" and not options.is_dry_run
     stop = Stop(
         0 if is_watching else EXIT_FAILED,
-        partial(_report_stop, is_logged=not options.is_dry_run, is_failure=is_container and not is_watching),
+        partial(_report_stop, is_logged=not options.is_dry_run, is_failure=is_main_process and not is_watching),
     )
     try:
         if options.command == "status":
@@ -63,10 +64,10 @@ def run(options: argparse.Namespace) -> int:
             return _show(_plan(options), as_json=options.output == "json")
         _run_command(options, stop)
     except LifecycleError as error:
-        return _report_failure(error, is_container=is_container)
+        return _report_failure(error, is_main_process=is_main_process)
     except Exception as error:
         log.exception("command.crashed", error_type=type(error).__name__)
-        if is_container:
+        if is_main_process:
             write_termination_message(f"This is a bug ({type(error).__name__}); the log has the traceback.")
         return EXIT_FAILED
     finally:
@@ -90,7 +91,7 @@ def _run_command(options: argparse.Namespace, stop: Stop) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Report:
-    from lifecycle.dry_run import plan_commands  # noqa: PLC0415 - the commands do not use it
+    from lifecycle.dry_run import plan_commands  # noqa: PLC0415 - only dry runs need this import
 
     settings = _load_settings(COMMANDS.get(options.command, DryRunSettings), is_logged=False)
     return plan_commands(settings, name=options.name if options.command == "prune" else None)
@@ -127,7 +128,7 @@ def _json(document: Any) -> str:
 
 
 def _print(text: str) -> bool:
-    """Write a result to standard output. Return False if its reader has closed the pipe, as with `| head`."""
+    """Write a result to standard output. Return False if the reader of a pipe has closed it, as with `| head`."""
     try:
         print_text(text)
     except BrokenPipeError:
@@ -137,12 +138,11 @@ def _print(text: str) -> bool:
     return True
 
 
-def _report_failure(error: LifecycleError, *, is_container: bool) -> int:
+def _report_failure(error: LifecycleError, *, is_main_process: bool) -> int:
     """Log why a command failed, and return its exit status.
 
     Args:
-        error: the reason.
-        is_container: the command is the main process of a container, so it writes the termination message.
+        is_main_process: the command is the main process of its container, so it writes the termination message.
     """
     if isinstance(error, ConfigError | ManifestError):
         event = "settings.invalid" if isinstance(error, ConfigError) else "manifest.refused"
@@ -150,7 +150,7 @@ def _report_failure(error: LifecycleError, *, is_container: bool) -> int:
             log.error(event, error=problem)
     else:
         log.error("command.failed", error=str(error), error_type=type(error).__name__)
-    if is_container:
+    if is_main_process:
         write_termination_message(str(error))
     return error.exit_status
 
@@ -171,8 +171,8 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
     """Load the settings, warn about variables that are probably misspelt, and configure the log.
 
     Args:
-        command: the class of the settings.
-        is_logged: apply LOG_LEVEL and LOG_FORMAT, and log the settings.
+        command: the class of the command's settings.
+        is_logged: True if the command writes a log, so that LOG_LEVEL and LOG_FORMAT apply, and settings are logged.
     """
     variables = environment()
     for variable, meant in near_misses(variables):
@@ -204,7 +204,7 @@ class _Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """Write a message. A full disk or a closed pipe must not cause a traceback."""
-        # For a stream that was closed when the process started, argparse passes None.
+        # argparse passes None for a stream that was closed when the process started.
         is_output = file is standard_stream("stdout") and file is not standard_stream("stderr")
         try:
             print_text(message, "stdout" if is_output else "stderr")
@@ -236,15 +236,18 @@ def _parser() -> argparse.ArgumentParser:
             _add_output(command, default="text")
             command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
-        # Without a default, so that `lifecycle --dry-run COMMAND` keeps the value of the option.
+        # The option of the command has no default, which would overwrite the option before the command, as in
+        # `lifecycle --dry-run cleanup`.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
             command.add_argument(
                 "--once", action="store_true", help="wait for the node, update the record once, and exit"
             )
         if package is prune:
-            command.add_argument("--name", help="remove this workload, whatever its state")
-            command.add_argument("--yes", action="store_true", help="remove; without it, the plan is printed")
+            command.add_argument("--name", help="remove only this workload, even if it is in use")
+            command.add_argument(
+                "--yes", action="store_true", help="remove the workloads; without --yes, only list them"
+            )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Run a command that is not a dry run: create the clients from the settings, then do the work."""
+"""Run the commands that are not dry runs: create the clients from the settings, then do the work."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, InjectS
 from lifecycle.wiring.readers import connect_cluster, state_reader
 from lifecycle.wiring.writers import connect_writers, recorded_events
 
-# The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a server with
-# one core needs ten minutes.
+# The time in which `cleanup` may retry requests to Headscale. If a thousand pods start at the same time, a Headscale
+# server with one core needs ten minutes to answer all of them.
 CLEANUP_RETRY_BUDGET = timedelta(minutes=15)
-# The time in which `prune` may retry each time that it reads both upstreams. It is short, because `prune` is run daily.
+# The time in which `prune` may retry requests. It starts again each time that `prune` reads Headscale and Cloudflare.
+# It is short, because `prune` is run daily.
 PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
@@ -43,7 +44,7 @@ def cleanup(settings: CleanupSettings, stop: Event) -> None:
 
 
 def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -> None:
-    """Keep the record in sync until the stop, or with `only_once` until the first pass that finds the node."""
+    """Keep the record in sync until `stop` is set, or with `only_once` until the first pass that finds the node."""
     from lifecycle.clients.interface import InterfaceEvents, interface_addresses  # noqa: PLC0415 - see above
     from lifecycle.dns_watch.loop import DnsWatch, new_status  # noqa: PLC0415
     from lifecycle.health.server import serve  # noqa: PLC0415
@@ -62,11 +63,11 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
         )
         if not only_once:
             stack.callback(serve(status, address=settings.health_address, port=settings.health_port))
-        # The objects that exist now are needed until the process ends, so garbage collection can ignore them.
+        # Garbage collection can ignore the objects that exist now, because they are needed until the process ends.
         gc.collect()
         gc.freeze()
         gc.enable()
-        until_registered = (lambda: watch.state.is_registered) if only_once else (lambda: False)
+        is_finished = (lambda: watch.state.is_registered) if only_once else (lambda: False)
         events = stack.enter_context(closing(InterfaceEvents(stop)))
 
         def pause(left_s: float) -> None:
@@ -78,7 +79,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
             wake=watch.interface_changed,
             pause=pause if settings.tailscale_interface else stop.wait,
             monotonic=monotonic,
-            finished=until_registered,
+            finished=is_finished,
         )
         records = watch.state.records
         if only_once and not stop.is_set() and not records.in_sync:

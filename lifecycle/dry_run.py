@@ -39,7 +39,7 @@ def plan_commands(settings: Settings, *, name: str | None = None) -> Report:
     """Return what each command that uses these settings would change.
 
     Args:
-        settings: of one command, or of `cleanup` and `dns-watch` together.
+        settings: the settings of one command, or of `cleanup` and `dns-watch` together.
         name: the only workload that `prune` would remove; None = every workload that has been gone for a long time.
     """
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
     """Return the state of every workload of the owner, as JSON values.
 
     Args:
-        redact: shorten names and addresses.
+        redact: shorten names and addresses in the result.
     """
     with ExitStack() as stack:
         cluster = connect_cluster(settings, stack, only_reads=True)
@@ -77,18 +77,18 @@ def status_report(
     server_time = sources.headscale.server_time(now)
     rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
     expires_at = observation.api_key_expires_at
-    unknown = "never, or unknown" if observation.nodes is not None else None
+    no_expiry = "never, or unknown" if observation.nodes is not None else None
     head = {
         "version": __version__,
         "clock": f"{timestamp(now)}, by Headscale {timestamp(server_time)}",
         **context(settings, sources, kubernetes),
-        "api_key_expires_at": timestamp(expires_at) if expires_at else unknown,
+        "api_key_expires_at": timestamp(expires_at) if expires_at else no_expiry,
     }
     if not redact:
         return document(head, rows, problems)
     owner = settings.mark.partition(" ")[2]
     words = [owner, settings.namespace, settings.headscale_namespace, *(user.label for user in observation.users)]
-    # Foreign nodes and records can contain any text.
+    # The descriptions of foreign nodes and records can contain any text, so every word of them is shortened.
     return document(head, rows, problems, shorten=make_shortener([*words, *(row.in_the_way for row in rows)]))
 
 
@@ -107,7 +107,7 @@ def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dic
 
 
 def _read(read: Callable[[], str]) -> str | None:
-    # A plan needs the same value, and reports why it cannot be read.
+    # A value that cannot be read is only left out here. The plans need the same values, and report the error.
     with suppress(LifecycleError):
         return read()
     return None
@@ -128,9 +128,9 @@ def cleanup_section(
             case NoKeptNode(reason):
                 section.notes.append(f"no node is kept: {reason}")
             case Node() as node:
-                section.notes.append(f"node {node.id} is kept: the state Secret names it")
+                section.notes.append(f"node {node.id} is kept: the tailscale container's state Secret contains its id")
         section.notes += [
-            f"node {node.id} stays: it has the name and is not ours ({describe(node)})" for node in plan.foreign
+            f"node {node.id} stays: it has our hostname and is not ours ({describe(node)})" for node in plan.foreign
         ]
         if observation.records_error is not None:
             raise observation.records_error
@@ -141,10 +141,10 @@ def cleanup_section(
 
 
 def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Interface, *, now: datetime) -> Section:
-    """Return what a pass of dns-watch would change, in a pod that no longer waits for its VPN interface."""
+    """Return what one pass of dns-watch would change, if it no longer waited for the pod's VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # The pass starts an infinite time after the interface was last seen, so it does not wait for the interface.
+    # dns-watch waits for the interface only for a limited time. Here, this time is over.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:
@@ -201,6 +201,6 @@ def _prune_section(settings: PruneSettings, sources: Sources, name: str | None, 
 
 
 def _check_zone(sources: Sources, name: str) -> None:
-    # A token that may edit records is not always allowed to read the zone.
+    # A token that may edit records is not always allowed to read the zone. The zone is then not checked.
     with suppress(AuthError):
         sources.cloudflare.check_zone(name)

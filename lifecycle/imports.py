@@ -1,4 +1,4 @@
-"""Save time and memory when libraries are imported. This module has to be imported before them."""
+"""Save time and memory when libraries are imported. This module has to be imported before the libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 class _OnDemand(ModuleType):
     """A placeholder for a module, which is imported when one of its attributes is used.
 
-    `importlib.util.LazyLoader` would load the module at its second import statement.
+    `importlib.util.LazyLoader` is not used, because it loads a module at the second import statement for it.
     """
 
     def __init__(self, name: str) -> None:

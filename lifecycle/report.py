@@ -20,7 +20,7 @@ from lifecycle.domain.model import describe
 from lifecycle.domain.text import printable
 from lifecycle.keyfile.reader import KeyFileReader
 
-_BOLD, _GREEN, _YELLOW, _RED, _PLAIN = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
+_BOLD, _GREEN, _YELLOW, _RED, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 _COLORS = {"create": _GREEN, "update": _YELLOW, "delete": _RED}
 
@@ -32,8 +32,8 @@ class Step:
     Attributes:
         action: `create`, `update`, `delete` or `write`.
         kind: `node`, `pre_auth_key`, `file` or `record`.
-        what: the object of the change, for people.
-        details: the object of the change, as JSON values for programs.
+        what: a description of the changed object, for people.
+        details: values that identify the changed object, for programs that read the JSON report.
     """
 
     action: str
@@ -68,7 +68,7 @@ class Report:
     """The result of a dry run.
 
     Attributes:
-        context: what the plans are based on; None for a value that could not be read.
+        context: the settings and values that the plans are based on; None for a value that could not be read.
     """
 
     context: dict[str, str | None]
@@ -113,7 +113,7 @@ def text(report: Report, *, colors: bool) -> str:
     """Return the report as text."""
 
     def colored(color: str, words: str) -> str:
-        return f"{color}{words}{_PLAIN}" if colors and color else words
+        return f"{color}{words}{_RESET}" if colors and color else words
 
     width = max(len(name) for name in report.context)
     lines = [

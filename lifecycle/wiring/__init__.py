@@ -1,1 +1,1 @@
-"""Create clients from the settings. No other module creates one."""
+"""Create clients from the settings. No other package creates the clients of Headscale and Cloudflare."""

@@ -1,7 +1,10 @@
-"""Create clients that can only read, and the connections that readers and writers share.
+"""Create clients that can only read, and the connections that these clients and those in `writers` need.
 
-The functions take the settings of the command, a stack that closes the connections, and the client of the Kubernetes
-API if a setting needs it.
+The functions have these arguments in common:
+
+- `settings`: the settings of the command.
+- `stack`: closes the connections when it is closed.
+- `cluster`: the client of the Kubernetes API; None if no setting needs this API.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Readers:
-    """The clients for everything that a dry run reads."""
+    """The clients that a dry run needs, none of which can write."""
 
     headscale: HeadscaleReader
     cloudflare: CloudflareReader
@@ -53,10 +56,10 @@ def connect_readers(
     Raises:
         ConfigError: a file of certificate authorities is malformed.
     """
-    transport, zone = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
+    headscale, cloudflare = open_upstreams(settings, stack, cluster, lambda _upstream, _outcome: None)
     return Readers(
-        HeadscaleSnapshot(transport, policy),
-        CloudflareReader(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+        HeadscaleSnapshot(headscale, policy),
+        CloudflareReader(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         KeyFileReader(settings.authkey_output_path, settings.authkey_file_mode),
     )
 
@@ -64,10 +67,10 @@ def connect_readers(
 def open_upstreams(
     settings: Settings, stack: ExitStack, cluster: Cluster | None, on_outcome: Callable[[str, str], None]
 ) -> tuple[HeadscaleTransport, JsonClient]:
-    """Return clients of the APIs of Headscale and Cloudflare; no request is sent yet.
+    """Return what sends requests to Headscale, and what sends requests to Cloudflare; no request is sent yet.
 
     Args:
-        on_outcome: called after each request with the upstream and the outcome.
+        on_outcome: called after each request with two names, such as "Headscale" and "ok".
 
     Raises:
         ConfigError: a file of certificate authorities is malformed.
@@ -84,7 +87,7 @@ def open_upstreams(
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, on_headscale_outcome), cloudflare
     if settings.headscale_ca_file:
-        # A separate context, because the private authority must not be trusted for Cloudflare.
+        # This context is a separate one, because the private authority must not be trusted for Cloudflare.
         trust = _trust(settings)
         with _readable_certificates("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
@@ -121,17 +124,18 @@ def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Creden
 
 
 def connect_cluster(settings: Settings, stack: ExitStack, *, only_reads: bool = False) -> Cluster | None:
-    """Return a client of the Kubernetes API if a setting needs it.
+    """Return a client of the Kubernetes API; None if no setting needs this API.
 
     Args:
-        only_reads: allow a kubeconfig. A command that writes must not use a laptop's current context.
+        only_reads: the command only reads, so it may use a kubeconfig. A command that writes must not use a kubeconfig,
+            because the current context of a laptop can be any cluster.
 
     Raises:
         ConfigError: the API is not available here.
     """
     if not settings.uses_kubernetes:
         return None
-    # Not at the top, because the import takes time and most pods do not need it.
+    # These imports are not at the top of the file, because they take time, and most pods do not need them.
     from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415
     from lifecycle.clients.kubernetes.api import Cluster  # noqa: PLC0415
 
@@ -165,7 +169,7 @@ def _exec_transport(settings: Settings, cluster: Cluster, on_outcome: Callable[[
 def state_reader(
     settings: CleanupSettings, policy: tenacity.Retrying, cluster: Cluster | None
 ) -> Callable[[], Mapping[str, bytes] | None] | None:
-    """Return a function that reads tailscale's state Secret; None unless NODE_POLICY=keep."""
+    """Return a function that reads the Secret with tailscale's state; None unless NODE_POLICY=keep."""
     name = settings.ts_kube_secret
     if settings.node_policy != "keep" or cluster is None or name is None:
         return None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lifecycle.clients.kubernetes.api import Cluster
     from lifecycle.clients.kubernetes.events import EventWriter
 
-# The longest time that a command waits at its end until its last Kubernetes Events are written.
+# The longest time that a command waits, before it ends, until its last Kubernetes Events are written.
 _FLUSH_S = 0.5
 
 
@@ -36,22 +36,25 @@ def connect_writers(
 
     Args:
         policy: the retry policy for Headscale.
-        on_outcome: called after each request with the upstream and the outcome.
+        on_outcome: called after each request with two names, such as "Headscale" and "ok".
 
     Raises:
         ConfigError: a file of certificate authorities is malformed.
     """
-    transport, zone = open_upstreams(settings, stack, cluster, on_outcome)
+    headscale, cloudflare = open_upstreams(settings, stack, cluster, on_outcome)
     return Writers(
-        HeadscaleWriter(transport, policy),
-        CloudflareWriter(zone, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
+        HeadscaleWriter(headscale, policy),
+        CloudflareWriter(cloudflare, domain=settings.domain_name, zone_id=settings.cloudflare_zone_id),
         KeyFileWriter(settings.authkey_output_path, settings.authkey_file_mode),
     )
 
 
 @contextmanager
 def recorded_events(settings: Settings) -> Iterator[None]:
-    """Write Kubernetes Events about what the block logs, if KUBERNETES_EVENTS=true. A failure is only logged."""
+    """Write Kubernetes Events about what the block logs, if KUBERNETES_EVENTS=true.
+
+    If an Event cannot be written, this is only logged.
+    """
     if not settings.kubernetes_events:
         yield
         return

@@ -613,7 +613,7 @@ def test_unwritten_key_is_expired_and_the_old_file_stays(world: World, events: E
     assert (folder / "authkey").read_text() == OLD_KEY
     assert [path.name for path in sorted(folder.iterdir())] == ["authkey", "authkey.id"]
     assert world.usable_keys() == []
-    assert [event["reason"] for event in named(events, "pre_auth_key.expired")] == ["it could not be written"]
+    assert [event["reason"] for event in named(events, "pre_auth_key.expired")] == ["the key file could not be written"]
     assert world.cloudflare.writes == []
 
 
