@@ -1,4 +1,4 @@
-"""A small Cloudflare: zones, DNS records, token checks and limits of the v4 API."""
+"""A simulated Cloudflare: the zones, DNS records, tokens and rate limits of API version 4."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
+from tests.simulators import faults
 from tests.simulators.dns import (
     HEX32,
     LIMITS,
@@ -21,7 +22,6 @@ from tests.simulators.dns import (
     ZoneRecords,
 )
 from tests.simulators.faults import Fault
-from tests.simulators.faults import answer as fault_answer
 from tests.simulators.messages import (
     NoRouteError,
     Parameters,
@@ -37,7 +37,7 @@ __all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 
 PREFIX: Final = "/client/v4"
 
-# Codes that Cloudflare is known to return.
+# Error codes that Cloudflare is known to return.
 VERIFY_REFUSED: Final = 1000
 MALFORMED_HEADERS: Final = 6003
 MALFORMED_AUTHORIZATION: Final = 6111
@@ -53,7 +53,7 @@ TOKEN_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 MAX_PAGE: Final = 10**9
 MAX_RECORDS_PER_PAGE: Final = 5000
-"""A value that is known to work. The schema allows a thousand times as much."""
+"""The largest value that is known to work. Cloudflare's schema allows a thousand times as much."""
 
 Permission = Literal["edit", "read", "none"]
 TokenStatus = Literal["active", "disabled", "expired"]
@@ -75,7 +75,7 @@ ROUTES: Final[tuple[tuple[str, str, str], ...]] = (
     ("DELETE", "/zones/<zone_id>/dns_records/<record_id>", "_delete_record"),
 )
 
-RIGHTS: Final[Mapping[Permission, list[str]]] = {
+PERMISSIONS: Final[Mapping[Permission, list[str]]] = {
     "edit": ["#dns_records:edit", "#dns_records:read", "#zone:read"],
     "read": ["#dns_records:read", "#zone:read"],
     "none": [],
@@ -87,18 +87,27 @@ ROUTER: Final = Router((method, PREFIX + path, handler) for method, path, handle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
-    """A zone."""
+    """A zone.
+
+    Attributes:
+        in_token_account: the zone is in the account of the token.
+    """
 
     id: str
     name: str
     status: str
     in_token_account: bool
-    """True if the zone is in the token's account."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """An API token."""
+    """An API token.
+
+    Attributes:
+        permission: the permission for DNS records.
+        account_owned: the token belongs to the account, not to a user.
+        zones: the ids of the zones for which it is valid; None = all zones of the account.
+    """
 
     id: str
     value: str
@@ -106,7 +115,6 @@ class Token:
     account_owned: bool
     status: TokenStatus
     zones: frozenset[str] | None
-    """Ids of the zones that it is valid for; None = all zones of the account."""
 
 
 def _seconds(duration: timedelta) -> int:
@@ -115,8 +123,18 @@ def _seconds(duration: timedelta) -> int:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Limit:
-    """A rate limit: too many requests in a window block all requests for as long as the window."""
+class _RateLimit:
+    """A rate limit. After too many requests in a window, all requests are blocked for the length of a window.
+
+    Attributes:
+        requests: the allowed number of requests in a window.
+        per: the length of the window.
+        retry_after: responses to blocked requests have a Retry-After header.
+        code: the error code of these responses.
+        since: the start of the current window.
+        count: the number of requests in the current window.
+        blocked_until: the end of the block; None = requests are not blocked.
+    """
 
     requests: int
     per: timedelta
@@ -126,10 +144,13 @@ class _Limit:
     count: int = 0
     blocked_until: datetime | None = None
 
+    @property
+    def _ends_at(self) -> datetime:
+        return self.since + self.per if self.blocked_until is None else self.blocked_until
+
     def blocks(self, now: datetime) -> bool:
         """Count a request, and return True if it exceeds the limit."""
-        ends_at = self.since + self.per if self.blocked_until is None else self.blocked_until
-        if now >= ends_at:
+        if now >= self._ends_at:
             self.blocked_until, self.since, self.count = None, now, 0
         self.count += 1
         if self.blocked_until is None and self.count > self.requests:
@@ -137,21 +158,21 @@ class _Limit:
         return self.blocked_until is not None
 
     def headers(self, now: datetime) -> dict[str, str]:
-        """The rate limit headers of every response."""
-        left = max(0, self.requests - self.count)
-        ends_at = self.since + self.per if self.blocked_until is None else self.blocked_until
+        """Return the rate limit headers of every response."""
+        remaining = max(0, self.requests - self.count)
         return {
-            "ratelimit": f'"default";r={left};t={_seconds(ends_at - now)}',
+            "ratelimit": f'"default";r={remaining};t={_seconds(self._ends_at - now)}',
             "ratelimit-policy": f'"default";q={self.requests};w={_seconds(self.per)}',
         }
 
-    def answer(self, now: datetime) -> Response:
-        """The response to a request that exceeds the limit."""
+    def response(self, now: datetime) -> Response:
+        """Return the response to a blocked request."""
         body: Body = {
             "success": False,
             "errors": [{"code": self.code, "message": "Please wait and consider throttling your request speed"}],
         }
-        if self.code == THROTTLED:  # Cloudflare returns one of two forms. This is the complete one.
+        # The bodies of Cloudflare's two error codes differ.
+        if self.code == THROTTLED:
             body |= {"messages": [], "result": None}
         response = json_response(body, 429)
         if self.retry_after and self.blocked_until is not None:
@@ -160,7 +181,7 @@ class _Limit:
 
 
 class CloudflareSimulator(Upstream):
-    """One Cloudflare account and one token."""
+    """A Cloudflare account with one token."""
 
     def __init__(
         self,
@@ -189,7 +210,7 @@ class CloudflareSimulator(Upstream):
         self._records: dict[str, Record] = {}
         self._previous_records: dict[str, Record] = {}
         self._secrets: list[str] = []
-        self._limit: _Limit | None = None
+        self._rate_limit: _RateLimit | None = None
         self.plan: Plan = plan
         self.quota = LIMITS[plan].records if quota is None else quota
         self.account_id = self._new_id()
@@ -212,7 +233,7 @@ class CloudflareSimulator(Upstream):
             value: the token; generated if omitted.
             permission: the token's permission for DNS records.
             account_owned: whether it belongs to the account, not to a user.
-            status: the token's status; it is refused unless it is `active`.
+            status: the token's status. Only an active token is accepted.
             zones: ids of the zones that it is valid for; None = all zones of the account.
 
         Returns:
@@ -235,7 +256,7 @@ class CloudflareSimulator(Upstream):
             return value
 
     def secrets(self) -> list[str]:
-        """All tokens that were accepted at any time."""
+        """Return all tokens that were accepted at any time."""
         with self.lock:
             return list(self._secrets)
 
@@ -247,22 +268,22 @@ class CloudflareSimulator(Upstream):
         retry_after: bool = True,
         code: Literal[971, 10429] = 10429,
     ) -> None:
-        """Limit the number of requests in a window. Further requests get a 429 for as long as the window.
+        """Limit the number of requests in a window. After too many requests, all get a 429 for the length of a window.
 
         Args:
             requests: the allowed number; 0 = refuse every request.
-            per: the length of the window, and how long requests are refused after it is exceeded.
-            retry_after: whether the response has a Retry-After header.
-            code: the error code, which selects one of the two forms of the body that Cloudflare returns.
+            per: the length of a window.
+            retry_after: whether the responses have a Retry-After header.
+            code: the error code. Cloudflare returns one of these two.
         """
         with self.lock:
             now = self._now()
-            self._limit = _Limit(requests=requests, per=per, retry_after=retry_after, code=code, since=now)
+            self._rate_limit = _RateLimit(requests=requests, per=per, retry_after=retry_after, code=code, since=now)
 
     def remove_rate_limit(self) -> None:
         """Remove the rate limit."""
         with self.lock:
-            self._limit = None
+            self._rate_limit = None
 
     def add_zone(
         self,
@@ -278,10 +299,10 @@ class CloudflareSimulator(Upstream):
             name: such as `example.com`; several zones can have the same name.
             zone_id: 32 hex digits; generated if omitted.
             status: the zone's status, such as `pending`.
-            in_token_account: whether it is in the token's account. The token cannot see zones of other accounts.
+            in_token_account: whether it is in the token's account. The token cannot access zones of other accounts.
 
         Returns:
-            Its id.
+            The id of the zone.
         """
         with self.lock:
             zone_id = zone_id or self._new_id()
@@ -322,7 +343,7 @@ class CloudflareSimulator(Upstream):
             return zone.create(self._new_id(), spec).id
 
     def add_workers_domain(self, zone_id: str, name: str) -> str:
-        """Add the record that a custom domain of a Worker creates, and return its id."""
+        """Add the record that Cloudflare creates for the custom domain of a Worker, and return its id."""
         record_id = self.add_record(zone_id, type="AAAA", name=name, content="100::", proxied=True)
         with self.lock:
             self._records[record_id] = replace(self._records[record_id], read_only=True)
@@ -350,7 +371,7 @@ class CloudflareSimulator(Upstream):
     # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute one request, with the lock held."""
+        """Execute a request. The caller holds the lock."""
         if not from_previous_state:
             return self._answer(request)
         current, self._records = self._records, self._previous_records
@@ -361,12 +382,12 @@ class CloudflareSimulator(Upstream):
 
     def _answer(self, request: Request) -> Response:
         now = self._now()
-        if self._limit is not None and self._limit.blocks(now):
-            response = self._limit.answer(now)
+        if self._rate_limit is not None and self._rate_limit.blocks(now):
+            response = self._rate_limit.response(now)
         else:
             response = self._execute(request)
-        if self._limit is not None:
-            response.headers.update(self._limit.headers(now))
+        if self._rate_limit is not None:
+            response.headers.update(self._rate_limit.headers(now))
         response.headers["cf-ray"] = f"{self._random.getrandbits(64):016x}-FRA"
         return response
 
@@ -428,7 +449,7 @@ class CloudflareSimulator(Upstream):
 
     # --- Zones --------------------------------------------------------------------------------------
 
-    def _may_reach(self, zone: Zone) -> bool:
+    def _can_access(self, zone: Zone) -> bool:
         return zone.in_token_account and (self._token.zones is None or zone.id in self._token.zones)
 
     def _list_zones(self, request: Request, _arguments: Mapping[str, str]) -> Body:
@@ -436,15 +457,15 @@ class CloudflareSimulator(Upstream):
         query = request.parameters
         page = _number(query, "page", default=1, low=1, high=MAX_PAGE)
         per_page = _number(query, "per_page", default=20, low=5, high=50)
-        found = [zone for zone in self._zones.values() if self._may_reach(zone) and _zone_wanted(zone, query)]
+        zones = [zone for zone in self._zones.values() if self._can_access(zone) and _matches_zone(zone, query)]
         if query.get("account.id", self.account_id) != self.account_id:
-            found = []
-        return _page([self._zone_json(zone) for zone in found], page, per_page)
+            zones = []
+        return _page([self._zone_json(zone) for zone in zones], page, per_page)
 
     def _get_zone(self, request: Request, arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
-        if zone is None or not self._may_reach(zone):
+        if zone is None or not self._can_access(zone):
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return {"result": self._zone_json(zone)}
 
@@ -459,7 +480,7 @@ class CloudflareSimulator(Upstream):
             "account": {"id": self.account_id, "name": "Example"},
             "owner": {"id": None, "type": "user", "email": None},
             "plan": {"id": "0" * 32, "name": "Plan", "legacy_id": self.plan},
-            "permissions": RIGHTS[self._token.permission],
+            "permissions": PERMISSIONS[self._token.permission],
             "created_on": "2024-01-01T00:00:00.123456Z",
             "modified_on": "2024-01-01T00:00:00.123456Z",
         }
@@ -470,11 +491,11 @@ class CloudflareSimulator(Upstream):
         return f"{self._random.getrandbits(128):032x}"
 
     def _zone(self, request: Request, arguments: Mapping[str, str], *, write: bool) -> Zone:
-        """Return the zone, or refuse a token that may not read its records or, with `write`, change them."""
+        """Return the zone of a request. A token without the permission to read or write its records is refused."""
         self._check_token(request)
         zone = self._zones.get(arguments["zone_id"])
         allowed = {"edit": True, "read": not write, "none": False}[self._token.permission]
-        if zone is None or not self._may_reach(zone) or not allowed:
+        if zone is None or not self._can_access(zone) or not allowed:
             raise ApiError(403, AUTHENTICATION, "Authentication error")
         return zone
 
@@ -490,7 +511,7 @@ class CloudflareSimulator(Upstream):
 
     @contextmanager
     def _changing(self, zone: Zone) -> Iterator[ZoneRecords]:
-        """Run a block as a transaction, which is rolled back if it raises an exception."""
+        """Run a block as a transaction. An exception in the block rolls it back."""
         records = dict(self._records)
         yield self._zone_records(zone, records)
         self._previous_records, self._records = self._records, records
@@ -502,9 +523,9 @@ class CloudflareSimulator(Upstream):
         per_page = _number(query, "per_page", default=100, low=1, high=MAX_RECORDS_PER_PAGE)
         order = _choice(query, "order", "type", ("name", "content", "ttl", "proxied"))
         direction = _choice(query, "direction", "asc", ("desc",))
-        found = [record for record in self.records(zone.id) if _record_wanted(record, query)]
-        found.sort(key=lambda record: getattr(record, order), reverse=direction == "desc")
-        return _page([record.json() for record in found], page, per_page)
+        records = [record for record in self.records(zone.id) if _matches_record(record, query)]
+        records.sort(key=lambda record: getattr(record, order), reverse=direction == "desc")
+        return _page([record.json() for record in records], page, per_page)
 
     def _get_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
         zone = self._zone(request, arguments, write=False)
@@ -543,12 +564,12 @@ class CloudflareSimulator(Upstream):
                 "puts": [zone.put(item["id"], item) for item in puts],
                 "posts": [zone.create(self._new_id(), item) for item in posts],
             }
-            return {"result": {key: [record.json() for record in done] for key, done in result.items()}}
+            return {"result": {key: [record.json() for record in records] for key, records in result.items()}}
 
 
 def refusal(status: int, code: int, message: str = "refused") -> Fault:
     """Return a fault that responds to any request with one of Cloudflare's errors."""
-    return fault_answer(status, json.dumps(_error_body([{"code": code, "message": message}])))
+    return faults.answer(status, json.dumps(_error_body([{"code": code, "message": message}])))
 
 
 def _error_body(errors: list[dict[str, Any]]) -> Body:
@@ -574,7 +595,7 @@ def _read_body(request: Request) -> dict[str, Any]:
 
 
 def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return one list of a batch. All records but new ones need an id."""
+    """Return one list of a batch. The items of all lists but `posts` need an id."""
     items = body.get(key) or []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ApiError(400, VALIDATION, f"{key} must be a list of objects.")
@@ -598,16 +619,16 @@ def _choice(query: Parameters, name: str, default: str, others: tuple[str, ...])
     return value
 
 
-def _page(found: list[dict[str, Any]], page: int, per_page: int) -> Body:
-    shown = found[(page - 1) * per_page : page * per_page]
+def _page(items: list[dict[str, Any]], page: int, per_page: int) -> Body:
+    items_of_page = items[(page - 1) * per_page : page * per_page]
     return {
-        "result": shown,
+        "result": items_of_page,
         "result_info": {
             "page": page,
             "per_page": per_page,
-            "count": len(shown),
-            "total_count": len(found),
-            "total_pages": max(1, -(-len(found) // per_page)),
+            "count": len(items_of_page),
+            "total_count": len(items),
+            "total_pages": max(1, -(-len(items) // per_page)),
         },
     }
 
@@ -615,12 +636,12 @@ def _page(found: list[dict[str, Any]], page: int, per_page: int) -> Body:
 # --- Filters ----------------------------------------------------------------------------------------
 
 
-def _equals(value: str, wanted: str) -> bool:
-    return value == wanted
+def _equals(value: str, text: str) -> bool:
+    return value == text
 
 
-def _contains(value: str, wanted: str) -> bool:
-    return wanted in value
+def _contains(value: str, text: str) -> bool:
+    return text in value
 
 
 MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
@@ -630,36 +651,37 @@ MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     ".startswith": str.startswith,
     ".endswith": str.endswith,
 }
-"""Comparisons by the suffix of a parameter's name, ignoring case."""
+"""How a value is compared with a parameter, by the suffix of the parameter's name. Both are in lower case."""
 
 ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
     "equal": _equals,
-    "not_equal": lambda value, wanted: value != wanted,
+    "not_equal": lambda value, text: value != text,
     "contains": _contains,
     "starts_with": str.startswith,
     "ends_with": str.endswith,
 }
-"""Comparisons by the operator before the colon in the value of the parameter `name`, as in `contains:example`."""
+"""How a zone's name is compared, by the operator in the parameter `name`, such as `contains:example`."""
 
 
-def _zone_wanted(zone: Zone, query: Parameters) -> bool:
-    operator, colon, wanted = query.get("name", "").partition(":")
+def _matches_zone(zone: Zone, query: Parameters) -> bool:
+    operator, colon, name = query.get("name", "").partition(":")
     if not colon:
-        operator, wanted = "equal", operator
+        operator, name = "equal", operator
     if operator not in ZONE_MATCHERS:
         raise ApiError(400, VALIDATION, "Invalid name filter")
-    if wanted and not ZONE_MATCHERS[operator](zone.name, wanted.lower()):
+    if name and not ZONE_MATCHERS[operator](zone.name, name.lower()):
         return False
     return query.get("status", zone.status) == zone.status
 
 
 def _text_filters(record: Record, query: Parameters) -> Iterator[bool]:
+    """Yield for each filter of the query whether the record matches, except for filters of tags."""
     values = {"name": record.name, "content": record.content, "comment": record.comment}
     for field, value in values.items():
         for suffix, matches in MATCHERS.items():
-            yield from (matches(value.lower(), wanted.lower()) for wanted in query.all(field + suffix))
-    yield from (record.type == wanted for wanted in query.all("type"))
-    yield from (record.proxied == (wanted == "true") for wanted in query.all("proxied"))
+            yield from (matches(value.lower(), text.lower()) for text in query.all(field + suffix))
+    yield from (record.type == type_ for type_ in query.all("type"))
+    yield from (record.proxied == (proxied == "true") for proxied in query.all("proxied"))
     if "comment.present" in query:
         yield bool(record.comment)
     if "comment.absent" in query:
@@ -667,22 +689,24 @@ def _text_filters(record: Record, query: Parameters) -> Iterator[bool]:
 
 
 def _tag_filters(record: Record, query: Parameters) -> Iterator[bool]:
+    """Yield for each filter of tags in the query whether the record matches."""
     tags = [tag.lower().partition(":") for tag in record.tags]
     names = {name for name, _, _ in tags}
     for suffix, matches in MATCHERS.items():
-        for wanted in query.all("tag" + suffix):
-            name, _, value = wanted.lower().partition(":")
-            yield any(own == name and matches(content, value) for own, _, content in tags)
-    yield from (wanted.lower() in names for wanted in query.all("tag.present"))
-    yield from (wanted.lower() not in names for wanted in query.all("tag.absent"))
+        for parameter in query.all("tag" + suffix):
+            name, _, text = parameter.lower().partition(":")
+            yield any(tag_name == name and matches(value, text) for tag_name, _, value in tags)
+    yield from (name.lower() in names for name in query.all("tag.present"))
+    yield from (name.lower() not in names for name in query.all("tag.absent"))
 
 
-def _record_wanted(record: Record, query: Parameters) -> bool:
+def _matches_record(record: Record, query: Parameters) -> bool:
+    """Return True if the record matches all filters, or any with the parameter `match=any` or `tag_match=any`."""
     results = {
         "match": list(_text_filters(record, query)),
         "tag_match": list(_tag_filters(record, query)),
     }
     return all(
-        any(found) if found and _choice(query, parameter, "all", ("any",)) == "any" else all(found)
-        for parameter, found in results.items()
+        any(matches) if matches and _choice(query, parameter, "all", ("any",)) == "any" else all(matches)
+        for parameter, matches in results.items()
     )

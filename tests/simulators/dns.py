@@ -1,4 +1,4 @@
-"""The DNS records that Cloudflare accepts in a zone."""
+"""The DNS records of the simulated Cloudflare: how requests are validated, and which records conflict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-# Codes that Cloudflare is known to return.
+# Error codes that Cloudflare is known to return.
 INVALID_NAME: Final = 9000
 NOT_PROXIABLE: Final = 9003
 TYPE_NOT_PROXIABLE: Final = 9004
@@ -23,7 +23,7 @@ CNAME_TAKEN: Final = 81054
 IDENTICAL: Final = 81058
 MANAGED_ELSEWHERE: Final = 81062
 
-# Codes without a source. Clients must not depend on them.
+# Invented error codes, because the real ones are unknown. Clients must not depend on them.
 VALIDATION: Final = 1004
 INVALID_IPV6: Final = 9006
 INVALID_CNAME: Final = 9007
@@ -79,7 +79,7 @@ LIMITS: Final[Mapping[Plan, Limits]] = {
 
 
 class ApiError(Exception):
-    """A request that Cloudflare refuses."""
+    """An error response of Cloudflare."""
 
     def __init__(
         self,
@@ -93,10 +93,10 @@ class ApiError(Exception):
         """Create the error.
 
         Args:
-            status: HTTP status.
+            status: the HTTP status.
             code: Cloudflare's error code.
-            message: the message, on which clients must not depend.
-            chain: the errors nested in it.
+            message: the message. The texts are invented, so clients must not depend on them.
+            chain: the code and message of an error that is nested in this one.
             second_error: the code and message of another error in the same response.
         """
         super().__init__(f"{code}: {message}")
@@ -112,7 +112,13 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A snapshot of a DNS record."""
+    """A DNS record. It is immutable: a change creates another one.
+
+    Attributes:
+        ttl: in seconds; 1 = automatic.
+        comment: empty if there is none.
+        read_only: another product of Cloudflare manages the record.
+    """
 
     id: str
     zone_id: str
@@ -122,12 +128,10 @@ class Record:
     ttl: int = 1
     proxied: bool = False
     comment: str = ""
-    """Empty if there is none."""
     tags: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
     priority: int | None = None
     read_only: bool = False
-    """True if another Cloudflare product manages it."""
     created_on: datetime
     modified_on: datetime
     comment_modified_on: datetime | None = None
@@ -143,7 +147,7 @@ class Record:
 
     def json(self) -> dict[str, Any]:
         """Return the record as the API returns it."""
-        shown: dict[str, Any] = {
+        record: dict[str, Any] = {
             "id": self.id,
             "name": self.name,
             "type": self.type,
@@ -159,12 +163,12 @@ class Record:
             "modified_on": time_text(self.modified_on),
         }
         if self.comment_modified_on is not None:
-            shown["comment_modified_on"] = time_text(self.comment_modified_on)
+            record["comment_modified_on"] = time_text(self.comment_modified_on)
         if self.tags_modified_on is not None:
-            shown["tags_modified_on"] = time_text(self.tags_modified_on)
+            record["tags_modified_on"] = time_text(self.tags_modified_on)
         if self.priority is not None:
-            shown["priority"] = self.priority
-        return shown
+            record["priority"] = self.priority
+        return record
 
     def spec(self) -> dict[str, Any]:
         """Return the request body that creates this record."""
@@ -182,21 +186,21 @@ class Record:
 
 
 def time_text(instant: datetime) -> str:
-    """UTC with `Z` and four to six digits."""
+    """Return a time as Cloudflare formats it: in UTC with `Z`, and four to six digits after the second."""
     fraction = f"{instant.microsecond:06d}".rstrip("0").ljust(4, "0")
     return f"{instant.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.{fraction}Z"
 
 
 @dataclass(slots=True, kw_only=True)
 class ZoneRecords:
-    """The records of all zones, and the operations on those of one; nothing is kept when one is refused.
+    """Operations on the records of one zone. An operation that is refused changes nothing.
 
     Attributes:
-        records: by id, oldest first; changed in place.
-        zone_id: the zone.
-        zone_name: its name.
-        limits: of its plan.
-        quota: how many records it may have.
+        records: the records of all zones by id, oldest first. The operations change this dictionary.
+        zone_id: the id of the zone.
+        zone_name: the name of the zone.
+        limits: the limits of the zone's plan.
+        quota: the maximum number of records in the zone.
         now: the time of all operations.
     """
 
@@ -212,19 +216,19 @@ class ZoneRecords:
         if sum(record.zone_id == self.zone_id for record in self.records.values()) >= self.quota:
             raise ApiError(400, QUOTA, "Record quota exceeded.")
         empty = Record(id=record_id, zone_id=self.zone_id, created_on=self.now, modified_on=self.now)
-        return self._keep(self._built(spec, empty))
+        return self._store(self._validated(spec, empty))
 
     def patch(self, record_id: str, spec: Mapping[str, Any]) -> Record:
-        """Change the fields that are given."""
+        """Change the fields in the specification."""
         old = self.existing(record_id)
-        return self._keep(self._built(old.spec() | dict(spec), old))
+        return self._store(self._validated(old.spec() | dict(spec), old))
 
     def put(self, record_id: str, spec: Mapping[str, Any]) -> Record:
         """Replace a record. Missing fields get their defaults."""
-        return self._keep(self._built(spec, self.existing(record_id)))
+        return self._store(self._validated(spec, self.existing(record_id)))
 
     def delete(self, record_id: str) -> Record:
-        """Remove a record."""
+        """Delete a record, and return it."""
         record = self.existing(record_id)
         del self.records[record_id]
         return record
@@ -236,34 +240,34 @@ class ZoneRecords:
             raise ApiError(404, RECORD_GONE, "Record does not exist.")
         return record
 
-    def _keep(self, record: Record) -> Record:
+    def _store(self, record: Record) -> Record:
         self._check_conflicts(record)
         self.records[record.id] = record
         return record
 
-    def _built(self, spec: Mapping[str, Any], old: Record) -> Record:
-        """Validate a record specification, and return the record."""
-        kind = spec.get("type")
-        if kind not in TYPES:
+    def _validated(self, spec: Mapping[str, Any], old: Record) -> Record:
+        """Validate the specification of a record, and return the old record with its values."""
+        type_ = spec.get("type")
+        if type_ not in TYPES:
             raise ApiError(400, VALIDATION, "DNS record type is invalid.")
-        if old.type not in ("", kind):
+        if old.type not in ("", type_):
             raise ApiError(400, VALIDATION, "The type of a record cannot be changed.")
-        proxied = _flag(spec.get("proxied"))
-        if proxied and kind not in PROXIED_TYPES:
+        proxied = _boolean(spec.get("proxied"))
+        if proxied and type_ not in PROXIED_TYPES:
             raise ApiError(400, TYPE_NOT_PROXIABLE, "This record type cannot be proxied.")
         comment = self._comment(spec.get("comment"))
         tags = self._tags(spec.get("tags"))
         record = replace(
             old,
-            type=kind,
+            type=type_,
             name=self._name(spec.get("name")),
-            content=_content(kind, spec.get("content")),
+            content=_content(type_, spec.get("content")),
             ttl=self._ttl(spec.get("ttl"), proxied=proxied),
             proxied=proxied,
             comment=comment,
             tags=tags,
             settings=_settings(spec.get("settings")),
-            priority=_priority(kind, spec.get("priority")),
+            priority=_priority(type_, spec.get("priority")),
             modified_on=self.now,
             comment_modified_on=(old.comment_modified_on if comment == old.comment else self.now) if comment else None,
             tags_modified_on=(old.tags_modified_on if tags == old.tags else self.now) if tags else None,
@@ -275,7 +279,7 @@ class ZoneRecords:
         return record
 
     def _name(self, value: object) -> str:
-        """Return the full name. The zone's name is appended to a name that does not end in it, even a full one."""
+        """Return the full name. The zone's name is appended to every name that does not end with it."""
         invalid = ApiError(400, INVALID_NAME, "DNS name is invalid.")
         if not isinstance(value, str) or not value:
             raise invalid
@@ -318,26 +322,26 @@ class ZoneRecords:
         return tuple(tags)
 
     def _check_conflicts(self, record: Record) -> None:
-        beside = [
+        others = [
             other
             for other in self.records.values()
             if other.zone_id == self.zone_id and other.name == record.name and other.id != record.id
         ]
-        if any((other.type, other.content) == (record.type, record.content) for other in beside):
+        if any((other.type, other.content) == (record.type, record.content) for other in others):
             raise ApiError(400, IDENTICAL, "An identical record already exists.")
-        if any(other.read_only for other in beside):
+        if any(other.read_only for other in others):
             raise ApiError(400, MANAGED_ELSEWHERE, "This record is managed by Workers.")
-        types = {other.type for other in beside}
+        types = {other.type for other in others}
         if record.type == "CNAME" and types & PROXIED_TYPES:
             raise ApiError(400, HOST_TAKEN, "An A, AAAA, or CNAME record with that host already exists.")
         if record.type in ADDRESS_TYPES and "CNAME" in types:
             raise ApiError(400, CNAME_TAKEN, "A CNAME record with that host already exists.")
-        mixed = types - {"NS"} if record.type == "NS" else types & {"NS"}
-        if mixed and record.name != self.zone_name:
+        conflicting = types - {"NS"} if record.type == "NS" else types & {"NS"}
+        if conflicting and record.name != self.zone_name:
             raise ApiError(400, NS_TAKEN, "NS records may not share a name with other records.")
 
 
-def _flag(value: object) -> bool:
+def _boolean(value: object) -> bool:
     if value is not None and not isinstance(value, bool):
         raise ApiError(400, VALIDATION, "proxied must be a boolean.")
     return bool(value)
@@ -349,32 +353,32 @@ def _settings(value: object) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _priority(kind: str, value: object) -> int | None:
-    if kind != "MX":
+def _priority(type_: str, value: object) -> int | None:
+    if type_ != "MX":
         return None
     if not isinstance(value, int):
         raise ApiError(400, VALIDATION, "priority is required for MX records.")
     return value
 
 
-def _content(kind: str, value: object) -> str:
-    """Return the content as Cloudflare stores it: IPv6 in its shortest form, host names in lower case."""
+def _content(type_: str, value: object) -> str:
+    """Return the content as Cloudflare stores it: IPv6 addresses in their shortest form, hostnames in lower case."""
     text = value if isinstance(value, str) else ""
     try:
-        if kind == "A":
+        if type_ == "A":
             return str(ipaddress.IPv4Address(text))
-        if kind == "AAAA":
+        if type_ == "AAAA":
             return str(ipaddress.IPv6Address(text))
     except ValueError as error:
-        code, version = (INVALID_IPV4, "IPv4") if kind == "A" else (INVALID_IPV6, "IPv6")
-        raise ApiError(400, code, f"Content for {kind} record must be a valid {version} address.") from error
+        code, version = (INVALID_IPV4, "IPv4") if type_ == "A" else (INVALID_IPV6, "IPv6")
+        raise ApiError(400, code, f"Content for {type_} record must be a valid {version} address.") from error
     if not text:
         raise ApiError(400, VALIDATION, "content is required.")
-    if kind == "CNAME":
+    if type_ == "CNAME":
         text = text.removesuffix(".")
         if any(LABEL.fullmatch(label) is None for label in text.lower().split(".")) or _is_address(text):
             raise ApiError(400, INVALID_CNAME, "Content for CNAME record is invalid.")
-    return text if kind == "TXT" else text.lower()
+    return text if type_ == "TXT" else text.lower()
 
 
 def _is_address(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""Simulates the `headscale` command line of every release, on top of the simulated server.
+"""The simulated `headscale` command of every release, which calls the simulated server.
 
-Modeled on the output of real releases: 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2 and of the
-main branch that becomes 0.30.
+Its output is modeled on that of the real releases 0.23.0, 0.24.3, 0.25.1, 0.26.1, 0.27.1, 0.28.0, 0.29.2, and of the
+main branch, which becomes 0.30.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.simulators.dialects import KeyUser
 from tests.simulators.headscale import REGISTER_METHODS, HeadscaleSimulator
 from tests.simulators.messages import Request, Response
 
-_CODES: Final = {
+_GRPC_CODES: Final = {
     2: "Unknown",
     3: "InvalidArgument",
     5: "NotFound",
@@ -32,11 +32,11 @@ _CODES: Final = {
 
 _METHOD_NUMBERS: Final = {name: number for number, name in enumerate(REGISTER_METHODS.values(), start=1)}
 
-_TIMES: Final = frozenset({"lastSeen", "expiry", "createdAt", "expiration"})
+_TIME_FIELDS: Final = frozenset({"lastSeen", "expiry", "createdAt", "expiration"})
 
 _DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?")
 
-_NOBODY: Final = {
+_EMPTY_USER: Final = {
     "createdAt": "0001-01-01T00:00:00Z",
     "displayName": "",
     "email": "",
@@ -58,30 +58,32 @@ class Finished:
 
 
 class _FailedError(Exception):
-    """A command that ends with exit status 1 and this text on standard error."""
+    """A command has failed. It ends with exit status 1, and the message is printed on standard error."""
 
 
 class HeadscaleCli:
-    """The `headscale` CLI on the host of its server, whose socket needs no API key.
+    """The `headscale` command in the container of its server. It uses the server's socket, which needs no API key.
 
     Args:
-        server: determines the release.
+        server: the server, which determines the release.
         now: the container's clock, aware UTC; the real one if omitted.
+
+    Attributes:
+        stopped: the server is down, and its socket does not respond.
+        calls: the arguments of each call.
     """
 
     def __init__(self, server: HeadscaleSimulator, *, now: Callable[[], datetime] | None = None) -> None:
         self._server = server
         self._now = now or (lambda: datetime.now(UTC))
         self.stopped = False
-        """True if the server is down and its socket does not respond."""
         self.calls: list[tuple[str, ...]] = []
-        """The arguments of each call."""
 
     def __call__(self, argv: Sequence[str]) -> Finished:
         """Run a command.
 
         Args:
-            argv: including the program's name.
+            argv: the arguments, including the program's name.
         """
         _, *arguments = argv
         self.calls.append(tuple(arguments))
@@ -120,9 +122,9 @@ class HeadscaleCli:
         return _json_text({"version": version} | ({"commit": "0" * 40} if self._minor >= 26 else {}))
 
     def _help(self) -> str:
-        kind = "uint       User identifier (ID)" if self._by_id else "string     User"
-        user = "" if self._all_keys else f"  -u, --user {kind}\n"
-        title = "List all preauthkeys" if self._all_keys else "List the preauthkeys for this user"
+        value = "uint       User identifier (ID)" if self._users_have_ids else "string     User"
+        user = "" if self._lists_all_keys else f"  -u, --user {value}\n"
+        title = "List all preauthkeys" if self._lists_all_keys else "List the preauthkeys for this user"
         return (
             f"{title}\n\nUsage:\n  headscale preauthkeys list [flags]\n\nFlags:\n  -h, --help   help for list\n\n"
             f"Global Flags:\n  -o, --output string   Output format\n{user}"
@@ -130,21 +132,21 @@ class HeadscaleCli:
 
     def _list_users(self, rest: Sequence[str]) -> str:
         _options(rest, {"-o": True})
-        return self._list(self._ask("GET", "/api/v1/user", "listing users")["users"])
+        return self._list(self._request("GET", "/api/v1/user", "listing users")["users"])
 
     def _list_nodes(self, rest: Sequence[str]) -> str:
         _options(rest, {"-o": True})
-        return self._list(self._ask("GET", "/api/v1/node", "listing nodes")["nodes"])
+        return self._list(self._request("GET", "/api/v1/node", "listing nodes")["nodes"])
 
     def _delete_node(self, rest: Sequence[str]) -> str:
         options = _options(rest, {"-o": True, "--identifier": True, "--force": False})
         path = f"/api/v1/node/{options['--identifier']}"
-        self._ask("GET", path, "getting node")
+        self._request("GET", path, "getting node")
         if "--force" not in options:
             # The CLI asks for confirmation and gets none.
             return _json_text({"Result": "Node not deleted"})
         try:
-            self._ask("DELETE", path, "deleting node")
+            self._request("DELETE", path, "deleting node")
         except _FailedError:
             if self._minor <= 28:
                 return "null\n"
@@ -152,9 +154,9 @@ class HeadscaleCli:
         return _json_text({} if self._minor <= 28 else {"Result": "Node deleted"})
 
     def _list_keys(self, rest: Sequence[str]) -> str:
-        options = _options(rest, {"-o": True} if self._all_keys else {"-o": True, "--user": True})
-        query = {} if self._all_keys else {"user": self._user(options)}
-        return self._list(self._ask("GET", "/api/v1/preauthkey", "listing preauthkeys", query=query)["preAuthKeys"])
+        options = _options(rest, {"-o": True} if self._lists_all_keys else {"-o": True, "--user": True})
+        query = {} if self._lists_all_keys else {"user": self._user(options)}
+        return self._list(self._request("GET", "/api/v1/preauthkey", "listing preauthkeys", query=query)["preAuthKeys"])
 
     def _create_key(self, rest: Sequence[str]) -> str:
         known = {"-o": True, "--user": True, "--expiration": True, "--tags": True}
@@ -167,21 +169,21 @@ class HeadscaleCli:
             "expiration": expires_at.astimezone(UTC).isoformat(),
             "aclTags": options["--tags"].split(",") if "--tags" in options else [],
         }
-        key = self._ask("POST", "/api/v1/preauthkey", "creating preauthkey", body=body)["preAuthKey"]
+        key = self._request("POST", "/api/v1/preauthkey", "creating preauthkey", body=body)["preAuthKey"]
         if self._minor == 23:
             # Only the list shows the tags.
             key = key | {"aclTags": []}
-        return self._shown(key)
+        return self._output(key)
 
     def _expire_key(self, rest: Sequence[str]) -> str:
-        if self._all_keys:
+        if self._lists_all_keys:
             options = _options(rest, {"-o": True, "--id": True})
             body = {"id": options["--id"]}
         else:
             key, *rest = rest
             options = _options(rest, {"-o": True, "--user": True})
             body = {"user": self._user(options), "key": key}
-        self._ask("POST", "/api/v1/preauthkey/expire", "expiring preauthkey", body=body)
+        self._request("POST", "/api/v1/preauthkey/expire", "expiring preauthkey", body=body)
         return _json_text({})
 
     # --- Differences between releases ---------------------------------------------------------------
@@ -191,34 +193,34 @@ class HeadscaleCli:
         return int(self._server.version.split(".")[1])
 
     @property
-    def _by_id(self) -> bool:
+    def _users_have_ids(self) -> bool:
         return self._server.dialect.key_user is not KeyUser.NAME
 
     @property
-    def _all_keys(self) -> bool:
+    def _lists_all_keys(self) -> bool:
         return self._server.dialect.keys_by_id
 
     def _user(self, options: Mapping[str, str]) -> str:
         user = options.get("--user")
         if user is None:
             raise _FailedError('Error: required flag(s) "user" not set\n')
-        if self._by_id and not user.isdecimal():
+        if self._users_have_ids and not user.isdecimal():
             reason = f'strconv.ParseUint: parsing "{user}": invalid syntax'
             raise _FailedError(f'Error: invalid argument "{user}" for "-u, --user" flag: {reason}\n')
         return user
 
     # --- From the server's response to the output ----------------------------------------------------
 
-    def _ask(
-        self, method: str, path: str, doing: str, *, query: Mapping[str, str] | None = None, body: Any = None
+    def _request(
+        self, method: str, path: str, operation: str, *, query: Mapping[str, str] | None = None, body: Any = None
     ) -> Any:
-        """Call the server over its socket.
+        """Send a request to the server over its socket, and return the JSON of the response.
 
         Raises:
-            _FailedError: the server refused the request or did not respond.
+            _FailedError: the server refused the request or did not respond. The message contains the operation.
         """
         if self.stopped:
-            raise self._unreachable(doing, "context deadline exceeded")
+            raise self._unreachable(operation, "context deadline exceeded")
         try:
             response = self._server.handle(
                 Request(
@@ -232,70 +234,71 @@ class HeadscaleCli:
             )
             content = b"".join(response.content())
         except httpx.TimeoutException:
-            raise self._unreachable(doing, "context deadline exceeded") from None
+            raise self._unreachable(operation, "context deadline exceeded") from None
         except httpx.TransportError:
-            raise self._unreachable(doing, "EOF") from None
+            raise self._unreachable(operation, "EOF") from None
         if response.status != httpx.codes.OK:
-            raise self._refused(doing, response)
+            raise self._refused(operation, response)
         try:
             return json.loads(content)
         except ValueError:
-            raise self._unreachable(doing, "invalid character in JSON") from None
+            raise self._unreachable(operation, "invalid character in JSON") from None
 
-    def _unreachable(self, doing: str, reason: str) -> _FailedError:
+    def _unreachable(self, operation: str, reason: str) -> _FailedError:
         if self._minor <= 28 and self.stopped:
             line = "FTL github.com/juanfont/headscale/cmd/headscale/cli/utils.go:124 > Could not connect: "
             return _FailedError(f'2026-01-01T00:00:00Z {line}{reason} error="{reason}"\n')
         if self._minor <= 29:
-            return self._error(doing, f"rpc error: code = Unavailable desc = {reason}")
-        return _error(f'{doing}: Get "http://local/api/v1": {reason}')
+            return self._error(operation, f"rpc error: code = Unavailable desc = {reason}")
+        return _error(f'{operation}: Get "http://local/api/v1": {reason}')
 
-    def _refused(self, doing: str, response: Response) -> _FailedError:
+    def _refused(self, operation: str, response: Response) -> _FailedError:
         status = f"{response.status} {HTTPStatus(response.status).phrase.upper()}"
-        said = json.loads(response.body or b"{}") if "json" in response.content_type else {}
+        body = json.loads(response.body or b"{}") if "json" in response.content_type else {}
         if self._minor <= 29:
-            code = _CODES.get(said.get("code", 0), "Unavailable")
-            return self._error(doing, f"rpc error: code = {code} desc = {said.get('message', status)}")
-        causes = [cause["message"] for cause in said.get("errors", ())]
-        return _error(": ".join(["unexpected response status", said.get("detail", status), *causes]))
+            code = _GRPC_CODES.get(body.get("code", 0), "Unavailable")
+            return self._error(operation, f"rpc error: code = {code} desc = {body.get('message', status)}")
+        causes = [cause["message"] for cause in body.get("errors", ())]
+        return _error(": ".join(["unexpected response status", body.get("detail", status), *causes]))
 
-    def _error(self, doing: str, text: str) -> _FailedError:
-        return _error(f"{doing}: {text}" if self._minor == 29 else text)
+    def _error(self, operation: str, text: str) -> _FailedError:
+        return _error(f"{operation}: {text}" if self._minor == 29 else text)
 
     def _list(self, items: Sequence[Any]) -> str:
         if not items and self._minor <= 29:
             return "null\n"
-        return self._shown(list(items))
+        return self._output(list(items))
 
-    def _shown(self, value: Any) -> str:
-        return _json_text(_filled(value) if self._minor >= 30 else self._protobuf(value))
+    def _output(self, value: Any) -> str:
+        return _json_text(_without_null(value) if self._minor >= 30 else self._protobuf(value))
 
     def _protobuf(self, value: Any) -> Any:
-        """Encode the structs behind the API as Go's JSON encoder does: in snake_case, without empty members."""
+        """Encode the protobuf messages of the API like Go's JSON encoder: in snake_case, without empty fields."""
         if isinstance(value, list):
             return [self._protobuf(item) for item in value]
         if not isinstance(value, dict):
             return value
-        shown = {}
-        for name, item in value.items():
-            written = self._protobuf_field(name, item, value)
-            if written not in (None, "", [], False):
-                shown[re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)] = written
-        return shown
+        encoded = {}
+        for name, field in value.items():
+            encoded_field = self._protobuf_field(name, field, value)
+            if encoded_field not in (None, "", [], False):
+                encoded[re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)] = encoded_field
+        return encoded
 
-    def _protobuf_field(self, name: str, item: Any, row: Mapping[str, Any]) -> Any:
-        if name in _TIMES:
-            return None if item is None else _seconds(item)
+    def _protobuf_field(self, name: str, field: Any, message: Mapping[str, Any]) -> Any:
+        if name in _TIME_FIELDS:
+            return None if field is None else _timestamp(field)
         if name == "registerMethod":
-            return _METHOD_NUMBERS[item]
-        if name == "id" and self._is_number(row):
-            return int(item)
-        return self._protobuf(item)
+            return _METHOD_NUMBERS[field]
+        if name == "id" and self._has_numeric_id(message):
+            return int(field)
+        return self._protobuf(field)
 
-    def _is_number(self, row: Mapping[str, Any]) -> bool:
-        if "reusable" in row:
+    def _has_numeric_id(self, message: Mapping[str, Any]) -> bool:
+        """Return True if the id of a message is a number: always for nodes, from 0.26 for keys, from 0.24 for users."""
+        if "reusable" in message:
             return self._minor >= 26
-        return "machineKey" in row or self._minor >= 24
+        return "machineKey" in message or self._minor >= 24
 
 
 def _error(text: str) -> _FailedError:
@@ -306,18 +309,18 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, indent="\t", ensure_ascii=False) + "\n"
 
 
-def _options(given: Sequence[str], known: Mapping[str, bool]) -> dict[str, str]:
-    """The options of a command line.
+def _options(arguments: Sequence[str], known: Mapping[str, bool]) -> dict[str, str]:
+    """Return the options of a command and their values.
 
     Args:
-        given: the arguments after the command.
-        known: the options of this release, and whether a value follows each.
+        arguments: the arguments after the command.
+        known: the options of this release; True = a value follows.
 
     Raises:
         _FailedError: an option is unknown.
     """
     options: dict[str, str] = {}
-    rest = iter(given)
+    rest = iter(arguments)
     for name in rest:
         if name not in known:
             raise _FailedError(f"Error: unknown flag: {name}\nUsage:\n  headscale [command]\n")
@@ -335,40 +338,41 @@ def _duration(text: str) -> timedelta:
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
 
 
-def _seconds(text: str) -> dict[str, int]:
-    """Serialize an instant like the protobuf message: whole seconds, and nanoseconds unless they are zero."""
+def _timestamp(text: str) -> dict[str, int]:
+    """Encode an instant like a protobuf Timestamp, without fields that are zero."""
     match = re.fullmatch(r"(.*?)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", text)
     assert match is not None
-    at = datetime.fromisoformat(match[1] + match[3])
+    instant = datetime.fromisoformat(match[1] + match[3])
     nanos = int((match[2] or "").ljust(9, "0"))
-    shown = {"seconds": int(at.timestamp()), "nanos": nanos}
-    return {name: number for name, number in shown.items() if number}
+    fields = {"seconds": int(instant.timestamp()), "nanos": nanos}
+    return {name: number for name, number in fields.items() if number}
 
 
-def _filled(value: Any) -> Any:
-    """Return the JSON of 0.30 and newer: that of the API, with empty objects instead of null."""
+def _without_null(value: Any) -> Any:
+    """Return the JSON of 0.30 and newer, which is that of the API with empty objects instead of null."""
     if isinstance(value, list):
-        return [_filled(item) for item in value]
+        return [_without_null(item) for item in value]
     if not isinstance(value, dict):
         return value
     empty: dict[str, Any] = {
-        "user": _NOBODY,
+        "user": _EMPTY_USER,
         "preAuthKey": {
             "aclTags": [],
-            "createdAt": _NOBODY["createdAt"],
+            "createdAt": _EMPTY_USER["createdAt"],
             "ephemeral": False,
-            "expiration": _NOBODY["createdAt"],
+            "expiration": _EMPTY_USER["createdAt"],
             "id": "",
             "key": "",
             "reusable": False,
             "used": False,
-            "user": _NOBODY,
+            "user": _EMPTY_USER,
         },
     }
     return {
-        name: empty[name] if item is None and name in empty else _filled(item) for name, item in sorted(value.items())
+        name: empty[name] if field is None and name in empty else _without_null(field)
+        for name, field in sorted(value.items())
     }
 
 
 Program = Callable[[Sequence[str]], Finished]
-"""Runs a container's command: takes the arguments, starting with its name, and returns the result."""
+"""A program in a container: receives the arguments, including its name, and returns the result."""
