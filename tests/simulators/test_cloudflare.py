@@ -1,4 +1,4 @@
-"""The simulated Cloudflare behaves as the API does."""
+"""The simulated Cloudflare behaves like the real API, as far as that is documented or was observed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ NOON = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 
 
 class Account:
-    """A simulated account with one zone, and a client of it."""
+    """A simulated account with one zone, and an HTTP client with its token."""
 
     def __init__(self, **settings: Any) -> None:
-        self.sim = CloudflareSimulator(**settings)
-        self.zone = self.sim.add_zone("example.com")
+        self.simulator = CloudflareSimulator(**settings)
+        self.zone = self.simulator.add_zone("example.com")
         self.records = f"/zones/{self.zone}/dns_records"
-        self.client = self.client_with(f"Bearer {self.sim.token}")
+        self.client = self.client_with(f"Bearer {self.simulator.token}")
 
     def client_with(self, authorization: str | None) -> httpx.Client:
         return httpx.Client(
-            transport=MemoryTransport(self.sim.handle),
+            transport=MemoryTransport(self.simulator.handle),
             base_url="http://cloudflare.test/client/v4",
             headers={} if authorization is None else {"Authorization": authorization},
         )
 
     def create(self, **fields: Any) -> httpx.Response:
+        """Request the creation of a record, and return the response."""
         spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.1", "ttl": 60, "proxied": False}
         return self.client.post(self.records, json=spec | fields)
 
@@ -40,6 +41,7 @@ class Account:
         return self.create(**fields).json()["result"]
 
     def url(self, record: Any) -> str:
+        """Return the path of a record."""
         return f"{self.records}/{record['id']}"
 
 
@@ -49,7 +51,7 @@ def account() -> Account:
 
 
 def error(response: httpx.Response) -> tuple[int, int]:
-    """Return the status and the first code of a refusal."""
+    """Return the status and the first error code of a refused request."""
     body = response.json()
     assert (body["success"], body["result"]) == (False, None)
     return response.status_code, body["errors"][0]["code"]
@@ -58,7 +60,7 @@ def error(response: httpx.Response) -> tuple[int, int]:
 # --- Records ------------------------------------------------------------------------------------------
 
 
-def test_record_members(account: Account) -> None:
+def test_fields_of_a_record(account: Account) -> None:
     record = account.created(comment="mine")
     assert set(record) == {
         "id", "name", "type", "content", "proxiable", "proxied", "ttl", "settings", "meta", "comment",
@@ -90,7 +92,7 @@ def test_defaults_of_a_record(account: Account) -> None:
         ("_acme-challenge.a.example.com", "_acme-challenge.a.example.com"),
     ],
 )
-def test_name_is_normalized(account: Account, name: str, stored: str) -> None:
+def test_name_is_stored_in_full_and_in_lower_case(account: Account, name: str, stored: str) -> None:
     assert account.created(name=name)["name"] == stored
 
 
@@ -99,7 +101,7 @@ def test_invalid_name_is_refused(account: Account, name: object) -> None:
     assert error(account.create(name=name)) == (400, 9000)
 
 
-def test_ipv6_address_is_normalized(account: Account) -> None:
+def test_ipv6_address_is_stored_in_its_shortest_form(account: Account) -> None:
     assert account.created(type="AAAA", content="FD7A:115C:A1E0:0::0001")["content"] == "fd7a:115c:a1e0::1"
     assert error(account.create(type="AAAA", content="fd7a:115c:a1e0::1")) == (400, 81058)
 
@@ -128,7 +130,7 @@ def test_ipv6_address_is_normalized(account: Account) -> None:
 )
 def test_invalid_record_is_refused(account: Account, fields: dict[str, Any], code: int) -> None:
     assert error(account.create(**fields)) == (400, code)
-    assert account.sim.records(account.zone) == []
+    assert account.simulator.records(account.zone) == []
 
 
 def test_paid_plan_has_higher_limits() -> None:
@@ -140,17 +142,17 @@ def test_proxied_record_has_an_automatic_ttl(account: Account) -> None:
     assert (record["proxiable"], record["proxied"], record["ttl"]) == (True, True, 1)
 
 
-def test_only_an_identical_record_is_a_duplicate(account: Account) -> None:
+def test_only_a_record_with_the_same_name_type_and_content_is_a_duplicate(account: Account) -> None:
     account.create()
     assert error(account.create(ttl=300, comment="other")) == (400, 81058)
     other = account.created(content="100.64.0.2")
-    assert len(account.sim.records(account.zone, "a.example.com")) == 2
+    assert len(account.simulator.records(account.zone, "a.example.com")) == 2
     response = account.client.patch(account.url(other), json={"content": "100.64.0.1"})
     assert error(response) == (400, 81058)
 
 
 @pytest.mark.parametrize(
-    ("existing", "wanted", "code"),
+    ("existing", "new", "code"),
     [
         (("CNAME", "b.example.com"), ("A", "100.64.0.1"), 81054),
         (("CNAME", "b.example.com"), ("AAAA", "fd7a::1"), 81054),
@@ -160,24 +162,26 @@ def test_only_an_identical_record_is_a_duplicate(account: Account) -> None:
         (("TXT", "hello"), ("NS", "ns.example.org"), 81056),
     ],
 )
-def test_conflicting_types(account: Account, existing: tuple[str, str], wanted: tuple[str, str], code: int) -> None:
+def test_records_of_conflicting_types_are_refused(
+    account: Account, existing: tuple[str, str], new: tuple[str, str], code: int
+) -> None:
     account.create(type=existing[0], content=existing[1])
-    assert error(account.create(type=wanted[0], content=wanted[1])) == (400, code)
+    assert error(account.create(type=new[0], content=new[1])) == (400, code)
 
 
-def test_txt_conflicts_with_nothing(account: Account) -> None:
+def test_txt_record_can_be_created_beside_a_cname(account: Account) -> None:
     account.create(type="CNAME", content="b.example.com")
     assert account.created(type="TXT", content="Hello")["content"] == "Hello"
 
 
-def test_custom_domain_of_a_worker_holds_its_name(account: Account) -> None:
-    account.sim.add_workers_domain(account.zone, "a.example.com")
+def test_no_record_can_be_created_at_the_custom_domain_of_a_worker(account: Account) -> None:
+    account.simulator.add_workers_domain(account.zone, "a.example.com")
     assert error(account.create()) == (400, 81062)
     [record] = account.client.get(account.records).json()["result"]
     assert record["meta"] == {"read_only": True}
 
 
-def test_quota() -> None:
+def test_record_beyond_the_quota_is_refused() -> None:
     account = Account(quota=1)
     account.create()
     assert error(account.create(name="b")) == (400, 81045)
@@ -185,7 +189,7 @@ def test_quota() -> None:
     assert usage == {"record_quota": 1, "record_usage": 1}
 
 
-def test_patch_keeps_other_members_and_put_resets_them(account: Account) -> None:
+def test_patch_keeps_other_fields_and_put_resets_them(account: Account) -> None:
     record = account.created(comment="mine")
     url = account.url(record)
     patched = account.client.patch(url, json={"content": "100.64.0.2"}).json()["result"]
@@ -205,7 +209,7 @@ def test_type_cannot_be_changed(account: Account, method: str) -> None:
     assert error(account.client.request(method, url, json=spec))[0] == 400
 
 
-def test_delete(account: Account) -> None:
+def test_deleted_record_does_not_exist(account: Account) -> None:
     record = account.created()
     url = account.url(record)
     assert account.client.delete(url).json()["result"] == {"id": record["id"]}
@@ -214,14 +218,14 @@ def test_delete(account: Account) -> None:
 
 
 def test_changes_in_the_dashboard(account: Account) -> None:
-    record_id = account.sim.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="hers")
-    account.sim.change_record(record_id, content="100.64.0.9")
+    record_id = account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.1", comment="x")
+    account.simulator.change_record(record_id, content="100.64.0.9")
     assert account.client.get(f"{account.records}/{record_id}").json()["result"]["content"] == "100.64.0.9"
     with pytest.raises(ApiError, match="81058"):
-        account.sim.add_record(account.zone, type="A", name="a", content="100.64.0.9")
-    account.sim.remove_record(record_id)
-    assert account.sim.records(account.zone) == []
-    assert account.sim.writes == []
+        account.simulator.add_record(account.zone, type="A", name="a", content="100.64.0.9")
+    account.simulator.remove_record(record_id)
+    assert account.simulator.records(account.zone) == []
+    assert account.simulator.writes == []
 
 
 # --- Lists --------------------------------------------------------------------------------------------
@@ -229,6 +233,7 @@ def test_changes_in_the_dashboard(account: Account) -> None:
 
 @pytest.fixture
 def filled() -> Account:
+    """Return an account with four records, whose names begin with a, b, c and d."""
     account = Account()
     account.create(name="a", comment="Mark one")
     account.create(name="b", comment="mark two")
@@ -238,7 +243,7 @@ def filled() -> Account:
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "first_letters"),
     [
         ("name=A.example.com", "a"),
         ("name=a", ""),
@@ -261,12 +266,12 @@ def filled() -> Account:
         ("tag.present=x", ""),
     ],
 )
-def test_filter(filled: Account, query: str, found: str) -> None:
+def test_records_are_filtered(filled: Account, query: str, first_letters: str) -> None:
     records = filled.client.get(f"{filled.records}?{query}").json()["result"]
-    assert "".join(sorted(record["name"][0] for record in records)) == found
+    assert "".join(sorted(record["name"][0] for record in records)) == first_letters
 
 
-def test_pages(filled: Account) -> None:
+def test_records_are_listed_in_pages(filled: Account) -> None:
     pages = [
         filled.client.get(filled.records, params={"per_page": "3", "page": page, "order": "name"}).json()
         for page in (1, 2, 3)
@@ -285,8 +290,8 @@ def test_invalid_query_is_refused(filled: Account, query: str) -> None:
 # --- Batches ------------------------------------------------------------------------------------------
 
 
-def test_batch_deletes_first(account: Account) -> None:
-    """A new record may have the name of the deleted one."""
+def test_batch_deletes_before_it_creates(account: Account) -> None:
+    """A new record can have the name of a deleted one."""
     old = account.created(type="CNAME", content="b.example.com")["id"]
     kept = account.created(name="k")["id"]
     put = account.created(name="p")["id"]
@@ -307,12 +312,12 @@ def test_batch_deletes_first(account: Account) -> None:
 
 def test_batch_is_all_or_nothing(account: Account) -> None:
     old = account.created()["id"]
-    before = account.sim.records(account.zone)
+    before = account.simulator.records(account.zone)
     body = {"deletes": [{"id": old}, {"id": "0" * 32}], "posts": [{"type": "A", "name": "b", "content": "nonsense"}]}
     response = account.client.post(f"{account.records}/batch", json=body)
     assert error(response)[1] == 81044
     assert len(response.json()["errors"]) == 1
-    assert account.sim.records(account.zone) == before
+    assert account.simulator.records(account.zone) == before
 
 
 @pytest.mark.parametrize(
@@ -328,7 +333,7 @@ def test_batch_is_all_or_nothing(account: Account) -> None:
 )
 def test_malformed_batch_is_refused(account: Account, body: object) -> None:
     assert error(account.client.post(f"{account.records}/batch", json=body))[0] == 400
-    assert account.sim.records(account.zone) == []
+    assert account.simulator.records(account.zone) == []
 
 
 # --- Tokens and zones ---------------------------------------------------------------------------------
@@ -337,64 +342,64 @@ def test_malformed_batch_is_refused(account: Account, body: object) -> None:
 @pytest.mark.parametrize(
     "header", ["Bearer", "Bearer ", "Bearer a b", "Bearer a\tb", "Basic abc", "Bearer <token>", 'Bearer "abc"']
 )
-def test_malformed_header(account: Account, header: str) -> None:
+def test_malformed_header_is_refused(account: Account, header: str) -> None:
     response = account.client_with(header).get(account.records)
     assert error(response) == (400, 6003)
     assert response.json()["errors"][0]["error_chain"][0]["code"] == 6111
 
 
-def test_missing_header(account: Account) -> None:
+def test_missing_header_is_refused(account: Account) -> None:
     assert error(account.client_with(None).get(account.records)) == (400, 9106)
 
 
 @pytest.mark.parametrize("path", ["/zones", "/zones/{zone}/dns_records"])
-def test_unknown_token(account: Account, path: str) -> None:
+def test_unknown_token_is_refused(account: Account, path: str) -> None:
     assert error(account.client_with("Bearer abcdef").get(path.format(zone=account.zone))) == (403, 9109)
 
 
 @pytest.mark.parametrize("status", ["disabled", "expired"])
-def test_token_that_is_no_longer_valid(account: Account, status: Any) -> None:
-    client = account.client_with(f"Bearer {account.sim.set_token(status=status)}")
+def test_disabled_or_expired_token_is_refused(account: Account, status: Any) -> None:
+    client = account.client_with(f"Bearer {account.simulator.set_token(status=status)}")
     assert error(client.get(account.records)) == (403, 9109)
     assert client.get("/user/tokens/verify").json()["result"]["status"] == status
 
 
-def test_permissions(account: Account) -> None:
-    account.client = account.client_with(f"Bearer {account.sim.set_token(permission='read')}")
+def test_request_without_the_permission_is_refused(account: Account) -> None:
+    account.client = account.client_with(f"Bearer {account.simulator.set_token(permission='read')}")
     assert account.client.get(account.records).status_code == 200
     assert error(account.create()) == (403, 10000)
     assert error(account.client.post(f"{account.records}/batch", json={})) == (403, 10000)
-    client = account.client_with(f"Bearer {account.sim.set_token(permission='none')}")
+    client = account.client_with(f"Bearer {account.simulator.set_token(permission='none')}")
     assert error(client.get(account.records)) == (403, 10000)
 
 
-def test_zones_that_the_token_cannot_access(account: Account) -> None:
-    other = account.sim.add_zone("other.org", in_token_account=False)
+def test_token_cannot_access_other_zones(account: Account) -> None:
+    other = account.simulator.add_zone("other.org", in_token_account=False)
     for zone in (other, "0" * 32):
         assert error(account.client.get(f"/zones/{zone}/dns_records")) == (403, 10000)
     assert account.client.get("/zones", params={"name": "other.org"}).json()["result"] == []
-    ours = account.sim.add_zone("ours.org")
-    client = account.client_with(f"Bearer {account.sim.set_token(zones=[account.zone])}")
+    ours = account.simulator.add_zone("ours.org")
+    client = account.client_with(f"Bearer {account.simulator.set_token(zones=[account.zone])}")
     assert [zone["name"] for zone in client.get("/zones").json()["result"]] == ["example.com"]
     assert error(client.get(f"/zones/{ours}/dns_records")) == (403, 10000)
 
 
 def test_valid_token_can_be_refused_once(account: Account) -> None:
-    """Such refusals were observed."""
-    account.sim.faults.add(refusal(403, 10000, "Authentication error"))
+    """The real API was observed to do that."""
+    account.simulator.faults.add(refusal(403, 10000, "Authentication error"))
     assert error(account.create()) == (403, 10000)
     assert account.create().status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/zones/example.com/dns_records", "/zones/{zone}/dns_records/abc"])
-def test_malformed_id(account: Account, path: str) -> None:
+def test_malformed_id_is_refused(account: Account, path: str) -> None:
     assert error(account.client.get(path.format(zone=account.zone))) == (400, 7003)
 
 
-def test_zone_by_name(account: Account) -> None:
-    account.sim.add_zone("sub.example.com", status="pending")
+def test_zones_are_filtered_by_name(account: Account) -> None:
+    account.simulator.add_zone("sub.example.com", status="pending")
     (zone,) = account.client.get("/zones", params={"name": "Example.com"}).json()["result"]
-    assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.sim.account_id)
+    assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.simulator.account_id)
     both = account.client.get("/zones", params={"name": "ends_with:example.com"}).json()["result"]
     assert len(both) == 2
     assert account.client.get("/zones", params={"name": "example"}).json()["result"] == []
@@ -404,12 +409,12 @@ def test_zone_by_name(account: Account) -> None:
 
 
 @pytest.mark.parametrize("account_owned", [False, True])
-def test_each_kind_of_token_has_its_own_verification(account_owned: bool) -> None:
+def test_tokens_of_users_and_accounts_are_verified_at_different_paths(account_owned: bool) -> None:
     account = Account(account_owned=account_owned)
     assert account.create().status_code == 200
-    assert account.sim.token.startswith("cfat_") == account_owned
+    assert account.simulator.token.startswith("cfat_") == account_owned
     user = account.client.get("/user/tokens/verify")
-    owned = account.client.get(f"/accounts/{account.sim.account_id}/tokens/verify")
+    owned = account.client.get(f"/accounts/{account.simulator.account_id}/tokens/verify")
     assert (user.status_code, owned.status_code) == ((401, 200) if account_owned else (200, 401))
 
 
@@ -417,7 +422,7 @@ def test_each_kind_of_token_has_its_own_verification(account_owned: bool) -> Non
 
 
 class Clock:
-    """A clock that only a test advances."""
+    """A clock that advances only if the test sets it."""
 
     def __init__(self) -> None:
         self.now = NOON
@@ -428,10 +433,10 @@ class Clock:
 
 @pytest.mark.parametrize("code", [971, 10429])
 @pytest.mark.parametrize("retry_after", [False, True])
-def test_rate_limit(code: Any, retry_after: bool) -> None:
+def test_requests_beyond_the_rate_limit_are_refused_for_a_window(code: Any, retry_after: bool) -> None:
     clock = Clock()
     account = Account(now=clock)
-    account.sim.limit_rate(2, timedelta(minutes=5), retry_after=retry_after, code=code)
+    account.simulator.limit_rate(2, timedelta(minutes=5), retry_after=retry_after, code=code)
     assert [account.client.get(account.records).status_code for _ in range(3)] == [200, 200, 429]
     clock.now += timedelta(seconds=100.5)
     response = account.client.get(account.records)
@@ -440,16 +445,16 @@ def test_rate_limit(code: Any, retry_after: bool) -> None:
     assert response.headers.get("retry-after") == ("200" if retry_after else None)
     clock.now += timedelta(seconds=199.5)
     assert account.client.get(account.records).status_code == 200
-    account.sim.limit_rate(0)
+    account.simulator.limit_rate(0)
     assert account.client.get(account.records).status_code == 429
-    account.sim.remove_rate_limit()
+    account.simulator.remove_rate_limit()
     assert account.client.get(account.records).status_code == 200
 
 
-def test_window_of_the_rate_limit() -> None:
+def test_headers_of_the_rate_limit() -> None:
     clock = Clock()
     account = Account(now=clock)
-    account.sim.limit_rate(1, timedelta(minutes=5))
+    account.simulator.limit_rate(1, timedelta(minutes=5))
     for _ in range(3):
         response = account.client.get(account.records)
         assert response.headers["ratelimit"] == '"default";r=0;t=300'

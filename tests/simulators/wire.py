@@ -1,4 +1,7 @@
-"""How Headscale reads and writes JSON: protojson up to 0.29, Huma from 0.30 on."""
+"""How Headscale parses requests and formats responses.
+
+Up to 0.29, the library is protojson. From 0.30 on, it is Huma, which is stricter.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ ZERO: Final = datetime(1, 1, 1, tzinfo=UTC)
 
 MAX_UINT64: Final = 2**64 - 1
 
+# gRPC status codes.
 INVALID: Final = 3
 NOT_FOUND: Final = 5
 EXHAUSTED: Final = 8
@@ -35,17 +39,18 @@ STATUS_OF_CODE: Final = {
     INTERNAL: 500,
 }
 
+# Maximum size of a request body.
 GRPC_LIMIT: Final = 4 * 1024 * 1024
 HUMA_LIMIT: Final = 1024 * 1024
 
 RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 
 LOCAL: Final = timezone(timedelta(hours=2))
-"""The zone that a server from 0.30 on runs in."""
+"""The time zone of the simulated server. From 0.30 on, times are in that zone instead of UTC."""
 
 
 class RefusedError(Exception):
-    """A request that the server refuses."""
+    """An error response of the API."""
 
     def __init__(
         self,
@@ -56,14 +61,14 @@ class RefusedError(Exception):
         operation: str = "",
         errors: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Create the error in both formats.
+        """Create an error for both formats.
 
         Args:
             message: the server's message.
-            code: gRPC code, up to 0.29; the HTTP status follows from it.
-            status: HTTP status, from 0.30 on.
-            operation: what failed, from 0.30 on; the status' own title when empty.
-            errors: from 0.30 on each thing that is wrong with a request, and what of the request it is.
+            code: the gRPC code, up to 0.29. It determines the HTTP status.
+            status: the HTTP status, from 0.30 on.
+            operation: the failed operation, from 0.30 on. If it is empty, the response contains only the message.
+            errors: the message and location of each problem of an invalid request, from 0.30 on.
         """
         super().__init__(message)
         self.message = message
@@ -90,8 +95,8 @@ def time_text(dialect: Dialect, instant: datetime, *, nanos: int = 0) -> str:
 
     Args:
         dialect: the release.
-        instant: aware; to the microsecond.
-        nanos: 0 to 999, the digits below that.
+        instant: an aware datetime, which has microseconds.
+        nanos: the three digits after the microseconds.
     """
     if instant == ZERO:
         return "0001-01-01T00:00:00Z"
@@ -117,29 +122,29 @@ class Field(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The validated fields of a request. An absent one has its zero value."""
+    """The validated fields of a request."""
 
     values: Mapping[str, Any]
 
     def text(self, name: str) -> str:
-        """A string; empty when absent."""
+        """Return a string; "" if the field is missing."""
         return str(self.values.get(name, ""))
 
     def number(self, name: str) -> int:
-        """An id; 0 when absent."""
+        """Return an id; 0 if the field is missing."""
         return int(self.values.get(name, 0))
 
     def flag(self, name: str) -> bool:
-        """A boolean; false when absent."""
+        """Return a boolean; False if the field is missing."""
         return bool(self.values.get(name, False))
 
     def time(self, name: str) -> datetime | None:
-        """An aware instant; None when absent."""
+        """Return an aware datetime; None if the field is missing."""
         value: datetime | None = self.values.get(name)
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings; empty when absent."""
+        """Return a list of strings; empty if the field is missing."""
         return tuple(self.values.get(name, ()))
 
 
@@ -149,11 +154,11 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
     Args:
         request: the request.
         dialect: the release.
-        fields: name and type of each known field.
-        required: whether 0.30 refuses an empty body.
+        fields: the type of each known field, by name.
+        required: an empty body is refused, from 0.30 on.
 
     Raises:
-        RefusedError: with the status that this release answers.
+        RefusedError: the body is invalid.
     """
     data = request.body
     if dialect.strict_json:
@@ -170,7 +175,7 @@ def read_body(request: Request, dialect: Dialect, fields: Mapping[str, Field], *
         raise RefusedError("proto: syntax error (line 1:1): unexpected token", code=INVALID)
     values: dict[str, Any] = {}
     for name, field in fields.items():
-        for spelling in dict.fromkeys((name, _snake(name))):
+        for spelling in dict.fromkeys((name, _snake_case(name))):
             value = document.get(spelling)
             if value is None:
                 continue
@@ -187,7 +192,7 @@ def _without_duplicates(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _snake(name: str) -> str:
+def _snake_case(name: str) -> str:
     return re.sub(r"[A-Z]", lambda match: "_" + match[0].lower(), name)
 
 
@@ -205,9 +210,9 @@ def _read_protojson(field: Field, value: Any) -> Any:
             return int(value)
         case Field.ID, int() if not isinstance(value, bool) and 0 <= value <= MAX_UINT64:
             return value
-    kind = {Field.TEXT: "string", Field.FLAG: "bool", Field.ID: "uint64", Field.TIME: "google.protobuf.Timestamp"}
+    types = {Field.TEXT: "string", Field.FLAG: "bool", Field.ID: "uint64", Field.TIME: "google.protobuf.Timestamp"}
     raise RefusedError(
-        f"proto: (line 1:2): invalid value for {kind.get(field, 'string')} field: {json.dumps(value)}", code=INVALID
+        f"proto: (line 1:2): invalid value for {types.get(field, 'string')} field: {json.dumps(value)}", code=INVALID
     )
 
 
@@ -249,7 +254,7 @@ EXPECTED: Final = {
 
 
 def _invalid(status: int, *errors: Mapping[str, Any]) -> RefusedError:
-    """Return the refusal of an invalid request, which contains what was sent."""
+    """Return the error of an invalid request. It contains the invalid values."""
     return RefusedError(str(errors[0]["message"]), status=status, operation="validation failed", errors=errors)
 
 
@@ -283,7 +288,7 @@ def _huma_value(field: Field, value: Any) -> Any:
 
 
 def parse_time(text: str) -> datetime | None:
-    """Parse an RFC 3339 instant with its zone; None if it is invalid."""
+    """Parse an RFC 3339 time with a time zone; None if it is invalid."""
     if RFC3339.fullmatch(text) is None:
         return None
     try:
@@ -293,15 +298,15 @@ def parse_time(text: str) -> datetime | None:
 
 
 def parse_id(text: str, *, parameter: str = "id", operation: str = "") -> int:
-    """Parse an id of a path, a query or, from 0.30 on, a body; empty = 0.
+    """Parse an id in a path, in a query or, from 0.30 on, in a body. An empty text is the id 0.
 
     Args:
-        text: as given.
-        parameter: its name in a path.
-        operation: what 0.30 says of one that is not in a path.
+        text: the id.
+        parameter: the name of the parameter in the path.
+        operation: the failed operation in the error message for an id that is not in a path, from 0.30 on.
 
     Raises:
-        RefusedError: 400, it is not an unsigned 64-bit number.
+        RefusedError: the id is not an unsigned 64-bit number.
     """
     if not text:
         return 0
