@@ -1,7 +1,9 @@
-"""What differs between the releases of Headscale, as data.
+"""The differences between the releases of Headscale, as data.
 
-Each release is the one before with the changes it made. Facts come from the source of the named tags;
-0.30 is the unreleased state of July 2026, which does not have the changes of 0.29.3.
+Each release is defined as the one before it, with the changes that it made. The source of these facts is Headscale's
+code at the tags of the releases. 0.30 is the main branch of July 2026, which does not have the changes of 0.29.3.
+
+A client *logs in* when it registers a machine that the server knows already. A node is *live* if it has not expired.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ LETTERS: Final = string.ascii_lowercase + string.digits
 
 
 class HostnameRefusedError(Exception):
-    """A hostname with which this release registers no node."""
+    """This release does not register a node with this hostname."""
 
 
-class Unmatched(Enum):
+class UnknownPath(Enum):
     """The response to an unknown path outside `/api/v1/`."""
 
     EMPTY_404 = auto()
@@ -37,10 +39,11 @@ class KeyUser(Enum):
     NAME = auto()
     ID = auto()
     ID_OR_TAGS = auto()
+    """A key with tags needs no user."""
 
 
-class Shown(Enum):
-    """How a response identifies the user of a pre-auth key."""
+class KeyUserFormat(Enum):
+    """How a response contains the user of a pre-auth key."""
 
     NAME = auto()
     EMAIL_OR_NAME = auto()
@@ -48,49 +51,56 @@ class Shown(Enum):
 
 
 class NoExpiry(Enum):
-    """How a response shows that a node does not expire."""
+    """The expiry in a response if the node does not expire."""
 
     ZERO = auto()
+    """Go's zero time, in the year 1."""
     NULL = auto()
     NULL_IF_TAGGED = auto()
+    """Null for a tagged node, the zero time for any other."""
 
 
 class LoginMatch(Enum):
-    """How the node of a machine that registers again is found."""
+    """Which node of the server belongs to a machine that logs in with a pre-auth key."""
 
     MACHINE_OR_NODE_KEY = auto()
-    """The node keeps its id and moves to the key's user."""
+    """The node with its machine key or node key. It keeps its id, and moves to the key's user."""
     LOWEST_ID_OF_MACHINE = auto()
-    """The oldest node of the machine, if the key's user owns it."""
+    """The oldest node of the machine, if it belongs to the key's user."""
     MACHINE_AND_USER = auto()
-    """The machine's node of the key's user; a key without a user matches nothing."""
+    """The machine's node that belongs to the key's user. A key without a user matches no node."""
     MACHINE_AND_OWNERSHIP = auto()
-    """As before, or the machine's tagged node. A tagged key takes over its only node."""
+    """The machine's node that belongs to the key's user, or else its tagged node. With a key that has only tags, the
+    machine's only node becomes a tagged one."""
 
 
 class KeyCheck(Enum):
-    """When the key of a known machine with an unchanged node key must be valid."""
+    """When the pre-auth key must be valid, if a machine logs in with an unchanged node key."""
 
     ALWAYS = auto()
     UNLESS_SAME_KEY = auto()
+    """If it is not the key with which the node registered."""
     UNLESS_KNOWN = auto()
+    """Never, because the machine is known."""
     UNLESS_LIVE = auto()
+    """If the node has expired, or if the key would make it a tagged node."""
     UNLESS_LIVE_OR_TAGGED = auto()
-    """A tagged node counts as live. A tagged node's login with another key that has tags is always checked."""
+    """If the node has expired and is not tagged, or if another key would set its tags."""
 
 
 class LoginTags(Enum):
-    """When a known machine gets the tags of the key that it registers again with."""
+    """When a node gets the tags of the pre-auth key with which its machine logs in."""
 
     IF_ANY = auto()
+    """If the key has tags."""
     ALWAYS = auto()
     NEVER = auto()
     IF_ANOTHER_KEY = auto()
-    """If the key has tags and is not the key that the node first registered with."""
+    """If the key has tags, and is not the key with which the node registered."""
 
 
-class KeyForm(Enum):
-    """The format of a new pre-auth key."""
+class KeyFormat(Enum):
+    """The format of new API keys and pre-auth keys."""
 
     HEX = auto()
     PREFIXED_BASE64 = auto()
@@ -140,101 +150,128 @@ def _label(name: str) -> str:
     return re.sub(r"[^a-z0-9-]", "", re.sub(r"[ .@_]", "-", inner)) or "node"
 
 
-# --- The table -------------------------------------------------------------------------------------
+# --- The releases ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """One release."""
+    """The behavior of one release."""
 
     version: str
 
-    # Detection
+    # Endpoints and formats
     machine_api: bool = False
-    """Serves only the older API, whose objects are machines."""
+    """The API has machines instead of nodes."""
     version_path: bool = False
+    """GET /version exists."""
     api_health: bool = False
+    """GET /api/v1/health exists."""
     swagger: bool = True
-    unmatched: Unmatched = Unmatched.EMPTY_404
+    """The API is described by /swagger/v1/openapiv2.json, otherwise by /api/v1/openapi.json."""
+    unknown_path: UnknownPath = UnknownPath.EMPTY_404
     all_of_api_needs_key: bool = False
-    """An unknown path below /api requires the API key, also outside /api/v1/."""
+    """Unknown paths below /api require the API key, not only those below /api/v1/."""
     strict_json: bool = False
-    """Huma instead of the gRPC gateway: unknown fields, numbers for ids, other content types refused;
-    errors as problem+json; its own times; the OpenAPI document instead of swagger's."""
+    """The library is Huma instead of the gRPC gateway. It refuses unknown fields, numbers as ids, and other content
+    types. The formats of errors and times differ."""
 
     # Errors
     wrong_key_status: int = 500
+    """The HTTP status if the API key is unknown."""
     unknown_node_code: int = 2
+    """The gRPC code if a node does not exist."""
     unknown_node_text: str = "record not found"
     changed_unknown_node_text: str = "record not found"
-    """The error if an unknown node is to be expired or renamed."""
+    """The message if a request expires or renames a node that does not exist."""
     duplicate_user_code: int = 2
     duplicate_user_text: str = "user already exists"
 
     # Users
     user_details: bool = False
+    """Users have an email and a provider."""
     user_filter: bool = False
+    """GET /user has the filters id, name and email."""
     user_by_name: bool = True
     """GET /user/{name} exists."""
     user_name_falls_back: bool = False
+    """A user without a name is listed with the email or the id as the name."""
     user_name_pattern: str = r"[a-z0-9.-]{0,63}"
+    """The names that a new user can have."""
     node_filter_checks_name: bool = True
-    """The list filter rejects a value that is not a DNS name."""
+    """The filter `user` of GET /node refuses a value that is not a valid name."""
     sole_user_by_default: bool = False
-    """A request without a name means the only user."""
+    """A request without the name of a user refers to the only user."""
 
-    # Pre-auth keys
+    # Keys
     key_user: KeyUser = KeyUser.NAME
-    key_user_shown: Shown = Shown.NAME
-    key_form: KeyForm = KeyForm.HEX
+    key_user_format: KeyUserFormat = KeyUserFormat.NAME
+    key_format: KeyFormat = KeyFormat.HEX
     api_key_lengths: tuple[int, int] = (7, 32)
-    """Whether both parts of a key created by 0.27 or older are shown."""
+    """The lengths of the prefix and of the secret of a new API key in the old format."""
     api_key_prefix_lengths: frozenset[int] = frozenset({7, 10})
-    """The length of the first part that a key created by 0.27 or older needs to be accepted."""
+    """The lengths of the prefix with which an API key in the old format is accepted."""
     key_tags_everywhere: bool = True
-    """Shown in other objects than lists of keys."""
+    """All responses contain the tags of a pre-auth key, not only lists."""
     keys_masked: bool = False
+    """Lists do not contain the secrets of keys."""
     keys_by_id: bool = False
-    """Keys of all users are in one list, and are expired and deleted by id."""
+    """One list has the pre-auth keys of all users, and a request identifies a key by its id."""
     keys_unknown_is_404: bool = False
+    """A request for a pre-auth key that does not exist is an error."""
     keys_expire_once: bool = True
-    """Expiring a used or expired key is an error."""
+    """Expiring a used or expired pre-auth key is an error."""
     reusable_becomes_used: bool = True
+    """A reusable key is marked as used."""
     key_snapshot_in_node: bool = False
-    """Until the server restarts, a node shows its key as it was at registration."""
+    """Until the server restarts, a node contains its pre-auth key as it was at registration."""
     second_key_until_restart: bool = False
-    """The key of a later registration is kept in memory only."""
+    """After a login with another pre-auth key, the node contains that key only until the server restarts."""
     unknown_key_text: str = "AuthKey not found"
     expired_key_text: str = "AuthKey expired"
     used_key_text: str = "AuthKey has already been used"
 
-    # Nodes as shown
+    # Nodes in responses
     forced_tags: bool = True
-    """forcedTags, validTags, invalidTags; otherwise tags."""
+    """The fields of tags are forcedTags, validTags and invalidTags, otherwise only tags."""
     valid_tags_in_list: bool = False
+    """Lists contain the tags in validTags, too."""
     routes_in_node: bool = False
+    """Nodes have fields for routes."""
     online_everywhere: bool = False
+    """A node can be online in the response to a change, too."""
     tagged_pseudo_user: bool = False
-    """Lists show the user tagged-devices."""
+    """In lists, the user of a tagged node is tagged-devices."""
     tagged_user_hidden: bool = False
-    """A tagged node has no user when it is read alone, and is in no user's list."""
+    """A tagged node that is read alone has no user, and the list of a user's nodes does not contain it."""
     no_expiry: NoExpiry = NoExpiry.ZERO
     zero_id_hits_first: bool = True
+    """A request for the node with id 0 affects the first node."""
 
-    # Nodes as expired
+    # Expiry of nodes
     expire_query: bool = False
+    """A time of expiry can be set by a query parameter."""
     expire_disable: bool = False
+    """The expiry can be removed."""
     expire_body: bool = False
+    """A time of expiry can be set in the body."""
     expiry_survives_restart: bool = True
+    """An expiry that a request has set is stored in the database."""
 
-    # Names
+    # Names of nodes
     hostname: Callable[[str, str, Random], str] = _raw_labels
+    """Returns the name of a node for a hostname and a machine key."""
     hostname_follows: bool = False
+    """A login with another hostname changes the name."""
     given_name: Callable[[str], str] = _dashed
+    """Returns the given name for a name."""
     given_name_numbered: bool = False
+    """A given name that is taken gets a number, otherwise random letters."""
     given_name_follows_login: bool = True
+    """A login with another hostname changes the given name, too, unless the node was renamed."""
     rename_pattern: str = r"[a-z0-9.-]{1,63}"
+    """The given names to which a node can be renamed."""
     rename_to_own_name: bool = False
+    """A node can be renamed to the given name that it has."""
 
     # Registration and sessions
     live_needs_no_key: bool = True
@@ -243,22 +280,27 @@ class Dialect:
     key_check: KeyCheck = KeyCheck.ALWAYS
     login_tags: LoginTags = LoginTags.IF_ANY
     login_resets_online: bool = False
+    """After a login, the node is offline until it connects."""
     tagged_keeps_user: bool = True
-    """A node with tags keeps the user of the key that it registered with."""
+    """The user of the pre-auth key is stored in a tagged node."""
     tagged_revives: bool = True
-    """An expired tagged node can be used again after a login."""
+    """A login removes the expiry of a tagged node, too."""
     login_takes_an_address: bool = False
+    """A login uses up an address, although the node keeps its own."""
     login_keeps_first_key: bool = True
-    """A node that registers again with another key still shows its first key."""
+    """After a login with another pre-auth key, the node still contains its first key."""
     frees_addresses: bool = False
     """The address of a deleted node can be assigned before the server restarts."""
     login_loses_created_at: bool = False
+    """A login sets the time of creation to Go's zero time."""
     logout_in_1970: bool = False
-    """A client that logs out expires in 1970, not now."""
+    """If a client logs out, its node expires in 1970 instead of now."""
     tagged_logs_out: bool = True
     """A tagged node expires when its client logs out. If it does not, an upgrade removes the expiry of tagged nodes."""
     offline_grace_s: int = 0
+    """How long a node stays online after its client has disconnected."""
     deleted_session_stays: bool = False
+    """The connection of a client stays open when its node is deleted."""
 
 
 V0_22 = Dialect(version="0.22.3", machine_api=True)
@@ -275,7 +317,7 @@ V0_24 = replace(
     user_by_name=False,
     node_filter_checks_name=False,
     sole_user_by_default=True,
-    key_user_shown=Shown.EMAIL_OR_NAME,
+    key_user_format=KeyUserFormat.EMAIL_OR_NAME,
     valid_tags_in_list=True,
     hostname=_raw_at_most_63,
     hostname_follows=True,
@@ -307,7 +349,7 @@ V0_26 = replace(
     version="0.26.1",
     sole_user_by_default=False,
     key_user=KeyUser.ID,
-    key_user_shown=Shown.OBJECT,
+    key_user_format=KeyUserFormat.OBJECT,
     routes_in_node=True,
 )
 
@@ -349,11 +391,11 @@ V0_27 = replace(
 V0_28 = replace(
     V0_27,
     version="0.28.0",
-    unmatched=Unmatched.BLANK_PAGE_200,
+    unknown_path=UnknownPath.BLANK_PAGE_200,
     changed_unknown_node_text="node no longer exists in NodeStore",
     user_name_falls_back=True,
     key_user=KeyUser.ID_OR_TAGS,
-    key_form=KeyForm.PREFIXED_BASE64,
+    key_format=KeyFormat.PREFIXED_BASE64,
     keys_masked=True,
     api_key_prefix_lengths=frozenset({7}),
     keys_by_id=True,
@@ -370,7 +412,7 @@ V0_28 = replace(
 V0_29_2 = replace(
     V0_28,
     version="0.29.2",
-    unmatched=Unmatched.TEXT_404,
+    unknown_path=UnknownPath.TEXT_404,
     all_of_api_needs_key=True,
     tagged_user_hidden=True,
     no_expiry=NoExpiry.NULL,
@@ -404,7 +446,7 @@ V0_30 = replace(
     swagger=False,
     all_of_api_needs_key=False,
     strict_json=True,
-    key_form=KeyForm.PREFIXED_HEX,
+    key_format=KeyFormat.PREFIXED_HEX,
     keys_unknown_is_404=True,
     expire_query=False,
     expire_body=True,
@@ -421,13 +463,13 @@ VERSIONS: Final = tuple(version for version, dialect in DIALECTS.items() if not 
 """The releases whose API has nodes, oldest first."""
 
 
-# --- The API documents, by which a client detects the release --------------------------------------
+# --- Descriptions of the API, by which a client detects the release ------------------------------------
 
 
 def swagger(dialect: Dialect) -> dict[str, Any]:
-    """The document at /swagger/v1/openapiv2.json, as far as releases differ in it.
+    """Return the document at /swagger/v1/openapiv2.json, with the parts in which the releases differ.
 
-    Its `info.version` is never filled in.
+    The real document does not contain the release in `info.version` either.
     """
     api = "/api/v1"
     operation: dict[str, Any] = {"responses": {"200": {"description": "A successful response."}}}
@@ -504,7 +546,7 @@ def _swagger_object(**properties: str | dict[str, str]) -> dict[str, Any]:
 
 
 def openapi(dialect: Dialect) -> dict[str, Any]:
-    """The document at /api/v1/openapi.json, from 0.30 on, in outline."""
+    """Return the essential parts of the document at /api/v1/openapi.json, which exists from 0.30 on."""
     operation: dict[str, Any] = {"responses": {"200": {"description": "OK"}}}
     return {
         "openapi": "3.1.0",

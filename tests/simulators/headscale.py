@@ -1,4 +1,4 @@
-"""Simulates Headscale's admin API in the dialect of each release. Tests control its objects through `Tailnet`."""
+"""The simulated Headscale: its admin API as in each release. Tests change its state with the methods of `Tailnet`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from email.utils import format_datetime
 from functools import cache
 from typing import Any, Final, Literal
 
-from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, NoExpiry, Shown, Unmatched, openapi, swagger
+from tests.simulators.dialects import DIALECTS, Dialect, KeyUser, KeyUserFormat, NoExpiry, UnknownPath, openapi, swagger
 from tests.simulators.messages import (
     NoRouteError,
     Request,
@@ -48,7 +48,7 @@ __all__ = ["HeadscaleSimulator", "Node", "NodeGoneError", "PreAuthKey", "Registr
 TAGGED_DEVICES: Final = User(id=2147455555, name="tagged-devices", email="", provider="", created_at=ZERO)
 
 TOO_MANY_NODES: Final = 6000
-"""A list of about this many nodes exceeds the limit of a gRPC message, 4 MiB."""
+"""The number of nodes with which a list exceeds the size limit of a gRPC message, 4 MiB. It is approximate."""
 
 BLANK_PAGE: Final = (
     '<!DOCTYPE html><html lang="en"><head><meta charset="UTF-8"><link href="/favicon.ico" rel="icon"></head>'
@@ -65,7 +65,7 @@ ResponseKind = Literal["list", "get", "change"]
 """Kinds of response in which the same node or key is serialized differently."""
 
 Handler = Callable[["Request", Mapping[str, str]], Response]
-InRelease = Callable[[Dialect], bool]
+IsInRelease = Callable[[Dialect], bool]
 """Returns True if a release has an endpoint."""
 
 
@@ -77,12 +77,12 @@ def _has_node_api(dialect: Dialect) -> bool:
     return not dialect.machine_api
 
 
-UNAUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
+UNAUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("GET", "/health", "_health", _in_every_release),
     ("GET", "/version", "_version", lambda dialect: dialect.version_path),
     ("GET", "/swagger/v1/openapiv2.json", "_swagger", lambda dialect: dialect.swagger),
     ("GET", "/api/v1/openapi.json", "_openapi", lambda dialect: dialect.strict_json),
-    # For simulated Tailscale clients in other processes. The real Headscale does not have these.
+    # For simulated Tailscale clients in other processes. The real Headscale does not have these endpoints.
     ("POST", "/sim/register", "_sim_register", _in_every_release),
     ("POST", "/sim/connect", "_sim_connect", _in_every_release),
     ("POST", "/sim/disconnect", "_sim_disconnect", _in_every_release),
@@ -90,7 +90,7 @@ UNAUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
 )
 """Endpoints that require no API key: method, path, handler, and which releases have them."""
 
-AUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
+AUTHENTICATED: Final[tuple[tuple[str, str, str, IsInRelease], ...]] = (
     ("GET", "/api/v1/machine", "_list_machines", lambda dialect: dialect.machine_api),
     ("GET", "/api/v1/health", "_api_health", lambda dialect: dialect.api_health),
     ("GET", "/api/v1/apikey", "_list_api_keys", _has_node_api),
@@ -112,13 +112,13 @@ AUTHENTICATED: Final[tuple[tuple[str, str, str, InRelease], ...]] = (
 
 @cache
 def _routes(version: str) -> Router[tuple[str, bool]]:
-    """Return the routes of a release."""
+    """Return the routes of a release: the handler of each endpoint, and whether it requires the API key."""
     dialect = DIALECTS[version]
     return Router(
         (method, path, (handler, needs_key))
-        for needs_key, table in ((False, UNAUTHENTICATED), (True, AUTHENTICATED))
-        for method, path, handler, in_release in table
-        if in_release(dialect)
+        for needs_key, endpoints in ((False, UNAUTHENTICATED), (True, AUTHENTICATED))
+        for method, path, handler, is_in_release in endpoints
+        if is_in_release(dialect)
     )
 
 
@@ -131,12 +131,11 @@ class _OtherFormatError(Exception):
 
 
 class HeadscaleSimulator(Tailnet, Upstream):
-    """One Headscale server.
-
-    All methods of `Tailnet` can be called at any time and from any thread.
+    """A Headscale server.
 
     Attributes:
-        database_is_down: the server refuses every API key and reports that it is unhealthy.
+        reported_version: the version that /version returns; None = the release.
+        database_is_down: the server refuses every API key, and reports that it is unhealthy.
     """
 
     def __init__(
@@ -153,13 +152,13 @@ class HeadscaleSimulator(Tailnet, Upstream):
         """Start an empty server.
 
         Args:
-            version: one of `DIALECTS`.
-            now: the clock, aware UTC; the real one if omitted.
-            api_key: the API key that it accepts; generated in the release's format if omitted.
-            reported_version: the version that /version returns, such as `dev`; the real one if omitted.
-            families: address families that nodes get, of `v4` and `v6`.
+            version: a release in `DIALECTS`.
+            now: returns the time, aware UTC; the real time if omitted.
+            api_key: the accepted API key; generated in the release's format if omitted.
+            reported_version: the version that /version returns, such as `dev`; the release if omitted.
+            families: the families of the nodes' addresses, of `v4` and `v6`.
             offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
-            seed: for all random values.
+            seed: the seed of all random values.
         """
         Tailnet.__init__(
             self,
@@ -184,7 +183,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- From request to response -------------------------------------------------------------------
 
     def answer(self, request: Request, *, from_previous_state: bool) -> Response:
-        """Execute one request, with the lock held."""
+        """Execute a request. The caller holds the lock."""
         if not from_previous_state:
             return self._with_date(self._answer(request))
         current, self._state = self._state, self._previous_state.copy()
@@ -194,7 +193,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             self._state = current
 
     def _with_date(self, response: Response) -> Response:
-        """Add the server's time, as Go's HTTP server does."""
+        """Add the Date header with the server's time, as Go's HTTP server does."""
         response.headers["date"] = format_datetime(self._now(), usegmt=True)
         return response
 
@@ -209,39 +208,41 @@ class HeadscaleSimulator(Tailnet, Upstream):
             return error.response
 
     def _handler(self, request: Request) -> tuple[Handler, Mapping[str, str]]:
-        """Return the handler of this request. The API key is checked before or after routing, as in the release.
+        """Return the handler of a request and the arguments in its path.
+
+        It depends on the release whether the API key of a request with an unknown path is checked.
 
         Raises:
             RefusedError: no handler exists.
-            _OtherFormatError: no handler exists, or the API key is wrong, and the release responds in another format.
+            _OtherFormatError: the same, or the API key is wrong, and this release responds in another format.
         """
         dialect = self.dialect
-        gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
-        below_api = request.path == "/api" or request.path.startswith("/api/")
-        if gateway or (dialect.all_of_api_needs_key and below_api):
+        is_for_gateway = request.path.startswith("/api/v1/") and not dialect.strict_json
+        is_below_api = request.path == "/api" or request.path.startswith("/api/")
+        if is_for_gateway or (dialect.all_of_api_needs_key and is_below_api):
             self._check_key(request)
         try:
             (name, needs_key), arguments = self._router.match(request.method, request.path)
         except WrongMethodError as error:
-            if gateway:
+            if is_for_gateway:
                 raise RefusedError("Method Not Allowed", code=UNIMPLEMENTED) from error
             raise _OtherFormatError(Response(status=405)) from error
         except NoRouteError as error:
-            if gateway:
+            if is_for_gateway:
                 raise RefusedError("Not Found", code=NOT_FOUND) from error
-            raise _OtherFormatError(self._unmatched()) from error
+            raise _OtherFormatError(self._unknown_path()) from error
         if needs_key:
             self._check_key(request)
         handler: Handler = getattr(self, name)
         return handler, arguments
 
-    def _unmatched(self) -> Response:
-        match self.dialect.unmatched:
-            case Unmatched.EMPTY_404:
+    def _unknown_path(self) -> Response:
+        match self.dialect.unknown_path:
+            case UnknownPath.EMPTY_404:
                 return Response(status=404)
-            case Unmatched.BLANK_PAGE_200:
+            case UnknownPath.BLANK_PAGE_200:
                 return text_response(BLANK_PAGE, 200, content_type="text/html; charset=utf-8")
-            case Unmatched.TEXT_404:
+            case UnknownPath.TEXT_404:
                 return text_response("404 page not found\n", 404)
 
     def _check_key(self, request: Request) -> None:
@@ -264,17 +265,17 @@ class HeadscaleSimulator(Tailnet, Upstream):
     # --- Rows as JSON -------------------------------------------------------------------------------
 
     def _time(self, instant: datetime, *, row: int | None = None) -> str:
-        """Serialize an instant. A time that the server set itself has nanoseconds, which depend on the row."""
+        """Serialize an instant. A time that the server has set, in a row of the database, has nanoseconds."""
         return time_text(self.dialect, instant, nanos=0 if row is None else row * 37 % 1000)
 
     def _user_json(self, user: User) -> dict[str, Any]:
         name = user.name
         if not name and self.dialect.user_name_falls_back:
             name = user.email or str(user.id)
-        shown = {"id": str(user.id), "name": name, "createdAt": self._time(user.created_at, row=user.id)}
+        body = {"id": str(user.id), "name": name, "createdAt": self._time(user.created_at, row=user.id)}
         if not self.dialect.user_details:
-            return shown
-        return shown | {
+            return body
+        return body | {
             "displayName": "Tagged Devices" if user is TAGGED_DEVICES else "",
             "email": user.email,
             "providerId": f"https://sso.example.com/{user.id}" if user.provider else "",
@@ -299,18 +300,18 @@ class HeadscaleSimulator(Tailnet, Upstream):
         user = self._state.users.get(key.user_id or 0)
         if user is None:
             return None
-        match self.dialect.key_user_shown:
-            case Shown.NAME:
+        match self.dialect.key_user_format:
+            case KeyUserFormat.NAME:
                 return user.name
-            case Shown.EMAIL_OR_NAME:
+            case KeyUserFormat.EMAIL_OR_NAME:
                 return user.email or user.name
-            case Shown.OBJECT:
+            case KeyUserFormat.OBJECT:
                 return self._user_json(user)
 
     def _node_json(self, node: Node, kind: ResponseKind) -> dict[str, Any]:
         dialect = self.dialect
         key = self._shown_key(node)
-        shown: dict[str, Any] = {
+        body: dict[str, Any] = {
             "id": str(node.id),
             "machineKey": node.machine_key,
             "nodeKey": node.node_key,
@@ -328,12 +329,12 @@ class HeadscaleSimulator(Tailnet, Upstream):
         }
         if dialect.forced_tags:
             valid = list(node.tags) if kind == "list" and dialect.valid_tags_in_list else []
-            shown |= {"forcedTags": list(node.tags), "invalidTags": [], "validTags": valid}
+            body |= {"forcedTags": list(node.tags), "invalidTags": [], "validTags": valid}
         else:
-            shown["tags"] = list(node.tags)
+            body["tags"] = list(node.tags)
         if dialect.routes_in_node:
-            shown |= {"approvedRoutes": [], "availableRoutes": [], "subnetRoutes": []}
-        return shown
+            body |= {"approvedRoutes": [], "availableRoutes": [], "subnetRoutes": []}
+        return body
 
     def _node_user_json(self, node: Node, kind: ResponseKind) -> dict[str, Any] | None:
         if node.tags and self.dialect.tagged_pseudo_user and kind == "list":
@@ -381,7 +382,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"machines": []})
 
     def _list_api_keys(self, _request: Request, _arguments: Mapping[str, str]) -> Response:
-        shown = [
+        keys = [
             {
                 "id": str(key.id),
                 "prefix": key.masked if self.dialect.keys_masked else key.prefix,
@@ -391,7 +392,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
             }
             for key in self._state.api_keys.values()
         ]
-        return json_response({"apiKeys": shown})
+        return json_response({"apiKeys": keys})
 
     # --- Users --------------------------------------------------------------------------------------
 
@@ -428,14 +429,14 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"user": self._user_json(self.add_user(name, body.text("email")))})
 
     def _user_by_name(self, name: str, *, operation: str = "") -> User:
-        found = [user for user in self.users if user.name == name]
+        users = [user for user in self.users if user.name == name]
         if not name and self.dialect.sole_user_by_default:
-            found = self.users
-        if not found:
+            users = self.users
+        if not users:
             raise RefusedError("user not found", status=404, operation=operation)
-        if len(found) > 1:
-            raise RefusedError(f"expected exactly one user, found {len(found)}", status=500, operation=operation)
-        return found[0]
+        if len(users) > 1:
+            raise RefusedError(f"expected exactly one user, found {len(users)}", status=500, operation=operation)
+        return users[0]
 
     def _user_by_id(self, user_id: int, *, operation: str = "") -> User:
         user = self._state.users.get(user_id)
@@ -476,7 +477,7 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return json_response({"node": self._node_json(node, "change")})
 
     def _requested_expiry(self, request: Request) -> Body:
-        """Return the requested expiry of a node; now if omitted."""
+        """Return the fields of a request to expire a node, from its body or its query."""
         dialect = self.dialect
         if dialect.expire_body:
             fields = {"expiry": Field.TIME, "disableExpiry": Field.FLAG}
@@ -498,16 +499,16 @@ class HeadscaleSimulator(Tailnet, Upstream):
         if re.fullmatch(self.dialect.rename_pattern, name) is None:
             raise RefusedError("name is invalid", status=400, operation=operation)
         node = self._requested_node(arguments, change=operation)
-        own = node.id if self.dialect.rename_to_own_name else None
-        if name in {other.given_name for other in self.nodes if other.id != own}:
+        ignored_id = node.id if self.dialect.rename_to_own_name else None
+        if name in {other.given_name for other in self.nodes if other.id != ignored_id}:
             raise RefusedError("node name is not unique", status=400, operation=operation)
         return json_response({"node": self._node_json(self.rename_node(node.id, name), "change")})
 
     def _requested_node(self, arguments: Mapping[str, str], *, change: str = "") -> Node:
-        """Return the node of a path.
+        """Return the node in the path of a request.
 
         Args:
-            arguments: of the path.
+            arguments: the arguments in the path.
             change: the operation, for the error message; empty for reads and deletions.
         """
         dialect = self.dialect
@@ -526,9 +527,9 @@ class HeadscaleSimulator(Tailnet, Upstream):
     def _list_keys(self, request: Request, _arguments: Mapping[str, str]) -> Response:
         keys = self.keys
         if not self.dialect.keys_by_id:
-            given = request.parameters.get("user")
+            parameter = request.parameters.get("user")
             by_name = self.dialect.key_user is KeyUser.NAME
-            user = self._user_by_name(given) if by_name else self._user_by_id(parse_id(given))
+            user = self._user_by_name(parameter) if by_name else self._user_by_id(parse_id(parameter))
             keys = [key for key in keys if key.user_id == user.id]
         return json_response({"preAuthKeys": [self._key_json(key, "list") for key in keys]})
 
@@ -590,14 +591,14 @@ class HeadscaleSimulator(Tailnet, Upstream):
         return False
 
     def _key_of_user(self, body: Body) -> PreAuthKey:
-        """Return the key to expire. Older releases identify it by its secret."""
+        """Return the key in a request to expire it. In these releases, the request contains the secret and the user."""
         key = next((key for key in self.keys if key.key == body.text("key")), None)
-        once = self.dialect.keys_expire_once
+        must_be_valid = self.dialect.keys_expire_once
         if key is None:
-            raise RefusedError("AuthKey not found" if once else "record not found")
-        if once and key.expires_at <= self._now():
+            raise RefusedError("AuthKey not found" if must_be_valid else "record not found")
+        if must_be_valid and key.expires_at <= self._now():
             raise RefusedError("AuthKey expired")
-        if once and key.used and not key.reusable:
+        if must_be_valid and key.used and not key.reusable:
             raise RefusedError("AuthKey has already been used")
         owner = self._state.users[key.user_id or 0]
         by_name = self.dialect.key_user is KeyUser.NAME

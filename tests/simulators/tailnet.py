@@ -1,4 +1,4 @@
-"""The state of a Headscale server, and how machines register, connect and leave."""
+"""The state of the simulated Headscale: users, keys and nodes, and the registrations and connections of machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.simulators.dialects import (
     Dialect,
     HostnameRefusedError,
     KeyCheck,
-    KeyForm,
+    KeyFormat,
     KeyUser,
     LoginMatch,
     LoginTags,
@@ -25,30 +25,32 @@ from tests.simulators.dialects import (
 from tests.simulators.wire import ZERO
 
 SILENT_LOSS: Final = timedelta(minutes=15)
-"""About how long the kernel retransmits to a client that has disappeared."""
+"""The time after which the server detects that a client has disappeared: about how long Linux retransmits."""
 
 EPHEMERAL_TIMEOUT: Final = timedelta(seconds=120)
+"""The time after which an ephemeral node that is offline is deleted."""
 
 LOGOUT_IN_1970: Final = datetime(1970, 1, 1, 0, 2, 3, tzinfo=UTC)
+"""The expiry of a node whose client logged out, in releases with `Dialect.logout_in_1970`."""
 
 BASE64URL: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 HEX: Final = "0123456789abcdef"
 
 LEGACY_API_KEY: Final = re.compile(r"([-_A-Za-z0-9]{7}|[-_A-Za-z0-9]{10})\.[-_A-Za-z0-9]{32,43}")
-"""An API key as created by 0.27 and older. Every release accepts one that a test chose."""
+"""The format of API keys up to 0.27."""
 
 MAX_RANDOM_BASE: Final = 53
-"""The length of a given name before its random suffix."""
+"""The maximum length of a given name before its random suffix."""
 
 RegisteredBy = Literal["auth_key", "cli", "oidc"]
 
 
 class RegistrationRefusedError(Exception):
-    """A registration was refused; the message is the server's."""
+    """The server refused a registration. The message is that of the real server."""
 
 
 class NodeGoneError(Exception):
-    """The server reports to a polling machine that its node does not exist."""
+    """The server reports to a machine that its node does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreAuthKey:
-    """A pre-auth key; `key` is the secret."""
+    """A pre-auth key. Its secret is `key`."""
 
     id: int
     key: str
@@ -78,7 +80,7 @@ class PreAuthKey:
 
     @property
     def masked(self) -> str:
-        """The part that lists show from 0.28 on: all of it if the key is older."""
+        """The key in lists from 0.28 on: its prefix, or the whole key if it has the old format."""
         prefix = "hskey-auth-"
         return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else self.key
 
@@ -94,19 +96,26 @@ class ApiKey:
 
     @property
     def prefix(self) -> str:
-        """The part that is not secret."""
+        """The part of a key in the old format that is not secret."""
         return self.key.partition(".")[0][:10]
 
     @property
     def masked(self) -> str:
-        """The part that lists show from 0.28 on."""
+        """The prefix in lists from 0.28 on."""
         prefix = "hskey-api-"
         return f"{self.key[: len(prefix) + 12]}-***" if self.key.startswith(prefix) else f"{self.prefix}***"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A snapshot of a node."""
+    """A node. It is immutable: a change creates another one.
+
+    Attributes:
+        user_id: the owner. For a tagged node, the user of its pre-auth key if the release stores it.
+        stored_key_id: the id in the database of the pre-auth key with which it registered.
+        pre_auth_key: the copy of that key in memory, as it was at registration, or of the key of a later login.
+        stored_expires_at: the expiry in the database, which applies after a restart.
+    """
 
     id: int
     machine_key: str
@@ -116,18 +125,14 @@ class Node:
     name: str
     given_name: str
     user_id: int | None
-    """Its owner. For a tagged node, the creator of the key if the release stores it."""
     tags: tuple[str, ...]
     registered_by: RegisteredBy
     stored_key_id: int | None
-    """The id in the database of the key that it registered with."""
     pre_auth_key: PreAuthKey | None
-    """The in-memory copy of that key as it was then, or of the key of a later registration."""
     created_at: datetime
     last_seen: datetime | None
     expires_at: datetime | None
     stored_expires_at: datetime | None
-    """The value of `expires_at` after a restart."""
 
     @property
     def address(self) -> str:
@@ -137,7 +142,7 @@ class Node:
 
 @dataclass(slots=True, kw_only=True)
 class Database:
-    """The database tables. Rows are immutable, so a copy of the tables is a snapshot."""
+    """The tables of the database. Their rows are immutable, so a copy of the tables is a backup."""
 
     users: dict[int, User] = field(default_factory=dict)
     keys: dict[int, PreAuthKey] = field(default_factory=dict)
@@ -160,7 +165,10 @@ class Database:
 
 
 class _Sessions:
-    """The nodes with an open long poll, and those that had one."""
+    """The connections of clients: which are open, and when the others ended.
+
+    A client that is killed does not close its connection, so the server detects the end only later.
+    """
 
     def __init__(self) -> None:
         self.open: set[int] = set()
@@ -176,7 +184,7 @@ class _Sessions:
         return closed_at is not None and now < closed_at + grace
 
     def closed_since(self, node_id: int) -> datetime | None:
-        """When the server detected the end of each session."""
+        """Return when the server detects the end of a node's connection; None if it is open or never existed."""
         if node_id in self.open:
             return None
         lost_at = self.lost_at.get(node_id)
@@ -197,7 +205,7 @@ class _Sessions:
 
 
 class _Addresses:
-    """Sequential allocation: a pointer that only moves forward, until the server restarts."""
+    """Assigns addresses in ascending order. It starts again from the lowest address when the server restarts."""
 
     FAMILIES: Final[Mapping[str, tuple[type[IPv4Address | IPv6Address], str]]] = {
         "v4": (IPv4Address, "100.64.0.0"),
@@ -208,29 +216,30 @@ class _Addresses:
         self.families = families
         self.restart()
 
-    def restart(self, held: Iterable[str] = ()) -> None:
+    def restart(self, reserved: Iterable[str] = ()) -> None:
         """Start again from the lowest address.
 
         Args:
-            held: addresses that are not assigned before the next restart.
+            reserved: addresses that are not assigned before the next restart.
         """
         self._last = dict.fromkeys(self.families, 0)
-        self._held = frozenset(held)
+        self._reserved = frozenset(reserved)
 
-    def next(self, taken: set[str]) -> tuple[str, ...]:
-        return tuple(self._next(family, taken) for family in self.families)
+    def next(self, used: set[str]) -> tuple[str, ...]:
+        """Return the next free address of each family."""
+        return tuple(self._next(family, used) for family in self.families)
 
-    def _next(self, family: str, taken: set[str]) -> str:
-        kind, base = self.FAMILIES[family]
+    def _next(self, family: str, used: set[str]) -> str:
+        address_class, base = self.FAMILIES[family]
         while True:
             self._last[family] += 1
-            address = str(kind(base) + self._last[family])
-            if address not in taken and address not in self._held:
+            address = str(address_class(base) + self._last[family])
+            if address not in used and address not in self._reserved:
                 return address
 
 
 class Tailnet:
-    """The users, keys and nodes of one server. Each public method is one transaction."""
+    """The users, keys and nodes of one server. Each public method is a transaction, and can be called in any thread."""
 
     def __init__(
         self,
@@ -245,12 +254,12 @@ class Tailnet:
         """Start an empty server.
 
         Args:
-            version: one of `DIALECTS`.
-            now: the clock, aware UTC; the real one if omitted.
-            api_key: the API key that it accepts; generated in the release's format if omitted.
-            families: address families that nodes get, of `v4` and `v6`.
+            version: a release in `DIALECTS`.
+            now: returns the time, aware UTC; the real time if omitted.
+            api_key: the accepted API key; generated in the release's format if omitted.
+            families: the families of the nodes' addresses, of `v4` and `v6`.
             offline_grace: how long a node stays online after it disconnected; the release's value if omitted.
-            seed: for all random values.
+            seed: the seed of all random values.
         """
         self.lock = threading.RLock()
         self.dialect: Dialect = DIALECTS[version]
@@ -283,7 +292,7 @@ class Tailnet:
 
     @property
     def accepts_api_key(self) -> bool:
-        """True if this release accepts the newest API key: 0.28 and newer refuse keys of 0.24 and older."""
+        """True if this release accepts the newest API key. 0.28 and newer refuse keys of 0.24 and older."""
         with self.lock:
             return self._known_api_key(self.api_key) is not None
 
@@ -306,7 +315,7 @@ class Tailnet:
             return list(self._state.nodes.values())
 
     def node(self, node_id: int) -> Node | None:
-        """Return a snapshot of a node; None if it does not exist."""
+        """Return a node; None if it does not exist."""
         with self.lock:
             return self._state.nodes.get(node_id)
 
@@ -316,7 +325,7 @@ class Tailnet:
             return self._sessions.online(node_id, self._now(), self._offline_grace)
 
     def session_open(self, node_id: int) -> bool:
-        """Return True if the node's client has a long poll. From 0.27 on, also for a deleted node."""
+        """Return True if the node's client is connected. From 0.27 on, it stays so if the node is deleted."""
         with self.lock:
             return node_id in self._sessions.open
 
@@ -330,8 +339,8 @@ class Tailnet:
     def add_user(self, name: str, email: str = "", *, provider: str = "") -> User:
         """Create a user. Only users of a provider (`oidc`) can have no name, or the name of another user."""
         with self.lock:
-            taken = any(user.name == name and user.provider == provider for user in self.users)
-            if not provider and (taken or not name):
+            exists = any(user.name == name and user.provider == provider for user in self.users)
+            if not provider and (exists or not name):
                 raise ValueError(f"user {name!r} cannot be added")
             self._save_previous_state()
             user = User(
@@ -353,7 +362,7 @@ class Tailnet:
         expires_in: timedelta = timedelta(hours=1),
         tags: tuple[str, ...] = (),
     ) -> PreAuthKey:
-        """Create a pre-auth key, as the CLI does."""
+        """Create a pre-auth key, as `headscale preauthkeys create` does."""
         with self.lock:
             self._save_previous_state()
             return self._add_key(
@@ -371,7 +380,7 @@ class Tailnet:
             self._state.keys[key_id] = replace(self._state.keys[key_id], expires_at=self._now())
 
     def delete_key(self, key_id: int) -> None:
-        """Delete a pre-auth key. Nodes that registered with it lose the link at the next restart."""
+        """Delete a pre-auth key. Nodes that registered with it contain it until the next restart."""
         with self.lock:
             self._save_previous_state()
             self._state.keys.pop(key_id, None)
@@ -392,25 +401,25 @@ class Tailnet:
         machine_key: str | None = None,
         addresses: tuple[str, ...] | None = None,
     ) -> Node:
-        """Add a node, as if it had registered some time ago.
+        """Add a node that has registered earlier.
 
         Args:
-            hostname: as reported by the machine. The release derives the node's name from it.
-            user: owner, or for a tagged node the creator of its key; None only with tags, from 0.28 on.
-            tags: including the prefix `tag:`.
+            hostname: the hostname of the machine. The release derives the node's name from it.
+            user: the owner, or the user of a tagged node's key; None is possible only with tags, from 0.28 on.
+            tags: the tags, including the prefix `tag:`.
             online: whether the node is connected.
             registered_by: the register method.
-            expires_at: None = never.
-            pre_auth_key: the key that it registered with; if omitted, a new one for `auth_key`.
-            machine_key: including the prefix `mkey:`; a random one if omitted.
-            addresses: its addresses; the next free ones if omitted.
+            expires_at: when the node expires; None = never.
+            pre_auth_key: the key with which it registered by `auth_key`; a new one if omitted.
+            machine_key: the machine key, including the prefix `mkey:`; a random one if omitted.
+            addresses: the addresses; the next free ones if omitted.
         """
         with self.lock:
             owner_id = self._owner_id(user, tags)
             self._save_previous_state()
             key = None
             if registered_by == "auth_key":
-                key = self._use(pre_auth_key or self._add_key(owner_id, tags=tags))
+                key = self._mark_used(pre_auth_key or self._add_key(owner_id, tags=tags))
             node = self._add_node(
                 hostname,
                 machine_key=machine_key or self._new_key("mkey:"),
@@ -475,13 +484,13 @@ class Tailnet:
             self.restart()
 
     def restart(self) -> None:
-        """Restart: all nodes are offline, in-memory state is lost, addresses start from the lowest."""
+        """Restart: all nodes are offline, state in memory is lost, and addresses are assigned from the lowest one."""
         with self.lock:
             self._save_previous_state()
             self._sessions = _Sessions()
-            known = [address for node in self.nodes for address in node.addresses]
-            # Up to 0.27, deleting a node does not free its address.
-            self._addresses.restart(() if self.dialect.frees_addresses else known)
+            used = [address for node in self.nodes for address in node.addresses]
+            # Up to 0.27, these addresses are reserved until the next restart, even if their nodes are deleted.
+            self._addresses.restart(() if self.dialect.frees_addresses else used)
             for node in self.nodes:
                 key = self._state.keys.get(node.stored_key_id or 0)
                 self._change(node.id, pre_auth_key=key, expires_at=node.stored_expires_at)
@@ -494,13 +503,13 @@ class Tailnet:
             return self._state.copy()
 
     def restore(self, backup: Database) -> None:
-        """Restart with an older database: later nodes are gone, and their ids are assigned again."""
+        """Restart with an older database. Later nodes do not exist anymore, and their ids are assigned again."""
         with self.lock:
             self._state = backup.copy()
             self.restart()
 
     def revoke_api_key(self, *, delete: bool = False) -> None:
-        """Invalidate the API key: expire it, or delete it so that it is unknown."""
+        """Expire the newest API key, or delete it."""
         with self.lock:
             self._save_previous_state()
             key = self._state.api_keys[self._api_key_id]
@@ -514,7 +523,7 @@ class Tailnet:
             return self._add_api_key(None).key
 
     def rotate_api_key(self, api_key: str | None = None) -> str:
-        """Expire the API key, and return a new one."""
+        """Expire the newest API key, and create and return another one."""
         with self.lock:
             self.revoke_api_key()
             self._api_key_id = self._add_api_key(api_key).id
@@ -530,19 +539,19 @@ class Tailnet:
         machine_key: str | None = None,
         node_key: str | None = None,
     ) -> Node:
-        """Register a machine, as the control protocol does.
+        """Register a machine, as a Tailscale client does. If the server knows the machine, this is a login.
 
         Args:
-            key: pre-auth key; None = none is presented.
-            hostname: reported by the machine.
-            machine_key: including the prefix `mkey:`; a random one if omitted.
-            node_key: including the prefix `nodekey:`; a random one if omitted.
+            key: the secret of a pre-auth key; None = the machine sends none.
+            hostname: the hostname of the machine.
+            machine_key: the machine key, including the prefix `mkey:`; a random one if omitted.
+            node_key: the node key, including the prefix `nodekey:`; a random one if omitted.
 
         Returns:
-            The node, new or known; not connected yet.
+            The node, which is not connected yet.
 
         Raises:
-            RegistrationRefusedError: the message is the server's.
+            RegistrationRefusedError: the server refused the registration.
         """
         with self.lock:
             self._delete_ephemeral()
@@ -555,7 +564,7 @@ class Tailnet:
             )
 
     def connect(self, node_id: int) -> None:
-        """Open a node's long poll.
+        """Connect a node's client.
 
         Raises:
             NodeGoneError: the node does not exist.
@@ -568,11 +577,11 @@ class Tailnet:
             self._change(node_id, last_seen=self._now())
 
     def disconnect(self, node_id: int, *, silently: bool = False) -> None:
-        """Close a node's long poll.
+        """Disconnect a node's client.
 
         Args:
-            node_id: the node; it need not exist.
-            silently: the machine disappeared without closing it; the server detects that after 15 minutes.
+            node_id: the id of the node, which can have been deleted.
+            silently: the machine disappeared without closing the connection. The server detects that after 15 minutes.
         """
         with self.lock:
             if node_id not in self._state.nodes:
@@ -583,7 +592,7 @@ class Tailnet:
                 self._change(node_id, last_seen=self._now())
 
     def logout(self, node_id: int) -> None:
-        """Log a node out. An ephemeral node is deleted, any other expires."""
+        """Log a node's client out. An ephemeral node is deleted, any other node expires."""
         with self.lock:
             if self._is_ephemeral(self._state.nodes[node_id]):
                 self._sessions.forget(node_id)
@@ -598,11 +607,11 @@ class Tailnet:
     def _save_previous_state(self) -> None:
         self._previous_state = self._state.copy()
 
-    def _text(self, alphabet: str, length: int) -> str:
+    def _random_text(self, alphabet: str, length: int) -> str:
         return "".join(self._random.choices(alphabet, k=length))
 
     def _new_key(self, prefix: str) -> str:
-        return prefix + self._text(HEX, 64)
+        return prefix + self._random_text(HEX, 64)
 
     def _owner_id(self, user: User | str | None, tags: tuple[str, ...]) -> int | None:
         if isinstance(user, str):
@@ -614,11 +623,11 @@ class Tailnet:
         raise ValueError(f"needs a user on {self.version}")
 
     def _add_api_key(self, key: str | None) -> ApiKey:
-        if key is None and self.dialect.key_form is KeyForm.HEX:
+        if key is None and self.dialect.key_format is KeyFormat.HEX:
             prefix, secret = self.dialect.api_key_lengths
-            key = f"{self._text(BASE64URL, prefix)}.{self._text(BASE64URL, secret)}"
+            key = f"{self._random_text(BASE64URL, prefix)}.{self._random_text(BASE64URL, secret)}"
         elif key is None:
-            key = f"hskey-api-{self._text(BASE64URL, 12)}-{self._text(BASE64URL, 64)}"
+            key = f"hskey-api-{self._random_text(BASE64URL, 12)}-{self._random_text(BASE64URL, 64)}"
         now = self._now()
         row = ApiKey(id=self._state.next_id("api_keys"), key=key, created_at=now, expires_at=now + timedelta(days=90))
         self._state.api_keys[row.id] = row
@@ -633,13 +642,13 @@ class Tailnet:
         return known
 
     def _new_secret(self) -> str:
-        match self.dialect.key_form:
-            case KeyForm.HEX:
-                return self._text(HEX, 48)
-            case KeyForm.PREFIXED_BASE64:
-                return f"hskey-auth-{self._text(BASE64URL, 12)}-{self._text(BASE64URL, 64)}"
-            case KeyForm.PREFIXED_HEX:
-                return f"hskey-auth-{self._text(HEX, 12)}-{self._text(HEX, 64)}"
+        match self.dialect.key_format:
+            case KeyFormat.HEX:
+                return self._random_text(HEX, 48)
+            case KeyFormat.PREFIXED_BASE64:
+                return f"hskey-auth-{self._random_text(BASE64URL, 12)}-{self._random_text(BASE64URL, 64)}"
+            case KeyFormat.PREFIXED_HEX:
+                return f"hskey-auth-{self._random_text(HEX, 12)}-{self._random_text(HEX, 64)}"
 
     def _add_key(
         self,
@@ -666,7 +675,7 @@ class Tailnet:
         self._secrets.append(key.key)
         return key
 
-    def _use(self, key: PreAuthKey) -> PreAuthKey:
+    def _mark_used(self, key: PreAuthKey) -> PreAuthKey:
         current = self._state.keys[key.id]
         used = replace(current, used=not current.reusable or self.dialect.reusable_becomes_used)
         self._state.keys[key.id] = used
@@ -717,13 +726,14 @@ class Tailnet:
         return node
 
     def _free_given_name(self, name: str) -> str:
-        taken = {node.given_name for node in self.nodes}
-        if name not in taken:
+        """Return the given name, with a suffix if another node has it."""
+        used = {node.given_name for node in self.nodes}
+        if name not in used:
             return name
         if not self.dialect.given_name_numbered:
-            return f"{name[:MAX_RANDOM_BASE]}-{self._text(LETTERS, 8)}"
+            return f"{name[:MAX_RANDOM_BASE]}-{self._random_text(LETTERS, 8)}"
         number = 1
-        while f"{name}-{number}" in taken:
+        while f"{name}-{number}" in used:
             number += 1
         return f"{name}-{number}"
 
@@ -737,7 +747,7 @@ class Tailnet:
         return node.expires_at is not None and node.expires_at <= self._now()
 
     def _shown_key(self, node: Node) -> PreAuthKey | None:
-        """Return the key that the API shows in a node."""
+        """Return the pre-auth key that a node contains in responses."""
         if self.dialect.key_snapshot_in_node:
             return node.pre_auth_key
         return self._state.keys.get(node.stored_key_id or 0)
@@ -771,7 +781,7 @@ class Tailnet:
             self._check(key)
         addresses = self._next_addresses() if self.dialect.login_takes_an_address else None
         if known is not None:
-            return self._log_in(known, hostname, node_key, self._use(key))
+            return self._log_in(known, hostname, node_key, self._mark_used(key))
         try:
             return self._add_node(
                 hostname,
@@ -780,7 +790,7 @@ class Tailnet:
                 user_id=key.user_id,
                 tags=key.tags,
                 registered_by="auth_key",
-                key=self._use(key),
+                key=self._mark_used(key),
                 expires_at=None,
                 addresses=addresses,
             )
@@ -795,7 +805,7 @@ class Tailnet:
             raise RegistrationRefusedError(self.dialect.used_key_text)
 
     def _known_without_key(self, secret: str | None, machine_key: str, node_key: str) -> Node | None:
-        """Return the live node that is accepted without a check of the key."""
+        """Return the machine's live node if the login is accepted without a check of the key."""
         if secret is not None and not self.dialect.live_needs_no_key:
             return None
         by_machine = self.dialect.login_match is LoginMatch.MACHINE_OR_NODE_KEY
@@ -809,27 +819,27 @@ class Tailnet:
         return None
 
     def _known_with_key(self, key: PreAuthKey, machine_key: str, node_key: str) -> Node | None:
-        """Return the node that this machine registers again as, with this key; None = a new one."""
-        own = [node for node in self.nodes if node.machine_key == machine_key]
-        users = [node for node in own if key.user_id is not None and node.user_id == key.user_id]
+        """Return the node of a machine that logs in with this key; None = it gets a new node."""
+        of_machine = [node for node in self.nodes if node.machine_key == machine_key]
+        of_user = [node for node in of_machine if key.user_id is not None and node.user_id == key.user_id]
         match self.dialect.login_match:
             case LoginMatch.MACHINE_OR_NODE_KEY:
-                found = [node for node in self.nodes if node in own or node.node_key == node_key]
+                matching = [node for node in self.nodes if node in of_machine or node.node_key == node_key]
             case LoginMatch.LOWEST_ID_OF_MACHINE:
-                found = [node for node in own[:1] if node in users]
+                matching = [node for node in of_machine[:1] if node in of_user]
             case LoginMatch.MACHINE_AND_USER:
-                found = users
+                matching = of_user
             case LoginMatch.MACHINE_AND_OWNERSHIP:
-                tagged = [node for node in own if node.tags]
-                found = [node for node in users if not node.tags] or tagged
-                if not found and key.user_id is None:
-                    found = own
-                    if len(found) > 1:
+                tagged = [node for node in of_machine if node.tags]
+                matching = [node for node in of_user if not node.tags] or tagged
+                if not matching and key.user_id is None:
+                    matching = of_machine
+                    if len(matching) > 1:
                         raise RegistrationRefusedError("ambiguous node ownership")
-        return found[0] if found else None
+        return matching[0] if matching else None
 
     def _may_skip_check(self, known: Node, key: PreAuthKey, node_key: str) -> bool:
-        """Return True if a known machine is accepted although its key may be used or expired."""
+        """Return True if a login is accepted even if the key is used or expired."""
         if known.node_key != node_key:
             return False
         match self.dialect.key_check:
@@ -848,24 +858,24 @@ class Tailnet:
 
     @staticmethod
     def _is_its_key(node: Node, key: PreAuthKey) -> bool:
-        """Return True if the key is the one that the node registered with last."""
+        """Return True if the node registered or logged in last with this key."""
         return node.pre_auth_key is not None and node.pre_auth_key.id == key.id
 
     def _names(self, known: Node, hostname: str) -> dict[str, Any]:
-        """Return the name of a machine that registers again."""
+        """Return the changes of a node's names if its machine logs in with this hostname."""
         if not self.dialect.hostname_follows:
             return {}
         try:
             name = self.dialect.hostname(hostname, known.machine_key, self._random)
         except HostnameRefusedError:
             return {}
-        derived = known.given_name == self.dialect.given_name(known.name)
-        if self.dialect.given_name_follows_login and derived:
+        was_renamed = known.given_name != self.dialect.given_name(known.name)
+        if self.dialect.given_name_follows_login and not was_renamed:
             return {"name": name, "given_name": self.dialect.given_name(name)}
         return {"name": name}
 
     def _log_in(self, known: Node, hostname: str, node_key: str, key: PreAuthKey) -> Node:
-        """Register a known machine again."""
+        """Log a known machine in, and return its changed node."""
         dialect = self.dialect
         changes: dict[str, Any] = {
             "node_key": node_key,
@@ -882,8 +892,8 @@ class Tailnet:
             changes["user_id"] = key.user_id
         if dialect.login_loses_created_at:
             changes["created_at"] = ZERO
-        taken_over = dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags
-        if taken_over:
+        if dialect.login_match is LoginMatch.MACHINE_AND_OWNERSHIP and key.tags and not known.tags:
+            # The node becomes a tagged one.
             changes |= {"tags": key.tags, "user_id": None}
         takes_tags = {
             LoginTags.ALWAYS: True,

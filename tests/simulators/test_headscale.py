@@ -1,4 +1,8 @@
-"""The simulated Headscale behaves like each release of Headscale."""
+"""The simulated Headscale behaves like each release of Headscale.
+
+A fact is the result of a function of a new server, given for the releases in which it changed: `{"0.23": 404,
+"0.27": 200}` is 404 from 0.23 on and 200 from 0.27 on.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,18 @@ from tests.simulators.memory import MemoryTransport
 NOON: Final = datetime(2026, 8, 1, 12, 0, tzinfo=UTC)
 LATER: Final = "2026-09-01T00:00:00Z"
 ZERO: Final = "0001-01-01T00:00:00Z"
-TAG: Final = ("tag:svc",)
+TAGS: Final = ("tag:svc",)
 
 each_release = pytest.mark.parametrize("version", VERSIONS)
 
 
-def at(version: str, since: Mapping[str, Any]) -> Any:
-    """Return the value of the newest release that is not newer than this one."""
+def value_for(version: str, since: Mapping[str, Any]) -> Any:
+    """Return the value that applies to a release: that of the newest release which is not newer."""
     return since[max(release for release in since if release <= version)]
 
 
 class Server(HeadscaleSimulator):
-    """A server with one user, on a clock that only a test advances."""
+    """A server with the user `svc`, whose clock only a test advances."""
 
     def __init__(self, version: str = "0.28.0", **settings: Any) -> None:
         self.clock = NOON
@@ -38,7 +42,7 @@ class Server(HeadscaleSimulator):
         self.add_user("svc")
 
     def api(self, authorization: str | None = None) -> httpx.Client:
-        """Return a client in this process."""
+        """Return an HTTP client with an Authorization header: the server's API key if omitted, none if empty."""
         header = f"Bearer {self.api_key}" if authorization is None else authorization
         return httpx.Client(
             transport=MemoryTransport(self.handle),
@@ -47,35 +51,35 @@ class Server(HeadscaleSimulator):
         )
 
     def get(self, path: str) -> Any:
-        """Return the JSON of a GET."""
+        """Return the JSON of the response to a GET request."""
         return self.api().get(path).json()
 
     def post(self, path: str, json: Any = None) -> Any:
-        """Return the JSON of a POST."""
+        """Return the JSON of the response to a POST request."""
         return self.api().post(path, json=json).json()
 
-    def listed(self) -> list[dict[str, Any]]:
-        """Return the nodes as the list shows them."""
+    def list_nodes(self) -> list[dict[str, Any]]:
+        """Return the nodes in the response to GET /api/v1/node."""
         nodes: list[dict[str, Any]] = self.get("/api/v1/node")["nodes"]
         return nodes
 
     def key_request(self, **fields: Any) -> dict[str, Any]:
-        """Return the body that creates a pre-auth key; a field that is `...` is omitted."""
+        """Return the body of a request for a pre-auth key. A field with the value `...` is omitted."""
         body = {"user": "svc" if self.version < "0.26" else "1", "expiration": "2026-08-01T13:00:00Z", **fields}
         return {name: value for name, value in body.items() if value is not ...}
 
     def expire_request(self, key: PreAuthKey | None) -> dict[str, str]:
-        """Return the body that expires a pre-auth key; None = one that does not exist."""
+        """Return the body of a request to expire a pre-auth key; None = a key that does not exist."""
         if self.version >= "0.28":
             return {"id": str(key.id) if key else "99"}
         return {"user": "svc" if self.version < "0.26" else "1", "key": key.key if key else "none"}
 
-    def registered(self, **key: Any) -> Node:
-        """Register a new machine with a new key."""
+    def register_new(self, **key: Any) -> Node:
+        """Create a pre-auth key with these attributes, and register a new machine with it."""
         return self.register(key=self.create_key("svc", **key).key, hostname="a1")
 
     def register_again(self, node: Node, key: str | None, hostname: str = "a1") -> Node | str:
-        """Register a machine that kept its state; return the error message if the server refuses it."""
+        """Log in with a node's machine and pre-auth key. Return the node, or the message if the server refuses it."""
         try:
             return self.register(key=key, hostname=hostname, machine_key=node.machine_key, node_key=node.node_key)
         except RegistrationRefusedError as error:
@@ -87,7 +91,7 @@ FACTS: Final[dict[str, Fact]] = {}
 
 
 def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
-    """Register a fact: what a function of a new server returns from each release on."""
+    """Register a function as a fact, with the results from each release on."""
 
     def register(function: Callable[[Server], Any]) -> None:
         assert function.__name__ not in FACTS
@@ -98,15 +102,15 @@ def fact(since: Mapping[str, Any]) -> Callable[[Callable[[Server], Any]], None]:
 
 @each_release
 def test_facts(version: str) -> None:
-    expected = {name: at(version, since) for name, (_, since) in FACTS.items()}
+    expected = {name: value_for(version, since) for name, (_, since) in FACTS.items()}
     assert {name: function(Server(version)) for name, (function, _) in FACTS.items()} == expected
 
 
-# --- Statuses: method, path, body, and the status since each release ------------------------------------
+# --- Statuses -----------------------------------------------------------------------------------------
 
 ALWAYS_400: Final = {"0.23": 400}
 STRICT: Final = {"0.23": 400, "0.30": 422}
-# In two releases, the only user is the default.
+# In 0.24 and 0.25, the only user is the default.
 ONLY_USER: Final = {"0.23": 500, "0.24": 200, "0.26": 500}
 KEYS: Final = "/api/v1/preauthkey"
 
@@ -143,16 +147,16 @@ NEW_KEYS: Final[list[tuple[dict[str, Any], Mapping[str, int]]]] = [
     ({"user": 1}, {"0.23": 400, "0.26": 200, "0.30": 422}),
     ({"user": "99"}, {"0.23": 500, "0.30": 404}),
     ({"user": ...}, {**ONLY_USER, "0.30": 400}),
-    ({"user": ..., "aclTags": TAG}, {**ONLY_USER, "0.28": 200}),
+    ({"user": ..., "aclTags": TAGS}, {**ONLY_USER, "0.28": 200}),
     *(({"aclTags": [tag]}, ALWAYS_400) for tag in ("svc", "tag:Svc", "tag:a b")),
     *(({"expiration": text}, STRICT) for text in ("2026-08-01T13:00:00", "tomorrow", "2026-08-01", 5)),
     ({"reusable": "yes"}, STRICT),
     ({"aclTags": "tag:a"}, STRICT),
     ({"aclTags": [1]}, STRICT),
-    ({"colour": "blue"}, {"0.23": 200, "0.30": 422}),
-    ({"acl_tags": TAG}, {"0.23": 200, "0.30": 422}),
+    ({"color": "blue"}, {"0.23": 200, "0.30": 422}),
+    ({"acl_tags": TAGS}, {"0.23": 200, "0.30": 422}),
 ]
-"""Fields of a request for a pre-auth key, and the expected status from each release on."""
+"""Changed fields of a request for a pre-auth key, and the expected status from each release on."""
 
 
 @each_release
@@ -162,10 +166,10 @@ def test_statuses(version: str) -> None:
         server.add_node("a1", user="svc")
         return server.api().request(method, path, json=body).status_code
 
-    got = [(method, path, status(method, path, body)) for method, path, body, _ in REQUESTS]
-    assert got == [(method, path, at(version, since)) for method, path, _, since in REQUESTS]
-    keys = [(fields, status("POST", KEYS, Server(version).key_request(**fields))) for fields, _ in NEW_KEYS]
-    assert keys == [(fields, at(version, since)) for fields, since in NEW_KEYS]
+    statuses = [(method, path, status(method, path, body)) for method, path, body, _ in REQUESTS]
+    assert statuses == [(method, path, value_for(version, since)) for method, path, _, since in REQUESTS]
+    key_statuses = [(fields, status("POST", KEYS, Server(version).key_request(**fields))) for fields, _ in NEW_KEYS]
+    assert key_statuses == [(fields, value_for(version, since)) for fields, since in NEW_KEYS]
 
 
 @fact({"0.23": [400, 200], "0.30": [400, 415]})
@@ -234,7 +238,7 @@ def test_description_of_the_api(version: str) -> None:
     assert ("/api/v1/auth/register" in paths) == (version >= "0.29")
 
 
-def test_oldest_api_is_about_machines() -> None:
+def test_api_of_0_22_has_machines_instead_of_nodes() -> None:
     server = Server("0.22.3")
     assert "/api/v1/machine" in server.get("/swagger/v1/openapiv2.json")["paths"]
     assert server.get("/api/v1/machine") == {"machines": []}
@@ -245,7 +249,7 @@ def test_oldest_api_is_about_machines() -> None:
 
 
 @fact({"0.23": [401, 401, 500], "0.27": [401, 401, 401]})
-def request_without_a_valid_key(server: Server) -> list[int]:
+def requests_without_a_valid_api_key(server: Server) -> list[int]:
     responses = [server.api(header).get("/api/v1/node") for header in ("", "Basic abc", "Bearer abc.def")]
     strict = {"title": "Unauthorized", "status": 401, "detail": "Unauthorized"}
     for response in responses:
@@ -254,7 +258,7 @@ def request_without_a_valid_key(server: Server) -> list[int]:
 
 
 @fact({"0.23": [200, 401, 200, 500], "0.27": [200, 401, 200, 401]})
-def rotated_then_deleted_key(server: Server) -> list[int]:
+def requests_with_a_rotated_and_a_deleted_api_key(server: Server) -> list[int]:
     old = server.api()
     statuses = [old.get("/api/v1/node").status_code]
     server.rotate_api_key()
@@ -266,24 +270,24 @@ def rotated_then_deleted_key(server: Server) -> list[int]:
 
 @fact({"0.23": False, "0.28": True})
 def list_of_api_keys_is_masked(server: Server) -> bool:
-    (shown,) = server.get("/api/v1/apikey")["apiKeys"]
-    assert server.api_key not in shown["prefix"]
-    return bool(shown["prefix"].endswith("***"))
+    (key,) = server.get("/api/v1/apikey")["apiKeys"]
+    assert server.api_key not in key["prefix"]
+    return bool(key["prefix"].endswith("***"))
 
 
 @each_release
-@pytest.mark.parametrize(("created", "refused_since"), [("0.24.3", "0.28"), ("0.25.1", "9")])
-def test_old_api_key_after_an_upgrade(version: str, created: str, refused_since: str) -> None:
+@pytest.mark.parametrize("created", ["0.24.3", "0.25.1"])
+def test_api_keys_of_0_24_are_refused_from_0_28_on(version: str, created: str) -> None:
     server = Server(created)
     client = server.api()
     server.upgrade(version)
-    refused = version >= refused_since
+    refused = created == "0.24.3" and version >= "0.28"
     assert (client.get("/api/v1/node").status_code == 401) == refused
     assert server.accepts_api_key != refused
 
 
 @fact({"0.23": [200, 500, 500, 200], "0.27": [200, 500, 401, 200]})
-def outage_of_the_database(server: Server) -> list[int]:
+def requests_during_an_outage_of_the_database(server: Server) -> list[int]:
     client = server.api()
     assert client.get("/health").json() == {"status": "pass"}
     server.database_is_down = True
@@ -297,10 +301,10 @@ def outage_of_the_database(server: Server) -> list[int]:
 
 
 @each_release
-def test_node_members(version: str) -> None:
+def test_fields_of_a_node(version: str) -> None:
     server = Server(version)
     created = server.add_node("grafana.example.com", user="svc").created_at
-    (node,) = server.listed()
+    (node,) = server.list_nodes()
     tags = {"forcedTags", "validTags", "invalidTags"} if version < "0.28" else {"tags"}
     routes = {"approvedRoutes", "availableRoutes", "subnetRoutes"} if version >= "0.26" else set()
     assert set(node) == tags | routes | {
@@ -319,40 +323,40 @@ def test_node_members(version: str) -> None:
 
 
 @each_release
-def test_user_members(version: str) -> None:
+def test_fields_of_a_user(version: str) -> None:
     server = Server(version)
     server.add_user("", "ann@example.com", provider="oidc")
-    user, nameless = server.get("/api/v1/user")["users"]
+    user, user_without_name = server.get("/api/v1/user")["users"]
     details = {"displayName", "email", "providerId", "provider", "profilePicUrl"}
     assert set(user) == {"id", "name", "createdAt"} | (details if version >= "0.24" else set())
-    assert (user["id"], nameless["name"]) == ("1", at(version, {"0.23": "", "0.28": "ann@example.com"}))
+    assert (user["id"], user_without_name["name"]) == ("1", value_for(version, {"0.23": "", "0.28": "ann@example.com"}))
 
 
 @fact({"0.23": [ZERO] * 2, "0.25": [None] * 2, "0.27": [ZERO] * 2, "0.28": [ZERO, None], "0.29": [None] * 2})
 def expiry_of_nodes_that_never_expire(server: Server) -> list[str | None]:
-    for tags in ((), TAG):
+    for tags in ((), TAGS):
         server.add_node("a1", user="svc", tags=tags)
-    return [node["expiry"] for node in server.listed()]
+    return [node["expiry"] for node in server.list_nodes()]
 
 
 @fact({"0.23": ("svc", "svc"), "0.28": ("tagged-devices", "svc"), "0.29": ("tagged-devices", None)})
 def user_of_a_tagged_node_in_a_list_and_alone(server: Server) -> tuple[Any, Any]:
-    server.add_node("a1", user="svc", tags=TAG)
-    (in_list,), alone = server.listed(), server.get("/api/v1/node/1")["node"]
-    tags = at(server.version, {"0.23": "forcedTags", "0.28": "tags"})
-    assert in_list[tags] == alone[tags] == [*TAG]
+    server.add_node("a1", user="svc", tags=TAGS)
+    (in_list,), alone = server.list_nodes(), server.get("/api/v1/node/1")["node"]
+    tags = value_for(server.version, {"0.23": "forcedTags", "0.28": "tags"})
+    assert in_list[tags] == alone[tags] == [*TAGS]
     if server.version < "0.28":
-        assert (in_list["validTags"], alone["validTags"]) == ([*TAG] if server.version >= "0.24" else [], [])
+        assert (in_list["validTags"], alone["validTags"]) == ([*TAGS] if server.version >= "0.24" else [], [])
     else:
-        server.add_node("b1", user=None, tags=TAG)
-        assert server.listed()[1]["preAuthKey"]["user"] is None
+        server.add_node("b1", user=None, tags=TAGS)
+        assert server.list_nodes()[1]["preAuthKey"]["user"] is None
     return in_list["user"]["name"], (alone["user"] or {}).get("name")
 
 
 @fact({"0.23": ["a1", "b1"], "0.29": ["a1"]})
 def nodes_of_a_user(server: Server) -> list[str]:
     server.add_user("ann")
-    for name, user, tags in (("a1", "svc", ()), ("b1", "svc", TAG), ("c1", "ann", ())):
+    for name, user, tags in (("a1", "svc", ()), ("b1", "svc", TAGS), ("c1", "ann", ())):
         server.add_node(name, user=user, tags=tags)
     return [node["name"] for node in server.get("/api/v1/node?user=svc")["nodes"]]
 
@@ -363,13 +367,13 @@ def user_of_a_nodes_key_and_whether_its_secret_is_shown(server: Server) -> tuple
     key = server.create_key(user)
     server.add_node("a1", user=user, pre_auth_key=key)
     server.add_node("b1", user=user, registered_by="cli")
-    by_key, by_cli = server.listed()
+    by_key, by_cli = server.list_nodes()
     assert (by_cli["preAuthKey"], by_cli["registerMethod"]) == (None, "REGISTER_METHOD_CLI")
-    shown = by_key["preAuthKey"]
-    assert (shown["id"], shown["used"]) == ("1", True)
-    assert shown["key"] in {key.key, f"{key.key[:23]}-***"}
-    name = shown["user"] if server.version < "0.26" else shown["user"]["name"]
-    return name.replace("svc2", "svc"), shown["key"] == key.key
+    node_key = by_key["preAuthKey"]
+    assert (node_key["id"], node_key["used"]) == ("1", True)
+    assert node_key["key"] in {key.key, f"{key.key[:23]}-***"}
+    name = node_key["user"] if server.version < "0.26" else node_key["user"]["name"]
+    return name.replace("svc2", "svc"), node_key["key"] == key.key
 
 
 @fact({"0.23": [], "0.27": ["a1"]})
@@ -380,14 +384,14 @@ def nodes_after_deleting_id_0(server: Server) -> list[str]:
 
 
 @fact({"0.23": False, "0.27": True})
-def session_of_a_deleted_node_stays_open(server: Server) -> bool:
+def client_of_a_deleted_node_stays_connected(server: Server) -> bool:
     server.add_node("a1", user="svc")
     assert server.api().delete("/api/v1/node/1").json() == {}
-    assert server.listed() == []
-    is_open = server.session_open(1)
+    assert server.list_nodes() == []
+    is_connected = server.session_open(1)
     with pytest.raises(NodeGoneError):
         server.connect(1)
-    return is_open
+    return is_connected
 
 
 def test_list_larger_than_a_grpc_message_is_refused() -> None:
@@ -413,7 +417,7 @@ def expired_node_is_shown_online_and_a_restart_loses_its_expiry(server: Server) 
 
 @fact({"0.23": NOON, "0.27": datetime.fromisoformat(LATER)})
 def node_expired_at_a_later_time(server: Server) -> datetime | None:
-    """A parameter or field that the release does not know is ignored."""
+    """Releases ignore a query parameter or a field of the body that they do not know."""
     server.add_node("a1", user="svc")
     query, body = ("", LATER) if server.version >= "0.30" else (f"?expiry={LATER}", "2026-10-01T00:00:00Z")
     server.post(f"/api/v1/node/1/expire{query}", {"expiry": body})
@@ -432,22 +436,27 @@ def node_whose_expiry_was_removed(server: Server) -> datetime | None:
 
 
 @each_release
-def test_created_key(version: str) -> None:
+def test_fields_of_a_new_key(version: str) -> None:
     server = Server(version)
-    key = server.post(KEYS, server.key_request(aclTags=TAG))["preAuthKey"]
+    key = server.post(KEYS, server.key_request(aclTags=TAGS))["preAuthKey"]
     assert set(key) == {
         "user", "id", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags",
     }  # fmt: skip
     assert datetime.fromisoformat(key["expiration"]) == NOON + timedelta(hours=1)
-    assert key["aclTags"] == at(version, {"0.23": [], "0.24": [*TAG]})
-    assert server.keys[0].tags == TAG
-    forms = {"0.23": "[0-9a-f]{48}", "0.28": "hskey-auth-[-_0-9A-Za-z]{12}-[-_0-9A-Za-z]{64}"}
-    assert re.fullmatch(at(version, forms), key["key"])
+    assert key["aclTags"] == value_for(version, {"0.23": [], "0.24": [*TAGS]})
+    assert server.keys[0].tags == TAGS
+    formats = {"0.23": "[0-9a-f]{48}", "0.28": "hskey-auth-[-_0-9A-Za-z]{12}-[-_0-9A-Za-z]{64}"}
+    assert re.fullmatch(value_for(version, formats), key["key"])
     assert key["key"] in server.secrets()
-    dead = server.post(KEYS, server.key_request(expiration=...))["preAuthKey"]
-    assert dead["expiration"] == ZERO
+
+
+@each_release
+def test_key_without_a_requested_expiry_has_already_expired(version: str) -> None:
+    server = Server(version)
+    key = server.post(KEYS, server.key_request(expiration=...))["preAuthKey"]
+    assert key["expiration"] == ZERO
     with pytest.raises(RegistrationRefusedError, match="expired"):
-        server.register(key=dead["key"], hostname="a1")
+        server.register(key=key["key"], hostname="a1")
 
 
 @fact({"0.23": (["1"], True), "0.28": (["1", "2"], False)})
@@ -457,11 +466,11 @@ def ids_of_listed_keys_and_whether_secrets_are_shown(server: Server) -> tuple[li
     server.create_key("ann")
     if server.version < "0.28":
         assert server.api().get(KEYS).status_code == 500, "without a user"
-    shown = server.get(f"{KEYS}?user={'svc' if server.version < '0.26' else '1'}")["preAuthKeys"]
-    return [item["id"] for item in shown], shown[0]["key"] == key.key
+    keys = server.get(f"{KEYS}?user={'svc' if server.version < '0.26' else '1'}")["preAuthKeys"]
+    return [listed["id"] for listed in keys], keys[0]["key"] == key.key
 
 
-def test_key_of_an_older_release_is_never_masked() -> None:
+def test_key_in_the_old_format_is_not_masked_after_an_upgrade() -> None:
     server = Server("0.27.1")
     key = server.create_key("svc")
     server.upgrade("0.28.0")
@@ -469,9 +478,9 @@ def test_key_of_an_older_release_is_never_masked() -> None:
 
 
 @fact({"0.23": [200, 500, 500], "0.25": [200, 200, 500], "0.28": [200, 200, 200], "0.30": [200, 200, 404]})
-def expiring_a_key_once_again_and_an_unknown_one(server: Server) -> list[int]:
+def expiring_a_key_twice_and_an_unknown_key(server: Server) -> list[int]:
     key = server.create_key("svc")
-    bodies = [server.expire_request(each) for each in (key, key, None)]
+    bodies = [server.expire_request(requested) for requested in (key, key, None)]
     statuses = [server.api().post(f"{KEYS}/expire", json=body).status_code for body in bodies]
     with pytest.raises(RegistrationRefusedError, match="expired"):
         server.register(key=key.key, hostname="a1")
@@ -483,24 +492,24 @@ def expiring_a_key_once_again_and_an_unknown_one(server: Server) -> list[int]:
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
-def test_restart_loses_a_deleted_key_and_a_second_key(version: str) -> None:
-    """Only 0.29.3 stores the second key in its database."""
+def test_node_loses_a_deleted_key_and_the_key_of_a_later_login_at_a_restart(version: str) -> None:
+    """Only 0.29.3 stores the key of a later login in its database."""
     server = Server(version)
-    node = server.registered()
+    node = server.register_new()
     server.register_again(node, server.create_key("svc").key)
-    assert server.listed()[0]["preAuthKey"]["id"] == "2"
+    assert server.list_nodes()[0]["preAuthKey"]["id"] == "2"
     server.restart()
-    shown = at(version, {"0.28": "1", "0.29.3": "2", "0.30": "1"})
-    assert server.listed()[0]["preAuthKey"]["id"] == shown
-    server.api().delete(f"{KEYS}?id={shown}")
-    assert server.listed()[0]["preAuthKey"]["id"] == shown
+    stored_id = value_for(version, {"0.28": "1", "0.29.3": "2", "0.30": "1"})
+    assert server.list_nodes()[0]["preAuthKey"]["id"] == stored_id
+    server.api().delete(f"{KEYS}?id={stored_id}")
+    assert server.list_nodes()[0]["preAuthKey"]["id"] == stored_id
     server.restart()
-    assert server.listed()[0]["preAuthKey"] is None
+    assert server.list_nodes()[0]["preAuthKey"] is None
 
 
 @fact({"0.23": ["svc", "ann"], "0.24": ["ann"]})
-def users_by_name_and_id(server: Server) -> list[str]:
-    """The parameter `name` takes precedence."""
+def users_filtered_by_name_and_id(server: Server) -> list[str]:
+    """The parameter `name` takes precedence over `id`."""
     server.add_user("ann", "ann@example.com")
     return [user["name"] for user in server.get("/api/v1/user?name=ann&id=1")["users"]]
 
@@ -545,7 +554,7 @@ def test_rename_changes_the_given_name_only(version: str) -> None:
     server.add_node("a1", user="svc")
     server.add_node("bb", user="svc")
     assert server.post("/api/v1/node/1/rename/cc")["node"]["givenName"] == "cc"
-    assert server.listed()[0]["name"] == "a1"
+    assert server.list_nodes()[0]["name"] == "a1"
     assert server.api().post("/api/v1/node/1/rename/bb").is_error
 
 
@@ -553,10 +562,10 @@ def test_rename_changes_the_given_name_only(version: str) -> None:
 
 
 @each_release
-def test_new_machine(version: str) -> None:
+def test_registered_machine_is_online_when_it_connects(version: str) -> None:
     server = Server(version)
-    node = server.registered(tags=TAG)
-    assert (node.name, node.tags) == ("a1", TAG)
+    node = server.register_new(tags=TAGS)
+    assert (node.name, node.tags) == ("a1", TAGS)
     assert not server.online(node.id)
     server.connect(node.id)
     assert server.online(node.id)
@@ -588,20 +597,21 @@ REFUSED: Final = {"used": "authkey already used", "expired": "authkey expired", 
         "0.28": {"used": 1, "expired": 1, "unknown": REFUSED["unknown"]},
     }
 )
-def known_machine_with_its_used_another_expired_or_an_unknown_key(server: Server) -> dict[str, int | str]:
-    node = server.registered()
+def login_with_the_nodes_used_key_with_an_expired_and_with_an_unknown_key(server: Server) -> dict[str, int | str]:
+    """The result is the id of the node, or the error message."""
+    node = server.register_new()
     keys = {
         "used": server.keys[0].key,
         "expired": server.create_key("svc", expires_in=timedelta(0)).key,
         "unknown": "x",
     }
-    again = {kind: server.register_again(node, key) for kind, key in keys.items()}
-    return {kind: result.id if isinstance(result, Node) else result for kind, result in again.items()}
+    results = {name: server.register_again(node, key) for name, key in keys.items()}
+    return {name: result.id if isinstance(result, Node) else result for name, result in results.items()}
 
 
 @fact({"0.23": "a1", "0.24": "b1"})
-def hostname_of_a_known_machine_that_was_renamed(server: Server) -> str:
-    node = server.registered()
+def name_after_a_login_with_another_hostname(server: Server) -> str:
+    node = server.register_new()
     again = server.register_again(node, None, hostname="b1")
     assert isinstance(again, Node)
     server.delete_node(node.id)
@@ -610,9 +620,9 @@ def hostname_of_a_known_machine_that_was_renamed(server: Server) -> str:
 
 
 @fact({"0.23": 1, "0.25": 2})
-def expired_machine_with_the_key_of_another_user(server: Server) -> int:
+def id_of_an_expired_node_after_a_login_with_the_key_of_another_user(server: Server) -> int:
     server.add_user("ann")
-    node = server.registered()
+    node = server.register_new()
     server.expire_node(node.id)
     again = server.register_again(node, server.create_key("ann").key)
     assert isinstance(again, Node)
@@ -621,39 +631,39 @@ def expired_machine_with_the_key_of_another_user(server: Server) -> int:
 
 
 @fact({"0.23": [False, False], "0.28": [False, True], "0.29.3": [False, False], "0.30": [False, True]})
-def expired_node_stays_expired_after_a_login_without_and_with_tags(server: Server) -> list[bool]:
-    stays = []
-    for tags in ((), TAG):
-        node = server.registered(tags=tags)
+def untagged_and_tagged_node_stay_expired_after_a_login(server: Server) -> list[bool]:
+    stay_expired = []
+    for tags in ((), TAGS):
+        node = server.register_new(tags=tags)
         server.expire_node(node.id)
         again = server.register_again(node, server.create_key("svc", tags=tags).key)
         assert isinstance(again, Node)
         assert again.id == node.id
         assert server.keys[-1].used
-        stays.append(again.expires_at is not None)
-    return stays
+        stay_expired.append(again.expires_at is not None)
+    return stay_expired
 
 
 @fact({"0.23": "", "0.27.0": "used", "0.28": "", "0.29.3": "used", "0.30": ""})
-def refusal_of_a_tagged_machine_with_another_used_key(server: Server) -> str:
-    node = server.registered(tags=TAG)
-    other = server.create_key("svc", tags=TAG)
+def error_of_a_login_of_a_tagged_node_with_another_used_key(server: Server) -> str:
+    node = server.register_new(tags=TAGS)
+    other = server.create_key("svc", tags=TAGS)
     server.register(key=other.key, hostname="b1")
     again = server.register_again(node, other.key)
     return "" if isinstance(again, Node) else again.removeprefix("authkey already ")
 
 
 @fact({"0.23": False, "0.27.1": True, "0.28": False, "0.29.3": True, "0.30": False})
-def expired_tagged_machine_is_registered_again_with_its_used_key(server: Server) -> bool:
-    node = server.registered(tags=TAG)
+def expired_tagged_node_can_be_used_again_after_a_login_with_its_used_key(server: Server) -> bool:
+    node = server.register_new(tags=TAGS)
     server.expire_node(node.id)
     again = server.register_again(node, server.keys[-1].key)
     return isinstance(again, Node) and again.expires_at is None
 
 
-@fact({"0.23": ("tag:new",), "0.28": TAG, "0.29.3": ("tag:new",), "0.30": TAG})
+@fact({"0.23": ("tag:new",), "0.28": TAGS, "0.29.3": ("tag:new",), "0.30": TAGS})
 def tags_after_a_login_with_another_key(server: Server) -> tuple[str, ...]:
-    node = server.registered(tags=TAG)
+    node = server.register_new(tags=TAGS)
     server.expire_node(node.id)
     again = server.register_again(node, server.create_key("svc", tags=("tag:new",)).key)
     assert isinstance(again, Node)
@@ -662,45 +672,46 @@ def tags_after_a_login_with_another_key(server: Server) -> tuple[str, ...]:
 
 @fact({"0.23": True, "0.29.3": False, "0.30": True})
 def tagged_node_expires_when_it_logs_out(server: Server) -> bool:
-    server.logout(server.add_node("a1", user="svc", tags=TAG).id)
+    server.logout(server.add_node("a1", user="svc", tags=TAGS).id)
     return server.nodes[0].expires_at is not None
 
 
 def test_upgrade_to_0_29_3_removes_the_expiry_of_tagged_nodes() -> None:
     server = Server("0.29.2")
-    for tags in ((), TAG):
+    for tags in ((), TAGS):
         server.expire_node(server.add_node("a1", user="svc", tags=tags).id)
     server.upgrade("0.29.3")
     assert [node.expires_at is None for node in server.nodes] == [False, True]
 
 
 @pytest.mark.parametrize("version", [version for version in VERSIONS if version >= "0.28"])
-def test_key_with_tags_and_no_user(version: str) -> None:
-    """Release 0.28 creates another node at every login with such a key. Later releases can convert a node with it."""
+def test_logins_with_a_key_that_has_tags_and_no_user(version: str) -> None:
+    """0.28 creates another node at every login. Later releases keep the node, and can make an untagged node tagged."""
     server = Server(version)
-    key = server.create_key(None, tags=TAG, reusable=True)
+    key = server.create_key(None, tags=TAGS, reusable=True)
     node = server.register(key=key.key, hostname="a1")
     again = server.register_again(node, key.key)
     assert isinstance(again, Node)
-    assert again.id == at(version, {"0.28": 2, "0.29": 1})
-    used = server.create_key(None, tags=TAG).key
+    assert again.id == value_for(version, {"0.28": 2, "0.29": 1})
+    used = server.create_key(None, tags=TAGS).key
     refused = server.register_again(server.register(key=used, hostname="b1"), used)
     assert (refused == "authkey already used") == (version < "0.29")
     if version >= "0.29":
-        untagged = server.registered()
-        converted = server.register_again(untagged, server.create_key(None, tags=TAG).key)
-        assert isinstance(converted, Node)
-        assert (converted.id, converted.tags, converted.user_id) == (untagged.id, TAG, None)
+        untagged = server.register_new()
+        tagged = server.register_again(untagged, server.create_key(None, tags=TAGS).key)
+        assert isinstance(tagged, Node)
+        assert (tagged.id, tagged.tags, tagged.user_id) == (untagged.id, TAGS, None)
 
 
 @fact({"0.23": (NOON, 2), "0.25": (None, 3), "0.27": (NOON, 2)})
-def login_resets_the_creation_time_and_takes_an_address(server: Server) -> tuple[datetime | None, int]:
-    node = server.registered()
+def creation_time_after_a_login_and_the_next_address(server: Server) -> tuple[datetime | None, int]:
+    """The address is that of the next node, without its prefix."""
+    node = server.register_new()
     server.expire_node(node.id)
     again = server.register_again(node, server.create_key("svc").key)
     assert isinstance(again, Node)
     assert again.addresses == node.addresses
-    created = server.listed()[0]["createdAt"]
+    created = server.list_nodes()[0]["createdAt"]
     created_at = None if created == ZERO else datetime.fromisoformat(created).replace(microsecond=0)
     return created_at, int(server.add_node("b1", user="svc").address.rpartition(".")[2])
 
@@ -714,11 +725,11 @@ def node_is_online_right_after_it_disconnected(server: Server) -> bool:
     server.disconnect(1)
     is_online = server.online(1)
     server.clock += timedelta(seconds=10)
-    assert not server.listed()[0]["online"]
+    assert not server.list_nodes()[0]["online"]
     return is_online
 
 
-def test_node_that_vanishes_is_offline_after_a_quarter_of_an_hour() -> None:
+def test_node_that_disappears_is_offline_after_15_minutes() -> None:
     server = Server()
     server.add_node("a1", user="svc")
     server.disconnect(1, silently=True)
@@ -729,14 +740,14 @@ def test_node_that_vanishes_is_offline_after_a_quarter_of_an_hour() -> None:
 
 
 @each_release
-def test_restart_frees_addresses(version: str) -> None:
+def test_addresses_of_deleted_nodes_are_assigned_after_a_restart(version: str) -> None:
     server = Server(version)
     first, _, third = (server.add_node(f"a{number}", user="svc") for number in range(3))
     server.delete_node(first.id)
     server.delete_node(third.id)
     assert server.add_node("b1", user="svc").address == "100.64.0.4"
     server.restart()
-    assert not any(node["online"] for node in server.listed())
+    assert not any(node["online"] for node in server.list_nodes())
     assert server.add_node("b2", user="svc").address == first.address
     assert server.add_node("b3", user="svc").address == third.address
     assert [node.id for node in server.nodes] == [2, 4, 5, 6]
@@ -745,50 +756,50 @@ def test_restart_frees_addresses(version: str) -> None:
 def test_restored_database_assigns_ids_again() -> None:
     server = Server()
     backup = server.backup()
-    lost = server.add_node("a1", user="svc")
+    before = server.add_node("a1", user="svc")
     server.restore(backup)
     assert server.nodes == []
-    other = server.add_node("b1", user="svc")
-    assert other.id == lost.id
-    assert other.machine_key != lost.machine_key
+    after = server.add_node("b1", user="svc")
+    assert after.id == before.id
+    assert after.machine_key != before.machine_key
 
 
 @each_release
-def test_ephemeral_node_is_deleted_when_it_is_offline(version: str) -> None:
+def test_ephemeral_node_is_deleted_after_it_was_offline_for_two_minutes(version: str) -> None:
     server = Server(version)
-    node = server.registered(ephemeral=True)
+    node = server.register_new(ephemeral=True)
     server.connect(node.id)
     server.clock += timedelta(days=1)
-    assert len(server.listed()) == 1
+    assert len(server.list_nodes()) == 1
     server.disconnect(node.id)
     server.clock += timedelta(seconds=131)
-    assert server.listed() == []
+    assert server.list_nodes() == []
 
 
 @fact({"0.23": 2026, "0.25": 1970, "0.29": 2026})
 def year_of_the_expiry_of_a_node_that_logged_out(server: Server) -> int:
     server.logout(server.add_node("a1", user="svc").id)
-    return datetime.fromisoformat(server.listed()[0]["expiry"]).year
+    return datetime.fromisoformat(server.list_nodes()[0]["expiry"]).year
 
 
-def test_one_address_family() -> None:
+def test_node_can_have_one_address_family() -> None:
     assert Server(families=("v6",)).add_node("a1", user="svc").addresses == ("fd7a:115c:a1e0::1",)
 
 
-def test_upgrade_changes_the_dialect() -> None:
+def test_upgraded_server_behaves_like_the_new_release() -> None:
     server = Server("0.25.1")
-    server.add_node("a1", user="svc", tags=TAG)
+    server.add_node("a1", user="svc", tags=TAGS)
     assert server.api().get("/version").status_code == 404
     server.upgrade("0.29.2")
     assert server.get("/version")["version"] == "v0.29.2"
-    assert server.listed()[0]["tags"] == [*TAG]
+    assert server.list_nodes()[0]["tags"] == [*TAGS]
     assert server.get("/api/v1/node/1")["node"]["user"] is None
 
 
-def test_stale_response() -> None:
+def test_stale_response_has_the_state_before_the_last_change() -> None:
     server = Server()
     server.add_node("a1", user="svc")
     server.api().delete("/api/v1/node/1")
     server.faults.add(faults.stale())
-    assert [node["id"] for node in server.listed()] == ["1"]
-    assert server.listed() == []
+    assert [node["id"] for node in server.list_nodes()] == ["1"]
+    assert server.list_nodes() == []
