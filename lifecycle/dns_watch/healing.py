@@ -1,6 +1,6 @@
-"""Decide when this pod's node is lost, and when a new pre-auth key is needed to register it again; pure.
+"""Decide when this pod's node is lost, and when a fresh pre-auth key is needed to register it again; pure.
 
-A fresh key is one that no node has used yet. The tailscale container registers with it when it is restarted.
+No node has used a fresh key yet. The tailscale container registers with it when it is restarted.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def find_loss(
         is_gone: Headscale itself reports that the node does not exist, or another machine has its id.
         is_superseded: a later pod had the name when nodes were last listed.
     """
-    # An empty list can be wrong. It counts only if Headscale also reports that this pod's node does not exist. If a
-    # later pod had the name, its node would have to be confirmed in the same way, and its id is not looked up.
+    # An empty list can be wrong. It counts only if Headscale also reports that this pod's node does not exist. Nothing
+    # confirms in this way that the node of a later pod is gone.
     if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())

@@ -170,9 +170,9 @@ def _look_up_in_list(
     nodes = headscale.nodes()
     now = clock()
     hints = Hints(interface, metadata, has_waited=interface_wait_is_over(state, config, now), known=state.node)
-    found = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
-    if isinstance(found, Node):
-        return Observation(interface, found, node_identity, metadata, fleet_size=_fleet_size(nodes))
+    choice = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
+    if isinstance(choice, Node):
+        return Observation(interface, choice, node_identity, metadata, fleet_size=_fleet_size(nodes))
     own = state.node or hints.kept
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
@@ -191,7 +191,7 @@ def _look_up_in_list(
         # A node that registered with this pod's own key is no later pod's. Its address will soon be on the interface.
         later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
-    return Observation(interface, Unregistered(found.reason, loss, successor), node_identity, metadata)
+    return Observation(interface, Unregistered(choice.reason, loss, successor), node_identity, metadata)
 
 
 def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | None, bool]:

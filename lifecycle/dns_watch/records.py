@@ -42,7 +42,7 @@ class RecordPlan:
 
 
 def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
-    """Return an A record and, with DNS_IPV6, an AAAA record for the node at each name; a CNAME record at an alias.
+    """Return the records that should exist: an A record at each name, with DNS_IPV6 also AAAA; at an alias, a CNAME.
 
     An address is published only if it is inside VPN_PREFIXES and on this pod's interface. The result can be empty.
     """
@@ -121,10 +121,7 @@ def is_incomplete(
     config: WatchConfig,
 ) -> bool:
     """Return True if our records at a further name are not the desired ones."""
-    undecided = undecided_types(node, specs, config)
-    plan = plan_records(
-        records, specs, record_identity=record_identity, ipv6=config.ipv6, apex=None, undecided=undecided
-    )
+    plan = plan_name(records, node, specs, record_identity=record_identity, config=config, apex=None)
     return plan != RecordPlan()
 
 
@@ -138,14 +135,7 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
         ):
             # The alias would lead to the foreign record at the main name.
             continue
-        plan = plan_records(
-            read.records,
-            specs,
-            record_identity=record_identity,
-            ipv6=config.ipv6,
-            apex=read.apex,
-            undecided=undecided_types(node, specs, config),
-        )
+        plan = plan_name(read.records, node, specs, record_identity=record_identity, config=config, apex=read.apex)
         changes += plan.changes
         in_the_way += plan.in_the_way
     unused = records_at_removed_names(read.records, config.main_identity, config.further_identities)
@@ -153,44 +143,41 @@ def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], confi
     return RecordPlan(tuple(changes), tuple(in_the_way))
 
 
-def plan_records(
+def plan_name(
     records: Iterable[Record],
+    node: Node,
     specs: Sequence[RecordSpec],
     *,
     record_identity: RecordIdentity,
-    ipv6: bool,
+    config: WatchConfig,
     apex: str | None,
-    undecided: frozenset[str] = frozenset(),
 ) -> RecordPlan:
     """Compare the records at one name with the desired ones.
 
     Args:
-        records: everything at the name, in any order.
-        specs: the desired records, at most one of each type at a name. If a type has none, our records of that type
-            are deleted.
-        record_identity: criteria for owning a record.
-        ipv6: True if AAAA records are managed. If not, only AAAA records with our mark are deleted.
+        records: at least all records at the name, in any order.
+        node: this pod's node.
+        specs: the desired records, at most one of each type at a name. Our records of other types are deleted, unless
+            the type is undecided. Without DNS_IPV6, only AAAA records with our mark are deleted.
+        record_identity: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
-        undecided: types without a spec that may still get one; their records stay as they are.
     """
-    here = sorted(records, key=lambda record: record.id)
+    ordered = sorted(records, key=lambda record: record.id)
     in_the_way = tuple(
-        record for record in here if blocks(record, record_identity=record_identity, ipv6=ipv6, apex=apex)
+        record for record in ordered if blocks(record, record_identity=record_identity, ipv6=config.ipv6, apex=apex)
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
+    # No address record can be beside the CNAME of an alias.
+    undecided = () if record_identity.kind is NameKind.ALIAS else undecided_types(node, specs, config)
     changes: list[RecordChange] = []
-    if record_identity.kind is NameKind.ALIAS:
-        # No address record can be beside its CNAME.
-        undecided = frozenset()
     for type_ in ("A", "AAAA", "CNAME"):
-        ours = [record for record in here if record.type == type_ and record_identity.owns_record(record)]
-        if type_ == "AAAA" and not ipv6:
+        ours = [record for record in ordered if record.type == type_ and record_identity.owns_record(record)]
+        if type_ == "AAAA" and not config.ipv6:
             ours = [record for record in ours if record_identity.is_marked(record)]
         spec = next((spec for spec in specs if (spec.name, spec.type) == (record_identity.name, type_)), None)
-        if spec is None and type_ in undecided:
-            continue
-        changes += _plan_type(ours, spec, record_identity)
+        if spec is not None or type_ not in undecided:
+            changes += _plan_type(ours, spec, record_identity)
     return RecordPlan(changes=tuple(changes))
 
 

@@ -16,14 +16,15 @@ from lifecycle.dns_watch.records import (
     RecordPlan,
     desired_records,
     needs_successor_check,
+    plan_name,
     plan_names,
-    plan_records,
     published_successor,
 )
 from lifecycle.dns_watch.state import KnownNode, Loss, LossKind, RecordsRead, Unidentified
 from lifecycle.domain.changes import CreateRecord, DeleteRecord, RecordChange, UpdateRecord
 from lifecycle.domain.foreign import advice_on_foreign_record
 from lifecycle.domain.model import KeyMetadata, Node, Record, RecordSpec, RegisterMethod, User, describe
+from lifecycle.domain.ownership import RecordIdentity
 from tests.builders import (
     ALIAS,
     ANN,
@@ -457,7 +458,22 @@ class TestStandingDown:
 def planned(
     *records: Record, specs: Sequence[RecordSpec] = (a_spec(),), ipv6: bool = False, apex: str | None = APEX
 ) -> RecordPlan:
-    return plan_records(records, specs, record_identity=RECORD_IDENTITY, ipv6=ipv6, apex=apex)
+    return plan_for(records, specs, ipv6=ipv6, apex=apex)
+
+
+def plan_for(
+    records: Iterable[Record],
+    specs: Sequence[RecordSpec],
+    *,
+    ipv6: bool,
+    apex: str | None,
+    record_identity: RecordIdentity = RECORD_IDENTITY,
+    node: Node | None = None,
+) -> RecordPlan:
+    """Plan for a node that has exactly the addresses of the desired records, unless another one is given."""
+    node = node or a_node(addresses=[str(spec.content) for spec in specs])
+    config = replace(CONFIG, ipv6=ipv6)
+    return plan_name(records, node, specs, record_identity=record_identity, config=config, apex=apex)
 
 
 def changes_of(plan: RecordPlan) -> list[tuple[str, str]]:
@@ -594,7 +610,7 @@ class TestRecords:
         record = a_record(name=APEX, type_="NS", content="ns.example.com", comment="")
 
         def blocking(apex: str | None) -> tuple[Record, ...]:
-            return plan_records([record], [a_spec()], record_identity=record_identity, ipv6=False, apex=apex).in_the_way
+            return plan_for([record], [a_spec()], ipv6=False, apex=apex, record_identity=record_identity).in_the_way
 
         assert blocking(APEX) == ()
         assert blocking("com") == (record,)
@@ -666,10 +682,7 @@ class TestRecords:
     def test_an_undecided_type_is_not_changed(self) -> None:
         """The node has an address of this type that the interface does not have yet."""
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
-        plan = plan_records(
-            records, [a_spec(V6)], record_identity=RECORD_IDENTITY, ipv6=True, apex=None, undecided=frozenset({"A"})
-        )
-        assert plan == RecordPlan()
+        assert plan_for(records, [a_spec(V6)], ipv6=True, apex=None, node=a_node(1)) == RecordPlan()
 
     @pytest.mark.parametrize("comment", ["x", OTHER_MARK])
     def test_a_foreign_aaaa_blocks_every_change_with_dns_ipv6(self, comment: str) -> None:
