@@ -197,14 +197,6 @@ def test_user_from_oidc_with_the_name_of_a_local_user_can_be_selected(world: Wor
     assert [key.user_id for key in world.headscale.keys][-1] == 2
 
 
-@pytest.mark.parametrize("variables", [{}, {"HEADSCALE_USER": USER}])
-def test_users_with_the_same_name_are_listed_with_id_and_email(world: World, variables: dict[str, str]) -> None:
-    world.headscale.add_user(USER, "svc@example.com", provider="oidc")
-    with pytest.raises(UserError, match=r"id 1.*id 2.*svc@example\.com.*oidc"):
-        world.cleanup(**variables).run()
-    assert is_unchanged(world)
-
-
 # --- Nodes that are not ours --------------------------------------------------------------------------
 
 
@@ -533,12 +525,6 @@ def test_ambiguous_user_changes_nothing(world: World, users: list[str], user: st
     with pytest.raises(UserError, match=pattern):
         world.cleanup(HEADSCALE_USER=user).run()
     assert is_unchanged(world)
-
-
-def test_missing_user_is_reported_with_the_command_that_creates_one(world: World) -> None:
-    world.headscale.faults.add(faults.answer(200, '{"users": []}'), path="/api/v1/user")
-    with pytest.raises(UserError, match="headscale users create"):
-        world.cleanup().run()
 
 
 @pytest.mark.parametrize(

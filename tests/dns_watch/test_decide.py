@@ -607,7 +607,8 @@ def test_a_fresh_key_is_created_only_if_the_file_has_no_usable_one(key_check: Ke
 def test_without_self_heal_a_loss_is_reported_and_nothing_is_created() -> None:
     decision = confirmed_loss(USED, config=replace(CONFIG, self_heal=False))
     assert decision.changes == ()
-    assert "node.lost" in event_names(decision)
+    [lost] = [event for event in decision.events if event.name == "node.lost"]
+    assert "SELF_HEAL=true" in lost.fields["advice"]
 
 
 def test_a_usable_key_that_is_not_in_the_file_is_replaced() -> None:

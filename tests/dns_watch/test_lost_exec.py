@@ -29,7 +29,6 @@ SCENARIOS = (
     "test_an_expired_superseded_node_does_not_come_back",
     "test_the_health_port_names_the_successor",
     "test_a_pod_without_hints_does_not_adopt_a_successor",
-    "test_an_interface_that_disappears_has_a_grace_period",
     "test_a_node_that_was_moved_to_another_user_is_not_published",
 )
 

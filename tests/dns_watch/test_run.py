@@ -172,11 +172,6 @@ def test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_exit(
     assert [event["log_level"] for event in events if "HEADSCALE_USER" in event.get("error", "")] == ["error"]
 
 
-def test_the_only_user_is_assumed_with_one_warning(world: World, watch: DnsWatch, events: Events) -> None:
-    world.run(watch, LONG)
-    assert [event["user"] for event in named(events, "user.assumed")] == [USER]
-
-
 # --- When to poll -------------------------------------------------------------------------------------
 
 
@@ -266,13 +261,6 @@ def test_our_record_is_updated_in_place(
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
     assert world.records() == {"A 100.64.0.1": MARK}
     assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
-
-
-def test_a_correct_record_is_not_written(world: World, node: Node, watch: DnsWatch) -> None:
-    world.add_record(node.address, ttl=60, comment=MARK)
-    world.run(watch, LONG)
-    assert world.cloudflare.writes == []
-    assert in_sync(watch)
 
 
 def test_duplicates_are_deleted_in_the_same_transaction(world: World, node: Node, watch: DnsWatch) -> None:
@@ -536,37 +524,6 @@ def test_no_second_record_is_created_if_the_response_to_a_write_is_lost(
     assert world.records() == {f"A {node.address}": MARK}
     assert len(world.cloudflare.writes) == 1
     assert in_sync(watch)
-
-
-@pytest.mark.parametrize("fault", [faults.html(502), refusal(403, 10000), faults.too_many_requests(3600)])
-def test_a_stale_record_that_cannot_be_updated_is_out_of_sync(
-    world: World, node: Node, watch: DnsWatch, fault: Fault
-) -> None:
-    world.run(watch, 10 * MINUTE)
-    assert in_sync(watch)
-    [record] = world.cloudflare.records(world.zone_id)
-    world.cloudflare.change_record(record.id, content="100.64.0.99")
-    world.cloudflare.faults.add(fault, method="PATCH", times=None)
-    world.run(watch, 10 * MINUTE)
-    assert not in_sync(watch)
-    assert watch.state.records.reason
-
-
-@pytest.mark.parametrize(
-    "down_before_s", [0, 6 * MINUTE], ids=["outage starts before the change", "outage starts earlier"]
-)
-@pytest.mark.parametrize("fault", [faults.html(502), faults.too_many_requests(3000)], ids=["502", "429"])
-def test_a_changed_address_is_out_of_sync_while_cloudflare_is_down(
-    world: World, node: Node, down_before_s: float, fault: faults.Fault
-) -> None:
-    interface = Interface(*node.addresses)
-    watch = world.watch(interface)
-    world.run(watch, 10 * MINUTE)
-    world.cloudflare.faults.add(fault, times=None)
-    world.run(watch, down_before_s)
-    interface.set_addresses(*world.headscale.readdress(node.id).addresses)
-    world.run(watch, MINUTE)
-    assert not in_sync(watch)
 
 
 @pytest.mark.parametrize("upstream", ["cloudflare", "headscale"])

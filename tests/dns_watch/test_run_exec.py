@@ -22,7 +22,6 @@ SCENARIOS = (
     "test_no_node_is_published_if_several_are_online",
     "test_an_address_of_a_foreign_node_is_reported_with_its_owner",
     "test_an_ambiguous_or_unknown_user_is_reported_once_and_does_not_exit",
-    "test_the_only_user_is_assumed_with_one_warning",
     "test_an_address_that_appears_is_published_within_a_second_or_two",
     "test_an_address_that_headscale_does_not_list_yet_is_polled_frequently",
     "test_lookups_without_a_match_end_the_command_after_max_retries",

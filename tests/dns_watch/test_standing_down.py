@@ -272,20 +272,6 @@ def test_a_pod_without_hints_does_not_adopt_a_successor(
     assert not old.state.is_registered
 
 
-def test_an_interface_that_disappears_has_a_grace_period(world: World, tmp_path: Path) -> None:
-    """After the grace period, the only online node is assumed to be this pod's."""
-    interface = Interface()
-    watch = world.watch(interface, AUTHKEY_OUTPUT_PATH=str(tmp_path / "none" / "authkey"))
-    world.run(watch, 120)
-    world.headscale.add_node(NAME, user="svc")
-    # The last poll can be 10 s old, and the next one can be 10 s late.
-    interface.set_addresses(None)
-    world.run(watch, 18)
-    assert not watch.state.is_registered
-    world.run(watch, 25)
-    assert watch.state.is_registered
-
-
 def test_a_node_that_was_moved_to_another_user_is_not_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
