@@ -175,8 +175,8 @@ def _load_settings(command: type[Command], *, is_logged: bool = True) -> Command
         is_logged: True if the command writes a log, so that LOG_LEVEL and LOG_FORMAT apply, and settings are logged.
     """
     variables = environment()
-    for variable, meant in near_misses(variables):
-        log.warning("settings.near_miss", variable=variable, meant=meant)
+    for variable, setting in near_misses(variables):
+        log.warning("settings.near_miss", variable=variable, similar_to=setting)
     for variable in service_links(variables):
         log.warning(
             "settings.service_link_ignored",

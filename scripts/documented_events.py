@@ -31,7 +31,7 @@ EVENTS = {
     "settings.loaded": _event(
         "info", "version", "the settings were loaded; it also has each setting that differs from its default"
     ),
-    "settings.near_miss": _event("warning", "variable meant", "a variable resembles a setting and is ignored"),
+    "settings.near_miss": _event("warning", "variable similar_to", "a variable resembles a setting and is ignored"),
     "settings.service_link_ignored": _event(
         "warning", "variable advice", "a variable was set by Kubernetes for a Service and is not a setting"
     ),
@@ -96,7 +96,7 @@ EVENTS = {
         "a node with our hostname has another owner and is not changed",
     ),
     "node.online": _event(
-        "warning", "node_id hostname reason", "Headscale reports a node as online that is deleted now"
+        "warning", "node_id hostname reason", "a node that is deleted now is online according to Headscale"
     ),
     "node.kept": _event("info", "node_id hostname reason", "`NODE_POLICY=keep`: the node of the state Secret is kept"),
     "node.not_kept": _event("warning", "secret reason advice", "`NODE_POLICY=keep`: no node can be kept"),
@@ -130,7 +130,7 @@ EVENTS = {
     "record.created": _event("info", "record type content reason", "a record was created"),
     "record.updated": _event("info", "record type content was reason", "a record was changed"),
     "record.deleted": _event("info", "record type was reason", "a record was deleted"),
-    "record.gone": _event("info", "record type was", "a record was already gone when it was to be deleted"),
+    "record.gone": _event("info", "record type was", "a record to delete no longer existed"),
     "record.delete_failed": _event("warning", "error reason", "`cleanup` could not delete a stale record"),
     "record.foreign": _event(
         "error", "record type content comment advice", "a record of another owner has our name; nothing is written"

@@ -105,14 +105,14 @@ class Settings(BaseSettings):
         """Use only the variables that `load` passes, because it strips and checks their values first."""
         return (init_settings,)
 
-    headscale_namespace: Namespace = Field("headscale", description="namespace of Headscale")
+    headscale_namespace: Namespace = Field("headscale", description="namespace in which Headscale runs")
     cloudflare_api_token: Token | None = Field(
         None, description="required; API token (user- or account-owned) with the permission Zone / DNS / Edit"
     )
     cloudflare_api_token_file: ExistingFile | None = Field(
         None, description="file with the value of CLOUDFLARE_API_TOKEN; read again after a refusal"
     )
-    cloudflare_zone_id: ZoneId | None = Field(None, description="zone ID; unset: looked up from DOMAIN_NAME")
+    cloudflare_zone_id: ZoneId | None = Field(None, description="ID of the DNS zone; unset: found by DOMAIN_NAME")
     domain_name: Domain = Field(description="required; the zone's domain or a domain below it, such as example.com")
     authkey_output_path: FilePath = Field(
         Path("/tailscale-auth/authkey"), description="key file, in the volume shared with the tailscale container"
@@ -122,13 +122,15 @@ class Settings(BaseSettings):
         description="hostname of the node, the same as in the tailscale container; "
         "unset: the pod's name without its ordinal, and .DOMAIN_NAME",
     )
-    pod_name: str | None = Field(None, description="from the downward API; unset: HOSTNAME")
+    pod_name: str | None = Field(None, description="name of the pod, from the downward API; unset: HOSTNAME")
     pod_namespace: Namespace | None = Field(
         None,
-        description="from the downward API; unset: the service account's namespace, else default",
+        description="namespace of the pod, from the downward API; unset: the service account's namespace, else default",
     )
     ordinals_start: int = Field(
-        0, ge=0, description="spec.ordinals.start of the StatefulSet; the first pod may use a name without ordinal"
+        0,
+        ge=0,
+        description="spec.ordinals.start of the StatefulSet, whose first pod may use a hostname without its ordinal",
     )
     headscale_access: Literal["auto", "api", "exec"] = Field(
         "auto",
@@ -137,9 +139,11 @@ class Settings(BaseSettings):
     )
     headscale_url: Url | None = Field(
         None,
-        description="for api; unset: http://headscale.HEADSCALE_NAMESPACE.svc.cluster.local:8080",
+        description="URL of Headscale, for api; unset: http://headscale.HEADSCALE_NAMESPACE.svc.cluster.local:8080",
     )
-    headscale_api_key: Token | None = Field(None, description="for api; created by `headscale apikeys create`")
+    headscale_api_key: Token | None = Field(
+        None, description="API key, for api; `headscale apikeys create` creates one"
+    )
     headscale_api_key_file: ExistingFile | None = Field(
         None, description="file with the value of HEADSCALE_API_KEY; read again after a refusal"
     )
@@ -154,23 +158,29 @@ class Settings(BaseSettings):
     )
     headscale_pod_selector: str | None = Field(
         None,
-        description="for exec; unset: app.kubernetes.io/name=headscale, then app=headscale",
+        description="label selector of Headscale's pod, for exec; unset: app.kubernetes.io/name=headscale, then "
+        "app=headscale",
     )
     headscale_container: str | None = Field(
-        None, description="for exec; unset: the container named headscale, else the only one"
+        None,
+        description="container of Headscale's pod, for exec; unset: the container named headscale, else the only one",
     )
     headscale_user: str | None = Field(
         None,
         description="user that owns the key and the node: a name, id:N or an e-mail address; unset: the only user",
     )
     authkey_expiration: Duration = Field(
-        timedelta(hours=1), description="lifetime of the key; longer than an image pull and some restarts"
+        timedelta(hours=1), description="lifetime of the pre-auth key; it has to cover an image pull and some restarts"
     )
-    authkey_reusable: bool = Field(default=False, description="allow several nodes to register with the key")
-    authkey_ephemeral: bool = Field(default=False, description="Headscale deletes the node soon after it goes offline")
+    authkey_reusable: bool = Field(default=False, description="allow several nodes to register with the pre-auth key")
+    authkey_ephemeral: bool = Field(
+        default=False, description="let Headscale delete the node soon after it goes offline"
+    )
     authkey_file_mode: FileMode = Field(0o640, description="permission bits of the key file, octal")
-    authkey_tags: Tags = Field(frozenset(), description="tags of the key, comma-separated, such as tag:web")
-    dns_owner: Owner | None = Field(None, description="owner in the comment of our records; unset: the pod's namespace")
+    authkey_tags: Tags = Field(frozenset(), description="tags of the pre-auth key, comma-separated, such as tag:web")
+    dns_owner: Owner | None = Field(
+        None, description="owner that the comment of our records names; unset: the pod's namespace"
+    )
     dns_aliases: RecordNames = Field(
         (), description="further names of the workload, comma-separated, such as docs,www.example.com,*.wiki"
     )
@@ -183,7 +193,7 @@ class Settings(BaseSettings):
     )
     http_timeout: Duration = Field(
         timedelta(seconds=10),
-        description="time limit of one request; Headscale gets four times as long once the connection is open",
+        description="time limit of one request; once the connection is open, Headscale has four times as long",
     )
     http_proxy: ProxyUrl | None = Field(None, description="proxy for http:// URLs outside the cluster")
     https_proxy: ProxyUrl | None = Field(None, description="proxy for https:// URLs outside the cluster")
@@ -197,7 +207,9 @@ class Settings(BaseSettings):
     ssl_cert_dir: CertificateFolders | None = Field(
         None, description="folder of hashed certificate authorities (`openssl rehash`) that replaces the built-in ones"
     )
-    cloudflare_api_url: Url = Field("https://api.cloudflare.com/client/v4", description="for tests and gateways")
+    cloudflare_api_url: Url = Field(
+        "https://api.cloudflare.com/client/v4", description="URL of Cloudflare's API, for tests and gateways"
+    )
     kubernetes_events: bool = Field(
         default=False, description="cleanup and dns-watch also write Kubernetes Events about the pod"
     )
@@ -488,26 +500,30 @@ class DnsWatchSettings(Settings):
     """Settings of `dns-watch`."""
 
     max_retries: int = Field(
-        30, ge=0, description="successful lookups without a match before giving up; 0 = never give up"
+        30,
+        ge=0,
+        description="how often Headscale may respond without the pod's node before dns-watch gives up; 0 = no limit",
     )
-    retry_interval: Duration = Field(timedelta(seconds=10), description="maximum interval between lookups")
-    dns_ttl: int = Field(60, description="seconds, 60 to 86400, or 1 = automatic")
+    retry_interval: Duration = Field(
+        timedelta(seconds=10), description="maximum interval between lookups of an unregistered node"
+    )
+    dns_ttl: int = Field(60, description="TTL of the records: 60 to 86400 seconds, or 1 = automatic")
     dns_ipv6: bool = Field(default=False, description="also publish an AAAA record")
     tailscale_interface: str = Field(
         "tailscale0",
-        description="network interface with the pod's VPN address; empty: not used (host network)",
+        description="network interface with the pod's VPN address; empty: none (for host network)",
     )
     poll_interval: Duration = Field(
         timedelta(seconds=30),
-        description="shortest interval between reads of the node; at least 60s with HEADSCALE_ACCESS=exec. It "
-        "grows up to 5m in a large fleet, or if Headscale is slow",
+        description="shortest interval between reads of the node; at least 60s with HEADSCALE_ACCESS=exec. The "
+        "interval grows up to 5m if there are many nodes, or if Headscale is slow",
     )
     verify_interval: Duration = Field(
         timedelta(minutes=5), description="interval between reads of the record in Cloudflare while nothing changes"
     )
     self_heal: bool = Field(
         default=False,
-        description="if the node was deleted or has expired, or the key is used up: write a new key, restart tailscale",
+        description="write a new key and restart tailscale if the node was deleted or has expired, or the key was used",
     )
     health_port: int = Field(9003, ge=0, le=65535, description="port of /livez, /readyz, /nodez, /metrics; 0 = none")
     health_address: str | None = Field(None, description="address to listen on; unset: all")
