@@ -31,5 +31,5 @@ def observe(settings: PruneSettings, *, headscale: HeadscaleReader, cloudflare: 
     user = choose_user(headscale.users(), settings.headscale_user)
     nodes = tuple(headscale.nodes())
     mark = settings.mark
-    records = tuple(record for record in cloudflare.records_commented(mark) if marked_workload(record, mark))
+    records = tuple(record for record in cloudflare.all_records(comment_start=mark) if marked_workload(record, mark))
     return Observation(user, nodes, records)

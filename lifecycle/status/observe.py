@@ -40,7 +40,7 @@ def observe(settings: StatusSettings, *, headscale: HeadscaleReader, cloudflare:
         with suppress(AuthError):
             cloudflare.check_zone(settings.domain_name)
             observation = replace(observation, apex=cloudflare.zone_name())
-        observation = replace(observation, records=cloudflare.every_record())
+        observation = replace(observation, records=cloudflare.all_records())
     except LifecycleError as error:
         problems.append(str(error))
     return replace(observation, problems=problems)

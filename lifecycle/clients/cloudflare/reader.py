@@ -58,26 +58,16 @@ class CloudflareReader:
         records = self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_PAGE, parse_record)
         return [record for record in records if record.name == name or record.comment == comment]
 
-    def records_commented(self, start: str) -> list[Record]:
-        """Return every record whose comment starts with a text. Cloudflare ignores case in the comparison.
+    def all_records(self, *, comment_start: str = "") -> list[Record]:
+        """Return all records of the zone, or those whose comment starts with a text. Cloudflare ignores its case.
 
         Raises:
             ApiError: also if the list may be incomplete.
 
         Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """
-        path = f"{self.zone_path()}/dns_records"
-        return self._pages(path, {"comment.startswith": start}, _RECORDS_PER_LARGE_PAGE, parse_record)
-
-    def every_record(self) -> list[Record]:
-        """Return all records of the zone.
-
-        Raises:
-            ApiError: also if the list may be incomplete.
-
-        Source: GET /zones/{zone}/dns_records.
-        """
-        return self._pages(f"{self.zone_path()}/dns_records", {}, _RECORDS_PER_LARGE_PAGE, parse_record)
+        filters = {"comment.startswith": comment_start} if comment_start else {}
+        return self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def check_zone(self, name: str) -> None:
         """Check that a name belongs to the zone. If it does not, Cloudflare would create a record at `name.zone`.
