@@ -228,13 +228,6 @@ def test_node_without_a_name_is_listed(server: HeadscaleSimulator, headscale: He
     assert headscale.nodes()[1].hostname == NAME
 
 
-@ONE_RELEASE
-def test_list_of_a_thousand_nodes_is_complete(clock: Clock, connect: Connect, server: HeadscaleSimulator) -> None:
-    for number in range(1000):
-        server.add_node(f"app{number}.example.com", user="svc")
-    assert len(connect().nodes()) == 1000
-
-
 # --- Output --------------------------------------------------------------------------------------------
 
 LISTS: list[Any] = [
@@ -418,14 +411,6 @@ def test_stopped_server_is_retried(cli: HeadscaleCli, headscale: HeadscaleWriter
     clock.schedule(30, lambda: setattr(cli, "stopped", False))
     assert headscale.nodes() == []
     assert 30 <= clock.elapsed_s < 60
-
-
-@ONE_RELEASE
-def test_retries_take_two_minutes_in_total(cli: HeadscaleCli, headscale: HeadscaleWriter, clock: Clock) -> None:
-    cli.stopped = True
-    with pytest.raises(TransientError, match="context deadline exceeded"):
-        headscale.nodes()
-    assert 90 < clock.elapsed_s <= 120
 
 
 @ONE_RELEASE
@@ -729,23 +714,6 @@ class TestPodSelection:
         assert {exchange.path.split("/")[-2] for exchange in kubernetes.requests if "exec" in exchange.path} == {
             "headscale-b"
         }
-
-    def test_replaced_pod_is_selected_again(
-        self, server: HeadscaleSimulator, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter
-    ) -> None:
-        """Each pod of a Deployment has a new name."""
-        server.add_node(NAME, user="svc")
-        [node] = headscale.nodes()
-        kubernetes.delete_pod(kubernetes.pods[0])
-        kubernetes.add_pod("headscale-5d9c7-x2x4z", {"headscale": {"headscale": cli}}, owner="ReplicaSet")
-        headscale.delete_node(node, is_still_ours=always_ours)
-        assert server.nodes == []
-
-    def test_pod_that_is_deleted_after_it_was_listed(
-        self, cli: HeadscaleCli, kubernetes: KubernetesSimulator, headscale: HeadscaleWriter, clock: Clock
-    ) -> None:
-        kubernetes.faults.add(faults.answer(404, '{"kind": "Status", "reason": "NotFound"}'), path="/exec")
-        assert headscale.nodes() == []
 
 
 # --- Reported outcomes ---------------------------------------------------------------------------------
