@@ -277,7 +277,7 @@ class Bench:
         )
 
     def _storm(self) -> Iterator[Figure]:
-        """Simulate many pods that start at once, and compare the time of the last key with the limit of the server."""
+        """Simulate many pods that start together, and compare the time of the last key with the limit of the server."""
         # The simulation runs in this process, where the commands would log.
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         for pods in (300, 1000):
@@ -285,9 +285,11 @@ class Bench:
             result = storm(50, key_check_s=BCRYPT_S * pods / 50) if self._quick else storm(pods)
             ratio, wasted = result.last_key_s / result.limit_s, result.wasted / result.key_checks
             text = f"{result.last_key_s:.0f} s: {ratio:.2f} x, {result.exits} container exits"
-            yield Figure(f"{pods} pods at once, last key", text, f"the server's limit: {result.limit_s:.0f} s", ratio)
+            yield Figure(
+                f"{pods} pods starting together, last key", text, f"the server's limit: {result.limit_s:.0f} s", ratio
+            )
             reference = f"{result.key_checks} key checks"
-            yield Figure(f"{pods} pods at once, key checks wasted", f"{wasted:.0%}", reference, wasted)
+            yield Figure(f"{pods} pods starting together, key checks wasted", f"{wasted:.0%}", reference, wasted)
 
     def _steady(self) -> Iterator[Figure]:
         """Simulate the polls of many pods, and compare the load of Headscale with that of polls at POLL_INTERVAL."""
