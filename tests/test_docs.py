@@ -163,15 +163,17 @@ def test_message_in_operations_occurs_in_the_program(message: str) -> None:
 LIMITS = {
     "Retry budget of `cleanup` for Headscale": CLEANUP_RETRY_BUDGET,
     "Retry budget of `prune` for Headscale": PRUNE_RETRY_BUDGET,
-    "Retries within that time": MAX_RETRIES,
-    "Time limit of a response from Headscale, as a multiple of `HTTP_TIMEOUT`": HEADSCALE.response_timeouts,
+    "Number of retries of `cleanup` or `prune`": MAX_RETRIES,
+    "Time limit of a response from Headscale, in units of `HTTP_TIMEOUT`": HEADSCALE.response_timeouts,
     "Delay between the two observations of `prune`": timedelta(seconds=CONFIRMATION_DELAY_S),
     "First warning before a key or a node expires": WARN_BEFORE,
     "Time over which a lost node is confirmed": timedelta(seconds=CONFIRMING_S),
-    "The same, if Headscale has no nodes at all": timedelta(seconds=EMPTY_LIST_CONFIRMING_S),
+    "Time over which a lost node is confirmed if Headscale has no nodes at all": timedelta(
+        seconds=EMPTY_LIST_CONFIRMING_S
+    ),
     "Polls that confirm a lost node": CONFIRMING_OBSERVATIONS,
     "Longest poll interval in a large fleet": timedelta(seconds=SLOWEST_POLL_S),
-    "Time from SIGTERM to the end of a running pass": f"{GRACE_S}s",
+    "Time after SIGTERM before a running pass is aborted": f"{GRACE_S}s",
     "Largest response that is read": f"{MAX_RESPONSE_BYTES >> 20} MiB",
 }
 
