@@ -1,1 +1,4 @@
-"""Clients of the upstreams. Their methods return values of `domain.model`, and raise errors of `domain.errors`."""
+"""Clients of Headscale, Cloudflare and the Kubernetes API. Most methods return values of `domain.model`.
+
+Failures are raised as errors of `domain.errors`.
+"""

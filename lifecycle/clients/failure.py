@@ -1,4 +1,7 @@
-"""Why a request got no response: name resolution, connections, proxies and TLS, with the setting to check."""
+"""Explain why a request got no response. The message names the setting to check.
+
+The reasons are failures of name resolution, connections, proxies and TLS.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,24 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 
-# The errors of OpenSSL if the peer does not speak TLS. They differ by version.
+# OpenSSL's names of the error that the peer does not speak TLS. Its versions use different names.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
-# Results of OpenSSL's certificate verification: no trusted issuer, or a certificate for another host name or address.
+# OpenSSL's codes for a certificate without a trusted issuer, and for a certificate of another host name or address.
 # Source: <openssl/x509_vfy.h>.
 _UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})
 _OTHER_NAME = frozenset({62, 64})
 
-# The first digit of a proxy's status if a retry cannot help. Other statuses, such as 502, can be temporary.
-_PERMANENT_STATUS = "4"
+# A retry cannot help if the status from a proxy starts with this digit. Other statuses, such as 502, can be temporary.
+_PERMANENT_STATUS_START = "4"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where an upstream is reached, for messages.
+    """The address of an upstream (such as Headscale), and the proxy to it, for messages.
 
     Attributes:
-        url: without credentials.
+        url: the URL without credentials.
     """
 
     upstream: Upstream
@@ -44,16 +47,16 @@ class Endpoint:
 
     @property
     def via(self) -> str:
-        """The proxy, as an addition to a message; "" if there is none."""
+        """The words of a message that name the proxy; "" if there is none."""
         return f" through the proxy {self.proxy.address} ({self.proxy.setting})" if self.proxy else ""
 
     @property
     def is_plain_http(self) -> bool:
-        """Whether requests are sent without TLS."""
+        """True if requests are sent without TLS."""
         return self.url.startswith("http:")
 
-    def needs_https(self, what: str) -> ResponseError:
-        """Return the error for plain HTTP sent to a port that expects TLS."""
+    def https_required_error(self, what: str) -> ResponseError:
+        """Return the error for a request (`what`) that was sent as plain HTTP to a port that expects TLS."""
         return ResponseError(
             f"{self.url} expects HTTPS ({what}). Write https:// instead of http:// in {self.upstream.url_setting}.",
             upstream=self.upstream.name,
@@ -68,7 +71,7 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         what: the request, for the message.
         timeout_s: the time budget of the request.
     """
-    # `network.Network` raises errors of httpcore with the original OSError as an argument.
+    # `network.Network` raises errors of httpcore, each with the original OSError as an argument.
     arguments = error.__cause__.args if error.__cause__ else ()
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
     kind: type[ApiError] = TransientError
@@ -78,13 +81,13 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
             text = _explain_connection(cause, what=what, endpoint=endpoint, timeout_s=timeout_s)
             return TransientError(text, upstream=name, sent=False)
         case TlsExpectedError():
-            return endpoint.needs_https(what)
+            return endpoint.https_required_error(what)
         case ssl.SSLError():
             kind, text = _explain_tls(cause, what=what, endpoint=endpoint)
         case _ if isinstance(error, httpx.ProxyError) and proxy is not None:
-            # The reason begins with the proxy's status.
+            # The text of the error begins with the HTTP status that the proxy returned.
             reason = excerpt(str(error))
-            kind = ResponseError if reason.startswith(_PERMANENT_STATUS) else TransientError
+            kind = ResponseError if reason.startswith(_PERMANENT_STATUS_START) else TransientError
             text = (
                 f"The proxy {proxy.address} refused to connect to {endpoint.url} for {what} ({reason}). "
                 f"Check {proxy.setting}."

@@ -1,4 +1,4 @@
-"""Send HTTP requests to an upstream, each within one time budget."""
+"""Send HTTP requests to Headscale, Cloudflare or the Kubernetes API, each within one time budget."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from lifecycle.runtime.deadline import time_budget
 # The largest valid response is a list of nodes, which Headscale itself limits to about 4 MiB.
 MAX_RESPONSE_BYTES: Final = 32 * 1024 * 1024
 
-# A list is parsed in pieces of this length, which contain some hundred nodes each.
+# A list is parsed in pieces of this length. Each contains several hundred nodes.
 _PIECE_BYTES = 256 * 1024
 
 _UNCOMPRESSED = frozenset({"", "identity"})
 
 
 class HttpClient:
-    """An upstream, reached over HTTP.
+    """A client of an upstream (Headscale, Cloudflare or the Kubernetes API).
 
     Args:
-        http: has the base address; follows no redirects.
-        upstream: names the upstream and its settings, for messages.
+        http: a client of httpx that has the base address and follows no redirects.
+        upstream: describes the upstream.
         timeout: the limit for opening a connection. A whole request, from resolving the name to the end of the
             response, may take this time multiplied by `Upstream.response_timeouts`.
         proxy: the proxy that `http` uses, for messages.
-        now: returns aware UTC.
+        now: returns the current time, aware, in UTC.
 
     Attributes:
-        endpoint: where the upstream is reached, for messages.
+        endpoint: the address of the upstream, and the proxy to it, for messages.
         clock_skew: how far the upstream's clock was ahead of ours at its last response; None if unknown.
     """
 
@@ -74,9 +74,10 @@ class HttpClient:
         """Send a request once.
 
         Args:
-            path: below the base address; with a slash.
-            items: parses the list in a successful response while it arrives, and removes its items from the body.
-            secret: see `parse_response`.
+            path: the path below the base address, starting with a slash.
+            items: parses the list in a successful response while the response arrives. The parsed items are then
+                missing in the returned response.
+            secret: the credentials in the request, which must not appear in a message.
             request: `params`, `headers` and `content`, as for `stream`.
 
         Returns:
@@ -84,7 +85,7 @@ class HttpClient:
 
         Raises:
             TransientError: there was no complete response.
-            ResponseError: the response is not from the upstream's HTTP server, or is too large.
+            ResponseError: the response is too large, or something else than the upstream seems to have responded.
         """
         what = f"{method} {path}"
         with self.stream(method, path, what=what, **request) as streamed:
@@ -111,8 +112,8 @@ class HttpClient:
             if received > MAX_RESPONSE_BYTES:
                 raise self._unusable(what, f"is larger than {MAX_RESPONSE_BYTES >> 20} MiB", streamed.status_code)
             body += chunk
-            # What could not be parsed is parsed again with the next piece. The pieces grow with it, so that the total
-            # time stays proportional to the length of the body.
+            # The rest that could not be parsed yet is parsed again with the next piece. The longer the rest is, the
+            # longer is the next piece, so that the total time stays proportional to the length of the body.
             if items is not None and is_success and len(body) >= _PIECE_BYTES + 2 * unparsed:
                 items.take_from(body)
                 unparsed = len(body)
@@ -124,7 +125,7 @@ class HttpClient:
             and self.endpoint.is_plain_http
             and "https" in response.text.lower()
         ):
-            raise self.endpoint.needs_https(what)
+            raise self.endpoint.https_required_error(what)
         return response
 
     @contextmanager
@@ -138,17 +139,17 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> Iterator[httpx.Response]:
-        """Send a request, and close the response at the end of the block. The time budget includes the block.
+        """Send a request, and close the response at the end of the block. The block is part of the time budget.
 
         Args:
             what: the request, for messages.
             params: the query; a sequence is a parameter that occurs several times.
-            headers: in addition to those of every request.
+            headers: headers in addition to those that every request has.
 
         Raises:
             TransientError, ResponseError: as for `send`; also if reading the response in the block fails.
         """
-        # A body is never decompressed: some kilobytes can decompress to gigabytes.
+        # Compression is refused, because some kilobytes can decompress to gigabytes.
         headers = {**(headers or {}), "Accept-Encoding": "identity"}
         try:
             with (
@@ -159,12 +160,14 @@ class HttpClient:
             ):
                 encodings = streamed.headers.get("content-encoding", "").lower().replace(" ", "").split(",")
                 if not _UNCOMPRESSED.issuperset(encodings):
-                    raise self._unusable(what, "is compressed, against the request", streamed.status_code)
+                    raise self._unusable(
+                        what, "is compressed, although the request forbids compression", streamed.status_code
+                    )
                 yield streamed
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             is_connecting = isinstance(error, httpx.ConnectTimeout)
             timeout_s = self._connect_timeout_s if is_connecting else self._timeout_s
-            # Not chained: the exception's text can contain a URL with a password.
+            # The exception is not chained, because its text can contain a URL with a password.
             raise explain_failure(error, what=what, endpoint=self.endpoint, timeout_s=timeout_s) from None
 
     def _unusable(self, what: str, reason: str, status: int) -> ResponseError:

@@ -1,4 +1,7 @@
-"""Read the addresses of this pod's VPN interface, which all containers of the pod share, and wait for changes."""
+"""Read the addresses of this pod's VPN interface, and wait for changes of the interface.
+
+The tailscale container creates the interface. All containers of a pod share its network interfaces.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,20 @@ import ifaddr
 from lifecycle.domain.model import IpAddress
 from lifecycle.runtime.stop import StopEvent
 
-# The netlink groups to subscribe to. A link can disappear without a message about its addresses.
+# The netlink groups to subscribe to. An interface (a link) can disappear without a message about its addresses.
 # Source: linux/rtnetlink.h.
 _RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
 
-# After the first event, wait until the interface has all of its addresses.
+# The time to wait after the first message, because the interface may not have all of its addresses yet.
 _SETTLE_S = 0.1
-# The most messages to discard at a time. A host network can have many interfaces, and new messages may arrive.
+# The largest number of messages to discard at a time. On a host network with many interfaces, new messages may arrive
+# all the time.
 _MAX_MESSAGES = 100
 
-# The longest waits: without a subscription or until the node is registered, and in case an event was lost.
-_POLL_S, _SAFETY_POLL_S = 1.0, 60.0
+# The longest wait if the kernel reports no changes, or if the node is not registered yet.
+_POLL_S = 1.0
+# The longest wait otherwise. It ends a wait for which the message was lost.
+_SAFETY_POLL_S = 60.0
 
 
 def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
@@ -44,8 +50,8 @@ def interface_addresses(name: str | None) -> tuple[IpAddress, ...] | None:
 class InterfaceEvents:
     """Waits until an interface or address of this network namespace changes.
 
-    The kernel reports changes over netlink; their content is ignored. If the subscription is refused, as in gVisor,
-    each wait ends within a second.
+    The kernel reports changes in netlink messages, whose content is ignored. If the kernel refuses the subscription, as
+    in gVisor, each wait ends within a second.
 
     Args:
         stop: ends a wait.
@@ -81,7 +87,7 @@ class InterfaceEvents:
             except BlockingIOError:
                 return
             except OSError as error:
-                # ENOBUFS: some messages did not fit into the buffer.
+                # ENOBUFS only means that some messages did not fit into the buffer.
                 if error.errno != errno.ENOBUFS:
                     self.close()
                     return
@@ -93,7 +99,8 @@ def _subscribe() -> socket.socket | None:
     except (AttributeError, OSError):
         return None
     try:
-        # One message is enough for a wait to end. The smallest buffer limits how many have to be discarded.
+        # One message is enough to end a wait. The smallest possible buffer limits how many messages have to be
+        # discarded.
         netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         netlink.bind((0, _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
     except OSError:

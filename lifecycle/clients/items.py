@@ -1,4 +1,4 @@
-"""Parse a JSON list while it arrives. This saves memory: thousands of nodes are megabytes of text and objects."""
+"""Parse a JSON list while it arrives. This saves memory: the text of thousands of nodes has megabytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lifecycle.clients.response import has_few_values
 Parsed = TypeVar("Parsed")
 
 _decode = json.JSONDecoder().raw_decode
-# Only the white space of JSON: `\s` matches more.
+# The white space of JSON. The pattern `\s` would match other characters, too.
 _SPACE = r"[ \t\n\r]*"
 _BEFORE_NEXT = re.compile(f"{_SPACE},{_SPACE}(?={{)")
 
@@ -22,7 +22,7 @@ class Items(Generic[Parsed]):
     """The items of a list such as `{"nodes": [{…}, {…}]}`.
 
     Args:
-        member: the name of the list, which has to be the first member.
+        member: the name of the list, which has to be the first member of the JSON object.
         parse: parses an item; raises ValueError, KeyError, TypeError or AttributeError if it is malformed.
 
     Attributes:
@@ -35,12 +35,12 @@ class Items(Generic[Parsed]):
         self._start = re.compile(_SPACE.join(("", "{", f'"{member}"', ":", r"\[", "")).encode())
 
     def take_from(self, body: bytearray) -> None:
-        """Parse each item that is followed by the start of another one, and remove it from the body.
+        """Parse each item after which another item starts, and remove the parsed items from the body.
 
-        The last item stays in the body, and so does everything from a malformed item on.
+        The last item stays in the body. If an item is malformed, that item and everything after it stay, too.
         """
         start = self._start.match(body)
-        # The text ends after an ASCII character: a cut inside a longer character could not be decoded.
+        # The text ends after a "{", because the end of the body can be inside of a character with several bytes.
         end = body.rfind(b"{") + 1
         if start is None or start.end() >= end:
             return

@@ -1,4 +1,4 @@
-"""A JSON API with a bearer token. Each refusal becomes an error of `domain.errors`."""
+"""Send requests to a JSON API with a bearer token. Each refusal becomes an error of `domain.errors`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Credential:
 
     Args:
         read: returns the current secret; raises an error of `domain.errors`.
-        name: the setting that it comes from, for messages.
+        name: the setting that the secret comes from, for messages.
     """
 
     def __init__(self, read: Callable[[], str], *, name: str) -> None:
@@ -45,11 +45,11 @@ class Credential:
         return self._value
 
     def reload(self) -> None:
-        """Read the secret again. It stays as it was if it cannot be read."""
+        """Read the secret again. If this fails, the previous secret stays in use."""
         self._value = self._read()
 
     def renew(self, refused: str) -> bool:
-        """Read the secret again, if the refused one is still in use. Return True if it is another one now."""
+        """Replace a refused secret: read it again if it is still in use. Return True if there is now another secret."""
         if self._value == refused:
             self._value = self._read()
         return self._value != refused
@@ -59,9 +59,9 @@ class JsonClient:
     """A JSON API with a bearer token.
 
     Args:
-        http: the API.
+        http: sends the requests.
         credential: the bearer token.
-        on_outcome: called after each request with its outcome: ok, no_answer, throttled, server_error or refused.
+        on_outcome: called after each request with ok, no_answer, throttled, server_error or refused.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class JsonClient:
         authorized: bool = True,
         items: Items[Any] | None = None,
     ) -> Response:
-        """Send a request once, and again if its token was refused and has been rotated.
+        """Send a request. It is sent a second time if its token was refused, and another token can be read.
 
         Args:
-            path: below the base address; with a slash.
-            body: a JSON value; None = none.
-            authorized: whether the token is sent.
-            items: see `HttpClient.send`.
+            path: the path below the base address, starting with a slash.
+            body: a JSON value; None = no body.
+            authorized: True if the token is sent.
+            items: parses the list in the response; see `HttpClient.send`.
 
         Returns:
-            The response, with a status of success; its `json` may be None.
+            A successful response. Its `json` is None if the body is not JSON.
 
         Raises:
-            ApiError: the request was refused, or got no response; the subclass depends on the reason.
+            ApiError: the request was refused, or got no response. The subclass depends on the reason.
         """
         send = partial(self._send, method, path, params=params, body=body, items=items)
         if not authorized:
@@ -124,7 +124,7 @@ class JsonClient:
         try:
             return send(token=token)
         except AuthError:
-            # It is safe to send a request again that was refused.
+            # A refused request had no effect, so it is safe to send it again.
             if not self._from_credential(partial(self._credential.renew, token)):
                 raise
             return send(token=self._credential.value)
@@ -143,7 +143,7 @@ class JsonClient:
             if error.status is not None and not httpx.codes.is_server_error(error.status):
                 return
             raise TransientError(
-                f"{self._upstream.name} refused the credentials, but is unhealthy, so this can be wrong. {error}",
+                f"{self._upstream.name} refused the credentials, but is unhealthy, so they may be valid. {error}",
                 upstream=error.upstream,
                 status=error.status,
                 retry_after=error.retry_after,
@@ -154,11 +154,11 @@ class JsonClient:
             return
 
     def _from_credential(self, use: Callable[[], Result]) -> Result:
-        """Use the credential.
+        """Call a function that reads the credential, and return its result.
 
         Raises:
-            AuthError: it cannot be read. This may be temporary, because it could be read at the start. Unlike a
-                ConfigError, an AuthError does not end dns-watch.
+            AuthError: the credential cannot be read. This may be temporary, because it could be read at the start.
+                Unlike a ConfigError, an AuthError does not end dns-watch.
         """
         try:
             return use()
@@ -185,7 +185,7 @@ class JsonClient:
         return response
 
     def _error(self, what: str, response: Response) -> ApiError | None:
-        """Return the error for a refusal; None for a status of success."""
+        """Return the error for a refused request; None for a successful one."""
         status, endpoint, name = response.status, self._http.endpoint, self._upstream.name
         if httpx.codes.is_success(status):
             return None

@@ -1,4 +1,4 @@
-"""A network backend for httpcore: it opens TCP and TLS connections within the caller's time budget."""
+"""A network backend for httpcore. It opens TCP and TLS connections within the caller's time budget."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
 # Source: RFC 8305 (Happy Eyeballs), section 5: the recommended delay between two attempts.
 _ATTEMPT_DELAY_S = 0.25
 
-# All attempts start within this share of the time budget. If there are many addresses, the delay is shorter.
+# All attempts start within this share of the time budget. With many addresses, the delay between two attempts is
+# shorter.
 _SHARE_FOR_ATTEMPTS = 0.5
 
-# The first bytes of a TLS alert.
+# The first bytes of a TLS alert, the error message of TLS.
 # Source: RFC 8446, section 5.1.
 _TLS_ALERT = b"\x15\x03"
 
@@ -55,10 +56,10 @@ class UnreachableTimeoutError(UnreachableError, TimeoutError):
 class Network(httpcore.NetworkBackend):
     """Opens connections within the caller's time budget, which replaces the time-outs of httpcore.
 
-    Only httpcore's connect time-out still applies: it limits the TCP connection, and then the TLS handshake.
+    Only httpcore's connect time-out still applies. It limits the TCP connection and the TLS handshake, each separately.
 
     Args:
-        tls_server_name: the name that certificates have to be for; None = the host of the URL.
+        tls_server_name: the host name that a certificate has to contain; None = the host of the URL.
     """
 
     def __init__(self, *, tls_server_name: str | None = None) -> None:
@@ -67,8 +68,8 @@ class Network(httpcore.NetworkBackend):
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, *_args: Any, **_options: Any
     ) -> httpcore.NetworkStream:
-        """Connect to the first address of the host that accepts."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
+        """Connect to the first address of the host that accepts a connection."""
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _optional_time_budget(timeout):
             connection = connect(resolve(host, port))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return Stream(connection, tls_server_name=self._tls_server_name)
@@ -81,6 +82,7 @@ class Stream(httpcore.NetworkStream):
         self._socket = connection
         self._tls_server_name = tls_server_name
         # Before the first response to plain HTTP, the peer can turn out to expect TLS.
+        # True until the first data arrives over a connection without TLS: this data can be a TLS alert.
         self._may_expect_tls = not isinstance(connection, ssl.SSLSocket)
 
     def read(self, max_bytes: int, *_args: Any, **_options: Any) -> bytes:
@@ -109,9 +111,9 @@ class Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         """Continue this connection with TLS."""
-        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _limit(timeout):
+        with _httpcore_errors(httpcore.ConnectTimeout, httpcore.ConnectError), _optional_time_budget(timeout):
             try:
-                # For a handshake, Python's ssl module applies the socket's time-out to the whole of it.
+                # Python's ssl module applies the socket's time-out to the whole handshake.
                 self._socket.settimeout(remaining_s())
                 name = self._tls_server_name or server_hostname
                 secured = ssl_context.wrap_socket(self._socket, server_hostname=name)
@@ -121,10 +123,10 @@ class Stream(httpcore.NetworkStream):
         return Stream(secured, tls_server_name=None)
 
     def get_extra_info(self, info: str) -> Any:
-        """Return the values that httpcore asks for; None for any other name.
+        """Return a value that httpcore asks for; None for any other name.
 
         Args:
-            info: "ssl_object" for the TLS connection if it is one, or "is_readable" for whether the peer has sent
+            info: "ssl_object" for the TLS socket (None without TLS), or "is_readable" for True if the peer has sent
                 data or closed the connection.
         """
         match info:
@@ -159,11 +161,11 @@ def resolve(host: str, port: int) -> Sequence[Address]:
 def connect(addresses: Sequence[Address]) -> socket.socket:
     """Connect to the first of several addresses that accepts a connection.
 
-    The next attempt starts after a short delay, while the previous ones continue. Otherwise, one address that drops
-    packets would use up the time budget.
+    Each attempt starts a short time after the previous one, even if the previous ones are not finished. Otherwise, one
+    address that drops packets would use up the time budget.
 
     Raises:
-        UnreachableError: no address accepted a connection, or none did in time.
+        UnreachableError: no address accepted a connection, or none accepted one in time.
     """
     untried = deque(addresses)
     delay_s = min(_ATTEMPT_DELAY_S, _SHARE_FOR_ATTEMPTS * remaining_s() / len(addresses))
@@ -221,13 +223,13 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _limit(timeout_s: float | None) -> AbstractContextManager[None]:
+def _optional_time_budget(timeout_s: float | None) -> AbstractContextManager[None]:
     return nullcontext() if timeout_s is None else time_budget(timeout_s)
 
 
 @contextmanager
 def _httpcore_errors(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """Raise OSError as an error of httpcore. The original becomes its argument, since httpcore resets the cause."""
+    """Raise an OSError as an error of httpcore, with the OSError as its argument: httpcore resets `__cause__`."""
     try:
         yield
     except TimeoutError as error:

@@ -14,10 +14,10 @@ from typing import Any
 from lifecycle.clients.text import excerpt
 from lifecycle.domain.errors import ApiError
 
-# Longer than any upstream asks for. A much larger number would overflow a timedelta.
+# The longest accepted Retry-After. No upstream asks for more, and a much larger number would overflow a timedelta.
 _MAX_RETRY_AFTER = timedelta(days=1)
 
-# The most values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
+# The largest number of values in a JSON text that is parsed. A list of 20,000 nodes has about a million.
 _MAX_VALUES = 2_000_000
 
 _TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -30,7 +30,7 @@ class Response:
     Attributes:
         text: the body, with undecodable bytes replaced; "" if it was parsed as JSON.
         json: the parsed body; None if its content type is not JSON, or if it is malformed.
-        secret: the credentials of the request, which must not appear in a message.
+        secret: the credentials in the request, which must not appear in a message.
     """
 
     status: int
@@ -59,7 +59,7 @@ class Response:
 
     @property
     def reason(self) -> str:
-        """What the upstream says about a refusal, as the end of a message; "" if it says nothing."""
+        """The explanation of a refusal in the response, as the end of a message; "" if there is none."""
         message = excerpt("; ".join(_messages(self.json)) or self._plain_text, secret=self.secret)
         return f' Response: "{message}"' if message else ""
 
@@ -82,8 +82,8 @@ def parse_response(
 
     Args:
         headers: a mapping with case-insensitive names.
-        body: is cleared, to save memory.
-        secret: see `Response`.
+        body: the body. It is cleared, to save memory.
+        secret: the credentials in the request.
     """
     text = body.decode(errors="replace")
     body.clear()

@@ -1,4 +1,4 @@
-"""Prepare text from an upstream for a message."""
+"""Prepare text from a response for a message."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 _MAX_LENGTH = 300
 
-# Processing a text of megabytes takes long, and most of it would be cut anyway.
+# Only the start of a longer text is processed: processing megabytes takes long, and most of it would be cut anyway.
 _MAX_PROCESSED = 10_000
 
 # Keys and tokens are longer than words.
@@ -17,7 +17,7 @@ def excerpt(text: str, *, secret: str | None = None) -> str:
     """Return the start of the text as one line of printable characters, without secrets.
 
     Args:
-        secret: is removed, in addition to everything that looks like a secret.
+        secret: a text to remove. Everything that looks like a key or token is removed, too.
     """
     text = text[:_MAX_PROCESSED]
     if secret:

@@ -1,4 +1,4 @@
-"""Open httpx clients that use `network.Network`, an explicit proxy, and nothing from the environment."""
+"""Open httpx clients that use `network.Network` and the given proxy, and that ignore environment variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import lifecycle
 from lifecycle.clients.network import Network
 from lifecycle.domain.proxy import Proxy
 
-# Idle connections are closed before the server closes them.
+# Idle connections are closed after this time, before the server closes them.
 # Source: Headscale's HTTP server closes an idle connection after its read time-out of 30 s.
 _KEEPALIVE_S = 20.0
 
@@ -21,12 +21,12 @@ _KEEPALIVE_S = 20.0
 def open_http(
     base_url: str, *, trust: ssl.SSLContext, proxy: Proxy | None = None, tls_server_name: str | None = None
 ) -> httpx.Client:
-    """Return a client of one upstream; no connection is opened yet.
+    """Return a client of one server; no connection is opened yet.
 
     Args:
         trust: the certificate authorities that are trusted.
         proxy: used for every request, if given.
-        tls_server_name: the name that the upstream's certificate has to be for; None = the host of the URL.
+        tls_server_name: the host name that the server's certificate has to contain; None = the host of the URL.
     """
     return httpx.Client(
         base_url=base_url,
@@ -87,7 +87,7 @@ class _Body(httpx.SyncByteStream):
 
 @contextmanager
 def httpx_errors() -> Iterator[None]:
-    """Raise exceptions of httpcore as those of httpx, which have the same names."""
+    """Raise each exception of httpcore as the exception of httpx that has the same name."""
     try:
         yield
     except (

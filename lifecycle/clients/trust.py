@@ -21,7 +21,10 @@ BUILT_IN = Path(sys.prefix, "etc/ssl/certs")
 
 
 def public_trust(*, cafile: AnyPath | None = None, capath: AnyPath | None = None) -> ssl.SSLContext:
-    """Return a context for public authorities: those in the image or of certifi, or the given ones instead."""
+    """Return a context that trusts the given authorities.
+
+    Without arguments, it trusts the public authorities: those in the image, or outside of the image those of certifi.
+    """
     if cafile is None and capath is None:
         if BUILT_IN.is_dir():
             capath = BUILT_IN
@@ -33,13 +36,13 @@ def public_trust(*, cafile: AnyPath | None = None, capath: AnyPath | None = None
 
 
 def private_trust(cafile: AnyPath | None) -> ssl.SSLContext:
-    """Return a context for only the authorities in a file."""
+    """Return a context that trusts only the authorities in a file."""
     context = ssl.create_default_context(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return context
 
 
 def add_authorities(context: ssl.SSLContext, cafile: AnyPath) -> None:
-    """Make a context trust the authorities in a file, too."""
+    """Make a context also trust the authorities in a file."""
     context.load_verify_locations(cafile=cafile)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

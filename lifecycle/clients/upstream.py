@@ -1,4 +1,4 @@
-"""What differs between upstreams for the HTTP clients: names for messages, refusals and time-outs."""
+"""Describe how Headscale, Cloudflare and the Kubernetes API differ for the HTTP clients."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class Upstream:
 
     Attributes:
         name: the name for messages.
-        url_setting: the setting with its address.
+        url_setting: the setting with the URL.
         ca_setting: the setting with the path of a file of additional certificate authorities.
-        explain: returns the error for a request and the refusal of it; None to choose the error by the status.
-        is_own: returns True if an error response is the upstream's own, and not a proxy's.
+        explain: called with a request, such as "GET /zones", and with its response; returns the error for the refusal.
+            None means that the error is chosen by the HTTP status alone.
+        is_own: returns True if an error response is from the upstream itself, and not from a proxy.
         response_timeouts: the time for a whole request, as a multiple of HTTP_TIMEOUT.
-        health_path: path of the health endpoint, which needs no credentials; None if the upstream has none.
+        health_path: the path of the health endpoint, which needs no credentials; None if there is none.
     """
 
     name: str
