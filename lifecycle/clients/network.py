@@ -81,8 +81,7 @@ class Stream(httpcore.NetworkStream):
     def __init__(self, connection: socket.socket, *, tls_server_name: str | None) -> None:
         self._socket = connection
         self._tls_server_name = tls_server_name
-        # Before the first response to plain HTTP, the peer can turn out to expect TLS.
-        # True until the first data arrives over a connection without TLS: this data can be a TLS alert.
+        # Until the first data arrives over plain HTTP, it is unknown whether the peer expects TLS.
         self._may_expect_tls = not isinstance(connection, ssl.SSLSocket)
 
     def read(self, max_bytes: int, *_args: Any, **_options: Any) -> bytes:

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lifecycle.clients.headscale.parsing import (
-    camelised,
     parse_api_key,
     parse_id,
     parse_node,
     parse_pre_auth_key,
     parse_time,
     parse_user,
+    with_camel_case_names,
 )
 from lifecycle.domain.model import KeyOrigin, Node, RegisterMethod, User
 from tests.clients.json_values import JSON
@@ -450,7 +450,7 @@ class TestNode:
             "forced_tags": ["tag:svc"],
         }
 
-        assert parse_node(camelised(printed)) == parse_node(NODE)
+        assert parse_node(with_camel_case_names(printed)) == parse_node(NODE)
 
 
 class TestPreAuthKey:
@@ -561,7 +561,7 @@ class TestCliOutput:
     def test_names_are_camelised_at_every_depth(self) -> None:
         printed = {"pre_auth_key": {"acl_tags": ["tag:a_b"], "created_at": None}, "nodes": [{"ip_addresses": ["a_b"]}]}
 
-        assert camelised(printed) == {
+        assert with_camel_case_names(printed) == {
             "preAuthKey": {"aclTags": ["tag:a_b"], "createdAt": None},
             "nodes": [{"ipAddresses": ["a_b"]}],
         }
@@ -570,4 +570,4 @@ class TestCliOutput:
     def test_camel_case_names_are_unchanged(self, payload: dict[str, Any]) -> None:
         text = json.dumps(payload)
         if "_" not in text:
-            assert json.dumps(camelised(payload)) == text
+            assert json.dumps(with_camel_case_names(payload)) == text

@@ -1,1 +1,1 @@
-"""One Cloudflare zone and its DNS records."""
+"""Read and change the DNS records of one Cloudflare zone."""

@@ -1,7 +1,7 @@
 """Turn a refusal by Cloudflare into an error with advice.
 
-Cloudflare publishes no list of error codes. These come from public issue trackers and recorded responses.
-Only the codes are used, because Cloudflare has changed the messages over the years.
+Cloudflare publishes no list of error codes. The codes here come from public issue trackers and recorded responses.
+The messages of Cloudflare are not used to choose the error, because Cloudflare has changed them over the years.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INVALID_TOKEN = Meaning(
 )
 _MISSING_PERMISSION = Meaning(
     AuthError,
-    "CLOUDFLARE_API_TOKEN has no permission for this. It needs Zone / DNS / Edit for the zone of "
+    "CLOUDFLARE_API_TOKEN has no permission for this request. It needs Zone / DNS / Edit for the zone of "
     "CLOUDFLARE_ZONE_ID, and must allow this IP address.",
 )
 _WRONG_ZONE_ID = Meaning(
@@ -49,14 +49,14 @@ _WRONG_API_URL = Meaning(
 _CONFLICTING_RECORD = Meaning(ConflictError, "Another record at the name conflicts with this one.")
 _NAME_IN_USE = Meaning(
     ConflictError,
-    "The name is in use: by another record, or by another Cloudflare product such as a Workers custom domain. The "
-    "latter is removed at the product (Workers & Pages, the Worker's settings, Domains & Routes), not in the zone.",
+    "The name is in use: by another record, or by another Cloudflare product such as a Workers custom domain. A "
+    "custom domain is removed in that product (Workers & Pages, the Worker's settings, Domains & Routes).",
 )
 
-# The API has no endpoint with the path of the request.
+# The codes for a path that the API does not have.
 _NO_ROUTE = frozenset({7000, 7003})
 
-# The meaning of each group of codes. If a response has several codes, the first group here counts.
+# The meaning of each group of codes. If a response has codes of several groups, the first of these groups counts.
 _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     ({6003, 9106}, _MALFORMED_TOKEN),
     ({9109, 10001}, _INVALID_TOKEN),
@@ -70,21 +70,22 @@ _BY_CODE: tuple[tuple[Container[int], Meaning], ...] = (
     (range(81050, 81070), _NAME_IN_USE),
 )
 
-# The meaning of a status, for a response with other codes or with none.
+# The meaning of each HTTP status, for a response without any of the codes above.
 _BY_STATUS: dict[int, Meaning] = {
     401: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
     403: Meaning(AuthError, "CLOUDFLARE_API_TOKEN was refused."),
     404: Meaning(NotFoundError, "The record or zone does not exist. Check CLOUDFLARE_ZONE_ID."),
 }
-_OTHERWISE = Meaning(ResponseError, "The request was refused.")
+_OTHER_STATUS = Meaning(ResponseError, "The request was refused.")
 
 _BLOCKED = Meaning(
     ResponseError,
-    "Something in front of the API blocked the request: a proxy, or Cloudflare's edge, which blocks IP addresses.",
+    "Something in front of the API blocked the request: a proxy, or Cloudflare's firewall, which blocks some IP "
+    "addresses.",
 )
 
-# The meaning of a status without a code, which means that the response is not from Cloudflare's API.
-_BY_STATUS_ALONE: dict[int, Meaning] = {
+# The meaning of each HTTP status for a response without codes. Such a response is not from Cloudflare's API.
+_BY_STATUS_WITHOUT_CODE: dict[int, Meaning] = {
     401: _BLOCKED,
     403: _BLOCKED,
     404: Meaning(
@@ -111,18 +112,18 @@ def _meaning(status: int, codes: list[int]) -> Meaning:
     for group, meaning in _BY_CODE:
         if any(code in group for code in codes):
             return meaning
-    if not codes and status in _BY_STATUS_ALONE:
-        return _BY_STATUS_ALONE[status]
-    return _BY_STATUS.get(status, _OTHERWISE)
+    if not codes and status in _BY_STATUS_WITHOUT_CODE:
+        return _BY_STATUS_WITHOUT_CODE[status]
+    return _BY_STATUS.get(status, _OTHER_STATUS)
 
 
 def _is_unknown_path(what: str, codes: list[int]) -> bool:
-    """Return True if the list of zones does not exist: its path contains no id, so the API's URL is wrong."""
+    """Return True if the API does not know the path /zones. The path contains no id, so the API's URL is wrong."""
     return what == "GET /zones" and not _NO_ROUTE.isdisjoint(codes)
 
 
 def _codes(body: Any) -> list[int]:
-    """Return every code of a refusal. An error can contain a chain with the codes of its causes."""
+    """Return every error code in the body of a refusal. An error can contain a chain of further errors, its causes."""
     errors = _list(body, "errors")
     causes = [cause for error in errors for cause in _list(error, "error_chain")]
     return [item["code"] for item in errors + causes if isinstance(item, dict) and isinstance(item.get("code"), int)]

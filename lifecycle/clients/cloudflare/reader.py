@@ -21,7 +21,8 @@ Parsed = TypeVar("Parsed")
 
 _ID = re.compile(r"[0-9a-f]{1,32}")
 
-# The API's default: a name has only a few records. The API accepts up to 5,000 per page.
+# This is the API's default, which is enough for the few records of a name. The API accepts up to 5,000 records per
+# page.
 _RECORDS_PER_PAGE = 100
 _RECORDS_PER_LARGE_PAGE = 1000
 _ZONES_PER_PAGE = 50
@@ -32,8 +33,8 @@ class CloudflareReader:
 
     Args:
         client: its base address ends in `/client/v4`.
-        domain: the domain. Its zone is the longest suffix of it that is a zone at Cloudflare.
-        zone_id: the id of the zone; None = search for the zone.
+        domain: a domain such as apps.example.com. The zone is the longest suffix of it that is a zone at Cloudflare.
+        zone_id: the id of the zone; None = find the zone by the domain.
     """
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
@@ -50,7 +51,7 @@ class CloudflareReader:
             comment: also return the records at other names that have exactly this comment.
 
         Raises:
-            ApiError: also if the list may be incomplete.
+            ApiError: the list could not be read, or may be incomplete.
 
         Source: GET /zones/{zone}/dns_records; with match=any, a record has to match only one of the filters.
         """
@@ -59,10 +60,10 @@ class CloudflareReader:
         return [record for record in records if record.name == name or record.comment == comment]
 
     def all_records(self, *, comment_start: str = "") -> list[Record]:
-        """Return all records of the zone, or those whose comment starts with a text. Cloudflare ignores its case.
+        """Return all records of the zone, or only those whose comment starts with a text, without regard to case.
 
         Raises:
-            ApiError: also if the list may be incomplete.
+            ApiError: the list could not be read, or may be incomplete.
 
         Source: GET /zones/{zone}/dns_records?comment.startswith=.
         """
@@ -70,22 +71,22 @@ class CloudflareReader:
         return self._pages(f"{self.zone_path()}/dns_records", filters, _RECORDS_PER_LARGE_PAGE, parse_record)
 
     def check_zone(self, name: str) -> None:
-        """Check that a name belongs to the zone. If it does not, Cloudflare would create a record at `name.zone`.
+        """Check that a name belongs to the zone. For any other name, Cloudflare would create a record at `NAME.ZONE`.
 
         Raises:
-            ResponseError: it belongs to another zone.
+            ResponseError: the name belongs to another zone.
             ApiError: the zone's name could not be read.
         """
         zone = self.zone_name()
         if not is_in_domain(name, zone):
             raise ResponseError(
-                f"CLOUDFLARE_ZONE_ID is the zone {zone}, to which {name} does not belong. Set it to the zone of "
-                "DOMAIN_NAME, or leave it out.",
+                f"CLOUDFLARE_ZONE_ID is the zone {zone}, to which {name} does not belong. Set it to the id of "
+                "the zone of DOMAIN_NAME, or leave it out.",
                 upstream=UPSTREAM,
             )
 
     def zone_name(self) -> str:
-        """Return the zone's own name, also called its apex. It is read only once.
+        """Return the name of the zone, also called its apex. The name is read only once.
 
         Source: GET /zones/{zone}.
         """
@@ -95,7 +96,7 @@ class CloudflareReader:
         return self._zone_name
 
     def zone_path(self) -> str:
-        """Return the path of the zone in the API. If no id was given, search for the zone first."""
+        """Return the path of the zone in the API. If its id is not known yet, the zone is searched first."""
         if self._zone_id is None:
             self._zone_id, self._zone_name = self._find_zone()
         return f"/zones/{self._zone_id}"
@@ -104,7 +105,7 @@ class CloudflareReader:
         """Return the id and name of the zone: try the whole domain first, then each of its parent domains.
 
         Raises:
-            ApiError: there is no such zone, or more than one, or a list could not be read.
+            ApiError: there is no such zone, there are several, or the zones could not be listed.
 
         Source: GET /zones?name=.
         """
@@ -159,7 +160,7 @@ class CloudflareReader:
         return items
 
     def _one(self, method: str, path: str, parse: Callable[[Any], Parsed], *, body: Any = None) -> Parsed:
-        """Send one request and parse the `result` of the response."""
+        """Send one request, parse the `result` in the response, and return it."""
         response = self._client.send(method, path, body=body)
         with well_formed(malformed_response(f"{method} {path}")):
             match response.json:
@@ -198,7 +199,7 @@ def _plain_name(value: Any) -> str:
 
 
 def _identifier(value: Any) -> str:
-    """Return an id. It is checked, because it becomes part of a path."""
+    """Return an id after checking its form, because the id becomes part of a path."""
     text = _text(value)
     if not _ID.fullmatch(text):
         raise ValueError("an id has up to 32 hex digits")

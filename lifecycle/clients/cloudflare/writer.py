@@ -1,4 +1,4 @@
-"""Change the records of one Cloudflare zone. Several changes are one transaction."""
+"""Change the records of one Cloudflare zone. Changes that are made together are one transaction."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CloudflareWriter(CloudflareReader):
 
     def __init__(self, client: JsonClient, *, domain: str, zone_id: str | None = None) -> None:
         super().__init__(client, domain=domain, zone_id=zone_id)
-        # Records that Cloudflare created at another name than requested, and that still have to be deleted.
+        # Strays are records that Cloudflare created at another name than requested. These still have to be deleted.
         self._strays: list[Record] = []
-        # The message of the error for every further creation, once a stray has shown that the zone is wrong.
+        # A stray shows that the zone is wrong. No further record is then created, and this message is the error.
         self._wrong_zone: str | None = None
 
     def change(
@@ -36,9 +36,9 @@ class CloudflareWriter(CloudflareReader):
         """Make all of these changes or none.
 
         Raises:
-            ConflictError: another record conflicts, or a record was changed since it was read.
-            NotFoundError: a record to update, or one of several to delete, does not exist.
-            ResponseError: a name belongs to another zone, or a record differs from the request afterwards.
+            ConflictError: another record conflicts with a change, or a record was renamed since it was read.
+            NotFoundError: a record to update does not exist, or a record to delete together with other changes.
+            ResponseError: a name belongs to another zone, or a changed record differs from what was requested.
 
         Source: POST, PATCH and DELETE below /zones/{zone}/dns_records, and POST …/batch, which deletes,
         then updates, then creates, and accepts 200 records on every plan of Cloudflare.
@@ -52,7 +52,7 @@ class CloudflareWriter(CloudflareReader):
         self._delete_strays(path)
         if self._wrong_zone is not None and names:
             raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
-        # A token that may edit records is not always allowed to read the zone.
+        # A token that may edit records is not always allowed to read the zone. The names are then not checked.
         with suppress(AuthError):
             for name in names:
                 self.check_zone(name)
@@ -82,12 +82,14 @@ class CloudflareWriter(CloudflareReader):
         _check(path, changed, [spec for _, spec, _ in patches])
 
     def _delete(self, path: str, record_id: str) -> None:
-        # The record can have been deleted since it was read.
+        # Another client may have deleted the record since it was read.
         with suppress(NotFoundError):
             self._one("DELETE", f"{path}/{record_id}", lambda _result: None)
 
     def _revert_strays(self, path: str, created: Sequence[Record], names: Collection[str]) -> None:
-        """Delete records that were created at another name: Cloudflare appends the zone's name if it is missing.
+        """Delete the created records that have another name than requested.
+
+        Cloudflare appends the zone's name to a name that does not end with it.
 
         Raises:
             ResponseError: there were such records.
@@ -97,16 +99,16 @@ class CloudflareWriter(CloudflareReader):
             return
         self._wrong_zone = (
             f"Cloudflare created {strays[0].name} instead of {', '.join(sorted(names))}, which belongs to another "
-            "zone. Set CLOUDFLARE_ZONE_ID to the zone of DOMAIN_NAME, or leave it out."
+            "zone. Set CLOUDFLARE_ZONE_ID to the id of the zone of DOMAIN_NAME, or leave it out."
         )
         self._strays += strays
         self._delete_strays(path)
         raise ResponseError(self._wrong_zone, upstream=UPSTREAM)
 
     def _delete_strays(self, path: str) -> None:
-        """Delete the strays one by one. After a failure, the next change deletes the rest.
+        """Delete the strays one by one. If a deletion fails, the next call of `change` deletes the remaining strays.
 
-        A stray that was changed since it was created stays, because it may have another owner.
+        A stray that was changed since it was created is not deleted, because another client may own it.
         """
         while self._strays:
             stray = self._strays[0]
@@ -121,7 +123,8 @@ def _create_body(spec: RecordSpec) -> dict[str, Any]:
         "name": spec.name,
         "content": str(spec.content),
         "ttl": spec.ttl_s,
-        # Always sent: with private routing enabled, Cloudflare would route a proxied VPN address through a tunnel.
+        # This is always sent: if the zone has private routing enabled, Cloudflare would route requests for a proxied
+        # VPN address through a tunnel.
         "proxied": False,
         "comment": spec.comment,
     }
@@ -138,7 +141,8 @@ def _check(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) ->
     """Check that the records in a response are the requested ones.
 
     Raises:
-        ConflictError, ResponseError: they differ.
+        ConflictError: a record has another name than requested.
+        ResponseError: the records differ in number or in other fields.
     """
     if len(records) != len(specs):
         raise malformed_response(f"a change of {path}")

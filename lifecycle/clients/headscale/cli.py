@@ -1,4 +1,4 @@
-"""Parse the output of Headscale's command line: its JSON, and its errors."""
+"""Parse the JSON and the errors that Headscale's command line writes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ PROGRAM: Final = "headscale"
 # The exit statuses with which shells and some container runtimes report that the program does not exist.
 _NO_PROGRAM = frozenset({126, 127})
 
-# gRPC codes of refusals; "" = a refusal by 0.30 or newer, which report no code.
+# gRPC codes in refusals by the server. "" stands for a refusal by 0.30 or newer, which contains no code.
 _NOT_FOUND = frozenset({"NotFound", "Unknown", ""})
 _REFUSED_CALLER = frozenset({"Unauthenticated", "PermissionDenied"})
 _INVALID_REQUEST = frozenset({"InvalidArgument", "FailedPrecondition", "Unimplemented", "ResourceExhausted"})
 
+# Messages about wrong arguments.
 _USAGE = re.compile(
     r"unknown (shorthand )?(flag|command)|required flag|invalid argument|accepts \d+ arg", re.IGNORECASE
 )
 
-# Failures of the command line before it reaches the server. A retry does not help.
+# Messages about failures before the command line has reached the server. A retry cannot help.
 _NO_CONFIGURATION = re.compile(
     r"(load|read|pars)(e|ing)? (the )?config|config file .*not found|HEADSCALE_CLI_\w+", re.IGNORECASE
 )
@@ -37,11 +38,11 @@ _LINE_START = re.compile(r"^(?=[^\s])", re.MULTILINE)
 
 
 class UsageError(ResponseError):
-    """The command line refused its arguments: its release is not the expected one."""
+    """The command line refused its arguments, because they are those of another release."""
 
 
 def describe(arguments: Sequence[str]) -> str:
-    """Return the name of a command for messages: without its options, which can contain secrets."""
+    """Return the name of a command for messages. The options are left out, because they can contain secrets."""
     return " ".join([f"`{PROGRAM}", *arguments[:2]]) + "`"
 
 
@@ -63,7 +64,7 @@ def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output
 
 
 def _meaning(text: str) -> tuple[type[ApiError], str]:
-    """Return the type of the error, and advice. The server refused the request, or the command line failed itself."""
+    """Return the type of the error, and advice. Either the server refused the request, or the command line failed."""
     code, message = cli_refusal(text)
     if is_ambiguous(message):
         return ResponseError, f". {CHECK_NAMES}"
@@ -73,8 +74,8 @@ def _meaning(text: str) -> tuple[type[ApiError], str]:
         return UsageError, f". {CHECK_SETTINGS}"
     if _NO_CONFIGURATION.search(text):
         return ResponseError, (
-            ". The command does not find the server's configuration. Set HEADSCALE_CONFIG to its path in the "
-            "environment of Headscale's container, which commands in it inherit."
+            ". The command does not find the server's configuration. In the environment of Headscale's container, set "
+            "HEADSCALE_CONFIG to the path of the configuration. Commands in the container inherit this environment."
         )
     if _NO_PERMISSION.search(text):
         return ResponseError, (
@@ -90,17 +91,17 @@ def _kind(code: str, message: str) -> type[ApiError]:
         return NotFoundError
     if code in _REFUSED_CALLER:
         return AuthError
-    # With any other code, the server is down or has failed.
+    # Any other code means that the server is down or has failed.
     return ResponseError if code in _INVALID_REQUEST else TransientError
 
 
 def malformed_output(arguments: Sequence[str], target: Target | None) -> ResponseError:
-    """Return the error for output that Headscale's command line does not write."""
+    """Return the error for output that is not from Headscale's command line."""
     return ResponseError(f"Malformed output of {describe(arguments)} in {target}. {CHECK_SETTINGS}", upstream=UPSTREAM)
 
 
 def last_json(text: str) -> Any:
-    """Return the JSON value at the end of a text. Log lines can precede it.
+    """Return the JSON value at the end of a text. Log lines can precede the value.
 
     Raises:
         ValueError: the text does not end with a JSON value that begins at the start of a line.
@@ -117,7 +118,7 @@ def last_json(text: str) -> Any:
 
 
 def _reason(stderr: bytes) -> str:
-    """Return the reason that the command line wrote: the `error` of a JSON object, or a line of text."""
+    """Return the reason for a failure: the member `error` of a JSON object, or a line of text."""
     text = stderr.decode(errors="replace").strip()
     try:
         text = str(last_json(text)["error"])

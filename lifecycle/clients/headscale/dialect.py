@@ -1,4 +1,4 @@
-"""How requests differ between Headscale's releases, and how the release is detected.
+"""Describe how requests differ between Headscale's releases, and detect the release.
 
 The differences between responses are in `parsing.py`, and those between refusals in `errors.py`.
 
@@ -18,7 +18,7 @@ from lifecycle.domain.model import User
 
 OLDEST_MINOR: Final = 23
 
-# The minor releases in which requests about pre-auth keys have changed.
+# The minor releases that changed the requests about pre-auth keys.
 _USER_BY_ID_SINCE: Final = 26
 _KEYS_OF_ALL_USERS_SINCE: Final = 28
 _EXPIRE_BY_ID_SINCE: Final = 28
@@ -31,7 +31,7 @@ class Dialect:
     """How requests to one release of Headscale are formed.
 
     Attributes:
-        version: as the server reports it, or a range of releases such as "0.26 or 0.27".
+        version: the version that the server reports, or a range of releases such as "0.26 or 0.27".
         user_by_id: requests about pre-auth keys contain the user's id (0.26 and newer), not the name.
         keys_by_user: pre-auth keys are listed for one user (0.27 and older), not for all users.
         key_expire_by_id: a request to expire a pre-auth key contains its id (0.28 and newer), not its secret.
@@ -59,7 +59,7 @@ class Dialect:
         )
 
     def user_reference(self, user: User) -> str:
-        """Return the id or name of a user, whichever requests about pre-auth keys contain."""
+        """Return what requests about pre-auth keys contain for a user: the id or the name."""
         return user.id if self.user_by_id and user.id is not None else user.name
 
 

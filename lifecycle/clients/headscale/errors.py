@@ -23,13 +23,15 @@ _GRPC_CODES = range(1, 17)
 # The body of the response to a refused API key, up to 0.29.
 _UNAUTHORIZED_TEXT = "Unauthorized"
 
-# The text of an error about a missing object. With another text, the database can be down, for example.
+# The text of an error about a missing object. An error with another text has another cause, such as a database that is
+# down.
 _MISSING = re.compile(r"\b(record|node|user|authkey) not found", re.IGNORECASE)
 
 # The texts of the server errors with which 0.23 and 0.24 refuse to expire an expired or used key.
 _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 
-# 0.24 and 0.25 find users by name only. If two users have the same name, keys can be listed and created for neither.
+# 0.24 and 0.25 find users only by name. If two users have the same name, both requests for their keys fail: listing and
+# creating.
 _AMBIGUOUS_USER = "expected exactly one user"
 CHECK_NAMES: Final = (
     "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
@@ -41,7 +43,10 @@ _CLI_STATUS = re.compile(r"unexpected response status: (.*)", re.DOTALL)
 
 
 def explain(what: str, response: Response) -> ApiError | None:
-    """Return the error for a refusal; see `Upstream.explain`. Up to 0.29, the HTTP status alone is ambiguous."""
+    """Return the error for a refused request; None to choose it by the HTTP status alone.
+
+    Up to 0.29, the HTTP status alone is often ambiguous. See `Upstream.explain`.
+    """
     match _meaning(what, response):
         case kind, text:
             return kind(text, upstream=UPSTREAM, status=response.status)
@@ -58,12 +63,13 @@ def _meaning(what: str, response: Response) -> tuple[type[ApiError], str] | None
         if is_own(response):
             text = (
                 f"Headscale refused the API key ({what}: {status}). Create one with "
-                "`headscale apikeys create --expiration 90d` and store it where HEADSCALE_API_KEY is read from."
+                "`headscale apikeys create --expiration 90d` and store it in the Secret or file that HEADSCALE_API_KEY "
+                "is read from."
             )
         else:
             text = (
-                f"Something in front of Headscale refused {what} ({status}), such as a proxy or an ingress. Check that "
-                f"it admits this pod, and HEADSCALE_URL.{response.reason}"
+                f"Something in front of Headscale refused {what} ({status}), such as a proxy or an ingress. Check "
+                f"HEADSCALE_URL, and that the proxy admits this pod.{response.reason}"
             )
         return AuthError, text
     if status == httpx.codes.INTERNAL_SERVER_ERROR and code == _GRPC_UNKNOWN:
@@ -99,7 +105,7 @@ def malformed_response(what: str, *, version: str = "") -> ResponseError:
 
     Args:
         what: the request, for the message.
-        version: of the server; "" if unknown.
+        version: the version of the server; "" if unknown.
     """
     if is_untested(version):
         return ResponseError(
@@ -118,7 +124,7 @@ def cli_refusal(text: str) -> tuple[str | None, str]:
 
     Returns:
         The gRPC code, such as "NotFound", and the server's message. The code is "" for a refusal by 0.30 or newer,
-        and None if the server did not refuse anything.
+        and None if the error is not a refusal by the server.
     """
     if match := _CLI_GRPC.search(text):
         return match[1], match[2]
@@ -169,9 +175,9 @@ HEADSCALE: Final = Upstream(
     ca_setting="HEADSCALE_CA_FILE",
     explain=explain,
     is_own=is_own,
-    # 40 s with the default of HTTP_TIMEOUT, because Headscale's HTTP server gives up after 30 s (its `WriteTimeout`).
-    # Headscale also checks the API key of a request that the client gave up, which is expensive. So to give up and
-    # retry earlier would make an overload worse.
+    # This gives 40 s with the default of HTTP_TIMEOUT, because Headscale's HTTP server ends a request after 30 s (its
+    # `WriteTimeout`). To end and repeat a request earlier would make an overload worse, because Headscale also does the
+    # expensive check of the API key for a request whose client no longer waits.
     response_timeouts=4,
     health_path="/health",
 )

@@ -1,4 +1,4 @@
-"""Use Headscale with its command line, which is run in Headscale's pod through the Kubernetes API."""
+"""Use Headscale through its command line, which is run in Headscale's pod through the Kubernetes API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lifecycle.clients.headscale.cli import (
 )
 from lifecycle.clients.headscale.dialect import Dialect, dialect_of_help, dialect_of_version
 from lifecycle.clients.headscale.errors import UPSTREAM
-from lifecycle.clients.headscale.parsing import camelised, parse_listed_user, parse_node, parse_pre_auth_key
+from lifecycle.clients.headscale.parsing import parse_listed_user, parse_node, parse_pre_auth_key, with_camel_case_names
 from lifecycle.clients.headscale.pod import HeadscalePod, Target
 from lifecycle.clients.response import well_formed
 from lifecycle.domain.errors import ApiError, NotFoundError, ResponseError, TransientError
@@ -25,17 +25,18 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 Parsed = TypeVar("Parsed")
 
-# When a key is created, the command line computes its expiry, and the server sets its creation time a moment later.
-_CREATION_TIME = timedelta(seconds=0.5)
+# When a key is created, the command line computes its expiry, and the server sets its creation time a moment later. The
+# lifetime between both is therefore shorter than requested, at most by this time.
+_MAX_CREATION_TIME = timedelta(seconds=0.5)
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
 class ExecTransport:
-    """A Headscale server, used with the command line in its pod. Most methods run one command.
+    """A Headscale server, used through the command line in its pod. Most methods run one command.
 
     Args:
-        now: returns aware UTC.
-        on_outcome: called after each command with its outcome: ok, no_answer, server_error or refused.
+        now: returns the current time, aware, in UTC.
+        on_outcome: called after each command with ok, no_answer, server_error or refused.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class ExecTransport:
         return self._pod.cluster.clock_skew
 
     def version(self) -> str:
-        """Return the server's version as its command line reports it, or a range of releases with the same options."""
+        """Return the version that the command line reports, or a range of releases with the same options."""
         return self._current_dialect().version
 
     def users(self) -> list[User]:
@@ -69,15 +70,15 @@ class ExecTransport:
 
     def nodes(self) -> list[Node]:
         """Return every node."""
-        # The command line omits empty values, names included.
+        # The command line omits empty values, and so the member `name` of a node without a name.
         return self._list(("nodes", "list"), lambda node: parse_node({"name": ""} | node))
 
     def node(self, node_id: str) -> Node:
         """Return one node. The command line cannot read a single node, so all nodes are listed.
 
         Raises:
-            NotFoundError: two consecutive lists contain other nodes, but not this one. An empty list is accepted only
-                for a node that this program has deleted.
+            NotFoundError: the node is missing in two consecutive lists. An empty list counts only if this program has
+                requested the deletion of the node.
         """
         for _ in range(2):
             nodes = self.nodes()
@@ -89,7 +90,7 @@ class ExecTransport:
         raise NotFoundError(f"Headscale lists no node {node_id}.", upstream=UPSTREAM)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node, and check that it is gone: up to 0.28, the command line does not report every failure.
+        """Delete a node. Then check that it is gone, because up to 0.28 the command line does not report every failure.
 
         Raises:
             ResponseError: the node still exists.
@@ -123,12 +124,12 @@ class ExecTransport:
         return self._in_dialect(create)
 
     def matches_request(self, key: PreAuthKey, expires_at: datetime) -> bool:
-        """Return True if a listed key has exactly the lifetime that was requested last, and about this expiry."""
+        """Return True if a listed key has the lifetime that was requested last, and expires at about `expires_at`."""
         if self._requested_lifetime is None or key.created_at is None or key.expires_at is None:
             return False
         creation_time = self._requested_lifetime - (key.expires_at - key.created_at)
         return (
-            timedelta(milliseconds=-1) <= creation_time <= _CREATION_TIME
+            timedelta(milliseconds=-1) <= creation_time <= _MAX_CREATION_TIME
             and abs(key.expires_at - expires_at) <= _MAX_CLOCK_SKEW
         )
 
@@ -170,7 +171,7 @@ class ExecTransport:
         try:
             return operation(dialect)
         except UsageError:
-            # It is safe to repeat a command that was refused.
+            # A refused command had no effect, so it is safe to repeat it.
             self._dialect = None
             if self._current_dialect() == dialect:
                 raise
@@ -206,19 +207,19 @@ class ExecTransport:
             return [parse(item) for item in items]
 
     def _json(self, *arguments: str) -> Any:
-        """Run a command and return its JSON, with members named as in the API."""
-        # Only as two arguments, `-o` and `json` also disable log lines.
+        """Run a command and return its JSON output, with members named as in the REST API."""
+        # `-o` and `json` are two arguments, because `-o=json` would not disable log lines.
         output = self._run(*arguments, "-o", "json")
         if not output.strip():
             raise TransientError(f"{describe(arguments)} in {self._target} wrote no output.", upstream=UPSTREAM)
         with well_formed(malformed_output(arguments, self._target)):
-            return camelised(last_json(output))
+            return with_camel_case_names(last_json(output))
 
     def _run(self, *arguments: str) -> str:
         """Run a command and return its output.
 
         Raises:
-            ApiError: it failed, or it is unknown whether it succeeded.
+            ApiError: the command failed, or it is unknown whether it succeeded.
         """
         try:
             target, output = self._pod.run((PROGRAM, *arguments))

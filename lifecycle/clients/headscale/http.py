@@ -1,4 +1,4 @@
-"""Use Headscale with its REST API, in the dialect of the server's release."""
+"""Use Headscale through its REST API. Requests have the form (the dialect) that the server's release expects."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ _ID = re.compile(r"[1-9][0-9]*")
 # users, 0.24 and 0.25 return 500 for a list of keys without a user.
 _OTHER_DIALECT = frozenset({400, 404, 405, 415, 422, 500})
 
-# Where the release can be read without an API key, in this order. Each path exists only in some releases.
+# The paths from which the release is read without an API key, in this order. Each path exists only in some releases.
 _VERSION_SOURCES: tuple[tuple[str, Callable[[Any], Dialect | None]], ...] = (
     ("/version", lambda body: dialect_of_version(body.get("version"))),
     ("/swagger/v1/openapiv2.json", dialect_of_swagger),
     ("/api/v1/openapi.json", dialect_of_openapi),
 )
-# Statuses for an unknown path. Up to 0.29, even an unknown path below /api needs an API key.
+# Statuses for a path that does not exist. 401 is one of them, because up to 0.29 every path below /api needs an API
+# key.
 _MISSING_PATH = frozenset({401, 404})
 
 # Neither a name nor an id of a user in any release.
@@ -46,7 +47,10 @@ _IMPOSSIBLE_USER = "~"
 
 
 class HttpTransport:
-    """A Headscale server, used with its REST API. Each method sends one request, apart from detecting the release."""
+    """A Headscale server, used through its REST API.
+
+    Each method sends one request, and other requests before it if the release has to be detected.
+    """
 
     def __init__(self, client: JsonClient) -> None:
         self._client = client
@@ -57,7 +61,7 @@ class HttpTransport:
         return self._client.clock_skew
 
     def version(self) -> str:
-        """Return the server's version as it reports it, or a range of releases with the same API."""
+        """Return the version that the server reports, or a range of releases with the same API."""
         return self._current_dialect().version
 
     def users(self) -> list[User]:
@@ -73,7 +77,7 @@ class HttpTransport:
         return self._one("GET", _node_path(node_id), "node", parse_complete_node)
 
     def delete_node(self, node_id: str) -> None:
-        """Delete a node. Source: DELETE /api/v1/node/{id}, which returns an object after the deletion.
+        """Delete a node. Source: DELETE /api/v1/node/{id}, which returns a JSON object after the deletion.
 
         Raises:
             ResponseError: the response is not from Headscale, but from a proxy, for example.
@@ -116,9 +120,9 @@ class HttpTransport:
     def api_key_expires_at(self) -> datetime | None:
         """Return when the API key in use expires; None if unknown. Source: GET /api/v1/apikey.
 
-        The list contains prefixes of the keys, by which the one in use is found.
+        The list contains a prefix of each key. The key in use is found by its prefix.
         """
-        # Headscale can still accept the old key after a rotation.
+        # The key is read again, because Headscale may still accept the previous key after a rotation.
         self._client.reload_token()
         keys = self._list("/api/v1/apikey", "apiKeys", parse_api_key)
         ours = [key for key in keys if self._client.token_starts_with(key.prefix)]
@@ -135,8 +139,8 @@ class HttpTransport:
                 body = {"user": dialect.user_reference(user), "key": secret}
             self._send("POST", "/api/v1/preauthkey/expire", body=body)
 
-        # 0.28 and 0.29 return 200 for a request in the older dialect, and expire nothing. So after an upgrade of the
-        # server nothing would be refused. The release is therefore detected again.
+        # The release is detected again, because the server may have been upgraded: for a request in the older dialect,
+        # 0.28 and 0.29 expire nothing and return 200.
         self._dialect = None
         self._in_dialect(expire)
 
@@ -146,14 +150,14 @@ class HttpTransport:
         try:
             return operation(dialect)
         except NotFoundError:
-            # This is how 0.23 to 0.27 refuse a list of keys without a user.
+            # Releases 0.23 to 0.27 raise this error if they are asked for a list of keys without a user.
             self._dialect = None
             if self._current_dialect() == dialect:
                 raise
         except ResponseError as error:
             if error.status not in _OTHER_DIALECT or self._current_dialect() == dialect:
                 raise
-        # It is safe to repeat a request that was refused.
+        # A refused request had no effect, so it is safe to repeat it.
         return operation(self._current_dialect())
 
     def _current_dialect(self) -> Dialect:
@@ -162,10 +166,10 @@ class HttpTransport:
         return self._dialect
 
     def _detect(self) -> Dialect:
-        """Detect the release from what the server serves without an API key, or from how it refuses a request.
+        """Detect the release by a document that needs no API key, or else by the refusal of a request.
 
         Raises:
-            TransientError: the server does not respond as Headscale would. It may be starting.
+            TransientError: the server does not respond as Headscale does. It may be starting.
             ResponseError: it is another server, or an unsupported release.
         """
         missing: ApiError | None = None
@@ -207,7 +211,7 @@ class HttpTransport:
         try:
             return self._client.send(method, path, **request).json
         except ApiError as error:
-            # The server may have been upgraded: the next request detects its release again.
+            # The server may have been upgraded, so the next request detects its release again.
             is_lost = isinstance(error, TransientError) and error.status is None
             is_refused = isinstance(error, ResponseError) and error.status in _OTHER_DIALECT
             if is_lost or is_refused:
@@ -216,7 +220,10 @@ class HttpTransport:
 
     @contextmanager
     def _well_formed(self, what: str) -> Iterator[None]:
-        """Raise ResponseError if the block cannot parse a payload. The message says so if the release is untested."""
+        """Raise ResponseError if the block cannot parse a payload.
+
+        If this program was not tested with the server's release, the message says so.
+        """
         try:
             with well_formed(malformed_response(what)):
                 yield

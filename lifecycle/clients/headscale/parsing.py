@@ -1,7 +1,7 @@
 """Parse users, nodes and keys from the REST API and the command line of every release of Headscale.
 
-Each function raises ValueError, KeyError, TypeError or AttributeError for a malformed value. The transports turn these
-into the error "malformed response".
+Each function raises ValueError, KeyError, TypeError or AttributeError for a malformed value. The callers, in `http.py`
+and `exec.py`, turn these exceptions into the error "malformed response".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from lifecycle.domain.model import IpAddress, KeyOrigin, Node, PreAuthKey, RegisterMethod, User
 
-# From 0.28 on, lists contain this user as the owner of tagged nodes. It does not exist in the database.
+# From 0.28 on, lists contain this name as the user of tagged nodes. Such a user does not exist in the database.
 _TAGGED_DEVICES = "tagged-devices"
 
 _REGISTER_METHODS: dict[object, RegisterMethod] = {
@@ -39,7 +39,8 @@ _SNAKE = re.compile(r"_([a-z])")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND_NS = 1_000_000_000
 
-# The members that an object of the REST API always has. A node has `tags` from 0.28 on, and `forcedTags` before.
+# The members that each object of the REST API always has. A node also has `tags` from 0.28 on, or `forcedTags` up to
+# 0.27.
 _USER = frozenset({"id", "name"})
 _NODE = frozenset(
     {
@@ -82,7 +83,8 @@ def parse_user(payload: Any) -> User | None:
     raise ValueError("not a user")
 
 
-# Thousands of nodes share a few owners, so each is parsed once. Without `typed`, True would equal 1.
+# Thousands of nodes share a few owners, so each owner is parsed only once. Without `typed`, the cache would treat the
+# malformed id True as 1.
 @lru_cache(maxsize=100, typed=True)
 def _owner(user_id: Any, name: Any, email: Any, provider: Any) -> User | None:
     user = User(parse_id(user_id), _text(name), _text(email), _text(provider))
@@ -119,7 +121,7 @@ def parse_node(payload: Any) -> Node:
 
 
 def _address(text: str) -> IpAddress:
-    # Six times as fast as ipaddress.ip_address(), which took a fifth of the time to parse a list of nodes.
+    # This is six times as fast as ipaddress.ip_address(), which took a fifth of the time in which a list is parsed.
     try:
         return IPv6Address(inet_pton(AF_INET6, text)) if ":" in text else IPv4Address(inet_pton(AF_INET, text))
     except OSError:
@@ -157,7 +159,7 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
         used=_flag(payload, "used"),
         created_at=parse_time(payload.get("createdAt")),
         expires_at=parse_time(payload.get("expiration")),
-        # Lists mask the secret from 0.28 on.
+        # From 0.28 on, Headscale masks the secret in lists, with asterisks at the end.
         known_secret=SecretStr(secret) if secret and not secret.endswith("*") else None,
     )
 
@@ -252,7 +254,7 @@ def parse_time(value: Any) -> datetime | None:
         value: RFC 3339 with any offset and up to nine decimal places, or `{"seconds": …, "nanos": …}` as written by
             the command line.
     """
-    # A list has thousands of instants, and patterns would take five times as long as `isinstance`.
+    # `isinstance` is used instead of `match`, which takes five times as long. A list has thousands of instants.
     try:
         if isinstance(value, str) and value:
             return _instant_of_text(value)
@@ -267,7 +269,7 @@ def parse_time(value: Any) -> datetime | None:
 
 def _instant_of_text(text: str) -> datetime | None:
     if text.startswith("0000-12-31T"):
-        # Year 1 with an offset west of Greenwich.
+        # This is the start of year 1, written with an offset west of Greenwich.
         return None
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:
@@ -283,11 +285,14 @@ def _instant_of_numbers(value: dict[str, Any]) -> datetime | None:
     return None if instant.year == 1 else instant
 
 
-def camelised(value: Any) -> Any:
-    """Rename the members of a value from the command line as in the API: `ip_addresses` becomes `ipAddresses`."""
+def with_camel_case_names(value: Any) -> Any:
+    """Rename the members of JSON from the command line as in the REST API: `ip_addresses` becomes `ipAddresses`."""
     match value:
         case dict():
-            return {_SNAKE.sub(lambda match: match[1].upper(), name): camelised(item) for name, item in value.items()}
+            return {
+                _SNAKE.sub(lambda match: match[1].upper(), name): with_camel_case_names(item)
+                for name, item in value.items()
+            }
         case list():
-            return [camelised(item) for item in value]
+            return [with_camel_case_names(item) for item in value]
     return value

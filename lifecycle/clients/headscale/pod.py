@@ -21,7 +21,7 @@ class Target:
     """The container in which a command runs.
 
     Attributes:
-        ready_pods: the number of ready pods, of which this is the newest.
+        ready_pods: the number of ready Headscale pods. `pod` is the newest of them.
     """
 
     pod: Pod
@@ -34,11 +34,11 @@ class Target:
 
 
 class HeadscalePod:
-    """The pod in which Headscale runs. It is searched for each command, because pods are replaced.
+    """The pod in which Headscale runs. The pod is searched again for each command, because pods are replaced.
 
     Args:
-        selector: label selector of its pods; None = the usual labels of Headscale.
-        container: name of its container; None = the container called headscale, or else the only one.
+        selector: a label selector for the pod; None = the usual labels of Headscale.
+        container: the name of the container; None = the container called headscale, or else the only container.
     """
 
     def __init__(self, cluster: Cluster, *, namespace: str, selector: str | None, container: str | None) -> None:
@@ -66,7 +66,7 @@ class HeadscalePod:
             candidates = self._candidates(pods)
             ready = [(pod, container) for pod, container in candidates if pod.ready]
             if ready:
-                # The newest pod: during a rolling update, changes that an older one makes can be lost.
+                # The newest pod is chosen, because changes that an older pod makes during a rolling update can be lost.
                 pod, container = max(ready, key=lambda candidate: (candidate[0].created_at, candidate[0].name))
                 return Target(pod, container, len(ready))
             if candidates:
@@ -86,7 +86,7 @@ class HeadscalePod:
         )
 
     def _candidates(self, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
-        """Return the pods that can be Headscale's, ready or not, each with the name of its container."""
+        """Return the pods in which Headscale can run, ready or not, each with the name of Headscale's container."""
         container = self._container or _CONTAINER
         # Other pods can have the same labels, so the container's name identifies Headscale.
         pods_with_container = [(pod, container) for pod in pods if container in pod.containers]

@@ -11,11 +11,11 @@ import tenacity
 from lifecycle.domain.model import Node, PreAuthKey, User
 
 if TYPE_CHECKING:
-    # Not at run time, because most pods need only one of them, and an import takes time.
+    # These imports are left out at run time, because they take time, and most pods need only one of the two classes.
     from lifecycle.clients.headscale.exec import ExecTransport
     from lifecycle.clients.headscale.http import HttpTransport
 
-# Both have the same methods, which neither retry nor check anything.
+# The two classes have the same methods. The methods send requests, and neither retry nor check anything.
 HeadscaleTransport: TypeAlias = "HttpTransport | ExecTransport"
 
 
@@ -32,15 +32,15 @@ class HeadscaleReader:
         self._retrying = retrying
 
     def server_time(self, now: datetime) -> datetime:
-        """Return the time by the server's clock, which decides when keys and nodes expire; ours if it is unknown."""
+        """Return the time by the server's clock, which decides when keys and nodes expire; `now` if it is unknown."""
         return now + (self._transport.clock_skew() or timedelta())
 
     def version(self) -> str:
-        """Return the server's version as it reports it, or a range of releases such as "0.26 or 0.27"."""
+        """Return the version that the server reports, or a range of releases such as "0.26 or 0.27"."""
         return self._retrying(self._transport.version)
 
     def detect_version(self) -> None:
-        """Detect the version, which later calls need. Not retried, because those calls detect it if this fails."""
+        """Detect the version for later calls. This is not retried: if it fails, the later calls detect the version."""
         self._transport.version()
 
     def users(self) -> list[User]:
@@ -60,7 +60,7 @@ class HeadscaleReader:
         return self._retrying(self._transport.node, node_id)
 
     def api_key_expires_at(self) -> datetime | None:
-        """Return when the API key in use expires; None if it never does, or if that is unknown. Not retried."""
+        """Return when the API key in use expires; None for never or unknown. A failure is not retried."""
         return self._transport.api_key_expires_at()
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
@@ -92,7 +92,7 @@ class HeadscaleSnapshot(HeadscaleReader):
 def is_key_of(key: PreAuthKey, user: User) -> bool:
     """Return True if a listed key belongs to the user.
 
-    Up to 0.25, a list contains only the keys of the requested user. It has no id of the user, and the name in it can be
-    the e-mail address, so a user without an id is accepted.
+    Up to 0.25, a list contains only the keys of the requested user. Its items have no id of the user, and an e-mail
+    address can be in place of the user's name. So a key whose user has no id is accepted.
     """
     return key.user is not None and (key.user.id is None or key.user.is_same(user))

@@ -17,7 +17,8 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 
 log = structlog.get_logger()
 
-# A random number of seconds up to this is added to the lifetime, so that keys of pods that start together differ.
+# Up to this number of seconds, chosen at random, is added to the lifetime of a key. Keys of pods that start together
+# then differ in their expiry.
 _MAX_SPREAD_S = 60
 
 # How much longer than requested a created key may be valid, because the clocks of two machines differ.
@@ -32,14 +33,14 @@ class HeadscaleWriter(HeadscaleReader):
 
     def __init__(self, transport: HeadscaleTransport, retrying: tenacity.Retrying) -> None:
         super().__init__(transport, retrying)
-        # The request for a key whose response was lost: its specification and expiry. The key can exist.
+        # The specification and the expiry in a request for a key, if its response was lost. The key can exist.
         self._unconfirmed: tuple[KeySpec, datetime] | None = None
 
     def delete_node(self, node: Node, *, is_still_ours: Callable[[Node], bool]) -> None:
-        """Read a node again, and delete it if it is still ours. A missing node counts as deleted.
+        """Read a node again, and delete it if this program still owns it. A missing node counts as deleted.
 
         Args:
-            node: as it was when its deletion was planned.
+            node: the node as it was when its deletion was planned.
             is_still_ours: called with the node as it is now.
 
         Raises:
@@ -48,7 +49,7 @@ class HeadscaleWriter(HeadscaleReader):
         """
 
         def attempt() -> None:
-            # Read before each retry, too, because the wait can have been long.
+            # The node is also read again before each retry, because the wait before it can be long.
             current = self._transport.node(node.id)
             is_same_machine = current.machine_key == node.machine_key
             if not is_same_machine or not is_still_ours(current):
@@ -66,14 +67,14 @@ class HeadscaleWriter(HeadscaleReader):
     def create_pre_auth_key(self, spec: KeySpec, *, now: datetime) -> PreAuthKey:
         """Create a key that is valid from now on.
 
-        If the response is lost, the key can exist. Before the next key is created, in this call or a later one, the
-        lost key is searched in the list and expired.
+        If the response is lost, the key can exist. Before the next key is created, by a retry or by a later call, that
+        key is searched in the list of keys and expired.
 
         Args:
-            now: aware UTC, by our clock.
+            now: the time by the clock of this machine, aware, in UTC.
 
         Raises:
-            ResponseError: the created key is unusable. It was expired again if possible.
+            ResponseError: the created key is unusable. The key was expired again if possible.
         """
         spread = timedelta(seconds=random.randrange(_MAX_SPREAD_S))  # noqa: S311 - not a secret
         expires_at = self.server_time(now).replace(microsecond=0) + spec.lifetime + spread
@@ -121,7 +122,7 @@ class HeadscaleWriter(HeadscaleReader):
             log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
 
     def _expire_lost(self, spec: KeySpec, expires_at: datetime) -> None:
-        """Expire the key of a lost response, unless several keys match the request."""
+        """Expire the key whose response was lost. If several keys match the request, no key is expired."""
         keys = self._transport.pre_auth_keys(spec.user)
         matching = [
             key
@@ -139,7 +140,7 @@ class HeadscaleWriter(HeadscaleReader):
             except (NotFoundError, ConflictError) as error:
                 log.info("pre_auth_key.expired", key_id=key.id, reason=f"{reason}; {error}")
             except ResponseError as error:
-                # It expires by itself, and its secret is unknown.
+                # The key stays valid until its expiry, but its secret is unknown, so no node can use it.
                 log.warning("pre_auth_key.expire_failed", key_id=key.id, expires_at=key.expires_at, error=str(error))
             else:
                 log.info("pre_auth_key.expired", key_id=key.id, reason=reason)
@@ -154,10 +155,10 @@ def _has_requested_lifetime(key: PreAuthKey, lifetime: timedelta) -> bool:
     if key.created_at is None:
         return True
     actual = key.expires_at - key.created_at
-    # A shorter lifetime is accepted down to half of it, because such a key is still usable.
+    # At least half of the requested lifetime is accepted, because such a key is still usable.
     return lifetime / 2 <= actual <= lifetime + timedelta(seconds=_MAX_SPREAD_S) + _LIFETIME_TOLERANCE
 
 
 def _may_have_succeeded(error: TransientError | ResponseError) -> bool:
-    """Return True if the server can have executed the request: its response was lost or malformed, not a refusal."""
+    """Return True if the server can have executed the request: the response was lost or malformed, not a refusal."""
     return not error.throttled if isinstance(error, TransientError) else error.status is None

@@ -27,7 +27,7 @@ from lifecycle.runtime.background import in_background
 
 UPSTREAM: Final = "Kubernetes"
 
-# By the setting that needs the Kubernetes API: what to set instead.
+# Maps a setting that needs the Kubernetes API to the advice what to set instead.
 _ALTERNATIVES = {
     "HEADSCALE_ACCESS": "set HEADSCALE_URL and HEADSCALE_API_KEY",
     "HEADSCALE_API_KEY_SECRET": "set HEADSCALE_API_KEY or HEADSCALE_API_KEY_FILE instead",
@@ -41,12 +41,12 @@ class Access:
     """How to reach a Kubernetes API server.
 
     Attributes:
-        description: which cluster it is, for messages.
+        description: a description of the cluster, for messages.
         credentials: a description of the credentials, for messages.
-        upstream: names the settings with the URL and the authorities, for messages.
-        trust: the trusted authorities, and the client certificate if there is one.
-        authorization: returns the header with the current token; empty with a client certificate.
-        tls_server_name: the name that the server's certificate has to be for; None = the host of the URL.
+        upstream: contains the names of the settings for the URL and the certificate authorities, for messages.
+        trust: a TLS context with the trusted authorities, and with the client certificate if there is one.
+        authorization: returns the request header with the current token; {} if there is a client certificate instead.
+        tls_server_name: the host name that the server's certificate has to contain; None = the host of the URL.
     """
 
     url: str
@@ -67,12 +67,13 @@ def find_access(
     proxy_for: Callable[[str], Proxy | None] = lambda _url: None,
     public_authorities: Callable[[], ssl.SSLContext] = public_trust,
 ) -> Access:
-    """Return the access of this pod's service account, or outside of a cluster that of the kubeconfig.
+    """Return the access with this pod's service account, or outside of a cluster the access with the kubeconfig.
 
     Args:
         needed_for: the setting that needs the Kubernetes API.
-        may_use_kubeconfig: for commands that only read. A command that writes must not use a laptop's current context.
-        timeout: for a credential plugin of the kubeconfig.
+        may_use_kubeconfig: True for commands that only read. A command that writes must not use a kubeconfig, because
+            the current context of a laptop can be any cluster.
+        timeout: the time that a credential plugin of the kubeconfig may take.
         proxy_for: returns the proxy for a URL, if the kubeconfig sets none. In the cluster, no proxy is used.
         public_authorities: returns the trusted authorities, if the kubeconfig sets none.
 
@@ -115,11 +116,11 @@ def _in_cluster(*, needed_for: str) -> Access:
 def _kubeconfig(
     *, timeout: timedelta, proxy_for: Callable[[str], Proxy | None], public_authorities: Callable[[], ssl.SSLContext]
 ) -> Access:
-    """Return the access of the current context of the kubeconfig.
+    """Return the access with the current context of the kubeconfig.
 
     Raises:
         ConfigException: the kubeconfig does not exist.
-        ConfigError: it cannot be used.
+        ConfigError: the kubeconfig cannot be used.
     """
     try:
         path = os.environ.get("KUBECONFIG") or "~/.kube/config"
@@ -175,9 +176,10 @@ def _load(path: str, timeout: timedelta) -> tuple[Configuration, list[str]]:
         TimeoutError: a credential plugin did not end in time.
     """
     configuration = Configuration()
-    # The library takes a proxy from the environment. Only settings of this program and the kubeconfig count.
+    # The library sets a proxy from the environment. Only a proxy of the kubeconfig or of this program's settings is
+    # used.
     configuration.proxy = None
-    # Otherwise, the library would write a refreshed token to the file.
+    # Without `persist_config=False`, the library would write a refreshed token to the kubeconfig.
     load = partial(load_kube_config, path, client_configuration=configuration, persist_config=False)
     # The library reports a failed plugin only to the root logger.
     logged = BufferingHandler(capacity=sys.maxsize)

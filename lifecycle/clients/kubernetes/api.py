@@ -24,7 +24,7 @@ from lifecycle.domain.errors import ApiError, AuthError, NotFoundError, Response
 # A token consists of characters that are allowed in a header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
-# The account in Kubernetes' message about a missing permission.
+# Finds the account in Kubernetes' message about a missing permission.
 _USER = re.compile(r'User "([^"]+)"')
 
 
@@ -33,7 +33,7 @@ class RbacRule:
     """The RBAC rule that a request needs.
 
     Attributes:
-        names: the objects that the rule is limited to; empty = all.
+        names: the names of the objects that the rule is limited to; empty = all objects.
         group: the API group of the resource; "" = the core group.
     """
 
@@ -47,7 +47,7 @@ class RbacRule:
         """Return the advice to add the rule.
 
         Args:
-            refusal: Kubernetes' message about the missing permission, which names the account.
+            refusal: Kubernetes' message about the missing permission. It contains the name of the account.
         """
         names = f" resourceNames: [{', '.join(self.names)}]," if self.names else ""
         rule = (
@@ -63,10 +63,10 @@ class Pod:
     """A pod.
 
     Attributes:
-        created_at: RFC 3339 in UTC, whole seconds: text that sorts as the instants do.
-        containers: their names, in the order of the manifest.
-        ready: the pod is running, ready, and not being deleted.
-        keeps_its_name: the pod belongs to a StatefulSet, so its replacement has the same name.
+        created_at: RFC 3339 in UTC with whole seconds, so that sorting these texts sorts the pods by age.
+        containers: the names of the containers, in the order of the manifest.
+        ready: True if the pod is running, ready, and not being deleted.
+        keeps_its_name: True if the pod belongs to a StatefulSet, so that its replacement has the same name.
     """
 
     namespace: str
@@ -100,7 +100,7 @@ class Cluster:
 
     @property
     def description(self) -> str:
-        """Which cluster it is, for messages."""
+        """A description of the cluster, for messages."""
         return self._access.description
 
     @property
@@ -113,7 +113,7 @@ class Cluster:
 
         Raises:
             AuthError: the permission is missing.
-            TransientError: it is unknown whether it exists.
+            TransientError: it is unknown whether the Secret exists.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/secrets/{quote(name)}"
         secret = self._get(path, {}, RbacRule(namespace, "secrets", ("get",), (name,)))
@@ -121,7 +121,7 @@ class Cluster:
             match secret:
                 case None:
                     return None
-                # Not by `data`, which a Secret without values does not have.
+                # A Secret is not recognized by `data`, because a Secret without values has no `data`.
                 case {"kind": "Secret", "metadata": {"name": returned_name}} if returned_name == name:
                     data = secret.get("data") or {}
                     return {key: base64.b64decode(value, validate=True) for key, value in data.items()}
@@ -158,7 +158,7 @@ class Cluster:
             AuthError: the permission is missing.
         """
         path = f"/api/v1/namespaces/{quote(namespace)}/pods"
-        # RBAC cannot limit a list to some pods.
+        # The rule has no names of pods, because RBAC cannot limit the verb `list` to some objects.
         pods = self._get(path, {"labelSelector": selector}, RbacRule(namespace, "pods", ("list",)))
         with well_formed(malformed(f"the pods in namespace {namespace}")):
             match pods:
@@ -257,7 +257,8 @@ class Cluster:
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
         is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
-        # A 400 means that the pod has ended. A 404 means that it was replaced after it was listed, or is from a proxy.
+        # For a command, 400 means that the pod has ended. 404 means that the pod was replaced after it was listed, or
+        # that a proxy responded.
         has_ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return TransientError(
@@ -266,7 +267,7 @@ class Cluster:
         return ResponseError(text, upstream=UPSTREAM, status=status)
 
     def _error_if_unhealthy(self, what: str) -> TransientError | None:
-        """Return an error if the server is not ready, because it can refuse valid tokens while it starts."""
+        """Return an error if the server is not ready: while it starts, it can refuse valid tokens."""
         try:
             status = self._http.send("GET", "/readyz").status
         except ApiError as error:

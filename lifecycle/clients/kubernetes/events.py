@@ -17,10 +17,10 @@ from lifecycle.domain.pod_events import PodEvent
 
 _CONTROLLER: Final = "tailscale-lifecycle"
 _GROUP: Final = "events.k8s.io"
-# The name of an Event has at most 253 characters: up to 236 of the pod's name, a dot, and 16 random ones.
+# The name of an Event has at most 253 characters: up to 236 of the pod's name, a dot, and 16 random characters.
 _MAX_POD_NAME: Final = 236
 _MAX_INSTANCE: Final = 128
-# The start of the keys under which a SelfSubjectReview describes the pod of a token.
+# The keys that describe the pod of a token in a SelfSubjectReview start with this text.
 _POD_KEY: Final = "authentication.kubernetes.io/pod-"
 
 
@@ -35,7 +35,7 @@ class EventWriter(Cluster):
         """Create an Event, and return its name.
 
         Raises:
-            ApiError: it was not created, or it is unknown whether it was.
+            ApiError: the Event was not created, or it is unknown whether it was created.
         """
         pod = self._own_pod()
         name = f"{pod['name'][:_MAX_POD_NAME]}.{uuid4().hex[:16]}"
@@ -59,8 +59,8 @@ class EventWriter(Cluster):
         """Update how often an Event has occurred.
 
         Raises:
-            NotFoundError: it no longer exists.
-            ApiError: it was not changed, or it is unknown whether it was.
+            NotFoundError: the Event no longer exists.
+            ApiError: the Event was not changed, or it is unknown whether it was changed.
         """
         self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
 
@@ -70,7 +70,7 @@ class EventWriter(Cluster):
         self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{name}", rule, body=body)
 
     def _own_pod(self) -> dict[str, str]:
-        """Return the reference to this pod. The API server reports it, because the token was issued for the pod.
+        """Return the reference to this pod. The API server knows it, because the pod's token was issued for this pod.
 
         Raises:
             AuthError: the token was not issued for a pod.

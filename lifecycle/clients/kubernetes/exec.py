@@ -1,4 +1,4 @@
-"""The protocol of `kubectl exec`: the output of a command, over a websocket (RFC 6455)."""
+"""Read the output of a command over a websocket (RFC 6455), with the protocol of `kubectl exec`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lifecycle.clients.text import excerpt
 from lifecycle.clients.transport import httpx_errors
 from lifecycle.domain.errors import ResponseError, TransientError
 
-# The subprotocols, and the channels. The first byte of each message is its channel.
+# The subprotocols of the websocket, and the channels. The first byte of each message is the number of its channel.
 # Source: k8s.io/apimachinery/pkg/util/remotecommand.
 _SUBPROTOCOLS: Final = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT: Final = 1
@@ -54,14 +54,15 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     """Read all output of a command, until the server closes the connection.
 
     Args:
-        response: with status 101; its connection is used.
-        upgrade: the handshake of its request.
+        response: the response with status 101. The output is read from its connection.
+        upgrade: the headers of the request, as returned by `handshake`.
+        what: the command, for messages.
 
     Raises:
         ApiError: the command did not run to its end.
         httpx.HTTPError: the connection broke.
     """
-    # This value proves that the server speaks websocket.
+    # The server proves with this digest that it speaks the websocket protocol.
     digest = hashlib.sha1(f"{upgrade['Sec-WebSocket-Key']}{_ACCEPT_SUFFIX}".encode(), usedforsecurity=False).digest()
     if (
         response.headers.get("Sec-WebSocket-Accept") != base64.b64encode(digest).decode()
@@ -74,7 +75,7 @@ def run(response: httpx.Response, upgrade: Mapping[str, str], *, what: str) -> O
     except WebSocketException as error:
         raise TransientError(f"The connection to {what} broke ({excerpt(str(error))}).", upstream=UPSTREAM) from error
     return Output(
-        # The status comes last. Without it, the connection was cut and the output may be incomplete.
+        # The exit status is the last message. If it is missing, the connection broke, and the output may be incomplete.
         exit_status=_exit_status(output[_ERROR], what),
         stdout=bytes(output[_STDOUT]),
         stderr=bytes(output[_STDERR]),
@@ -91,7 +92,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
         if not data:
             raise WebSocketException("closed by the server")
         received += len(data)
-        # Checked while the data arrives, because a frame can announce any length.
+        # The size is checked while the data arrives, because a frame can announce any length.
         if received > MAX_RESPONSE_BYTES:
             raise ResponseError(
                 f"The output of {what} is larger than {MAX_RESPONSE_BYTES >> 20} MiB.", upstream=UPSTREAM
@@ -111,7 +112,7 @@ def _read(connection: Any, what: str) -> Mapping[int, bytearray]:
                 connection.write(ABNF.create_frame(data, ABNF.OPCODE_PONG).format())
             case ABNF.OPCODE_BINARY | ABNF.OPCODE_TEXT | ABNF.OPCODE_CONT:
                 message += data
-                # Other channels are ignored, such as the one on which v5 reports that a channel was closed.
+                # Other channels are ignored, such as the channel on which v5 reports that a channel was closed.
                 if frame.fin and message[:1] and message[0] in output:
                     output[message[0]] += message[1:]
                 if frame.fin:

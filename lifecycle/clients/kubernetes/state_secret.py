@@ -12,14 +12,14 @@ def read_state(cluster: Cluster, *, namespace: str, name: str, retrying: tenacit
     """Return the Secret's values by their keys; None if it does not exist.
 
     Raises:
-        TransientError: it could not be read, after all retries.
+        TransientError: the Secret could not be read, even after all retries.
     """
 
     def read() -> dict[str, bytes] | None:
         try:
             return cluster.secret(namespace, name)
         except AuthError as error:
-            # The Role is often created shortly after the pod.
+            # This is retried, because the Role with the permission is often created shortly after the pod.
             raise TransientError(str(error), upstream=error.upstream, status=error.status) from error
 
     return retrying(read)
