@@ -1,4 +1,4 @@
-"""Parse a text of YAML or JSON documents, and write a changed document in its own format again."""
+"""Split and parse YAML and JSON documents, and write a changed document in the same format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from lifecycle.inject.nodes import MAX_DEPTH, NUMBERS, STRING, VALUE, Fields, It
 
 # A line that begins with --- starts a document, even in the middle of a multi-line text.
 _DOCUMENT = re.compile(r"^(?=---(?:\s|$))", re.MULTILINE)
-_START = re.compile(r"^[-? ]+", re.MULTILINE)
+# The indentation of a line, including the dashes of list items.
+_INDENTATION = re.compile(r"^[-? ]+", re.MULTILINE)
+# Directives (%) and comments without a document. They belong to the document that follows.
 _DIRECTIVES = re.compile(r"(?:[ \t\r]*(?:#.*)?\n)*%.*\n(?:[ \t\r]*(?:[%#].*)?\n)*")
 # What stays at the beginning of a changed document: --- and comments, such as Helm's "# Source:".
 _HEAD = re.compile(r"(?:(?:---[ \t]*|[ \t]*)(?:#.*)?\n|%.*\n)*")
@@ -32,7 +34,7 @@ _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 @cache
 def _resolved(kind: Any, value: str, implicit: tuple[bool, bool]) -> str:
     tag: str = _RESOLVER.resolve(kind, value, implicit)
-    # PyYAML takes 12:30 for a number of seconds and = for a default value. Kubernetes takes both for text.
+    # PyYAML reads 12:30 as a number of seconds and = as a default value. Kubernetes reads both as text.
     return STRING if tag == VALUE or (tag in NUMBERS and ":" in value) else tag
 
 
@@ -52,7 +54,7 @@ class _Dumper(_Resolver, _BaseDumper):  # type: ignore[misc] # see above
 
 
 def split_documents(text: str) -> list[str]:
-    """Split a text into its documents, which together are the text."""
+    """Split a text into its documents. Joined, they are the text again."""
     documents: list[str] = []
     for part in _DOCUMENT.split(text):
         if documents and _DIRECTIVES.fullmatch(documents[-1]):
@@ -63,7 +65,7 @@ def split_documents(text: str) -> list[str]:
 
 
 def join_documents(documents: Sequence[str]) -> str:
-    """Put documents together, each after the first on a line of its own."""
+    """Join documents, and add the line break that is missing between two of them."""
     lines = [document if document.endswith("\n") else f"{document}\n" for document in documents[:-1]]
     return "".join([*lines, *documents[-1:]])
 
@@ -100,7 +102,7 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
 def _check_depth(document: str) -> None:
     """Raise an error for nesting that would exhaust the stack of the parser."""
     # Each level needs a bracket, or a column at the start of a line, where a list can begin in its parent's column.
-    columns = max(map(len, _START.findall(document)), default=0)
+    columns = max(map(len, _INDENTATION.findall(document)), default=0)
     if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
         return
     depth = 0

@@ -96,8 +96,8 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
         objects += document_objects
         added = [items for change in changes if change is not None for items in change]
         is_changed = root is not None and any(change is not None for change in changes)
-        written = write_document(document, root, added, is_json=is_json) if root and is_changed else document
-        results.append(separator + written)
+        new_text = write_document(document, root, added, is_json=is_json) if root and is_changed else document
+        results.append(separator + new_text)
     if with_state_secrets and not problems:
         results += _state_documents(objects, roots, problems)
     if problems:
@@ -106,17 +106,17 @@ def inject(text: str | Sequence[str], site: Site, *, with_state_secrets: bool = 
 
 
 def _separated(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each document of several files, and the separator that it needs after the file before."""
+    """Yield each document of several files, and the separator between it and the previous file, or ""."""
     for index, text in enumerate(texts):
-        for place, document in enumerate(split_documents(text)):
-            is_first = index > 0 and place == 0
+        for position, document in enumerate(split_documents(text)):
+            needs_separator = index > 0 and position == 0 and not document.startswith("---")
             separator = "...\n" if document.startswith("%") else "---\n"
-            yield document, separator if is_first and not document.startswith("---") else ""
+            yield document, separator if needs_separator else ""
 
 
 def _objects(root: yaml.Node, document: str) -> Iterator[_Object]:
     """Yield the objects of a document, also those inside lists; none if it has no label or annotation of ours."""
-    # The search of lines misses a name with escapes, and finds none behind a #, which can be part of a text.
+    # The search of lines does not find a name with escapes, or after a # that is part of a text.
     is_possible = DOMAIN in document or "\\" in document
     if not _PREFIX.search(document) and not (is_possible and DOMAIN in scalar_text(root)):
         return
@@ -162,7 +162,7 @@ def _add_containers(obj: _Object, site: Site, problems: list[str]) -> list[Items
 
 
 def _workload(obj: _Object) -> Workload | None:
-    """Return an object's pod template; None if it has none, or is of a kind that is never changed."""
+    """Return the workload of an object; None if the object has no pod template of a known kind."""
     data = obj.data
     if obj.kind not in TEMPLATES or data.get("apiVersion", "v1") not in _VERSIONS:
         if any(_has_label(value) for name, value in data.items() if name != "metadata"):
@@ -214,7 +214,7 @@ def _is_list_of_objects(value: Any) -> bool:
 
 
 def _pod_count(obj: _Object) -> int:
-    """Return how many pods of an object run at the same time, by its own number."""
+    """Return how many pods of an object run at the same time, as `replicas` or `parallelism` specifies."""
     spec = _object_at(obj.data, *(("spec", "jobTemplate", "spec") if obj.kind == "CronJob" else ("spec",)))
     field = "parallelism" if obj.kind in ("Job", "CronJob") else "replicas"
     count = spec.get(field)
@@ -244,7 +244,9 @@ def _state_documents(objects: Sequence[_Object], roots: Sequence[yaml.Node], pro
             for content in contents:
                 secret = (content["metadata"]["namespace"], content["metadata"]["name"])
                 if content["kind"] == "Secret" and owners.setdefault(secret, obj.name) != obj.name:
-                    raise ManifestError(f"The state Secret {secret[1]} is that of {owners[secret]}, too. Name another.")
+                    raise ManifestError(
+                        f"The state Secret {secret[1]} is also that of {owners[secret]}. Set another name."
+                    )
         except ManifestError as error:
             problems.append(f"{obj.kind} {obj.name}: {error}")
             continue
@@ -263,5 +265,5 @@ def _identities(node: yaml.Node, depth: int = 0) -> Iterator[tuple[str, str, str
         for item in items.value:
             yield from _identities(item, depth + 1)
     fields = (field_of(node, "kind"), field_of(node, "metadata", "namespace"), field_of(node, "metadata", "name"))
-    kind, namespace, name = (str(found.value) if isinstance(found, yaml.ScalarNode) else "" for found in fields)
+    kind, namespace, name = (str(field.value) if isinstance(field, yaml.ScalarNode) else "" for field in fields)
     yield kind, namespace, name

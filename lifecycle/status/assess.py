@@ -123,7 +123,7 @@ _EMPTY_TAILNET = (
 
 @dataclass(frozen=True, slots=True)
 class _Workload:
-    """One name, with all its records and nodes."""
+    """One name of a workload, with all records and nodes that have it."""
 
     record_identity: RecordIdentity
     records: Sequence[Record]
@@ -160,9 +160,9 @@ def assess_workloads(observation: Observation, *, config: StatusConfig, now: dat
 
 
 def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Workload]:
-    """Yield each name of the owner.
+    """Yield each name of each workload of the owner: the main name, and the further names that have records.
 
-    A node without a record belongs to the owner if its user is ours and its name is in our domain.
+    A node without a record belongs to a workload of the owner if its user is ours and its name is in our domain.
     """
     records: dict[str, list[Record]] = defaultdict(list)
     nodes: dict[str, list[Node]] = defaultdict(list)
@@ -176,7 +176,7 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
         record_identity = RecordIdentity(name, config.mark, config.vpn_prefixes)
         records_here, nodes_here = records[name], nodes[name]
         if any(map(record_identity.is_marked, records_here)):
-            # Its pod may append another domain than ours.
+            # The DOMAIN_NAME of the workload may differ from ours.
             yield _Workload(record_identity, records_here, nodes_here or by_hostname[name.partition(".")[0]])
         elif (
             is_in_domain(name, config.domain)
@@ -197,7 +197,7 @@ def _workloads(observation: Observation, config: StatusConfig) -> Iterator[_Work
 def _further_identity(
     name: str, main_name: str, records_here: Sequence[Record], config: StatusConfig
 ) -> RecordIdentity:
-    """Return the criteria for owning a record at a name at which a workload has records besides its main name."""
+    """Return the criteria for owning a record of the workload at a further name."""
     mark = workload_mark(config.mark, main_name)
     is_alias = any(record.type == "CNAME" and record.comment == mark for record in records_here)
     kind = NameKind.ALIAS if is_alias else NameKind.SHARED

@@ -43,14 +43,14 @@ def shortest_interval(times: Sequence[float]) -> float:
     return min(later - earlier for earlier, later in pairwise(times))
 
 
-def a_registered_world(world: ClusterWorld) -> Interface:
+def registered_interface(world: ClusterWorld) -> Interface:
     """Register a node and return its interface."""
     return Interface(*world.headscale.add_node(NAME, user=USER).addresses)
 
 
 def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> None:
     times = record_list_times(world)
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
     assert watch.state.records.in_sync
     assert shortest_interval(times) >= 60
@@ -62,7 +62,7 @@ def test_polls_of_a_registered_node_are_a_minute_apart(world: ClusterWorld) -> N
 )
 def test_poll_interval_can_lengthen_the_interval(setting: str, minimum_s: float, world: ClusterWorld) -> None:
     times = record_list_times(world)
-    watch = world.watch(a_registered_world(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
+    watch = world.watch(registered_interface(world), POLL_INTERVAL=setting, VERIFY_INTERVAL="1h")
     world.run(watch, HOUR_S)
     # The new record is read again once in between.
     assert shortest_interval(times) >= 60
@@ -72,7 +72,7 @@ def test_poll_interval_can_lengthen_the_interval(setting: str, minimum_s: float,
 def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     times = record_list_times(world)
     world.cloudflare.faults.add(faults.html(503), times=None)
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
     assert not watch.state.records.in_sync
     assert shortest_interval(times) >= 60
@@ -80,7 +80,7 @@ def test_a_cloudflare_outage_does_not_shorten_the_interval(world: ClusterWorld) 
 
 def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) -> None:
     times = record_list_times(world)
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, 10)
     times.clear()
     world.cli.stopped = True
@@ -92,7 +92,7 @@ def test_a_headscale_failure_does_not_shorten_the_interval(world: ClusterWorld) 
 
 
 def test_a_lost_node_does_not_shorten_the_interval(world: ClusterWorld) -> None:
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, 10)
     times = record_list_times(world)
     world.headscale.delete_node(1)
@@ -111,7 +111,7 @@ def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
 
 
 def test_a_changed_address_is_noticed_within_a_second_or_two(world: ClusterWorld) -> None:
-    interface = a_registered_world(world)
+    interface = registered_interface(world)
     watch = world.watch(interface)
     world.run(watch, 100)
     times = record_list_times(world)
@@ -126,7 +126,7 @@ def test_a_changed_address_is_noticed_within_a_second_or_two(world: ClusterWorld
 
 
 def test_the_slower_polling_is_logged_once(world: ClusterWorld, events: Events) -> None:
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, HOUR_S)
     [event] = named(events, "poll.slowed")
     assert (event["interval_s"], "HEADSCALE_ACCESS=api" in event["reason"]) == (60.0, True)
@@ -134,7 +134,7 @@ def test_the_slower_polling_is_logged_once(world: ClusterWorld, events: Events) 
 
 def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events) -> None:
     watch = world.watch(
-        a_registered_world(world),
+        registered_interface(world),
         HEADSCALE_URL="http://headscale",
         HEADSCALE_API_KEY=world.headscale.api_key,
         POLL_INTERVAL="10s",
@@ -156,7 +156,7 @@ def test_polling_over_the_api_is_not_slower(world: ClusterWorld, events: Events)
     ],
 )
 def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) -> None:
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, 100)
     before, written = world.records(), len(world.cloudflare.writes)
     world.kubernetes.add_exec_fault(fault, times=None)
@@ -166,7 +166,7 @@ def test_a_failed_exec_changes_nothing(fault: ExecFault, world: ClusterWorld) ->
 
 
 def test_a_refused_exec_is_logged_and_does_not_exit(world: ClusterWorld, events: Events) -> None:
-    watch = world.watch(a_registered_world(world))
+    watch = world.watch(registered_interface(world))
     world.run(watch, 100)
     world.kubernetes.allow_nothing()
     world.run(watch, 300)

@@ -25,7 +25,7 @@ Events = list[Any]
 
 MINUTE = 60.0
 HOUR = 3600.0
-# Several reads of the record.
+# Long enough for several reads of the record.
 LONG = 20 * MINUTE
 POLL_S = 30.0
 VERIFY_S = 300.0
