@@ -47,6 +47,9 @@ NAMESPACE = f"{DOMAIN}-inject"
 
 API = "admissionregistration.k8s.io/v1"
 
+MAX_LINE = 110
+"""The length of an expression that is still readable on one line of a manifest."""
+
 # Settings of the injection. All other settings of the ConfigMap become variables of cleanup and dns-watch.
 INJECTION_SETTINGS = ("LOGIN_SERVER", "LIFECYCLE_IMAGE", "TAILSCALE_IMAGE")
 
@@ -376,7 +379,15 @@ def _binding(kind: str) -> Document:
 
 
 def _as_variables(expressions: dict[str, str]) -> list[Document]:
-    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+    return [{"name": name, "expression": _over_lines(expression)} for name, expression in expressions.items()]
+
+
+def _over_lines(expression: str) -> str:
+    """Return the same expression over several lines if it is long: with one operand or list item on each line."""
+    if len(expression) <= MAX_LINE or "\n" in expression:
+        return expression
+    lines = re.sub(r" (\|\||&&|\?|:) ", r"\n  \1 ", expression).splitlines()
+    return "\n".join(line.replace("', '", "',\n    '") if len(line) > MAX_LINE else line for line in lines)
 
 
 def _literal(value: Any) -> str:
@@ -507,7 +518,7 @@ def _validation(expression: str, refusal: str, **values: str) -> Document:
     # Names and the text between them alternate.
     pieces = [_shortened(values[part]) if index % 2 else _literal(part) for index, part in enumerate(parts) if part]
     # Join adjacent literals.
-    return _with_message(expression, " + ".join(pieces).replace("' + '", ""))
+    return _with_message(expression, " +\n  ".join(pieces).replace("' +\n  '", ""))
 
 
 def _shortened(text: str) -> str:
@@ -519,7 +530,7 @@ def _shortened(text: str) -> str:
 
 
 def _with_message(expression: str, text: str) -> Document:
-    return {"expression": expression, "messageExpression": text}
+    return {"expression": _over_lines(expression), "messageExpression": text}
 
 
 def _normalized(text: str) -> str:
