@@ -72,7 +72,11 @@ def status(settings: StatusSettings, *, redact: bool) -> dict[str, Any]:
 def status_report(
     settings: StatusSettings, sources: Sources, kubernetes: str | None, *, now: datetime, redact: bool
 ) -> dict[str, Any]:
-    """Return the state of every workload of the owner, as JSON values."""
+    """Return the state of every workload of the owner, as JSON values.
+
+    Args:
+        kubernetes: a description of the cluster; None if no setting needs the Kubernetes API.
+    """
     observation = observe_status(settings, headscale=sources.headscale, cloudflare=sources.cloudflare)
     server_time = sources.headscale.server_time(now)
     rows, problems = assess_workloads(observation, config=status_config(settings), now=server_time)
@@ -93,7 +97,14 @@ def status_report(
 
 
 def context(settings: Settings, sources: Sources, kubernetes: str | None) -> dict[str, str | None]:
-    """Return the settings and values that the plans are based on; None for a value that could not be read."""
+    """Return the settings and values that the plans are based on.
+
+    Args:
+        kubernetes: a description of the cluster; None if no setting needs the Kubernetes API.
+
+    Returns:
+        The values by their names. A value that could not be read is None.
+    """
     headscale = f"the CLI in namespace {settings.headscale_namespace} (HEADSCALE_ACCESS=exec)"
     values = {
         "kubernetes": kubernetes or "not used (no setting needs it)",
@@ -144,7 +155,7 @@ def watch_section(settings: DnsWatchSettings, sources: Sources, interface: Inter
     """Return what one pass of dns-watch would change, if it no longer waited for the pod's VPN interface."""
     section = Section("dns-watch")
     config = watch_config(settings)
-    # dns-watch waits for the interface only for a limited time. Here, this time is over.
+    # dns-watch waits for the interface only for a limited time after it was last seen. Here, that time is over.
     state = State(interface_seen_s=float("-inf"), records=RecordState(reason=""))
 
     def clock() -> Moment:

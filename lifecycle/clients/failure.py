@@ -71,7 +71,7 @@ def explain_failure(error: Exception, *, what: str, endpoint: Endpoint, timeout_
         what: the request, for the message.
         timeout_s: the time budget of the request.
     """
-    # `network.Network` raises errors of httpcore, each with the original OSError as an argument.
+    # The cause of an httpx error is the httpcore error that `network.Network` raised with the OSError as its argument.
     arguments = error.__cause__.args if error.__cause__ else ()
     cause = next((argument for argument in arguments if isinstance(argument, OSError)), None)
     kind: type[ApiError] = TransientError

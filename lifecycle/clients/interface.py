@@ -26,7 +26,7 @@ _MAX_MESSAGES = 100
 
 # The longest wait if the kernel reports no changes, or if the node is not registered yet.
 _POLL_S = 1.0
-# The longest wait otherwise. It ends a wait for which the message was lost.
+# The longest wait otherwise, in case the message about a change was lost.
 _SAFETY_POLL_S = 60.0
 
 

@@ -113,13 +113,13 @@ class JsonClient:
         if not authorized:
             return send(token=None)
         try:
-            return self._send_renewed(send)
+            return self._send_with_token(send)
         except AuthError as refusal:
             if refusal.status is not None:
                 self._check_health(refusal)
             raise
 
-    def _send_renewed(self, send: Callable[..., Response]) -> Response:
+    def _send_with_token(self, send: Callable[..., Response]) -> Response:
         token = self._from_credential(lambda: self._credential.value)
         try:
             return send(token=token)
@@ -192,7 +192,7 @@ class JsonClient:
         may_be_proxy = status in _PROXY_REFUSALS and not self._upstream.is_own(response)
         if endpoint.is_plain_http and endpoint.proxy and may_be_proxy:
             text = (
-                f"The proxy {endpoint.proxy.address}, or one between it and {name}, refused {what} ({status}). "
+                f"The proxy {endpoint.proxy.address}, or another one between it and {name}, refused {what} ({status}). "
                 f"Check {endpoint.proxy.setting}.{response.reason}"
             )
         elif error := self._upstream.explain(what, response):

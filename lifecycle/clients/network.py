@@ -125,8 +125,8 @@ class Stream(httpcore.NetworkStream):
         """Return a value that httpcore asks for; None for any other name.
 
         Args:
-            info: "ssl_object" for the TLS socket (None without TLS), or "is_readable" for True if the peer has sent
-                data or closed the connection.
+            info: "ssl_object" for the TLS socket, which is None without TLS; "is_readable" for a Boolean, which is True
+                if the peer has sent data or closed the connection.
         """
         match info:
             case "ssl_object":

@@ -10,7 +10,7 @@ from lifecycle.domain.errors import TransientError
 _FIRST_DELAY_S = 0.5
 _MAX_JITTER = 0.25
 
-# A client that exceeds Cloudflare's rate limit blocks all clients of the account for several minutes.
+# If one client exceeds Cloudflare's rate limit, Cloudflare blocks all clients of the account for several minutes.
 _RATE_LIMIT_DELAY_S = 60.0
 
 # A long outage has more than a thousand failures, and 2.0 ** 1024 raises OverflowError.

@@ -45,7 +45,7 @@ class UpdateRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeleteRecord:
-    """Delete a stale or redundant record that belongs to this workload."""
+    """Delete a record that this program owns, and that is stale or redundant."""
 
     record: Record
     reason: str

@@ -1,4 +1,8 @@
-"""Decide which nodes and records this program owns. No other module decides what may be changed."""
+"""Decide which nodes and records this program owns. No other module decides what may be changed.
+
+A workload has a main name, which is the hostname of its node, and can have further names, which are those in the
+settings DNS_ALIASES and DNS_SHARED_NAMES.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,7 @@ def mark_of(owner: str) -> str:
 
 
 def workload_mark(mark: str, main_name: str) -> str:
-    """Return the mark of a workload's records under its further names (DNS_ALIASES, DNS_SHARED_NAMES).
+    """Return the mark of a workload's records at its further names.
 
     The mark contains the main name, because two workloads of one owner can be configured with the same further name. It
     prevents each workload from changing the records of the other.

@@ -61,15 +61,15 @@ class RetryBudget:
     def renew(self) -> None:
         """Start again with the full time and number of retries."""
         self._deadline = self.clock() + self._length_s
-        self._left = MAX_RETRIES
+        self._retries_left = MAX_RETRIES
 
     def allows(self, wait_s: float) -> bool:
         """Return True if a retry that starts after this wait is within the budget."""
-        return self._left > 0 and self.clock() + wait_s < self._deadline
+        return self._retries_left > 0 and self.clock() + wait_s < self._deadline
 
     def spend(self) -> None:
         """Count a retry."""
-        self._left -= 1
+        self._retries_left -= 1
 
 
 class Pace:
@@ -121,7 +121,7 @@ class PacedRetrying(tenacity.Retrying):
     """A retry policy that also pauses before the first attempt of a call, if its `Pace` requires that.
 
     Args:
-        pace: shared by all calls to the upstream.
+        pace: decides when the next request may be sent; shared by all calls.
         pause: waits for the given number of seconds.
         options: the options of `tenacity.Retrying`.
     """
@@ -154,7 +154,7 @@ def retrying(*, budget: RetryBudget, stop: Event, sleep: Callable[[float], None]
     def is_over(state: tenacity.RetryCallState) -> bool:
         return stop.is_set() or not budget.allows(state.upcoming_sleep)
 
-    # After a stop, tenacity.sleep_using_event would send one more request.
+    # tenacity.sleep_using_event is not used, because it would send one more request after a stop.
     def wait(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError("stopped while waiting for the next attempt; no manual cleanup is needed")

@@ -87,9 +87,9 @@ def open_upstreams(
     if settings.access == "exec" and cluster is not None:
         return _exec_transport(settings, cluster, on_headscale_outcome), cloudflare
     if settings.headscale_ca_file:
-        # This context is a separate one, because the private authority must not be trusted for Cloudflare.
+        # A separate TLS context is created, because the private authority must not be trusted for Cloudflare.
         trust = _trust(settings)
-        with _readable_certificates("HEADSCALE_CA_FILE"):
+        with _certificate_errors("HEADSCALE_CA_FILE"):
             add_authorities(trust, settings.headscale_ca_file)
     proxy = settings.proxy_of_headscale
     http = open_http(settings.effective_headscale_url, trust=trust, proxy=proxy)
@@ -103,16 +103,17 @@ def open_upstreams(
 
 def _trust(settings: Settings) -> ssl.SSLContext:
     """Return a context that trusts the public certificate authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR."""
-    with _readable_certificates("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
+    with _certificate_errors("SSL_CERT_FILE" if settings.ssl_cert_file else "SSL_CERT_DIR"):
         return public_trust(cafile=settings.ssl_cert_file, capath=settings.ssl_cert_dir)
 
 
 @contextmanager
-def _readable_certificates(name: str) -> Iterator[None]:
+def _certificate_errors(setting: str) -> Iterator[None]:
+    """Turn an OSError of the block, which loads a setting's certificates, into a ConfigError."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{name}: contains a malformed certificate ({error.strerror})") from error
+        raise ConfigError(f"{setting}: contains a malformed certificate ({error.strerror})") from error
 
 
 def _headscale_credential(settings: Settings, cluster: Cluster | None) -> Credential:

@@ -90,7 +90,7 @@ _BY_STATUS_WITHOUT_CODE: dict[int, Meaning] = {
     403: _BLOCKED,
     404: Meaning(
         TransientError,
-        "The 404 is not Cloudflare's own. It is a proxy's, or CLOUDFLARE_API_URL points elsewhere.",
+        "The 404 is not Cloudflare's own. It is from a proxy, or CLOUDFLARE_API_URL points elsewhere.",
     ),
 }
 

@@ -78,8 +78,8 @@ class CloudflareWriter(CloudflareReader):
                     body={operation: items for operation, items in batch.items() if items},
                 )
         self._revert_strays(path, created, names)
-        _check(path, created, creates)
-        _check(path, changed, [spec for _, spec, _ in patches])
+        _check_result(path, created, creates)
+        _check_result(path, changed, [spec for _, spec, _ in patches])
 
     def _delete(self, path: str, record_id: str) -> None:
         # Another client may have deleted the record since it was read.
@@ -137,7 +137,7 @@ def _parse_batch(payload: Any) -> tuple[list[Record], list[Record]]:
     )
 
 
-def _check(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
+def _check_result(path: str, records: Sequence[Record], specs: Sequence[RecordSpec]) -> None:
     """Check that the records in a response are the requested ones.
 
     Raises:

@@ -54,8 +54,8 @@ def explain_cli_failure(arguments: Sequence[str], target: Target, output: Output
         kind, why = ResponseError, f": there is no such program ({text or output.exit_status}). {CHECK_SETTINGS}"
     elif not text:
         why = (
-            f" with exit status {output.exit_status} and gave no reason. Run it in this container without `-o json`, "
-            "which hides the reason."
+            f" with exit status {output.exit_status} and gave no reason. Run the command in this container "
+            "without `-o json`, which hides the reason."
         )
     else:
         kind, advice = _meaning(text)

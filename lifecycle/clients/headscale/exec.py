@@ -27,7 +27,7 @@ Parsed = TypeVar("Parsed")
 
 # When a key is created, the command line computes its expiry, and the server sets its creation time a moment later. The
 # lifetime between both is therefore shorter than requested, at most by this time.
-_MAX_CREATION_TIME = timedelta(seconds=0.5)
+_MAX_CREATION_DELAY = timedelta(seconds=0.5)
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -127,14 +127,14 @@ class ExecTransport:
         """Return True if a listed key has the lifetime that was requested last, and expires at about `expires_at`."""
         if self._requested_lifetime is None or key.created_at is None or key.expires_at is None:
             return False
-        creation_time = self._requested_lifetime - (key.expires_at - key.created_at)
+        creation_delay = self._requested_lifetime - (key.expires_at - key.created_at)
         return (
-            timedelta(milliseconds=-1) <= creation_time <= _MAX_CREATION_TIME
+            timedelta(milliseconds=-1) <= creation_delay <= _MAX_CREATION_DELAY
             and abs(key.expires_at - expires_at) <= _MAX_CLOCK_SKEW
         )
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """Return the keys of the user, or of all users."""
+        """Return the keys of the user, or of all users (from 0.28 on)."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
             options = ("--user", dialect.user_reference(user)) if dialect.keys_by_user else ()

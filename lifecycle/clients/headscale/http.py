@@ -109,7 +109,7 @@ class HttpTransport:
         return key.expires_at == expires_at
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """Return the keys of the user, or of all users. Source: GET /api/v1/preauthkey."""
+        """Return the keys of the user, or of all users (from 0.28 on). Source: GET /api/v1/preauthkey."""
 
         def list_keys(dialect: Dialect) -> list[PreAuthKey]:
             params = {"user": dialect.user_reference(user)} if dialect.keys_by_user else None
@@ -187,6 +187,7 @@ class HttpTransport:
         try:
             return self._detect_by_refusal()
         except (TransientError, ResponseError) as error:
+            # The error for a missing path explains more, for example that Headscale may be starting.
             raise missing or error from None
 
     def _detect_by_refusal(self) -> Dialect:

@@ -41,7 +41,7 @@ class HeadscaleWriter(HeadscaleReader):
 
         Args:
             node: the node as it was when its deletion was planned.
-            is_still_ours: called with the node as it is now.
+            is_still_ours: called with the node as it is now; returns True if this program still owns the node.
 
         Raises:
             ConflictError: the id belongs to another machine now, or the node is no longer ours.

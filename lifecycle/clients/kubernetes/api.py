@@ -257,8 +257,8 @@ class Cluster:
             return AuthError(text, upstream=UPSTREAM, status=status)
         text = f"Kubernetes refused {what} ({status}).{response.reason}"
         is_throttled = status == httpx.codes.TOO_MANY_REQUESTS
-        # For a command, 400 means that the pod has ended. 404 means that the pod was replaced after it was listed, or
-        # that a proxy responded.
+        # For a command, 400 means that the pod has ended, or that the container "is not valid" (does not exist). 404
+        # means that the pod was replaced after it was listed, or that a proxy responded.
         has_ended = status == httpx.codes.BAD_REQUEST and rule.resource == "pods/exec" and "is not valid" not in message
         if has_ended or is_throttled or status == httpx.codes.NOT_FOUND or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             return TransientError(
