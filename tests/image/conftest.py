@@ -1,4 +1,4 @@
-"""Fixtures with real Buildah, containerd and runc, each in its own folders."""
+"""Fixtures for a single test: a copy of the built image, and a containerd."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.image.tools import Builds, Containerd
 
 @pytest.fixture
 def builds(first_build: Builds, scratch_dir: Path, request: pytest.FixtureRequest) -> Iterator[Builds]:
-    """A copy of the built archive, which the test may change."""
+    """The sources and a copy of the built archive. The test may change both."""
     folder = scratch_dir / request.node.name.replace("/", "-")
     folder.mkdir()
     shutil.copy(first_build.archive.path, folder / "image.tar")
@@ -24,7 +24,8 @@ def builds(first_build: Builds, scratch_dir: Path, request: pytest.FixtureReques
 
 @pytest.fixture
 def containerd(scratch_dir: Path) -> Iterator[Containerd]:
-    """A containerd without images. The name of its folder is short, because the path of a socket is limited."""
+    """A containerd without images."""
+    # The name is short, because Linux limits the path of a socket to 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir))
     containerd = Containerd(folder)
     containerd.start()

@@ -1,4 +1,4 @@
-"""The image, built once with Buildah for all tests."""
+"""Session fixtures: the image, which is built once with Buildah for all tests, and what the build needs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import pytest
 
 from tests.image.tools import ROOT, Builds, checked, run
 
-NEEDED = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
+# The commands of a cluster node, and those that create and build images.
+COMMANDS = ("buildah", "busybox", "containerd", "ctr", "mmdebstrap", "podman", "runc")
 
 BASE = "localhost/debian:test"
 
 ENOUGH_MEMORY = 8 * 2**30
-"""Bytes. The files of the tests take about 2 GiB."""
+"""With at least this many bytes, the files of the tests are in memory. They take about 2 GiB."""
 
 _APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
 """Accept Debian mirrors that are some weeks old."""
@@ -26,28 +27,37 @@ _APT_MIRROR_LAG = 'Acquire::Check-Valid-Until "false"'
 
 @pytest.fixture(scope="session")
 def machine() -> None:
-    """Skip the test unless the machine has the tools of a cluster node."""
-    missing = [command for command in NEEDED if shutil.which(command) is None]
+    """Skip the test unless the machine can build and run images."""
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
     if sys.platform != "linux" or os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root on Linux and {', '.join(missing or NEEDED)}: as root, scripts/bootstrap --system")
+        pytest.skip(f"needs root on Linux and {', '.join(missing or COMMANDS)}: as root, scripts/bootstrap --system")
 
 
 @pytest.fixture(scope="session")
 def scratch_dir(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for large files, in memory if there is enough. pytest would keep three of them, so it is deleted."""
+    """A folder for large files, in memory if the machine has enough.
+
+    It is deleted at the end, because pytest keeps the folders of the last three runs.
+    """
     folder = tmp_path_factory.mktemp("w")
     if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >= ENOUGH_MEMORY:
         checked(["mount", "-t", "tmpfs", "-o", f"mode=0755,size={ENOUGH_MEMORY // 2}", "tmpfs", folder])
     yield folder
-    for mounted in [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()][::-1]:
-        if mounted == str(folder) or mounted.startswith(f"{folder}/"):
-            run(["umount", "--lazy", mounted])
+    mount_points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    # The latest first, because a mount can be inside another one.
+    for mount_point in reversed(mount_points):
+        if Path(mount_point).is_relative_to(folder):
+            run(["umount", "--lazy", mount_point])
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def debian(scratch_dir: Path) -> Mapping[str, Path]:
-    """Two root file systems of Debian stable: one like the slim image, and one with the tools of both containers."""
+    """Two root file systems of Debian stable.
+
+    `base` is a tar file that replaces the base image. `tools` is a folder with the programs that the containers of the
+    DaemonSet run.
+    """
     packages_of = {
         "base": (scratch_dir / "base.tar", "ca-certificates"),
         "tools": (scratch_dir / "tools", "buildah,netavark,containerd"),
@@ -69,24 +79,25 @@ def debian(scratch_dir: Path) -> Mapping[str, Path]:
 
 @pytest.fixture(scope="session")
 def pip_settings(scratch_dir: Path) -> list[str]:
-    """Mounts that give pip in a build the settings of pip on this machine."""
+    """Volumes for a build, in which pip uses the same settings as on this machine."""
     settings = {}
     for line in checked([sys.executable, "-m", "pip", "config", "list"]).splitlines():
+        # For example "global.timeout='60'".
         key, _, value = line.partition("=")
         name = key.rsplit(".", 1)[-1]
         if name in {"cert", "extra-index-url", "index-url", "proxy", "timeout", "trusted-host"}:
             settings[name] = value.strip("'")
     config = scratch_dir / "pip.conf"
     config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items()), ""]))
-    mounts = [f"{config}:/etc/pip.conf:ro"]
+    volumes = [f"{config}:/etc/pip.conf:ro"]
     if "cert" in settings:
-        mounts.append(f"{settings['cert']}:{settings['cert']}:ro")
-    return mounts
+        volumes.append(f"{settings['cert']}:{settings['cert']}:ro")
+    return volumes
 
 
 @pytest.fixture(scope="session")
 def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_settings: list[str]) -> dict[str, str]:
-    """The environment of a Buildah whose storage contains the base image."""
+    """The environment for Buildah: a storage in the scratch folder, which contains the base image."""
     storage = scratch_dir / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{scratch_dir}/layers"\nrunroot = "{scratch_dir}/layers-run"\n'
@@ -96,7 +107,7 @@ def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_setting
         "CONTAINERS_STORAGE_CONF": str(storage),
         "BUILDAH_ISOLATION": "chroot",
         "BASE_IMAGE": BASE,
-        "BUILD_FLAGS": " ".join(f"--volume {mount}" for mount in pip_settings),
+        "BUILD_FLAGS": " ".join(f"--volume {volume}" for volume in pip_settings),
         "TMPDIR": str(scratch_dir),
     }
     container = checked(["buildah", "from", "scratch"], env=environment).strip()
@@ -107,10 +118,10 @@ def build_environment(scratch_dir: Path, debian: Mapping[str, Path], pip_setting
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, packed with the documented command."""
-    packed = tmp_path_factory.mktemp("sources") / "sources.tar.gz"
-    checked([ROOT / "scripts/image", "--sources", packed])
-    return packed
+    """The sources of the image, packed with the documented command."""
+    archive = tmp_path_factory.mktemp("sources") / "sources.tar.gz"
+    checked([ROOT / "scripts/image", "--sources", archive])
+    return archive
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
-"""build.sh with real Buildah: the image, unchanged and changed sources, and failed builds."""
+"""build.sh with a real Buildah: the image that it builds, when it builds again, and failed builds."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
+import stat
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 import lifecycle
 from tests.image.tools import IMAGE, ROOT, Archive, Builds, checked, name_as_docker_does, run, wait_until
 
-BUDGET_BYTES = 26_000_000
+MAX_BYTES = 26_000_000
+"""The budget for the compressed size. Another size means that the build has added files."""
 
 BUILD_TOOLS = re.compile(
     r"/s?bin/(apt.*|bash|dash|dpkg.*|gcc.*|git|make|perl.*|pip.*|sh|wheel)$|/(ensurepip|pip|setuptools|tests?|wheel)/|"
@@ -24,7 +26,7 @@ BUILD_TOOLS = re.compile(
 """Paths of files that only the build needs."""
 
 
-def test_image_has_its_full_name(first_build: Builds) -> None:
+def test_archive_has_the_full_name_of_the_image(first_build: Builds) -> None:
     annotations = first_build.archive.index["manifests"][0]["annotations"]
     assert annotations["org.opencontainers.image.ref.name"] == IMAGE
 
@@ -46,8 +48,7 @@ def test_image_runs_the_command_as_unprivileged_user(first_build: Builds) -> Non
 
 
 def test_image_size_is_within_budget(first_build: Builds) -> None:
-    layers = [layer["size"] for layer in first_build.archive.manifest["layers"]]
-    assert sum(layers) <= BUDGET_BYTES
+    assert first_build.archive.size <= MAX_BYTES
 
 
 def test_image_contains_no_build_tools(first_build: Builds) -> None:
@@ -55,10 +56,12 @@ def test_image_contains_no_build_tools(first_build: Builds) -> None:
 
 
 def test_image_contains_no_setuid_programs(first_build: Builds) -> None:
-    files = first_build.archive.files()
-    assert [
-        path for path, (kind, mode, *_) in files.items() if kind == tarfile.REGTYPE and int(str(mode)) & 0o6000
-    ] == []
+    setuid = [
+        path
+        for path, file in first_build.archive.files().items()
+        if file.type == tarfile.REGTYPE and file.mode & (stat.S_ISUID | stat.S_ISGID)
+    ]
+    assert setuid == []
 
 
 def test_unchanged_sources_are_not_built_again(builds: Builds) -> None:
@@ -86,7 +89,6 @@ def test_changed_sources_replace_the_archive_atomically(builds: Builds) -> None:
 
 
 def test_same_files_at_another_commit_are_not_built_again(builds: Builds) -> None:
-
     def change(sources: Path) -> None:
         (sources / "REVISION").write_text("0" * 40)
         (sources / "ORIGIN").write_text("https://example.com/elsewhere.git")
@@ -104,7 +106,7 @@ def test_renamed_source_is_built_again(builds: Builds) -> None:
 
 
 def test_change_without_effect_on_the_layers_is_built_once(builds: Builds) -> None:
-    """Buildah reuses all layers, but the label must have the hash of the new sources."""
+    """Buildah reuses all layers. If the label kept the old hash of the sources, every start would build again."""
 
     def change(sources: Path) -> None:
         script = sources / "build/bytecode.py"
@@ -125,7 +127,7 @@ def test_another_base_image_is_built_again(builds: Builds) -> None:
 
 
 def test_failed_build_keeps_the_archive_and_reports_the_reason(builds: Builds) -> None:
-    """It fails in the last step, when the installed package is imported."""
+    """The build fails in its last step, which imports the installed package."""
 
     def change(sources: Path) -> None:
         (sources / "lifecycle/cli.py").write_text("import no_such_module\n")
@@ -141,18 +143,18 @@ def test_failed_build_keeps_the_archive_and_reports_the_reason(builds: Builds) -
 
 
 @pytest.mark.parametrize(
-    ("pattern", "instead", "reason"),
+    ("pattern", "replacement", "reason"),
     [
         pytest.param(r"sha256:[0-9a-f]{64}", f"sha256:{'0' * 64}", "DO NOT MATCH THE HASHES", id="wrong hash"),
         pytest.param(r" \\\n +--hash=\S+", "", "Hashes are required", id="no hash"),
     ],
 )
 def test_dependency_that_does_not_match_the_lock_is_refused(
-    builds: Builds, pattern: str, instead: str, reason: str
+    builds: Builds, pattern: str, replacement: str, reason: str
 ) -> None:
     def change(sources: Path) -> None:
         locked = sources / "requirements-build.txt"
-        locked.write_text(re.sub(pattern, instead, locked.read_text()))
+        locked.write_text(re.sub(pattern, replacement, locked.read_text()))
 
     before = builds.archive.path.read_bytes()
     builds.change_sources(change)
@@ -192,16 +194,15 @@ def test_full_disk_keeps_the_archive(builds: Builds) -> None:
         pytest.param(lambda path: (path.unlink(), path.mkdir()), id="folder"),
     ],
 )
-def test_invalid_archive_is_built_again(builds: Builds, damage: object) -> None:
+def test_invalid_archive_is_built_again(builds: Builds, damage: Callable[[Path], object]) -> None:
     digest = builds.archive.digest
-    assert callable(damage)
     damage(builds.archive.path)
     built = builds.build()
     assert built.returncode == 0, built.stderr
     assert builds.archive.digest == digest
 
 
-def test_folder_with_files_at_the_archives_path_is_kept(builds: Builds) -> None:
+def test_folder_with_files_is_not_replaced_by_the_archive(builds: Builds) -> None:
     builds.archive.path.unlink()
     builds.archive.path.mkdir()
     (builds.archive.path / "file").touch()
@@ -211,7 +212,7 @@ def test_folder_with_files_at_the_archives_path_is_kept(builds: Builds) -> None:
 
 
 def stub(folder: Path, name: str, script: str) -> str:
-    """Create a program that replaces a builder, and return a PATH that finds it first."""
+    """Create a shell script that replaces a builder, and return a PATH that finds it first."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
@@ -220,16 +221,16 @@ def stub(folder: Path, name: str, script: str) -> str:
 
 @pytest.mark.parametrize("step", ["build", "push"])
 @pytest.mark.parametrize(
-    "send",
+    "send_signal",
     [
-        pytest.param(lambda process: process.terminate(), id="kubelet"),
-        pytest.param(lambda process: os.killpg(process.pid, signal.SIGINT), id="ctrl-c"),
+        pytest.param(lambda process: process.terminate(), id="SIGTERM from the kubelet"),
+        pytest.param(lambda process: os.killpg(process.pid, signal.SIGINT), id="ctrl-c in a terminal"),
     ],
 )
 def test_stopped_build_leaves_no_processes_and_no_files(
-    sources: Path, tmp_path: Path, send: Callable[[subprocess.Popen[str]], None], step: str
+    sources: Path, tmp_path: Path, send_signal: Callable[[subprocess.Popen[str]], None], step: str
 ) -> None:
-    """A builder that is still running would create the deleted files again."""
+    """If the builder kept running, it would create the deleted files again."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     builds = Builds(tmp_path, sources, {**os.environ, "TMPDIR": str(scratch)})
@@ -238,7 +239,7 @@ def test_stopped_build_leaves_no_processes_and_no_files(
     hang = f'touch "{builds.archive.path}.new" && echo $$ >"{pid}.new" && mv "{pid}.new" "{pid}" && exec sleep 600'
     path = stub(tmp_path / "bin", "slow", f'[ "$1" != {step} ] || {{ {hang}; }}')
     process = subprocess.Popen(
-        # As in a terminal. Processes that were started in the background ignore SIGINT, and so do their children.
+        # SIGINT has its default effect, as in a terminal. A process in the background and its children ignore it.
         ["env", "--default-signal=INT", "/bin/sh", ROOT / "build/build.sh"],
         env={**builds.variables, "PATH": path, "BUILDER": "slow"},
         stderr=subprocess.PIPE,
@@ -246,9 +247,9 @@ def test_stopped_build_leaves_no_processes_and_no_files(
         start_new_session=True,
     )
     try:
-        wait_until(pid.exists, within_s=60, what="the builder is running")
-        send(process)
-        # This returns when all processes that have the pipe open have ended.
+        wait_until(pid.exists, "the builder is running")
+        send_signal(process)
+        # This waits for every process that inherited the pipe.
         process.communicate(timeout=60)
         assert process.returncode == 1
         with pytest.raises(ProcessLookupError):
@@ -273,7 +274,7 @@ def test_archive_of_docker_is_accepted(builds: Builds) -> None:
     """A stub of docker saves an archive that has the annotations of docker."""
     saved = builds.folder / "saved.tar"
     builds.archive.path.rename(saved)
-    Archive(saved).rewrite(name_as_docker_does, builds.folder / "scratch")
+    Archive(saved).rewrite(name_as_docker_does)
     path = stub(builds.folder / "bin", "docker", f'[ "$1 $2" != "save --output" ] || cp "{saved}" "$3"')
     built = builds.build(BUILDER="docker", PATH=path)
     assert built.returncode == 0, built.stderr
@@ -290,8 +291,8 @@ def test_podman_builds_the_same_files(builds: Builds) -> None:
     assert builds.archive.files() == files
 
 
-def figures(first_build: Builds, archive: Archive, **variables: str) -> dict[str, str]:
-    """Run the report, and return the figures by name."""
+def report(first_build: Builds, archive: Archive, **variables: str) -> dict[str, str]:
+    """Run `scripts/image --report`, and return its lines as names and values."""
     done = run(
         [ROOT / "scripts/image", "--archive", archive.path, "--report"], env={**first_build.environment, **variables}
     )
@@ -300,30 +301,29 @@ def figures(first_build: Builds, archive: Archive, **variables: str) -> dict[str
 
 
 def test_image_script_builds_the_same_image_and_reports_its_size(first_build: Builds, tmp_path: Path) -> None:
-    """Every step runs again, so that times, random names and orders would differ."""
+    """Every step runs again. Times, random names or the order of files could make the image differ."""
     archive = Archive(tmp_path / "image.tar")
-    report = figures(first_build, archive, BUILD_FLAGS=f"--no-cache {first_build.environment['BUILD_FLAGS']}")
+    reported = report(first_build, archive, BUILD_FLAGS=f"--no-cache {first_build.environment['BUILD_FLAGS']}")
     assert archive.digest == first_build.archive.digest
     sizes = [layer["size"] / 1e6 for layer in archive.manifest["layers"]]
-    assert set(report) == {"compressed", "layers", "no change"}
-    assert report["compressed"] == f"{sum(sizes):.1f} MB"
-    assert report["layers"] == f"{len(sizes)} ({' + '.join(f'{size:.1f}' for size in sizes)} MB)"
+    assert set(reported) == {"compressed", "layers", "no change"}
+    assert reported["compressed"] == f"{sum(sizes):.1f} MB"
+    assert reported["layers"] == f"{len(sizes)} ({' + '.join(f'{size:.1f}' for size in sizes)} MB)"
 
 
 def test_documented_size_is_current(first_build: Builds) -> None:
-    """Within a megabyte: the size changes with the releases of the dependencies."""
-    size = sum(layer["size"] for layer in first_build.archive.manifest["layers"]) / 1e6
     [documented] = re.findall(r"([\d.]+) MB compressed", (ROOT / "docs/image.md").read_text())
-    assert float(documented) == pytest.approx(size, abs=1)
+    # The size changes with the releases of the dependencies.
+    assert float(documented) == pytest.approx(first_build.archive.size / 1e6, abs=1)
 
 
 def test_report_works_if_only_the_archive_has_the_image(first_build: Builds, builds: Builds) -> None:
-    """The archive is up to date, so nothing is built, and the storage of the builder is empty."""
+    """Nothing is built, because the archive is up to date, and the storage of the builder is empty."""
     storage = builds.folder / "storage.conf"
     storage.write_text(
         f'[storage]\ndriver = "overlay"\ngraphroot = "{builds.folder}/layers"\nrunroot = "{builds.folder}/run"\n'
     )
-    assert "layers" in figures(first_build, builds.archive, CONTAINERS_STORAGE_CONF=str(storage))
+    assert "layers" in report(first_build, builds.archive, CONTAINERS_STORAGE_CONF=str(storage))
     checked(["buildah", "rmi", "--all", "--force"], env={**first_build.environment, "CONTAINERS_STORAGE_CONF": storage})
 
 

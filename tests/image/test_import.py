@@ -1,4 +1,4 @@
-"""import.sh with a real containerd: imports, repairs and refused archives."""
+"""import.sh with a real containerd: it imports the image, keeps it in place, and refuses invalid archives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,38 @@ def importer(containerd: Containerd, archive: Archive, tmp_path: Path) -> Iterat
         importer.wait_until_ready()
         wait_until(
             lambda: is_settled(containerd),
-            within_s=60,
-            what="the image is imported and known to the CRI plugin",
+            "the image is imported and known to the CRI plugin",
             log=lambda: importer.log,
         )
         yield importer
 
 
 def names(images: Iterable[str]) -> list[str]:
-    """Return the names that are not digests."""
+    """Return the names of images without those that are digests, which containerd's CRI plugin adds."""
     return [name for name in images if not name.startswith("sha256:")]
 
 
+def wait_until_only_name(containerd: Containerd, importer: Importer) -> None:
+    wait_until(
+        lambda: names(containerd.images()) == [IMAGE],
+        "the image has no other name",
+        log=lambda: importer.log,
+    )
+
+
+def wait_until_pinned(containerd: Containerd) -> None:
+    wait_until(lambda: containerd.images()[IMAGE].labels.get(PIN) == "pinned", "the image is pinned")
+
+
 def is_settled(containerd: Containerd) -> bool:
-    """Return True if import.sh and the CRI plugin have finished. Both continue after the image is ready."""
+    """Return True if import.sh and the CRI plugin have finished. Both still work when the probe already succeeds."""
     images = containerd.images()
     is_managed = all(image.labels.get("io.cri-containerd.image") == "managed" for image in images.values())
-    # Two names: the image's, and the digest of its configuration, which the CRI plugin adds.
+    # The two names are that of the image, and the digest of its configuration, which the CRI plugin adds.
     return is_managed and len(images) == 2 and names(images) == [IMAGE]
+
+
+# --- Changes of an unpacked archive -------------------------------------------------------------------
 
 
 def rename_image(unpacked: Path) -> None:
@@ -72,7 +86,7 @@ def remove_name(unpacked: Path) -> None:
 
 
 def rename_image_of_docker(unpacked: Path) -> None:
-    """The OCI annotation still has the tag of our image, but containerd ignores it."""
+    """Rename the image in the annotation of containerd. The OCI annotation keeps our tag, but containerd ignores it."""
     name_as_docker_does(unpacked)
     rename_image(unpacked)
 
@@ -86,11 +100,18 @@ def damage_layer(unpacked: Path) -> None:
 
 
 def delete_layer(unpacked: Path) -> None:
+    """Delete the largest blob."""
     max((unpacked / "blobs/sha256").iterdir(), key=lambda blob: blob.stat().st_size).unlink()
 
 
 class Unpacked:
-    """An unpacked archive, whose digests are correct again after each change."""
+    """An unpacked archive whose documents can be changed.
+
+    Attributes:
+        index: the index of the archive, which contains the digest of the manifest.
+        manifest: the manifest of the image, which contains the digests of the configuration and the layers.
+        config: the configuration of the image.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._index = folder / "index.json"
@@ -103,11 +124,13 @@ class Unpacked:
         return json.loads((self._blobs / entry["digest"].removeprefix("sha256:")).read_text())
 
     def put(self, entry: dict[str, Any], content: bytes) -> None:
+        """Write a blob, and set its digest and size in an entry of a document."""
         digest = hashlib.sha256(content).hexdigest()
         (self._blobs / digest).write_bytes(content)
         entry.update(digest=f"sha256:{digest}", size=len(content))
 
     def save(self) -> None:
+        """Write the documents, with correct digests."""
         self.put(self.manifest["config"], as_json(self.config))
         self.put(self.index["manifests"][0], as_json(self.manifest))
         self._index.write_bytes(as_json(self.index))
@@ -118,16 +141,16 @@ def as_json(value: object) -> bytes:
 
 
 def change_label(folder: Path) -> None:
-    """Create another valid image."""
+    """Make the image another valid one."""
     unpacked = Unpacked(folder)
     unpacked.config["config"]["Labels"]["org.opencontainers.image.version"] = "another"
     unpacked.save()
 
 
 def add_invalid_layer(folder: Path) -> None:
-    """All digests match, but a layer is not a valid archive. Only containerd detects this."""
+    """Replace a layer by text. All digests match, so that only containerd detects the invalid layer."""
     unpacked = Unpacked(folder)
-    # A new diff ID, because containerd does not unpack a layer that it has already.
+    # With the same diff ID, containerd would not unpack the layer, because it has unpacked it before.
     unpacked.config["rootfs"]["diff_ids"][-1] = f"sha256:{'0' * 64}"
     unpacked.put(unpacked.manifest["layers"][-1], gzip.compress(b"not a layer"))
     unpacked.save()
@@ -142,7 +165,7 @@ def test_image_is_imported_under_its_exact_name_and_pinned(
 
 
 def test_image_is_visible_to_the_kubelet(containerd: Containerd, importer: Importer) -> None:
-    """containerd's CRI plugin labels the images that it shows to the kubelet."""
+    """containerd's CRI plugin sets this label on the images that it reports to the kubelet."""
     assert containerd.images()[IMAGE].labels["io.cri-containerd.image"] == "managed"
     assert names(containerd.images()) == [IMAGE]
 
@@ -150,7 +173,7 @@ def test_image_is_visible_to_the_kubelet(containerd: Containerd, importer: Impor
 def test_pod_is_not_ready_before_the_first_import(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
     probe = Importer(containerd, archive, tmp_path).check()
     assert probe.returncode == 1
-    # Without an output, Kubernetes shows an event without a reason.
+    # Kubernetes shows the output of a failed probe as the reason.
     assert IMAGE in probe.stdout
 
 
@@ -163,9 +186,9 @@ def test_deleted_image_is_imported_again(containerd: Containerd, importer: Impor
 
 
 def test_image_without_snapshots_is_unpacked_again(containerd: Containerd, importer: Importer) -> None:
-    """Its name, its pin and its content exist, but no pod can start from it."""
+    """No pod can start from such an image, although its name, its pin and its content exist."""
     importer.stop()
-    containerd.lose_snapshots()
+    containerd.delete_snapshots()
     assert not importer.is_ready()
     importer.start()
     importer.wait_until_ready()
@@ -174,14 +197,14 @@ def test_image_without_snapshots_is_unpacked_again(containerd: Containerd, impor
 def test_archive_of_docker_is_imported_under_the_full_name(
     containerd: Containerd, archive: Archive, tmp_path: Path
 ) -> None:
-    archive.rewrite(name_as_docker_does, archive.path.with_name("scratch"))
+    archive.rewrite(name_as_docker_does)
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_until_ready()
     assert containerd.images()[IMAGE].digest == archive.digest
 
 
 def test_script_runs_with_busybox(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
-    """The image of the container is based on Alpine."""
+    """The image of the container is based on Alpine, whose shell and tools are those of BusyBox."""
     tools = tmp_path / "tools"
     tools.mkdir()
     checked(["busybox", "--install", "-s", tools])
@@ -202,11 +225,11 @@ def test_unpinned_image_is_pinned_again(containerd: Containerd, importer: Import
     assert containerd.images()[IMAGE].labels[PIN] == "pinned"
 
 
-def test_name_of_another_image_is_corrected(containerd: Containerd, archive: Archive, importer: Importer) -> None:
-    """Another process has imported another image under the name."""
+def test_image_replaces_another_one_with_its_name(containerd: Containerd, archive: Archive, importer: Importer) -> None:
+    """Another process has imported the other image."""
     other = Archive(archive.path.with_name("other.tar"))
     shutil.copy(archive.path, other.path)
-    other.rewrite(change_label, archive.path.with_name("scratch"))
+    other.rewrite(change_label)
     checked([*containerd.ctr, "images", "import", other.path])
     assert not importer.is_ready()
     importer.wait_until_ready()
@@ -221,16 +244,9 @@ def test_new_archive_replaces_the_image(
     before = containerd.images()[IMAGE].digest
     builds.change_sources(lambda sources: (sources / "LICENSE").write_text("another\n"))
     assert builds.build().returncode == 0
-    second = tmp_path / "second"
-    second.mkdir()
-    with importing(containerd, builds.archive, second) as successor:
+    with importing(containerd, builds.archive, tmp_path / "second") as successor:
         successor.wait_until_ready()
-        wait_until(
-            lambda: names(containerd.images()) == [IMAGE],
-            within_s=60,
-            what="the image has one name",
-            log=lambda: successor.log,
-        )
+        wait_until_only_name(containerd, successor)
     image = containerd.images()[IMAGE]
     assert image.digest == builds.archive.digest != before
     assert image.labels[PIN] == "pinned"
@@ -238,25 +254,19 @@ def test_new_archive_replaces_the_image(
 
 def test_temporary_name_of_an_interrupted_import_is_deleted(containerd: Containerd, importer: Importer) -> None:
     checked([*containerd.ctr, "images", "tag", IMAGE, "localhost/tailscale-lifecycle:next"])
-    wait_until(
-        lambda: names(containerd.images()) == [IMAGE],
-        within_s=60,
-        what="the image has one name",
-        log=lambda: importer.log,
-    )
+    wait_until_only_name(containerd, importer)
 
 
 def test_restarted_container_reads_the_archive_again(
     containerd: Containerd, archive: Archive, importer: Importer
 ) -> None:
-    """The state folder survives the restart, but the archive has changed."""
+    """The state folder is kept, but the archive has changed."""
     importer.stop()
-    archive.rewrite(change_label, archive.path.with_name("scratch"))
+    archive.rewrite(change_label)
     importer.start()
     wait_until(
         lambda: containerd.images()[IMAGE].digest == archive.digest,
-        within_s=60,
-        what="the new image",
+        "the new image is imported",
         log=lambda: importer.log,
     )
 
@@ -275,66 +285,61 @@ def test_restarted_container_reads_the_archive_again(
     ],
 )
 def test_invalid_archive_is_refused_and_the_image_is_kept(
-    containerd: Containerd, archive: Archive, importer: Importer, tmp_path: Path, damage: object, reason: str
+    containerd: Containerd,
+    archive: Archive,
+    importer: Importer,
+    tmp_path: Path,
+    damage: Callable[[Path], None] | None,
+    reason: str,
 ) -> None:
     importer.stop()
     before = containerd.images()
-    if callable(damage):
-        archive.rewrite(damage, archive.path.with_name("scratch"))
-    else:
+    if damage is None:
         os.truncate(archive.path, archive.path.stat().st_size * 2 // 3)
-    second = tmp_path / "second"
-    second.mkdir()
-    with importing(containerd, archive, second) as successor:
+    else:
+        archive.rewrite(damage)
+    with importing(containerd, archive, tmp_path / "second") as successor:
         successor.wait_for_log(reason)
         assert not successor.is_ready()
         assert reason in successor.check().stdout
         assert containerd.images() == before
-        # Pods use the existing image, so it is pinned even now.
+        # The existing image stays pinned, because pods use it.
         containerd.unpin_image()
         wait_until_pinned(containerd)
 
 
-def wait_until_pinned(containerd: Containerd) -> None:
-    wait_until(lambda: containerd.images()[IMAGE].labels.get(PIN) == "pinned", within_s=60, what="the image is pinned")
+def listed(containerd: Containerd) -> str:
+    """Return what containerd lists for the image, which includes the time when its name was last changed."""
+    return checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
 
 
 def test_image_that_cannot_be_unpacked_never_gets_the_name(
     containerd: Containerd, archive: Archive, importer: Importer, tmp_path: Path
 ) -> None:
-    """The listing includes the time of the last change of the name."""
     importer.stop()
-    before = as_listed(containerd)
-    archive.rewrite(add_invalid_layer, archive.path.with_name("scratch"))
-    second = tmp_path / "second"
-    second.mkdir()
-    with importing(containerd, archive, second) as successor:
+    before = listed(containerd)
+    archive.rewrite(add_invalid_layer)
+    with importing(containerd, archive, tmp_path / "second") as successor:
         successor.wait_for_log("the import failed")
-        wait_until(lambda: names(containerd.images()) == [IMAGE], within_s=60, what="the image has one name")
+        wait_until_only_name(containerd, successor)
         assert not successor.is_ready()
-        assert as_listed(containerd) == before
+        assert listed(containerd) == before
         containerd.unpin_image()
         wait_until_pinned(containerd)
 
 
 def test_failed_import_is_retried_with_backoff(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
-    """Each attempt reads and writes the whole image."""
-    archive.rewrite(add_invalid_layer, archive.path.with_name("scratch"))
+    """Each attempt reads and writes the whole image, so there must not be many."""
+    archive.rewrite(add_invalid_layer)
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_for_log("skipping 4 checks")
-        # The failed attempt, and two checks without an attempt.
+        # Logged by the failed attempt and by two checks without an attempt.
         assert importer.log.partition("skipping 4 checks")[0].count("retrying in") == 3
-        # The damaged image has no name that a pod could use.
         assert IMAGE not in containerd.images()
 
 
-def as_listed(containerd: Containerd) -> str:
-    """Return containerd's listing of the image, with the time of the last change of its name."""
-    return checked([*containerd.ctr, "images", "ls", f"name=={IMAGE}"])
-
-
 def test_refused_archive_creates_no_image(containerd: Containerd, archive: Archive, tmp_path: Path) -> None:
-    archive.rewrite(rename_image, archive.path.with_name("scratch"))
+    archive.rewrite(rename_image)
     with importing(containerd, archive, tmp_path) as importer:
         importer.wait_for_log("not importing")
         assert containerd.images() == {}
@@ -350,18 +355,16 @@ def test_import_continues_after_a_restart_of_containerd(containerd: Containerd, 
     importer.wait_until_ready()
 
 
-def test_sigterm_stops_the_script(importer: Importer) -> None:
+def test_script_exits_with_0_on_sigterm(importer: Importer) -> None:
     assert importer.stop() == 0
 
 
 def test_pod_with_unchanged_sources_imports_nothing(
     containerd: Containerd, builds: Builds, importer: Importer, tmp_path: Path
 ) -> None:
-    """Both containers run one after the other, without a builder."""
+    """The init container and then the main container of the next pod run, without a builder."""
     importer.stop()
-    second = tmp_path / "second"
-    second.mkdir()
     assert builds.build(BUILDER="no-such-builder").returncode == 0
-    with importing(containerd, builds.archive, second) as successor:
+    with importing(containerd, builds.archive, tmp_path / "second") as successor:
         successor.wait_until_ready()
         assert "importing" not in successor.log

@@ -1,4 +1,4 @@
-"""requirements.txt: the image can be built for each architecture."""
+"""The locked requirements have wheels for every architecture of the image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.image.tools import ROOT, checked
 
 PYTHON = "3.13"
-"""The interpreter of Debian 13, the base of the image."""
+"""The version in Debian 13, the base of the image."""
 
 needs_uv = pytest.mark.skipif(
     shutil.which("uv") is None, reason="needs uv: python3 -m pip install -r requirements-uv.txt"
@@ -21,8 +21,8 @@ needs_uv = pytest.mark.skipif(
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-build.txt"])
 def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, tmp_path: Path) -> None:
-    """The wheels are downloaded for another machine, their hashes are verified, and nothing of them is run."""
-    command: list[str | Path] = [
+    """uv downloads the wheels for another machine, verifies their hashes, and runs none of their code."""
+    install: list[str | Path] = [
         "uv",
         "pip",
         "install",
@@ -33,4 +33,4 @@ def test_every_package_has_a_locked_wheel(architecture: str, requirements: str, 
         ROOT / requirements,
     ]
     platform = ["--python-version", PYTHON, "--python-platform", f"{architecture}-unknown-linux-gnu"]
-    checked([*command, *platform, "--only-binary", ":all:", "--require-hashes"])
+    checked([*install, *platform, "--only-binary", ":all:", "--require-hashes"])

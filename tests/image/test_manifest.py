@@ -1,4 +1,4 @@
-"""build/ as rendered by kubectl: valid, complete and consistent with the scripts."""
+"""The manifests in build/, as kubectl renders them, are valid, complete and consistent with the scripts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ import pytest
 
 from tests.image.tools import BUILD, IMAGE, ROOT, render
 
-ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
+Manifest = dict[str, Any]
 
+ARCHIVE = "/var/lib/tailscale-lifecycle-image.tar"
+"""The path of the image archive on a cluster node."""
+
+# The oldest and newest Kubernetes release whose schemas kubernetes-validate has.
 OLDEST, *_, NEWEST = (version.rpartition(".")[0] for version in kubernetes_validate.utils.all_versions())
 
-UNKNOWN_TO_1_29 = "appArmorProfile"
-"""Older API servers use the annotation instead."""
+NEW_IN_1_30 = "appArmorProfile"
+"""The field that Kubernetes 1.30 added. Older API servers use an annotation instead."""
 
 BUILDAH_VARIABLES = {"BUILDAH_ISOLATION", "CONTAINERS_STORAGE_CONF", "TMPDIR"}
+"""Variables that Buildah reads, not the scripts."""
 
 SCRIPTS = {"build": ["archive.sh", "build.sh"], "import": ["archive.sh", "import.sh"]}
 """The scripts that each container uses."""
@@ -36,44 +41,44 @@ def deployment(tmp_path: Path, sources: Path) -> Path:
 
 
 @pytest.fixture
-def rendered(deployment: Path) -> dict[str, dict[str, Any]]:
+def rendered(deployment: Path) -> dict[str, Manifest]:
     return render(deployment)
 
 
 @pytest.fixture
-def pod(rendered: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    spec: dict[str, Any] = rendered["DaemonSet"]["spec"]["template"]["spec"]
+def pod(rendered: dict[str, Manifest]) -> Manifest:
+    spec: Manifest = rendered["DaemonSet"]["spec"]["template"]["spec"]
     return spec
 
 
 @pytest.fixture
-def containers(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def containers(pod: Manifest) -> dict[str, Manifest]:
     return {container["name"]: container for container in [*pod["initContainers"], *pod["containers"]]}
 
 
-def environment(container: dict[str, Any]) -> dict[str, str]:
+def environment(container: Manifest) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
-def host_path(pod: dict[str, Any], container: dict[str, Any], path: str) -> str:
+def host_path(pod: Manifest, container: Manifest, path: str) -> str:
     """Return the path on the cluster node of a path in a container."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     for mount in container["volumeMounts"]:
         if path == mount["mountPath"] or path.startswith(f"{mount['mountPath']}/"):
-            outside: str = volumes[mount["name"]]["hostPath"]["path"]
-            return outside + path.removeprefix(mount["mountPath"])
+            volume: str = volumes[mount["name"]]["hostPath"]["path"]
+            return volume + path.removeprefix(mount["mountPath"])
     raise AssertionError(f"{path} is not mounted")
 
 
-def test_manifest_is_valid_for_newest_kubernetes(rendered: dict[str, dict[str, Any]]) -> None:
+def test_manifest_is_valid_for_newest_kubernetes(rendered: dict[str, Manifest]) -> None:
     for document in rendered.values():
         kubernetes_validate.validate(document, NEWEST, strict=True)
 
 
-def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict[str, dict[str, Any]]) -> None:
+def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict[str, Manifest]) -> None:
     daemon_set = deepcopy(rendered["DaemonSet"])
     pod = daemon_set["spec"]["template"]
-    profile = pod["spec"]["initContainers"][0]["securityContext"].pop(UNKNOWN_TO_1_29)
+    profile = pod["spec"]["initContainers"][0]["securityContext"].pop(NEW_IN_1_30)
     for document in [rendered["Namespace"], rendered["ConfigMap"], daemon_set]:
         kubernetes_validate.validate(document, OLDEST, strict=True)
     assert profile == {"type": "Unconfined"}
@@ -82,40 +87,40 @@ def test_manifest_is_valid_for_oldest_kubernetes_except_one_field(rendered: dict
 
 
 def test_config_map_has_sources_and_scripts(
-    rendered: dict[str, dict[str, Any]], pod: dict[str, Any], containers: dict[str, dict[str, Any]]
+    rendered: dict[str, Manifest], pod: Manifest, containers: dict[str, Manifest]
 ) -> None:
     config_map = rendered["ConfigMap"]
     assert config_map["metadata"]["namespace"] == rendered["DaemonSet"]["metadata"]["namespace"]
-    volumes = [volume["name"] for volume in pod["volumes"] if "configMap" in volume]
-    assert [volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume] == [
-        config_map["metadata"]["name"]
-    ]
+    [volume] = [volume for volume in pod["volumes"] if "configMap" in volume]
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
     assert "sources.tar.gz" in config_map["binaryData"]
     for name, container in containers.items():
-        assert [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] in volumes] == ["/build"]
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"] if mount["name"] == volume["name"]]
+        assert mounts == ["/build"]
         for script in SCRIPTS[name]:
             assert config_map["data"][script] == (BUILD / script).read_text()
 
 
-def test_each_container_runs_its_script(containers: dict[str, dict[str, Any]]) -> None:
+def test_each_container_runs_its_script(containers: dict[str, Manifest]) -> None:
     assert containers["build"]["command"] == ["/bin/sh", "/build/build.sh"]
     assert containers["import"]["command"] == ["/bin/sh", "/build/import.sh"]
     for probe in ("startupProbe", "readinessProbe"):
         assert containers["import"][probe]["exec"]["command"] == ["/bin/sh", "/build/import.sh", "check"]
 
 
-def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, dict[str, Any]]) -> None:
-    """With an invalid archive it never gets ready, but it still protects the existing image."""
+def test_import_container_is_never_restarted_by_a_probe(containers: dict[str, Manifest]) -> None:
+    """With an invalid archive it never becomes ready, but it must keep the existing image pinned."""
     probe = containers["import"]["startupProbe"]
     assert "livenessProbe" not in containers["import"]
-    assert probe["failureThreshold"] * probe["periodSeconds"] > 10 * 365 * 24 * 3600
+    ten_years_s = 10 * 365 * 24 * 3600
+    assert probe["failureThreshold"] * probe["periodSeconds"] > ten_years_s
 
 
-def test_cluster_node_that_is_down_does_not_block_the_rollout(rendered: dict[str, dict[str, Any]]) -> None:
+def test_cluster_node_that_is_down_does_not_block_the_rollout(rendered: dict[str, Manifest]) -> None:
     assert rendered["DaemonSet"]["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"].endswith("%")
 
 
-def test_only_changed_sources_roll_out_the_daemon_set(deployment: Path) -> None:
+def test_daemon_set_is_rolled_out_only_if_the_sources_have_changed(deployment: Path) -> None:
     before = render(deployment)["DaemonSet"]
     assert render(deployment)["DaemonSet"] == before
     with (deployment / "sources.tar.gz").open("ab") as sources:
@@ -124,25 +129,25 @@ def test_only_changed_sources_roll_out_the_daemon_set(deployment: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_variable_is_read_by_its_script(containers: dict[str, dict[str, Any]], name: str) -> None:
+def test_each_variable_is_read_by_its_script(containers: dict[str, Manifest], name: str) -> None:
     scripts = "".join((BUILD / script).read_text() for script in SCRIPTS[name])
     read = set(re.findall(r"\$\{?([A-Z][A-Z_]+)", scripts))
     assert set(environment(containers[name])) - BUILDAH_VARIABLES <= read
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_each_documented_variable_is_in_the_manifest(containers: dict[str, dict[str, Any]], name: str) -> None:
-    """BUILDER is not: the DaemonSet has only Buildah."""
+def test_each_documented_variable_is_in_the_manifest(containers: dict[str, Manifest], name: str) -> None:
+    """Except BUILDER, because the container of the DaemonSet has only Buildah."""
     documented = set(re.findall(r"^# ([A-Z][A-Z_]+)  ", (BUILD / f"{name}.sh").read_text(), re.MULTILINE))
     assert documented - {"BUILDER"} <= set(environment(containers[name]))
 
 
-def test_both_containers_use_the_same_archive(pod: dict[str, Any], containers: dict[str, dict[str, Any]]) -> None:
+def test_both_containers_use_the_same_archive(pod: Manifest, containers: dict[str, Manifest]) -> None:
     for container in containers.values():
         assert host_path(pod, container, environment(container)["ARCHIVE"]) == ARCHIVE
 
 
-def test_every_path_in_a_variable_is_mounted(containers: dict[str, dict[str, Any]]) -> None:
+def test_every_path_in_a_variable_is_mounted(containers: dict[str, Manifest]) -> None:
     for container in containers.values():
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
         for value in environment(container).values():
@@ -150,30 +155,30 @@ def test_every_path_in_a_variable_is_mounted(containers: dict[str, dict[str, Any
                 assert any(value == mount or value.startswith(f"{mount}/") for mount in mounts), value
 
 
-def test_sockets_in_the_script_are_mounted(pod: dict[str, Any], containers: dict[str, dict[str, Any]]) -> None:
+def test_containerd_sockets_of_the_script_are_mounted(pod: Manifest, containers: dict[str, Manifest]) -> None:
     sockets = set(re.findall(r"/\S+containerd\.sock", (BUILD / "import.sh").read_text()))
     assert sockets == {"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"}
     for socket in sockets:
         assert host_path(pod, containers["import"], socket) == socket
 
 
-def test_pod_runs_on_every_cluster_node(pod: dict[str, Any]) -> None:
+def test_pod_runs_on_every_cluster_node(pod: Manifest) -> None:
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["nodeSelector"] == {"kubernetes.io/os": "linux"}
 
 
-def test_images_are_pulled_only_if_missing_and_have_version_tags(containers: dict[str, dict[str, Any]]) -> None:
+def test_images_are_pulled_only_if_missing_and_have_version_tags(containers: dict[str, Manifest]) -> None:
     for container in containers.values():
         assert container["imagePullPolicy"] == "IfNotPresent"
         # With a moving tag, cluster nodes would have different images.
         assert re.search(r":v?\d+\.\d+\.\d+", container["image"])
 
 
-def test_pod_has_no_service_account_token(pod: dict[str, Any]) -> None:
+def test_pod_has_no_service_account_token(pod: Manifest) -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
-def test_import_container_has_no_capabilities_and_a_read_only_root(containers: dict[str, dict[str, Any]]) -> None:
+def test_import_container_has_no_capabilities_and_a_read_only_root(containers: dict[str, Manifest]) -> None:
     assert containers["import"]["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -181,7 +186,7 @@ def test_import_container_has_no_capabilities_and_a_read_only_root(containers: d
     }
 
 
-def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, dict[str, Any]]) -> None:
+def test_each_capability_has_a_comment_with_the_reason(containers: dict[str, Manifest]) -> None:
     reasons = dict(re.findall(r"^ +- ([A-Z_]+) +# (.+)$", (BUILD / "daemonset.yaml").read_text(), re.MULTILINE))
     added = containers["build"]["securityContext"]["capabilities"]["add"]
     # SETGID and SETUID have one comment.

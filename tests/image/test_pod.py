@@ -1,4 +1,4 @@
-"""The containers of the DaemonSet, with the mounts, variables and privileges of the manifest."""
+"""The containers of the DaemonSet, which containerd runs with the mounts, variables and privileges of the manifest."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ class ClusterNode:
     """A simulated cluster node: a folder for its root, and a containerd that runs the pod.
 
     Both containers use Debian's Buildah and ctr, because the images of the manifest need a registry.
+
+    Args:
+        root: the folder.
+        tools: a root file system with Buildah and ctr.
+        config_map: a copy of build/, with the packed sources.
     """
 
     def __init__(self, root: Path, containerd: Containerd, tools: Path, config_map: Path) -> None:
@@ -77,6 +82,7 @@ class ClusterNode:
         return flags
 
     def container(self, name: str) -> Mapping[str, Any]:
+        """Return the manifest of a container."""
         return next(
             container
             for container in [*self._pod["initContainers"], *self._pod["containers"]]
@@ -84,7 +90,7 @@ class ClusterNode:
         )
 
     def build(self, *flags: str, **variables: str) -> tuple[int, str]:
-        """Run the init container until it exits."""
+        """Run the init container until it exits, and return its exit status and output."""
         container = self.container("build")
         with self.containerd.container(
             "build", *self.flags(container, **variables), *flags, image=str(self._tools), command=container["command"]
@@ -117,12 +123,12 @@ def node(
     debian: Mapping[str, Path],
     sources: Path,
 ) -> Iterator[ClusterNode]:
-    """A cluster node. The parameter is the folder of containerd's socket."""
+    """A cluster node. The parameter of the fixture is the folder of containerd's socket on the node."""
     root = Path(tempfile.mkdtemp(prefix="n", dir=scratch_dir))
     config_map = root / "config-map"
     shutil.copytree(BUILD, config_map, ignore=shutil.ignore_patterns("sources.tar.gz"))
     shutil.copy(sources, config_map)
-    # As on a cluster node, the same containerd runs the pod and is controlled by it.
+    # As on a real cluster node, this containerd runs the pod, and the pod imports the image into it.
     containerd = Containerd(root, socket=root / request.param / "containerd.sock")
     tools = debian["tools"]
     shutil.copy("/etc/resolv.conf", tools / "etc/resolv.conf")
@@ -139,23 +145,27 @@ def test_pod_builds_and_imports_the_image(
     scratch_dir: Path,
     pip_settings: list[str],
 ) -> None:
-    """The second run of the init container builds nothing."""
-    # The base image comes from a file instead of a registry.
+    """The init container builds nothing when it runs again."""
+    # The build reads the base image from a file instead of a registry.
     base = scratch_dir / "base.oci"
     checked(["buildah", "push", "--quiet", "localhost/debian:test", f"oci-archive:{base}"], env=first_build.environment)
     flags = [bind(base, "/base.oci", "ro")]
-    flags += [bind(Path(mount.split(":")[0]), f"/host{number}", "ro") for number, mount in enumerate(pip_settings)]
-    volumes = [f"--volume /host{number}:{mount.split(':')[1]}:ro" for number, mount in enumerate(pip_settings)]
+    volumes = []
+    for number, volume in enumerate(pip_settings):
+        source, target, _ = volume.split(":")
+        # The file is mounted in the container, and from there in the build.
+        flags.append(bind(Path(source), f"/host{number}", "ro"))
+        volumes.append(f"--volume /host{number}:{target}:ro")
     variables = {"BASE_IMAGE": "oci-archive:/base.oci", "BUILD_FLAGS": " ".join(volumes)}
 
     status, output = node.build(*flags, **variables)
     assert status == 0, output
-    # Another Buildah on another machine builds the same files with the same timestamps.
+    # The Buildah in the container is another one than that of the first build, but the files and times are the same.
     assert node.archive.files() == first_build.archive.files()
     assert node.archive.config["created"] == first_build.archive.config["created"]
 
     with node.importing():
-        wait_until(node.is_ready, within_s=60, what="ready")
+        wait_until(node.is_ready, "the probe succeeds")
         image = node.containerd.images()[IMAGE]
         assert (image.digest, image.labels[PIN]) == (node.archive.digest, "pinned")
 
@@ -167,14 +177,14 @@ def test_pod_builds_and_imports_the_image(
 
 @pytest.mark.parametrize("node", ["run/k3s/containerd"], indirect=True)
 def test_pod_prefers_the_socket_of_k3s(node: ClusterNode, first_build: Builds, tmp_path: Path) -> None:
-    """On a k3s node with Docker, the kubelet does not see images in the containerd of Docker."""
+    """On a k3s node with Docker, the kubelet uses only the containerd of k3s."""
     (tmp_path / "other").mkdir()
     other = Containerd(tmp_path / "other", socket=node.root / "run/containerd/containerd.sock")
     shutil.copy(first_build.archive.path, node.archive.path)
     other.start()
     try:
         with node.importing():
-            wait_until(node.is_ready, within_s=60, what="ready")
+            wait_until(node.is_ready, "the probe succeeds")
         assert node.containerd.images()[IMAGE].digest == first_build.archive.digest
         assert other.images() == {}
     finally:

@@ -37,13 +37,14 @@ HARDENED = (
 """A read-only root, no capabilities, no new privileges (containerd's default) and the default seccomp profile."""
 
 STARTS = 9
+"""How often the start of the program is measured."""
 
 SLEEP = "import time; time.sleep(600)"
 
 
 @pytest.fixture(scope="module")
 def runtime(first_build: Builds, scratch_dir: Path) -> Iterator[Containerd]:
-    """A containerd with the image. Tests must not change it."""
+    """A containerd that has the image. Tests must not change the image."""
     containerd = Containerd(Path(tempfile.mkdtemp(prefix="c", dir=scratch_dir)))
     containerd.start()
     checked([*containerd.ctr, "images", "import", first_build.archive.path])
@@ -53,7 +54,12 @@ def runtime(first_build: Builds, scratch_dir: Path) -> Iterator[Containerd]:
 
 @dataclass
 class World:
-    """Simulators of Headscale and Cloudflare on loopback."""
+    """Simulators of Headscale and Cloudflare on loopback.
+
+    Attributes:
+        zone: the id of the zone example.com.
+        environment: flags of `ctr run` for a container that uses the simulators.
+    """
 
     headscale: HeadscaleSimulator
     cloudflare: CloudflareSimulator
@@ -61,6 +67,7 @@ class World:
     environment: list[str]
 
     def addresses(self) -> list[str]:
+        """Return the content of the records of the workload."""
         return [record.content for record in self.cloudflare.records(self.zone, NAME)]
 
 
@@ -88,7 +95,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def key_volume(tmp_path: Path) -> Path:
-    """An emptyDir of a pod with fsGroup 65532."""
+    """A folder with the owner and mode of an emptyDir volume in a pod with fsGroup 65532."""
     volume = tmp_path / "key"
     volume.mkdir()
     checked(["chown", "0:65532", volume])
@@ -97,12 +104,13 @@ def key_volume(tmp_path: Path) -> Path:
 
 
 def mounted(key_volume: Path) -> str:
+    """Return the flag of `ctr run` that mounts the volume."""
     return f"--mount=type=bind,src={key_volume},dst=/tailscale-auth,options=rbind:rw"
 
 
-def finished(process: subprocess.Popen[str], *, within_s: float = 60) -> tuple[int, str]:
-    """Return the exit status and the output of both streams."""
-    output, errors = process.communicate(timeout=within_s)
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait until a process has ended, and return its exit status and the output of both streams."""
+    output, errors = process.communicate(timeout=60)
     return process.returncode, output + errors
 
 
@@ -141,7 +149,7 @@ def stale(world: World) -> None:
 def assert_cleaned_up(world: World, key_volume: Path) -> None:
     assert world.headscale.nodes == []
     assert world.addresses() == []
-    # The last key: the stale node was registered with an older one.
+    # The stale node was registered with an older key.
     assert (key_volume / "authkey").read_text() == world.headscale.keys[-1].key
     assert (key_volume / "authkey").stat().st_mode & 0o777 == 0o640
 
@@ -158,13 +166,11 @@ def test_cleanup_deletes_stale_objects_and_writes_the_key(
 
 
 def test_cleanup_runs_as_any_user(runtime: Containerd, world: World, stale: None, key_volume: Path) -> None:
-    """As with runAsUser: 12345, a user that is not in the image's /etc/passwd."""
+    """User 12345 is not in the image's /etc/passwd. A pod can set it with `runAsUser`."""
     with runtime.container(
         "pod", *HARDENED, *world.environment, mounted(key_volume), image=IMAGE, command=[PYTHON, "-c", SLEEP]
     ):
-        wait_until(
-            lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="the container is running"
-        )
+        wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
         user = ["--exec-id", "cleanup", "--user", "12345:65532"]
         done = run([*runtime.ctr, "task", "exec", *user, "pod", "lifecycle", "cleanup"])
     assert done.returncode == 0, done.stdout + done.stderr
@@ -178,14 +184,15 @@ def test_dns_watch_publishes_the_address_and_stops_on_sigterm(runtime: Container
         "dns-watch", *HARDENED, *world.environment, image=IMAGE, command=["lifecycle", "dns-watch"]
     ) as process:
         # Without an interface, dns-watch waits 30 s before it identifies its node in Headscale.
-        wait_until(lambda: world.addresses() == [node.address], within_s=60, what="the record exists")
+        wait_until(lambda: world.addresses() == [node.address], "the record exists")
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "dns-watch"])
         status, output = finished(process)
     assert status == 0, output
     assert json.loads(output.splitlines()[-1])["event"] == "stop.requested"
 
 
-COMPILED = """
+# Runs the program, and then prints the modules that it has imported without byte code.
+PRINT_UNCOMPILED = """
 import atexit, importlib.util, os, sys
 def uncompiled():
     return sorted(
@@ -203,7 +210,7 @@ sys.exit(main())
 
 @pytest.fixture
 def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
-    """A simulated Kubernetes API with a Headscale pod, and the flags with which a container reaches it."""
+    """Flags of `ctr run` for a container that reaches Headscale through a simulated Kubernetes API."""
     account = tmp_path / "serviceaccount"
     account.mkdir()
     authority = Authority(account)
@@ -224,7 +231,7 @@ def service_account(world: World, tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(params=["api", "exec"])
 def access(request: pytest.FixtureRequest) -> list[str]:
-    """Flags for each value of HEADSCALE_ACCESS."""
+    """Flags of `ctr run` for each value of HEADSCALE_ACCESS."""
     flags: list[str] = request.getfixturevalue("service_account") if request.param == "exec" else []
     return flags
 
@@ -233,7 +240,7 @@ def access(request: pytest.FixtureRequest) -> list[str]:
 def test_commands_load_only_compiled_modules(
     runtime: Containerd, world: World, key_volume: Path, access: list[str], arguments: list[str]
 ) -> None:
-    """With a read-only root, Python would compile the others at each start."""
+    """The root is read-only, so Python would compile other modules again at each start."""
     with runtime.container(
         "compiled",
         *HARDENED,
@@ -241,7 +248,7 @@ def test_commands_load_only_compiled_modules(
         *access,
         mounted(key_volume),
         image=IMAGE,
-        command=[PYTHON, "-c", COMPILED, *arguments],
+        command=[PYTHON, "-c", PRINT_UNCOMPILED, *arguments],
     ) as process:
         status, output = finished(process)
     assert status == 0, output
@@ -249,7 +256,7 @@ def test_commands_load_only_compiled_modules(
 
 
 def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World, access: list[str]) -> None:
-    """Until the record exists and the health endpoints have been requested."""
+    """It runs until the record exists and every health endpoint was requested."""
     node = world.headscale.add_node(NAME, user="services")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -260,9 +267,9 @@ def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World
         *access,
         f"--env=HEALTH_PORT={port}",
         image=IMAGE,
-        command=[PYTHON, "-c", COMPILED, "dns-watch"],
+        command=[PYTHON, "-c", PRINT_UNCOMPILED, "dns-watch"],
     ) as process:
-        wait_until(lambda: world.addresses() == [node.address], within_s=60, what="the record exists")
+        wait_until(lambda: world.addresses() == [node.address], "the record exists")
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 200
         checked([*runtime.ctr, "task", "kill", "--signal", "SIGTERM", "watching"])
@@ -272,8 +279,8 @@ def test_dns_watch_loads_only_compiled_modules(runtime: Containerd, world: World
 
 
 def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> None:
-    """At most 1.3 times as long. They start in turn, so that load on the machine affects both."""
-    once = (
+    """It takes at most 1.3 times as long. The starts alternate, so that load on the machine affects both."""
+    measure = (
         "import subprocess, sys, time; begin = time.perf_counter(); "
         "subprocess.run([*sys.argv[1:], '--version'], check=True, stdout=subprocess.DEVNULL); "
         "print(time.perf_counter() - begin)"
@@ -281,20 +288,18 @@ def test_start_in_container_is_about_as_fast_as_in_venv(runtime: Containerd) -> 
     inside, outside = [], []
     for _ in range(STARTS):
         with runtime.container(
-            "start", *HARDENED, image=IMAGE, command=[PYTHON, "-c", once, "/usr/bin/lifecycle"]
+            "start", *HARDENED, image=IMAGE, command=[PYTHON, "-c", measure, "/usr/bin/lifecycle"]
         ) as process:
             status, output = finished(process)
         assert status == 0, output
         inside.append(float(output))
-        outside.append(float(checked([sys.executable, "-c", once, ROOT / ".venv/bin/lifecycle"])))
+        outside.append(float(checked([sys.executable, "-c", measure, ROOT / ".venv/bin/lifecycle"])))
     assert statistics.median(inside) <= 1.3 * statistics.median(outside)
 
 
 def test_container_is_deleted_after_the_block(runtime: Containerd) -> None:
-    """The other tests depend on this."""
+    """Otherwise, it would affect other tests."""
     with runtime.container("endless", *HARDENED, image=IMAGE, command=[PYTHON, "-c", SLEEP]) as process:
-        wait_until(
-            lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), within_s=60, what="the container is running"
-        )
+        wait_until(lambda: "RUNNING" in checked([*runtime.ctr, "task", "ls"]), "the container is running")
     assert process.returncode == 128 + signal.SIGKILL
     assert checked([*runtime.ctr, "containers", "ls", "-q"]) == ""

@@ -1,4 +1,4 @@
-"""scripts/sbom lists what is in the image, no more and no less."""
+"""The software bill of materials (SBOM) from scripts/sbom lists exactly the packages in the image."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ from packageurl import PackageURL
 from tests.image.tools import ROOT, Builds, checked, run
 
 STATUS = "var/lib/dpkg/status.d"
+"""A folder with one file per Debian package. The image does not have dpkg's usual single file."""
+
 SITE_PACKAGES = "opt/lifecycle/lib/python3*/site-packages"
 
 UNPACKAGED_FILES = re.compile(
     rf"{STATUS}/.+|etc/.+|opt/lifecycle/(pyvenv\.cfg|\.gitignore|bin/[Aa]ctivate.*|etc/ssl/certs/[0-9a-f]{{8}}\.\d)|"
     r".+\.pyc"
 )
-"""Paths of files in the image that belong to no package.
+"""Paths of files in the image that are in no package's list of files.
 
-These are dpkg's list of packages, configuration (which Debian's lists of files omit), bytecode, and what the build adds
-to the venv. The latter includes certifi's certificates, each in a file that is named for its hash.
+- dpkg's data about packages
+- configuration files, which the lists of Debian packages omit
+- byte code
+- what the build adds to the venv, including the certificates of certifi, each in a file that is named for its hash
 """
 
 
 def sbom(archive: Path) -> str:
+    """Return the SBOM of an image archive. Its timestamp is always the same."""
     return checked([ROOT / "scripts/sbom", archive], env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
 
 
@@ -60,11 +65,14 @@ def root(first_build: Builds, scratch_dir: Path) -> Path:
 def packages(root: Path) -> set[tuple[str, str, str]]:
     """Return the type, name and version of everything that is installed in the image."""
     [site] = root.glob(SITE_PACKAGES)
-    installed = distributions(path=[str(site)])
-    python = {("pypi", re.sub("[-_.]+", "-", item.name).lower(), item.version) for item in installed}
-    stanzas = [path for path in (root / STATUS).iterdir() if path.suffix != ".md5sums"]
-    fields = [HeaderParser().parsestr(path.read_text()) for path in stanzas]
-    return python | {("deb", stanza["Package"], stanza["Version"]) for stanza in fields}
+    # Names are compared in the normalized form of PyPI.
+    python = {
+        ("pypi", re.sub("[-_.]+", "-", package.name).lower(), package.version)
+        for package in distributions(path=[str(site)])
+    }
+    files = [path for path in (root / STATUS).iterdir() if path.suffix != ".md5sums"]
+    debian = [HeaderParser().parsestr(path.read_text()) for path in files]
+    return python | {("deb", package["Package"], package["Version"]) for package in debian}
 
 
 def test_sbom_and_image_have_the_same_packages(document: Any, root: Path) -> None:
@@ -76,12 +84,12 @@ def test_sbom_and_image_have_the_same_packages(document: Any, root: Path) -> Non
 def test_sbom_lists_the_interpreter(document: Any, root: Path) -> None:
     venv = dict(line.split(" = ", 1) for line in (root / "opt/lifecycle/pyvenv.cfg").read_text().splitlines())
     minor = ".".join(venv["version"].split(".")[:2])
-    [interpreter] = [item for item in document["components"] if item["name"] == f"python{minor}-minimal"]
+    [interpreter] = [part for part in document["components"] if part["name"] == f"python{minor}-minimal"]
     assert interpreter["version"].startswith(venv["version"])
 
 
 def test_every_file_belongs_to_a_listed_package(root: Path) -> None:
-    """This detects a program that was copied into the image without a package."""
+    """The SBOM would not list a program that was copied into the image without a package."""
     [site] = root.glob(SITE_PACKAGES)
     owned = {
         line.split(None, 1)[1] for path in (root / STATUS).glob("*.md5sums") for line in path.read_text().splitlines()
@@ -89,8 +97,8 @@ def test_every_file_belongs_to_a_listed_package(root: Path) -> None:
     for record in site.glob("*.dist-info/RECORD"):
         with record.open(newline="") as file:
             owned |= {normpath(f"{site.relative_to(root)}/{row[0]}") for row in csv.reader(file)}
-    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
-    assert {path for path in found - owned if not UNPACKAGED_FILES.fullmatch(path)} == set()
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
+    assert {path for path in files - owned if not UNPACKAGED_FILES.fullmatch(path)} == set()
 
 
 def test_every_component_has_a_hash_a_license_and_a_supplier(document: Any) -> None:
@@ -122,6 +130,7 @@ def test_another_platform_is_refused(first_build: Builds) -> None:
 
 
 def test_wheel_that_is_not_locked_is_refused(first_build: Builds, tmp_path: Path) -> None:
+    # A copy of the script whose requirements.txt lacks httpx.
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/sbom.py", tmp_path / "scripts")
     locked = (ROOT / "requirements.txt").read_text()

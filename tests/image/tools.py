@@ -1,14 +1,14 @@
-"""Real programs for the tests of the image: builds, containerd and containers."""
+"""Run build.sh, import.sh and containerd, and read image archives, for the tests of the image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
 IMAGE = "localhost/tailscale-lifecycle:latest"
 PIN = "io.cri-containerd.pinned"
+"""The label of an image that the kubelet must not delete."""
 
 DEFAULT_CAPABILITIES = frozenset(
     {"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD"}
@@ -30,13 +31,20 @@ DEFAULT_CAPABILITIES = frozenset(
 """The default capabilities of containerd."""
 
 
-def wait_until(condition: Callable[[], bool], *, within_s: float, what: str, log: Callable[[], str] = str) -> float:
-    """Poll until the condition is true, and return the seconds that passed."""
-    begin = time.monotonic()
+MAX_WAIT_S = 60.0
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, log: Callable[[], str] = str) -> None:
+    """Poll until a condition is true.
+
+    Args:
+        what: the condition in words, for the error message.
+        log: returns text to add to the error message.
+    """
+    deadline_s = time.monotonic() + MAX_WAIT_S
     while not condition():
-        assert time.monotonic() - begin < within_s, f"not within {within_s} s: {what}\n{log()}"
+        assert time.monotonic() < deadline_s, f"not within {MAX_WAIT_S} s: {what}\n{log()}"
         time.sleep(0.05)
-    return time.monotonic() - begin
 
 
 def run(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -52,9 +60,27 @@ def checked(command: Sequence[str | Path], **options: Any) -> str:
 
 
 def render(folder: Path) -> dict[str, dict[str, Any]]:
-    """Render a kustomization, by kind."""
+    """Render a kustomization, and return its documents by kind."""
     documents = yaml.safe_load_all(checked([ROOT / ".venv/bin/kubectl", "kustomize", folder]))
     return {document["kind"]: document for document in documents}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file in a layer of an image.
+
+    Attributes:
+        type: of the entry in the tar archive, such as `tarfile.REGTYPE`.
+        link_target: "" if it is not a link.
+        content_hash: None if it is not a regular file.
+    """
+
+    type: bytes
+    mode: int
+    owner: tuple[int, int]
+    modified_at: float
+    link_target: str
+    content_hash: str | None
 
 
 @dataclass(frozen=True)
@@ -63,17 +89,15 @@ class Archive:
 
     path: Path
 
-    def _blob(self, archive: tarfile.TarFile, digest: str) -> Any:
-        file = archive.extractfile("blobs/" + digest.replace(":", "/"))
-        assert file is not None
-        return json.load(file)
+    def _json(self, name: str) -> Any:
+        with tarfile.open(self.path) as archive:
+            file = archive.extractfile(name)
+            assert file is not None
+            return json.load(file)
 
     @property
     def index(self) -> Any:
-        with tarfile.open(self.path) as archive:
-            file = archive.extractfile("index.json")
-            assert file is not None
-            return json.load(file)
+        return self._json("index.json")
 
     @property
     def digest(self) -> str:
@@ -82,45 +106,68 @@ class Archive:
 
     @property
     def manifest(self) -> Any:
-        with tarfile.open(self.path) as archive:
-            return self._blob(archive, self.digest)
+        return self._json(blob_path(self.digest))
 
     @property
     def config(self) -> Any:
-        with tarfile.open(self.path) as archive:
-            return self._blob(archive, self.manifest["config"]["digest"])
+        return self._json(blob_path(self.manifest["config"]["digest"]))
 
     @property
     def labels(self) -> dict[str, str]:
         labels: dict[str, str] = self.config["config"]["Labels"]
         return labels
 
-    def files(self) -> dict[str, tuple[object, ...]]:
-        """Return the type, mode, owner, modification time, link target and content hash of each file by its path."""
-        found: dict[str, tuple[object, ...]] = {}
+    @property
+    def size(self) -> int:
+        """The size of the compressed layers in bytes."""
+        return sum(layer["size"] for layer in self.manifest["layers"])
+
+    def files(self) -> dict[str, ImageFile]:
+        """Return the files in all layers, by path."""
+        files: dict[str, ImageFile] = {}
         with tarfile.open(self.path) as archive:
             for layer in self.manifest["layers"]:
-                blob = archive.extractfile("blobs/" + layer["digest"].replace(":", "/"))
+                blob = archive.extractfile(blob_path(layer["digest"]))
                 with tarfile.open(fileobj=blob, mode="r:gz") as members:
                     for member in members:
-                        file = members.extractfile(member) if member.isreg() else None
-                        content = hashlib.sha256(file.read()).hexdigest() if file else None
-                        # Some versions of Buildah include the file type in the mode.
-                        metadata = (member.type, member.mode & 0o7777, member.uid, member.gid, member.mtime)
-                        found[member.name] = (*metadata, member.linkname, content)
-        return found
+                        content = members.extractfile(member) if member.isreg() else None
+                        files[member.name] = ImageFile(
+                            member.type,
+                            # Some versions of Buildah include the file type in the mode.
+                            member.mode & 0o7777,
+                            (member.uid, member.gid),
+                            member.mtime,
+                            member.linkname,
+                            hashlib.sha256(content.read()).hexdigest() if content else None,
+                        )
+        return files
 
-    def rewrite(self, change: Callable[[Path], object], scratch: Path) -> None:
+    def rewrite(self, change: Callable[[Path], object]) -> None:
         """Unpack the archive, change the files, and pack it again."""
-        shutil.rmtree(scratch, ignore_errors=True)
-        checked(["mkdir", "-p", scratch])
-        checked(["tar", "-xf", self.path, "-C", scratch])
-        change(scratch)
-        checked(["tar", "-cf", self.path, "-C", scratch, *sorted(part.name for part in scratch.iterdir())])
+        change_archive(self.path, self.path, change)
+
+
+def blob_path(digest: str) -> str:
+    """Return the path of a blob in an OCI archive."""
+    return "blobs/" + digest.replace(":", "/")
+
+
+def change_archive(source: Path, target: Path, change: Callable[[Path], object]) -> None:
+    """Unpack an archive, call a function that changes the files in the folder, and pack them as the target."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        folder = Path(name)
+        checked(["tar", "-xf", source, "-C", folder])
+        change(folder)
+        checked(
+            ["tar", "--auto-compress", "-cf", target, "-C", folder, *sorted(path.name for path in folder.iterdir())]
+        )
 
 
 def name_as_docker_does(unpacked: Path) -> None:
-    """Name the image as `docker save` does: the tag in the OCI annotation, the full name in that of containerd."""
+    """Name the image as `docker save` does.
+
+    The OCI annotation has only the tag, and an annotation of containerd has the full name.
+    """
     index = json.loads((unpacked / "index.json").read_text())
     names = {"io.containerd.image.name": IMAGE, "org.opencontainers.image.ref.name": IMAGE.rpartition(":")[2]}
     index["manifests"][0]["annotations"] = names
@@ -129,7 +176,13 @@ def name_as_docker_does(unpacked: Path) -> None:
 
 @dataclass
 class Builds:
-    """Runs build.sh as the init container does."""
+    """Runs build.sh as the init container of the DaemonSet does.
+
+    Attributes:
+        folder: for the archive and the termination log.
+        sources: the packed sources.
+        environment: as the fixture `build_environment` returns it.
+    """
 
     folder: Path
     sources: Path
@@ -141,10 +194,12 @@ class Builds:
         self.termination_log.touch()
 
     def build(self, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run build.sh. The variables are added to its environment."""
         return run(["/bin/sh", BUILD / "build.sh"], env={**self.variables, **variables})
 
     @property
     def variables(self) -> dict[str, str]:
+        """The environment of build.sh."""
         return {
             **self.environment,
             "SOURCES": str(self.sources),
@@ -154,25 +209,26 @@ class Builds:
 
     def change_sources(self, change: Callable[[Path], object]) -> None:
         """Unpack the sources, change the files, and pack them again."""
-        scratch = self.folder / "sources"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        checked(["tar", "-xzf", self.sources, "-C", scratch])
-        change(scratch)
-        self.sources = self.folder / "changed.tar.gz"
-        checked(["tar", "-czf", self.sources, "-C", scratch, *sorted(part.name for part in scratch.iterdir())])
+        changed = self.folder / "changed.tar.gz"
+        change_archive(self.sources, changed, change)
+        self.sources = changed
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image name in containerd."""
+    """The image that a name in containerd refers to."""
 
     digest: str
     labels: Mapping[str, str]
 
 
 class Containerd:
-    """A containerd with its own socket, root and state folder."""
+    """A containerd that has its own socket and folders.
+
+    Args:
+        folder: for everything it writes.
+        socket: its path; in the folder if omitted.
+    """
 
     def __init__(self, folder: Path, *, socket: Path | None = None) -> None:
         self.folder = folder
@@ -188,8 +244,8 @@ class Containerd:
             self._process = subprocess.Popen(["containerd", "--config", self._config], stdout=log, stderr=log)
         wait_until(
             lambda: run([*self.ctr, "version"]).returncode == 0,
-            within_s=60,
-            what=f"containerd responds; see {self.folder / 'log'}",
+            "containerd responds",
+            log=(self.folder / "log").read_text,
         )
 
     def stop(self) -> None:
@@ -199,6 +255,7 @@ class Containerd:
 
     @property
     def ctr(self) -> list[str]:
+        """The start of a `ctr` command."""
         return ["ctr", "--address", str(self.socket), "--namespace", "k8s.io"]
 
     def images(self) -> dict[str, Image]:
@@ -211,23 +268,25 @@ class Containerd:
         }
 
     def delete_image(self) -> None:
+        """Delete the name of our image, and everything that no other name needs."""
         checked([*self.ctr, "images", "rm", "--sync", IMAGE])
 
-    def lose_snapshots(self) -> None:
+    def delete_snapshots(self) -> None:
         """Delete the snapshots of the image, from the top layer down. The name and the content stay."""
         snapshots = [*self.ctr, "snapshots"]
 
-        def are_lost() -> bool:
+        def are_deleted() -> bool:
             parents = {row[0]: row[1] for row in map(str.split, checked([*snapshots, "ls"]).splitlines()[1:])}
             for leaf in set(parents) - set(parents.values()):
                 # containerd also deletes the parents of a deleted snapshot, at the same time.
                 run([*snapshots, "rm", leaf])
             return not parents
 
-        wait_until(are_lost, within_s=60, what="all snapshots are gone")
+        wait_until(are_deleted, "all snapshots are deleted")
 
     def unpin_image(self) -> None:
-        """Remove the label. ctr removes a label that has no value."""
+        """Remove the label that pins our image."""
+        # ctr removes a label that has no value.
         checked([*self.ctr, "images", "label", IMAGE, f"{PIN}="])
 
     @contextmanager
@@ -237,10 +296,13 @@ class Containerd:
         """Run a container during the block, and delete it afterwards.
 
         Args:
-            name: name of the container.
+            name: the name of the container.
             flags: flags of `ctr run`.
-            image: name of an image, or a folder if the flags include `--rootfs`.
-            command: replaces the command of the image, if not empty.
+            image: the name of an image, or a folder if the flags include `--rootfs`.
+            command: replaces the command of the image, unless it is empty.
+
+        Yields:
+            The process of `ctr run`, which ends with the exit status of the container.
         """
         words = [*self.ctr, "run", "--rm", "--net-host", *flags, image, name, *command]
         process = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -264,11 +326,17 @@ def importing(containerd: Containerd, archive: Archive, folder: Path) -> Iterato
 
 
 class Importer:
-    """Runs import.sh as the main container does."""
+    """Runs import.sh as the main container of the DaemonSet does.
+
+    Args:
+        folder: for the state and the log; created if it is missing.
+        path: the PATH of the script.
+    """
 
     def __init__(
         self, containerd: Containerd, archive: Archive, folder: Path, *, path: str = os.environ["PATH"]
     ) -> None:
+        folder.mkdir(exist_ok=True)
         self._log = folder / "import.log"
         self._state = folder / "state"
         self._state.mkdir(exist_ok=True)
@@ -284,31 +352,33 @@ class Importer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, shell: Sequence[str] = ("/bin/sh",)) -> None:
+        """Start the script with this shell."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*shell, BUILD / "import.sh"], env=self._environment, stdout=log, stderr=log
             )
 
     def stop(self) -> int:
-        """Stop it as the kubelet does, and return the exit status."""
+        """Stop the script as the kubelet does, and return its exit status."""
         assert self._process is not None
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         return self._process.wait(timeout=60)
 
     def check(self) -> subprocess.CompletedProcess[str]:
-        """Run the startup and readiness probe."""
+        """Run the script as the startup and readiness probes do."""
         return run(["/bin/sh", BUILD / "import.sh", "check"], env=self._environment)
 
     def is_ready(self) -> bool:
         return self.check().returncode == 0
 
     def wait_until_ready(self) -> None:
-        wait_until(self.is_ready, within_s=60, what="ready", log=lambda: self.log)
+        wait_until(self.is_ready, "the probe succeeds", log=lambda: self.log)
 
     def wait_for_log(self, text: str) -> None:
-        wait_until(lambda: text in self.log, within_s=60, what=f"the log contains {text!r}", log=lambda: self.log)
+        wait_until(lambda: text in self.log, f"the log contains {text!r}", log=lambda: self.log)
 
     @property
     def log(self) -> str:
+        """The output of the script."""
         return self._log.read_text()
