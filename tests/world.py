@@ -131,6 +131,11 @@ class Interface:
 NO_INTERFACE = Interface(None)
 
 
+def restart_backoff_s(exits: int) -> float:
+    """Return how long the kubelet waits before it restarts a container that has exited this many times in a row."""
+    return min(10.0 * 2.0 ** (exits - 1), 300.0)
+
+
 class World:
     """Headscale with the user `svc`, Cloudflare with the zone example.com, a clock, and the volume of a pod.
 

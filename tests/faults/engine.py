@@ -45,7 +45,7 @@ from tests.simulators.headscale import NodeGoneError, RegistrationRefusedError
 from tests.simulators.messages import Handler
 from tests.simulators.upstream import Upstream
 from tests.tally import count
-from tests.world import MIN_WAIT_S, USER, StopAt
+from tests.world import MIN_WAIT_S, USER, StopAt, restart_backoff_s
 
 RECOVERY_S: Final = 1800.0
 """After the last fault, everything must be in sync within this time. It is several times the longest backoff."""
@@ -65,9 +65,6 @@ POLLS: Final = 20
 MEMORY_FOLDER: Final = Path("/dev/shm")
 """A file system in memory, on Linux."""
 
-RESTART_S: Final = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
-"""The kubelet's backoff before it restarts a container."""
-
 
 class Engine:
     """One run of one schedule."""
@@ -85,7 +82,7 @@ class Engine:
         # For each process to be killed while it writes a key: the number of lines that it executes before.
         self._lines_until_kill: list[int] = []
         self._running_pod: Pod | None = None
-        self._machines = 0
+        self._machine_count = 0
         self._add_foreign_objects()
         self._events = Events(self.workload)
         self._output = ExitStack()
@@ -188,7 +185,7 @@ class Engine:
         lines_left = self._lines_until_kill[0]
         snapshot = pod.folder.with_suffix(".killed")
 
-        def line_by_line(_frame: FrameType, event: str, _argument: object) -> Any:
+        def trace_line(_frame: FrameType, event: str, _argument: object) -> Any:
             nonlocal lines_left
             if event == "line":
                 self.invariants.check_key_files()
@@ -198,14 +195,14 @@ class Engine:
                     if pod.folder.exists():
                         shutil.copytree(pod.folder, snapshot)
                     raise KilledError
-            return line_by_line
+            return trace_line
 
-        def call(frame: FrameType, _event: str, _argument: object) -> Any:
+        def trace_call(frame: FrameType, _event: str, _argument: object) -> Any:
             code = frame.f_code
-            return line_by_line if code.co_filename == key_file_writer.__file__ and code.co_name in WRITERS else None
+            return trace_line if code.co_filename == key_file_writer.__file__ and code.co_name in WRITERS else None
 
         previous_trace = sys.gettrace()
-        sys.settrace(call)
+        sys.settrace(trace_call)
         try:
             yield
         except KilledError:
@@ -220,11 +217,12 @@ class Engine:
             sys.settrace(previous_trace)
 
     def _run_due(self, pod: Pod) -> float:
+        """Run `cleanup`, or one pass of `dns-watch`. Return the seconds until the pod is due again."""
         if not pod.initialized:
-            return self._cleanup(pod)
-        self._tailscale(pod)
+            return self._run_cleanup(pod)
+        self._run_tailscale(pod)
         if pod.watch is None:
-            pod.watch = self._commands(pod).watch(pod.interface, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+            pod.watch = self._world_of(pod).watch(pod.interface, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         try:
             wait_s = pod.watch.run_pass()
         except NotRegisteredError:
@@ -237,8 +235,8 @@ class Engine:
             return self._container_ended(pod)
         return wait_s
 
-    def _commands(self, pod: Pod) -> FaultWorld:
-        """Return a world whose commands send their requests as this pod."""
+    def _world_of(self, pod: Pod) -> FaultWorld:
+        """Return the world, whose commands send their requests as this pod from now on."""
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
@@ -248,10 +246,10 @@ class Engine:
         self.world.route = route
         return self.world
 
-    def _cleanup(self, pod: Pod) -> float:
+    def _run_cleanup(self, pod: Pod) -> float:
         world = self.world
         pod.stop = StopAt(self.clock)
-        cleanup = self._commands(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
+        cleanup = self._world_of(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
         faults_before = world.queues["headscale"].fired
         current = self.workload.passes[-1]
         try:
@@ -265,6 +263,7 @@ class Engine:
         pod.initialized = True
         pod.restarts = 0
         pod.stop = None
+        # The kubelet starts the next containers.
         return 1.0
 
     @property
@@ -273,30 +272,31 @@ class Engine:
         return self.workload.credentials_are_valid and not self.clock.skew
 
     def _container_ended(self, pod: Pod) -> float:
+        """Return the seconds until the kubelet restarts the container."""
         pod.watch = None
         pod.stop = None
         pod.restarts += 1
-        return RESTART_S[min(pod.restarts - 1, len(RESTART_S) - 1)]
+        return restart_backoff_s(pod.restarts)
 
-    def _tailscale(self, pod: Pod) -> None:
-        """Run the tailscale container: register if needed, and restart if the probe fails."""
+    def _run_tailscale(self, pod: Pod) -> None:
+        """Simulate the tailscale container: it registers if needed, and restarts if its probe fails."""
         headscale = self.world.headscale
         if pod.watch is not None and pod.watch.status.restart_helps:
             self.invariants.check_restart_helps(pod)
             if pod.node_id is not None:
                 headscale.disconnect(pod.node_id)
             pod.node_id = None
-            pod.show(None)
+            pod.set_addresses(None)
         if pod.node_id is not None or pod.cut_off:
             return
         if pod.machine_key is None or not self.schedule.keeps_machine_key:
-            self._machines += 1
-            pod.machine_key = f"mkey:{self._machines:064x}"
+            self._machine_count += 1
+            pod.machine_key = f"mkey:{self._machine_count:064x}"
         with suppress(OSError, RegistrationRefusedError, NodeGoneError):
             node = headscale.register(key=pod.key_file.read_text(), hostname=NAME, machine_key=pod.machine_key)
             headscale.connect(node.id)
             pod.node_id = node.id
-            pod.show(*node.addresses)
+            pod.set_addresses(*node.addresses)
 
     # --- Steps -------------------------------------------------------------------------------------------
 
@@ -313,11 +313,11 @@ class Engine:
                 return
             queue = self.world.queues["headscale"]
             for path, fault in ((r"/node(\?|$)", faults.omit_items(NAME)), (r"/node/\d", faults.html(404))):
-                queue.order(step.kind, fault, method="GET", path=path, times=POLLS, after=0)
+                queue.add_named(step.kind, fault, method="GET", path=path, times=POLLS, after=0)
         elif step.kind == EMPTY_NODE_LIST:
             empty = faults.answer(200, '{"nodes":[]}')
             queue = self.world.queues["headscale"]
-            queue.order(step.kind, empty, method="GET", path=r"/node(\?|$)", times=POLLS, after=0)
+            queue.add_named(step.kind, empty, method="GET", path=r"/node(\?|$)", times=POLLS, after=0)
             for pod in self.workload.running:
                 pod.watch = None
         elif step.kind == KILLED_WRITING:
@@ -347,7 +347,7 @@ class Engine:
         method = "GET" if step.kind == "stale read" else step.method
         # dns-watch ignores a list that is incomplete only once.
         times = POLLS if step.kind == "short list" and step.times > 1 else step.times
-        self.world.queues[step.upstream].order(
+        self.world.queues[step.upstream].add_named(
             step.kind, fault, method=method, path=path, times=times, after=step.after
         )
 

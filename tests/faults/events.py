@@ -122,7 +122,7 @@ class Events:
     def address_changed(self, _step: Step) -> None:
         for pod in self._workload.running:
             if pod.node_id is not None and self._world.headscale.node(pod.node_id) is not None:
-                pod.show(*self._world.headscale.readdress(pod.node_id).addresses)
+                pod.set_addresses(*self._world.headscale.readdress(pod.node_id).addresses)
                 # The loop polls the interface every second.
                 pod.due_s = min(pod.due_s, self._clock.elapsed_s + 1.0)
 

@@ -91,7 +91,7 @@ class Invariants:
             tracemalloc.start()
         if request.is_genuine and request.fault != "stale read" and request.path.endswith("/dns_records"):
             names, records = parse_qs(request.query).get("name", ()), self._world.all_records
-            current.unread_changes -= {key for key, record in records.items() if record.name in names}
+            current.unread_changes -= {record_id for record_id, record in records.items() if record.name in names}
         if request.fault in UNDETECTABLE:
             current.disturbed = True
         # If a list lacks a node that dns-watch has found, it reads this node directly before it treats it as lost.
@@ -127,10 +127,10 @@ class Invariants:
             all_names = [read for read in records if "match=any" in read.query]
             self._check_genuine(request, _last_list(records) + _last_list(all_names))
             if not current.pod.initialized and nodes and nodes[-1].fault == "short list":
-                # A Headscale without nodes returns the same, and a sidecar that has just started trusts it.
+                # cleanup cannot distinguish this list from that of a Headscale without nodes.
                 return
             if current.pod.initialized:
-                # A known node is read directly.
+                # dns-watch reads a known node directly, instead of the list.
                 nodes = [read for read in reads if read.path.startswith("/api/v1/node")]
         elif request.method != "DELETE":
             return
@@ -142,14 +142,14 @@ class Invariants:
 
     def _check_record_change(self, current: Pass, request: Request) -> None:
         before, now = self._records_before, self._world.all_records
-        changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+        changed = {record_id for record_id in before.keys() | now.keys() if before.get(record_id) != now.get(record_id)}
         if unread := changed & current.unread_changes:
             raise BrokenError(f"Never 1: {request.method} of records {unread}, which changed after they were read")
         if not current.disturbed and self._requests_no_change(request, before):
             raise BrokenError(f"Never 7: a write without a difference: {request}")
         pod = current.pod
-        for key in changed & now.keys():
-            record, old = now[key], before.get(key)
+        for record_id in changed & now.keys():
+            record, old = now[record_id], before.get(record_id)
             if old is not None and old.content == record.content:
                 continue
             # The address of any node of ours is allowed, because addresses are reassigned. So is that of an expired

@@ -23,7 +23,7 @@ UpstreamName: TypeAlias = Literal["headscale", "cloudflare"]
 
 # What Headscale returns, through its gRPC gateway, if a response is too large.
 TOO_LARGE: Final = json.dumps({"code": 8, "message": "grpc: received message larger than max", "details": []})
-# The error codes of Cloudflare for a rate limit.
+# The responses of Cloudflare to too many requests, with each of the two error codes that it uses.
 THROTTLED_971: Final = json.dumps(
     {"success": False, "errors": [{"code": 971, "message": "wait"}], "messages": [], "result": None}
 )
@@ -155,6 +155,7 @@ POD_EVENTS: Final = (
     "tailscale restarted",
     "node vanishes silently",
 )
+"""Events of pods and cluster nodes, between two passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ class Schedule:
     Attributes:
         seed: for the random values of the program itself.
         version: Headscale's release at the start.
-        variables: settings that differ from the defaults.
+        variables: settings of the program. The value of CLOUDFLARE_ZONE_ID says if it is set.
         many_records: our name has more than one page of records.
         keeps_machine_key: a tailscale container has the same machine key after a restart.
         steps: in order.

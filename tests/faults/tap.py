@@ -39,7 +39,9 @@ class NamedFaults(FaultQueue):
         self.taken: str | None = None
         self.fired = 0
 
-    def order(self, name: str, fault: Fault, *, method: str | None, path: str | None, times: int, after: int) -> None:
+    def add_named(
+        self, name: str, fault: Fault, *, method: str | None, path: str | None, times: int, after: int
+    ) -> None:
         """Add a fault by its name."""
         self._names[id(fault)] = (name, fault)
         self.add(fault, method=method, path=path, times=times, after=after)

@@ -79,7 +79,7 @@ class Pod:
         metadata = self.key_file.with_suffix(".id")
         return json.loads(metadata.read_text())["kept_node_id"] if metadata.exists() else None
 
-    def show(self, *addresses: str | None) -> None:
+    def set_addresses(self, *addresses: str | None) -> None:
         """Set the addresses of the VPN interface."""
         if self.has_interface:
             self.interface.set_addresses(*addresses)

@@ -18,7 +18,7 @@ from lifecycle.settings.models import Command
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
-from tests.world import ZONE, Clock, Interface, World
+from tests.world import ZONE, Clock, Interface, World, restart_backoff_s
 
 # The CPU time of one request to Headscale, which compares the API key with a bcrypt hash.
 BCRYPT_S = 0.06
@@ -31,9 +31,6 @@ CLOUDFLARE_S = 0.1
 # Cloudflare's rate limit, in requests per five minutes. All tokens of a user and the dashboard share it.
 LIMIT = 1200
 WINDOW_S = 300.0
-
-# The kubelet's backoff before it restarts a container.
-RESTART_S = (10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
 
 
 class FleetWorld(World):
@@ -83,8 +80,8 @@ class FleetWorld(World):
                 self.cleanup(TS_HOSTNAME=hostname).run()
                 break
             except LifecycleError:
-                self.clock.sleep(RESTART_S[min(exits, len(RESTART_S) - 1)])
                 exits += 1
+                self.clock.sleep(restart_backoff_s(exits))
         key_created_s = self.clock.elapsed_s
         # The start of the tailscale container takes this long.
         self.clock.sleep(random.uniform(1.0, 4.0))
