@@ -28,12 +28,12 @@ exec "$@"
 """
 
 # Creates a mount namespace. Works without root if the machine allows unprivileged user namespaces.
-_UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount", "--propagation", "private")
 
 
 def with_service_account(folder: Path) -> list[str | Path]:
     """Return the words to put before a command so that it runs with this folder mounted as its service account."""
-    return [*_UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
+    return [*UNSHARE, "sh", "-ec", _WITH_SERVICE_ACCOUNT, "sh", folder]
 
 
 def require_mount_namespace() -> None:
@@ -41,7 +41,7 @@ def require_mount_namespace() -> None:
     for program in ("openssl", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: install the packages openssl and util-linux")
-    if subprocess.run([*_UNSHARE, "true"], capture_output=True, check=False).returncode != 0:
+    if subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs a mount namespace: run as root, or allow unprivileged user namespaces")
 
 

@@ -2,66 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.process.commands import HANGS_AFTER_S, PROGRAM, CompletedRun, Pod, Running
+from tests.process.cluster import UNSHARE, require_mount_namespace
+from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
 
-# Runs in a separate mount namespace, so that the machine's /dev does not change. The arguments are the file to copy the
-# termination log to, one of the following commands that create the log, and the command to run.
-WITH_PRIVATE_DEV = """
-out=$1 create=$2; shift 2
+# A shell script that runs a command with another /dev, in which the termination log is the file $1. $2 is "ro" or "rw".
+_WITH_TERMINATION_LOG = """
+log=$1 mode=$2; shift 2
+touch "$log"
 mount -t tmpfs none /dev
-eval "$create"
-"$@"
-status=$?
-test -e /dev/termination-log && cat /dev/termination-log >"$out"
-exit "$status"
+touch /dev/termination-log
+mount --bind "$log" /dev/termination-log
+mount -o "remount,bind,$mode" /dev/termination-log
+exec "$@"
 """
 
-EMPTY_LOG = ": >/dev/termination-log"
-NO_LOG = ":"
-READ_ONLY_LOG = "echo before >/dev/file; : >/dev/termination-log; mount --bind -o ro /dev/file /dev/termination-log"
-# The log is the copy itself, so that the program can replace the shell and receive signals.
-SHARED_LOG = ': >"$out"; : >/dev/termination-log; mount --bind "$out" /dev/termination-log; exec "$@"'
+
+@pytest.fixture
+def log(pod: Pod) -> Path:
+    """The termination log, which the kubelet creates before it starts a container."""
+    pod.termination_log.touch()
+    return pod.termination_log
 
 
-@functools.cache
-def _reason_to_skip() -> str | None:
-    """Return why no mount namespace can be created, or None if it can."""
-    if shutil.which("unshare") is None:
-        return "unshare is not installed (util-linux)"
-    result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /dev"], check=False, capture_output=True, text=True
-    )
-    return None if result.returncode == 0 else f"needs the permission to mount, as root: {result.stderr.strip()}"
-
-
-@pytest.fixture(autouse=True)
-def _require_mount_namespace() -> None:
-    if reason := _reason_to_skip():
-        pytest.skip(reason)
-
-
-def start(pod: Pod, *arguments: str, create: str, **variables: str) -> tuple[Running, Path]:
-    """Start a command, and return it with the file that gets its termination message."""
-    out = pod.working_directory / "termination-message"
-    command = ["unshare", "--mount", "sh", "-c", WITH_PRIVATE_DEV, "sh", str(out), create, PROGRAM, *arguments]
-    return pod.start_command(*command, **variables), out
-
-
-def run_with_log(
-    pod: Pod, *arguments: str, create: str = EMPTY_LOG, **variables: str
-) -> tuple[CompletedRun, str | None]:
-    """Run a command and return its result and termination message, or None if the log file is missing."""
-    running, out = start(pod, *arguments, create=create, **variables)
-    result = running.wait()
-    return result, out.read_text() if out.exists() else None
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_termination_log_is_at_the_default_path_and_can_be_read_only(pod: Pod, log: Path, mode: str) -> None:
+    require_mount_namespace()
+    log.write_text("before")
+    command = [*UNSHARE, "sh", "-ec", _WITH_TERMINATION_LOG, "sh", str(log), mode, PROGRAM, "cleanup"]
+    result = pod.start_command(*command, HEADSCALE_USER="bob").wait()
+    assert (result.status, result.stderr) == (1, "")
+    assert log.read_text() == (result.last["error"] if mode == "rw" else "before")
 
 
 @pytest.mark.default_cases(2)
@@ -87,21 +62,18 @@ def run_with_log(
     ],
 )
 def test_termination_message_contains_the_reason(
-    pod: Pod, arguments: list[str], variables: dict[str, str], status: int, word: str
+    pod: Pod, log: Path, arguments: list[str], variables: dict[str, str], status: int, word: str
 ) -> None:
-    result, message = run_with_log(pod, *arguments, **variables)
+    result = pod.run(*arguments, **variables)
     assert result.status == status
-    assert message is not None
-    assert word in message
+    assert word in log.read_text()
     if status == 1:
-        assert message == result.last["error"]
+        assert log.read_text() == result.last["error"]
 
 
-def test_incomplete_dry_run_writes_the_reason(pod: Pod) -> None:
-    result, message = run_with_log(pod, "--dry-run", HEADSCALE_USER="bob")
-    assert result.status == 1
-    assert message is not None
-    assert "bob" in message
+def test_incomplete_dry_run_writes_the_reason(pod: Pod, log: Path) -> None:
+    assert pod.run("--dry-run", HEADSCALE_USER="bob").status == 1
+    assert "bob" in log.read_text()
 
 
 @pytest.mark.default_cases(1)
@@ -115,58 +87,50 @@ def test_incomplete_dry_run_writes_the_reason(pod: Pod) -> None:
     ],
 )
 def test_termination_message_contains_the_signal_that_stopped_the_command(
-    pod: Pod, arguments: list[str], logged: list[str]
+    pod: Pod, log: Path, arguments: list[str], logged: list[str]
 ) -> None:
     pod.headscale.faults.add(faults.hang(limit_s=3600), times=None)
-    running, out = start(pod, *arguments, create=SHARED_LOG, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
+    running = pod.start(*arguments, HTTP_TIMEOUT="1h", DNS_OWNER="monitoring")
     assert pod.has_requested_headscale.wait(HANGS_AFTER_S)
     result = running.stop()
     assert result.status == 1
     assert [event["event"] for event in result.events] == logged
-    assert out.read_text() == "stopped by SIGTERM before the work was done; no manual cleanup is needed"
+    assert log.read_text() == "stopped by SIGTERM before the work was done; no manual cleanup is needed"
     assert pod.has_no_writes
 
 
-def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod) -> None:
+def test_termination_message_is_cut_to_the_limit_of_the_kubelet(pod: Pod, log: Path) -> None:
     for number in range(400):
         pod.headscale.add_user(f"user-{number:04d}")
-    result, message = run_with_log(pod, "cleanup")
+    result = pod.run("cleanup")
     assert result.status == 1
-    assert message is not None
-    assert len(message.encode()) == 4096
-    assert result.last["error"].startswith(message)
+    assert len(log.read_bytes()) == 4096
+    assert result.last["error"].startswith(log.read_text())
 
 
-def test_success_writes_no_termination_message(pod: Pod) -> None:
-    result, message = run_with_log(pod, "cleanup")
-    assert (result.status, message) == (0, "")
+def test_success_writes_no_termination_message(pod: Pod, log: Path) -> None:
+    assert pod.run("cleanup").status == 0
+    assert log.read_text() == ""
 
 
 @pytest.mark.parametrize("owner", ["monitoring", ""])
-def test_status_does_not_change_the_termination_message_of_dns_watch(pod: Pod, owner: str) -> None:
+def test_status_does_not_change_the_termination_message_of_dns_watch(pod: Pod, log: Path, owner: str) -> None:
     """An operator runs `status` in the container of dns-watch."""
     pod.headscale.faults.add(faults.html(502), times=None)
-    result, message = run_with_log(pod, "status", DNS_OWNER=owner)
-    assert (result.status, message) == (1 if owner else 2, "")
+    assert pod.run("status", DNS_OWNER=owner).status == (1 if owner else 2)
+    assert log.read_text() == ""
 
 
 def test_missing_termination_log_is_not_created(pod: Pod) -> None:
-    result, message = run_with_log(pod, "cleanup", create=NO_LOG, HEADSCALE_USER="bob")
-    assert (result.status, result.stderr, message) == (1, "", None)
+    result = pod.run("cleanup", HEADSCALE_USER="bob")
+    assert (result.status, result.stderr) == (1, "")
+    assert not pod.termination_log.exists()
 
 
-def test_read_only_termination_log_is_not_changed(pod: Pod) -> None:
-    result, message = run_with_log(pod, "cleanup", create=READ_ONLY_LOG, HEADSCALE_USER="bob")
-    assert (result.status, result.stderr, message) == (1, "", "before\n")
-
-
-def test_termination_message_contains_no_secret(pod: Pod) -> None:
-    pod.headscale.faults.add(faults.answer(500, pod.headscale.api_key, content_type="text/plain"), path="/none")
-    result, message = run_with_log(pod, "cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789")
-    assert result.status == 1
-    assert message is not None
-    assert "hskey-api-wrong-0123456789" not in message
-    assert not Path(pod.key_file).exists()
+def test_termination_message_contains_no_secret(pod: Pod, log: Path) -> None:
+    assert pod.run("cleanup", HEADSCALE_API_KEY="hskey-api-wrong-0123456789").status == 1
+    assert log.read_text()
+    assert "hskey-api-wrong-0123456789" not in log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -176,11 +140,10 @@ def test_termination_message_contains_no_secret(pod: Pod) -> None:
         pytest.param([], {"HEADSCALE_USER": "caf\udce9"}, id="undecodable setting"),
     ],
 )
-def test_termination_message_is_printable(pod: Pod, users: list[str], variables: dict[str, str]) -> None:
+def test_termination_message_is_printable(pod: Pod, log: Path, users: list[str], variables: dict[str, str]) -> None:
     """`kubectl describe` prints it to a terminal."""
     for user in users:
         pod.headscale.add_user(user)
-    result, message = run_with_log(pod, "cleanup", **variables)
-    assert result.status == 1
-    assert message
-    assert message.isprintable()
+    assert pod.run("cleanup", **variables).status == 1
+    assert log.read_text()
+    assert log.read_text().isprintable()
