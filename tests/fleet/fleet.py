@@ -28,8 +28,8 @@ CORES = 2
 # The duration of one request to Cloudflare.
 CLOUDFLARE_S = 0.1
 
-# Cloudflare's rate limit, in requests per five minutes. All tokens of a user and the dashboard share it.
-LIMIT = 1200
+# Cloudflare's rate limit: requests per window. All tokens of a user and the dashboard share it.
+RATE_LIMIT = 1200
 WINDOW_S = 300.0
 
 
@@ -144,7 +144,7 @@ class SlowUpstream:
         return response
 
 
-def busiest(times_s: Iterable[float], window_s: float) -> int:
+def max_per_window(times_s: Iterable[float], window_s: float) -> int:
     """Return the maximum number of times within any window of this length."""
     ordered = sorted(times_s)
     most = first = 0

@@ -16,11 +16,11 @@ from tests.fleet.fleet import (
     BCRYPT_S,
     CLOUDFLARE_S,
     CORES,
-    LIMIT,
+    RATE_LIMIT,
     WINDOW_S,
     FleetWorld,
     SlowUpstream,
-    busiest,
+    max_per_window,
     route_through,
 )
 from tests.fleet.steady import steady_state
@@ -49,7 +49,7 @@ class SimultaneousStart:
         self.clock = CooperativeClock()
         self.world = FleetWorld(monkeypatch, folder, clock=self.clock, **variables)
         world = self.world
-        world.cloudflare.limit_rate(LIMIT - used, timedelta(seconds=WINDOW_S))
+        world.cloudflare.limit_rate(RATE_LIMIT - used, timedelta(seconds=WINDOW_S))
         self.headscale = SlowUpstream(world.headscale, self.clock, cost_s=BCRYPT_S, concurrency=CORES)
         self.cloudflare = SlowUpstream(world.cloudflare, self.clock, cost_s=CLOUDFLARE_S, concurrency=None)
         world.route = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))
@@ -84,8 +84,8 @@ class SimultaneousStart:
         add_measurement(
             f"fleet: {title}: {len(self.hostnames)} pods: last key after {max(self.key_s):.0f} s, "
             f"last record after {max(self.in_sync_s.values()):.0f} s; exits: {self.exits}; "
-            f"requests to Cloudflare: {len(times_s)}, at most {busiest(times_s, WINDOW_S)} in 5 min and "
-            f"{busiest(times_s, 1)} in 1 s, {self.throttled} rejected; "
+            f"requests to Cloudflare: {len(times_s)}, at most {max_per_window(times_s, WINDOW_S)} in 5 min and "
+            f"{max_per_window(times_s, 1)} in 1 s, {self.throttled} rejected; "
             f"requests to Headscale: {len(self.headscale.request_times_s)}, {self.headscale.timed_out} timed out"
         )
 
@@ -102,7 +102,7 @@ def test_pods_that_start_together_stay_below_the_rate_limit(
     assert (start.exits, start.throttled) == (0, 0)
     assert max(start.in_sync_s.values()) < 2 * MINUTE_S
     # One read in cleanup. In dns-watch a read, the zone's name, a create and another read.
-    assert busiest(start.cloudflare.request_times_s, WINDOW_S) <= pods * 5
+    assert max_per_window(start.cloudflare.request_times_s, WINDOW_S) <= pods * 5
 
 
 @both_fleets
@@ -112,7 +112,7 @@ def test_pods_that_start_together_wait_when_rate_limited(
     """After a 429, the pods honor Retry-After with jitter, and all get a key and a record without an exit."""
     # Two requests per pod are left: too few for a start.
     start = SimultaneousStart(
-        monkeypatch, tmp_path, pods, used=LIMIT - 2 * pods, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m"
+        monkeypatch, tmp_path, pods, used=RATE_LIMIT - 2 * pods, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m"
     )
     start.run(15 * MINUTE_S)
     start.report("zone id looked up, two thirds of the limit used")
@@ -123,7 +123,7 @@ def test_pods_that_start_together_wait_when_rate_limited(
     assert start.throttled <= pods * 3
     # The rate limit ends after WINDOW_S. Without jitter, all pods would send requests in the same second.
     after_limit_s = [time_s for time_s in start.cloudflare.request_times_s if time_s > WINDOW_S + 10]
-    assert busiest(after_limit_s, 1) <= pods // 3
+    assert max_per_window(after_limit_s, 1) <= pods // 3
 
 
 @pytest.mark.parametrize("sidecars", [100, pytest.param(1000, marks=pytest.mark.full)])
@@ -159,17 +159,18 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
         heappush(watches, (clock.elapsed_s + max(watch.run_pass(), MIN_WAIT_S), number, watch))
     # Without the first window, in which the passes begin.
     steady = [time_s for time_s in slow.request_times_s if time_s >= WINDOW_S]
-    most, mean = busiest(steady, WINDOW_S), len(steady) / 3
+    most, mean = max_per_window(steady, WINDOW_S), len(steady) / 3
     add_measurement(
         f"fleet: {sidecars} sidecars in steady state, VERIFY_INTERVAL=5m: {mean:.0f} requests to Cloudflare in 5 min, "
-        f"at most {most}, which leaves {LIMIT - most} of {LIMIT}; at most {busiest(steady, 1)} in 1 s; no writes"
+        f"at most {most}, which leaves {RATE_LIMIT - most} of {RATE_LIMIT}; "
+        f"at most {max_per_window(steady, 1)} in 1 s; no writes"
     )
     assert all(watch.status.ready for _, _, watch in watches)
     assert not cloudflare.writes
     # The jitter only lengthens an interval, so no pod reads twice in five minutes.
     assert most <= sidecars
     assert mean < 0.92 * sidecars
-    assert busiest(steady, 1) < 20
+    assert max_per_window(steady, 1) < 20
 
 
 def test_headscale_needs_little_cpu_for_a_fleet_in_steady_state() -> None:
