@@ -115,7 +115,7 @@ def test_pods_that_start_together_wait_when_rate_limited(
         monkeypatch, tmp_path, pods, used=RATE_LIMIT - 2 * pods, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m"
     )
     start.run(15 * MINUTE_S)
-    start.report("zone id looked up, two thirds of the limit used")
+    start.report("zone id looked up, two requests per pod left in the rate limit")
     assert start.throttled > 0
     assert len(start.key_s) == len(start.in_sync_s) == pods
     assert start.exits == 0
