@@ -24,6 +24,9 @@ from tests.world import ZONE, Clock, Interface, World, restart_backoff_s
 BCRYPT_S = 0.06
 # The CPU cores of Headscale.
 CORES = 2
+# Headscale closes the connection instead of sending a response that takes longer.
+# Source: in Headscale, `WriteTimeout` of the `http.Server` is `types.HTTPTimeout`.
+WRITE_TIMEOUT_S = 30.0
 
 # The duration of one request to Cloudflare.
 CLOUDFLARE_S = 0.1
@@ -105,42 +108,70 @@ class StartedPod:
     exits: int
 
 
-class SlowUpstream:
-    """An upstream that needs time for each request.
+class Cores:
+    """The CPU cores of Headscale. They check API keys in the order of the requests, even if a client has timed out.
 
     Args:
-        cost_s: the time for a request. The client times out if the response takes longer than its limit.
-        concurrency: how many requests with credentials are executed at the same time; None = all.
+        count: the number of cores.
+        key_check_s: the CPU time of one key check.
+
+    Attributes:
+        checks: the number of key checks.
+        wasted: the number of key checks whose response was lost.
+    """
+
+    def __init__(self, clock: Clock, *, count: int = CORES, key_check_s: float = BCRYPT_S) -> None:
+        self._clock = clock
+        self._key_check_s = key_check_s
+        # When each core has finished its last key check.
+        self._free_s = [0.0] * count
+        self.checks = 0
+        self.wasted = 0
+
+    def check_key(self) -> float:
+        """Schedule a key check, and return the seconds until it is finished."""
+        now_s = self._clock.elapsed_s
+        core = min(range(len(self._free_s)), key=self._free_s.__getitem__)
+        self._free_s[core] = max(now_s, self._free_s[core]) + self._key_check_s
+        self.checks += 1
+        return self._free_s[core] - now_s
+
+
+class SlowUpstream:
+    """An upstream that needs time to respond.
+
+    Args:
+        duration_s: the time for a request without a key check.
+        cores: check the API key of each request; None = keys are checked in no time.
 
     Attributes:
         request_times_s: the time of each request.
-        timed_out: the number of requests for which the client timed out.
     """
 
-    def __init__(self, upstream: Upstream, clock: Clock, *, cost_s: float, concurrency: int | None) -> None:
+    def __init__(
+        self, upstream: Upstream, clock: Clock, *, duration_s: float = 0.0, cores: Cores | None = None
+    ) -> None:
         self._upstream = upstream
         self._clock = clock
-        self._cost_s = cost_s
-        # When each worker has finished its last request.
-        self._workers_free_s = [0.0] * concurrency if concurrency else None
+        self._duration_s = duration_s
+        self._cores = cores
         self.request_times_s: list[float] = []
-        self.timed_out = 0
 
     def __call__(self, request: Request) -> Response:
-        requested_s = self._clock.elapsed_s
-        self.request_times_s.append(requested_s)
-        duration_s = self._cost_s
-        if self._workers_free_s is not None and "authorization" in request.headers:
-            worker = min(range(len(self._workers_free_s)), key=self._workers_free_s.__getitem__)
-            self._workers_free_s[worker] = max(requested_s, self._workers_free_s[worker]) + self._cost_s
-            duration_s = self._workers_free_s[worker] - requested_s
+        """Respond after the time that the request takes, unless the client or the server times out before."""
+        self.request_times_s.append(self._clock.elapsed_s)
+        duration_s = self._duration_s
+        if self._cores is not None and "authorization" in request.headers:
+            duration_s = self._cores.check_key()
         # The client measures its time-out with the real clock, on which hardly any time passes.
         timeout_s = round(remaining_s())
         self._clock.sleep(min(duration_s, timeout_s))
         response = self._upstream.handle(request)
-        if duration_s > timeout_s:
-            self.timed_out += 1
-            raise httpx.ReadTimeout("The read operation timed out")
+        if self._cores is not None and duration_s > min(timeout_s, WRITE_TIMEOUT_S):
+            self._cores.wasted += 1
+            if duration_s > timeout_s:
+                raise httpx.ReadTimeout("The read operation timed out")
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
         return response
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.fleet import BCRYPT_S, CORES, FleetWorld, SlowUpstream, route_through
+from tests.fleet.fleet import BCRYPT_S, Cores, FleetWorld, SlowUpstream, route_through
 from tests.world import USER, Clock, Interface
 
 HOUR_S = 3600.0
@@ -44,19 +44,19 @@ def steady_state(pods: int, *, sample: int = 5) -> Steady:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         world = FleetWorld(patch, Path(folder), clock=clock)
-        headscale = SlowUpstream(world.headscale, clock, cost_s=BCRYPT_S, concurrency=CORES)
-        cloudflare = SlowUpstream(world.cloudflare, clock, cost_s=0, concurrency=1)
-        world.route = route_through((world.headscale, headscale), (world.cloudflare, cloudflare))
+        cores = Cores(clock)
+        headscale = SlowUpstream(world.headscale, clock, cores=cores)
+        world.route = route_through((world.headscale, headscale), (world.cloudflare, world.cloudflare.handle))
         nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(pods)]
         sampled = random.sample(nodes, sample)
         watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in sampled]
         world.run_together(*watches, seconds=HOUR_S)
-        earlier_requests = len(headscale.request_times_s)
+        earlier_checks = cores.checks
         world.run_together(*watches, seconds=HOUR_S)
-        requests = len(headscale.request_times_s) - earlier_requests
+        checks = cores.checks - earlier_checks
         return Steady(
             pods,
-            cores=requests * BCRYPT_S / HOUR_S * pods / sample,
+            cores=checks * BCRYPT_S / HOUR_S * pods / sample,
             interval_s=max(watch.status.poll_interval_s for watch in watches),
             ready=all(watch.status.ready for watch in watches),
         )

@@ -7,20 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 
-from lifecycle.runtime.deadline import remaining_s
 from tests.builders import MARK
 from tests.fleet.cooperative_clock import CooperativeClock
-from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, FleetWorld, SlowUpstream, route_through
-from tests.simulators.messages import Request, Response
-from tests.simulators.upstream import Upstream
+from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, Cores, FleetWorld, SlowUpstream, route_through
 from tests.world import MIN_WAIT_S, USER
-
-# Headscale closes the connection instead of sending a response that takes longer.
-# Source: in Headscale, `WriteTimeout` of the `http.Server` is `types.HTTPTimeout`.
-WRITE_TIMEOUT_S = 30.0
 
 # More pods in a tailnet make only the lists of nodes longer, and the test slower.
 PODS_PER_TAILNET = 50
@@ -55,36 +47,6 @@ class Storm:
         )
 
 
-class OneCore:
-    """A CPU core that checks one API key after another, even for clients that have timed out."""
-
-    def __init__(self, clock: CooperativeClock, key_check_s: float) -> None:
-        self.clock = clock
-        self._key_check_s = key_check_s
-        self._free_s = 0.0
-        self.checks = 0
-        self.wasted = 0
-
-    def __call__(self, upstream: Upstream, request: Request) -> Response:
-        """Respond when the core has checked the key, unless the client or the server times out before."""
-        started_s = self.clock.elapsed_s
-        duration_s = 0.001
-        if "authorization" in request.headers:
-            self.checks += 1
-            self._free_s = max(started_s, self._free_s) + self._key_check_s
-            duration_s = self._free_s - started_s
-        # The client measures its time-out with the real clock, on which hardly any time passes.
-        timeout_s = round(remaining_s())
-        self.clock.sleep(min(duration_s, timeout_s))
-        response = upstream.handle(request)
-        if duration_s > min(timeout_s, WRITE_TIMEOUT_S):
-            self.wasted += 1
-            if duration_s > timeout_s:
-                raise httpx.ReadTimeout("The read operation timed out")
-            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
-        return response
-
-
 def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> Storm:
     """Start pods in the same second, each with a node and a record that its predecessor left.
 
@@ -98,7 +60,7 @@ def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> Storm:
 
 def _run(pods: int, key_check_s: float) -> Storm:
     clock = CooperativeClock()
-    core = OneCore(clock, key_check_s)
+    cores = Cores(clock, count=1, key_check_s=key_check_s)
     result = Storm(pods)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         programs = []
@@ -106,21 +68,19 @@ def _run(pods: int, key_check_s: float) -> Storm:
             path = Path(folder) / str(first)
             path.mkdir()
             world = FleetWorld(patch, path, clock=clock, POLL_INTERVAL="5m")
-            cloudflare = SlowUpstream(world.cloudflare, clock, cost_s=CLOUDFLARE_S, concurrency=None)
-            world.route = route_through(
-                (world.headscale, partial(core, world.headscale)), (world.cloudflare, cloudflare)
-            )
+            headscale = SlowUpstream(world.headscale, clock, cores=cores)
+            cloudflare = SlowUpstream(world.cloudflare, clock, duration_s=CLOUDFLARE_S)
+            world.route = route_through((world.headscale, headscale), (world.cloudflare, cloudflare))
             for number in range(first, min(first + PODS_PER_TAILNET, pods)):
                 hostname = f"app{number}.example.com"
                 old = world.headscale.add_node(hostname, user=USER, online=False)
                 world.add_record(old.address, name=hostname, ttl=60, comment=MARK)
-                programs.append(partial(_run_pod, world, hostname, result, core))
+                programs.append(partial(_run_pod, world, hostname, result, cores))
         clock.run(programs)
     return result
 
 
-def _run_pod(world: FleetWorld, hostname: str, result: Storm, core: OneCore) -> None:
-    clock = core.clock
+def _run_pod(world: FleetWorld, hostname: str, result: Storm, cores: Cores) -> None:
     pod = world.start_pod(hostname)
     result.exits += pod.exits
     result.last_key_s = max(result.last_key_s, pod.key_created_s)
@@ -129,6 +89,6 @@ def _run_pod(world: FleetWorld, hostname: str, result: Storm, core: OneCore) -> 
         wait_s = pod.watch.run_pass()
         is_published = pod.watch.state.records.in_sync
         if is_published:
-            result.last_record_s = clock.elapsed_s
-            result.key_checks, result.wasted = core.checks, core.wasted
-        clock.sleep(max(wait_s, MIN_WAIT_S))
+            result.last_record_s = world.clock.elapsed_s
+            result.key_checks, result.wasted = cores.checks, cores.wasted
+        world.clock.sleep(max(wait_s, MIN_WAIT_S))

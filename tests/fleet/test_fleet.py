@@ -13,11 +13,10 @@ import pytest
 from lifecycle.dns_watch.loop import DnsWatch
 from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import (
-    BCRYPT_S,
     CLOUDFLARE_S,
-    CORES,
     RATE_LIMIT,
     WINDOW_S,
+    Cores,
     FleetWorld,
     SlowUpstream,
     max_per_window,
@@ -50,8 +49,9 @@ class SimultaneousStart:
         self.world = FleetWorld(monkeypatch, folder, clock=self.clock, **variables)
         world = self.world
         world.cloudflare.limit_rate(RATE_LIMIT - used, timedelta(seconds=WINDOW_S))
-        self.headscale = SlowUpstream(world.headscale, self.clock, cost_s=BCRYPT_S, concurrency=CORES)
-        self.cloudflare = SlowUpstream(world.cloudflare, self.clock, cost_s=CLOUDFLARE_S, concurrency=None)
+        self.cores = Cores(self.clock)
+        self.headscale = SlowUpstream(world.headscale, self.clock, cores=self.cores)
+        self.cloudflare = SlowUpstream(world.cloudflare, self.clock, duration_s=CLOUDFLARE_S)
         world.route = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))
         self.hostnames = [f"app{number}.example.com" for number in range(pods)]
         self.exits = 0
@@ -86,7 +86,7 @@ class SimultaneousStart:
             f"last record after {max(self.in_sync_s.values()):.0f} s; exits: {self.exits}; "
             f"requests to Cloudflare: {len(times_s)}, at most {max_per_window(times_s, WINDOW_S)} in 5 min and "
             f"{max_per_window(times_s, 1)} in 1 s, {self.throttled} rejected; "
-            f"requests to Headscale: {len(self.headscale.request_times_s)}, {self.headscale.timed_out} timed out"
+            f"requests to Headscale: {len(self.headscale.request_times_s)}, {self.cores.wasted} timed out"
         )
 
 
@@ -133,7 +133,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
     """A thousand sidecars use at most five sixths of the limit, whatever their jitter is."""
     clock = Clock()
     cloudflare = CloudflareSimulator(now=clock.true_now, plan="pro")
-    slow = SlowUpstream(cloudflare, clock, cost_s=0.0, concurrency=None)
+    slow = SlowUpstream(cloudflare, clock)
     worlds = []
     # When the next pass is due, a number for the order, and the sidecar.
     watches: list[tuple[float, int, DnsWatch]] = []
@@ -142,9 +142,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
         (tmp_path / str(group)).mkdir()
         world = FleetWorld(monkeypatch, tmp_path / str(group), clock=clock, POLL_INTERVAL="5m")
         world.use_account(cloudflare, f"zone{group}.example.com")
-        world.route = route_through(
-            (world.headscale, SlowUpstream(world.headscale, clock, cost_s=0.0, concurrency=None)), (cloudflare, slow)
-        )
+        world.route = route_through((world.headscale, world.headscale.handle), (cloudflare, slow))
         worlds.append(world)
         for number in range(50):
             hostname = f"app{number}.zone{group}.example.com"
