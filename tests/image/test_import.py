@@ -75,11 +75,13 @@ def is_settled(containerd: Containerd) -> bool:
 
 
 def rename_image(unpacked: Path) -> None:
+    """Give the image another name."""
     index = unpacked / "index.json"
     index.write_text(index.read_text().replace(IMAGE, "docker.io/library/another:latest"))
 
 
 def remove_name(unpacked: Path) -> None:
+    """Remove the name of the image."""
     index = json.loads((unpacked / "index.json").read_text())
     del index["manifests"][0]["annotations"]
     (unpacked / "index.json").write_bytes(as_json(index))
@@ -137,6 +139,7 @@ class Unpacked:
 
 
 def as_json(value: object) -> bytes:
+    """Return a document of an archive."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 

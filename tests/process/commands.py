@@ -156,8 +156,8 @@ class Running:
         """The process id."""
         return self._process.pid
 
-    def reaches(self, *names: str) -> dict[str, Any] | None:
-        """Read the log until one of these events, and return it; None if the process ends before."""
+    def find_event(self, *names: str) -> dict[str, Any] | None:
+        """Read the log until one of these events, and return it. Return None if the process ends before."""
         assert self._process.stdout is not None
         for _ in range(MANY_LINES):
             line = self._process.stdout.readline()
@@ -171,8 +171,8 @@ class Running:
         return None
 
     def until(self, name: str) -> dict[str, Any]:
-        """Read the log until an event with this name, which must follow, and return it."""
-        event = self.reaches(name)
+        """Read the log until an event with this name, and return it. The process must log it."""
+        event = self.find_event(name)
         assert event is not None, f"the process did not log {name}:\n{self._output}{self.wait().stderr}"
         return event
 
@@ -202,7 +202,7 @@ class Pod:
         stack: when it closes, the processes are killed and the servers stop.
 
     Attributes:
-        has_requested_headscale: set by the first request to Headscale.
+        has_requested_headscale: is set when Headscale receives the first request.
     """
 
     def __init__(

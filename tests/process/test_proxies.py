@@ -18,7 +18,7 @@ CLOUDFLARE = "http://cloudflare.example.net"
 
 @pytest.fixture
 def proxy(pod: Pod) -> Iterator[ProxySimulator]:
-    """A proxy that resolves the names of both upstreams, which DNS does not."""
+    """A proxy that knows the addresses of both upstreams. DNS does not resolve their names."""
     headscale = pod.environment["HEADSCALE_URL"].removeprefix("http://")
     cloudflare = pod.environment["CLOUDFLARE_API_URL"].removeprefix("http://").partition("/")[0]
     proxy = ProxySimulator(

@@ -40,7 +40,7 @@ def run(pod: Pod, *command: str) -> dict[str, str]:
         LOG_LEVEL="debug",
     )
     texts = {}
-    if running.reaches(*(PASS_EVENTS if command[0] == "dns-watch" else RETRY_EVENTS)):
+    if running.find_event(*(PASS_EVENTS if command[0] == "dns-watch" else RETRY_EVENTS)):
         if command == ("dns-watch",):
             texts = request_health_endpoints(port)
         texts["output"] = running.stop().output

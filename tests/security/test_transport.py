@@ -29,7 +29,7 @@ def run(pod: Pod, command: str, **variables: str) -> CompletedRun:
     """Run a command, and stop `dns-watch` after its first pass."""
     running = pod.start(command, HEALTH_PORT="0", **variables)
     if command == "dns-watch":
-        assert running.reaches("pass.failed", "pass.finished")
+        assert running.find_event("pass.failed", "pass.finished")
         return running.stop()
     return running.wait()
 
