@@ -154,8 +154,8 @@ class Invariants:
                 continue
             # The address of any node of ours is allowed, because addresses are reassigned. So is that of an expired
             # node, because a pod whose clock is behind cannot know that it has expired.
-            ours = [node for node in self._world.headscale.nodes if self._world.is_our_node(node)]
-            addresses = {address for node in ours for address in node.addresses}
+            our_nodes = [node for node in self._world.headscale.nodes if self._world.is_our_node(node)]
+            addresses = {address for node in our_nodes for address in node.addresses}
             on_interface = pod.interface.addresses
             if record.type == "CNAME":
                 is_right = record.content == NAME

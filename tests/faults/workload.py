@@ -24,6 +24,7 @@ from tests.world import USER, ZONE, Clock, Interface, World
 
 VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 
+# The further names that a workload has if `FaultWorld.has_further_names` is true.
 ALIAS: Final = f"docs.{ZONE}"
 APEX: Final = ZONE
 SHARED: Final = f"ingress.{ZONE}"
@@ -39,9 +40,10 @@ class Pod:
     """One pod of the workload: a key volume, a tailscale container, and either `cleanup` or `dns-watch`.
 
     Attributes:
-        has_interface: tailscale creates a VPN interface.
         number: counts the pods of the workload, from 0.
         folder: the volume with the key file.
+        interface: the VPN interface.
+        has_interface: tailscale creates the VPN interface.
         due_s: when one of its containers runs next, on the simulated clock.
         initialized: the init container has succeeded.
         watch: the sidecar; None while the init container runs, or before its next start.
