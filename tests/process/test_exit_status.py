@@ -192,6 +192,7 @@ def test_dns_watch_exits_with_1_after_max_retries_without_a_node(pod: Pod) -> No
 def unreachable_headscale(pod: Pod) -> dict[str, str]:
     with serve(pod.headscale) as url:
         pass
+    # The server has stopped.
     return {"HEADSCALE_URL": url}
 
 
