@@ -44,7 +44,7 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.backoff import add_jitter, backoff_s
-from lifecycle.domain.changes import RECORD_CHANGES, Change, CreateRecord, WriteKeyMetadata
+from lifecycle.domain.changes import Change, CreateRecord, RecordChange, WriteKeyMetadata
 from lifecycle.domain.errors import ApiError, AuthError
 from lifecycle.domain.events import Event, debug, error, info, warning
 from lifecycle.domain.expiry import api_key_warning, expires_soon, node_warning
@@ -90,7 +90,7 @@ def conclude(
     if applied.records_error is not None:
         state, failure = with_cloudflare_failure(state, applied.records_error, config, now)
         failures = (failure,)
-    elif isinstance(observation.node, Node) and any(isinstance(change, RECORD_CHANGES) for change in decision.changes):
+    elif isinstance(observation.node, Node) and any(isinstance(change, RecordChange) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
         specs = desired_records(observation.node, observation.interface, config)
         verified = with_verified(state.records, specs, config, now, soon=created, in_the_way=decision.in_the_way)

@@ -26,7 +26,7 @@ from lifecycle.dns_watch.state import (
     State,
 )
 from lifecycle.dns_watch.status import Status
-from lifecycle.domain.changes import RECORD_CHANGES, Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata
+from lifecycle.domain.changes import Change, DeleteRecord, RecordChange, WriteFreshKey, WriteKeyMetadata
 from lifecycle.domain.errors import (
     ApiError,
     ConflictError,
@@ -121,7 +121,7 @@ class DnsWatch:
                 "pass.finished",
                 node_id=self.state.node.id if self.state.node else None,
                 content=",".join(map(str, self.state.records.addresses)),
-                changes=sum(isinstance(change, RECORD_CHANGES) for change in changes),
+                changes=sum(isinstance(change, RecordChange) for change in changes),
                 in_sync=self.state.records.in_sync,
                 duration_s=round(duration_s, 3),
             )
@@ -155,7 +155,7 @@ class DnsWatch:
         """
         names: dict[str, list[RecordChange]] = {}
         for change in changes:
-            if isinstance(change, RECORD_CHANGES):
+            if isinstance(change, RecordChange):
                 names.setdefault(change.name, []).append(change)
         failure: ApiError | None = None
         refused: set[str] = set()

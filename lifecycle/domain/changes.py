@@ -85,5 +85,3 @@ class WriteKeyMetadata:
 
 RecordChange: TypeAlias = CreateRecord | UpdateRecord | DeleteRecord
 Change: TypeAlias = DeleteNode | WriteFreshKey | WriteKeyMetadata | RecordChange
-
-RECORD_CHANGES = (CreateRecord, UpdateRecord, DeleteRecord)

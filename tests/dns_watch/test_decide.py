@@ -37,9 +37,9 @@ from lifecycle.dns_watch.state import (
     WatchConfig,
 )
 from lifecycle.domain.changes import (
-    RECORD_CHANGES,
     CreateRecord,
     DeleteRecord,
+    RecordChange,
     UpdateRecord,
     WriteFreshKey,
     WriteKeyMetadata,
@@ -318,7 +318,7 @@ SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{MARK}
 def changed_names(*records: Record) -> list[tuple[type, str]]:
     """Return the type and the name of each change."""
     decision = decide_at(KNOWN, registered(records=records), config=NAMES)
-    return [(type(change), change.name) for change in decision.changes if isinstance(change, RECORD_CHANGES)]
+    return [(type(change), change.name) for change in decision.changes if isinstance(change, RecordChange)]
 
 
 def test_records_at_every_name_are_created_once() -> None:
@@ -340,7 +340,7 @@ def test_records_at_every_name_are_created_once() -> None:
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
     observation = registered(records=[foreign])
     decision = decide_at(KNOWN, observation, config=NAMES)
-    assert [change.name for change in decision.changes if isinstance(change, RECORD_CHANGES)] == [
+    assert [change.name for change in decision.changes if isinstance(change, RecordChange)] == [
         name for name in (NAME, ALIAS, APEX, SHARED_NAME) if name != foreign.name
     ]
     [event] = [event for event in decision.events if event.name == "record.foreign"]
