@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line and return the exit status, or end the process with it."""
+    """Run the command line. Return the exit status, or end the process with this status."""
     # For process number 1 of a container, the kernel drops a signal that has no handler and is not blocked.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     # Most objects are needed until the process ends, so garbage collection would only take time.

@@ -28,7 +28,7 @@ PRUNE_RETRY_BUDGET = timedelta(minutes=2)
 
 
 def cleanup(settings: CleanupSettings, stop: Event) -> None:
-    """Delete what earlier pods left behind, and write a fresh key."""
+    """Delete the nodes and records of earlier pods, and write a fresh key."""
     from lifecycle.cleanup.run import Cleanup  # noqa: PLC0415 - each command imports only what it uses
 
     with ExitStack() as stack, recorded_events(settings):
@@ -87,7 +87,7 @@ def dns_watch(settings: DnsWatchSettings, stop: StopEvent, *, only_once: bool) -
 
 
 def prune(settings: PruneSettings, stop: Event, *, name: str | None) -> None:
-    """Delete the nodes and records of workloads that no longer exist."""
+    """Delete the nodes and records of workloads that no longer exist, or only those of the workload `name`."""
     from lifecycle.prune.run import Prune  # noqa: PLC0415 - see above
 
     with ExitStack() as stack:

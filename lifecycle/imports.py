@@ -26,8 +26,8 @@ class _OnDemand(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-# Libraries import asyncio for functions that this program does not use.
+# Several libraries import asyncio, but only for functions that this program does not use.
 sys.modules.setdefault("asyncio", _OnDemand("asyncio"))
 
-# Otherwise pydantic reads the metadata of all installed packages to find plugins.
+# Without this variable, pydantic would search the metadata of all installed packages for plugins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")

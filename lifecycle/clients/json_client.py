@@ -49,7 +49,7 @@ class Credential:
         self._value = self._read()
 
     def renew(self, refused: str) -> bool:
-        """Replace a refused secret: read it again if it is still in use. Return True if there is now another secret."""
+        """Read the secret again if the refused one is in use. Return True if it then differs from the refused one."""
         if self._value == refused:
             self._value = self._read()
         return self._value != refused

@@ -9,7 +9,7 @@ _MAX_LENGTH = 300
 # Only the start of a longer text is processed: processing megabytes takes long, and most of it would be cut anyway.
 _MAX_PROCESSED = 10_000
 
-# Keys and tokens are longer than words.
+# Text of this length is treated as a key or token. Words are shorter.
 _SECRET = re.compile(r"[\w+=-]{32,}")
 
 

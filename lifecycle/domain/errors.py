@@ -16,7 +16,7 @@ EXIT_STATUSES = {
 
 
 class LifecycleError(Exception):
-    """An expected failure. Its message says what failed and what to do about it."""
+    """An expected failure. The message says what failed, and what to do about the failure."""
 
     exit_status = EXIT_FAILED
 
@@ -34,7 +34,7 @@ class ManifestError(LifecycleError):
 
 
 class KeyFileError(LifecycleError):
-    """The key or its metadata cannot be read or written."""
+    """The key file or the metadata file beside it cannot be read or written."""
 
 
 class NotRegisteredError(LifecycleError):

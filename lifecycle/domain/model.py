@@ -117,7 +117,7 @@ class KeyMetadata:
 
     Attributes:
         pre_auth_key_id: the id of the key in the key file.
-        kept_node_id: the id of this pod's last known node; with NODE_POLICY=keep, of the node that it will use again.
+        kept_node_id: the id of this pod's last known node. With NODE_POLICY=keep, the pod uses this node again.
         kept_machine_key: the machine key of the node `kept_node_id`.
         key_sha256: the digest of the key; None if unknown. The metadata file is written first, so the digest shows
             whether the key file was then written, too.

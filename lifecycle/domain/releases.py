@@ -8,7 +8,7 @@ from typing import Final
 from lifecycle.domain.events import Event, warning
 
 NEWEST_TESTED: Final = (0, 30)
-"""The newest minor release of Headscale that this program was tested with: 0.30, as its main branch."""
+"""The newest minor release of Headscale that this program was tested with. Of 0.30, the main branch was tested."""
 
 _MINOR: Final = re.compile(r"(\d{1,4})\.(\d{1,4})\.", re.ASCII)
 

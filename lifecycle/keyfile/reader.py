@@ -18,7 +18,7 @@ from lifecycle.domain.model import KeyMetadata
 _MAX_BYTES = 64 * 1024
 
 # Parses and formats the metadata file, which is JSON.
-METADATA = TypeAdapter(KeyMetadata)
+METADATA_JSON = TypeAdapter(KeyMetadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class KeyFileReader:
             KeyFileError: the file is malformed, or cannot be read.
         """
         try:
-            return METADATA.validate_json(read_file(self.metadata_path), strict=True)
+            return METADATA_JSON.validate_json(read_file(self.metadata_path), strict=True)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from lifecycle.domain.errors import KeyFileError
 from lifecycle.domain.model import KeyMetadata
-from lifecycle.keyfile.reader import METADATA, KeyFileReader, digest_of, read_file
+from lifecycle.keyfile.reader import METADATA_JSON, KeyFileReader, digest_of, read_file
 
 _METADATA_MODE = 0o644
 
@@ -39,11 +39,11 @@ class KeyFileWriter(KeyFileReader):
         """Check that a key can be written: create and rename a file beside it, and check the files to be replaced.
 
         Raises:
-            KeyFileError: the folder is missing, not a folder, full or not writable; or the key or its metadata is a
-                mount point or no regular file.
+            KeyFileError: the folder is missing, not a folder, full or not writable. Or the key file or the metadata
+                file is a mount point or not a regular file.
         """
         folder = self.path.parent
-        with _explained(self.path):
+        with _key_file_errors(self.path):
             if not folder.is_dir():
                 raise KeyFileError(
                     f"AUTHKEY_OUTPUT_PATH: the folder {folder} does not exist. Mount the volume that is shared with "
@@ -72,17 +72,17 @@ class KeyFileWriter(KeyFileReader):
         Raises:
             KeyFileError: the metadata file was not replaced.
         """
-        _replace(self.metadata_path, METADATA.dump_json(metadata) + b"\n", _METADATA_MODE)
+        _replace(self.metadata_path, METADATA_JSON.dump_json(metadata) + b"\n", _METADATA_MODE)
 
     def write_restart_marker(self, content: str | None) -> bool:
-        """Write the restart marker, or remove it if the content is None; return True if this changed anything.
+        """Write the restart marker, or remove it if the content is None. Return True if the marker was changed.
 
         Raises:
             KeyFileError: the restart marker was neither written nor removed.
         """
         path = self.restart_marker_path
         if content is None:
-            with _explained(path), suppress(FileNotFoundError):
+            with _key_file_errors(path), suppress(FileNotFoundError):
                 path.unlink()
                 return True
             return False
@@ -137,7 +137,7 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    with _explained(path), _temporary(path, content, mode) as temporary:
+    with _key_file_errors(path), _temporary(path, content, mode) as temporary:
         _check_replaceable(path)
         temporary.replace(path)
     # The file has been replaced. Syncing the folder only makes the replacement durable, so a failure is ignored.
@@ -174,7 +174,7 @@ def _write_new(path: Path, content: bytes, mode: int) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _key_file_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the block into a KeyFileError with advice."""
     try:
         yield

@@ -17,7 +17,7 @@ from lifecycle.domain.text import printable, printable_json
 from lifecycle.runtime.output import LineOutput, standard_stream
 
 # A value that needs no quotes on a terminal.
-_PLAIN_VALUE = re.compile(r"[^\s\"'=]+")
+_UNQUOTED_VALUE = re.compile(r"[^\s\"'=]+")
 
 _outputs: dict[str, LineOutput] = {}
 _listeners: list[Callable[[Event], None]] = []
@@ -48,7 +48,7 @@ def configure_logs(*, console: bool, level: str = "info", to_stderr: bool = Fals
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            _with_plain_values,
+            _with_json_values,
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -93,9 +93,9 @@ class _Logger:
         self.debug = self.info = self.warning = self.error = output.write_line
 
 
-def _with_plain_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _with_json_values(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     leading = {key: event.pop(key) for key in ("timestamp", "level", "event")}
-    return {key: _plain(value) for key, value in (leading | dict(event)).items()}
+    return {key: _json_value(value) for key, value in (leading | dict(event)).items()}
 
 
 def _with_printable_traceback(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -108,7 +108,7 @@ def _render_json(_logger: Any, _method: str, event: MutableMapping[str, Any]) ->
     return printable_json(event)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """Return a value that JSON can represent; times are RFC 3339 in UTC."""
     match value:
         case None | bool() | int() | float() | str():
@@ -116,9 +116,9 @@ def _plain(value: Any) -> Any:
         case datetime():
             return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): _json_value(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_plain(item) for item in value]
+            return [_json_value(item) for item in value]
     return str(value)
 
 
@@ -143,4 +143,4 @@ def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 def _console_text(value: object) -> str:
     """Return a value as text on one line. Control characters are escaped: a name or a comment can contain them."""
     text = printable(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    return text if _PLAIN_VALUE.fullmatch(text) else f'"{text}"'
+    return text if _UNQUOTED_VALUE.fullmatch(text) else f'"{text}"'

@@ -200,7 +200,7 @@ SCHEDULE_MUTANTS: Final = (
         guarantee="Never 4",
         name="writes the key file in place",
         file="keyfile/writer.py",
-        old="    with _explained(path), _temporary(path, content, mode) as temporary:\n"
+        old="    with _key_file_errors(path), _temporary(path, content, mode) as temporary:\n"
         "        _check_replaceable(path)\n        temporary.replace(path)\n",
         new="    _write_new(path, content, mode)\n",
         seed=107,

@@ -28,13 +28,14 @@ _VERSION = re.compile(r"v?0\.(\d{1,4})\.(\d{1,4})([-+].*)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How requests to one release of Headscale are formed.
+    """The form of requests to one release of Headscale.
 
     Attributes:
         version: the version that the server reports, or a range of releases such as "0.26 or 0.27".
-        user_by_id: requests about pre-auth keys contain the user's id (0.26 and newer), not the name.
-        keys_by_user: pre-auth keys are listed for one user (0.27 and older), not for all users.
-        key_expire_by_id: a request to expire a pre-auth key contains its id (0.28 and newer), not its secret.
+        user_by_id: True if requests about pre-auth keys contain the id of the user (0.26 and newer); else the name.
+        keys_by_user: True if pre-auth keys are listed for one user (0.27 and older); else for all users.
+        key_expire_by_id: True if a request to expire a pre-auth key contains the id of the key (0.28 and newer); else
+            the secret.
     """
 
     version: str

@@ -35,7 +35,7 @@ _UNUSABLE_KEY = frozenset({"AuthKey expired", "AuthKey has already been used"})
 _AMBIGUOUS_USER = "expected exactly one user"
 CHECK_NAMES: Final = (
     "Another user has the same name. Up to 0.25, Headscale finds users by name, even with HEADSCALE_USER=id:N. "
-    "List them with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
+    "List the users with `headscale users list` and rename one with `headscale users rename`, or upgrade to 0.26."
 )
 
 _CLI_GRPC = re.compile(r"rpc error: code = (\w+) desc = (.*)", re.DOTALL)

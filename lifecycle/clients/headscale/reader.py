@@ -48,14 +48,14 @@ class HeadscaleReader:
         return self._retrying(self._transport.users)
 
     def nodes(self) -> list[Node]:
-        """Return every node of the tailnet, offline and expired ones included, in no particular order."""
+        """Return every node of the VPN, offline and expired nodes included, in no particular order."""
         return self._retrying(self._transport.nodes)
 
     def node(self, node_id: str) -> Node:
         """Return one node.
 
         Raises:
-            NotFoundError: Headscale itself reports that it does not exist.
+            NotFoundError: Headscale itself reports that the node does not exist.
         """
         return self._retrying(self._transport.node, node_id)
 
@@ -64,7 +64,7 @@ class HeadscaleReader:
         return self._transport.api_key_expires_at()
 
     def pre_auth_keys(self, user: User) -> list[PreAuthKey]:
-        """Return the user's keys, used and expired ones included."""
+        """Return the user's keys, used and expired keys included."""
         keys = self._retrying(self._transport.pre_auth_keys, user)
         return [key for key in keys if is_key_of(key, user)]
 
@@ -85,7 +85,7 @@ class HeadscaleSnapshot(HeadscaleReader):
         return self._users
 
     def nodes(self) -> list[Node]:
-        """Return every node of the tailnet, as first read."""
+        """Return every node of the VPN, as first read."""
         return self._nodes
 
 

@@ -19,6 +19,7 @@ _CONTROLLER: Final = "tailscale-lifecycle"
 _GROUP: Final = "events.k8s.io"
 # The name of an Event has at most 253 characters: up to 236 of the pod's name, a dot, and 16 random characters.
 _MAX_POD_NAME: Final = 236
+# `reportingInstance` has at most this number of characters.
 _MAX_INSTANCE: Final = 128
 # The keys that describe the pod of a token in a SelfSubjectReview start with this text.
 _POD_KEY: Final = "authentication.kubernetes.io/pod-"
@@ -64,10 +65,10 @@ class EventWriter(Cluster):
         """
         self._send_event("PATCH", {"series": {"count": count, "lastObservedTime": _micro_time(now)}}, f"/{name}")
 
-    def _send_event(self, method: str, body: dict[str, Any], name: str = "") -> None:
+    def _send_event(self, method: str, body: dict[str, Any], path: str = "") -> None:
         namespace = self._own_pod()["namespace"]
         rule = RbacRule(namespace, "events", ("create", "patch"), group=_GROUP)
-        self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{name}", rule, body=body)
+        self.send(method, f"/apis/{_GROUP}/v1/namespaces/{namespace}/events{path}", rule, body=body)
 
     def _own_pod(self) -> dict[str, str]:
         """Return the reference to this pod. The API server knows it, because the pod's token was issued for this pod.

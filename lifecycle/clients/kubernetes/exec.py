@@ -32,7 +32,7 @@ _ACCEPT_SUFFIX: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The exit status of a command, and what it wrote, which can contain secrets."""
+    """The exit status of a command, and its output. The output can contain secrets."""
 
     exit_status: int
     stdout: bytes = field(repr=False)
