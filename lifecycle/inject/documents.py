@@ -74,14 +74,14 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
     """Parse a document.
 
     Returns:
-        Its root, which is None if it is empty; and whether it is JSON.
+        The root node, or None if the document is empty; and True if the document is JSON.
 
     Raises:
         ManifestError: it is neither valid YAML nor valid JSON, or nested too deeply.
     """
     if document.lstrip().startswith("{"):
         try:
-            # A parser of YAML does not accept every escape of JSON.
+            # The YAML parser does not accept every escape of JSON.
             pairs = json.loads(document, object_pairs_hook=Fields, parse_int=Number, parse_float=Number)
         except RecursionError:
             raise ManifestError(f"is nested in more than {MAX_DEPTH} levels") from None
@@ -101,7 +101,8 @@ def parse_document(document: str) -> tuple[yaml.Node | None, bool]:
 
 def _check_depth(document: str) -> None:
     """Raise an error for nesting that would exhaust the stack of the parser."""
-    # Each level needs a bracket, or a column at the start of a line, where a list can begin in its parent's column.
+    # Each level of nesting needs a bracket or further indentation. A list can have the indentation of its parent, so a
+    # column can start two levels.
     columns = max(map(len, _INDENTATION.findall(document)), default=0)
     if document.count("[") + document.count("{") + 2 * columns < MAX_DEPTH:
         return

@@ -299,6 +299,11 @@ RECORDS = st.lists(
 
 ADDRESSES = st.lists(st.sampled_from(CONTENTS[:-1]).map(ip_address), max_size=3, unique=True)
 
+# The arguments of record_deletions besides the records.
+OTHER_ARGUMENTS = st.fixed_dictionaries(
+    {"our_addresses": ADDRESSES, "other_addresses": ADDRESSES, "leave_one": st.booleans()}
+)
+
 
 class TestProperties:
     """Properties of the plan that hold for every input."""
@@ -338,84 +343,45 @@ class TestProperties:
 
         assert sorted(handled) == sorted(node.id for node in nodes if node.hostname.lower() == NAME)
 
-    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans())
-    def test_only_records_of_ours_are_deleted(
-        self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress], leave_one: bool
-    ) -> None:
-        changes = record_deletions(
-            records, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
-        )
-
-        for change in changes:
+    @given(RECORDS, OTHER_ARGUMENTS)
+    def test_only_records_of_ours_are_deleted(self, records: list[Record], others: dict[str, Any]) -> None:
+        for change in record_deletions(records, **others):
             record = change.record
             assert record in records
             assert (record.name, record.type in {"A", "AAAA"}) == (NAME, True)
             assert record.comment == MARK or (record.comment == "" and record.content.startswith(("100.64.", "fd7a:")))
-            assert record.address not in our_addresses
+            assert record.address not in others["our_addresses"]
 
-    @given(RECORDS, ADDRESSES, ADDRESSES)
-    def test_every_stale_record_is_deleted(
-        self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress]
-    ) -> None:
-        stale = {
-            record.id
-            for record in records
-            if RECORD_IDENTITY.owns_record(record) and record.address not in our_addresses
-        }
-
-        assert set(deleted_records(*records, our_addresses=our_addresses, other_addresses=other_addresses)) == stale
-
-    @given(RECORDS, ADDRESSES, ADDRESSES)
-    def test_at_most_one_stale_record_of_each_type_is_left(
-        self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress]
-    ) -> None:
-        """None is left if a valid record exists, and none with the address of another node."""
-        all_stale = set(deleted_records(*records, our_addresses=our_addresses, other_addresses=other_addresses))
-        left = all_stale - set(
-            deleted_records(*records, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=True)
-        )
+    @given(RECORDS, OTHER_ARGUMENTS)
+    def test_every_stale_record_is_deleted(self, records: list[Record], others: dict[str, Any]) -> None:
+        """At most one of each type is left: none if a valid record exists, and none with another node's address."""
+        our_addresses, other_addresses = others["our_addresses"], others["other_addresses"]
+        deletions = deleted_records(*records, **others)
 
         for type_ in ("A", "AAAA"):
             ours = [record for record in records if RECORD_IDENTITY.owns_record(record) and record.type == type_]
-            left_of_type = [record for record in ours if record.id in left]
-            has_valid = any(record.address in our_addresses for record in ours)
-            candidates = [record for record in ours if record.id in all_stale and record.address not in other_addresses]
-            assert len(left_of_type) == (1 if candidates and not has_valid else 0)
-            assert all(record in candidates for record in left_of_type)
+            stale = [record for record in ours if record.address not in our_addresses]
+            left = [record for record in stale if record.id not in deletions]
+            candidates = [record for record in stale if record.address not in other_addresses]
+            may_leave_one = others["leave_one"] and candidates and len(stale) == len(ours)
+            assert len(left) == (1 if may_leave_one else 0)
+            assert all(record in candidates for record in left)
 
-    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans(), st.randoms(use_true_random=False))
+    @given(RECORDS, OTHER_ARGUMENTS, st.randoms(use_true_random=False))
     def test_order_of_records_does_not_matter(
-        self,
-        records: list[Record],
-        our_addresses: list[IpAddress],
-        other_addresses: list[IpAddress],
-        leave_one: bool,
-        random: Random,
+        self, records: list[Record], others: dict[str, Any], random: Random
     ) -> None:
         shuffled = records[:]
         random.shuffle(shuffled)
 
-        assert deleted_records(
-            *shuffled, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
-        ) == deleted_records(
-            *records, our_addresses=our_addresses[::-1], other_addresses=other_addresses[::-1], leave_one=leave_one
-        )
+        assert deleted_records(*shuffled, **others) == deleted_records(*records, **others)
 
-    @given(RECORDS, ADDRESSES, ADDRESSES, st.booleans())
-    def test_plan_after_record_deletion_is_empty(
-        self, records: list[Record], our_addresses: list[IpAddress], other_addresses: list[IpAddress], leave_one: bool
-    ) -> None:
-        deletions = deleted_records(
-            *records, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
-        )
+    @given(RECORDS, OTHER_ARGUMENTS)
+    def test_plan_after_record_deletion_is_empty(self, records: list[Record], others: dict[str, Any]) -> None:
+        deletions = deleted_records(*records, **others)
         remaining = [record for record in records if record.id not in deletions]
 
-        assert (
-            deleted_records(
-                *remaining, our_addresses=our_addresses, other_addresses=other_addresses, leave_one=leave_one
-            )
-            == []
-        )
+        assert deleted_records(*remaining, **others) == []
 
     @given(RECORDS)
     def test_name_is_refused_only_for_the_mark_of_another_owner(self, records: list[Record]) -> None:

@@ -116,3 +116,13 @@ class Pod:
 def published_addresses(world: World) -> list[str]:
     """Return the contents of the records at the workload's name."""
     return [record.content for record in world.cloudflare.records(world.zone_id, NAME)]
+
+
+def start_two_pods(world: World, folder: Path, *, kernel: bool = True) -> tuple[Pod, Pod]:
+    """Return two pods that start at the same time. The node of the second one is the later node."""
+    pods = Pod(world, folder / "earlier", kernel=kernel), Pod(world, folder / "later", kernel=kernel)
+    for pod in pods:
+        pod.cleanup()
+    for pod in pods:
+        pod.join()
+    return pods

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dns_watch import test_heal, test_standing_down
-from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, Pod, published_addresses
+from tests.dns_watch.pods import GONE_WITH_FRESH_KEY, REGISTERED, Nodez, published_addresses, start_two_pods
 from tests.dns_watch.test_heal import INCOMPLETE_LIST, NODE, NODES, NOT_FOUND, a_pod, delete_node, fail
 from tests.in_cluster import ClusterWorld
 from tests.simulators.faults import stale
@@ -98,11 +98,7 @@ def test_incomplete_lists_cost_at_most_one_key(world: ClusterWorld, tmp_path: Pa
 
 
 def test_the_record_of_the_later_pod_stays_if_two_are_created_together(world: ClusterWorld, tmp_path: Path) -> None:
-    earlier, later = (Pod(world, tmp_path / name) for name in ("earlier", "later"))
-    for pod in (earlier, later):
-        pod.cleanup()
-    for pod in (earlier, later):
-        pod.join()
+    earlier, later = start_two_pods(world, tmp_path)
     world.cloudflare.faults.add(stale(), method="GET", path="dns_records", after=1)
     world.run_together(earlier.watch, later.watch, seconds=2)
     assert len(published_addresses(world)) == 2

@@ -10,7 +10,15 @@ import pytest
 
 from lifecycle.health.metrics import render_metrics
 from tests.builders import NAME
-from tests.dns_watch.pods import GONE, GONE_WITH_FRESH_KEY, REGISTERED, SUPERSEDED, Pod, published_addresses
+from tests.dns_watch.pods import (
+    GONE,
+    GONE_WITH_FRESH_KEY,
+    REGISTERED,
+    SUPERSEDED,
+    Pod,
+    published_addresses,
+    start_two_pods,
+)
 from tests.simulators.faults import answer, html, omit_items, refuse, stale
 from tests.world import Interface, World, named
 
@@ -70,12 +78,7 @@ def test_a_partitioned_pod_stands_down_for_its_successor(
 def test_of_two_pods_that_start_together_the_later_node_is_published(
     world: World, tmp_path: Path, events: list[Any], kernel: bool, first: str, race: bool
 ) -> None:
-    earlier = Pod(world, tmp_path / "earlier", kernel=kernel)
-    later = Pod(world, tmp_path / "later", kernel=kernel)
-    for pod in (earlier, later):
-        pod.cleanup()
-    for pod in (earlier, later):
-        pod.join()
+    earlier, later = start_two_pods(world, tmp_path, kernel=kernel)
     assert later.node_id > earlier.node_id
     if race:
         # The second pod reads the zone as it was before the first pod's write.
@@ -95,13 +98,9 @@ def test_of_two_pods_that_start_together_the_later_node_is_published(
     assert len(named(events, "node.superseded")) == 1
 
 
-def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
+def superseded_and_later_pod(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
     """Return two pods: the later one is published, the earlier one stands down."""
-    earlier, later = Pod(world, tmp_path / "earlier"), Pod(world, tmp_path / "later")
-    for pod in (earlier, later):
-        pod.cleanup()
-    for pod in (earlier, later):
-        pod.join()
+    earlier, later = start_two_pods(world, tmp_path)
     world.run_together(earlier.watch, later.watch, seconds=900)
     assert (published_addresses(world), earlier.nodez.state) == ([later.address], "superseded")
     return earlier, later
@@ -109,7 +108,7 @@ def two_pods(world: World, tmp_path: Path) -> tuple[Pod, Pod]:
 
 def test_a_restart_of_headscale_changes_no_record(world: World, tmp_path: Path, events: list[Any]) -> None:
     """All nodes are offline until they reconnect."""
-    earlier, later = two_pods(world, tmp_path)
+    earlier, later = superseded_and_later_pod(world, tmp_path)
     writes = len(world.cloudflare.writes)
     world.headscale.restart()
     world.run_together(earlier.watch, later.watch, seconds=HOUR_S)
@@ -151,7 +150,7 @@ def test_standing_down_continues_while_headscale_fails(
     assert published_addresses(world) == [new.address]
 
 
-def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
+def pods_with_a_late_successor(world: World, folder: Path) -> tuple[Pod, Pod]:
     """Return an old pod with a fresh key, and a new pod that starts late."""
     old = an_old_pod(world, folder / "old", SELF_HEAL="true")
     new = Pod(world, folder / "new")
@@ -165,7 +164,7 @@ def superseded_while_it_heals(world: World, folder: Path) -> tuple[Pod, Pod]:
 
 def test_a_late_successor_ends_healing(world: World, tmp_path: Path) -> None:
     """Without the new pod, the old pod would register again."""
-    old, new = superseded_while_it_heals(world, tmp_path)
+    old, new = pods_with_a_late_successor(world, tmp_path)
     assert old.nodez == SUPERSEDED
     world.run_together(new.watch, old.watch, seconds=HOUR_S)
     assert old.nodez == SUPERSEDED
@@ -193,7 +192,7 @@ def test_an_incomplete_list_does_not_heal_a_superseded_pod(world: World, tmp_pat
 
 def test_an_incomplete_list_does_not_restart_a_superseded_pod(world: World, tmp_path: Path) -> None:
     """This is so even if a fresh key is already in its file."""
-    old, new = superseded_while_it_heals(world, tmp_path)
+    old, new = pods_with_a_late_successor(world, tmp_path)
     world.headscale.faults.add(omit_items(NAME), method="GET", path=r"/api/v1/node(\?|$)")
     world.clock.sleep(60)
     old.watch.run_pass()
@@ -218,7 +217,7 @@ def test_a_restarted_superseded_pod_stays_superseded(world: World, tmp_path: Pat
 
 
 def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: Path) -> None:
-    earlier, later = two_pods(world, tmp_path)
+    earlier, later = superseded_and_later_pod(world, tmp_path)
     key = earlier.key
     earlier.new_watch(SELF_HEAL="true")
     earlier.run(30)
@@ -230,7 +229,7 @@ def test_an_expired_superseded_node_does_not_come_back(world: World, tmp_path: P
 
 def test_the_health_port_names_the_successor(world: World, tmp_path: Path) -> None:
     """`/nodez` and a metric report it."""
-    earlier, later = two_pods(world, tmp_path)
+    earlier, later = superseded_and_later_pod(world, tmp_path)
     assert earlier.watch.status.node() == {
         "state": "superseded",
         "node_id": str(earlier.node_id),
