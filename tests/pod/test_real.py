@@ -28,7 +28,7 @@ from tests.simulators.serve import serve
 WITH_TAILSCALE = "localhost/stand-ins:tailscale"
 
 CONTAINER_SCRIPT = (
-    # Does what these tests need of containerboot.
+    # What these tests need of containerboot.
     "mkdir -p /dev/net; test -e /dev/net/tun || mknod /dev/net/tun c 10 200; "
     "tailscaled $TS_TAILSCALED_EXTRA_ARGS --socket=/tmp/socket --state=/tmp/state --statedir=/tmp & "
     "until test -S /tmp/socket; do sleep 0.1; done; "
@@ -37,7 +37,7 @@ CONTAINER_SCRIPT = (
     "wait"
 )
 
-FIRST_START_S = 180.0
+FIRST_LOGIN_TIMEOUT_S = 180.0
 """The time limit for a first login. The client first tries to reach the internet, which takes long under load."""
 
 ROUTER_ADDRESS = "198.51.100.1"
@@ -124,6 +124,7 @@ class Setup:
 
     @property
     def records(self) -> list[Record]:
+        """The records with the workload's name."""
         return self.cloudflare.records(self.zone, NAME)
 
 
@@ -205,7 +206,7 @@ def joined_client(server: Server, hosts: Hosts, folder: Path) -> Iterator[None]:
 
 def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> None:
     """nginx receives the VPN address of the client, on which its allow list depends."""
-    (record,) = eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
+    (record,) = eventually(lambda: setup.records, "the record", within_s=FIRST_LOGIN_TIMEOUT_S)
     (node,) = setup.server.nodes(NAME)
     assert (record.type, record.comment) == ("A", RECORD_COMMENT)
     assert f'"{record.content}"' in json.dumps(node)
@@ -213,7 +214,7 @@ def test_client_machine_reaches_the_application_over_the_vpn(setup: Setup) -> No
     eventually(
         lambda: setup.hosts.vpn.request(url, **options).status == 200,
         "the application over the VPN",
-        within_s=FIRST_START_S,
+        within_s=FIRST_LOGIN_TIMEOUT_S,
     )
     headers = dict(setup.hosts.vpn.request(url, **options).forwarded["headers"])
     (laptop,) = setup.server.nodes("laptop")
@@ -229,7 +230,7 @@ def test_requests_outside_the_vpn_are_refused(setup: Setup) -> None:
 
 def test_tailscale_reports_no_missing_privileges(setup: Setup) -> None:
     """Its packet filter works with NET_ADMIN."""
-    eventually(lambda: setup.records, "the record", within_s=FIRST_START_S)
+    eventually(lambda: setup.records, "the record", within_s=FIRST_LOGIN_TIMEOUT_S)
     log = setup.pod.log("tailscale")
     assert "netfilter running in nftables mode" in log
     assert "permission denied" not in log.lower()

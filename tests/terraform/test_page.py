@@ -6,13 +6,14 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.pages import ROOT, blocks, quoted, rows
-from tests.pod.rendering import DEPLOY, copy_deploy, of_kind, render, workload_resource
+from tests.pod.rendering import DEPLOY, containers, copy_deploy, of_kind, render, workload_resource
 from tests.terraform.modules import (
     apply,
     copy_modules,
@@ -26,8 +27,8 @@ from tests.terraform.modules import (
 )
 
 PAGE = (ROOT / "docs/move-from-terraform.md").read_text()
-CONFIGURATION = [re.sub(r"(?m)^   ", "", block.text) for block in blocks(PAGE, "hcl")]
-COMMANDS = [re.sub(r"(?m)^   ", "", block.text) for block in blocks(PAGE, "sh")]
+CONFIGURATION = [dedent(block.text) for block in blocks(PAGE, "hcl")]
+COMMANDS = [dedent(block.text) for block in blocks(PAGE, "sh")]
 OLD_RESOURCES = sorted(set(re.findall(r"from = (\w+)\.(\w+)", "".join(CONFIGURATION))))
 """The types and names of the resources that Terraform should forget, as the page shows in `removed` blocks."""
 
@@ -53,6 +54,7 @@ def test_configuration_creates_new_workloads_and_destroys_nothing(tmp_path: Path
     )
     apply(initialize(tmp_path))
 
+    # The configuration of the page replaces that of the old resources.
     (tmp_path / "old.tf").unlink()
     text = "\n".join(CONFIGURATION).replace('"kubectl_manifest" "grafana"', '"kubectl_manifest" "grafana_by_kubectl"')
     text = re.sub(r"from = (\w+)\.(\w+)", r"from = terraform_data.\1_\2", text)
@@ -91,11 +93,7 @@ def test_every_block_parses_and_sets_existing_inputs() -> None:
 
 def test_patch_renames_the_claim_and_its_mount(tmp_path: Path) -> None:
     workload = workload_resource(render_with_patch(tmp_path))
-    (application,) = (
-        container
-        for container in workload["spec"]["template"]["spec"]["containers"]
-        if container["name"] == "application"
-    )
+    application = containers(workload["spec"]["template"]["spec"])["application"]
     mounts = {mount["mountPath"]: mount["name"] for mount in application["volumeMounts"]}
     assert mounts["/usr/src/redmine/files"] == "app-data"
     assert [claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]] == ["app-data", "database"]
