@@ -490,7 +490,7 @@ def test_create_with_a_lost_response_is_not_repeated(account: Account, cloudflar
         pytest.param(refusal(400, 9106), AuthError, "CLOUDFLARE_API_TOKEN", id="9106"),
         pytest.param(refusal(401, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="401-with-unknown-code"),
         pytest.param(refusal(403, 4711), AuthError, "CLOUDFLARE_API_TOKEN", id="403-with-unknown-code"),
-        pytest.param(faults.html(403), ResponseError, "edge", id="403-html"),
+        pytest.param(faults.html(403), ResponseError, "firewall", id="403-html"),
         pytest.param(refusal(400, 7003), ResponseError, "CLOUDFLARE_ZONE_ID", id="7003-400"),
         pytest.param(refusal(404, 7003), ResponseError, "CLOUDFLARE_ZONE_ID", id="7003-404"),
         pytest.param(refusal(404, 7000), ResponseError, "CLOUDFLARE_ZONE_ID", id="7000"),
