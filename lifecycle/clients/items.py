@@ -1,4 +1,4 @@
-"""Parse a JSON list while it arrives. This saves memory: the text of thousands of nodes has megabytes."""
+"""Parse a JSON list while it arrives. This saves memory: the text of thousands of nodes has several megabytes."""
 
 from __future__ import annotations
 

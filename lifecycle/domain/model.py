@@ -177,7 +177,7 @@ class Node:
     last_seen: datetime | None = None
 
     def is_expired(self, now: datetime) -> bool:
-        """Return True if the node has to log in again before it can connect."""
+        """Return True if the node has expired, so that it has to log in again before it can connect."""
         return self.expires_at is not None and self.expires_at <= now
 
     @property
@@ -223,7 +223,7 @@ class Record:
 
     @property
     def address(self) -> IpAddress | None:
-        """The content as an address; None if it is not one, as for a CNAME record."""
+        """The content as an address; None if the content is not an address, as for a CNAME record."""
         try:
             return ip_address(self.content)
         except ValueError:

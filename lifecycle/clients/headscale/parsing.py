@@ -129,7 +129,7 @@ def _address(text: str) -> IpAddress:
 
 
 def _parse_register_method(value: Any) -> RegisterMethod:
-    # As a dictionary key, True equals 1.
+    # A Boolean is not looked up, because True equals 1 as a dictionary key.
     if isinstance(value, str | int) and not isinstance(value, bool):
         return _REGISTER_METHODS.get(value, RegisterMethod.UNKNOWN)
     return RegisterMethod.UNKNOWN
@@ -148,7 +148,7 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
 
 
 def parse_pre_auth_key(payload: Any) -> PreAuthKey:
-    """Parse a pre-auth key from a list, or one that was just created."""
+    """Parse a pre-auth key from a list, or a key that was just created."""
     secret = _text(payload.get("key"))
     return PreAuthKey(
         id=_required_id(payload["id"]),
@@ -167,8 +167,8 @@ def parse_pre_auth_key(payload: Any) -> PreAuthKey:
 def parse_api_key(payload: Any) -> ListedApiKey:
     """Parse an API key in a list.
 
-    Up to 0.27, a key is `<prefix>.<secret>`: 10 and 43 characters up to 0.24, 7 and 32 characters since. From 0.28 on,
-    a new key is `hskey-api-<12 characters>-<64 characters>`, and each listed prefix ends in `***`.
+    Up to 0.27, a key is `<prefix>.<secret>`, with 10 and 43 characters (up to 0.24) or 7 and 32 characters. From 0.28
+    on, a new key is `hskey-api-<12 characters>-<64 characters>`, and each listed prefix ends in `***`.
     """
     prefix = payload["prefix"].rstrip("*")
     if len(prefix) < _MIN_PREFIX_LENGTH:
@@ -177,7 +177,7 @@ def parse_api_key(payload: Any) -> ListedApiKey:
 
 
 def parse_complete_user(payload: Any) -> User:
-    """Parse an item of the REST API's list of users. The API omits no member; the command line omits empty ones."""
+    """Parse an item of the REST API's list of users. Unlike the command line, the API omits no empty members."""
     _require(payload, _USER)
     return parse_listed_user(payload)
 

@@ -88,7 +88,7 @@ def find_access(
         try:
             return _kubeconfig(timeout=timeout, proxy_for=proxy_for, public_authorities=public_authorities)
         except ConfigException as error:
-            # Not chained: the exception can contain parts of the file.
+            # The exception is not chained, because it can contain parts of the file.
             raise ConfigError(f"{not_in_cluster} The kubeconfig cannot be used: {excerpt(str(error))}") from None
 
 
@@ -131,7 +131,7 @@ def _kubeconfig(
             f"The credential plugin of the kubeconfig did not end within {timeout.total_seconds():g} s (HTTP_TIMEOUT)."
         ) from None
     except (YAMLError, AttributeError, KeyError, TypeError, ValueError):
-        # Not chained: the exception can contain parts of the file, such as keys.
+        # The exception is not chained, because it can contain parts of the file, such as keys.
         raise ConfigError("The kubeconfig (KUBECONFIG, or ~/.kube/config) is malformed.") from None
     except OSError as error:
         raise ConfigError(
@@ -145,8 +145,8 @@ def _kubeconfig(
         )
     if problems:
         raise ConfigError(
-            f"The credentials of user {user} of the kubeconfig cannot be loaded. If it has a credential plugin, run "
-            f"`kubectl get pods` with the same kubeconfig. {excerpt(' '.join(problems))}"
+            f"The credentials of user {user} of the kubeconfig cannot be loaded. If this user has a credential plugin, "
+            f"run `kubectl get pods` with the same kubeconfig. {excerpt(' '.join(problems))}"
         )
     try:
         trust = private_trust(configuration.ssl_ca_cert) if configuration.ssl_ca_cert else public_authorities()
