@@ -116,6 +116,11 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
     return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
 
 
+def unknown_name(*_args: Any, **_options: Any) -> list[Any]:
+    """Fail as the resolver of the C library does for a name that does not exist."""
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
 def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) -> None:
     """The message names DNS, which does not respond, and not the upstream."""
     never = Event()
@@ -129,10 +134,7 @@ def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) ->
 
 
 def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolver], None]) -> None:
-    def unknown(*_args: Any, **_options: Any) -> list[Any]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    resolve_to(unknown)
+    resolve_to(unknown_name)
     error = failure(client_of("http://api.example"))
     assert type(error) is TransientError
     assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
@@ -141,10 +143,7 @@ def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolve
 def test_error_during_the_handling_of_another_one_has_its_own_reason(
     resolve_to: Callable[[Resolver], None], closed_port: int
 ) -> None:
-    def unknown(*_args: Any, **_options: Any) -> list[Any]:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    resolve_to(unknown)
+    resolve_to(unknown_name)
     try:
         client_of("http://api.example").send("GET", "/thing")
     except TransientError:

@@ -56,9 +56,10 @@ def replaced(old: Any, new: Any, *, field: str) -> Change:
     return change
 
 
-def a_newer_world(monkeypatch: pytest.MonkeyPatch, folder: Path) -> World:
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """Return a world whose Headscale reports a newer version, but behaves like the newest tested release."""
-    world = World(monkeypatch, folder, "0.30.0")
+    world = World(monkeypatch, tmp_path, "0.30.0")
     world.headscale.reported_version = f"v{NEWER}"
     return world
 
@@ -100,10 +101,7 @@ CHANGES = [
 
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize("change", CHANGES)
-def test_cleanup_refuses_a_changed_response_and_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Change
-) -> None:
-    world = a_newer_world(monkeypatch, tmp_path)
+def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, change: Change) -> None:
     old = world.headscale.add_node(NAME, user=USER, online=True)
     world.add_record(old.address, comment=MARK)
     change_responses(world, change)
@@ -118,10 +116,9 @@ def test_cleanup_refuses_a_changed_response_and_changes_nothing(
 @pytest.mark.default_cases(3)
 @pytest.mark.parametrize("change", CHANGES)
 def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any], change: Change
+    world: World, events: list[Any], change: Change
 ) -> None:
     """It does not report the node as lost or superseded."""
-    world = a_newer_world(monkeypatch, tmp_path)
     world.cleanup().run()
     node = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(node.id)
@@ -143,11 +140,8 @@ def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
 @pytest.mark.parametrize(
     "field", ["id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"]
 )
-def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str
-) -> None:
+def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(world: World, field: str) -> None:
     """The first changed response is the one to the creation of the key."""
-    world = a_newer_world(monkeypatch, tmp_path)
     change_responses(world, renamed(field, within="preAuthKey"))
     with pytest.raises(ResponseError, match=rf"{NEWER}.*Upgrade"):
         world.cleanup().run()
@@ -155,11 +149,8 @@ def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(
     assert world.cloudflare.writes == []
 
 
-def test_newer_release_without_changes_works(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, events: list[Any]
-) -> None:
+def test_newer_release_without_changes_works(world: World, events: list[Any]) -> None:
     """Each command logs one warning per release."""
-    world = a_newer_world(monkeypatch, tmp_path)
     old = world.headscale.add_node(NAME, user=USER)
     world.cleanup().run()
     assert old not in world.headscale.nodes
