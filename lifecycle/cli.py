@@ -236,8 +236,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_output(command, default="text")
             command.add_argument("--redact", action="store_true", help="shorten names and addresses")
             continue
-        # The option of the command has no default, which would overwrite the option before the command, as in
-        # `lifecycle --dry-run cleanup`.
+        # The option of the command has no default, because a default would overwrite the option before the command, as
+        # in `lifecycle --dry-run cleanup`.
         _add_dry_run(command, default=argparse.SUPPRESS)
         if package is dns_watch:
             command.add_argument(

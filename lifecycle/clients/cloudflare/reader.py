@@ -202,7 +202,7 @@ def _identifier(value: Any) -> str:
     """Return an id after checking its form, because the id becomes part of a path."""
     text = _text(value)
     if not _ID.fullmatch(text):
-        raise ValueError("an id has up to 32 hex digits")
+        raise ValueError("not an id of up to 32 hex digits")
     return text
 
 

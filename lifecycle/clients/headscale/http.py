@@ -251,5 +251,5 @@ class HttpTransport:
 
 def _node_path(node_id: str) -> str:
     if not _ID.fullmatch(node_id):
-        raise ValueError("a node's id is a positive integer")
+        raise ValueError("not the id of a node")
     return f"/api/v1/node/{node_id}"

@@ -37,7 +37,7 @@ _ID = re.compile(r"[1-9][0-9]{0,19}")
 _SNAKE = re.compile(r"_([a-z])")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND_NS = 1_000_000_000
+_NANOSECONDS_PER_SECOND = 1_000_000_000
 
 # The members that each object of the REST API always has. A node also has `tags` from 0.28 on, or `forcedTags` up to
 # 0.27.
@@ -104,7 +104,7 @@ def parse_node(payload: Any) -> Node:
     machine_key = payload["machineKey"]
     hostname = payload["name"]
     if not isinstance(machine_key, str) or not machine_key or not isinstance(hostname, str):
-        raise TypeError("a node needs a machine key and a name")
+        raise TypeError("a node without a machine key or a name")
     return Node(
         id=_required_id(payload["id"]),
         hostname=hostname,
@@ -143,7 +143,7 @@ def _parse_key_origin(payload: Any) -> KeyOrigin | None:
     if key_id is not None:
         return KeyOrigin(key_id, user, parse_time(payload.get("createdAt")))
     if user is not None:
-        raise ValueError("a pre-auth key needs an id")
+        raise ValueError("a pre-auth key without an id")
     return None
 
 
@@ -213,7 +213,7 @@ def parse_id(value: Any) -> str | None:
             return None
         if _ID.fullmatch(text):
             return text
-    raise ValueError("an id is a positive integer")
+    raise ValueError("not a positive integer")
 
 
 def _required_id(value: Any) -> str:
@@ -261,10 +261,10 @@ def parse_time(value: Any) -> datetime | None:
         if isinstance(value, dict):
             return _instant_of_numbers(value)
     except OverflowError:
-        raise ValueError("an instant is in the years 1 to 9999") from None
+        raise ValueError("not an instant in the years 1 to 9999") from None
     if value is None or value == "":
         return None
-    raise ValueError("an instant is RFC 3339")
+    raise ValueError("not an RFC 3339 instant")
 
 
 def _instant_of_text(text: str) -> datetime | None:
@@ -273,14 +273,14 @@ def _instant_of_text(text: str) -> datetime | None:
         return None
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:
-        raise ValueError("an instant has a zone")
+        raise ValueError("an instant without a time zone")
     return None if instant.year == 1 else instant.astimezone(UTC)
 
 
 def _instant_of_numbers(value: dict[str, Any]) -> datetime | None:
     seconds, nanoseconds = value.get("seconds"), value.get("nanos", 0)
-    if type(seconds) is not int or type(nanoseconds) is not int or not 0 <= nanoseconds < _SECOND_NS:
-        raise ValueError("an instant is in whole seconds, and nanos are a fraction of a second")
+    if type(seconds) is not int or type(nanoseconds) is not int or not 0 <= nanoseconds < _NANOSECONDS_PER_SECOND:
+        raise ValueError("seconds is not an integer, or nanos is not a fraction of a second")
     instant = _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
     return None if instant.year == 1 else instant
 
