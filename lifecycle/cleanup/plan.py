@@ -135,7 +135,7 @@ def plan_cleanup(observation: Observation, *, config: CleanupConfig, now: dateti
 def find_kept_node(
     nodes: Iterable[Node], *, node_identity: NodeIdentity, state: SavedState | None, version: str, now: datetime
 ) -> Node | NoKeptNode:
-    """Find the node that tailscale will use again, because its state Secret contains the node's id and keys."""
+    """Find the node that tailscale will use again: its state Secret contains the id and the keys of this node."""
     if state is None:
         return NoKeptNode("the Secret does not exist")
     if not state.node_id:
@@ -155,8 +155,8 @@ def find_kept_node(
 def _why_not_kept(node: Node, *, node_identity: NodeIdentity, version: str, now: datetime) -> str:
     if not node_identity.has_our_name(node):
         return (
-            f"has the hostname {node.hostname}, and not {node_identity.hostname}; it was renamed or is another "
-            "workload's"
+            f"has the hostname {node.hostname}, and not {node_identity.hostname}; it was renamed or belongs to another "
+            "workload"
         )
     if not node_identity.owns_node(node):
         return f"does not belong to user {node_identity.user.label}, or was not registered with a pre-auth key"

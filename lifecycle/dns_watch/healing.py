@@ -24,7 +24,7 @@ EMPTY_LIST_CONFIRMING_S = 300.0
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 3600.0
 
-_REASONS = {
+_LOSS_REASONS = {
     LossKind.GONE: "Headscale reports that the node does not exist",
     LossKind.EXPIRED: "the node has expired and has to log in again",
     LossKind.STRANDED: "this pod has a VPN address that no node in Headscale has",
@@ -65,9 +65,9 @@ def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
 def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if a restart of the tailscale container brings the node back.
 
-    This is so if the loss is confirmed and current, no later pod has the name, a fresh key is in the file, and the VPN
-    interface has not changed for a minute, which would show that a restart is in progress. It is never so for a
-    stranded pod: the id of its node is unknown, so Headscale cannot confirm that the node is gone.
+    The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the file. No
+    restart may be in progress, which a change of the VPN interface within the last minute would show. A restart never
+    helps a stranded pod: the id of its node is unknown, so Headscale cannot confirm that the node is gone.
     """
     return (
         heal.loss_count is not None
@@ -109,11 +109,11 @@ def heal_loss(
     events: tuple[Event, ...] = ()
     if heal.lost is not None and heal.lost is not state.heal.lost:
         advice = "Restart the pod." if config.self_heal else "Restart the pod, or set SELF_HEAL=true."
-        events = (error("node.lost", node_id=loss.node_id, reason=_REASONS[heal.lost], advice=advice),)
+        events = (error("node.lost", node_id=loss.node_id, reason=_LOSS_REASONS[heal.lost], advice=advice),)
     if key_check is None:
         return heal, events, None
-    due = _is_renewal_due(heal, now)
-    if due:
+    is_due = _is_renewal_due(heal, now)
+    if is_due:
         heal = replace(heal, not_before_s=now.monotonic_s + add_jitter(_FIRST_PAUSE_S, now.jitter))
     if key_check.error is not None:
         return heal, (*events, error("key_file.unwritable", error=str(key_check.error))), None
@@ -130,10 +130,10 @@ def heal_loss(
     is_usable = key is not None and key.is_usable(now.utc)
     if is_usable and key_check.is_in_file:
         # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale server.
-        stays_unknown = loss.kind is LossKind.STRANDED and heal.key is None
-        return replace(heal, key=None if stays_unknown else key), events, None
+        may_be_elsewhere = loss.kind is LossKind.STRANDED and heal.key is None
+        return replace(heal, key=None if may_be_elsewhere else key), events, None
     heal = replace(heal, key=None)
-    if not due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
+    if not is_due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
         return heal, events, None
     # Count the attempt before the request, so that the interval also grows if the creation fails.
     attempts = heal.attempts + 1

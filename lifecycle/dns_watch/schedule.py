@@ -71,12 +71,12 @@ def records_for(state: State, node: Node) -> RecordState:
 
 
 def is_outdated(records: RecordState, specs: Sequence[RecordSpec], now: Moment) -> bool:
-    """Return True if the existing records were not compared with these specs, or too long ago."""
+    """Return True if the records have to be compared with these specs, for the first time or again."""
     return tuple(specs) != records.compared_specs or now.monotonic_s >= records.verify_at_s
 
 
 def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
-    """Return the wait before the next lookup: 1, 1, 2, 2, 4, 4 … seconds since the interface last changed.
+    """Return the wait before the next lookup: 1, 1, 2, 2, 4, 4 … seconds, and 1 again after the interface has changed.
 
     When a cluster boots, hundreds of pods start, and each lookup lists all nodes, which is expensive.
     """

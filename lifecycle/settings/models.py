@@ -57,7 +57,7 @@ SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/
 # Headscale 0.27 and 0.28 replace a longer or shorter hostname by `invalid-<random>`.
 _HOSTNAME_LENGTHS = range(2, 64)
 
-_ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
+_POD_WITH_ORDINAL = re.compile(r"(.+)-(\d{1,4})", re.ASCII)
 
 SECRET_FOLDER = Path("/run/secrets/lifecycle")
 """Where the manifests mount the Secret "lifecycle"."""
@@ -258,11 +258,7 @@ class Settings(BaseSettings):
             ) from None
 
     def _access_problems(self) -> Iterable[str]:
-        keys = [
-            name
-            for name in ("HEADSCALE_API_KEY", "HEADSCALE_API_KEY_FILE", "HEADSCALE_API_KEY_SECRET")
-            if getattr(self, name.lower())
-        ]
+        keys = self._api_key_settings
         if self.access == "api" and not keys:
             yield (
                 "HEADSCALE_API_KEY: is required for HEADSCALE_ACCESS=api; set it, HEADSCALE_API_KEY_FILE or "
@@ -272,7 +268,7 @@ class Settings(BaseSettings):
             yield f"HEADSCALE_API_KEY_SECRET: set this or {keys[0]}, not both"
 
     def _name_problems(self) -> Iterable[str]:
-        if self.ts_hostname is not None or self._workload:
+        if self.ts_hostname is not None or self._stateful_set:
             yield from self._hostname_problems()
         if self.ts_hostname is not None:
             return
@@ -281,7 +277,7 @@ class Settings(BaseSettings):
                 "TS_HOSTNAME: is required, since HOSTNAME differs from POD_NAME (host network, setHostnameAsFQDN or "
                 "spec.hostname)"
             )
-        elif not self._workload:
+        elif not self._stateful_set:
             yield (
                 "TS_HOSTNAME: is required, except in the first pod of a StatefulSet, such as grafana-0. If the "
                 "StatefulSet has spec.ordinals.start, set ORDINALS_START to it"
@@ -289,10 +285,10 @@ class Settings(BaseSettings):
 
     def _hostname_problems(self) -> Iterable[str]:
         name = self.node_hostname.lower()
-        ordinal = _ORDINAL.fullmatch(self._pod or "")
-        if ordinal is not None and int(ordinal[2]) < self.ordinals_start:
+        pod = _POD_WITH_ORDINAL.fullmatch(self._pod or "")
+        if pod is not None and int(pod[2]) < self.ordinals_start:
             yield "ORDINALS_START: is higher than this pod's ordinal; set it to spec.ordinals.start of the StatefulSet"
-        if ordinal is not None and self._is_shared(name, workload=ordinal[1], number=ordinal[2]):
+        if pod is not None and self._is_shared(name, stateful_set=pod[1], ordinal=pod[2]):
             yield (
                 "TS_HOSTNAME: lacks the pod's ordinal, so all replicas would share the name. Set it to $(POD_NAME) "
                 "and .DOMAIN_NAME. For one replica with spec.ordinals.start, set ORDINALS_START"
@@ -315,17 +311,17 @@ class Settings(BaseSettings):
         taken = {self.record_name: "is the workload's own name (TS_HOSTNAME); remove it"}
         for setting, names in (("DNS_ALIASES", self.dns_aliases), ("DNS_SHARED_NAMES", self.dns_shared_names)):
             for number, name in enumerate(names, start=1):
-                full = record_name(name, self.domain_name)
-                if not is_in_domain(full, self.domain_name):
+                full_name = record_name(name, self.domain_name)
+                if not is_in_domain(full_name, self.domain_name):
                     yield (
                         f"{setting}: name {number} must be DOMAIN_NAME, end in .DOMAIN_NAME, or have no dot except in "
                         f'"{WILDCARD}"'
                     )
-                elif len(full) > RECORD_NAME_LENGTH:
+                elif len(full_name) > RECORD_NAME_LENGTH:
                     yield f"{setting}: name {number} with DOMAIN_NAME is longer than {RECORD_NAME_LENGTH} characters"
-                elif full in taken:
-                    yield f"{setting}: name {number} {taken[full]}"
-                taken.setdefault(full, f"is in {setting} before; list it once")
+                elif full_name in taken:
+                    yield f"{setting}: name {number} {taken[full_name]}"
+                taken.setdefault(full_name, f"is in {setting} already; list it once")
         if len(taken) > 1 and len(self.workload_mark) > COMMENT_LENGTH:
             yield (
                 f"DNS_OWNER: with the workload's name it is too long for DNS_ALIASES and DNS_SHARED_NAMES: the comment "
@@ -345,33 +341,33 @@ class Settings(BaseSettings):
         return self.hostname != self.pod_name and not self.hostname.startswith(f"{self.pod_name}.")
 
     @property
-    def _workload(self) -> str:
+    def _stateful_set(self) -> str:
         """The StatefulSet's name, from the name of its first pod; "" for any other pod."""
         ending = f"-{self.ordinals_start}"
         if self._pod is None or self._is_renamed or not self._pod.endswith(ending):
             return ""
         return self._pod.removesuffix(ending)
 
-    def _is_shared(self, name: str, *, workload: str, number: str) -> bool:
-        """Return True if this is not the first pod and the name does not contain its ordinal."""
-        if int(number) <= self.ordinals_start:
+    def _is_shared(self, hostname: str, *, stateful_set: str, ordinal: str) -> bool:
+        """Return True if this is not the first pod and the hostname does not contain its ordinal."""
+        if int(ordinal) <= self.ordinals_start:
             return False
-        # A number in the domain or in the workload's name does not distinguish replicas.
-        own = name.removesuffix(self.domain_name).replace(workload, "", 1)
-        return re.search(rf"(?<!\d){number}(?!\d)", own) is None
+        # A number in the domain or in the StatefulSet's name does not distinguish replicas.
+        rest = hostname.removesuffix(self.domain_name).replace(stateful_set, "", 1)
+        return re.search(rf"(?<!\d){ordinal}(?!\d)", rest) is None
 
     @property
     def access(self) -> Literal["api", "exec"]:
         """HEADSCALE_ACCESS, with `auto` resolved."""
         if self.headscale_access != "auto":
             return self.headscale_access
-        api_settings = (
-            self.headscale_url,
-            self.headscale_api_key,
-            self.headscale_api_key_file,
-            self.headscale_api_key_secret,
-        )
-        return "api" if any(api_settings) else "exec"
+        return "api" if self.headscale_url or self._api_key_settings else "exec"
+
+    @property
+    def _api_key_settings(self) -> list[str]:
+        """The settings from which the API key of Headscale can be read."""
+        names = ("HEADSCALE_API_KEY", "HEADSCALE_API_KEY_FILE", "HEADSCALE_API_KEY_SECRET")
+        return [name for name in names if getattr(self, name.lower())]
 
     @property
     def uses_kubernetes(self) -> bool:
@@ -386,11 +382,9 @@ class Settings(BaseSettings):
     @property
     def proxies(self) -> Proxies:
         """The proxies of the environment."""
-        candidates = {
-            "http": (self._proxy("HTTP_PROXY"), self._proxy("ALL_PROXY")),
-            "https": (self._proxy("HTTPS_PROXY"), self._proxy("ALL_PROXY")),
+        by_scheme = {
+            scheme: self._proxy(f"{scheme.upper()}_PROXY") or self._proxy("ALL_PROXY") for scheme in ("http", "https")
         }
-        by_scheme = {scheme: own or shared for scheme, (own, shared) in candidates.items()}
         return Proxies({scheme: proxy for scheme, proxy in by_scheme.items() if proxy}, self.no_proxy)
 
     @property
@@ -430,7 +424,7 @@ class Settings(BaseSettings):
     @property
     def node_hostname(self) -> str:
         """The hostname of the node, as the tailscale container has it."""
-        return self.ts_hostname if self.ts_hostname is not None else f"{self._workload}.{self.domain_name}"
+        return self.ts_hostname if self.ts_hostname is not None else f"{self._stateful_set}.{self.domain_name}"
 
     @property
     def record_name(self) -> str:
