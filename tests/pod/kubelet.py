@@ -23,7 +23,7 @@ import yaml
 from tests.pod.certificates import MountedSecret
 from tests.pod.namespaces import private_init
 from tests.pod.network import POD_ADDRESSES, TIMEOUT_S, Host, Hosts, named_namespace, run
-from tests.pod.rendering import Document, config_map_data, containers, of_kind, pod_spec, workload_resource
+from tests.pod.rendering import Document, claim_names, config_map_data, containers, of_kind, pod_spec, workload_resource
 
 PROBES: Final = ("startupProbe", "readinessProbe", "livenessProbe")
 
@@ -211,12 +211,12 @@ class Kubelet:
         The modes are those of Kubernetes, pkg/volume/emptydir and pkg/volume/volume_linux.go. With an fsGroup, the
         kubelet sets the group and the setgid bit of a volume.
         """
-        for claim in workload_resource(self.documents)["spec"].get("volumeClaimTemplates", []):
-            path = self.folder / f"claim-{claim['metadata']['name']}"
+        for claim in claim_names(self.documents):
+            path = self.folder / f"claim-{claim}"
             path.mkdir(exist_ok=True)
             os.chown(path, 0, self.group)
             path.chmod(0o2775)
-            yield {"name": claim["metadata"]["name"]}, path
+            yield {"name": claim}, path
         for volume in self.spec["volumes"]:
             name: str = volume["name"]
             path = folder / f"volume-{name}"

@@ -149,6 +149,12 @@ def workload_resource(documents: list[Document]) -> Document:
     return workload
 
 
+def claim_names(documents: list[Document]) -> list[str]:
+    """Return the names of the workload's volume claim templates."""
+    claims = workload_resource(documents)["spec"].get("volumeClaimTemplates", [])
+    return [claim["metadata"]["name"] for claim in claims]
+
+
 def pod_spec(documents: list[Document]) -> Document:
     """Return the pod template's spec."""
     spec: Document = workload_resource(documents)["spec"]["template"]["spec"]

@@ -27,6 +27,7 @@ from tests.pod.rendering import (
     WORKLOADS,
     Document,
     Variant,
+    claim_names,
     config_map_data,
     containers,
     environment,
@@ -266,10 +267,7 @@ def test_readiness_does_not_depend_on_readyz(workload: str, variant: Variant) ->
 def test_every_mounted_volume_exists(workload: str, variant: Variant) -> None:
     documents = rendered(workload, variant)
     spec = pod_spec(documents)
-    claims = [
-        claim["metadata"]["name"] for claim in workload_resource(documents)["spec"].get("volumeClaimTemplates", [])
-    ]
-    volumes = [*claims, *(volume["name"] for volume in spec["volumes"])]
+    volumes = [*claim_names(documents), *(volume["name"] for volume in spec["volumes"])]
     assert len(volumes) == len(set(volumes))
     mounted = {mount["name"] for container in containers(spec).values() for mount in container.get("volumeMounts", [])}
     assert mounted <= set(volumes)

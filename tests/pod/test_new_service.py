@@ -12,13 +12,13 @@ from tests.pod.rendering import (
     DEPLOY,
     NEWEST,
     ROOT,
+    claim_names,
     config_map_data,
     containers,
     copy_deploy,
     new_service,
     pod_spec,
     render,
-    workload_resource,
 )
 
 DIGEST_SUFFIX = f"@sha256:{'5' * 64}"
@@ -97,10 +97,7 @@ def test_volume_argument_sets_the_mount_path_of_the_data(
     application = containers(pod_spec(documents))["application"]
     assert application["image"] == image
     assert {mount["name"]: mount["mountPath"] for mount in application["volumeMounts"]} == mounts
-    claims = [
-        claim["metadata"]["name"] for claim in workload_resource(documents)["spec"].get("volumeClaimTemplates", [])
-    ]
-    assert claims == (["data"] if "data" in mounts else [])
+    assert claim_names(documents) == (["data"] if "data" in mounts else [])
     assert config_map_data(documents, "nginx")["application.conf"] == "proxy_pass http://127.0.0.1:65535;"
 
 

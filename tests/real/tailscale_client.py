@@ -17,6 +17,7 @@ from tests.real.programs import TIMEOUT_S, BackgroundProcess, Release, eventuall
 
 LOGIN_TIMEOUT: Final = "20s"
 
+# tailscaled logs these lines when the server has accepted or refused a login.
 _AUTHORIZED: Final = re.compile(r"RegisterReq: got response; .* machineAuthorized=true")
 _REFUSED: Final = re.compile(r"Received error: (?!.*context canceled)(.*)")
 
@@ -28,7 +29,7 @@ class TailscaleClient:
 
     Args:
         release: has the client programs.
-        folder: for its state, socket and log; a short path.
+        folder: a folder with a short path, for its state, socket and log.
         hostname: the hostname of its node.
         url: the URL of the Headscale server.
         interface: the network interface to create; "" = userspace networking.

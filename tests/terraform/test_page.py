@@ -13,7 +13,16 @@ import pytest
 import yaml
 
 from tests.pages import ROOT, blocks, quoted, rows
-from tests.pod.rendering import DEPLOY, containers, copy_deploy, of_kind, render, workload_resource
+from tests.pod.rendering import (
+    DEPLOY,
+    claim_names,
+    containers,
+    copy_deploy,
+    of_kind,
+    pod_spec,
+    render,
+    workload_resource,
+)
 from tests.terraform.modules import (
     apply,
     copy_modules,
@@ -92,11 +101,11 @@ def test_every_block_parses_and_sets_existing_inputs() -> None:
 
 
 def test_patch_renames_the_claim_and_its_mount(tmp_path: Path) -> None:
-    workload = workload_resource(render_with_patch(tmp_path))
-    application = containers(workload["spec"]["template"]["spec"])["application"]
+    documents = render_with_patch(tmp_path)
+    application = containers(pod_spec(documents))["application"]
     mounts = {mount["mountPath"]: mount["name"] for mount in application["volumeMounts"]}
     assert mounts["/usr/src/redmine/files"] == "app-data"
-    assert [claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]] == ["app-data", "database"]
+    assert claim_names(documents) == ["app-data", "database"]
 
 
 def test_commands_are_valid_shell_and_create_both_state_secrets() -> None:
