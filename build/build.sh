@@ -2,12 +2,14 @@
 # Usage: build.sh
 # Build the image from SOURCES and save it as ARCHIVE. If ARCHIVE was built from the same sources, this does nothing.
 #
+# These variables are settings:
+#
 # SOURCES       the file that scripts/image --sources created
-# ARCHIVE       the image; it is replaced atomically, and kept if the build fails
-# BASE_IMAGE    replaces the base image of the Containerfile; the image is built again when it changes
+# ARCHIVE       the file for the image; it is replaced atomically, and does not change if the build fails
+# BASE_IMAGE    the base image to use instead of that in the Containerfile; if it changes, the image is built again
 # BUILD_FLAGS   more options for the build, separated by spaces, for example for a mirror or a private CA
-# BUILDER       buildah, podman or docker (25 or newer)
-# KEEP_LAYERS   "no": delete the layers of the build after the image is saved
+# BUILDER       the program that builds the image: buildah, podman or docker (25 or newer)
+# KEEP_LAYERS   "no" to delete the layers of the build after the image is saved
 set -eu
 here=$(dirname "$0")
 # shellcheck source=build/archive.sh
@@ -20,7 +22,7 @@ here=$(dirname "$0")
 work=$(mktemp -d)
 running=''
 clean_up() {
-    # A builder that is still running would create the files again.
+    # Stop the builder first. Otherwise it would create the files again.
     if [ -n "$running" ]; then
         kill "$running" 2>/dev/null || true
         wait "$running" || true
@@ -32,17 +34,18 @@ trap 'exit 1' HUP INT TERM
 
 mkdir "$work/context"
 tar -xzf "$SOURCES" -C "$work/context" || fail "$SOURCES is not readable. Create it with scripts/image --sources"
-# If the file is missing when a container mounts it, the container runtime creates a folder in its place.
+# If ARCHIVE is missing when a container mounts it, the container runtime creates a folder with this name. Remove it.
 if [ -d "$ARCHIVE" ]; then
     rmdir "$ARCHIVE" || fail "$ARCHIVE is a folder and is not empty. Move it, because the image is saved there"
 fi
-# The hash covers names and contents only. The same files at another commit, or of another clone, are not built again.
+# The hash covers only the names and contents of the files. If another commit or another clone has the same files, the
+# image is not built again.
 names=$(tar -tzf "$SOURCES" | grep -Ev '^(REVISION|ORIGIN)$|/$' | LC_ALL=C sort)
 # shellcheck disable=SC2086 # a list of names without spaces
 hash=$(cd "$work/context" && { sha256sum $names && printf %s "${BASE_IMAGE-}"; } | sha256sum | cut -d ' ' -f 1)
 
 if open_archive "$ARCHIVE" "$work/archive" &&
-    grep -q "\"tailscale-lifecycle.sources\":\"$hash\"" "$work/archive/blobs/sha256/$config"; then
+    grep -q "\"tailscale-lifecycle.sources\":\"$hash\"" "$work/archive/blobs/sha256/$config_digest"; then
     log "$ARCHIVE is up to date"
     exit 0
 fi
@@ -68,13 +71,13 @@ $(tail -n 12 "$work/log")"
     running=''
 }
 
-# All timestamps are 0, so that the same sources and packages give the same image on every machine.
-# The build steps get the capabilities that installing packages needs. Raising the limits or granting more capabilities
-# would need a more privileged Buildah container.
+# All timestamps are 0, so that the same sources and packages give the same image on every machine. The build steps get
+# only the capabilities that they need to install packages. With more capabilities or higher limits, the Buildah
+# container in the cluster would need more privileges.
 case $BUILDER in
 docker)
     set --
-    # A provenance attestation would be a second image in the archive.
+    # Without this setting, docker adds a provenance attestation, which would be a second image in the archive.
     export BUILDX_NO_DEFAULT_ATTESTATIONS=1
     ;;
 *)
@@ -85,7 +88,8 @@ esac
 if [ -n "${BASE_IMAGE-}" ]; then
     set -- "$@" --build-arg "BASE_IMAGE=$BASE_IMAGE"
 fi
-# The labels are options instead of build arguments: Buildah reuses a cached label after its argument has changed.
+# The labels are set by options. With build arguments, Buildah would use a cached label although the argument has
+# changed.
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$work/context/lifecycle/__init__.py")
 # shellcheck disable=SC2086 # BUILD_FLAGS is a list
 run_builder build "$@" ${BUILD_FLAGS-} \
@@ -95,7 +99,8 @@ run_builder build "$@" ${BUILD_FLAGS-} \
     --label "tailscale-lifecycle.sources=$hash" \
     --tag "$IMAGE" --file "$work/context/Containerfile" "$work/context"
 rm -f "$ARCHIVE.new"
-# The archive needs the full name. Without it, containerd reports success, but imports nothing or invents a name.
+# The archive must contain the full name of the image. Otherwise containerd imports no image, or an image with another
+# name, and reports success.
 case $BUILDER in
 docker) run_builder save --output "$ARCHIVE.new" "$IMAGE" ;;
 *) run_builder push --quiet "$IMAGE" "oci-archive:$ARCHIVE.new:$IMAGE" ;;
@@ -104,7 +109,8 @@ exec 3>&-
 wait "$tee"
 
 open_archive "$ARCHIVE.new" "$work/archive" || fail "The image was built, but its archive is invalid: $invalid"
-# After a power failure, the archive must be either the old or the new one, complete.
+# Write the new archive to disk before it replaces the old one. After a power failure, ARCHIVE is then one of the two,
+# and not a part of the new one.
 sync "$ARCHIVE.new"
 mv -f "$ARCHIVE.new" "$ARCHIVE"
 log "saved $ARCHIVE"

@@ -58,16 +58,16 @@ def imported_modules() -> list[str]:
 
 
 def loaded_files(**settings: str) -> set[str]:
-    """Return the files that a dry run loads: libraries import some modules only for their first request.
+    """Return the files that a dry run loads. It sends a request, for which libraries import further modules.
 
-    The upstreams are unreachable. Each dry run is a process, because some settings are read only once.
+    The request fails, because no server listens. Each dry run is a process, because some settings are read only once.
     """
-    done = subprocess.run(  # noqa: S603 - a fixed command
+    result = subprocess.run(  # noqa: S603 - a fixed command
         [sys.executable, "-c", DRY_RUN], env=SETTINGS | settings, text=True, stdout=subprocess.PIPE, check=False
     )
-    if done.returncode != 1:
-        sys.exit(f"a dry run without upstreams exited with {done.returncode}, expected 1")
-    return set(done.stdout.splitlines())
+    if result.returncode != 1:
+        sys.exit(f"a dry run without servers exited with {result.returncode}, expected 1")
+    return set(result.stdout.splitlines())
 
 
 def main() -> None:
@@ -81,7 +81,8 @@ def main() -> None:
         importlib.import_module(name)
     files |= {getattr(module, "__file__", None) or "" for module in sys.modules.values()}
     for source in sorted(file for file in files if file.startswith("/") and file.endswith(".py")):
-        # Not by modification time: the builder can change it when it creates the layer.
+        # Python must not compare modification times: the builder can change the time of a file when it creates the
+        # layer.
         py_compile.compile(source, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 

@@ -1,13 +1,18 @@
 #!/bin/sh
 # Usage: import.sh [check]
-# Import ARCHIVE into the containerd of this cluster node and pin the image. Check both every CHECK_INTERVAL seconds, and
-# repair them if needed. With "check", exit with status 0 if the image of the archive is complete, is pinned and has its
-# exact name. Otherwise print the reason.
+# Import the image in ARCHIVE into the containerd of this cluster node, and pin the image, so that the kubelet does not
+# delete it. Every CHECK_INTERVAL seconds, check that the image and its pin still exist, and create again what is
+# missing.
+#
+# With "check": exit with status 0 if containerd has the complete image of ARCHIVE, with the name $IMAGE (see
+# archive.sh) and pinned. Otherwise print the reason and exit with status 1.
+#
+# These variables are settings:
 #
 # ARCHIVE               the file that build.sh saved
-# CONTAINERD_ADDRESS    containerd's socket; if empty, that of k3s if it exists, else containerd's default
-# CHECK_INTERVAL        seconds, greater than 0
-# STATE                 a folder for the unpacked archive and the digest of the image
+# CONTAINERD_ADDRESS    containerd's socket; if empty, the socket of k3s if it exists, otherwise containerd's default
+# CHECK_INTERVAL        the time between two checks in seconds, greater than 0
+# STATE                 a folder for the unpacked archive, the digest of its image and the last report
 set -eu
 # shellcheck source=build/archive.sh
 . "$(dirname "$0")/archive.sh"
@@ -15,11 +20,12 @@ set -eu
 : "${CHECK_INTERVAL:=30}"
 : "${STATE:=/tmp}"
 PIN=io.cri-containerd.pinned=pinned
-# The name of an image until containerd has unpacked it.
+# The temporary name of the image, until containerd has unpacked it.
 NEXT=localhost/tailscale-lifecycle:next
-# Backoff after a failed import: checks to skip before the next attempt, and the length of the last backoff.
-skip=0
+# After a failed import, the next attempt is made after $backoff checks. $skip is the number of these checks that are
+# left.
 backoff=1
+skip=0
 
 if [ -z "${CONTAINERD_ADDRESS-}" ]; then
     # k3s comes first: on its nodes, the default socket can belong to a containerd that Docker started.
@@ -41,7 +47,7 @@ images() {
     ctr --namespace k8s.io --connect-timeout 2s --timeout 2m images "$@"
 }
 
-# Print the digest of a name, without "sha256:", or nothing if the name does not exist: digest_of NAME
+# Print the digest of the image with a name, without "sha256:", or nothing if there is no such image: digest_of NAME
 digest_of() {
     images ls "name==$1" | awk -v name="$1" '$1 == name { sub("sha256:", "", $3); print $3 }'
 }
@@ -52,19 +58,21 @@ is_complete() {
         awk -v name="$1" '$1 == name && / complete / && $NF == "true" { found = 1 } END { exit !found }'
 }
 
+# Succeed if $IMAGE is pinned.
 is_pinned() {
     images ls "name==$IMAGE" | grep -qF "$PIN"
 }
 
-# Succeed if the image has the digest of the archive, which is known after it was read, and is complete.
+# Succeed if $IMAGE is the complete image of the archive. The file "digest" contains the digest of the archive's image.
+# The file does not exist before import_if_missing has read the archive.
 is_imported() {
     [ -f "$STATE/digest" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/digest")" ] && is_complete "$IMAGE"
 }
 
-# Import the archive as $NEXT first, because containerd moves a name before it unpacks the image.
-# An image that cannot be unpacked must not replace the one that pods use.
+# Import the archive under the name $NEXT first, and then as $IMAGE. containerd gives the name to an image before it
+# unpacks the image, and an image that cannot be unpacked must not replace the image that pods use.
 import_archive() {
-    # Without --local, containerd 2 drops the labels of an existing name, and with them the pin.
+    # Without --local, containerd 2 removes the labels of an image that has the name already. The pin is such a label.
     local_flag=''
     if images import --help | grep -q -- '--local'; then
         local_flag=--local
@@ -83,17 +91,18 @@ import_if_missing() {
         skip=$((skip - 1))
         return 1
     fi
+    # open_archive sets $manifest_digest, or $invalid.
     if ! open_archive "$ARCHIVE" "$STATE/archive"; then
         report "not importing: $invalid. Delete this pod to build the image again"
         return 1
     fi
-    printf '%s\n' "$manifest" >"$STATE/digest"
+    printf '%s\n' "$manifest_digest" >"$STATE/digest"
     if is_imported; then
         return
     fi
-    report "importing $IMAGE, sha256:$manifest"
+    report "importing $IMAGE, sha256:$manifest_digest"
     if ! import_archive; then
-        # The cause can be permanent, or temporary such as a full disk. Each attempt reads and writes the whole image.
+        # Double the backoff. The cause can be permanent, and each attempt reads and writes the whole image.
         [ "$backoff" -ge 32 ] || backoff=$((backoff * 2))
         skip=$backoff
         report "the import failed and the existing image was kept; skipping $skip checks before the next attempt"
@@ -102,7 +111,7 @@ import_if_missing() {
     backoff=1
 }
 
-# Pin the image, even if it is not that of the archive, because pods use it.
+# Pin $IMAGE, also if it is an older image than that of the archive, because pods use it.
 pin() {
     if ! is_pinned && is_complete "$IMAGE"; then
         log "pinning $IMAGE"
@@ -110,9 +119,9 @@ pin() {
     fi
 }
 
-# Compare containerd with the archive, and repair what differs.
+# Import the image if it is missing, pin it, and remove the temporary name.
 reconcile() {
-    # If containerd does not respond, nothing is known about its images.
+    # Stop if containerd does not respond. Otherwise the image would seem to be missing.
     if ! images ls -q >/dev/null; then
         report "containerd does not respond at $CONTAINERD_ADDRESS"
         return 1
@@ -132,12 +141,12 @@ if [ "${1-}" = check ]; then
     if is_imported && is_pinned; then
         exit
     fi
-    # Kubernetes shows this as the event of the failed probe.
+    # Kubernetes shows this line in the event of the failed probe.
     printf '%s is not ready: %s\n' "$IMAGE" "$(cat "$STATE/report" 2>/dev/null || echo "import.sh has not started")"
     exit 1
 fi
 
-# The pod is not ready until this archive has been read.
+# The digest of an earlier archive must not make the pod ready before this archive has been read.
 rm -f "$STATE/digest"
 report "reading $ARCHIVE"
 trap 'exit 0' INT TERM

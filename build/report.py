@@ -1,4 +1,4 @@
-"""Print the size of the image, and the duration of a build without changes."""
+"""Print the size of an image archive, and how long build.sh takes if nothing has changed."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def no_change_s() -> float:
 
 
 def main(archive: str) -> None:
-    """Print one figure on each line."""
+    """Print the figures, one on each line."""
     sizes = layers(archive)
     print(f"compressed   {sum(sizes) / 1e6:.1f} MB")
     print(f"layers       {len(sizes)} ({' + '.join(f'{size / 1e6:.1f}' for size in sizes)} MB)")

@@ -13,20 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def paths() -> list[Path]:
-    """Return the files that .containerignore includes, .containerignore itself and the Containerfile, sorted."""
+    """Return the sorted paths of the Containerfile, .containerignore and the files that .containerignore includes."""
     ignore = ROOT / ".containerignore"
-    found = {ignore, ROOT / "Containerfile"}
+    files = {ignore, ROOT / "Containerfile"}
     for line in ignore.read_text().splitlines():
         if line.startswith("!"):
             path = ROOT / line.removeprefix("!")
-            found.update(path.rglob("*") if path.is_dir() else [path])
-    return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
+            files.update(path.rglob("*") if path.is_dir() else [path])
+    return sorted(path for path in files if path.is_file() and "__pycache__" not in path.parts)
 
 
 def git(*arguments: str) -> str:
-    """Run Git and return its output without the last newline, or "" without Git or a repository."""
+    """Run Git and return its output without the last newline, or "" if Git or the repository is missing."""
     try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments, no shell
+        result = subprocess.run(  # noqa: S603 - fixed arguments, no shell
             ["git", "-C", str(ROOT), *arguments],  # noqa: S607 - Git is found on PATH
             capture_output=True,
             text=True,
@@ -34,7 +34,7 @@ def git(*arguments: str) -> str:
         )
     except (FileNotFoundError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 def revision(files: list[Path]) -> str:
@@ -55,7 +55,7 @@ def origin() -> str:
 
 
 def members() -> Iterator[tuple[str, bytes]]:
-    """Return the name and content of each packed file, in order."""
+    """Yield the name and the content of each file to pack, in the order of the archive."""
     files = paths()
     for path in files:
         yield str(path.relative_to(ROOT)), path.read_bytes()
@@ -64,7 +64,7 @@ def members() -> Iterator[tuple[str, bytes]]:
 
 
 def main(target: str) -> None:
-    """Write the file, replacing an older one."""
+    """Write the packed file. An older file is replaced."""
     with (
         Path(target).open("wb") as file,
         # No name or time in the header, no owner or time in the members: the same sources give the same bytes.

@@ -1,4 +1,4 @@
-{{/* The labels that Helm recommends, except app.kubernetes.io/name, which each object sets. */}}
+{{/* The labels that Helm recommends. Each object sets app.kubernetes.io/name itself. */}}
 {{- define "tailscale-lifecycle.labels" -}}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -23,14 +23,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ $image }}
 {{- end }}
 
-{{/* A setting as text. Helm reads whole numbers as floats, whose default format is 1e+06. */}}
+{{/* The value of a setting as text. Helm reads numbers as floats, and would write 1000000 as 1e+06. */}}
 {{- define "tailscale-lifecycle.text" -}}
 {{ if kindIs "float64" . }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
 {{- end }}
 
 {{/*
-The data of a ConfigMap with settings. An empty value counts as unset. Takes a dict with context, settings, which take
-precedence over .Values.settings, and omit, the name of a setting to leave out.
+The data of a ConfigMap with settings. Settings with an empty value are ignored. Takes a dict with these keys:
+- context: the root context
+- settings: settings that take precedence over .Values.settings
+- omit: the name of a setting in .Values.settings to leave out, or ""
 */}}
 {{- define "tailscale-lifecycle.data" -}}
 {{- $namespace := include "tailscale-lifecycle.headscaleNamespace" .context }}
@@ -51,11 +53,11 @@ precedence over .Values.settings, and omit, the name of a setting to leave out.
 {{ .Values.settings.HEADSCALE_NAMESPACE | default "headscale" }}
 {{- end }}
 
-{{/* API version of the mutating policy. */}}
+{{/* The API version of the mutating policy: v1beta1 on Kubernetes 1.34 and 1.35, otherwise v1. */}}
 {{- define "tailscale-lifecycle.policyVersion" -}}
 {{- $version := .Values.inject.policyVersion -}}
 {{- if and (eq $version "auto") (semverCompare "<1.34-0" .Capabilities.KubeVersion.Version) -}}
-{{- fail (printf "Injection needs Kubernetes 1.34 or newer, not %s. Set inject.enabled=false, and add the containers with `lifecycle inject` (docs/inject.md)." .Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "Injection needs Kubernetes 1.36 or newer, or 1.34 or 1.35 with a beta feature enabled. This is Kubernetes %s. Set inject.enabled=false, and add the containers with `lifecycle inject` (docs/inject.md)." .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- if eq $version "auto" -}}
 {{- $version = ternary "v1beta1" "v1" (semverCompare "<1.36-0" .Capabilities.KubeVersion.Version) -}}

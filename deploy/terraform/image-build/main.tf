@@ -1,5 +1,6 @@
 # The objects of build/: a DaemonSet that builds the image on every cluster node and imports it into containerd. The
-# module reads the files of that folder, so it needs the repository around it. A git source contains the repository.
+# module reads the files of that folder, so the whole repository must exist around it. This is so if the source of
+# the module is a Git repository.
 # The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
@@ -20,7 +21,7 @@ locals {
     apiVersion = "v1"
     kind       = "ConfigMap"
     metadata = {
-      # With a hash of the content in the name, the DaemonSet is rolled out if sources or scripts have changed.
+      # The name contains a hash of the content, so the DaemonSet is rolled out if the sources or scripts have changed.
       name      = "${local.generator.name}-${substr(sha256(jsonencode(local.content)), 0, 10)}"
       namespace = local.generator.namespace
     }

@@ -1,5 +1,5 @@
-# The pod of one workload, as scripts/new-service creates it for Kustomize: cleanup, tailscale, dns-watch, nginx with TLS
-# and the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
+# The pod of one workload, as scripts/new-service creates it for Kustomize: cleanup, tailscale, dns-watch, nginx with
+# TLS and the application. The module uses no provider: apply its output with kubernetes_manifest or kubectl_manifest.
 
 terraform {
   # Also OpenTofu 1.7 or newer.
@@ -9,7 +9,7 @@ terraform {
 locals {
   state_secret = coalesce(var.state_secret, "${var.name}-tailscale")
 
-  # The inputs are validated, so no value contains a quote that would end its string in the templates.
+  # The inputs are validated, so no value contains a quote, which would end a string in the templates.
   values = {
     name                = var.name
     namespace           = var.namespace
@@ -32,41 +32,42 @@ locals {
 
   # --- ConfigMaps -----------------------------------------------------------------------------------------------------
 
-  data = {
+  config_maps = {
     for name, manifest in yamldecode(templatefile("${path.module}/configuration.yaml.tftpl", local.values)) :
     name => merge(manifest, { data = merge(manifest.data, name == "lifecycle" ? var.settings : {}) })
   }
 
-  # With a hash of the content in the name, Kubernetes replaces the pod when a setting changes. The new pod cannot start
-  # before the new ConfigMap exists, in whatever order Terraform applies the two.
-  names = {
-    for name, manifest in local.data :
+  # The names contain a hash of the content, so Kubernetes replaces the pod when a setting changes. The new pod starts
+  # when the new ConfigMap exists, also if Terraform changes the StatefulSet before it creates the ConfigMap.
+  config_map_names = {
+    for name, manifest in local.config_maps :
     name => "${manifest.metadata.name}-${substr(sha256(jsonencode(manifest.data)), 0, 10)}"
   }
   configuration = {
-    for name, manifest in local.data :
+    for name, manifest in local.config_maps :
     "ConfigMap/${manifest.metadata.name}" => merge(manifest, {
-      metadata = merge(manifest.metadata, { name = local.names[name] })
+      metadata = merge(manifest.metadata, { name = local.config_map_names[name] })
     }) if var.tailscale_enabled || name == "nginx"
   }
 
   # --- Other objects --------------------------------------------------------------------------------------------------
 
   template = yamldecode(templatefile(
-    "${path.module}/manifests.yaml.tftpl", merge(local.values, { configuration = local.names })
+    "${path.module}/manifests.yaml.tftpl", merge(local.values, { configuration = local.config_map_names })
   ))
 
   workload = one([for manifest in local.template : manifest.spec if manifest.kind == "StatefulSet"])
   pod      = local.workload.template.spec
 
-  # Names of containers and kinds of objects that tailscale_enabled = false removes.
+  # The containers and the kinds of objects that exist only with tailscale_enabled.
   only_with_tailscale = ["cleanup", "tailscale", "dns-watch", "Role", "RoleBinding"]
 
   template_application = one([for container in local.pod.containers : container if container.name == "application"])
   application = merge(var.application, {
     env = concat(
       [for variable in try(local.template_application.env, []) : variable if var.environment == null],
-      # Leave out empty values. The API server removes them, and kubernetes_manifest would report an inconsistent result.
+      # Leave out empty values. The API server removes them, and kubernetes_manifest would report an inconsistent
+      # result.
       [for name, value in coalesce(var.environment, {}) : merge({ name = name }, value == "" ? {} : { value = value })],
       try(var.application.env, []),
     )
@@ -96,7 +97,7 @@ locals {
     )
   })
 
-  # The specs that the inputs change.
+  # The specs of the kinds of objects whose spec the inputs change.
   specs = {
     for manifest in local.template : manifest.kind => merge(manifest.spec, {
       StatefulSet = {
@@ -105,7 +106,7 @@ locals {
         })
         volumeClaimTemplates = [for claim in local.workload.volumeClaimTemplates : claim if var.data_path != null]
       }
-      # Both rules are for tailscale and dns-watch. Without any rule, all ingress is denied.
+      # Both rules of the template are for tailscale and dns-watch. Without a rule, all ingress is denied.
       NetworkPolicy = { ingress = [for rule in try(manifest.spec.ingress, []) : rule if var.tailscale_enabled] }
     }[manifest.kind]) if contains(["StatefulSet", "NetworkPolicy"], manifest.kind)
   }

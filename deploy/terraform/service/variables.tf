@@ -24,7 +24,7 @@ variable "image" {
   nullable    = false
   validation {
     condition     = can(regex("^[a-z0-9.-]+\\.[a-z]+(:[0-9]+)?/[a-z0-9._/-]+(:[a-z-]*v?[0-9]+(-[0-9]+)?(\\.[0-9]+)*(-[a-z0-9.-]+)?(@sha256:[0-9a-f]{64})?|@sha256:[0-9a-f]{64})$", var.image))
-    error_message = "image must have a registry, a name, and a version tag or digest, such as docker.io/a/wiki:1.2, because other tags can move to another image."
+    error_message = "image must have a registry, a name, and a version tag or digest, such as docker.io/a/wiki:1.2, because a tag such as latest can later refer to another image."
   }
 }
 
@@ -57,7 +57,7 @@ variable "data_path" {
 }
 
 variable "claim_name" {
-  description = "Name of the volume claim. A pod of the StatefulSet uses the volume CLAIM_NAME-NAME-0, also one that exists already."
+  description = "Name of the volume claim. The pod uses the volume claim CLAIM_NAME-NAME-0, also if it exists already."
   type        = string
   default     = "data"
   nullable    = false
@@ -90,7 +90,7 @@ variable "probe_path" {
 }
 
 variable "run_as_user" {
-  description = "User of the application; null for the template's. Use the owner of the application's files in the image."
+  description = "User ID of the application; null for 10001. Use the owner of the application's files in the image."
   type        = number
   default     = null
   validation {
@@ -100,7 +100,7 @@ variable "run_as_user" {
 }
 
 variable "run_as_group" {
-  description = "Group of the application; null for the template's."
+  description = "Group ID of the application; null for 10001."
   type        = number
   default     = null
   validation {
@@ -110,7 +110,7 @@ variable "run_as_group" {
 }
 
 variable "environment" {
-  description = "Environment of the application; null for the template's, which is HOST = \"127.0.0.1\". Not for secrets: the values are in Terraform's state."
+  description = "Environment of the application; null for HOST = \"127.0.0.1\". Do not use it for secrets: the values are in Terraform's state."
   type        = map(string)
   default     = null
   validation {
@@ -120,7 +120,7 @@ variable "environment" {
 }
 
 variable "application" {
-  description = "More fields of the application's container, written as in a manifest. env, volumeMounts and securityContext are added to the template's, other fields replace them."
+  description = "More fields of the application's container, written as in a manifest. env, volumeMounts and securityContext are added to the module's values. Other fields replace the module's values."
   type        = any
   default     = {}
   nullable    = false
@@ -210,7 +210,7 @@ variable "vpn_prefixes" {
 }
 
 variable "settings" {
-  description = "More settings of cleanup and dns-watch (docs/reference.md). They replace those of the template."
+  description = "More settings of cleanup and dns-watch (docs/reference.md). They take precedence over the settings of this module."
   type        = map(string)
   default     = {}
   nullable    = false

@@ -1,5 +1,5 @@
-# The image on every cluster node, and Grafana as in deploy/services/grafana, with hashicorp/kubernetes. Create the state
-# Secret first: docs/move-from-terraform.md.
+# Builds the image on every cluster node, and runs Grafana as in deploy/services/grafana, with the provider
+# hashicorp/kubernetes. Create the Secret for tailscale's state first: see docs/move-from-terraform.md.
 
 terraform {
   required_version = ">= 1.7"

@@ -1,4 +1,4 @@
-# The sources are any file here: the module does not read them.
+# Any file can be the sources in these tests, because the module does not check the content.
 variables {
   sources = "main.tf"
 }
