@@ -102,16 +102,16 @@ class ServerPair:
         """Delete all nodes on both servers, and restart the client, which is not notified."""
         for node in self._server.nodes():
             self._server.delete_node(node["id"])
-        for known in self._simulator.nodes:
-            self._simulator.delete_node(known.id)
+        for simulated_node in self._simulator.nodes:
+            self._simulator.delete_node(simulated_node.id)
         self._client.restart()
 
     def expire_nodes(self) -> None:
         """Expire all nodes on both servers, and restart the client."""
         for node in self._server.nodes():
             self._server.request("POST", f"/api/v1/node/{node['id']}/expire").raise_for_status()
-        for known in self._simulator.nodes:
-            self._simulator.expire_node(known.id)
+        for simulated_node in self._simulator.nodes:
+            self._simulator.expire_node(simulated_node.id)
         self._client.restart()
 
     def restart_servers(self) -> None:
@@ -141,7 +141,7 @@ class ServerPair:
         self._client.restart()
 
     def _simulated_id(self, key: Key) -> int:
-        return next(known.id for known in self._simulator.keys if known.key == key.simulated)
+        return next(created.id for created in self._simulator.keys if created.key == key.simulated)
 
 
 OWNERS = ("user", "user and tags", "tags")
