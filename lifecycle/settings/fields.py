@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic.fields import FieldInfo
 
 from lifecycle.domain.ownership import WILDCARD, IpNetwork, mark_of
+from lifecycle.domain.proxy import Proxy
 
 # Source: Cloudflare's documentation of DNS records: the limits of a full name, and of a comment on the Free plan.
 RECORD_NAME_LENGTH = 253
@@ -212,22 +213,15 @@ def _not_empty(value: tuple[IpNetwork, ...]) -> tuple[IpNetwork, ...]:
     return value
 
 
-def _namespace(value: str) -> str:
-    if not _NAMESPACE.fullmatch(value):
-        raise ValueError("must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
-    return value
+def _matching(pattern: re.Pattern[str], problem: str) -> AfterValidator:
+    """Return a validator that accepts a text only if the whole text matches."""
 
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(problem)
+        return value
 
-def _kubernetes_name(value: str) -> str:
-    if not _KUBERNETES_NAME.fullmatch(value):
-        raise ValueError("must be the name of a Kubernetes object: lower-case letters, digits, - and .")
-    return value
-
-
-def _secret_reference(value: str) -> str:
-    if not _SECRET_REFERENCE.fullmatch(value):
-        raise ValueError("must be the `name` or `name/key` of a Secret")
-    return value
+    return AfterValidator(check)
 
 
 def _file_path(value: Path) -> Path:
@@ -260,10 +254,10 @@ def _certificate_folders(value: str) -> str:
     # OpenSSL accepts several folders, separated as in PATH.
     for folder in map(Path, value.split(":")):
         try:
-            hashed = any(_HASHED_CERTIFICATE.fullmatch(entry.name) for entry in folder.iterdir())
+            has_certificates = any(_HASHED_CERTIFICATE.fullmatch(entry.name) for entry in folder.iterdir())
         except OSError as error:
             raise ValueError(f"is a folder that cannot be read ({error.strerror})") from None
-        if not hashed:
+        if not has_certificates:
             raise ValueError("is a folder without hashed certificates; create them with `openssl rehash`")
     return value
 
@@ -271,7 +265,7 @@ def _certificate_folders(value: str) -> str:
 def is_login_server(url: str) -> bool:
     """Return True if tailscale can connect to the URL again after Headscale was restarted.
 
-    After the first connection to an http URL with a host name, its client uses TLS on port 443. Source:
+    With an http URL and a host name, tailscale uses TLS on port 443 after the first connection. Source: its package
     tailscale.com/control/controlhttp.
     """
     parts = urlsplit(url)
@@ -287,8 +281,12 @@ def is_dns_name(name: str) -> bool:
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_in_range)]
 Url = Annotated[str, AfterValidator(_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(parse_proxy)]
-Namespace = Annotated[str, AfterValidator(_namespace)]
-KubernetesName = Annotated[str, AfterValidator(_kubernetes_name)]
+Namespace = Annotated[
+    str, _matching(_NAMESPACE, "must be a Kubernetes namespace: at most 63 lower-case letters, digits and -")
+]
+KubernetesName = Annotated[
+    str, _matching(_KUBERNETES_NAME, "must be the name of a Kubernetes object: lower-case letters, digits, - and .")
+]
 Token = Annotated[SecretStr, AfterValidator(parse_token)]
 Prefixes = Annotated[
     tuple[Annotated[IpNetwork, BeforeValidator(_prefix)], ...],
@@ -300,7 +298,7 @@ Domain = Annotated[str, AfterValidator(_domain)]
 RecordNames = Annotated[tuple[str, ...], BeforeValidator(_comma_separated), AfterValidator(_record_names)]
 ZoneId = Annotated[str, AfterValidator(_zone_id)]
 Owner = Annotated[str, AfterValidator(_owner)]
-SecretReference = Annotated[str, AfterValidator(_secret_reference)]
+SecretReference = Annotated[str, _matching(_SECRET_REFERENCE, "must be the `name` or `name/key` of a Secret")]
 FilePath = Annotated[Path, AfterValidator(_file_path)]
 ExistingFile = Annotated[Path, AfterValidator(_existing_file)]
 CertificateFile = Annotated[ExistingFile, AfterValidator(_certificates)]
@@ -323,8 +321,8 @@ def value_text(field: FieldInfo, value: Any) -> str:
             text = f"{value:04o}"
         case SecretStr():
             # Of all secrets, only a proxy's URL has a scheme.
-            scheme, separator, rest = value.get_secret_value().partition("://")
-            text = f"{scheme}://{rest.rpartition('@')[2]}" if separator else str(value)
+            secret = value.get_secret_value()
+            text = Proxy(secret, setting="").address if "://" in secret else str(value)
         case _:
             text = str(value)
     return text
