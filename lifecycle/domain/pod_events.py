@@ -18,7 +18,7 @@ NOTES: Final = {
     "record.foreign": ("RecordForeign", "A {type} record that is not ours exists at {record} ({content}). {advice}"),
     "node.lost": ("NodeLost", "Node {node_id} is lost: {reason}. {advice}"),
     "node.returned": ("NodeReturned", "The node is registered again after it was {after}"),
-    "node.superseded": ("NodeSuperseded", "Node {node_id} was superseded by node {successor_id}: {reason}"),
+    "node.superseded": ("NodeSuperseded", "The pod's node was superseded by node {successor_id}: {reason}"),
     "node.expiring": ("NodeExpiring", "Node {node_id} expires at {expires_at}. {advice}"),
     "node.foreign": ("NodeForeign", "Node {node_id} has the hostname {hostname} and is not ours: {advice}"),
     "api_key.expiring": ("APIKeyExpiring", "The API key of Headscale expires at {expires_at}. {advice}"),
