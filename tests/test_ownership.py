@@ -78,7 +78,7 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
         pytest.param(a_node(user=None, key_user=None), id="no-user"),
         pytest.param(a_node(user=None, key_user=None, tags=["tag:other"]), id="no-user-and-another-tag"),
         pytest.param(a_node(user=None, key_user=None, tags=["tag:svc2"]), id="no-user-and-a-longer-tag"),
-        pytest.param(a_node(user=None, key_user=None, tags=["OUR_TAGS:SVC"]), id="no-user-and-our-tag-in-upper-case"),
+        pytest.param(a_node(user=None, key_user=None, tags=["TAG:SVC"]), id="no-user-and-our-tag-in-upper-case"),
         pytest.param(a_node(registered_by=RegisterMethod.CLI), id="registered-by-CLI"),
         pytest.param(a_node(registered_by=RegisterMethod.OIDC), id="registered-by-OIDC"),
         pytest.param(a_node(registered_by=RegisterMethod.UNKNOWN), id="unknown-register-method"),
