@@ -95,6 +95,11 @@ def set_status(status: Status, **changes: Any) -> None:
     status.state = replace(state, records=replace(state.records, **records), **changes)
 
 
+def set_in_sync(status: Status) -> None:
+    """Report that the record was read now, and is correct."""
+    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+
+
 StartServer = Callable[..., int]
 
 
@@ -139,7 +144,7 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
     """Its body contains the reason."""
-    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_in_sync(status)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
@@ -150,7 +155,7 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
     answer = get(port, "/readyz")
     assert answer.status_code == 503
     assert "too long ago" in answer.json()["reason"]
-    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_in_sync(status)
     set_status(status, in_sync=False, reason="a foreign record is in the way")
     answer = get(port, "/readyz")
     assert (answer.status_code, answer.json()["reason"]) == (503, "a foreign record is in the way")
@@ -158,7 +163,7 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
 
 def test_failed_request_does_not_make_readyz_fail_at_first(clock: Clock, status: Status, port: int) -> None:
     """It fails when the last successful read is too long ago."""
-    set_status(status, in_sync=True, reason="", addresses=addresses("100.64.0.1"), verified_at_s=status.monotonic())
+    set_in_sync(status)
     status.failed("Cloudflare", throttled_s=0)
     assert get(port, "/readyz").status_code == 200
     clock.sleep(3 * VERIFY_S + 1)

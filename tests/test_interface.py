@@ -22,8 +22,8 @@ import pytest
 from lifecycle.clients.interface import InterfaceEvents, interface_addresses
 from tests.conftest import FakeStop
 
-# The start of each program: it creates a network namespace, which ends with the process, and a function that runs `ip`.
-# The command "create" adds an interface.
+# Each program starts with this. It creates a network namespace, which ends with the process. The function `run` runs
+# `ip`, or creates an interface with the command "create".
 CREATE_NAMESPACE = """
 import ctypes, json, os, subprocess, sys
 

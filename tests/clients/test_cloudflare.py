@@ -561,9 +561,9 @@ def test_error_names_request_status_code_and_ray(account: Account, cloudflare: C
     assert f"POST /zones/{account.zone_id}/dns_records: 403, code 10000, cf-ray " in str(raised.value)
 
 
-@pytest.mark.parametrize("account_owned", [False, True], ids=["user-token", "account-token"])
-def test_user_and_account_tokens_are_accepted(account: Account, account_owned: bool) -> None:
-    account.set_token(account_owned=account_owned)
+@pytest.mark.parametrize("prefix", ["", "cfat_"], ids=["user-token", "account-token"])
+def test_user_and_account_tokens_are_accepted(account: Account, prefix: str) -> None:
+    account.set_token(prefix + "x" * 40)
     cloudflare = client_of(account, account.zone_id)
     cloudflare.change(creates=[a_spec()])
     assert len(cloudflare.records(NAME)) == 1

@@ -46,7 +46,7 @@ class FleetWorld(World):
         # Loading settings takes longer than most passes, so each command does it only once.
         self._loaded: dict[type[Any], Any] = {}
         self.headscale.keep_bodies = False
-        self.use_account(CloudflareSimulator(now=clock.true_now, plan="pro"), ZONE)
+        self.use_account(CloudflareSimulator(now=clock.true_now, quota=3500), ZONE)
 
     def use_account(self, cloudflare: CloudflareSimulator, zone: str) -> None:
         """Use a new zone in this Cloudflare account."""

@@ -132,7 +132,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
 ) -> None:
     """A thousand sidecars use at most five sixths of the limit, whatever their jitter is."""
     clock = Clock()
-    cloudflare = CloudflareSimulator(now=clock.true_now, plan="pro")
+    cloudflare = CloudflareSimulator(now=clock.true_now, quota=3500)
     slow = SlowUpstream(cloudflare, clock)
     worlds = []
     # When the next pass is due, a number for the order, and the sidecar.

@@ -1,4 +1,7 @@
-"""A simulated Cloudflare: the zones, DNS records, tokens and rate limits of API version 4."""
+"""A simulated Cloudflare: the zones, DNS records, tokens and rate limits of API version 4.
+
+Only the requests that the program needs are supported. Others are refused, although Cloudflare accepts them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,9 @@ from typing import Any, Final, Literal
 from tests.simulators import faults
 from tests.simulators.dns import (
     HEX32,
-    LIMITS,
+    MAX_RECORDS,
     VALIDATION,
     ApiError,
-    Plan,
     Record,
     ZoneRecords,
 )
@@ -38,7 +40,6 @@ __all__ = ["ApiError", "CloudflareSimulator", "Record", "refusal"]
 PREFIX: Final = "/client/v4"
 
 # Error codes that Cloudflare is known to return.
-VERIFY_REFUSED: Final = 1000
 MALFORMED_HEADERS: Final = 6003
 MALFORMED_AUTHORIZATION: Final = 6111
 NO_ROUTE_FOR_URI: Final = 7000
@@ -51,6 +52,9 @@ THROTTLED: Final = 971
 TOKEN_FORM: Final = re.compile(r"Bearer [-A-Za-z0-9._~+/]+=*")
 TOKEN_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
 
+MAX_BATCH: Final = 200
+"""The maximum number of changes in a batch, with the free plan."""
+
 MAX_PAGE: Final = 10**9
 MAX_RECORDS_PER_PAGE: Final = 5000
 """The largest value that is known to work. Cloudflare's schema allows a thousand times as much."""
@@ -61,17 +65,13 @@ Body = dict[str, Any]
 Handler = Callable[["Request", Mapping[str, str]], Body]
 
 ROUTES: Final[tuple[tuple[str, str, str], ...]] = (
-    ("GET", "/user/tokens/verify", "_verify_user_token"),
-    ("GET", "/accounts/<account_id>/tokens/verify", "_verify_account_token"),
     ("GET", "/zones", "_list_zones"),
     ("GET", "/zones/<zone_id>", "_get_zone"),
     ("GET", "/zones/<zone_id>/dns_records", "_list_records"),
     ("POST", "/zones/<zone_id>/dns_records", "_create_record"),
-    ("GET", "/zones/<zone_id>/dns_records/usage", "_usage"),
     ("POST", "/zones/<zone_id>/dns_records/batch", "_batch"),
     ("GET", "/zones/<zone_id>/dns_records/<record_id>", "_get_record"),
     ("PATCH", "/zones/<zone_id>/dns_records/<record_id>", "_patch_record"),
-    ("PUT", "/zones/<zone_id>/dns_records/<record_id>", "_put_record"),
     ("DELETE", "/zones/<zone_id>/dns_records/<record_id>", "_delete_record"),
 )
 
@@ -81,6 +81,11 @@ PERMISSIONS: Final[Mapping[Permission, list[str]]] = {
     "none": [],
 }
 
+COMMENT_FILTERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
+    "comment.exact": str.__eq__,
+    "comment.startswith": str.startswith,
+}
+"""Query parameters that select records by their comment, and how the comment is compared with the value."""
 
 ROUTER: Final = Router((method, PREFIX + path, handler) for method, path, handler in ROUTES)
 
@@ -105,14 +110,11 @@ class Token:
 
     Attributes:
         permission: the permission for DNS records.
-        account_owned: the token belongs to the account, not to a user.
         zones: the ids of the zones for which it is valid; None = all zones of the account.
     """
 
-    id: str
     value: str
     permission: Permission
-    account_owned: bool
     status: TokenStatus
     zones: frozenset[str] | None
 
@@ -187,21 +189,17 @@ class CloudflareSimulator(Upstream):
         self,
         *,
         token: str | None = None,
-        plan: Plan = "free",
         now: Callable[[], datetime] | None = None,
-        quota: int | None = None,
-        account_owned: bool = False,
+        quota: int = MAX_RECORDS,
         seed: int = 1,
     ) -> None:
         """Start an account without zones.
 
         Args:
             token: the valid token; generated if omitted.
-            plan: the plan of all zones.
-            now: the clock, aware UTC; the real one if omitted.
-            quota: maximum number of records in a zone; the plan's if omitted.
-            account_owned: whether the token belongs to the account, not to a user.
-            seed: for all random values.
+            now: returns the time, aware UTC; the real time if omitted.
+            quota: the maximum number of records in a zone; that of the free plan if omitted.
+            seed: the seed of all random values.
         """
         super().__init__()
         self._now = now or (lambda: datetime.now(UTC))
@@ -211,10 +209,9 @@ class CloudflareSimulator(Upstream):
         self._previous_records: dict[str, Record] = {}
         self._secrets: list[str] = []
         self._rate_limit: _RateLimit | None = None
-        self.plan: Plan = plan
-        self.quota = LIMITS[plan].records if quota is None else quota
+        self.quota = quota
         self.account_id = self._new_id()
-        self.token = self.set_token(token, account_owned=account_owned)
+        self.token = self.set_token(token)
 
     # --- Actions of a test or of the demo -----------------------------------------------------------
 
@@ -223,7 +220,6 @@ class CloudflareSimulator(Upstream):
         value: str | None = None,
         *,
         permission: Permission = "edit",
-        account_owned: bool = False,
         status: TokenStatus = "active",
         zones: Iterable[str] | None = None,
     ) -> str:
@@ -232,7 +228,6 @@ class CloudflareSimulator(Upstream):
         Args:
             value: the token; generated if omitted.
             permission: the token's permission for DNS records.
-            account_owned: whether it belongs to the account, not to a user.
             status: the token's status. Only an active token is accepted.
             zones: ids of the zones that it is valid for; None = all zones of the account.
 
@@ -241,13 +236,10 @@ class CloudflareSimulator(Upstream):
         """
         with self.lock:
             if value is None:
-                prefix = "cfat_" if account_owned else ""
-                value = prefix + "".join(self._random.choices(TOKEN_ALPHABET, k=40))
+                value = "".join(self._random.choices(TOKEN_ALPHABET, k=40))
             self._token = Token(
-                id=self._new_id(),
                 value=value,
                 permission=permission,
-                account_owned=account_owned,
                 status=status,
                 zones=None if zones is None else frozenset(zones),
             )
@@ -321,7 +313,6 @@ class CloudflareSimulator(Upstream):
         ttl: int = 1,
         proxied: bool = False,
         comment: str | None = None,
-        tags: tuple[str, ...] = (),
         priority: int | None = None,
     ) -> str:
         """Add a record, as in the dashboard, and return its id.
@@ -336,7 +327,6 @@ class CloudflareSimulator(Upstream):
             "ttl": ttl,
             "proxied": proxied,
             "comment": comment,
-            "tags": list(tags),
             "priority": priority,
         }
         with self.lock, self._changing(self._zones[zone_id]) as zone:
@@ -420,46 +410,25 @@ class CloudflareSimulator(Upstream):
         handler: Handler = getattr(self, name)
         return handler(request, arguments)
 
-    # --- Tokens -------------------------------------------------------------------------------------
-
-    def _is_token(self, request: Request) -> bool:
-        return request.headers["authorization"].removeprefix("Bearer ") == self._token.value
+    # --- Zones --------------------------------------------------------------------------------------
 
     def _check_token(self, request: Request) -> None:
-        if not self._is_token(request) or self._token.status != "active":
+        token = request.headers["authorization"].removeprefix("Bearer ")
+        if token != self._token.value or self._token.status != "active":
             raise ApiError(403, INVALID_TOKEN, "Invalid access token")
-
-    def _verify_user_token(self, request: Request, _arguments: Mapping[str, str]) -> Body:
-        return self._token_status(request, account_owned=False)
-
-    def _verify_account_token(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        if arguments["account_id"] != self.account_id:
-            raise ApiError(403, AUTHENTICATION, "Authentication error")
-        return self._token_status(request, account_owned=True)
-
-    def _token_status(self, request: Request, *, account_owned: bool) -> Body:
-        token = self._token
-        if not self._is_token(request) or token.account_owned != account_owned:
-            raise ApiError(401, VERIFY_REFUSED, "Invalid API Token")
-        state = "valid and active" if token.status == "active" else token.status
-        return {
-            "result": {"id": token.id, "status": token.status},
-            "messages": [{"code": 10000, "message": f"This API Token is {state}", "type": None}],
-        }
-
-    # --- Zones --------------------------------------------------------------------------------------
 
     def _can_access(self, zone: Zone) -> bool:
         return zone.in_token_account and (self._token.zones is None or zone.id in self._token.zones)
 
     def _list_zones(self, request: Request, _arguments: Mapping[str, str]) -> Body:
         self._check_token(request)
-        query = request.parameters
+        query = _query(request, {"name", "page", "per_page"})
         page = _number(query, "page", default=1, low=1, high=MAX_PAGE)
         per_page = _number(query, "per_page", default=20, low=5, high=50)
-        zones = [zone for zone in self._zones.values() if self._can_access(zone) and _matches_zone(zone, query)]
-        if query.get("account.id", self.account_id) != self.account_id:
-            zones = []
+        name = query.get("name").lower()
+        if ":" in name:
+            raise ApiError(400, VALIDATION, "The simulator supports no operators in names.")
+        zones = [zone for zone in self._zones.values() if self._can_access(zone) and name in ("", zone.name)]
         return _page([self._zone_json(zone) for zone in zones], page, per_page)
 
     def _get_zone(self, request: Request, arguments: Mapping[str, str]) -> Body:
@@ -479,7 +448,7 @@ class CloudflareSimulator(Upstream):
             "development_mode": 0,
             "account": {"id": self.account_id, "name": "Example"},
             "owner": {"id": None, "type": "user", "email": None},
-            "plan": {"id": "0" * 32, "name": "Plan", "legacy_id": self.plan},
+            "plan": {"id": "0" * 32, "name": "Free Website", "legacy_id": "free"},
             "permissions": PERMISSIONS[self._token.permission],
             "created_on": "2024-01-01T00:00:00.123456Z",
             "modified_on": "2024-01-01T00:00:00.123456Z",
@@ -504,7 +473,6 @@ class CloudflareSimulator(Upstream):
             records=records,
             zone_id=zone.id,
             zone_name=zone.name,
-            limits=LIMITS[self.plan],
             quota=self.quota,
             now=self._now(),
         )
@@ -518,22 +486,17 @@ class CloudflareSimulator(Upstream):
 
     def _list_records(self, request: Request, arguments: Mapping[str, str]) -> Body:
         zone = self._zone(request, arguments, write=False)
-        query = request.parameters
+        query = _query(request, {"name", *COMMENT_FILTERS, "match", "page", "per_page"})
         page = _number(query, "page", default=1, low=1, high=MAX_PAGE)
         per_page = _number(query, "per_page", default=100, low=1, high=MAX_RECORDS_PER_PAGE)
-        order = _choice(query, "order", "type", ("name", "content", "ttl", "proxied"))
-        direction = _choice(query, "direction", "asc", ("desc",))
-        records = [record for record in self.records(zone.id) if _matches_record(record, query)]
-        records.sort(key=lambda record: getattr(record, order), reverse=direction == "desc")
+        records = sorted(
+            (record for record in self.records(zone.id) if _matches(record, query)), key=lambda record: record.type
+        )
         return _page([record.json() for record in records], page, per_page)
 
     def _get_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
         zone = self._zone(request, arguments, write=False)
         return {"result": self._zone_records(zone, self._records).existing(arguments["record_id"]).json()}
-
-    def _usage(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        zone = self._zone(request, arguments, write=False)
-        return {"result": {"record_quota": self.quota, "record_usage": len(self.records(zone.id))}}
 
     def _create_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
         with self._changing(self._zone(request, arguments, write=True)) as zone:
@@ -543,10 +506,6 @@ class CloudflareSimulator(Upstream):
         with self._changing(self._zone(request, arguments, write=True)) as zone:
             return {"result": zone.patch(arguments["record_id"], _read_body(request)).json()}
 
-    def _put_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
-        with self._changing(self._zone(request, arguments, write=True)) as zone:
-            return {"result": zone.put(arguments["record_id"], _read_body(request)).json()}
-
     def _delete_record(self, request: Request, arguments: Mapping[str, str]) -> Body:
         with self._changing(self._zone(request, arguments, write=True)) as zone:
             return {"result": {"id": zone.delete(arguments["record_id"]).id}}
@@ -554,14 +513,15 @@ class CloudflareSimulator(Upstream):
     def _batch(self, request: Request, arguments: Mapping[str, str]) -> Body:
         with self._changing(self._zone(request, arguments, write=True)) as zone:
             body = _read_body(request)
-            deletes, patches, puts, posts = (_items(body, key) for key in ("deletes", "patches", "puts", "posts"))
-            limit = LIMITS[self.plan].batch
-            if len(deletes) + len(patches) + len(puts) + len(posts) > limit:
-                raise ApiError(400, VALIDATION, f"A batch may change at most {limit} records.")
+            operations = ("deletes", "patches", "posts")
+            if body.keys() - operations:
+                raise ApiError(400, VALIDATION, f"The simulator supports only {', '.join(operations)}.")
+            deletes, patches, posts = (_items(body, operation) for operation in operations)
+            if len(deletes) + len(patches) + len(posts) > MAX_BATCH:
+                raise ApiError(400, VALIDATION, f"A batch may change at most {MAX_BATCH} records.")
             result = {
                 "deletes": [zone.delete(item["id"]) for item in deletes],
                 "patches": [zone.patch(item["id"], item) for item in patches],
-                "puts": [zone.put(item["id"], item) for item in puts],
                 "posts": [zone.create(self._new_id(), item) for item in posts],
             }
             return {"result": {key: [record.json() for record in records] for key, records in result.items()}}
@@ -605,6 +565,14 @@ def _items(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return items
 
 
+def _query(request: Request, known: set[str]) -> Parameters:
+    """Return the parameters of a request, or refuse others than these."""
+    query = request.parameters
+    if unknown := query.names - known:
+        raise ApiError(400, VALIDATION, f"The simulator does not support {', '.join(sorted(unknown))}.")
+    return query
+
+
 def _number(query: Parameters, name: str, *, default: int, low: int, high: int) -> int:
     text = query.get(name, str(default))
     if re.fullmatch(r"[0-9]+", text) is None or not low <= int(text) <= high:
@@ -612,11 +580,15 @@ def _number(query: Parameters, name: str, *, default: int, low: int, high: int) 
     return int(text)
 
 
-def _choice(query: Parameters, name: str, default: str, others: tuple[str, ...]) -> str:
-    value = query.get(name, default)
-    if value != default and value not in others:
-        raise ApiError(400, VALIDATION, f"{name} is invalid.")
-    return value
+def _matches(record: Record, query: Parameters) -> bool:
+    """Return True if a record matches the filters of a query, ignoring case: all, or any of them with `match=any`."""
+    match = query.get("match", "all")
+    if match not in ("all", "any"):
+        raise ApiError(400, VALIDATION, "match is invalid.")
+    results = [record.name == name.lower() for name in query.all("name")]
+    for name, matches in COMMENT_FILTERS.items():
+        results += [matches(record.comment.lower(), comment.lower()) for comment in query.all(name)]
+    return any(results) if results and match == "any" else all(results)
 
 
 def _page(items: list[dict[str, Any]], page: int, per_page: int) -> Body:
@@ -631,82 +603,3 @@ def _page(items: list[dict[str, Any]], page: int, per_page: int) -> Body:
             "total_pages": max(1, -(-len(items) // per_page)),
         },
     }
-
-
-# --- Filters ----------------------------------------------------------------------------------------
-
-
-def _equals(value: str, text: str) -> bool:
-    return value == text
-
-
-def _contains(value: str, text: str) -> bool:
-    return text in value
-
-
-MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
-    "": _equals,
-    ".exact": _equals,
-    ".contains": _contains,
-    ".startswith": str.startswith,
-    ".endswith": str.endswith,
-}
-"""How a value is compared with a parameter, by the suffix of the parameter's name. Both are in lower case."""
-
-ZONE_MATCHERS: Final[Mapping[str, Callable[[str, str], bool]]] = {
-    "equal": _equals,
-    "not_equal": lambda value, text: value != text,
-    "contains": _contains,
-    "starts_with": str.startswith,
-    "ends_with": str.endswith,
-}
-"""How a zone's name is compared, by the operator in the parameter `name`, such as `contains:example`."""
-
-
-def _matches_zone(zone: Zone, query: Parameters) -> bool:
-    operator, colon, name = query.get("name", "").partition(":")
-    if not colon:
-        operator, name = "equal", operator
-    if operator not in ZONE_MATCHERS:
-        raise ApiError(400, VALIDATION, "Invalid name filter")
-    if name and not ZONE_MATCHERS[operator](zone.name, name.lower()):
-        return False
-    return query.get("status", zone.status) == zone.status
-
-
-def _text_filters(record: Record, query: Parameters) -> Iterator[bool]:
-    """Yield for each filter of the query whether the record matches, except for filters of tags."""
-    values = {"name": record.name, "content": record.content, "comment": record.comment}
-    for field, value in values.items():
-        for suffix, matches in MATCHERS.items():
-            yield from (matches(value.lower(), text.lower()) for text in query.all(field + suffix))
-    yield from (record.type == type_ for type_ in query.all("type"))
-    yield from (record.proxied == (proxied == "true") for proxied in query.all("proxied"))
-    if "comment.present" in query:
-        yield bool(record.comment)
-    if "comment.absent" in query:
-        yield not record.comment
-
-
-def _tag_filters(record: Record, query: Parameters) -> Iterator[bool]:
-    """Yield for each filter of tags in the query whether the record matches."""
-    tags = [tag.lower().partition(":") for tag in record.tags]
-    names = {name for name, _, _ in tags}
-    for suffix, matches in MATCHERS.items():
-        for parameter in query.all("tag" + suffix):
-            name, _, text = parameter.lower().partition(":")
-            yield any(tag_name == name and matches(value, text) for tag_name, _, value in tags)
-    yield from (name.lower() in names for name in query.all("tag.present"))
-    yield from (name.lower() not in names for name in query.all("tag.absent"))
-
-
-def _matches_record(record: Record, query: Parameters) -> bool:
-    """Return True if the record matches all filters, or any with the parameter `match=any` or `tag_match=any`."""
-    results = {
-        "match": list(_text_filters(record, query)),
-        "tag_match": list(_tag_filters(record, query)),
-    }
-    return all(
-        any(matches) if matches and _choice(query, parameter, "all", ("any",)) == "any" else all(matches)
-        for parameter, matches in results.items()
-    )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 # Error codes that Cloudflare is known to return.
 INVALID_NAME: Final = 9000
@@ -53,29 +53,12 @@ TYPES: Final = frozenset({"A", "AAAA", "CNAME", "TXT", "NS", "MX"})
 ADDRESS_TYPES: Final = frozenset({"A", "AAAA"})
 PROXIED_TYPES: Final = frozenset({"A", "AAAA", "CNAME"})
 
+# Limits of the free plan, which are the lowest.
 MAX_NAME: Final = 253
+MAX_COMMENT: Final = 100
+MAX_RECORDS: Final = 200
+MIN_TTL: Final = 60
 MAX_TTL: Final = 86400
-
-Plan = Literal["free", "pro", "business", "enterprise"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """The limits of a plan."""
-
-    comment: int
-    tags: int
-    batch: int
-    records: int
-    min_ttl: int = 60
-
-
-LIMITS: Final[Mapping[Plan, Limits]] = {
-    "free": Limits(comment=100, tags=0, batch=200, records=200),
-    "pro": Limits(comment=500, tags=20, batch=3500, records=3500),
-    "business": Limits(comment=500, tags=20, batch=3500, records=3500),
-    "enterprise": Limits(comment=500, tags=20, batch=3500, records=3500, min_ttl=30),
-}
 
 
 class ApiError(Exception):
@@ -128,14 +111,12 @@ class Record:
     ttl: int = 1
     proxied: bool = False
     comment: str = ""
-    tags: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
     priority: int | None = None
     read_only: bool = False
     created_on: datetime
     modified_on: datetime
     comment_modified_on: datetime | None = None
-    tags_modified_on: datetime | None = None
 
     @property
     def proxiable(self) -> bool:
@@ -158,14 +139,13 @@ class Record:
             "settings": dict(self.settings or {}),
             "meta": {"read_only": True} if self.read_only else {},
             "comment": self.comment or None,
-            "tags": list(self.tags),
+            "tags": [],
             "created_on": time_text(self.created_on),
             "modified_on": time_text(self.modified_on),
         }
         if self.comment_modified_on is not None:
             record["comment_modified_on"] = time_text(self.comment_modified_on)
-        if self.tags_modified_on is not None:
-            record["tags_modified_on"] = time_text(self.tags_modified_on)
+
         if self.priority is not None:
             record["priority"] = self.priority
         return record
@@ -179,7 +159,6 @@ class Record:
             "ttl": self.ttl,
             "proxied": self.proxied,
             "comment": self.comment,
-            "tags": list(self.tags),
             "settings": self.settings,
             "priority": self.priority,
         }
@@ -199,7 +178,6 @@ class ZoneRecords:
         records: the records of all zones by id, oldest first. The operations change this dictionary.
         zone_id: the id of the zone.
         zone_name: the name of the zone.
-        limits: the limits of the zone's plan.
         quota: the maximum number of records in the zone.
         now: the time of all operations.
     """
@@ -207,7 +185,6 @@ class ZoneRecords:
     records: dict[str, Record]
     zone_id: str
     zone_name: str
-    limits: Limits
     quota: int
     now: datetime
 
@@ -222,10 +199,6 @@ class ZoneRecords:
         """Change the fields in the specification."""
         old = self.existing(record_id)
         return self._store(self._validated(old.spec() | dict(spec), old))
-
-    def put(self, record_id: str, spec: Mapping[str, Any]) -> Record:
-        """Replace a record. Missing fields get their defaults."""
-        return self._store(self._validated(spec, self.existing(record_id)))
 
     def delete(self, record_id: str) -> Record:
         """Delete a record, and return it."""
@@ -255,22 +228,21 @@ class ZoneRecords:
         proxied = _boolean(spec.get("proxied"))
         if proxied and type_ not in PROXIED_TYPES:
             raise ApiError(400, TYPE_NOT_PROXIABLE, "This record type cannot be proxied.")
-        comment = self._comment(spec.get("comment"))
-        tags = self._tags(spec.get("tags"))
+        if spec.get("tags"):
+            raise ApiError(400, TOO_MANY_TAGS, "DNS record has tags, exceeding the quota of 0.")
+        comment = _comment(spec.get("comment"))
         record = replace(
             old,
             type=type_,
             name=self._name(spec.get("name")),
             content=_content(type_, spec.get("content")),
-            ttl=self._ttl(spec.get("ttl"), proxied=proxied),
+            ttl=_ttl(spec.get("ttl"), proxied=proxied),
             proxied=proxied,
             comment=comment,
-            tags=tags,
             settings=_settings(spec.get("settings")),
             priority=_priority(type_, spec.get("priority")),
             modified_on=self.now,
             comment_modified_on=(old.comment_modified_on if comment == old.comment else self.now) if comment else None,
-            tags_modified_on=(old.tags_modified_on if tags == old.tags else self.now) if tags else None,
         )
         if (record.type, record.content) == ("CNAME", record.name):
             raise ApiError(400, POINTS_TO_ITSELF, "CNAME content cannot reference itself.")
@@ -295,32 +267,6 @@ class ZoneRecords:
             raise invalid
         return name
 
-    def _ttl(self, value: object, *, proxied: bool) -> int:
-        ttl = 1 if value is None else value
-        if isinstance(ttl, bool) or not isinstance(ttl, int):
-            raise ApiError(400, VALIDATION, "ttl must be a number.")
-        if ttl != 1 and not self.limits.min_ttl <= ttl <= MAX_TTL:
-            message = f"TTL must be between {self.limits.min_ttl} and {MAX_TTL} seconds, or 1 for Automatic."
-            raise ApiError(400, INVALID_TTL, message)
-        return 1 if proxied else ttl
-
-    def _comment(self, value: object) -> str:
-        comment = "" if value is None else value
-        if not isinstance(comment, str) or not comment.isprintable():
-            raise ApiError(400, VALIDATION, "Record comment contains invalid characters.")
-        if len(comment) > self.limits.comment:
-            raise ApiError(400, VALIDATION, f"Record comment is longer than {self.limits.comment} characters.")
-        return comment
-
-    def _tags(self, value: object) -> tuple[str, ...]:
-        tags = [] if value is None else value
-        if not isinstance(tags, list) or not all(isinstance(tag, str) and ":" in tag for tag in tags):
-            raise ApiError(400, VALIDATION, "tags must be a list of name:value.")
-        if len(tags) > self.limits.tags:
-            message = f"DNS record has {len(tags)} tags, exceeding the quota of {self.limits.tags}."
-            raise ApiError(400, TOO_MANY_TAGS, message)
-        return tuple(tags)
-
     def _check_conflicts(self, record: Record) -> None:
         others = [
             other
@@ -339,6 +285,24 @@ class ZoneRecords:
         conflicting = types - {"NS"} if record.type == "NS" else types & {"NS"}
         if conflicting and record.name != self.zone_name:
             raise ApiError(400, NS_TAKEN, "NS records may not share a name with other records.")
+
+
+def _ttl(value: object, *, proxied: bool) -> int:
+    ttl = 1 if value is None else value
+    if isinstance(ttl, bool) or not isinstance(ttl, int):
+        raise ApiError(400, VALIDATION, "ttl must be a number.")
+    if ttl != 1 and not MIN_TTL <= ttl <= MAX_TTL:
+        raise ApiError(400, INVALID_TTL, f"TTL must be between {MIN_TTL} and {MAX_TTL} seconds, or 1 for Automatic.")
+    return 1 if proxied else ttl
+
+
+def _comment(value: object) -> str:
+    comment = "" if value is None else value
+    if not isinstance(comment, str) or not comment.isprintable():
+        raise ApiError(400, VALIDATION, "Record comment contains invalid characters.")
+    if len(comment) > MAX_COMMENT:
+        raise ApiError(400, VALIDATION, f"Record comment is longer than {MAX_COMMENT} characters.")
+    return comment
 
 
 def _boolean(value: object) -> bool:

@@ -59,6 +59,11 @@ class Parameters:
     def __init__(self, values: Mapping[str, list[str]]) -> None:
         self._values = values
 
+    @property
+    def names(self) -> set[str]:
+        """The names of all parameters."""
+        return set(self._values)
+
     def __contains__(self, name: str) -> bool:
         return name in self._values
 

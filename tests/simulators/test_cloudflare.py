@@ -133,10 +133,6 @@ def test_invalid_record_is_refused(account: Account, fields: dict[str, Any], cod
     assert account.simulator.records(account.zone) == []
 
 
-def test_paid_plan_has_higher_limits() -> None:
-    assert Account(plan="enterprise").created(comment="x" * 500, tags=["a:b"], ttl=30)["tags"] == ["a:b"]
-
-
 def test_proxied_record_has_an_automatic_ttl(account: Account) -> None:
     record = account.created(content="198.51.100.7", proxied=True)
     assert (record["proxiable"], record["proxied"], record["ttl"]) == (True, True, 1)
@@ -185,28 +181,18 @@ def test_record_beyond_the_quota_is_refused() -> None:
     account = Account(quota=1)
     account.create()
     assert error(account.create(name="b")) == (400, 81045)
-    usage = account.client.get(f"{account.records}/usage").json()["result"]
-    assert usage == {"record_quota": 1, "record_usage": 1}
 
 
-def test_patch_keeps_other_fields_and_put_resets_them(account: Account) -> None:
-    record = account.created(comment="mine")
-    url = account.url(record)
+def test_patch_keeps_other_fields(account: Account) -> None:
+    url = account.url(account.created(comment="mine"))
     patched = account.client.patch(url, json={"content": "100.64.0.2"}).json()["result"]
     assert (patched["content"], patched["comment"], patched["ttl"]) == ("100.64.0.2", "mine", 60)
-    spec = {"type": "A", "name": "a.example.com", "content": "100.64.0.3"}
-    put = account.client.put(url, json=spec).json()["result"]
-    assert (put["id"], put["comment"], put["ttl"]) == (record["id"], None, 1)
-    assert error(account.client.put(url, json={"content": "100.64.0.4"}))[0] == 400
-    account.client.patch(url, json={"comment": "again"})
     assert account.client.patch(url, json={"comment": ""}).json()["result"]["comment"] is None
 
 
-@pytest.mark.parametrize("method", ["PATCH", "PUT"])
-def test_type_cannot_be_changed(account: Account, method: str) -> None:
+def test_type_cannot_be_changed(account: Account) -> None:
     url = account.url(account.created())
-    spec = {"type": "AAAA", "name": "a.example.com", "content": "fd7a::1"}
-    assert error(account.client.request(method, url, json=spec))[0] == 400
+    assert error(account.client.patch(url, json={"type": "AAAA", "content": "fd7a::1"}))[0] == 400
 
 
 def test_deleted_record_does_not_exist(account: Account) -> None:
@@ -245,25 +231,15 @@ def filled() -> Account:
 @pytest.mark.parametrize(
     ("query", "first_letters"),
     [
+        ("", "abcd"),
         ("name=A.example.com", "a"),
         ("name=a", ""),
         ("name=contains:a", ""),
         ("match=any&name=a.example.com&name=b.example.com", "ab"),
-        ("name.exact=b.example.com", "b"),
-        ("name.contains=.EXAMPLE.", "abcd"),
-        ("name.startswith=c.", "c"),
-        ("name.endswith=example.com", "abcd"),
-        ("type=TXT", "c"),
-        ("content=text", "c"),
-        ("content.startswith=100.64.", "ab"),
         ("comment.exact=MARK ONE", "a"),
-        ("comment.startswith=mark", "ab"),
-        ("comment.present=", "ab"),
-        ("comment.absent=true", "cd"),
-        ("proxied=true", "d"),
-        ("type=A&comment.endswith=two", "b"),
-        ("match=any&type=TXT&comment.endswith=two", "bc"),
-        ("tag.present=x", ""),
+        ("comment.startswith=MARK", "ab"),
+        ("name=a.example.com&comment.exact=mark two", ""),
+        ("match=any&name=c.example.com&comment.exact=mark two", "bc"),
     ],
 )
 def test_records_are_filtered(filled: Account, query: str, first_letters: str) -> None:
@@ -272,17 +248,14 @@ def test_records_are_filtered(filled: Account, query: str, first_letters: str) -
 
 
 def test_records_are_listed_in_pages(filled: Account) -> None:
-    pages = [
-        filled.client.get(filled.records, params={"per_page": "3", "page": page, "order": "name"}).json()
-        for page in (1, 2, 3)
-    ]
-    assert ["".join(record["name"][0] for record in page["result"]) for page in pages] == ["abc", "d", ""]
+    pages = [filled.client.get(filled.records, params={"per_page": "3", "page": page}).json() for page in (1, 2, 3)]
+    assert ["".join(record["name"][0] for record in page["result"]) for page in pages] == ["abd", "c", ""]
     assert pages[0]["result_info"] == {"page": 1, "per_page": 3, "count": 3, "total_count": 4, "total_pages": 2}
     empty = filled.client.get(filled.records, params={"name": "none"}).json()["result_info"]
     assert empty == {"page": 1, "per_page": 100, "count": 0, "total_count": 0, "total_pages": 1}
 
 
-@pytest.mark.parametrize("query", ["per_page=0", "per_page=5001", "page=0", "page=x", "order=date", "match=some"])
+@pytest.mark.parametrize("query", ["per_page=0", "per_page=5001", "page=0", "page=x", "type=A", "match=some"])
 def test_invalid_query_is_refused(filled: Account, query: str) -> None:
     assert error(filled.client.get(f"{filled.records}?{query}&name=a"))[0] == 400
 
@@ -294,10 +267,8 @@ def test_batch_deletes_before_it_creates(account: Account) -> None:
     """A new record can have the name of a deleted one."""
     old = account.created(type="CNAME", content="b.example.com")["id"]
     kept = account.created(name="k")["id"]
-    put = account.created(name="p")["id"]
     body = {
         "posts": [{"type": "A", "name": "a.example.com", "content": "100.64.0.1"}],
-        "puts": [{"id": put, "type": "A", "name": "p", "content": "100.64.0.8"}],
         "patches": [{"id": kept, "content": "100.64.0.9"}],
         "deletes": [{"id": old}],
     }
@@ -305,7 +276,6 @@ def test_batch_deletes_before_it_creates(account: Account) -> None:
     assert {key: [record["content"] for record in records] for key, records in result.items()} == {
         "deletes": ["b.example.com"],
         "patches": ["100.64.0.9"],
-        "puts": ["100.64.0.8"],
         "posts": ["100.64.0.1"],
     }
 
@@ -325,11 +295,12 @@ def test_batch_is_all_or_nothing(account: Account) -> None:
     [
         {"deletes": [{}]},
         {"patches": [{"id": "x"}]},
-        {"posts": {}, "puts": [1]},
+        {"posts": {"type": "A"}},
+        {"puts": []},
         [],
         {"posts": [{"type": "A", "name": f"a{number}", "content": "192.0.2.1"} for number in range(201)]},
     ],
-    ids=["no-id", "invalid-id", "no-list", "no-object", "too-many"],
+    ids=["no-id", "invalid-id", "no-list", "unsupported-operation", "no-object", "too-many"],
 )
 def test_malformed_batch_is_refused(account: Account, body: object) -> None:
     assert error(account.client.post(f"{account.records}/batch", json=body))[0] == 400
@@ -361,7 +332,6 @@ def test_unknown_token_is_refused(account: Account, path: str) -> None:
 def test_disabled_or_expired_token_is_refused(account: Account, status: Any) -> None:
     client = account.client_with(f"Bearer {account.simulator.set_token(status=status)}")
     assert error(client.get(account.records)) == (403, 9109)
-    assert client.get("/user/tokens/verify").json()["result"]["status"] == status
 
 
 def test_request_without_the_permission_is_refused(account: Account) -> None:
@@ -400,22 +370,11 @@ def test_zones_are_filtered_by_name(account: Account) -> None:
     account.simulator.add_zone("sub.example.com", status="pending")
     (zone,) = account.client.get("/zones", params={"name": "Example.com"}).json()["result"]
     assert (zone["id"], zone["status"], zone["account"]["id"]) == (account.zone, "active", account.simulator.account_id)
-    both = account.client.get("/zones", params={"name": "ends_with:example.com"}).json()["result"]
-    assert len(both) == 2
+    assert len(account.client.get("/zones").json()["result"]) == 2
     assert account.client.get("/zones", params={"name": "example"}).json()["result"] == []
     assert account.client.get(f"/zones/{account.zone}").json()["result"]["name"] == "example.com"
-    for per_page in ("4", "51"):
-        assert error(account.client.get("/zones", params={"per_page": per_page}))[0] == 400
-
-
-@pytest.mark.parametrize("account_owned", [False, True])
-def test_tokens_of_users_and_accounts_are_verified_at_different_paths(account_owned: bool) -> None:
-    account = Account(account_owned=account_owned)
-    assert account.create().status_code == 200
-    assert account.simulator.token.startswith("cfat_") == account_owned
-    user = account.client.get("/user/tokens/verify")
-    owned = account.client.get(f"/accounts/{account.simulator.account_id}/tokens/verify")
-    assert (user.status_code, owned.status_code) == ((401, 200) if account_owned else (200, 401))
+    for query in ("per_page=4", "per_page=51", "name=ends_with:example.com", "status=active"):
+        assert error(account.client.get(f"/zones?{query}"))[0] == 400
 
 
 # --- Rate limit ---------------------------------------------------------------------------------------
