@@ -487,7 +487,7 @@ def _site_validations() -> Iterator[Document]:
     )
     yield _with_message(
         _if_requested(f"variables.domain.matches({_regex(DOMAIN_PATTERN)})"),
-        f"'DOMAIN_NAME in the {config_map} must be the domain of the workloads, such as example.com.'",
+        f"'DOMAIN_NAME in the {config_map} must be the domain of the workloads. Correct it.'",
     )
     server = "variables.siteSettings[?'LOGIN_SERVER'].orValue('')"
     yield _with_message(
