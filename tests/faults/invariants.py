@@ -74,7 +74,7 @@ class Invariants:
 
     # --- Requests ----------------------------------------------------------------------------------------
 
-    def before(self, upstream: Upstream, method: str, path: str) -> None:
+    def before(self, upstream: Upstream) -> None:
         """Record the state before a request."""
         self.check_memory()
         if upstream is self._world.cloudflare:

@@ -22,7 +22,7 @@ SECOND_PAGE: Final = re.compile("[?&]page=2")
 
 
 class KilledError(BaseException):
-    """The process was killed. Even handlers that clean up after an exception do not run."""
+    """The process was killed. It is not an `Exception`, so that the program does not catch it."""
 
 
 class NamedFaults(FaultQueue):
@@ -95,7 +95,7 @@ class Request:
 
 @dataclass(slots=True)
 class Interruption:
-    """An action around a request.
+    """An action before or after a request.
 
     Attributes:
         action: the function to run.
@@ -113,7 +113,7 @@ class Interruption:
 class Watcher(Protocol):
     """Checks every request."""
 
-    def before(self, upstream: Upstream, method: str, path: str) -> None:
+    def before(self, upstream: Upstream) -> None:
         """Prepare the check, before a request is executed."""
 
     def after(self, request: Request) -> None:
@@ -149,7 +149,7 @@ class Tap:
         due = self._due()
         if due is not None and not due.committed:
             due.action()
-        self._watcher.before(self._upstream, request.method, request.path)
+        self._watcher.before(self._upstream)
         queue = self._upstream.faults
         try:
             return self._upstream.handle(request)
