@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
+from tests.builders import MARK
 from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import (
     CLOUDFLARE_S,
@@ -134,7 +135,6 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
     clock = Clock()
     cloudflare = CloudflareSimulator(now=clock.true_now, quota=3500)
     slow = SlowUpstream(cloudflare, clock)
-    worlds = []
     # When the next pass is due, a number for the order, and the sidecar.
     watches: list[tuple[float, int, DnsWatch]] = []
     # Each zone and tailnet has fifty nodes, because longer lists only take longer.
@@ -143,11 +143,10 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
         world = FleetWorld(monkeypatch, tmp_path / str(group), clock=clock, POLL_INTERVAL="5m")
         world.use_account(cloudflare, f"zone{group}.example.com")
         world.route = route_through((world.headscale, world.headscale.handle), (cloudflare, slow))
-        worlds.append(world)
         for number in range(50):
             hostname = f"app{number}.zone{group}.example.com"
             node = world.headscale.add_node(hostname, user=USER)
-            world.add_record(node.address, name=hostname, ttl=60, comment="tailscale-lifecycle/1 default")
+            world.add_record(node.address, name=hostname, ttl=60, comment=MARK)
             watch = world.watch(Interface(*node.addresses), TS_HOSTNAME=hostname)
             watches.append((random.uniform(0, WINDOW_S), len(watches), watch))
     heapify(watches)
