@@ -130,7 +130,7 @@ def _look_up_known(
     """Read the known node by its id. Once a day all nodes are listed instead, to count them.
 
     Returns:
-        The observation, or None if the node is no longer this pod's; and True if the node is proved to be gone.
+        The observation, or None if the node does not belong to this pod now; and True if the node is proved to be gone.
     """
     interface, started_s = state.interface, clock().monotonic_s
     node, is_gone, fleet_size = None, False, None
@@ -188,7 +188,7 @@ def _look_up_in_list(
     )
     successor = None
     if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
-        # A node that registered with this pod's own key is no later pod's. Its address will soon be on the interface.
+        # A node that registered with this pod's own key is not a later pod's. The interface will soon have its address.
         later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
         successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
     return Observation(interface, Unregistered(choice.reason, loss, successor), node_identity, metadata)

@@ -74,7 +74,7 @@ def node_from_value(value: Any, style: str | None = None, depth: int = 0) -> yam
 
 
 def node_value(node: yaml.Node) -> Any:
-    """Return the value of a node. A scalar that is no integer, boolean or null is returned as text."""
+    """Return the value of a node. A scalar that is not an integer, a boolean or null is returned as text."""
     if isinstance(node, yaml.MappingNode):
         return {str(key.value): node_value(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):

@@ -547,7 +547,7 @@ def test_a_loss_with_an_empty_list_is_confirmed_by_three_observations_over_five_
     ("first", "second", "not_yet", "confirmed"),
     [
         pytest.param(unregistered(), EMPTY_LIST, 329, 330, id="list becomes empty"),
-        pytest.param(EMPTY_LIST, unregistered(), 89, 90, id="list is no longer empty"),
+        pytest.param(EMPTY_LIST, unregistered(), 89, 90, id="list becomes non-empty"),
     ],
 )
 def test_an_empty_list_and_a_list_of_other_nodes_are_counted_separately(
@@ -710,7 +710,7 @@ def test_missing_metadata_is_reported_once() -> None:
 
 
 def restart_marker(state: State, observation: Observation, seconds: float) -> str | None:
-    """Return the content of the restart marker after one pass, or None if there is no marker."""
+    """Return the content of the restart marker after one pass; None if it does not exist."""
     decision = decide_at(state, observation, seconds)
     done = conclude_at(decision, ApplyResult(), observation, seconds)
     return fresh_key_id(done.state, at(seconds))

@@ -110,7 +110,7 @@ def test_lookups_before_registration_are_frequent(world: ClusterWorld) -> None:
     assert sum(time_s <= 20 for time_s in times) >= 5
 
 
-def test_a_changed_address_is_noticed_within_a_second_or_two(world: ClusterWorld) -> None:
+def test_a_changed_address_is_detected_within_a_second_or_two(world: ClusterWorld) -> None:
     interface = registered_interface(world)
     watch = world.watch(interface)
     world.run(watch, 100)

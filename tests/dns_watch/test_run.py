@@ -341,7 +341,7 @@ def test_a_changed_address_updates_the_same_record(world: World, node: Node) -> 
     assert after.content != before.content
 
 
-def test_a_changed_address_is_noticed_within_a_poll_without_an_interface(world: World) -> None:
+def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world: World) -> None:
     node = register_with_our_key(world)
     watch = world.watch()
     world.run(watch, 10 * MINUTE)
@@ -425,21 +425,21 @@ def test_a_conflicting_record_is_reported_once_and_prevents_writes(
     assert in_sync(watch)
 
 
-@pytest.mark.parametrize("zone_given", [True, False])
-def test_name_server_records_at_the_apex_are_ignored(world: World, zone_given: bool) -> None:
+@pytest.mark.parametrize("has_zone_id", [True, False])
+def test_name_server_records_at_the_apex_are_ignored(world: World, has_zone_id: bool) -> None:
     node = world.headscale.add_node("example.com", user=USER)
     world.add_record("ns.example.org", type_="NS", name="example.com")
-    variables = {} if zone_given else {"CLOUDFLARE_ZONE_ID": ""}
+    variables = {} if has_zone_id else {"CLOUDFLARE_ZONE_ID": ""}
     world.run(world.watch(Interface(node.address), TS_HOSTNAME="example.com", **variables), LONG)
     assert f"A {node.address}" in world.records("example.com")
     assert len(world.cloudflare.writes) == 1
 
 
 def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node, events: Events) -> None:
-    wrong = world.cloudflare.add_zone("example.org")
-    watch = world.watch(Interface(node.address), CLOUDFLARE_ZONE_ID=wrong)
+    other_zone = world.cloudflare.add_zone("example.org")
+    watch = world.watch(Interface(node.address), CLOUDFLARE_ZONE_ID=other_zone)
     world.run(watch, LONG)
-    assert world.cloudflare.records(wrong) == []
+    assert world.cloudflare.records(other_zone) == []
     assert "CLOUDFLARE_ZONE_ID" in watch.state.records.reason
     assert not named(events, "record.created")
     assert world.cloudflare.writes == []
@@ -455,7 +455,7 @@ def test_nothing_is_written_to_the_zone_of_another_name(world: World, node: Node
         pytest.param(faults.refuse(), id="unreachable"),
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(200), id="HTML page"),
-        pytest.param(faults.malformed_json(), id="garbage"),
+        pytest.param(faults.malformed_json(), id="malformed JSON"),
         pytest.param(faults.too_many_requests(), id="rate limit"),
         pytest.param(faults.too_many_requests(0), id="rate limit with Retry-After 0"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
@@ -577,7 +577,7 @@ def test_an_unreadable_token_file_does_not_end_the_command(
         pytest.param(faults.hang(), id="slow"),
         pytest.param(faults.html(200), id="HTML page"),
         pytest.param(faults.html(404), id="404 of a proxy"),
-        pytest.param(faults.malformed_json(), id="garbage"),
+        pytest.param(faults.malformed_json(), id="malformed JSON"),
         pytest.param(faults.answer(401, "Unauthorized", content_type="text/plain"), id="API key refused"),
         pytest.param(faults.answer(503, headers={"Retry-After": "0"}), id="503 with Retry-After 0"),
     ],
