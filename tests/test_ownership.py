@@ -62,7 +62,7 @@ def test_node_that_meets_all_criteria_is_ours(node: Node) -> None:
         pytest.param(a_node(hostname=f"x-{NAME}"), id="prefixed-hostname"),
         pytest.param(a_node(hostname=f"{NAME}-1"), id="suffixed-hostname"),
         pytest.param(a_node(hostname="grafana"), id="first-label-alone"),
-        pytest.param(a_node(hostname="grafana-example-com"), id="given-name-of-ours"),
+        pytest.param(a_node(hostname="grafana-example-com"), id="given-name-of-our-node"),
         pytest.param(a_node(hostname=f"{NAME}."), id="trailing-dot"),
         pytest.param(a_node(hostname=f" {NAME}"), id="leading-blank"),
         pytest.param(a_node(hostname="grafanaxexample.com"), id="other-character-for-a-dot"),
@@ -271,8 +271,8 @@ class TestChooseUser:
         with pytest.raises(UserError) as raised:
             choose_user([LOCAL, FROM_OIDC], "svc")
 
-        for part in ("id:1", "id:5", "svc@example.com", "oidc", "HEADSCALE_USER"):
-            assert part in str(raised.value)
+        for word in ("id:1", "id:5", "svc@example.com", "oidc", "HEADSCALE_USER"):
+            assert word in str(raised.value)
 
     @pytest.mark.parametrize("selector", ["id:", "id:9", "id:01", "id:svc", "", "@", "example.com"])
     def test_unknown_selector_is_an_error(self, selector: str) -> None:
@@ -280,7 +280,7 @@ class TestChooseUser:
             choose_user([LOCAL, FROM_OIDC, User(None, "bob")], selector)
 
     @pytest.mark.parametrize(
-        ("users", "selector", "parts"),
+        ("users", "selector", "words"),
         [
             pytest.param([], None, ["headscale users create"], id="no-users"),
             pytest.param([], "svc", ["headscale users create svc"], id="no-users-and-a-name"),
@@ -294,13 +294,13 @@ class TestChooseUser:
         ],
     )
     def test_unknown_or_ambiguous_user_is_an_error_with_advice(
-        self, users: list[User], selector: str | None, parts: list[str]
+        self, users: list[User], selector: str | None, words: list[str]
     ) -> None:
         with pytest.raises(UserError) as raised:
             choose_user(users, selector)
 
-        for part in parts:
-            assert part in str(raised.value)
+        for word in words:
+            assert word in str(raised.value)
 
     @given(st.permutations([SVC, ANN, User("3", "bob"), User("4", "")]), st.sampled_from(["svc", "ann", "eve", None]))
     def test_order_of_users_does_not_matter(self, users: list[User], selector: str | None) -> None:

@@ -67,7 +67,7 @@ class Recording:
         self.recorder.flush(HANGS_AFTER_S)
 
     @property
-    def written(self) -> list[tuple[str, int]]:
+    def reasons_and_counts(self) -> list[tuple[str, int]]:
         """Return the reason of each Event in the API, and how often it has occurred."""
         return [
             (event["reason"], (event.get("series") or {"count": 1})["count"])
@@ -128,31 +128,31 @@ class TestRecorder:
 
     def test_repeated_event_is_counted_and_written_at_most_every_five_minutes(self, recording: Recording) -> None:
         recording.record(LOST, LOST, LOST)
-        assert recording.written == [("NodeLost", 1)]
+        assert recording.reasons_and_counts == [("NodeLost", 1)]
         recording.clock.sleep(300.0)
         recording.record(LOST)
-        assert recording.written == [("NodeLost", 4)]
+        assert recording.reasons_and_counts == [("NodeLost", 4)]
         assert len(recording.kubernetes.writes) == 3  # the review of the token, the Event, the series
 
     def test_different_notes_are_different_events(self, recording: Recording) -> None:
         recording.record(LOST, RETURNED, error("node.lost", node_id="9", reason="it is gone", advice=""))
-        assert recording.written == [("NodeLost", 1), ("NodeReturned", 1), ("NodeLost", 1)]
+        assert recording.reasons_and_counts == [("NodeLost", 1), ("NodeReturned", 1), ("NodeLost", 1)]
 
     def test_event_that_has_expired_in_the_api_is_created_again(self, recording: Recording) -> None:
         recording.record(LOST)
         recording.kubernetes.events.clear()
         recording.clock.sleep(3600.0)
         recording.record(LOST)
-        assert recording.written == [("NodeLost", 1)]
+        assert recording.reasons_and_counts == [("NodeLost", 1)]
 
     def test_number_of_remembered_events_is_limited(self, recording: Recording) -> None:
         for number in range(200):
             recording.record(info("node.returned", after=str(number)))
-        assert len(recording.written) == 200
+        assert len(recording.reasons_and_counts) == 200
         recording.clock.sleep(300.0)
         recording.record(info("node.returned", after="0"), info("node.returned", after="199"))
         # The last one is counted. The first one was forgotten, so it is created again.
-        assert recording.written[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
+        assert recording.reasons_and_counts[199:] == [("NodeReturned", 2), ("NodeReturned", 1)]
 
 
 class TestFailures:
@@ -161,7 +161,7 @@ class TestFailures:
     def test_missing_permission_is_not_retried(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.allow_nothing()
         recording.record(LOST, RETURNED)
-        assert (recording.written, recording.pauses) == ([], [])
+        assert (recording.reasons_and_counts, recording.pauses) == ([], [])
         [line] = named(events, "kubernetes_event.failed")
         assert 'apiGroups: ["events.k8s.io"], resources: [events], verbs: [create, patch]' in line["error"]
 
@@ -179,14 +179,14 @@ class TestFailures:
     ) -> None:
         recording.kubernetes.faults.add(fault, times=5)
         recording.record(LOST)
-        assert (recording.written, recording.pauses) == ([], pauses)
+        assert (recording.reasons_and_counts, recording.pauses) == ([], pauses)
         assert len(named(events, "kubernetes_event.failed")) == 1
 
     def test_event_is_written_after_a_short_outage(self, recording: Recording, events: list[Any]) -> None:
         recording.record(RETURNED)
         recording.kubernetes.faults.add(faults.html(502), path=PATH, times=2)
         recording.record(LOST)
-        assert recording.written == [("NodeReturned", 1), ("NodeLost", 1)]
+        assert recording.reasons_and_counts == [("NodeReturned", 1), ("NodeLost", 1)]
         recording.kubernetes.allow_nothing()
         recording.record(error("node.lost", node_id="9", reason="", advice=""))
         assert len(named(events, "kubernetes_event.failed")) == 2
@@ -194,7 +194,7 @@ class TestFailures:
     def test_token_without_a_pod_is_reported(self, recording: Recording, events: list[Any]) -> None:
         recording.kubernetes.token_pod = None
         recording.record(LOST)
-        assert recording.written == []
+        assert recording.reasons_and_counts == []
         [line] = named(events, "kubernetes_event.failed")
         assert "KUBERNETES_EVENTS" in line["error"]
 
@@ -217,14 +217,14 @@ class TestFailures:
             patch.setattr(Thread, "start", refuse)
             recording.recorder.record(LOST)
         recording.record(RETURNED)
-        assert recording.written == [("NodeLost", 1), ("NodeReturned", 1)]
+        assert recording.reasons_and_counts == [("NodeLost", 1), ("NodeReturned", 1)]
 
     def test_recording_does_not_wait_for_the_server(self, recording: Recording) -> None:
         recording.kubernetes.faults.add(faults.hang(), times=None)
         for number in range(1000):
             recording.recorder.record(info("node.returned", after=str(number)))
         recording.recorder.flush(0.0)
-        assert recording.written == []
+        assert recording.reasons_and_counts == []
         recording.kubernetes.faults.release()
 
 

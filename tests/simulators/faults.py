@@ -100,7 +100,7 @@ def wrong_content_type(*, committed: bool = False) -> Fault:
 
 
 def too_many_requests(retry_after: int | str | None = None, *, body: bytes | str = b"") -> Fault:
-    """Send a 429, with `Retry-After` if one is given (seconds, or an HTTP date)."""
+    """Send a 429. The header `Retry-After` is in seconds or an HTTP date; None = it is not sent."""
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
     return answer(429, body, headers=headers)
 

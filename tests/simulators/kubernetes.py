@@ -584,7 +584,7 @@ def _is_requested(request: Request, stream: str) -> bool:
 
 
 def _end(reason: str) -> NoReturn:
-    """End the handling of this connection, which is no HTTP connection anymore."""
+    """Let the server close this connection, which is a websocket now, without an HTTP response."""
     raise ConnectionAbortedError(reason)
 
 
