@@ -36,6 +36,8 @@ def connect_writers(
 
     Args:
         policy: the retry policy for Headscale.
+        stack: closes the connections when it is closed.
+        cluster: the client of the Kubernetes API; None if no setting needs this API.
         on_outcome: called after each request with two names, such as "Headscale" and "ok".
 
     Raises:
@@ -60,7 +62,7 @@ def recorded_events(settings: Settings) -> Iterator[None]:
         return
 
     def connect() -> EventWriter:
-        from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415 - see `connect_cluster`
+        from lifecycle.clients.kubernetes.access import find_access  # noqa: PLC0415 - most pods do not need it
         from lifecycle.clients.kubernetes.events import EventWriter  # noqa: PLC0415
 
         access = find_access(needed_for="KUBERNETES_EVENTS", may_use_kubeconfig=False, timeout=settings.http_timeout)

@@ -26,8 +26,9 @@ from lifecycle.domain.model import KeySpec, Node, PreAuthKey, User
 Parsed = TypeVar("Parsed")
 
 # When a key is created, the command line computes its expiry, and the server sets its creation time a moment later. The
-# lifetime between both is therefore shorter than requested, at most by this time.
+# lifetime between these two times is therefore shorter than requested, at most by this delay.
 _MAX_CREATION_DELAY = timedelta(seconds=0.5)
+# The clocks of two machines can differ by this time, and so can the expiry of a key and the requested expiry.
 _MAX_CLOCK_SKEW = timedelta(minutes=5)
 
 
