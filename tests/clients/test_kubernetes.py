@@ -34,12 +34,12 @@ from tests.simulators.serve import serve
 
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 
-SHORT_S = 1.5
+SHORT_TIMEOUT_S = 1.5
 # For calls that must not reach their time-out, even on a busy machine.
-LONG_S = 30.0
+LONG_TIMEOUT_S = 30.0
 
-# Larger than a frame, and not a multiple of its size.
-MEGABYTES = 5 * 1024 * 1024 + 7
+# Larger than a websocket frame of the simulator, and not a multiple of it.
+LARGE_OUTPUT_BYTES = 5 * 1024 * 1024 + 7
 
 
 def echo(argv: Sequence[str]) -> Finished:
@@ -79,8 +79,8 @@ def cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def quick_cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
-    with cluster_at(url, kubernetes, timeout_s=SHORT_S) as cluster:
+def short_timeout_cluster(kubernetes: KubernetesSimulator, url: str) -> Iterator[Cluster]:
+    with cluster_at(url, kubernetes, timeout_s=SHORT_TIMEOUT_S) as cluster:
         yield cluster
 
 
@@ -95,6 +95,7 @@ def run(cluster: Cluster, *argv: str) -> Any:
 
 Call = Callable[[Cluster], object]
 
+# Each kind of request, and a part of its path.
 CALLS: list[Any] = [
     pytest.param(lambda cluster: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), "/secrets/", id="secret"),
     pytest.param(lambda cluster: cluster.pods(HEADSCALE_NAMESPACE, "app=x"), "/pods", id="pods"),
@@ -283,8 +284,8 @@ def test_exit_status_is_returned(status: int, cluster: Cluster) -> None:
 
 
 def test_output_of_megabytes_is_complete(cluster: Cluster) -> None:
-    output = run(cluster, "flood", str(MEGABYTES))
-    assert output.stdout == flood(["flood", str(MEGABYTES)]).stdout
+    output = run(cluster, "flood", str(LARGE_OUTPUT_BYTES))
+    assert output.stdout == flood(["flood", str(LARGE_OUTPUT_BYTES)]).stdout
 
 
 def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
@@ -317,13 +318,13 @@ def test_command_without_an_exit_status_is_transient(
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize("fault", [ExecFault(hang=True), ExecFault(stall=True)], ids=["no-output", "half-a-frame"])
 def test_hanging_command_ends_with_the_time_budget(
-    fault: ExecFault, kubernetes: KubernetesSimulator, quick_cluster: Cluster
+    fault: ExecFault, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:
     kubernetes.add_exec_fault(fault)
-    error = failure(lambda: run(quick_cluster, "echo", "some words that make a frame"))
+    error = failure(lambda: run(short_timeout_cluster, "echo", "some words that make a frame"))
     assert type(error) is TransientError
-    assert f"{SHORT_S:g} s" in str(error)
-    assert run(quick_cluster, "echo", "again").stdout == b"again"
+    assert f"{SHORT_TIMEOUT_S:g} s" in str(error)
+    assert run(short_timeout_cluster, "echo", "again").stdout == b"again"
 
 
 def test_pod_that_ended_after_it_was_listed_is_transient(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
@@ -371,14 +372,19 @@ def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulat
     ],
 )
 def test_kind_of_error_for_each_failure(
-    call: Call, path: str, fault: Fault, kind: type[ApiError], kubernetes: KubernetesSimulator, quick_cluster: Cluster
+    call: Call,
+    path: str,
+    fault: Fault,
+    kind: type[ApiError],
+    kubernetes: KubernetesSimulator,
+    short_timeout_cluster: Cluster,
 ) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
     kubernetes.faults.add(fault, path=path + (r"\?" if path == "/pods" else ""))
-    error = failure(lambda: call(quick_cluster))
+    error = failure(lambda: call(short_timeout_cluster))
     assert type(error) is kind
     assert error.upstream == "Kubernetes"
-    call(quick_cluster)
+    call(short_timeout_cluster)
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
@@ -395,19 +401,19 @@ def test_refusal_by_a_proxy_gives_no_advice_on_permissions(
 def test_refused_connection_is_transient(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
     with serve(kubernetes) as url:
         pass
-    with cluster_at(url, kubernetes, timeout_s=SHORT_S) as cluster:
+    with cluster_at(url, kubernetes, timeout_s=SHORT_TIMEOUT_S) as cluster:
         assert type(failure(lambda: call(cluster))) is TransientError
 
 
 @pytest.mark.default_cases(1)
 @pytest.mark.parametrize(("call", "path"), CALLS)
 def test_slow_body_ends_with_the_time_budget(
-    call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster
+    call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:
     """Each read is quick, but the response takes minutes."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x" * 1000})
     kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
-    error = failure(lambda: call(quick_cluster))
+    error = failure(lambda: call(short_timeout_cluster))
     assert type(error) in (TransientError, ResponseError)
     kubernetes.faults.clear()
 
@@ -485,11 +491,11 @@ def test_compressed_response_is_refused(
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
 def test_no_error_contains_the_token(
-    call: Call, path: str, kubernetes: KubernetesSimulator, quick_cluster: Cluster
+    call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:
     for fault in (faults.html(500), faults.drop(), faults.answer(401, "{}"), faults.answer(403, "{}"), faults.hang()):
         kubernetes.faults.add(fault, path=path)
-        assert kubernetes.token not in revealed_by(failure(lambda: call(quick_cluster)))
+        assert kubernetes.token not in revealed_by(failure(lambda: call(short_timeout_cluster)))
 
 
 @pytest.mark.parametrize("is_known", [True, False], ids=["known-authority", "unknown-authority"])
@@ -561,7 +567,7 @@ def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> Non
 
 
 def access(
-    *, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False, timeout_s: float = SHORT_S
+    *, needed_for: str = "HEADSCALE_ACCESS", may_use_kubeconfig: bool = False, timeout_s: float = SHORT_TIMEOUT_S
 ) -> Access:
     timeout = timedelta(seconds=timeout_s)
     return find_access(needed_for=needed_for, may_use_kubeconfig=may_use_kubeconfig, timeout=timeout)
@@ -684,7 +690,7 @@ def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, t
     credential = {"apiVersion": PLUGIN["apiVersion"], "kind": "ExecCredential", "status": {"token": "from-plugin"}}
     plugin = PLUGIN | {"command": "echo", "args": [json.dumps(credential)]}
     use_kubeconfig(monkeypatch, tmp_path / "config", user={"exec": plugin})
-    kubeconfig = access(may_use_kubeconfig=True, timeout_s=LONG_S)
+    kubeconfig = access(may_use_kubeconfig=True, timeout_s=LONG_TIMEOUT_S)
     assert [value.split()[1] for value in kubeconfig.authorization().values()] == ["from-plugin"]
     assert "laptop" in kubeconfig.description
 
