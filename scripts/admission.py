@@ -187,6 +187,7 @@ def validating_policy() -> Iterator[Document]:
     yield _binding("ValidatingAdmissionPolicyBinding")
 
 
+# How many pods of the object run at the same time. The number for a DaemonSet is for each cluster node.
 _POD_COUNT = (
     "object.kind == 'Job' ? dyn(object.spec).?parallelism.orValue(1) : "
     "object.kind == 'CronJob' ? dyn(object.spec.jobTemplate.spec).?parallelism.orValue(1) : "

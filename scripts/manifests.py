@@ -31,15 +31,17 @@ RULES_HEAD = (
 # the others to null.
 PROBE_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 
-# Fields of an existing mount that a strategic merge patch would keep if the container has a mount at the same path.
+# If a container already has a mount at the same path, a strategic merge patch keeps these fields of it. The patch sets
+# them to null.
 MOUNT_OPTIONS = ("subPath", "subPathExpr", "mountPropagation", "recursiveReadOnly")
 
 # The Tailscale container does not start if one of these variables is set in addition to TS_AUTHKEY or
 # TS_ENABLE_HEALTH_CHECK.
 CONFLICTING_VARIABLES = ("TS_CLIENT_ID", "TS_CLIENT_SECRET", "TS_ID_TOKEN", "TS_AUDIENCE", "TS_HEALTHCHECK_ADDR_PORT")
 
-# The key in the ConfigMap "lifecycle" of the workload that has the value of each placeholder.
+# For each placeholder, the key in the ConfigMap "lifecycle" of the workload whose value replaces it.
 CONFIG_MAP_KEYS = {"hostname": "TS_HOSTNAME", "tailscale_args": "TS_EXTRA_ARGS", "state_secret": "TS_KUBE_SECRET"}
+# For each placeholder of an image, the default image.
 IMAGES = {name: InjectSettings.model_fields[name].default for name in ("lifecycle_image", "tailscale_image")}
 
 
@@ -76,12 +78,12 @@ def _patch(init_containers: list[Any], containers: list[Any], volumes: list[Any]
         "metadata": {"name": "any"},
         "spec": {"template": {"spec": {name: value for name, value in spec.items() if value}}},
     }
-    # YAML writes file modes in decimal. 292 is 0444.
+    # The YAML library writes file modes in decimal. 292 is 0444.
     return HEAD + re.sub(r"(defaultMode): 292\b", r"\1: 0444", as_text(patch))
 
 
 def _for_kustomize(part: Any) -> Any:
-    """Replace placeholders of texts by references to the ConfigMap "lifecycle", and of images by the default images."""
+    """Replace each placeholder by a reference to the ConfigMap "lifecycle", or by the default image."""
     match part:
         case {"name": str(name), "value": str(value)} if placeholder_name(value) in CONFIG_MAP_KEYS:
             key = CONFIG_MAP_KEYS[placeholder_name(value) or ""]

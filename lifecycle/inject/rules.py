@@ -113,8 +113,8 @@ REFUSALS = {
     f"Their values come from the setting LOGIN_SERVER, the annotation {HOSTNAME} and cleanup.",
     "host-network": "The pod uses hostNetwork, so tailscale would change the routes of the cluster node. Remove "
     f"hostNetwork, or the label {LABEL}.",
-    "container": 'The pod already has a container named "{value}". Rename it. If it is your own tailscale container, '
-    f"remove the label {LABEL} and use deploy/components/lifecycle.",
+    "container": 'The pod already has a container named "{value}". Rename this container. If it is your '
+    f"own tailscale container, remove the label {LABEL} and use deploy/components/lifecycle.",
     "partial": f"The pod has only a part of the containers and volumes of {DOMAIN}: {{value}}. Remove "
     "these from the manifest. The injection adds all of them.",
     "missing": f"The containers were not added to this pod. Check that the MutatingAdmissionPolicy {DOMAIN} exists, "

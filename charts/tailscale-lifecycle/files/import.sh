@@ -28,7 +28,7 @@ backoff=1
 skip=0
 
 if [ -z "${CONTAINERD_ADDRESS-}" ]; then
-    # k3s comes first: on its nodes, the default socket can belong to a containerd that Docker started.
+    # The socket of k3s comes first: with k3s, the default socket can belong to a containerd that Docker started.
     CONTAINERD_ADDRESS=/run/k3s/containerd/containerd.sock
     if ! [ -S "$CONTAINERD_ADDRESS" ]; then
         CONTAINERD_ADDRESS=/run/containerd/containerd.sock
@@ -63,8 +63,8 @@ is_pinned() {
     images ls "name==$IMAGE" | grep -qF "$PIN"
 }
 
-# Succeed if $IMAGE is the complete image of the archive. The file "digest" contains the digest of the archive's image.
-# The file does not exist before import_if_missing has read the archive.
+# Succeed if $IMAGE is the complete image of the archive. The file $STATE/digest contains the digest of the archive's
+# image. The file does not exist before import_if_missing has read the archive.
 is_imported() {
     [ -f "$STATE/digest" ] && [ "$(digest_of "$IMAGE")" = "$(cat "$STATE/digest")" ] && is_complete "$IMAGE"
 }
