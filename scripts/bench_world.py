@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 NAME = "grafana.example.com"
-MARK = "tailscale-lifecycle/1 default"
+OUR_COMMENT = "tailscale-lifecycle/1 default"
 
 TIMEOUT_S = 30.0
 
@@ -147,7 +147,7 @@ class World:
         node = self.headscale.add_node(NAME, user="services", online=False)
         for record in self.cloudflare.records(self.zone, NAME):
             self.cloudflare.remove_record(record.id)
-        self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
+        self.cloudflare.add_record(self.zone, type="A", name=NAME, content=node.address, ttl=60, comment=OUR_COMMENT)
 
     def run(self, *arguments: str) -> Cost:
         """Run a command until it exits, and return the cost."""

@@ -17,7 +17,7 @@ from tests.simulators.serve import serve
 from tests.simulators.vpn_client import VpnClient
 
 NAME = "grafana.example.com"
-MARK = "tailscale-lifecycle/1 demo"
+OUR_COMMENT = "tailscale-lifecycle/1 demo"
 
 POLL_S = 0.1
 
@@ -157,7 +157,9 @@ def play(world: World) -> None:
 
     announce("An earlier Grafana pod is gone. Its Headscale node and its DNS record are still there:")
     stale = headscale.add_node(NAME, user="services", online=False)
-    cloudflare.add_record(world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=MARK)
+    cloudflare.add_record(
+        world.zone, type="A", name=NAME, content=stale.address, ttl=60, proxied=False, comment=OUR_COMMENT
+    )
     laptop = headscale.add_node("anns-laptop", user=headscale.add_user("ann").name)
     website = cloudflare.add_record(world.zone, type="A", name="example.com", content="192.0.2.10", ttl=300)
     show(f"node {stale.id} {NAME} (offline), record {NAME} -> {stale.address}")

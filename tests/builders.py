@@ -13,11 +13,11 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
 
 NAME = "grafana.example.com"
-MARK = "tailscale-lifecycle/1 default"
+OUR_COMMENT = "tailscale-lifecycle/1 default"
 """The comment of our records at a workload's main name. `default` is the default of DNS_OWNER."""
-OTHER_MARK = "tailscale-lifecycle/1 staging"
+COMMENT_OF_OTHER_OWNER = "tailscale-lifecycle/1 staging"
 """The comment of records of another DNS_OWNER."""
-WORKLOAD_MARK = f"{MARK} {NAME}"
+COMMENT_AT_FURTHER_NAMES = f"{OUR_COMMENT} {NAME}"
 """The comment of our records at further names, which contains the workload's main name."""
 
 SVC = User("1", "svc")
@@ -25,11 +25,11 @@ ANN = User("2", "ann")
 VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 
 NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
-RECORD_IDENTITY = RecordIdentity(NAME, MARK, VPN_PREFIXES)
+RECORD_IDENTITY = RecordIdentity(NAME, OUR_COMMENT, VPN_PREFIXES)
 
 ALIAS, APEX, SHARED_NAME = "docs.example.com", "example.com", "*.apps.example.com"
 FURTHER_NAMES = tuple(
-    RecordIdentity(name, WORKLOAD_MARK, VPN_PREFIXES, kind, NAME)
+    RecordIdentity(name, COMMENT_AT_FURTHER_NAMES, VPN_PREFIXES, kind, NAME)
     for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.APEX_ALIAS), (SHARED_NAME, NameKind.SHARED))
 )
 
@@ -76,7 +76,7 @@ def a_record(
     content: str = "100.64.0.1",
     ttl_s: int = 60,
     proxied: bool = False,
-    comment: str = MARK,
+    comment: str = OUR_COMMENT,
 ) -> Record:
     """Return a record. By default it is ours and correct for node 1."""
     return Record(record_id, name, type_, content, ttl_s, proxied, comment)
@@ -84,7 +84,7 @@ def a_record(
 
 def a_spec(address: str = "100.64.0.1", *, ttl_s: int = 60) -> RecordSpec:
     """Return the desired record of an address, by default of node 1."""
-    return RecordSpec(NAME, ip_address(address), ttl_s, MARK)
+    return RecordSpec(NAME, ip_address(address), ttl_s, OUR_COMMENT)
 
 
 def addresses(*texts: str) -> tuple[IpAddress, ...]:

@@ -15,7 +15,7 @@ from lifecycle.dry_run import plan_commands
 from lifecycle.report import Report
 from lifecycle.settings.load import load
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunSettings, PruneSettings, StatusSettings
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.simulators.serve import serve
 from tests.simulators.tailnet import Node
 from tests.world import USER, World
@@ -53,7 +53,7 @@ def write_metadata(world: World, node: Node) -> None:
 def before_cleanup(world: World) -> Variables:
     """An earlier pod left a node and a record, and cleanup has not run yet."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, comment=MARK)
+    world.add_record(node.address, comment=OUR_COMMENT)
     return {}
 
 
@@ -78,7 +78,7 @@ def identified(world: World) -> Variables:
 def record_out_of_sync(world: World) -> Variables:
     """The name has two records with other addresses."""
     write_metadata(world, register_node(world))
-    world.add_record("100.64.0.99", comment=MARK)
+    world.add_record("100.64.0.99", comment=OUR_COMMENT)
     world.add_record("100.64.0.98")
     return {}
 
@@ -101,14 +101,14 @@ def superseded(world: World) -> Variables:
     """A later pod's node is online, and the record has its address."""
     write_metadata(world, register_node(world))
     later = world.headscale.add_node(NAME, user=USER)
-    world.add_record(later.address, ttl=60, comment=MARK)
+    world.add_record(later.address, ttl=60, comment=OUR_COMMENT)
     return {}
 
 
 def kept(world: World) -> Variables:
     """The state Secret contains the node of the earlier pod, which the new pod keeps."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return {"NODE_POLICY": "keep", "TS_KUBE_SECRET": "state"}
 
 
@@ -139,7 +139,7 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) 
     """Serve both upstreams on loopback, and set the environment of a pod that uses them."""
     with serve(world.headscale) as headscale, serve(world.cloudflare) as cloudflare:
         urls = {"HEADSCALE_URL": headscale, "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4"}
-        owner = {"DNS_OWNER": MARK.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
+        owner = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
         for name, value in (world.environment | urls | owner | variables).items():
             monkeypatch.setenv(name, value)
         yield

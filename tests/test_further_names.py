@@ -13,7 +13,7 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.domain.errors import NameTakenError
-from tests.builders import MARK, NAME, OTHER_MARK, WORKLOAD_MARK
+from tests.builders import COMMENT_AT_FURTHER_NAMES, COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.headscale import Node
@@ -28,7 +28,7 @@ MINUTE_S = 60.0
 SEVERAL_READS_S = 20 * MINUTE_S
 
 ALIASES = {"DNS_ALIASES": "docs,www.example.com,*.wiki"}
-CNAME = {f"CNAME {NAME}": WORKLOAD_MARK}
+CNAME = {f"CNAME {NAME}": COMMENT_AT_FURTHER_NAMES}
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def all_records(world: World) -> set[tuple[str, str, str, str]]:
 
 def test_aliases_point_to_the_main_name(world: World, node: Node) -> None:
     watch = run(world, node, **ALIASES)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     for name in ("docs.example.com", "www.example.com", "*.wiki.example.com"):
         assert world.records(name) == CNAME
     assert all((record.ttl, record.proxied) == (60, False) for record in world.cloudflare.records(world.zone_id))
@@ -78,7 +78,7 @@ def test_alias_that_is_the_domain_has_address_records(world: World, node: Node) 
     run(world, node, DNS_ALIASES="example.com", DNS_IPV6="true")
     v4, v6 = node.addresses
     records = {key: comment for key, comment in world.records("example.com").items() if not key.startswith("MX")}
-    assert records == {f"A {v4}": WORKLOAD_MARK, f"AAAA {v6}": WORKLOAD_MARK}
+    assert records == {f"A {v4}": COMMENT_AT_FURTHER_NAMES, f"AAAA {v6}": COMMENT_AT_FURTHER_NAMES}
 
 
 def test_correct_names_need_one_request_per_interval_and_no_write(world: World, node: Node) -> None:
@@ -97,7 +97,7 @@ def test_only_the_main_record_changes_with_the_address(world: World, node: Node)
     writes = len(world.cloudflare.writes)
     moved = world.headscale.readdress(node.id)
     run(world, moved, **ALIASES)
-    assert world.records() == {f"A {moved.address}": MARK}
+    assert world.records() == {f"A {moved.address}": OUR_COMMENT}
     assert world.records("docs.example.com") == CNAME
     assert len(world.cloudflare.writes) == writes + 1
 
@@ -106,18 +106,20 @@ def test_only_the_main_record_changes_with_the_address(world: World, node: Node)
 FOREIGN_RECORDS = [
     pytest.param({"content": "198.51.100.7"}, id="public-address"),
     pytest.param({"content": "100.64.0.1"}, id="VPN-address-without-a-comment"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK}, id="main-name-of-another-workload"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT}, id="main-name-of-another-workload"),
     pytest.param({"content": "x.example.com", "type_": "CNAME"}, id="CNAME"),
     pytest.param(
-        {"content": "wiki.example.com", "type_": "CNAME", "comment": f"{MARK} wiki.example.com"},
+        {"content": "wiki.example.com", "type_": "CNAME", "comment": f"{OUR_COMMENT} wiki.example.com"},
         id="alias-of-another-workload",
     ),
 ]
 FOREIGN_RECORDS_AT_AN_ALIAS = [
     *FOREIGN_RECORDS,
     pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
-    pytest.param({"content": "100.64.0.1", "comment": OTHER_MARK}, id="main-name-of-another-owner"),
-    pytest.param({"content": NAME, "type_": "CNAME", "comment": f"{WORKLOAD_MARK} x"}, id="CNAME-with-a-longer-mark"),
+    pytest.param({"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="main-name-of-another-owner"),
+    pytest.param(
+        {"content": NAME, "type_": "CNAME", "comment": f"{COMMENT_AT_FURTHER_NAMES} x"}, id="CNAME-with-a-longer-mark"
+    ),
     pytest.param({"content": "2001:db8::1", "type_": "AAAA"}, id="AAAA"),
     pytest.param({"content": "v=spf1", "type_": "TXT"}, id="TXT-that-a-CNAME-would-hide"),
     pytest.param({"content": "ns.example.org", "type_": "NS"}, id="delegation"),
@@ -136,7 +138,7 @@ def test_foreign_record_at_an_alias_is_reported_and_does_not_block_other_names(
     world.headscale.connect(node.id)
     watch = run(world, node, **ALIASES)
     assert world.cloudflare.records(world.zone_id, "www.example.com") == before
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert world.records("docs.example.com") == world.records("*.wiki.example.com") == CNAME
     assert {event["record"] for event in named(events, "record.foreign")} == {"www.example.com"}
     assert not watch.state.records.in_sync
@@ -164,7 +166,7 @@ def test_foreign_record_is_found_if_cloudflare_ignores_match_any(world: World, n
         return lambda request: upstream.handle(replace(request, query=request.query.replace("match=any", "match=all")))
 
     world.route = ignoring_match_any
-    world.add_record("100.64.9.9", comment=OTHER_MARK)
+    world.add_record("100.64.9.9", comment=COMMENT_OF_OTHER_OWNER)
     before = all_records(world)
     run(world, node, **ALIASES)
     assert all_records(world) == before
@@ -176,7 +178,7 @@ def test_refused_alias_does_not_block_other_names(world: World, node: Node) -> N
     world.cloudflare.faults.add(refusal(400, 81045), method="POST", after=1)
     watch = world.watch(Interface(*node.addresses), **ALIASES)
     watch.run_pass()
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert world.records("*.wiki.example.com") == CNAME
     world.run(watch, SEVERAL_READS_S)
     assert world.records("docs.example.com") == CNAME
@@ -211,13 +213,21 @@ def test_edited_alias_is_corrected_in_place(world: World, node: Node, change: di
 
 
 @pytest.mark.parametrize(
-    "mark", [MARK, f"{OTHER_MARK} {NAME}", f"{MARK} x{NAME}", f"was {WORKLOAD_MARK}", WORKLOAD_MARK.upper(), ""]
+    "mark",
+    [
+        OUR_COMMENT,
+        f"{COMMENT_OF_OTHER_OWNER} {NAME}",
+        f"{OUR_COMMENT} x{NAME}",
+        f"was {COMMENT_AT_FURTHER_NAMES}",
+        COMMENT_AT_FURTHER_NAMES.upper(),
+        "",
+    ],
 )
 def test_records_of_others_at_other_names_are_not_deleted(world: World, node: Node, mark: str) -> None:
     """Records at names that are no longer configured are deleted, but only those with exactly this workload's mark."""
     world.add_record(node.address, name="old.example.com", comment=mark)
     world.add_record(NAME, name="older.example.com", type_="CNAME", comment=mark)
-    world.add_record(WORKLOAD_MARK, name="note.example.com", type_="TXT", comment=WORKLOAD_MARK)
+    world.add_record(COMMENT_AT_FURTHER_NAMES, name="note.example.com", type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
     before = all_records(world)
     world.cleanup(**ALIASES).run()
     run(world, world.headscale.add_node(NAME, user=USER), **ALIASES)
@@ -240,12 +250,12 @@ def test_cleanup_keeps_the_cname_of_a_configured_alias(world: World, node: Node)
     """It is correct for the new pod, too. The address record at the domain is not."""
     run(world, node, DNS_ALIASES="docs,example.com")
     world.cleanup(DNS_ALIASES="docs,example.com").run()
-    assert all_records(world) == {("docs.example.com", "CNAME", NAME, WORKLOAD_MARK)}
+    assert all_records(world) == {("docs.example.com", "CNAME", NAME, COMMENT_AT_FURTHER_NAMES)}
 
 
 @pytest.mark.parametrize("setting", ["DNS_ALIASES", "DNS_SHARED_NAMES"])
 def test_name_can_change_between_alias_and_shared_name(world: World, node: Node, setting: str) -> None:
-    expected = {"DNS_ALIASES": CNAME, "DNS_SHARED_NAMES": {f"A {node.address}": WORKLOAD_MARK}}
+    expected = {"DNS_ALIASES": CNAME, "DNS_SHARED_NAMES": {f"A {node.address}": COMMENT_AT_FURTHER_NAMES}}
     other_setting = next(name for name in expected if name != setting)
     for name in (setting, other_setting):
         run(world, node, **{name: "docs"})
@@ -300,7 +310,7 @@ def ingress_pods(world: World, count: int = 3) -> list[Node]:
 
 def shared_by(*nodes: Node) -> dict[str, str]:
     """Return the expected records at a shared name, as `World.records` does."""
-    return {f"A {node.address}": f"{MARK} {node.name}" for node in nodes}
+    return {f"A {node.address}": f"{OUR_COMMENT} {node.name}" for node in nodes}
 
 
 def test_each_pod_has_a_record_at_each_shared_name(world: World) -> None:

@@ -20,7 +20,7 @@ from lifecycle.health.metrics import render_metrics
 from lifecycle.keyfile import writer as key_file_writer
 from lifecycle.settings.models import CleanupSettings, DnsWatchSettings
 from lifecycle.settings.reference import changed
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.releases import DEFAULT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
@@ -60,7 +60,7 @@ def world(make_world: MakeWorld) -> World:
 def add_leftovers(world: World) -> Node:
     """Add the node and the record of an earlier pod."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return node
 
 
@@ -88,23 +88,23 @@ def run_watch(world: World, seconds: float, node: Node, **variables: str) -> Dns
 
 FOREIGN_RECORDS = [
     pytest.param({"content": "100.64.0.1", "comment": "by hand"}, id="other-comment"),
-    pytest.param({"content": "100.64.0.1", "comment": OTHER_MARK}, id="other-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": f"{MARK}-2"}, id="longer-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK[:-1]}, id="shorter-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK.upper()}, id="mark-in-capitals"),
-    pytest.param({"content": "100.64.0.1", "comment": f" {MARK}"}, id="mark-after-a-space"),
-    pytest.param({"content": "100.64.0.1", "comment": f"was {MARK}"}, id="mark-after-a-word"),
+    pytest.param({"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="other-owner"),
+    pytest.param({"content": "100.64.0.1", "comment": f"{OUR_COMMENT}-2"}, id="longer-owner"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT[:-1]}, id="shorter-owner"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT.upper()}, id="mark-in-capitals"),
+    pytest.param({"content": "100.64.0.1", "comment": f" {OUR_COMMENT}"}, id="mark-after-a-space"),
+    pytest.param({"content": "100.64.0.1", "comment": f"was {OUR_COMMENT}"}, id="mark-after-a-word"),
     pytest.param({"content": "198.51.100.7"}, id="public-address-without-a-comment"),
     pytest.param({"content": "100.128.0.1"}, id="address-after-the-vpn-range-without-a-comment"),
     pytest.param({"content": "2001:db8::1", "type_": "AAAA"}, id="public-IPv6-address-without-a-comment"),
     pytest.param({"content": "fd7a:115c:a1e0::1", "type_": "AAAA", "comment": "by hand"}, id="AAAA-with-a-comment"),
-    pytest.param({"content": "100.64.0.1", "type_": "TXT", "comment": MARK}, id="TXT-with-our-mark"),
-    pytest.param({"content": "example.org", "type_": "CNAME", "comment": MARK}, id="CNAME-with-our-mark"),
-    pytest.param({"content": "ns.example.org", "type_": "NS", "comment": MARK}, id="NS-with-our-mark"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK, "name": f"x.{NAME}"}, id="subdomain"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK, "name": f"x{NAME}"}, id="longer-name"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK, "name": "example.com"}, id="parent-domain"),
-    pytest.param({"content": "100.64.0.1", "comment": MARK, "name": f"{NAME}.example.com"}, id="name-as-prefix"),
+    pytest.param({"content": "100.64.0.1", "type_": "TXT", "comment": OUR_COMMENT}, id="TXT-with-our-mark"),
+    pytest.param({"content": "example.org", "type_": "CNAME", "comment": OUR_COMMENT}, id="CNAME-with-our-mark"),
+    pytest.param({"content": "ns.example.org", "type_": "NS", "comment": OUR_COMMENT}, id="NS-with-our-mark"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": f"x.{NAME}"}, id="subdomain"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": f"x{NAME}"}, id="longer-name"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": "example.com"}, id="parent-domain"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": f"{NAME}.example.com"}, id="name-as-prefix"),
 ]
 
 
@@ -120,7 +120,7 @@ def test_never_1_foreign_record_is_not_changed(world: World, fields: dict[str, A
 
 
 def test_never_1_record_that_is_renamed_after_it_was_read_is_not_deleted(world: World) -> None:
-    record = world.add_record("100.64.0.99", ttl=60, comment=MARK)
+    record = world.add_record("100.64.0.99", ttl=60, comment=OUR_COMMENT)
     world.cloudflare.change_record(record, name="wiki.example.com")
     world.cloudflare.faults.add(faults.stale(), method="GET")
     run_watch(world, SEVERAL_READS_S, world.headscale.add_node(NAME, user=USER))
@@ -129,13 +129,13 @@ def test_never_1_record_that_is_renamed_after_it_was_read_is_not_deleted(world: 
 
 def test_our_record_is_deleted_by_cleanup_and_updated_by_dns_watch(world: World) -> None:
     """The tests above would also pass if the program changed nothing at all."""
-    world.add_record("100.64.0.99", comment=MARK)
+    world.add_record("100.64.0.99", comment=OUR_COMMENT)
     world.cleanup().run()
     assert world.records() == {}
-    world.add_record("100.64.0.99", comment=MARK)
+    world.add_record("100.64.0.99", comment=OUR_COMMENT)
     node = register_node(world)
     run_watch(world, SEVERAL_READS_S, node)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 # --- 2: a node that is not ours is never deleted or expired -------------------------------------------
@@ -220,7 +220,7 @@ def test_never_3_cleanup_changes_nothing_if_headscale_is_unreadable(world: World
 @pytest.mark.parametrize("fault", UNUSABLE_RESPONSES)
 def test_never_3_zone_is_not_changed_if_a_page_is_unreadable(world: World, fault: Fault) -> None:
     for number in range(1, 131):
-        world.add_record(f"100.64.0.{number}", comment=MARK)
+        world.add_record(f"100.64.0.{number}", comment=OUR_COMMENT)
     for path in ("page=1", "page=2"):
         world.cloudflare.faults.clear()
         world.cloudflare.faults.add(fault, method="GET", path=path, times=None)
@@ -421,7 +421,7 @@ def test_never_6_the_later_of_two_pods_owns_the_name(make_world: MakeWorld, vers
     assert writes <= 2
     world.run_together(*pair, seconds=2 * SEVERAL_READS_S)
     assert len(world.cloudflare.writes) == writes
-    assert world.records() == {f"A {nodes[1].address}": MARK}
+    assert world.records() == {f"A {nodes[1].address}": OUR_COMMENT}
     assert (earlier.state.superseded_by, later.state.superseded_by) == (str(nodes[1].id), None)
 
 
@@ -434,7 +434,7 @@ def test_never_6_pod_whose_node_is_gone_stands_down_for_its_successor(world: Wor
     node = register_node(world)
     later = world.watch(Interface(*node.addresses))
     world.run_together(earlier, later, seconds=2 * SEVERAL_READS_S)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     # Sent by the earlier pod, by `cleanup`, and by the later pod.
     assert [write.method for write in world.cloudflare.writes] == ["POST", "DELETE", "POST"]
     assert earlier.state.superseded_by == str(node.id)
@@ -474,7 +474,7 @@ def test_never_7_other_spelling_of_an_ipv6_address_is_not_a_difference(world: Wo
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_never_7_later_cleanup_sends_no_write_to_cloudflare(world: World, dns_cleanup: str) -> None:
     add_leftovers(world)
-    world.add_record("100.64.0.98", comment=MARK)
+    world.add_record("100.64.0.98", comment=OUR_COMMENT)
     world.add_record("by hand", type_="TXT")
     for _ in range(2):
         world.cleanup(DNS_CLEANUP=dns_cleanup).run()

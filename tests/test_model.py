@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from lifecycle.domain.model import PreAuthKey, Record, User
-from tests.builders import EXPIRED, MARK, NOW, SVC, a_node, a_record, a_spec
+from tests.builders import EXPIRED, NOW, OUR_COMMENT, SVC, a_node, a_record, a_spec
 
 LATER = NOW + timedelta(seconds=1)
 V6 = "fd7a:115c:a1e0::1"
@@ -76,11 +76,11 @@ def test_only_a_created_key_has_a_secret() -> None:
         pytest.param(a_record(content="nonsense"), {"content": "100.64.0.1"}, id="content-that-is-not-an-address"),
         pytest.param(a_record(ttl_s=1), {"ttl": 60}, id="ttl"),
         pytest.param(a_record(proxied=True), {"proxied": False}, id="proxied"),
-        pytest.param(a_record(comment=""), {"comment": MARK}, id="no-comment"),
-        pytest.param(a_record(comment=MARK.upper()), {"comment": MARK}, id="comment-in-upper-case"),
+        pytest.param(a_record(comment=""), {"comment": OUR_COMMENT}, id="no-comment"),
+        pytest.param(a_record(comment=OUR_COMMENT.upper()), {"comment": OUR_COMMENT}, id="comment-in-upper-case"),
         pytest.param(
             a_record(content="100.64.0.2", ttl_s=1, proxied=True, comment=""),
-            {"content": "100.64.0.1", "ttl": 60, "proxied": False, "comment": MARK},
+            {"content": "100.64.0.1", "ttl": 60, "proxied": False, "comment": OUR_COMMENT},
             id="all",
         ),
     ],

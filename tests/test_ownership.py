@@ -13,10 +13,10 @@ from lifecycle.domain.model import KeyOrigin, Node, Record, RegisterMethod, User
 from lifecycle.domain.ownership import NodeIdentity, RecordIdentity, choose_user, mark_of
 from tests.builders import (
     ANN,
-    MARK,
+    COMMENT_OF_OTHER_OWNER,
     NAME,
     NODE_IDENTITY,
-    OTHER_MARK,
+    OUR_COMMENT,
     RECORD_IDENTITY,
     SVC,
     VPN_PREFIXES,
@@ -166,12 +166,12 @@ def test_record_with_our_mark_or_an_unmarked_vpn_address_is_ours(record: Record)
     "record",
     [
         pytest.param(a_record(comment="managed by terraform"), id="foreign-comment"),
-        pytest.param(a_record(comment=OTHER_MARK), id="another-owner's-mark"),
-        pytest.param(a_record(comment=MARK.upper()), id="our-mark-in-upper-case"),
-        pytest.param(a_record(comment=MARK.capitalize()), id="our-mark-capitalised"),
-        pytest.param(a_record(comment=f"{MARK} "), id="our-mark-and-a-blank"),
-        pytest.param(a_record(comment=f"{MARK}2"), id="our-mark-and-more"),
-        pytest.param(a_record(comment=f"x {MARK}"), id="text-before-our-mark"),
+        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="another-owner's-mark"),
+        pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our-mark-in-upper-case"),
+        pytest.param(a_record(comment=OUR_COMMENT.capitalize()), id="our-mark-capitalised"),
+        pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our-mark-and-a-blank"),
+        pytest.param(a_record(comment=f"{OUR_COMMENT}2"), id="our-mark-and-more"),
+        pytest.param(a_record(comment=f"x {OUR_COMMENT}"), id="text-before-our-mark"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="our-mark-of-another-version"),
         pytest.param(a_record(comment=" "), id="blank-comment"),
         pytest.param(a_record(comment="", content=PUBLIC_ADDRESS), id="unmarked-outside-the-VPN"),
@@ -199,7 +199,7 @@ def test_other_record_is_not_ours(record: Record) -> None:
 def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -> None:
     owned = RECORD_IDENTITY.owns_record(a_record(comment=comment, content=content))
 
-    assert owned is (comment == MARK or (comment == "" and content == "100.64.0.1"))
+    assert owned is (comment == OUR_COMMENT or (comment == "" and content == "100.64.0.1"))
 
 
 @pytest.mark.parametrize(
@@ -207,14 +207,21 @@ def test_record_with_any_other_comment_is_not_ours(comment: str, content: str) -
     [
         pytest.param(a_record(), True, False, id="ours"),
         pytest.param(a_record(comment=""), False, False, id="unmarked"),
-        pytest.param(a_record(comment=OTHER_MARK), False, True, id="another-owner's"),
+        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), False, True, id="another-owner's"),
         pytest.param(a_record(comment="tailscale-lifecycle/2 default"), False, True, id="later-mark-version"),
         pytest.param(
-            a_record(comment=OTHER_MARK, type_="AAAA", content=VPN_IPV6_ADDRESS), False, True, id="another-owner's-AAAA"
+            a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN_IPV6_ADDRESS),
+            False,
+            True,
+            id="another-owner's-AAAA",
         ),
-        pytest.param(a_record(comment=OTHER_MARK, type_="TXT", content="x"), False, False, id="another-type"),
-        pytest.param(a_record(comment=OTHER_MARK, name=f"x{NAME}"), False, False, id="another-name"),
-        pytest.param(a_record(comment=f"see {OTHER_MARK}"), False, False, id="comment-that-contains-a-mark"),
+        pytest.param(
+            a_record(comment=COMMENT_OF_OTHER_OWNER, type_="TXT", content="x"), False, False, id="another-type"
+        ),
+        pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, name=f"x{NAME}"), False, False, id="another-name"),
+        pytest.param(
+            a_record(comment=f"see {COMMENT_OF_OTHER_OWNER}"), False, False, id="comment-that-contains-a-mark"
+        ),
         pytest.param(a_record(comment="managed by terraform"), False, False, id="foreign"),
     ],
 )
@@ -230,7 +237,7 @@ def test_mark_is_that_of_existing_records() -> None:
 
 def test_vpn_addresses_are_selected_by_prefix_in_their_order() -> None:
     all_addresses = addresses(VPN_IPV6_ADDRESS, "192.0.2.1", "100.64.0.2", "::1", "100.64.0.1", "fe80::1")
-    ipv4_only = RecordIdentity(NAME, MARK, VPN_PREFIXES[:1])
+    ipv4_only = RecordIdentity(NAME, OUR_COMMENT, VPN_PREFIXES[:1])
 
     assert RECORD_IDENTITY.vpn_addresses(all_addresses) == addresses(VPN_IPV6_ADDRESS, "100.64.0.2", "100.64.0.1")
     assert ipv4_only.vpn_addresses(all_addresses) == addresses("100.64.0.2", "100.64.0.1")

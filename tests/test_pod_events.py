@@ -18,7 +18,7 @@ from lifecycle.domain.errors import ConfigError
 from lifecycle.domain.events import Event, error, info, warning
 from lifecycle.domain.pod_events import NOTES, pod_event
 from lifecycle.runtime.logs import listening, log_event
-from tests.builders import MARK, NAME, NOW, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, NOW, OUR_COMMENT
 from tests.in_cluster import MEMORY_URL, memory_access
 from tests.pod.rendering import DEPLOY, of_kind, render
 from tests.simulators import faults
@@ -252,20 +252,20 @@ class TestCommands:
     def test_record_is_created_and_updated(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
         world.run(world.watch(Interface(node.address)), 60)
-        world.add_record("100.64.0.99", name="wiki.example.com", comment=MARK)
+        world.add_record("100.64.0.99", name="wiki.example.com", comment=OUR_COMMENT)
         wiki = world.headscale.add_node("wiki.example.com", user=USER)
         world.run(world.watch(Interface(wiki.address), TS_HOSTNAME="wiki.example.com"), 60)
         assert reasons == ["RecordCreated", "RecordUpdated"]
 
     def test_foreign_record(self, world: World, reasons: list[str]) -> None:
         node = world.headscale.add_node(NAME, user=USER)
-        world.add_record("203.0.113.7", comment=OTHER_MARK)
+        world.add_record("203.0.113.7", comment=COMMENT_OF_OTHER_OWNER)
         world.run(world.watch(Interface(node.address)), 60)
         assert set(reasons) == {"RecordForeign"}
 
     def test_superseded_node(self, world: World, reasons: list[str]) -> None:
         old, new = (world.headscale.add_node(NAME, user=USER) for _ in range(2))
-        world.add_record(new.address, ttl=60, comment=MARK)
+        world.add_record(new.address, ttl=60, comment=OUR_COMMENT)
         world.run(world.watch(Interface(old.address)), 60)
         assert reasons == ["NodeSuperseded"]
 

@@ -14,7 +14,7 @@ from lifecycle.dry_run import cleanup_section, context, watch_section
 from lifecycle.report import Report, Section, Step
 from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import DryRunSettings
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.world import USER, Interface, World
@@ -185,7 +185,7 @@ class TestDryRun:
             "user": USER,
             "zone": "example.com",
             "name": NAME,
-            "owner": MARK,
+            "owner": OUR_COMMENT,
         }
 
     def test_only_a_key_is_planned_without_leftovers(self, world: World) -> None:
@@ -198,7 +198,7 @@ class TestDryRun:
 
     def test_leftovers_are_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER, online=False)
-        world.add_record(node.address, comment=MARK)
+        world.add_record(node.address, comment=OUR_COMMENT)
 
         report = dry_run_in(world)
 
@@ -219,7 +219,7 @@ class TestDryRun:
     def test_cleanup_does_what_the_dry_run_planned(self, world: World) -> None:
         for online in (True, False):
             node = world.headscale.add_node(NAME, user=USER, online=online)
-            world.add_record(node.address, comment=MARK)
+            world.add_record(node.address, comment=OUR_COMMENT)
         world.headscale.add_node(NAME, user=world.headscale.add_user("ann").name)
         world.add_record("100.64.0.99", type_="TXT")
         planned = section(dry_run_in(world, HEADSCALE_USER=USER), "cleanup").steps
@@ -247,7 +247,7 @@ class TestDryRun:
         ("content", "comment", "expected"),
         [
             pytest.param(None, "", [("create", "record")], id="no-record"),
-            pytest.param("100.64.0.99", MARK, [("update", "record")], id="old-address"),
+            pytest.param("100.64.0.99", OUR_COMMENT, [("update", "record")], id="old-address"),
             pytest.param("100.64.0.99", "", [("update", "record")], id="old-address-without-a-comment"),
         ],
     )
@@ -285,8 +285,8 @@ class TestDryRun:
 
     def test_duplicate_record_is_planned_for_deletion(self, world: World) -> None:
         node = world.headscale.add_node(NAME, user=USER)
-        world.add_record(node.address, comment=MARK, ttl=60)
-        world.add_record("100.64.0.99", comment=MARK, ttl=60)
+        world.add_record(node.address, comment=OUR_COMMENT, ttl=60)
+        world.add_record("100.64.0.99", comment=OUR_COMMENT, ttl=60)
 
         assert steps(dry_run_in(world, Interface(node.address)), "dns-watch") == [("delete", "record")]
 
@@ -300,13 +300,13 @@ class TestDryRun:
         [note] = [note for note in section(report, "dns-watch").notes if "in the way" in note]
         assert "203.0.113.7" in note
         assert "managed by terraform" in note
-        assert MARK in note
+        assert OUR_COMMENT in note
         assert not report.problems
 
     def test_superseded_pod_changes_nothing(self, world: World) -> None:
         old = world.headscale.add_node(NAME, user=USER)
         new = world.headscale.add_node(NAME, user=USER)
-        world.add_record(new.address, comment=MARK, ttl=60)
+        world.add_record(new.address, comment=OUR_COMMENT, ttl=60)
 
         report = dry_run_in(world, Interface(old.address))
 
@@ -324,18 +324,18 @@ class TestDryRun:
 
     def test_name_of_another_owner_is_a_problem(self, world: World) -> None:
         world.headscale.add_node(NAME, user=USER, online=False)
-        world.add_record("100.64.0.99", comment=OTHER_MARK)
+        world.add_record("100.64.0.99", comment=COMMENT_OF_OTHER_OWNER)
 
         report = dry_run_in(world)
 
         assert steps(report, "cleanup") == []
-        assert OTHER_MARK in section(report, "cleanup").problems[0]
+        assert COMMENT_OF_OTHER_OWNER in section(report, "cleanup").problems[0]
         assert report.problems
 
     def test_unreadable_zone_is_a_problem(self, world: World) -> None:
         """The nodes are still planned; no record is."""
         node = world.headscale.add_node(NAME, user=USER)
-        world.add_record("100.64.0.99", comment=MARK)
+        world.add_record("100.64.0.99", comment=OUR_COMMENT)
         world.cloudflare.faults.add(faults.html(502), times=None)
 
         report = dry_run_in(world, Interface(node.address))
@@ -369,7 +369,7 @@ class TestDryRun:
         assert steps(report, "dns-watch") == [("create", "record")]
 
     def test_unreachable_headscale_is_a_problem(self, world: World) -> None:
-        world.add_record("100.64.0.99", comment=MARK)
+        world.add_record("100.64.0.99", comment=OUR_COMMENT)
         world.headscale.faults.add(faults.refuse(), times=None)
 
         report = dry_run_in(world)

@@ -16,7 +16,7 @@ from lifecycle.cleanup.plan import NoKeptNode, find_kept_node
 from lifecycle.cleanup.run import Cleanup
 from lifecycle.domain.errors import ConfigError, ResponseError, TransientError
 from lifecycle.domain.model import Node, RegisterMethod, User
-from tests.builders import ANN, EXPIRED, MARK, NAME, NODE_IDENTITY, NOW, a_node
+from tests.builders import ANN, EXPIRED, NAME, NODE_IDENTITY, NOW, OUR_COMMENT, a_node
 from tests.in_cluster import NAMESPACE, STATE_SECRET, ClusterWorld, may_read
 from tests.simulators import faults
 from tests.simulators.dialects import VERSIONS
@@ -116,7 +116,7 @@ def add_kept_node(world: ClusterWorld) -> SimulatedNode:
     """Add the node, record and state of a workload, and one older node."""
     world.headscale.add_node(NAME, user=USER, online=False)
     node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, {"device_id": str(node.id), "_machinekey": "privkey:00"})
     return node
 
@@ -143,7 +143,7 @@ def test_kept_node_and_its_record_stay_and_others_are_deleted(
     kept = add_kept_node(world)
     cleanup(world, access).run()
     assert [node.id for node in world.headscale.nodes] == [kept.id]
-    assert world.records() == {f"A {kept.address}": MARK}
+    assert world.records() == {f"A {kept.address}": OUR_COMMENT}
     assert world.cloudflare.writes == []
     assert (metadata(world)["kept_node_id"], metadata(world)["pre_auth_key_id"]) == (str(kept.id), "3")
     # The fresh key works if the kept node is deleted in Headscale later.
@@ -166,9 +166,9 @@ def test_dns_watch_finds_the_kept_node_and_writes_nothing(interface: bool, world
 def test_stale_duplicate_of_the_kept_nodes_record_is_deleted(world: ClusterWorld) -> None:
     """DNS_CLEANUP=keep leaves no stale record beside a valid one."""
     node = add_kept_node(world)
-    world.add_record("100.64.99.1", ttl=60, comment=MARK)
+    world.add_record("100.64.99.1", ttl=60, comment=OUR_COMMENT)
     cleanup(world, DNS_CLEANUP="keep").run()
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 def test_first_start_keeps_no_node(world: ClusterWorld, events: Events) -> None:
@@ -322,7 +322,7 @@ def test_restored_database_does_not_keep_the_node_of_another_machine(world: Clus
     """The pod's node was created after the backup; its id now belongs to another pod's node of the same name."""
     backup = world.headscale.backup()
     node = world.headscale.add_node(NAME, user=USER, online=False, machine_key=PUBLIC_KEY)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     values = {"device_id": str(node.id), "_machinekey": PRIVATE_KEY}
     world.kubernetes.put_secret(NAMESPACE, STATE_SECRET, values)
     world.headscale.restore(backup)

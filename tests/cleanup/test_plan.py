@@ -28,12 +28,12 @@ from lifecycle.domain.errors import NameTakenError
 from lifecycle.domain.model import IpAddress, KeySpec, Node, Record, RegisterMethod, User
 from tests.builders import (
     ANN,
+    COMMENT_OF_OTHER_OWNER,
     EXPIRED,
-    MARK,
     NAME,
     NODE_IDENTITY,
     NOW,
-    OTHER_MARK,
+    OUR_COMMENT,
     RECORD_IDENTITY,
     SVC,
     a_node,
@@ -150,8 +150,8 @@ class TestRecords:
         "record",
         [
             pytest.param(a_record(comment="managed by terraform"), id="foreign"),
-            pytest.param(a_record(comment=MARK.upper()), id="our mark in upper case"),
-            pytest.param(a_record(comment=f" {MARK}"), id="a space and our mark"),
+            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our mark in upper case"),
+            pytest.param(a_record(comment=f" {OUR_COMMENT}"), id="a space and our mark"),
             pytest.param(a_record(comment="", content="203.0.113.7"), id="unmarked with a public address"),
             pytest.param(a_record(comment="", content="nonsense"), id="unmarked without an address"),
             pytest.param(a_record(name=f"x.{NAME}"), id="another name"),
@@ -230,20 +230,23 @@ class TestTakenName:
     @pytest.mark.parametrize(
         "record",
         [
-            pytest.param(a_record(comment=OTHER_MARK), id="another namespace"),
+            pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="another namespace"),
             pytest.param(
-                a_record(comment=OTHER_MARK, content="203.0.113.7"), id="another namespace with a public address"
+                a_record(comment=COMMENT_OF_OTHER_OWNER, content="203.0.113.7"),
+                id="another namespace with a public address",
             ),
-            pytest.param(a_record(comment=OTHER_MARK, type_="AAAA", content=VPN6), id="another namespace's AAAA"),
+            pytest.param(
+                a_record(comment=COMMENT_OF_OTHER_OWNER, type_="AAAA", content=VPN6), id="another namespace's AAAA"
+            ),
             pytest.param(a_record(comment="tailscale-lifecycle/2 default"), id="mark of a later version"),
-            pytest.param(a_record(comment=f"{MARK} "), id="our mark and a space"),
+            pytest.param(a_record(comment=f"{OUR_COMMENT} "), id="our mark and a space"),
         ],
     )
     def test_name_of_another_owner_is_refused(self, record: Record) -> None:
         with pytest.raises(NameTakenError) as raised:
             refuse_taken_name([a_record("0"), record], record_identity=RECORD_IDENTITY)
 
-        for part in (NAME, record.content, record.comment, MARK, "TS_HOSTNAME"):
+        for part in (NAME, record.content, record.comment, OUR_COMMENT, "TS_HOSTNAME"):
             assert part in str(raised.value)
 
     @pytest.mark.parametrize(
@@ -252,9 +255,9 @@ class TestTakenName:
             pytest.param(a_record(), id="ours"),
             pytest.param(a_record(comment=""), id="unmarked with a VPN address"),
             pytest.param(a_record(comment="managed by terraform"), id="foreign"),
-            pytest.param(a_record(comment=OTHER_MARK, name=f"x.{NAME}"), id="at another name"),
-            pytest.param(a_record(comment=OTHER_MARK, type_="TXT", content="x"), id="TXT"),
-            pytest.param(a_record(comment=f"was {OTHER_MARK}"), id="comment that contains the mark"),
+            pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, name=f"x.{NAME}"), id="at another name"),
+            pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER, type_="TXT", content="x"), id="TXT"),
+            pytest.param(a_record(comment=f"was {COMMENT_OF_OTHER_OWNER}"), id="comment that contains the mark"),
         ],
     )
     def test_name_with_another_record_is_accepted(self, record: Record) -> None:
@@ -291,7 +294,9 @@ RECORDS = st.lists(
         name=st.sampled_from([NAME, NAME, NAME, f"x.{NAME}"]),
         type_=st.sampled_from(["A", "A", "AAAA", "CNAME", "TXT"]),
         content=st.sampled_from(CONTENTS),
-        comment=st.sampled_from([MARK, MARK, "", "", OTHER_MARK, "foreign", MARK.upper()]),
+        comment=st.sampled_from(
+            [OUR_COMMENT, OUR_COMMENT, "", "", COMMENT_OF_OTHER_OWNER, "foreign", OUR_COMMENT.upper()]
+        ),
     ),
     max_size=8,
     unique_by=lambda record: record.id,
@@ -349,7 +354,9 @@ class TestProperties:
             record = change.record
             assert record in records
             assert (record.name, record.type in {"A", "AAAA"}) == (NAME, True)
-            assert record.comment == MARK or (record.comment == "" and record.content.startswith(("100.64.", "fd7a:")))
+            assert record.comment == OUR_COMMENT or (
+                record.comment == "" and record.content.startswith(("100.64.", "fd7a:"))
+            )
             assert record.address not in others["our_addresses"]
 
     @given(RECORDS, OTHER_ARGUMENTS)
@@ -386,7 +393,7 @@ class TestProperties:
     @given(RECORDS)
     def test_name_is_refused_only_for_the_mark_of_another_owner(self, records: list[Record]) -> None:
         taken = any(
-            record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment == OTHER_MARK
+            record.name == NAME and record.type in {"A", "AAAA", "CNAME"} and record.comment == COMMENT_OF_OTHER_OWNER
             for record in records
         )
         try:

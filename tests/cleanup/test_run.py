@@ -29,7 +29,7 @@ from lifecycle.domain.errors import (
 from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import CleanupSettings
 from lifecycle.wiring.writers import connect_writers
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
@@ -55,7 +55,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 def with_leftovers(world: World) -> World:
     """Add the node and the record of an earlier pod."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return world
 
 
@@ -86,7 +86,7 @@ def test_leftovers_are_removed_and_a_fresh_key_is_written(
 ) -> None:
     world = with_leftovers(World(monkeypatch, tmp_path, version))
     other = world.headscale.add_node("wiki.example.com", user=USER)
-    world.add_record(other.address, name="wiki.example.com", comment=MARK)
+    world.add_record(other.address, name="wiki.example.com", comment=OUR_COMMENT)
     world.cleanup().run()
     assert world.hostnames == ["wiki.example.com"]
     assert world.records() == {}
@@ -167,7 +167,7 @@ def test_second_run_in_the_same_pod_replaces_everything(world: World) -> None:
     world.cleanup().run()
     first = world.key
     node = world.headscale.register(key=first, hostname=NAME)
-    world.add_record(node.address, ttl=60, comment=MARK)
+    world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     world.cleanup().run()
     assert world.headscale.nodes == []
     assert world.records() == {}
@@ -229,8 +229,8 @@ def test_node_whose_id_was_assigned_to_another_machine_stays(world: World) -> No
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_name_of_another_owner_is_refused_and_nothing_is_changed(world: World, dns_cleanup: str) -> None:
     with_leftovers(world)
-    world.add_record("100.64.0.9", comment=OTHER_MARK)
-    with pytest.raises(NameTakenError, match=rf'{NAME}.*"{OTHER_MARK}".*"{MARK}".*TS_HOSTNAME'):
+    world.add_record("100.64.0.9", comment=COMMENT_OF_OTHER_OWNER)
+    with pytest.raises(NameTakenError, match=rf'{NAME}.*"{COMMENT_OF_OTHER_OWNER}".*"{OUR_COMMENT}".*TS_HOSTNAME'):
         world.cleanup(DNS_CLEANUP=dns_cleanup).run()
     assert is_unchanged(world)
 
@@ -245,10 +245,10 @@ def test_records_of_the_configured_owner_are_ours(world: World) -> None:
 
 
 def test_only_records_of_ours_are_deleted(world: World) -> None:
-    world.add_record("100.64.0.8", comment=MARK)
+    world.add_record("100.64.0.8", comment=OUR_COMMENT)
     world.add_record("100.64.0.9")
-    world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=MARK)
-    world.add_record("198.51.100.7", comment=MARK)
+    world.add_record("fd7a:115c:a1e0::8", type_="AAAA", comment=OUR_COMMENT)
+    world.add_record("198.51.100.7", comment=OUR_COMMENT)
     foreign = {
         "A 198.51.100.8": "",
         "A 100.64.0.10": "by hand",
@@ -258,7 +258,7 @@ def test_only_records_of_ours_are_deleted(world: World) -> None:
     for text, comment in foreign.items():
         type_, _, content = text.partition(" ")
         world.add_record(content, type_=type_, comment=comment or None)
-    world.add_record("100.64.0.11", name=f"x.{NAME}", comment=MARK)
+    world.add_record("100.64.0.11", name=f"x.{NAME}", comment=OUR_COMMENT)
     world.cleanup().run()
     assert world.records() == foreign
     assert len(world.records(f"x.{NAME}")) == 1
@@ -269,10 +269,10 @@ def test_only_records_of_ours_are_deleted(world: World) -> None:
 def test_stale_record_with_the_address_of_another_node_is_not_left(world: World, events: Events) -> None:
     """If the record were left, the name would resolve to another machine."""
     other = world.headscale.add_node("phone", user=USER)
-    world.add_record(other.address, comment=MARK)
-    world.add_record("100.64.0.9", comment=MARK)
+    world.add_record(other.address, comment=OUR_COMMENT)
+    world.add_record("100.64.0.9", comment=OUR_COMMENT)
     world.cleanup(DNS_CLEANUP="keep").run()
-    assert world.records() == {"A 100.64.0.9": MARK}
+    assert world.records() == {"A 100.64.0.9": OUR_COMMENT}
     assert [event["reason"] for event in named(events, "record.deleted")] == ["its address belongs to another node"]
 
 
@@ -288,7 +288,7 @@ def run_while_the_key_is_created(world: World, action: Callable[[], object]) -> 
 def give_to_another_owner(world: World) -> None:
     """Another owner takes over the record."""
     [record] = world.cloudflare.records(world.zone_id, NAME)
-    world.cloudflare.change_record(record.id, comment=OTHER_MARK)
+    world.cloudflare.change_record(record.id, comment=COMMENT_OF_OTHER_OWNER)
 
 
 def give_to_another_tool(world: World) -> None:
@@ -304,7 +304,7 @@ def publish_a_later_pod(world: World) -> None:
 
 
 @pytest.mark.parametrize("change", [give_to_another_owner, give_to_another_tool, publish_a_later_pod])
-@pytest.mark.parametrize("comment", [MARK, ""])
+@pytest.mark.parametrize("comment", [OUR_COMMENT, ""])
 @pytest.mark.parametrize("dns_cleanup", ["delete", "keep"])
 def test_record_that_changes_during_the_run_stays(
     world: World, events: Events, change: Callable[[World], None], comment: str, dns_cleanup: str
@@ -324,7 +324,7 @@ def test_record_that_a_later_pod_makes_valid_during_the_run_stays(world: World) 
     node = with_leftovers(world).headscale.nodes[0]
     run_while_the_key_is_created(world, lambda: world.headscale.add_node(NAME, user=USER, addresses=node.addresses))
     world.cleanup().run()
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert world.cloudflare.writes == []
 
 
@@ -372,7 +372,7 @@ def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, 
     world.cleanup().run()
     assert world.headscale.nodes == []
     assert world.key is not None
-    assert world.records() == {"A 100.64.0.1": MARK}
+    assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
     assert len(named(events, "zone.unreadable")) == 1
     assert world.clock.elapsed_s == 0
     assert len(world.cloudflare.requests) == 1
@@ -380,7 +380,7 @@ def test_unreadable_zone_does_not_block_the_start(world: World, events: Events, 
 
 def test_incomplete_list_of_records_deletes_nothing(world: World, events: Events) -> None:
     for number in range(1, 131):
-        world.add_record(f"100.64.0.{number}", comment=MARK)
+        world.add_record(f"100.64.0.{number}", comment=OUR_COMMENT)
     world.cloudflare.faults.add(faults.html(502), path="page=2")
     world.cleanup().run()
     assert len(world.records()) == 130

@@ -14,14 +14,14 @@ from lifecycle.clients.cloudflare.writer import CloudflareWriter
 from lifecycle.clients.json_client import Credential
 from lifecycle.domain.errors import ApiError, AuthError, ConflictError, NotFoundError, ResponseError, TransientError
 from lifecycle.domain.model import Record, RecordSpec
-from tests.builders import MARK, NAME, OTHER_MARK, a_record, a_spec
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT, a_record, a_spec
 from tests.simulators import faults
 from tests.simulators.cloudflare import CloudflareSimulator, refusal
 from tests.simulators.cloudflare import Record as SimulatedRecord
 from tests.simulators.faults import Fault
 from tests.world import ZONE, json_client
 
-IPV6_SPEC = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, MARK)
+IPV6_SPEC = RecordSpec(NAME, ip_address("fd7a:115c:a1e0::1"), 60, OUR_COMMENT)
 
 
 class Account(CloudflareSimulator):
@@ -33,7 +33,7 @@ class Account(CloudflareSimulator):
 
     def add(self, content: str, *, zone_id: str | None = None, **fields: Any) -> str:
         """Add a record, by default an A record of ours at the name, and return its id."""
-        defaults: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": MARK}
+        defaults: dict[str, Any] = {"type": "A", "name": NAME, "ttl": 60, "comment": OUR_COMMENT}
         return self.add_record(zone_id or self.zone_id, content=content, **(defaults | fields))
 
     def at_name(self) -> list[SimulatedRecord]:
@@ -81,19 +81,19 @@ def test_records_of_every_type_at_the_exact_name_are_read(account: Account, clou
         account.add("100.64.0.9", name=other_name)
     read = {(record.type, record.content, record.ttl_s, record.comment) for record in cloudflare.records(NAME)}
     assert read == {
-        ("A", "100.64.0.1", 60, MARK),
+        ("A", "100.64.0.1", 60, OUR_COMMENT),
         ("AAAA", "fd7a:115c:a1e0::1", 60, ""),
         ("TXT", "v=spf1 -all", 60, "mail"),
-        ("MX", "mx.example.com", 1, MARK),
+        ("MX", "mx.example.com", 1, OUR_COMMENT),
     }
 
 
 def test_records_with_a_comment_are_read_with_the_same_request(account: Account, cloudflare: CloudflareWriter) -> None:
     account.add("100.64.0.1")
-    account.add(NAME, type="CNAME", name="docs.example.com", comment=f"{MARK} {NAME}")
-    for number, comment in enumerate((MARK, f"{MARK} {NAME}".upper(), f"{MARK} x{NAME}", None)):
+    account.add(NAME, type="CNAME", name="docs.example.com", comment=f"{OUR_COMMENT} {NAME}")
+    for number, comment in enumerate((OUR_COMMENT, f"{OUR_COMMENT} {NAME}".upper(), f"{OUR_COMMENT} x{NAME}", None)):
         account.add(f"100.64.1.{number}", name="other.example.com", comment=comment)
-    read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{MARK} {NAME}")}
+    read = {(record.name, record.type) for record in cloudflare.records(NAME, comment=f"{OUR_COMMENT} {NAME}")}
     assert read == {(NAME, "A"), ("docs.example.com", "CNAME")}
     assert len(account.requests) == 1
 
@@ -256,10 +256,10 @@ def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter
         "content": "100.64.0.1",
         "ttl": 120,
         "proxied": False,
-        "comment": MARK,
+        "comment": OUR_COMMENT,
     }
     [record] = account.at_name()
-    assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, MARK)
+    assert (record.content, record.ttl, record.proxied, record.comment) == ("100.64.0.1", 120, False, OUR_COMMENT)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,10 @@ def test_create_sends_every_field(account: Account, cloudflare: CloudflareWriter
     [
         pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="content"),
         pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
-        pytest.param({"comment": None}, {"comment": MARK}, id="mark"),
-        pytest.param({"comment": OTHER_MARK, "ttl": 1}, {"comment": MARK, "ttl": 60}, id="mark-and-ttl"),
+        pytest.param({"comment": None}, {"comment": OUR_COMMENT}, id="mark"),
+        pytest.param(
+            {"comment": COMMENT_OF_OTHER_OWNER, "ttl": 1}, {"comment": OUR_COMMENT, "ttl": 60}, id="mark-and-ttl"
+        ),
         pytest.param(
             {"content": "198.51.100.7", "proxied": True},
             {"content": "100.64.0.1", "proxied": False, "ttl": 60},
@@ -289,7 +291,7 @@ def test_update_sends_only_the_fields_that_differ(
         "100.64.0.1",
         60,
         False,
-        MARK,
+        OUR_COMMENT,
     )
 
 
@@ -442,7 +444,7 @@ def test_renamed_record_is_not_deleted(account: Account, cloudflare: CloudflareW
 def test_partly_applied_change_is_an_error(account: Account, cloudflare: CloudflareWriter) -> None:
     account.add("100.64.0.9", ttl=300)
     [record] = cloudflare.records(NAME)
-    shown = {**RECORD, "ttl": 300, "comment": MARK, "proxied": False}
+    shown = {**RECORD, "ttl": 300, "comment": OUR_COMMENT, "proxied": False}
     account.faults.add(faults.answer(200, json.dumps({"success": True, "result": shown})), method="PATCH")
     with pytest.raises(ResponseError, match="ttl"):
         cloudflare.change(updates=[(record, a_spec())])

@@ -12,7 +12,7 @@ import pytest
 
 from lifecycle.domain.errors import ResponseError
 from lifecycle.domain.releases import NEWEST_TESTED, is_untested, newest_tested
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.headscale import HeadscaleSimulator
 from tests.simulators.messages import Handler, Request, Response
@@ -103,7 +103,7 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, change: Change) -> None:
     old = world.headscale.add_node(NAME, user=USER, online=True)
-    world.add_record(old.address, comment=MARK)
+    world.add_record(old.address, comment=OUR_COMMENT)
     change_responses(world, change)
 
     with pytest.raises(ResponseError, match=rf"{NEWER}.*{newest_tested()}.*Upgrade"):
@@ -162,7 +162,7 @@ def test_newer_release_without_changes_works(world: World, events: list[Any]) ->
     world.headscale.connect(node.id)
     watch = world.watch(Interface(*node.addresses))
     world.run(watch, TEN_MINUTES_S)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert len(named(events, "headscale.untested")) == 1
 
     world.headscale.reported_version = "v0.32.1"

@@ -49,17 +49,17 @@ from lifecycle.domain.model import KeyMetadata, KeySpec, Node, PreAuthKey, Recor
 from tests.builders import (
     ALIAS,
     APEX,
+    COMMENT_AT_FURTHER_NAMES,
+    COMMENT_OF_OTHER_OWNER,
     EXPIRED,
     FURTHER_NAMES,
-    MARK,
     NAME,
     NODE_IDENTITY,
     NOW,
-    OTHER_MARK,
+    OUR_COMMENT,
     RECORD_IDENTITY,
     SHARED_NAME,
     SVC,
-    WORKLOAD_MARK,
     a_node,
     a_record,
     addresses,
@@ -144,7 +144,7 @@ def unregistered(
 
 
 KNOWN = State(node=OWN, is_registered=True, node_identity=NODE_IDENTITY, interface=INTERFACE)
-SPEC = RecordSpec(NAME, INTERFACE[0], 60, MARK)
+SPEC = RecordSpec(NAME, INTERFACE[0], 60, OUR_COMMENT)
 IN_SYNC = replace(
     KNOWN,
     records=RecordState(
@@ -194,7 +194,7 @@ def after(state: State, *steps: tuple[float, Observation], config: WatchConfig =
         pytest.param([a_record(content=V4, ttl_s=300)], [UpdateRecord], id="other TTL"),
         pytest.param([a_record(content=V4), a_record("b", content=V4)], [DeleteRecord], id="duplicate"),
         pytest.param([a_record(content="203.0.113.7", comment="")], [], id="foreign record without a comment"),
-        pytest.param([a_record(content=V4, comment=OTHER_MARK)], [], id="record of another owner"),
+        pytest.param([a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER)], [], id="record of another owner"),
     ],
 )
 def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Record], changes: list[type]) -> None:
@@ -203,7 +203,7 @@ def test_records_are_changed_only_if_they_differ_and_are_ours(records: list[Reco
 
 
 @pytest.mark.parametrize(
-    "foreign", [a_record(content=V4, comment=OTHER_MARK), a_record(content="203.0.113.7", comment="")]
+    "foreign", [a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER), a_record(content="203.0.113.7", comment="")]
 )
 def test_a_foreign_record_is_reported_and_keeps_the_record_out_of_sync(foreign: Record) -> None:
     decision = decide_at(KNOWN, registered(records=[foreign]))
@@ -305,14 +305,14 @@ def test_the_records_are_compared_again_for_a_different_node() -> None:
 # --- Further names ----------------------------------------------------------------------------------
 
 NAMES = replace(CONFIG, further_identities=FURTHER_NAMES)
-ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK)
+ALIAS_RECORD = a_record("d", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES)
 EVERY_RECORD = (
     a_record(content=V4),
     ALIAS_RECORD,
-    a_record("x", name=APEX, comment=WORKLOAD_MARK),
-    a_record("s", name=SHARED_NAME, comment=WORKLOAD_MARK),
+    a_record("x", name=APEX, comment=COMMENT_AT_FURTHER_NAMES),
+    a_record("s", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
 )
-SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{MARK} wiki.example.com")
+SIBLING = a_record("w", name=SHARED_NAME, content="100.64.0.5", comment=f"{OUR_COMMENT} wiki.example.com")
 
 
 def changed_names(*records: Record) -> list[tuple[type, str]]:
@@ -331,10 +331,14 @@ def test_records_at_every_name_are_created_once() -> None:
     "foreign",
     [
         pytest.param(a_record("f", name=ALIAS, type_="TXT", content="x", comment=""), id="TXT at an alias"),
-        pytest.param(a_record("f", name=ALIAS, comment=f"{MARK} wiki.example.com"), id="another workload at an alias"),
-        pytest.param(a_record("f", name=APEX, comment=f"{MARK} wiki.example.com"), id="another workload at the domain"),
+        pytest.param(
+            a_record("f", name=ALIAS, comment=f"{OUR_COMMENT} wiki.example.com"), id="another workload at an alias"
+        ),
+        pytest.param(
+            a_record("f", name=APEX, comment=f"{OUR_COMMENT} wiki.example.com"), id="another workload at the domain"
+        ),
         pytest.param(a_record("f", name=SHARED_NAME, comment=""), id="no comment at a shared name"),
-        pytest.param(a_record("f", name=SHARED_NAME, comment=MARK), id="a main name at a shared name"),
+        pytest.param(a_record("f", name=SHARED_NAME, comment=OUR_COMMENT), id="a main name at a shared name"),
     ],
 )
 def test_a_foreign_record_concerns_only_its_own_name(foreign: Record) -> None:
@@ -363,14 +367,22 @@ def test_only_the_workloads_own_records_under_other_names_are_deleted() -> None:
     ours = replace(ALIAS_RECORD, id="o", name="old.example.com")
     others = [
         replace(ours, id=str(number), comment=comment)
-        for number, comment in enumerate((MARK, f"{MARK} wiki.example.com", f"{WORKLOAD_MARK}.org", OTHER_MARK, ""))
+        for number, comment in enumerate(
+            (
+                OUR_COMMENT,
+                f"{OUR_COMMENT} wiki.example.com",
+                f"{COMMENT_AT_FURTHER_NAMES}.org",
+                COMMENT_OF_OTHER_OWNER,
+                "",
+            )
+        )
     ]
     text = replace(ours, id="t", type="TXT")
     assert changed_names(*EVERY_RECORD, ours, *others, text) == [(DeleteRecord, "old.example.com")]
 
 
 def test_a_pod_stands_down_for_a_later_pod_that_has_a_further_name() -> None:
-    taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=WORKLOAD_MARK)
+    taken = a_record("s", name=SHARED_NAME, content="100.64.0.2", comment=COMMENT_AT_FURTHER_NAMES)
     records = RecordsRead((taken,), successors=(SUCCESSOR,))
     decision = decide_at(KNOWN, replace(registered(), records=records), config=NAMES)
     assert (decision.changes, decision.state.superseded_by) == ((), "2")
@@ -804,7 +816,9 @@ def test_a_pod_without_an_interface_polls_at_the_configured_interval() -> None:
         pytest.param(replace(IDLE, node=KnownNode("9", "other")), registered(records=None), id="other node"),
         pytest.param(replace(IDLE, interface=None), registered(records=None), id="interface changed"),
         pytest.param(IDLE, registered(records=[a_record(content="100.64.0.9")]), id="record differs"),
-        pytest.param(IDLE, registered(records=[a_record(content=V4, comment=OTHER_MARK)]), id="foreign record"),
+        pytest.param(
+            IDLE, registered(records=[a_record(content=V4, comment=COMMENT_OF_OTHER_OWNER)]), id="foreign record"
+        ),
         pytest.param(replace(IDLE, superseded_by="2"), registered(records=None), id="superseded"),
         pytest.param(decide_at(IDLE, unregistered()).state, registered(records=None), id="unregistered before"),
         pytest.param(

@@ -29,17 +29,17 @@ from tests.builders import (
     ALIAS,
     ANN,
     APEX,
+    COMMENT_AT_FURTHER_NAMES,
+    COMMENT_OF_OTHER_OWNER,
     EXPIRED,
     FURTHER_NAMES,
-    MARK,
     NAME,
     NODE_IDENTITY,
     NOW,
-    OTHER_MARK,
+    OUR_COMMENT,
     RECORD_IDENTITY,
     SHARED_NAME,
     SVC,
-    WORKLOAD_MARK,
     a_node,
     a_record,
     a_spec,
@@ -411,7 +411,7 @@ class TestStandingDown:
                 id="record without a comment",
             ),
             pytest.param(
-                [a_record(content="100.64.0.2", comment=OTHER_MARK)],
+                [a_record(content="100.64.0.2", comment=COMMENT_OF_OTHER_OWNER)],
                 [a_node(2)],
                 a_node(1),
                 None,
@@ -561,8 +561,8 @@ class TestRecords:
         "record",
         [
             pytest.param(a_record(comment="managed by terraform"), id="A with another comment"),
-            pytest.param(a_record(comment=OTHER_MARK), id="A of another owner"),
-            pytest.param(a_record(comment=MARK.upper()), id="our mark in upper case"),
+            pytest.param(a_record(comment=COMMENT_OF_OTHER_OWNER), id="A of another owner"),
+            pytest.param(a_record(comment=OUR_COMMENT.upper()), id="our mark in upper case"),
             pytest.param(a_record(comment="", content=OUTSIDE), id="A without a comment, outside the VPN"),
             pytest.param(a_record(type_="CNAME", content="x.example.com", comment=""), id="CNAME"),
             pytest.param(a_record(type_="CNAME", content="x.example.com"), id="CNAME with our mark"),
@@ -594,7 +594,7 @@ class TestRecords:
                 a_record("x", type_=type_, content="x", comment=comment), id=f"{type_}-{comment or 'unmarked'}"
             )
             for type_ in ("TXT", "MX", "CAA", "HTTPS", "SRV")
-            for comment in ("", MARK, "x")
+            for comment in ("", OUR_COMMENT, "x")
         ]
         + [
             pytest.param(a_record("x", name=f"x.{NAME}", comment="x"), id="record at another name"),
@@ -670,7 +670,9 @@ class TestRecords:
                 a_record("6", type_="AAAA", content="2001:db8::1", comment=""), [], id="no comment, outside the VPN"
             ),
             pytest.param(a_record("6", type_="AAAA", content=V6, comment="x"), [], id="another comment"),
-            pytest.param(a_record("6", type_="AAAA", content=V6, comment=OTHER_MARK), [], id="another owner"),
+            pytest.param(
+                a_record("6", type_="AAAA", content=V6, comment=COMMENT_OF_OTHER_OWNER), [], id="another owner"
+            ),
         ],
     )
     def test_records_without_dns_ipv6(self, record: Record, expected: list[tuple[str, str]]) -> None:
@@ -684,7 +686,7 @@ class TestRecords:
         records = [a_record("a", content="100.64.0.9"), a_record("b", type_="AAAA", content=V6)]
         assert plan_for(records, [a_spec(V6)], ipv6=True, apex=None, node=a_node(1)) == RecordPlan()
 
-    @pytest.mark.parametrize("comment", ["x", OTHER_MARK])
+    @pytest.mark.parametrize("comment", ["x", COMMENT_OF_OTHER_OWNER])
     def test_a_foreign_aaaa_blocks_every_change_with_dns_ipv6(self, comment: str) -> None:
         record = a_record("6", type_="AAAA", content=V6, comment=comment)
 
@@ -811,7 +813,9 @@ RECORDS = st.lists(
         name=st.sampled_from([NAME, NAME, NAME, NAME, f"x.{NAME}"]),
         type_=st.sampled_from(["A", "A", "A", "AAAA", "AAAA", "CNAME", "NS", "TXT"]),
         content=st.sampled_from([*SOME_V4, *SOME_V6, OUTSIDE, "2001:db8::1", "x"]),
-        comment=st.sampled_from([MARK, MARK, MARK, "", "", OTHER_MARK, "foreign", MARK.upper()]),
+        comment=st.sampled_from(
+            [OUR_COMMENT, OUR_COMMENT, OUR_COMMENT, "", "", COMMENT_OF_OTHER_OWNER, "foreign", OUR_COMMENT.upper()]
+        ),
         ttl_s=st.sampled_from([1, 60, 300]),
         proxied=st.booleans(),
     ),
@@ -881,7 +885,7 @@ class TestRecordProperties:
             assert change.record in records
             assert change.record.name == NAME
             assert change.record.type in {"A", "AAAA"}
-            assert change.record.comment in {MARK, ""}
+            assert change.record.comment in {OUR_COMMENT, ""}
             assert change.record.comment or change.record.content in {*SOME_V4, *SOME_V6}
             assert change.reason
 
@@ -968,7 +972,10 @@ NAMED_RECORDS = st.lists(
         name=st.sampled_from([NAME, ALIAS, ALIAS, APEX, SHARED_NAME, SHARED_NAME, "old.example.com"]),
         type_=st.sampled_from(["A", "A", "AAAA", "CNAME", "CNAME", "NS", "TXT"]),
         content=st.sampled_from([V4, SOME_V4[1], V6, OUTSIDE, NAME, f"{NAME}."]),
-        comment=st.sampled_from([WORKLOAD_MARK] * 4 + [MARK, "", f"{MARK} wiki.example.com", OTHER_MARK, "foreign"]),
+        comment=st.sampled_from(
+            [COMMENT_AT_FURTHER_NAMES] * 4
+            + [OUR_COMMENT, "", f"{OUR_COMMENT} wiki.example.com", COMMENT_OF_OTHER_OWNER, "foreign"]
+        ),
         ttl_s=st.sampled_from([60, 300]),
     ),
     max_size=8,
@@ -993,11 +1000,11 @@ class TestNamesProperties:
         for change in plan.changes:
             assert change.name not in blocked
             if isinstance(change, CreateRecord):
-                assert change.spec.comment == (MARK if change.name == NAME else WORKLOAD_MARK)
+                assert change.spec.comment == (OUR_COMMENT if change.name == NAME else COMMENT_AT_FURTHER_NAMES)
             elif change.name == NAME:
-                assert change.record.comment in {MARK, ""}
+                assert change.record.comment in {OUR_COMMENT, ""}
             else:
-                assert change.record.comment == WORKLOAD_MARK
+                assert change.record.comment == COMMENT_AT_FURTHER_NAMES
                 assert change.record.type in {"A", "AAAA", "CNAME"}
 
     @given(NAMED_RECORDS, st.booleans())
@@ -1017,7 +1024,7 @@ class TestNamesProperties:
         assert not any(
             record.name == "old.example.com" and record.type in {"A", "CNAME"}
             for record in zone
-            if record.comment == WORKLOAD_MARK
+            if record.comment == COMMENT_AT_FURTHER_NAMES
         )
 
     @given(NAMED_RECORDS, st.booleans())

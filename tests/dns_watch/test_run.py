@@ -13,7 +13,7 @@ import pytest
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.dns_watch.schedule import SLOWEST_POLL_S
 from lifecycle.domain.errors import NotRegisteredError
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.simulators import faults
 from tests.simulators.cloudflare import refusal
 from tests.simulators.dialects import VERSIONS
@@ -88,7 +88,7 @@ def test_the_node_with_the_interfaces_address_is_published(
     ours = world.headscale.add_node(NAME, user=USER, tags=tuple(tags.split()), online=False)
     world.headscale.add_node(NAME, user=USER)
     world.run(world.watch(Interface(*ours.addresses), AUTHKEY_TAGS=tags), MINUTE)
-    assert world.records() == {f"A {ours.address}": MARK}
+    assert world.records() == {f"A {ours.address}": OUR_COMMENT}
     [record] = world.cloudflare.records(world.zone_id)
     assert (record.ttl, record.proxied) == (60, False)
 
@@ -100,7 +100,7 @@ def test_without_an_interface_the_node_that_used_our_key_is_published(
     world = World(monkeypatch, tmp_path, version)
     ours = register_with_our_key(world, others=2)
     world.run(world.watch(), MINUTE)
-    assert world.records() == {f"A {ours.address}": MARK}
+    assert world.records() == {f"A {ours.address}": OUR_COMMENT}
 
 
 def test_a_node_with_another_key_is_not_published(world: World, events: Events) -> None:
@@ -117,12 +117,12 @@ def test_the_only_online_node_is_published_after_the_grace_period(world: World, 
     world.run(watch, 29)
     assert world.records() == {}
     world.run(watch, 30)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 def test_the_only_online_node_is_published_immediately_on_the_host_network(world: World, node: Node) -> None:
     world.run(world.watch(TAILSCALE_INTERFACE=""), 1)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 def test_no_node_is_published_if_several_are_online(world: World, node: Node, events: Events) -> None:
@@ -195,7 +195,7 @@ def test_an_address_that_headscale_does_not_list_yet_is_polled_frequently(world:
     world.clock.schedule(200, lambda: interface.set_addresses("100.64.0.1"))
     world.clock.schedule(202, lambda: world.headscale.add_node(NAME, user=USER))
     world.run(watch, 204)
-    assert world.records() == {"A 100.64.0.1": MARK}
+    assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
 
 
 def test_lookups_without_a_match_end_the_command_after_max_retries(world: World) -> None:
@@ -226,7 +226,7 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
     assert writes(world) == [
         (
             "POST",
-            {"type": "A", "name": NAME, "content": node.address, "ttl": 60, "proxied": False, "comment": MARK},
+            {"type": "A", "name": NAME, "content": node.address, "ttl": 60, "proxied": False, "comment": OUR_COMMENT},
         )
     ]
     assert [event["content"] for event in named(events, "record.created")] == [node.address]
@@ -238,10 +238,10 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
     [
         pytest.param({"content": "100.64.0.9"}, {"content": "100.64.0.1"}, id="address"),
         pytest.param({"ttl": 300}, {"ttl": 60}, id="ttl"),
-        pytest.param({"comment": None}, {"comment": MARK}, id="no comment"),
+        pytest.param({"comment": None}, {"comment": OUR_COMMENT}, id="no comment"),
         pytest.param(
             {"comment": None, "content": "100.99.0.1", "ttl": 1},
-            {"comment": MARK, "content": "100.64.0.1", "ttl": 60},
+            {"comment": OUR_COMMENT, "content": "100.64.0.1", "ttl": 60},
             id="no comment and a stale address",
         ),
         pytest.param(
@@ -254,23 +254,23 @@ def test_a_missing_record_is_created_once(world: World, node: Node, watch: DnsWa
 def test_our_record_is_updated_in_place(
     world: World, watch: DnsWatch, events: Events, changed: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": MARK} | changed
+    fields: dict[str, Any] = {"content": "100.64.0.1", "ttl": 60, "comment": OUR_COMMENT} | changed
     record_id = world.add_record(**fields)
     world.run(watch, LONG)
     assert writes(world) == [("PATCH", sent)]
     assert [record.id for record in world.cloudflare.records(world.zone_id)] == [record_id]
-    assert world.records() == {"A 100.64.0.1": MARK}
+    assert world.records() == {"A 100.64.0.1": OUR_COMMENT}
     assert [event["was"] for event in named(events, "record.updated")] == [fields["content"]]
 
 
 def test_duplicates_are_deleted_in_the_same_transaction(world: World, node: Node, watch: DnsWatch) -> None:
     for content in ("100.64.0.7", "100.64.0.8"):
-        world.add_record(content, comment=MARK)
+        world.add_record(content, comment=OUR_COMMENT)
     world.add_record("100.64.0.9")
     world.run(watch, LONG)
     [(method, body)] = writes(world)
     assert (method, sorted(body), len(body["deletes"])) == ("POST", ["deletes", "patches"], 2)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 @pytest.mark.parametrize(("variable", "ttl"), [("1", 1), ("86400", 86_400)])
@@ -282,7 +282,7 @@ def test_the_record_has_the_configured_ttl(world: World, node: Node, variable: s
 
 def test_an_aaaa_record_is_created_with_dns_ipv6(world: World, node: Node) -> None:
     world.run(world.watch(Interface(*node.addresses), DNS_IPV6="true"), LONG)
-    assert world.records() == {f"A {node.addresses[0]}": MARK, f"AAAA {node.addresses[1]}": MARK}
+    assert world.records() == {f"A {node.addresses[0]}": OUR_COMMENT, f"AAAA {node.addresses[1]}": OUR_COMMENT}
     assert len(world.cloudflare.writes) == 1
 
 
@@ -313,13 +313,13 @@ def test_an_address_outside_the_vpn_is_never_published(world: World, events: Eve
 def test_a_configured_prefix_is_published(world: World) -> None:
     world.headscale.add_node(NAME, user=USER, addresses=("10.9.0.1",))
     world.run(world.watch(Interface("10.9.0.1"), VPN_PREFIXES="10.9.0.0/16"), MINUTE)
-    assert world.records() == {"A 10.9.0.1": MARK}
+    assert world.records() == {"A 10.9.0.1": OUR_COMMENT}
 
 
 def test_the_domain_is_appended_to_a_hostname_without_a_dot(world: World) -> None:
     node = world.headscale.add_node("Grafana", user=USER)
     world.run(world.watch(Interface(node.address), TS_HOSTNAME="grafana"), MINUTE)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 # --- Changes by other programs ----------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world:
     world.run(watch, 10 * MINUTE)
     moved = world.headscale.readdress(node.id)
     world.run(watch, POLL_S * MAX_JITTER)
-    assert world.records() == {f"A {moved.address}": MARK}
+    assert world.records() == {f"A {moved.address}": OUR_COMMENT}
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,9 @@ def test_a_changed_address_is_detected_within_a_poll_without_an_interface(world:
         ),
         pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, comment=""), id="unmarked"),
         pytest.param(lambda world, record_id: world.cloudflare.change_record(record_id, ttl=300), id="other TTL"),
-        pytest.param(lambda world, _record_id: world.add_record("100.64.0.99", comment=MARK), id="second record"),
+        pytest.param(
+            lambda world, _record_id: world.add_record("100.64.0.99", comment=OUR_COMMENT), id="second record"
+        ),
     ],
 )
 def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
@@ -369,7 +371,7 @@ def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
     [record] = world.cloudflare.records(world.zone_id)
     change(world, record.id)
     world.run(watch, VERIFY_S * MAX_JITTER)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert [record.ttl for record in world.cloudflare.records(world.zone_id)] == [60]
     write_count = len(world.cloudflare.writes)
     world.run(watch, LONG)
@@ -379,9 +381,9 @@ def test_a_manual_change_of_the_record_is_reverted_at_the_next_read(
 def test_a_record_that_got_the_mark_of_another_owner_is_not_changed(world: World, watch: DnsWatch) -> None:
     world.run(watch, 10 * MINUTE)
     [record] = world.cloudflare.records(world.zone_id)
-    world.cloudflare.change_record(record.id, comment=OTHER_MARK, content="100.64.0.77")
+    world.cloudflare.change_record(record.id, comment=COMMENT_OF_OTHER_OWNER, content="100.64.0.77")
     world.run(watch, LONG)
-    assert world.records() == {"A 100.64.0.77": OTHER_MARK}
+    assert world.records() == {"A 100.64.0.77": COMMENT_OF_OTHER_OWNER}
     assert len(world.cloudflare.writes) == 1
     assert not in_sync(watch)
 
@@ -394,9 +396,13 @@ def test_a_record_that_got_the_mark_of_another_owner_is_not_changed(world: World
     [
         pytest.param({"content": "100.64.0.1", "comment": "by hand"}, {}, "clear its comment", id="foreign A"),
         pytest.param({"content": "198.51.100.7"}, {}, "VPN_PREFIXES", id="A without a comment"),
-        pytest.param({"content": "100.64.0.9", "comment": OTHER_MARK}, {}, "DNS_OWNER", id="A of another owner"),
+        pytest.param(
+            {"content": "100.64.0.9", "comment": COMMENT_OF_OTHER_OWNER}, {}, "DNS_OWNER", id="A of another owner"
+        ),
         pytest.param({"type_": "CNAME", "content": "example.org"}, {}, "CNAME", id="CNAME"),
-        pytest.param({"type_": "CNAME", "content": "example.org", "comment": MARK}, {}, "CNAME", id="marked CNAME"),
+        pytest.param(
+            {"type_": "CNAME", "content": "example.org", "comment": OUR_COMMENT}, {}, "CNAME", id="marked CNAME"
+        ),
         pytest.param({"type_": "NS", "content": "ns.example.org"}, {}, "delegated", id="NS below the apex"),
         pytest.param(
             {"type_": "AAAA", "content": "2001:db8::1"}, {"DNS_IPV6": "true"}, "VPN_PREFIXES", id="foreign AAAA"
@@ -476,7 +482,7 @@ def test_cloudflare_failures_are_retried_with_exponential_backoff(
     assert len(world.headscale.requests) <= HOUR / POLL_S + 22
     world.cloudflare.faults.clear()
     world.run(watch, VERIFY_S * MAX_JITTER)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert in_sync(watch)
 
 
@@ -500,7 +506,7 @@ def test_a_rate_limit_without_a_retry_after_pauses_for_a_minute(world: World, no
     assert len(world.cloudflare.requests) <= 6
     world.cloudflare.remove_rate_limit()
     world.run(watch, VERIFY_S * MAX_JITTER)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 def test_jitter_spreads_the_retries_of_a_fleet(world: World, node: Node) -> None:
@@ -518,10 +524,10 @@ def test_no_second_record_is_created_if_the_response_to_a_write_is_lost(
     world: World, node: Node, watch: DnsWatch, fault: Fault, method: str
 ) -> None:
     if method == "PATCH":
-        world.add_record("100.64.0.99", ttl=60, comment=MARK)
+        world.add_record("100.64.0.99", ttl=60, comment=OUR_COMMENT)
     world.cloudflare.faults.add(fault, method=method)
     world.run(watch, HOUR)
-    assert world.records() == {f"A {node.address}": MARK}
+    assert world.records() == {f"A {node.address}": OUR_COMMENT}
     assert len(world.cloudflare.writes) == 1
     assert in_sync(watch)
 

@@ -24,7 +24,7 @@ from structlog.testing import LogCapture
 
 from lifecycle.domain.errors import KeyFileError, LifecycleError, NameTakenError, NotRegisteredError, StoppedError
 from lifecycle.keyfile import writer as key_file_writer
-from tests.builders import MARK, NAME, WORKLOAD_MARK
+from tests.builders import COMMENT_AT_FURTHER_NAMES, NAME, OUR_COMMENT
 from tests.faults.attacks import compressed_response, failing_output
 from tests.faults.events import Events
 from tests.faults.invariants import BrokenError, Invariants
@@ -121,25 +121,25 @@ class Engine:
         headscale.add_node(NAME, user=USER, registered_by="cli", online=False)
         headscale.add_node("wiki.example.com", user=USER)
         headscale.add_node(f"x-{NAME}", user=USER)
-        world.add_record("100.64.9.1", name="wiki.example.com", comment=MARK)
+        world.add_record("100.64.9.1", name="wiki.example.com", comment=OUR_COMMENT)
         world.add_record("100.64.9.2", name=f"x-{NAME}")
-        world.add_record("made by hand", type_="TXT", comment=MARK)
+        world.add_record("made by hand", type_="TXT", comment=OUR_COMMENT)
         if world.environment["DNS_IPV6"] != "true":
             world.add_record("2001:db8::1", type_="AAAA")
         if world.has_further_names:
             world.add_record("100.64.9.1", name=SHARED, comment=SIBLING_MARK)
             world.add_record("wiki.example.com", name="old-wiki.example.com", type_="CNAME", comment=SIBLING_MARK)
-            world.add_record("made by hand", name=SHARED, type_="TXT", comment=WORKLOAD_MARK)
+            world.add_record("made by hand", name=SHARED, type_="TXT", comment=COMMENT_AT_FURTHER_NAMES)
             world.add_record("mail.example.com", name=APEX, type_="MX", priority=10)
-            world.add_record("100.64.9.3", name="x.example.com", comment=f"{MARK} x{NAME}")
+            world.add_record("100.64.9.3", name="x.example.com", comment=f"{OUR_COMMENT} x{NAME}")
             # An alias that the workload does not have any more.
-            world.add_record(NAME, name="old.example.com", type_="CNAME", comment=WORKLOAD_MARK)
+            world.add_record(NAME, name="old.example.com", type_="CNAME", comment=COMMENT_AT_FURTHER_NAMES)
         if self.schedule.many_records:
             for number in range(100):
                 world.add_record(f"note {number}", type_="TXT")
         # What an earlier pod left behind.
         old = headscale.add_node(NAME, user=USER, online=False)
-        world.add_record(old.address, comment=MARK, ttl=60)
+        world.add_record(old.address, comment=OUR_COMMENT, ttl=60)
         self.invariants.remember_foreign_objects()
 
     # --- Pods --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
-from tests.builders import MARK, NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME, OUR_COMMENT
 from tests.faults.schedule import Step
 from tests.faults.workload import Workload
 from tests.simulators.cloudflare import ApiError, Record
@@ -63,7 +63,7 @@ class Events:
             self._world.cloudflare.remove_record(record.id)
 
     def second_record_added(self, step: Step) -> None:
-        self._world.add_record("100.64.88.8", comment=step.random.choice((None, MARK)))
+        self._world.add_record("100.64.88.8", comment=step.random.choice((None, OUR_COMMENT)))
 
     def record_taken_over(self, step: Step) -> None:
         record = self._choose_record(step)
@@ -72,7 +72,7 @@ class Events:
         self._add_change_for_stale_reads()
 
     def name_taken_by_another_owner(self, _step: Step) -> None:
-        self._world.add_record("100.64.99.9", comment=OTHER_MARK)
+        self._world.add_record("100.64.99.9", comment=COMMENT_OF_OTHER_OWNER)
         self._add_change_for_stale_reads()
 
     def cname_in_the_way(self, _step: Step) -> None:

@@ -15,7 +15,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.faults.schedule import UpstreamName
 from tests.process.commands import HANGS_AFTER_S, CompletedRun, Pod, Running
 from tests.simulators.headscale import HeadscaleSimulator, Node
@@ -156,7 +156,7 @@ def test_dns_watch_recovers_from_a_kill_at_each_request(
     writes = len(pod.cloudflare.writes)
     is_missing = pod.records() == {}
     pod.run_successfully("dns-watch", "--once")
-    assert pod.records() == {f"A {node.address}": MARK}
+    assert pod.records() == {f"A {node.address}": OUR_COMMENT}
     assert len(pod.cloudflare.writes) - writes == int(is_missing)
     pod.check_invariants()
 
@@ -247,6 +247,6 @@ def test_dns_watch_works_without_a_writable_volume(pod: PodWithPredecessor, kind
             subprocess.run(["mount", "-o", "remount,ro", pod.volume], check=True)
         pod.run_successfully("dns-watch", "--once")
         count("faults injected", kind)
-        assert pod.records() == {f"A {node.address}": MARK}
+        assert pod.records() == {f"A {node.address}": OUR_COMMENT}
         pod.check_invariants()
         assert pod.key_file.exists()

@@ -14,7 +14,7 @@ import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
 from lifecycle.settings.models import Command
-from tests.builders import MARK, NAME, WORKLOAD_MARK
+from tests.builders import COMMENT_AT_FURTHER_NAMES, NAME, OUR_COMMENT
 from tests.faults.schedule import Schedule, UpstreamName
 from tests.faults.tap import NamedFaults, Request
 from tests.simulators.cloudflare import Record
@@ -28,7 +28,7 @@ VPN: Final = tuple(map(ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
 ALIAS: Final = f"docs.{ZONE}"
 APEX: Final = ZONE
 SHARED: Final = f"ingress.{ZONE}"
-SIBLING_MARK: Final = f"{MARK} wiki.{ZONE}"
+SIBLING_MARK: Final = f"{OUR_COMMENT} wiki.{ZONE}"
 """The comment of another workload's records under SHARED."""
 
 MISLED_S: Final = 600.0
@@ -146,12 +146,12 @@ class FaultWorld(World):
 
     def is_our_record(self, record: Record) -> bool:
         """Return True if the program may change a record."""
-        if record.comment == WORKLOAD_MARK:
+        if record.comment == COMMENT_AT_FURTHER_NAMES:
             return record.name != NAME and record.type in {"A", "AAAA", "CNAME"}
         if record.name != NAME or record.type not in {"A", "AAAA"}:
             return False
         if record.comment:
-            return record.comment == MARK
+            return record.comment == OUR_COMMENT
         return any(ip_address(record.content) in prefix for prefix in VPN)
 
     def is_our_node(self, node: Node) -> bool:
@@ -180,10 +180,10 @@ class FaultWorld(World):
     def desired_records(self, node: Node) -> list[tuple[str, str, str]]:
         """Return name, content and comment of each record that a node should have."""
         addresses = node.addresses if self.environment["DNS_IPV6"] == "true" else node.addresses[:1]
-        desired = [(NAME, address, MARK) for address in addresses]
+        desired = [(NAME, address, OUR_COMMENT) for address in addresses]
         if self.has_further_names:
-            desired.append((ALIAS, NAME, WORKLOAD_MARK))
-            desired += [(name, address, WORKLOAD_MARK) for name in (APEX, SHARED) for address in addresses]
+            desired.append((ALIAS, NAME, COMMENT_AT_FURTHER_NAMES))
+            desired += [(name, address, COMMENT_AT_FURTHER_NAMES) for name in (APEX, SHARED) for address in addresses]
         return desired
 
     @property

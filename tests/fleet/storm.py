@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import MARK
+from tests.builders import OUR_COMMENT
 from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, Cores, FleetWorld, SlowUpstream, route_through
 from tests.world import MIN_WAIT_S, USER
@@ -74,7 +74,7 @@ def _run(pods: int, key_check_s: float) -> Storm:
             for number in range(first, min(first + PODS_PER_TAILNET, pods)):
                 hostname = f"app{number}.example.com"
                 old = world.headscale.add_node(hostname, user=USER, online=False)
-                world.add_record(old.address, name=hostname, ttl=60, comment=MARK)
+                world.add_record(old.address, name=hostname, ttl=60, comment=OUR_COMMENT)
                 programs.append(partial(_run_pod, world, hostname, result, cores))
         clock.run(programs)
     return result

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lifecycle.dns_watch.loop import DnsWatch
-from tests.builders import MARK
+from tests.builders import OUR_COMMENT
 from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import (
     CLOUDFLARE_S,
@@ -146,7 +146,7 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
         for number in range(50):
             hostname = f"app{number}.zone{group}.example.com"
             node = world.headscale.add_node(hostname, user=USER)
-            world.add_record(node.address, name=hostname, ttl=60, comment=MARK)
+            world.add_record(node.address, name=hostname, ttl=60, comment=OUR_COMMENT)
             watch = world.watch(Interface(*node.addresses), TS_HOSTNAME=hostname)
             watches.append((random.uniform(0, WINDOW_S), len(watches), watch))
     heapify(watches)

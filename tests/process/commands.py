@@ -19,7 +19,7 @@ from threading import Event, Timer
 from typing import Any, Self
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.simulators.cloudflare import CloudflareSimulator
 from tests.simulators.headscale import HeadscaleSimulator, Node
 from tests.simulators.serve import serve
@@ -246,7 +246,7 @@ class Pod:
     def add_leftovers(self, *, user: str = "svc") -> Node:
         """Add the node and the record of an earlier pod, and return the node."""
         node = self.headscale.add_node(NAME, user=user, online=False)
-        self.cloudflare.add_record(self.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=MARK)
+        self.cloudflare.add_record(self.zone_id, type="A", name=NAME, content=node.address, ttl=60, comment=OUR_COMMENT)
         return node
 
     # --- Processes ----------------------------------------------------------------------------------------

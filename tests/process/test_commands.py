@@ -11,7 +11,7 @@ import pytest
 
 import lifecycle
 from lifecycle.settings.models import DryRunSettings, command_variables
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import PROGRAM, CompletedRun, Pod
 from tests.simulators.dialects import VERSIONS
 from tests.simulators.vpn_client import VpnClient
@@ -56,7 +56,7 @@ def run_all_commands(pod: Pod) -> dict[str, Any]:
     node = VpnClient(pod.headscale, key_file=pod.key_file, hostname=NAME).start()
     watched = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
     assert watched.status == 0, watched.stdout
-    assert pod.records() == {f"A {node.addresses[0]}": MARK}
+    assert pod.records() == {f"A {node.addresses[0]}": OUR_COMMENT}
     writes = len(pod.cloudflare.writes)
     again = pod.run("dns-watch", "--once", **SIDECAR, LOG_LEVEL="debug")
     assert again.status == 0, again.stdout
@@ -94,7 +94,7 @@ def test_dry_run_prints_context_and_plan(pod: Pod) -> None:
         "user               svc",
         "zone               example.com",
         f"name               {NAME}",
-        f"owner              {MARK}",
+        f"owner              {OUR_COMMENT}",
         "lifecycle cleanup would",
         f"  delete node 1 (hostname {NAME}, user svc, registered by auth key, offline)",
         f"  delete A {NAME} -> 100.64.0.1",
@@ -138,7 +138,7 @@ def test_dry_run_of_one_command_ignores_settings_of_the_other(
 
 def test_dry_run_of_dns_watch_prints_an_update(pod: Pod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=MARK)
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.99", ttl=60, comment=OUR_COMMENT)
     result = pod.run("dns-watch", "--dry-run", "--output", "json")
     [change] = json.loads(result.stdout)["plans"]["dns-watch"]["changes"]
     assert (change["action"], change["content"], change["was"]) == ("update", node.address, "100.64.0.99")
@@ -197,7 +197,7 @@ def test_dns_watch_creates_and_updates_the_record_until_it_is_stopped(pod: Pod) 
     result = watch.stop()
     assert result.status == 0
     assert logs_events_only(result)
-    assert pod.records() == {f"A {client.addresses[0]}": MARK}
+    assert pod.records() == {f"A {client.addresses[0]}": OUR_COMMENT}
     assert pod.secrets_in(result.stdout) == []
 
 

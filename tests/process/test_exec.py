@@ -17,7 +17,7 @@ import yaml
 
 from lifecycle.settings.models import DryRunSettings, command_variables
 from tests import releases
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.in_cluster import HEADSCALE_NAMESPACE, NAMESPACE, STATE_SECRET, may_read
 from tests.pages import blocks
 from tests.pod.rendering import DEPLOY, of_kind, render
@@ -128,7 +128,7 @@ def test_event_that_cannot_be_written_delays_neither_a_pass_nor_the_stop(pod: Cl
 
 def test_status_needs_no_other_access_than_dns_watch(pod: ClusterPod) -> None:
     node = pod.headscale.add_node(NAME, user="svc")
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
     result = pod.run("status", "--output", "json", **SIDECAR)
     assert (result.status, result.stderr) == (0, "")
     assert [row["state"] for row in json.loads(result.stdout)["workloads"]] == ["in sync"]
@@ -153,7 +153,7 @@ def test_sidecar_without_the_key_volume_publishes_its_node(make_pod: MakePod) ->
     for pod, process in zip(pods, running, strict=True):
         result = process.wait()
         assert result.status == 0, result.stdout
-        assert pod.records() == {f"A {pod.headscale.nodes[0].address}": MARK}
+        assert pod.records() == {f"A {pod.headscale.nodes[0].address}": OUR_COMMENT}
         assert logs_events_only(result)
 
 
@@ -344,7 +344,7 @@ def test_kept_node_stays_and_its_record_needs_no_write(pod: ClusterPod) -> None:
     pod.headscale.connect(node.id)
     watched = pod.run("dns-watch", "--once", **SIDECAR)
     assert watched.status == 0, watched.stdout
-    assert pod.records() == {f"A {node.address}": MARK}
+    assert pod.records() == {f"A {node.address}": OUR_COMMENT}
     assert pod.cloudflare.writes == []
 
 

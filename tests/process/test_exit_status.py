@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import NAME, OTHER_MARK
+from tests.builders import COMMENT_OF_OTHER_OWNER, NAME
 from tests.process.commands import CompletedRun, Pod
 from tests.simulators import faults
 from tests.simulators.serve import serve
@@ -110,7 +110,7 @@ def unwritable_folder(pod: Pod) -> dict[str, str]:
 
 
 def taken_name(pod: Pod) -> dict[str, str]:
-    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.9", comment=OTHER_MARK)
+    pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content="100.64.0.9", comment=COMMENT_OF_OTHER_OWNER)
     return {}
 
 
@@ -124,7 +124,7 @@ def taken_name(pod: Pod) -> dict[str, str]:
         pytest.param(web_page, "ResponseError", ["HEADSCALE_URL"], id="web page"),
         pytest.param(missing_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH"], id="no folder"),
         pytest.param(unwritable_folder, "KeyFileError", ["AUTHKEY_OUTPUT_PATH", "/sys/kernel"], id="unwritable folder"),
-        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", OTHER_MARK.split()[1]], id="taken name"),
+        pytest.param(taken_name, "NameTakenError", ["TS_HOSTNAME", COMMENT_OF_OTHER_OWNER.split()[1]], id="taken name"),
     ],
 )
 def test_failed_cleanup_exits_with_1_and_names_what_to_change(
@@ -206,7 +206,7 @@ def unreachable_headscale(pod: Pod) -> dict[str, str]:
         pytest.param(
             lambda _pod: {"CLOUDFLARE_API_TOKEN": "wrong"}, "CLOUDFLARE_API_TOKEN", id="wrong Cloudflare token"
         ),
-        pytest.param(taken_name, OTHER_MARK.split()[1], id="taken name"),
+        pytest.param(taken_name, COMMENT_OF_OTHER_OWNER.split()[1], id="taken name"),
     ],
 )
 @pytest.mark.parametrize("output", ["text", "json"])

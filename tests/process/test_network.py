@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import PROGRAM
 from tests.process.conftest import MakePod
 
@@ -88,7 +88,7 @@ def test_sidecar_of_an_existing_manifest_publishes_the_address_of_the_interface(
         assert watch.until("record.updated")["content"] == moved.address
         result = watch.stop()
         assert (result.status, result.stderr) == (0, "")
-        assert pod.records() == {f"A {moved.address}": MARK}
+        assert pod.records() == {f"A {moved.address}": OUR_COMMENT}
         assert len(pod.headscale.nodes) == len(others) + 1
 
     in_new_network(scenario)

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import HANGS_AFTER_S, PROGRAM, Pod
 from tests.simulators import faults
 
@@ -106,7 +106,7 @@ def test_dns_watch_publishes_the_record(pod: Pod, output: UnwritableOutput) -> N
     process = start(pod, output, "dns-watch", "--once", TAILSCALE_INTERFACE="", LOG_LEVEL="debug")
 
     assert result_of(process) == (0, "")
-    assert pod.records() == {f"A {node.address}": MARK}
+    assert pod.records() == {f"A {node.address}": OUR_COMMENT}
 
 
 @pytest.mark.default_cases(4)

@@ -14,14 +14,25 @@ from lifecycle.domain.errors import LifecycleError
 from lifecycle.domain.model import Node, Record, RegisterMethod
 from lifecycle.domain.ownership import marked_workload
 from lifecycle.prune.plan import Observation, PruneConfig, PruneWorkload, plan_prune
-from tests.builders import ALIAS, ANN, MARK, NAME, NOW, SHARED_NAME, SVC, WORKLOAD_MARK, a_node, a_record
+from tests.builders import (
+    ALIAS,
+    ANN,
+    COMMENT_AT_FURTHER_NAMES,
+    NAME,
+    NOW,
+    OUR_COMMENT,
+    SHARED_NAME,
+    SVC,
+    a_node,
+    a_record,
+)
 
 MIN_OFFLINE = timedelta(days=7)
 LONG_AGO = NOW - timedelta(days=8)
 AT_THE_LIMIT = NOW - MIN_OFFLINE
 
 CONFIG = PruneConfig(
-    name=None, domain="example.com", mark=MARK, tags=frozenset(), min_offline=MIN_OFFLINE, max_workloads=10
+    name=None, domain="example.com", mark=OUR_COMMENT, tags=frozenset(), min_offline=MIN_OFFLINE, max_workloads=10
 )
 
 ONLINE_NODE = a_node(99, hostname="other.example.com")
@@ -176,8 +187,8 @@ def test_node_that_is_online_or_not_ours_is_never_removed(nodes: list[Node], shu
 
 
 FURTHER_RECORDS = [
-    a_record("b", name=ALIAS, type_="CNAME", content=NAME, comment=WORKLOAD_MARK),
-    a_record("c", name=SHARED_NAME, comment=WORKLOAD_MARK),
+    a_record("b", name=ALIAS, type_="CNAME", content=NAME, comment=COMMENT_AT_FURTHER_NAMES),
+    a_record("c", name=SHARED_NAME, comment=COMMENT_AT_FURTHER_NAMES),
 ]
 
 
@@ -189,12 +200,19 @@ def test_records_under_further_names_are_removed_with_their_workload(main: list[
 
 
 def test_records_at_a_shared_name_belong_to_several_workloads() -> None:
-    wiki = a_record("w", name=SHARED_NAME, content="100.64.0.2", comment=f"{MARK} wiki.example.com")
+    wiki = a_record("w", name=SHARED_NAME, content="100.64.0.2", comment=f"{OUR_COMMENT} wiki.example.com")
     assert removed([a_node()], [a_record(), *FURTHER_RECORDS, wiki]) == [("wiki.example.com", [])]
 
 
 @pytest.mark.parametrize(
-    "comment", [f"{MARK} by hand", f"{MARK} wiki", f"{MARK}  {NAME}", f"{MARK} {NAME.upper()}", f"{MARK}2 {NAME}"]
+    "comment",
+    [
+        f"{OUR_COMMENT} by hand",
+        f"{OUR_COMMENT} wiki",
+        f"{OUR_COMMENT}  {NAME}",
+        f"{OUR_COMMENT} {NAME.upper()}",
+        f"{OUR_COMMENT}2 {NAME}",
+    ],
 )
 def test_comment_that_is_not_exactly_a_workloads_mark_is_ignored(comment: str) -> None:
-    assert marked_workload(a_record(comment=comment), MARK) is None
+    assert marked_workload(a_record(comment=comment), OUR_COMMENT) is None

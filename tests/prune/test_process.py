@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import Pod, served_pod
 from tests.simulators.headscale import HeadscaleSimulator
 
@@ -21,7 +21,7 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
         pod.headscale.add_user("svc")
         node = pod.headscale.add_node(NAME, user="svc")
-        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
         yield pod
 
 

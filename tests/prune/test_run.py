@@ -23,7 +23,7 @@ from tests.simulators.upstream import Upstream
 from tests.world import StopAt, World, named
 
 OWNER = "monitoring"
-MARK = f"tailscale-lifecycle/1 {OWNER}"
+OUR_COMMENT = f"tailscale-lifecycle/1 {OWNER}"
 A_MONTH_S = timedelta(days=30).total_seconds()
 
 
@@ -32,7 +32,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def a_workload(world: World, label: str, *, mark: str = MARK) -> int:
+def a_workload(world: World, label: str, *, mark: str = OUR_COMMENT) -> int:
     """Add an online node of ours and its record; return the id of the node."""
     node = world.headscale.add_node(f"{label}.example.com", user="svc")
     world.cloudflare.add_record(
@@ -88,10 +88,10 @@ def test_workload_that_is_gone_is_removed_and_others_stay(world: World, events: 
 def test_further_names_of_a_workload_that_is_gone_are_removed(world: World) -> None:
     online, gone = a_workload(world, "grafana"), a_workload(world, "redmine")
     for label in ("grafana", "redmine"):
-        mark = f"{MARK} {label}.example.com"
+        mark = f"{OUR_COMMENT} {label}.example.com"
         world.add_record(f"{label}.example.com", name=f"{label}-docs.example.com", type_="CNAME", comment=mark)
         world.add_record("100.64.0.9" if label == "redmine" else "100.64.0.8", name="in.example.com", comment=mark)
-    world.add_record("100.64.0.7", name="in.example.com", comment=f"{MARK}2 redmine.example.com")
+    world.add_record("100.64.0.7", name="in.example.com", comment=f"{OUR_COMMENT}2 redmine.example.com")
     world.headscale.disconnect(gone)
     world.clock.sleep(A_MONTH_S)
     prune(world).run()
@@ -222,16 +222,16 @@ def add_gone_and_foreign(world: World) -> Callable[[], tuple[list[int], list[str
         world.headscale.add_node("vault.example.com", user="ann").id,
         world.headscale.add_node("bare.example.com", user="svc").id,
         a_workload(world, "wiki", mark="tailscale-lifecycle/1 other"),
-        a_workload(world, "shop", mark=MARK.upper()),
+        a_workload(world, "shop", mark=OUR_COMMENT.upper()),
         a_workload(world, "shadow", mark=""),
     ]
     records = [
-        world.add_record("100.64.0.99", name="vault.example.com", comment=MARK),
+        world.add_record("100.64.0.99", name="vault.example.com", comment=OUR_COMMENT),
         world.add_record("100.64.0.98", name="someone.example.com", comment="tailscale-lifecycle/1 other"),
         world.add_record("192.0.2.1", name="www.example.com"),
-        world.add_record("ours", name="text.example.com", type_="TXT", comment=MARK),
+        world.add_record("ours", name="text.example.com", type_="TXT", comment=OUR_COMMENT),
     ]
-    records += [record.id for record in world.cloudflare.records(world.zone_id) if record.comment != MARK]
+    records += [record.id for record in world.cloudflare.records(world.zone_id) if record.comment != OUR_COMMENT]
     for node_id in others:
         world.headscale.disconnect(node_id)
     world.clock.sleep(A_MONTH_S)
@@ -329,8 +329,8 @@ def test_permanent_failure_after_the_wait_ends_the_run(world: World) -> None:
 @pytest.mark.parametrize(
     ("type_", "content", "mark"),
     [
-        pytest.param("TXT", "a note", MARK, id="TXT"),
-        pytest.param("A", "100.64.0.99", MARK.upper(), id="mark in upper case"),
+        pytest.param("TXT", "a note", OUR_COMMENT, id="TXT"),
+        pytest.param("A", "100.64.0.99", OUR_COMMENT.upper(), id="mark in upper case"),
     ],
 )
 @pytest.mark.parametrize("name", [None, "redmine"])
@@ -488,4 +488,4 @@ def test_dns_owner_is_required(world: World) -> None:
 
 def test_pod_name_does_not_matter(world: World) -> None:
     settings = world.settings(PruneSettings, DNS_OWNER=OWNER, HOSTNAME="prune-28391-x7k2p")
-    assert settings.mark == MARK
+    assert settings.mark == OUR_COMMENT

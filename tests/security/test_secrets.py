@@ -11,7 +11,7 @@ from random import Random
 import httpx
 import pytest
 
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.faults.schedule import FAULTS, UpstreamName
 from tests.process.commands import Pod
 from tests.real.programs import free_ports
@@ -77,7 +77,7 @@ def test_output_of_a_failure_contains_no_secret(pod: Pod, upstream: UpstreamName
         ("prune", "--name", NAME, "--yes"),
     )
     for number, command in enumerate(commands):
-        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=MARK)
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=f"100.64.7.{number}", comment=OUR_COMMENT)
         simulator.faults.clear()
         # Faults start at the first, second or third request, to include partial work.
         simulator.faults.add(FAULTS[kind](upstream, Random(1)), times=None, after=number % 3)

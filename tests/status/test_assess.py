@@ -14,11 +14,11 @@ from lifecycle.domain.model import Node, Record, RegisterMethod
 from lifecycle.status.assess import Observation, StatusConfig, assess_workloads
 from tests.builders import (
     ANN,
+    COMMENT_OF_OTHER_OWNER,
     EXPIRED,
-    MARK,
     NAME,
     NOW,
-    OTHER_MARK,
+    OUR_COMMENT,
     SHARED_NAME,
     SVC,
     VPN_PREFIXES,
@@ -26,7 +26,7 @@ from tests.builders import (
     a_record,
 )
 
-CONFIG = StatusConfig(domain="example.com", mark=MARK, tags=frozenset(), vpn_prefixes=VPN_PREFIXES, ipv6=False)
+CONFIG = StatusConfig(domain="example.com", mark=OUR_COMMENT, tags=frozenset(), vpn_prefixes=VPN_PREFIXES, ipv6=False)
 WITH_IPV6 = replace(CONFIG, ipv6=True)
 
 AAAA = a_record("b", type_="AAAA", content="fd7a:115c:a1e0::1")
@@ -116,7 +116,7 @@ def states(
             [("orphaned", None, True), ("no record", "1", True)],
             id="longer hostname",
         ),
-        pytest.param([a_node()], [a_record(comment=OTHER_MARK)], [], id="workload of another owner"),
+        pytest.param([a_node()], [a_record(comment=COMMENT_OF_OTHER_OWNER)], [], id="workload of another owner"),
         pytest.param([a_node(user=ANN, key_user=ANN)], [], [], id="foreign node alone"),
         pytest.param([a_node(hostname="grafana.example.org")], [], [], id="node of another domain"),
         pytest.param([], [CNAME, a_record(comment="")], [], id="records without our mark"),
@@ -178,7 +178,7 @@ def test_each_of_a_thousand_workloads_has_a_row() -> None:
 
 def further_records(main_name: str = NAME) -> list[Record]:
     """Return the records of a workload under two further names."""
-    mark = f"{MARK} {main_name}"
+    mark = f"{OUR_COMMENT} {main_name}"
     return [
         a_record(f"{main_name[0]}1", name=f"x{main_name}", type_="CNAME", content=main_name, comment=mark),
         a_record(f"{main_name[0]}2", name=SHARED_NAME, comment=mark),
@@ -230,5 +230,5 @@ def test_advice_about_a_further_name_has_the_main_name() -> None:
 
 
 def test_alias_of_another_workload_is_a_foreign_record_at_a_main_name() -> None:
-    alias = a_record(type_="CNAME", content="wiki.example.com", comment=f"{MARK} wiki.example.com")
+    alias = a_record(type_="CNAME", content="wiki.example.com", comment=f"{OUR_COMMENT} wiki.example.com")
     assert (NAME, "foreign record") in states_by_name([a_node()], [alias])

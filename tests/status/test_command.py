@@ -14,7 +14,7 @@ from lifecycle.runtime.retry import no_retries
 from lifecycle.settings.models import StatusSettings
 from lifecycle.status.assess import Row, State
 from lifecycle.status.report import document, needs_action, text
-from tests.builders import MARK, NAME
+from tests.builders import NAME, OUR_COMMENT
 from tests.process.commands import Pod, served_pod
 from tests.simulators import faults
 from tests.simulators.headscale import HeadscaleSimulator
@@ -26,7 +26,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """Two users, and a workload that is in sync."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_user("annabel")
-    world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=MARK)
+    world.add_record(world.headscale.add_node(NAME, user=USER).address, ttl=60, comment=OUR_COMMENT)
     return world
 
 
@@ -34,11 +34,13 @@ def add_foreign_objects(world: World) -> None:
     """Add a workload with a foreign record, and one with a foreign node."""
     world.headscale.add_node("wiki.example.com", user=USER)
     world.add_record("192.0.2.55", name="wiki.example.com", comment="by opentofu: annabel")
-    world.add_record(world.headscale.add_node("tools", user="annabel").address, name="tools.example.com", comment=MARK)
+    world.add_record(
+        world.headscale.add_node("tools", user="annabel").address, name="tools.example.com", comment=OUR_COMMENT
+    )
 
 
 def report_on(world: World, variables: Mapping[str, str] | None = None, *, redact: bool = False) -> dict[str, Any]:
-    defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": MARK.partition(" ")[2]}
+    defaults = {"HEADSCALE_USER": USER, "DNS_OWNER": OUR_COMMENT.partition(" ")[2]}
     settings = world.settings(StatusSettings, **(defaults | dict(variables or {})))
     sources = world.writers(settings, no_retries())
     report = status_report(settings, sources, None, now=world.clock.now(), redact=redact)
@@ -56,7 +58,7 @@ def states(report: dict[str, Any]) -> dict[str, str]:
 
 def test_context_shows_what_was_read(world: World) -> None:
     report = report_on(world)
-    assert {"headscale_version": "0.28.0", "user": USER, "zone": "example.com", "owner": MARK}.items() <= report[
+    assert {"headscale_version": "0.28.0", "user": USER, "zone": "example.com", "owner": OUR_COMMENT}.items() <= report[
         "context"
     ].items()
     assert not needs_action(report)
@@ -126,7 +128,7 @@ def pod(clean_environment: Mapping[str, str], tmp_path: Path) -> Iterator[Pod]:
     with served_pod(clean_environment, tmp_path, HeadscaleSimulator()) as pod:
         pod.headscale.add_user(USER)
         node = pod.headscale.add_node(NAME, user=USER)
-        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=MARK)
+        pod.cloudflare.add_record(pod.zone_id, type="A", name=NAME, content=node.address, comment=OUR_COMMENT)
         yield pod
 
 
