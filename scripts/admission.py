@@ -274,7 +274,7 @@ def _indented_lines(items: Iterable[str]) -> str:
 def _json_patch() -> str:
     """Return the JSON patch that adds the containers and volumes.
 
-    The containers go before the pod's own init containers, or after them if an annotation requests that.
+    The patch inserts the containers before the pod's own init containers, or after them if an annotation requests that.
     """
     operations = [
         _add_operation(
@@ -330,7 +330,7 @@ def _field_value(name: str, value: Any, type_name: str, indent: str) -> str:
     if not isinstance(value, list):
         return _typed_literal(value, type_name, indent)
     token, node = (_typed_literal(template()[name], type_name, indent) for name in ("token-mount", "node-name"))
-    # Kubernetes requires this order: the value of a variable can refer only to variables before it.
+    # Keep the order of the list: in Kubernetes, the value of a variable can refer only to variables before it.
     lists = []
     for is_placeholder, items in groupby(value, key=lambda item: placeholder_name(item) in _PLACEHOLDER_LISTS):
         if is_placeholder:

@@ -95,7 +95,7 @@ class Template:
         changes: new values by path, such as "Role/rules/0/resourceNames/0". A path begins with the kind of the object.
             In a path, the name or index of a list item selects the item, and "+" appends a new one.
         replacements: pairs of a text and its replacement, for the whole manifest.
-        labels: an expression for further labels of the objects.
+        labels: an expression for a map of additional labels; "" for none.
     """
 
     source: str
@@ -284,7 +284,7 @@ def _document_text(document: dict[str, Any], template: Template) -> str:
     if template.labels:
         lines += [f"  {{{{- with {template.labels} }}}}", "  {{- toYaml . | nindent 4 }}", "  {{- end }}"]
     head, rest = (as_text({name: document.pop(name) for name in ("apiVersion", "kind")}), as_text(document))
-    # Prometheus also uses braces for templates, in the alerts. Escaped, Helm does not evaluate them.
+    # The alerts contain templates of Prometheus. Their braces are escaped, so that Helm does not evaluate them.
     rest = re.sub(r"\{\{[^}]*\}\}", lambda match: f"{{{{`{match[0]}`}}}}", rest)
     return f"{head}metadata:\n{''.join(f'  {line}{chr(10)}' for line in lines)}{rest}"
 

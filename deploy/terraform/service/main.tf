@@ -97,7 +97,7 @@ locals {
     )
   })
 
-  # The specs of the kinds of objects whose spec the inputs change.
+  # The changed spec of each kind of object whose spec depends on inputs that the templates do not contain.
   specs = {
     for manifest in local.template : manifest.kind => merge(manifest.spec, {
       StatefulSet = {
