@@ -240,7 +240,7 @@ class Engine:
 
         def route(upstream: Upstream) -> Handler:
             return Tap(
-                upstream, watcher=self.invariants, interruptions=self._interruptions, cut_off=lambda: pod.cut_off
+                upstream, watcher=self.invariants, interruptions=self._interruptions, is_cut_off=lambda: pod.cut_off
             )
 
         self.world.route = route
@@ -250,12 +250,12 @@ class Engine:
         world = self.world
         pod.stop = StopAt(self.clock)
         cleanup = self._world_of(pod).cleanup(pod.stop, AUTHKEY_OUTPUT_PATH=str(pod.key_file))
-        faults_before = world.queues["headscale"].fired
+        faults_before = world.queues["headscale"].injected
         current = self.workload.passes[-1]
         try:
             cleanup.run()
         except LifecycleError as error:
-            headscale_was_healthy = world.queues["headscale"].fired == faults_before and not pod.cut_off
+            headscale_was_healthy = world.queues["headscale"].injected == faults_before and not pod.cut_off
             is_expected = isinstance(error, StoppedError | KeyFileError | NameTakenError)
             if headscale_was_healthy and not current.disturbed and not is_expected and self._settings_are_accepted:
                 raise BrokenError(f"Never 8: cleanup failed while Headscale was healthy: {error}") from error

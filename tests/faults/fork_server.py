@@ -1,7 +1,9 @@
-"""Run Python code in forks of one process that has imported the libraries. The import takes longer than most tests.
+"""A server that runs Python code in forks of its process, which has already imported the libraries.
 
-It reads one job per line of standard input, as JSON: the `code`, and the `folder` that is searched first for modules.
-For each job, it writes a line with `status` and `output`.
+This saves time, because the import of the libraries takes longer than most tests.
+
+The server reads one job per line of standard input, as JSON: the `code`, and the `folder` that is searched first for
+modules. For each job, it writes a line of JSON: the exit `status` of the code, and its `output`.
 """
 
 from __future__ import annotations
@@ -26,14 +28,14 @@ LIBRARIES = (
 
 
 def run(job: dict[str, Any]) -> int:
-    """Run the code of a job, and return writer exit status."""
+    """Run the code of a job, and return its exit status."""
     sys.path.insert(0, job["folder"])
     os.chdir(job["folder"])
     try:
         exec(job["code"], {})
     except SystemExit as error:
         return int(error.code or 0)
-    except BaseException:  # noqa: BLE001 - the interpreter prints a traceback too
+    except BaseException:  # noqa: BLE001 - print any error, as the interpreter does
         traceback.print_exc()
         return 70
     finally:
@@ -51,7 +53,7 @@ def main() -> None:
         if os.fork() == 0:
             os.dup2(writer, 1)
             os.dup2(writer, 2)
-            # The inherited stream objects have cached properties of the previous files.
+            # The inherited stream objects have cached properties of the files that `dup2` has replaced.
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             os._exit(run(json.loads(line)))
         os.close(writer)

@@ -89,7 +89,7 @@ class Invariants:
         current = self._workload.passes[-1]
         if request.fault == COMPRESSED:
             tracemalloc.start()
-        if request.is_genuine and request.fault != "stale read" and request.path.endswith("/dns_records"):
+        if request.looks_correct and request.fault != "stale read" and request.path.endswith("/dns_records"):
             names, records = parse_qs(request.query).get("name", ()), self._world.all_records
             current.unread_changes -= {record_id for record_id, record in records.items() if record.name in names}
         if request.fault in UNDETECTABLE:
@@ -125,7 +125,7 @@ class Invariants:
         if request.upstream is self._world.cloudflare:
             records = [read for read in reads if read.path.endswith("/dns_records")]
             all_names = [read for read in records if "match=any" in read.query]
-            self._check_genuine(request, _last_list(records) + _last_list(all_names))
+            self._check_looks_correct(request, _last_list(records) + _last_list(all_names))
             if not current.pod.initialized and nodes and nodes[-1].fault == "short list":
                 # cleanup cannot distinguish this list from that of a Headscale without nodes.
                 return
@@ -134,10 +134,10 @@ class Invariants:
                 nodes = [read for read in reads if read.path.startswith("/api/v1/node")]
         elif request.method != "DELETE":
             return
-        self._check_genuine(request, nodes[-1:])
+        self._check_looks_correct(request, nodes[-1:])
 
-    def _check_genuine(self, request: Request, reads: list[Request]) -> None:
-        if not reads or not all(read.is_genuine for read in reads):
+    def _check_looks_correct(self, request: Request, reads: list[Request]) -> None:
+        if not reads or not all(read.looks_correct for read in reads):
             raise BrokenError(f"Never 3: {request.method} {request.path} after {reads or 'no read'}")
 
     def _check_record_change(self, current: Pass, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""`Tap`, an application between a client and a simulator that reports each request and can interrupt it."""
+"""A handler between a client and a simulator (`Tap`), which reports each request and can interrupt it."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ class KilledError(BaseException):
 
 
 class NamedFaults(FaultQueue):
-    """A queue of faults that have names. It counts how often each is used.
+    """A queue of faults that have names. The queue counts how often each fault is injected.
 
     Attributes:
-        taken: the name of the fault of the last request; None if it had no fault.
-        fired: the number of requests with a fault.
+        last_fault: the name of the fault that was injected into the last request; None if there was none.
+        injected: the number of requests into which a fault was injected.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._names: dict[int, tuple[str, Fault]] = {}
-        self.taken: str | None = None
-        self.fired = 0
+        self.last_fault: str | None = None
+        self.injected = 0
 
     def add_named(
         self, name: str, fault: Fault, *, method: str | None, path: str | None, times: int, after: int
     ) -> None:
-        """Add a fault by its name."""
+        """Add a fault with a name. The other arguments are those of `FaultQueue.add`."""
         self._names[id(fault)] = (name, fault)
         self.add(fault, method=method, path=path, times=times, after=after)
 
     def take(self, method: str, target: str) -> Fault | None:
         """Return the fault for this request, and count its use."""
         fault = super().take(method, target)
-        self.taken = None
+        self.last_fault = None
         if fault is not None:
-            self.taken, _ = self._names[id(fault)]
-            self.fired += 1
-            count("faults injected", self.taken)
+            self.last_fault, _ = self._names[id(fault)]
+            self.injected += 1
+            count("faults injected", self.last_fault)
             if SECOND_PAGE.search(target):
                 count("pages after the first that failed")
         return fault
@@ -61,12 +61,12 @@ class NamedFaults(FaultQueue):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, as its sender experienced it.
+    """A request, and what its sender received.
 
     Attributes:
-        query: without the question mark.
-        fault: the name of the injected fault; None = a correct response.
-        status: of the response; None = no complete response.
+        query: the query without the question mark.
+        fault: the name of the injected fault; None = the response is correct.
+        status: the status of the response; None = the sender received no complete response.
     """
 
     upstream: Upstream
@@ -79,12 +79,12 @@ class Request:
 
     @property
     def is_write(self) -> bool:
-        """True if it is a write."""
+        """True if the request can change something."""
         return self.method not in READS
 
     @property
-    def is_genuine(self) -> bool:
-        """True if the sender received the upstream's own response, even a stale one."""
+    def looks_correct(self) -> bool:
+        """True if the response is correct, or if the sender cannot detect that it is wrong."""
         return self.fault in {None, *UNDETECTABLE} and self.status == 200
 
     @property
@@ -95,13 +95,13 @@ class Request:
 
 @dataclass(slots=True)
 class Interruption:
-    """An action before or after a request.
+    """An action that runs before or after a request.
 
     Attributes:
         action: the function to run.
-        upstream: the upstream of the request.
-        after: the number of requests to this upstream before it.
-        committed: the action runs after the request is executed instead of before.
+        upstream: the upstream to which the request is sent.
+        after: the number of earlier requests to this upstream.
+        committed: True if the action runs after the request is executed; False if it runs before.
     """
 
     action: Callable[[], None]
@@ -121,12 +121,13 @@ class Watcher(Protocol):
 
 
 class Tap:
-    """The handler of one sender's requests to a simulator.
+    """The handler of all requests that one sender (a pod) sends to a simulator.
 
     Args:
+        upstream: the simulator.
         watcher: checks every request.
-        interruptions: shared by all senders; each is removed when it runs.
-        cut_off: returns True while the sender has no network.
+        interruptions: the interruptions that have not run yet. All senders have the same list.
+        is_cut_off: returns True while the sender has no network.
     """
 
     def __init__(
@@ -135,35 +136,36 @@ class Tap:
         *,
         watcher: Watcher,
         interruptions: list[Interruption],
-        cut_off: Callable[[], bool],
+        is_cut_off: Callable[[], bool],
     ) -> None:
         self._upstream = upstream
         self._watcher = watcher
         self._interruptions = interruptions
-        self._cut_off = cut_off
+        self._is_cut_off = is_cut_off
 
     def __call__(self, request: messages.Request) -> Response:
         _wait_for_reads()
-        if self._cut_off():
+        if self._is_cut_off():
             raise httpx.ConnectError("[Errno 113] No route to host")
-        due = self._due()
-        if due is not None and not due.committed:
-            due.action()
+        interruption = self._take_interruption()
+        if interruption is not None and not interruption.committed:
+            interruption.action()
         self._watcher.before(self._upstream)
         queue = self._upstream.faults
         try:
             return self._upstream.handle(request)
         finally:
-            taken = queue.taken if isinstance(queue, NamedFaults) else None
+            fault = queue.last_fault if isinstance(queue, NamedFaults) else None
             status = self._upstream.requests[-1].status
             self._watcher.after(
-                Request(self._upstream, request.method, request.path, request.query, request.body, taken, status)
+                Request(self._upstream, request.method, request.path, request.query, request.body, fault, status)
             )
-            if due is not None and due.committed:
-                due.action()
+            if interruption is not None and interruption.committed:
+                interruption.action()
 
-    def _due(self) -> Interruption | None:
-        # Only requests of the main thread are interrupted, because the simulated clock belongs to this thread.
+    def _take_interruption(self) -> Interruption | None:
+        """Return the interruption for this request, and remove it from the list; None if there is none."""
+        # Actions may advance the simulated clock, and only the main thread may do this.
         if threading.current_thread() is not threading.main_thread():
             return None
         for interruption in self._interruptions:
@@ -178,7 +180,10 @@ class Tap:
 
 
 def _wait_for_reads() -> None:
-    """Let the concurrent reads of `cleanup` run in a fixed order, so that a seed always gives the same run."""
+    """Let the reads that `cleanup` sends in several threads run in a fixed order.
+
+    Otherwise, two runs with the same seed would differ.
+    """
     order = ("zone", "version", threading.main_thread().name)
     first = order.index(threading.current_thread().name)
     for thread in threading.enumerate():

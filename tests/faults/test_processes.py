@@ -1,4 +1,4 @@
-"""The commands as processes: killed at each request, frozen, stopped, and with a full or read-only volume."""
+"""Test real processes of the commands: they are killed or frozen at a request, or cannot write to their volume."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from tests.tally import count
 CLEANUP_REQUESTS = 7
 READ_OF_OLD_NODE = 3
 
-# The requests of dns-watch: users, nodes, version and API keys; the records, and the creation of the missing record.
-# Each has an upstream, a number, and whether it is executed before the kill, which matters for the creation only.
+# The requests of dns-watch to Headscale: users, nodes, version and API keys. Its requests to Cloudflare: a read of the
+# records, and the creation of the missing record.
+# Each item is the upstream, the number of the request, and True if the upstream executes the request before the process
+# is killed. Only for the creation does this make a difference, so only the creation is in the list twice.
 WATCH_REQUESTS = [
     *(("headscale", number, True) for number in range(4)),
     ("cloudflare", 0, True),
@@ -37,11 +39,16 @@ WATCH_REQUESTS = [
 
 
 class Gate:
-    """An application in front of an upstream, in which one request waits until the gate is opened.
+    """A WSGI application that forwards requests to an upstream. One of them waits until the gate is opened.
 
     Args:
+        application: the upstream.
         number: the number of the request that waits, from 0.
-        committed: True if the upstream executes the request before it waits.
+        committed: True if the upstream executes this request, and its response waits; False if the request waits.
+
+    Attributes:
+        reached: set when this request has begun to wait.
+        opened: set by the test to let this request continue.
     """
 
     def __init__(self, application: WSGIApplication, number: int, *, committed: bool) -> None:
@@ -53,7 +60,7 @@ class Gate:
         self.opened = Event()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Forward a request, now or when the gate is opened."""
+        """Forward a request, and return the response."""
         with self._lock:
             waits = self._requests_left == 0
             self._requests_left -= 1
@@ -70,7 +77,7 @@ class Gate:
 
 
 class PodWithPredecessor(Pod):
-    """A pod whose predecessor left a node and a record. A foreign node has the same name."""
+    """A pod whose predecessor left a node and a record. Someone else's node (`foreign`) has the same name."""
 
     def __init__(self, **pod: Any) -> None:
         super().__init__(HeadscaleSimulator(), **pod)
@@ -83,7 +90,10 @@ class PodWithPredecessor(Pod):
     def start_until_request(
         self, *command: str, upstream: UpstreamName = "headscale", number: int, committed: bool = False
     ) -> Iterator[tuple[Running, Gate]]:
-        """Start a command, and yield it when one of its requests waits at a gate."""
+        """Start a command. Yield the process and the gate when the process waits for the response to one request.
+
+        The other arguments are those of `Gate`.
+        """
         gate = Gate(getattr(self, upstream), number, committed=committed)
         with serve(gate) as url:
             urls = {"headscale": {"HEADSCALE_URL": url}, "cloudflare": {"CLOUDFLARE_API_URL": f"{url}/client/v4"}}
@@ -93,13 +103,13 @@ class PodWithPredecessor(Pod):
             gate.opened.set()
 
     def kill_at_request(self, *command: str, **request: Any) -> None:
-        """Start a command and kill it during a request: see `start_until_request`."""
+        """Start a command, and kill it with SIGKILL during the request that `start_until_request` describes."""
         with self.start_until_request(*command, **request) as (running, _gate):
             assert running.stop(signal.SIGKILL).status == -signal.SIGKILL
         count("kills", "processes")
 
     def register(self) -> Node:
-        """Run `cleanup`, and register the node of this pod with its key."""
+        """Run `cleanup`, and register the node of this pod with the pre-auth key that `cleanup` has written."""
         self.run_successfully("cleanup")
         node = self.headscale.register(key=self.key_file.read_text(), hostname=NAME)
         self.headscale.connect(node.id)
@@ -112,7 +122,7 @@ class PodWithPredecessor(Pod):
         return result
 
     def check_invariants(self) -> None:
-        """Check that the foreign node exists, and that the key file is absent or complete."""
+        """Check that the foreign node exists, and that the key file, if it exists, contains a whole key."""
         assert self.headscale.node(self.foreign.id) is not None
         if self.key_file.exists():
             assert self.key_file.read_text() in {key.key for key in self.headscale.keys}
@@ -149,7 +159,7 @@ def test_cleanup_recovers_from_a_kill_at_each_request(pod: PodWithPredecessor, n
 def test_dns_watch_recovers_from_a_kill_at_each_request(
     pod: PodWithPredecessor, upstream: UpstreamName, number: int, committed: bool
 ) -> None:
-    """The next process finds the node by the key metadata, and creates the record only if it is missing."""
+    """The next process finds the node of its pod, and creates the record only if it is missing."""
     node = pod.register()
     pod.kill_at_request("dns-watch", upstream=upstream, number=number, committed=committed)
     pod.check_invariants()
@@ -162,7 +172,7 @@ def test_dns_watch_recovers_from_a_kill_at_each_request(
 
 
 def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(pod: PodWithPredecessor) -> None:
-    """The process is frozen before it reads the records. When it continues, the name has a foreign CNAME."""
+    """While the process is frozen, before it reads the records, another owner adds a CNAME with the same name."""
     pod.register()
     with pod.start_until_request("dns-watch", "--once", upstream="cloudflare", number=0) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
@@ -177,8 +187,8 @@ def test_frozen_dns_watch_does_not_change_a_record_that_another_owner_took_over(
     assert len(pod.cloudflare.writes) == writes
 
 
-def test_frozen_cleanup_does_not_delete_a_node_that_joined_meanwhile(pod: PodWithPredecessor) -> None:
-    """The process is frozen while it reads the old node. Another pod of the workload deletes this node and joins."""
+def test_cleanup_does_not_delete_a_node_that_registered_while_it_was_frozen(pod: PodWithPredecessor) -> None:
+    """While the process waits for the old node's data, another pod deletes the old node and registers a new one."""
     with pod.start_until_request("cleanup", number=READ_OF_OLD_NODE, committed=True) as (running, gate):
         os.kill(running.pid, signal.SIGSTOP)
         count("interruptions", "SIGSTOP to processes")
@@ -193,7 +203,7 @@ def test_frozen_cleanup_does_not_delete_a_node_that_joined_meanwhile(pod: PodWit
 
 # --- The volume ---------------------------------------------------------------------------------------
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to mount a volume")
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a volume")
 
 
 @contextmanager
@@ -201,7 +211,7 @@ def mounted(volume: Path, options: str) -> Iterator[None]:
     """Mount a volume in memory during the block."""
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(volume)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
+        pytest.skip("this process may not mount a volume")
     try:
         yield
     finally:
@@ -220,7 +230,7 @@ def fill(volume: Path) -> None:
     ("kind", "options"), [("full volume", "size=4k,nr_inodes=2"), ("read-only volume", "ro")], ids=["full", "read-only"]
 )
 def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(pod: PodWithPredecessor, kind: str, options: str) -> None:
-    """The failure is detected before anything is deleted. No unused key is left behind."""
+    """The old node is not deleted, and no pre-auth key is created, because the pod could not use it."""
     keys = pod.headscale.keys
     with mounted(pod.volume, options):
         if kind == "full volume":
@@ -238,7 +248,7 @@ def test_cleanup_deletes_nothing_if_the_key_cannot_be_written(pod: PodWithPredec
 @needs_root
 @pytest.mark.parametrize("kind", ["full volume", "read-only volume"])
 def test_dns_watch_works_without_a_writable_volume(pod: PodWithPredecessor, kind: str) -> None:
-    """The record is in sync, and the existing key stays complete."""
+    """The record gets in sync, and the key file still contains a whole key."""
     with mounted(pod.volume, "size=16k,nr_inodes=8"):
         node = pod.register()
         if kind == "full volume":

@@ -1,6 +1,9 @@
-"""Random schedules of faults: the guarantees hold during each of them, and afterwards everything gets in sync.
+"""Test the commands with random schedules: sequences of faults and events, each generated from a seed.
 
-If a schedule fails, the test prints its shortest form. regressions.json keeps the schedules that found a bug.
+During a schedule, the guarantees must hold. After the schedule, the record must become in sync again.
+
+If a schedule fails, the test removes the steps that are not necessary for the failure, and prints the shorter schedule.
+The file regressions.json contains such shorter schedules, which found bugs in the past.
 """
 
 from __future__ import annotations
@@ -16,19 +19,22 @@ from tests.faults.engine import run, shrunk
 from tests.faults.invariants import BrokenError
 from tests.faults.schedule import Schedule, from_json, random_schedule, with_further_names
 
+# The numbers of schedules in a full run of the tests, and in a default run.
 SCHEDULES = 504
-SCHEDULES_OF_DEFAULT_TIER = 20
+SCHEDULES_BY_DEFAULT = 20
 
+# Further names are names of a workload in addition to its hostname: aliases, and names that workloads share.
 FURTHER_NAMES_SCHEDULES = 100
-FURTHER_NAMES_SCHEDULES_OF_DEFAULT_TIER = 6
+FURTHER_NAMES_SCHEDULES_BY_DEFAULT = 6
 
-# The new seeds of a soak test, which are divided among this many test cases so that several processes can run them.
+# A soak test runs this many schedules with new seeds. They are divided among test cases, so that several processes can
+# run them.
 SOAK_SCHEDULES = 10_000
 SOAK_CASES = 8
 
 REGRESSIONS: dict[str, Any] = json.loads(Path(__file__).with_name("regressions.json").read_text())
 
-# A killed process does not close its files.
+# Some schedules kill a simulated process, which then leaves files open.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
@@ -37,13 +43,13 @@ def test_schedule_that_found_a_bug_passes(values: dict[str, Any]) -> None:
     run(from_json(values))
 
 
-@pytest.mark.default_cases(SCHEDULES_OF_DEFAULT_TIER)
+@pytest.mark.default_cases(SCHEDULES_BY_DEFAULT)
 @pytest.mark.parametrize("seed", range(SCHEDULES))
 def test_guarantees_hold_and_the_workload_recovers(seed: int) -> None:
     check(random_schedule(seed))
 
 
-@pytest.mark.default_cases(FURTHER_NAMES_SCHEDULES_OF_DEFAULT_TIER)
+@pytest.mark.default_cases(FURTHER_NAMES_SCHEDULES_BY_DEFAULT)
 @pytest.mark.parametrize("seed", range(FURTHER_NAMES_SCHEDULES))
 def test_guarantees_hold_with_further_names(seed: int) -> None:
     check(with_further_names(random_schedule(seed)))
@@ -59,16 +65,16 @@ def test_guarantees_hold_for_new_seeds(_case: int, pytestconfig: pytest.Config) 
 
 
 def check(schedule: Schedule) -> None:
-    """Run a schedule. If it fails, fail with its shortest form that breaks the same invariant."""
+    """Run a schedule. If it breaks an invariant, fail with a shorter schedule that breaks the same invariant."""
     error = error_of(schedule)
     if error:
-        # Messages start with the invariant, such as "Never 1:".
+        # The first 8 characters of a message name the invariant, such as "Never 1:".
         shortest = shrunk(schedule, lambda shorter: error_of(shorter)[:8] == error[:8])
         pytest.fail(f"{error}\nseed {schedule.seed}, for regressions.json:\n{shortest.text()}")
 
 
 def error_of(schedule: Schedule) -> str:
-    """Run a schedule, and return which invariant it breaks; "" for none."""
+    """Run a schedule, and return the message about the first invariant that it breaks; "" if it breaks none."""
     try:
         run(schedule)
     except BrokenError as error:
@@ -76,11 +82,11 @@ def error_of(schedule: Schedule) -> str:
     return ""
 
 
-def test_shrunk_schedule_has_only_the_steps_that_fail() -> None:
+def test_shrunk_schedule_has_only_the_steps_that_are_necessary_for_the_failure() -> None:
     schedule = random_schedule(1)
-    needed = (schedule.steps[3], schedule.steps[8])
-    assert shrunk(schedule, lambda shorter: set(needed) <= set(shorter.steps)).steps == needed
+    necessary = (schedule.steps[3], schedule.steps[8])
+    assert shrunk(schedule, lambda shorter: set(necessary) <= set(shorter.steps)).steps == necessary
 
 
-def test_schedule_is_parsed_as_it_was_written() -> None:
+def test_schedule_is_the_same_after_writing_and_parsing_it() -> None:
     assert from_json(json.loads(random_schedule(1).text())) == random_schedule(1)

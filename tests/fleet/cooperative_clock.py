@@ -1,4 +1,4 @@
-"""A simulated clock for hundreds of threads. Only one thread runs at a time, until it sleeps on the clock."""
+"""A simulated clock for hundreds of threads, of which only one runs at a time."""
 
 from __future__ import annotations
 
@@ -11,28 +11,32 @@ from tests.world import Clock
 
 
 class CooperativeClock(Clock):
-    """A simulated clock that wakes one thread at a time, in the order of their due times."""
+    """A simulated clock. While one of its threads runs, all others sleep.
+
+    If the running thread calls `sleep`, the clock advances to the time when the next thread wakes up.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._sleepers: list[tuple[float, int, Semaphore]] = []
         self._order = count()
+        # Released when the running thread sleeps or ends.
         self._yielded = Semaphore(0)
         self._semaphores: dict[Thread, Semaphore] = {}
         self._errors: list[BaseException] = []
 
     def sleep(self, seconds: float, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Let other threads run until the simulated time has advanced."""
+        """Let other threads run until the simulated time has advanced by this many seconds."""
         semaphore = self._semaphores.get(current_thread())
         if semaphore is None:
-            # `run` did not start this thread. It can be a background thread of a command.
+            # `run` did not start this thread: a command has started it to work in the background.
             return
         heappush(self._sleepers, (self.elapsed_s + seconds, next(self._order), semaphore))
         self._yielded.release()
         semaphore.acquire()
 
     def run(self, programs: Iterable[Callable[[], None]]) -> None:
-        """Run each program in a thread until the last one ends, then raise the first error."""
+        """Run each program in its own thread until all have ended. Then raise the first error of a program."""
         for program in programs:
             thread = Thread(target=self._begin, args=(program,), daemon=True)
             semaphore = self._semaphores[thread] = Semaphore(0)

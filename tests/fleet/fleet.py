@@ -1,4 +1,7 @@
-"""A fleet: many pods of different workloads, with slow upstreams and the rate limit of a Cloudflare account."""
+"""Simulate a fleet: many pods of different workloads.
+
+The upstreams (Headscale and Cloudflare) need time to respond, and the Cloudflare account has a rate limit.
+"""
 
 from __future__ import annotations
 
@@ -20,36 +23,36 @@ from tests.simulators.messages import Handler, Request, Response
 from tests.simulators.upstream import Upstream
 from tests.world import ZONE, Clock, Interface, World, restart_backoff_s
 
-# The CPU time of one request to Headscale, which compares the API key with a bcrypt hash.
+# The CPU time of one request to Headscale. Most of it is the check of the API key against a bcrypt hash.
 BCRYPT_S = 0.06
-# The CPU cores of Headscale.
+# The number of CPU cores of Headscale.
 CORES = 2
-# Headscale closes the connection instead of sending a response that takes longer.
+# If Headscale needs longer than this for a response, it closes the connection without sending the response.
 # Source: in Headscale, `WriteTimeout` of the `http.Server` is `types.HTTPTimeout`.
 WRITE_TIMEOUT_S = 30.0
 
 # The duration of one request to Cloudflare.
 CLOUDFLARE_S = 0.1
 
-# Cloudflare's rate limit: requests per window. All tokens of a user and the dashboard share it.
+# Cloudflare's rate limit: RATE_LIMIT requests in WINDOW_S. All API tokens of a user and the dashboard share this limit.
 RATE_LIMIT = 1200
 WINDOW_S = 300.0
 
 
 class FleetWorld(World):
-    """A tailnet and a zone for many workloads. TS_HOSTNAME selects the workload of a command."""
+    """A tailnet and a zone for many workloads. A command's setting TS_HOSTNAME says whose command it is."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, *, clock: Clock, **variables: str) -> None:
         super().__init__(monkeypatch, folder, clock=clock)
         self.environment |= variables
         self._folder = folder
-        # Loading settings takes longer than most passes, so each command does it only once.
+        # The loaded settings of each command. Loading takes longer than most passes of `dns-watch`, so it is done once.
         self._loaded: dict[type[Any], Any] = {}
         self.headscale.keep_bodies = False
         self.use_account(CloudflareSimulator(now=clock.true_now, quota=3500), ZONE)
 
     def use_account(self, cloudflare: CloudflareSimulator, zone: str) -> None:
-        """Use a new zone in this Cloudflare account."""
+        """Create a zone in this Cloudflare account, and use it for the records of all workloads."""
         cloudflare.keep_bodies = False
         self.cloudflare = cloudflare
         self.zone_id = cloudflare.add_zone(zone)
@@ -76,7 +79,7 @@ class FleetWorld(World):
         return folder / "authkey"
 
     def start_pod(self, hostname: str) -> StartedPod:
-        """Run `cleanup` until it succeeds, register the node of the pod, and create its `dns-watch`."""
+        """Run `cleanup` until it succeeds, register the pod's node, and create the object that runs `dns-watch`."""
         exits = 0
         while True:
             try:
@@ -86,7 +89,7 @@ class FleetWorld(World):
                 exits += 1
                 self.clock.sleep(restart_backoff_s(exits))
         key_created_s = self.clock.elapsed_s
-        # The start of the tailscale container takes this long.
+        # The tailscale container needs one to four seconds to start.
         self.clock.sleep(random.uniform(1.0, 4.0))
         node = self.headscale.register(key=self.key_file_of(hostname).read_text(), hostname=hostname)
         self.headscale.connect(node.id)
@@ -99,8 +102,9 @@ class StartedPod:
     """A pod whose node is registered.
 
     Attributes:
-        key_created_s: when `cleanup` had created the key, on the simulated clock.
-        exits: how often `cleanup` failed before.
+        watch: runs the passes of `dns-watch`.
+        key_created_s: when `cleanup` had created the pre-auth key, on the simulated clock.
+        exits: how often `cleanup` failed before it succeeded.
     """
 
     watch: DnsWatch
@@ -109,21 +113,23 @@ class StartedPod:
 
 
 class Cores:
-    """The CPU cores of Headscale. They check API keys in the order of the requests, even if a client has timed out.
+    """The CPU cores of Headscale, which check the API keys in the order of the requests.
+
+    A key is checked even if the client does not wait for the response any more.
 
     Args:
         count: the number of cores.
-        key_check_s: the CPU time of one key check.
+        key_check_s: the CPU time of one check of an API key.
 
     Attributes:
-        checks: the number of key checks.
-        wasted: the number of key checks whose response was lost.
+        checks: the number of these checks.
+        wasted: the number of these checks after which the client did not receive the response.
     """
 
     def __init__(self, clock: Clock, *, count: int = CORES, key_check_s: float = BCRYPT_S) -> None:
         self._clock = clock
         self._key_check_s = key_check_s
-        # When each core has finished its last key check.
+        # For each core, when it will have finished all key checks that are scheduled on it.
         self._free_s = [0.0] * count
         self.checks = 0
         self.wasted = 0
@@ -138,14 +144,14 @@ class Cores:
 
 
 class SlowUpstream:
-    """An upstream that needs time to respond.
+    """A handler that delays the requests to a simulated upstream on the simulated clock.
 
     Args:
-        duration_s: the time for a request without a key check.
-        cores: check the API key of each request; None = keys are checked in no time.
+        duration_s: the duration of a request for which the cores check no key.
+        cores: the cores that check the API key of each request; None = no time is needed to check a key.
 
     Attributes:
-        request_times_s: the time of each request.
+        request_times_s: when each request was sent, on the simulated clock.
     """
 
     def __init__(
@@ -158,12 +164,13 @@ class SlowUpstream:
         self.request_times_s: list[float] = []
 
     def __call__(self, request: Request) -> Response:
-        """Respond after the time that the request takes, unless the client or the server times out before."""
+        """Respond after the duration of the request. If the client or the server times out earlier, raise its error."""
         self.request_times_s.append(self._clock.elapsed_s)
         duration_s = self._duration_s
         if self._cores is not None and "authorization" in request.headers:
             duration_s = self._cores.check_key()
-        # The client measures its time-out with the real clock, on which hardly any time passes.
+        # The time-out of the client runs on the real clock, which is much slower than the simulated one. The remaining
+        # time is therefore the whole time-out, except for a fraction of a second.
         timeout_s = round(remaining_s())
         self._clock.sleep(min(duration_s, timeout_s))
         response = self._upstream.handle(request)
@@ -176,7 +183,7 @@ class SlowUpstream:
 
 
 def max_per_window(times_s: Iterable[float], window_s: float) -> int:
-    """Return the maximum number of times within any window of this length."""
+    """Return how many of these points in time are at most within one window of this length."""
     ordered = sorted(times_s)
     most = first = 0
     for number, time_s in enumerate(ordered):
@@ -187,6 +194,6 @@ def max_per_window(times_s: Iterable[float], window_s: float) -> int:
 
 
 def route_through(*handlers: tuple[Upstream, Handler]) -> Callable[[Upstream], Handler]:
-    """Return a value for `World.route` that replaces each upstream by the given handler."""
+    """Return a value for `World.route` that sends the requests to each upstream to the handler beside it."""
     by_upstream = {id(upstream): handler for upstream, handler in handlers}
     return lambda upstream: by_upstream[id(upstream)]

@@ -1,4 +1,4 @@
-"""Measure the load on Headscale from the polls of many pods whose nodes and records do not change."""
+"""Measure the load that many sidecars cause on Headscale while nothing changes (the steady state)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOUR_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """The load of a fleet in its second hour, with default settings.
+    """The load of many pods in their second hour, with default settings.
 
     Attributes:
         cores: how many CPU cores Headscale needs for the requests of all pods.
@@ -35,11 +35,12 @@ class Steady:
         return f"{self.pods} pods in steady state: {self.cores:.2f} cores of Headscale, {polls}"
 
 
-def steady_state(pods: int, *, sample: int = 5) -> Steady:
+def steady_state(pods: int, *, simulated_pods: int = 5) -> Steady:
     """Measure the load of this many pods in steady state.
 
     Args:
-        sample: how many of the pods run. The load is scaled to all pods, because pods do not interact.
+        pods: the number of pods.
+        simulated_pods: how many of the pods are simulated. Pods do not interact, so their load is multiplied.
     """
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
@@ -48,15 +49,17 @@ def steady_state(pods: int, *, sample: int = 5) -> Steady:
         headscale = SlowUpstream(world.headscale, clock, cores=cores)
         world.route = route_through((world.headscale, headscale), (world.cloudflare, world.cloudflare.handle))
         nodes = [world.headscale.add_node(f"app{number}.example.com", user=USER) for number in range(pods)]
-        sampled = random.sample(nodes, sample)
-        watches = [world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name) for node in sampled]
+        watches = [
+            world.watch(Interface(*node.addresses), TS_HOSTNAME=node.name)
+            for node in random.sample(nodes, simulated_pods)
+        ]
         world.run_together(*watches, seconds=HOUR_S)
         earlier_checks = cores.checks
         world.run_together(*watches, seconds=HOUR_S)
         checks = cores.checks - earlier_checks
         return Steady(
             pods,
-            cores=checks * BCRYPT_S / HOUR_S * pods / sample,
+            cores=checks * BCRYPT_S / HOUR_S * pods / simulated_pods,
             interval_s=max(watch.status.poll_interval_s for watch in watches),
             ready=all(watch.status.ready for watch in watches),
         )

@@ -1,4 +1,7 @@
-"""A storm: all pods of a cluster start at the same time, and Headscale has one core to check their API keys."""
+"""Simulate a storm: all pods of a cluster start at the same time, and Headscale has one CPU core.
+
+The core is busy with the check of the API key that each request to Headscale contains.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from tests.fleet.cooperative_clock import CooperativeClock
 from tests.fleet.fleet import BCRYPT_S, CLOUDFLARE_S, Cores, FleetWorld, SlowUpstream, route_through
 from tests.world import MIN_WAIT_S, USER
 
-# More pods in a tailnet make only the lists of nodes longer, and the test slower.
+# The pods are divided into tailnets of this size. In one large tailnet, the lists of nodes would be longer, which would
+# only make the test slower.
 PODS_PER_TAILNET = 50
 
 
@@ -23,12 +27,12 @@ class Storm:
     """The result of a storm.
 
     Attributes:
-        last_key_s: when the last pod had its key.
-        last_record_s: when the last record was published.
-        key_checks: the number of API keys that the server checked, until the last record.
-        wasted: the number of key checks whose response was lost.
-        exits: how often a container exited.
-        limit_s: the server's own limit, which is the time that its core needs for the pods one after another.
+        last_key_s: when the last pod had its pre-auth key, on the simulated clock.
+        last_record_s: when the last record was published, on the simulated clock.
+        key_checks: the number of API key checks of Headscale, until the last record was published.
+        wasted: the number of these checks after which the client did not receive the response.
+        exits: how often a container exited with an error.
+        limit_s: the shortest possible time: the CPU time of all requests that the pods need, on one core.
     """
 
     pods: int
@@ -43,15 +47,16 @@ class Storm:
         return (
             f"{self.pods} pods at the same time, one core: last key after {self.last_key_s:.0f} s (the server's limit: "
             f"{self.limit_s:.0f} s), last record after {self.last_record_s:.0f} s, {self.wasted} of {self.key_checks} "
-            f"key checks wasted, {self.exits} container exits"
+            f"API key checks wasted, {self.exits} container exits"
         )
 
 
 def storm(pods: int, *, key_check_s: float = BCRYPT_S) -> Storm:
-    """Start pods in the same second, each with a node and a record that its predecessor left.
+    """Start pods in the same second. For each pod, there are a node and a record of its predecessor.
 
     Args:
-        key_check_s: the CPU time of one key check. A test is faster with fewer pods and a longer key check.
+        pods: the number of pods.
+        key_check_s: the CPU time of one API key check. A test is faster with fewer pods and longer checks.
     """
     result = _run(pods, key_check_s)
     result.limit_s = pods * _run(1, key_check_s).key_checks * key_check_s

@@ -1,4 +1,4 @@
-"""Hundreds of pods that run at the same time get keys and records, and stay within the rate limit of Cloudflare."""
+"""Test that hundreds of pods get keys and records, and stay within the rate limit of Cloudflare."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tests.world import MIN_WAIT_S, USER, Clock, Interface
 MINUTE_S = 60.0
 HOUR_S = 3600.0
 
-# The small fleet finds the same bugs. Where it matters, the rate limit is scaled to the number of pods.
-both_fleets = pytest.mark.parametrize("pods", [40, pytest.param(200, marks=pytest.mark.full)])
+# By default, the tests run with 40 pods. The full run of the tests adds 200 pods.
+with_40_and_200_pods = pytest.mark.parametrize("pods", [40, pytest.param(200, marks=pytest.mark.full)])
 
 
 class SimultaneousStart:
     """Pods that start at the same time.
 
     Args:
-        used: the part of the rate limit that others, such as the dashboard, have already used.
+        used: how many of the RATE_LIMIT requests other clients of Cloudflare, such as the dashboard, have already sent.
         variables: settings of all pods.
     """
 
@@ -56,12 +56,13 @@ class SimultaneousStart:
         world.route = route_through((world.headscale, self.headscale), (world.cloudflare, self.cloudflare))
         self.hostnames = [f"app{number}.example.com" for number in range(pods)]
         self.exits = 0
-        # When the key of each pod was created, and when its record was first in sync.
+        # When the pre-auth key of each pod was created, on the simulated clock.
         self.key_s: list[float] = []
+        # When the record of each hostname was first in sync, on the simulated clock.
         self.in_sync_s: dict[str, float] = {}
 
     def run(self, for_s: float) -> None:
-        """Run all pods for this time."""
+        """Run all pods for this many seconds, from the start of the clock."""
         self.clock.run(partial(self._pod, hostname, for_s) for hostname in self.hostnames)
 
     def _pod(self, hostname: str, until_s: float) -> None:
@@ -91,38 +92,39 @@ class SimultaneousStart:
         )
 
 
-@both_fleets
+@with_40_and_200_pods
 def test_pods_that_start_together_stay_below_the_rate_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pods: int
 ) -> None:
-    """The zone id is set, and all other settings have their defaults."""
+    """The setting CLOUDFLARE_ZONE_ID is set, and all other settings have their defaults."""
     start = SimultaneousStart(monkeypatch, tmp_path, pods, used=0)
     start.run(7 * MINUTE_S)
     start.report("zone id set")
     assert len(start.key_s) == len(start.in_sync_s) == pods
     assert (start.exits, start.throttled) == (0, 0)
     assert max(start.in_sync_s.values()) < 2 * MINUTE_S
-    # One read in cleanup. In dns-watch a read, the zone's name, a create and another read.
+    # Each pod sends five requests: cleanup reads the records; dns-watch reads the records and the zone's name, creates
+    # the record and reads the records again.
     assert max_per_window(start.cloudflare.request_times_s, WINDOW_S) <= pods * 5
 
 
-@both_fleets
+@with_40_and_200_pods
 def test_pods_that_start_together_wait_when_rate_limited(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pods: int
 ) -> None:
-    """After a 429, the pods honor Retry-After with jitter, and all get a key and a record without an exit."""
-    # Two requests per pod are left: too few for a start.
+    """After a response 429, the pods wait as long as Retry-After says, plus jitter. No container exits."""
+    # Cloudflare accepts only two more requests per pod, and each pod needs more than two.
     start = SimultaneousStart(
         monkeypatch, tmp_path, pods, used=RATE_LIMIT - 2 * pods, CLOUDFLARE_ZONE_ID="", POLL_INTERVAL="5m"
     )
     start.run(15 * MINUTE_S)
-    start.report("zone id looked up, two requests per pod left in the rate limit")
+    start.report("zone id not set, two requests per pod left in the rate limit")
     assert start.throttled > 0
     assert len(start.key_s) == len(start.in_sync_s) == pods
     assert start.exits == 0
-    # Each pod is rejected at most once in cleanup and twice in dns-watch, because it honors Retry-After.
+    # Because the pods wait, Cloudflare rejects at most one request of each cleanup and two of each dns-watch.
     assert start.throttled <= pods * 3
-    # The rate limit ends after WINDOW_S. Without jitter, all pods would send requests in the same second.
+    # After WINDOW_S, Cloudflare accepts requests again. Without jitter, all pods would send one in the same second.
     after_limit_s = [time_s for time_s in start.cloudflare.request_times_s if time_s > WINDOW_S + 10]
     assert max_per_window(after_limit_s, 1) <= pods // 3
 
@@ -131,13 +133,13 @@ def test_pods_that_start_together_wait_when_rate_limited(
 def test_sidecars_in_steady_state_stay_below_the_rate_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sidecars: int
 ) -> None:
-    """A thousand sidecars use at most five sixths of the limit, whatever their jitter is."""
+    """Each sidecar sends one request in five minutes, so a thousand sidecars need 1000 of the 1200 allowed requests."""
     clock = Clock()
     cloudflare = CloudflareSimulator(now=clock.true_now, quota=3500)
     slow = SlowUpstream(cloudflare, clock)
-    # When the next pass is due, a number for the order, and the sidecar.
+    # For each sidecar: when its next pass is due, its number (to sort equal times), and the sidecar.
     watches: list[tuple[float, int, DnsWatch]] = []
-    # Each zone and tailnet has fifty nodes, because longer lists only take longer.
+    # Each zone and tailnet has fifty nodes. With longer lists, the test would only take longer.
     for group in range(sidecars // 50):
         (tmp_path / str(group)).mkdir()
         world = FleetWorld(monkeypatch, tmp_path / str(group), clock=clock, POLL_INTERVAL="5m")
@@ -154,20 +156,20 @@ def test_sidecars_in_steady_state_stay_below_the_rate_limit(
         due_s, number, watch = heappop(watches)
         clock.sleep(max(0.0, due_s - clock.elapsed_s))
         heappush(watches, (clock.elapsed_s + max(watch.run_pass(), MIN_WAIT_S), number, watch))
-    # Without the first window, in which the passes begin.
-    steady = [time_s for time_s in slow.request_times_s if time_s >= WINDOW_S]
-    most, mean = max_per_window(steady, WINDOW_S), len(steady) / 3
+    # The first of the four windows does not count, because the first pass of each sidecar sends more requests.
+    steady_times_s = [time_s for time_s in slow.request_times_s if time_s >= WINDOW_S]
+    most, mean = max_per_window(steady_times_s, WINDOW_S), len(steady_times_s) / 3
     add_measurement(
         f"fleet: {sidecars} sidecars in steady state, VERIFY_INTERVAL=5m: {mean:.0f} requests to Cloudflare in 5 min, "
         f"at most {most}, which leaves {RATE_LIMIT - most} of {RATE_LIMIT}; "
-        f"at most {max_per_window(steady, 1)} in 1 s; no writes"
+        f"at most {max_per_window(steady_times_s, 1)} in 1 s; no writes"
     )
     assert all(watch.status.ready for _, _, watch in watches)
     assert not cloudflare.writes
-    # The jitter only lengthens an interval, so no pod reads twice in five minutes.
+    # The jitter only makes intervals longer than five minutes, so no sidecar sends two requests in one window.
     assert most <= sidecars
     assert mean < 0.92 * sidecars
-    assert max_per_window(steady, 1) < 20
+    assert max_per_window(steady_times_s, 1) < 20
 
 
 def test_headscale_needs_little_cpu_for_a_fleet_in_steady_state() -> None:

@@ -1,4 +1,8 @@
-"""Pods that start at the same time do not overload Headscale with requests whose responses they do not wait for."""
+"""Test that many pods can start at the same time without overloading Headscale.
+
+Headscale checks the API key of a request even if the client does not wait for the response any more. Such a check is
+wasted, because the client sends its request again.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ from tests.tally import add_measurement
 @pytest.mark.parametrize(
     ("pods", "key_check_s"),
     [
-        # The same load as 300 and as 1,000 pods with a key check of 60 ms, which scripts/bench runs.
+        # 50 pods with key checks of 360 ms cause the same load as 300 pods with real ones, which take 60 ms.
         (50, 0.36),
+        # The same load as 1,000 pods.
         pytest.param(50, 1.2, marks=pytest.mark.full),
     ],
 )
