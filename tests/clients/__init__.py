@@ -1,1 +1,1 @@
-"""Tests of the clients, against the simulators."""
+"""Tests of the clients of Headscale, Cloudflare and Kubernetes. Most of them use simulators of these servers."""

@@ -1,4 +1,4 @@
-"""Certificates for servers on loopback, issued by a private authority."""
+"""Create certificates for servers on loopback, which a private certificate authority issues."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def openssl(*arguments: str | Path) -> None:
+    """Run the program `openssl`."""
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
 
 
@@ -17,8 +18,8 @@ class PrivateAuthority:
     """A private certificate authority.
 
     Args:
-        folder: an existing folder for its files.
-        has_key_usage: whether its certificate has the key usage extension, which RFC 5280 requires.
+        folder: an existing folder for the keys and certificates.
+        has_key_usage: whether the authority's certificate has the key usage extension, which RFC 5280 requires.
     """
 
     def __init__(self, folder: Path, *, has_key_usage: bool = True) -> None:
@@ -34,13 +35,13 @@ class PrivateAuthority:
         """Return the TLS context of a server.
 
         Args:
-            name: the name or address that the certificate is for.
-            days: how long the certificate is valid; negative = it has expired.
+            name: the host name or address that the certificate is for, after its type: `DNS:` or `IP:`.
+            days: how long the certificate is valid; with a negative number, it has already expired.
         """
         key, request, certificate = (self._folder / f"server.{suffix}" for suffix in ("key", "csr", "crt"))
         openssl("req", *_KEY, "-subj", "/CN=server", "-keyout", key, "-out", request)
         extensions = self._folder / "extensions"
-        # Strict verification requires the key identifiers.
+        # The strict verification of OpenSSL requires the two key identifiers.
         extensions.write_text(f"subjectAltName={name}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
         openssl(
             *("x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._folder / "ca.key"),

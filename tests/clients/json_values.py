@@ -1,4 +1,4 @@
-"""Arbitrary JSON values for property tests. Many of them look like values of Headscale."""
+"""Arbitrary JSON values for property tests. Some have the form of values in responses of Headscale."""
 
 from __future__ import annotations
 

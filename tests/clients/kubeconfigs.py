@@ -1,4 +1,4 @@
-"""Kubeconfigs with one context."""
+"""Build the kubeconfigs of tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Servers on loopback, also ones that misbehave, and what the errors of their clients reveal."""
+"""Servers on loopback for the tests of clients. Some send malformed responses, or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Api(Upstream):
     """An API that responds to each request with `{"ok": true}`, or with an error.
 
     Args:
-        status: of the responses.
+        status: the HTTP status of the responses.
         delay_s: the time before each response.
 
     Attributes:
@@ -37,15 +37,21 @@ class Api(Upstream):
 
 
 @contextmanager
-def peer(behave: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Serve one connection with a function, and return the address. At the end, the connection must be closed."""
+def serve_connection(handle: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Listen on loopback, and pass the first connection to a function.
+
+    After the block, fail unless the function returns within 30 seconds.
+
+    Yields:
+        The address, as HOST:PORT.
+    """
     closed = Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve_one() -> None:
             connection, _ = listener.accept()
             with connection, suppress(OSError):
-                behave(connection)
+                handle(connection)
             closed.set()
 
         Thread(target=serve_one, daemon=True).start()
@@ -53,30 +59,30 @@ def peer(behave: Callable[[socket.socket], object]) -> Iterator[str]:
         assert closed.wait(30), "the client did not close the connection"
 
 
-def ignore(connection: socket.socket) -> None:
+def send_nothing(connection: socket.socket) -> None:
     """Read until the client closes the connection, and send nothing."""
     while connection.recv(65536):
         pass
 
 
 def respond(raw: bytes, *, stay_open: bool = False) -> Callable[[socket.socket], None]:
-    """Return a function for `peer` that sends bytes after the first data from the client.
+    """Return a function for `serve_connection` that waits for data from the client, and then sends these bytes.
 
     Args:
-        stay_open: leave it to the client to close the connection.
+        stay_open: whether to wait afterwards until the client closes the connection.
     """
 
-    def behave(connection: socket.socket) -> None:
+    def handle(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(raw)
         if stay_open:
-            ignore(connection)
+            send_nothing(connection)
 
-    return behave
+    return handle
 
 
 def revealed_by(error: BaseException) -> str:
-    """Return every text that a log can show of an error and its causes, including suppressed ones."""
+    """Return every text that a log can show of an error and its causes, including suppressed causes."""
     texts = traceback.format_exception(error)
     cause: BaseException | None = error
     while cause is not None:

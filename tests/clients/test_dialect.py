@@ -1,4 +1,4 @@
-"""Detection of Headscale's release, and the differences between requests to it."""
+"""Test how the release of Headscale is detected, and how requests to the releases differ (their dialects)."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class TestVersion:
 
         assert dialect == Dialect.of_minor(minor, text.removeprefix("v"))
         assert dialect is not None
+        # Requests contain the id of the user; keys are listed for one user; keys are expired by id.
         assert dialect.user_by_id is (minor >= 26)
         assert dialect.keys_by_user is (minor < 28)
         assert dialect.key_expire_by_id is (minor >= 28)
@@ -78,7 +79,7 @@ class TestVersion:
         ],
     )
     def test_unknown_version_has_no_dialect(self, text: object) -> None:
-        """The release is then detected by the API instead."""
+        """The release is then detected by the description of the API."""
         assert dialect_of_version(text) is None
 
     @pytest.mark.parametrize("text", ["v0.22.3", "0.22.0-alpha", "v0.1.0"])
@@ -101,7 +102,10 @@ def covers(releases: str, minor: int) -> bool:
 
 
 class TestDescription:
-    """Detection by the description of the API, or by a help text, for a server that does not report its version."""
+    """Detection for a server that does not report its version.
+
+    It uses the OpenAPI description of the API, or the help text of the `headscale` command.
+    """
 
     @pytest.mark.parametrize("version", RELEASES)
     def test_every_release_is_detected_by_its_description(self, version: str) -> None:
@@ -141,7 +145,7 @@ class TestDescription:
             [],
         ],
     )
-    def test_other_document_has_no_dialect(self, document: object) -> None:
+    def test_document_of_another_form_has_no_dialect(self, document: object) -> None:
         assert dialect_of_swagger(document) is None
         assert dialect_of_openapi(document) is None
 
@@ -190,7 +194,7 @@ class TestDescription:
         (30, User(None, "svc"), "svc"),
     ],
 )
-def test_user_is_identified_by_id_or_name(minor: int, user: User, reference: str) -> None:
+def test_requests_contain_the_id_or_the_name_of_a_user(minor: int, user: User, reference: str) -> None:
     assert Dialect.of_minor(minor, "").user_reference(user) == reference
 
 

@@ -1,4 +1,4 @@
-"""A JSON list is parsed while it arrives in pieces."""
+"""Test that the items of a JSON list are parsed while the response arrives in pieces."""
 
 from __future__ import annotations
 
@@ -35,25 +35,27 @@ def parse_in_pieces(text: bytes, *cuts: int) -> tuple[list[int], Any]:
 @given(
     names=st.lists(st.text()),
     indent=st.sampled_from([None, 0, 2]),
-    is_ascii=st.booleans(),
+    ensure_ascii=st.booleans(),
     cuts=st.lists(st.integers(min_value=0)),
 )
 def test_all_items_but_the_last_are_parsed(
-    names: list[str], indent: int | None, is_ascii: bool, cuts: list[int]
+    names: list[str], indent: int | None, ensure_ascii: bool, cuts: list[int]
 ) -> None:
+    """The last item stays in the body, which is parsed as usual after all pieces have arrived."""
     nodes = [{"id": number, "name": name} for number, name in enumerate(names)]
-    text = json.dumps({"nodes": nodes, "total": len(nodes)}, indent=indent, ensure_ascii=is_ascii)
-    parsed, rest = parse_in_pieces(text.encode(errors="surrogatepass"), *cuts)
+    text = json.dumps({"nodes": nodes, "total": len(nodes)}, indent=indent, ensure_ascii=ensure_ascii)
+    parsed, rest = parse_in_pieces(text.encode(), *cuts)
     assert parsed == list(range(len(names)))[:-1]
     assert rest == {"nodes": nodes[-1:], "total": len(nodes)}
 
 
-def test_parsed_items_are_not_kept_in_the_body() -> None:
+def test_parsed_items_are_removed_from_the_body() -> None:
     text = json.dumps({"nodes": [{"id": number, "name": "x" * 1000} for number in range(50)]}).encode()
     items, body = Items("nodes", parse_id), bytearray()
     for start in range(0, len(text), 4000):
         body += text[start : start + 4000]
         items.take_from(body)
+        # At most one piece, and an item that arrived in part.
         assert len(body) < 6000
 
 
@@ -72,16 +74,17 @@ def test_parsed_items_are_not_kept_in_the_body() -> None:
         b'{"nodes":[\x0c{"id":1},{"id":2}]}',
     ],
 )
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_rest_of_malformed_json_is_malformed(text: bytes, size: int) -> None:
+@pytest.mark.parametrize("piece_size", [1, 5, 1000])
+def test_rest_of_malformed_json_is_malformed(text: bytes, piece_size: int) -> None:
+    """So the response is refused, although some of its items were parsed."""
     with pytest.raises(ValueError, match="column"):
-        parse_in_pieces(text, *range(size, len(text), size))
+        parse_in_pieces(text, *range(piece_size, len(text), piece_size))
 
 
-@pytest.mark.parametrize("size", [1, 5, 1000])
-def test_malformed_item_and_later_ones_stay_in_the_body(size: int) -> None:
+@pytest.mark.parametrize("piece_size", [1, 5, 1000])
+def test_malformed_item_and_later_items_stay_in_the_body(piece_size: int) -> None:
     text = b'{"nodes":[{"id":1},{"id":2},{"name":"no id"},{"id":4},{"id":5}]}'
-    parsed, rest = parse_in_pieces(text, *range(size, len(text), size))
+    parsed, rest = parse_in_pieces(text, *range(piece_size, len(text), piece_size))
     assert parsed == [1, 2]
     assert rest == {"nodes": [{"name": "no id"}, {"id": 4}, {"id": 5}]}
 
@@ -96,5 +99,6 @@ def test_malformed_item_and_later_ones_stay_in_the_body(size: int) -> None:
         b'{"nodes":[1,2]}',
     ],
 )
-def test_body_without_the_list_is_not_changed(text: bytes) -> None:
+def test_body_that_starts_with_something_else_is_not_changed(text: bytes) -> None:
+    """Items are parsed only from a list of objects that is the first member of the body."""
     assert parse_in_pieces(text, 3, 20) == ([], json.loads(text))

@@ -1,4 +1,4 @@
-"""The client of the Kubernetes API: Secrets, pods, exec, errors and credentials."""
+"""Tests of the client of the Kubernetes API: Secrets, pods, commands in pods (exec), errors and credentials."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lifecycle.clients.http import MAX_RESPONSE_BYTES
 from lifecycle.clients.kubernetes.access import Access, find_access
 from lifecycle.clients.kubernetes.api import Cluster, Pod
 from lifecycle.clients.trust import private_trust
-from lifecycle.domain.errors import ApiError, AuthError, ConfigError, NotFoundError, ResponseError, TransientError
+from lifecycle.domain.errors import ApiError, AuthError, ConfigError, ResponseError, TransientError
 from tests.clients.kubeconfigs import a_kubeconfig
 from tests.clients.servers import revealed_by
 from tests.in_cluster import DESCRIPTION, HEADSCALE_NAMESPACE, MAY_EXEC, MAY_LIST_PODS, access_to, cluster_at, may_read
@@ -32,14 +32,18 @@ from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import SERVICE_ACCOUNT, V4, V5, ExecFault, KubernetesSimulator
 from tests.simulators.serve import serve
 
+# The start of a credential plugin's settings in a kubeconfig.
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never"}
 
 SHORT_TIMEOUT_S = 1.5
 # For calls that must not reach their time-out, even on a busy machine.
 LONG_TIMEOUT_S = 30.0
 
-# Larger than a websocket frame of the simulator, and not a multiple of it.
+# Larger than a websocket frame of the simulator, and not a multiple of its size.
 LARGE_OUTPUT_BYTES = 5 * 1024 * 1024 + 7
+
+
+# The next three functions simulate programs in the container.
 
 
 def echo(argv: Sequence[str]) -> Finished:
@@ -48,18 +52,18 @@ def echo(argv: Sequence[str]) -> Finished:
 
 
 def fail(argv: Sequence[str]) -> Finished:
-    """Exit with the given status."""
+    """Exit with the status in the argument."""
     return Finished(int(argv[1]), stdout=b"half a", stderr=b"no\n")
 
 
 def flood(argv: Sequence[str]) -> Finished:
-    """Write at least the given number of bytes."""
+    """Write at least as many bytes as the argument says."""
     return Finished(stdout=b"0123456789abcdef" * (int(argv[1]) // 16 + 1))
 
 
 @pytest.fixture
 def kubernetes() -> KubernetesSimulator:
-    """One pod of a StatefulSet, and all permissions that the program can need."""
+    """A cluster with one pod of a StatefulSet, and all permissions that the program can need."""
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo, "fail": fail, "flood": flood}, "proxy": {}})
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC, may_read("api-key"))
@@ -90,12 +94,13 @@ def the_pod(cluster: Cluster) -> Pod:
 
 
 def run(cluster: Cluster, *argv: str) -> Any:
+    """Run a command in the container `headscale` of the pod."""
     return cluster.run(the_pod(cluster), "headscale", argv)
 
 
 Call = Callable[[Cluster], object]
 
-# Each kind of request, and a part of its path.
+# Each kind of call, and a part of the path of its request.
 CALLS: list[Any] = [
     pytest.param(lambda cluster: cluster.secret(HEADSCALE_NAMESPACE, "api-key"), "/secrets/", id="secret"),
     pytest.param(lambda cluster: cluster.pods(HEADSCALE_NAMESPACE, "app=x"), "/pods", id="pods"),
@@ -121,7 +126,7 @@ def test_secret_is_returned_unchanged(kubernetes: KubernetesSimulator, cluster: 
     }
 
 
-def test_missing_secret_differs_from_an_empty_one(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_missing_secret_differs_from_an_empty_secret(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
     assert cluster.secret(HEADSCALE_NAMESPACE, "api-key") is None
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {})
     assert cluster.secret(HEADSCALE_NAMESPACE, "api-key") == {}
@@ -177,9 +182,10 @@ def test_malformed_secret_is_an_error(body: str, kubernetes: KubernetesSimulator
         ({"key": "hskey-api-1", "other": "x"}, "api-key/key"),
     ],
 )
-def test_token_is_the_only_value_or_the_named_one(
+def test_token_is_read_by_the_name_of_the_secret_or_of_its_key(
     values: dict[str, str], reference: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
+    """A Secret that has only one key needs no name of the key."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     assert cluster.token(HEADSCALE_NAMESPACE, reference) == "hskey-api-1"
 
@@ -196,17 +202,18 @@ def test_token_is_the_only_value_or_the_named_one(
         pytest.param({"a": "secret-ä"}, "api-key/a", "headscale/api-key/a", id="not-ascii"),
     ],
 )
-def test_missing_token_is_an_auth_error(
+def test_missing_or_malformed_token_is_an_auth_error(
     values: dict[str, str] | None, reference: str, problem: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
-    """A NotFoundError would mean that a node does not exist."""
+    """The error is no NotFoundError, which callers would take for a missing node."""
     if values is not None:
         kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", values)
     error = failure(lambda: cluster.token(HEADSCALE_NAMESPACE, reference))
     assert type(error) is AuthError
     assert str(error).startswith("HEADSCALE_API_KEY_SECRET: ")
     assert problem in str(error)
-    assert "secret" not in str(error).replace("Secret", "").replace("SECRET", "")
+    # Each value contains "secret" in lower case.
+    assert "secret" not in str(error)
 
 
 # --- Pods ----------------------------------------------------------------------------------------------
@@ -223,7 +230,7 @@ def test_pods_are_selected_by_labels(kubernetes: KubernetesSimulator, cluster: C
 
 
 @pytest.mark.parametrize(
-    ("changes", "ready"),
+    ("changes", "is_ready"),
     [
         ({}, True),
         ({"ready": False}, False),
@@ -233,11 +240,11 @@ def test_pods_are_selected_by_labels(kubernetes: KubernetesSimulator, cluster: C
     ],
 )
 def test_readiness_of_a_pod(
-    changes: dict[str, Any], ready: bool, kubernetes: KubernetesSimulator, cluster: Cluster
+    changes: dict[str, Any], is_ready: bool, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.add_pod("a", {"first": {}, "second": {}}, labels={"app": "x"}, **changes)
     [pod] = cluster.pods(HEADSCALE_NAMESPACE, "app=x")
-    assert (pod.ready, pod.containers) == (ready, ("first", "second"))
+    assert (pod.ready, pod.containers) == (is_ready, ("first", "second"))
 
 
 @pytest.mark.parametrize(
@@ -263,18 +270,18 @@ def test_malformed_list_of_pods_is_an_error(
 # --- Commands ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("supported", [(V5, V4), (V4,), (V5,)], ids=["both", "v4", "v5"])
-def test_arguments_are_passed_unchanged_in_either_subprotocol(supported: tuple[str, ...]) -> None:
-    """No shell interprets the arguments, because Headscale's image has none."""
+@pytest.mark.parametrize("subprotocols", [(V5, V4), (V4,), (V5,)], ids=["both", "v4", "v5"])
+def test_arguments_are_passed_unchanged_in_either_subprotocol(subprotocols: tuple[str, ...]) -> None:
+    """Headscale's image has no shell, so no shell may interpret the arguments."""
     arguments = ["a b", "*", "$HOME", "--expiration=1h", "ä&b=c", ""]
-    kubernetes = KubernetesSimulator(subprotocols=supported)
+    kubernetes = KubernetesSimulator(subprotocols=subprotocols)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}})
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_LIST_PODS, MAY_EXEC)
     with serve(kubernetes) as url, cluster_at(url, kubernetes) as cluster:
         output = run(cluster, "echo", *arguments)
     assert (output.exit_status, output.stdout.decode().split("\n")) == (0, arguments)
     assert output.stderr == b"also on stderr\n"
-    assert kubernetes.used_subprotocols == [supported[0]]
+    assert kubernetes.used_subprotocols == [subprotocols[0]]
 
 
 @pytest.mark.parametrize("status", [1, 2, 126, 255])
@@ -294,7 +301,7 @@ def test_output_beyond_the_limit_is_refused(cluster: Cluster) -> None:
     assert "32 MiB" in str(error)
 
 
-def test_repr_has_no_output(cluster: Cluster) -> None:
+def test_repr_of_a_result_has_no_output(cluster: Cluster) -> None:
     assert "half a" not in repr(run(cluster, "fail", "1"))
 
 
@@ -307,7 +314,7 @@ def test_repr_has_no_output(cluster: Cluster) -> None:
         pytest.param(ExecFault(start_error="container is not running"), id="container-stopped"),
     ],
 )
-def test_command_without_an_exit_status_is_transient(
+def test_command_without_an_exit_status_is_a_transient_error(
     fault: ExecFault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.add_exec_fault(fault)
@@ -327,19 +334,21 @@ def test_hanging_command_ends_with_the_time_budget(
     assert run(short_timeout_cluster, "echo", "again").stdout == b"again"
 
 
-def test_pod_that_ended_after_it_was_listed_is_transient(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+def test_pod_that_ended_after_it_was_listed_is_a_transient_error(
+    kubernetes: KubernetesSimulator, cluster: Cluster
+) -> None:
     refusal = {"kind": "Status", "message": "cannot exec in a stopped or completed pod; current phase is Succeeded"}
     kubernetes.faults.add(faults.answer(400, json.dumps(refusal)), path="/exec")
     assert type(failure(lambda: run(cluster, "echo"))) is TransientError
 
 
-def test_missing_program_is_permanent(cluster: Cluster) -> None:
+def test_missing_program_is_a_permanent_error(cluster: Cluster) -> None:
     error = failure(lambda: run(cluster, "headscale"))
     assert type(error) is ResponseError
     assert "executable file not found in $PATH" in str(error)
 
 
-def test_missing_container_is_permanent(cluster: Cluster) -> None:
+def test_missing_container_is_a_permanent_error(cluster: Cluster) -> None:
     pod = the_pod(cluster)
     error = failure(lambda: cluster.run(pod, "other", ["echo"]))
     assert type(error) is ResponseError
@@ -347,11 +356,11 @@ def test_missing_container_is_permanent(cluster: Cluster) -> None:
 
 
 def test_replaced_pod_does_not_mean_a_missing_node(kubernetes: KubernetesSimulator, cluster: Cluster) -> None:
+    """The error is no NotFoundError, which callers would take for a missing node."""
     pod = the_pod(cluster)
     kubernetes.delete_pod(kubernetes.pods[0])
     error = failure(lambda: cluster.run(pod, "headscale", ["echo"]))
     assert type(error) is TransientError
-    assert not isinstance(error, NotFoundError)
 
 
 # --- Faults of any request -----------------------------------------------------------------------------
@@ -380,6 +389,7 @@ def test_kind_of_error_for_each_failure(
     short_timeout_cluster: Cluster,
 ) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
+    # "/pods" is also in the path of a request that runs a command, but only a list has a query directly after it.
     kubernetes.faults.add(fault, path=path + (r"\?" if path == "/pods" else ""))
     error = failure(lambda: call(short_timeout_cluster))
     assert type(error) is kind
@@ -398,7 +408,7 @@ def test_refusal_by_a_proxy_gives_no_advice_on_permissions(
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
-def test_refused_connection_is_transient(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
+def test_refused_connection_is_a_transient_error(call: Call, path: str, kubernetes: KubernetesSimulator) -> None:
     with serve(kubernetes) as url:
         pass
     with cluster_at(url, kubernetes, timeout_s=SHORT_TIMEOUT_S) as cluster:
@@ -410,7 +420,7 @@ def test_refused_connection_is_transient(call: Call, path: str, kubernetes: Kube
 def test_slow_body_ends_with_the_time_budget(
     call: Call, path: str, kubernetes: KubernetesSimulator, short_timeout_cluster: Cluster
 ) -> None:
-    """Each read is quick, but the response takes minutes."""
+    """Each part of the response arrives quickly, but the whole response would take minutes."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x" * 1000})
     kubernetes.faults.add(faults.drip(interval_s=0.05), path=path)
     error = failure(lambda: call(short_timeout_cluster))
@@ -451,7 +461,7 @@ def test_refused_token_is_an_auth_error(
 
 
 @pytest.mark.parametrize(("call", "path"), CALLS)
-def test_token_refused_while_the_server_starts_is_transient(
+def test_token_refused_while_the_server_starts_is_a_transient_error(
     call: Call, path: str, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
@@ -462,7 +472,7 @@ def test_token_refused_while_the_server_starts_is_transient(
 
 
 @pytest.mark.parametrize("fault", [faults.drop(), faults.html(503)], ids=["lost", "503"])
-def test_refused_token_is_transient_if_the_readiness_check_fails(
+def test_refused_token_is_a_transient_error_if_the_readiness_check_fails(
     fault: Fault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.rotate_token()
@@ -471,7 +481,7 @@ def test_refused_token_is_transient_if_the_readiness_check_fails(
 
 
 @pytest.mark.parametrize("fault", [faults.answer(401), faults.answer(403), faults.html(404)], ids=["401", "403", "404"])
-def test_refused_token_is_permanent_if_readiness_is_not_public(
+def test_refused_token_is_an_auth_error_if_the_readiness_check_is_not_allowed(
     fault: Fault, kubernetes: KubernetesSimulator, cluster: Cluster
 ) -> None:
     kubernetes.rotate_token()
@@ -505,12 +515,20 @@ def test_only_a_server_of_the_clusters_authority_gets_requests(
 ) -> None:
     """Otherwise, the client would send the service account's token to another server."""
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
-    for name in ("own", "other"):
+    for name in ("cluster", "other"):
         (tmp_path / name).mkdir()
-    own, other = Authority(tmp_path / "own"), Authority(tmp_path / "other")
-    pod = Pod(HEADSCALE_NAMESPACE, "headscale-0", "uid", "2026-03-01T12:00:00Z", ("headscale",), True, False)
-    with serve(kubernetes, tls=own.server) as url:
-        trust = private_trust((own if is_known else other).certificate)
+    cluster_authority, other_authority = Authority(tmp_path / "cluster"), Authority(tmp_path / "other")
+    pod = Pod(
+        HEADSCALE_NAMESPACE,
+        "headscale-0",
+        "uid",
+        "2026-03-01T12:00:00Z",
+        ("headscale",),
+        ready=True,
+        keeps_its_name=False,
+    )
+    with serve(kubernetes, tls=cluster_authority.server) as url:
+        trust = private_trust((cluster_authority if is_known else other_authority).certificate)
         with Cluster(access_to(url, kubernetes.token, trust=trust), timeout=timedelta(seconds=10)) as cluster:
             call: Callable[[], object] = (
                 (lambda: cluster.run(pod, "headscale", ["echo"]))
@@ -528,7 +546,7 @@ def test_only_a_server_of_the_clusters_authority_gets_requests(
 
 
 def refusal(call: Callable[[], object]) -> AuthError | None:
-    """Return the refusal by RBAC, if any."""
+    """Return the error if RBAC refuses a call."""
     try:
         call()
     except AuthError as error:
@@ -548,6 +566,7 @@ def rule_in(error: ApiError) -> tuple[str, dict[str, Any]]:
 @pytest.mark.parametrize("minor", [34, 35], ids=["1.34", "1.35"])
 @pytest.mark.parametrize("owner", ["StatefulSet", "ReplicaSet"])
 def test_advised_rules_are_sufficient_and_minimal(minor: int, owner: str) -> None:
+    """An error for a missing permission contains the RBAC rule that grants the permission."""
     kubernetes = KubernetesSimulator(minor=minor)
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": echo}}, owner=owner)
     kubernetes.put_secret(HEADSCALE_NAMESPACE, "api-key", {"key": "x"})
@@ -574,19 +593,21 @@ def access(
 
 
 def use_kubeconfig(monkeypatch: pytest.MonkeyPatch, path: Path, **changes: Any) -> None:
+    """Write a kubeconfig, and set KUBECONFIG to its path."""
     path.write_text(yaml.safe_dump(a_kubeconfig("https://127.0.0.1:1", **changes)))
     monkeypatch.setenv("KUBECONFIG", str(path))
 
 
 @pytest.fixture
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the variables that each pod of a cluster has."""
     for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("_no_cluster")
 def test_command_that_writes_never_uses_a_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A laptop's current context must not be changed by accident."""
+    """Otherwise, a command on a laptop could change the cluster of its current context by accident."""
     use_kubeconfig(monkeypatch, tmp_path / "config")
     assert access(may_use_kubeconfig=True).url == "https://127.0.0.1:1"
     with pytest.raises(ConfigError, match="--dry-run"):
@@ -602,7 +623,7 @@ def test_command_that_writes_never_uses_a_kubeconfig(monkeypatch: pytest.MonkeyP
         ("NODE_POLICY", "NODE_POLICY=replace"),
     ],
 )
-def test_error_without_access_names_the_setting_and_an_alternative(setting: str, alternative: str) -> None:
+def test_missing_access_is_reported_with_the_setting_and_an_alternative(setting: str, alternative: str) -> None:
     with pytest.raises(ConfigError, match=f"^{setting} .*{alternative}"):
         access(needed_for=setting)
 
@@ -632,7 +653,7 @@ def test_token_of_the_service_account_is_used(service_account: Path) -> None:
     assert (in_cluster.url, value.split()) == ("https://127.0.0.1:443", ["bearer", "first"])
 
 
-def test_ipv6_address_of_the_cluster_is_bracketed(monkeypatch: pytest.MonkeyPatch, service_account: Path) -> None:
+def test_ipv6_address_of_the_cluster_is_in_brackets(monkeypatch: pytest.MonkeyPatch, service_account: Path) -> None:
     Authority(service_account).certificate.rename(service_account / "ca.crt")
     (service_account / "token").write_text("first")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
@@ -699,7 +720,7 @@ def test_credential_plugin_provides_the_token(monkeypatch: pytest.MonkeyPatch, t
 
 
 def modules_after(code: str) -> set[str]:
-    """Return the modules that a new interpreter has imported after this code."""
+    """Return the names of the modules that this code imports in a new interpreter."""
     code += "; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())

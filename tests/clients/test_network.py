@@ -1,4 +1,7 @@
-"""Connections and their time budget: name resolution, addresses, TLS, sending and reading, on real sockets."""
+"""Tests of connections with real sockets.
+
+One time budget must cover name resolution, all addresses, TLS, sending and reading.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from lifecycle.clients.trust import private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, TransientError
 from lifecycle.runtime.deadline import remaining_s, run_bounded, time_budget
-from tests.clients.servers import Api, ignore, peer
+from tests.clients.servers import Api, send_nothing, serve_connection
 from tests.process.cluster import Authority
 from tests.simulators.serve import serve
 
 BUDGET_S = 0.4
-# Every request must fail within this time. The separate time-outs of a library would take longer.
+# Every request must fail within this time. With a separate time-out for each step, requests would take longer.
 MAX_DURATION_S = 3.0
 
 API = Upstream("Api", url_setting="API_URL", ca_setting="API_CA_FILE")
@@ -46,7 +49,7 @@ def client_of(url: str, *, trust: ssl.SSLContext | None = None, budget_s: float 
 
 
 def failure(client: JsonClient, **request: Any) -> ApiError:
-    """Return the error of a request, which has to fail in time."""
+    """Return the error of a request, which has to fail within MAX_DURATION_S."""
     started = time.monotonic()
     with pytest.raises(ApiError) as raised:
         client.send("POST", "/thing", **request)
@@ -81,13 +84,13 @@ def test_budgets_of_threads_are_independent() -> None:
         run_bounded(remaining_s, name="other")
 
 
-def test_uninterruptible_work_is_abandoned_with_the_budget() -> None:
-    never = Event()
+def test_uninterruptible_call_is_abandoned_when_the_budget_ends() -> None:
+    ended = Event()
     with time_budget(0.05), pytest.raises(TimeoutError):
-        run_bounded(never.wait, name="hanging")
+        run_bounded(ended.wait, name="hanging")
     [thread] = [thread for thread in threading.enumerate() if thread.name == "hanging"]
     assert thread.daemon
-    never.set()
+    ended.set()
 
 
 def test_one_budget_covers_several_requests() -> None:
@@ -112,7 +115,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def resolve_to(monkeypatch: pytest.MonkeyPatch) -> Callable[[Resolver], None]:
-    """Replace the resolver of the C library."""
+    """A function that replaces the resolver of the C library."""
     return lambda resolver: monkeypatch.setattr(socket, "getaddrinfo", resolver)
 
 
@@ -122,15 +125,15 @@ def unknown_name(*_args: Any, **_options: Any) -> list[Any]:
 
 
 def test_hanging_resolver_is_reported(resolve_to: Callable[[Resolver], None]) -> None:
-    """The message names DNS, which does not respond, and not the upstream."""
-    never = Event()
-    resolve_to(lambda *_args, **_options: [never.wait()])
+    """The message says that DNS does not respond, and does not suspect the setting API_URL."""
+    ended = Event()
+    resolve_to(lambda *_args, **_options: [ended.wait()])
     error = failure(client_of("http://api.example"))
     assert type(error) is TransientError
     assert "api.example" in str(error)
     assert "DNS" in str(error)
     assert "API_URL" not in str(error)
-    never.set()
+    ended.set()
 
 
 def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolver], None]) -> None:
@@ -140,9 +143,10 @@ def test_unknown_name_is_reported_with_the_setting(resolve_to: Callable[[Resolve
     assert all(text in str(error) for text in ("api.example", "Name or service not known", "API_URL", "DNS"))
 
 
-def test_error_during_the_handling_of_another_one_has_its_own_reason(
+def test_error_while_an_earlier_error_is_handled_has_its_own_reason(
     resolve_to: Callable[[Resolver], None], closed_port: int
 ) -> None:
+    """Python links the two errors, but the reason of the earlier error must not be reported again."""
     resolve_to(unknown_name)
     try:
         client_of("http://api.example").send("GET", "/thing")
@@ -155,10 +159,11 @@ def test_error_during_the_handling_of_another_one_has_its_own_reason(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A call of the function that starts the thread would now fail.
     monkeypatch.setattr("lifecycle.clients.network.run_bounded", None)
-    bare = host.strip("[]")
-    with serve(Api(), host=bare) as url:
-        assert client_of(url.replace(bare, host) if ":" in bare else url).send("GET", "/thing").json == {"ok": True}
+    address = host.strip("[]")
+    with serve(Api(), host=address) as url:
+        assert client_of(url.replace(address, host)).send("GET", "/thing").json == {"ok": True}
 
 
 # --- Addresses -----------------------------------------------------------------------------------------
@@ -166,7 +171,7 @@ def test_ip_address_is_not_resolved_in_a_thread(host: str, monkeypatch: pytest.M
 
 @contextmanager
 def black_hole() -> Iterator[int]:
-    """A loopback port that drops connection attempts, because its backlog is full."""
+    """Yield a loopback port that drops connection attempts, because its backlog is full."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
         port = listener.getsockname()[1]
         for _ in range(8):
@@ -178,7 +183,7 @@ def black_hole() -> Iterator[int]:
 
 
 def addresses(*ports: int) -> list[Any]:
-    """Return the result of the resolver for a host. To have several on loopback, its addresses differ by port."""
+    """Return a result of the resolver for a host with several addresses. On loopback, only their ports differ."""
     return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
 
 
@@ -196,14 +201,16 @@ def test_address_that_drops_packets_does_not_use_up_the_budget(
         assert client_of("http://api.example", budget_s=1.5).send("GET", "/thing").json == {"ok": True}
 
 
-def test_refused_address_is_followed_by_the_next_one(closed_port: int, resolve_to: Callable[[Resolver], None]) -> None:
+def test_next_address_is_used_if_one_refuses_the_connection(
+    closed_port: int, resolve_to: Callable[[Resolver], None]
+) -> None:
     with serve(Api()) as url:
         resolved = addresses(closed_port, port_of(url))
         resolve_to(lambda *_args, **_options: resolved)
         assert client_of("http://api.example").send("GET", "/thing").json == {"ok": True}
 
 
-def test_no_address_that_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
+def test_error_if_no_address_accepts_in_time(resolve_to: Callable[[Resolver], None]) -> None:
     with black_hole() as hole:
         resolved = addresses(hole, hole)
         resolve_to(lambda *_args, **_options: resolved)
@@ -215,42 +222,44 @@ def test_no_address_that_accepts_in_time(resolve_to: Callable[[Resolver], None])
 def test_attempts_leave_no_open_sockets(closed_port: int) -> None:
     """A socket that is not closed would cause a ResourceWarning, which fails the test."""
     with serve(Api()) as url, black_hole() as hole, time_budget(5.0):
-        targets = [(family, name) for family, *_, name in addresses(hole, closed_port, port_of(url))]
+        targets = [(family, address) for family, *_, address in addresses(hole, closed_port, port_of(url))]
         connect(targets).close()
         with pytest.raises(UnreachableError):
-            connect(targets[1:2])
+            connect([targets[1]])
 
 
 # --- Slow peers ----------------------------------------------------------------------------------------
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
-    """Send byte by byte, so that a time-out of each single read is never reached."""
+    """Send byte by byte, so that no single read of the client reaches a time-out."""
     for byte in data:
         connection.sendall(bytes([byte]))
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    "behave",
+    "handle",
     [
-        pytest.param(ignore, id="no-response"),
+        pytest.param(send_nothing, id="no-response"),
         pytest.param(lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nX: " + b"s" * 10_000), id="slow-headers"),
         pytest.param(
             lambda connection: drip(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000),
             id="slow-body",
         ),
-        pytest.param(lambda connection: drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), id="slow-continue"),
+        pytest.param(
+            lambda connection: drip(connection, b"HTTP/1.1 100 Continue\r\n\r\n" * 1000), id="many-interim-responses"
+        ),
     ],
 )
-def test_slow_response_ends_with_the_budget(behave: Callable[[socket.socket], object]) -> None:
-    with peer(behave) as address:
+def test_slow_response_fails_when_the_budget_ends(handle: Callable[[socket.socket], object]) -> None:
+    with serve_connection(handle) as address:
         error = failure(client_of(f"http://{address}"))
     assert type(error) is TransientError
     assert "0.4 s" in str(error)
 
 
-def test_request_that_is_not_read_ends_with_the_budget() -> None:
+def test_request_that_is_not_read_fails_when_the_budget_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         error = failure(client_of(f"http://127.0.0.1:{listener.getsockname()[1]}"), body="x" * 20_000_000)
     assert type(error) is TransientError
@@ -258,36 +267,36 @@ def test_request_that_is_not_read_ends_with_the_budget() -> None:
 
 
 @pytest.mark.parametrize(
-    "behave",
+    "handle",
     [
-        pytest.param(ignore, id="silent"),
+        pytest.param(send_nothing, id="silent"),
         # A TLS record of 16 KiB that arrives byte by byte.
         pytest.param(lambda connection: drip(connection, b"\x16\x03\x03\x40\x00" + b"\x02" * 10_000), id="slow"),
     ],
 )
-def test_tls_handshake_ends_with_the_budget(behave: Callable[[socket.socket], object]) -> None:
-    with peer(behave) as address:
+def test_slow_tls_handshake_fails_when_the_budget_ends(handle: Callable[[socket.socket], object]) -> None:
+    with serve_connection(handle) as address:
         error = failure(client_of(f"https://{address}"))
     assert type(error) is TransientError
     assert "0.4 s" in str(error)
 
 
-def test_slow_body_over_tls_ends_with_the_budget(tmp_path: Path) -> None:
+def test_slow_body_over_tls_fails_when_the_budget_ends(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
 
-    def behave(connection: socket.socket) -> None:
+    def handle(connection: socket.socket) -> None:
         with authority.server.wrap_socket(connection, server_side=True) as secured:
             secured.recv(65536)
             drip(secured, b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"s" * 10_000)
 
-    with peer(behave) as address:
+    with serve_connection(handle) as address:
         error = failure(client_of(f"https://{address}", trust=private_trust(authority.certificate), budget_s=1.0))
     assert type(error) is TransientError
     assert "1 s" in str(error)
 
 
-def test_time_for_a_response_can_exceed_that_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
-    """Headscale gets four time-outs for a response, but opening a connection to it may take only one."""
+def test_time_for_a_response_can_exceed_the_time_for_a_connection(resolve_to: Callable[[Resolver], None]) -> None:
+    """With `response_timeouts=4`, a response may take four time-outs, but TCP and TLS connections only one each."""
 
     def client(url: str) -> JsonClient:
         slow_api = replace(API, response_timeouts=4)
@@ -300,10 +309,10 @@ def test_time_for_a_response_can_exceed_that_for_a_connection(resolve_to: Callab
     assert isinstance(error, TransientError)
     assert "within 0.1 s" in str(error)
     assert not error.sent
-    with peer(ignore) as address:
+    with serve_connection(send_nothing) as address:
         resolve_to(lambda *_args, **_options: addresses(port_of(address)))
         assert "within 0.1 s" in str(failure(client("https://api.example")))
-    with peer(ignore) as address:
+    with serve_connection(send_nothing) as address:
         resolve_to(lambda *_args, **_options: addresses(port_of(address)))
         assert "within 0.4 s" in str(failure(client("http://api.example")))
 
@@ -312,23 +321,24 @@ def test_time_for_a_response_can_exceed_that_for_a_connection(resolve_to: Callab
 
 
 def test_connection_is_reused_until_the_server_closes_it() -> None:
+    # The number of the connection of each request.
     requests: list[int] = []
     closed = Event()
 
-    def serve_two(connection: socket.socket, number: int) -> None:
+    def serve_two_requests(connection: socket.socket, number: int) -> None:
         with connection:
             while requests.count(number) < 2 and connection.recv(65536):
                 requests.append(number)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         closed.set()
 
-    def serve_all(listener: socket.socket) -> None:
+    def accept_connections(listener: socket.socket) -> None:
         with suppress(OSError):
             for number in count():
-                serve_two(listener.accept()[0], number)
+                serve_two_requests(listener.accept()[0], number)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        Thread(target=serve_all, args=(listener,), daemon=True).start()
+        Thread(target=accept_connections, args=(listener,), daemon=True).start()
         with (
             open_http(f"http://127.0.0.1:{listener.getsockname()[1]}", trust=public_trust()) as http,
             time_budget(10.0),

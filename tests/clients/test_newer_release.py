@@ -1,4 +1,4 @@
-"""Behaviour with a release of Headscale that is newer than every release that was tested."""
+"""Test the behaviour with a release of Headscale that is newer than all tested releases."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Change = Callable[[Any], Any]
 
 
 def renamed(field: str, *, within: str) -> Change:
-    """Return a change of a response that renames a member of each object of a kind, such as "node"."""
+    """Return a function that renames a member in each object of a kind, such as "node", of a JSON response."""
 
     def change(value: Any, parent: str = "") -> Any:
         match value:
             case dict():
                 return {
-                    f"{name}X" if (name, parent) == (field, within) else name: change(item, name)
-                    for name, item in value.items()
+                    f"{name}X" if (name, parent) == (field, within) else name: change(member, name)
+                    for name, member in value.items()
                 }
             case list():
                 return [change(item, parent.removesuffix("s")) for item in value]
@@ -43,12 +43,14 @@ def renamed(field: str, *, within: str) -> Change:
 
 
 def replaced(old: Any, new: Any, *, field: str) -> Change:
-    """Return a change of a response that replaces the value of a member."""
+    """Return a function that replaces the value of a member in a JSON response, if it is the old value."""
 
     def change(value: Any) -> Any:
         match value:
             case dict():
-                return {name: new if (name, item) == (field, old) else change(item) for name, item in value.items()}
+                return {
+                    name: new if (name, member) == (field, old) else change(member) for name, member in value.items()
+                }
             case list():
                 return [change(item) for item in value]
         return value
@@ -58,16 +60,16 @@ def replaced(old: Any, new: Any, *, field: str) -> Change:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    """Return a world whose Headscale reports a newer version, but behaves like the newest tested release."""
+    """Simulated servers. Headscale reports a newer version, but behaves like the newest tested release."""
     world = World(monkeypatch, tmp_path, "0.30.0")
     world.headscale.reported_version = f"v{NEWER}"
     return world
 
 
 def change_responses(world: World, change: Change) -> None:
-    """Change every JSON response of Headscale to clients that are created later."""
+    """Change every JSON response of Headscale to the clients that are created after this call."""
 
-    def between(upstream: Upstream) -> Handler:
+    def changing_handler(upstream: Upstream) -> Handler:
         def handle(request: Request) -> Response:
             response = upstream.handle(request)
             if "json" not in response.content_type:
@@ -76,7 +78,7 @@ def change_responses(world: World, change: Change) -> None:
 
         return handle if isinstance(upstream, HeadscaleSimulator) else upstream.handle
 
-    world.route = between
+    world.route = changing_handler
 
 
 CHANGES = [
@@ -118,7 +120,7 @@ def test_cleanup_refuses_a_changed_response_and_changes_nothing(world: World, ch
 def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
     world: World, events: list[Any], change: Change
 ) -> None:
-    """It does not report the node as lost or superseded."""
+    """It does not report that the node is missing or was replaced."""
     world.cleanup().run()
     node = world.headscale.register(key=world.key, hostname=NAME)
     world.headscale.connect(node.id)
@@ -141,7 +143,7 @@ def test_dns_watch_refuses_a_changed_response_and_changes_nothing(
     "field", ["id", "user", "key", "reusable", "ephemeral", "used", "expiration", "createdAt", "aclTags"]
 )
 def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(world: World, field: str) -> None:
-    """The first changed response is the one to the creation of the key."""
+    """No node or key exists, so the first changed response is the response to the creation of a key."""
     change_responses(world, renamed(field, within="preAuthKey"))
     with pytest.raises(ResponseError, match=rf"{NEWER}.*Upgrade"):
         world.cleanup().run()
@@ -149,7 +151,7 @@ def test_cleanup_refuses_a_changed_key_and_writes_no_key_file(world: World, fiel
     assert world.cloudflare.writes == []
 
 
-def test_newer_release_without_changes_works(world: World, events: list[Any]) -> None:
+def test_newer_release_with_unchanged_responses_works(world: World, events: list[Any]) -> None:
     """Each command logs one warning per release."""
     old = world.headscale.add_node(NAME, user=USER)
     world.cleanup().run()

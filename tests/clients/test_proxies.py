@@ -1,4 +1,4 @@
-"""Requests through a proxy, and errors, which must name the proxy but not its password."""
+"""Tests of requests through an HTTP proxy. Errors must name the proxy's setting, and must not contain its password."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, AuthError, ResponseError, TransientError
 from lifecycle.domain.proxy import Proxy
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import Api, peer, respond, revealed_by
+from tests.clients.servers import Api, respond, revealed_by, serve_connection
 from tests.in_cluster import HEADSCALE_NAMESPACE, MAY_EXEC, access_to
 from tests.simulators.headscale_cli import Finished
 from tests.simulators.kubernetes import KubernetesSimulator
 from tests.simulators.proxy import ProxySimulator
 from tests.simulators.serve import serve
 
-USER = "me:p@ss/word"
-ENCODED_USER = "me:p%40ss%2Fword"
-PASSWORDS = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
+CREDENTIALS = "me:p@ss/word"
+ENCODED_CREDENTIALS = "me:p%40ss%2Fword"
+# The password as it is, as it is written in a URL, and with the user name in Base64.
+FORMS_OF_THE_PASSWORD = ("p@ss/word", "p%40ss%2Fword", "bWU6cEBzcy93b3Jk")
 
 
-def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, budget_s: float = 10.0, **http: Any) -> object:
+def send(url: str, proxy: str, *, upstream: Upstream = HEADSCALE, timeout_s: float = 10.0, **options: Any) -> object:
     configured = Proxy(proxy, "HTTPS_PROXY")
-    with open_http(url, proxy=configured, **({"trust": public_trust()} | http)) as client:
+    with open_http(url, proxy=configured, **({"trust": public_trust()} | options)) as client:
         return (
             JsonClient(
-                HttpClient(client, upstream=upstream, timeout=timedelta(seconds=budget_s), proxy=configured),
+                HttpClient(client, upstream=upstream, timeout=timedelta(seconds=timeout_s), proxy=configured),
                 credential=Credential(lambda: "token", name="TOKEN"),
             )
             .send("GET", "/thing")
@@ -54,7 +55,7 @@ def failure(*args: Any, **options: Any) -> ApiError:
     with pytest.raises(ApiError) as raised:
         send(*args, **options)
     revealed = revealed_by(raised.value)
-    assert not [password for password in PASSWORDS if password in revealed]
+    assert not [password for password in FORMS_OF_THE_PASSWORD if password in revealed]
     assert "HTTPS_PROXY" in str(raised.value)
     return raised.value
 
@@ -65,15 +66,15 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def proxied(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[ProxySimulator, str]:
-    """Serve a proxy that forwards requests for a name to a URL. Return it, and its URL with credentials."""
-    proxy = ProxySimulator({name: url.partition("://")[2]}, user=USER, **settings)
-    return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{ENCODED_USER}@")
+def serve_proxy(stack: ExitStack, url: str, name: str, **settings: Any) -> tuple[ProxySimulator, str]:
+    """Serve a proxy that forwards requests for a name to a URL. Return the proxy, and its URL with credentials."""
+    proxy = ProxySimulator({name: url.partition("://")[2]}, user=CREDENTIALS, **settings)
+    return proxy, stack.enter_context(proxy.serve()).replace("http://", f"http://{ENCODED_CREDENTIALS}@")
 
 
 def proxy_that_sends(stack: ExitStack, raw: bytes) -> str:
-    """Return the URL of a proxy that sends these bytes to one client."""
-    return f"http://{ENCODED_USER}@{stack.enter_context(peer(respond(raw, stay_open=True)))}"
+    """Return the URL of a proxy that sends these bytes to its first client."""
+    return f"http://{ENCODED_CREDENTIALS}@{stack.enter_context(serve_connection(respond(raw, stay_open=True)))}"
 
 
 # --- Requests ------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def proxy_that_sends(stack: ExitStack, raw: bytes) -> str:
 
 def test_plain_http_is_forwarded(stack: ExitStack) -> None:
     api = Api()
-    proxy, url = proxied(stack, stack.enter_context(serve(api)), "api.example:80")
+    proxy, url = serve_proxy(stack, stack.enter_context(serve(api)), "api.example:80")
     assert send("http://api.example", url) == {"ok": True}
     assert proxy.requested == ["api.example:80"]
     assert api.proxy_authorizations == [None]
@@ -101,7 +102,7 @@ def test_credentials_are_decoded_once(stack: ExitStack, encoded: str, user: str)
 def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: Path) -> None:
     authority = PrivateAuthority(tmp_path)
     server = authority.server(name="DNS:api.example")
-    proxy, url = proxied(stack, stack.enter_context(serve(Api(), tls=server)), "api.example:443")
+    proxy, url = serve_proxy(stack, stack.enter_context(serve(Api(), tls=server)), "api.example:443")
     assert send("https://api.example", url, trust=private_trust(authority.certificate)) == {"ok": True}
     assert proxy.requested == ["api.example:443"]
     with pytest.raises(TransientError, match="HEADSCALE_CA_FILE"):
@@ -109,19 +110,27 @@ def test_https_is_tunnelled_and_verified_end_to_end(stack: ExitStack, tmp_path: 
 
 
 def test_command_in_a_pod_runs_through_the_proxy(stack: ExitStack, tmp_path: Path) -> None:
-    """The certificate of the API server is for another name than the host of its URL."""
+    """The certificate of the API server is not for the host of its URL, but for the name `kubernetes`."""
     authority = PrivateAuthority(tmp_path)
     kubernetes = KubernetesSimulator()
     kubernetes.add_pod("headscale-0", {"headscale": {"echo": lambda _arguments: Finished(stdout=b"out")}})
     kubernetes.allow(HEADSCALE_NAMESPACE, MAY_EXEC)
     server = stack.enter_context(serve(kubernetes, tls=authority.server(name="DNS:kubernetes")))
-    proxy, url = proxied(stack, server, "10.0.0.1:443")
+    proxy, url = serve_proxy(stack, server, "10.0.0.1:443")
     access = replace(
         access_to("https://10.0.0.1", kubernetes.token, trust=private_trust(authority.certificate)),
         proxy=Proxy(url, "HTTPS_PROXY"),
         tls_server_name="kubernetes",
     )
-    pod = Pod(HEADSCALE_NAMESPACE, "headscale-0", "uid", "2026-03-01T12:00:00Z", ("headscale",), True, True)
+    pod = Pod(
+        HEADSCALE_NAMESPACE,
+        "headscale-0",
+        "uid",
+        "2026-03-01T12:00:00Z",
+        ("headscale",),
+        ready=True,
+        keeps_its_name=True,
+    )
     with Cluster(access, timeout=timedelta(seconds=10)) as cluster:
         assert cluster.run(pod, "headscale", ["echo"]).stdout == b"out"
     assert set(proxy.requested) == {"10.0.0.1:443"}
@@ -136,7 +145,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 def test_unreachable_proxy_is_named_instead_of_the_upstream(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-    error = failure(f"{scheme}://api.example", f"http://{ENCODED_USER}@{address}")
+    error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@{address}")
     assert type(error) is TransientError
     assert f"http://{address}" in str(error)
     assert "HEADSCALE_URL" not in str(error)
@@ -148,31 +157,33 @@ def test_unknown_proxy_is_named_instead_of_the_upstream(scheme: str, monkeypatch
         raise socket.gaierror(socket.EAI_NONAME, f"{host} is unknown")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    error = failure(f"{scheme}://api.example", f"http://{ENCODED_USER}@proxy.example:3128")
+    error = failure(f"{scheme}://api.example", f"http://{ENCODED_CREDENTIALS}@proxy.example:3128")
     assert type(error) is TransientError
     assert "proxy.example is unknown" in str(error)
     assert "HEADSCALE_URL" not in str(error)
 
 
 @pytest.mark.parametrize(
-    ("scheme", "name", "user"),
+    ("scheme", "accepted_name", "accepted_credentials"),
     [
-        pytest.param("http", "api.example:80", "me:wrong", id="http-credentials"),
-        pytest.param("https", "api.example:443", "me:wrong", id="https-credentials"),
-        pytest.param("http", "other.example:80", USER, id="http-target"),
-        pytest.param("https", "other.example:443", USER, id="https-target"),
+        pytest.param("http", "api.example:80", "me:wrong", id="http-wrong-credentials"),
+        pytest.param("https", "api.example:443", "me:wrong", id="https-wrong-credentials"),
+        pytest.param("http", "other.example:80", CREDENTIALS, id="http-other-host"),
+        pytest.param("https", "other.example:443", CREDENTIALS, id="https-other-host"),
     ],
 )
-def test_refusal_by_the_proxy_is_permanent(stack: ExitStack, scheme: str, name: str, user: str) -> None:
-    proxy, url = proxied(stack, "http://127.0.0.1:1", name)
-    proxy.user = user
+def test_refusal_by_the_proxy_is_permanent(
+    stack: ExitStack, scheme: str, accepted_name: str, accepted_credentials: str
+) -> None:
+    proxy, url = serve_proxy(stack, "http://127.0.0.1:1", accepted_name)
+    proxy.user = accepted_credentials
     error = failure(f"{scheme}://api.example", url)
     assert type(error) is ResponseError
     assert proxy.url in str(error)
 
 
 def test_refusal_by_the_upstream_does_not_name_the_proxy(stack: ExitStack) -> None:
-    _, url = proxied(stack, stack.enter_context(serve(Api(401))), "api.example:80")
+    _, url = serve_proxy(stack, stack.enter_context(serve(Api(401))), "api.example:80")
     with pytest.raises(AuthError, match="API key"):
         send("http://api.example", url)
 
@@ -180,17 +191,17 @@ def test_refusal_by_the_upstream_does_not_name_the_proxy(stack: ExitStack) -> No
 @pytest.mark.parametrize("upstream", [HEADSCALE, CLOUDFLARE], ids=["headscale", "cloudflare"])
 @pytest.mark.parametrize("status", [401, 403, 407])
 @pytest.mark.parametrize(
-    ("kind", "body"),
+    ("content_type", "body"),
     [
         pytest.param("text/html", "<title>Access denied</title>", id="page"),
         pytest.param("text/plain", "denied", id="text"),
         pytest.param("application/json", '{"error": "denied", "code": 403, "message": "denied"}', id="json"),
     ],
 )
-def test_refusal_by_something_else_than_the_upstream_names_the_proxy(
-    stack: ExitStack, upstream: Upstream, status: int, kind: str, body: str
+def test_refusal_that_does_not_come_from_the_upstream_names_the_proxy(
+    stack: ExitStack, upstream: Upstream, status: int, content_type: str, body: str
 ) -> None:
-    raw = f"HTTP/1.1 {status} No\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    raw = f"HTTP/1.1 {status} No\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     error = failure("http://api.example", proxy_that_sends(stack, raw.encode()), upstream=upstream)
     assert type(error) is ResponseError
     assert "denied" in str(error)
@@ -209,5 +220,5 @@ def test_outage_behind_the_proxy_is_transient(stack: ExitStack, scheme: str, sta
 @SCHEMES
 @pytest.mark.parametrize("raw", [b"", b"SSH-2.0-OpenSSH_10.0\r\n"], ids=["silent", "other-protocol"])
 def test_malfunctioning_proxy_is_named(stack: ExitStack, scheme: str, raw: bytes) -> None:
-    error = failure(f"{scheme}://api.example", proxy_that_sends(stack, raw), budget_s=0.5)
+    error = failure(f"{scheme}://api.example", proxy_that_sends(stack, raw), timeout_s=0.5)
     assert type(error) is TransientError

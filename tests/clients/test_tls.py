@@ -1,4 +1,4 @@
-"""TLS with real servers: which certificates are trusted, and which settings errors name."""
+"""Test with TLS servers which certificates are trusted, and which settings the errors name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lifecycle.clients.trust import add_authorities, private_trust, public_trust
 from lifecycle.clients.upstream import Upstream
 from lifecycle.domain.errors import ApiError, ResponseError, TransientError
 from tests.clients.certificates import PrivateAuthority
-from tests.clients.servers import Api, peer, respond
+from tests.clients.servers import Api, respond, serve_connection
 from tests.simulators.serve import serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def test_private_authority_is_trusted_if_added(authority: PrivateAuthority) -> N
 
 @pytest.fixture
 def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verify strictly by default on every version of Python, as from 3.13 on."""
+    """Verify certificates strictly by default, as Python 3.13 and newer do, on older versions, too."""
     create = ssl.create_default_context
 
     def strict(*args: object, **options: object) -> ssl.SSLContext:
@@ -74,29 +74,31 @@ def _strict_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_strict_by_default")
-def test_private_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
-    """The authorities of some Kubernetes clusters lack the extension."""
+def test_private_authority_without_the_key_usage_extension_is_trusted(tmp_path: Path) -> None:
+    """The authorities of some Kubernetes clusters lack this extension."""
     authority = PrivateAuthority(tmp_path, has_key_usage=False)
-    added = public_trust()
-    add_authorities(added, authority.certificate)
+    extended = public_trust()
+    add_authorities(extended, authority.certificate)
     strict = ssl.create_default_context(cafile=authority.certificate)
     with serve(Api(), tls=authority.server()) as url:
         assert isinstance(failure(url, strict), TransientError), (
-            "strict verification must refuse this authority, or the test proves nothing"
+            "this test needs an authority that strict verification refuses"
         )
-        assert send(url, added) == {"ok": True}
+        assert send(url, extended) == {"ok": True}
         assert send(url, private_trust(authority.certificate)) == {"ok": True}
 
 
-def test_hashed_ca_folder_trusts_every_authority_of_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both authorities have the same subject, so the names of their files start with the same hash."""
+def test_every_authority_of_a_bundle_is_trusted_in_a_hashed_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL finds a file in such a folder by a hash of the subject. Here, both subjects are the same."""
     folder = tmp_path / "certificates"
     authorities = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         authorities.append(PrivateAuthority(tmp_path / name))
     write_hashed = runpy.run_path(str(ROOT / "build/certificates.py"))["write_hashed"]
-    write_hashed("".join(f"# {a}\n{a.certificate.read_text()}" for a in authorities), folder)
+    write_hashed("".join(f"# a comment\n{authority.certificate.read_text()}" for authority in authorities), folder)
     monkeypatch.setattr("lifecycle.clients.trust.BUILT_IN", folder)
     for authority in authorities:
         with serve(Api(), tls=authority.server()) as url:
@@ -109,22 +111,22 @@ def test_public_authorities_are_verified_strictly() -> None:
 
 
 @pytest.mark.usefixtures("_strict_by_default")
-@pytest.mark.parametrize("kind", ["added", "private"])
-def test_context_with_a_private_authority_verifies_certificates(
-    authority: PrivateAuthority, kind: str, tmp_path: Path
+@pytest.mark.parametrize("trusts_public", [True, False], ids=["with-public-authorities", "only-private-authority"])
+def test_invalid_certificates_are_refused_with_a_private_authority(
+    authority: PrivateAuthority, trusts_public: bool, tmp_path: Path
 ) -> None:
-    trust = private_trust(authority.certificate) if kind == "private" else public_trust()
-    if kind == "added":
+    trust = public_trust() if trusts_public else private_trust(authority.certificate)
+    if trusts_public:
         add_authorities(trust, authority.certificate)
     (tmp_path / "other").mkdir()
-    for server in (
+    for invalid in (
         authority.server(name="IP:127.0.0.2"),
         authority.server(name="DNS:localhost"),
         authority.server(days=-1),
         PrivateAuthority(tmp_path / "other").server(),
     ):
         api = Api()
-        with serve(api, tls=server) as url:
+        with serve(api, tls=invalid) as url:
             assert isinstance(failure(url, trust), TransientError)
         assert api.requests == []
 
@@ -134,7 +136,7 @@ def test_file_without_certificates_is_an_os_error(tmp_path: Path, content: str |
     path = tmp_path / "ca.crt"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(OSError):  # noqa: PT011 - callers catch this kind
+    with pytest.raises(OSError):  # noqa: PT011 - callers catch every OSError
         private_trust(path)
     with pytest.raises(OSError):  # noqa: PT011
         add_authorities(public_trust(), path)
@@ -181,32 +183,33 @@ def test_https_on_an_http_port_advises_http(upstream: Upstream, url_setting: str
     assert "http://" in str(error)
 
 
-GO = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
-NGINX = (
+# What servers send if they receive plain HTTP on a port for HTTPS.
+GO_RESPONSE = b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+NGINX_RESPONSE = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
     b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>"
 )
-ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x50"
 
 
-@pytest.mark.parametrize("raw", [GO, NGINX, ALERT], ids=["go", "nginx", "tls-alert"])
+@pytest.mark.parametrize("raw", [GO_RESPONSE, NGINX_RESPONSE, TLS_ALERT], ids=["go", "nginx", "tls-alert"])
 @pytest.mark.parametrize(("upstream", "url_setting", "ca_setting"), UPSTREAMS)
 def test_http_on_an_https_port_advises_https(upstream: Upstream, url_setting: str, ca_setting: str, raw: bytes) -> None:
-    with peer(respond(raw)) as address:
+    with serve_connection(respond(raw)) as address:
         error = failure(f"http://{address}", public_trust(), upstream)
     assert type(error) is ResponseError
     assert url_setting in str(error)
     assert "https://" in str(error)
 
 
-def test_http_on_the_port_of_a_real_tls_server(authority: PrivateAuthority) -> None:
-    """OpenSSL only closes the connection, so the error cannot say that the scheme is wrong."""
+def test_http_on_an_https_port_that_only_closes_the_connection_names_the_setting(authority: PrivateAuthority) -> None:
+    """A server with OpenSSL sends no response, so the error cannot say that the scheme is wrong."""
     with serve(Api(), tls=authority.server()) as url:
         error = failure(url.replace("https:", "http:"), public_trust())
     assert "HEADSCALE_URL" in str(error)
 
 
-def test_connection_that_ends_during_the_handshake_is_transient() -> None:
-    with peer(respond(b"")) as address:
+def test_connection_that_ends_during_the_handshake_is_a_transient_error() -> None:
+    with serve_connection(respond(b"")) as address:
         error = failure(f"https://{address}", public_trust())
     assert type(error) is TransientError
