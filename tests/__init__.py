@@ -1,1 +1,1 @@
-"""Tests. Their folders correspond to those of the package."""
+"""Tests of the program. For example, `tests/cleanup` has the tests of `lifecycle/cleanup`."""

@@ -1,4 +1,4 @@
-"""Nodes, records and other values with defaults, so that a test sets only the fields it depends on."""
+"""Functions that return nodes, records and other values. A test passes only the fields that it depends on."""
 
 from __future__ import annotations
 
@@ -11,27 +11,35 @@ from lifecycle.domain.ownership import NameKind, NodeIdentity, RecordIdentity
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EXPIRED = NOW - timedelta(seconds=1)
+"""An expiry time that has passed."""
 
 NAME = "grafana.example.com"
 OUR_COMMENT = "tailscale-lifecycle/1 default"
-"""The comment of our records at a workload's main name. `default` is the default of DNS_OWNER."""
+"""The comment of our records at the main name (the hostname of the node). `default` is the default DNS_OWNER."""
 COMMENT_OF_OTHER_OWNER = "tailscale-lifecycle/1 staging"
-"""The comment of records of another DNS_OWNER."""
+"""The comment of records that were created with another DNS_OWNER."""
 COMMENT_AT_FURTHER_NAMES = f"{OUR_COMMENT} {NAME}"
-"""The comment of our records at further names, which contains the workload's main name."""
+"""The comment of our records at the names in DNS_ALIASES and DNS_SHARED_NAMES. It contains the main name."""
 
 SVC = User("1", "svc")
+"""The user that owns our nodes and keys."""
 ANN = User("2", "ann")
+"""Another user."""
 VPN_PREFIXES = (ip_network("100.64.0.0/10"), ip_network("fd7a:115c:a1e0::/48"))
 
+# The criteria for owning a node, and for owning a record at the main name.
 NODE_IDENTITY = NodeIdentity(NAME, SVC, frozenset({"tag:svc"}))
 RECORD_IDENTITY = RecordIdentity(NAME, OUR_COMMENT, VPN_PREFIXES)
 
-ALIAS, APEX, SHARED_NAME = "docs.example.com", "example.com", "*.apps.example.com"
+ALIAS = "docs.example.com"
+APEX = "example.com"
+"""An alias that is the domain itself."""
+SHARED_NAME = "*.apps.example.com"
 FURTHER_NAMES = tuple(
     RecordIdentity(name, COMMENT_AT_FURTHER_NAMES, VPN_PREFIXES, kind, NAME)
     for name, kind in ((ALIAS, NameKind.ALIAS), (APEX, NameKind.APEX_ALIAS), (SHARED_NAME, NameKind.SHARED))
 )
+"""The criteria for owning a record at each of these names."""
 
 
 def a_node(
@@ -78,7 +86,7 @@ def a_record(
     proxied: bool = False,
     comment: str = OUR_COMMENT,
 ) -> Record:
-    """Return a record. By default it is ours and correct for node 1."""
+    """Return a record. By default it is ours, and has the address of node 1."""
     return Record(record_id, name, type_, content, ttl_s, proxied, comment)
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of all tests, the tiers of tests, and their distribution to several processes."""
+"""Fixtures for all tests. This file also selects the tests of a tier, and distributes tests to several processes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 TIERS = """\
-The default tier has unit tests, scenarios in memory, one Headscale release per API dialect, processes for exit
-statuses and signals, and twenty fault schedules. Tests outside the tier are reported as deselected. A path on the
-command line selects every test in it, and so does -m."""
+The default tier has unit tests, scenarios in memory with one Headscale release per API dialect, tests of exit statuses
+and signals with real processes, and twenty fault schedules. Other tests are reported as deselected. With a path or -m
+on the command line, no test is deselected because of its tier."""
 
 FULL = (
     "tests/cluster/",
@@ -62,7 +62,7 @@ GROUPS = {
     "tests/monitoring/test_prometheus.py": "prometheus",
     "tests/terraform/": "terraform",
 }
-"""Start of a test's id, and its group. The tests of a group run in one process.
+"""The group of each test whose id starts with the key. The tests of a group run in one process.
 
 They share what is expensive to create, such as the image, or what cannot exist twice.
 """
@@ -108,7 +108,7 @@ def is_full(item: pytest.Item, earlier_cases: int) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the tests that are not in the tier."""
     for item in items:
-        # A test outside the group would build the image again, in its own process.
+        # A test outside of the group `image` would build the image again, in its own process.
         if "scratch_dir" in getattr(item, "fixturenames", ()) and group_of(item.nodeid) != "image":
             raise pytest.UsageError(f"{item.nodeid} needs the image: add its file to GROUPS of {__file__}")
     if config.option.full:
@@ -138,7 +138,7 @@ def group_of(nodeid: str) -> str:
     return next((group for start, group in GROUPS.items() if nodeid.startswith(start)), nodeid)
 
 
-class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Distribute single tests, and keep the tests of a group in one process.
 
     The marker `xdist_group` has no effect with pytest-xdist 3.8 and pytest 9.2.
@@ -167,7 +167,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 DESELECTED = pytest.StashKey[list[Any]]()
-"""The deselected tests. Each worker deselects the same ones."""
+"""The deselected tests. All workers deselect the same tests, so the list of one worker is enough."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -189,7 +189,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the counts, and add the tests that the workers deselected to pytest's last line."""
+    """Print the counts, and let pytest's last line include the number of tests that the workers deselected."""
     lines = tally.lines()
     if lines:
         terminalreporter.section("counts")
@@ -206,7 +206,7 @@ class FakeStop(StopEvent):
     """A stop event whose waits return immediately and are recorded.
 
     Args:
-        after: the number of waits after which it is set; None = never.
+        after: the number of waits after which the event is set; None = never.
     """
 
     def __init__(self, after: int | None = None) -> None:
@@ -271,7 +271,7 @@ def _empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_inherited_settings(monkeypatch: pytest.MonkeyPatch, _empty_folder: Path) -> None:
-    """Unset the program's variables, and change to a folder without an .env file."""
+    """Unset the program's variables, and change to an empty folder, so that no .env file is read."""
     for name in variables_read():
         monkeypatch.delenv(name, raising=False)
     for entry in _empty_folder.iterdir():

@@ -1,4 +1,4 @@
-"""Headscale in a pod of a simulated Kubernetes cluster, and the program's real clients for it."""
+"""Helpers of tests in which Headscale runs in a pod of a simulated Kubernetes cluster, and the clients are real."""
 
 from __future__ import annotations
 
@@ -42,8 +42,12 @@ STATE_SECRET: Final = "grafana-tailscale"
 """The Secret in which the tailscale container of the pod under test keeps its state."""
 
 MEMORY_URL: Final = "http://kubernetes"
-DESCRIPTION: Final = "a simulated cluster"
+"""The URL of the Kubernetes API if the simulator is in this process. No connection is opened."""
 
+DESCRIPTION: Final = "a simulated cluster"
+"""The text with which error messages describe the cluster."""
+
+# RBAC rules.
 MAY_LIST_PODS: Final = {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]}
 MAY_EXEC: Final = {"apiGroups": [""], "resources": ["pods/exec"], "verbs": ["create", "get"]}
 
@@ -72,7 +76,7 @@ def access_to(url: str, token: str, *, trust: ssl.SSLContext | None = None) -> A
 
 def memory_access(kubernetes: KubernetesSimulator) -> Access:
     """Return the address and credentials of a simulator in this process."""
-    # No certificates, because loading the public ones takes long.
+    # The context has no certificates, because loading the public certificates takes long.
     return access_to(MEMORY_URL, kubernetes.token, trust=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
@@ -86,7 +90,7 @@ class MemoryCluster(Cluster):
 
 
 def exec_transport(cluster: Cluster, now: Callable[[], datetime], **settings: str) -> ExecTransport:
-    """Return the transport that runs Headscale's commands in its pod. The settings say which pod and container."""
+    """Return the transport that runs Headscale commands in a pod. The settings select the pod and the container."""
     defaults: dict[str, Any] = {"namespace": HEADSCALE_NAMESPACE, "selector": None, "container": None}
     return ExecTransport(HeadscalePod(cluster, **(defaults | settings)), now=now)
 
@@ -97,7 +101,10 @@ def add_headscale(kubernetes: KubernetesSimulator, cli: HeadscaleCli, name: str 
 
 
 class ClusterWorld(World):
-    """A world in which commands reach Headscale through its pod, and can read the state Secret for NODE_POLICY=keep."""
+    """A `World` with a Kubernetes cluster. Commands reach Headscale through its pod, and `cleanup` can read a Secret.
+
+    The Secret contains the state of the tailscale container. `cleanup` needs the Secret with NODE_POLICY=keep.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = "0.28.0") -> None:
         super().__init__(monkeypatch, folder, version)
@@ -117,14 +124,14 @@ class ClusterWorld(World):
         return MemoryCluster(self.kubernetes, self.clock.now)
 
     def writers(self, settings: Settings, policy: tenacity.Retrying) -> Writers:
-        """Return the real clients. Headscale is reached through its pod if HEADSCALE_ACCESS selects that."""
+        """Return the real clients. Headscale is reached through its pod if HEADSCALE_ACCESS is `exec`."""
         writers = super().writers(settings, policy)
         if settings.access == "exec":
             return replace(writers, headscale=HeadscaleWriter(exec_transport(self.cluster(), self.clock.now), policy))
         return writers
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
-        """Return `cleanup`, which reads the state Secret with NODE_POLICY=keep."""
+        """Return `cleanup`. With NODE_POLICY=keep, it reads the state Secret."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)

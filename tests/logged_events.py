@@ -1,4 +1,4 @@
-"""Find the events that the program logs, with their levels and keys, in its source code."""
+"""Find, in the program's source code, the events that it logs, with their levels and keys."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ LEVELS = frozenset({"debug", "info", "warning", "error", "exception"})
 
 @dataclass(slots=True)
 class Logged:
-    """How one event is logged, in all places together.
+    """The levels and keys of one event, from all places in the code that log it.
 
     Attributes:
-        levels: its levels.
-        keys: its keys; `**` stands for keys that come from a dictionary.
+        keys: `**` stands for keys that come from a dictionary.
     """
 
     levels: set[str] = field(default_factory=set)
@@ -27,7 +26,8 @@ class Logged:
 def logged_events(package: Path) -> dict[str, Logged]:
     """Return every event by its name.
 
-    The code logs with `log.info(name, ...)`. Functions that only decide return `info(name, ...)`.
+    The code logs with `log.info(name, ...)`. A function that only decides returns `info(name, ...)`, and
+    another function logs it.
     """
     events: defaultdict[str, Logged] = defaultdict(Logged)
     for path in sorted(package.rglob("*.py")):

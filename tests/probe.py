@@ -1,4 +1,7 @@
-"""Run the liveness probe of the tailscale container, from a rendered manifest, with busybox as in that image."""
+"""Run the liveness probe of the tailscale container.
+
+The probe is read from a rendered manifest. It is run with busybox, which provides the commands in Tailscale's image.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from tests.pod.rendering import containers, pod_spec, rendered
 
 BUSYBOX: Final = shutil.which("busybox")
 NO_BUSYBOX: Final = "needs busybox: scripts/bootstrap --system"
+"""The reason for skipping a test."""
 
+# The probe fails if the marker is newer than the socket. dns-watch writes the marker to request a restart of the
+# container, and tailscaled creates the socket when it starts.
 MARKER: Final = "/tailscale-auth/authkey.restart"
 SOCKET: Final = "/tmp/tailscaled.sock"
 

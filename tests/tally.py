@@ -8,7 +8,7 @@ COUNTS: Counter[str] = Counter()
 """Counts by "category: kind", or by "category" if it has no kinds."""
 
 MEASUREMENTS: list[str] = []
-"""One line of text each."""
+"""The measurements. Each is a line of text."""
 
 
 def count(category: str, kind: str = "", *, by: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Delays before retries: exponential backoff, jitter and Retry-After."""
+"""Test the delays before retries, which depend on exponential backoff, jitter and Retry-After."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_jitter_adds_at_most_a_quarter(seconds: float, jitter: float) -> None:
 
 
 @given(seconds=st.floats(0, 1e6), jitter=JITTER)
-def test_shortened_duration_is_at_most_a_fifth_shorter(seconds: float, jitter: float) -> None:
-    # Floating-point division and multiplication can round.
+def test_jitter_subtracts_at_most_a_fifth(seconds: float, jitter: float) -> None:
+    # The tolerance is for rounding of floating-point numbers.
     assert seconds / MAX_JITTER_FACTOR <= subtract_jitter(seconds, jitter) * (1 + 1e-9)
     assert subtract_jitter(seconds, jitter) <= seconds * (1 + 1e-9)
 
@@ -65,5 +65,7 @@ def test_delays_double_up_to_the_maximum() -> None:
         pytest.param(TransientError("502", upstream="Cloudflare"), 3, 2.0, id="third 502"),
     ],
 )
-def test_backoff_of_a_loop(error: TransientError, failures: int, expected_s: float) -> None:
+def test_delay_before_the_next_pass_depends_on_the_error(
+    error: TransientError, failures: int, expected_s: float
+) -> None:
     assert backoff_s(failures, max_s=300.0, jitter=0, error=error) == expected_s

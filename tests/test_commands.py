@@ -1,4 +1,4 @@
-"""Every command in the Markdown pages is accepted by its program, and refers to existing files and names."""
+"""Test the commands in the Markdown pages: their programs accept them, and the files and names in them exist."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ TESTED_IN = {
     ("docs/operations.md", "console"): "tests/process/test_readme.py",
     ("docs/platforms.md", "yaml"): "tests/pod/test_docs.py",
 }
-"""The test that covers the other code blocks: page and language of the blocks, file of the test."""
+"""The file that tests the code blocks of a page that have a language other than `sh`."""
 
 
 def commands_of(program: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_the_pages_show_commands_of_every_program() -> None:
 
 
 def test_every_block_of_the_pages_is_tested() -> None:
-    """Shell blocks are tested here. Diagrams and examples of Markdown need no test."""
+    """Blocks of shell commands are tested in this file. Diagrams and Markdown examples need no test."""
     page_blocks = {(name_of(page), block.language) for page in PAGES for block in blocks(page.read_text())}
     assert {block for block in page_blocks if block[1] not in {"sh", "mermaid", "markdown"}} == set(TESTED_IN)
     for (page, _), file in TESTED_IN.items():
@@ -83,7 +83,7 @@ def test_every_block_of_the_pages_is_tested() -> None:
 def test_kubectl_accepts_the_subcommand_and_its_flags(command: str) -> None:
     """With `--help`, kubectl executes nothing, but still rejects unknown flags."""
     words = shlex.split(command)
-    # After `--` follows the command that kubectl runs in a container.
+    # The words after `--` are the command that kubectl runs in a container.
     words = words[: words.index("--")] if "--" in words else words
     done = subprocess.run(
         [ROOT / ".venv/bin/kubectl", *words[1:], "--help"], capture_output=True, text=True, check=False
@@ -136,7 +136,7 @@ def test_script_exists_and_documents_the_options(command: str) -> None:
     usage = "\n".join(line for line in (ROOT / script).read_text().splitlines() if line.startswith("#"))
     options = [word for word in words if word.startswith("--")]
     if script == "scripts/test":
-        # It passes its options to pytest.
+        # scripts/test passes its options to pytest, and conftest.py defines them.
         usage += (ROOT / "tests/conftest.py").read_text()
         assert [word for word in words if word.startswith("tests") and not (ROOT / word).exists()] == []
     assert [word for word in options if word not in usage] == []

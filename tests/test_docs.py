@@ -1,4 +1,4 @@
-"""The Markdown pages match the code: links, paths, settings, events, messages, limits and versions."""
+"""Test that the links in the Markdown pages work, and that the names and values in the pages are those of the code."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ NOT_SETTINGS = {
     "TS_USE_CACHED_NETMAP",
     "WEBUI_SECRET_KEY",
 }
-"""Names in the pages that look like settings of this program: variables of other programs, and capabilities."""
+"""Names in the pages that look like settings of this program, such as variables of other programs and capabilities."""
 
 CREATED_BY_THE_READER = re.compile(r"deploy/services/wiki\b|build/sources\.tar\.gz")
 """Paths that do not exist in the repository, because commands of a page create them."""
@@ -187,6 +187,7 @@ def test_documented_limits_are_those_of_the_program() -> None:
 
 
 def test_operations_lists_the_states_of_nodez() -> None:
+    """`/nodez` is an endpoint of dns-watch, which returns the state of its node."""
     lost = [State(heal=HealState(lost=kind)) for kind in LossKind if kind is not LossKind.UNREGISTERED]
     states = [State(), State(is_registered=True), State(superseded_by="2"), *lost]
     documented = {state for row in rows(section(OPERATIONS, "## Self-healing")) for state in quoted(row["state"])}
@@ -194,7 +195,7 @@ def test_operations_lists_the_states_of_nodez() -> None:
 
 
 def test_documented_cores_for_headscale_follow_from_the_cost_of_a_request() -> None:
-    """A request costs one bcrypt check of the API key."""
+    """The CPU time of a request is that of the bcrypt check of the API key."""
     table = [row for row in rows(section((ROOT / "docs/scaling.md").read_text(), "## Headscale")) if "pods" in row]
     assert len(table) == 3
     config: Any = SimpleNamespace(poll_interval=DnsWatchSettings.model_fields["poll_interval"].default)

@@ -1,4 +1,4 @@
-"""Dry runs and `lifecycle status` change nothing, whatever the state of the pod, its node and its record."""
+"""Test that dry runs and `lifecycle status` change nothing, whatever the state of the pod, its node and its record."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def register_node(world: World) -> Node:
 
 
 def write_metadata(world: World, node: Node) -> None:
-    """Write the node into the key metadata, as dns-watch does after it has identified its node."""
+    """Write the node into the key metadata (the file beside the key file), as dns-watch does when it knows its node."""
     path = world.key_file.with_name("authkey.id")
     values = json.loads(path.read_text())
     values |= {"kept_node_id": str(node.id), "kept_machine_key": node.machine_key}
     path.write_text(json.dumps(values))
 
 
-# Each of these functions creates a state, and returns the settings of that pod.
+# Each of these functions creates a state, and returns the additional settings of the pod.
 
 
 def before_cleanup(world: World) -> Variables:
@@ -64,13 +64,13 @@ def unregistered(world: World) -> Variables:
 
 
 def registered(world: World) -> Variables:
-    """The node has just registered, and the metadata does not contain it yet."""
+    """The node has just registered, and the key metadata does not contain it yet."""
     register_node(world)
     return {}
 
 
 def identified(world: World) -> Variables:
-    """The node is in the metadata."""
+    """The key metadata contains the node."""
     write_metadata(world, register_node(world))
     return {}
 
@@ -84,7 +84,7 @@ def record_out_of_sync(world: World) -> Variables:
 
 
 def lost(world: World) -> Variables:
-    """The node in the metadata was deleted. The list of nodes is not empty."""
+    """The node in the key metadata was deleted. Another node exists, because an empty list could be an error."""
     node = register_node(world)
     write_metadata(world, node)
     world.headscale.delete_node(node.id)
@@ -93,7 +93,7 @@ def lost(world: World) -> Variables:
 
 
 def lost_with_self_heal(world: World) -> Variables:
-    """The node in the metadata was deleted, and dns-watch would create a new key."""
+    """The node in the key metadata was deleted, and dns-watch would create a new key."""
     return lost(world) | {"SELF_HEAL": "true"}
 
 
@@ -106,7 +106,7 @@ def superseded(world: World) -> Variables:
 
 
 def kept(world: World) -> Variables:
-    """The state Secret contains the node of the earlier pod, which the new pod keeps."""
+    """The new pod keeps the node of the earlier pod, because the state Secret contains the id of this node."""
     node = world.headscale.add_node(NAME, user=USER, online=False)
     world.add_record(node.address, ttl=60, comment=OUR_COMMENT)
     return {"NODE_POLICY": "keep", "TS_KUBE_SECRET": "state"}
@@ -139,8 +139,8 @@ def served(world: World, monkeypatch: pytest.MonkeyPatch, variables: Variables) 
     """Serve both upstreams on loopback, and set the environment of a pod that uses them."""
     with serve(world.headscale) as headscale, serve(world.cloudflare) as cloudflare:
         urls = {"HEADSCALE_URL": headscale, "CLOUDFLARE_API_URL": f"{cloudflare}/client/v4"}
-        owner = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
-        for name, value in (world.environment | urls | owner | variables).items():
+        pod = {"DNS_OWNER": OUR_COMMENT.partition(" ")[2], "TAILSCALE_INTERFACE": ""}
+        for name, value in (world.environment | urls | pod | variables).items():
             monkeypatch.setenv(name, value)
         yield
 
@@ -181,7 +181,7 @@ def test_dry_run_and_status_change_nothing(
 ) -> None:
     world = World(monkeypatch, tmp_path)
     variables = create_state(world)
-    # The Kubernetes API is only needed for the state Secret.
+    # The program reads only the state Secret from the Kubernetes API.
     monkeypatch.setattr(dry_run, "connect_cluster", lambda *_, **__: None)
     monkeypatch.setattr(dry_run, "state_reader", lambda *_: lambda: {"device_id": b"1"})
     before = snapshot(world)

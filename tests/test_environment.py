@@ -1,6 +1,6 @@
-"""Variables that libraries read, such as HTTP_PROXY and SSL_CERT_FILE: invalid values cause an error, not a traceback.
+"""Test variables that libraries read, such as HTTP_PROXY and SSL_CERT_FILE.
 
-No message contains a password from a proxy's URL.
+An invalid value causes an error message without a traceback. No message contains a password from a proxy's URL.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from lifecycle.settings.models import CleanupSettings, DnsWatchSettings, DryRunS
 from tests.conftest import FakeStop
 from tests.settings.environment import MINIMUM
 
-# Nothing listens at this address, so each request through this proxy fails immediately.
+# Nothing listens at this address, so each request through a proxy at this address fails immediately.
 CLOSED = "127.0.0.1:9"
 PASSWORD = "s3cr3t-pa55word"
 
+# The variables of a pod: requests to Headscale go to its REST API.
 REST_API = MINIMUM | {
     "DNS_OWNER": "services",
     "HTTP_TIMEOUT": "5s",
@@ -35,7 +36,7 @@ REST_API = MINIMUM | {
     "HEALTH_PORT": "0",
     "AUTHKEY_OUTPUT_PATH": "authkey",
 }
-# As on a laptop: requests to Headscale go through the Kubernetes API.
+# The variables on a laptop: requests to Headscale go through the Kubernetes API.
 KUBECONFIG = REST_API | {"HEADSCALE_ACCESS": "exec", "HEADSCALE_URL": "", "HEADSCALE_API_KEY": ""}
 
 PROXIES = (
@@ -69,6 +70,7 @@ VALUES = {
     "KUBERNETES_SERVICE_HOST": ("nonsense",),
     "NETRC": ("/no/such/file",),
 }
+# Each variable with each of its values.
 CASES = [(name, value) for name, values in VALUES.items() for value in values]
 
 
@@ -92,7 +94,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("malformed.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
     Path("folder").mkdir()
     Path("hashed").mkdir()
-    # OpenSSL finds a certificate in a folder by the hash of its subject.
+    # OpenSSL finds a certificate in a folder by its file name, which is the hash of the subject.
     Path("hashed/4042bcee.0").write_text("text")
     Path("plain.yaml").write_text(kubeconfig())
     Path("proxy.yaml").write_text(kubeconfig(**{"proxy-url": f"http://me:{PASSWORD}@{CLOSED}"}))
@@ -144,7 +146,7 @@ def test_any_value_causes_no_traceback(access: dict[str, str], command: str) -> 
 @pytest.mark.usefixtures("_files", "events")
 @pytest.mark.parametrize("access", [REST_API, KUBECONFIG], ids=["REST", "kubeconfig"])
 def test_any_pair_of_values_causes_no_traceback(access: dict[str, str]) -> None:
-    """There are too many pairs for all values and commands: two values per variable, and one command per pair."""
+    """Two values per variable and one command per pair are tested, because there are too many combinations."""
     some_cases = [
         (name, value)
         for name, values in VALUES.items()

@@ -1,4 +1,4 @@
-"""Warnings and metrics about an API key or a node that expires soon."""
+"""Test the warnings and metrics about an API key or a node that expires soon."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ DAY_S = 86_400.0
 
 API_KEYS = "/api/v1/apikey"
 
-# With the default intervals, the tests of simulated weeks would need thousands of polls.
+# With the default intervals, tests that simulate weeks would need thousands of polls.
 RARE_POLLS = {"POLL_INTERVAL": "30m", "RETRY_INTERVAL": "30m", "VERIFY_INTERVAL": "6h"}
 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return World(monkeypatch, tmp_path)
 
 
-def set_api_key_expiry(world: World, life: timedelta) -> datetime:
+def set_api_key_expiry(world: World, lifetime: timedelta) -> datetime:
     """Set the lifetime of the API key in use, and return when it expires."""
     state = world.headscale._state  # noqa: SLF001 - no API changes an API key's expiry
     (key_id,) = [key_id for key_id, key in state.api_keys.items() if key.key == world.headscale.api_key]
-    expires_at = world.clock.now() + life
+    expires_at = world.clock.now() + lifetime
     state.api_keys[key_id] = replace(state.api_keys[key_id], expires_at=expires_at)
     return expires_at
 
@@ -71,7 +72,7 @@ def test_expiring_api_key_is_reported_after_the_record_is_published(
 
 
 def test_api_key_is_reported_from_14_days_before_its_expiry(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """The metric always has the time of expiry."""
+    """Before that, only the metric reports the time of expiry."""
     expires_at = set_api_key_expiry(world, timedelta(days=16))
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -83,7 +84,7 @@ def test_api_key_is_reported_from_14_days_before_its_expiry(world: World, tmp_pa
 
 
 def test_expiring_api_key_is_reported_once_a_day(world: World, tmp_path: Path, events: list[Any]) -> None:
-    """It is read once an hour, so that a new key is detected soon."""
+    """The expiry is read once an hour, so that a new API key is detected soon."""
     set_api_key_expiry(world, timedelta(days=10))
     pod = Pod(world, tmp_path / "pod", RARE_POLLS)
     pod.start()
@@ -163,7 +164,7 @@ def test_unreadable_list_of_api_keys_is_not_an_error(
     assert api_key_requests(world) == 1
 
 
-def test_failed_read_is_repeated_after_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
+def test_failed_read_of_the_api_keys_is_repeated_after_an_hour(world: World, tmp_path: Path, events: list[Any]) -> None:
     set_api_key_expiry(world, timedelta(days=1))
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -215,6 +216,6 @@ def test_asterisks_are_removed_from_the_prefix_of_an_api_key(listed: str, prefix
 
 @pytest.mark.parametrize("listed", ["", "***", "abc***", "hskey-"])
 def test_too_short_prefix_is_refused(listed: str) -> None:
-    """It would match any API key."""
+    """Such a prefix would match any API key."""
     with pytest.raises(ValueError, match="prefix"):
         parse_api_key({"prefix": listed, "expiration": None})

@@ -1,4 +1,7 @@
-"""The guarantees "Never 1" to "Never 8" of docs/architecture.md: the real commands against simulated upstreams."""
+"""Test the guarantees "Never 1" to "Never 8" of docs/architecture.md.
+
+The tests run the real commands with simulators of Headscale and Cloudflare.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,13 @@ from tests.world import USER, Interface, World
 
 Events = list[Any]
 
-# dns-watch reads the record at least twice.
+# In this time, dns-watch reads the record at least twice.
 SEVERAL_READS_S = 700.0
-# Enough to confirm that the node is lost, and to create a new key.
+# In this time, dns-watch with SELF_HEAL confirms that its node was deleted, and creates a new key.
 HEALING_S = 300.0
 TAG = "tag:web"
 
+# One Headscale release for each dialect of its API.
 each_dialect = pytest.mark.parametrize("version", DEFAULT)
 
 
@@ -54,6 +58,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakeWorld:
 
 @pytest.fixture
 def world(make_world: MakeWorld) -> World:
+    """Simulators of Headscale and Cloudflare, and a simulated clock."""
     return make_world("0.28.0")
 
 
@@ -72,7 +77,7 @@ def register_node(world: World) -> Node:
 
 
 def delete_node(world: World, node: Node) -> None:
-    """Delete a node and add another one, because with an empty list, the loss would be confirmed only after minutes."""
+    """Delete a node. Another node is added first, because dns-watch waits longer if the list of nodes is empty."""
     world.headscale.add_node("other", user=USER)
     world.headscale.delete_node(node.id)
 
@@ -91,16 +96,16 @@ FOREIGN_RECORDS = [
     pytest.param({"content": "100.64.0.1", "comment": COMMENT_OF_OTHER_OWNER}, id="other-owner"),
     pytest.param({"content": "100.64.0.1", "comment": f"{OUR_COMMENT}-2"}, id="longer-owner"),
     pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT[:-1]}, id="shorter-owner"),
-    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT.upper()}, id="mark-in-capitals"),
-    pytest.param({"content": "100.64.0.1", "comment": f" {OUR_COMMENT}"}, id="mark-after-a-space"),
-    pytest.param({"content": "100.64.0.1", "comment": f"was {OUR_COMMENT}"}, id="mark-after-a-word"),
+    pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT.upper()}, id="comment-in-capitals"),
+    pytest.param({"content": "100.64.0.1", "comment": f" {OUR_COMMENT}"}, id="comment-after-a-space"),
+    pytest.param({"content": "100.64.0.1", "comment": f"was {OUR_COMMENT}"}, id="comment-after-a-word"),
     pytest.param({"content": "198.51.100.7"}, id="public-address-without-a-comment"),
     pytest.param({"content": "100.128.0.1"}, id="address-after-the-vpn-range-without-a-comment"),
     pytest.param({"content": "2001:db8::1", "type_": "AAAA"}, id="public-IPv6-address-without-a-comment"),
     pytest.param({"content": "fd7a:115c:a1e0::1", "type_": "AAAA", "comment": "by hand"}, id="AAAA-with-a-comment"),
-    pytest.param({"content": "100.64.0.1", "type_": "TXT", "comment": OUR_COMMENT}, id="TXT-with-our-mark"),
-    pytest.param({"content": "example.org", "type_": "CNAME", "comment": OUR_COMMENT}, id="CNAME-with-our-mark"),
-    pytest.param({"content": "ns.example.org", "type_": "NS", "comment": OUR_COMMENT}, id="NS-with-our-mark"),
+    pytest.param({"content": "100.64.0.1", "type_": "TXT", "comment": OUR_COMMENT}, id="TXT-with-our-comment"),
+    pytest.param({"content": "example.org", "type_": "CNAME", "comment": OUR_COMMENT}, id="CNAME-with-our-comment"),
+    pytest.param({"content": "ns.example.org", "type_": "NS", "comment": OUR_COMMENT}, id="NS-with-our-comment"),
     pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": f"x.{NAME}"}, id="subdomain"),
     pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": f"x{NAME}"}, id="longer-name"),
     pytest.param({"content": "100.64.0.1", "comment": OUR_COMMENT, "name": "example.com"}, id="parent-domain"),
@@ -122,6 +127,7 @@ def test_never_1_foreign_record_is_not_changed(world: World, fields: dict[str, A
 def test_never_1_record_that_is_renamed_after_it_was_read_is_not_deleted(world: World) -> None:
     record = world.add_record("100.64.0.99", ttl=60, comment=OUR_COMMENT)
     world.cloudflare.change_record(record, name="wiki.example.com")
+    # dns-watch gets a response in which the record still has its old name.
     world.cloudflare.faults.add(faults.stale(), method="GET")
     run_watch(world, SEVERAL_READS_S, world.headscale.add_node(NAME, user=USER))
     assert len(world.records("wiki.example.com")) == 1
@@ -142,7 +148,7 @@ def test_our_record_is_deleted_by_cleanup_and_updated_by_dns_watch(world: World)
 
 
 def add_foreign_nodes(world: World) -> dict[str, Node]:
-    """Add nodes that meet all criteria of ownership but one, and return them by that difference."""
+    """Add nodes that differ from our nodes in one criterion of ownership. Return each by its difference."""
     headscale = world.headscale
     headscale.add_user("ann")
     renamed = headscale.add_node("phone", user=USER)
@@ -239,7 +245,7 @@ def test_never_3_zone_is_not_changed_if_a_list_is_shorter_than_its_count(world: 
 @pytest.mark.parametrize("fault", UNUSABLE_RESPONSES)
 @pytest.mark.parametrize("path", ["/api/v1/user$", "/api/v1/node$", "/api/v1/node/", ""])
 def test_never_3_dns_watch_changes_nothing_if_headscale_is_unreadable(world: World, fault: Fault, path: str) -> None:
-    """The node counts neither as lost nor as superseded."""
+    """dns-watch concludes neither that its node was deleted, nor that a later pod has taken its place."""
     node = world.headscale.add_node(NAME, user=USER)
     interface = Interface(*node.addresses)
     watch = world.watch(interface, MAX_RETRIES="0", SELF_HEAL="true")
@@ -311,7 +317,7 @@ def test_never_4_key_file_is_absent_or_complete_at_every_instant(world: World, o
     assert files_with_wider_mode == []
 
 
-def test_never_4_key_file_is_complete_while_healing_replaces_it(world: World) -> None:
+def test_never_4_key_file_is_complete_while_dns_watch_replaces_it(world: World) -> None:
     world.cleanup().run()
     node = register_node(world)
     watch = run_watch(world, HEALING_S, node, SELF_HEAL="true")
@@ -425,7 +431,7 @@ def test_never_6_the_later_of_two_pods_owns_the_name(make_world: MakeWorld, vers
     assert (earlier.state.superseded_by, later.state.superseded_by) == (str(nodes[1].id), None)
 
 
-def test_never_6_pod_whose_node_is_gone_stands_down_for_its_successor(world: World, tmp_path: Path) -> None:
+def test_never_6_pod_whose_node_was_deleted_leaves_the_record_to_the_later_pod(world: World, tmp_path: Path) -> None:
     earlier_node = world.headscale.add_node(NAME, user=USER)
     # Each pod has a volume of its own.
     earlier = world.watch(Interface(*earlier_node.addresses), AUTHKEY_OUTPUT_PATH=str(tmp_path / "earlier"))
@@ -522,7 +528,7 @@ def test_never_8_no_outage_ends_dns_watch(world: World, fault: Fault, upstream: 
     down.faults.add(fault, times=None)
     world.run(watch, SEVERAL_READS_S)
     down.faults.clear()
-    # Longer than the Retry-After of 15 minutes.
+    # This time is longer than the Retry-After of 15 minutes.
     world.run(watch, 2 * SEVERAL_READS_S)
     assert watch.state.is_registered
     assert upstream == "cloudflare" or watch.state.records.in_sync

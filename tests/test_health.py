@@ -1,4 +1,4 @@
-"""The health port: its responses and metrics, misbehaving clients, and the addresses at which it listens."""
+"""Test the health port of dns-watch: its responses, metrics and addresses, and how it handles misbehaving clients."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.real.programs import eventually, free_ports
 from tests.simulators.faults import html, too_many_requests
 from tests.world import Clock, Interface, World, named, names
 
-VERIFY_S = 300.0
+VERIFY_INTERVAL_S = 300.0
 
 # The Accept header of Prometheus.
 PROMETHEUS_ACCEPT = (
@@ -74,8 +74,8 @@ def clock() -> Clock:
 def status(clock: Clock) -> Status:
     """Return the status of a process that has just started."""
     return Status(
-        longest_interval=timedelta(seconds=VERIFY_S),
-        verify_interval=timedelta(seconds=VERIFY_S),
+        longest_interval=timedelta(seconds=VERIFY_INTERVAL_S),
+        verify_interval=timedelta(seconds=VERIFY_INTERVAL_S),
         monotonic=clock.monotonic,
         clock=lambda: clock.now().timestamp(),
     )
@@ -143,13 +143,13 @@ def test_a_new_process_is_alive_and_not_ready(port: int) -> None:
 
 
 def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clock, status: Status, port: int) -> None:
-    """Its body contains the reason."""
+    """The body of the response contains the reason."""
     set_in_sync(status)
     assert (get(port, "/readyz").status_code, get(port, "/readyz").json()) == (
         200,
         {"ready": True, "reason": "", "addresses": ["100.64.0.1"]},
     )
-    clock.sleep(3 * VERIFY_S)
+    clock.sleep(3 * VERIFY_INTERVAL_S)
     assert get(port, "/readyz").status_code == 200
     clock.sleep(1)
     answer = get(port, "/readyz")
@@ -162,11 +162,11 @@ def test_readyz_fails_if_the_record_is_wrong_or_was_read_too_long_ago(clock: Clo
 
 
 def test_failed_request_does_not_make_readyz_fail_at_first(clock: Clock, status: Status, port: int) -> None:
-    """It fails when the last successful read is too long ago."""
+    """/readyz fails only when the last successful read is too long ago."""
     set_in_sync(status)
     status.failed("Cloudflare", throttled_s=0)
     assert get(port, "/readyz").status_code == 200
-    clock.sleep(3 * VERIFY_S + 1)
+    clock.sleep(3 * VERIFY_INTERVAL_S + 1)
     assert get(port, "/readyz").status_code == 503
 
 
@@ -192,29 +192,32 @@ def test_nodez_fails_only_if_a_restart_helps(
 
 
 class TestLivez:
-    """The response of /livez: it fails only after three times the longest interval without progress."""
+    """Tests of /livez, which fails after three times the longest interval without progress.
+
+    A pass is one iteration of the loop of dns-watch. After each pass, dns-watch waits.
+    """
 
     def test_endless_pass_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
         status.pass_began()
-        clock.sleep(3 * VERIFY_S)
+        clock.sleep(3 * VERIFY_INTERVAL_S)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert (get(port, "/livez").status_code, get(port, "/livez").json()) == (503, {"alive": False})
 
     def test_long_backoff_is_alive(self, clock: Clock, status: Status, port: int) -> None:
-        """An upstream requested a day of backoff."""
+        """Headscale or Cloudflare requested a wait of a day."""
         status.pass_ended(86_400, duration_s=0, failed=False)
-        clock.sleep(86_400 + 3 * VERIFY_S)
+        clock.sleep(86_400 + 3 * VERIFY_INTERVAL_S)
         assert get(port, "/livez").status_code == 200
         clock.sleep(1)
         assert get(port, "/livez").status_code == 503
 
     def test_endless_pass_after_an_interrupted_wait_is_not_alive(self, clock: Clock, status: Status, port: int) -> None:
-        """The interface changed, and the next pass started early."""
+        """The VPN interface changed, so the next pass started before the end of the wait."""
         status.pass_ended(86_400, duration_s=0, failed=False)
         clock.sleep(5)
         status.pass_began()
-        clock.sleep(3 * VERIFY_S + 1)
+        clock.sleep(3 * VERIFY_INTERVAL_S + 1)
         assert get(port, "/livez").status_code == 503
 
     def test_failed_passes_are_alive(self, clock: Clock, status: Status, port: int) -> None:
@@ -233,7 +236,7 @@ class TestLivez:
         silent_since_s: list[float] = []
 
         class ObservedInterface(Interface):
-            """It is read during each pass."""
+            """An interface that records the status when it is read, which happens during each pass."""
 
             def __call__(self) -> tuple[IpAddress, ...] | None:
                 silent_since_s.append(watch.status.silent_since_s)
@@ -250,11 +253,12 @@ class TestLivez:
         world = World(monkeypatch, tmp_path)
         pod = Pod(world, tmp_path / "pod")
         world.headscale.faults.add(html(502), times=None)
-        for elapsed_s in range(0, 3600, 7):
-            world.clock.schedule(elapsed_s, lambda: alive.append(pod.watch.status.alive))
         alive: list[bool] = []
+        times = range(0, 3600, 7)
+        for elapsed_s in times:
+            world.clock.schedule(elapsed_s, lambda: alive.append(pod.watch.status.alive))
         pod.run(3600)
-        assert len(alive) == 515
+        assert len(alive) == len(times)
         assert all(alive)
 
 
@@ -388,7 +392,7 @@ def test_long_headscale_version_is_truncated(status: Status, port: int) -> None:
 def test_metrics_have_known_labels_and_no_secrets(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_server: StartServer
 ) -> None:
-    """The pod runs for hours with failures of all kinds."""
+    """The pod runs for hours, with failures of all kinds."""
     world = World(monkeypatch, tmp_path)
     world.headscale.add_node("laptop", user="svc", registered_by="cli")
     pod = Pod(world, tmp_path / "pod", {"SELF_HEAL": "true", "MAX_RETRIES": "0"})
@@ -429,7 +433,7 @@ def test_metrics_have_known_labels_and_no_secrets(
 
 
 def test_html_page_does_not_count_as_a_successful_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A proxy can send one with status 200."""
+    """A proxy can send an HTML page with status 200."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -461,7 +465,7 @@ def serving_threads() -> list[threading.Thread]:
 def test_clients_that_send_nothing_more_do_not_block_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, start_server: StartServer, request_data: bytes
 ) -> None:
-    """A hundred of them make no pass fail, and occupy at most 16 threads."""
+    """With a hundred such clients, no pass of dns-watch fails, and the server uses at most 16 threads."""
     world = World(monkeypatch, tmp_path)
     pod = Pod(world, tmp_path / "pod")
     pod.start()
@@ -512,13 +516,14 @@ def test_malformed_requests_are_not_logged(port: int, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_exception_of_a_bug_reaches_the_exception_hook(
+def test_exception_in_a_request_reaches_the_exception_hook(
     status: Status, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server continues with other requests."""
     exceptions: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", exceptions.append)
     port = start_server(status)
+    # The server expects a tuple, so it raises a TypeError.
     set_status(status, addresses=1)
     with pytest.raises(httpx.RemoteProtocolError):
         get(port, "/readyz")

@@ -1,4 +1,4 @@
-"""asyncio is not loaded without need, and a dry run removes the temporary files of the Kubernetes client."""
+"""Test when asyncio is loaded, and that a dry run removes the temporary files of the Kubernetes client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_asyncio_is_loaded_only_when_it_is_used() -> None:
-    """The placeholder for it still works: `asyncio.run` returns 3."""
+    """`lifecycle.imports` replaces asyncio by a placeholder. It loads asyncio when a function such as `run` is used."""
     done = run_python("-c", PRINT_WHETHER_ASYNCIO_IS_LOADED)
     assert done.stdout.split() == ["False", "3", "False"], done.stderr
 

@@ -1,4 +1,7 @@
-"""`World`: simulated upstreams, a simulated clock, and the program's real commands, all in one process."""
+"""`World`: simulators of Headscale and Cloudflare (the upstreams), a simulated clock, and the program's real commands.
+
+Everything runs in one process.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ from tests.simulators.upstream import Upstream
 USER = "svc"
 ZONE = "example.com"
 
-# Minimum wait after a pass. The clock must advance, or a `dns-watch` that does not wait would run forever.
+# Minimum wait after a pass, which is one iteration of the loop of `dns-watch`. Without a minimum, the clock would not
+# advance if `dns-watch` does not wait, and the test would run forever.
 MIN_WAIT_S = 0.001
 
 
@@ -76,7 +80,7 @@ class Clock:
         heappush(self._due, (elapsed_s, next(self._order), action))
 
     def sleep(self, seconds: float, *, is_interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Advance the clock by this long, or until a scheduled action interrupts the sleep."""
+        """Advance the clock by this long, or less if `is_interrupted` returns True after a scheduled action."""
         until = self.elapsed_s + seconds
         while self._due and self._due[0][0] <= until:
             due_s, _, action = heappop(self._due)
@@ -141,12 +145,13 @@ class World:
 
     Args:
         folder: the pod's volume.
-        version: of Headscale.
-        clock: the clock of the upstreams and of the commands.
+        version: the release of Headscale.
+        clock: the clock that the upstreams and the commands use.
 
     Attributes:
         environment: the variables of the pod's containers.
-        route: wraps an upstream, to see or change the requests of the commands.
+        route: returns the function that handles the requests to an upstream. A test can replace it, to record or change
+            the requests.
     """
 
     def __init__(
@@ -204,14 +209,14 @@ class World:
         )
 
     def cleanup(self, stop: Event | None = None, /, **variables: str) -> Cleanup:
-        """Return `cleanup`, which waits on this world's clock."""
+        """Return `cleanup`. Its waits advance this world's clock."""
         settings = self.settings(CleanupSettings, **variables)
         stop = stop or StopAt(self.clock)
         policy = retrying(budget=RetryBudget(CLEANUP_RETRY_BUDGET, clock=self.clock.monotonic), stop=stop)
         return Cleanup(settings, writers=self.writers(settings, policy), now=self.clock.now, stop=stop)
 
     def watch(self, interface: Interface = NO_INTERFACE, /, **variables: str) -> DnsWatch:
-        """Return `dns-watch`, on this world's clock."""
+        """Return `dns-watch`. It reads the time from this world's clock."""
         settings = self.settings(DnsWatchSettings, **variables)
         return DnsWatch(
             settings,
