@@ -1,4 +1,4 @@
-"""Decide what dns-watch does next; pure.
+"""Pure functions that decide what dns-watch does next.
 
 `decide` returns the changes to make, from the state after the last pass and a new observation. `conclude` returns the
 next state, from the result of these changes. Neither reads a clock, sends a request or logs.
@@ -72,7 +72,7 @@ def decide(state: State, observation: Observation, *, config: WatchConfig, now: 
 def conclude(
     decision: Decision, applied: ApplyResult, *, observation: Observation, config: WatchConfig, now: Moment
 ) -> Decision:
-    """Decide what to remember and when to poll again, after the changes of a decision were applied."""
+    """Decide what to remember and when to poll again, from the result of a decision's changes."""
     state = decision.state
     if isinstance(applied.key_error, ApiError):
         return _after_headscale_failure(state, applied.key_error, config, now)
@@ -93,7 +93,7 @@ def conclude(
     elif isinstance(observation.node, Node) and any(isinstance(change, RecordChange) for change in decision.changes):
         created = any(isinstance(change, CreateRecord) for change in decision.changes)
         specs = desired_records(observation.node, observation.interface, config)
-        verified = with_verified(state.records, specs, config, now, soon=created, in_the_way=decision.in_the_way)
+        verified = with_verified(state.records, specs, config, now, verify_soon=created, in_the_way=decision.in_the_way)
         state = replace(state, records=verified)
     wait_s = poll_wait_s(state, config, now) if state.is_registered else lookup_wait_s(state, config, now)
     return replace(done, state=state, wait_s=wait_s, events=events, failures=failures)
@@ -121,7 +121,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
     state = replace(
         state,
         failures=failures,
-        # If the count were reset, pods would poll an overloaded server more often.
+        # If `idle_polls` were reset, pods would poll an overloaded server more often.
         idle_polls=state.idle_polls if is_overloaded(failure) else 0,
         heal=without_loss_count(state.heal),
         records=with_failure_reason(state.records, failure),
@@ -130,7 +130,7 @@ def _after_headscale_failure(state: State, failure: ApiError, config: WatchConfi
 
 
 def _with_identity(state: State, observation: Observation, config: WatchConfig) -> tuple[State, tuple[Event, ...]]:
-    """Remember the criteria for owning a node, and report a problem with them once."""
+    """Remember Headscale's version and the criteria for owning a node, and log each problem with them once."""
     events: tuple[Event, ...] = ()
     if observation.version and observation.version != state.headscale_version:
         untested = untested_warning(observation.version)
@@ -212,7 +212,7 @@ def _decide_unregistered(
         state,
         heal=heal,
         lookups=state.lookups + 1,
-        # If a key is to be created, `conclude` resets the count after its creation.
+        # If a key is to be created, `conclude` resets the failures after the creation.
         failures=state.failures if changes else 0,
     )
     give_up = _reason_to_give_up(state, unregistered, config)
@@ -273,5 +273,5 @@ def _metadata_change(node: Node, metadata: KeyMetadata | None) -> tuple[Change, 
     """Store the node in the key metadata, so that dns-watch also detects the loss of the node after a restart."""
     if metadata is None or metadata.pre_auth_key_id is None:
         return ()
-    known = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)
-    return (WriteKeyMetadata(known, reason="the node has registered"),) if known != metadata else ()
+    updated = replace(metadata, kept_node_id=node.id, kept_machine_key=node.machine_key)
+    return (WriteKeyMetadata(updated, reason="the node has registered"),) if updated != metadata else ()

@@ -1,6 +1,6 @@
-"""Decide when this pod's node is lost, and when a fresh pre-auth key is needed to register it again; pure.
+"""Pure functions that decide when this pod's node is lost, and when a fresh pre-auth key is needed to register again.
 
-No node has used a fresh key yet. The tailscale container registers with it when it is restarted.
+A fresh key is a key that no node has used yet. When the tailscale container is restarted, it registers with this key.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ _LOSS_REASONS = {
 
 
 def without_loss_count(heal: HealState) -> HealState:
-    """Reset the count of consecutive observations, which a failed or uncertain lookup interrupts."""
+    """Reset the count of consecutive observations of a loss, because the last lookup did not show the loss."""
     return replace(heal, loss_count=None)
 
 
 def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment) -> HealState:
-    """Count an observation of a loss, and confirm the loss if there were enough of them over enough time."""
+    """Count an observation of a loss, and confirm the loss after enough observations over enough time."""
     evidence = (loss.kind, is_superseded, loss.is_list_empty)
     count = heal.loss_count
     if count is None or (count.kind, count.is_superseded, count.is_list_empty) != evidence:
         count = LossCount(*evidence, observations=0, since_s=now.monotonic_s)
     heal = replace(heal, loss_count=replace(count, observations=count.observations + 1))
     confirmed = _is_confirmed(heal, now)
-    # The existence of a later pod takes effect immediately. Its end has to be confirmed, like a loss.
+    # A later pod has the name as soon as it is observed. That it is gone again has to be confirmed, like a loss.
     if is_superseded or confirmed:
         heal = replace(heal, is_superseded=is_superseded)
     if confirmed and loss.kind is not LossKind.UNREGISTERED:
@@ -55,7 +55,7 @@ def count_loss(heal: HealState, loss: Loss, *, is_superseded: bool, now: Moment)
 def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if the key in the file has to be compared with Headscale's list.
 
-    While a restart helps, the key is checked in each pass, because another restart does not help once the key is used.
+    While a restart helps, the key is checked in each pass, because a restart no longer helps once a node used the key.
     """
     if heal.loss_count is None or heal.loss_count.is_superseded:
         return False
@@ -65,9 +65,9 @@ def is_key_check_due(heal: HealState, state: State, now: Moment) -> bool:
 def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
     """Return True if a restart of the tailscale container brings the node back.
 
-    The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the file. No
-    restart may be in progress, which a change of the VPN interface within the last minute would show. A restart never
-    helps a stranded pod: the id of its node is unknown, so Headscale cannot confirm that the node is gone.
+    The loss has to be confirmed and current, no later pod may have the name, and a fresh key has to be in the key file.
+    If the VPN interface changed within the last minute, a restart may be in progress, and another one does not help. A
+    restart never helps if the node is stranded: its id is unknown, so Headscale cannot confirm that it is gone.
     """
     return (
         heal.loss_count is not None
@@ -80,7 +80,7 @@ def restart_helps(heal: HealState, state: State, now: Moment) -> bool:
 
 
 def fresh_key_id(state: State, now: Moment) -> str | None:
-    """Return the fresh key with which a restart helps; None if a restart does not help."""
+    """Return the id of the fresh key with which a restart helps; None if a restart does not help."""
     key = state.heal.key
     return key.id if key is not None and restart_helps(state.heal, state, now) else None
 
@@ -104,7 +104,7 @@ def heal_loss(
         key_check: the comparison of the key in the file with Headscale's list; None if it was not due.
 
     Returns:
-        What to remember, what to log, and the key to create; None if no key is needed or due.
+        What to remember, what to log, and the key to create, which is None if no key is needed or due.
     """
     events: tuple[Event, ...] = ()
     if heal.lost is not None and heal.lost is not state.heal.lost:
@@ -129,13 +129,13 @@ def heal_loss(
     key = key_check.key
     is_usable = key is not None and key.is_usable(now.utc)
     if is_usable and key_check.is_in_file:
-        # If the key of a stranded pod is unused, the tailscale container may be registered at another Headscale server.
-        may_be_elsewhere = loss.kind is LossKind.STRANDED and heal.key is None
-        return replace(heal, key=None if may_be_elsewhere else key), events, None
+        # If a pod has a VPN address and its key is unused, tailscale may be registered at another Headscale server.
+        may_use_other_server = loss.kind is LossKind.STRANDED and heal.key is None
+        return replace(heal, key=None if may_use_other_server else key), events, None
     heal = replace(heal, key=None)
     if not is_due or not config.self_heal or (loss.kind is LossKind.STRANDED and key is None):
         return heal, events, None
-    # Count the attempt before the request, so that the interval also grows if the creation fails.
+    # Count the attempt now, so that the interval also grows if the creation of the key fails.
     attempts = heal.attempts + 1
     pause_s = doubled(_FIRST_PAUSE_S, attempts, max_s=_MAX_PAUSE_S)
     heal = replace(heal, attempts=attempts, not_before_s=now.monotonic_s + add_jitter(pause_s, now.jitter))
@@ -146,7 +146,7 @@ def heal_loss(
         # An expired node keeps its id and machine key when it registers again.
         kept_node_id=loss.node_id or metadata.kept_node_id,
         kept_machine_key=known.machine_key if known else metadata.kept_machine_key,
-        # If a process was killed between writing the metadata and the key, a usable key exists that is in no file.
+        # After a process was killed between its writes of the metadata and of the key, a usable key can be in no file.
         replaces=key if is_usable else None,
     )
     return heal, events, change

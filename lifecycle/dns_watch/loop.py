@@ -1,4 +1,4 @@
-"""Run dns-watch: observe, decide, apply, and report."""
+"""The loop of dns-watch. Each pass observes, decides, applies the changes and logs."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ log = structlog.get_logger()
 
 
 class DnsWatch:
-    """The loop over one pod's node and record.
+    """Keeps one pod's records in sync with its node.
 
-    Its only memory is `state`. Logs, metrics and health are derived from decisions, and no decision reads them.
+    Decisions depend only on `state`, observations and settings, and not on logs, metrics or health.
 
     Args:
         interface: returns the addresses of this pod's VPN interface; None if the interface does not exist.
-        now: returns the current time, aware, in UTC.
+        now: returns the current time in UTC, with its time zone.
         monotonic: returns seconds that never go back.
-        status: receives what the health port reports; a new one if omitted.
+        status: receives what the health port reports; a new `Status` if omitted.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DnsWatch:
             log.info("poll.slowed", interval_s=self._config.poll_interval.total_seconds(), reason=reason)
 
     def interface_changed(self) -> bool:
-        """Return True if this pod's VPN addresses differ from those at the last pass; sends no request."""
+        """Return True if this pod's VPN addresses differ from those at the last pass. No request is sent."""
         return self._interface() != self.state.interface
 
     def run_pass(self) -> float:
@@ -108,7 +108,7 @@ class DnsWatch:
         try:
             write_restart_marker(key_id, self._writers.key_file)
         except KeyFileError as error:
-            # The volume may be read-only in this container. In this case, no fresh key can be written either.
+            # The volume may be read-only in this container. Then no fresh key can be written, and no marker is needed.
             log.debug("restart.marker_failed", error=str(error))
         self.status.state, self.status.restart_helps = self.state, key_id is not None
         self.status.poll_interval_s = poll_interval_s(self.state, config)
@@ -130,7 +130,7 @@ class DnsWatch:
         return conclusion.wait_s
 
     def _apply(self, changes: tuple[Change, ...]) -> ApplyResult:
-        """Make the changes, and return the result."""
+        """Make the changes."""
         key: PreAuthKey | None = None
         key_error: LifecycleError | None = None
         for change in changes:
@@ -195,11 +195,11 @@ class DnsWatch:
 
     def _moment(self) -> Moment:
         utc = self._writers.headscale.server_time(self._now())
-        return Moment(utc, self._monotonic(), random.random())  # noqa: S311 - spreads load, hides nothing
+        return Moment(utc, self._monotonic(), random.random())  # noqa: S311 - not for a secret
 
 
 def new_status(settings: DnsWatchSettings, *, monotonic: Callable[[], float] = system_monotonic) -> Status:
-    """Return the status of a loop that has not started."""
+    """Return the status before the first pass."""
     slowest = timedelta(seconds=SLOWEST_POLL_S)
     longest = max(settings.effective_poll_interval, settings.retry_interval, settings.verify_interval, slowest)
     return Status(longest_interval=longest, verify_interval=settings.verify_interval, monotonic=monotonic)

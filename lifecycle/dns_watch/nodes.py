@@ -1,4 +1,4 @@
-"""Decide which node is this pod's; pure."""
+"""Pure functions that find this pod's node among the nodes of Headscale, or why it is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Hints:
 
     Attributes:
         metadata: the key metadata; None if there is none.
-        has_waited: the time in which a VPN interface is expected to appear is over.
+        has_waited: no VPN interface is expected to appear any more.
         known: this pod's node when it was last found; None = never.
     """
 
@@ -27,15 +27,15 @@ class Hints:
     known: KnownNode | None = None
 
     @property
-    def kept(self) -> KnownNode | None:
-        """The node that the metadata names; None if it names none."""
+    def named_node(self) -> KnownNode | None:
+        """The node that the key metadata names; None if there is none."""
         if self.metadata is None or self.metadata.kept_node_id is None:
             return None
         return KnownNode(self.metadata.kept_node_id, self.metadata.kept_machine_key)
 
-    def metadata_names(self, node: Node) -> bool:
-        """Return True if the node is this pod's according to the metadata."""
-        return (self.kept is not None and self.kept.is_same(node)) or self.used_our_key(node)
+    def metadata_identifies(self, node: Node) -> bool:
+        """Return True if the node is this pod's according to the key metadata."""
+        return (self.named_node is not None and self.named_node.is_same(node)) or self.used_our_key(node)
 
     def used_our_key(self, node: Node) -> bool:
         """Return True if the node registered with the key that was written for this pod."""
@@ -46,12 +46,16 @@ class Hints:
 def choose_node(
     nodes: Iterable[Node], *, node_identity: NodeIdentity, hints: Hints, now: datetime
 ) -> Node | Unidentified:
-    """Find this pod's node: by its VPN address, else by the key metadata, else as the only node of ours online."""
+    """Find this pod's node by its VPN address.
+
+    If the pod has no VPN interface, find the node by the key metadata. If that names neither a node nor a key, this
+    pod's node is the only node of ours that is online.
+    """
     ordered = sorted(nodes, key=lambda node: node.sequence)
     ours = [node for node in ordered if node_identity.owns_node(node) and not node.is_expired(now)]
     if hints.interface is not None:
         return _by_interface(ordered, ours, hints.interface)
-    if hints.kept is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
+    if hints.named_node is not None or (hints.metadata is not None and hints.metadata.pre_auth_key_id is not None):
         return _by_metadata(ours, hints)
     if not hints.has_waited:
         return Unidentified("the VPN interface has not appeared yet")
@@ -68,23 +72,23 @@ def find_loss(
     is_gone: bool,
     is_superseded: bool = False,
 ) -> Loss | None:
-    """Return why `choose_node` found no node; None if that is uncertain.
+    """Return the loss because of which `choose_node` found no node; None if the node may not be lost.
 
     Args:
         own: this pod's node when it was last known; None = never.
-        is_gone: Headscale itself reports that the node does not exist, or another machine has its id.
-        is_superseded: a later pod had the name when nodes were last listed.
+        is_gone: Headscale itself reports that this node does not exist, or another machine has its id.
+        is_superseded: a later pod of this workload had the name when nodes were last listed.
     """
-    # An empty list can be wrong. It counts only if Headscale also reports that this pod's node does not exist. Nothing
-    # confirms in this way that the node of a later pod is gone.
+    # An empty list can be wrong, so it counts only if Headscale also reports that this pod's node does not exist. After
+    # a later pod had the name, it does not count, because there is no such report about the later pod's node.
     if not nodes and (not is_gone or is_superseded):
         return None
     interface = set(hints.interface or ())
     ours = [node for node in nodes if node_identity.owns_node(node)]
     for node in ours:
-        is_own = own is not None and own.is_same(node)
-        is_this_pods = interface & set(node.addresses) if interface else is_own or hints.metadata_names(node)
-        if is_this_pods and node.is_expired(now):
+        is_known = own is not None and own.is_same(node)
+        is_own = interface & set(node.addresses) if interface else is_known or hints.metadata_identifies(node)
+        if is_own and node.is_expired(now):
             return Loss(LossKind.EXPIRED, node.id)
     if own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove the loss, because it can be incomplete for a moment.
@@ -93,14 +97,14 @@ def find_loss(
         return None
     valid = [node for node in ours if not node.is_expired(now)]
     if interface:
-        # A valid node of ours without this address may be a later pod's.
+        # An unexpired node of ours without this address may belong to a later pod.
         is_taken = any(interface & set(node.addresses) for node in nodes)
         return None if valid or is_taken else Loss(LossKind.STRANDED)
-    return Loss(LossKind.UNREGISTERED) if all(hints.metadata_names(node) for node in valid) else None
+    return Loss(LossKind.UNREGISTERED) if all(hints.metadata_identifies(node) for node in valid) else None
 
 
 def successors(nodes: Iterable[Node], *, node_id: str, node_identity: NodeIdentity, now: datetime) -> list[Node]:
-    """Return the nodes of later pods of this workload, in ascending order of id."""
+    """Return the nodes of later pods of this workload, which have higher ids, in ascending order of id."""
     return [
         node
         for node in sorted(nodes, key=lambda node: node.sequence)
@@ -137,14 +141,15 @@ def _only_node_online(ours: Sequence[Node], known: KnownNode | None) -> Node | U
             return Unidentified("no node of ours is online")
         case online:
             ids = ", ".join(node.id for node in online)
-            return Unidentified(f"several nodes of ours are online ({ids}), and nothing identifies this pod's")
+            return Unidentified(f"several nodes of ours are online ({ids}), and nothing shows which is this pod's")
 
 
 def _by_metadata(ours: Sequence[Node], hints: Hints) -> Node | Unidentified:
-    # A node that used this pod's key takes precedence over the kept node, which may have been lost since.
+    # A node that used this pod's key takes precedence over the named node, which may be lost by now.
     with_key = [node for node in ours if hints.used_our_key(node)]
-    kept = [node for node in ours if hints.kept is not None and hints.kept.is_same(node)]
-    match with_key or kept:
+    known = hints.named_node
+    named = [node for node in ours if known is not None and known.is_same(node)]
+    match with_key or named:
         case [node]:
             return node
         case []:

@@ -1,4 +1,4 @@
-"""Read everything that a decision of dns-watch needs; nothing is changed."""
+"""Read everything that dns-watch needs for a decision. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lifecycle.clients.headscale.errors import UPSTREAM as HEADSCALE
 from lifecycle.clients.headscale.reader import HeadscaleReader
 from lifecycle.dns_watch.healing import count_loss, is_key_check_due
 from lifecycle.dns_watch.nodes import Hints, choose_node, find_loss, successors
-from lifecycle.dns_watch.records import desired_records, is_incomplete, needs_successor_check
+from lifecycle.dns_watch.records import desired_records, is_out_of_sync, needs_successor_check
 from lifecycle.dns_watch.schedule import interface_wait_is_over, records_are_due, with_interface
 from lifecycle.dns_watch.state import (
     ApiKeyRead,
@@ -69,18 +69,18 @@ def watch_config(settings: DnsWatchSettings) -> WatchConfig:
         poll_interval=settings.effective_poll_interval,
         min_poll_interval=settings.min_poll_interval,
         verify_interval=settings.verify_interval,
-        has_interface=bool(settings.tailscale_interface),
+        expects_interface=bool(settings.tailscale_interface),
     )
 
 
 def observe(
     state: State, sources: Sources, interface: Interface, *, config: WatchConfig, clock: Callable[[], Moment]
 ) -> Observation:
-    """Read what is due to be read. A failed read is part of the result: it is never treated as an empty one.
+    """Read everything that is due. A failed read is returned as `FailedRead`, and never as an empty result.
 
     Args:
-        state: what was remembered after the last pass; it determines what is due.
-        clock: returns the current time, which is that of Headscale's clock after its first response.
+        state: what was remembered after the last pass. It determines what is due.
+        clock: returns the current time, by Headscale's clock once Headscale has responded.
     """
     state = with_interface(state, interface, clock())
     try:
@@ -91,7 +91,7 @@ def observe(
         return observation
     now = clock()
     if state.is_registered:
-        # These values are only reported. In the first pass they are not read, because that would delay the record.
+        # These values are only reported. The first pass does not read them, because that would delay the record.
         with suppress(ApiError):
             observation = replace(observation, version=sources.headscale.version())
         if now.monotonic_s >= state.api_keys_due_s:
@@ -111,7 +111,7 @@ def observe(
 
 
 def _look_up(state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment]) -> Observation:
-    """Find this pod's node by its id, or in the list of all nodes, which is expensive, if the id is not known.
+    """Find this pod's node by its id. If that is not possible, search the list of all nodes, which is expensive.
 
     Raises:
         ApiError: Headscale could not be read.
@@ -130,7 +130,8 @@ def _look_up_known(
     """Read the known node by its id. Once a day all nodes are listed instead, to count them.
 
     Returns:
-        The observation, or None if the node does not belong to this pod now; and True if the node is proved to be gone.
+        The observation, or None if the node does not belong to this pod any more; and whether the node is proved to be
+        gone.
     """
     interface, started_s = state.interface, clock().monotonic_s
     node, is_gone, fleet_size = None, False, None
@@ -138,7 +139,7 @@ def _look_up_known(
         try:
             nodes = headscale.nodes()
         except ApiError as error:
-            # The next pass reads the node by its id: a list can be too large for the server.
+            # The next pass reads the node by its id, because the server may be too slow to list all nodes.
             return Observation(interface, FailedRead(error), fleet_size=FailedRead(error)), False
         fleet_size = _fleet_size(nodes)
         node = next((node for node in nodes if known.is_same(node)), None)
@@ -153,7 +154,7 @@ def _look_up_known(
 def _look_up_in_list(
     state: State, sources: Sources, *, config: WatchConfig, clock: Callable[[], Moment], is_gone: bool
 ) -> Observation:
-    """Find this pod's node in the list of all nodes, or why it is missing.
+    """Find this pod's node in the list of all nodes, or the reason why it is missing.
 
     Args:
         is_gone: the node that was last known is proved to be gone.
@@ -173,7 +174,7 @@ def _look_up_in_list(
     choice = choose_node(nodes, node_identity=node_identity, hints=hints, now=now.utc)
     if isinstance(choice, Node):
         return Observation(interface, choice, node_identity, metadata, fleet_size=_fleet_size(nodes))
-    own = state.node or hints.kept
+    own = state.node or hints.named_node
     if state.node is None and own is not None and not any(own.is_same(node) for node in nodes):
         # The list alone does not prove that the node is gone.
         _, is_gone = _read_known(headscale, own)
@@ -188,9 +189,10 @@ def _look_up_in_list(
     )
     successor = None
     if loss is not None and loss.node_id is not None and loss.kind in (LossKind.GONE, LossKind.EXPIRED):
-        # A node that registered with this pod's own key is not a later pod's. The interface will soon have its address.
+        # A node that registered with this pod's own key does not belong to a later pod, although the interface does not
+        # have its address yet.
         later = successors(nodes, node_id=loss.node_id, node_identity=node_identity, now=now.utc)
-        successor = next((node for node in reversed(later) if not hints.metadata_names(node)), None)
+        successor = next((node for node in reversed(later) if not hints.metadata_identifies(node)), None)
     return Observation(interface, Unregistered(choice.reason, loss, successor), node_identity, metadata)
 
 
@@ -198,8 +200,8 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
     """Read a node by its id.
 
     Returns:
-        The node, or None if it is not the known one; and True if the known node is proved to be gone: Headscale
-        reports that it does not exist, or a restored database gave its id to another machine.
+        The node, or None if it is not the known one; and whether the known node is proved to be gone. This is so if
+        Headscale reports that it does not exist, or assigned its id to another machine after a restore of its database.
     """
     try:
         node = headscale.node(known.id)
@@ -209,9 +211,9 @@ def _read_known(headscale: HeadscaleReader, known: KnownNode) -> tuple[Node | No
 
 
 def _is_still_ours(node: Node, state: State, now: Moment) -> bool:
-    has_moved = bool(state.interface) and not set(node.addresses) & set(state.interface or ())
+    has_other_address = bool(state.interface) and not set(node.addresses) & set(state.interface or ())
     is_owned = state.node_identity is not None and state.node_identity.owns_node(node)
-    return is_owned and not has_moved and not node.is_expired(now.utc)
+    return is_owned and not has_other_address and not node.is_expired(now.utc)
 
 
 def _read_metadata(key_file: KeyFileReader, *, is_needed: bool) -> KeyMetadata | None:
@@ -242,7 +244,7 @@ def _check_key(sources: Sources, user: User) -> tuple[KeyMetadata | None, KeyChe
 def _read_records(
     state: State, node: Node, sources: Sources, *, node_identity: NodeIdentity, config: WatchConfig, now: Moment
 ) -> RecordsRead | FailedRead | None:
-    """Read the records at our names, and the nodes of later pods if a record may be theirs."""
+    """Read the records at our names if they are due, and the nodes of later pods if one of them may have a record."""
     specs = desired_records(node, state.interface, config)
     if not specs or not records_are_due(state, node, specs, now):
         return None
@@ -250,7 +252,7 @@ def _read_records(
         records = _read_names(sources.cloudflare, node, specs, config)
         apex = None
         if any(record.type == "NS" for record in records):
-            # Without the permission to read the zone its name is unknown, and the record is treated as foreign.
+            # If the token may not read the zone, its name is unknown, and NS records are treated as foreign.
             with suppress(AuthError):
                 apex = sources.cloudflare.zone_name()
         later: list[Node] = []
@@ -264,11 +266,14 @@ def _read_records(
 def _read_names(
     cloudflare: CloudflareReader, node: Node, specs: Sequence[RecordSpec], config: WatchConfig
 ) -> tuple[Record, ...]:
-    """Read the records at the main name and, by the workload's mark, those at further names.
+    """Read the records at the main name, and those with the workload's mark (the comment of records at further names).
 
-    One request is enough if all of them are right. A further name without the right records is read by itself,
-    because foreign records there matter too. The main name is read by itself if the response has no record of it,
-    because a server that ignores the parameter `match` returns only records that meet both filters.
+    One request for records that meet either filter is enough if all records are as desired. There are two exceptions:
+
+    - If our records at a further name are not as desired, all records at this name are read. A record of another owner
+      there prevents changes, and does not have the mark.
+    - If the response has no record at the main name, this name is read without the other filter. A server that ignores
+      the parameter `match` returns only records that meet both filters.
     """
     main = config.main_identity
     comment = workload_mark(main.mark, main.name) if config.further_identities else None
@@ -276,7 +281,7 @@ def _read_names(
     if config.further_identities and all(record.name != main.name for record in records):
         records = [*records, *cloudflare.records(main.name)]
     for further in config.further_identities:
-        if is_incomplete(records, node, specs, record_identity=further, config=config):
+        if is_out_of_sync(records, node, specs, record_identity=further, config=config):
             others = [record for record in records if record.name != further.name]
             records = [*others, *cloudflare.records(further.name)]
     return tuple(records)
@@ -285,8 +290,8 @@ def _read_names(
 def _read_successors(headscale: HeadscaleReader, node: Node, node_identity: NodeIdentity, now: Moment) -> list[Node]:
     nodes = headscale.nodes()
     if all(listed.id != node.id for listed in nodes):
-        # The list is incomplete: the absence of a successor proves nothing.
-        raise TransientError(f"Headscale's list lacks node {node.id}, which it has just returned.", upstream=HEADSCALE)
+        # The list is incomplete, so it cannot show that there is no successor.
+        raise TransientError(f"Headscale's list of nodes lacks node {node.id}, which exists.", upstream=HEADSCALE)
     return successors(nodes, node_id=node.id, node_identity=node_identity, now=now.utc)
 
 
@@ -298,5 +303,5 @@ def _read_api_key(headscale: HeadscaleReader) -> ApiKeyRead | FailedRead:
 
 
 def _fleet_size(nodes: Iterable[Node]) -> int:
-    """Return the number of nodes that can be pods. Devices of people usually register in other ways."""
+    """Return the number of nodes that registered with a pre-auth key, as pods do. Users' devices usually do not."""
     return sum(node.registered_by is RegisterMethod.AUTH_KEY for node in nodes)

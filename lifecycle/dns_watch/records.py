@@ -1,4 +1,8 @@
-"""Decide which records to publish at our names, what to change, and what to remember about them; pure."""
+"""Pure functions that decide which records to publish, what to change, and what to remember about the records.
+
+Our names are the main name (the hostname) and the further names (DNS_ALIASES and DNS_SHARED_NAMES). A marked record has
+the comment that identifies our records. A successor is a node of a later pod of the same workload.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class RecordPlan:
 
     Attributes:
         changes: empty if the records are right.
-        in_the_way: foreign records that prevent every change at their name, in ascending order of id.
+        in_the_way: records of other owners, in ascending order of id. Nothing is changed at their names.
     """
 
     changes: tuple[RecordChange, ...] = ()
@@ -42,9 +46,10 @@ class RecordPlan:
 
 
 def desired_records(node: Node, interface: Interface, config: WatchConfig) -> tuple[RecordSpec, ...]:
-    """Return the records that should exist: an A record at each name, with DNS_IPV6 also AAAA; at an alias, a CNAME.
+    """Return the records that should exist; empty if the node has no address that can be published.
 
-    An address is published only if it is inside VPN_PREFIXES and on this pod's interface. The result can be empty.
+    An alias has a CNAME record. Every other name has an A record, and with DNS_IPV6 an AAAA record. An address is
+    published only if it is inside VPN_PREFIXES and, if the pod has a VPN interface, on this interface.
     """
     addresses = [
         address
@@ -80,11 +85,10 @@ def why_unpublishable(node: Node, config: WatchConfig) -> str:
 def published_successor(
     records: Iterable[Record], successors: Sequence[Node], *, record_identities: Sequence[RecordIdentity], node: Node
 ) -> Node | None:
-    """Return the online successor whose address a marked record already contains.
+    """Return the online successor whose address is already in a marked record.
 
     Args:
-        records: everything at our names.
-        successors: nodes of later pods.
+        records: all records at our names.
         record_identities: criteria for owning a record at each name.
         node: this pod's node. If it is offline, an offline successor counts too, because all nodes are offline after a
             restart of Headscale.
@@ -99,7 +103,7 @@ def published_successor(
 def needs_successor_check(
     records: Iterable[Record], *, record_identities: Sequence[RecordIdentity], node: Node
 ) -> bool:
-    """Return True if a marked record contains an address that is not ours, which a successor may have set."""
+    """Return True if a marked record has an address of another node, because a successor may have written it."""
     return not _marked_addresses(records, record_identities) <= set(node.addresses)
 
 
@@ -112,7 +116,7 @@ def _marked_addresses(records: Iterable[Record], record_identities: Sequence[Rec
     }
 
 
-def is_incomplete(
+def is_out_of_sync(
     records: Iterable[Record],
     node: Node,
     specs: Sequence[RecordSpec],
@@ -126,14 +130,14 @@ def is_incomplete(
 
 
 def plan_names(read: RecordsRead, node: Node, specs: Sequence[RecordSpec], config: WatchConfig) -> RecordPlan:
-    """Compare the records at all names with the desired ones. A foreign record concerns only its own name."""
+    """Compare the records at all names with the desired ones. A foreign record prevents changes only at its name."""
     changes: list[RecordChange] = []
     in_the_way: list[Record] = []
     for record_identity in config.record_identities:
         if record_identity.kind is NameKind.ALIAS and any(
             record.name == record_identity.target for record in in_the_way
         ):
-            # The alias would lead to the foreign record at the main name.
+            # The alias would point to the foreign record at the main name.
             continue
         plan = plan_name(read.records, node, specs, record_identity=record_identity, config=config, apex=read.apex)
         changes += plan.changes
@@ -157,8 +161,8 @@ def plan_name(
     Args:
         records: at least all records at the name, in any order.
         node: this pod's node.
-        specs: the desired records, at most one of each type at a name. Our records of other types are deleted, unless
-            the type is undecided. Without DNS_IPV6, only AAAA records with our mark are deleted.
+        specs: the desired records, at most one of each type at a name. Our records of other types are deleted, except
+            those of `undecided_types`. Without DNS_IPV6, AAAA records are deleted only if they are marked.
         record_identity: criteria for owning a record at the name.
         apex: the zone's own name, where NS records are normal; None if it is not known.
     """
@@ -168,7 +172,7 @@ def plan_name(
     )
     if in_the_way:
         return RecordPlan(in_the_way=in_the_way)
-    # No address record can be beside the CNAME of an alias.
+    # An alias has a CNAME record. DNS allows no address record beside it.
     undecided = () if record_identity.kind is NameKind.ALIAS else undecided_types(node, specs, config)
     changes: list[RecordChange] = []
     for type_ in ("A", "AAAA", "CNAME"):
@@ -187,7 +191,7 @@ def _plan_type(ours: Sequence[Record], spec: RecordSpec | None, record_identity:
     if not ours:
         return [CreateRecord(spec, reason="no record exists")]
 
-    # If two pods run at the same time, both must keep the same record. This order does not depend on the pod.
+    # If two pods run at the same time, both must keep the same record. So the order must not depend on the pod.
     def rank(record: Record) -> tuple[bool, bool, str]:
         return not spec.has_content_of(record), not record_identity.is_marked(record), record.id
 
@@ -271,17 +275,17 @@ def with_verified(
     config: WatchConfig,
     now: Moment,
     *,
-    soon: bool = False,
+    verify_soon: bool = False,
     in_the_way: Sequence[Record] = (),
 ) -> RecordState:
     """Remember that the records are right, except at names with a foreign record.
 
     Args:
-        soon: read the records again after one poll interval: one was just created, and another pod may have created
-            one too.
+        verify_soon: read the records again after one poll interval, because this pod has just created a record, and
+            another pod may have created the same one.
         in_the_way: the foreign records.
     """
-    interval = min(config.poll_interval, config.verify_interval) if soon else config.verify_interval
+    interval = min(config.poll_interval, config.verify_interval) if verify_soon else config.verify_interval
     records = _with_read(records, specs, interval, now)
     if all(record.name != config.main_identity.name for record in in_the_way):
         records = replace(records, addresses=_main_addresses(specs, config))
@@ -303,7 +307,7 @@ def with_failure_reason(records: RecordState, failure: ApiError) -> RecordState:
 
 
 def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig, now: Moment) -> tuple[State, Failure]:
-    """Remember a failure, and when the next request to Cloudflare may be sent."""
+    """Remember a failure of Cloudflare, and when the next request to it may be sent."""
     failures = state.records.failures + 1
     max_s = config.verify_interval.total_seconds()
     wait_s = backoff_s(failures, max_s=max_s, jitter=now.jitter, error=failure)
@@ -317,7 +321,7 @@ def with_cloudflare_failure(state: State, failure: ApiError, config: WatchConfig
 
 
 def with_successor(state: State, successor: Node | None) -> tuple[State, tuple[Event, ...]]:
-    """Remember the successor for which this pod stands down, and report if that changed; None = no successor."""
+    """Remember the successor because of which this pod changes no record, and log if it is another than before."""
     successor_id = successor.id if successor else None
     if successor_id == state.superseded_by:
         return state, ()

@@ -1,4 +1,4 @@
-"""Decide when something is due, and how long to wait; pure."""
+"""Pure functions that decide when dns-watch reads Headscale and the records, and how long it waits."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DAY_S = 86_400.0
 SLOWEST_POLL_S = 300.0
 """The longest interval between polls of a registered node, unless POLL_INTERVAL is longer."""
 
-# Headscale checks the API key of each request with bcrypt, which takes about 60 ms of a core. With this interval, all
-# pods together use a fifth of a core.
+# The poll interval of each pod is at least this long for each node in Headscale. Headscale checks the API key of each
+# request with bcrypt, which takes about 60 ms of a core. So the polls of all pods together use a fifth of a core.
 _POLL_S_PER_NODE = 0.3
 
 # If Headscale takes 0.5 s to respond, it is polled every 30 s, which is the default of POLL_INTERVAL. If it takes
@@ -33,7 +33,7 @@ _SMOOTHING = 4
 
 _SERVICE_UNAVAILABLE = 503
 
-# A pass must not start just before the records are due, because it would read only the node.
+# A pass that started just before the records are due would read only the node, so it starts this much later.
 _MARGIN_S = 0.001
 
 
@@ -54,7 +54,7 @@ def with_interface(state: State, interface: Interface, now: Moment) -> State:
 
 def interface_wait_is_over(state: State, config: WatchConfig, now: Moment) -> bool:
     """Return True if this pod is assumed to have no VPN interface."""
-    return not config.has_interface or now.monotonic_s - state.interface_seen_s >= _INTERFACE_GRACE_S
+    return not config.expects_interface or now.monotonic_s - state.interface_seen_s >= _INTERFACE_GRACE_S
 
 
 def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: Moment) -> bool:
@@ -64,7 +64,7 @@ def records_are_due(state: State, node: Node, specs: Sequence[RecordSpec], now: 
 
 
 def records_for(state: State, node: Node) -> RecordState:
-    """Return the state of the records. If another node was published, the records have to be compared again."""
+    """Return the state of the records. If it is about another node, the records have to be compared again."""
     if state.node is not None and state.node.is_same(node):
         return state.records
     return replace(state.records, compared_specs=None)
@@ -83,7 +83,7 @@ def lookup_wait_s(state: State, config: WatchConfig, now: Moment) -> float:
     growing_s = doubled(1.0, (state.lookups - state.lookups_at_change - 1) // 2, max_s=_DAY_S)
     max_s = max_wait_s(config) if state.node is not None else config.retry_interval.total_seconds()
     if restart_helps(state.heal, state, now):
-        # After the restarted container has registered, its liveness probe should soon succeed again.
+        # The liveness probe of the tailscale container fails until dns-watch finds the node again.
         max_s = min(config.retry_interval, config.poll_interval).total_seconds()
     return at_least_min_interval(state, subtract_jitter(min(growing_s, max_s), now.jitter), config, now)
 
@@ -108,7 +108,7 @@ def is_overloaded(failure: ApiError) -> bool:
 
 
 def idle_interval_s(state: State, config: WatchConfig) -> float:
-    """Return the interval between polls while nothing happens: longer in a large fleet, or if Headscale is slow."""
+    """Return the poll interval while nothing happens: longer if there are many nodes, or if Headscale is slow."""
     fastest_s = config.poll_interval.total_seconds()
     if not state.interface:
         # Without an interface, only polls detect a change of the address.
@@ -118,9 +118,9 @@ def idle_interval_s(state: State, config: WatchConfig) -> float:
 
 
 def poll_interval_s(state: State, config: WatchConfig) -> float:
-    """Return the current interval between polls: POLL_INTERVAL after anything unusual, then doubled with each poll."""
-    times = max(state.idle_polls - 1, 0)
-    return doubled(config.poll_interval.total_seconds(), times, max_s=idle_interval_s(state, config))
+    """Return the poll interval: POLL_INTERVAL after a change or an event, then doubled with each poll without one."""
+    doublings = max(state.idle_polls - 1, 0)
+    return doubled(config.poll_interval.total_seconds(), doublings, max_s=idle_interval_s(state, config))
 
 
 def poll_wait_s(state: State, config: WatchConfig, now: Moment) -> float:

@@ -1,4 +1,8 @@
-"""What dns-watch is configured with, observes, remembers and decides, as frozen values."""
+"""The immutable values of dns-watch: its settings, and what it observes, remembers and decides in each pass.
+
+A workload's main name is its hostname. Its further names are those of DNS_ALIASES and DNS_SHARED_NAMES. A later pod is
+a newer pod of the same workload. Our records have a mark, which is a comment that identifies them.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +30,14 @@ class WatchConfig:
         main_identity: criteria for owning a record at the main name.
         further_identities: criteria for owning a record at each further name.
         user: the configured Headscale user; None = the only one.
-        key_spec: returns the pre-auth key to create for a user.
-        key_path: the key file, for messages.
+        key_spec: returns the properties of the pre-auth key to create for a user.
+        key_path: the path of the key file, for messages.
         retry_interval: longest interval between lookups of an unregistered node.
-        max_retries: lookups without a match before giving up; 0 = never give up.
+        max_retries: lookups that may fail to find the node before dns-watch gives up; 0 = no limit.
         poll_interval: shortest interval between polls of a registered node.
-        min_poll_interval: minimum of every wait between passes once the node was registered.
-        verify_interval: interval between reads of the record if nothing changed.
-        has_interface: a VPN interface is expected in this pod.
+        min_poll_interval: shortest wait between passes after the node has registered for the first time.
+        verify_interval: interval between reads of the records if nothing changed.
+        expects_interface: tailscale creates a VPN interface in this pod.
     """
 
     main_identity: RecordIdentity
@@ -50,12 +54,12 @@ class WatchConfig:
     poll_interval: timedelta
     min_poll_interval: timedelta
     verify_interval: timedelta
-    has_interface: bool
+    expects_interface: bool
     further_identities: tuple[RecordIdentity, ...] = ()
 
     @property
     def record_identities(self) -> tuple[RecordIdentity, ...]:
-        """The criteria for each name, the main name first."""
+        """Criteria for owning a record at each name, the main name first."""
         return self.main_identity, *self.further_identities
 
 
@@ -64,7 +68,7 @@ class Moment:
     """The current time.
 
     Attributes:
-        utc: aware UTC, by Headscale's clock if that is known.
+        utc: the time in UTC, by Headscale's clock if Headscale has responded.
         monotonic_s: seconds that never go back.
         jitter: a random number from 0 to 1, which spreads the requests of several pods.
     """
@@ -78,24 +82,24 @@ class Moment:
 
 
 class LossKind(StrEnum):
-    """Why a complete response of Headscale contains no node of this pod."""
+    """Why Headscale has no usable node of this pod."""
 
     GONE = "gone"
-    """Headscale reports the node as not found, and its list of nodes does not contain it."""
+    """Headscale reports that the node does not exist, and its list of nodes does not contain the node."""
     EXPIRED = "expired"
     """The node exists and has to log in again."""
     STRANDED = "stranded"
-    """This pod's interface has a VPN address that no node has, and no valid node of ours has the name."""
+    """This pod's interface has a VPN address that no node has, and every node of this workload has expired."""
     UNREGISTERED = "unregistered"
-    """No node of this pod was ever found, and no other valid node of ours has the name."""
+    """No node of this pod was ever found, and every other node of this workload has expired."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A node of ours that is missing.
+    """The loss of this pod's node.
 
     Attributes:
-        node_id: None if it is not known.
+        node_id: the id of the lost node; None if it is not known.
         is_list_empty: Headscale lists no nodes at all.
     """
 
@@ -116,9 +120,10 @@ class Unregistered:
     """This pod's node was not found.
 
     Attributes:
-        loss: why it is missing; None if that is uncertain.
-        successor: the latest node of a later pod, if our node is gone or expired.
-        error: the configuration or file problem that prevents identification.
+        reason: why no node was found, for the log.
+        loss: why the node is lost; None if it may not be lost.
+        successor: the newest node of a later pod; None if there is none, or if this pod's node is not gone or expired.
+        error: the problem with a setting or a file that prevents the identification of the node.
     """
 
     reason: str
@@ -129,19 +134,19 @@ class Unregistered:
 
 @dataclass(frozen=True, slots=True)
 class FailedRead:
-    """A read failed, so nothing is known about what was requested."""
+    """A failed read. The requested values are unknown."""
 
     error: ApiError
 
 
 @dataclass(frozen=True, slots=True)
 class KeyCheck:
-    """The key in the key file, as Headscale lists it.
+    """The comparison of the key file, and of the key metadata beside it, with Headscale's list of keys.
 
     Attributes:
-        key: the listed key that the metadata names; None if there is none.
-        is_in_file: the key file contains the key that the metadata describes.
-        error: the metadata or the key file could not be read.
+        key: the key in Headscale's list that the metadata identifies; None if there is none.
+        is_in_file: the key file contains the key that the metadata identifies.
+        error: why the metadata or the key file could not be read.
     """
 
     key: PreAuthKey | None = None
@@ -151,7 +156,7 @@ class KeyCheck:
 
 @dataclass(frozen=True, slots=True)
 class ApiKeyRead:
-    """When the API key in use expires; None = never, or it cannot be determined."""
+    """The time when the API key in use expires; None = never, or the time cannot be determined."""
 
     expires_at: datetime | None
 
@@ -161,10 +166,10 @@ class RecordsRead:
     """The records at our names that a decision needs.
 
     Attributes:
-        records: all records at the main name, all with the workload's mark, and all at further names without the right
-            records.
+        records: all records at the main name, and our records at the further names. If those at a further name are
+            not as desired, all records at this name.
         apex: the zone's own name; None if it is not known.
-        successors: nodes of later pods; empty if no record made it necessary to check.
+        successors: nodes of later pods; empty if all our records have addresses of this pod's node.
     """
 
     records: tuple[Record, ...]
@@ -174,15 +179,15 @@ class RecordsRead:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """Everything that one pass read; None for what was not due or not needed.
+    """Everything that one pass read. A value that was not read is None.
 
     Attributes:
         node: this pod's node.
-        node_identity: criteria for owning a node; also None if no user is ours.
-        metadata: the key metadata; also None if there is none.
+        node_identity: criteria for owning a node; None also if our Headscale user is unknown.
+        metadata: the key metadata; None also if its file does not exist.
         version: Headscale's version; "" if it could not be read.
         response_s: duration of a successful read of the node by its id; None if it was not read by its id.
-        fleet_size: nodes in Headscale that registered with a pre-auth key.
+        fleet_size: the number of nodes in Headscale that registered with a pre-auth key.
     """
 
     interface: Interface
@@ -202,19 +207,27 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class KnownNode:
-    """This pod's node when it was last found. The id alone is not enough, because a restored database reuses ids."""
+    """This pod's node when it was last found.
+
+    The id alone does not identify the node: Headscale assigns ids again after its database was restored from a backup.
+    """
 
     id: str
     machine_key: str | None
 
     def is_same(self, node: Node) -> bool:
-        """Return True if the node has the same id and, if it is known, the same machine key."""
+        """Return True if the node has the same id, and the same machine key if that was known."""
         return node.id == self.id and self.machine_key in (None, node.machine_key)
 
 
 @dataclass(frozen=True, slots=True)
 class LossCount:
-    """Consecutive observations of the same loss; the first one was at the monotonic time `since_s`."""
+    """How often the same loss was observed in succession.
+
+    Attributes:
+        is_superseded: a later pod has the name.
+        since_s: the monotonic time of the first of these observations.
+    """
 
     kind: LossKind
     is_superseded: bool
@@ -228,13 +241,13 @@ class HealState:
     """What is remembered about a lost node and its repair.
 
     Attributes:
-        loss_count: None = the last lookup found the node, failed, or was inconclusive.
+        loss_count: None if the last lookup found the node, failed, or did not show whether the node is lost.
         lost: the confirmed loss; None if there is none.
-        is_superseded: a later pod has the name, confirmed.
-        key: the usable key with which the node can register again; None if there is none.
+        is_superseded: a later pod has the name, so that this pod must not register again.
+        key: the usable key in the key file, with which the node can register again; None if there is none.
         attempts: how many keys were requested since the node was last found.
-        not_before_s: monotonic time of the next check whether the key has to be replaced.
-        reported_no_metadata: it was reported that the key metadata is missing.
+        not_before_s: monotonic time before which the key is not replaced.
+        reported_no_metadata: the missing key metadata was reported.
     """
 
     loss_count: LossCount | None = None
@@ -254,7 +267,7 @@ class RecordState:
         compared_specs: the desired records at the last comparison with the existing ones; None = compare again.
         verify_at_s: time of the next read if nothing changes.
         not_before_s: time of the next request to Cloudflare after a failure.
-        failures: consecutive failures.
+        failures: consecutive failures of Cloudflare.
         in_sync: the records were right when they were last read.
         reason: why they are not in sync; "" if they are.
         addresses: the addresses that were published last.
@@ -277,20 +290,20 @@ class State:
 
     Attributes:
         node: this pod's node when it was last found; None = never yet.
-        is_registered: the last conclusive lookup found it.
-        node_warned_at_s: time of the last warning that it expires soon.
+        is_registered: the node was found by the last lookup that did not fail.
+        node_warned_at_s: time of the last warning that the node expires soon.
         api_keys_due_s: time when the list of API keys is read next.
         node_identity: criteria for owning a node; None until the users were read.
-        superseded_by: the id of the later pod's node for which this pod stands down.
-        interface_seen_s: time when the pod last had a VPN interface, or else when it started.
-        lookups: consecutive conclusive lookups without a match.
+        superseded_by: the id of a later pod's node, because of which this pod changes no record; None if there is none.
+        interface_seen_s: time when the pod last had a VPN interface, or when dns-watch started if it never had one.
+        lookups: consecutive lookups that did not find the node. A lookup that failed is not counted.
         lookups_at_change: the value of `lookups` when the interface last changed.
         failures: consecutive failures of Headscale.
         idle_polls: consecutive polls after which nothing was changed or reported.
         response_s: duration of a read of the node by its id, as a moving average.
-        fleet_size: nodes that registered with a pre-auth key, when all nodes were last listed.
-        fleet_count_due_s: time when they are counted next; 0 = they were not counted yet.
-        assumed_user: the only user of Headscale, which was assumed to be ours and reported.
+        fleet_size: the number of nodes that registered with a pre-auth key, when all nodes were last listed.
+        fleet_count_due_s: time when these nodes are counted next; 0 = they were not counted yet.
+        assumed_user: the only user of Headscale, which is used without HEADSCALE_USER; "" until this was reported.
         reported_problem: the identification problem that was reported last.
     """
 
@@ -339,15 +352,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The result of one decision.
+    """What to change, remember and log, and when the next pass is due.
 
     Attributes:
         changes: what to change, in this order; the record changes at one name are one transaction.
-        in_the_way: foreign records at names that therefore stay as they are.
+        in_the_way: records at our names that are not ours. Nothing is changed at these names.
         wait_s: seconds until the next pass.
         events: what to log, in this order.
         failures: the failed exchanges with upstreams.
-        give_up: why the command ends; None = it does not.
+        give_up: why dns-watch ends; None = it continues.
     """
 
     state: State

@@ -20,8 +20,8 @@ _ALL_UPSTREAMS = (*UPSTREAMS, "Kubernetes")
 
 _OUTCOMES = ("ok", "no_answer", "throttled", "server_error", "refused")
 
-# The loop counts as dead if it makes no progress for this many of its longest intervals. A record counts as right for
-# this many VERIFY_INTERVALs after it was read.
+# The loop counts as dead after this many of its longest intervals without progress. A record that was right when it was
+# last read counts as right for this many VERIFY_INTERVALs.
 _TOLERATED_INTERVALS = 3
 
 
@@ -35,7 +35,7 @@ class Status:
         clock: returns seconds since 1970.
         restart_helps: a restart of the tailscale container brings the node back.
         poll_interval_s: the current interval between polls of a registered node.
-        silent_since_s: monotonic time of the last progress, or of the end of the wait that follows it.
+        silent_since_s: monotonic time of the last progress; during a planned wait, the time when the wait ends.
         requests: completed requests by upstream and outcome.
         succeeded_at: when each upstream last returned what was requested, in seconds since 1970.
         throttled_s: total seconds of backoff after rate limiting, by upstream.
@@ -61,7 +61,7 @@ class Status:
 
     def __post_init__(self) -> None:
         self.silent_since_s = self.monotonic()
-        # A counter that first appears with its first event hides that event from `increase()`.
+        # Prometheus' `increase()` does not count the first event if the counter did not exist before it.
         self.requests.update({(upstream, outcome): 0 for upstream in UPSTREAMS for outcome in _OUTCOMES})
         self.throttled_s.update(dict.fromkeys(_ALL_UPSTREAMS, 0.0))
         self.retries.update(dict.fromkeys(_ALL_UPSTREAMS, 0))
@@ -74,16 +74,16 @@ class Status:
         self.requests[upstream, outcome] += 1
 
     def succeeded(self, upstream: str) -> None:
-        """Record that an upstream returned what was requested, not just any response."""
+        """Record that an upstream returned what was requested, and not only some response."""
         self.succeeded_at[upstream] = self.clock()
 
     def failed(self, upstream: str, *, throttled_s: float) -> None:
-        """Count a retry after a failure, and the seconds of backoff if it was rate limiting."""
+        """Count a retry after a failure, and the seconds of backoff if the cause was rate limiting."""
         self.retries[upstream] += 1
         self.throttled_s[upstream] = self.throttled_s.get(upstream, 0.0) + throttled_s
 
     def pass_began(self) -> None:
-        """Record progress. A pass can begin before the planned wait is over."""
+        """Record progress. A pass can begin before the end of the planned wait."""
         self.silent_since_s = min(self.silent_since_s, self.monotonic())
 
     def pass_ended(self, wait_s: float, *, duration_s: float, failed: bool) -> None:
@@ -94,7 +94,7 @@ class Status:
 
     @property
     def alive(self) -> bool:
-        """Return True if the main loop is making progress. Upstream outages do not count."""
+        """Return True if the main loop is making progress, also while an upstream is unavailable."""
         silent_s = self.monotonic() - self.silent_since_s
         return silent_s <= _TOLERATED_INTERVALS * self.longest_interval.total_seconds()
 

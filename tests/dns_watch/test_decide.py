@@ -99,7 +99,7 @@ CONFIG = WatchConfig(
     poll_interval=timedelta(seconds=POLL_S),
     min_poll_interval=timedelta(),
     verify_interval=timedelta(seconds=VERIFY_S),
-    has_interface=True,
+    expects_interface=True,
 )
 
 

@@ -755,7 +755,7 @@ class TestChooseNodeProperties:
         shuffled = ids[:]
         random.shuffle(shuffled)
         renumbered = dict(zip(ids, shuffled, strict=True))
-        kept = hints.kept.id if hints.kept else None
+        kept = hints.named_node.id if hints.named_node else None
         metadata = hints.metadata and replace(hints.metadata, kept_node_id=kept and renumbered.get(kept, kept))
 
         before = choose(nodes, hints)

@@ -470,7 +470,7 @@ DECISION_MUTANTS: Final = (
         guarantee="Never 6",
         name="reads a created record again only after VERIFY_INTERVAL",
         file=DECIDE_FILE,
-        old=", soon=created",
+        old=", verify_soon=created",
         new="",
     ),
 )
